@@ -1,4 +1,4 @@
-"""The object that a command passes to the functions that it calls: the trusted packages and the log."""
+"""Define the object that a command passes to the functions that it calls: the trusted packages and the log."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ Bar = Callable[[Iterator[Any], int], Iterator[Any]]  # shows the progress of an 
 
 
 def no_bar(what: str) -> Bar | None:
-    """Return None instead of a progress bar, so that the iteration writes its progress to the log."""
+    """Return None instead of a progress bar. The iteration then writes its progress to the log."""
     return None
 
 
 @dataclass(frozen=True)
 class Context:
-    """The trusted packages and the log of a command.
+    """Hold the trusted packages and the log of a command.
 
-    A function takes only a function `say` instead if another argument (a `FoldJob`, an `ExperimentSource`) contains the
-    trusted packages, or if the function loads no `target` and passes its log to no other function.
+    A function takes only a function `say` in place of a context in two cases: another argument (a `FoldJob`, an
+    `ExperimentSource`) contains the trusted packages, or the function loads no `target` and passes its log to no other
+    function.
 
     Attributes:
         trust: packages from which a `target` may be imported, in addition to

@@ -1,9 +1,9 @@
-"""A process that imports modules once and forks a child for each task, so that only the first task waits for imports.
+"""Import modules once in a server, and fork a child for each task, so that only the first task waits for imports.
 
 The command uses `ForkServer`; `python -m competition.fork_server` runs the server. The server only imports: it computes
 nothing, holds no lock, starts no thread, and never initialises CUDA. A child has the same environment, working folder,
-output and session as a newly started process. The child's parent is the server, which ends whenever the command ends,
-even if the command is killed.
+output and session as a newly started process. The server is the parent of the child. The server ends when the command
+ends, even if the command is killed.
 
 The server imports with the environment of its children, so each library reads the same variables as in a newly started
 process; OpenMP and OpenBLAS, for example, get the same number of threads. OpenBLAS itself ends its waiting threads
@@ -46,11 +46,11 @@ BLOCKED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class ServerLost(Exception):
-    """Raised if the server has ended. A child may have been started, but no child outlives the server."""
+    """Report that the server has ended. A child may have been started before, but no child outlives the server."""
 
 
 class ForkedProcess:
-    """A child of a server; has the methods of `subprocess.Popen` that wait for a process and end it.
+    """Control a child of a server, with those methods of `subprocess.Popen` that wait for a process and end it.
 
     Args:
         server: the server that forked the child.
@@ -98,10 +98,11 @@ class ForkedProcess:
 
 
 class ForkServer:
-    """Starts a server and asks it for children. Its imports begin at once; the first child waits for them.
+    """Start a server, and ask the server for children. The imports begin at once; the first child waits for them.
 
     Args:
-        modules: names of the modules to import; if one fails, the children import it again and report the error.
+        modules: names of the modules to import. If an import fails, the children import the module again and report the
+            error.
         environment: environment variables of the server and its children.
     """
 
@@ -117,7 +118,7 @@ class ForkServer:
 
     @property
     def has_children(self) -> bool:
-        """Whether there are children whose exit status nobody has asked for."""
+        """Whether the exit status of a child has not been read yet."""
         return self._children > 0
 
     def start(
@@ -134,7 +135,8 @@ class ForkServer:
             function: the function, as `module:name`.
             arguments: the function's arguments.
             output: descriptor of the file for standard output and error.
-            descriptors: further descriptors by environment variable, in which the child finds the descriptor's number.
+            descriptors: further file descriptors by environment variable. The child finds the number of its descriptor
+                in this variable.
             modules: modules that the server imports first, so that later children have them too.
 
         Returns:
@@ -155,7 +157,7 @@ class ForkServer:
         return pid
 
     def take_status(self, pid: int) -> int:
-        """Return the exit status of a child that has ended; -9 if the server has ended, so the status is lost."""
+        """Return the exit status of a child that has ended. If the server has ended, the status is lost; return -9."""
         self._children -= 1
         try:
             return self._ask({"status": pid}, [])
@@ -183,7 +185,10 @@ class ForkServer:
         self._process.wait()
 
     def forget(self) -> None:
-        """Close this process's end of the channel; the server goes on. A fork of the command calls it."""
+        """Close this process's end of the channel, without ending the server.
+
+        A fork of the command calls this method.
+        """
         self._channel.close()
         self._process.returncode = 0  # not a child of this process
 
@@ -219,7 +224,7 @@ _shared: ForkServer | None = None
 
 
 def shared_server(modules: Sequence[str], environment: Mapping[str, str]) -> ForkServer | None:
-    """Return this process's server for an environment; tasks with the same environment share one server.
+    """Return this process's server for an environment. Tasks with the same environment share one server.
 
     Args:
         modules: see `ForkServer`.
@@ -246,7 +251,7 @@ def shared_server(modules: Sequence[str], environment: Mapping[str, str]) -> For
 
 
 def close_shared_server() -> None:
-    """End this process's server, to free the memory of its imports; the next task starts another server."""
+    """End this process's server, which frees the memory of its imports. The next task starts another server."""
     global _shared
     server, _shared = _shared, None
     if server is not None:
@@ -274,7 +279,7 @@ def _is_readable(descriptor: int, timeout: float | None) -> bool:
 
 
 def serve(channel: socket.socket, command: int, modules: Sequence[str]) -> tuple[dict[str, Any], list[int]]:
-    """Import the modules, then fork a child for each request until the command ends; return only in a child.
+    """Import the modules, then fork a child for each request until the command ends. Only the children return.
 
     Args:
         channel: the connection to the command.
@@ -326,7 +331,7 @@ def _import(modules: Sequence[str]) -> None:
 
 
 def run_child(request: Mapping[str, Any], descriptors: Sequence[int]) -> int | None:
-    """Set this child up like a newly started process, call the request's function, and return its result."""
+    """Set this child up like a newly started process, call the function in the request, and return its result."""
     os.setsid()
     output, *others = descriptors
     for target in (1, 2):

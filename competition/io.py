@@ -1,4 +1,4 @@
-"""Atomic file writes with clear errors, and reading and writing of CSV tables, JSON records and lines of metrics.
+"""Write files atomically with clear errors, and read and write CSV tables, JSON records and lines of metrics.
 
 A file is written under a temporary name that identifies its process, synced, and renamed.
 """
@@ -54,12 +54,13 @@ RESTORE_HINT = "Restore it from a backup, or delete it: the same command writes 
 
 
 def atomic_write(path: Path, write: Callable[[IO[bytes]], object], needed: int = 0) -> None:
-    """Write a file so that a kill at any instant leaves the old content or the new content.
+    """Write a file so that it has either the old or the new content if the process is killed.
 
     Args:
         path: the final path.
         write: function that writes the content to an open binary file.
-        needed: size of the content in bytes, for the message; 0: the message states the bytes written until the error.
+        needed: size of the content in bytes, for the error message; 0: the message contains the bytes written before
+            the error.
 
     Raises:
         DiskFullError: the disk is full or cannot be written; the old file is unchanged.
@@ -109,7 +110,7 @@ def write_array(path: Path, shape: tuple[int, ...], dtype: Any, parts: Iterable[
 
     Raises:
         DiskFullError: the disk is full or cannot be written.
-        ValueError: the parts do not add up to the shape.
+        ValueError: the parts together do not have the shape.
     """
     dtype = np.dtype(dtype)
     needed = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
@@ -131,7 +132,7 @@ def open_atomic(path: Path, needed: int = 0) -> Iterator[Any]:
 
     Args:
         path: path of the file.
-        needed: size of the file in bytes, for the message.
+        needed: size of the file in bytes, for the error message.
 
     Raises:
         DiskFullError: the disk is full or cannot be written.
@@ -143,7 +144,7 @@ def open_atomic(path: Path, needed: int = 0) -> Iterator[Any]:
 
 
 def ensure_writable(folder: Path) -> None:
-    """Create a folder if needed, check that it can be written before hours of work, and remove stale temporary files.
+    """Create a folder if needed, check that files can be written there, and remove stale temporary files.
 
     Raises:
         MaskfoldError: no file can be written there.
@@ -172,7 +173,7 @@ def sha256_of_file(path: Path | str) -> str:
 
 
 def json_digest(data: Any) -> str:
-    """Return the SHA-256 of JSON data as 64 hexadecimal digits; it does not depend on the order of the keys."""
+    """Return the SHA-256 of JSON data as 64 hexadecimal digits. The order of the keys does not change it."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
@@ -189,11 +190,11 @@ def sync_folder(folder: Path) -> None:
 
 
 class DiskFullError(MaskfoldError):
-    """The disk is full or not writable, or the file name is too long for it."""
+    """Report that the disk is full or not writable, or that a file name is too long for the disk."""
 
 
 def as_disk_error(error: OSError, path: Path | str | None, needed: int = 0) -> DiskFullError | None:
-    """Return the error if the disk is full or not writable, or the name is too long; None for every other cause.
+    """Return a `DiskFullError` if the disk is full or not writable, or a name is too long; otherwise None.
 
     Args:
         error: the system's error.
@@ -205,7 +206,7 @@ def as_disk_error(error: OSError, path: Path | str | None, needed: int = 0) -> D
     if error.errno == errno.EDQUOT:
         return DiskFullError(
             f"The disk quota is used up: {path} needs {size}.",
-            "Free some space or request more; then repeat the command.",
+            "Free some space or request a larger quota; then repeat the command.",
         )
     if error.errno == errno.ENOSPC:
         return DiskFullError(
@@ -214,8 +215,8 @@ def as_disk_error(error: OSError, path: Path | str | None, needed: int = 0) -> D
         )
     if error.errno == errno.ENAMETOOLONG:
         return DiskFullError(
-            f"A name is too long for the disk: {path.name} has {len(os.fsencode(path.name))} bytes, and its path "
-            f"{len(os.fsencode(path))}; most disks take {MAX_NAME_BYTES} and 4,096.",
+            f"A name is too long for the disk: {path.name} has {len(os.fsencode(path.name))} bytes, and the whole path "
+            f"{len(os.fsencode(path))} bytes; most disks allow {MAX_NAME_BYTES} and 4,096 bytes.",
             "Choose a shorter name, or a folder with a shorter path.",
         )
     if error.errno in UNWRITABLE:
@@ -228,7 +229,7 @@ def as_disk_error(error: OSError, path: Path | str | None, needed: int = 0) -> D
 
 @contextmanager
 def disk_full_as_error(path: Path, needed: int = 0) -> Iterator[None]:
-    """Convert the OSError of a full or unwritable disk inside the block into `DiskFullError`; see `as_disk_error`."""
+    """Convert the OSError of a full or unwritable disk in the block to a `DiskFullError`; see `as_disk_error`."""
     try:
         yield
     except OSError as error:
@@ -238,7 +239,7 @@ def disk_full_as_error(path: Path, needed: int = 0) -> Iterator[None]:
 
 
 def _final_name(path: Path) -> Path:
-    """Replace temporary names in a path by the final names, which users know."""
+    """Replace temporary names in a path by the final names, which users recognise."""
     names = []
     for name in path.parts:
         while TEMPORARY_NAME.fullmatch(name):
@@ -253,7 +254,7 @@ def _final_name(path: Path) -> Path:
 def make_temporary_path(final: Path) -> Path:
     """Return a free path in the folder of `final` whose name identifies the writer: host, process and a random number.
 
-    If the temporary name would be too long, the file's name in it is shortened.
+    If the temporary name would be too long, it contains a shortened form of the file's name.
     """
     return final.with_name(
         f"{_temporary_start(final.name)}~{socket.gethostname()}~{os.getpid()}~{secrets.token_hex(4)}.tmp"
@@ -261,7 +262,7 @@ def make_temporary_path(final: Path) -> Path:
 
 
 def _temporary_start(name: str) -> str:
-    """Return the beginning of a file's temporary names: the name, or a part of a long name and its checksum."""
+    """Return the beginning of a file's temporary names: the file's name, or a part of a long name and a checksum."""
     if len(os.fsencode(name)) <= MAX_NAME_BYTES - WRITER_BYTES:
         return f".{name}"
     part = os.fsencode(name)[: MAX_NAME_BYTES - WRITER_BYTES - 9].decode("utf-8", "ignore")
@@ -278,7 +279,7 @@ def remove_stale_temp(folder: Path, name: str) -> None:
 
 @contextmanager
 def temporary_folder(final: Path) -> Iterator[Path]:
-    """Make a folder with a temporary name of `final`, and delete it after the block.
+    """Make a temporary folder next to `final`, named after it, and delete the folder after the block.
 
     Before that, remove the temporary folders of `final` that dead processes left.
 
@@ -300,8 +301,8 @@ def remove_all_stale_temp(folder: Path, locked: bool = False) -> None:
 
     Args:
         folder: the folder, which may be missing; subfolders are included only if `locked`.
-        locked: whether this process holds the folder's lock. Then every earlier writer has ended, even if a process
-            with its number exists.
+        locked: whether this process holds the folder's lock. If so, every earlier writer has ended, even if its process
+            id exists again.
     """
     with suppress(OSError):  # the folder was just deleted or is not writable; later writes report this
         paths = folder.rglob(".*") if locked else folder.iterdir()
@@ -326,7 +327,9 @@ def find_stale_temp(folder: Path, deep: bool = True) -> list[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Rename a folder to a temporary name and remove it, so that a kill never leaves a part of it under its own name.
+    """Remove a folder.
+
+    It is first renamed to a temporary name, so that a kill never leaves a part under the folder's own name.
 
     Raises:
         OSError: the folder cannot be renamed or removed.
@@ -358,9 +361,9 @@ def _is_abandoned(path: Path) -> bool:
 
 
 def _is_alive(process: int, written: float) -> bool:
-    """Return whether the process that wrote a file at `written` (s since 1970) is still alive.
+    """Return whether the process that wrote a file at `written` (in seconds since 1970) is still alive.
 
-    A process that started after that time has only reused the process number.
+    A process that started after this time is another process with the same process id.
     """
     import psutil
 
@@ -380,7 +383,7 @@ def read_csv(path: Path, columns: dict[str, str]) -> pandas.DataFrame:
 
     Args:
         path: path of the file.
-        columns: the required columns, by the YAML key that names them.
+        columns: the required columns, by the YAML key that names each column.
 
     Returns:
         All columns as str; the index is the line in the file (the header is line 1). Blank lines are dropped.
@@ -401,7 +404,7 @@ def read_csv(path: Path, columns: dict[str, str]) -> pandas.DataFrame:
             near = nearest_names(column, list(table.columns))
             raise MaskfoldError(
                 f"{path} has no column `{column}`: found {', '.join(map(str, table.columns))}.",
-                f"Set {key}, to `{near[0]}` for example." if near else f"Set {key} to one of these.",
+                f"Set {key}, for example to `{near[0]}`." if near else f"Set {key} to one of the columns found.",
                 status=2,
             )
     return table
@@ -445,11 +448,11 @@ def _unreadable_table_error(path: Path, reason: str) -> MaskfoldError:
 
 
 def _check_header(path: Path) -> str:
-    """Check the header of a table, and return its separator: a comma; without a comma, a semicolon or tab.
+    """Check the header of a table, and return the separator: a comma if the header has one, else a semicolon or tab.
 
     Raises:
-        MaskfoldError: the file is JSON; a column occurs twice, which pandas would rename; or there are more columns
-            than `MAX_COLUMNS`, which would take minutes to read.
+        MaskfoldError: the file is JSON; a column occurs twice (pandas would rename it); or there are more columns than
+            `MAX_COLUMNS` (which pandas would read for minutes).
     """
     csv.field_size_limit(sys.maxsize)  # run-length texts may have any length
     with path.open(encoding="utf-8-sig", newline="") as stream:
@@ -463,7 +466,7 @@ def _check_header(path: Path) -> str:
         raise _unreadable_table_error(path, f"its header has {len(header):,} columns")
     duplicate = next((name for name in header if name and header.count(name) > 1), None)
     if duplicate is not None:
-        raise MaskfoldError(f"{path} has the column `{duplicate}` twice.", "Give each column its own name.", status=2)
+        raise MaskfoldError(f"{path} has the column `{duplicate}` twice.", "Rename one of these columns.", status=2)
     return separator
 
 
@@ -521,7 +524,7 @@ def parse_json_object(content: bytes | str) -> dict[str, Any]:
     """Parse a JSON object.
 
     Raises:
-        ValueError: the content is not JSON (which has no NaN), not an object, or nested too deeply.
+        ValueError: the content is not JSON (NaN is not JSON), not an object, or nested too deeply.
     """
     try:
         plain = json.loads(content, parse_constant=_reject_constant)
@@ -546,7 +549,7 @@ def _reject_constant(constant: str) -> float:
 
 
 class MetricsLine(NamedTuple):
-    """A line of a `metrics.jsonl`: time in s since 1970, and the metrics whose values are numbers."""
+    """Hold a line of a `metrics.jsonl`: time in seconds since 1970, and the metrics whose values are numbers."""
 
     step: int
     epoch: float
@@ -555,13 +558,13 @@ class MetricsLine(NamedTuple):
 
 
 def parse_metrics_line(content: bytes, defaults: Mapping[str, float] = MappingProxyType({})) -> MetricsLine | None:
-    """Parse a line of a `metrics.jsonl`; return None if it is truncated by a kill or damaged.
+    """Parse a line of a `metrics.jsonl`; return None if a kill truncated the line, or if it is damaged.
 
     A metric that is not finite becomes nan.
 
     Args:
         content: the line.
-        defaults: values of missing keys; without a default every key of a line is required.
+        defaults: values for missing keys. A key without a default is required in every line.
     """
     try:
         plain = {**defaults, **json.loads(content)}

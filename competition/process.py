@@ -1,4 +1,4 @@
-"""Processes of a command: the pool for all parallel work, and processes that end together with their parent."""
+"""Run work in parallel processes with a pool, and end processes together with their parent."""
 
 # Not joblib (loky), whose workers ran on after a SIGKILL of their parent, and stayed after the last result (for up to
 # 300 s). It keeps the order of results and Ctrl-C, but the first result of two workers took 8.2 s instead of 4.8 s on a
@@ -27,12 +27,15 @@ PARENT_VARIABLE = "MASKFOLD_PARENT"  # in a fold process: the id of the process 
 
 
 def parent_process() -> int:
-    """Return the id of the process that started this one, even if it has ended."""
+    """Return the id of the process that started this process, even if that process has ended."""
     return int(os.environ.get(PARENT_VARIABLE) or os.getppid())
 
 
 def exit_with_parent(process: int) -> None:
-    """End this process soon after its parent `process` ends, because it could wait forever in a collective call."""
+    """End this process soon after the parent `process` has ended.
+
+    Otherwise, it could wait forever in a collective call.
+    """
 
     def watch() -> None:
         while os.getppid() == process:
@@ -48,15 +51,16 @@ def count_cores() -> int:
 
 
 class ProcessPool:
-    """Context manager of processes that call methods of one object; the processes end with the block.
+    """Run processes that call methods of one object, as a context manager. The processes end with the block.
 
-    Ctrl-C interrupts only this process, which then ends the others. If the parent is killed, they end within a second.
+    Ctrl-C interrupts only this process, which then ends the others. If this process is killed, the others end within a
+    second.
 
     Args:
-        worker: the object; it is pickled once per process.
+        worker: the object, which is pickled once per process.
         count: number of processes; 0: the methods run in this process.
-        task: past-tense description for the error if a process is killed, e.g. `scored cases`.
-        hint: the hint of that error.
+        task: what the processes do, in the past tense, e.g. `scored cases`; the error for a killed process contains it.
+            hint: the hint of this error.
         environment: environment variables of the processes; None: `OMP_NUM_THREADS=1`, so that each uses one thread.
 
     Example:
@@ -101,7 +105,7 @@ class ProcessPool:
             arguments: picklable arguments.
 
         Raises:
-            MaskfoldError: the method raised this error, or a process was killed.
+            MaskfoldError: the method raised a MaskfoldError, or a process was killed.
         """
         if self._executor is None:
             for item in items:
@@ -131,7 +135,7 @@ class ProcessPool:
         """Wait for a result of `submit`.
 
         Raises:
-            MaskfoldError: the function raised this error, or its process was killed.
+            MaskfoldError: the function raised a MaskfoldError, or its process was killed.
         """
         try:
             return future.result()
@@ -144,9 +148,10 @@ class ProcessPool:
 
 @contextmanager
 def _inherited(environment: Mapping[str, str]) -> Iterator[None]:
-    """Let processes that start in the block inherit these variables, and ignore Ctrl-C, which a terminal sends to all.
+    """Let processes that start in the block inherit these variables, and ignore Ctrl-C.
 
-    The variables must be set before a process starts, because libraries read them when they are imported.
+    The variables must be set before a process starts, because libraries read them when they are imported. A terminal
+    sends Ctrl-C to all processes, but only this one must react.
     """
     previous = {name: os.environ.get(name) for name in environment}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -38,7 +38,7 @@ PLACE_WORDS = frozenset(("dir", "directory", "file", "folder", "path"))  # the l
 def redact(text: str) -> str:
     """Return the text without the passwords of URLs and the secrets in environment variables.
 
-    Secrets are also found if they are percent-encoded or in base64, e.g. in an HTTP header, at any position.
+    Secrets are also found if they are percent-encoded, or part of a base64 text such as an HTTP header.
 
     Example:
         >>> redact("postgresql://me:hush@host/runs cannot be reached")
@@ -55,7 +55,7 @@ def redact(text: str) -> str:
 
 
 def is_secret_name(name: str) -> bool:
-    """Return whether a variable or parameter of this name has a secret value; the spelling of the name may vary.
+    """Return whether the name of a variable or parameter says that its value is secret, in any usual spelling.
 
     Example:
         >>> [is_secret_name(name) for name in ("MYSQL_PWD", "kaggle_key", "AccountKey", "keypoints", "compass")]
@@ -92,7 +92,7 @@ def install_redaction() -> None:
 
 
 def _known_secrets() -> list[str]:
-    """Return the secrets in environment variables, as they are and percent-encoded, longest first."""
+    """Return the secrets in environment variables, both plain and percent-encoded, the longest first."""
     secrets: set[str] = set()
     for name, value in os.environ.items():
         passwords = _url_passwords(value) if "://" in value else set()
@@ -111,7 +111,7 @@ def _known_secrets() -> list[str]:
 def _base64_cores(secrets: tuple[str, ...]) -> list[str]:
     """Return the parts of the secrets' base64 forms that do not depend on the text around the secret.
 
-    Each secret has one form for each of the three positions in a group of bytes, in both alphabets (usual, URL-safe).
+    Base64 encodes groups of three bytes, so each secret has three forms, in both alphabets (usual and URL-safe).
     """
     cores: set[str] = set()
     for secret in (secret.encode() for secret in secrets):
@@ -133,7 +133,7 @@ def _is_authorization(scheme: str, value: str) -> bool:
 
 
 def _url_passwords(url: str) -> set[str]:
-    """Return the password of a URL, as written and percent-decoded."""
+    """Return the password of a URL in both forms: as in the URL, and percent-decoded."""
     try:
         password = urlsplit(url).password or ""
     except ValueError:

@@ -1,6 +1,6 @@
-"""Run-length encoding (RLE) of masks as text, and decoding, for tables of Kaggle and other hosts.
+"""Encode masks as run-length text (RLE) and decode them, for tables of Kaggle and other hosts.
 
-A mask is flattened in the format's order; each run of foreground becomes two numbers, its start and its length:
+A mask is flattened in the order of the format. Each run of foreground becomes two numbers, the run's start and length:
 
     >>> import numpy as np
     >>> encode(np.array([[0, 1], [1, 1]]), RleFormat(order="column", base=1))
@@ -9,8 +9,8 @@ A mask is flattened in the format's order; each run of foreground becomes two nu
     array([[0, 1],
            [1, 1]])
 
-For speed, the mask is never transposed: changes are found between neighbours along the slow axis of memory, where
-NumPy compares long rows at once, and only the few positions of changes are converted to the format's order.
+For speed, the mask is never transposed. Changes are found between neighbours along the slow axis of memory, where NumPy
+compares long rows at once. Only the few positions of changes are converted to the order of the format.
 """
 
 # Not pycocotools: it needs a Fortran-ordered copy, writes only its own compressed text, and takes 24 times as long for
@@ -41,19 +41,19 @@ _CHUNK = 1 << 20  # values compared at a time, few enough for a core's cache
 
 
 class RleError(MaskfoldError):
-    """Invalid RLE: a text that is not a mask of this shape and format, or an array that is not a mask."""
+    """Report invalid RLE: a text that is not a mask of this shape and format, or an array that is not a mask."""
 
 
 @dataclass(frozen=True)
 class RleFormat:
-    """RLE format of a competition.
+    """Describe the RLE format of a competition.
 
     Attributes:
         order: `column` varies the first axis fastest (Fortran order, most of Kaggle), `row` the last axis.
             In a volume (X, Y, Z): X with `column`, Z with `row`.
         base: index of the first pixel.
-        relative: each start is counted from the end of the previous run, the first from pixel 0 (SIIM-ACR); `base`
-            is then ignored.
+        relative: whether each start is counted from the end of the previous run, and the first from pixel 0 (as in
+            SIIM-ACR). If True, `base` is ignored.
         empty: text that stands for a mask without foreground, such as `-1` or `1 0`.
         container: `pairs` are numbers separated by spaces; `coco` is pycocotools' compressed counts; `coco_zlib` is
             `coco`, zlib-compressed and in base64 (HuBMAP); `json` is one list such as `[1, 3, 10, 5]` per object,
@@ -162,7 +162,10 @@ def encode_labels(labels: NDArray[Any], fmt: RleFormat = RleFormat()) -> dict[in
         One text per object by its label, in ascending order of labels.
     """
     if labels.dtype.kind not in "bui":
-        raise RleError(f"RLE of labels: found {labels.dtype}, expected integers.", "Convert the labels with `astype`.")
+        raise RleError(
+            f"RLE of labels: found {labels.dtype}, expected integers.",
+            "Convert the labels to integers, for example with `labels.astype(int)`.",
+        )
     ordered = labels if fmt.order == "column" else labels.T
     starts = _change_positions(ordered)
     ends = np.append(starts[1:], labels.size)
@@ -208,8 +211,8 @@ def decode_overlapping_labels(
         strict: as in `decode`.
 
     Returns:
-        The array of `decode_labels`; and for each label the positions (n,) int64 of the pixels that later objects
-        overwrote, counted in the format's order.
+        The array of `decode_labels`, and for each label the positions (n,) int64 of the pixels that later objects
+        overwrote. Positions are counted in the order of the format.
     """
     size = math.prod(shape)
     runs = [_text_to_runs(text, size, fmt, strict) for text in texts]
@@ -251,7 +254,7 @@ def draw_objects(runs: Sequence[tuple[IntArray, IntArray]], size: int) -> NDArra
 
 
 def runs_overlap(runs: Sequence[tuple[IntArray, IntArray]]) -> bool:
-    """Return whether two objects, given by their starts and ends (see `decode_runs`), share a pixel."""
+    """Return whether any two objects share a pixel. Objects are their starts and ends, see `decode_runs`."""
     if len(runs) < 2:
         return False
     starts, ends = (np.concatenate(edges) for edges in zip(*runs, strict=True))
@@ -260,7 +263,7 @@ def runs_overlap(runs: Sequence[tuple[IntArray, IntArray]]) -> bool:
 
 
 def _repeat_runs(starts: IntArray, ends: IntArray, values: Any, size: int) -> NDArray[Any]:
-    """Return an array (size,) with sorted, separate runs, filled with one value per run or one for all; else 0."""
+    """Return an array (size,) that is 0 except in the runs. `values` is one value for all runs, or one per run."""
     counts = np.empty(2 * len(starts) + 1, np.int64)  # lengths of background and run, alternating
     counts[0:-1:2], counts[1:-1:2], counts[-1] = starts, ends, size
     counts[1:] -= counts[:-1].copy()  # several times as fast as `np.diff` for few runs
@@ -281,7 +284,10 @@ def _as_mask(mask: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _change_positions(values: NDArray[Any]) -> IntArray:
-    """Return the sorted Fortran-order positions whose value differs from the previous value (0 before the first)."""
+    """Return the sorted positions, in Fortran order, whose value differs from the previous value.
+
+    Before the first value is a 0.
+    """
     if values.size == 0:
         return np.empty(0, np.int64)
     if values.flags.f_contiguous:
@@ -359,7 +365,7 @@ def _text_to_runs(text: str, size: int, fmt: RleFormat, strict: bool) -> tuple[I
 def _pairs_to_runs(
     numbers: IntArray, size: int, fmt: RleFormat, strict: bool, where: str = "RLE"
 ) -> tuple[IntArray, IntArray]:
-    """Check the pairs of one object and convert them to runs; error messages begin with `where`."""
+    """Check the pairs of one object and convert them to runs. Error messages begin with `where`."""
     if len(numbers) % 2:
         raise RleError(
             f"{where}: found {len(numbers)} values, expected an even number; value {len(numbers)} ({numbers[-1]}) is "
@@ -368,7 +374,10 @@ def _pairs_to_runs(
         )
 
     def check(invalid: Mask, first: int, expected: str, hint: str) -> None:
-        """Raise an error if an item of `invalid` is true; item i belongs to value `first + 2 * i`, counted from 1."""
+        """Raise an error if an item of `invalid` is true.
+
+        Item i belongs to value number `first + 2 * i`, counted from 1.
+        """
         if invalid.any():
             index = first + 2 * int(invalid.argmax())
             raise RleError(f"{where}, value {index}: found {numbers[index - 1]}, expected {expected}.", hint)
@@ -400,7 +409,7 @@ def _pairs_to_runs(
 
 
 def _are_valid(numbers: IntArray, base: int, size: int) -> bool:
-    """Return whether pairs obey all rules; if so, the single rules need no check."""
+    """Return whether pairs obey all rules. If they do, the rules need not be checked one by one."""
     if len(numbers) < _FEW_NUMBERS:
         end = base
         values = iter(numbers.tolist())
@@ -448,14 +457,14 @@ def parse_numbers(text: str) -> IntArray:
 
 
 def format_pairs(pairs: IntArray) -> str:
-    """Format [[1, 2], [3, 4]] as `1 2 3 4`; numbers are not negative, and only the first may be 0."""
+    """Format [[1, 2], [3, 4]] as `1 2 3 4`. Numbers must not be negative, and only the first number may be 0."""
     if len(pairs) < 64:  # the tables are faster only for longer texts
         return " ".join(map(str, pairs.ravel().tolist()))
     return " ".join(_block_to_text(pairs[low : low + _BLOCK]) for low in range(0, len(pairs), _BLOCK))
 
 
 def _block_to_text(pairs: IntArray) -> str:
-    """Format a block of pairs: look up 4-byte texts in tables column by column, then remove NUL bytes."""
+    """Format a block of pairs, by looking up 4-byte texts in tables column by column and removing NUL bytes."""
     columns: list[NDArray[np.uint32]] = []
     for numbers in (pairs[:, 1], pairs[:, 0]):  # from the last column to the first
         rest = numbers // 1000  # NumPy divides by a constant much faster than it computes divmod
@@ -469,9 +478,10 @@ def _block_to_text(pairs: IntArray) -> str:
 
 @cache
 def _digits(count: int, tail: str) -> NDArray[np.uint32]:
-    """Return 2 · 10**count texts of 4 bytes, each a number and `tail`: first without, then with leading zeros.
+    """Return texts of 4 bytes, each a number below 10**count and `tail`.
 
-    NUL bytes replace the missing leading zeros, and in the first entry the whole number.
+    First come all numbers without leading zeros, then all numbers with leading zeros. NUL bytes replace missing
+    leading zeros. In the first entry, they replace the whole number.
     """
     without_zeros = ["" if number == 0 else str(number) for number in range(10**count)]
     with_zeros = [f"{number:0{count}d}" for number in range(10**count)]
@@ -485,9 +495,9 @@ def _digits(count: int, tail: str) -> NDArray[np.uint32]:
 def format_counts(starts: IntArray, ends: IntArray, size: int) -> str:
     """Format runs `starts[i]:ends[i]` of `size` pixels as COCO's compressed counts.
 
-    The counts are alternating lengths of background and foreground. From the fourth on, each is stored as its
-    difference to the count two positions before, in groups of five bits, lowest first, one character per group
-    (`rleToString` in https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.c).
+    The counts are alternating lengths of background and foreground. From the fourth count on, the difference to the
+    count two positions before is stored. Numbers are written in groups of five bits, lowest first, one character per
+    group (`rleToString` in https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.c).
     """
     edges = np.empty(2 * len(starts) + 1, np.int64)
     edges[0:-1:2], edges[1:-1:2], edges[-1] = starts, ends, size
@@ -567,7 +577,7 @@ def decompress_counts(text: str, size: int) -> str:
         return counts.decode("ascii")
     except (binascii.Error, zlib.error, UnicodeError, ValueError) as error:
         raise RleError(
-            f"RLE: expected base64 of zlib of COCO counts ({error}).", "Check `container` of the format."
+            f"RLE: expected base64 of zlib-compressed COCO counts ({error}).", "Check `container` of the format."
         ) from error
 
 

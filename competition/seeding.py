@@ -1,7 +1,7 @@
-"""Random generators by address: the seed of every random choice is derived from its address (fold, epoch, …).
+"""Derive the random generator of every random choice from the choice's address (fold, epoch, …).
 
-No two choices share a generator. So neither the number of loader processes nor a resume in the middle of an epoch
-changes a choice, and no generator state must be saved.
+No two choices share a generator. Therefore, neither the number of loader processes nor a resume in the middle of an
+epoch changes a choice, and no generator state must be saved.
 
 Example:
     >>> [int(rng(12345, fold=0, epoch=3, position=7, purpose="patch").integers(100)) for _ in range(2)]
@@ -17,7 +17,7 @@ PURPOSES = ("order", "patch", "augment", "torch", "init", "bootstrap", "folds", 
 
 
 def seed_sequence(seed: int, fold: int, epoch: int, position: int, purpose: str) -> np.random.SeedSequence:
-    """Return numpy's `SeedSequence` of an address; it hashes neighbouring addresses to independent states.
+    """Return numpy's `SeedSequence` of an address, which hashes neighbouring addresses to independent states.
 
     Args:
         seed: seed of the experiment.

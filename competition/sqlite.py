@@ -20,12 +20,12 @@ logger = logging.getLogger(__name__)
 
 
 def check_sqlite(path: Path, consequence: str, patience: float = PATIENCE_SECONDS) -> None:
-    """Check that a database can be read and locked, if its file exists; wait while another program locks it.
+    """If the file of a database exists, check that it can be read and locked. Wait while another program locks it.
 
     Args:
         path: the file.
-        consequence: main clause for the hint that says what happens if the user moves a damaged file away.
-        patience: maximum wait for a lock, s.
+        consequence: end of the hint: a main clause that says what happens after the user moves a damaged file away.
+        patience: maximum time to wait for a lock, in seconds.
 
     Raises:
         MaskfoldError: the file is damaged, is not a database, or stays locked.
@@ -50,12 +50,12 @@ def check_sqlite(path: Path, consequence: str, patience: float = PATIENCE_SECOND
 
 
 def is_lock(error: BaseException) -> bool:
-    """Return whether an error of SQLite (or of a library that passes it on) says that the database is locked."""
+    """Return whether an error of SQLite, or of a library that uses SQLite, says that the database is locked."""
     return "database is locked" in str(error) or "database table is locked" in str(error)
 
 
 def is_damage(error: BaseException) -> bool:
-    """Return whether an error of SQLite (or of a library that passes it on) says that the file is damaged."""
+    """Return whether an error of SQLite, or of a library that uses SQLite, says that the file is damaged."""
     return any(text in str(error) for text in ("file is not a database", "disk image is malformed"))
 
 
@@ -63,7 +63,7 @@ def locked_error(path: Path | str, waited: float) -> MaskfoldError:
     """Return the error for a database that stays locked."""
     return MaskfoldError(
         f"{path} has been locked by another program for {waited:.0f} s.",
-        f"Close that program (fuser {path} shows it), then repeat the command.",
+        f"Close that program (`fuser {path}` shows its process id), then repeat the command.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Data augmentation: 2D images one by one in the loader, volumes as batches on the training device."""
+"""Augment training data: 2D images one by one in the data loader, volumes as batches on the training device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def build_loader_transform(
     exp: Experiment, context: Context = Context()
 ) -> Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]] | None:
-    """Build the augmentation for the data loader, `PatchDataset(augment=…)`; None if the loader does not augment.
+    """Build the augmentation for the data loader (`augment` of `PatchDataset`); None if the loader must not augment.
 
     The loader augments 2D images with albumentations, and volumes only with an explicit list of MONAI's transforms.
 
@@ -39,7 +39,9 @@ def build_loader_transform(
 
 
 def build_batch_transform(exp: Experiment) -> VolumeAugment | None:
-    """Build the augmentation of batches on the training device, for presets of volumes; None without such a preset.
+    """Build the augmentation of batches on the training device.
+
+    Only a preset for volumes needs one; otherwise, return None.
 
     Raises:
         MaskfoldError: status 2; `augment` is invalid.
@@ -53,7 +55,9 @@ def build_batch_transform(exp: Experiment) -> VolumeAugment | None:
 
 
 def flip_axes(augment: AugmentConfig, dims: int) -> tuple[int, ...]:
-    """Return the spatial axes that training flips independently; `inference.tta: auto` flips the same axes.
+    """Return the spatial axes that training flips independently of each other.
+
+    `inference.tta: auto` flips the same axes.
 
     Args:
         augment: section `augment` of the experiment.

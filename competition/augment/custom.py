@@ -1,4 +1,4 @@
-"""Explicit lists of transforms: build them from the YAML (albumentations and MONAI), and apply MONAI's to volumes."""
+"""Build the transforms that the YAML lists (albumentations or MONAI), and apply those of MONAI to volumes."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ MODE_ARGUMENTS = ("mode", "grid_mode")  # arguments that set the interpolation
 def build_explicit_transforms(
     augment: AugmentConfig, single: type, group: type, complete: Complete, context: Context
 ) -> list[Any]:
-    """Build `augment.transforms`. Groups such as `OneOf` have a list `transforms` of the same form.
+    """Build the transforms of `augment.transforms`. A group such as `OneOf` has a list `transforms` of the same form.
 
     Args:
         augment: section `augment` of the experiment.
         single: base class of a transform.
         group: base class of a composition of transforms.
-        complete: function that is called with (class, args, key) of each transform and returns its final arguments.
+        complete: function that receives the class, arguments and YAML key of a transform, and returns the final
+            arguments.
         context: context with the trusted packages.
 
     Raises:
@@ -70,7 +71,7 @@ def build_explicit_transforms(
             except (TypeError, ValueError, KeyError, UserWarning) as error:
                 reason = " ".join(str(error).split()).rstrip(".")
                 raise MaskfoldError(
-                    f"{key}.args do not fit {item.target}: {reason}.",
+                    f"{key}.args: {item.target} rejects these arguments: {reason}.",
                     f"Correct {key}.args, the arguments of {cls.__name__} in {cls.__module__.split('.')[0]}.",
                     status=2,
                 ) from error
@@ -80,7 +81,9 @@ def build_explicit_transforms(
 
 def _nested(child: Any, key: str) -> TargetConfig:
     if not isinstance(child, dict) or "target" not in child or not set(child) <= {"target", "args"}:
-        raise MaskfoldError(f"{key} is not a transform.", "Write it as `{target: …, args: {…}}`.", status=2)
+        raise MaskfoldError(
+            f"{key}: found no `target`, expected a transform.", "Write it as `{target: …, args: {…}}`.", status=2
+        )
     return TargetConfig(target=child["target"], args=child.get("args") or {})
 
 
@@ -88,7 +91,7 @@ def _nested(child: Any, key: str) -> TargetConfig:
 
 
 class MonaiTransforms:
-    """The MONAI transforms in `augment.transforms`, for the keys `image` and `mask`.
+    """Apply the MONAI transforms of `augment.transforms` to the keys `image` and `mask`.
 
     If the YAML does not set `keys`, transforms that move voxels apply to both keys, and other transforms only to the
     image. If the YAML does not set `mode`, the image is interpolated linearly and the mask by nearest neighbour.
@@ -98,7 +101,8 @@ class MonaiTransforms:
         context: context with the trusted packages.
 
     Raises:
-        MaskfoldError: status 2; a target or an argument is wrong, or a transform would mix the mask's labels.
+        MaskfoldError: status 2; a target or an argument is wrong, or a transform would interpolate between the mask's
+            labels.
     """
 
     def __init__(self, augment: AugmentConfig, context: Context = Context()) -> None:
@@ -143,7 +147,7 @@ def _complete_args(cls: Any, args: dict[str, Any], key: str) -> dict[str, Any]:
     if "keys" in names and "keys" not in args:
         if not known:
             raise MaskfoldError(
-                f"{key}.args.keys is missing, and it is unknown whether {cls.__name__} moves the mask.",
+                f"{key}.args.keys is missing, and Maskfold does not know whether {cls.__name__} moves the mask.",
                 f"Set {key}.args.keys to [image], or to [image, mask].",
                 status=2,
             )
@@ -169,7 +173,8 @@ def _complete_args(cls: Any, args: dict[str, Any], key: str) -> dict[str, Any]:
         mask_mode = modes[keys.index("mask")] if isinstance(modes, list) and len(modes) == len(keys) else modes
         if str(mask_mode) not in ("nearest", "nearest-exact", "0"):
             raise MaskfoldError(
-                f"{key}.args.{name}: found {modes}, expected nearest for the mask, which has integer labels.",
+                f"{key}.args.{name}: found {modes}, expected nearest for the mask, because the mask has integer "
+                "labels.",
                 f"Set {key}.args.{name} to [bilinear, {nearest}] for the keys {keys}, or remove it.",
                 status=2,
             )

@@ -1,7 +1,7 @@
 """Augment 2D images with albumentations, one by one in loader workers.
 
-The method `set_random_seed` of albumentations passes one seed to all children of a `Compose`, so two flips with p=0.5
-would always agree. Here every transform, including nested transforms, gets its own generators for each sample.
+In albumentations, `set_random_seed` gives one seed to all transforms of a `Compose`, so two flips with p=0.5 would
+always agree. This module gives every transform, including nested ones, its own random generators for each sample.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ cv2.setNumThreads(0)  # OpenCV's threads can deadlock a forked loader worker, an
 
 
 class ImageAugment:
-    """A preset, or an explicit list of albumentations, for one 2D image and its mask.
+    """Apply a preset, or an explicit list of albumentations, to one 2D image and its mask.
 
     Args:
         augment: section `augment` of the experiment.
@@ -99,7 +99,10 @@ def _type_name(array: Any) -> str:
 
 
 def is_applicable(transform: Transform, shape: tuple[int, ...]) -> bool:
-    """Return whether a transform works on a patch: quarter turns need a square, grid cells at least one pixel each."""
+    """Return whether a transform works on a patch.
+
+    Quarter turns need a square patch, grid distortions one pixel per cell.
+    """
     if isinstance(transform, A.RandomRotate90):
         return shape[0] == shape[1]
     return not isinstance(transform, A.GridDistortion) or min(shape[:2]) >= transform.num_steps
@@ -108,7 +111,7 @@ def is_applicable(transform: Transform, shape: tuple[int, ...]) -> bool:
 def reseed(transform: Transform, seed: int) -> None:
     """Give a transform, and every nested transform, its own generators.
 
-    Each needs two generators: albumentations draws probabilities from Python's generator, fields and noise from
+    A transform needs two generators: albumentations draws probabilities from Python's, and fields and noise from
     numpy's.
     """
     seeds = np.random.SeedSequence(seed).generate_state(2 + len(getattr(transform, "transforms", ())), np.uint64)

@@ -1,4 +1,4 @@
-"""The values of the presets light, medium and heavy.
+"""Define the values of the presets light, medium and heavy.
 
 Probabilities are per sample and transform. The values lie in the range that nnU-Net uses for volumes (Isensee et al.,
 Nature Methods 2021, supplementary note 4) and that winners of 2D competitions report. If in doubt, use medium.

@@ -30,7 +30,7 @@ MIN_DIVISOR = 1e-7
 
 
 class Patch(NamedTuple):
-    """The grid of a sample.
+    """Describe the voxel grid of a sample.
 
     Attributes:
         shape: voxels along each axis; 2 or 3 axes.
@@ -44,14 +44,16 @@ class Patch(NamedTuple):
 class VolumeTransform(ABC):
     """Base class of the transforms, which are dataclasses whose fields are the values of a preset.
 
-    With the defaults of its fields, a transform must have no effect, because a preset may omit the transform.
+    A transform whose fields have their defaults must have no effect: a preset that omits the transform uses the
+    defaults.
     """
 
     @abstractmethod
     def sample(self, rng: np.random.Generator, patch: Patch) -> Any:
         """Draw the parameters of one sample; None means that the sample stays unchanged.
 
-        The method must always draw the same number of random numbers, so that later transforms get the same ones.
+        Each call must draw the same number of random numbers, whatever the result, so that later transforms draw the
+        same values.
         """
 
 
@@ -83,7 +85,7 @@ class IntensityTransform(VolumeTransform):
 
 
 class VolumeAugment:
-    """A preset for whole batches; each sample has its own seed and does not depend on the rest of the batch.
+    """Apply a preset to whole batches. Each sample has its own seed and does not depend on the rest of the batch.
 
     Args:
         augment: section `augment` of the experiment, with a preset.
@@ -141,7 +143,10 @@ class VolumeAugment:
 
 
 def build_preset(name: str) -> list[VolumeTransform]:
-    """Return all transforms with the values of a preset; omitted ones are included, since they draw random numbers."""
+    """Return all transforms with the values of a preset.
+
+    Transforms that the preset omits are included, because they draw random numbers too.
+    """
     preset = VOLUME_PRESETS[name]
     return [TRANSFORMS.get(transform)(**preset.get(transform, {})) for transform in TRANSFORMS.names()]
 
@@ -169,7 +174,10 @@ def apply_to_samples(transform: VolumeTransform, image: Tensor, mask: Tensor, dr
 
 
 def sample_value(rng: np.random.Generator, probability: float, bounds: Range, identity: float) -> float:
-    """Return, with this probability, a random value within bounds, else `identity`; always draw two numbers."""
+    """Return a random value within `bounds` with a certain probability, else `identity`.
+
+    Each call draws two random numbers.
+    """
     applies, value = rng.random() < probability, rng.uniform(*bounds)
     return value if applies else identity
 
@@ -215,7 +223,7 @@ class Displacement(NamedTuple):
 @TRANSFORMS.register("warp")
 @dataclass(frozen=True)
 class Warp(GeometricTransform):
-    """Rotation, zoom and elastic displacement, in one sampling grid.
+    """Rotate, zoom and deform elastically, in one resampling.
 
     Outside of the patch, the nearest voxel of image and mask is repeated.
 
@@ -341,7 +349,7 @@ def spline_weights(length: int, device: torch.device) -> Tensor:
 
 
 class Softening(NamedTuple):
-    """Parameters of a sample: standard deviation of the blur in voxels, and fraction of voxels kept along each axis."""
+    """Hold a sample's parameters: standard deviation of the blur in voxels, fraction of voxels kept along each axis."""
 
     sigma: float = 0.0
     fraction: float = 1.0
@@ -382,7 +390,7 @@ class Blur(IntensityTransform):
 
 
 class NoiseLevel(NamedTuple):
-    """Standard deviation of the noise of a sample, and the seed of the generator on the device."""
+    """Hold a sample's parameters: standard deviation of the noise, and seed of the random generator on the device."""
 
     deviation: float
     seed: int
@@ -444,7 +452,7 @@ class Brightness(FactorTransform):
 
 @TRANSFORMS.register("contrast")
 class Contrast(FactorTransform):
-    """Scale each channel about its mean, and clip it to its range."""
+    """Scale the values of each channel about the channel's mean, and clip them to the channel's former range."""
 
     def apply(self, image: Tensor, drawn: Sequence[float]) -> Tensor:
         """See `IntensityTransform.apply`."""
@@ -452,7 +460,7 @@ class Contrast(FactorTransform):
 
 
 class GammaCurve(NamedTuple):
-    """The exponent of a sample, and whether it is applied to the negative image."""
+    """Hold a sample's parameters: the exponent, and whether the power is applied to the negative image."""
 
     exponent: float
     inverted: bool = False
@@ -466,7 +474,7 @@ class Gamma(IntensityTransform):
     Attributes:
         probability: probability of the transform.
         exponent: range of the exponent.
-        inverted: share of the samples whose negative image is changed.
+        inverted: probability that the power is applied to the negative image.
     """
 
     probability: float = 0
@@ -474,7 +482,7 @@ class Gamma(IntensityTransform):
     inverted: float = 0.25
 
     def sample(self, rng: np.random.Generator, patch: Patch) -> GammaCurve | None:
-        """Draw the exponent, and whether it is applied to the negative image."""
+        """Draw the exponent, and whether the power is applied to the negative image."""
         drawn = GammaCurve(sample_value(rng, self.probability, self.exponent, 1.0), bool(rng.random() < self.inverted))
         return drawn if drawn.exponent != 1.0 else None
 
@@ -489,7 +497,7 @@ class Gamma(IntensityTransform):
 
 
 def change_values(image: Tensor, strengths: Sequence[float], change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Return `change(samples, strengths)` in the shape of the image (n, C, *spatial).
+    """Apply `change` to samples with a strength each, and return the result in the shape of the image (n, C, *spatial).
 
     `change` gets the samples as (n, C, voxels) and the strengths as (n, 1, 1)."""
     strength = torch.tensor(strengths, dtype=torch.float32, device=image.device)

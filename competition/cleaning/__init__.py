@@ -1,4 +1,6 @@
-"""Find files below `mlruns` that are no longer needed, and delete them; runs that something else names stay.
+"""Find and delete files below `mlruns` that are no longer needed.
+
+A run stays if a submission, a study or another run names it.
 
 `candidates` finds the files that may be deleted, `protection` finds the runs that a submission, a study or another run
 names, `mlflow_records` finds both in MLflow, and `deletion` measures and deletes the files.

@@ -32,12 +32,12 @@ SECONDS_PER_DAY = 86_400.0
 
 @dataclass(frozen=True)
 class Candidate:
-    """Files that may be deleted together.
+    """Describe files that may be deleted together.
 
     Attributes:
         kind: kind of the files, e.g. `unfinished run`.
         paths: files and folders to delete; tables show the first path as the candidate's name.
-        changed: time of the last change, s since 1970.
+        changed: time of the last change, in seconds since 1970.
         reason: why the files may be deleted.
         is_run: whether the first path is a run; `delete` then holds the run's lock.
     """
@@ -50,17 +50,18 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """The first path, with the number of further paths, as tables show it."""
+        """The first path and the number of further paths, as tables show them."""
         return str(self.paths[0]) if self.is_run or len(self.paths) == 1 else f"{self.paths[0].parent}"
 
 
 @dataclass
 class CleaningPlan:
-    """The files that may be deleted, and the old files that stay.
+    """List the files that may be deleted, and the old files that stay.
 
     Attributes:
         candidates: the files that may be deleted.
-        kept: path and reason of each run that stays only because something names it or a process works in it.
+        kept: path and reason of each run that stays only because a submission, a study, another run or a YAML names it,
+            or because a process works in it.
         notes: remarks on files that stay because they cannot be read.
     """
 
@@ -75,7 +76,7 @@ def find_candidates(root: Path, older_than: float, keep_best: int | None = None)
     Args:
         root: the folder that contains `mlruns`; relative paths in the plan are relative to it.
         older_than: seconds; files that changed more recently stay, except for files of killed processes.
-        keep_best: number of finished runs per competition that stay, those with the best scores; the other finished
+        keep_best: number of finished runs per competition that stay: those with the best scores. The other finished
             runs become candidates. None: all finished runs stay.
 
     Raises:
@@ -112,7 +113,7 @@ def find_candidates(root: Path, older_than: float, keep_best: int | None = None)
 
 
 def _read_mlflow(root: Path, plan: CleaningPlan, has_runs: bool) -> MlflowRecords | None:
-    """Return MLflow's records, empty without runs and artifacts; None if MLflow cannot be read."""
+    """Return MLflow's records, which are empty if there are no runs and no artifacts; None if MLflow cannot be read."""
     if not has_runs and not (root / RUNS_FOLDER.parent / "artifacts").exists():
         return MlflowRecords()
     try:
@@ -130,7 +131,7 @@ def _read_mlflow(root: Path, plan: CleaningPlan, has_runs: bool) -> MlflowRecord
 
 
 def _read_runs(folders: Sequence[Path], plan: CleaningPlan) -> dict[Path, Run]:
-    """Return the runs that can be read; the plan gets a note for each other run, which stays."""
+    """Return the runs that can be read. Every other run stays, and `plan` gets a note about it."""
     runs = {}
     for folder in folders:
         if (folder / "experiment.yaml").exists():
@@ -215,7 +216,7 @@ def _mlflow_ids(folder: Path, key: str = "run_id") -> list[str]:
 
 
 def _with_artifacts(candidate: Candidate, mlflow: MlflowRecords) -> Candidate:
-    """Return the candidate with the run's artifacts in MLflow; MLflow keeps the run's metrics and parameters."""
+    """Add the run's artifacts in MLflow to the candidate. The run's metrics and parameters stay in MLflow."""
     if mlflow.artifacts is None:
         return candidate
     run = candidate.paths[0]
@@ -238,10 +239,12 @@ def _unneeded_artifacts(mlflow: MlflowRecords, reasons: Mapping[str, str], befor
 def _unneeded_cases(
     root: Path, folders: Sequence[Path], runs: Mapping[Path, Run], deleted: set[Path], before: float, plan: CleaningPlan
 ) -> Iterator[Candidate]:
-    """Yield the prepared cases that none of the remaining runs needs. Maskfold prepares a missing case again if needed.
+    """Yield the preprocessed cases that none of the remaining runs needs.
 
-    The key of a pseudo-labelled case depends on its teachers, so its id decides: the case stays if a remaining run has
-    an additional training case with this id.
+    Maskfold preprocesses a missing case again when needed.
+
+    The cache key of a pseudo-labelled case depends on the teachers and is not known here. So a pseudo-labelled case
+    stays if a remaining run has an additional training case with the same id.
     """
     cache = root / CACHE_FOLDER
     if not cache.is_dir():
@@ -269,7 +272,7 @@ def _unneeded_cases(
 
 
 def _needed_cases(runs: Sequence[Run]) -> tuple[set[str], set[str]]:
-    """Return the folder names of the runs' prepared cases, and the ids of their additional training cases."""
+    """Return the folder names of the runs' preprocessed cases, and the ids of their additional training cases."""
     from competition.data.cache import cache_key
     from competition.data.cases import case_rows
 
@@ -318,7 +321,7 @@ def _stale_temporary_files(root: Path) -> Iterator[Candidate]:
 
 
 def newest_change(paths: Sequence[Path]) -> float:
-    """Return when a file below some paths last changed, in s since 1970; lock files do not count."""
+    """Return the time of the newest change below some paths, in seconds since 1970. Lock files do not count."""
     times = [0.0]
     for path in _walk(paths, lambda name: name != "lock"):
         try:
@@ -329,7 +332,7 @@ def newest_change(paths: Sequence[Path]) -> float:
 
 
 def _walk(paths: Sequence[Path], accept: Callable[[str], bool]) -> Iterator[Path]:
-    """Yield the files below some paths, and those paths that are files; yield an empty folder itself."""
+    """Yield the files at or below some paths, and the empty folders."""
     for path in paths:
         if not path.is_dir() or path.is_symlink():
             yield path

@@ -15,7 +15,7 @@ from competition.runs.lock import lock_if_free
 def freed_bytes(paths: Iterable[Path]) -> int:
     """Return the bytes that become free if all these paths are deleted.
 
-    A file with a hard link elsewhere, e.g. weights that MLflow's artifacts also have, frees nothing.
+    A file frees nothing if it has a hard link elsewhere, such as weights that are also artifacts in MLflow.
     """
     links: Counter[tuple[int, int]] = Counter()
     sizes: dict[tuple[int, int], tuple[int, int]] = {}
@@ -39,9 +39,9 @@ def _stats(paths: Iterable[Path]) -> Iterator[os.stat_result]:
 
 
 def delete(candidate: Candidate) -> bool:
-    """Delete a candidate; return False, with nothing deleted, if a process has begun to work in the run.
+    """Delete a candidate and return True. If a process has begun to work in the run, delete nothing and return False.
 
-    The run's folder is deleted first: if the deletion stops halfway, every run that remains still has its artifacts in
+    The run's folder is deleted first. So if the deletion stops halfway, every remaining run still has its artifacts in
     MLflow.
 
     Raises:

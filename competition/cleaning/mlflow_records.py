@@ -1,4 +1,4 @@
-"""Find the runs that have a registered model or a submission in MLflow, and the artifacts that nothing needs."""
+"""Find the runs that have a registered model or a submission in MLflow, and the artifacts of deleted runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class UnneededArtifacts:
-    """The artifacts of one MLflow run that may be deleted.
+    """Describe the artifacts of one MLflow run that may be deleted.
 
     Attributes:
         run_id: MLflow's id.
@@ -42,7 +42,7 @@ class UnneededArtifacts:
 
 @dataclass(frozen=True)
 class MlflowRecords:
-    """What MLflow has recorded about the runs of a project.
+    """Hold what MLflow has recorded about the runs of a project.
 
     Attributes:
         artifacts: the local folder of all artifacts; None if there is none.
@@ -116,9 +116,9 @@ def _unneeded_artifacts(
 
 
 def _folder_is_gone(root: Path, folder: str) -> bool:
-    """Return whether a run's folder was in this project and no longer is.
+    """Return whether a run's folder was in this project and has been deleted.
 
-    A missing folder is not enough, because a moved project has other paths, and an unmounted disk shows no runs.
+    That a folder is missing does not prove this: a moved project has other paths, and an unmounted disk shows no runs.
     """
     path, runs = Path(folder), (root / RUNS_FOLDER).resolve()
     is_mounted = runs.is_dir() and next(runs.iterdir(), None) is not None

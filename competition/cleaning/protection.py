@@ -26,12 +26,12 @@ SHORTEST_HASH = 4  # digits with which a YAML may name a run
 
 
 def find_named_runs(root: Path, runs: Sequence[Path], deleted: Iterable[str] = ()) -> dict[str, str]:
-    """Return why runs must stay, by the names of their folders.
+    """Return the reasons why runs must stay, by the names of the runs' folders.
 
     Args:
         root: the folder that contains `mlruns`.
         runs: the folders of all runs.
-        deleted: names of runs without a folder whose artifacts MLflow still has.
+        deleted: names of runs whose folder is missing, but whose artifacts MLflow still has.
 
     Raises:
         MaskfoldError: a file that may name runs cannot be read.
@@ -50,7 +50,7 @@ def find_named_runs(root: Path, runs: Sequence[Path], deleted: Iterable[str] = (
 
 
 def _in_submissions(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield the runs that predicted a submission, from the key `runs` of the submissions' JSON and of the ledger."""
+    """Yield the runs that predicted a submission. The key `runs` in the JSON of submissions and ledger names them."""
     for path in sorted(folder.rglob("*.json")):
         if any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue
@@ -58,7 +58,7 @@ def _in_submissions(folder: Path) -> Iterator[tuple[str, str]]:
             plain = json.loads(path.read_bytes())
         except (OSError, ValueError, RecursionError) as error:
             raise MaskfoldError(
-                f"{path} cannot be read ({' '.join(str(error).split())[:100]}), so the runs that it may name are "
+                f"{path} cannot be read ({' '.join(str(error).split())[:100]}), so the runs that this file names are "
                 "unknown.",
                 f"Restore the file from a backup, or move it out of {folder}; then repeat the command.",
             ) from error
@@ -96,7 +96,10 @@ def _in_runs(runs: Sequence[Path], names: set[str]) -> Iterator[tuple[str, str]]
 
 
 def _in_yamls(root: Path, runs: Sequence[Path], names: set[str]) -> Iterator[tuple[str, str]]:
-    """Yield the runs that the YAML of a study or of the user names: by hash, its first digits, or an experiment."""
+    """Yield the runs that the YAML of a study or of the user names.
+
+    The YAML may name a run by its hash, by the first digits of the hash, or by its experiment.
+    """
     folders = (root / EXPERIMENTS_FOLDER).rglob("*.y*ml"), root.glob("*.y*ml"), (root / STUDIES_FOLDER).glob("*/*.yaml")
     for path in sorted(path for found in folders for path in found if path.is_file()):
         words = _words(path)
@@ -117,7 +120,7 @@ def _words(path: Path) -> set[str]:
 
 
 def _sources(path: Path) -> list[str]:
-    """Return the values of `pseudo.from` and `init_from` in a YAML; an empty list if it cannot be read."""
+    """Return the values of `pseudo.from` and `init_from` in a YAML; an empty list if the YAML cannot be read."""
     try:
         tree: Any = read_yaml(path).tree
         with suppress(MaskfoldError):  # of the base, which may be missing: then the file's own keys count

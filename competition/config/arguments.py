@@ -1,7 +1,7 @@
 """Refuse arguments in the YAML that name files, addresses, caches or hubs, unless the user allows them.
 
-A `target` class is trusted, but the YAML may come from a stranger: with an address in `cache_dir` a class can write any
-file anywhere, and with `checkpoint_path` it may unpickle a file. The check needs names and values only, so it imports
+A `target` class is trusted, but the YAML may come from a stranger: with a path in `cache_dir`, a class can write files
+anywhere, and with `checkpoint_path`, it may unpickle a file. The check needs names and values only, so it imports
 nothing. Classes in packages that the user trusts (`--trust`) are not checked.
 """
 
@@ -47,7 +47,7 @@ MAX_SHOWN = 80  # characters of a value in a message
 
 
 class RefusedArgument(NamedTuple):
-    """An argument that names something outside of the program."""
+    """Describe an argument that names a file, an address, a cache or a hub."""
 
     key: str  # the key in the YAML, e.g. `model.args.cache_dir`
     value: Any
@@ -90,7 +90,8 @@ def refused_arguments(args: Mapping[str, Any], key: str, trust: Sequence[str] = 
     """Yield the arguments whose name or value may refer to a file, an address, a cache or a hub.
 
     Args:
-        args: the arguments in the YAML; a group of transforms contains further targets with their arguments.
+        args: the arguments in the YAML; if they are a group of transforms, its nested targets and their arguments are
+            checked too.
         key: the key of these arguments in the YAML.
         trust: packages trusted on the command line; arguments of classes in these packages are not yielded.
     """
@@ -124,9 +125,9 @@ def _parts(name: str) -> list[str]:
 
 
 def _names_something(name: str, value: Any) -> bool:
-    """Return whether the value of a refused argument can name a file or address.
+    """Return whether the value of an argument with a refused name can name a file or address.
 
-    A number cannot (`drop_path_rate: 0.1`); True can only for a download flag.
+    A number cannot (`drop_path_rate: 0.1`). True is refused only for a flag that starts a download.
     """
     if value is True:
         return not DOWNLOAD_PARTS.isdisjoint(_parts(name))
@@ -152,7 +153,7 @@ def _refused_values(value: Any, key: str, trust: Sequence[str]) -> Iterator[Refu
 
 
 def _describe_text(text: str) -> str | None:
-    """Return what a text names outside of the program (a file, an address, …); None if it names nothing."""
+    """Return what a text names outside of the program, e.g. `a path` or `an address`; None if it names nothing."""
     if "://" in text:
         return "an address"
     if HUB_PREFIX.search(text):

@@ -1,4 +1,4 @@
-"""The order of the array axes in each file format, and the conversion from one order to another.
+"""Determine the order of the array axes in each file format, and convert one order to another.
 
 NIfTI, NRRD and MHA store a volume as (X, Y, Z): column, row, slice. PNG, JPEG and TIFF store (Y, X), row and column,
 and stacks of them are (Y, X, Z). A competition has one order: the order of `train.images`. Files with another order
@@ -46,19 +46,19 @@ def file_axes(comp: Competition, files: str | Sequence[str]) -> str | None:
 
 
 def competition_axes(comp: Competition) -> str | None:
-    """Return the order of axes of `train.images`, which all arrays have; None if the file names do not show it."""
+    """Return the order of axes of `train.images`, which all arrays have; None if file names do not show the order."""
     images = comp.train.images
     pattern = images if isinstance(images, str) else next(iter(images.values()))
     return file_axes(comp, [pattern] if "{z}" in pattern else pattern)
 
 
 def case_axes(comp: Competition, files: str | Sequence[str]) -> str | None:
-    """Return the order of axes of a case's arrays, given the files of its first channel; None if unknown."""
+    """Return the order of axes of a case's arrays, from the files of its first channel; None if unknown."""
     return competition_axes(comp) or file_axes(comp, files)
 
 
 def permutation(source: str | None, target: str | None) -> tuple[int, ...] | None:
-    """Return the number in `source` of each axis of `target`; None if no axis must be transposed."""
+    """Return, for each axis of `target`, its index in `source`; None if no axis must be transposed."""
     if source is None or target is None or source == target or sorted(source) != sorted(target):
         return None
     return tuple(source.index(axis) for axis in target)
@@ -79,10 +79,10 @@ def plausible_array_axes(comp: Competition, partner: str, is_stack: bool) -> lis
 
 
 def rle_counts_in_pictures(comp: Competition) -> bool:
-    """Return whether run lengths count pixels along the rows and columns of a picture, although the arrays are (X, Y).
+    """Return whether run lengths count pixels in the (row, column) order of a picture, although the arrays are (X, Y).
 
-    This is true if 2D NIfTI images (or NIfTI slices) come with data of another format: a table of run lengths, or masks
-    or test images that are not NIfTI. If all files are NIfTI, run lengths count in the order of the arrays.
+    They do if 2D NIfTI images (or NIfTI slices) come with data of another format: a table of run lengths, or masks or
+    test images that are not NIfTI. If all files are NIfTI, run lengths count in the order of the arrays.
     """
     axes = competition_axes(comp)
     if axes is None or not axes.startswith("xy") or not (comp.dimensions == 2 or "{z}" in str(comp.train.images)):
@@ -94,7 +94,7 @@ def rle_counts_in_pictures(comp: Competition) -> bool:
 
 
 def rle_format_of_arrays(comp: Competition, fmt: RleFormat) -> RleFormat:
-    """Return the format in which 2D arrays of `comp` have the same run lengths as their pictures have in `fmt`."""
+    """Return the RLE format that gives 2D arrays of `comp` the same run lengths as `fmt` gives their pictures."""
     if fmt.container != "pairs" or not rle_counts_in_pictures(comp):
         return fmt
     return replace(fmt, order="row" if fmt.order == "column" else "column")

@@ -1,4 +1,4 @@
-"""Schema of competition.yaml: the data, classes, metric and submission format that the host defines."""
+"""Define the schema of competition.yaml: the data, classes, metric and submission format of the host."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ DEFAULT_METRIC = "dice"
 
 
 class ConfigModel(BaseModel):
-    """Base class of all YAML sections: strict types, no unknown keys, immutable after loading."""
+    """Check a YAML section: strict types, no unknown keys, immutable after loading.
+
+    This is the base class of all sections.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
@@ -44,7 +47,7 @@ UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class TableColumns(ConfigModel):
-    """Column names of a table."""
+    """Set the column names of a table."""
 
     id: str = "id"
     cls: str | None = Field(default=None, alias="class")  # None: the table has one class
@@ -54,7 +57,7 @@ class TableColumns(ConfigModel):
 
 
 class RleConfig(ConfigModel):
-    """Format of run-length encoded masks; see `competition.rle.RleFormat`."""
+    """Set the format of run-length encoded masks; see `competition.rle.RleFormat`."""
 
     order: Literal["row", "column"] = "column"
     base: Literal[0, 1] = 1
@@ -63,7 +66,9 @@ class RleConfig(ConfigModel):
 
 
 class TrainFiles(ConfigModel):
-    """Paths of the training images and their ground truth. `{id}` is the case, `{z}` a slice of its stack.
+    """Set the paths of the training images and their ground truth.
+
+    `{id}` is the case, `{z}` a slice of the case's stack.
 
     Exactly one of `masks` and `rle` is set. `masks` is a label file per case (`"masks/{id}.png"`), one file per
     class (`{liver: "liver/{id}.png", …}`), or a folder of instance masks (`"{id}/masks/*.png"`, a `*` in the name).
@@ -110,7 +115,7 @@ class TrainFiles(ConfigModel):
 
 
 class TestFiles(ConfigModel):
-    """Paths of the test images."""
+    """Set the paths of the test images."""
 
     images: str | dict[str, str]
 
@@ -225,7 +230,7 @@ class MetricConfig(ConfigModel):
         return {key: value for key, value in plain.items() if value or key not in ("target", "args", "sum")}
 
     def __eq__(self, other: object) -> bool:
-        """Return whether all keys are equal; trusted packages are not compared."""
+        """Return whether all keys are equal. Trusted packages are not compared."""
         return isinstance(other, MetricConfig) and self.__dict__ == other.__dict__
 
     def trust(self, packages: Sequence[str]) -> None:
@@ -273,7 +278,7 @@ class MetricConfig(ConfigModel):
 
     @property
     def label(self) -> str:
-        """The name, for tables and axes; if lower scores are better, it says so."""
+        """The metric's name for tables and axes; if lower scores are better, the name says so."""
         return self.name if self.direction is Direction.HIGHER else f"{self.name}, lower is better"
 
     @property
@@ -338,7 +343,7 @@ LABEL_FILE_EXTENSIONS = (".nii.gz", ".nii", ".mha", ".tif", ".tiff", ".png")
 
 
 class SubmissionFormat(ConfigModel):
-    """Format of the submission file."""
+    """Set the format of the submission file."""
 
     profile: str | None = None  # name of a known format, e.g. uw-madison-gi-tract
     sample: str | None = None  # path below `root`
@@ -375,7 +380,7 @@ class SubmissionFormat(ConfigModel):
 
 
 class Competition(ConfigModel):
-    """Everything that the host defines; shared by all experiments on the competition."""
+    """Hold everything that the host defines. All experiments on a competition share it."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
     root: Annotated[Path, Field(strict=False)]  # relative to the working folder, otherwise to the YAML's folder
@@ -482,7 +487,7 @@ class Competition(ConfigModel):
 
 
 def drop_keys_without_effect(plain: dict[str, Any]) -> None:
-    """Remove keys that change no result, and newer keys that have their default, so that old hashes stay valid.
+    """Remove keys that change no result, and later keys with their default value, so that old hashes stay valid.
 
     Args:
         plain: the competition as plain values; changed in place.

@@ -1,10 +1,10 @@
-"""Guard that lets constructors of networks, losses, optimisers and transforms use no file, connection or process.
+"""Prevent constructors of networks, losses, optimisers and transforms from using files, connections and processes.
 
-`competition.config.arguments` refuses arguments that name files, addresses, caches or hubs. This guard is the second
-check, for defaults and arguments that the first check does not know: a Python audit hook that is active only while a
-constructor runs, and only in the constructor's thread. It is not a sandbox: C extensions can write files without an
-audit event, and Python raises no event for `_posixsubprocess.fork_exec`, which `multiprocessing` uses to start
-processes (`spawn`, `forkserver`).
+`competition.config.arguments` refuses arguments that name files, addresses, caches or hubs. `ConstructionGuard` is the
+second check, for defaults and for arguments that the first check does not know. It is a Python audit hook that is
+active only while a constructor runs, and only in the constructor's thread. It is not a sandbox: C extensions can write
+files without an audit event, and Python raises no event for `_posixsubprocess.fork_exec`, which `multiprocessing` uses
+to start processes (`spawn`, `forkserver`).
 """
 
 from __future__ import annotations
@@ -85,12 +85,12 @@ _installed = False
 
 
 class ConstructionGuard:
-    """Context manager in which one class of the YAML is constructed.
+    """Guard the construction of one class of the YAML, as a context manager.
 
-    Its arguments are checked on entry. Inside, an error is raised if this thread tries to write, rename or delete a
-    file, to connect to another machine, to start a process or to unpickle; if the library catches the error, the end of
-    the context raises it again. Module imports are exempt, because they write bytecode caches and query the machine's
-    properties. The guard does not apply to classes of packages that the user trusts.
+    The class's arguments are checked on entry. In the block, an error is raised if this thread tries to write, rename
+    or delete a file, to connect to another machine, to start a process or to unpickle. If the library catches the
+    error, it is raised again at the end of the block. Module imports are exempt, because they write bytecode caches and
+    query the machine's properties. The guard does not apply to classes of packages that the user trusts.
 
     Args:
         cls: the class.
@@ -140,7 +140,7 @@ class ConstructionGuard:
             raise self.violation from error
 
     def judge(self, event: str, args: tuple[Any, ...], frame: FrameType) -> None:
-        """Raise if an audit event is not allowed here.
+        """Raise an error if an audit event is not allowed in the block.
 
         Args:
             event: the event's name.
@@ -165,7 +165,7 @@ class ConstructionGuard:
         raise self.violation
 
     def _describe(self, event: str, args: tuple[Any, ...]) -> str | None:
-        """Return what an event does, for the message; None if it is allowed."""
+        """Describe for the message what an event does; None if the event is allowed."""
         if event in PROCESS_EVENTS:
             verb = "send a signal to" if event.startswith("os.kill") else "start"
             return f"{verb} a process ({_shown(args)})"
@@ -234,7 +234,7 @@ def _is_opened_for_writing(args: tuple[Any, ...]) -> bool:
 def _download_folders() -> Iterator[Path]:
     """Yield the folders in which libraries store downloads.
 
-    Only imported libraries are asked, since only they download.
+    Only libraries that are already imported are asked, because no other library can download.
     """
     torch_hub, constants = sys.modules.get("torch.hub"), sys.modules.get("huggingface_hub.constants")
     if torch_hub is not None:

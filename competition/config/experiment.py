@@ -1,4 +1,4 @@
-"""Schema of experiment.yaml: folds, preprocessing, model, training, inference and post-processing."""
+"""Define the schema of experiment.yaml: folds, preprocessing, model, training, inference and post-processing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")  # of weight
 
 
 class PresenceHeadConfig(ConfigModel):
-    """Settings of the auxiliary classification head; see `competition.models.presence_head`."""
+    """Set up the auxiliary classification head; see `competition.models.presence_head`."""
 
     weight: Annotated[float, Field(ge=0)] = 0.1  # weight of the head's binary cross-entropy in the loss
     pooling: Literal["avg", "max"] = "avg"  # pooling of the deepest feature map
@@ -36,7 +36,7 @@ SamplingWeight = Annotated[float, Field(gt=0, le=100)]
 
 
 class ConfidenceConfig(ConfigModel):
-    """Limits of confidence for pseudo-labels: uncertain voxels are ignored, uncertain cases are skipped."""
+    """Set the limits of confidence for pseudo-labels. Uncertain voxels are ignored, uncertain cases are skipped."""
 
     # Exclusive classes: a voxel is certain if the probability of one class (or of the background) is at least `upper`
     # and that of every other class is at most `lower`. Overlapping classes: a voxel is certain if each probability is
@@ -55,7 +55,7 @@ class ConfidenceConfig(ConfigModel):
 
 
 class PseudoLabelConfig(ConfigModel):
-    """Pseudo-labels of finished runs on unlabelled images, for the training folds only."""
+    """Add unlabelled images with pseudo-labels of finished runs to the training folds, not to the validation folds."""
 
     teachers: str | Annotated[list[str], Field(min_length=1)] = Field(alias="from")  # runs, as for `maskfold predict`
     # A pattern below competition.root; None: the test images. Labelled images are excluded.
@@ -65,12 +65,12 @@ class PseudoLabelConfig(ConfigModel):
 
     @property
     def teacher_names(self) -> list[str]:
-        """The teachers' names as a list, as the user wrote them."""
+        """The names of the teachers as the user wrote them, always as a list."""
         return [self.teachers] if isinstance(self.teachers, str) else list(self.teachers)
 
 
 class ExtraCasesConfig(ConfigModel):
-    """Labelled cases of another competition, for the training folds only."""
+    """Add labelled cases of another competition to the training folds, not to the validation folds."""
 
     competition: Competition  # YAML of the other competition
     weight: SamplingWeight = 1.0  # number of draws of a case per draw of a case of this competition
@@ -84,7 +84,7 @@ class ExtraCasesConfig(ConfigModel):
         return {name: own_name for name, own_name in self.classes.items() if own_name is not None}
 
     def find_mismatch(self, comp: Competition) -> str | None:
-        """Return why the cases cannot train a network of `comp`, or None if they can."""
+        """Return why the cases cannot train a network of `comp`; None if they can."""
         extra = self.competition
         if extra.train.weights is not None:
             return "`extra.competition` must not have `train.weights`; `extra.weight` is the weight of all its cases"
@@ -117,14 +117,14 @@ class ExtraCasesConfig(ConfigModel):
 
 
 class TargetConfig(ConfigModel):
-    """A class by its import path, and its constructor's arguments."""
+    """Name a class by its import path, and set the arguments of its constructor."""
 
     target: str
     args: dict[str, Any] = {}
 
 
 class FoldsConfig(ConfigModel):
-    """Settings of the split into folds."""
+    """Set how cases are split into folds."""
 
     scheme: Literal["kfold", "stratified", "group", "stratified_group", "holdout", "file"] = "kfold"
     k: Annotated[int, Field(ge=2)] = 5
@@ -146,7 +146,7 @@ class FoldsConfig(ConfigModel):
 
 
 class PreprocessingConfig(ConfigModel):
-    """Preprocessing of each case, done once before training and inverted on the predictions."""
+    """Set the preprocessing of each case, which is done once before training and inverted on predictions."""
 
     spacing: list[Annotated[float, Field(gt=0)]] | None = None  # mm; None keeps the file's spacing
     # Volumes only; None keeps the file's orientation.
@@ -185,7 +185,7 @@ class PreprocessingConfig(ConfigModel):
 
 
 class PatchConfig(ConfigModel):
-    """The part of a case that the network processes at once, and how training draws it."""
+    """Set the part of a case that the network processes at once (the patch), and how training draws patches."""
 
     size: Annotated[list[PositiveInt], Field(min_length=2, max_length=3)]
     foreground: UnitInterval = 0.5  # share of training patches that are centred on a foreground pixel
@@ -202,7 +202,7 @@ class PatchConfig(ConfigModel):
 
 
 class AugmentConfig(ConfigModel):
-    """A preset, or an explicit list of transforms."""
+    """Set the augmentation: a preset, or an explicit list of transforms."""
 
     preset: Literal["none", "light", "medium", "heavy"] = "none"
     # Axes that presets may flip; false keeps left and right.
@@ -211,14 +211,14 @@ class AugmentConfig(ConfigModel):
 
 
 class LossConfig(TargetConfig):
-    """One term of the loss."""
+    """Set one term of the loss."""
 
     name: str | None = None  # the name in logs; None: that of the class
     weight: Annotated[float, Field(gt=0)] = 1.0
 
 
 class ScheduleConfig(ConfigModel):
-    """Learning-rate schedule. All schedules except plateau are functions of the completed share of training."""
+    """Set the learning-rate schedule. All schedules except plateau are functions of the completed share of training."""
 
     name: Annotated[str, AfterValidator(SCHEDULES.check)] = "cosine"
     warmup: UnitInterval = 0.0  # share of training with a linear increase
@@ -229,13 +229,13 @@ class ScheduleConfig(ConfigModel):
 
 
 class SkipSteps(ConfigModel):
-    """Maximum number of optimizer steps that a fold may skip."""
+    """Set the maximum number of optimizer steps that a fold may skip."""
 
     skip: PositiveInt
 
 
 class TrainingConfig(ConfigModel):
-    """Settings of the training loop."""
+    """Set up the training loop."""
 
     epochs: PositiveInt = 100
     steps_per_epoch: PositiveInt | None = None  # None: each case is sampled once
@@ -284,14 +284,14 @@ class TrainingConfig(ConfigModel):
 
 
 class EarlyStoppingConfig(ConfigModel):
-    """Conditions that end training before the last epoch."""
+    """Set the conditions that end training before the last epoch."""
 
     patience: PositiveInt | None = None  # validations without a better score
     all_classes_at_least: UnitInterval | None = None  # stop when each class's Dice reaches it
 
 
 class InferenceConfig(ConfigModel):
-    """Settings of the prediction of whole cases."""
+    """Set how whole cases are predicted."""
 
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     tta: list[Literal["flip", "rotate90"]] | Literal["auto"] = []  # auto: the flips that training used
@@ -300,7 +300,7 @@ class InferenceConfig(ConfigModel):
 
 
 class HardwareConfig(ConfigModel):
-    """Hardware and parallelism. On one kind of device, only the key `devices` changes results."""
+    """Set hardware and parallelism. On one kind of device, only the key `devices` changes results."""
 
     executor: Annotated[str, AfterValidator(EXECUTORS.check)] = "local"  # this machine, or a Ray cluster
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -325,12 +325,12 @@ class HardwareConfig(ConfigModel):
 
     @property
     def loader_processes(self) -> int:
-        """Loader processes per device; 0 for `auto` until `training.distributed.with_workers` replaces it."""
+        """Number of loader processes per device; 0 for `auto`, which `training.distributed.with_workers` replaces."""
         return 0 if self.workers == "auto" else self.workers
 
 
 class Experiment(ConfigModel):
-    """A complete training setup for one competition."""
+    """Hold a complete training setup for one competition."""
 
     competition: Competition
     seed: int | Annotated[list[int], Field(min_length=1)] = 12345  # a list: each fold trains one network per seed
@@ -467,7 +467,7 @@ class Experiment(ConfigModel):
 
     @property
     def output_channels(self) -> int:
-        """Number of network output channels: the competition's, then the boundary class if there is one."""
+        """Number of network output channels: those of the competition, and one for a boundary class."""
         return self.competition.output_channels + (self.prepare.boundary is not None)
 
     @property

@@ -1,4 +1,4 @@
-"""Import the classes that `target` keys name: only from trusted packages, with the right base class and arguments."""
+"""Import the classes that `target` keys name, only from trusted packages; check their base class and arguments."""
 
 # Not hydra.utils.instantiate: hydra 1.3 calls any importable target except those on a list of known dangerous ones,
 # which its maintainers do not consider a complete security boundary (github.com/hydra-ecosystem/hydra/issues/3259).
@@ -62,11 +62,11 @@ MISSPELLING_SIMILARITY = 0.8
 
 
 def resolve_target(path: str, kind: type | tuple[type, ...] | None, key: str, trust: Sequence[str] = ()) -> Any:
-    """Import the class that `target` names, without running code of a package that is not trusted.
+    """Import the class that `target` names; never run code of a package that is not trusted.
 
-    Every module along the path must be in a trusted package (`torch.os.system` is refused), and so must the class's own
-    `__module__`. The class must not be in a part of a package that runs what its arguments name (`ACTIVE_PARTS`). A
-    package that the user trusts is also searched in the working folder.
+    Every module along the path must be in a trusted package (so `torch.os.system` is refused), and so must the class's
+    own `__module__`. The class must not be in `ACTIVE_PARTS`, which are parts of packages whose classes run what their
+    arguments name. A package that the user trusts is also searched in the working folder.
 
     Args:
         path: the import path, e.g. `monai.networks.nets.DynUNet`.
@@ -110,14 +110,14 @@ def resolve_target(path: str, kind: type | tuple[type, ...] | None, key: str, tr
 def check_arguments(cls: Any, args: Mapping[str, Any], key: str, partial: bool = False) -> None:
     """Check the arguments in the YAML against a constructor's signature.
 
-    If the constructor takes `**kwargs`, an unknown name is accepted unless it resembles a known one: otherwise
-    `smp.Unet(encoder_nmae=…)` would be ignored silently.
+    If the constructor takes `**kwargs`, an unknown name is accepted unless it resembles a known name. The typing error
+    in `smp.Unet(encoder_nmae=…)` would otherwise be ignored silently.
 
     Args:
         cls: the class.
         args: the keyword arguments for its constructor.
         key: the key in the YAML, e.g. `model.args`.
-        partial: accept missing arguments, because the caller adds more.
+        partial: whether missing arguments are accepted, because the caller adds them later.
 
     Raises:
         MaskfoldError: status 2; an argument is unknown or missing.
@@ -151,7 +151,7 @@ def check_arguments(cls: Any, args: Mapping[str, Any], key: str, partial: bool =
 def check_targets(exp: Experiment, trust: Sequence[str] = ()) -> None:
     """Check every `target` of an experiment and the names of its `args` before the run starts.
 
-    The arguments' values are checked where the class is instantiated.
+    The values of the arguments are checked later, when the class is instantiated.
 
     Args:
         exp: the experiment.
@@ -193,7 +193,7 @@ def _import(name: str, path: str, key: str) -> ModuleType:
         if error.name == name and "." not in name:
             raise MaskfoldError(
                 f"{key}: `{path}` needs the package {name}, which is not installed.",
-                f"Install {name}, or run the command in the folder that contains it.",
+                f"Install {name}, or run the command in the folder that contains {name}.",
                 status=2,
             ) from error
         if error.name == name:
@@ -295,7 +295,7 @@ def trusted_packages(extra: Sequence[str] = ()) -> frozenset[str]:
 
     Args:
         extra: packages trusted on the command line (`--trust`). The packages in the environment variable
-            (`MASKFOLD_TRUST=a,b`) are added to them.
+            `MASKFOLD_TRUST` (such as `a,b`) are added.
 
     Raises:
         MaskfoldError: status 2; an entry is not a package name.
@@ -304,12 +304,12 @@ def trusted_packages(extra: Sequence[str] = ()) -> frozenset[str]:
 
 
 def is_user_trusted(root: str, extra: Sequence[str] = ()) -> bool:
-    """Return whether a package is trusted only by the command line or the environment."""
+    """Return whether a package is trusted only because the command line or the environment names it."""
     return root not in TRUSTED_PACKAGES and root in _user_trusted(extra)
 
 
 def is_wholly_trusted(root: str, extra: Sequence[str] = ()) -> bool:
-    """Return whether the command line or the environment trusts all of a package, including its active parts."""
+    """Return whether the command line or the environment trusts a whole package, including `ACTIVE_PARTS`."""
     return root in _user_trusted(extra)
 
 

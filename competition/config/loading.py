@@ -50,15 +50,15 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = (), trust: Sequ
         path: the file.
         overrides: `key=value` arguments; a value is YAML and replaces the file's value.
         trust: packages from which a `target` may be imported, in addition to
-            `competition.config.instantiate.TRUSTED_PACKAGES`. None skips this check, to read the configuration of a
-            finished run.
+            `competition.config.instantiate.TRUSTED_PACKAGES`. None skips this check, which is useful to read the
+            configuration of a finished run.
 
     Returns:
         The experiment. The classes of its targets are not imported, except for the user's own post-processing steps;
         `competition.config.instantiate.check_targets` checks them.
 
     Raises:
-        MaskfoldError: status 2; it lists all errors, each with its file, line and key.
+        MaskfoldError: status 2; the message lists all errors, each with file, line and key.
 
     Example:
         >>> load_experiment("experiments/demo2d/unet2d.yaml", ["training.epochs=3"])  # doctest: +SKIP
@@ -101,7 +101,8 @@ def load_competition(
     Args:
         path: the file.
         overrides: `key=value` arguments, e.g. `root=/elsewhere`.
-        trust: packages from which `metric.target` may be imported; None skips this check, to read other keys.
+        trust: packages from which `metric.target` may be imported; None skips this check, which is useful to read other
+            keys.
 
     Returns:
         The competition; its `root` is absolute.
@@ -148,7 +149,7 @@ def resolve_config(exp: Experiment) -> dict[str, Any]:
 
 
 def resolve_for_prediction(exp: Experiment) -> dict[str, Any]:
-    """Return `resolve_config(exp)` without the user's own metric, whose package prediction does not need."""
+    """Return `resolve_config(exp)` without the user's own metric, because prediction does not need its package."""
     plain = resolve_config(exp)
     if exp.competition.metric.has_own_code:
         del plain["competition"]["metric"]
@@ -171,7 +172,7 @@ def write_yaml(data: Any, path: Path) -> None:
     except yaml.representer.RepresenterError as error:
         raise MaskfoldError(
             f"{path} cannot be written: {error.args[-1]!r} is not plain data.",
-            "Use only numbers, text, lists and mappings.",
+            "Use only numbers, text, booleans, lists and mappings.",
             status=2,
         ) from error
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -189,7 +190,7 @@ def write_yaml(data: Any, path: Path) -> None:
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML dumper that writes no aliases, and quotes text that YAML 1.1 or 1.2 would read as another type."""
+    """Write YAML without aliases, and quote text that YAML 1.1 or 1.2 would read as another type."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -213,7 +214,7 @@ _Dumper.add_implicit_resolver(TAG_PREFIX + "float", FLOAT_PATTERN, list("-+.0123
 
 
 def _inline_extras(document: YamlDocument, folder: Path) -> None:
-    """Replace the competition paths in `extra` with the content of the files."""
+    """Replace the paths of competition YAMLs in `extra` by the content of the files."""
     for key in _item_keys(document, ("extra",)):
         yaml_folder = inline_file(document, (*key, "competition"), folder, "a competition")
         _resolve_root(document, (*key, "competition", "root"), yaml_folder)
@@ -228,7 +229,10 @@ def _item_keys(document: YamlDocument, key: KeyPath) -> list[KeyPath]:
 
 
 def _insert_defaults(document: YamlDocument, keys: Sequence[str]) -> None:
-    """Insert default sections, so that `optimizer.args.lr=…` changes the default optimizer if the file has none."""
+    """Insert default sections.
+
+    If the file has no optimizer, `optimizer.args.lr=…` then changes the default optimizer.
+    """
     for key in keys:
         section, _, rest = key.partition(".")
         default = Experiment.model_fields[section].default if section in Experiment.model_fields else None
@@ -249,7 +253,10 @@ def _value(document: YamlDocument, key: KeyPath) -> tuple[Any, Any]:
 
 
 def _resolve_root(document: YamlDocument, key: KeyPath, folder: Path) -> None:
-    """Make the path at `key` absolute: below the YAML's folder if it exists only there, else in the working folder."""
+    """Make the path at `key` absolute.
+
+    If the path exists only below the YAML's folder, it starts there, otherwise in the working folder.
+    """
     parent, value = _value(document, key)
     if isinstance(value, str) and value:
         folder = folder_of(document, key, folder)
@@ -258,8 +265,8 @@ def _resolve_root(document: YamlDocument, key: KeyPath, folder: Path) -> None:
             path = folder / path
         if SURROGATE.search(absolute := os.path.abspath(path)):
             raise MaskfoldError(
-                f"{document.locate(key)}: {'.'.join(map(str, key))}: the path {absolute} is not UTF-8, so it cannot be "
-                "saved with a run.",
+                f"{document.locate(key)}: {'.'.join(map(str, key))}: the path {absolute} is not UTF-8, so a run cannot "
+                "save this path.",
                 "Rename the folder with mv.",
                 status=2,
             )
@@ -267,7 +274,7 @@ def _resolve_root(document: YamlDocument, key: KeyPath, folder: Path) -> None:
 
 
 def _check_run_name(file: Path, competition: str) -> None:
-    """Check the two names that form the name of the folder of a run or study, `<competition>-<experiment>`.
+    """Check the experiment's name, which forms the folder name `<competition>-<experiment>` of runs and studies.
 
     Raises:
         MaskfoldError: the name of the experiment's file is not UTF-8 or has control characters, or the folder's name
@@ -284,7 +291,7 @@ def _check_run_name(file: Path, competition: str) -> None:
 
 
 def _resolve_file(document: YamlDocument, key: KeyPath, folder: Path) -> None:
-    """Prefix the path at `key` with the YAML's folder if the file exists there but not in the working folder."""
+    """Put the YAML's folder before the path at `key` if the file exists only there, not below the working folder."""
     parent, value = _value(document, key)
     folder = folder_of(document, key, folder)
     if isinstance(value, str) and value and not Path(value).exists() and (folder / value).exists():
@@ -299,7 +306,7 @@ def _validate(model: type[ModelT], document: YamlDocument) -> ModelT:
 
 
 def _load_own_steps(document: YamlDocument, trust: Sequence[str]) -> None:
-    """Import the user's own post-processing steps, whose fields describe their arguments."""
+    """Import the user's own post-processing steps, because the fields of these classes define the keys of the YAML."""
     key: KeyPath = ("postprocess", "steps")
     _, value = _value(document, key)
     lists = {(*key, name): steps for name, steps in value.items()} if isinstance(value, dict) else {key: value}
@@ -318,7 +325,7 @@ def _metric_key(above: KeyPath, section: str) -> KeyPath:
 
 
 def _check_trust(exp: Experiment, document: YamlDocument, trust: Sequence[str]) -> None:
-    """Check the package and the arguments of every `target`, without importing it."""
+    """Check the package and the arguments of every `target`, without importing the target."""
     targets: list[tuple[KeyPath, TargetConfig]] = [(("model",), exp.model), (("optimizer",), exp.optimizer)]
     is_list = isinstance(exp.loss, list)
     targets += [(("loss", number) if is_list else ("loss",), loss) for number, loss in enumerate(exp.losses)]

@@ -42,11 +42,11 @@ MAX_SHOWN_ERRORS = 50
 
 @dataclass
 class Problem:
-    """One pydantic error, and what the model says about the key that caused it.
+    """Hold one pydantic error, and what the model says about the key that caused the error.
 
     Attributes:
         error: the error.
-        path: the key's path in the data; unlike pydantic's `loc`, without the members of unions.
+        path: the key's path in the data. Unlike pydantic's `loc`, this path has no entries for members of unions.
         expected: the types that the key's value may have.
         section: the model that the key belongs to.
         union_members: for each union type along the key's path: the union's path, its members, and the member that
@@ -90,7 +90,7 @@ def format_validation_error(error: ValidationError, model: type[BaseModel], docu
 
 
 def _locate(error: ErrorDetails, model: type[BaseModel]) -> Problem:
-    """Find the section and the key in the model that pydantic's location refers to."""
+    """Find the section and the key in the model to which pydantic's location refers."""
     problem = Problem(error, expected=[model])
     for part in error["loc"]:
         if len(problem.expected) > 1:
@@ -115,7 +115,7 @@ def _locate(error: ErrorDetails, model: type[BaseModel]) -> Problem:
 def _select_union_members(problems: list[Problem]) -> list[Problem]:
     """Keep the errors of the union member that the user meant; if no member matches, keep one error for the union.
 
-    A member is not the intended one if the value has another type, e.g. text instead of a list.
+    A member was not meant if the value has another type, e.g. text where the member is a list.
     """
     mismatches = {
         (path, member)
@@ -238,7 +238,7 @@ def _dotted(path: KeyPath) -> str:
 
 
 def _path_in_message(message: str, path: KeyPath, document: YamlDocument) -> KeyPath | None:
-    """Return the key in backticks that a validator's message starts with, as in "`patch.size` must …"; else None."""
+    """Return the key in backticks at the start of a validator's message, as in "`patch.size` must …"; else None."""
     if not message.startswith("`"):
         return None
     parts = message.split("`")[1].split(":")[0].split(".")
@@ -247,7 +247,7 @@ def _path_in_message(message: str, path: KeyPath, document: YamlDocument) -> Key
 
 
 def _suggest_keys(problem: Problem) -> str:
-    """Return a hint with the key that the user may mean: a similar key here, or the same key in a nested section."""
+    """Return a hint with the key that the user may mean: a similar key, or the same key of a nested section."""
     if problem.section is None:
         return ""
     key, known = str(problem.path[-1]), _keys(problem.section)

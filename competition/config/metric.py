@@ -1,4 +1,4 @@
-"""The type of a metric (a name, a function and a direction), and the registry of metrics.
+"""Define what a metric is (a name, a function and a direction), and register metrics.
 
 `WeightedSum` is the function of `metric: {sum: [{name: surface_dice, weight: 0.35}, …]}`.
 The decorator `metric` adds a metric to the registry. `METRICS` contains the metrics of `competition.metrics`. All
@@ -43,7 +43,7 @@ Declared = TypeVar("Declared", bound=Callable[..., Any])
 
 
 class Direction(enum.Enum):
-    """Whether higher or lower scores are better. Every comparison of scores goes through one of these methods.
+    """State whether higher or lower scores are better. Every comparison of scores uses a method of this class.
 
     An undefined score (nan or infinite, e.g. because all cases lack the class) is worse than every defined score, and
     not better than another undefined score.
@@ -58,7 +58,7 @@ class Direction(enum.Enum):
         return -inf * self.value
 
     def rank(self, score: float) -> float:
-        """Return a number that is higher for a better score, as a key for `max` and `sorted`; -inf if undefined."""
+        """Return a sort key that is higher for a better score; -inf for an undefined score."""
         return self.value * score if isfinite(score) else -inf
 
     def is_better(self, new: float, old: float, margin: float = 0.0) -> bool:
@@ -67,10 +67,10 @@ class Direction(enum.Enum):
 
 
 class PooledScore(NamedTuple):
-    """The score of a metric that averages one of its two terms over items, such as slices, of all cases.
+    """Hold the score of a metric of two terms, one of which is averaged over items, such as slices, of all cases.
 
     Attributes:
-        pooled: the term's mean over the items of this class of this case.
+        pooled: mean of the pooled term over the items of one class in one case.
         items: number of these items.
         rest: the other term, which is averaged over cases and classes.
     """
@@ -82,7 +82,7 @@ class PooledScore(NamedTuple):
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric.
+    """Describe a metric.
 
     Attributes:
         name: the metric's name in tables and messages.
@@ -101,7 +101,7 @@ class Metric:
 
     @classmethod
     def from_declaration(cls, declared: Any, name: str) -> Metric:
-        """Return the metric of a function or class that states its direction in the attribute `higher_is_better`.
+        """Make a metric from a function or class whose attribute `higher_is_better` states the direction.
 
         Raises:
             ValueError: `declared` has no such attribute.
@@ -157,7 +157,7 @@ class Metric:
 
         Args:
             args: values of settings by name.
-            defaults: values for settings that `args` lacks; names that are no settings are ignored.
+            defaults: values for settings that `args` lacks. Names in `defaults` that are not settings are ignored.
 
         Raises:
             ValueError: a name in `args` is not a setting, a setting has no value, or a value is not one of those that
@@ -210,10 +210,10 @@ def metric(
 ) -> Callable[[Declared], Declared]:
     """Declare a function as a metric of one class of one case.
 
-    The names of the function's parameters say what it needs. A name in `INPUTS` receives that input. Each other
-    parameter is a setting: a key of the YAML section `metric` (`beta`, `tolerance_mm`), or of `metric.args`. Instead of
-    a function, a class may take the settings in its constructor, and its objects the inputs when they are called; a
-    new object is made for every score.
+    The names of the function's parameters determine what the function receives. A name in `INPUTS` receives that input.
+    Each other parameter is a setting: a key of the YAML section `metric` (`beta`, `tolerance_mm`), or of `metric.args`.
+    Instead of a function, a class may take the settings in its constructor, and its objects the inputs when they are
+    called; a new object is made for every score.
 
     A metric over all cases (`average: global`) is a class with two methods: `sums` takes inputs of one class of one
     case and returns a tuple of numbers; `__call__` takes these numbers, added up over cases, and returns the score. It
@@ -222,8 +222,8 @@ def metric(
 
     Empty masks: if mask and truth are both empty (for a metric of objects: both without objects), the function is not
     called, and the score is `metric.both_empty`, by default that of a correct prediction: 1, or 0 if lower is better.
-    If only one of them is empty, the function must return a finite number: 0 for a share, and for a distance the
-    largest possible one, the image's diagonal in mm. Otherwise empty masks would lower the mean distance.
+    If only one of the two is empty, the function must return a finite number: 0 for a share; for a distance, the
+    largest possible value, i.e. the image's diagonal in mm. A smaller distance would reward empty masks.
 
     A function in a module of `competition.metrics` is added to `METRICS`, and a YAML names it in `metric.name`. A
     function of another package is named by its import path in `metric.target`.
@@ -271,7 +271,7 @@ def load_own_metric(target: str, name: str, trust: Sequence[str], key: str) -> M
         key: the key of the import path, for messages.
 
     Raises:
-        MaskfoldError: status 2; it is not trusted, cannot be imported, or states no direction.
+        MaskfoldError: status 2; the target is not trusted, cannot be imported, or states no direction.
     """
     try:
         found = Metric.from_declaration(resolve_target(target, None, key, trust), name)

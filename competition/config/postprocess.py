@@ -1,4 +1,4 @@
-"""Schema of post-processing: an ordered list of steps per class, applied to probabilities and masks after inference."""
+"""Define the schema of post-processing: per class, an ordered list of steps, which are applied after inference."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ if TYPE_CHECKING:
 
 
 class Step(ConfigModel):
-    """Base class of post-processing steps; `competition.postprocessing.steps` contains Maskfold's own steps.
+    """Define the interface of a post-processing step. `competition.postprocessing.steps` contains Maskfold's own steps.
 
     The pydantic fields of a step are its keys in the YAML. A step whose only field is `value` is written
     `remove_small: 30`; any other step is written as a mapping: `triplet: {high: 0.75, pixels: 100, low: 0.4}`. A user's
     own step is written `{target: my_steps.Erode, args: {radius: 1}}`.
 
     Attributes:
-        creates_mask: the step makes the mask from the probabilities; only the first step may be such a step.
-        needs_presence: the step requires the output of the presence head.
-        slot: steps with the same slot are alternatives: the search uses at most one of them. None: no other step is an
+        creates_mask: whether the step makes the mask from the probabilities. Only the first step may do so.
+        needs_presence: whether the step requires the output of the presence head.
+        slot: name of a group of alternative steps, of which the search uses at most one. None: the step has no
+            alternatives.
+        combines: whether the search adds the step to each alternative of its slot, instead of replacing the
             alternative.
-        combines: the search tries the step in addition to each alternative of its slot, instead of replacing it.
-        searched_twice: the search returns to the step's slot after all other slots.
+        searched_twice: whether the search visits the step's slot again after all other slots.
     """
 
     creates_mask: ClassVar[bool] = False
@@ -47,7 +48,7 @@ class Step(ConfigModel):
 
     @abstractmethod
     def apply(self, current: Any, case: Any, index: int) -> Any:
-        """Return the mask and objects of one class after this step. The arguments are not changed.
+        """Return the mask and objects of one class after this step. Implementations must not change the arguments.
 
         Args:
             current: `ClassMask` of `competition.postprocessing.case`, the mask and objects before this step.
@@ -60,7 +61,7 @@ class Step(ConfigModel):
 
     @classmethod
     def candidates(cls, search: Any) -> Sequence[Step] | None:
-        """Return the steps that `postprocess.tune` tries, in this order; it also tries to leave the step out.
+        """Return the steps that `postprocess.tune` tries, in this order. The search also tries to leave the step out.
 
         Args:
             search: `SearchContext` of `competition.postprocessing.steps`.
@@ -71,17 +72,17 @@ class Step(ConfigModel):
         return None
 
     def find_problem(self, exp: Experiment) -> str | None:
-        """Return why the step does not fit the other sections of an experiment; None if it fits."""
+        """Return why the step contradicts other sections of the experiment; None if it does not."""
         return None
 
     @classmethod
     def is_scalar(cls) -> bool:
-        """Return whether the only field is `value`, so that the YAML has a value in place of a mapping."""
+        """Return whether the step's only field is `value`. If so, the YAML has a plain value in place of a mapping."""
         return set(cls.model_fields) == {"value"}
 
 
 class UntrustedStep(Step):
-    """A placeholder for a user's own step, if the YAML was read without importing the user's code.
+    """Stand in for a user's own step, if the YAML was read without importing the user's code.
 
     It cannot be applied.
     """
@@ -107,7 +108,7 @@ OWN_STEPS: dict[str, type[Step]] = {}  # the user's own steps that this process 
 
 
 def load_own_step(target: str, args: Any, key: str, trust: Sequence[str]) -> None:
-    """Import a user's own step, so that `StepConfig` can build it, and check the names of its arguments.
+    """Import a user's own step, so that `StepConfig` can build it. The names of the step's arguments are checked.
 
     Args:
         target: the import path of a subclass of `Step`.
@@ -143,7 +144,7 @@ def own_step_digest(target: str) -> str | None:
 
 
 class StepConfig(ConfigModel):
-    """One entry of a list of steps: a mapping with one key, such as `remove_small: 30`, or a user's own step.
+    """Hold one entry of a list of steps: a mapping with one key, such as `remove_small: 30`, or a user's own step.
 
     Attributes:
         name: the key, e.g. `remove_small`, or the import path of a user's own step.
@@ -173,7 +174,7 @@ class StepConfig(ConfigModel):
     @model_validator(mode="before")
     @classmethod
     def _parse(cls, data: Any) -> Any:
-        """Replace the key of the YAML with the step; pydantic adds the key's location to errors in its value."""
+        """Replace the key of the YAML by the step. Pydantic adds the key's location to errors in the key's value."""
         if not isinstance(data, dict) or isinstance(data.get("step"), Step):
             return data
         values = _yaml_model(**{name: STEPS.get(name) for name in STEPS.names()}).model_validate(data)
@@ -202,12 +203,12 @@ class StepConfig(ConfigModel):
 
     @property
     def is_own(self) -> bool:
-        """Whether it is a user's own step."""
+        """Whether the entry is a user's own step."""
         return "." in self.name
 
     @property
     def value(self) -> Any:
-        """The key's value: a number or truth value, or the step itself if its YAML is a mapping."""
+        """The value of the key: a number or a boolean; if the YAML has a mapping, the step itself."""
         return self.step.value if self.step.is_scalar() else self.step  # type: ignore[attr-defined]
 
     def __str__(self) -> str:
@@ -261,7 +262,10 @@ class LabelOrdering(ConfigModel):
 
 
 class PostprocessConfig(ConfigModel):
-    """Post-processing steps for all classes, or by class name; `tune` searches them on the out-of-fold predictions."""
+    """Set the post-processing steps for all classes, or by class name.
+
+    `tune` searches them on the out-of-fold predictions.
+    """
 
     tune: bool = False
     steps: list[StepConfig] | dict[str, list[StepConfig]] = []

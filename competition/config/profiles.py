@@ -1,4 +1,4 @@
-"""File formats of the known competitions, as data: the submission and the training table."""
+"""Describe the file formats of known competitions, as data: the submission and the training table."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ RowKind = Literal["image", "object", "slice_class", "image_class"]
 
 @dataclass(frozen=True)
 class TrainTable:
-    """The format of the training table, where it differs from the submission.
+    """Describe how the format of the training table differs from the submission.
 
     Attributes:
         id_column, mask_column, class_column: names of the table's columns; None: as in the submission.
-        rows_are_parts: rows of one image are parts of one mask and are merged.
-        grid: (H, W) of its masks; None: the image's own size.
+        rows_are_parts: whether the rows of one image are parts of one mask, which are merged.
+        grid: (H, W) of the table's masks; None: the image's own size.
     """
 
     id_column: str | None = None
@@ -37,7 +37,7 @@ class TrainTable:
 
 @dataclass(frozen=True)
 class Profile:
-    """The submission format of one competition.
+    """Describe the submission format of one competition.
 
     Attributes:
         name: name of the competition.
@@ -86,7 +86,7 @@ class Profile:
 
     @property
     def class_in_id(self) -> bool:
-        """Whether the id cell also contains the class: `name.jpg_1`."""
+        """Whether the id cell also contains the class, as in `name.jpg_1`."""
         return bool(self.classes) and self.class_column is None
 
     @property
@@ -107,10 +107,10 @@ class Profile:
         return image, cls
 
     def match_header(self, header: Sequence[str], path: Path) -> Profile:
-        """Return the format that has the header of a file: this one, or `alternative`.
+        """Return the format whose header a file has: this profile, or its `alternative`.
 
         Raises:
-            MaskfoldError: neither has this header.
+            MaskfoldError: neither format has this header.
         """
         formats = [profile for profile in (self, self.alternative) if profile is not None]
         for profile in formats:
@@ -118,7 +118,7 @@ class Profile:
                 return profile
         if "" in header or "Unnamed: 0" in header:
             raise MaskfoldError(
-                f"{path} has a column without a name.", "Write it with pandas' to_csv(…, index=False).", status=2
+                f"{path} has a column without a name.", "Write the file with pandas' to_csv(…, index=False).", status=2
             )
         expected = " or ".join(",".join(profile.columns) for profile in formats)
         raise MaskfoldError(
@@ -129,7 +129,10 @@ class Profile:
 
 
 def _profile(name: str, columns: str, order: Literal["row", "column"], **fields: object) -> Profile:
-    """Build a profile. Its first column is the id and its last column the mask, unless `fields` override them."""
+    """Build a profile.
+
+    By default, the first column is the id and the last column is the mask; `fields` override this.
+    """
     names = tuple(columns.split(","))
     defaults: dict[str, object] = {
         "rle": RleFormat(order=order),
@@ -277,9 +280,9 @@ def profile_of(comp: Competition) -> Profile:
     profile = get_profile(name)
     if profile.classes and set(profile.classes) != set(comp.classes):
         raise MaskfoldError(
-            f"competition.classes does not fit submission.profile {name}: found {', '.join(comp.classes)}, expected "
+            f"competition.classes differs from submission.profile {name}: found {', '.join(comp.classes)}, expected "
             f"{', '.join(profile.classes)}.",
-            "Use the profile's class names, which its ids contain.",
+            "Use the profile's class names, because the ids in the host's file contain them.",
             status=2,
         )
     return profile

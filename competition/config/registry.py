@@ -1,4 +1,4 @@
-"""Registry of named entries that other packages add, such as metrics and post-processing steps."""
+"""Register named entries that other packages add, such as metrics and post-processing steps."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Entry = TypeVar("Entry")
 
 
 class Registry(Generic[Entry]):
-    """A mapping from names to entries, which are added by the modules that define them.
+    """Map names to entries. The module that defines an entry adds it to the registry.
 
-    A module adds its entries while it is imported, and the first lookup imports the module. Modules are named by text,
-    so a lookup may import a package of a higher layer.
+    A module adds its entries while it is imported, and the first lookup imports the module. The registry names modules
+    by text, so that a lookup may import a package of a higher layer.
 
     Args:
         kind: the noun for an entry in messages, e.g. `metric`.
@@ -60,7 +60,7 @@ class Registry(Generic[Entry]):
 
     @contextmanager
     def temporary(self, name: str, entry: Entry) -> Iterator[Entry]:
-        """Add an entry for the duration of a `with` block, for tests."""
+        """Add an entry for the duration of a `with` block, as tests need."""
         self._import_package()
         self.add(name, entry)
         try:
@@ -75,10 +75,10 @@ class Registry(Generic[Entry]):
         return list(known) if self.ordered else sorted(known)
 
     def check(self, name: str) -> str:
-        """Return the name if the registry has an entry for it. This is a pydantic validator.
+        """Return the name if the registry has an entry of this name. Pydantic uses this method as a validator.
 
         Raises:
-            ValueError: there is no such entry; the message lists the known names, and the nearest one.
+            ValueError: no entry has this name; the message lists the known names and the most similar one.
         """
         known = self.names()
         if name not in known:

@@ -1,4 +1,4 @@
-"""Schema of a study: keys of the experiment to search, each with a range or choices."""
+"""Define the schema of a study: the keys of the experiment to search, each with a range or choices."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from competition.config.competition import ConfigModel, PositiveInt
 
 
 class SearchDimension(ConfigModel):
-    """Search range of one key (`low`, `high`, `log`, `step`; of integers if both bounds are integers), or choices.
+    """Set the search range of one key (`low`, `high`, `log`, `step`), or its choices.
 
-    Choices are a list, or a mapping from a label to the value, which may be a whole part of the YAML. With `when`, the
-    key is searched only if other keys of the space have the given values.
+    If both bounds are integers, the range consists of integers. Choices are a list, or a mapping from labels to values;
+    a value may be a whole section of the YAML. With `when`, the key is searched only if other keys of the space have
+    the values that `when` lists.
     """
 
     low: int | float | None = None
@@ -55,13 +56,13 @@ class SearchDimension(ConfigModel):
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     def contains(self, value: int | float) -> bool:
-        """Return whether `value` is a whole number of steps away from `low`; True without `step`."""
+        """Return whether `value` is a whole number of steps above `low`. Without `step`, return True."""
         assert self.low is not None
         return self.step is None or (_exact(value) - _exact(self.low)) % _exact(self.step) == 0
 
     @property
     def choice_labels(self) -> list[str]:
-        """Labels of the choices; they are stored and shown."""
+        """The labels of the choices, which Optuna stores and which figures show."""
         return [label for label, _ in self.labelled_choices]
 
     @property
@@ -73,12 +74,12 @@ class SearchDimension(ConfigModel):
 
 
 def _exact(value: int | float) -> Fraction:
-    """Return a number as the exact fraction that its decimal notation means; a float cannot represent 0.3 exactly."""
+    """Return a number as the exact fraction of its decimal notation, because a float cannot represent 0.3 exactly."""
     return Fraction(str(value))
 
 
 class StudyConfig(ConfigModel):
-    """A search over keys of the experiment; each trial is one cross-validation run."""
+    """Set up a search over keys of the experiment. Each trial is one cross-validation run."""
 
     space: Annotated[dict[str, SearchDimension], Field(min_length=1)]
     trials: PositiveInt = 30

@@ -1,4 +1,4 @@
-"""YAML files and `key=value` overrides as plain data, with the file and line of each key."""
+"""Read YAML files and `key=value` overrides as plain data, with the file and line of each key."""
 
 # Not ruamel.yaml (0.19): its loader with line numbers accepts the tag `!!python/name:os.system`, turns 2001-01-01 into
 # a date and numbers into its own classes, and does not limit nested aliases: 511 bytes become a billion values. It
@@ -42,7 +42,7 @@ KEY_PART_PATTERN = re.compile(r"[^.\[\]]+|\[([^\[\]]+)\]")
 
 
 class PlainDataLoader(yaml.SafeLoader):
-    """YAML 1.2 loader for plain data only: numbers, text, booleans, null, lists and mappings."""
+    """Load YAML 1.2 that contains only plain data: numbers, text, booleans, null, lists and mappings."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
@@ -52,7 +52,7 @@ for _name, (_pattern, _first) in SCALAR_TYPES.items():
 
 
 class SourceLocation(NamedTuple):
-    """File and line of a key; the line is None on the command line."""
+    """Hold the file and line of a key; for a key from the command line, the line is None."""
 
     file: str
     line: int | None = None
@@ -66,12 +66,12 @@ COMMAND_LINE = SourceLocation("command line")
 
 @dataclass
 class YamlDocument:
-    """Plain data from YAML, and the location of each key.
+    """Hold plain data from YAML, and the location of each key.
 
     Attributes:
         tree: the data.
         file: the file from which the data were read, or `command line`.
-        locations: where each key was written; keys that were merged (`<<`) have no location.
+        locations: file and line of each key. Keys that were merged with `<<` have no location.
     """
 
     tree: Any
@@ -79,14 +79,17 @@ class YamlDocument:
     locations: dict[KeyPath, SourceLocation] = field(default_factory=dict)
 
     def locate(self, path: KeyPath) -> SourceLocation:
-        """Return the location of a key; if the key has none, return the location of the nearest parent with one."""
+        """Return the location of a key.
+
+        If the key has no location, return that of the nearest parent that has a location.
+        """
         for length in range(len(path), -1, -1):
             if path[:length] in self.locations:
                 return self.locations[path[:length]]
         return SourceLocation(self.file, 1)
 
     def replace_locations(self, path: KeyPath, source: YamlDocument) -> None:
-        """Record that the value at `path` now comes from the document `source`."""
+        """Record that the value at `path` now comes from the document `source`, so that messages name its lines."""
         self.locations = {key: place for key, place in self.locations.items() if key[: len(path)] != path}
         for length in range(1, len(path)):
             self.locations.setdefault(path[:length], source.locate(()))
@@ -119,7 +122,7 @@ def read_yaml(path: Path) -> YamlDocument:
     document = parse_yaml(text, str(path))
     if document.tree is None:
         raise MaskfoldError(
-            f"{path} is empty.", "Write the keys of the experiment or the competition into the file.", status=2
+            f"{path} is empty.", "Write the keys of the experiment or of the competition into this file.", status=2
         )
     if not isinstance(document.tree, dict):
         raise MaskfoldError(
@@ -131,7 +134,7 @@ def read_yaml(path: Path) -> YamlDocument:
 
 
 def parse_yaml(text: str, file: str | None = None) -> YamlDocument:
-    """Parse YAML text; if `file` is not given, messages name the command line as the source.
+    """Parse YAML text. Without `file`, messages name the command line as the source.
 
     Raises:
         MaskfoldError: status 2; see `read_yaml`.
@@ -167,7 +170,7 @@ def value_kind(value: Any) -> str:
 
 
 class _NodeChecker:
-    """A check of all nodes that records each key's line and rejects unsafe tags, duplicate keys and alias loops."""
+    """Check all nodes: record the line of each key, and reject unsafe tags, duplicate keys and alias loops."""
 
     def __init__(self, document: YamlDocument, *, has_lines: bool) -> None:
         self.document = document
@@ -238,14 +241,14 @@ def _syntax_hint(error: yaml.MarkedYAMLError) -> str:
 
 
 class Override(NamedTuple):
-    """One parsed `key=value`."""
+    """Hold one parsed `key=value`."""
 
     key: str
     value: YamlDocument
 
 
 def parse_overrides(words: Sequence[str]) -> list[Override]:
-    """Parse `key=value` arguments; a value is YAML under the same rules as in files.
+    """Parse `key=value` arguments. A value is YAML, and the same rules apply as in files.
 
     Raises:
         MaskfoldError: status 2; an argument is not `key=value`, or its value is not YAML.
@@ -272,10 +275,10 @@ def parse_overrides(words: Sequence[str]) -> list[Override]:
 
 
 def apply_overrides(document: YamlDocument, overrides: Sequence[Override]) -> None:
-    """Set keys of a document in order; a mapping or list replaces the previous value instead of being merged.
+    """Set keys of a document, in order. A mapping or list replaces the previous value and is not merged with it.
 
     Raises:
-        MaskfoldError: status 2; an index is not in the list.
+        MaskfoldError: status 2; a key contains the index of a list item that does not exist.
     """
     if not overrides:
         return

@@ -1,6 +1,7 @@
 """The cache of preprocessed cases on disk, and the limit on the memory that open cases may use.
 
-Each case is one folder. It is either complete or absent, even if several processes write it or one is killed.
+Each case is one folder. The folder is either complete or absent, even if several processes write it or a process is
+killed.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ class PreprocessedCase:
     def _from_record(cls, folder: Path, record: dict[str, Any]) -> PreprocessedCase:
         """Build the case from its record.
 
-        Old records have no digest, so damage to them is detected only here, by any of `READ_ERRORS`.
+        Old records have no digest, so damage to an old record is detected only here, as one of `READ_ERRORS`.
         """
         case = cls(
             folder,
@@ -137,7 +138,7 @@ class PreprocessedCase:
     def _load_array(
         self, name: str, length: int | None, item_shape: tuple[int, ...], dtypes: tuple[str, ...]
     ) -> np.ndarray:
-        """Map an array file; check that its shape is (`length` or any, *item_shape) and its dtype in `dtypes`.
+        """Map an array file. Check that its shape is (`length` or any, *item_shape) and that its dtype is in `dtypes`.
 
         Raises:
             MaskfoldError: the header has another shape or dtype. The values are not checked.
@@ -190,7 +191,7 @@ _last_parts: tuple[Experiment, dict[str, Any]] | None = None  # the last experim
 
 
 def _shared_key_parts(exp: Experiment) -> dict[str, Any]:
-    """Return the parts of `cache_key` that all cases of an experiment share."""
+    """Return the parts of `cache_key` that are the same for all cases of an experiment."""
     global _last_parts
     if _last_parts is not None and _last_parts[0] is exp:
         return _last_parts[1]
@@ -217,7 +218,10 @@ def _shared_key_parts(exp: Experiment) -> dict[str, Any]:
 
 
 def _rle_settings(comp: Competition) -> dict[str, Any]:
-    """Return the settings that decode `train.rle`; a profile's settings are included only if set."""
+    """Return the settings that decode `train.rle`.
+
+    Settings of a profile are included only if the YAML names a profile.
+    """
     fmt = rle_format(comp)
     settings: dict[str, Any] = {"order": fmt.order, "base": fmt.base, "relative": fmt.relative, "empty": fmt.empty}
     profile_settings = {
@@ -342,7 +346,7 @@ def _record_digest(record: dict[str, Any]) -> str:
 
 
 def _publish(folder: Path, final: Path) -> None:
-    """Rename the built folder to its final name; if an intact folder already has this name, keep that one.
+    """Rename the built folder to its final name. If an intact folder already has this name, keep the intact folder.
 
     The rename is not synced: after a power failure the case is complete or absent, as after a kill.
     """
@@ -371,7 +375,10 @@ def _try_rename(folder: Path, final: Path) -> bool:
 
 @contextmanager
 def _exclusive(root: Path) -> Iterator[None]:
-    """Lock the cache: otherwise one process could remove the intact case with which another replaced a damaged one."""
+    """Lock the cache.
+
+    Without the lock, one process could remove the intact case with which another has just replaced a damaged case.
+    """
     descriptor = os.open(root, os.O_RDONLY)
     try:
         with suppress(OSError):  # without locks in the file system, the worst outcome is that a case is built twice
@@ -385,10 +392,11 @@ def _exclusive(root: Path) -> Iterator[None]:
 
 
 class MemoryBudget:
-    """A limit in bytes for the cases that one process has mapped: the least recently used cases release their pages.
+    """Limit the bytes of the cases that one process has mapped: the least recently used cases release their pages.
 
-    Each case counts with its full size on disk, even if only a part was read, so the kernel need not be asked. Before a
-    case that is larger than the budget is read, all other cases are released; after reading, it is released too.
+    Each case counts with its full size on disk, even if only a part was read, so that the kernel need not be asked for
+    the used size. Before a case that is larger than the budget is read, all other cases are released; after reading, it
+    is released too.
 
     Args:
         max_bytes: the budget; None: unbounded.

@@ -1,4 +1,4 @@
-"""The case table: the files of each case (images by channel, ground truth), checked for consistency, and its group."""
+"""Build the case table: the checked files of each case (images by channel, ground truth), and the case's group."""
 
 from __future__ import annotations
 
@@ -462,7 +462,7 @@ def _check_single_pattern(patterns: dict[str, str], key: str) -> None:
     if len(patterns) > 1:
         raise MaskfoldError(
             f"{key} has several patterns, and one has {{c}}, which stands for all channels.",
-            "Use one pattern with {c}, or name each channel's pattern without it.",
+            "Use only the pattern with {c}, or one pattern without {c} per channel.",
             status=2,
         )
 
@@ -522,7 +522,7 @@ def check_files_agree(
 def _check_turned(
     comp: Competition, case_id: str, first: tuple[str | list[str], Header], other: tuple[str | list[str], Header]
 ) -> None:
-    """Check that rows and columns of two files do not differ because of an EXIF orientation.
+    """Raise an error if rows and columns of two files differ because of an EXIF orientation.
 
     Raises:
         MaskfoldError: rows and columns are exchanged, and an EXIF orientation explains it.
@@ -561,7 +561,7 @@ def _check_array_axes(
     fitting = [order for order in usual if tuple(sizes[axis] for axis in order) == shape]
     if fitting and fitting != [axes]:
         raise MaskfoldError(
-            f"The order of axes of {display_name(array[0])} of case {case_id} is unknown: its shape "
+            f"The order of axes of {display_name(array[0])} of case {case_id} is unknown: the shape "
             f"{'×'.join(map(str, shape))} fits {' and '.join(fitting)} of {display_name(partner[0])}, whose arrays "
             f"have the axes {axes} and {'×'.join(map(str, partner[1].shape))} voxels.",
             f"Set competition.array_axes to its order ({' or '.join(fitting)}): nibabel reads xyz, SimpleITK zyx; "

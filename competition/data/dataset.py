@@ -24,7 +24,7 @@ SampleKey = tuple[int, int]  # epoch, position in the epoch
 
 
 class PatchDataset:
-    """A map-style dataset of training samples by (epoch, position). Each sample has its own random generator.
+    """Return training samples by (epoch, position), as a map-style dataset. Each sample has its own random generator.
 
     Cases come in cycles: each cycle contains every case once in a new random order, independent of where epochs begin.
     A share `patch.foreground` of the patches is centred on a foreground voxel; its class is drawn evenly from the
@@ -44,7 +44,7 @@ class PatchDataset:
             (H, W, M), before normalisation; volumes as (C', *patch.size) with (M, *patch.size), normalised.
         positions_per_epoch: number of samples per epoch in all processes; None: computed from the experiment.
         train: if False, every epoch has the same patch of a case, without augmentation.
-        sampler: sets how often each case is drawn; None: all cases equally often.
+        sampler: sampler that determines how often each case is drawn; None: all cases are drawn equally often.
 
     Raises:
         MaskfoldError: `folders` is empty.
@@ -156,7 +156,10 @@ class _OpenCase:
         self._rows_of_class = np.split(rows, borders) if len(rows) else []
 
     def draw_foreground_voxel(self, generator: np.random.Generator) -> Array | None:
-        """Draw a class evenly, then one of its voxels; return its coordinates, None if the case has no foreground."""
+        """Draw a class evenly, then one of its voxels.
+
+        Return the voxel's coordinates; None if the case has no foreground.
+        """
         if not self._rows_of_class:
             return None
         rows = self._rows_of_class[generator.integers(len(self._rows_of_class))]
@@ -242,7 +245,7 @@ class BatchSampler:
 
 
 class WeightedCaseSampler:
-    """Case index of each training sample, counted from the first sample of training.
+    """Assign a case to each training sample. Samples are counted from the first sample of training.
 
     A cycle contains every labelled case once. A set of n extra cases with the weight w contributes w·n samples per
     cycle, rounded down or up so that the average over all cycles is exactly w·n. Extra cases are drawn in rounds; each

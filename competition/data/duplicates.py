@@ -47,7 +47,7 @@ def find_duplicates(table: pandas.DataFrame) -> list[list[str]]:
 
 
 def duplicates_with_other_masks(table: pandas.DataFrame) -> list[list[str]]:
-    """Return those lists of duplicates whose masks differ."""
+    """Return the lists of those duplicates whose masks differ."""
     content = dict(zip(table["id"], table["hash"], strict=True))
     return [ids for ids in find_duplicates(table) if len({content[case_id] for case_id in ids}) > 1]
 
@@ -166,8 +166,8 @@ def make_thumbnail(array: np.ndarray, symmetric: bool = False) -> Floats | None:
 
     Args:
         array: (C, *spatial), two or three spatial axes.
-        symmetric: average over two grids that start at opposite ends of each axis. Then the thumbnail of a mirrored
-            image is the mirrored thumbnail for every image size.
+        symmetric: whether to average over two grids that start at opposite ends of each axis. If so, the thumbnail of a
+            mirrored image is the mirrored thumbnail, for every image size.
 
     Returns:
         float32 (side, side[, side]); None for a constant image.
@@ -233,7 +233,7 @@ def _views(dims: int, turned: bool) -> Iterator[tuple[tuple[int, ...], tuple[sli
 
 
 def _matches(first: Sequence[Floats], second: Sequence[Floats], dims: int) -> Iterator[tuple[int, int, float]]:
-    """Yield the index in `first`, the larger one in `second`, and the correlation of similar thumbnails."""
+    """Yield pairs of similar thumbnails: index in `first`, larger index in `second`, and correlation."""
     (coarse, whole, details), (coarse_2, whole_2, details_2) = first, second
     for start in range(0, len(whole), BLOCK):
         block = slice(start, start + BLOCK)

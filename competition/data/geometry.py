@@ -199,7 +199,10 @@ def _plan_resampling(
 
 
 def _resampled_length(length: int, spacing: float, new_spacing: float) -> int:
-    """Return the length of an axis at the new spacing; unchanged if it differs by less than a thousandth of a voxel."""
+    """Return the length of an axis at the new spacing.
+
+    If it differs by less than a thousandth of a voxel, it is unchanged.
+    """
     if abs(spacing / new_spacing - 1) * length < 1e-3:
         return length
     return max(1, round(length * spacing / new_spacing))
@@ -222,7 +225,7 @@ def find_axes(
 
     if sorted(next(pair for pair in ("RL", "AP", "SI") if code in pair) for code in orientation) != ["AP", "RL", "SI"]:
         raise MaskfoldError(
-            f"Invalid `prepare.orientation`: found {orientation}, expected three codes such as RAS.",
+            f"Invalid `prepare.orientation`: found {orientation}, expected three letters such as RAS.",
             "Name each of R or L, A or P, and S or I once.",
             status=2,
         )
@@ -462,7 +465,7 @@ def _windowed(values: np.ndarray, prepare: PreprocessingConfig) -> np.ndarray:
 
 
 def _box(array: np.ndarray, tests: Sequence[ContentTest], margin: int = 0) -> Box:
-    """Return the box of the voxels that pass the test of at least one channel; the whole image if there are none."""
+    """Return the box of the voxels that pass the test of at least one channel; the whole image if no voxel passes."""
     has_content: list[np.ndarray] = [np.zeros(n, bool) for n in array.shape[1:]]  # one entry per axis
     for channel, test in zip(array, tests, strict=True):
         for index, plane in enumerate(channel):  # plane by plane: no copy of a whole volume

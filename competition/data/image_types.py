@@ -167,7 +167,7 @@ def check_declared_size(path: Path, declared: int, limit: int | None = None) -> 
 
 
 def check_not_bomb(path: Path, declared: int) -> None:
-    """Check for a decompression bomb: a small file that would fill the memory.
+    """Raise an error for a decompression bomb, which is a small file that would fill the memory.
 
     Args:
         path: the file.

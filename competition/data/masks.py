@@ -1,4 +1,4 @@
-"""The ground truth of a case: class masks, numbered objects, relabelled masks of another competition, boundaries."""
+"""Read the ground truth of a case: class masks, objects, boundaries, relabelled masks of other competitions."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class CaseObjects:
     """Numbered objects of a case, which may share pixels.
 
     Attributes:
-        labels: (*spatial) integers: 0 background, 1…N the objects; where two objects overlap, the number of the later
-            one.
+        labels: (*spatial) integers: 0 background, 1…N the objects. Where two objects overlap, it is the number of the
+            later object.
         hidden: pixels of objects that a later object covers; empty if no objects overlap.
         class_of: (N + 1,) class index of each object number; None: all objects have one class.
         empty: number of mask files (or rows of run lengths) without a pixel; for label files, number of absent classes.
@@ -117,7 +117,7 @@ def load_mask(comp: Competition, row: Any) -> np.ndarray:
 
 
 def _load_truth(comp: Competition, row: Any, masks: dict[str, Any], shape: tuple[int, ...]) -> np.ndarray:
-    """Read the mask (M, *spatial) uint8, regardless of `train.region`."""
+    """Read the mask (M, *spatial) uint8, without applying `train.region`."""
     if masks["kind"] == "labels":
         name = display_name(masks["files"])
         labels = _read_label_file(comp, masks["files"], shape, get_column(row, "id"), row_axes(comp, row))
@@ -134,7 +134,7 @@ def _load_truth(comp: Competition, row: Any, masks: dict[str, Any], shape: tuple
 
 
 def load_instances(comp: Competition, row: Any) -> np.ndarray:
-    """Number the objects of a training case in a label image; where two objects overlap, the later one wins.
+    """Number the objects of a training case in a label image. Where two objects overlap, the later object wins.
 
     Args:
         comp: the competition.
@@ -261,7 +261,7 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
 
 
 def load_relabelled_mask(source: Competition, row: Any, target: Competition, mapping: dict[str, str]) -> np.ndarray:
-    """Read the ground truth of a source case as `load_mask` would return it for the target's classes.
+    """Read the ground truth of a case of another competition (the source) in the classes of the target competition.
 
     Source classes without a mapping become background. If no source class maps to a target class, the location of that
     class is unknown: overlapping target classes ignore it everywhere; exclusive classes ignore the background.
@@ -334,7 +334,7 @@ def boundary_mask(objects: np.ndarray, width: int) -> np.ndarray:
 
 
 def _has_neighbour(objects: np.ndarray, radius: int, highest: int) -> np.ndarray:
-    """Return, as bool (*spatial), which pixels have another number within `radius` pixels along axes or diagonals."""
+    """Return a mask (*spatial): pixels with another number within `radius` pixels, along axes or diagonals."""
     size = 2 * radius + 1
     if objects.ndim == 2 and objects.size and highest < 2**24:  # float32 is exact here, and much faster
         import cv2
@@ -457,13 +457,13 @@ def _read_label_file(
         raise MaskfoldError(
             f"The mask {display_name(files)} of case {case_id} has the wrong shape: found "
             f"{'×'.join(map(str, labels.shape))}, expected {'×'.join(map(str, shape))}, the shape of its image.",
-            "Resample both to one grid.",
+            "Resample image and mask to one grid.",
         )
     return labels
 
 
 def _outside_region(comp: Competition, row: Any, masks: dict[str, Any], shape: tuple[int, ...]) -> np.ndarray | None:
-    """Return where the region mask (`train.region`) is 0, (*spatial) bool; None if the case has no region mask."""
+    """Return a mask (*spatial): pixels where the region mask (`train.region`) is 0; None without a region mask."""
     if masks.get("region") is None:
         return None
     region = _read_label_file(comp, masks["region"], shape, get_column(row, "id"), row_axes(comp, row))

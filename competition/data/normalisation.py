@@ -1,4 +1,4 @@
-"""Normalisation: bit depth and channels of 2D images, and per-channel intensity statistics and scaling."""
+"""Normalise images: bit depth and channels of 2D images, and per-channel intensity statistics and scaling."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def channels_error(case_id: str, count: int, expected: int, example: str, dimens
 
 @dataclass(frozen=True)
 class Intensity:
-    """Normalisation of each channel: x' = (clip(x, lo, hi) - shift) * scale, unclipped where `lo` and `hi` are None."""
+    """Normalise each channel: x' = (clip(x, lo, hi) - shift) * scale, without the clip if `lo` and `hi` are None."""
 
     lo: tuple[float | None, ...]
     hi: tuple[float | None, ...]
@@ -95,10 +95,10 @@ class Intensity:
 def channel_statistics(channel: np.ndarray, prepare: PreprocessingConfig, unit: float = 1.0) -> ChannelStatistics:
     """Compute (lo, hi, shift, scale) of one channel for `prepare.intensity` from all its voxels.
 
-    zscore gives mean 0 and standard deviation 1. percentile clips to `prepare.percentiles`, then applies zscore. window
-    clips to level ± width / 2, then scales to [0, 1]. minmax scales to [0, 1]. none divides by `unit`. zscore,
-    percentile and minmax map a constant channel to 0. A window has the units of the channel: 0 to 255 for 8-bit 2D
-    images, 0 to 1 for other 2D images.
+    `zscore` gives mean 0 and standard deviation 1. `percentile` clips to `prepare.percentiles`, then applies `zscore`.
+    `window` clips to level ± width / 2, then scales to [0, 1]. `minmax` scales to [0, 1]. `none` divides by `unit`.
+    `zscore`, `percentile` and `minmax` map a constant channel to 0. A window has the units of the channel: 0 to 255 for
+    8-bit 2D images, 0 to 1 for other 2D images.
 
     Args:
         channel: (*spatial), finite; uint8 or float32.
@@ -142,7 +142,7 @@ def to_uint8_or_unit_range(array: np.ndarray) -> np.ndarray:
 
 
 def select_channels(array: np.ndarray, numbers: Sequence[int], case: str) -> np.ndarray:
-    """Return the channels of an image (C, *spatial) with the given numbers (from 0), in that order; keep the dtype.
+    """Return the channels `numbers` (from 0) of an image (C, *spatial), in that order; keep the dtype.
 
     Raises:
         MaskfoldError: the image has no channel with one of these numbers.
@@ -157,7 +157,7 @@ def select_channels(array: np.ndarray, numbers: Sequence[int], case: str) -> np.
 
 
 def may_have_alpha(images: str | dict[str, str]) -> bool:
-    """Return whether the last channel may be transparency, which requires that one file contains all channels."""
+    """Return whether the last channel may be transparency. This is possible only if one file contains all channels."""
     return isinstance(images, str) and "{c}" not in images
 
 
@@ -214,7 +214,7 @@ def percentiles(channel: np.ndarray, shares: Sequence[float]) -> list[float]:
 
 
 def _count_values(channel: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the counts of up to 65,536 distinct values, and the values in rising order; None if there are others."""
+    """Return the counts of up to 65,536 distinct values, and the sorted values; None for other kinds of values."""
     if channel.dtype == np.uint8:
         counts = _count_blocks(channel, lambda block: block, 256)
         return None if counts is None else (counts, np.arange(256, dtype=np.uint8))
@@ -242,7 +242,7 @@ def _count_values(channel: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
 def _count_blocks(
     channel: np.ndarray, codes: Callable[[np.ndarray], np.ndarray | None], length: int
 ) -> np.ndarray | None:
-    """Count the codes of an array, in blocks because `np.bincount` copies to int64; None if a block has no codes."""
+    """Count the codes of an array in blocks, because `np.bincount` copies to int64; None if a value has no code."""
     counts, flat = np.zeros(length, np.int64), channel.reshape(-1)
     for start in range(0, flat.size, BLOCK):
         block = codes(flat[start : start + BLOCK])

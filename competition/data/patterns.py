@@ -113,7 +113,7 @@ def match_channels(root: Path, pattern: str, key: str) -> dict[str, dict[str, Ca
 
 
 def _group_by_id(matches: Iterable[tuple[str, dict[str, str]]], pattern: str, key: str) -> dict[str, CaseFiles]:
-    """Return the cases of the matches of a pattern, sorted by id; each may have one file, or one per slice."""
+    """Group the matches of a pattern to cases, sorted by id. A case may have one file, or one file per slice."""
     cases: dict[str, CaseFiles] = {}
     is_stack = "{z}" in pattern
     for path, bound in matches:
@@ -221,7 +221,7 @@ def check_ids_differ_by_more_than_case(ids: list[str], key: str) -> None:
             how = "in case" if first.casefold() == case_id.casefold() else "in the Unicode form of a letter (NFC, NFD)"
             raise MaskfoldError(
                 f"{key} matches two ids that differ only {how}: {first} and {case_id}.",
-                "Rename one of the files; some file systems cannot distinguish the two.",
+                "Rename one of the files, because some file systems cannot distinguish the two names.",
             )
 
 
@@ -263,7 +263,7 @@ def oof_file_name(case_id: str) -> str:
 
 
 def id_problem(comp: Competition, case_id: str) -> str | None:
-    """Return the predicate of an error message if a case id is invalid, e.g. "is too long"; None if it is valid.
+    """Return what is wrong with a case id, for a message, e.g. "is too long"; None if the id is valid.
 
     The id must leave room for the suffixes of the files that are named after it: out-of-fold predictions (see
     `competition.runs.oof.OofStore.path`) and label files.
@@ -324,7 +324,7 @@ def _check_pattern(pattern: str, parts: list[str], key: str) -> None:
 
 
 def _check_unique(case_id: str, case: CaseFiles, pattern: str, key: str) -> None:
-    """Raise `MaskfoldError` if two files match the same id, or the same slice of it."""
+    """Raise `MaskfoldError` if two files match the same id, or the same slice of an id."""
     pair = case.paths[:2] if len(case.paths) > 1 else None
     for item, following in zip(case.slices, case.slices[1:], strict=False):
         if int(item.z) == int(following.z):
@@ -437,7 +437,7 @@ MAX_PLACEHOLDERS, PLACEHOLDER_SHARE = 10, 0.05
 
 
 def count_test_images(comp: Competition) -> int | None:
-    """Return the number of test cases with an image; None if it is unknown or the competition has no `test` section."""
+    """Return the number of test cases with an image; None if unknown, or if the competition has no `test` section."""
     if comp.test is None or not Path(comp.root).is_dir():
         return None
     pattern = next(iter(_as_list(comp.test.images)))

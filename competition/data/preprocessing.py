@@ -1,4 +1,4 @@
-"""Preprocessing: write each case's image and mask on the experiment's grid, once, into the cache."""
+"""Preprocess each case once: write its image and mask, on the experiment's grid, into the cache."""
 
 from __future__ import annotations
 
@@ -264,7 +264,7 @@ def write_mask(
         raise MaskfoldError(
             f"The mask of case {case} has the wrong shape: found {mask.shape[1:]}, expected {geometry.file_shape}, "
             "the shape of its image.",
-            "Make both files the same size.",
+            "Resample image and mask to one grid.",
         )
     _warn_of_cropped_classes(mask, geometry, exp, case)
     write_array(folder / "mask.npy", (len(mask), *geometry.shape), np.uint8, channels())

@@ -1,4 +1,4 @@
-"""Images and label files of any supported format, selected by the extension, and the image of a case."""
+"""Read images and label files of any supported format, which the extension selects, and the image of a case."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def read_image(path: str | Path, dimensions: int | None = None, exif: bool = Fal
     if invalid:
         raise MaskfoldError(
             f"{path} has {invalid:,} NaN or infinite value{'' if invalid == 1 else 's'}.",
-            "Repair it, or skip the case with competition.on_bad_case=skip.",
+            "Repair the file, or skip the case with competition.on_bad_case=skip.",
         )
     return image
 
@@ -270,7 +270,7 @@ def load_image(comp: Competition, row: Any) -> Image:
         raise MaskfoldError(
             f"The channels of case {get_column(row, 'id')} differ in size: "
             f"{', '.join('×'.join(map(str, size)) for size in sorted(sizes))}.",
-            "Resample them to one grid, or skip the case with competition.on_bad_case=skip.",
+            "Resample all channels to one grid, or skip the case with competition.on_bad_case=skip.",
         )
     if len(parts) == 1:
         return parts[0]

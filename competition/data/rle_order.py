@@ -1,8 +1,8 @@
-"""Detection of the pixel order of run lengths (column-major or row-major) from the data.
+"""Detect the pixel order of run lengths (column-major or row-major) from the data.
 
 Competition pages sometimes state the wrong order. In the right order, the runs of a shape are adjacent in neighbouring
-lines; in the wrong order they are scattered, unless the image is square. On a square image the wrong order only
-transposes the mask, so the image is used: the outline of the right mask follows the image's edges.
+lines; in the wrong order they are scattered, unless the image is square. On a square image, the wrong order only
+transposes the mask. There, the image decides: the outline of the right mask follows the image's edges.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _CLEAR_SCATTER, _CLEAR_EDGES = 4.0, 2.0  # the same ratios for clear evidence: o
 
 @dataclass(frozen=True)
 class OrderVote:
-    """The order of run lengths that the data indicate.
+    """The order of run lengths for which the data give evidence.
 
     Attributes:
         order: the more likely order; None if no case votes.
-        votes: number of cases that vote for that order.
+        votes: number of cases that vote for `order`.
         cases: number of cases that vote.
         strong: number of cases among `votes` that are clear evidence.
     """
@@ -52,12 +52,12 @@ class OrderVote:
 
     @property
     def confidence(self) -> float:
-        """Share of the voting cases that agree; 0 without votes."""
+        """Share of the voting cases that vote for `order`; 0 without votes."""
         return self.votes / self.cases if self.cases else 0.0
 
     @property
     def clear(self) -> bool:
-        """Whether the data may contradict the YAML."""
+        """Whether the evidence is strong enough to contradict the YAML."""
         enough = self.cases >= MIN_CASES or (self.strong > 0 and self.votes == self.cases)
         return enough and self.confidence >= MIN_SHARE
 
@@ -208,7 +208,7 @@ def _compare_orders(
 
 
 def count_pieces(text: str, line: int, fmt: RleFormat) -> int:
-    """Count the runs without a neighbour in the previous line, an upper bound of the number of connected pieces.
+    """Count the runs without a neighbour in the previous line. There are at most as many connected pieces.
 
     Args:
         text: pairs.
@@ -257,7 +257,7 @@ def check_order(vote: OrderVote, fmt: RleFormat, path: object, key: str) -> None
         raise MaskfoldError(
             f"Wrong order of the run lengths in {path}: {setting} is {fmt.order}, but {vote.votes} of {vote.cases} "
             f"sampled cases indicate {vote.order}.",
-            f"{hint}; competition pages are sometimes wrong about it.",
+            f"{hint}; competition pages sometimes state the wrong order.",
             status=2,
         )
 

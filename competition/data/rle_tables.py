@@ -1,4 +1,4 @@
-"""Tables of run lengths (`train.rle`): their format and columns, and the case or slice of each row."""
+"""Read tables of run lengths (`train.rle`): format and columns, and the case or slice of each row."""
 
 from __future__ import annotations
 
@@ -139,7 +139,9 @@ def find_blank_rows(comp: Competition, cases: dict[str, CaseFiles]) -> dict[str,
 
 
 def row_texts(comp: Competition, lines: Sequence[int]) -> list[str]:
-    """Return the run lengths in some lines of `train.rle`; check once whether the table's file has changed.
+    """Return the run lengths in some lines of `train.rle`.
+
+    Whether the file has changed is checked once, not for each line.
 
     Raises:
         KeyError: the table has fewer lines, or one of these lines is blank.
@@ -184,7 +186,10 @@ def current_rows(comp: Competition, row: Any) -> list[RleRow]:
 
 
 def _mask_texts(comp: Competition, table: Any, layout: RleTableColumns) -> Any:
-    """Return the column of run lengths; with a profile, spaces around them are removed, which SIIM-ACR's cells have."""
+    """Return the column of run lengths.
+
+    With a profile, outer spaces are removed, because the cells of SIIM-ACR have them.
+    """
     texts = table[layout.mask]
     return texts if comp.submission.profile is None else texts.str.strip()
 
@@ -225,7 +230,7 @@ def keep_table_format(comp: Competition, trained: Competition) -> Competition:
     """Return a competition that reads its training table in the format of another one, regardless of `submission`.
 
     Without `train.rle_format`, a training table is read in the format of the submission. A later change of `submission`
-    must not change how the table is read.
+    must not change how a run reads its training table.
 
     Args:
         comp: the competition.

@@ -1,4 +1,4 @@
-"""The split into folds: groups, schemes, strata, checks for leaks, and fold files.
+"""Split cases into folds: groups, schemes, strata, checks for leaks, and fold files.
 
 A split group (a group, merged with groups that share an image) is kept in one fold.
 """
@@ -43,7 +43,8 @@ def split(
         comp: the competition.
         folds: the experiment's `folds`.
         seed: seed of the shuffle.
-        alike: lists of ids that share an image although their files differ; like duplicates, they stay in one fold.
+        alike: lists of ids that share an image although their files differ; like duplicates, the ids of a list stay in
+            one fold.
 
     Returns:
         Columns id, fold and group (the split group), sorted by id. In a holdout, validation cases have fold 0, training
@@ -79,7 +80,10 @@ def split(
 
 
 def _kfold(groups: list[str], k: int, seed: int) -> list[int]:
-    """Apply scikit-learn's KFold to split groups; if a group has several cases, this equals its shuffled GroupKFold."""
+    """Apply scikit-learn's KFold to split groups.
+
+    If a group has several cases, the result equals a shuffled GroupKFold.
+    """
     # This does not call scikit-learn, because its import takes longer than all other work of `cv` on a finished run.
     names = _check_enough(groups, k)
     order = np.arange(len(names))
@@ -113,7 +117,7 @@ def _stratified(groups: list[str], case_strata: list[str], k: int, seed: int) ->
 
 
 def _stratified_without_groups(strata: Sequence[str], k: int, seed: int) -> list[int]:
-    """Return the folds of scikit-learn's StratifiedKFold: deal each stratum to the folds in turn, then shuffle it."""
+    """Return the folds of scikit-learn's StratifiedKFold: deal each stratum to the folds in turn, then shuffle."""
     # This does not call scikit-learn; `_kfold` gives the reason.
     random = np.random.RandomState(_random_state(seed))
     names = list(dict.fromkeys(strata))
@@ -129,7 +133,9 @@ def _stratified_without_groups(strata: Sequence[str], k: int, seed: int) -> list
 
 
 def merge_rare_strata(case_strata: Sequence[str], k: int) -> list[str]:
-    """Merge all strata with fewer than k cases into one; if it still has fewer than k, add the smallest other stratum.
+    """Merge all strata with fewer than k cases into one.
+
+    If this one still has fewer than k cases, add the smallest other stratum.
 
     Args:
         case_strata: the stratum of each case; at least k.
@@ -146,7 +152,7 @@ def merge_rare_strata(case_strata: Sequence[str], k: int) -> list[str]:
 
 
 def _holdout(groups: list[str], shares: list[float], seed: int) -> list[int]:
-    """Split the groups by shares: validation in fold 0, training in -1, held out in -2; no part is empty."""
+    """Split the groups by shares into validation (fold 0), training (-1) and held-out cases (-2); no part is empty."""
     if shares[0] == 0 or shares[1] == 0:
         raise MaskfoldError(
             f"Invalid folds.shares: found {shares}, expected training and validation shares above 0.",
@@ -218,7 +224,7 @@ def group_values(comp: Competition, ids: list[str], key: str) -> list[str] | Non
 
 
 def known_groups(comp: Competition, ids: list[str]) -> dict[str, str]:
-    """Return the group of each id for which `competition.group` has one; other ids are missing.
+    """Return the groups by id. An id is missing if `competition.group` gives no group for it.
 
     Args:
         comp: the competition.

@@ -52,7 +52,7 @@ TASKS = (
 
 
 def find_task(name: str) -> DecathlonTask:
-    """Return a task by its name, ignoring case; `Task09_Spleen` and `task09` also mean the spleen.
+    """Return a task by its name, ignoring case. For example, `spleen`, `Task09_Spleen` and `task09` name the same task.
 
     Raises:
         MaskfoldError: no task has this name (status 2).

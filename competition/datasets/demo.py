@@ -34,7 +34,7 @@ def make_folder(folder: Path, marker: dict[str, Any], fill: Callable[[Path], Non
     Args:
         folder: the folder to create. It replaces an older demo; phantoms replace only phantoms of the same layout.
         marker: description of the content (name, version, seed, numbers). Equal markers mean equal files.
-        fill: function that writes all files into the existing, empty folder that it receives.
+        fill: function that receives the path of an empty folder and writes all files there.
 
     Returns:
         True if the folder was made, False if it already has the same marker.
@@ -58,14 +58,14 @@ def make_folder(folder: Path, marker: dict[str, Any], fill: Callable[[Path], Non
         if _read_marker(folder) == marker:  # another process made the folder at the same time
             return False
         raise MaskfoldError(
-            f"The demo cannot be written to {folder}: {error.strerror or error}.",
+            f"The demo data cannot be written to {folder}: {error.strerror or error}.",
             "Choose a folder with write permission, or free some space.",
         ) from error
     return True
 
 
 def shuffled_case_ids(prefix: str, count: int, seed: int) -> list[str]:
-    """Return shuffled ids, which show neither the content of a case nor its split."""
+    """Return shuffled case ids, so that an id reveals neither the content of a case nor whether it is a test case."""
     numbers = np.random.default_rng([seed, 0]).permutation(count) + 1
     return [f"{prefix}_{number:03d}" for number in numbers]
 
@@ -215,8 +215,8 @@ def ensure_demo(comp: Competition, overrides: Sequence[str] = ()) -> bool:
 
     Args:
         comp: the competition.
-        overrides: the `key=value` arguments with which the competition was loaded. If they set the root, no data are
-            made, because the path may be mistyped.
+        overrides: the `key=value` arguments with which the competition was loaded. If an override sets the root, no
+            data are made, because the path may be mistyped.
 
     Returns:
         True if the data were made.

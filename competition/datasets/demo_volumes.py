@@ -1,4 +1,4 @@
-"""Volumes of the 3D demo: two organs of equal brightness that differ in side and texture.
+"""Draw the volumes of the 3D demo: two organs of equal brightness that differ in side and texture.
 
 Voxels are anisotropic (about 1×1×2.5 mm), the brightness drifts across the volume, and files have mixed orientations,
 so that only preprocessing that reads the affine distinguishes left from right.
@@ -23,7 +23,7 @@ def draw_volume(rng: np.random.Generator, kind: str = "both") -> tuple[Array, Ar
 
     Args:
         rng: source of all randomness.
-        kind: `both`, or the name of its only organ.
+        kind: `both`, or the name of the only organ in the volume: `liver` or `spleen`.
 
     Returns:
         The image (X, Y, Z) int16, its labels (X, Y, Z) uint8 (0 background, 1 liver, 2 spleen) and the spacing in mm.
@@ -91,7 +91,7 @@ def _draw_distractors(rng: np.random.Generator, image: Array, labels: Array, gri
 
 
 def _ellipsoid(grid: list[Array], centre: Array, radii: Array) -> Array:
-    """Return the distance from the centre in units in which the ellipsoid's surface is at 1; arguments are in mm."""
+    """Return the distance from the centre of an ellipsoid, scaled so that the surface is at 1. Arguments are in mm."""
     return np.sqrt(sum(((g - c) / r) ** 2 for g, c, r in zip(grid, centre, radii, strict=True)))
 
 

@@ -1,4 +1,7 @@
-"""Download and unpack an archive. Downloads are resumed and verified by MD5; folders are complete or absent."""
+"""Download and unpack an archive.
+
+An interrupted download resumes, its MD5 is verified, and the folder appears only when it is complete.
+"""
 
 # No library resumes a partial download, which is important for a tar of 27 GB. pooch's HTTPDownloader opens its
 # temporary file with `w+b` and sends no Range header, and `pooch.retrieve` deletes the file after a failure.
@@ -72,7 +75,7 @@ def download_and_unpack(
     Args:
         source: the archive.
         folder: the folder to create; it must not exist, or must be empty.
-        new_progress: function that returns a progress bar with the given label.
+        new_progress: function that receives a label and returns a progress bar.
         say: function that receives lines for the user.
         pause: seconds before the next attempt.
 
@@ -80,7 +83,7 @@ def download_and_unpack(
         Number of files.
 
     Raises:
-        MaskfoldError: as for `download` and `unpack_archive`; or the user's archive has another checksum.
+        MaskfoldError: as for `download` and `unpack_archive`; or the checksum of the user's archive is wrong.
     """
     with created_parent(folder):
         return _fetch(source, folder, new_progress, say, pause)
@@ -101,7 +104,7 @@ def _fetch(
         if actual_md5 != source.expected_md5:
             raise MaskfoldError(
                 f"wrong MD5 of {archive}: found {actual_md5}, expected {source.expected_md5}.",
-                "Delete it; the same command then downloads it.",
+                "Delete this archive, and run the same command again; it then downloads the archive.",
             )
         return unpack_archive(archive, folder, new_progress("files unpacked"))
     if part.exists() and part.stat().st_size:
@@ -124,7 +127,7 @@ def _part_path(source: RemoteFile, folder: Path) -> Path:
 
 
 def _needed_space(source: RemoteFile, folder: Path) -> int:
-    """Return the bytes of the archive that are not downloaded yet, plus the bytes of its content."""
+    """Return the disk space in bytes for the rest of the download and for the unpacked content."""
     paths = (_archive_path(source, folder), _part_path(source, folder))
     downloaded = sum(path.stat().st_size for path in paths if path.exists())
     return max(0, source.size - downloaded) + source.size
@@ -132,7 +135,7 @@ def _needed_space(source: RemoteFile, folder: Path) -> int:
 
 @contextmanager
 def created_parent(folder: Path) -> Iterator[None]:
-    """Create the parent of `folder`; if the block fails, remove those created folders that are empty.
+    """Create the parents of `folder`. If the block fails, remove the created folders that are still empty.
 
     Raises:
         MaskfoldError: the parent cannot be written.
@@ -157,7 +160,7 @@ def is_nonempty_folder(folder: Path) -> bool:
     """
     if folder.exists() and not folder.is_dir():
         raise MaskfoldError(
-            f"{folder} is a file, expected a folder.", "Delete it, or name another folder with -o.", status=2
+            f"{folder} is a file, expected a folder.", "Delete the file, or name another folder with -o.", status=2
         )
     return folder.is_dir() and next(folder.iterdir(), None) is not None
 
@@ -175,7 +178,7 @@ def check_free_space(folder: Path, needed: int) -> None:
     if free < needed:
         raise MaskfoldError(
             f"too little disk space in {folder.parent}: found {format_size(free)}, expected {format_size(needed)}.",
-            "Free some space, or name a folder on another disk with -o.",
+            "Free some disk space, or name a folder on another disk with -o.",
         )
 
 
@@ -226,7 +229,10 @@ def suggest_next_command(name: str, folder: Path, experiments: Path = Path("expe
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
-    """Read a YAML file; return {} if it cannot be read, because the command that needs it reports the error."""
+    """Read a YAML file; return {} if the file cannot be read.
+
+    The error is reported by the command that trains with the file.
+    """
     import yaml
 
     try:
@@ -288,7 +294,7 @@ def compute_md5(path: Path) -> str:
 
 
 def _download(url: str, part: Path, progress: ProgressWrapper, pause: float, timeout: float) -> None:
-    """Repeat attempts until the file is complete, or `MAX_TRIES` consecutive attempts brought no byte."""
+    """Retry the download until the file is complete, or `MAX_TRIES` consecutive attempts received no byte."""
     failures = 0
     while True:
         size_before = part.stat().st_size
@@ -377,7 +383,9 @@ def _download_lock(part: Path) -> Iterator[None]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise MaskfoldError(f"Another process is downloading {part}.", "Wait for it, or stop it.") from error
+            raise MaskfoldError(
+                f"Another process is downloading {part}.", "Wait until the other process has finished, or stop it."
+            ) from error
         try:
             yield
         finally:
@@ -392,7 +400,7 @@ JUNK_PREFIXES = ("._", ".DS_Store")  # names that macOS adds to archives; `._cas
 
 @dataclass(frozen=True)
 class Member:
-    """A file in an archive: path below the folder, size in bytes, and the key with which the archive opens the file."""
+    """Hold the path of an archived file below the folder, its size in bytes, and its key in the archive."""
 
     path: PurePosixPath
     size: int
@@ -415,8 +423,8 @@ def unpack_archive(archive: Path, folder: Path, progress: ProgressWrapper) -> in
         Number of files.
 
     Raises:
-        MaskfoldError: the path of a member would be outside of the folder, or a member is a link or a device; the
-            archive is damaged; or the disk has too little free space.
+        MaskfoldError: the archive is damaged; a member is a link or a device, or would be written outside of the
+            folder; or the disk has too little free space.
     """
     remove_stale_temp(folder.parent, folder.name)
     temporary_folder = make_temporary_path(folder)
@@ -447,7 +455,7 @@ def unpack_archive(archive: Path, folder: Path, progress: ProgressWrapper) -> in
 
 @contextmanager
 def _open_archive(archive: Path) -> Iterator[tuple[list[Member], Any]]:
-    """Yield the checked members of an archive and a function that opens one."""
+    """Yield the checked members of an archive, and a function that opens a member."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as zip_file:
             members = [_zip_member(info, archive) for info in zip_file.infolist()]
@@ -476,7 +484,7 @@ def _zip_member(info: zipfile.ZipInfo, archive: Path) -> Member | None:
 
 
 def _check_path(name: str, archive: Path) -> PurePosixPath:
-    """Return the path of a member; raise an error if it is not below the folder, also by the rules of Windows."""
+    """Return the path of a member; raise an error if the path leaves the folder by the rules of POSIX or of Windows."""
     path = PurePosixPath(name)
     parts = name.replace("\\", "/").split("/")
     if path.is_absolute() or ".." in parts or "\\" in name or ":" in parts[0] or "\0" in name:
@@ -485,7 +493,10 @@ def _check_path(name: str, archive: Path) -> PurePosixPath:
 
 
 def _check_members(members: list[Member | None], archive: Path) -> list[Member]:
-    """Return the files without those of macOS; raise an error if a path occurs twice, or is both file and folder."""
+    """Return the members without the files that macOS adds.
+
+    Raise an error if a path occurs twice, or is both a file and a folder.
+    """
     files = [member for member in members if member is not None and not member.path.name.startswith(JUNK_PREFIXES)]
     paths = {member.path for member in files}
     folders = {parent for path in paths for parent in path.parents}
@@ -507,7 +518,7 @@ def _write_member(member: Member, open_member: Any, folder: Path) -> None:
 
 
 def _only_folder(folder: Path) -> Path:
-    """Return the only folder in a folder; if there is other content, the folder itself."""
+    """Return the subfolder if a folder contains nothing else, otherwise the folder itself."""
     contents = list(folder.iterdir())
     return contents[0] if len(contents) == 1 and contents[0].is_dir() else folder
 

@@ -1,4 +1,4 @@
-"""Convert DICOM folders to NIfTI volumes and masks; `convert_folder` is the only entry point."""
+"""Convert DICOM folders to NIfTI volumes and masks; `convert_folder` in `convert.py` does all steps."""
 
 from competition.dicom.convert import Conversion, convert_folder
 

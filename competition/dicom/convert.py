@@ -1,4 +1,7 @@
-"""Convert a folder of DICOM files to NIfTI volumes, masks and a table; a bad series does not stop the conversion."""
+"""Convert a folder of DICOM files to NIfTI volumes, masks and a table.
+
+If a series cannot be converted, the others still are.
+"""
 
 from __future__ import annotations
 
@@ -26,15 +29,15 @@ class Conversion:
     """The result of converting a folder.
 
     Attributes:
-        rows: one row per series of this folder, as in series.csv.
-        segments: label by value, as in segments.csv.
+        rows: the rows of series.csv for the series of this folder, one per series.
+        segments: name of each label by its value in the masks, as in segments.csv.
     """
 
     rows: list[SeriesRow]
     segments: dict[int, str]
 
     def with_status(self, status: str) -> list[SeriesRow]:
-        """Return the rows that have a status: `converted`, `label` or `refused`."""
+        """Return the rows whose status is `status`, which is `converted`, `label` or `refused`."""
         return [row for row in self.rows if row.status == status]
 
 
@@ -45,10 +48,12 @@ def convert_folder(
     labels: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Conversion:
-    """Convert every DICOM series below a folder: volumes to NIfTI, 2D pictures without a position to PNG.
+    """Convert every DICOM series below a folder.
+
+    Volumes become NIfTI files; 2D pictures without a position become PNG files.
 
     Args:
-        folder: folder with DICOM files, which may have any names, order and subfolders.
+        folder: folder with DICOM files; file names, order and subfolders do not matter.
         output: folder for LAYOUT/{id}.nii.gz (X, Y, Z; int16, else float32) or LAYOUT/{id}.png (uint8, else uint16),
             labelsTr or labelsTs/{id}.nii.gz (uint8 on the image's grid), series.csv and segments.csv. Existing files of
             other series are kept.
@@ -71,7 +76,7 @@ def convert_folder(
     links = ", ".join(scanned.links[:MAX_LISTED_FILES])
     if not scanned.instances and not scanned.unreadable:
         raise MaskfoldError(
-            f"No DICOM files in {folder}: found {scanned.non_dicom_count} other files"
+            f"No DICOM files in {folder}: found only {scanned.non_dicom_count} files of other formats"
             + (f", and links to folders, which are not followed: {links}." if links else "."),
             f"Name the folder that {'the link points to' if links else 'contains the exported study'}.",
         )
@@ -113,9 +118,9 @@ def _check_arguments(folder: Path, layout: str, labels: str | None) -> re.Patter
 
 
 class _Converter:
-    """One conversion.
+    """Convert one folder, step by step.
 
-    `rows` has a row for each SeriesInstanceUID (for pictures, also by id), which methods complete.
+    `rows` contains one row per SeriesInstanceUID, and one per id for pictures. Each method fills in a part of the rows.
     """
 
     def __init__(
@@ -196,7 +201,10 @@ class _Converter:
         row.notes, row.ignored = CELL_SEPARATOR.join(notes), _format_ignored(slices.ignored, series)
 
     def _convert_pictures(self, series: Series, row: SeriesRow) -> None:
-        """Write all pictures of a series; each has its own row, so that the table has one line per id."""
+        """Write all pictures of a series.
+
+        Each picture gets its own row in `rows`, so that series.csv has one line per id.
+        """
         del self.rows[series.uid]
         for instance in series.instances:
             case_id = self._picture_ids[series.uid, instance.name]
@@ -255,7 +263,7 @@ class _Converter:
             row.shape, row.spacing = _format_size(grid.shape), _format_size(grid.spacing)
 
     def report_unlabelled(self) -> None:
-        """Report images without a mask if other images have one, because training rejects cases without a mask."""
+        """Report the images that have no mask, if others have one. Training rejects cases without a mask."""
         labelled = {
             case for row in self.rows.values() if row.status == "label" for case in row.id.split(CELL_SEPARATOR)
         }
@@ -266,7 +274,7 @@ class _Converter:
             self._say(f"without a mask: {listed}{more} (training skips them with on_bad_case: skip)")
 
     def add_unreadable(self, scanned: Scan) -> None:
-        """Add one row for all files whose series is unknown."""
+        """Add one row to series.csv for all files whose series is unknown."""
         if not scanned.unreadable:
             return
         private = (
@@ -295,7 +303,10 @@ class _Converter:
 
 
 def _write_series_csv(output: Path, converter: _Converter, previous_rows: list[SeriesRow]) -> None:
-    """Write the table; remove files that an earlier conversion of these series wrote but this one did not."""
+    """Write series.csv.
+
+    Remove the files that an earlier conversion wrote for these series and that this conversion did not write.
+    """
     new_rows = list(converter.rows.values())
     replaced = {(row.layout, row.series) for row in new_rows}
     kept_rows = [row for row in previous_rows if (row.layout, row.series) not in replaced]
@@ -319,7 +330,7 @@ def _format_ignored(ignored: list[str], series: Series) -> str:
 
 
 def _append(cell: str, value: str) -> str:
-    """Append a value to a cell that may contain several values."""
+    """Return the text of a table cell with one more value appended."""
     return CELL_SEPARATOR.join(dict.fromkeys([*filter(None, cell.split(CELL_SEPARATOR)), value]))
 
 

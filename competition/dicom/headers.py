@@ -19,12 +19,12 @@ from competition.io import DiskFullError
 
 
 class SeriesRejected(Exception):
-    """Raised if a series or one of its files cannot be converted; the message of the exception gives the reason."""
+    """Report that a series, or a file of it, cannot be converted. The message gives the reason."""
 
 
 @contextmanager
 def reject_on_error(what: str) -> Iterator[None]:
-    """Convert all exceptions of a decoder to `SeriesRejected`; its text begins with `what`.
+    """Convert all exceptions of a decoder to `SeriesRejected`, with a message that begins with `what`.
 
     Raises:
         SeriesRejected: an exception was raised in the block.
@@ -109,7 +109,7 @@ def read_frames(dataset: Any, path: Path, name: str) -> tuple[Frame, ...]:
     if "PerFrameFunctionalGroupsSequence" in dataset:
         return _read_enhanced(dataset, path, name)
     if int(dataset.get("NumberOfFrames") or 1) > 1:
-        raise SeriesRejected(f"{name} has {dataset.NumberOfFrames} frames without a position each")
+        raise SeriesRejected(f"{name} has {dataset.NumberOfFrames} frames, but not every frame has a position")
     if dataset.get("ModalityLUTSequence"):
         raise SeriesRejected(f"{name} has a modality look-up table instead of slope and intercept")
     acquisition = {
@@ -123,7 +123,7 @@ def read_frames(dataset: Any, path: Path, name: str) -> tuple[Frame, ...]:
 def _read_enhanced(dataset: Any, path: Path, name: str) -> tuple[Frame, ...]:
     groups = dataset.PerFrameFunctionalGroupsSequence
     if len(groups) != int(dataset.get("NumberOfFrames") or 1):
-        raise SeriesRejected(f"{name} declares {dataset.get('NumberOfFrames')} frames and describes {len(groups)}")
+        raise SeriesRejected(f"{name} declares {dataset.get('NumberOfFrames')} frames, but describes {len(groups)}")
     result = []
     for index, group in enumerate(groups):
         position = functional_group(dataset, group, "PlanePositionSequence")
@@ -140,7 +140,7 @@ def _read_enhanced(dataset: Any, path: Path, name: str) -> tuple[Frame, ...]:
 
 
 def functional_group(dataset: Any, group: Any, sequence: str) -> Any:
-    """Return an item of a functional group: the frame's own item, else the shared item, else {}."""
+    """Return an item of a functional group: the item of this frame, else the item that all frames share, else {}."""
     shared = dataset.get("SharedFunctionalGroupsSequence") or [{}]
     for holder in (group, shared[0]):
         items = holder.get(sequence)
@@ -235,7 +235,7 @@ def find_private_patterns(dataset: Any) -> frozenset[str]:
 
     Returns:
         Regular expressions (for `hide_private`) for the parts of the name, for the joined parts, and for the dates. A
-        part with a digit counts as a code instead of a name.
+        part of the name that contains a digit is treated as a code and gets no pattern.
     """
     parts = re.split(r"[\s^=,]+", str(dataset.get("PatientName") or "").casefold())
     codes = [part for part in parts if any(character.isdigit() for character in part)]
@@ -260,14 +260,14 @@ def find_private_patterns(dataset: Any) -> frozenset[str]:
 
 
 def _whole_word(expression: str) -> str:
-    """Return the expression with the condition that no letter stands before or after it."""
+    """Return an expression that matches only if no letter stands before or after the match."""
     return rf"(?<![^\W\d_]){expression}(?![^\W\d_])"
 
 
 def _is_long(word: str, min_letters: int) -> bool:
-    """Return whether a word is long enough to be hidden.
+    """Return whether a word of a name is long enough to be hidden.
 
-    Two Latin letters are too often part of another word, whereas two Chinese or Japanese characters can be a name.
+    Two Latin letters often occur by chance, whereas two Chinese or Japanese characters can be a whole name.
     """
     return len(word) > (min_letters if word.isascii() else 1)
 

@@ -32,7 +32,7 @@ def name_pictures(series: Sequence[Series], ids: Mapping[str, str], taken: Set[s
         taken: ids that other series got in earlier conversions.
 
     Returns:
-        Ids by (SeriesInstanceUID, name of the file).
+        The id of each picture, by (SeriesInstanceUID, name of the file).
     """
     stems = {
         (item.uid, instance.name): _stem(instance, item.private_patterns)
@@ -50,7 +50,7 @@ def name_pictures(series: Sequence[Series], ids: Mapping[str, str], taken: Set[s
 
 
 def _stem(instance: Instance, private_patterns: Iterable[str]) -> str:
-    """Return the file's name without its extension; an empty text if it cannot be an id."""
+    """Return the file's name without its extension; an empty text if this name cannot be an id."""
     stem = instance.name.rpartition("/")[2]
     stem = stem[: -len(".dcm")] if stem.lower().endswith(".dcm") else stem.removesuffix(".dicom")
     is_valid = name_problem(stem) is None and len(stem.encode()) <= MAX_STEM_BYTES and not stem.startswith(".")

@@ -120,7 +120,8 @@ class Scan:
 
     Attributes:
         instances: headers of the DICOM files, sorted by name.
-        unreadable: reason for each file that is DICOM or has a DICOM name, but whose series is unknown.
+        unreadable: by file, the reason why its series is unknown; only files that are DICOM or are named like DICOM
+            files.
         non_dicom_count: number of files that are not DICOM.
         links: paths of links to folders, which are not followed.
     """
@@ -154,7 +155,7 @@ def scan_folder(folder: Path) -> Scan:
 
 
 def _name_pattern(name: str) -> str | None:
-    """Return a name in which numbers are replaced; None if the file name has no number."""
+    """Return a path whose numbers are replaced by a placeholder; None if the file name has no number."""
     return re.sub(r"\d+", "#", name) if re.search(r"\d[^/]*$", name) else None
 
 
@@ -262,7 +263,7 @@ def _read_image_attributes(instance: Instance, dataset: Any) -> None:
 
 
 def _check_pixel_bytes(instance: Instance, dataset: Any, pixel_keyword: str) -> None:
-    """Check that the file has as many bytes of pixels as the header declares."""
+    """Check that the file has at least as many bytes of pixels as the header declares."""
     element = dataset.get_item(pixel_keyword, keep_deferred=True)
     length, start = getattr(element, "length", None), getattr(element, "value_tell", 0)
     if length is None or length == 0xFFFFFFFF or getattr(element, "is_undefined_length", False):
@@ -340,7 +341,7 @@ class Series:
         instances: headers of the files, at least one, sorted by name.
         kind: image, label (an image series that contains labels), picture (2D images without a position), segmentation
             (DICOM-SEG) or other.
-        reason: reason why the series cannot become a volume even if its faults are repaired; empty for volumes.
+        reason: reason why the series cannot become a volume, even after repairing its damaged files; empty for volumes.
     """
 
     uid: str
@@ -350,7 +351,7 @@ class Series:
 
     @property
     def header(self) -> Instance:
-        """The first instance with a complete header, which represents the series."""
+        """The header that stands for the series: the first instance whose header is complete."""
         return next((instance for instance in self.instances if not instance.fault), self.instances[0])
 
     @property
@@ -360,7 +361,7 @@ class Series:
 
 
 def group_series(instances: list[Instance], label_pattern: re.Pattern[str] | None) -> list[Series]:
-    """Group files into series, independent of their folders.
+    """Group files into series; the folders of the files do not matter.
 
     Args:
         instances: files of a scan.
@@ -399,7 +400,7 @@ def _new_series(uid: str, instances: list[Instance], label_pattern: re.Pattern[s
 
 
 def _are_pictures(series: Series) -> bool:
-    """Return whether images without a position are 2D pictures; otherwise they are slices whose position is missing."""
+    """Return whether images without a position are 2D pictures, not slices whose position is missing."""
     one_frame_each = all(len(instance.frame_headers) == 1 for instance in series.instances if not instance.fault)
     return one_frame_each and series.kind == "image" and series.header.modality not in SLICE_MODALITIES
 
@@ -463,7 +464,7 @@ def name_patients(series: list[Series]) -> dict[str, str]:
     Returns:
         The cleaned PatientID by SeriesInstanceUID. If two PatientIDs are equal after cleaning, six hash digits are
         appended. If the PatientID is empty, or contains the patient's name or a date, the name is `patient_` and six
-        hash digits (of the study if the PatientID is empty).
+        hash digits of the PatientID. If there is no PatientID, the digits are those of the study.
     """
     originals = {item.uid: item.header.patient_id or item.header.study_uid for item in series}
     names = {}
@@ -489,15 +490,16 @@ def assign_case_ids(
     """Return an id for each image series.
 
     Args:
-        series: image series of the folder, including faulty series, so that repairing one of them changes no other id.
+        series: image series of the folder. Damaged series are included, so that repairing a series does not change the
+            id of another.
         patient_of: result of `name_patients`.
         known_ids: ids from earlier conversions by SeriesInstanceUID; they are kept.
         taken_ids: ids that other series got in earlier conversions.
 
     Returns:
-        Ids by SeriesInstanceUID. An id consists of the patient; `_st` and six hash digits of the study if the patient
-        has several studies; `_s` and SeriesNumber if the patient has several series; and six hash digits of the series
-        if the id would otherwise not be unique.
+        Ids by SeriesInstanceUID. An id begins with the name of the patient. If the patient has several studies, `_st`
+        and six hash digits of the study are added; if the patient has several series, `_s` and SeriesNumber; if the id
+        is still not unique, six hash digits of the series.
     """
     series_count = Counter(patient_of[item.uid] for item in series)
     studies: dict[str, set[str]] = {}

@@ -43,7 +43,7 @@ class Mask:
 
     Attributes:
         array: (X, Y, Z) uint8.
-        series: SeriesInstanceUIDs from which the mask was made.
+        series: SeriesInstanceUIDs of the DICOM-SEG files or label series from which the mask was made.
     """
 
     image: ConvertedImage
@@ -53,10 +53,12 @@ class Mask:
 
 
 class MaskBuilder:
-    """Builder of the masks of a folder's images; a bad file does not stop the others.
+    """Build the masks of a folder's images.
+
+    If a file cannot be used, the reason is recorded and the others are still built.
 
     Attributes:
-        rejections: reasons, by SeriesInstanceUID, why a series is not (or not completely) in a mask.
+        rejections: by SeriesInstanceUID, the reasons why a mask lacks this series or a part of it.
         ignored: ignored files by SeriesInstanceUID.
     """
 
@@ -172,7 +174,7 @@ class MaskBuilder:
         return _new_mask(image, array, [slices.series.uid], notes + slices.notes)
 
     def reject(self, uids: list[str], reason: str) -> None:
-        """Record the reason why series are not (or not completely) in a mask."""
+        """Record the reason why a mask lacks these series or a part of them."""
         for uid in uids:
             reasons = self.rejections.setdefault(uid, [])
             if reason not in reasons:
@@ -201,13 +203,13 @@ MAX_LABEL_VALUE = 255  # masks are uint8
 
 
 class LabelMap:
-    """Labels and their values, stored in segments.csv; the value of a label never changes.
+    """Assign values to labels and store them in segments.csv; the value of a label never changes.
 
     Args:
-        path: path of the table; values in an existing table are kept, including those that a user wrote.
+        path: path of segments.csv. The values in an existing table are kept, also if a user wrote them.
 
     Raises:
-        MaskfoldError: the table is damaged, or contains a value or a label twice.
+        MaskfoldError: the table is damaged, or a value or a label occurs twice in it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -223,7 +225,7 @@ class LabelMap:
                 raise MaskfoldError(
                     f"{path} has an invalid row: found value {row['value']}, label {row['label']}, expected a unique "
                     f"value from 1 to {MAX_LABEL_VALUE} and a unique label.",
-                    "Correct the row, or delete the table.",
+                    "Correct the row, or delete the table to number the labels anew.",
                 )
             self.labels[value] = row["label"]
 
@@ -250,28 +252,29 @@ class LabelMap:
             if value > MAX_LABEL_VALUE:
                 raise MaskfoldError(
                     f"The segmentations have more than {MAX_LABEL_VALUE} different labels.",
-                    "Convert files with the same labels together, each group into its own folder.",
+                    "Sort the files into groups that share labels, and convert each group into an output folder of its "
+                    "own.",
                 )
             self.labels[value] = label
 
     def add_values(self, values: Iterable[int]) -> None:
-        """Add the values of a label series, which has no label names."""
+        """Add the values of a label series. Such a series has no label names, so each value becomes its own label."""
         for value in values:
             self.labels.setdefault(value, f"value {value}")
 
     def value_of(self, label: str) -> int:
-        """Return the value of an added label."""
+        """Return the value of a label that `add` or `add_values` added."""
         return self._value_by_key()[_normalise(label)]
 
     def save(self) -> None:
-        """Write the table if there are labels."""
+        """Write segments.csv if there are labels."""
         if self.labels:
             rows = [{"value": str(value), "label": self.labels[value]} for value in sorted(self.labels)]
             write_table(self._path, COLUMNS, rows)
 
 
 def _normalise(label: str) -> str:
-    """Return a key that is equal for Spleen, spleen and ` spleen `."""
+    """Return the key under which a label is compared: `Spleen` and ` spleen ` have the same key."""
     return " ".join(label.casefold().split())
 
 
@@ -287,7 +290,7 @@ class ConvertedImage:
 
 
 class ReferenceMatcher:
-    """Finder of the image that a mask references.
+    """Find the image that a mask references.
 
     Args:
         series: all image series of the folder.
@@ -301,17 +304,18 @@ class ReferenceMatcher:
         }
 
     def find_image(self, instance: Instance, find_mismatch: Callable[[Grid], str], strict: bool) -> ConvertedImage:
-        """Find the one image of a mask.
+        """Find the image to which a mask belongs.
 
         Args:
             instance: a file of the mask.
-            find_mismatch: function that returns why the mask is not on an image's grid; an empty text if it is.
+            find_mismatch: function that returns the reason why the mask is not on an image's grid; an empty text if the
+                mask is on it.
             strict: whether the referenced images must be in the folder; if False, the images of the study are searched
                 too.
 
         Returns:
-            The referenced image that has the mask's grid. If the file references no image, the only image of its study
-            and frame of reference that has the mask's grid.
+            The referenced image that has the mask's grid. If the file references no image: the only image in the same
+            study and frame of reference that has the mask's grid.
 
         Raises:
             SeriesRejected: no image matches, or several images match.
@@ -326,7 +330,7 @@ class ReferenceMatcher:
         else:
             candidates = [image for image in self._images.values() if _same_frame(image.slices.series.header, instance)]
             if not candidates:
-                raise SeriesRejected("no image of its study and frame of reference was converted")
+                raise SeriesRejected("no image of the same study and frame of reference was converted")
         mismatches = {image.id: find_mismatch(image.slices.grid) for image in candidates}
         matching = [image for image in candidates if not mismatches[image.id]]
         if len(matching) > 1:
@@ -346,7 +350,7 @@ class ReferenceMatcher:
 
 
 def _same_frame(image: Instance, mask: Instance) -> bool:
-    """Return whether both have the same study, and no different frames of reference."""
+    """Return whether image and mask have the same study, and their frames of reference do not differ."""
     frames_of_reference = {image.frame_of_reference, mask.frame_of_reference} - {""}
     return image.study_uid == mask.study_uid and len(frames_of_reference) < 2
 
@@ -378,7 +382,7 @@ class Segmentation:
 
 @dataclass(eq=False)
 class MaskCanvas:
-    """A mask that is painted segment by segment.
+    """Paint a mask segment by segment.
 
     Attributes:
         mask: (X, Y, Z) uint8.
@@ -394,7 +398,10 @@ class MaskCanvas:
         self._fraction = np.zeros(self.grid.shape, np.float32)
 
     def set_voxels(self, voxels: np.ndarray, value: int, fraction: np.ndarray | float = 1.0) -> None:
-        """Set (N, 3) voxels to a value. If calls overlap, the larger fraction wins; if equal, the higher value."""
+        """Set (N, 3) voxels to a value.
+
+        Where calls overlap, the larger fraction wins; where the fractions are equal, the higher value wins.
+        """
         index = tuple(voxels.T)
         old_value, old_fraction = self.mask[index], self._fraction[index]
         self.overlap_count += int(((old_value != 0) & (old_value != value)).sum())
@@ -441,7 +448,7 @@ def read_segmentation(instance: Instance) -> Segmentation:
 
 
 def _segment_label(segment: Any) -> str:
-    """Return SegmentLabel; if it is absent, the meaning of the segment's type, else the segment's number."""
+    """Return the name of a segment: SegmentLabel, else the meaning of the segment's type, else the segment's number."""
     types = segment.get("SegmentedPropertyTypeCodeSequence") or [{}]
     for name in (segment.get("SegmentLabel"), types[0].get("CodeMeaning")):
         if name and str(name).strip():
@@ -473,9 +480,9 @@ def _read_frame_geometry(dataset: Any, instance: Instance, kind: str) -> Iterato
 
 
 def grid_mismatch(segmentation: Segmentation, grid: Grid) -> str:
-    """Return the reason why the frames are not on a grid; an empty text if they are.
+    """Return the reason why the frames of a segmentation are not on a grid; an empty text if they are.
 
-    They may extend beyond the grid.
+    Frames may lie outside of the grid's extent.
     """
     rows, columns = segmentation.shape
     try:
@@ -516,7 +523,9 @@ def paint_segments(segmentation: Segmentation, canvas: MaskCanvas, values: dict[
             insides = {number: pixels > 0}
         for segment, inside in insides.items():
             if segment not in values:
-                raise SeriesRejected(f"{name} holds segment {segment}, which its header does not describe")
+                raise SeriesRejected(
+                    f"the pixels of {name} contain segment {segment}, which the header does not describe"
+                )
             row, column = np.nonzero(inside)
             points = np.stack([column, row, np.zeros_like(row)], axis=1)
             voxels = resample_onto(canvas.grid, affine, points, (columns, rows, 1))

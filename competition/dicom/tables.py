@@ -1,4 +1,4 @@
-"""Read and write series.csv (one row per series, over all conversions into a folder) and other small CSV tables."""
+"""Read and write series.csv, which has one row per converted series, and other small CSV tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SeriesRow:
     """The result of converting one series.
 
     Attributes:
-        id: id of the case; for a label series the case that it labels; if there is no case, the patient.
+        id: id of the case; for a label series, id of the case that the series labels; if there is no case, `patient`.
         patient: cleaned PatientID; see `scan.name_patients`.
         study, series: UIDs.
         number: SeriesNumber.

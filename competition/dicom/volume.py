@@ -28,7 +28,7 @@ MAX_SHEAR = 0.2  # maximum sideways shift from the first to the last slice, in p
 
 @dataclass(eq=False)
 class SliceStack:
-    """A series whose slices form one volume.
+    """Hold the sorted slices of a series that form one volume.
 
     Attributes:
         frames: the slices, sorted along the slice normal from the lowest position.
@@ -49,7 +49,7 @@ def build_stack(series: Series, pixels: PixelReader) -> SliceStack:
 
     Args:
         series: a series of kind image or label.
-        pixels: reader that decodes slices that share a position.
+        pixels: reader that decodes slices that have the same position, in order to compare their pixels.
 
     Raises:
         SeriesRejected: files are damaged, have different sizes, spacings or patients, or cannot be decoded; or slices
@@ -74,7 +74,7 @@ def build_stack(series: Series, pixels: PixelReader) -> SliceStack:
 
 
 def _usable_instances(series: Series, ignored: list[str]) -> list[Instance]:
-    """Return the files without a fault; a damaged file is ignored only if the series has a complete copy of it."""
+    """Return the undamaged files of a series. A damaged file without a complete copy in the series raises an error."""
     complete = [instance for instance in series.instances if not instance.fault and instance.frame_headers]
     complete_uids = {instance.instance_uid for instance in complete}
     damaged = [
@@ -92,7 +92,10 @@ def _usable_instances(series: Series, ignored: list[str]) -> list[Instance]:
 
 
 def drop_copies(instances: list[Instance], ignored: list[str]) -> list[Instance]:
-    """Drop byte-identical copies of files; copies that have only the same pixels are found later by their position."""
+    """Drop byte-identical copies of files.
+
+    Copies with equal pixels but other headers are found later, by their position.
+    """
     kept: dict[str, list[Instance]] = {}
     for instance in instances:
         same_uid = kept.setdefault(instance.instance_uid, [])
@@ -116,7 +119,7 @@ def _check_one_patient(instances: list[Instance]) -> None:
 
 
 def check_decoders(instances: list[Instance]) -> None:
-    """Check that a decoder for compressed pixels is installed, before a file is opened.
+    """Check, before a file is opened, that a decoder for its compressed pixels is installed.
 
     Raises:
         SeriesRejected: no decoder is installed.
@@ -131,13 +134,13 @@ def check_decoders(instances: list[Instance]) -> None:
             available = False
         if not available:
             raise SeriesRejected(
-                f"compressed as {UID(syntax).name}, and no decoder for it is installed; most JPEG kinds "
-                "need pip install python-gdcm"
+                f"compressed as {UID(syntax).name}, and no decoder for it is installed; for most JPEG kinds, run pip "
+                "install python-gdcm"
             )
 
 
 def _check_one_grid(frames: list[Frame]) -> None:
-    """Check that all slices have a position, and the same size and pixel spacing."""
+    """Check that every slice has a position, and that all slices have the same size and pixel spacing."""
     unplaced = [frame for frame in frames if frame.position is None or frame.orientation is None]
     if unplaced:
         raise SeriesRejected(
@@ -161,7 +164,10 @@ def _check_one_grid(frames: list[Frame]) -> None:
 def _sort_frames(
     frames: list[Frame], instances: dict[str, Instance], pixels: PixelReader, ignored: list[str]
 ) -> tuple[list[Frame], np.ndarray]:
-    """Return slices sorted along the normal (of duplicates only the first), and their positions on it, (N,) mm."""
+    """Return the slices, sorted along the slice normal, and their positions (N,) on the normal in mm.
+
+    Duplicate slices are dropped except for the first.
+    """
     normal = slice_normal(np.asarray(frames[0].orientation))
     positions = np.array([frame.position for frame in frames])
     along = positions @ normal
@@ -223,7 +229,10 @@ def _measure_step(frames: list[Frame], along: np.ndarray) -> float:
 
 
 def _check_upright(frames: list[Frame], along: np.ndarray) -> None:
-    """Check that slices are not shifted sideways, because a tilted gantry gives a sheared volume."""
+    """Check that slices are not shifted sideways.
+
+    The slices of a tilted gantry are, and would form a sheared volume.
+    """
     normal = slice_normal(np.asarray(frames[0].orientation))
     positions = np.array([frame.position for frame in frames])
     sideways = positions - positions[0] - np.outer(along - along[0], normal)
@@ -294,7 +303,7 @@ def load_volume(slices: SliceStack, pixels: PixelReader) -> np.ndarray:
 
 
 class PixelReader:
-    """A decoder that caches the last file, because callers read the frames of one file one after the other."""
+    """Decode frames, and cache the last decoded file, because callers read all frames of a file one after the other."""
 
     def __init__(self) -> None:
         self._path: Path | None = None
@@ -346,7 +355,7 @@ def decode_frames(path: Path, name: str) -> np.ndarray:
 
 
 def _uncompressed_syntax(implicit: bool | None, little: bool | None) -> Any:
-    """Return the transfer syntax of a file that does not declare one."""
+    """Return the transfer syntax of a file that declares none, from the encoding that pydicom detected."""
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     if implicit:
@@ -361,7 +370,7 @@ def write_nifti(path: Path, array: np.ndarray, grid: Grid) -> None:
     """Write a volume.
 
     Args:
-        path: path that ends in .nii.gz; its folder is created.
+        path: path of the file, ending in .nii.gz. A missing folder is created.
         array: (X, Y, Z) int16, float32 or uint8.
         grid: the grid; its affine is written as sform and qform, both coded as scanner coordinates, in mm.
 
@@ -422,7 +431,7 @@ class Grid:
 def slice_affine(
     position: np.ndarray, orientation: np.ndarray, spacing: tuple[float, float], step: float
 ) -> np.ndarray:
-    """Return the affine of parallel slices (PS3.3 C.7.6.2.1.1, then LPS to RAS as dcm2niix does).
+    """Return the affine of parallel slices, by DICOM PS3.3 C.7.6.2.1.1, converted from LPS to RAS.
 
     Args:
         position: (3,) mm, LPS: ImagePositionPatient of the first slice.
@@ -443,7 +452,7 @@ def slice_affine(
 
 
 def slice_normal(orientation: np.ndarray) -> np.ndarray:
-    """Return the unit normal vector (3,) of the slices."""
+    """Return the normal vector (3,) of the slices, of length 1."""
     normal = np.cross(orientation[:3], orientation[3:])
     return normal / np.linalg.norm(normal)
 
@@ -452,7 +461,7 @@ def check_orientation(orientation: np.ndarray, name: str) -> None:
     """Check that the two direction cosines have length 1 and are orthogonal.
 
     Raises:
-        SeriesRejected: they do not have length 1, or are not orthogonal.
+        SeriesRejected: the direction cosines do not have length 1, or are not orthogonal.
     """
     row, column = orientation[:3], orientation[3:]
     if max(abs(row @ row - 1), abs(column @ column - 1), abs(row @ column)) > 1e-3:

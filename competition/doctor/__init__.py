@@ -1,7 +1,7 @@
 """Check whether this machine can train: installed packages, hardware, disk and result stores.
 
-These modules import only the standard library, so that `python -m competition.doctor` also works if packages are
-missing.
+The modules of this package import only the standard library, so that `python -m competition.doctor` works even if
+packages are missing.
 """
 
 from competition.doctor.checks import run_checks

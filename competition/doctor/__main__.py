@@ -1,4 +1,4 @@
-"""`python -m competition.doctor`: print the table of checks even if the command `maskfold` does not start."""
+"""Print the table of checks with `python -m competition.doctor`, even if the command `maskfold` does not start."""
 
 import sys
 

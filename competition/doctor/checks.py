@@ -12,7 +12,7 @@ Check = Callable[[Path], list[CheckResult]]
 
 
 def all_checks() -> dict[str, Check]:
-    """Return all checks by name; the name is shown if a check raises an error."""
+    """Return all checks by name. If a check raises an error, the table shows the error under this name."""
     from competition.doctor import machine, packages, stores
 
     return {
@@ -57,7 +57,7 @@ def print_report(root: Path | None = None) -> int:
         root: the folder that contains `mlruns/`; the working folder by default.
 
     Returns:
-        The exit status: 1 if anything is unusable, else 0.
+        The exit status: 1 if a row has the state `unusable`, else 0.
     """
     if sys.stderr.isatty():
         print("checking; importing all packages takes a while …", file=sys.stderr)
@@ -68,7 +68,7 @@ def print_report(root: Path | None = None) -> int:
 
 
 def print_table(findings: list[CheckResult]) -> None:
-    """Print the rows."""
+    """Print the rows: as a table on a terminal, otherwise one line per row."""
     if sys.stdout.isatty():
         try:
             from rich.console import Console

@@ -1,4 +1,4 @@
-"""Result of one check: a row of the doctor's table."""
+"""Define the result of one check, which is a row of the table that `maskfold doctor` prints."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ PRECISIONS = {"bf16": "native bf16", "fp16": "no native bf16, so precision: auto
 
 
 def check_accelerators() -> list[CheckResult]:
-    """Return a row for each device, or one row if there is no device."""
+    """Return a row for each accelerator, or one row if there is none."""
     if installed_version("torch") is None:
         return [
             CheckResult("accelerators", "warning", "unknown, because torch is not installed", "Install torch first.")
@@ -74,7 +74,7 @@ def _device_result(row: dict[str, Any]) -> CheckResult:
 
 
 def _no_device(build: dict[str, Any]) -> CheckResult:
-    """Return a row with the reason why there is no device."""
+    """Return a row that says why torch finds no accelerator."""
     precision = PRECISIONS.get(build["cpu"], "precision unknown")
     detail = f"no GPU; training on the CPU ({precision}, torch uses {build['threads']} threads)"
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -115,7 +115,10 @@ TOKEN_PAGE = "https://www.kaggle.com/settings, Create New Token"
 
 
 def check_credentials() -> list[CheckResult]:
-    """Return one row; it is a warning if a credentials file has no key, or if other users can read it."""
+    """Return one row for Kaggle's credentials.
+
+    If a credentials file has no key, or other users can read it, the row is a warning.
+    """
     for path in credential_files():
         if path.exists():
             return [check_credential_file(path)]
@@ -145,14 +148,17 @@ def check_credentials() -> list[CheckResult]:
 
 
 def credential_files() -> list[Path]:
-    """Return the files that Kaggle's client searches; it uses the first existing file."""
+    """Return the paths at which Kaggle's client looks for a credentials file.
+
+    The client uses the first existing file.
+    """
     folders = [Path(folder)] if (folder := os.environ.get("KAGGLE_CONFIG_DIR")) else []
     folders += [Path.home() / ".kaggle", Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "kaggle"]
     return [folder / "kaggle.json" for folder in folders] + [Path.home() / ".kaggle" / "access_token"]
 
 
 def check_credential_file(path: Path) -> CheckResult:
-    """Return a row for a credentials file."""
+    """Return a row for a credentials file of Kaggle."""
     try:
         text = path.read_text(encoding="utf-8")
         mode = stat.S_IMODE(path.stat().st_mode)
@@ -318,7 +324,7 @@ def check_software() -> list[CheckResult]:
 
 
 def check_git() -> CheckResult:
-    """Check that git can be used, with which runs record their commit and uncommitted changes."""
+    """Check that git can be used: runs record their commit and uncommitted changes with it."""
     executable = shutil.which("git")
     if executable is None:
         return CheckResult(

@@ -80,7 +80,7 @@ def read_requirements() -> ProjectRequirements | None:
 
 
 def _read_installed() -> ProjectRequirements | None:
-    """Read the requirements from the installed metadata, in which extras are markers."""
+    """Read the requirements from the metadata of the installed package, in which markers name the extras."""
     try:
         project = metadata.metadata(PROJECT)
     except metadata.PackageNotFoundError:
@@ -235,7 +235,7 @@ def import_errors(packages: Iterable[str]) -> dict[str, str]:
 
 
 def find_conflicts(needs: list[PackageRequirement]) -> dict[str, list[str]]:
-    """Return the unsatisfied requirements of each installed package, by its name, as `pip check` does."""
+    """Return the unsatisfied requirements of each installed package by package name, as `pip check` reports them."""
     try:
         from packaging.requirements import Requirement
     except ImportError:
@@ -276,7 +276,7 @@ def module_name(package: str) -> str:
 
 
 def _check_version(need: PackageRequirement) -> tuple[CheckResult | None, str | None]:
-    """Return the problem with a package's version or files (None if there is no problem), and its version."""
+    """Return the problem with a package (None if there is no problem), and the package's installed version."""
     state = _failure_state(need.name)
     version = installed_version(need.name)
     command = f'python -m pip install "{need.text}"'

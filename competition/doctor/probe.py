@@ -1,4 +1,6 @@
-"""Probes of libraries in a separate process, which may crash or hang; `run_probe` starts it, and `main` runs in it.
+"""Probe libraries in a separate process, because a probe may crash or hang.
+
+`run_probe` starts the process; `main` runs in it.
 
 `python -m competition.doctor.probe QUESTION ARGUMENTS…` prints one JSON object per line.
 """
@@ -21,10 +23,10 @@ import competition
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """The output of a probe's process.
+    """Hold the output of a probe's process.
 
     Attributes:
-        lines: one dictionary per line.
+        lines: one dictionary per line of output.
         trouble: reason why the process failed, e.g. `it crashed (signal 11)`; None if it succeeded.
     """
 
@@ -86,7 +88,10 @@ PROBE_TAG = "maskfold.doctor"
 
 
 def probe_imports(say: Report, *modules: str) -> None:
-    """Import modules in order; report each one before its import, so that a crash can be attributed to it."""
+    """Import modules in order.
+
+    Each module is reported before its import, so that a crash can be attributed to the module.
+    """
     for module in modules:
         say({"begin": module})
         error = None
@@ -108,7 +113,7 @@ def _use_torchvision() -> None:
 
 
 def probe_accelerators(say: Report) -> None:
-    """Report torch's build, its number of threads, and each of its devices."""
+    """Report torch's build, number of threads, and devices."""
     import torch
 
     with warnings.catch_warnings(record=True) as caught:
@@ -131,7 +136,7 @@ def probe_accelerators(say: Report) -> None:
 
 
 def _describe_device(index: int) -> dict[str, Any]:
-    """Describe a CUDA device, after a test convolution: torch may lack code for the device's architecture."""
+    """Describe a CUDA device after a test convolution, which fails if torch does not support the device."""
     import torch
 
     device = torch.cuda.get_device_properties(index)
@@ -152,7 +157,7 @@ def _describe_device(index: int) -> dict[str, Any]:
 
 
 def _precision(accelerator: str) -> str | None:
-    """Return the precision that `precision: auto` selects; None if the module that selects it cannot be imported."""
+    """Return the precision that `precision: auto` selects; None if the selecting module cannot be imported."""
     try:
         from competition.inference.predict import native_precision
     except ImportError:
@@ -161,7 +166,7 @@ def _precision(accelerator: str) -> str | None:
 
 
 def probe_mlflow(say: Report) -> None:
-    """Open MLflow's store, then set and delete a tag as a test write."""
+    """Open MLflow's store, and test whether it can be written: set a tag and delete the tag."""
     from competition.tracking.store import connect_mlflow, find_mlflow_store
 
     client = connect_mlflow(find_mlflow_store(Path.cwd()))
@@ -201,7 +206,7 @@ PROBES: dict[str, Callable[..., None]] = {
 
 
 def main() -> None:
-    """Run one probe; write its answers to standard output, and redirect the output of libraries to standard error."""
+    """Run one probe. Its answers go to standard output, the output of libraries to standard error."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 

@@ -41,7 +41,10 @@ def check_disk(root: Path) -> list[CheckResult]:
 
 
 def check_folder(name: str, folder: Path) -> CheckResult:
-    """Check whether a folder, or its nearest existing parent, is writable and has enough space."""
+    """Check that a folder is writable and has enough space.
+
+    If the folder does not exist, check its nearest existing parent.
+    """
     existing = nearest_existing(folder)
     label = f"{folder}" if existing == folder else f"{folder} (not created yet)"
     error = find_write_error(existing)
@@ -111,7 +114,10 @@ UPLOAD_LATER = "training works without it; the next start of the same command up
 
 
 def check_mlflow_store(root: Path) -> list[CheckResult]:
-    """Return one row; an unreachable server is only a warning, because runs stay on disk until they can be uploaded."""
+    """Return one row for MLflow's store.
+
+    An unreachable server is only a warning, because runs stay on disk until they can be uploaded.
+    """
     name, store = "MLflow's store", find_mlflow_store(root)
     if store.database is not None:
         if (problem := check_database(name, store.database)) is not None:
@@ -161,7 +167,10 @@ def check_optuna_storage(root: Path) -> list[CheckResult]:
 
 
 def check_database(name: str, database: Path) -> CheckResult | None:
-    """Check a SQLite file, or if it does not exist, that SQLite works in its folder; return the problem, or None."""
+    """Return the problem with a SQLite file, or None.
+
+    If the file does not exist, check that SQLite works in its folder.
+    """
     try:
         if database.exists():
             probe_database(database)
@@ -188,7 +197,7 @@ def check_database(name: str, database: Path) -> CheckResult | None:
 
 
 def probe_database(database: Path) -> None:
-    """Check a database; as a test write, create a table and roll it back.
+    """Check that a database can be read and written: create a table, and roll the creation back.
 
     Raises:
         sqlite3.DatabaseError: the database is damaged, not writable, or locked.
@@ -209,7 +218,7 @@ def probe_database(database: Path) -> None:
 
 
 def probe_new_database(folder: Path) -> None:
-    """Create a database in a folder and remove it; SQLite fails on network disks without locks.
+    """Create a database in a folder and remove it, because SQLite fails on network disks without file locks.
 
     Raises:
         sqlite3.DatabaseError: SQLite does not work in the folder.
@@ -225,9 +234,10 @@ def probe_new_database(folder: Path) -> None:
 
 
 def connection_error(uri: str, seconds: float = 10.0) -> str | None:
-    """Return why the host and port of a URL cannot be reached; None if they can, or if the URL has none.
+    """Return the reason why the host of a URL cannot be reached; None if it can be reached, or if the URL has no host.
 
-    Call it before a library connects, because libraries retry for minutes before they report an unreachable server.
+    Call this function before a library connects, because libraries retry for minutes before they report an unreachable
+    server.
     """
     parts = urlsplit(uri)
     scheme = parts.scheme.partition("+")[0]
@@ -253,7 +263,7 @@ def without_password(uri: str) -> str:
 
 
 def remove_password(text: str, uri: str) -> str:
-    """Return a text without the password of a URL, as written or percent-decoded."""
+    """Hide the password of a URL in a text. The text may contain the password as in the URL, or percent-decoded."""
     password = urlsplit(uri).password
     for secret in {password, unquote(password)} if password else ():
         text = text.replace(secret, "…")

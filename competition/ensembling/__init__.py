@@ -1,1 +1,1 @@
-"""Ensembles of runs (weights, predictions, expected score), and the comparison of two runs."""
+"""Combine runs to ensembles (weights, predictions, expected score), and compare two runs."""

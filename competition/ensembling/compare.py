@@ -36,14 +36,14 @@ ProgressWrapper = Callable[[Iterator[Any], int], Iterator[Any]]
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """One of two compared runs, with its predictions and post-processing.
+    """Hold one of two compared runs, with its predictions and post-processing.
 
     Attributes:
         run: the run.
         oof: out-of-fold predictions of the run.
-        settings: the post-processing of its masks.
-        description: text about the post-processing, for the report.
-        nested: post-processing by case id, tuned without the case's fold; if empty, `settings` applies to every case.
+        settings: the post-processing of the run's masks. description: text about the post-processing, for the report.
+        nested: post-processing by case id, tuned without the fold of the case. If this is empty, `settings` applies to
+            every case.
     """
 
     run: Run
@@ -54,12 +54,12 @@ class ComparedRun:
 
     @classmethod
     def from_run(cls, run: Run, tuned: TuningResult | None = None) -> ComparedRun:
-        """Return the run with post-processing that is never applied to a case on which it was tuned.
+        """Return the run with post-processing that was not tuned on the case to which it is applied.
 
         Args:
             run: the run.
-            tuned: tuning result of the run. Each case gets the steps tuned on the other folds, or the YAML's steps if
-                the tuned ones were not kept. None: all cases have the steps of the YAML.
+            tuned: tuning result of the run. Each case gets the steps tuned on the other folds or, if the tuned steps
+                were not kept, the steps of the YAML. None: all cases have the steps of the YAML.
         """
         settings, oof = run.exp.postprocess, run.oof()
         own = "the steps of its YAML" if settings.steps or settings.number else "no post-processing"
@@ -86,7 +86,7 @@ class ComparedRun:
 
 
 def _on_same_footing(run_a: Run, run_b: Run) -> tuple[tuple[ComparedRun, ComparedRun], str]:
-    """Return both runs with steps tuned on the other folds, or both with the steps of their YAML, and a note.
+    """Return both runs with the same kind of steps (tuned on other folds, or from the YAML), and a note on the kind.
 
     Steps tuned on the compared cases would give a run an unfair advantage over a run without tuned steps.
     """
@@ -108,7 +108,7 @@ def _on_same_footing(run_a: Run, run_b: Run) -> tuple[tuple[ComparedRun, Compare
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs on the cases that both predicted.
+    """Hold the comparison of two runs on the cases that both predicted.
 
     Attributes:
         a: the first run.
@@ -116,7 +116,7 @@ class Comparison:
         tables: the table of each run, with a row per case and class: id, fold, class, score (the competition's metric),
             dice, surface_dice, hd95 (mm), tp, fp, fn.
         rows: rows of the case table by id.
-        differences: b − a by measure, for each class and over all classes (with an empty class).
+        differences: b − a by measure, for each class, and over all classes (the class is then empty).
         notes: caveats for the reader.
     """
 
@@ -133,7 +133,7 @@ class Comparison:
         return self.a.run.exp.competition
 
     def most_changed(self, count: int) -> list[tuple[str, float]]:
-        """Return (case, change of the score: b − a, mean over classes), largest change first.
+        """Return pairs of a case and its change (score of b − score of a, mean over classes), largest change first.
 
         The score is the competition's metric, or Dice if a case has no value of the metric. Unchanged cases are
         omitted.
@@ -159,17 +159,18 @@ class Comparison:
 def compare_two_runs(run_a: Run, run_b: Run, watch: ProgressWrapper = lambda rows, _: rows) -> Comparison:
     """Compare two runs on the cases that both predicted out of fold; one case is in memory at a time.
 
-    Either both runs get post-processing that was tuned on other folds than that of the case, or both get the steps of
-    their YAML; `Comparison.notes` says which. If a class is not in the truth and only one of the runs predicts it, the
-    other run gets the best value; if neither run predicts it, the case is omitted for this class.
+    Either both runs get post-processing that was tuned on the folds other than the case's fold, or both get the steps
+    of their YAML; `Comparison.notes` says which. If a class is not in the truth and only one run predicts the class,
+    the other run gets the best value. If neither run predicts the class, the case is omitted for this class.
 
     Args:
         run_a: the first run.
         run_b: the second.
-        watch: function that wraps the iteration over the cases; receives the iterator and the number of cases.
+        watch: function that receives the iterator over the cases and their number, and returns an iterator, e.g. with a
+            progress bar.
 
     Raises:
-        MaskfoldError: the runs differ in competition or data, or share no case; or a file is damaged.
+        MaskfoldError: the runs differ in competition or data, or have no case in common; or a file is damaged.
     """
     import pandas as pd
 
@@ -234,13 +235,13 @@ def _differences(tables: tuple[pd.DataFrame, pd.DataFrame], run: Run) -> list[Pa
 
 
 def _check_same_data(run_a: Run, run_b: Run, shared: list[str]) -> None:
-    """Check that the runs share cases, and that these cases have the same images and masks in both runs."""
+    """Check that the runs have cases in common, and that these cases have the same images and masks in both runs."""
     hashes = [dict(zip(run.cases["id"], run.cases["hash"], strict=True)) for run in (run_a, run_b)]
     for case in hashes[0].keys() & hashes[1].keys():
         if hashes[0][case] != hashes[1][case]:
             raise MaskfoldError(
                 f"The images or masks of case {case} differ between {run_a.folder} and {run_b.folder}.",
-                "Compare runs on the same data.",
+                "Compare runs that were trained on the same data.",
                 status=2,
             )
     if not shared:

@@ -1,4 +1,4 @@
-"""The networks of finished runs, and their combined prediction of new cases."""
+"""Load the networks of finished runs, and predict new cases with all of them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAX_WEIGHT_BYTES_IN_MEMORY = 2**32
 
 @dataclass(frozen=True)
 class InMemoryCase:
-    """An image in memory, used in place of a row of the case table.
+    """Hold an image in memory, which is used in place of a row of the case table.
 
     Attributes:
         id: the case's name in error messages.
@@ -40,7 +40,7 @@ class InMemoryCase:
 
 
 class EnsemblePredictor:
-    """Predicts cases with all members of all runs of an ensemble.
+    """Predict cases with all networks of all runs of an ensemble.
 
     Memory contains one case's probabilities, the weighted sum, one batch of windows, and up to
     `MAX_WEIGHT_BYTES_IN_MEMORY` of weights, for any number of runs and cases. All weights are loaded once at the start,
@@ -48,12 +48,13 @@ class EnsemblePredictor:
 
     Args:
         ensemble: the runs and their weights.
-        row: a case from which the number of channels is taken: a row of the case table, or `InMemoryCase`.
+        row: a row of the case table, or `InMemoryCase`. The networks are built for the number of channels of this case.
         context: context with the trusted packages.
         scratch: the folder in which cases are preprocessed; its content is deleted afterwards.
 
     Raises:
-        MaskfoldError: a weight file is missing or damaged, or does not fit; or the case cannot be preprocessed.
+        MaskfoldError: a weight file is missing or damaged, or belongs to another network; or the case cannot be
+            preprocessed.
     """
 
     def __init__(
@@ -83,7 +84,8 @@ class EnsemblePredictor:
             row: a row of the case table, or `InMemoryCase`.
 
         Raises:
-            MaskfoldError: the case cannot be read or predicted, or its number of channels differs from the first case.
+            MaskfoldError: the case cannot be read or predicted, or its number of channels differs from that of the
+                first case.
         """
         return self.predict(row).probabilities
 
@@ -108,7 +110,7 @@ def count_channels(row: Any, run: Run, scratch: Path) -> int:
 
 
 class _RunNetworks:
-    """The networks of one run, on its device."""
+    """Hold the networks of one run, on the device of the run."""
 
     def __init__(self, run: Run, channels: int, in_memory: bool, context: Context) -> None:
         self.run, self.channels, self.context = run, channels, context
@@ -122,8 +124,8 @@ class _RunNetworks:
     def predict(self, case: PreprocessedCase) -> Prediction:
         if (channels := case.image.shape[0]) != self.channels:
             raise MaskfoldError(
-                f"Channels of case {case.id}: found {channels}, expected {self.channels}.",
-                "Use images with the same number of channels, or set prepare.channels to grey or rgb before training.",
+                f"Case {case.id} has another number of channels: found {channels}, expected {self.channels}.",
+                f"Use images with {self.channels} channels, or set prepare.channels to grey or rgb before training.",
             )
         if self.networks:
             return predict_case_with_presence(
@@ -145,7 +147,7 @@ class _RunNetworks:
 
 @contextmanager
 def _preprocessed(row: Any, run: Run, scratch: Path) -> Iterator[PreprocessedCase]:
-    """Preprocess a case in a temporary folder, because the whole test set may be larger than the disk."""
+    """Preprocess a case in a temporary folder, because the preprocessed test set may be larger than the disk."""
     scratch.mkdir(parents=True, exist_ok=True)
     with temporary_folder(scratch / "test") as folder:
         if isinstance(row, InMemoryCase):

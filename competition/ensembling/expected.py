@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExpectedScore:
-    """The expected score of a test set.
+    """Hold the expected score of a test set.
 
     Attributes:
         metric: name of the competition's metric.
@@ -53,10 +53,10 @@ def estimate_score(
     """Score an ensemble out of fold, after tuning its steps if `postprocess.tune` is set.
 
     Single networks make out-of-fold predictions, but all networks together predict a test case, which is usually
-    better. So the estimate tends to be too low.
+    better. Therefore, the estimate tends to be too low.
 
     The result of a search is stored in the run's folder, unless another process works there. A stored result is used
-    only if the truth of its cases has not changed.
+    again only if the truth of its cases has not changed.
 
     Args:
         ensemble: the runs; `postprocess` of the first run is used.

@@ -30,17 +30,17 @@ FINE_STEPS = 8  # steps around the best point: eighths
 
 @dataclass(frozen=True)
 class FittedWeights:
-    """The result of the search for weights.
+    """Hold the result of the search for weights.
 
     Attributes:
-        weights: the weights to use: the fitted weights, or equal weights if the nested gain is within its noise.
+        weights: the weights to use: the fitted weights or, if the nested gain is within its noise, equal weights.
         best_weights: the weights with the best score on all cases.
         single: score of each run alone.
         equal: score with equal weights.
-        best: score of the best weights on the cases on which they were fitted (optimistic).
+        best: score of `best_weights` on the cases on which they were fitted (optimistic).
         nested: score if each fold's cases get the weights that were fitted on the other folds.
         gain: improvement of the nested score over the score with equal weights, with its 95 % interval.
-        fold_weights: weights that were fitted without each fold; empty if equal weights are used.
+        fold_weights: by fold, the weights that were fitted without this fold; empty if equal weights are used.
     """
 
     weights: Weights
@@ -75,10 +75,10 @@ def fit_weights(
     context: Context = Context(),
     workers: int | None = None,
 ) -> FittedWeights:
-    """Search the weights on a grid of quarters, then on eighths around the best point of each fold.
+    """Search the ensemble weights on a grid in steps of 1/4, then in steps of 1/8 around each fold's best point.
 
-    Each point is scored once on every case, with the competition's metric and without post-processing. For the nested
-    score, the point for each fold is selected only on the cases of the other folds.
+    Each point (one weight per run) is scored once on every case, with the competition's metric and without
+    post-processing. For the nested score, the point for each fold is selected only on the cases of the other folds.
 
     Args:
         ensemble: the runs; the ensemble's weights are ignored.
@@ -133,7 +133,10 @@ def fit_weights(
 
 
 def weight_grid(count: int, parts: int) -> Iterator[Weights]:
-    """Yield all weights of `count` runs in steps of 1 / parts; for more than 4 runs, only mixtures of two runs."""
+    """Yield all weights of `count` runs in steps of 1 / parts.
+
+    For more than 4 runs, yield only mixtures of two runs.
+    """
     if count > 4:
         for first in range(count):
             for second in range(count):
@@ -163,14 +166,14 @@ def neighbouring_weights(point: Weights, parts: int) -> Iterator[Weights]:
 
 @dataclass(frozen=True)
 class _WeightScorer:
-    """Scores weighted means of one case."""
+    """Score weighted means of the predictions of one case."""
 
     oofs: list[OofPredictions]
     comp: Any
     rows: dict[str, Any]
 
     def score(self, case: str, points: Sequence[Weights]) -> list[list[dict[str, Any]]]:
-        """Return the score rows of each point."""
+        """Return the score rows of each point, i.e. for each list of weights."""
         comp, row = self.comp, self.rows[case]
         truth = load_unchanged_mask(comp, row)
         objects = load_unchanged_objects(comp, row) if comp.instances else None
@@ -188,7 +191,7 @@ class _WeightScorer:
 def _score_tables(
     pool: ProcessPool, cases: Sequence[str], points: tuple[Weights, ...], fold_of: dict[str, int]
 ) -> dict[Weights, pd.DataFrame]:
-    """Return the score table of each point."""
+    """Return the score table of each point over all cases."""
     import pandas as pd
 
     lines: dict[Weights, list[dict[str, Any]]] = {point: [] for point in points}

@@ -74,7 +74,7 @@ class Exploration:
         return [case for case in self.cases_of(split) if not case.skipped]
 
     def undeclared_labels(self) -> dict[int, tuple[int, int]]:
-        """Return label values that belong to no class, with the number of cases and voxels that have them."""
+        """Return label values that belong to no class, with the number of cases and of voxels that have each value."""
         cases: Counter[int] = Counter(value for case in self.cases for value in case.undeclared_labels)
         voxels: Counter[int] = Counter()
         for case in self.cases:

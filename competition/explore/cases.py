@@ -1,4 +1,4 @@
-"""Measure one case, which is read in the same way as by `cv`; unreadable parts become findings."""
+"""Measure one case, which is read in the same way as `cv` reads it. Unreadable parts become findings."""
 
 from __future__ import annotations
 
@@ -80,7 +80,9 @@ class _Checks:
     def run(
         self, kind: str, check: Callable[[Any], Any], whole: Any, parts: Iterable[Any] = (), skippable: bool = True
     ) -> Any:
-        """Return `check(whole)`; if it raises an error, record the errors of all parts (or of `whole`); return None.
+        """Return `check(whole)`.
+
+        If it raises an error, record the errors of all parts (or of `whole`), and return None.
 
         Args:
             kind: kind of the findings.
@@ -110,7 +112,7 @@ def _read_truth(
 ) -> np.ndarray | None:
     """Return the mask (M, *spatial) on the image's grid and set `case.truth`.
 
-    A mask without a matching image is also checked, because it may have faults; then the result is None.
+    A mask without a matching image is also checked for faults; the result is then None.
     """
     has_image = row is not None
     if not has_image and masks["kind"] == "labels":
@@ -162,20 +164,20 @@ def _measure_image(case: CaseStats, comp: Competition, array: np.ndarray, mask: 
 
 
 def _each_channel(images: ImagesByChannel) -> Iterator[ImagesByChannel]:
-    """Yield each channel together with the first channel, to check that it is readable and matches the first one."""
+    """Yield each channel together with the first, to check that the channel is readable and matches the first."""
     first = next(iter(images))
     for name, channel in images.items():
         yield {first: images[first], name: channel} if name != first else {name: channel}
 
 
 def _each_file(row: SimpleNamespace) -> Iterator[SimpleNamespace]:
-    """Yield copies of the row that have only one channel each."""
+    """Yield copies of a row of the case table, each with only one of the channels."""
     for name, files in json.loads(row.images).items():
         yield SimpleNamespace(**{**vars(row), "images": json.dumps({name: files})})
 
 
 def _each_mask(masks: Masks) -> Iterator[Masks]:
-    """Yield copies of the truth that have only one file or row each."""
+    """Yield copies of `masks`, each with only one of the files or rows of the truth."""
     if masks["kind"] == "classes":
         yield from ({"kind": "classes", "files": {name: files}} for name, files in masks["files"].items())
     elif masks["kind"] == "instances":
@@ -328,7 +330,7 @@ def _measure_channel(
 
 
 class Sample:
-    """At most `SAMPLE_SIZE` evenly spaced values of a flat array that is given in parts.
+    """Sample at most `SAMPLE_SIZE` evenly spaced values of a flat array that arrives in parts.
 
     The step between values is odd, because an even step would sample only some columns of most images.
     """

@@ -1,4 +1,4 @@
-"""Find the files of each case with `competition.data.cases`; after an error, record it and continue."""
+"""Find the files of each case with `competition.data.cases`. Each error is recorded, and the search continues."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def _patterns(comp: Competition, split: str) -> Iterator[tuple[str, str]]:
 
 
 def _find_duplicate_ids(comp: Competition, split: str, findings: Findings) -> set[str]:
-    """Return ids with two files for one pattern; `cv` stops at them."""
+    """Return the ids for which one pattern matches two files, at which `cv` stops."""
     root = Path(comp.root)
     duplicate_ids: set[str] = set()
     for key, pattern in _patterns(comp, split):
@@ -171,7 +171,10 @@ def _find_duplicate_ids(comp: Competition, split: str, findings: Findings) -> se
 
 
 def _find_case_twins(comp: Competition, split: str, findings: Findings) -> list[list[str]]:
-    """Return sets of ids that differ only in case; `cv` stops at them, but each case can be measured."""
+    """Return sets of ids that differ only in upper and lower case.
+
+    `cv` stops at such ids, but each case can be measured.
+    """
     keys = [(key, pattern) for key, pattern in _patterns(comp, split) if key.startswith(f"{split}.images")]
     by_folded: dict[str, set[str]] = {}
     for key, pattern in keys:
@@ -186,12 +189,15 @@ def _find_case_twins(comp: Competition, split: str, findings: Findings) -> list[
 
 
 def _allows_many_files(key: str, pattern: str) -> bool:
-    """Return whether a case may have many files for a pattern; a `*` in the pattern of images does not mean this."""
+    """Return whether a case may have many files for a pattern.
+
+    A `*` means this in a pattern of masks, not of images.
+    """
     return key.startswith("train.masks") and matches_many_files(pattern)
 
 
 def _failing(check: Callable[[], object], ids: list[str], split: str, findings: Findings) -> set[str]:
-    """Run a check: if it raises an error, add a fault and return the ids; otherwise return the empty set."""
+    """Run a check. If the check raises an error, add a fault and return the ids, otherwise return the empty set."""
     try:
         check()
     except MaskfoldError as error:
@@ -229,7 +235,9 @@ def _touch(folder: Path, paths: list[str]) -> None:
 def _read_rows(
     comp: Competition, images: dict[str, ImagesByChannel], collector: ErrorCollector
 ) -> dict[str, dict[str, Any]]:
-    """Return the rows of each case; if a row stops discovery, record it and blank it in a copy of the table.
+    """Return the rows of each case.
+
+    If a row stops discovery, record its error, and blank the row in a copy of the table.
 
     Raises:
         MaskfoldError: the whole table is invalid.

@@ -50,7 +50,7 @@ def assign_groups(comp: Competition, cases: Sequence[CaseStats], findings: Findi
 
 
 def _rule_values(comp: Competition, ids: list[str], split: str, key: str, findings: Findings) -> dict[str, str]:
-    """Return the group (or stratum) of each id for which the rule gives one."""
+    """Return the group (or stratum) of each id to which the rule applies."""
     if getattr(comp, key) is None or not ids:
         return {}
     try:
@@ -471,7 +471,7 @@ def similar_contrasts(ranked: Sequence[ChannelContrast]) -> list[ChannelContrast
 
 
 def rank_contrasts(cases: Sequence[CaseStats]) -> list[ChannelContrast]:
-    """Return the channels by contrast, best first; channels without a known contrast are omitted."""
+    """Return the channels by contrast, the highest first. Channels without a known contrast are omitted."""
     contrasts: dict[str, list[float]] = {}
     indices: dict[str, int] = {}
     for case in cases:

@@ -181,7 +181,7 @@ def _resize(median_shape: Sequence[float], shapes: Sequence[tuple[int, ...]]) ->
 
 
 def _spacing(spacings: Sequence[tuple[float, ...]]) -> tuple[list[float] | None, str]:
-    """Suggest the median spacing; for a coarse axis the 10th percentile, to keep slices of finer cases (nnU-Net)."""
+    """Suggest the median spacing; for a coarse axis the 10th percentile, to keep slices of finer cases (as nnU-Net)."""
     array = np.array(spacings)
     if (array == 1).all():
         return None, "all spacings are 1 mm or unknown; if the files do not store it, set competition.spacing"

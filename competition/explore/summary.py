@@ -108,7 +108,7 @@ def truth_rows(exploration: Exploration) -> list[Row]:
 
 
 def class_rows(exploration: Exploration) -> list[Row]:
-    """Return rows [class, label value, cases with it, share of all voxels, of the foreground, objects, median size]."""
+    """Return rows [class, label value, cases, share of all voxels, share of the foreground, objects, median size]."""
     truths = [case.truth for case in exploration.used_cases("train") if case.truth is not None]
     total = sum(truth.total - truth.ignored for truth in truths)
     foreground = sum(int(truth.voxels.sum()) for truth in truths)

@@ -57,7 +57,10 @@ class Findings:
         self.add(Finding("fault", kind, split, case, error.message, error.hint))
 
     def add_bad_case(self, kind: str, split: str, case: str, error: MaskfoldError) -> None:
-        """Add an error of one case as a fault, or with `on_bad_case: skip` as a remark, since `cv` skips the case."""
+        """Add an error of one case as a fault.
+
+        With `on_bad_case: skip`, the error is a remark, because `cv` skips the case.
+        """
         if not self.skip:
             self.add_fault(kind, split, case, error)
             return
@@ -137,7 +140,7 @@ class TruthStats:
         total: number of voxels of the case.
         objects: number of voxels of each object, one array per class.
         covered: number of objects that share voxels with a later object.
-        copies: number of these objects that are identical to another object.
+        copies: number of the objects in `covered` that are identical to another object.
         empty_objects: number of objects without a voxel.
         frequency: (K, *cells) share of each cell of a coarse grid that each class fills; see
             `competition.explore.symmetry`.

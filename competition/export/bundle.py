@@ -52,7 +52,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Optional contents of a bundle.
+    """Select the optional contents of a bundle.
 
     Attributes:
         zipped: whether to also write a zip file next to the folder.
@@ -76,7 +76,7 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """An exported bundle: folder, size in bytes, number of networks, packages, and zip file if there is one."""
+    """Describe an exported bundle: folder, size in bytes, number of networks, packages, and zip file (or None)."""
 
     folder: Path
     size: int
@@ -92,17 +92,18 @@ def export_runs(
     options: ExportOptions = ExportOptions(),
     context: Context = Context(),
 ) -> ExportResult:
-    """Export runs as a bundle, after a test prediction of one patch; the folder is written completely or not at all.
+    """Export runs as a bundle, after a test prediction of one patch. The folder is written completely or not at all.
 
     Args:
         runs: finished runs of one competition.
         folder: folder of the bundle; an earlier bundle in it is replaced.
-        weights: weights of the runs; `auto` fits them on the out-of-fold predictions; None: equal.
+        weights: weights of the runs. `auto` fits the weights on the out-of-fold predictions; None means equal weights.
         options: optional contents.
         context: context with the trusted packages, whose files are copied into the bundle, and the log.
 
     Raises:
-        MaskfoldError: the runs do not belong together, the folder contains other files, or the bundle does not run.
+        MaskfoldError: the runs cannot be combined, the folder contains files that are not part of a bundle, or the test
+            prediction fails.
     """
     check_same_competition(runs)
     refuse_imported(runs, "be exported")
@@ -146,7 +147,8 @@ def _example_case(ensemble: Ensemble) -> tuple[Any, int]:
         if rows:
             return rows[0], len(rows) if split == "test" else 0
     raise first_error or MaskfoldError(
-        f"The competition {comp.name} has no image.", "Set competition.root=/path/to/the/data."
+        f"The competition {comp.name} has no image below {comp.root}.",
+        "Add competition.root=/path/to/the/data to the command.",
     )
 
 
@@ -198,7 +200,7 @@ def _targets(ensemble: Ensemble) -> list[str]:
 
 
 def _copy_run(run: Run, ensemble: Ensemble, folder: Path) -> int:
-    """Copy a run's YAML and the weights of its finished members; return the number of members."""
+    """Copy a run's YAML and the weights of its trained networks; return the number of networks."""
     folder.mkdir(parents=True)
     plain, first = (_without_paths(resolve_for_prediction(exp)) for exp in (run.exp, ensemble.runs[0].exp))
     plain["competition"].update({key: first["competition"][key] for key in SUBMIT_TIME_KEYS})
@@ -233,7 +235,7 @@ def _without_paths(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_onnx_networks(run: Run, folder: Path, row: Any, context: Context) -> None:
-    """Write the run's networks as ONNX next to their weights."""
+    """Write the run's networks as ONNX files next to their weights."""
     from competition.export.onnx import ONNX_SUFFIX, write_onnx
 
     case_channels = count_channels(row, run, CACHE_FOLDER)
@@ -298,7 +300,7 @@ def _id_suffix(ensemble: Ensemble) -> str:
 
 
 def _root_markers(ensemble: Ensemble) -> list[str]:
-    """Return files and folders that identify the competition's root: the sample and the folders of the images."""
+    """Return the names that identify the competition's root: the sample submission and the folders of the images."""
     comp = ensemble.comp
     sources = [comp.test.images if comp.test is not None else {}, comp.train.images]
     patterns = [pattern for source in sources for pattern in ([source] if isinstance(source, str) else source.values())]
@@ -310,7 +312,7 @@ def _root_markers(ensemble: Ensemble) -> list[str]:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Check that a folder does not exist, is empty, or is an unchanged bundle, so that no user files are lost.
+    """Raise an error unless a folder is missing, empty or an unchanged bundle, so that no file of the user is lost.
 
     Raises:
         MaskfoldError: status 2; the folder contains other files.
@@ -343,7 +345,7 @@ def replace_folder(new: Path, folder: Path) -> None:
 
 
 def write_zip(folder: Path) -> Path:
-    """Write the bundle as a zip file next to it; member names begin with the folder's name."""
+    """Write a bundle as a zip file next to the bundle's folder. Member names begin with the name of the folder."""
     archive = folder.with_name(f"{folder.name}.zip")
 
     def write(stream: Any) -> None:

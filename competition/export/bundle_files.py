@@ -1,4 +1,4 @@
-"""The texts of a bundle's notebook and README."""
+"""Build the texts of a bundle's notebook and README."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def build_readme(
         title: title of the page.
         version: version of Maskfold.
         python: oldest supported Python version.
-        runs: entries of the runs in bundle.json, with the number of `networks`.
+        runs: the entries of the runs in bundle.json, each with the number of its `networks`.
         expected: sentence about the expected score.
         wheels: whether the bundle contains wheels.
         onnx: whether the bundle contains ONNX files.

@@ -26,7 +26,7 @@ MODEL_SCRIPT = Path(__file__).with_name("mlflow_script.py")
 
 
 def write_predictor_folder(run: Run, folder: Path) -> None:
-    """Write all files that prediction requires: `experiment.yaml`, `postprocess.json`, and the weights of each member.
+    """Write all files that prediction requires: `experiment.yaml`, `postprocess.json`, and each network's weights.
 
     Args:
         run: a run with at least one finished fold. The model has the same post-processing as `maskfold predict`.
@@ -46,7 +46,7 @@ def write_predictor_folder(run: Run, folder: Path) -> None:
 
 
 def model_fingerprint(run: Run) -> str:
-    """Return a SHA-256 (hexadecimal) of everything that determines a run's model: experiment, steps, weights, code."""
+    """Return a SHA-256 (hexadecimal) of what determines a run's model: experiment, post-processing, weights, code."""
     exp = resolve_config(run.exp)
     exp["competition"].pop("root")  # because the location of the data does not change the model
     for key in ("run", "study"):
@@ -81,7 +81,7 @@ def describe_run(run: Run) -> str:
 
 
 def version_tags(run: Run) -> dict[str, str]:
-    """Return the tags of a model's version, with which the registry can be searched."""
+    """Return the tags of a model version, by which users can search the registry."""
     summary = _summary(run)
     tags = {
         "competition": run.exp.competition.name,
@@ -104,7 +104,7 @@ def _summary(run: Run) -> dict[str, Any]:
 
 
 def write_model(run: Run, folder: Path, temporary_folder: Path) -> None:
-    """Write an MLflow model with its networks and this package's code.
+    """Write a run as an MLflow model, with its networks and a copy of this package's code.
 
     Args:
         run: a run with at least one finished fold.
@@ -133,13 +133,13 @@ def write_model(run: Run, folder: Path, temporary_folder: Path) -> None:
     pickled = [path for path in folder.rglob("*") if path.suffix in (".pkl", ".pickle", ".pt", ".pth", ".joblib")]
     if pickled:
         raise MaskfoldError(
-            f"MLflow wrote the pickled file {pickled[0].name} into the model; to load such a file runs code.",
-            "Install the MLflow version of requirements.lock.",
+            f"MLflow wrote the pickled file {pickled[0].name} into the model; loading a pickled file can run any code.",
+            "Install the MLflow version that requirements.lock names.",
         )
 
 
 def pinned_requirements() -> list[str]:
-    """Return the installed versions of the package's requirements, without local versions such as `+cpu`."""
+    """Return Maskfold's requirements with their installed versions, without local parts such as `+cpu`."""
     try:
         required = metadata.requires("maskfold") or []
     except metadata.PackageNotFoundError:

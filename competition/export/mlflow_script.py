@@ -1,4 +1,4 @@
-"""Script of a registered model. MLflow stores a copy of this file, and runs it when the model is loaded."""
+"""Load a registered model. MLflow stores a copy of this script and runs the copy when the model is loaded."""
 
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,10 @@ from competition.export.predictor import Predictor
 
 
 class Segmenter(PythonModel):
-    """MLflow model that predicts masks of images; see `Predictor` in competition/export/predictor.py."""
+    """Predict masks of images as an MLflow model; see `Predictor` in competition/export/predictor.py."""
 
     def load_context(self, context: Any) -> None:
-        """Open the folder of the networks; they are loaded when the first image is predicted."""
+        """Open the folder of the networks. The networks are loaded when the first image is predicted."""
         self.predictor = Predictor(Path(context.artifacts["run"]))
 
     # With the type hint pd.DataFrame, MLflow accepts any input. Without a type hint MLflow warns, and no other type

@@ -1,4 +1,4 @@
-"""Export networks as ONNX (and compare them with torch on three patches of noise); predict with onnxruntime."""
+"""Export networks as ONNX, compare ONNX and torch on three patches of noise, and predict with onnxruntime."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOLERANCE = 1e-3  # maximum difference of a probability from torch's
 
 
 class OnnxNetwork(nn.Module):
-    """A network from an ONNX file; it maps (B, C, *patch) float32 to logits (B, P, *patch) float32.
+    """Run a network from an ONNX file, which maps (B, C, *patch) float32 to logits (B, P, *patch) float32.
 
     Args:
         path: a file written by `write_onnx`.
@@ -39,7 +39,9 @@ class OnnxNetwork(nn.Module):
         try:
             import onnxruntime
         except ImportError as error:
-            raise MaskfoldError("onnxruntime is not installed.", "Install it, or run without --onnx.") from error
+            raise MaskfoldError(
+                "onnxruntime is not installed.", "Install it (pip install onnxruntime), or run without --onnx."
+            ) from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         available = onnxruntime.get_available_providers()
@@ -54,7 +56,7 @@ class OnnxNetwork(nn.Module):
         self.batch: int | None = size if isinstance(size, int) else None  # None: any batch size
 
     def forward(self, batch: Tensor) -> Tensor:
-        """Return the logits, on the batch's device."""
+        """Return the logits on the device of the batch."""
         parts = batch.split(self.batch) if self.batch is not None else [batch]
         name = self.session.get_inputs()[0].name
         outputs = [
@@ -64,7 +66,7 @@ class OnnxNetwork(nn.Module):
 
 
 def use_onnx_networks(predictor: EnsemblePredictor) -> None:
-    """Replace the networks by the ONNX files next to their weights.
+    """Replace the networks of a predictor by the ONNX files next to the networks' weights.
 
     Raises:
         MaskfoldError: a file is missing or cannot be read.
@@ -81,7 +83,7 @@ def use_onnx_networks(predictor: EnsemblePredictor) -> None:
 
 
 class MainOutputNetwork(nn.Module):
-    """A wrapper that returns only the main output of a network."""
+    """Wrap a network, and return only its main output."""
 
     def __init__(self, network: nn.Module, dims: int, channels: int) -> None:
         super().__init__()
@@ -93,7 +95,7 @@ class MainOutputNetwork(nn.Module):
 
 
 def write_onnx(network: nn.Module, channels: int, exp: Experiment, path: Path) -> float:
-    """Write a network as ONNX, for any batch size if the network's code allows this, otherwise for a batch size of 1.
+    """Write a network as ONNX. If the network's code allows, the file works for any batch size, otherwise only for 1.
 
     Args:
         network: the network, on any device.
@@ -105,8 +107,8 @@ def write_onnx(network: nn.Module, channels: int, exp: Experiment, path: Path) -
         The largest difference between probabilities of ONNX and torch on patches of noise, both in float32 on the CPU.
 
     Raises:
-        MaskfoldError: onnx, onnxscript or onnxruntime is not installed, the network has a presence head, cannot be
-            exported, or differs by more than `TOLERANCE`.
+        MaskfoldError: onnx, onnxscript or onnxruntime is not installed, the network has a presence head or cannot be
+            exported, or the difference exceeds `TOLERANCE`.
     """
     if exp.gate is not None:
         raise MaskfoldError(
@@ -139,7 +141,7 @@ def write_onnx(network: nn.Module, channels: int, exp: Experiment, path: Path) -
 
 
 def _export_program(network: nn.Module, shape: tuple[int, ...], exp: Experiment) -> Any:
-    """Return torch's ONNXProgram; the batch axis is dynamic if possible."""
+    """Return torch's ONNXProgram, with a dynamic batch axis if possible."""
     dynamic = {"batch": {0: torch.export.Dim("patches")}}
     first_error: Exception | None = None
     for count, shapes in ((2, dynamic), (1, None)):

@@ -1,4 +1,4 @@
-"""Prediction with a registered model: from arrays, paths, or a table of these, to masks."""
+"""Predict masks with a registered model, from arrays, paths, or a table of arrays or paths."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ ITEM_KEYS = ("image", "spacing", "affine")
 
 
 class Predictor:
-    """The networks of a run's folder, or of a folder that `mlflow_model.write_predictor_folder` wrote.
+    """Predict with the networks in a run's folder, or in a folder that `mlflow_model.write_predictor_folder` wrote.
 
     `MASKFOLD_TRUST` lists additional packages that `target` may name.
 
     Args:
-        folder: folder with `experiment.yaml`, `postprocess.json`, and for each member `fold_0/weights.safetensors` with
-            its `result.json`.
+        folder: folder with `experiment.yaml`, `postprocess.json`, and one folder per network, such as `fold_0`, with
+            `weights.safetensors` and `result.json`.
 
     Raises:
         MaskfoldError: a file is missing or damaged, or a target is not trusted.
@@ -86,7 +86,7 @@ def _read_settings(path: Path) -> PostprocessConfig:
 
 
 def adapt_to_machine(exp: Experiment) -> Experiment:
-    """Adapt the experiment to this machine: use one device, and `auto` if the YAML's accelerator does not exist."""
+    """Adapt the experiment to this machine: use one device. If the machine lacks the YAML's accelerator, use `auto`."""
     import torch
 
     accelerator = exp.run.accelerator
@@ -97,7 +97,7 @@ def adapt_to_machine(exp: Experiment) -> Experiment:
 
 
 def folds_table(folder: Path) -> Any:
-    """Return a table of folds that is derived from the names of the members' folders."""
+    """Return a table of folds, made from the names of the networks' folders."""
     import pandas as pd
 
     matches = [re.match(r"fold_(\d+)", path.parent.name) for path in sorted(folder.glob(f"*/{RESULT_FILE}"))]
@@ -142,7 +142,7 @@ def iter_images(images: Any, exp: Experiment) -> Iterator[InMemoryCase]:
         if unknown := [key for key in plain if key not in ITEM_KEYS]:
             raise MaskfoldError(
                 f"Key of the dictionary of {name}: found `{unknown[0]}`, expected one of {', '.join(ITEM_KEYS)}.",
-                "Remove the key.",
+                "Remove this key from the dictionary.",
             )
         image = _read(plain["image"], comp, name)
         if comp.spacing is not None and not image.has_spacing:
@@ -152,7 +152,7 @@ def iter_images(images: Any, exp: Experiment) -> Iterator[InMemoryCase]:
 
 
 def _items(images: Any, comp: Competition) -> list[Any]:
-    """Return the items of a list, of a table, or of a batch (N, …) with a channel axis, as servers send batches."""
+    """Return the items of a list, of a table, or of a batch (N, …) with a channel axis, which servers may send."""
     if hasattr(images, "to_dict") and hasattr(images, "columns"):
         if "image" not in images.columns:
             raise MaskfoldError(
@@ -168,14 +168,14 @@ def _items(images: Any, comp: Competition) -> list[Any]:
 
 
 def _read(image: Any, comp: Competition, name: str) -> Image:
-    """Return one image from an array, a path, channels or slices."""
+    """Return one image, from an array, a path, a dictionary of channels or a list of slices."""
     if isinstance(image, Mapping):
         channels = list(comp.train.images) if isinstance(comp.train.images, dict) else []
         if not channels or set(image) != set(channels):
             expected = f"the channels {', '.join(channels)}" if channels else ", ".join(ITEM_KEYS)
             raise MaskfoldError(
                 f"Keys of the dictionary of {name}: found {', '.join(map(str, image))}, expected {expected}.",
-                "Correct the keys.",
+                "Correct the keys of the dictionary.",
             )
         return _join_channels([_read(image[channel], comp, f"{channel} of {name}") for channel in channels], name)
     if isinstance(image, list | tuple) and comp.dimensions == 3:
@@ -185,7 +185,7 @@ def _read(image: Any, comp: Competition, name: str) -> Image:
         if not slices or len({array.shape for array in slices}) > 1:
             shapes = ", ".join(sorted({str(array.shape) for array in slices})) or "no slice"
             raise MaskfoldError(
-                f"Shapes of the slices of {name}: found {shapes}, expected one shape.", "Give slices of one size."
+                f"The slices of {name} differ in shape: found {shapes}, expected one shape.", "Use slices of one size."
             )
         return Image(np.stack(slices, axis=-1), (1.0, 1.0, 1.0))
     return _read_single(image, comp.dimensions, name, comp.applies_exif)
@@ -206,12 +206,12 @@ def _read_single(image: Any, dimensions: int, name: str, exif: bool) -> Image:
     if array.dtype.kind in "bf":
         array = array.astype(np.uint8 if array.dtype.kind == "b" else np.float32)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise MaskfoldError(f"{name} contains NaN or infinite values.", "Correct it, or omit it.")
+        raise MaskfoldError(f"{name} contains NaN or infinite values.", "Correct the image, or omit it.")
     return Image(np.ascontiguousarray(array, array.dtype.newbyteorder("=")), (1.0,) * dimensions)
 
 
 def _join_channels(channels: list[Image], name: str) -> Image:
-    """Concatenate channels in the same way as `competition.data.readers.load_image`."""
+    """Concatenate channels in the same way as `competition.data.readers.load_image` does."""
     if len(shapes := {part.array.shape[1:] for part in channels}) > 1:
         raise MaskfoldError(
             f"Shapes of the channels of {name}: found {', '.join(sorted(map(str, shapes)))}, expected one shape.",
@@ -222,7 +222,7 @@ def _join_channels(channels: list[Image], name: str) -> Image:
 
 
 def _set_geometry(image: Image, spacing: Any, affine: Any, name: str) -> Image:
-    """Set the given spacing and affine; if only the affine is given, it also defines the spacing."""
+    """Set the spacing and affine of an image. Without a spacing, the affine also defines the spacing."""
     if not _is_missing(affine):
         matrix = np.asarray(affine, np.float64)
         voxel_sizes = np.linalg.norm(matrix[:3, :3], axis=0) if matrix.shape == (4, 4) else np.zeros(3)
@@ -233,7 +233,7 @@ def _set_geometry(image: Image, spacing: Any, affine: Any, name: str) -> Image:
         ):
             raise MaskfoldError(
                 f"Affine of {name}: found {matrix.tolist()}, expected an invertible 4×4 matrix.",
-                "Give the matrix that maps voxels to world coordinates in mm.",
+                "Set `affine` to the matrix that maps voxels to world coordinates in mm.",
             )
         image = Image(image.array, tuple(map(float, voxel_sizes))[: image.array.ndim - 1], matrix)
     if not _is_missing(spacing):
@@ -241,14 +241,14 @@ def _set_geometry(image: Image, spacing: Any, affine: Any, name: str) -> Image:
         if len(sizes) != image.array.ndim - 1 or not all(np.isfinite(step) and step > 0 for step in sizes):
             raise MaskfoldError(
                 f"Spacing of {name}: found {sizes}, expected {image.array.ndim - 1} positive numbers (mm).",
-                "Correct it, or omit it.",
+                "Correct the spacing, or omit it.",
             )
         image = Image(image.array, sizes, image.affine)
     return image
 
 
 def _set_default_affine(image: Image, orientation: str | None) -> Image:
-    """Set the affine of a volume without an affine according to `orientation`, e.g. RAS."""
+    """If a volume has no affine, set an affine for the axis directions in `orientation`, e.g. RAS."""
     if image.affine is not None or orientation is None:
         return image
     from nibabel.orientations import axcodes2ornt

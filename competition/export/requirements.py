@@ -1,4 +1,4 @@
-"""Requirements of a bundle: files of this package, and other packages with their versions and wheels."""
+"""Collect the requirements of a bundle: files of this package, and other packages with their versions and wheels."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def required_files(targets: Iterable[str]) -> tuple[list[Path], set[str]]:
 
 
 def user_package_files(root: str) -> list[tuple[Path, Path]]:
-    """Return the source files of a user's own package, each with its path below the folder `code`.
+    """Return the source files of a user's own package, and their paths below the folder `code` of a bundle.
 
     Raises:
         MaskfoldError: the package cannot be found.
@@ -94,7 +94,7 @@ def _module_file(parts: list[str]) -> Path | None:
 
 
 def _imports(path: Path) -> list[str]:
-    """Return the full names of modules that a file may import; `from a import b` may mean the module a.b."""
+    """Return the full names of all modules that a file may import. `from a import b` may import the module a.b."""
     names = []
     for node in _runtime_nodes(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -105,7 +105,7 @@ def _imports(path: Path) -> list[str]:
 
 
 def _runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield all nodes except those under `if TYPE_CHECKING`."""
+    """Yield all nodes of a syntax tree except those under `if TYPE_CHECKING`."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
             continue
@@ -118,7 +118,7 @@ def _runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
 
 @dataclass(frozen=True)
 class PinnedPackage:
-    """A package with its version and the modules that a bundle imports from it."""
+    """Hold a package's name, its version, and the modules that a bundle imports from it."""
 
     name: str
     version: str
@@ -130,7 +130,7 @@ class PinnedPackage:
 
 
 def run_smoke_test(folder: Path, root: Path, row: Any, onnx: bool) -> set[str]:
-    """Predict one patch with a bundle in a process without the training packages; return the imported modules.
+    """Predict one patch with a bundle, in a process that hides the training packages; return the imported modules.
 
     Args:
         folder: the bundle.
@@ -162,17 +162,17 @@ def run_smoke_test(folder: Path, root: Path, row: Any, onnx: bool) -> set[str]:
     if process.returncode:
         raise MaskfoldError(
             f"The test prediction of the bundle failed: {last_line}.",
-            "If a network or a step needs a package of your own, name it with --trust.",
+            "If a network or a step needs a package of your own, add --trust PACKAGE.",
         )
     return set(json.loads(process.stdout.strip().splitlines()[-1]))
 
 
 def pinned_requirements(imported: set[str], named: Iterable[str]) -> list[PinnedPackage]:
-    """Return the imported packages that our files name, and those that these packages require.
+    """Return the imported packages that Maskfold's files name, and the packages that these require.
 
     Args:
         imported: top-level modules that a predicting process has imported.
-        named: top-level modules that our files and the networks' targets name.
+        named: top-level modules that Maskfold's files and the networks' targets name.
     """
     packages_of_module = metadata.packages_distributions()
     start = {

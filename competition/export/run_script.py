@@ -1,6 +1,6 @@
-"""The script `run.py` of a bundle, which is a copy of this file: only the standard library is imported at the top.
+"""Run a bundle: a copy of this file is the bundle's script `run.py`. At the top, only the standard library is imported.
 
-It checks the bundle and predicts the test cases of a competition, without network access:
+The script checks the bundle and predicts the test cases of a competition, without network access:
 
     python bundle/run.py --input /kaggle/input/x --output submission.csv --hours 9
 """
@@ -26,7 +26,7 @@ def fail(message: str, hint: str) -> None:
 
 
 def check_files() -> None:
-    """Check every file against the manifest before a file is used, and that all code is in the manifest."""
+    """Compare every file with the manifest before a file is used, and check that the manifest lists all code."""
     hint = "Copy the complete bundle again."
     try:
         manifest = json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))["files"]
@@ -39,7 +39,10 @@ def check_files() -> None:
             fail(f"{name} is missing from the bundle.", hint)
         with open(HERE / name, "rb") as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() != sha256:
-                fail(f"{name} is not the file that was exported: its SHA-256 differs from the manifest's.", hint)
+                fail(
+                    f"{name} is not the file that was exported: its SHA-256 differs from the one in manifest.json.",
+                    hint,
+                )
     for path in sorted((HERE / "code").rglob("*.py")):
         if path.relative_to(HERE).as_posix() not in manifest:
             fail(
@@ -48,7 +51,7 @@ def check_files() -> None:
 
 
 def check_packages() -> None:
-    """Print a note for each package that is missing or has another version."""
+    """Print a note for each package that is missing or has another version than requirements.txt."""
     different, missing = [], []
     for package in json.loads((HERE / "bundle.json").read_text(encoding="utf-8"))["requirements"]:
         try:
@@ -78,7 +81,10 @@ def terminate(_number: int, _frame: FrameType | None) -> None:
 
 
 def main() -> int:
-    """Check the bundle, then run the package in `code`; Ctrl-C and SIGTERM stop the script even during imports."""
+    """Check the bundle, then run the package in its folder `code`.
+
+    Ctrl-C and SIGTERM stop the script even during imports.
+    """
     signal.signal(signal.SIGTERM, terminate)
     try:
         return check_and_run()

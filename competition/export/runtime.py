@@ -1,4 +1,4 @@
-"""The command `python bundle/run.py`, which predicts a mounted competition and writes the host's file."""
+"""Run the command `python bundle/run.py`, which predicts a mounted competition and writes the submission file."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ HINTS = (
 
 
 def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
-    """Run a bundle; print errors that the user can fix to standard error.
+    """Run a bundle. Errors that the user can fix are printed to standard error.
 
     Args:
         folder: folder of the bundle.
@@ -149,7 +149,7 @@ def _predict_all(folder: Path, args: argparse.Namespace, started: float) -> None
 
 
 def _describe(bundle: Bundle, found: TestCases, devices: Sequence[str]) -> None:
-    """Print the numbers of networks, runs and cases, and the devices."""
+    """Print the devices, and the numbers of networks, runs and cases."""
     from competition.inference.predict import device_context
 
     context = device_context(bundle.ensemble.runs[0].exp)
@@ -215,7 +215,7 @@ def _predict_shard(
     shard: int,
     device: str,
 ) -> None:
-    """Predict the cases of one of several processes; this function runs in that process."""
+    """Predict, in one of several processes, the cases that are assigned to this process."""
     cases, confidence = load_shard(scratch, shard)
     bundle = _read_bundle(folder, args, device)
     work = Path(tempfile.mkdtemp(prefix="work-", dir=scratch))
@@ -226,7 +226,7 @@ def _predict_shard(
 
 
 def _masks(cases: Iterator[BundlePrediction], found: TestCases, missed: list[str]) -> Iterator[MaskItem | ObjectsItem]:
-    """Yield the masks of all cases; append the ids of those that were not predicted to `missed`."""
+    """Yield the masks of all cases. The ids of cases that were not predicted are appended to `missed`."""
     for predicted in cases:
         if not predicted.reached:
             missed.append(str(predicted.row.id))

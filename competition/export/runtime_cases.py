@@ -1,4 +1,4 @@
-"""The steps of the command in the module `runtime`: read the bundle, find the test cases, predict them.
+"""Read a bundle, find the test cases, and predict them: the steps of the command in the module `runtime`.
 
 The bundle predicts the test set that exists when it runs; the public sample may be empty or contain one dummy case.
 """
@@ -57,7 +57,7 @@ GRACE_SECONDS = 20.0  # seconds after the deadline within which a process may fi
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle for a mounted competition.
+    """Hold a bundle for a mounted competition.
 
     Attributes:
         folder: the bundle.
@@ -82,7 +82,7 @@ class Bundle:
         Args:
             folder: the bundle.
             root: the competition's folder.
-            accelerator: cpu or cuda; None: the accelerator that the runs set, if it is available.
+            accelerator: cpu or cuda; None: the accelerator that the YAMLs of the runs set, if this machine has it.
 
         Raises:
             MaskfoldError: a file is missing or has another format.
@@ -119,11 +119,11 @@ def _at_root(exp: Experiment, root: Path, accelerator: str | None) -> Experiment
 
 @dataclass(frozen=True)
 class TestCases:
-    """The test cases to predict.
+    """Hold the test cases to predict.
 
     Attributes:
-        test_set: cases and rows; it has no cases if there is no test image.
-        rows_without_images: rows of the sample whose image is missing; they get empty masks.
+        test_set: the cases, and the rows of the submission file; without a test image, there are no cases.
+        rows_without_images: rows of the sample whose image is missing. These rows get empty masks.
     """
 
     test_set: TestSet
@@ -136,7 +136,7 @@ class TestCases:
 
 
 def find_test_cases(comp: Competition, suffix: str, context: Context) -> TestCases:
-    """Find the test images below the competition's root, and the rows that the file must have.
+    """Find the test images below the competition's root, and the rows that the submission file must have.
 
     If the sample matches the images, the result is that of `maskfold submit`. Otherwise the sample's rows whose image
     exists come first, in the sample's order. The rows of all other images follow, sorted by id (and slice) and class.
@@ -145,11 +145,12 @@ def find_test_cases(comp: Competition, suffix: str, context: Context) -> TestCas
 
     Args:
         comp: the competition; its root is the folder where the host's files are mounted.
-        suffix: suffix that the host's ids add to the image's id, such as `.png`; used if no sample shows it.
+        suffix: suffix that the host's ids add to the image's id, such as `.png`. It is used if no sample shows the
+            suffix.
         context: messages for the user go to its log.
 
     Raises:
-        MaskfoldError: the root is not that of the competition, or an image or the sample cannot be read.
+        MaskfoldError: the root does not contain this competition's data, or an image or the sample cannot be read.
     """
     rows = _read_rows(comp, context)
     profile, sample = _read_sample(comp, context)
@@ -186,7 +187,7 @@ def find_test_cases(comp: Competition, suffix: str, context: Context) -> TestCas
 def write_empty_submission(found: TestCases, path: Path) -> int:
     """Write the sample's rows with empty masks; without a sample, write only the header.
 
-    A notebook needs this file, because it is saved before the test set exists.
+    A notebook is saved before the test set exists, and needs this file for that.
 
     Returns:
         The number of rows.
@@ -204,7 +205,7 @@ def write_empty_submission(found: TestCases, path: Path) -> int:
 
 
 def id_suffix(keys: tuple[RowKey, ...]) -> str:
-    """Return the suffix that all ids of a sample add to the image's id, such as `.png`; empty without a suffix."""
+    """Return the suffix, such as `.png`, that all ids of a sample add to the image's id; empty without a suffix."""
     suffixes = {image[len(strip_extension(image)) :] for image, _ in keys}
     return suffixes.pop() if len(suffixes) == 1 else ""
 
@@ -226,7 +227,7 @@ def _read_sample(comp: Competition, context: Context) -> tuple[Profile, SampleSu
 
 
 def _read_rows(comp: Competition, context: Context) -> list[Any]:
-    """Return rows of the test cases; an empty list if the folder is the competition's but has no test image."""
+    """Return rows of the test cases; an empty list if the folder contains the competition's data but no test image."""
     try:
         return list(case_rows(case_table(comp, "test")))
     except MaskfoldError as error:
@@ -234,7 +235,8 @@ def _read_rows(comp: Competition, context: Context) -> list[Any]:
             raise
         if others := unmatched_images(comp, "test"):
             raise MaskfoldError(
-                f"test.images matches no file, but its folder has {format_count(len(others), 'other image file')}, "
+                "test.images: the pattern matches no file, but its folder has "
+                f"{format_count(len(others), 'other image file')}, "
                 f"such as {others[0]}.",
                 "Rename the files, or export the bundle again with the right test.images.",
             ) from error
@@ -257,7 +259,7 @@ def _any_test_image(comp: Competition) -> bool:
 
 
 def _is_root(comp: Competition) -> bool:
-    """Return whether the root has the host's sample, or a folder that the YAML names."""
+    """Return whether the root contains the host's sample submission, or a folder that the YAML names."""
     root = Path(comp.root)
     if comp.submission.sample is not None and (root / comp.submission.sample).is_file():
         return True
@@ -297,16 +299,16 @@ def _report_differences(
 
 
 class TimeUp(BaseException):
-    """Raised if the deadline passes during a case; a BaseException, so that `except Exception` does not catch it."""
+    """Stop a case when the deadline passes. This is a BaseException, so that `except Exception` does not catch it."""
 
 
 class BundlePrediction(NamedTuple):
-    """A case and its masks.
+    """Hold a case and its masks.
 
     Attributes:
         row: row of the case table.
         outcome: the masks.
-        probabilities: (K, *spatial) if the file has a confidence for each object, else None.
+        probabilities: (K, *spatial) if the submission file has a confidence for each object, else None.
         reached: whether the case was predicted; if not, its masks are empty.
     """
 
@@ -318,7 +320,7 @@ class BundlePrediction(NamedTuple):
 
 @dataclass(frozen=True)
 class PredictionOptions:
-    """Options of a prediction.
+    """Set the options of a prediction.
 
     Attributes:
         limit: total time in seconds; None: no limit.
@@ -348,13 +350,14 @@ def predict_cases(
     Args:
         bundle: the bundle with the networks.
         rows: rows of the case table.
-        confidence: whether the file has a confidence for each object.
-        scratch: folder for preprocessed cases.
+        confidence: whether the submission file has a confidence for each object. scratch: folder for preprocessed
+            cases.
         options: time limit and error handling.
         say: function that receives messages for the user.
 
     Raises:
-        MaskfoldError: a case cannot be read or predicted; with `options.continue_on_error` only if no case can.
+        MaskfoldError: a case cannot be read or predicted. With `options.continue_on_error`, the error is raised only if
+            this is true of all cases.
     """
     comp = bundle.ensemble.comp
     reducible = DegradableEnsemble(_load_networks(bundle, rows, scratch, options), options.clock)
@@ -395,7 +398,7 @@ def empty_prediction(row: Any, comp: Competition) -> BundlePrediction:
 
 
 def _load_networks(bundle: Bundle, rows: Sequence[Any], scratch: Path, options: PredictionOptions) -> EnsemblePredictor:
-    """Load the networks; the first readable case defines the number of their input channels."""
+    """Load the networks. The first readable case defines their number of input channels."""
     for number, row in enumerate(rows):
         try:
             predictor = EnsemblePredictor(bundle.ensemble, row, Context(bundle.trust), scratch)
@@ -417,9 +420,9 @@ def count_voxels(row: Any) -> int:
 
 @contextmanager
 def _stop_at_deadline(budget: TimeBudget) -> Iterator[None]:
-    """Raise `TimeUp` if the deadline has passed or passes during the block.
+    """Raise `TimeUp` if the deadline has passed, or when it passes during the block.
 
-    An interruption of the block needs a signal, so it works only in the main thread, with the real clock, and not on
+    The block is interrupted by a signal, so this works only in the main thread, with the real clock, and not on
     Windows.
     """
     if budget.is_over():
@@ -445,7 +448,9 @@ def _stop_at_deadline(budget: TimeBudget) -> Iterator[None]:
 
 
 def assign_shards(sizes: Sequence[int], shards: int) -> list[list[int]]:
-    """Assign cases to shards, from the largest to the smallest case, each to the shard with the fewest voxels so far.
+    """Assign cases to shards, one per process.
+
+    From the largest case to the smallest, each case goes to the shard with the fewest voxels so far.
 
     Args:
         sizes: number of voxels of each case. shards: number of shards.
@@ -499,7 +504,7 @@ def collect(
     confidence: bool,
     deadline: float | None,
 ) -> Iterator[BundlePrediction | None]:
-    """Start a process per device, and yield the cases in order; None for a case that missed the deadline.
+    """Start a process per device, and yield the predicted cases in order; None for a case that missed the deadline.
 
     Args:
         predict_shard: function that is called in each process with None, the shard's index and the device, and that
@@ -533,7 +538,7 @@ def collect(
 
 
 def load_shard(folder: Path, shard: int) -> tuple[list[tuple[int, Any]], bool]:
-    """Return (index, row) of a shard's cases, and whether the file has a confidence for each object."""
+    """Return (index, row) of a shard's cases, and whether the submission file has a confidence for each object."""
     plain = json.loads((folder / ROWS_FILE).read_text(encoding="utf-8"))
     return [(case, SimpleNamespace(**plain["rows"][case])) for case in plain["hands"][shard]], plain["confidence"]
 
@@ -554,7 +559,7 @@ def save_result(folder: Path, case: int, predicted: BundlePrediction) -> None:
 
 
 def _environment(device: str, count: int) -> tuple[str, dict[str, str]]:
-    """Return device and environment of a process, which sees only its own GPU or uses its share of the CPU threads."""
+    """Return a process's device and environment. The process sees only its own GPU, or has its share of CPU threads."""
     if device == "cpu":
         threads = max(1, (os.cpu_count() or 1) // count)
         return "cpu", {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}

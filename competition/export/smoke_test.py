@@ -37,7 +37,7 @@ ERROR_STATUS = 3
 
 
 class ImportBlocker(MetaPathFinder):
-    """An import finder that hides the packages in `HIDDEN_PACKAGES`."""
+    """Hide the packages in `HIDDEN_PACKAGES` from imports."""
 
     def __init__(self, finder: Any) -> None:
         self.finder = finder
@@ -81,7 +81,7 @@ def smoke_test(folder: Path, root: Path, row: Any, onnx: bool) -> list[str]:
 
 
 def crop_middle(image: Any, size: Sequence[int]) -> Any:
-    """Return the middle of an image, at most as large as a patch; spacing and affine are unchanged."""
+    """Crop an image to its middle, at most as large as a patch. Spacing and affine do not change."""
     from competition.data.image_types import Image
 
     cut = [slice(None)]

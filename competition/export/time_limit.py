@@ -1,9 +1,9 @@
-"""The time limit: when parts of the ensemble are dropped, and in which order.
+"""Keep a time limit by dropping parts of the ensemble in a fixed order.
 
-The order is fixed. First, test-time augmentation is dropped for all runs at once. Then networks are dropped one by one:
-each time the last network of the run with the lowest weight per network (weight of the run divided by its number of
-networks), or of the later run if runs are equal. At least one network remains. The weights of the remaining networks
-and runs are normalised again.
+First, test-time augmentation is dropped for all runs at once. Then networks are dropped one by one: each time, the last
+network of the run with the lowest weight per network (weight of the run divided by its number of networks). If runs are
+equal, the later run loses a network. At least one network remains. The weights of the remaining networks and runs are
+normalised again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class EffortLevel:
-    """The parts of the ensemble that predict a case.
+    """Select the parts of the ensemble that predict a case.
 
     Attributes:
         tta: whether test-time augmentation is used.
@@ -41,7 +41,7 @@ class EffortLevel:
     networks: tuple[int, ...]
 
     def passes(self, views: Sequence[int]) -> list[int]:
-        """Return the number of forward passes of each run per window."""
+        """Return the number of forward passes per window, for each run."""
         return [networks * (count if self.tta else 1) for networks, count in zip(self.networks, views, strict=True)]
 
 
@@ -69,12 +69,12 @@ def effort_levels(weights: Sequence[float], networks: Sequence[int], views: Sequ
 
 @dataclass
 class TimeBudget:
-    """Measures the time of each case, and selects the level for the next case.
+    """Measure the time of each case, and select the effort level for the next case.
 
     Args:
         levels: result of `effort_levels`.
         views: number of views of each run, as for `effort_levels`.
-        sizes: number of voxels of each case, in order; the time of a case is proportional to it.
+        sizes: number of voxels of each case, in order. The time of a case is assumed to be proportional to its voxels.
         limit: total time in seconds; None: no limit, so no part is dropped.
         started: start time on `clock`.
         clock: function that returns the time in seconds.
@@ -92,7 +92,7 @@ class TimeBudget:
 
     @property
     def level(self) -> EffortLevel:
-        """The level for the next case."""
+        """The effort level for the next case."""
         return self.levels[self.level_index]
 
     @property
@@ -107,7 +107,7 @@ class TimeBudget:
         return self.deadline is not None and self.clock() >= self.deadline
 
     def record(self, seconds: float, run_seconds: Sequence[float]) -> list[str]:
-        """Record the time of a case; lower the level if the remaining cases would take too long.
+        """Record the time of a case. If the remaining cases would take too long, lower the effort level.
 
         Args:
             seconds: total time of the case.
@@ -140,7 +140,8 @@ class TimeBudget:
     def projected(self) -> float:
         """Return the projected seconds for the remaining cases at the current level, without a margin.
 
-        As soon as there are other cases, the first case is ignored, because it includes the start of the device.
+        The first case is ignored as soon as other cases have been predicted, because its time includes the start of the
+        device.
         """
         cases = self.measured[1:] or self.measured
         voxels = sum(size for size, _, _ in cases)
@@ -174,7 +175,7 @@ def format_duration(seconds: float) -> str:
 
 
 class TimedNetworks:
-    """The networks of a run, with a measurement of their time."""
+    """Predict with the networks of a run, and measure their time."""
 
     def __init__(self, networks: Any, clock: Clock) -> None:
         self.networks, self.clock, self.seconds = networks, clock, 0.0
@@ -185,7 +186,7 @@ class TimedNetworks:
         return self.networks.run
 
     def predict(self, case: Any) -> Any:
-        """Return the prediction of a case by the networks, and add its time to `seconds`."""
+        """Return the networks' prediction of a case, and add the time that it took to `seconds`."""
         start = self.clock()
         try:
             return self.networks.predict(case)
@@ -194,7 +195,7 @@ class TimedNetworks:
 
 
 class DegradableEnsemble:
-    """An ensemble that can be reduced to one of its levels; at the first level it is complete.
+    """Reduce an ensemble to one of its effort levels. At the first level, the ensemble is complete.
 
     Args:
         predictor: networks of the ensemble; changed in place.
@@ -230,7 +231,7 @@ class DegradableEnsemble:
         self.predictor.weighted_runs = list(self.all_runs) if is_complete else remaining
 
     def pop_seconds(self) -> list[float]:
-        """Return the time in seconds of each run's networks since the last call."""
+        """Return, for each run, the seconds that its networks took since the last call."""
         seconds = [0.0 if timed is None else timed.seconds for timed in self.active]
         for timed in self.active:
             if timed is not None:

@@ -1,1 +1,1 @@
-"""Prediction: compute probabilities on the grid of the image's file, from weights and images."""
+"""Predict probabilities on the grid of the image's file."""

@@ -1,4 +1,4 @@
-"""The confidence of a prediction, and its pseudo-label mask, in which uncertain voxels are ignored."""
+"""Measure the confidence of a prediction, and make a pseudo-label mask in which uncertain voxels are ignored."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from competition.models.targets import IGNORE_INDEX
 def pseudo_mask(probabilities: np.ndarray, comp: Competition, rule: ConfidenceConfig) -> np.ndarray:
     """Return the pseudo-label mask of a prediction.
 
-    Exclusive classes: a voxel is certain if the probability of one class (or the background) is at least `rule.upper`
-    and all others are at most `rule.lower`. Overlapping classes: a voxel of a class is certain if its probability is at
-    most `rule.lower` or at least `rule.upper`.
+    Exclusive classes: a voxel is certain if the probability of one class (or of the background) is at least
+    `rule.upper` and every other probability is at most `rule.lower`. Overlapping classes: a voxel of a class is certain
+    if its probability is at most `rule.lower` or at least `rule.upper`.
 
     Args:
         probabilities: (`comp.output_channels`, *spatial) float, without a boundary class (see `merge_boundary_class`).
@@ -53,7 +53,7 @@ def self_dice(probabilities: np.ndarray, comp: Competition) -> float:
 
 
 def foreground_entropy(probabilities: np.ndarray, comp: Competition) -> float:
-    """Return the mean entropy of the predicted foreground, 0 (certain) to 1 (all outcomes equally probable).
+    """Return the mean entropy of the predicted foreground, from 0 (certain) to 1 (all outcomes equally probable).
 
     For exclusive classes this is the entropy of a voxel's distribution over background and classes; for overlapping
     classes, the binary entropy of each (class, voxel) pair. If there is no foreground, the result is the largest

@@ -39,14 +39,14 @@ log = logging.getLogger(__name__)
 
 
 class Prediction(NamedTuple):
-    """The prediction of a case on the grid of its file.
+    """Hold the prediction of a case on the grid of its file.
 
     Attributes:
         probabilities: (P, *file shape) float16, P = `exp.output_channels`. If classes are exclusive, the background is
             first; the boundary class of `prepare.boundary`, if there is one, is last.
-        presence: (K, 1, …, 1) float32 in [0, 1], the probability that the case contains each class. It has as many axes
-            as `probabilities`; with `patch.slices`, the slice axis has the file's number of slices. None without
-            `exp.gate`.
+        presence: (K, 1, …, 1) float32 in [0, 1], the probability that the case contains each class. The array has as
+            many axes as `probabilities`. With `patch.slices`, its slice axis is as long as that of the file. None
+            without `exp.gate`.
     """
 
     probabilities: np.ndarray
@@ -133,7 +133,7 @@ def to_masks(probabilities: np.ndarray, comp: Competition, thresholds: Sequence[
 
 
 def merge_boundary_class(probabilities: np.ndarray, comp: Competition) -> np.ndarray:
-    """Return probabilities of background and classes; the boundary class is split in proportion to the classes.
+    """Add the probability of the boundary class to the classes, in proportion to the probabilities of the classes.
 
     Args:
         probabilities: (P, *spatial), P = `comp.output_channels`, or one more with the boundary class last.
@@ -164,7 +164,7 @@ def _check_channels(probabilities: np.ndarray, comp: Competition) -> None:
 
 @dataclass(frozen=True)
 class DeviceContext:
-    """The device of the networks, and the precision of their forward passes.
+    """Hold the device of the networks, and the precision of their forward passes.
 
     Attributes:
         device: device of the networks.
@@ -175,14 +175,14 @@ class DeviceContext:
     precision: str
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Return the context manager in which a network is called."""
+        """Return the context manager for the forward pass of a network."""
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=DTYPES[self.precision])
 
 
 def device_context(exp: Experiment) -> DeviceContext:
-    """Return device and precision for an experiment; `run.accelerator` selects the device.
+    """Return the device that `run.accelerator` selects, and the precision of the forward passes on this device.
 
     `training.precision: auto` means `native_precision`. If a network was trained in bf16, a GPU without native bf16
     predicts in fp16. If it was trained in fp16, a CPU, which does not support fp16, predicts in bf16.
@@ -226,12 +226,12 @@ def _cpu_has_bf16() -> bool:
 
 
 def retry_with_smaller_batches(predict: Callable[[Experiment], T], exp: Experiment, device: torch.device | str) -> T:
-    """Predict; if memory runs out and `training.on_oom` is halve, repeat with half as many windows per batch.
+    """Make a prediction. If memory runs out and `training.on_oom` is halve, repeat with half as many windows per batch.
 
-    The process then uses the number of windows that fits for all later cases.
+    The process then uses the reduced number of windows for all later cases too.
 
     Args:
-        predict: function that makes the prediction, given an experiment with the settings.
+        predict: function that receives an experiment and makes the prediction with its settings.
         exp: the experiment.
         device: device of the networks.
 
@@ -274,7 +274,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_unused_memory(device: torch.device | str) -> None:
-    """Free unused memory. Call this outside of `except` blocks, since a traceback holds the tensors of its frames."""
+    """Free unused memory.
+
+    Call this outside of `except` blocks, because a traceback keeps the tensors of its frames alive.
+    """
     gc.collect()
     if torch.device(device).type == "cuda":
         torch.cuda.empty_cache()

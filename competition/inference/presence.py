@@ -1,4 +1,7 @@
-"""Class presence of a case, from presence heads: one value per class; for 2.5D networks, one per class and slice."""
+"""Compute the class presence of a case from presence heads.
+
+There is one value per class; for 2.5D networks, one per class and slice.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,9 @@ def mean_log_odds(gates: Sequence[np.ndarray], weights: Sequence[float] | None =
     """Combine the presence probabilities of several networks by the mean of their log odds.
 
     A threshold is tuned on single networks and applied to their combination. A mean of probabilities is closer to 0.5
-    than the probabilities of single networks, so a threshold far from 0.5 would not fit any more. The mean of log odds
-    avoids this (logarithmic opinion pool: Genest and Zidek, Combining probability distributions, Statistical Science
-    1986).
+    than the probabilities of single networks, so a tuned threshold far from 0.5 would be wrong for the mean. The mean
+    of log odds avoids this (logarithmic opinion pool: Genest and Zidek, Combining probability distributions,
+    Statistical Science 1986).
 
     Args:
         gates: arrays of probabilities whose shapes broadcast, e.g. per slice and per case; a single array is returned
@@ -40,15 +43,15 @@ def mean_log_odds(gates: Sequence[np.ndarray], weights: Sequence[float] | None =
 
 
 def case_presence(windows: Sequence[torch.Tensor], slices: int | None) -> np.ndarray:
-    """Compute the presence of each class in a case from its presence in the windows.
+    """Compute the presence of each class in a case from the class's presence in the windows.
 
-    A case contains a class if a window does, so the maximum over windows is taken for each network; then
-    `mean_log_odds` combines the networks.
+    A case contains a class if one of its windows does, so each network's value is the maximum over windows.
+    `mean_log_odds` then combines the networks.
 
     Args:
-        windows: (b, N, K) probabilities of each batch of b windows, in order, for N networks; they are means over the
-            views.
-        slices: number of slices of a volume predicted slice by slice in order; None for other networks.
+        windows: for each batch of b windows, in order, the probabilities (b, N, K) of N networks, averaged over the
+            test-time views.
+        slices: number of slices, if the volume was predicted slice by slice in order; None for other networks.
 
     Returns:
         (K, 1) or (K, slices) float64 for K classes.

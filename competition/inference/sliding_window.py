@@ -1,4 +1,4 @@
-"""Sliding-window prediction with Gaussian blending, in slabs along the first axis."""
+"""Predict with sliding windows and Gaussian blending, in slabs along the first axis."""
 
 # Not monai.inferers: it adds the windows in another order, so predictions of existing runs would change in their last
 # bits. MONAI is faster if the network is small. Processor time and additional memory for a volume of 256×256×640, five
@@ -39,9 +39,9 @@ def predict_image(
     """Predict the probabilities of a preprocessed image, averaged over the networks and the views of `inference.tta`.
 
     An image that fits into one patch is padded to the patch size: volumes with 0, 2D images with their edge pixels. A
-    larger image is predicted in windows of `patch.size` that overlap by `inference.overlap`. They are blended with
-    Gaussian weights whose standard deviation is 1/8 of the patch (Isensee et al., nnU-Net, Nature Methods 2021). With
-    `patch.slices`, a 2D network predicts a volume slice by slice along its last axis.
+    larger image is predicted in windows of `patch.size` that overlap by `inference.overlap`. The windows are blended
+    with Gaussian weights whose standard deviation is 1/8 of the patch (Isensee et al., nnU-Net, Nature Methods 2021).
+    With `patch.slices`, a 2D network predicts a volume slice by slice along its last axis.
 
     Args:
         networks: the networks, on `device`; during the prediction they are in evaluation mode.
@@ -66,7 +66,7 @@ def predict_image_with_presence(
     device: torch.device | str = "cpu",
     autocast: Autocast = nullcontext,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Predict as `predict_image` does; also return the presence (see `case_presence`), None without `exp.gate`."""
+    """Predict as `predict_image` does. Also return the class presence of `case_presence`; None without `exp.gate`."""
     all_views, slices = tta_views(exp), exp.patch.slices
     # Presence in all windows, in order; if there are slices, all windows of the first slice come first.
     presences: list[torch.Tensor] = []
@@ -119,7 +119,10 @@ def stack_neighbour_slices(image: np.ndarray, position: int, slices: int) -> np.
 
 
 def _predict_windows(predict: Predict, image: np.ndarray, exp: Experiment, device: torch.device) -> np.ndarray:
-    """Predict an image in windows; a slab of the first axis is finished as soon as no later window overlaps it."""
+    """Predict an image in windows.
+
+    A slab along the first axis is finished as soon as no later window overlaps the slab.
+    """
     patch, shape, outputs = exp.patch.size, image.shape[1:], exp.output_channels
     padded, pad_before = _pad_to_patch(shape, patch)
     all_starts = [window_starts(length, size, exp.inference.overlap) for length, size in zip(shape, patch, strict=True)]
@@ -223,7 +226,7 @@ def _predict_batch(
             except ValueError as error:
                 raise MaskfoldError(
                     f"Output of the network for a batch of shape {tuple(batch.shape)}: found {format_shapes(outputs)}, "
-                    f"expected {exp.output_channels} channels of the same size.",
+                    f"expected {exp.output_channels} channels of the size of the batch.",
                     "Correct model.args.",
                     status=2,
                 ) from error
@@ -244,7 +247,7 @@ def _presence(outputs: Any) -> torch.Tensor:
     """Return the presence probabilities (B, K) float32 from the outputs of a network."""
     if (logits := split_presence(outputs)[1]) is None:
         raise MaskfoldError(
-            f"gate is set, but the network returns no presence logits: {format_shapes(outputs)}.",
+            f"gate is set, but the network returns no presence logits: found outputs {format_shapes(outputs)}.",
             "Set gate to null.",
             status=2,
         )
@@ -254,7 +257,7 @@ def _presence(outputs: Any) -> torch.Tensor:
 def _add_weighted(
     target: torch.Tensor, prediction: torch.Tensor, weights: list[torch.Tensor], indices: tuple[int, ...]
 ) -> None:
-    """Add the prediction of one window (P, *patch), weighted along each axis, to the corresponding part of the sums."""
+    """Multiply a window's prediction (P, *patch) by the weights along each axis, and add the result to the sums."""
     for axis, index in enumerate(indices):
         weight = weights[axis][index]
         prediction = prediction * weight.reshape(-1, *(1 for _ in indices[axis + 1 :]))
@@ -293,7 +296,10 @@ def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
 
 @contextmanager
 def _evaluation_mode(networks: Sequence[nn.Module]) -> Iterator[None]:
-    """Set evaluation mode, and restore the mode of each module afterwards (frozen modules may have another mode)."""
+    """Set evaluation mode in the block.
+
+    Then restore the mode of each module, because frozen modules may have another mode.
+    """
     modes = [(module, module.training) for network in networks for module in network.modules()]
     for network in networks:
         network.eval()

@@ -1,4 +1,4 @@
-"""Test-time augmentation: predictions are averaged over flips and quarter turns of the image."""
+"""Average predictions over flips and quarter turns of the image (test-time augmentation)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from competition.errors import MaskfoldError
 
 @dataclass(frozen=True)
 class TTAView:
-    """Transform of a batch (B, C, *spatial): quarter turns of the last two axes, then flips of spatial axes."""
+    """Transform a batch (B, C, *spatial) by quarter turns of the last two axes, then by flips of spatial axes."""
 
     flips: tuple[int, ...] = ()
     quarter_turns: int = 0
@@ -33,7 +33,8 @@ def tta_views(exp: Experiment) -> list[TTAView]:
     """Return the views of `inference.tta`; the first is the identity.
 
     `flip` gives flips of every subset of the axes in `augment.flip`; `auto` gives flips of every subset of the axes
-    that training flipped. `rotate90` gives four quarter turns; together with flips, the eight symmetries of the square.
+    that training flipped. `rotate90` gives the four quarter turns, or together with flips the eight symmetries of the
+    square.
 
     Raises:
         MaskfoldError: `augment.flip` allows no flips, or quarter turns are set for volumes or a non-square patch.

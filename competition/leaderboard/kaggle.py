@@ -1,4 +1,4 @@
-"""Kaggle, through Kaggle's own client (extra [kaggle]): download a competition, submit a file, fetch scores."""
+"""Use Kaggle through Kaggle's own client (extra [kaggle]): download a competition, submit a file, fetch scores."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def fetch_competition(
         api: result of `connect_kaggle`.
         listing: result of `list_competition_files`.
         folder: the folder to create.
-        new_progress: function that returns a progress bar with the given label.
+        new_progress: function that receives a label and returns a progress bar.
         show: whether the client draws its own progress bar.
 
     Returns:
@@ -156,7 +156,8 @@ def _fetch(
     archives = [path for path in download_folder.iterdir() if path.suffix != PARTIAL_SUFFIX]
     if not archives:
         raise MaskfoldError(
-            f"Kaggle's client left no archive of {listing.name} in {download_folder}.", "Run the same command again."
+            f"Kaggle's client downloaded no archive of {listing.name} to {download_folder}.",
+            "Run the same command again.",
         )
     count = unpack_archive(archives[0], folder, new_progress("files unpacked"))
     for path in download_folder.iterdir():
@@ -181,7 +182,10 @@ def _no_credentials() -> MaskfoldError:
 
 
 def kaggle_client_error(name: str, rules_url: str, error: OSError) -> MaskfoldError:
-    """Return the error for an exception of the client; its message is not used, since it may contain tokens."""
+    """Return the MaskfoldError for an exception of the client.
+
+    The client's message is omitted, because it may contain tokens.
+    """
     status_code = getattr(getattr(error, "response", None), "status_code", None)
     if status_code == 401:
         return MaskfoldError(
@@ -212,7 +216,7 @@ class SubmissionLimits:
     Attributes:
         used: number of submissions used today (UTC).
         left: number of submissions left for the rest of today.
-        by_total: whether the limit applies to the whole competition instead of the day.
+        by_total: whether the limit counts all submissions to the competition instead of those of one day.
     """
 
     used: int
@@ -235,7 +239,7 @@ class KaggleSubmission:
 
 
 class UploadRejected(MaskfoldError):
-    """A submission that Kaggle certainly did not count: Kaggle rejected it, or never received it."""
+    """Report a submission that Kaggle certainly did not count, because Kaggle rejected or never received it."""
 
 
 def fetch_limits(api: Any, slug: str) -> SubmissionLimits | None:
@@ -330,7 +334,7 @@ def _number(text: Any) -> float | None:
 
 
 def _code(error: OSError) -> int | None:
-    """Return the status of Kaggle's answer; a status in the body takes precedence over the HTTP status."""
+    """Return the status code of Kaggle's answer. A code in the body takes precedence over the HTTP status."""
     body = _body(error)
     code = body.get("code") if isinstance(body.get("code"), int) else None
     return code or getattr(getattr(error, "response", None), "status_code", None)
@@ -345,7 +349,7 @@ def _body(error: OSError) -> dict[str, Any]:
 
 
 def _message(error: OSError) -> str:
-    """Return Kaggle's message without URLs; the client's own message is omitted, since it may contain tokens."""
+    """Return Kaggle's message without URLs. The client's own message is omitted, because it may contain tokens."""
     text = re.sub(r"\S+://\S+", "…", redact(str(_body(error).get("message") or "")))
     return " ".join(text.split())[:MAX_MESSAGE_LENGTH].rstrip(".")
 

@@ -1,4 +1,4 @@
-"""The ledger of uploads: one JSON per upload in `submissions/<competition>/ledger`, next to a table of scores by case.
+"""Keep the ledger of uploads: in `submissions/<competition>/ledger`, one JSON and one table of scores per upload.
 
 The module also describes the changes between two uploads.
 """
@@ -33,7 +33,7 @@ CLOCK_TOLERANCE = 900.0  # maximum difference between two clocks, s
 
 @dataclass(frozen=True)
 class UploadRecord:
-    """One upload.
+    """Record one upload.
 
     Attributes:
         id: time of the record and the first digits of the file's SHA-256.
@@ -45,14 +45,15 @@ class UploadRecord:
         sha256: SHA-256 of the file; empty for a notebook whose file is not available.
         message: the description that the host shows.
         notebook: `owner/slug`, version and file of a code submission.
-        metric: the competition's metric: name, average and so on; for the user's own metric also `higher_is_better`.
+        metric: the competition's metric: the keys of the section `metric`; for the user's own metric also
+            `higher_is_better`.
         runs: run, experiment, hash and weight of each run.
-        keys: resolved YAML by dotted keys, for each run's hash.
+        keys: by hash of each run, the run's resolved YAML as a mapping from dotted keys to values.
         postprocess: the steps that were used.
         cv: out-of-fold score, and low and high of its 95 % bootstrap interval; empty if unknown.
         expected: expected score, and low and high of the interval that contains the scores of 95 % of test sets with
             the size of the public board.
-        public_cases: assumed number of cases of the public board; None: unknown.
+        public_cases: number of cases that the public board is assumed to use; None: unknown.
         ref: the host's submission number.
         status: sending, pending, complete, error, or lost (unknown to the host).
         public: the score on the public board; None if unknown.
@@ -90,7 +91,7 @@ class UploadRecord:
 
     @property
     def awaiting_score(self) -> bool:
-        """Whether the host may still add a score: the private score is published after the competition ends."""
+        """Whether the host may still add a score. Hosts publish the private score after the end of the competition."""
         return (
             self.host == "kaggle"
             and (self.status in ("sending", "pending") or self.private is None)
@@ -114,7 +115,7 @@ class UploadRecord:
 
 
 def metric_of_record(plain: dict[str, Any]) -> MetricConfig:
-    """Return the metric of a record, for averaging scores; its direction is stored in the record."""
+    """Return the metric of a record, with which scores are averaged. The record stores the metric's direction."""
     return MetricConfig.model_validate({key: value for key, value in plain.items() if key != "higher_is_better"})
 
 
@@ -208,11 +209,11 @@ def make_record_id(time: datetime, sha256: str) -> str:
 def update_records(
     records: Iterable[UploadRecord], submissions: Iterable[KaggleSubmission], time: str
 ) -> list[UploadRecord]:
-    """Return the records that change, updated with the host's current data.
+    """Update records with the host's current data, and return those that changed.
 
-    A record whose upload was interrupted has no submission number; it is matched by file, message and time. If the host
-    has no such submission, its status becomes lost. A record whose number is not among the latest submissions is
-    unchanged.
+    If an upload was interrupted, its record has no submission number and is matched by file, message and time. If no
+    submission matches, the status of the record becomes lost. A record with a number that is not among the latest
+    submissions is unchanged.
 
     Args:
         records: the records of one competition.
@@ -278,7 +279,8 @@ def _read(path: Path) -> UploadRecord:
         if (version := plain.pop("version")) != VERSION:
             raise MaskfoldError(
                 f"Version of {path}: found {version!r}, expected {VERSION}.",
-                "Use the Maskfold version that wrote it, or move it to another folder; the host still has its scores.",
+                "Use the Maskfold version that wrote this record, or move the record to another folder; the host keeps "
+                "the scores.",
             )
         record = UploadRecord(**plain)  # an unknown key raises an error
         to_timestamp(record.time)
@@ -305,8 +307,8 @@ def _read(path: Path) -> UploadRecord:
 def describe_changes(before: UploadRecord | None, after: UploadRecord) -> list[str]:
     """Return the changes between two uploads: runs, weights, keys of the YAML, post-processing.
 
-    A removed run and an added run are paired if they have the same experiment, or if there are no other changed runs;
-    then their keys are compared.
+    A removed and an added run are paired if they have the same experiment, or if no other run was added or removed. The
+    keys of paired runs are compared.
     """
     if before is None:
         return ["first"]
@@ -387,7 +389,10 @@ def _pairs(
 def _replacement_changes(
     old: dict[str, Any], new: dict[str, Any], before: UploadRecord, after: UploadRecord
 ) -> list[str]:
-    """Return the changes between a run and its replacement: changed keys, if the keys of both are known."""
+    """Return the changes between a run and the run that replaced it.
+
+    If the keys of both runs are known, list the changed keys.
+    """
     old_keys, new_keys = before.keys.get(old["hash"]), after.keys.get(new["hash"])
     lines = [f"{_name(old)} → {_name(new)}"]
     if old_keys is None or new_keys is None:

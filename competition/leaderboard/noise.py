@@ -1,4 +1,4 @@
-"""The noise of public leaderboard scores, and their agreement with cross-validation."""
+"""Estimate the noise of public leaderboard scores, and how well they agree with cross-validation."""
 
 from __future__ import annotations
 
@@ -28,13 +28,15 @@ NOISE_FORMULA = (
 
 @dataclass(frozen=True)
 class ScoreNoise:
-    """The noise of the difference between two public scores: 95 % of differences of equally good files are smaller.
+    """Hold the noise of the difference between two public scores.
+
+    For equally good files, 95 % of differences are smaller.
 
     Attributes:
-        value: half the width of the interval.
-        cases: number of cases of the public board.
-        paired: number of out-of-fold cases that both files share; 0: the noise follows from the intervals of the two
-            files.
+        value: half the width of the interval that contains 95 % of the differences. cases: number of cases of the
+            public board.
+        paired: number of out-of-fold cases that both files share; 0: the noise was computed from the 95 % intervals of
+            the two files.
     """
 
     value: float
@@ -52,7 +54,7 @@ class Correlation:
 
     Attributes:
         files: number of files.
-        r: Pearson's r; nan for too few files, or if all have the same score.
+        r: Pearson's r; nan if there are too few files, or if all files have the same score.
         low: lower end of the interval.
         high: upper end of the interval.
     """
@@ -82,7 +84,7 @@ class Correlation:
 def public_score_noise(
     earlier: UploadRecord, later: UploadRecord, tables: tuple[pd.DataFrame | None, pd.DataFrame | None]
 ) -> ScoreNoise | None:
-    """Return the noise of the difference of two files' public scores; None if the noise is unknown.
+    """Return the noise of the difference between the public scores of two files; None if the noise is unknown.
 
     Args:
         earlier: the earlier upload.
@@ -133,7 +135,7 @@ def public_overfit(records: Sequence[UploadRecord], tables: Mapping[str, pd.Data
 
 
 def cv_lb_disagreements(records: Sequence[UploadRecord]) -> list[str]:
-    """Return a sentence for each public score outside of its interval, which contains 95 % of such test sets."""
+    """Return a sentence for each public score that lies outside of the 95 % prediction interval of its upload."""
     lines = []
     for record in with_public_score(records):
         low, high = record.expected.get("low"), record.expected.get("high")
@@ -147,7 +149,7 @@ def cv_lb_disagreements(records: Sequence[UploadRecord]) -> list[str]:
 
 
 def cv_lb_correlation(records: Sequence[UploadRecord]) -> Correlation:
-    """Return the correlation over the files that have both scores; each file counts once."""
+    """Return the correlation over the files that have an out-of-fold and a public score; each file counts once."""
     pairs = list(
         {
             record.sha256 or record.id: (record.score, record.public)
@@ -168,9 +170,9 @@ def cv_lb_correlation(records: Sequence[UploadRecord]) -> Correlation:
 
 
 def selection_advice(records: Sequence[UploadRecord], tables: Mapping[str, pd.DataFrame | None]) -> str | None:
-    """Return advice if the best file by CV is not the best one on the public board; None otherwise, or if unknown.
+    """Return advice if the best file by CV is not the best file on the public board; otherwise, or if unknown, None.
 
-    It is unknown if no file has both scores, or if records of the user's own metric lack its direction.
+    Which file is best is unknown if no file has both scores, or if records of the user's own metric lack its direction.
     """
     candidates = [record for record in with_public_score(records) if record.score is not None]
     if len(candidates) < 2:

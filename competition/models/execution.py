@@ -1,4 +1,4 @@
-"""Run networks faster: the memory layout of their tensors, and `torch.compile`.
+"""Run networks faster, by the memory layout of their tensors and by `torch.compile`.
 
 In 2D, libraries compute convolutions faster when the channels of a pixel lie side by side in memory (channels_last).
 A training step of the shipped networks then takes 0.8 to 1.05 times as long, a prediction 0.75 to 0.95 times
@@ -27,7 +27,8 @@ LONG_BUDGET_MINUTES = 10.0  # `training.compile: auto` compiles on a GPU from he
 def memory_format(exp: Experiment) -> torch.memory_format | None:
     """Return the layout of the network's weights and inputs; None leaves tensors as they are (channels first).
 
-    `auto` means channels first here: `maskfold cv` replaces it when a run starts, so only older runs still have it.
+    `auto` means channels first here. When a run starts, `maskfold cv` replaces `auto` by a layout, so only older runs
+    still have `auto`.
     """
     if exp.training.memory_format != "channels_last":
         return None
@@ -35,14 +36,20 @@ def memory_format(exp: Experiment) -> torch.memory_format | None:
 
 
 def arrange_network(network: nn.Module, exp: Experiment) -> nn.Module:
-    """Change the memory layout of the network's weights to the run's; return the same network with equal values."""
+    """Change the memory layout of the network's weights to that of the run, and return the same network.
+
+    Values do not change.
+    """
     if (layout := memory_format(exp)) is not None:
         set_layout(network, layout)
     return network
 
 
 def set_layout(network: nn.Module, layout: torch.memory_format) -> None:
-    """Set the memory layout of weights: 2D convolutions (channels_last), 3D (channels_last_3d), or all (others)."""
+    """Set the memory layout of weights.
+
+    channels_last applies to 2D convolutions, channels_last_3d to 3D convolutions, and any other layout to all weights.
+    """
     axes = {torch.channels_last: (4,), torch.channels_last_3d: (5,)}.get(layout, (4, 5))
     for tensor in (*network.parameters(), *network.buffers()):
         if tensor.ndim in axes:
@@ -56,7 +63,10 @@ def arrange(images: Tensor, exp: Experiment) -> Tensor:
 
 
 def to_layout(images: Tensor, layout: torch.memory_format) -> Tensor:
-    """Return images (B, C, *spatial) in a memory layout, with strides that also show it for a single channel."""
+    """Return images (B, C, *spatial) in a memory layout.
+
+    The strides show the layout even if there is a single channel.
+    """
     found = images.contiguous(memory_format=layout)
     if found.shape[1] == 1:  # both layouts are equal here, and without explicit strides torch assumes channels first
         found = found.as_strided(found.shape, (found.stride(0), 1, *found.stride()[2:]))
@@ -67,7 +77,10 @@ def to_layout(images: Tensor, layout: torch.memory_format) -> Tensor:
 
 
 def wants_compilation(exp: Experiment, device: torch.device) -> bool:
-    """Return whether `training.compile` asks for compilation; `auto` does on a GPU with a long time budget."""
+    """Return whether `training.compile` asks for compilation.
+
+    `auto` does if the device is a GPU and the time budget is long.
+    """
     if exp.training.compile != "auto":
         return exp.training.compile == "on"
     minutes = exp.training.budget_minutes
@@ -85,14 +98,14 @@ def compile_network(
 ) -> nn.Module | None:
     """Compile a network for training, and run it on one batch of noise, because torch compiles at the first call.
 
-    Weights, buffers and torch's random generators have their former values afterwards.
+    Afterwards, weights, buffers and torch's random generators have their former values again.
 
     Args:
         network: network on `device`; the compiled network shares its weights.
         exp: experiment with the batch size, the patch and the memory format.
         channels: number of input channels.
         device: device of the training.
-        say: function that takes a remark if compilation fails.
+        say: function that receives a message for the user if compilation fails.
         autocast: function that returns the context of the forward pass.
 
     Returns:

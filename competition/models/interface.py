@@ -1,4 +1,4 @@
-"""Interface of networks: constructor arguments, which the data complete, and the possible forms of outputs."""
+"""Complete the constructor arguments of networks from the data, and read the possible forms of their outputs."""
 
 from __future__ import annotations
 
@@ -68,7 +68,10 @@ def is_smp(cls: type) -> bool:
 
 
 def constructor_parameters(cls: type) -> dict[str, inspect.Parameter]:
-    """Return the parameters of a class's `__init__`; smp's classes also have a `__new__`, which hides them."""
+    """Return the parameters of a class's `__init__`.
+
+    The class's signature does not show them if it has a `__new__`, as in smp.
+    """
     parameters = dict(inspect.signature(cls.__init__).parameters)  # type: ignore[misc]
     parameters.pop("self", None)
     return parameters
@@ -80,7 +83,7 @@ def _fill_argument(args: dict[str, Any], parameters: Any, names: tuple[str, ...]
     for name in known:
         if name in args and args[name] != value:
             raise MaskfoldError(
-                f"model.args.{name}: found {args[name]}, expected {value}, since {reason}.",
+                f"model.args.{name}: found {args[name]}, expected {value}, because {reason}.",
                 f"Remove model.args.{name}, or set it to {value}.",
                 status=2,
             )
@@ -105,7 +108,7 @@ def _fill_presence_head(exp: Experiment, args: dict[str, Any]) -> None:
 
 
 def _check_smp(exp: Experiment, cls: type, args: dict[str, Any]) -> None:
-    """Check for errors that segmentation_models_pytorch would ignore, or report only in the middle of a run."""
+    """Raise errors for settings that segmentation_models_pytorch would ignore, or reject only during a run."""
     if exp.network_dimensions == 3:
         raise MaskfoldError(
             f"patch.size: found 3 values, but model.target {cls.__name__} is a 2D network.",
@@ -115,7 +118,8 @@ def _check_smp(exp: Experiment, cls: type, args: dict[str, Any]) -> None:
         )
     if args.get("activation") not in (None, "identity"):
         raise MaskfoldError(
-            f"model.args.activation: found {args['activation']}, expected none, since loss and prediction take logits.",
+            f"model.args.activation: found {args['activation']}, expected none, because loss and prediction need "
+            "logits.",
             "Remove model.args.activation.",
             status=2,
         )
@@ -196,7 +200,10 @@ def flatten_tensors(outputs: Any) -> list[Tensor]:
 
 
 def _segmentations(outputs: Any, dims: int, channels: int) -> tuple[list[Tensor], list[int]]:
-    """Return the segmentation outputs, the main one first, and the rank of each, which determines its weight."""
+    """Return the segmentation outputs with their ranks, the main output first.
+
+    The rank of an output determines its weight.
+    """
     if isinstance(outputs, Tensor):
         if outputs.ndim == dims + 3 and outputs.shape[2] == channels:
             return list(outputs.unbind(1)), list(range(outputs.shape[1]))

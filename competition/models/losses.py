@@ -1,4 +1,6 @@
-"""The loss: a weighted sum of terms. Each term is a library's loss, which gets the form of target that it expects.
+"""Compute the loss, a weighted sum of terms.
+
+Each term is a loss of a library and gets the target in that library's form.
 
 | library | exclusive classes | overlapping classes |
 |---|---|---|
@@ -8,7 +10,7 @@
 | other torch.nn losses, such as BCEWithLogitsLoss | (B, C, *s) of 0 and 1 | (B, K, *s) of 0 and 1 |
 | any other class | (B, 1, *s) class indices, int64 | (B, K, *s) of 0 and 1, float32 |
 
-If the YAML does not set the arguments in the second and third column, they are filled in; other values are errors.
+If the YAML does not set the arguments in the second and third column, Maskfold sets them. Other values are errors.
 """
 
 from __future__ import annotations
@@ -53,13 +55,13 @@ COMPOUND_LOSSES = {
 
 
 class SegmentationLoss(nn.Module):
-    """The loss of an experiment.
+    """Compute the loss of an experiment.
 
-    Each term is a loss of MONAI, segmentation_models_pytorch, torch or the user; the module's docstring lists the
-    targets that they receive. The loss is computed in float32 for every precision of the network. If the network has
-    several outputs (deep supervision), the mask is resized to each output, and the losses are averaged with the weights
-    of `competition.models.interface.segmentation_outputs`. If masks may contain pixels of 255, these have no gradient
-    (`Experiment.has_ignored_pixels`, `competition.models.targets`).
+    Each term is a loss of MONAI, segmentation_models_pytorch, torch or the user. The module's docstring lists the
+    target that each kind of loss receives. The loss is computed in float32 for every precision of the network. If the
+    network has several outputs (deep supervision), the mask is resized to each output, and the losses are averaged with
+    the weights of `competition.models.interface.segmentation_outputs`. Pixels whose mask is 255 have no gradient (see
+    `Experiment.has_ignored_pixels` and `competition.models.targets`).
 
     Args:
         exp: the experiment.
@@ -102,9 +104,9 @@ class SegmentationLoss(nn.Module):
             mask: (B, M, *spatial) uint8 on the same device.
 
         Returns:
-            The total, a float32 scalar with a gradient, and detached scalars by name. These are the terms, or the two
-            parts of a MONAI compound loss (`dice` and `ce`; with several terms `DiceCELoss/dice`, …), averaged over the
-            outputs but not weighted by `loss.weight`; and `gate`, the presence loss, not weighted by `gate.weight`.
+            The total, a float32 scalar with a gradient, and detached scalars by name. The scalars are the terms, or the
+            two parts of a MONAI compound loss (`dice` and `ce`; with several terms `DiceCELoss/dice`, …), averaged over
+            the outputs but not weighted by `loss.weight`. `gate` is the presence loss, not weighted by `gate.weight`.
 
         Raises:
             ValueError: the outputs contain no segmentation, or no presence logits although the experiment needs them.
@@ -127,7 +129,10 @@ class SegmentationLoss(nn.Module):
                         parts[name] = parts.get(name, 0.0) + level_weight * part.detach()
             if self.gate is not None:
                 if (presence_logits := split_presence(outputs)[1]) is None:
-                    raise ValueError(f"presence logits of the network: found outputs {format_shapes(outputs)}")
+                    raise ValueError(
+                        f"outputs of the network: found {format_shapes(outputs)}, expected a segmentation and presence "
+                        "logits"
+                    )
                 value = presence_loss(presence_logits, mask, self.comp)
                 total, parts["gate"] = total + self.gate.weight * value, value.detach()
         return total, parts
@@ -154,7 +159,7 @@ def validate_loss(exp: Experiment, context: Context = Context()) -> None:
         total.backward()
     except Exception as error:
         raise MaskfoldError(
-            f"the loss fails on a batch: {error_in_one_line(error)}.",
+            f"loss: computing the loss of a random batch failed: {error_in_one_line(error)}.",
             f"Correct loss: {', '.join(spec.target for spec in exp.losses)}.",
             status=2,
         ) from error
@@ -181,7 +186,7 @@ def resize_mask(mask: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 class LossTerm(nn.Module):
-    """One term of the loss; the caller applies its weight.
+    """Compute one term of the loss. The caller multiplies the term by its weight.
 
     Args:
         spec: target, arguments and name of the term.
@@ -212,7 +217,7 @@ class LossTerm(nn.Module):
                 self.loss = cls(**args_as_tensors)
             except Exception as error:
                 raise MaskfoldError(
-                    f"{key}.args do not fit {spec.target}: {error_in_one_line(error)}.",
+                    f"{key}.args: {spec.target} rejects these arguments: {error_in_one_line(error)}.",
                     f"Correct {key}.args.",
                     status=2,
                 ) from error
@@ -227,7 +232,8 @@ class LossTerm(nn.Module):
             truth: the target, which has the same spatial size.
 
         Returns:
-            A scalar, and scalars by name with `prefix`: the term itself, or the two losses whose sum it is.
+            The term as a scalar, and its parts as scalars by name. The parts are the term itself or, for a compound
+            loss, its two losses.
         """
         target = self.select_target(truth)
         if not self.parts:
@@ -248,7 +254,7 @@ class LossTerm(nn.Module):
         return MaskfoldError(f"{self.key}{message}.", hint, status=2)
 
     def _check_supported(self, cls: type, args: dict[str, Any]) -> None:
-        """Raise an error for losses that cannot work with these labels, for any arguments."""
+        """Raise an error for a loss that cannot work with these labels, whatever its arguments are."""
         replacement = LOGIT_REPLACEMENTS.get((self.library, cls.__name__))
         if replacement is not None:
             raise self._error(
@@ -284,7 +290,7 @@ class LossTerm(nn.Module):
         if args.setdefault(name, value) != value:
             labels = "exclusive" if self.exclusive else "overlapping"
             raise self._error(
-                f".args.{name}: found {str(args[name]).lower()}, expected {str(value).lower()}, since "
+                f".args.{name}: found {str(args[name]).lower()}, expected {str(value).lower()}, because "
                 f"competition.labels is {labels}",
                 f"Set {self.key}.args.{name} to {str(value).lower()}, or remove it.",
             )
@@ -353,7 +359,7 @@ class LossTerm(nn.Module):
 
 
 def loss_library(cls: type) -> str:
-    """Return the library whose conventions a loss follows, which is the library of the loss or of a base class."""
+    """Return the library whose conventions a loss follows: that of its class or of one of its base classes."""
     for base in cls.__mro__:
         root = base.__module__.split(".")[0]
         if base in (nn.Module, object) or base.__name__ in ("_Loss", "_WeightedLoss"):

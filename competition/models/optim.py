@@ -1,4 +1,4 @@
-"""The optimiser, the learning-rate schedules and the moving average of the weights."""
+"""Build the optimiser, apply the learning-rate schedule, and average the weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def build_optimizer(
         exp: the experiment.
         parameters: parameters of the network.
         context: context with the trusted packages.
-        fused: whether to update all weights in one kernel, which changes the last bits; see `uses_fused_kernel`.
+        fused: whether one kernel updates all weights. This changes the last bits of the results; see
+            `uses_fused_kernel`.
 
     Raises:
         MaskfoldError: status 2; the target or its arguments are wrong, `lr` is missing, the optimiser needs more than
@@ -69,7 +70,9 @@ def build_optimizer(
             optimizer: torch.optim.Optimizer = cls(trainable, **args)
         except Exception as error:
             raise MaskfoldError(
-                f"optimizer.args do not fit {target}: {error_in_one_line(error)}.", "Correct optimizer.args.", status=2
+                f"optimizer.args: {target} rejects these arguments: {error_in_one_line(error)}.",
+                "Correct optimizer.args.",
+                status=2,
             ) from error
     return optimizer
 
@@ -81,11 +84,11 @@ def build_optimizer(
 
 
 class LRSchedule:
-    """Learning-rate multiplier as a function of training progress.
+    """Compute the learning-rate multiplier as a function of training progress.
 
     All schedules except `plateau` depend only on the completed share of training and have no state; see
     `competition.models.schedules`. `plateau` is torch's ReduceLROnPlateau: if the best score has not improved by more
-    than 0.01 % in more than `patience` validations, the multiplier is multiplied by `factor`, but never falls below
+    than 0.01 % in more than `patience` validations, the multiplier is multiplied by `factor`, but it never falls below
     `minimum`.
 
     Args:
@@ -133,7 +136,7 @@ class LRSchedule:
 
 
 class _Plateau:
-    """The state of torch's ReduceLROnPlateau for a learning rate of 1."""
+    """Run torch's ReduceLROnPlateau for a learning rate of 1, so that its rate is the multiplier."""
 
     def __init__(self, cfg: ScheduleConfig, direction: Direction) -> None:
         self._optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
@@ -168,7 +171,7 @@ class _Plateau:
 
 
 class ExponentialMovingAverage:
-    """Average of a network's parameters over its training steps; buffers, such as batch statistics, are copied.
+    """Average a network's parameters over the training steps. Buffers, such as batch statistics, are copied.
 
     Update n (n = 0, 1, …) moves the average by 1 - d towards the parameters, with d = min(decay, (1 + n) / (10 + n)),
     so that the initial weights lose influence fast (as TensorFlow's ExponentialMovingAverage with `num_updates`).
@@ -193,14 +196,17 @@ class ExponentialMovingAverage:
         self.updates += 1
 
     def _move(self, averages: Tensors, parameters: Tensors, _: Tensor | int) -> None:
-        """Move averages, which all have one dtype, towards the parameters; copy integers."""
+        """Move the averages towards the parameters. All tensors have one dtype; integers are copied instead."""
         if averages[0].is_floating_point():
             torch._foreach_lerp_(averages, parameters, 1.0 - min(self.decay, (1 + self.updates) / (10 + self.updates)))
         else:
             torch._foreach_copy_(averages, parameters)
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the averaged state dictionary for the network's `load_state_dict`; its tensors are not copied."""
+        """Return the averaged weights as a state dictionary for `load_state_dict` of the network.
+
+        The tensors are not copies.
+        """
         return dict(self._average.module.state_dict())
 
     def state_dict(self) -> dict[str, Any]:

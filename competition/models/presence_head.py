@@ -1,8 +1,9 @@
-"""Presence head: a classification head that predicts for each foreground class whether the patch contains it.
+"""Predict for each foreground class whether a patch contains it, with a presence head.
 
-Networks of segmentation_models_pytorch have such a head, which `aux_params` enables. `WithPresenceHead` adds one to any
-other network: it pools the deepest feature map and applies one linear layer. Each class has its own sigmoid, even if
-classes are exclusive. A network with a presence head returns its segmentation output and presence logits (B, K).
+A presence head is a classification head. Networks of segmentation_models_pytorch have one, which `aux_params` enables.
+`WithPresenceHead` adds one to any other network: it pools the deepest feature map and applies one linear layer. Each
+class has its own sigmoid, even if classes are exclusive. A network with a presence head returns its segmentation output
+and presence logits (B, K).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ FeatureMaps = dict[str, tuple[int, tuple[int, ...]]]  # (channels, spatial size)
 
 
 class WithPresenceHead(nn.Module):
-    """A network with a classification head on one of its feature maps.
+    """Add a classification head to one of a network's feature maps.
 
     Args:
         network: any network. Its parameters get the prefix `network.`, those of the head the prefix `head.`.
@@ -65,10 +66,10 @@ def find_deepest_feature_map(
 ) -> tuple[str, int]:
     """Find the module that computes the network's deepest feature map.
 
-    One patch, and one of twice the size, are passed through the network, on the meta device if the network allows this.
-    Candidates are modules that are called once and return one feature map that is smaller than the patch and whose size
-    grows with the patch (unlike the pooled values of a squeeze-and-excitation). The smallest map is chosen; among
-    equally small maps the widest, and among these the one that is computed last.
+    A patch, and another of twice its size, are passed through the network, on the meta device if the network allows
+    this. Candidates are modules that are called once and return one feature map that is smaller than the patch and
+    whose size grows with the patch (unlike the pooled values of a squeeze-and-excitation). The smallest map is chosen;
+    among equally small maps the one with the most channels; among these the one that is computed last.
 
     Args:
         network: the network, on the meta device.
@@ -106,7 +107,7 @@ def find_deepest_feature_map(
     if not best[0]:
         raise MaskfoldError(
             f"gate needs a feature map smaller than the patch, but {type(network).__name__} has none.",
-            "Set gate to null, or use an encoder-decoder such as monai.networks.nets.DynUNet.",
+            "Set gate to null, or set model.target to an encoder-decoder such as monai.networks.nets.DynUNet.",
             status=2,
         )
     return best
@@ -135,9 +136,9 @@ def _feature_maps(network: nn.Module, channels: int, size: tuple[int, ...], devi
 
 
 def presence_target(mask: Tensor, comp: Competition) -> tuple[Tensor, Tensor]:
-    """Return the classes that each patch contains, and whether this is known.
+    """Return which classes each patch contains, and for which of them this is known.
 
-    As in the score, classes of ignored pixels do not count. If all pixels of a patch are ignored, its classes are
+    As in the score, ignored pixels do not count. If all pixels of a patch are ignored, its classes are
     unknown. If there is only one class, the boundary of its objects belongs to it.
 
     Args:

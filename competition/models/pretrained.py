@@ -1,4 +1,4 @@
-"""Encoder weights: from the hub, from a file, or from an installed package.
+"""Load encoder weights from a hub, from a file, or from an installed package.
 
 `encoder_weights` (or its synonym `model.args.encoder_weights`) has one of these values:
 
@@ -31,12 +31,12 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class EncoderMatch:
-    """Assignment of a file's tensors to those of a network's encoder.
+    """Map the tensors of a network's encoder to the tensors of a file.
 
     Attributes:
         source: the file.
         pairs: name in the file by name in the encoder.
-        adapted: names in the encoder of tensors whose number of input channels differs from the file.
+        adapted: names of the encoder's tensors whose number of input channels differs from the file.
         unused: number of tensors in the file that the encoder does not have, such as those of a classifier.
     """
 
@@ -268,7 +268,9 @@ def _match(network: nn.Module, tensors: dict[str, Tensor], path: Path, channels:
         name = getattr(encoder, "name", type(encoder).__name__)
         matched = f"{len(pairs) - len(mismatched)} of {len(encoder_shapes)} tensors of the encoder {name}"
         raise MaskfoldError(
-            f"{path} matches {matched}: {detail}.", "Correct encoder_weights or model.args.encoder_name.", status=2
+            f"encoder_weights: {path} matches only {matched}: {detail}.",
+            "Correct encoder_weights or model.args.encoder_name.",
+            status=2,
         )
     adapted = [name for name, source in pairs.items() if file_shapes[source] != encoder_shapes[name]]
     return EncoderMatch(path, pairs, adapted, len(file_shapes) - len(pairs))
@@ -280,13 +282,15 @@ def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
 
 
 def _compatible(source: tuple[int, ...], target: tuple[int, ...], channels: int) -> bool:
-    """Return whether two shapes are equal, or belong to convolutions of the input whose channels can be adapted."""
+    """Return whether two shapes are equal, or belong to first convolutions whose input channels can be adapted."""
     adaptable = len(source) == len(target) >= 4 and target[1] == channels and source[1] in (1, 2, 3, 4)
     return source == target or (adaptable and source[0] == target[0] and source[2:] == target[2:])
 
 
 def _by_name(targets: Sequence[str] | Shapes, sources: Sequence[str] | Shapes) -> dict[str, str]:
-    """Pair target names with source names, without the prefix (`module.`, `encoder.`, …) that gives the most pairs.
+    """Pair target names with source names.
+
+    Of the prefixes (`module.`, `encoder.`, …), the one that gives the most pairs is removed.
 
     Dots and underscores count as equal, because timm's feature extractors rename `stages.0` to `stages_0`. Encoders of
     smp store timm's network under the name `model`.
@@ -307,9 +311,12 @@ def _by_name(targets: Sequence[str] | Shapes, sources: Sequence[str] | Shapes) -
 
 
 def _by_order(encoder: nn.Module, targets: Shapes, sources: Shapes, channels: int) -> dict[str, str]:
-    """Pair names by their order if all shapes agree. The file may contain further tensors after the encoder (a head).
+    """Pair names by their order if all shapes agree.
 
-    A timm feature extractor has renamed stages and no head, so its names are found through timm's complete network.
+    The file may contain further tensors after the encoder, such as a head.
+
+    A feature extractor of timm has other names than timm's complete network, so the names are translated through that
+    network.
     """
     if type(encoder).__name__ == "TimmUniversalEncoder":
         import timm

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: functions of the completed share of training.
+"""Define the learning-rate schedules, as functions of the completed share of training.
 
 The functions have no state, so they work with a time budget as well as with a fixed number of steps.
 """
@@ -20,7 +20,7 @@ Schedule = Callable[[float, ScheduleConfig], float]
 
 
 def with_warmup(schedule: Schedule) -> Schedule:
-    """Start a schedule after a warm-up: in the share `warmup` of training, the factor rises linearly to 1."""
+    """Put a linear warm-up before a schedule: in the first share `warmup` of training, the factor rises to 1."""
 
     @wraps(schedule)
     def from_the_start(share_done: float, cfg: ScheduleConfig) -> float:
@@ -32,7 +32,7 @@ def with_warmup(schedule: Schedule) -> Schedule:
 
 
 def warmup_share(cfg: ScheduleConfig) -> float:
-    """Return the share of training in which the rate rises: `warmup`, or for `onecycle` its own default."""
+    """Return the share of training in which the rate rises: `warmup`; if it is 0, `onecycle` has its own default."""
     return cfg.warmup or (ONECYCLE_PEAK if cfg.name == "onecycle" else 0.0)
 
 

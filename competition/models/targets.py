@@ -1,4 +1,4 @@
-"""The target of a loss, in the form that each loss library expects."""
+"""Convert the target of a loss to the form that each loss library expects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CERTAIN_LOGIT = 20.0  # a logit; exp(-2 * 20) is negligible relative to 1 in flo
 
 
 class LossTarget:
-    """The target mask in all forms; each form is computed when it is first used.
+    """Hold the target mask in all forms. Each form is computed when it is first used.
 
     Args:
         mask: (B, M, *spatial) uint8. Exclusive classes: one channel of class indices, 0 for the background. Overlapping
@@ -51,7 +51,7 @@ class LossTarget:
         return self.class_indices if self.exclusive else self.binary_channels
 
     def mask_ignored(self, logits: Tensor) -> Tensor:
-        """Replace logits (B, C, *spatial) at ignored pixels with constants that predict the background with certainty.
+        """Replace logits (B, C, *spatial) at ignored pixels by constants that predict the background with certainty.
 
         The target is also background at these pixels, so every loss has a gradient of exactly 0 and a value of almost 0
         there. In averages over pixels, they count as correct.

@@ -1,1 +1,1 @@
-"""Post-processing: convert probabilities to masks with lists of steps, and tune these steps."""
+"""Convert probabilities to masks with lists of post-processing steps, and tune these lists."""

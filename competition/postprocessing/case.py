@@ -1,4 +1,4 @@
-"""Data of one case during post-processing: probabilities, mask and objects of a class, and the final masks."""
+"""Hold the data of one case during post-processing: probabilities, mask and objects of a class, and the final masks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Labels = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class ClassMask:
-    """The mask and objects of one class after a number of steps.
+    """Hold the mask and objects of one class after a number of steps.
 
     Attributes:
         mask: (*spatial) bool.
@@ -31,7 +31,10 @@ class ClassMask:
     objects: Labels | None = None
 
     def labels(self) -> Labels:
-        """Return the objects; if no step has set them, the connected components of the mask."""
+        """Return the label image of the objects.
+
+        If no step has set objects, label the connected components of the mask.
+        """
         return connected_components(self.mask).astype(np.int32) if self.objects is None else self.objects
 
     @classmethod
@@ -54,7 +57,7 @@ class ClassMask:
 
 @dataclass(frozen=True)
 class CaseProbabilities:
-    """The probabilities of one case, shared by the steps of all classes.
+    """Hold the probabilities of one case, which the steps of all classes share.
 
     Args:
         probabilities: (P, *spatial) float16; the boundary class, if any, is last.
@@ -69,7 +72,7 @@ class CaseProbabilities:
 
     @cached_property
     def masks(self) -> Mask:
-        """(K, *spatial) bool masks by argmax, or by the threshold 0.5 if classes overlap."""
+        """Masks (K, *spatial) bool: by argmax, or by the threshold 0.5 if classes overlap."""
         # Imported here, because reading a YAML with steps needs no torch.
         from competition.inference.predict import to_masks
 
@@ -77,14 +80,14 @@ class CaseProbabilities:
 
     @cached_property
     def class_probabilities(self) -> NDArray[Any]:
-        """(comp.output_channels, *spatial) probabilities, with the boundary class merged into the classes."""
+        """Probabilities (comp.output_channels, *spatial), with the boundary class merged into the classes."""
         from competition.inference.predict import merge_boundary_class
 
         return merge_boundary_class(self.probabilities, self.comp) if self.has_boundary else self.probabilities
 
     @property
     def empty(self) -> ClassMask:
-        """An empty mask."""
+        """An empty mask of one class, (*spatial) bool."""
         return ClassMask(np.zeros(self.probabilities.shape[1:], np.bool_))
 
     @property
@@ -101,7 +104,7 @@ class CaseProbabilities:
         return np.asarray(self.probabilities[index + (self.comp.labels == "exclusive")])
 
     def present(self, index: int, threshold: float) -> NDArray[Any]:
-        """Return whether the presence of a class reaches a threshold: (1, …) bool, or one value per slice.
+        """Return whether a class's presence probability reaches a threshold: (1, …) bool, or one value per slice.
 
         Raises:
             MaskfoldError: the prediction has no class presence.
@@ -114,7 +117,7 @@ class CaseProbabilities:
         return np.asarray(self.presence[index] >= threshold)
 
     def above_threshold(self, index: int, threshold: float) -> Mask:
-        """Return where (*spatial) a class exceeds a threshold and no exclusive class is more probable, as bool."""
+        """Return a class's mask (*spatial): pixels above a threshold at which no exclusive class is more probable."""
         probability = self.probability(index)
         mask = np.asarray(probability > threshold)
         if self.comp.labels == "exclusive":
@@ -128,7 +131,7 @@ class CaseProbabilities:
 
 @dataclass(frozen=True)
 class CasePrediction:
-    """The masks of one case.
+    """Hold the masks of one case.
 
     Attributes:
         masks: (K, *spatial) bool.

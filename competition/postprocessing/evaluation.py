@@ -1,4 +1,4 @@
-"""Score lists of steps on out-of-fold predictions, in several processes; each case is read only once for all lists."""
+"""Score lists of steps on out-of-fold predictions in several processes. Each case is read only once for all lists."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ ScoreRows = dict[tuple[int, Steps], dict[str, Any]]
 
 
 class OofScores:
-    """Cached scores of lists of steps on every case of an ensemble; a context manager, because it holds processes.
+    """Compute and cache the scores of lists of steps on every case of an ensemble.
+
+    Use it in a `with` block, which ends its processes.
 
     Args:
         ensemble: the runs whose out-of-fold predictions are scored.
@@ -78,7 +80,10 @@ class OofScores:
         return list(self.pool.map(CaseScorer.truth_sizes, self.cases))
 
     def score_table(self, steps: Callable[[str, int], Steps]) -> pd.DataFrame:
-        """Return the score rows of all cases (id, fold, class, score, …); `steps` selects the steps of each class."""
+        """Return the score rows of all cases (id, fold, class, score, …).
+
+        The list `steps` contains the steps of each class.
+        """
         import pandas as pd
 
         return pd.DataFrame(
@@ -128,8 +133,8 @@ class CaseScorer:
 
     Attributes:
         oof: the out-of-fold predictions.
-        rows: rows of the case table by id.
-        settings: section `postprocess`; its key `number` is applied to every case, and is not part of the search.
+        rows: rows of the case table by id. settings: section `postprocess`. Its key `number` is applied to every case
+            and is not searched.
     """
 
     oof: EnsembleOof

@@ -1,4 +1,4 @@
-"""Operations on one class's mask, objects or probability, for 2D images and volumes. Inputs are not changed.
+"""Change one class's mask or objects, in 2D images and volumes. All functions return new arrays.
 
 Masks may have any shape (axes of size 0 or 1 included) and any memory order. "First" means first in C order.
 """
@@ -48,7 +48,9 @@ def remove_small_objects(labels: Labels, pixels: int) -> Labels:
 
 
 def keep_largest(mask: Mask, k: int) -> Mask:
-    """Keep the `k` largest components (8 or 26 neighbours); if two have the same size, prefer the first.
+    """Keep the `k` largest connected components (8 or 26 neighbours).
+
+    Of components of the same size, the first is kept.
 
     Args:
         mask: (*spatial) bool.
@@ -66,10 +68,10 @@ def keep_largest(mask: Mask, k: int) -> Mask:
 
 
 def fill_holes(mask: Mask) -> Mask:
-    """Fill background that is not connected to the image border through pixels that share a side.
+    """Fill holes: background from which no path over pixel sides leads to the image border.
 
-    Same result as `scipy.ndimage.binary_fill_holes`. fill_voids is not used: in about one of a hundred small noisy
-    volumes its version 2.1.2 fills background that touches the border.
+    The result is the same as that of `scipy.ndimage.binary_fill_holes`. fill_voids is not used: in about one of a
+    hundred small noisy volumes its version 2.1.2 fills background that touches the border.
 
     Args:
         mask: (*spatial) bool, two or three axes.
@@ -87,7 +89,10 @@ def fill_holes(mask: Mask) -> Mask:
 
 
 def _connected_to_first(values: NDArray[np.uint8]) -> Mask:
-    """Return the 1-pixels that are connected by sides to the first pixel; values are 0 and 1, the first pixel is 1."""
+    """Return the pixels of value 1 that are connected by sides to the first pixel.
+
+    Values are 0 and 1; the first pixel is 1.
+    """
     if values.ndim == 2:
         import cv2
 
@@ -101,7 +106,7 @@ def _connected_to_first(values: NDArray[np.uint8]) -> Mask:
 
 
 def fill_object_holes(labels: Labels) -> Labels:
-    """Fill each hole with the object that surrounds it; all side neighbours of the hole must belong to this object.
+    """Fill each hole with the object around it. A hole is filled only if all its side neighbours belong to one object.
 
     Args:
         labels: (*spatial) integers, 0 for background.
@@ -126,7 +131,7 @@ def fill_object_holes(labels: Labels) -> Labels:
 
 
 def binary_opening(mask: Mask, radius: int) -> Mask:
-    """Open a mask with a disk or ball. The border pixels are repeated beyond the image border.
+    """Open a mask with a disk or ball. Beyond the image border, the border pixels are repeated.
 
     Args:
         mask: (*spatial) bool.
@@ -136,7 +141,7 @@ def binary_opening(mask: Mask, radius: int) -> Mask:
 
 
 def binary_closing(mask: Mask, radius: int) -> Mask:
-    """Close a mask with a disk or ball. The border pixels are repeated beyond the image border.
+    """Close a mask with a disk or ball. Beyond the image border, the border pixels are repeated.
 
     Args:
         mask: (*spatial) bool.
@@ -162,7 +167,7 @@ def double_threshold(probability: NDArray[Any], high: float, pixels: int, low: f
 
 
 def forbid_overlap(masks: Mask, probabilities: NDArray[Any]) -> Mask:
-    """Assign each pixel of several masks to the most probable mask; in a tie, to the first.
+    """Assign each pixel that lies in several masks to the most probable of them; in a tie, to the first.
 
     Args:
         masks: (K, *spatial) bool.
@@ -180,7 +185,7 @@ def forbid_overlap(masks: Mask, probabilities: NDArray[Any]) -> Mask:
 def split_distance(mask: Mask, smooth: float, depth: float) -> Labels:
     """Split touching objects by a watershed of the distance to the background, with one object per clear peak.
 
-    Each peak of the distance floods its surroundings. Then two regions are merged if the lower of their peaks rises
+    First, each peak of the distance becomes a region. Then two regions are merged if the lower of their peaks rises
     less than `depth` above the saddle between them. The image border does not count as background.
 
     Args:
@@ -214,7 +219,7 @@ def split_distance(mask: Mask, smooth: float, depth: float) -> Labels:
 
 
 def split_seeds(mask: Mask, interior: NDArray[Any], level: float, smallest: int) -> Labels:
-    """Split touching objects by a watershed of the interior probability, from seeds where it is high.
+    """Split touching objects by a watershed of the interior probability, from seeds at which this probability is high.
 
     Args:
         mask: (*spatial) bool.
@@ -237,7 +242,9 @@ def split_seeds(mask: Mask, interior: NDArray[Any], level: float, smallest: int)
 
 
 def seeded_watershed(seeds: Labels, height: Heights, mask: Mask) -> Labels:
-    """Grow objects from seeds until they meet; a component (8 or 26 neighbours) without a seed is one object.
+    """Grow objects from seeds until they meet.
+
+    A connected component (8 or 26 neighbours) without a seed becomes one object.
 
     Args:
         seeds: (*spatial) int32, 0 where there is no seed; seeds lie in the mask, and each is connected.
@@ -265,17 +272,17 @@ def seeded_watershed(seeds: Labels, height: Heights, mask: Mask) -> Labels:
 
 
 def merge_by_saddle(labels: Labels, seeds: Labels, height: Heights, depth: float) -> Labels:
-    """Merge each region whose peak rises less than `depth` above the saddle to a region with a higher peak.
+    """Merge each region whose peak is less than `depth` above a saddle into the neighbour with the higher peak.
 
     Saddles are processed from the highest to the lowest, so that each connected set above a saddle is represented by
     its highest peak. The result resembles a flood from the peaks of `skimage.morphology.h_maxima`, but takes less time.
-    That function also separates two peaks of equal height even if the saddle is high, so it cuts rings to pieces.
+    `h_maxima` also separates two peaks of equal height if the saddle is high, and so cuts rings to pieces.
 
     Args:
         labels: (*spatial) int32, the result of flooding from seeds at all peaks of `height`.
         seeds: (*spatial) int32; `height` is constant in each seed.
         height: (*spatial) float32.
-        depth: regions with a lower rise above the saddle are merged; at least 0, in the unit of `height`.
+        depth: minimum rise of a peak above the saddle, at least 0, in the unit of `height`.
 
     Returns:
         (*spatial) int32 with some of the numbers of `labels`.
@@ -297,7 +304,10 @@ def merge_by_saddle(labels: Labels, seeds: Labels, height: Heights, depth: float
 
 
 def _saddles(labels: Labels, height: Heights) -> list[tuple[float, int, int]]:
-    """Return the saddle (height of the highest crossing) of each pair of touching labels, highest first."""
+    """Return the saddle of each pair of touching labels, the highest first.
+
+    A saddle is the height of the highest crossing.
+    """
     keys, heights = [], []
     for here, there in neighbour_pairs(labels.ndim, corners=True):
         first, second = labels[here], labels[there]
@@ -324,7 +334,7 @@ def _root(parents: list[int], number: int) -> int:
 
 
 def neighbour_pairs(ndim: int, corners: bool) -> Iterator[tuple[Box, Box]]:
-    """Yield all pairs of touching pixels once, as the slices of the first and of the second pixel of each pair.
+    """Yield pairs of array slices that together contain each pair of touching pixels once.
 
     Args:
         ndim: number of axes of the array.
@@ -337,9 +347,9 @@ def neighbour_pairs(ndim: int, corners: bool) -> Iterator[tuple[Box, Box]]:
 
 
 def _as_cc3d_input(mask: Mask) -> Mask:
-    """Return the mask as cc3d requires it: writable and in C order, because cc3d numbers in memory order.
+    """Return the mask as cc3d requires it: writable, and in C order, because cc3d numbers components in memory order.
 
-    Do not change it.
+    The result may share the memory of `mask`, so do not change it.
     """
     return np.require(mask, np.bool_, ["C", "W"])
 
@@ -362,7 +372,7 @@ def _bounding_box(mask: Mask) -> Box:
 
 
 def _tight_box(mask: Mask) -> Box:
-    """Return the smallest box around the pixels of a mask, which has at least one."""
+    """Return the smallest box around the pixels of a mask. The mask must have at least one pixel."""
     lines = np.flatnonzero(mask.reshape(len(mask), -1).any(axis=1))
     box = [slice(int(lines[0]), int(lines[-1]) + 1)]
     shadow = np.logical_or.reduce(mask[box[0]], axis=0)  # one pass over the mask instead of one pass for each axis
@@ -378,7 +388,10 @@ def background_distance(mask: Mask) -> NDArray[np.float32]:
 
 
 def _plane_distance(plane: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return the distance of each pixel of a 2D mask to the nearest background, the same with any number of threads."""
+    """Return the distance of each pixel of a 2D mask to the nearest background.
+
+    The number of threads does not change the result.
+    """
     import cv2
 
     # With one thread, OpenCV would leave the work to IPP, whose distances are off by up to 0.0006 pixels.
@@ -398,7 +411,7 @@ def _volume_distance(mask: Mask) -> NDArray[np.float32]:
     """Return `scipy.ndimage.distance_transform_edt(mask)` as float32, but several times faster.
 
     OpenCV returns the distances within each plane. The squared distance of a pixel is then the minimum, over all
-    planes, of the squared distance in that plane plus the squared number of planes in between.
+    planes, of the squared distance in that plane plus the squared distance to that plane.
 
     Args:
         mask: (D, H, W) bool, C order, with at least one pixel of background.
@@ -439,7 +452,10 @@ def _with_padding(mask: Mask, radius: int, operation: Callable[[Mask], Mask]) ->
 
 
 def _dilate(mask: Mask, radius: int) -> Mask:
-    """Dilate with a disk or ball (applied as a stack of disks); pixels outside the image count as background."""
+    """Dilate with a disk or a ball, which is applied as a stack of disks.
+
+    Pixels outside the image count as background.
+    """
     import cv2
 
     planes = np.ascontiguousarray(mask.reshape(-1, *mask.shape[-2:])).view(np.uint8)  # one plane for a 2D image

@@ -34,15 +34,15 @@ MIN_CLASS_SHARE = 0.25  # minimum share of a double object's voxels for a class 
 def relabel_by_order(
     probabilities: Floats, comp: Competition, number: LabelOrdering, affine: NDArray[np.float64]
 ) -> Floats:
-    """Return probabilities in which every object in the row has one class, which depends on its position.
+    """Give every object in the row one class, by its position, and return the changed probabilities.
 
     The probabilities of the classes are combined (their sum if classes are exclusive, else the maximum): a network is
-    often sure that a voxel is a vertebra, but not which one. Objects are the connected components of the combined
-    mask, split where they only touch (`split_touching`) and by the network's labels where these are reliable. The
+    often sure that a voxel is a vertebra, but not which one. Objects are the connected components of the combined mask.
+    `split_touching` splits them where they only touch, and by the network's labels where these are reliable. The
     objects get the classes in order, starting at the end of the row that `number.along` names. If there are more
     objects than classes, the largest consecutive objects get the classes and the others become background. If there are
-    fewer, the network's labels vote, voxel by voxel, for the class of the first object. Fragments, and voxels outside
-    the mask, keep the network's labels.
+    fewer objects than classes, the network's labels vote, voxel by voxel, for the class of the first object. Fragments,
+    and voxels outside the mask, keep the network's labels.
 
     Args:
         probabilities: (P, *spatial) floats.
@@ -114,9 +114,10 @@ def split_touching(
     """Split the row into objects at the places where they touch.
 
     The core of an object is its thick part, where the distance to the edge exceeds `split` times the maximum distance
-    in the row. Vertebrae that touch at their joints have one core each: their bodies. Each voxel gets the core with the
-    shortest path inside the row, in mm. Paths may cross edges and corners of voxels, because thin parts of a bone may
-    be connected only there; with paths over sides alone, an arch would be assigned to the neighbour.
+    in the row. Vertebrae that touch at their joints have one core each: their bodies. Each voxel is assigned to the
+    core to which the path inside the row is shortest, in mm. Paths may cross edges and corners of voxels, because thin
+    parts of a bone may be connected only there; with paths over sides alone, an arch would be assigned to the
+    neighbour.
 
     If the network's labels are reliable, they show the end of an object better than the cores. If all labels are
     reliable (`_objects_by_votes`), they define the objects. Otherwise the labels define only the objects on which
@@ -159,7 +160,7 @@ def split_touching(
 
 
 def _grow(seeds: Labels, mask: Mask, spacing: NDArray[np.float64]) -> Labels:
-    """Assign each voxel of a mask to the seed with the shortest path inside the mask, in mm; 0 if there is no path."""
+    """Assign each voxel of a mask to the seed with the shortest path in mm inside the mask; 0 if there is no path."""
     from skimage.graph import MCP_Geometric
 
     if not (mask & (seeds == 0)).any() or not (seeds * mask).any():
@@ -177,7 +178,10 @@ def _grow(seeds: Labels, mask: Mask, spacing: NDArray[np.float64]) -> Labels:
 def _reliable_seeds(
     row: Mask, votes: NDArray[Any], cores: Labels, labels: Labels, spacing: NDArray[np.float64]
 ) -> Labels:
-    """Return seeds: where labels and cores nearly agree, the network's labels around the core, otherwise the core."""
+    """Return the seed of each object.
+
+    Where labels and cores nearly agree, the seed is the network's labels around the core; elsewhere, the core.
+    """
     table = _counts(cores.ravel(), votes.ravel())
     own = np.where(table.argmax(axis=1)[cores] == votes, cores, 0)
     by_votes = np.zeros_like(cores)
@@ -197,8 +201,8 @@ def _objects_by_votes(
 ) -> Labels | None:
     """Return the objects that the network's labels define, as 1 + class; None if the labels are unreliable.
 
-    Labels are reliable if each class is nearly one piece, is not larger than one object, and has one core, which hardly
-    any other class shares (in an object as large as two, two classes may share a core). Smaller pieces keep their class
+    Labels are reliable if each class is nearly one piece, is not larger than one object, and has one core that hardly
+    any other class shares. In an object as large as two, two classes may share a core. Smaller pieces keep their class
     if they lie at the position of this class in the row; other pieces become 0 and are assigned to the surrounding
     object.
     """
@@ -260,7 +264,7 @@ def _inside_row(pieces: Labels, row: Mask) -> Mask:
 
 
 def _split_large(labels: Labels, votes: NDArray[Any]) -> None:
-    """Split objects that are as large as two by the network's labels, in place."""
+    """Split, in place, each object that is as large as two objects, by the network's labels."""
     sizes = np.bincount(labels[labels != 0])
     median = np.sort(sizes[sizes > 0])[(np.count_nonzero(sizes) - 1) // 2]
     for large in np.flatnonzero(sizes > DOUBLE_OBJECT_RATIO * median):
@@ -282,7 +286,7 @@ def _in_order(objects: Labels, number: LabelOrdering, upwards: NDArray[np.float6
 
 
 def _heights(objects: Labels, upwards: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the mean position of each object along the row, in mm up to a constant; 0 for missing numbers."""
+    """Return the mean position of each object along the row, in mm, by object number; 0 for unused numbers."""
     inside = objects != 0
     found = objects[inside]
     return np.asarray(np.bincount(found, np.argwhere(inside) @ upwards) / np.maximum(np.bincount(found), 1), np.float64)

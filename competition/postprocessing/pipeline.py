@@ -24,7 +24,7 @@ def apply_ordering(
     row: Any = None,
     presence: NDArray[Any] | None = None,
 ) -> CaseProbabilities:
-    """Return a case's probabilities for the steps; if `number` is set, objects are relabelled by their order.
+    """Prepare a case's probabilities for the steps. If `number` is set, objects are relabelled by their order.
 
     Args:
         probabilities: (P, *spatial) floats.
@@ -78,13 +78,13 @@ def run_steps(
     steps: Sequence[StepConfig],
     cache: dict[tuple[StepConfig, ...], ClassMask] | None = None,
 ) -> ClassMask:
-    """Apply steps to one class and return its mask and objects.
+    """Apply steps to one class, and return the class's mask and objects.
 
     Args:
         evidence: probabilities of the case.
         index: index of the class.
         steps: the steps, in order.
-        cache: earlier results of this class by their steps; these steps are not applied again.
+        cache: earlier results of this class by their list of steps. Lists in the cache are not applied again.
     """
     cache = {} if cache is None else cache
     steps = tuple(steps)
@@ -102,7 +102,7 @@ def run_steps(
 def drop_passing_gates(
     evidence: CaseProbabilities, index: int, steps: Sequence[StepConfig]
 ) -> tuple[StepConfig, ...] | None:
-    """Return the steps without gates that keep the whole case; None if a gate removes the whole case."""
+    """Drop the `gate` steps that keep the whole case, and return the rest; None if a gate removes the whole case."""
     passing = {step: evidence.present(index, step.value) for step in steps if isinstance(step.step, Gate)}
     if not all(passes.any() for passes in passing.values()):
         return None
@@ -119,7 +119,8 @@ def apply_step(current: ClassMask, step: StepConfig, evidence: CaseProbabilities
     if not isinstance(result, ClassMask) or result.mask.shape != current.mask.shape or result.mask.dtype != np.bool_:
         found = f"{result.mask.dtype} {result.mask.shape}" if isinstance(result, ClassMask) else type(result).__name__
         raise MaskfoldError(
-            f"The step {step.name} returned {found}, expected a ClassMask with a bool mask {current.mask.shape}.",
+            f"The step {step.name} returned {found}, expected a ClassMask whose mask has the dtype bool and the shape "
+            f"{current.mask.shape}.",
             f"Correct the method `apply` of {type(step.step).__name__}.",
         )
     return result

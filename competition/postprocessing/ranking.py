@@ -23,7 +23,7 @@ def best_run(
     `competition.runs.summary.run_scores`.
 
     Args:
-        name: an experiment's YAML, or a run, that identifies the competition; see `find_run`.
+        name: an experiment's YAML or a run of the competition; see `find_run`.
         overrides: `key=value` strings.
         trust: additional packages that `target` may name.
         say: function that receives a line for the user.
@@ -43,7 +43,7 @@ def best_run(
     if not candidates:
         raise MaskfoldError(
             f"No run of {comp.name} below {RUNS_FOLDER} has a score over all its folds.",
-            "Finish one with `maskfold cv`, or name a run without --best.",
+            "Finish a run with `maskfold cv`, or name a run instead of using --best.",
         )
     direction = comp.metric.direction
     score, _, folder = max(candidates, key=lambda candidate: (direction.rank(candidate[0].value), *candidate[1:]))

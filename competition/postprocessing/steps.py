@@ -1,4 +1,4 @@
-"""Post-processing steps: one class per step, with its keys in the YAML, its function and its search candidates.
+"""Define the post-processing steps, one class each. A class contains the step's keys, function and search candidates.
 
 The order of the classes is the order of the steps in tuned lists and the order in which the search visits them.
 """
@@ -26,7 +26,7 @@ MAX_MORPHOLOGY_VOXELS = 2**24  # maximum number of voxels of a case for which op
 
 
 class TruthSizes(NamedTuple):
-    """True sizes of one class in one case."""
+    """Hold the sizes of one class in the truth of one case."""
 
     pixels: int
     object_sizes: tuple[int, ...]  # in pixels
@@ -34,7 +34,7 @@ class TruthSizes(NamedTuple):
 
 @dataclass(frozen=True)
 class SearchContext:
-    """Data on a class from which a step derives its search candidates.
+    """Hold data on a class, from which a step derives its search candidates.
 
     Attributes:
         exp: the experiment.
@@ -56,7 +56,7 @@ class SearchContext:
 
 @STEPS.register("threshold")
 class Threshold(Step):
-    """Threshold the probability, instead of argmax (or instead of the threshold 0.5 if classes overlap)."""
+    """Make the mask by a threshold of the probability, instead of argmax (or of 0.5 if classes overlap)."""
 
     creates_mask = True
     slot = MASK_SLOT
@@ -76,7 +76,7 @@ class Threshold(Step):
 
 @STEPS.register("triplet")
 class Triplet(Step):
-    """Double threshold: all pixels above `low` if at least `pixels` pixels exceed `high`, otherwise an empty mask."""
+    """Make a mask of all pixels above `low` if at least `pixels` pixels exceed `high`; otherwise an empty mask."""
 
     creates_mask = True
     slot = MASK_SLOT
@@ -92,7 +92,7 @@ class Triplet(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[Triplet]:
-        """Return triplets only if some cases are empty, because otherwise the rule could only remove true masks."""
+        """Return triplets; none if too few cases are empty, because the step could then only remove true masks."""
         areas = [truth.pixels for truth in search.truths if truth.pixels]
         if not areas or len(areas) > (1 - MIN_EMPTY_SHARE) * len(search.truths):
             return []
@@ -121,7 +121,7 @@ class Gate(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[Gate] | None:
-        """Return thresholds only if some cases, or slices, are empty."""
+        """Return thresholds; None without a presence head, or (except in 2.5D) if too few cases are empty."""
         by_slice = search.exp.patch.slices is not None
         non_empty = sum(truth.pixels > 0 for truth in search.truths)
         if not search.presence or (not by_slice and non_empty > (1 - MIN_EMPTY_SHARE) * len(search.truths)):
@@ -138,7 +138,7 @@ class Gate(Step):
 
 @STEPS.register("open")
 class Open(Step):
-    """Opening with a disk or ball."""
+    """Open the mask with a disk or ball."""
 
     value: PositiveInt  # radius in pixels
 
@@ -154,7 +154,7 @@ class Open(Step):
 
 @STEPS.register("close")
 class Close(Step):
-    """Closing with a disk or ball."""
+    """Close the mask with a disk or ball."""
 
     value: PositiveInt  # radius in pixels
 
@@ -170,7 +170,7 @@ class Close(Step):
 
 @STEPS.register("fill_holes")
 class FillHoles(Step):
-    """Fill background that the mask, or one object, encloses."""
+    """Fill holes of the mask or, if a step has made objects, of each object."""
 
     value: Annotated[bool, Field(strict=True)]
 
@@ -182,13 +182,16 @@ class FillHoles(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[FillHoles]:
-        """Return the step, which has no parameters to search."""
+        """Return the step itself, because it has no parameters to search."""
         return [cls(value=True)]
 
 
 @STEPS.register("split")
 class Split(Step):
-    """Separate touching objects by watershed; seeds come from the distance to the edge or from the boundary class."""
+    """Separate touching objects by a watershed.
+
+    Its seeds come from the distance to the edge, or from the boundary class.
+    """
 
     searched_twice = True
 
@@ -251,7 +254,7 @@ class RemoveSmall(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[RemoveSmall]:
-        """Return fractions of small true sizes, so that removed objects are smaller than nearly all true objects."""
+        """Return sizes below nearly all true sizes, so that the step removes hardly any true object."""
         sizes = [size for truth in search.truths for size in truth.object_sizes]
         if not sizes:
             return []
@@ -284,11 +287,11 @@ def _radii(search: SearchContext) -> tuple[int, ...]:
 
 
 def _safe_size(sizes: Sequence[int]) -> float:
-    """Return a size in pixels such that a new true object is very unlikely to be smaller.
+    """Return a size in pixels below which a new true object is very unlikely.
 
     This is the lower 99 % prediction bound for one more observation of a log-normal size (Hahn and Meeker, Statistical
-    Intervals, section 4.7), because the smallest of a few objects says little about the next object. It is infinite for
-    `MANY_OBJECTS` or more objects, and 0 for fewer than three.
+    Intervals, section 4.7), because the smallest of a few objects says little about the next object. For `MANY_OBJECTS`
+    or more objects, the bound is infinite; for fewer than three objects, it is 0.
     """
     if len(sizes) >= MANY_OBJECTS:
         return np.inf

@@ -1,4 +1,4 @@
-"""Search each class's steps on out-of-fold predictions, and estimate the gain on cases that did not tune them."""
+"""Search the steps of each class on out-of-fold predictions, and estimate the gain on cases outside of the search."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ MIN_GAIN = 0.001  # minimum gain of the nested score that justifies a step
 
 @dataclass(frozen=True)
 class TuningResult:
-    """The result of a search.
+    """Hold the result of a search.
 
     Attributes:
-        settings: the steps to use: the tuned steps, or those of the experiment if the nested score did not improve.
+        settings: the steps to use: the tuned steps or, if the nested score did not improve, the steps of the
+            experiment.
         best_steps: best steps of each class on all cases, even if they are not used.
         before: score of the experiment's steps.
         after: score of the tuned steps on the cases on which they were tuned (optimistic).
         nested: score if each fold's cases get the steps that were tuned on the other folds.
         gain: improvement of `nested` over `before`, with its 95 % interval.
-        kept: whether the tuned steps are used, which requires a gain of at least `MIN_GAIN` whose interval lies above
-            0.
+        kept: whether the tuned steps are used. This requires a gain of at least `MIN_GAIN` with an interval above 0.
         rows: score rows of the steps in use: those of `nested` if the tuned steps are used, else those of `before`.
-        presence_gain: gain from the step `gate`: improvement of the nested score of a search with it over that of a
-            search without it; None without a presence head. The tuned steps include the step only if this gain is at
-            least `MIN_GAIN` and its interval lies above 0.
-        part_steps: steps of each class that the search without a part of the cases found, by part; empty if there is
-            only one part, or if an older version stored the result.
+        presence_gain: gain from the step `gate`: improvement of the nested score if the search includes this step; None
+            without a presence head. The tuned steps include the step only if this gain is at least `MIN_GAIN` and its
+            interval lies above 0.
+        part_steps: by part, the steps of each class that the search found without this part of the cases. Empty if
+            there is only one part, or if an older version stored the result.
     """
 
     settings: PostprocessConfig
@@ -71,7 +71,7 @@ class TuningResult:
         return self.nested if self.kept else self.before
 
     def nested_settings(self, part: int) -> PostprocessConfig:
-        """Return the settings that were found without a part of the cases; if no steps were kept, `settings`."""
+        """Return the settings that the search found without `part`; `settings` if the tuned steps were not kept."""
         if not self.kept:
             return self.settings
         steps = {name: list(found) for name, found in self.part_steps[part].items()}
@@ -104,15 +104,15 @@ class TuningResult:
 def tune_postprocessing(
     evaluation: OofScores, seed: int, groups: dict[str, str] | None, context: Context = Context()
 ) -> TuningResult:
-    """Run coordinate descent over the slots of each class, once on all cases and once without each fold.
+    """Search the steps of each class by coordinate descent, once on all cases and once without each fold.
 
-    Each list of steps is scored only once on every case. Each descent then compares the scores of its own cases.
+    Each list of steps is scored only once on every case. Each search then compares the scores of its own cases.
 
     Args:
-        evaluation: scores of the ensemble, in their `with` block.
+        evaluation: scores of the ensemble, whose `with` block must be open.
         seed: seed of the bootstrap.
         groups: group of each case, for the intervals.
-        context: progress messages go to its log.
+        context: context whose log receives progress messages.
     """
     exp, comp = evaluation.ensemble.runs[0].exp, evaluation.ensemble.comp
     own = [exp.postprocess.steps_for(name) for name in comp.classes]
@@ -164,10 +164,10 @@ def is_significant(gain: ScoreGain) -> bool:
 
 
 def tuning_parts(rows: Mapping[str, Any], fold_of: Mapping[str, int], seed: int) -> dict[str, int]:
-    """Return the part of each case, which is its fold; nested tuning leaves out one part at a time.
+    """Return the part of each case, in most cases its fold. Nested tuning leaves out one part at a time.
 
     If only one fold was predicted (a holdout, or `folds.run: [0]`), its cases are split by group into
-    `SINGLE_FOLD_PARTS` parts. If there are fewer groups, all cases are one part.
+    `SINGLE_FOLD_PARTS` parts. If there are fewer groups than parts, all cases are one part.
 
     Args:
         rows: rows of the case table by id; only the column `group` is read.
@@ -185,7 +185,7 @@ def tuning_parts(rows: Mapping[str, Any], fold_of: Mapping[str, int], seed: int)
 
 
 class _CoordinateDescent:
-    """Several coordinate descents that run together, so that each pass over the cases serves all of them."""
+    """Run several coordinate descents together, so that each pass over the cases serves all descents."""
 
     def __init__(
         self,
@@ -205,7 +205,7 @@ class _CoordinateDescent:
         self.selected = {part: np.ones(len(case_parts), bool) if part is None else case_parts != part for part in parts}
 
     def run(self, context: Context) -> dict[int | None, list[Steps]]:
-        """Search the slots one by one, some of them twice; return the best steps of each class for each part."""
+        """Search the slots one by one, and some slots twice. Return, for each part, the best steps of each class."""
         exp, truths = self.evaluation.ensemble.runs[0].exp, self.evaluation.truth_sizes()
         largest = max(int(np.prod(_shape(row))) for row in self.evaluation.rows.values())
         boundary = any(run.exp.prepare.boundary is not None for run, _ in self.evaluation.ensemble.active)
@@ -240,7 +240,10 @@ class _CoordinateDescent:
         return slot.candidates(self.best[part, index], step_order(self.own[index]))
 
     def _choose(self, part: int | None, index: int, lists: Sequence[Steps]) -> None:
-        """Keep the current list unless another one scores better; of equally good lists take the first and simplest."""
+        """Replace the current list if another list has a better score.
+
+        Of equally good lists, the first and simplest is used.
+        """
         best = self._score(part, index, self.best[part, index])
         for steps in lists:
             value = self._score(part, index, steps)
@@ -278,7 +281,7 @@ def _shape(row: Any) -> list[int]:
 
 @dataclass(frozen=True)
 class StepSlot:
-    """A position in the list of steps: the names of its possible steps, and the alternatives that the search tries.
+    """Hold a position in the list of steps: the names of its possible steps, and the alternatives to try.
 
     An alternative is a list of steps; an empty list means that the position has no step.
     """
@@ -288,7 +291,7 @@ class StepSlot:
     searched_twice: bool = False
 
     def candidates(self, current: Steps, order: Sequence[str]) -> list[Steps]:
-        """Return one list per alternative: the current list with that alternative in this slot."""
+        """Return one list of steps per alternative: the current list with the alternative in this slot."""
         rest = [step for step in current if step.name not in self.names]
         return [tuple(sorted([*rest, *option], key=lambda step: order.index(step.name))) for option in self.options]
 
@@ -308,7 +311,7 @@ def search_slots(
         truths: the class's true sizes in each case.
         largest: pixels of the largest case.
         has_boundary: whether there is a boundary class.
-        start: steps of the experiment; if there are any, only these kinds of steps are searched.
+        start: steps of the experiment. If there are any, only steps of the same names are searched.
         presence: whether to search also the steps that require the presence head.
 
     Returns:
@@ -330,7 +333,7 @@ def search_slots(
 
 
 def step_order(start: Steps) -> tuple[str, ...]:
-    """Return the order of steps: steps that make the mask, then the experiment's steps, then the registered steps."""
+    """Return the order of step names: steps that make the mask, the experiment's steps, all other registered steps."""
     steps = {**dict(_registered()), **{step.name: type(step.step) for step in start}}
     masks = [name for name, cls in steps.items() if cls.creates_mask]
     own = [step.name for step in start]
@@ -338,7 +341,7 @@ def step_order(start: Steps) -> tuple[str, ...]:
 
 
 class _Candidates(NamedTuple):
-    """The candidates of one kind of step."""
+    """Hold the search candidates of one kind of step."""
 
     name: str
     cls: type[Step]
@@ -377,8 +380,8 @@ def save_tuning(run: Run, tuning: TuningResult, key: dict[str, Any] | None = Non
     Args:
         run: the run.
         tuning: the result.
-        key: state of the run for which the result is valid, from `tuning_key` before the search; None: the current
-            state.
+        key: result of `tuning_key` before the search, i.e. the state of the run for which the tuning is valid; None:
+            the current state.
     """
     write_table(tuning.rows, run.folder / TUNING_SCORES_FILE)
     plain: dict[str, Any] = {
@@ -395,11 +398,11 @@ def save_tuning(run: Run, tuning: TuningResult, key: dict[str, Any] | None = Non
 
 
 def load_tuning(run: Run, *, with_data: bool = False) -> TuningResult | None:
-    """Return the tuning result of the run; None if the data, the folds or `postprocess` have changed since the search.
+    """Return the stored tuning result; None if data, folds or `postprocess` have changed since the search.
 
     Args:
         run: the run.
-        with_data: whether to return None also for a result of version 0.1, which does not record its data.
+        with_data: whether the result must record its data. Results of version 0.1 do not; for them, return None.
     """
     plain = read_tuning_record(run, with_data=with_data)
     if plain is None:

@@ -59,7 +59,8 @@ class WeightedMean:
             self._sum = np.zeros(plain.shape, np.float16)
         elif self._sum.shape != plain.shape:
             raise MaskfoldError(
-                f"Shape of a prediction: found {plain.shape[1:]}, expected {self._sum.shape[1:]} as in the others.",
+                f"The predictions of one case differ in shape: found {plain.shape[1:]}, expected "
+                f"{self._sum.shape[1:]}.",
                 "Combine runs that were trained on the same images.",
             )
         for total, channel in zip(self._sum, plain, strict=True):
@@ -84,7 +85,10 @@ class WeightedMean:
         return mean_log_odds(list(presences), list(weights)).astype(np.float32)
 
     def result(self) -> Probabilities:
-        """Return the mean (P, *spatial) float16; a single run of weight 1 is returned unchanged."""
+        """Return the mean (P, *spatial) float16.
+
+        The probabilities of a single run with weight 1 are returned unchanged.
+        """
         if self._single is not None and len(self._weights) == 1:
             return self._single
         if self._sum is None or abs(sum(self._weights) - 1) > 1e-6:
@@ -194,8 +198,8 @@ def check_same_competition(
 
     Args:
         runs: different runs of one competition.
-        one_competition: the hint for runs of several competitions.
-        once: the hint for a run that is named twice.
+        one_competition: hint of the error for runs of several competitions. once: hint of the error for a run that is
+            named twice.
 
     Raises:
         MaskfoldError: a run belongs to another competition, or was trained on other classes or masks.

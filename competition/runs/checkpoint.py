@@ -71,7 +71,8 @@ def load_weights(network: nn.Module, path: Path | str, sha256: str | None = None
     Args:
         network: the network, on any device.
         path: a .safetensors file.
-        sha256: SHA-256 of the whole file, from the fold's result; None: every file that fits the network is accepted.
+        sha256: SHA-256 of the whole file, from the fold's result; None: every file with the names and shapes of the
+            network is accepted.
 
     Raises:
         MaskfoldError: the file is missing or damaged, has another SHA-256, contains non-finite values, or does not
@@ -125,7 +126,9 @@ def exchanged_error(path: Path) -> MaskfoldError:
 
 
 def _read(path: Path, sha256: str | None = None) -> dict[str, torch.Tensor]:
-    """Read tensors and verify the SHA-256 of the file, or of their bytes if the metadata contain one under `sha256`.
+    """Read tensors, and verify the SHA-256 of the file.
+
+    If the metadata contain `sha256`, verify the tensors' bytes too.
 
     The format itself has no checksum, so a flipped bit would silently change the network.
     """
@@ -153,7 +156,7 @@ def _read(path: Path, sha256: str | None = None) -> dict[str, torch.Tensor]:
 
 
 def _read_header(path: Path) -> dict[str, tuple[tuple[int, ...], int]] | None:
-    """Return shape and bytes per value of each tensor by name, from the header alone; None if it is unreadable."""
+    """Return shape and bytes per value of each tensor by name, from the header; None if the header is unreadable."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -219,7 +222,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 class _KeptError:
-    """A stream for `torch.save` that counts the bytes and keeps the disk's first error, because torch hides it."""
+    """Count the bytes that `torch.save` writes, and keep the first error of the disk, which torch would hide."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -243,8 +246,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a training state.
 
     Raises:
-        MaskfoldError: the file cannot be read, or has another version. Training must then not restart from the
-            beginning.
+        MaskfoldError: the file cannot be read, or has another version. The caller must not restart training after this
+            error.
     """
     try:
         _check_archive(path)
@@ -265,7 +268,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _check_archive(path: Path) -> None:
-    """Check the archive of a checkpoint: its checksums, which torch ignores, and that a small file cannot fill memory.
+    """Check the archive of a checkpoint.
+
+    Checksums must be right (torch ignores them), and a small file must not unpack to fill the memory.
 
     Raises:
         ValueError: a checksum is wrong, the archive is compressed, or its pickle creates a `bytearray`, which needs
@@ -284,7 +289,9 @@ def _check_archive(path: Path) -> None:
 
 
 def _check_tensors(state: Any) -> None:
-    """Check that the file contains all values of each tensor; copies of expanded or sparse tensors may fill memory.
+    """Check that the file contains all values of each tensor.
+
+    Loading an expanded or sparse tensor could fill the memory.
 
     Raises:
         ValueError: the file contains fewer values than a tensor has.

@@ -1,4 +1,4 @@
-"""The files that a run's YAML refers to: digests of their content, which enter the run's hash, and their record.
+"""Compute digests of the files that a run's YAML refers to, which enter the run's hash, and record them.
 
 The YAML contains only the path of a file, not its content. The hash of a run therefore also covers the fold of each
 case, the content of weight files, and the user's own code (see `competition.runs.run.run_hash`). `contents.json` in the
@@ -64,7 +64,7 @@ class RunRecord:
 
     @classmethod
     def read(cls, folder: Path) -> RunRecord | None:
-        """Read the record in a run's folder; None if the run was made by a version that wrote no record.
+        """Read the record in a run's folder; None if the version that made the run wrote no record.
 
         Raises:
             MaskfoldError: the file is damaged.
@@ -85,7 +85,7 @@ class RunRecord:
         return record
 
     def write(self, folder: Path) -> None:
-        """Write the record into a run's folder; values that it already contains are kept, except `tables`."""
+        """Write the record into a run's folder. Values in an existing record are kept, except `tables`."""
         former = RunRecord.read(folder)
         record = self
         if former is not None:
@@ -211,7 +211,7 @@ def get_key(plain: Any, key: str) -> Any:
 
 
 def package_digest(name: str) -> str | None:
-    """Return the version of an installed package, else the SHA-256 of the code of a module or package; None if missing.
+    """Return the version of an installed package, else the SHA-256 of its code; None if the package is missing.
 
     The package is not imported. It is searched like in `competition.config.instantiate.resolve_target`: among the
     installed packages, then in the working folder. For a package that is installed in editable form, the code is
@@ -306,7 +306,7 @@ def source_name(folder: str) -> str:
 
 
 def change_to_version_2(plain: dict[str, Any], saved: dict[str, Any], contents: Mapping[str, str]) -> None:
-    """Change the hashed settings of version 1 to those of version 2.
+    """Convert the settings that hash version 1 covers to the settings that version 2 covers.
 
     Args:
         plain: the settings; changed in place.
@@ -378,13 +378,13 @@ def check_contents(
 def changed_error(folder: Path, what: str) -> MaskfoldError:
     """Return the error for a file that has changed since a run was started."""
     return MaskfoldError(
-        f"{what} changed after the run {folder} was started, so its folds would not belong together.",
+        f"{what} changed after the run {folder} was started, so old and new folds could not be compared.",
         "Restore the former content to continue that run, or start another run with --new.",
     )
 
 
 def describe_content(key: str, exp: Experiment) -> str:
-    """Return the file or package that a key of `run_contents` or `source_digests` stands for, for messages."""
+    """Describe, for messages, the file or package that a key of `run_contents` or `source_digests` stands for."""
     if key == FOLDS_KEY:
         return f"The fold file {exp.folds.file}" if exp.folds.scheme == "file" else "The folds of the cases"
     if key.startswith(CODE_PREFIX):

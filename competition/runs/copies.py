@@ -1,4 +1,4 @@
-"""Copies of one image under several ids, with different files: keep them in one fold, or tell the user."""
+"""Keep copies of one image (several ids, different files) in one fold, or tell the user about them."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def extra_case_tables(exp: Experiment, cases: pd.DataFrame) -> dict[str, pd.Data
         cases: the labelled cases.
 
     Raises:
-        MaskfoldError: a pattern matches no file, a case is bad, or every image has a label already.
+        MaskfoldError: a pattern matches no file, a case is bad, or every image is already labelled.
     """
     from competition.data.cases import case_table
 
@@ -40,7 +40,7 @@ def extra_case_tables(exp: Experiment, cases: pd.DataFrame) -> dict[str, pd.Data
 
 
 def _unlabelled(exp: Experiment, cases: pd.DataFrame) -> pd.DataFrame:
-    """Return the unlabelled images that get pseudo-labels; an image has a group if the group rule matches its id."""
+    """Return the unlabelled images that get pseudo-labels. If the group rule matches an id, the image has a group."""
     from competition.data.cases import case_table
     from competition.data.splits import known_groups
 
@@ -68,7 +68,7 @@ def _unlabelled(exp: Experiment, cases: pd.DataFrame) -> pd.DataFrame:
     if kept.empty:
         raise MaskfoldError(
             f"All {len(table)} images for pseudo-labels have labels already.",
-            "Name others with pseudo.images, or fewer labelled cases with competition.train.cases.",
+            "Name other images with pseudo.images, or list fewer labelled cases in competition.train.cases.",
             status=2,
         )
     if comp.group is not None:

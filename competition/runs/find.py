@@ -1,4 +1,4 @@
-"""Lookup of finished runs by an experiment's YAML, a run's folder, or its hash."""
+"""Find finished runs by an experiment's YAML, a run's folder, or a run's hash."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _find_run(name: str, overrides: Sequence[str], trust: tuple[str, ...], say: 
 
 
 def find_study(name: str) -> Path | None:
-    """Return the folder of a study, given that folder or its name below `mlruns/studies`; None if there is none."""
+    """Return the folder of a study from its path or its name below `mlruns/studies`; None if there is no such study."""
     for folder in (Path(name), STUDIES_FOLDER / name):
         inside = folder.resolve().parent.name == STUDIES_FOLDER.name and not (folder / CASES_FILE).exists()
         if (folder / "experiment.yaml").exists() and (inside or (folder / TRIALS_FILE).exists()):
@@ -134,7 +134,7 @@ def _latest_finished(base: Path, trust: tuple[str, ...]) -> Run | None:
     """Return the complete run whose last fold finished latest; None if no run has finished all its folds.
 
     Runs are read in the order of their latest results, newest first, until the latest result of the next run is not
-    newer than the last fold of a complete run. So only one or two of hundreds of runs are read.
+    newer than the last fold of a complete run. In most cases, one or two runs are read, even if there are hundreds.
     """
     latest: tuple[float, Run] | None = None
     folders = [yaml.parent for yaml in sorted(base.glob("*/experiment.yaml"))]

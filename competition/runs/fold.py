@@ -1,4 +1,4 @@
-"""The job of one member of a run, and its result.
+"""Define the job of one member of a run, and the member's result.
 
 A member of a run is the training of one fold with one seed.
 """
@@ -197,7 +197,8 @@ class FoldResult:
         table = read_scores(folder / name)
         if expected is not None and sha256_of_file(folder / name) != expected:
             raise MaskfoldError(
-                f"{folder / name} was changed after the fold finished: its checksum is not that in {RESULT_FILE}.",
+                f"{folder / name} was changed after the fold finished: its checksum differs from the one in "
+                f"{RESULT_FILE}.",
                 f"Restore the table, or delete {folder / RESULT_FILE}: `maskfold cv` then scores the checkpoint again.",
             )
         return table
@@ -265,5 +266,5 @@ def _is_soup(value: object) -> bool:
 def _damaged(path: Path, why: str) -> MaskfoldError:
     return MaskfoldError(
         f"The result {path} is damaged: {why}.",
-        "Restore it from a backup, or delete it: the same command makes it again from the checkpoint.",
+        "Restore the file from a backup, or delete it: `maskfold cv` then makes it again from the checkpoint.",
     )

@@ -1,4 +1,4 @@
-"""Settings of `training` that change only the last bits of a result: each run keeps the values it was started with.
+"""Keep, for each run, the settings of `training` that change only the last bits of a result.
 
 The run's hash does not include these settings, so Maskfold still finds runs of versions that lacked them.
 `experiment.yaml` in the run's folder has the values; a missing value shows that the run is older than the setting.
@@ -67,13 +67,16 @@ def kept_settings(exp: Experiment) -> dict[str, str]:
 
 
 def _resolved(training: Mapping[str, Any]) -> dict[str, str]:
-    """Return the settings in a section `training` of a run; a missing value or `auto` is that of older runs."""
+    """Return the settings in a run's section `training`.
+
+    If a value is missing or `auto`, return the value of older runs.
+    """
     found = {key: str(training.get(key, "auto")) for key in KEPT_SETTINGS}
     return {key: KEPT_SETTINGS[key] if value == "auto" else value for key, value in found.items()}
 
 
 def check_kept_settings(found: Mapping[str, str], exp: Experiment, path: Path) -> None:
-    """Check that a checkpoint has the run's settings, which also set the memory layout of the optimiser's state.
+    """Check that a checkpoint has the run's settings, on which the memory layout of the optimiser's state depends.
 
     Args:
         found: settings in the checkpoint.

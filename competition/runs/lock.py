@@ -49,7 +49,7 @@ class LockOwner:
         process: the process id.
         host: the machine's name.
         boot: the id of the machine's boot, which identifies it regardless of container names.
-        born: start time of the process, since its id may be reused.
+        born: start time of the process, because the process id may be reused.
         since: time when the process took the lock, s since 1970.
         beat: last heartbeat of the process, s since 1970.
     """
@@ -78,7 +78,7 @@ class LockOwner:
 
 @contextmanager
 def run_lock(folder: Path, patience: float = 0.0, say: Callable[[str], None] = print) -> Iterator[None]:
-    """Hold the folder's lock until the block or the process ends; take over the lock of a dead process.
+    """Hold the folder's lock until the block or the process ends. The lock of a dead process is taken over.
 
     Args:
         folder: folder of a run or a fold.
@@ -130,7 +130,7 @@ def ensure_lock(folder: Path, patience: float = 0.0, say: Callable[[str], None] 
 
 @contextmanager
 def lock_if_free(folder: Path) -> Iterator[bool]:
-    """Hold the folder's lock if it is free and the folder is writable; yield whether the lock is held."""
+    """Hold the folder's lock if the lock is free and the folder is writable; yield whether the lock is held."""
     with ExitStack() as stack:
         try:
             stack.enter_context(ensure_lock(folder, say=lambda _: None))
@@ -197,7 +197,7 @@ def _wait_for_lock(descriptor: int, folder: Path, patience: float, say: Callable
         alive = locked is False or has_heartbeat  # otherwise the owner is on another machine, so wait for a heartbeat
         if alive and now - start > max(patience, PROBE_SECONDS):
             raise MaskfoldError(
-                f"{folder} is in use by {owner or 'another process'}.", "Wait until it is done, or stop it first."
+                f"{folder} is in use by {owner or 'another process'}.", "Wait until that process has ended, or stop it."
             )
         if not logged and (patience or not alive) and now - start > 2 * POLL_SECONDS:
             logged = True
@@ -230,7 +230,7 @@ def _is_dead(owner: LockOwner, has_kernel_lock: bool) -> bool:
 
 
 def _heartbeat(descriptor: int, me: LockOwner, path: Path, released: threading.Event) -> None:
-    """Write heartbeats. End this process if another one took the lock, e.g. while this machine was suspended."""
+    """Write heartbeats. End this process if another process took the lock, e.g. while this machine was suspended."""
     while not released.wait(HEARTBEAT_SECONDS):
         owner = _read(descriptor)
         if owner is not None and not owner.is_same_process(me):

@@ -52,9 +52,9 @@ class OofStore:
     to which each chunk decompresses, are compared with the run before memory is allocated.
 
     A file contains the id and shape of its case and a checksum of the values, which are compared when it is read. So a
-    file of another case is refused, and so is a missing chunk, which Zarr reads as zeros. Files of version 0.1 have no
-    checksum; in them a missing chunk is detected if classes are exclusive, because the probabilities of a pixel have
-    the sum 1.
+    file of another case is refused, and so is a file with a missing chunk, which Zarr would read as zeros. Files of
+    version 0.1 have no checksum. If classes are exclusive, a missing chunk in such a file is detected by the
+    probabilities of a pixel, whose sum must be 1.
 
     Args:
         folder: created when the first case is written.
@@ -182,7 +182,8 @@ class OofStore:
         path = self.path(case)
         if not path.exists():
             raise MaskfoldError(
-                f"{self.folder} contains no out-of-fold prediction of case {case}.", "Run the fold that validates it."
+                f"{self.folder} contains no out-of-fold prediction of case {case}.",
+                "Run the fold that validates this case.",
             )
         try:
             with zipfile.ZipFile(path) as archive:  # ZipStore fails to close a file that it could not open
@@ -216,7 +217,7 @@ class OofStore:
             )
 
     def _check_values(self, path: Path, array: Any, values: np.ndarray) -> None:
-        """Check the stored values by their checksum; without a checksum, by the sum of exclusive classes.
+        """Check the stored values by their checksum; if there is none, by the sum of the exclusive classes.
 
         Raises:
             ValueError: the values differ from those that were written.
@@ -313,7 +314,7 @@ class OofPredictions:
         if case not in self.fold_of:
             raise MaskfoldError(
                 f"The run {self.run.folder} has no out-of-fold prediction of the case {case}.",
-                "Run the fold that validates it.",
+                "Run the fold that validates this case.",
             )
         stores = self.stores[self.fold_of[case]]
         if len(stores) == 1:
@@ -417,7 +418,7 @@ def _check_shape(array: Any, expected: tuple[int, ...] | None) -> None:
 
 
 def _check_attributes(array: Any, case: str) -> None:
-    """Check the id and shape in the attributes of an array; arrays of version 0.1 have no shape, older arrays no id.
+    """Check the id and shape in the attributes of an array. Arrays of version 0.1 store no shape, older arrays no id.
 
     Raises:
         ValueError: the id or shape is that of another case.
@@ -477,7 +478,7 @@ def _zstd_content_size(header: bytes) -> int | None:
 
 
 def _check_codecs(array: Any) -> None:
-    """Check that this store writes the dtype and codecs of an array, because some Zarr codecs unpickle data.
+    """Check that an array has a dtype and codecs that this store writes, because some Zarr codecs unpickle data.
 
     Raises:
         ValueError: it has another dtype or codec.

@@ -14,11 +14,11 @@ from competition.runs.run import CASES_FILE, Run
 
 
 def check_output(paths: Iterable[Path], comps: Iterable[Competition] = (), option: str = "-o") -> None:
-    """Check that no output of a command is in the folder of a run or overwrites data of a competition.
+    """Check that no output of a command lies in the folder of a run or overwrites data of a competition.
 
     The folder of a run has an `experiment.yaml` and a `cases.csv`. No output may be in a competition's folder (`root`).
-    Exception: if the working folder is in that folder, as with `root: .`, only the folders of images and masks, and the
-    tables that the YAML names, are protected.
+    If the working folder lies in this folder, as with `root: .`, only the folders of images and masks and the tables
+    that the YAML names are protected.
 
     Args:
         paths: files or folders that will be written; they need not exist.

@@ -139,7 +139,7 @@ class Run:
         return self._cases_of_fold(fold) if fold >= 0 else self.cases.iloc[:0]
 
     def test_share(self) -> pd.DataFrame:
-        """Return the rows of the case table that no fold trains on or validates; an empty table without a test share.
+        """Return the rows of the case table that no fold uses; an empty table without a test share.
 
         The test share is defined by the scheme `holdout` with three `folds.shares`, or by a fold file with the fold -2.
         """
@@ -222,7 +222,7 @@ class Run:
         return self.member_folder(fold, seed) / (result.weights if result is not None else PLAIN_WEIGHTS)
 
     def weights_digest(self, fold: int, seed: int) -> str | None:
-        """Return the SHA-256 of `weights` at the end of training; None if the member is unfinished or has no record."""
+        """Return the SHA-256 of `weights` at the end of training; None if unknown, or if the member is unfinished."""
         result = self.result(fold, seed)
         return result.digests.get(result.weights) if result is not None else None
 
@@ -420,7 +420,7 @@ def load_run(
         if missing := [name for name in (*COLUMNS, "fold") if name not in (*cases.columns, *folds.columns)]:
             raise ValueError(f"the column {missing[0]} is missing")
         if unmatched := sorted(set(cases["id"]) ^ set(folds["id"])):
-            raise ValueError(f"it and folds.csv do not have the same cases: {unmatched[0][:60]}")
+            raise ValueError(f"cases.csv and folds.csv do not have the same cases: {unmatched[0][:60]}")
         for table in (cases, *tables):
             for text in (*table["images"], *table["masks"], *table["shape"], *table["spacing"], *table["slices"]):
                 json.loads(text)
@@ -483,7 +483,7 @@ def check_not_edited(run: Run) -> None:
 def edited_error(folder: Path, file: str) -> MaskfoldError:
     """Return the error for a file in a run's folder that was edited."""
     return MaskfoldError(
-        f"{file} in {folder} was changed after the run was started: it no longer belongs to the run's name.",
+        f"{file} in {folder} was changed after the run was started: its content no longer matches the hash of the run.",
         "Undo the change, or copy the folder again from where it was made. To train with other settings, change "
         "the experiment's own YAML; to predict with others, add key=value to the command.",
     )
@@ -529,8 +529,8 @@ def run_hash(
     """Return twelve hexadecimal digits that identify a result: a hash of the YAML, the data and the files of the YAML.
 
     The hash ignores `run:`, `study:`, `postprocess:`, the selection of folds and the data's folder, so that a run can
-    be extended and moved. It ignores `on_nan` and `on_oom`, so that a run can resume with another reaction to
-    non-finite values and to a lack of memory.
+    be extended and moved. The hash also ignores `on_nan` and `on_oom`, so that a run can resume with another reaction
+    to non-finite values and to a lack of memory.
 
     Version 1 covers the paths of the files that the YAML names, version 2 their content. Version 2 also ignores the
     test images, the submission's format (except the keys that define how the training table is read), and how often
@@ -581,7 +581,7 @@ def hashed_settings(
 
 
 def _remove_extra_keys(plain: dict[str, Any]) -> None:
-    """Remove keys that the run's hash ignores from the sections of additional data: unused keys, and data folders."""
+    """Remove unused keys and data folders from the sections of additional data, because the run's hash ignores them."""
     plain["competition"]["train"].pop("cases", None)  # the data's hash covers the cases
     for key in ("pseudo", "extra"):
         if plain.get(key) is None:

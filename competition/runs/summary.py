@@ -86,7 +86,8 @@ def read_run_scores(folder: Path) -> pd.DataFrame:
         expected = None  # if the summary cannot be read, the code that uses its numbers reports it
     if expected is not None and sha256_of_file(folder / SCORES_FILE) != expected:
         raise MaskfoldError(
-            f"{folder / SCORES_FILE} was changed after it was written: its checksum is not that in {SUMMARY_FILE}.",
+            f"{folder / SCORES_FILE} was changed after it was written: its checksum differs from the one in "
+            f"{SUMMARY_FILE}.",
             "Delete it and repeat `maskfold cv`, which writes it again from the scores of the folds.",
         )
     return table

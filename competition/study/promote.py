@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PromotionResult:
-    """The scores of a trial on all folds.
+    """Hold the scores of a trial on all folds.
 
     Attributes:
         number: number of the trial.
@@ -27,8 +27,8 @@ class PromotionResult:
         score: score over all folds.
         unseen_score: score over the folds that the study did not use; None if the study used all folds.
         gain: gain over trial 0 on the cases of the folds that the study did not use, with its paired 95 % interval. If
-            the study used all folds, the gain is over all cases, and optimistic, because the study selected the trial
-            on them.
+            the study used all folds, the gain is measured on all cases. It is then optimistic, because the study
+            selected the trial on these cases.
     """
 
     number: int
@@ -42,8 +42,8 @@ class PromotionResult:
 def promote_best_trials(session: StudySession, count: int, say: Callable[[str], None]) -> list[PromotionResult]:
     """Train the best trials and trial 0 on every fold; finished folds are not trained again.
 
-    The study selected trials by their scores on the study's folds, so these scores are optimistic; scores on the other
-    folds are not.
+    The study selected trials by their scores on the study's folds, so these scores are optimistic. Scores on the other
+    folds are not optimistic.
 
     Args:
         session: the study.
@@ -59,7 +59,9 @@ def promote_best_trials(session: StudySession, count: int, say: Callable[[str], 
     selected = list(best_trials(session, count))
     trials_0 = [trial for trial in session.finished if trial.user_attrs.get("own")]
     if not trials_0:
-        raise MaskfoldError(f"Trial 0 of {session.name} is not finished.", "Run more trials.")
+        raise MaskfoldError(
+            f"Trial 0 of {session.name} is not finished.", "Repeat `maskfold study` to run more trials."
+        )
     trial_0, context = trials_0[0], Context(session.source.trust, say)
     selected_folds = session.source.load().folds.run
     used = set(selected_folds) if isinstance(selected_folds, list) else None  # None: all

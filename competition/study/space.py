@@ -1,4 +1,4 @@
-"""The search space of a study, and its conversion to the `key=value` overrides of a trial."""
+"""Convert the search space of a study to the `key=value` overrides of a trial."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXCLUDED_SECTIONS = ("competition", "run", "study", "postprocess", "folds")  # s
 
 
 class ExperimentSource(NamedTuple):
-    """The source of an experiment, from which each trial is loaded with additional overrides."""
+    """Load an experiment from its file, for each trial with additional overrides."""
 
     file: Path
     overrides: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ class ExperimentSource(NamedTuple):
 
 
 def suggest_overrides(trial: optuna.Trial, config: StudyConfig) -> list[str]:
-    """Sample the overrides of a trial; Optuna stores choices that are lists or sections by their labels."""
+    """Sample the overrides of a trial. If a choice is a list or a section, Optuna stores its label."""
     overrides: list[str] = []
     stored: dict[str, Any] = {}
     for key, dimension in config.space.items():
@@ -63,7 +63,7 @@ def suggest_overrides(trial: optuna.Trial, config: StudyConfig) -> list[str]:
 
 
 def values_from_yaml(source: ExperimentSource, exp: Experiment, config: StudyConfig) -> dict[str, Any]:
-    """Return the values in the YAML, in the form that Optuna stores; they are trial 0.
+    """Return the YAML's own values of all searched keys, in the form that Optuna stores. Trial 0 uses these values.
 
     Raises:
         MaskfoldError: a value of the YAML is outside its range, or is not among its choices.
@@ -90,7 +90,7 @@ def values_from_yaml(source: ExperimentSource, exp: Experiment, config: StudyCon
 
 
 def validate_space(source: ExperimentSource, config: StudyConfig) -> None:
-    """Load the experiment with both bounds or all choices of each key, so that no trial fails because of an override.
+    """Load the experiment with both bounds or all choices of each key, to find invalid values before the first trial.
 
     Raises:
         MaskfoldError: a key or a value is invalid.
@@ -122,12 +122,12 @@ def validate_space(source: ExperimentSource, config: StudyConfig) -> None:
 
 
 def format_override(key: str, value: Any) -> str:
-    """Return an override `key=value`, as on the command line."""
+    """Format a key and a value as an override `key=value`, as on the command line."""
     return f"{key}={json.dumps(value)}"
 
 
 def decode_stored_value(dimension: SearchDimension, stored: Any) -> Any:
-    """Return the YAML's value for a value stored by Optuna."""
+    """Return the value in the YAML that a value stored by Optuna stands for."""
     return dict(dimension.labelled_choices)[stored] if dimension.choices is not None else stored
 
 
@@ -148,7 +148,7 @@ def _parts(key: str) -> list[str]:
 
 
 def _describe_nearest(plain: Any, key: str) -> str:
-    """Return the most similar existing key of the section, in parentheses; an empty text if no key is similar."""
+    """Return the most similar existing key in parentheses, for a message; an empty text if no key is similar."""
     *section, name = _parts(key)
     siblings = get_by_key(plain, ".".join(section))
     similar = nearest_names(name, siblings) if isinstance(siblings, dict) else []
@@ -170,7 +170,10 @@ def _sample(trial: optuna.Trial, key: str, dimension: SearchDimension) -> Any:
 
 
 def _choice_label(source: ExperimentSource, key: str, dimension: SearchDimension, value: Any) -> str:
-    """Return the label of the choice that equals the YAML's value; sections are compared with defaults filled in."""
+    """Return the label of the choice that equals the YAML's value.
+
+    Sections are compared after their defaults are filled in.
+    """
     for label, choice in dimension.labelled_choices:
         if choice == value:
             return label
@@ -190,7 +193,7 @@ def _choice_label(source: ExperimentSource, key: str, dimension: SearchDimension
 
 
 def _range_value(source: ExperimentSource, key: str, dimension: SearchDimension, value: Any) -> int | float:
-    """Return the YAML's value; raise an error if it is outside of the range."""
+    """Return the YAML's value of a searched key; raise an error if the value is outside of the range."""
     assert dimension.low is not None and dimension.high is not None
     found = f"{key} in the YAML: found {json.dumps(value)}, expected"
     if isinstance(value, bool) or not isinstance(value, int | float) or not dimension.low <= value <= dimension.high:
@@ -218,7 +221,7 @@ def _range_value(source: ExperimentSource, key: str, dimension: SearchDimension,
 
 
 def _applies(dimension: SearchDimension, stored: dict[str, Any], config: StudyConfig) -> bool:
-    """Return whether the conditions in `when` are satisfied."""
+    """Return whether a key is searched in this trial, i.e. whether the conditions in `when` are satisfied."""
     for parent, allowed in dimension.when.items():
         if parent not in stored:
             return False
@@ -230,7 +233,10 @@ def _applies(dimension: SearchDimension, stored: dict[str, Any], config: StudyCo
 
 
 def _allowed_value(parent: SearchDimension, allowed: Any) -> Any:
-    """Return a value of a parent key that `when` allows; `allowed` is a value, a label, or a list of these."""
+    """Return a value of a parent key that `when` allows.
+
+    `allowed` is a value, a label, or a list of values and labels.
+    """
     is_list_of_options = (
         isinstance(allowed, list) and allowed and allowed not in [choice for _, choice in parent.labelled_choices]
     )

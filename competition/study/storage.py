@@ -1,4 +1,4 @@
-"""The storage of trials: SQLite in `mlruns/`, or PostgreSQL, which several machines can share."""
+"""Open the storage of trials: SQLite in `mlruns/`, or PostgreSQL, which several machines can share."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def open_storage(url: str | None) -> Any:
         url: URL in the form of SQLAlchemy, e.g. `postgresql://user@host/database`; None: SQLite at `mlruns/optuna.db`.
 
     Raises:
-        MaskfoldError: the URL is invalid, or a study cannot use this database (status 2); the database cannot be
-            reached, or its driver is not installed.
+        MaskfoldError: the URL is invalid, or a study cannot use this kind of database (status 2); the database cannot
+            be reached; or its driver is not installed.
     """
     if url is not None:
         url = _checked_url(url)
@@ -89,7 +89,7 @@ def _sqlite_file(url: str) -> Path | None:
 
 @contextmanager
 def storage_errors(storage: Any) -> Iterator[None]:
-    """Convert errors of an open storage in the block to a MaskfoldError that names the cause."""
+    """Convert errors of an open storage, raised in the block, to a MaskfoldError that names the cause."""
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -187,12 +187,15 @@ def study_lock(storage: Any, name: str) -> Iterator[Any]:
 
 
 def current_process() -> dict[str, Any]:
-    """Return the identity of this process, for an attribute of a trial."""
+    """Return a text that identifies this process. It is stored as an attribute of a trial."""
     return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
 
 
 def is_process_dead(process: Any) -> bool:
-    """Return whether a trial's process ran on this machine and has ended; for other machines, heartbeats decide."""
+    """Return whether a trial's process ran on this machine and has ended.
+
+    For other machines, return False: heartbeats decide.
+    """
     if not isinstance(process, dict) or process.get("host") != socket.gethostname():
         return False
     return _started(int(process["pid"])) != process["started"]

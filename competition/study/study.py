@@ -1,4 +1,4 @@
-"""A study: open it, run its trials until the required number is finished, write `trials.json`, and draw figures."""
+"""Open a study, run trials until the required number is finished, write `trials.json`, and draw figures."""
 
 from __future__ import annotations
 
@@ -103,9 +103,9 @@ class StudySession:
 def open_study(source: ExperimentSource, storage: str | None = None) -> StudySession:
     """Open or create the study of an experiment, after checking its configuration.
 
-    The same experiment with the same search space on the same data is the same study, so the same command resumes it.
-    Names of studies of version 0.1 did not depend on the data; such a study is resumed if its trials were trained on
-    the present data.
+    A study is identified by the experiment, the search space and the data, so the same command resumes the same study.
+    In version 0.1, the names of studies did not depend on the data. A study with such a name is resumed if its trials
+    were trained on the present data.
 
     Args:
         source: the experiment.
@@ -126,7 +126,7 @@ def open_study(source: ExperimentSource, storage: str | None = None) -> StudySes
     config = exp.study
     if exp.folds.run == "full":
         raise MaskfoldError(
-            "folds.run: found full, expected a list of folds, because a fit on all cases has no validation score.",
+            "folds.run: found full, expected a list of folds, because training on all cases gives no validation score.",
             "Set folds, e.g. folds.run=[0,1], or omit the key.",
             status=2,
         )
@@ -172,7 +172,7 @@ def _digest(plain: Any) -> str:
 
 @dataclass(frozen=True)
 class StudyNames:
-    """The names that a study may have, by version.
+    """Hold the names that a study may have, by version of Maskfold.
 
     Attributes:
         present: name of the study, which contains a digest of the YAML and of the data.
@@ -185,7 +185,7 @@ class StudyNames:
     tables: dict[str, pd.DataFrame]
 
     def find(self, storage: Any) -> str:
-        """Return the old name if the storage has such a study on the present data, otherwise the present name."""
+        """Return the old name if the storage has a study of this name on the present data; else the present name."""
         import optuna
 
         names = set(optuna.get_all_study_names(storage))
@@ -219,7 +219,7 @@ def study_folder_lock(folder: Path, patience: float = FOLDER_PATIENCE) -> Iterat
     """Hold the lock of a study's folder while files are written there, because several processes may run one study.
 
     Raises:
-        MaskfoldError: another process has held it for longer than `patience` seconds.
+        MaskfoldError: another process has held the lock for longer than `patience` seconds.
     """
     with ensure_lock(folder, patience, lambda _: None):
         yield
@@ -286,7 +286,7 @@ def _requeue_interrupted(session: StudySession, number: int | None) -> None:
 
 
 def _wait_for_others(session: StudySession, context: Context) -> bool:
-    """Wait for trials of other processes; return whether one has ended or its process has died."""
+    """Wait for trials of other processes. Return whether such a trial has ended, or its process has died."""
     from optuna.storages import fail_stale_trials
 
     running = sum(trial.state.name == "RUNNING" for trial in session.trials)
@@ -304,7 +304,7 @@ def _wait_for_others(session: StudySession, context: Context) -> bool:
 
 
 def requeue_stale_trials(session: StudySession, context: Context) -> None:
-    """Queue again the trials whose process on this machine was killed; their finished folds are kept."""
+    """Queue trials again whose process on this machine was killed. Their finished folds are kept."""
     import optuna
     from optuna.storages import RetryHeartbeatStaleTrialCallback
 
@@ -334,7 +334,9 @@ def best_trials(session: StudySession, count: int | None = 1) -> Sequence[Any]:
     complete = [trial for trial in session.finished if trial.state.name == "COMPLETE" and satisfies_constraints(trial)]
     if not complete:
         bounds = " within its constraints" if session.config.constraints else ""
-        raise MaskfoldError(f"The study {session.name} has no complete trial{bounds}.", "Run more trials.")
+        raise MaskfoldError(
+            f"The study {session.name} has no complete trial{bounds}.", "Repeat `maskfold study` to run more trials."
+        )
     if len(session.config.objectives) > 1:
         front = {trial.number for trial in session.optuna_study.best_trials}
         complete = [trial for trial in complete if trial.number in front]
@@ -348,13 +350,15 @@ def satisfies_constraints(trial: Any) -> bool:
 
 
 def _check_failures(session: StudySession) -> None:
-    """Check that trial 0 has not failed, and that there is a success among the last trials."""
+    """Raise an error if trial 0 has failed, or if all of the last trials have failed."""
     last = session.finished[-MAX_FAILURES:]
     trial_0 = [trial for trial in last if trial.user_attrs.get("own") and trial.state.name == "FAIL"]
     if trial_0 or (len(last) == MAX_FAILURES and all(trial.state.name == "FAIL" for trial in last)):
         reason = (trial_0 or last)[-1].user_attrs.get(REASON_ATTRIBUTE)
         subject = "Trial 0, the unchanged YAML, failed" if trial_0 else f"The last {MAX_FAILURES} trials failed"
-        raise MaskfoldError(f"{subject}: {reason}", "Make the experiment run with `maskfold cv` first.")
+        raise MaskfoldError(
+            f"{subject}: {reason}", "Correct the experiment until `maskfold cv` runs, then repeat the command."
+        )
 
 
 # The file `trials.json`
@@ -405,7 +409,7 @@ def read_trials(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise MaskfoldError(
             f"No trial of the study {folder} has ended yet.",
-            "Let `maskfold study` finish a trial; it writes the page when it ends.",
+            "Wait until `maskfold study` has finished a trial; the command writes the page when it ends.",
         ) from None
     try:
         if not all({"number", "state", "values", "params"} <= trial.keys() for trial in record["trials"]):
@@ -418,7 +422,10 @@ def read_trials(folder: Path) -> dict[str, Any]:
 
 
 def _best(record: dict[str, Any]) -> list[int]:
-    """Return the best trial in an old file without `best`; such files have no constraints, and higher is better."""
+    """Return the best trial in an old file that lacks the key `best`.
+
+    In such files, there are no constraints and higher is better.
+    """
     complete = [trial for trial in record["trials"] if trial["state"] == "complete"]
     if not complete or len(record["objectives"]) > 1:
         return []
@@ -427,7 +434,7 @@ def _best(record: dict[str, Any]) -> list[int]:
 
 
 def _violations(session: StudySession, trial: Any) -> str | None:
-    """Return the constraints that a complete trial violates, as text; None if there are none."""
+    """Return, as text, the constraints that a complete trial violates; None if it violates none."""
     if trial.state.name != "COMPLETE":
         return None
     bounds = session.config.constraints
@@ -500,7 +507,10 @@ def _save(session: StudySession, name: str, draw_axes: Any, drawn: list[Path], p
 
 @contextmanager
 def track_study(session: StudySession) -> Iterator[None]:
-    """Upload the study's folder to MLflow during the block; of several processes, only the first one uploads."""
+    """Upload the study's folder to MLflow during the block.
+
+    If several processes run the study, only the first one uploads.
+    """
     from competition.tracking.sync import MlflowSync
 
     with open(session.folder / "shipper.lock", "w") as file:

@@ -1,4 +1,4 @@
-"""A trial of a study: sample overrides with Optuna, run a cross-validation, prune, and measure the objectives."""
+"""Run a trial of a study: sample overrides with Optuna, run a cross-validation, prune, and measure the objectives."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def make_sampler(config: StudyConfig, seed: int, number: int, is_duplicate: bool
         config: section `study` of the experiment. seed: seed of the experiment.
         number: number of trials in Optuna, from which the trial's seed is derived, so that a resumed study repeats no
             sample.
-        is_duplicate: whether the previous sample repeated a trial; then the next sample is random.
+        is_duplicate: whether the previous sample repeated a trial. If so, the next sample is random.
     """
     from optuna import samplers
 
@@ -140,8 +140,8 @@ def measure_objectives(
             value = summary.dice.get(name.removeprefix("dice_"))
         if value is None or value != value:
             raise MaskfoldError(
-                f"The trial has no {name}: there are no predictions, or no case contains the class.",
-                "See the scores of the run in its scores.csv.",
+                f"The trial has no {name}: there are no out-of-fold predictions, or no case contains the class.",
+                "See the run's scores in scores.csv in the folder of the run.",
             )
         values[name] = float(value)
     return values
@@ -176,16 +176,16 @@ MAX_EPOCHS = 100_000  # larger than the number of epochs of a fold; the steps of
 
 
 class TrialStopped(Exception):
-    """Raised if the trial is pruned; the message says at which point."""
+    """Stop a trial that is pruned; the message says at which point."""
 
 
 class PruningCallback:
-    """Callback that is called repeatedly while folds run, and raises `TrialStopped` if the trial must stop.
+    """Report scores to Optuna while folds run, and raise `TrialStopped` if the trial must stop.
 
-    With the pruner `wilcoxon`, each validated case is a step, so that the cases of one fold suffice for the paired
-    test. The step is the case's index in the case table, and so does not depend on the order of folds. With `median`
-    and `hyperband`, each validation is a step, fold after fold. If folds run in parallel, a later fold is reported
-    after the earlier folds have finished.
+    The pruner receives scores as steps. With `wilcoxon`, each validated case is a step, so that the cases of one fold
+    suffice for the paired test. The step is the case's index in the case table, and so does not depend on the order of
+    folds. With `median` and `hyperband`, each validation is a step, fold after fold. If folds run in parallel, a later
+    fold is reported after the earlier folds have finished.
 
     Args:
         run: the trial's run.
@@ -267,11 +267,11 @@ HIGH_LOSS = 1e3  # above this training loss, the learning rate is the likely cau
 
 
 class DuplicateTrial(Exception):
-    """Raised if the sampler repeats an existing trial. The repeated trial does not count (see `is_ignored`)."""
+    """Report that the sampler repeated an existing trial. The repeated trial does not count (see `is_ignored`)."""
 
 
 class TrialRunner:
-    """Optuna's objective function, which runs one trial per call.
+    """Run one trial per call, as Optuna's objective function.
 
     Args:
         source: the experiment.
@@ -419,14 +419,14 @@ def check_study_data(source: ExperimentSource, run: Run, data: str | None) -> No
     if data_digest(study_tables(source.load())) != data:
         raise ChangedDataError(
             f"The data of {run.exp.competition.name} have changed since the study was opened.",
-            "Restore them, or repeat the command, which begins another study on the present data.",
+            "Restore the data, or repeat the command, which begins another study on the present data.",
         )
 
 
 def is_ignored(trial: Any) -> bool:
-    """Return whether a trial must be ignored because its process was killed or it repeats another trial.
+    """Return whether a trial does not count, because its process was killed or because it repeats another trial.
 
-    Such a trial has the state failed, but no reason.
+    Such a trial has the state failed, but no stored reason.
     """
     return trial.state.name == "FAIL" and REASON_ATTRIBUTE not in trial.user_attrs
 
@@ -447,7 +447,7 @@ def _equal_trial(trial: optuna.Trial) -> int | None:
 
 
 def _write_stop_reason(run: Run, reason: str) -> None:
-    """Write into the run's summary, which is also uploaded to MLflow, why the run ended early."""
+    """Write the reason why the run ended early into the run's summary, which is also uploaded to MLflow."""
     try:
         summary = read_summary(run.folder)
     except (FileNotFoundError, MaskfoldError):
@@ -456,7 +456,10 @@ def _write_stop_reason(run: Run, reason: str) -> None:
 
 
 def trial_runs_name(source: ExperimentSource, competition: str) -> str:
-    """Return the name of the trials' runs, which differs from the experiment's name, so `submit FILE` uses no trial."""
+    """Return the name of the trials' runs.
+
+    It differs from the experiment's name, so that `maskfold submit FILE` uses no trial.
+    """
     return f"{competition}-{source.file.stem}-trials"
 
 

@@ -74,21 +74,20 @@ def label_arrays(prediction: CasePrediction, comp: Competition, label_map: bool 
 def region_values(comp: Competition) -> dict[int, int]:
     """Return the value of each class in a label map of nested classes, the largest region first.
 
-    The value of a class is its only label value that no class inside it has. For BraTS with `label_values: [[1, 2, 4],
-    [1, 4], 4]`, the values are 2, 1 and 4.
+    Each class has exactly one label value that no smaller class inside it has. This value stands for the class. For
+    BraTS with `label_values: [[1, 2, 4], [1, 4], 4]`, the values are 2, 1 and 4.
 
     Returns:
         Values by class index (from 0), in the order in which the regions are drawn.
 
     Raises:
-        MaskfoldError: status 2; the classes are not nested, or a class does not have exactly one value that no class
-            inside it has.
+        MaskfoldError: status 2; the classes are not nested, or a class does not have exactly one such value.
     """
     sets = [frozenset(values) for values in comp.class_values]
     hint = "Omit --label-map: each class gets a file."
     if comp.instances:
         raise MaskfoldError(
-            "--label-map: found competition.instances: true, expected false, because label maps hold no objects.",
+            "--label-map: found competition.instances: true, expected false, because a label map cannot store objects.",
             hint,
             status=2,
         )
@@ -127,8 +126,8 @@ def _objects(prediction: CasePrediction, classes: Sequence[int]) -> NDArray[np.u
         present, number = np.unique(objects[pixels], return_inverse=True)
         if count + len(present) > MAX_OBJECTS:
             raise MaskfoldError(
-                f"Objects of one image: found {count + len(present):,}, expected at most {MAX_OBJECTS:,}, the numbers "
-                "of a 16-bit label file.",
+                f"Objects of one image: found {count + len(present):,}, expected at most {MAX_OBJECTS:,}, because a "
+                "label file has 16 bits.",
                 "Remove small objects with the step `remove_small`.",
             )
         labels[pixels] = number + (count + 1)
@@ -162,14 +161,13 @@ def predict_images(
     of several overlapping classes has its own file, `{id}_{class}`.
 
     Args:
-        runs: finished runs of one competition, with equal weights. The first one's `postprocess.steps`, or its tuned
-            steps, are applied.
+        runs: finished runs of one competition, with equal weights. The `postprocess.steps` of the first run, or its
+            tuned steps, are applied.
         images: folder of the images, named as in `test.images` or `train.images`, or one image file per case.
         output: the output folder.
         context: context with the trusted packages.
         progress: function that wraps the cases; receives the iterator and the number of cases.
-        pictures: number of cases whose image and prediction are drawn in `pictures/{id}.png`; the first cases are
-            drawn.
+        pictures: number of cases, from the first one on, whose image and prediction are drawn in `pictures/{id}.png`.
         label_map: whether to write nested overlapping classes into one file, see `region_values`.
 
     Raises:
@@ -227,7 +225,7 @@ def _check_holds_no_image(output: Path, rows: Sequence[Any], comp: Competition) 
 
 
 def _check_file_names(rows: Sequence[Any], comp: Competition, label_map: bool) -> None:
-    """Raise `MaskfoldError` if two label files would have the same name: class `c` of `a_b`, class `b_c` of `a`."""
+    """Raise `MaskfoldError` if two label files would have one name: class `c` of case `a_b`, and `b_c` of `a`."""
     if comp.labels != "overlapping" or label_map:
         return
     owners: dict[str, tuple[str, str]] = {}
@@ -236,9 +234,9 @@ def _check_file_names(rows: Sequence[Any], comp: Competition, label_map: bool) -
             first = owners.setdefault(fold_name(f"{row.id}_{name}"), (row.id, name))
             if first != (row.id, name):
                 raise MaskfoldError(
-                    f"Two label files would have the name {row.id}_{name}: of the class {first[1]} of {first[0]}, and "
-                    f"of the class {name} of {row.id}.",
-                    "Rename one of the images; if the classes are regions within regions, use --label-map.",
+                    f"Two label files would have the name {row.id}_{name}: class {first[1]} of case {first[0]}, and "
+                    f"class {name} of case {row.id}.",
+                    "Rename one of the images; if the classes are nested regions, use --label-map.",
                 )
 
 

@@ -129,7 +129,7 @@ class SubmissionRow(NamedTuple):
 
 
 def open_rows(path: Path, profile: Profile) -> tuple[Profile, Iterator[CsvRow]]:
-    """Return the layout of a file and an iterator over its rows; every cell is text, as written.
+    """Return the layout of a file and an iterator over its rows. Every cell is text, exactly as in the file.
 
     Raises:
         MaskfoldError: the file is missing, its header differs from the profile's, or a row has too many or too few
@@ -245,7 +245,7 @@ def read_submission(
 
 
 def decode_objects(text: str, shape: tuple[int, ...], profile: Profile) -> list[BoolMask]:
-    """Decode the masks in one cell, each with at least one pixel; return no mask for the empty token.
+    """Decode the masks in one cell. Each mask has at least one pixel; the token of an empty mask gives no mask.
 
     Raises:
         RleError: the text is not a mask of this shape.
@@ -265,7 +265,7 @@ def decode_object_runs(text: str, shape: tuple[int, ...], profile: Profile) -> l
 
 
 def _split_objects(text: str, profile: Profile) -> list[str]:
-    """Split one cell into the text of each object; return no text for the empty token."""
+    """Split one cell into the text of each object. The token of an empty mask gives no text."""
     text = text.strip()
     if text == profile.rle.empty.strip():
         return []
@@ -318,14 +318,14 @@ def format_row(profile: Profile, key: RowKey, text: str, shape: tuple[int, ...])
 
 @dataclass(frozen=True)
 class RowIndex:
-    """Index of the names in a file: finds the case, or the slice of a stack, that a name refers to.
+    """Find the case, or the slice of a stack, that a name in a file refers to.
 
     Attributes:
         rows: rows of the case table by id.
         kind: kind of the images (training or test), for messages.
         names: name of each case or slice in messages.
         slices: number of slices of a stack; 0 for a case that is a single file.
-        exact: (case id, None) by case id, for cases whose rows are not per slice.
+        exact: (case id, None) by case id. Cases with one row per slice are missing.
         aliases: (case, slice) for other spellings of the names; None if a spelling is ambiguous.
     """
 
@@ -362,12 +362,12 @@ class RowIndex:
 
 @dataclass(frozen=True)
 class MaskFile:
-    """The rows of a file by case, slice and class; masks are decoded on demand.
+    """Hold the rows of a file by case, slice and class. Masks are decoded when they are needed.
 
     Attributes:
         path: the file.
         layout: the profile's layout (the profile or its alternative) that the file has.
-        strict: whether the host's rules apply: True for a submission, False for the host's own file.
+        strict: whether the rules of the host apply: True for a submission, False for a file of the host.
         rows: the rows of each case by slice and class; several rows if each row is one object.
     """
 
@@ -480,7 +480,7 @@ class MaskFile:
         return mask, None if labels is None else CaseObjects(labels, tuple(hidden))
 
     def _draw(self, rows: list[CsvRow], shape: tuple[int, ...]) -> NDArray[np.int32] | None:
-        """Return the objects of rows as labels (*spatial); None if a row is empty or invalid, or if objects overlap."""
+        """Draw the objects of some rows as labels (*spatial); None if a row is empty or invalid, or objects overlap."""
         try:
             objects = [decode_object_runs(row.text, shape, self.layout) for row in rows]
         except RleError:
@@ -514,7 +514,7 @@ class MaskFile:
 
 
 def solution_profile(path: Path, profile: Profile) -> Profile:
-    """Return the profile with all columns of a solution, including those that hosts add, such as Usage."""
+    """Return the profile with all columns of a solution, including columns that hosts add, such as Usage."""
     if path.is_file():
         header: tuple[str, ...] = ()
         with open(path, encoding="utf-8-sig", errors="replace", newline="") as stream, contextlib.suppress(csv.Error):

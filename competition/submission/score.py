@@ -131,7 +131,10 @@ class _Truth(NamedTuple):
 
 
 def _truth_from_masks(row: Any, comp: Competition, profile: Profile) -> _Truth:
-    """Return the training masks as in cross-validation; on the host's own grid, objects are connected components."""
+    """Return the training masks as in cross-validation.
+
+    If the host has its own grid, objects are connected components.
+    """
     masks = load_mask(comp, row)
     if profile.grid is not None:
         resized = np.zeros((len(masks), *profile.grid), np.uint8)

@@ -362,7 +362,7 @@ def old_scores_path(path: Path) -> Path:
 
 
 def remove_old_scores(path: Path) -> None:
-    """Remove the scores that a version before 0.2 wrote next to a CSV; keep any other file of that name.
+    """Remove the scores that a version before 0.2 wrote next to a CSV. Any other file of this name is kept.
 
     A file such as `best.scores.csv` may also be a submission.
     """

@@ -78,7 +78,7 @@ class TestSet:
     def masks(
         self, row: Any, prediction: CasePrediction, confidence: np.ndarray[Any, Any] | None = None
     ) -> Iterator[MaskItem | ObjectsItem]:
-        """Yield the masks of one case for the writer; objects stay a label image.
+        """Yield the masks of one case for the writer. Objects are yielded together, as a label image.
 
         Args:
             row: the case.
@@ -123,7 +123,7 @@ def object_means(labels: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> 
 
 
 def host_id_suffix(comp: Competition) -> str:
-    """Return the suffix that the host's ids add to the image's name without extension, e.g. `.jpg`; may be empty.
+    """Return the suffix that the host's ids add to the image's name without extension, e.g. `.jpg`; it may be empty.
 
     The suffix comes from the profile, else from the ids of `train.rle`. Without both it is empty: the ids are the texts
     that `{id}` matches.
@@ -139,7 +139,8 @@ def host_id_suffix(comp: Competition) -> str:
     if comp.submission.profile is None:
         return ""
     raise MaskfoldError(
-        f"It is unknown whether the ids of {profile.name} are file names with their extension, and there is no sample.",
+        f"It is unknown whether the ids of {profile.name} include the file extension, and there is no sample "
+        "submission.",
         "Set submission.sample to the host's sample submission.",
         status=2,
     )
@@ -187,7 +188,7 @@ def _check_classes(sample: SampleSubmission, profile: Profile) -> None:
 
 
 def _by_slice(row: Any, profile: Profile, sample: SampleSubmission | None) -> bool:
-    """Return whether the file has one row per slice: the profile says so, or the sample lacks the case's id."""
+    """Return whether the file has one row per slice, because the profile says so, or the sample lacks the case's id."""
     if profile.rows == "slice_class":
         return True
     return sample is not None and row.id not in {key[0] for key in sample.keys}

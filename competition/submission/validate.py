@@ -1,4 +1,4 @@
-"""Check that the host's grader will accept a file: its rows, its ids, and every decoded mask."""
+"""Check that the host's grader will accept a file: its rows, ids and decoded masks."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def validate_submission(
 def _check_rows(
     rows: Iterator[CsvRow], layout: Profile, names: IdLookup, shapes: Mapping[str, tuple[int, ...]], findings: _Findings
 ) -> list[RowKey]:
-    """Check the texts, and return the keys in order; consecutive rows with the objects of one image give one key."""
+    """Check the texts, and return the keys in order. Consecutive rows with objects of one image give one key."""
     keys: list[RowKey] = []
     seen: set[RowKey] = set()
     for key, iterator in groupby(rows, key=lambda row: row.key):
@@ -158,7 +158,7 @@ def _check_rows(
 
 
 def _take(rows: Iterator[CsvRow]) -> tuple[list[CsvRow], MaskfoldError | None]:
-    """Return the rows of one image up to an invalid line, and the error of this line or None."""
+    """Return the rows of one image and None. If a line is invalid, return the rows before this line, and its error."""
     taken: list[CsvRow] = []
     try:
         for row in rows:

@@ -1,4 +1,4 @@
-"""Write a submission file mask by mask, with rows in the host's order; after an error, no file is left behind."""
+"""Write a submission file mask by mask, with rows in the host's order. After an error, no file is left behind."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ class _TextStore:
             yield key
 
     def of(self, key: RowKey) -> list[str]:
-        """Return the mask cells of all rows with a key; there are several only if each object has its own row."""
+        """Return the mask cells of all rows with a key. A key has several rows only if each object has its own row."""
         cells = []
         for start, length in self._offsets[key]:
             if self._file.tell() != start:  # an unneeded seek would discard the file's read-ahead buffer

@@ -1,1 +1,1 @@
-"""MLflow tracking: uploads of runs, submissions and models."""
+"""Upload runs, submissions and models to MLflow."""

@@ -19,7 +19,7 @@ LINKED_SUFFIXES = (".safetensors", ".pt")  # files that are replaced, never chan
 
 
 class ArtifactFolders:
-    """Local folders of the artifacts of MLflow runs; asks MLflow once for each run.
+    """Find the local folders of the artifacts of MLflow runs; MLflow is asked once for each run.
 
     Args:
         client: client of the open store.
@@ -63,7 +63,7 @@ def local_folder(artifact_uri: str) -> Path | None:
 
 
 def link_file(source: Path, target: Path) -> bool:
-    """Make `target` a hard link of a file and replace an existing `target`; return False if links are impossible.
+    """Make `target` a hard link of a file, replacing an existing `target`; return False if links are impossible.
 
     Raises:
         FileNotFoundError: the source does not exist.

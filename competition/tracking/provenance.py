@@ -20,7 +20,9 @@ MAX_DIFF_LENGTH = 2_000_000  # maximum number of characters of a diff
 
 
 def record_environment(run_folder: Path) -> None:
-    """Write `environment/` in the run's folder; if code or packages differ at a resume, add `environment/resume_2/`.
+    """Write `environment/` in the run's folder.
+
+    If code or packages differ when the run resumes, add `environment/resume_2/`.
 
     The folder has three files: `start.txt` (command, commit, branch, state of the working tree, Python, machine),
     `changes.diff` (against the commit) and `packages.txt` (in the format of `pip freeze`).

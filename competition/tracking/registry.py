@@ -1,4 +1,4 @@
-"""MLflow's model registry, with one registered model per competition and one version per registered run."""
+"""Register models in MLflow, with one registered model per competition and one version per registered run."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def _uploaded_run_id(store: MlflowStore, run_folder: Path, exp: Experiment) -> s
 
 
 def _copy_metrics(client: MlflowClient, run_id: str, model_id: str) -> None:
-    """Copy the run's scores to the table of models with their time and step, so the run's history is unchanged."""
+    """Copy the run's scores to the table of models, with time and step, so that the run's history does not change."""
     from mlflow.entities import Metric
 
     points: list[Any] = []

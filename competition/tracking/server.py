@@ -44,7 +44,9 @@ def serve_mlflow(root: Path, host: str = "127.0.0.1", port: int = 5000, say: Cal
             say(line)
         return
     if store.database is not None and not store.database.exists():
-        raise MaskfoldError(f"No run is logged yet: {store.database} does not exist.", "Run `make cv` first.")
+        raise MaskfoldError(
+            f"No run is logged yet: {store.database} does not exist.", "Train a run with `maskfold cv` first."
+        )
     _check_address(host, port)
     log = root / MLRUNS / SERVER_LOG
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +123,7 @@ def _check_address(host: str, port: int) -> None:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise MaskfoldError(
             f"Port {port} of {host} cannot be used: {reason}.",
-            f"Stop the program that uses it, or run `maskfold ui --port {_alternative(port)}`.",
+            f"Stop the program that uses this port, or run `maskfold ui --port {_alternative(port)}`.",
         ) from error
 
 

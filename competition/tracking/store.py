@@ -1,6 +1,6 @@
-"""MLflow's tracking store (SQLite below `mlruns/`, or the store in `MLFLOW_TRACKING_URI`) and its content.
+"""Open MLflow's tracking store (SQLite below `mlruns/`, or the store in `MLFLOW_TRACKING_URI`), and name its content.
 
-The content consists of names of metrics and parameters, the saved view of the table of runs, and metadata of runs.
+The module defines names of metrics and parameters, the saved view of the table of runs, and the metadata of runs.
 """
 
 from __future__ import annotations
@@ -266,7 +266,10 @@ def started_at(folder: Path) -> int:
 
 
 def read_result_json(path: Path) -> dict[str, Any]:
-    """Return the content of a result file; empty if the file is missing or damaged (then a warning is logged)."""
+    """Return the content of a result file; empty if the file is missing or damaged.
+
+    A damaged file also logs a warning.
+    """
     from competition.io import read_record  # imported here, because the doctor also runs without numpy
 
     try:

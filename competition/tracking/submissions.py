@@ -1,4 +1,4 @@
-"""Submissions and uploads in MLflow.
+"""Log submissions and uploads in MLflow.
 
 A submission is logged as a child of the run whose networks predicted it, with the CSV and its summary JSON. An upload
 to the host adds the scores.

@@ -335,7 +335,7 @@ class RunUploader:
         self.state.write(self.folder)
 
     def _supersede(self, name: str) -> None:
-        """Start another MLflow run for a fold that was deleted and trained again, to keep the two trainings apart."""
+        """Start another MLflow run for a fold that was deleted and trained again, to keep both trainings separate."""
         if self.state.uploaded(name).status == "RUNNING":
             self._set_ended(name, "KILLED")
         self.client.set_tag(self._run_id(name), "superseded", "true")
@@ -357,7 +357,7 @@ class RunUploader:
     def client(self) -> MlflowClient:
         """The client of the open store.
 
-        Opening the store resets the state of runs that it lost, so they are uploaded again.
+        If the store has lost runs, opening it resets their state, so that these runs are uploaded again.
         """
         if self._client is None:
             client = connect_mlflow(self.store)
@@ -583,7 +583,10 @@ class MlflowSync:
                 return
 
     def _try_upload(self, begin: bool = False, last: bool = False) -> bool:
-        """Upload once; return whether it succeeded. Of consecutive failures, log only the first one and their end."""
+        """Upload once; return whether the upload succeeded.
+
+        Of consecutive failures, only the first and the end are logged.
+        """
         try:
             if begin:
                 self._begin()

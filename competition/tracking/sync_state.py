@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class MetricPoint(NamedTuple):
-    """One value of a metric; its time in ms comes from the file, so that a repeated upload has the same time."""
+    """One value of a metric. Its time in ms comes from the file, so that a repeated upload has the same time."""
 
     name: str
     value: float
@@ -65,10 +65,10 @@ class JournalChunk:
 
 
 def read_chunk(path: Path, position: FileOffset) -> JournalChunk:
-    """Read the complete lines after a position; the next call reads a last line that is still incomplete.
+    """Read the complete lines after a position. A last line that is still incomplete is left for the next call.
 
-    A resumed fold removes the lines after its checkpoint and writes them again. Then the file is shorter, or has other
-    bytes before the offset, and it is read from its start.
+    A resumed fold removes the lines after its checkpoint and writes them again. The file is then shorter, or has other
+    bytes before the offset, so it is read again from its start.
     """
     with open(path, "rb") as file:
         is_rewritten = position.offset > 0 and _seal(file, position.offset) != position.seal
@@ -193,8 +193,8 @@ class SyncState:
 def read_sync_state(run_folder: Path, store: str) -> SyncState:
     """Return the record of a run; empty if nothing was uploaded.
 
-    If the run was uploaded to another store, only the tokens are kept. They identify the runs if it is the same store
-    under another address.
+    If the run was uploaded to another store, only the tokens are kept. If the other store is the same store under
+    another address, the tokens identify the runs.
     """
     path = run_folder / STATE_FILE
     try:

@@ -1,1 +1,1 @@
-"""Training: the loop, the process of a fold, and the cross-validation that trains and scores all folds."""
+"""Train and score all folds of a cross-validation: the training loop, and the process of a fold."""

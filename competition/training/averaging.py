@@ -48,7 +48,7 @@ class CheckpointAverager:
         self.folder, self.k, self.by_score, self.direction = folder, k, by_score, direction
 
     def add(self, epoch: int, score: float | None, weights: Callable[[], dict[str, Tensor]]) -> None:
-        """Keep these weights if they rank among the k epochs; remove the file that drops out."""
+        """Keep these weights if their epoch ranks among the k epochs; remove the file of the epoch that drops out."""
         if self.k == 1 and not self.by_score:
             return  # the checkpoint contains these weights
         self.folder.mkdir(exist_ok=True)
@@ -83,7 +83,9 @@ class CheckpointAverager:
 
 
 def average_weights(files: Sequence[Path]) -> dict[str, Tensor]:
-    """Return the mean of the weights in one or more files, entry by entry; other than floats come from the first file.
+    """Return the mean of the weights in one or more files, entry by entry.
+
+    Entries that are not floats come from the first file.
 
     Raises:
         MaskfoldError: a file is damaged.
@@ -129,7 +131,7 @@ class UniformSoup:
         self.half_of = split_halves(cases, fold, exp.seeds[0]) if self.enabled and cases is not None else {}
 
     def add(self, epoch: int, scores: pd.DataFrame, network: nn.Module) -> None:
-        """Keep a validated network if it is among the k best of a ranking; remove checkpoints that no longer are.
+        """Keep a validated network if it is among the k best of a ranking, and remove checkpoints that no longer are.
 
         Args:
             epoch: number of the epoch. A resumed process may validate its last epoch again, which replaces the earlier

@@ -1,4 +1,4 @@
-"""The number of training steps: fixed by the YAML, or estimated from the clock under a time budget.
+"""Determine the number of training steps: the YAML fixes it or, with a time budget, the clock determines it.
 
 The schedule depends on the completed fraction of training. Without a time budget, this fraction is `step / total`. With
 `training.budget_minutes`, the total is estimated before the first step from trial steps and a timed validation case
@@ -154,7 +154,7 @@ class StepBudget:
             self._add_estimate(step, remaining)
 
     def has_time_to_validate(self, elapsed: float, reserve: Callable[[], float]) -> bool:
-        """Return whether a validation now leaves time for steps after it; always True without a time budget."""
+        """Return whether a validation now leaves time for later steps; always True without a time budget."""
         if self.seconds is None:
             return True
         return self.pace.has_time_to_validate(self.seconds - elapsed - reserve(), self._validations_required)

@@ -125,7 +125,7 @@ def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS
 
 
 def _with_saved_groups(run: Run) -> Run:
-    """Split the run again so that cases that share a group in the folder's `folds.csv` stay together; return it."""
+    """Split the run again, so that cases of one group in the folder's `folds.csv` stay together; return the run."""
     from competition.data.splits import split
     from competition.runs.copies import in_several_groups
 
@@ -156,8 +156,8 @@ def _numbered_folder(base: Path, number: int) -> Path:
 def locked_run(run: Run, context: Context = Context(), patience: float = 0.0) -> Iterator[Run]:
     """Hold the lock of a run while it is prepared and trained; yield the prepared run.
 
-    The lock is taken before the first file is written into the run's folder, so a command that fails to get it changes
-    nothing.
+    The lock is taken before the first file is written into the run's folder, so a command that does not get the lock
+    changes nothing.
 
     Args:
         run: the run, a result of `open_run`.

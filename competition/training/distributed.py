@@ -85,8 +85,9 @@ def _multi_device_options() -> dict[str, Any]:
 def with_workers(exp: Experiment, device: torch.device, threads: int) -> Experiment:
     """Return the experiment with the number of loader processes in place of `run.workers: auto`.
 
-    If one process prepared all data, a GPU would wait. So each GPU gets one loader process less than it has threads, at
-    most `MAX_WORKERS`; but none if the shared memory, which passes the batches, is small. A CPU gets no loader process.
+    If one process prepared all data, a GPU would wait. So the number of loader processes of a GPU is the number of its
+    threads minus one, at most `MAX_WORKERS`. It is 0 if the shared memory, which passes the batches, is small, and on a
+    CPU.
 
     Args:
         exp: the experiment.

@@ -97,8 +97,8 @@ class Evaluator:
     def time_cases(self, network: torch.nn.Module, fold: int, patience: float, folder: Path) -> tuple[float, float]:
         """Estimate the time for all cases from one case of median size.
 
-        The scoring is timed with the truth as the mask, because the untrained network's mask is noise, which may take
-        far longer to score.
+        The scoring is timed with the truth in place of the network's mask, because the mask of an untrained network is
+        noise, which may take far longer to score.
 
         Args:
             network: the network in evaluation mode.

@@ -101,7 +101,7 @@ def check_extra_data(run: Run, jobs: Sequence[FoldJob]) -> None:
     """Check that no teacher was trained on cases that its fold validates.
 
     Raises:
-        MaskfoldError: a teacher was; the message shows the lineage of the leak.
+        MaskfoldError: a teacher was trained on such a case; the message shows the lineage of the leak.
     """
     for job in jobs if run.exp.pseudo is not None else ():
         find_teachers(run, job)
@@ -190,7 +190,7 @@ def build_extra_data(job: FoldJob, run: Run, context: Context) -> ExtraTrainingD
         }
         if resumed and recorded is not None and recorded.get("pseudo", {}).get("teachers") != summary["teachers"]:
             raise MaskfoldError(
-                f"The teachers of {job.folder.name} have changed since it started: their weight files differ "
+                f"The teachers of {job.folder.name} have changed since this fold started: their weight files differ "
                 f"({', '.join(teachers[0].names)}).",
                 f"Delete {job.folder} to train this fold afresh, or start another run with --new.",
             )
@@ -214,7 +214,7 @@ def build_extra_data(job: FoldJob, run: Run, context: Context) -> ExtraTrainingD
 
 
 def exclude_leaks(run: Run, table: pd.DataFrame, fold: int, key: str) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Return the images on which a fold may train: no copies of its validation cases, and no images of their groups.
+    """Return the images on which a fold may train: neither copies nor group members of its validation cases.
 
     Args:
         run: the run.
@@ -244,8 +244,8 @@ def exclude_leaks(run: Run, table: pd.DataFrame, fold: int, key: str) -> tuple[p
     kept = table[[not reason for reason in reasons]]
     if kept.empty:
         raise MaskfoldError(
-            f"No image of {_data_name(key, run.exp)} is left for fold {fold}: each is a copy of a case that it "
-            "validates, or of the same group.",
+            f"No image of {_data_name(key, run.exp)} is left for fold {fold}: each image is a copy of a case that this "
+            "fold validates, or belongs to the group of such a case.",
             "Name other images, or remove the section.",
         )
     return kept, {reason: count for reason, count in Counter(reasons).items() if reason}
@@ -343,9 +343,9 @@ class Teacher:
 
 
 def find_teachers(run: Run, job: FoldJob) -> list[Teacher]:
-    """Return the teachers of a fold: the members of the runs in `pseudo.from` not trained on its validation cases.
+    """Return a fold's teachers: members of the runs in `pseudo.from` that were not trained on its validation cases.
 
-    If both runs have the same folds, these are the members of the same fold. A run on data of another competition
+    If a teacher's run has the same folds, these are the members of the same fold. A run on data of another competition
     contributes all members.
 
     Raises:
@@ -375,7 +375,8 @@ def find_teachers(run: Run, job: FoldJob) -> list[Teacher]:
 def _no_teacher_error(run: Run, fold: int, teacher_run: Run, all_leaks: Sequence[Leak]) -> MaskfoldError:
     if not all_leaks:
         return MaskfoldError(
-            f"pseudo.from: {teacher_run.folder} has no finished fold.", "Finish it with its `maskfold cv` command."
+            f"pseudo.from: {teacher_run.folder} has no finished fold.",
+            "Finish that run with its `maskfold cv` command.",
         )
     finished_members = teacher_run.finished_members()
     unfinished_folds = [number for number in teacher_run.fold_numbers() if (number, 0) not in finished_members]
@@ -385,8 +386,8 @@ def _no_teacher_error(run: Run, fold: int, teacher_run: Run, all_leaks: Sequence
         else "Use the same folds in both, so that each fold has a teacher that left out the same cases "
     )
     return MaskfoldError(
-        f"pseudo.from: no network of {teacher_run.full_name} may teach fold {fold} of {run.name}, "
-        f"since each was trained on cases that the fold validates:{format_leaks(all_leaks)}.",
+        f"pseudo.from: no network of {teacher_run.full_name} may teach fold {fold} of {run.name}, because each was "
+        f"trained on cases that the fold validates:{format_leaks(all_leaks)}.",
         f"{hint}({_same_folds_setting(run, teacher_run)}).",
         status=2,
     )
@@ -435,7 +436,7 @@ class TeacherEnsemble:
 
     @property
     def is_loaded(self) -> bool:
-        """Whether networks are loaded, which means that an image was not in the cache."""
+        """Whether networks are loaded. They are loaded for the first image that is not in the cache."""
         return bool(self._networks_by_teacher)
 
     def probabilities(self, row: Any) -> np.ndarray:

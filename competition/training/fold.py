@@ -112,7 +112,9 @@ def load_run_for_job(job: FoldJob) -> Run:
 
 
 def run_worker(job: FoldJob) -> None:
-    """Train in one of the fold's other processes; there is one for each further device, and it only takes steps.
+    """Train in one of the fold's other processes.
+
+    There is one such process for each further device, and it only takes steps.
 
     Raises:
         MaskfoldError: the fold failed in a way that the user can correct.
@@ -350,7 +352,7 @@ def forked_main(path: str) -> int:
 
 
 def worker_main(job: FoldJob) -> int:
-    """Run one of the fold's other processes; on a status other than 0 Fabric ends the main process."""
+    """Run one of the fold's other processes. If its exit status is not 0, Fabric ends the main process."""
     try:
         run_worker(job)
     # The error occurs in all processes, or only in this one, because of a case that it drew.

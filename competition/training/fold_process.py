@@ -143,7 +143,10 @@ def _fork(path: Path, environment: Mapping[str, str], output: IO[bytes], writer:
 
 
 def stop_folds(processes: Sequence[Process]) -> None:
-    """Terminate processes, which then write a checkpoint and end; kill those that do not end, or all after Ctrl-C."""
+    """Terminate processes, which then write a checkpoint and end.
+
+    Kill processes that do not end; after Ctrl-C, kill all.
+    """
     try:
         for process in processes:
             if process.poll() is None:

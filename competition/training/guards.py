@@ -44,9 +44,9 @@ class MicroBatchResult(NamedTuple):
 
 
 class NonFiniteGuard:
-    """Detects non-finite losses and gradients, and undoes such a step; `training.on_nan` sets the reaction.
+    """Detect non-finite losses and gradients, and undo the step that caused them; `training.on_nan` sets the reaction.
 
-    All processes of a fold check the same values (means over the processes), so all make the same decision.
+    All processes of a fold check the same values (means over the processes), so they all make the same decision.
 
     Args:
         exp: the experiment; `training.on_nan`, `training.on_oom` and `training.clip_gradient` are read.
@@ -157,7 +157,9 @@ class NonFiniteGuard:
         )
 
     def _scaler_overflowed(self) -> bool:
-        """Return whether the loss scaler caused a non-finite gradient; it then lowers its scale and skips the step.
+        """Return whether the loss scaler caused a non-finite gradient.
+
+        If so, the scaler lowers its scale and skips the step.
 
         If the scale is 1 or less, the scaler is not the cause.
         """
@@ -176,7 +178,7 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 
 
 class OutOfMemoryGuard:
-    """Splits micro-batches so that they fit into memory; `training.on_oom` sets the reaction.
+    """Split micro-batches into parts if memory runs out; `training.on_oom` sets the reaction.
 
     Args:
         exp: the experiment; `training.on_oom`, `training.batch_size` and `training.accumulate` are read.

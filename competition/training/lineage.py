@@ -1,9 +1,9 @@
-"""The lineage of a network: all cases on which it was trained, directly or through other networks.
+"""Record the lineage of a network: all cases on which the network was trained, directly or through other networks.
 
 A fold is trained on labelled cases and on images with pseudo-labels of other networks, and may start from weights
-(`init_from`). Its lineage includes the training cases of its teachers and of its initial weights; the fold must not
-validate any of them. The lineage of a run without such networks follows from its `cases.csv` and `folds.csv`. Other
-runs store the whole lineage in each member's `lineage.json`, so that it does not depend on the earlier runs.
+(`init_from`). The lineage of the fold includes the training cases of these networks and weights; the fold must not
+validate any of these cases. The lineage of a run without such networks follows from its `cases.csv` and `folds.csv`.
+Other runs store the whole lineage in each member's `lineage.json`, so that it does not depend on the earlier runs.
 """
 
 from __future__ import annotations
@@ -35,12 +35,11 @@ MAX_SHOWN = 8  # maximum number of leaks in an error message
 
 @dataclass(frozen=True)
 class TrainingCases:
-    """Cases on which a network was trained in one way (labels, pseudo-labels, cases of another competition).
+    """Cases on which a network was trained in one way: by labels, by pseudo-labels, or as cases of another competition.
 
     Attributes:
         how: `BY_LABELS`, `BY_PSEUDO_LABELS` or `BY_EXTRA_CASES`.
-        competition: name of their competition.
-        root: the competition's folder at that time.
+        competition: name of the cases' competition. root: the competition's folder at the time of the training.
         cases: (id, group, SHA-256 of the image) of each case.
         chain: the networks through which the cases had an effect, nearest first, e.g. `started from name/hash/fold_0`.
         weight: how often a case was drawn relative to a labelled case.
@@ -67,7 +66,7 @@ class TrainingCases:
 
 @dataclass(frozen=True)
 class Leak:
-    """A leak: a network was trained on cases that a fold validates.
+    """A leak: training cases of a network that a fold validates.
 
     Attributes:
         member: the network.
@@ -182,7 +181,7 @@ def initial_weights_cases(run: Run, fold: int, context: Context = Context()) -> 
 
 
 def cases_via(how: str, run: Run, fold: int, seed: int, context: Context = Context()) -> list[TrainingCases]:
-    """Return the training cases of a member of another run; add the member to their chain with the text `how`."""
+    """Return the training cases of a member of another run, with the member and the text `how` added to their chain."""
     step = f"{how} {member_name(run, fold, seed)}"
     return [replace(source, chain=(step, *source.chain)) for source in training_cases(run, fold, seed, context)]
 
@@ -296,7 +295,9 @@ def checkpoint_origin(folder: Path, fold: int, seed: int) -> dict[str, Any]:
 
 
 def check_origin(found: Any, expected: dict[str, Any], path: Path) -> None:
-    """Check that a checkpoint belongs to its fold: the network of another fold was trained on this fold's cases.
+    """Check that a checkpoint belongs to its fold.
+
+    The network of another fold was trained on cases that this fold validates.
 
     Args:
         found: `checkpoint_origin` in the checkpoint; None if the checkpoint's version did not record it.
@@ -320,6 +321,6 @@ def check_origin(found: Any, expected: dict[str, Any], path: Path) -> None:
             for origin, name in zip((found, expected), names, strict=True)
         )
         raise MaskfoldError(
-            f"The checkpoint {path} is of {before}, expected {now}.",
+            f"The checkpoint {path} belongs to another fold: found {before}, expected {now}.",
             f"Restore the fold's own checkpoint, or delete {path.parent} to train this fold afresh.",
         )

@@ -94,7 +94,7 @@ class FoldResources:
 
     @classmethod
     def from_settings(cls, run: HardwareConfig, machines: Sequence[Mapping[str, float]]) -> FoldResources:
-        """Return the resources that `run:` sets, with an equal share for resources that it does not set.
+        """Return the resources that `run:` sets. For a resource that is not set, each fold gets an equal share.
 
         Args:
             run: the `run:` section.
@@ -121,7 +121,7 @@ class FoldResources:
 
 
 def connect_ray() -> Any:
-    """Connect Ray to `RAY_ADDRESS`, else to the cluster of this machine's `ray start`, else to a new local one.
+    """Connect Ray to `RAY_ADDRESS`, else to a cluster of `ray start` on this machine, else to a new local cluster.
 
     Raises:
         MaskfoldError: Ray is not installed, or the cluster does not answer.
@@ -153,7 +153,9 @@ def connect_ray() -> Any:
 def run_fold_task(
     job_json: str, working_folder: str, command: Sequence[str] | None, without_gpu: bool, version: str
 ) -> MaskfoldError | KeyboardInterrupt | None:
-    """Run the process of a fold on this machine, from its first step or its last checkpoint; this is the Ray task.
+    """Run the process of a fold on this machine, from the first step or the last checkpoint.
+
+    This function is the Ray task.
 
     Args:
         job_json: the job as JSON.
@@ -198,7 +200,7 @@ def _task_error(ray: Any, reference: Any, job: FoldJob) -> MaskfoldError | Keybo
     except ray.exceptions.RayError as error:
         message = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         return MaskfoldError(
-            f"Ray gave up fold {job.folder.name}: {message}.",
+            f"Ray stopped trying to run fold {job.folder.name}: {message}.",
             f"See {job.folder / OUTPUT_FILE}; the same command resumes from its last checkpoint.",
         )
     if task_error is None and not _wait_until((job.folder / RESULT_FILE).exists, LOCK_PATIENCE):

@@ -1,4 +1,4 @@
-"""Soups of a run: predict the cases of a fold with its soup, and select either the soups or the plain weights.
+"""Predict the cases of a fold with its soup, and select either the soups or the plain weights of a run.
 
 The selection compares out-of-fold scores. For the reported nested score, the selection for each fold uses only the
 other folds.

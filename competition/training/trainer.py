@@ -475,7 +475,7 @@ class Trainer:
         self.schedule.load_state_dict(state["schedule"])
 
     def save_checkpoint(self, good: bool = False) -> None:
-        """Write the checkpoint; with `good`, also write the one to which `training.on_nan: restore` returns."""
+        """Write the checkpoint; with `good`, also write the checkpoint to which `training.on_nan: restore` returns."""
         self.state.seconds = self.elapsed_seconds()
         for name in (GOOD_CHECKPOINT, LAST_CHECKPOINT) if good else (LAST_CHECKPOINT,):
             save_checkpoint(
@@ -548,7 +548,8 @@ class Trainer:
         else:
             return
         raise MaskfoldError(
-            f"The checkpoint {path} has no network, which only finished folds may lack, but {problem}.",
+            f"The checkpoint {path} contains no network. Only the checkpoint of a finished fold may lack it, but "
+            f"{problem}.",
             f"Restore the file from a backup, or delete {self.folder} to train this fold afresh.",
         )
 

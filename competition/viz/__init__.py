@@ -1,1 +1,1 @@
-"""Figures of cases and learning curves, and the common style of figures in reports."""
+"""Draw figures of cases and learning curves in one common style."""

@@ -1,4 +1,4 @@
-"""The learning curves of a fold, as one PNG."""
+"""Draw the learning curves of a fold as one PNG."""
 
 from __future__ import annotations
 
@@ -68,7 +68,10 @@ def _losses(curves: Mapping[str, Curve]) -> dict[str, tuple[Curve, tuple[float, 
 
 
 def _scores(curves: Mapping[str, Curve]) -> dict[str, tuple[Curve, tuple[float, float, float], float]]:
-    """Return the curves of each class (in its colour of `draw_case`), the mean Dice and the competition's metric."""
+    """Return the curves of each class, of the mean Dice and of the metric.
+
+    Classes have the same colours as in `draw_case`.
+    """
     names = [name for name in curves if name.startswith("val/dice/")]
     drawn = {
         f"Dice {name.removeprefix('val/dice/')}": (curves[name], class_colour(index), 1.2)

@@ -1,4 +1,4 @@
-"""Figures of one case, as one PNG: image · truth · prediction, or the comparison of two predictions."""
+"""Draw one case as a PNG: image, truth and prediction side by side, or the comparison of two predictions."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ def draw_case(
     """Draw image, truth and prediction side by side: one row for a 2D image, three orthogonal slices for a volume.
 
     Without a truth, only image and prediction are drawn. The slices of a volume are those with the most truth, else
-    those with the most prediction, else the middle slices; each class has the same weight.
+    those with the most prediction, else the middle slices. All classes have the same weight in this choice.
 
     Args:
         path: the PNG file, written atomically.
         image: (C, *spatial) of any dtype, or as `load_picture` reduced it. A 2D image with 3 or 4 channels is drawn as
-            RGB; of other images, the first channel is drawn.
+            RGB; any other image is drawn by its first channel.
         truth: (M, *spatial) uint8 from `competition.data.masks.load_mask`; 255 is ignored. None: a test case.
         masks: (K, *spatial) bool, the prediction.
         comp: the competition, which defines the classes and how labels are stored.
@@ -336,7 +336,10 @@ def _class_mask(truth: Array, index: int, comp: Competition) -> NDArray[np.bool_
 
 
 def _dice_per_class(truth: Array, masks: Array, comp: Competition) -> dict[str, float]:
-    """Return the Dice of each class, nan if there is no pixel; computed in blocks of rows, to limit memory."""
+    """Return the Dice of each class, nan for a class without pixels.
+
+    The Dice is computed in blocks of rows, to limit memory.
+    """
     shared, total = np.zeros((2, len(comp.classes)), np.int64)
     rows = max(1, BLOCK_PIXELS // max(1, math.prod(truth.shape[2:])))
     for first in range(0, truth.shape[1], rows):
@@ -356,7 +359,7 @@ def _dice_per_class(truth: Array, masks: Array, comp: Competition) -> dict[str, 
 
 
 class SlicePlane(NamedTuple):
-    """One slice to draw.
+    """Describe one slice to draw.
 
     Attributes:
         axis: axis along which slices are counted; None for a 2D image.
@@ -380,7 +383,10 @@ class SlicePlane(NamedTuple):
 
 
 def _foreground_profiles(layers: Iterable[Array], shape: Sequence[int]) -> list[NDArray[np.float64]]:
-    """Return the foreground per slice for each axis; classes are normalised, so that small classes count as much."""
+    """Return the amount of foreground per slice for each axis.
+
+    Classes are normalised, so that small classes count as much as large ones.
+    """
     profiles = [np.zeros(size) for size in shape]
     for layer in layers:  # process one layer at a time, because volumes are large
         if total := int(layer.sum()):
@@ -391,7 +397,9 @@ def _foreground_profiles(layers: Iterable[Array], shape: Sequence[int]) -> list[
 
 
 def _select_planes(profiles: Sequence[Array], spacing: Sequence[float] | None, is_stack: bool) -> list[SlicePlane]:
-    """Select slices and their orientation: rows downwards for 2D images and stacks; x to the right, z up for NIfTI.
+    """Select slices and their orientation.
+
+    2D images and stacks have rows downwards; NIfTI volumes have x to the right and z up.
 
     Args:
         profiles: amount of foreground in each slice, one array per axis; the slice with the largest value is drawn.
@@ -439,7 +447,7 @@ def display_range(channels: Array) -> tuple[float, float]:
     """Return the display range: the 0.5th and 99.5th percentiles over all channels.
 
     One range for all channels keeps the ratios of colours. The range of the dtype is not used, because microscopy
-    images use only a part of it. The percentiles come from a sample of about a million values.
+    images use only a part of that range. The percentiles come from a sample of about a million values.
     """
     step = max(1, math.ceil((channels.size / 1e6) ** (1 / (channels.ndim - 1))))
     sample = channels[(slice(None), *[slice(None, None, step)] * (channels.ndim - 1))].astype(np.float32)
@@ -498,7 +506,10 @@ def _label(name: str, dice: Mapping[str, float] | None) -> str:
 
 
 def _draw_legend(figure: Figure, entries: Sequence[tuple[RGB, str]], ignored: bool) -> None:
-    """Draw a legend of the classes that are present; of more than `MAX_LEGEND_ENTRIES`, only their number."""
+    """Draw a legend of the classes that are present.
+
+    If there are more than `MAX_LEGEND_ENTRIES`, only their number is drawn.
+    """
     from matplotlib.patches import Patch
 
     handles = [Patch(color=colour, label=label) for colour, label in entries[:MAX_LEGEND_ENTRIES]]

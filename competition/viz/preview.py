@@ -1,4 +1,4 @@
-"""Read images for drawing: as in training, except that a large TIFF is reduced while it is read."""
+"""Read images for drawing, as training reads them, except that a large TIFF is reduced while it is read."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def load_picture(comp: Competition, row: Any) -> Image:
         row: a row of the case table.
 
     Returns:
-        The result of `load_image`. For a 2D image in one large TIFF, the array is averaged over squares of
-        `reduction_step` pixels, float32, so that the whole image is never in memory.
+        The result of `load_image`. If the image is one large 2D TIFF, its array is averaged over squares of
+        `reduction_step` pixels, as float32, so that the whole image is never in memory.
 
     Raises:
         MaskfoldError: as for `load_image`.
@@ -60,7 +60,7 @@ def load_unchanged_picture(comp: Competition, row: Any) -> Image:
 
 
 def _read_reduced(path: Path, exif: bool) -> NDArray[np.float32] | None:
-    """Return the reduced channels (C, rows, columns) of a TIFF; None if it is small, or cannot be read in parts."""
+    """Return the reduced channels (C, rows, columns) of a TIFF; None if it is small or cannot be read in parts."""
     import tifffile
 
     with tifffile.TiffFile(path) as file:

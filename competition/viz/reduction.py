@@ -24,7 +24,7 @@ BLOCK_PIXELS = 2**22
 
 
 def reduction_step(shape: Sequence[int]) -> int:
-    """Return the side of the squares that become one pixel of a slice (rows, columns); 1: no reduction."""
+    """Return how many rows and columns of a slice (rows, columns) are averaged to one pixel; 1: no reduction."""
     longest = max(shape)
     return 1 if longest <= MAX_SIDE else math.ceil(longest / REDUCED_SIDE)
 
@@ -45,7 +45,9 @@ def reduce_image(channels: Array, step: int) -> Array:
 
 
 def reduce_mask(mask: Array, step: int, value: int | None = None) -> NDArray[np.bool_]:
-    """Reduce a mask: a square of `step` pixels is set if it has a pixel of the mask, so small objects stay visible.
+    """Reduce a mask.
+
+    A square of `step` pixels is set if it contains any pixel of the mask, so that small objects stay visible.
 
     Args:
         mask: (…, rows, columns).
@@ -64,7 +66,10 @@ def reduce_mask(mask: Array, step: int, value: int | None = None) -> NDArray[np.
 
 
 def reduce_truth(truth: Array, comp: Competition, step: int) -> NDArray[np.uint8]:
-    """Reduce a stored mask (M, rows, columns) uint8 to squares of `step` pixels; the last exclusive class wins."""
+    """Reduce a stored mask (M, rows, columns) uint8.
+
+    If a square of `step` pixels contains several exclusive classes, the last class wins.
+    """
     if step == 1:
         return truth
     result = reduce_mask(truth, step, IGNORED).astype(np.uint8) * np.uint8(IGNORED)
@@ -74,7 +79,7 @@ def reduce_truth(truth: Array, comp: Competition, step: int) -> NDArray[np.uint8
 
 
 def _blocks(shape: Sequence[int], step: int) -> Iterator[tuple[slice, slice]]:
-    """Yield the rows of the result and the rows of the input (…, rows, columns), block by block."""
+    """Yield, block by block, the range of rows in the result and the range of rows in the input (…, rows, columns)."""
     rows, width = shape[-2], math.prod(shape[:-2]) * shape[-1]
     count = max(1, BLOCK_PIXELS // (step * width))  # number of rows of the result per block
     for first in range(0, math.ceil(rows / step), count):

@@ -1,4 +1,4 @@
-"""The common style of figures in reports."""
+"""Define the common style of figures in reports."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def style_axes(axes: Axes, title: str, xlabel: str = "", ylabel: str = "") -> No
 
 
 def show_empty_text(axes: Axes, text: str) -> None:
-    """Write a text into an empty panel that says why it is empty."""
+    """Write a text into an empty panel, which says why the panel is empty."""
     axes.text(
         0.5,
         0.5,

@@ -203,7 +203,7 @@ def tags(**changes: object) -> Fault:
             tags(ImageOrientationPatient=["1", "0", "0", "1", "0", "0"]),
             "an invalid orientation: found 1, 0, 0, 1, 0, 0",
         ),
-        (frames_without_positions, "3 frames without a position each"),
+        (frames_without_positions, "3 frames, but not every frame has a position"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

@@ -213,7 +213,7 @@ def test_a_network_that_fails_in_channels_last_stays_channels_first(tiny):
     validate_network(exp, 3, Context(trust))
     assert suits_channels_last(exp, 3, Context(trust)) is False
     asked = tiny(2, *words, "training.memory_format=channels_last", trust=trust)
-    with pytest.raises(MaskfoldError, match="found channels_last, but Viewing fails in it: view size"):
+    with pytest.raises(MaskfoldError, match="found channels_last, but Viewing fails in this format: view size"):
         suits_channels_last(asked, 3, Context(trust))
 
 

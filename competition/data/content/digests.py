@@ -27,7 +27,7 @@ _remembered: dict[Path, tuple[FileStamp, bytes]] = {}  # stamp and digest
 
 
 def file_stamp(path: Path) -> FileStamp:
-    """Return inode, size and times of a file; if the file is written or replaced, at least one of these values changes.
+    """Return inode, size and times of a file. If the file is written or replaced, at least one of these values changes.
 
     Raises:
         MaskfoldError: the file does not exist.
@@ -59,7 +59,7 @@ def remembered_digest(path: Path) -> bytes:
 
 
 def file_digests(comp: Competition, files: list[Files], digest: Digest = file_digest) -> list[bytes]:
-    """Return the SHA-256 of files in order; the digests of a stack's slices are joined to one.
+    """Return the SHA-256 of files in order. A stack has one digest, made from the digests of its slices.
 
     Args:
         comp: the competition.
@@ -123,10 +123,11 @@ def truth_parts(comp: Competition, masks: dict[str, Any] | None, digest: Digest 
 def reading_parts(
     comp: Competition, header: Header, channels: list[Files], masks: dict[str, Any] | None
 ) -> list[bytes]:
-    """Return the part of the content hash for files whose arrays depend on more than their bytes; usually empty.
+    """Return the part of the content hash for files whose arrays depend on more than the files' bytes; usually empty.
 
     These are files whose axes are reordered, and files with a `Header.plain_spacing`. Earlier versions read other
-    arrays from them, so the hash differs from theirs, and their cached cases are not used.
+    arrays from such files. So the hash differs from that of earlier versions, and cases that
+    earlier versions cached are not used.
 
     Args:
         comp: the competition.

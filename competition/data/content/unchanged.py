@@ -117,7 +117,9 @@ def unchanged_files(
 
 
 def check_truth_unchanged(comp: Competition, rows: Iterable[Any]) -> int:
-    """Check the truth of cases whose masks are not read again because stored results are used.
+    """Check that the truth of cases has not changed.
+
+    Call this function if stored results are used and no mask is read again.
 
     Args:
         comp: the competition.
@@ -149,7 +151,7 @@ def _check_image(comp: Competition, row: Any, digest: Digest) -> None:
 
 
 def _check_truth(comp: Competition, row: Any, digest: Digest) -> None:
-    """Check only the truth: its digests and the `image_hash` of the table must give the table's `hash`."""
+    """Check only the truth of a case: its digests and the table's `image_hash` must give the table's `hash`."""
     masks, case_id = json.loads(get_column(row, "masks")), get_column(row, "id")
     channels = list(json.loads(get_column(row, "images")).values())
     names = ", ".join(display_name(files) for files in label_files(masks)[:3]) or str(comp.train.rle)
@@ -201,7 +203,7 @@ def check_files_belong(comp: Competition, table: pandas.DataFrame) -> None:
         table: case table of the training cases.
 
     Raises:
-        MaskfoldError: the table gives a case the file of another case, channel or class.
+        MaskfoldError: the table assigns the file of another case, channel or class to a case.
         ValueError, TypeError, AttributeError: a cell is damaged.
     """
     images, masks = comp.train.images, comp.train.masks
@@ -230,7 +232,10 @@ def check_files_belong(comp: Competition, table: pandas.DataFrame) -> None:
 def _check_file_names(
     case_id: str, key: str, pattern: str | None, files: str | list[str], channel: str, texts: list[str] | None
 ) -> None:
-    """Check that a pattern matches the files of a case; `texts`: the texts that {z} matched in the image's slices."""
+    """Check that a pattern matches the files of a case.
+
+    `texts` are the texts that {z} matched in the image's slices.
+    """
     paths = [files] if isinstance(files, str) else files
     for index, path in enumerate(paths):
         bound = None if pattern is None else match_path(pattern, path, case_id)

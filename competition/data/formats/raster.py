@@ -111,7 +111,7 @@ def _bits_per_sample(path: Path, image: PilImage) -> int:
 
 
 def _check_packed_size(path: Path, image: PilImage, shape: tuple[int, int], depth: int) -> None:
-    """Check that a PNG or JPEG does not declare more pixels than its bytes can be unpacked to."""
+    """Check that a PNG or JPEG does not declare more pixels than its bytes can unpack to."""
     bound = {"PNG": DEFLATE_BOUND, "JPEG": JPEG_BOUND}.get(image.format or "")
     if bound is not None:
         row = -(-shape[1] * RASTER_CHANNELS.get(image.mode, 1) * depth // 8)
@@ -192,7 +192,7 @@ def _unpacked_length(header: bytes) -> int:
 
 
 def _count_unpacked(decompressor: zlib._Decompress, body: bytes, limit: int) -> int:
-    """Count the bytes that a chunk unpacks to; stop at most a block after `limit`."""
+    """Count the bytes that a chunk unpacks to. Counting stops after `limit` bytes, or at most a block later."""
     count = len(decompressor.decompress(body, PNG_BLOCK))
     while decompressor.unconsumed_tail and count < limit:
         count += len(decompressor.decompress(decompressor.unconsumed_tail, PNG_BLOCK))

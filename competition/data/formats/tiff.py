@@ -104,7 +104,7 @@ def _tiff_spacing(file: TiffFile, dimensions: int) -> tuple[float, ...] | None:
 
 
 def _in_millimetres(value: Any, unit: object) -> float:
-    """Convert a length, rounded to six digits since resolutions are fractions; 0 if it or its unit is unknown."""
+    """Convert a length to mm, rounded to six digits since resolutions are fractions; 0 if length or unit is unknown."""
     try:
         size = abs(float(value)) * UNIT_MILLIMETRES.get(str(unit).strip().lower(), 0.0)
     except (TypeError, ValueError):
@@ -113,7 +113,10 @@ def _in_millimetres(value: Any, unit: object) -> float:
 
 
 def _check_tiff_size(path: Path, series: TiffPageSeries, unpacked: int) -> None:
-    """Check that uncompressed pages of the declared size fit in the file, with several pixels per byte for few bits."""
+    """Check that the file is large enough for uncompressed pages of the declared size.
+
+    Pixels of few bits share a byte.
+    """
     packed = unpacked * series.keyframe.bitspersample // (8 * np.dtype(series.dtype).itemsize)
     is_plain = series.keyframe.compression == UNCOMPRESSED and not series.is_multifile
     check_declared_size(path, packed, path.stat().st_size if is_plain else None)

@@ -73,7 +73,7 @@ def make_phantom(
 
 
 def next_command(layout: str, folder: Path) -> str:
-    """Return the shell command that continues after the phantoms were made.
+    """Return the shell command that the user runs next, after the phantoms are made.
 
     Args:
         layout: the layout, as for `make_phantom`.

@@ -46,7 +46,10 @@ class SliceGrid:
         spacing: tuple[float, float, float],
         turn: tuple[float, float] = (0.0, 0.0),
     ) -> SliceGrid:
-        """Return a grid with its middle at `centre`, rotated about the patient's z axis, then about x (degrees)."""
+        """Return a grid with its middle at `centre`.
+
+        It is rotated about the patient's z axis, then about the x axis, by `turn` degrees.
+        """
         (ca, sa), (cb, sb) = ((np.cos(np.deg2rad(a)), np.sin(np.deg2rad(a))) for a in turn)
         about_z = np.array([[ca, -sa, 0], [sa, ca, 0], [0, 0, 1]])
         about_x = np.array([[1, 0, 0], [0, cb, -sb], [0, sb, cb]])
@@ -60,7 +63,7 @@ class SliceGrid:
         return self.origin + index * self.spacing[0] * self.axes[0]
 
     def points(self) -> tuple[Array, Array, Array]:
-        """Return the x, y and z coordinates of all voxels as three arrays that broadcast to `shape`."""
+        """Return the x, y and z coordinates of all voxels in mm, as three arrays that broadcast to `shape`."""
         numbers = np.meshgrid(
             *(np.arange(n) * step for n, step in zip(self.shape, self.spacing, strict=True)), indexing="ij", sparse=True
         )
@@ -80,7 +83,7 @@ class SliceGrid:
 
 @dataclass
 class Study:
-    """The study of one patient, in a folder.
+    """Write the DICOM files of one patient's study into a folder.
 
     Attributes:
         folder: folder of the files of all series.
@@ -202,7 +205,7 @@ SEGMENTATION_STORAGE = "1.2.840.10008.5.1.4.1.1.66.4"
 def write_segmentation(
     study: Study, source: str, grid: SliceGrid, mask: Array, backwards: bool, all_frames: bool
 ) -> None:
-    """Write the mask of one segment, `Spleen`, on a series' grid.
+    """Write a DICOM-SEG with one segment, `Spleen`, on the grid of a series.
 
     Args:
         study: the study to which the file is added.

@@ -37,7 +37,8 @@ def write(folder: Path, cases: int, test_cases: int, seed: int) -> None:
     """Write the phantoms into an existing, empty folder.
 
     `semantic_MRs/Case_{number}_Week{week}_LFOV.nii.gz` (int16) with `semantic_labels_only/Case_…_SEMANTIC.nii.gz`
-    (uint8, 0 to 5), `cases` patients with one to three weeks each. There are no test cases; users can split by patient.
+    (uint8, 0 to 5), `cases` patients with one to three weeks each. There are no test cases: `cases` is the number of
+    patients, by which users can split the data.
     """
     for part in ("semantic_MRs", "semantic_labels_only"):
         (folder / part).mkdir()
@@ -56,7 +57,7 @@ def write(folder: Path, cases: int, test_cases: int, seed: int) -> None:
 
 
 class Pelvis:
-    """The anatomy of one patient, which is the same in all weeks."""
+    """Hold the anatomy of one patient, which is the same in all weeks."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         """Draw the parameters of the anatomy; `draw_volume` draws one week."""

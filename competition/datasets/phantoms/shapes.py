@@ -1,6 +1,6 @@
-"""Functions that draw phantoms: soft shapes at points in mm, smooth random fields, and a canvas with labels.
+"""Draw phantoms: soft shapes at points in mm, smooth random fields, and a canvas with labels.
 
-Points are given as one array per axis; the arrays broadcast to one grid. `rho` describes a shape: it is 0 at the centre
+Points are a tuple of arrays, one per axis, that broadcast to one grid. `rho` describes a shape: it is 0 at the centre
 and 1 on the surface. Only elementwise arithmetic of numpy is used, so that a seed gives the same pixels on every
 machine.
 """
@@ -50,7 +50,10 @@ class Canvas:
 
 
 def ellipsoid_rho(points: Points, centre: Vector, radii: Vector, power: float = 2.0) -> Array:
-    """Return `rho` of an ellipsoid, or of a cylinder along omitted last axes; a higher power gives a squarer shape."""
+    """Return `rho` of an ellipsoid; a higher power gives a squarer shape.
+
+    If `centre` and `radii` omit the last axes, the shape is a cylinder along these axes.
+    """
     offsets = [(p - c) / r for p, c, r in zip(points, centre, radii, strict=False)]
     if power == 2.0:
         return np.sqrt(np.asarray(sum(offset * offset for offset in offsets)))
@@ -58,7 +61,10 @@ def ellipsoid_rho(points: Points, centre: Vector, radii: Vector, power: float = 
 
 
 def coverage(rho: Array, radius: float, blur: float) -> Array:
-    """Return the share of each voxel inside a shape whose surface at `radius` mm has a slope of `blur` mm."""
+    """Return the share of each voxel inside a shape of `radius` mm.
+
+    At the surface, the share falls from 1 to 0 within `blur` mm.
+    """
     return np.clip(0.5 + (1.0 - rho) * (radius / blur), 0.0, 1.0)
 
 
@@ -121,7 +127,10 @@ def grid_points(shape: Sequence[int], spacing: Sequence[float]) -> list[Array]:
 
 
 def window_around(points: Points, centre: Vector, reach: float) -> tuple[slice, ...]:
-    """Return the part of a grid within `reach` of a centre along every axis; drawing only there is faster."""
+    """Return the part of a grid that lies within `reach` of a centre along every axis.
+
+    Drawing only in this part is faster.
+    """
     slices = []
     for p, c in zip(points, centre, strict=True):
         near = np.flatnonzero(np.abs(p.reshape(-1) - c) <= reach)

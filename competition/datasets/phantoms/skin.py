@@ -94,7 +94,7 @@ def _draw_tone(rng: np.random.Generator) -> Array:
 
 
 def _draw_furrows(rng: np.random.Generator, points: Points) -> Array:
-    """Return the fine lines of the skin's surface."""
+    """Return a random field (H, W) whose low values are the fine lines of the skin's surface."""
     return np.abs(smooth_field(rng, points, 3.0, count=4)) - 0.8
 
 

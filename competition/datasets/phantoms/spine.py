@@ -80,7 +80,7 @@ def draw_volume(rng: np.random.Generator) -> tuple[Array, Array, tuple[float, fl
 
 @dataclass
 class Vertebra:
-    """The parameters of a vertebra: start and end of its body along the column (mm from the top), tilt and size."""
+    """Hold a vertebra's parameters: start and end of the body along the column (mm from the top), tilt and size."""
 
     top: float
     bottom: float
@@ -91,7 +91,7 @@ class Vertebra:
 
 
 class Column:
-    """The curve of the spine, and the position of each vertebra on the curve.
+    """Hold the curve of the spine, and the position of each vertebra on the curve.
 
     Attributes:
         vertebrae: L1 to L5.
@@ -125,7 +125,7 @@ class Column:
         self.start = rng.uniform((-5.0, 4.0), (5.0, 16.0))
 
     def curve_at(self, s: Array) -> tuple[Array, Array]:
-        """Return the position of the curve towards right and anterior, `s` mm below the top."""
+        """Return the position of the curve (mm towards right, mm towards anterior) at `s` mm below the top."""
         share = s / self.length
         right = self.start[0] + self.bend * np.sin(np.pi * share * 1.4) + self.lean * (s - self.length / 2)
         below = np.maximum(s - self.sacrum + 12.0, 0.0)
@@ -135,7 +135,10 @@ class Column:
         return right, ahead
 
     def straighten(self, points: Points) -> tuple[Array, Array, Array]:
-        """Return the coordinates of each point relative to the curve, in mm: right, anterior, and down along it."""
+        """Return the coordinates of each point relative to the curve.
+
+        They are mm towards right, towards anterior, and down along the curve.
+        """
         x, y, z = points
         s = np.broadcast_to(-z, np.broadcast_shapes(x.shape, y.shape, z.shape)).astype(np.float64)
         for _ in range(3):  # iterate to the nearest point of the curve
@@ -231,7 +234,10 @@ def _draw_vertebra(
 
 
 def _draw_body(canvas: Canvas, vertebra: Vertebra, level: int, coordinates: Points, rng: np.random.Generator) -> None:
-    """Draw the body as a waisted cylinder with a hard shell and hard ends, and hollow at the back for the canal."""
+    """Draw the vertebral body.
+
+    It is a waisted cylinder with a hard shell and hard ends, hollow at the back for the spinal canal.
+    """
     u, v, s = coordinates
     reach = s - vertebra.tilt * v
     middle, half = (vertebra.top + vertebra.bottom) / 2, (vertebra.bottom - vertebra.top) / 2

@@ -27,7 +27,7 @@ BLUR = 4.0  # width of the slope at an organ's surface, mm
 
 
 class Abdomen:
-    """Position and brightness of one patient's organs."""
+    """Hold the position and brightness of one patient's organs."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         """Draw the parameters of the anatomy; `render` draws its voxels."""
@@ -88,7 +88,10 @@ class Abdomen:
         canvas.paint(coverage(np.abs(below - 18.0) / 3.0, 3.0, BLUR) * (np.abs(x) < 145.0), 60.0)
 
     def _draw_trunk(self, canvas: Canvas, points: Points, rng: np.random.Generator) -> Array:
-        """Draw skin, fat, muscle, ribs and inner fat; return the share of each voxel inside the abdominal cavity."""
+        """Draw skin, fat, muscle, ribs and inner fat.
+
+        Return the share of each voxel that lies inside the abdominal cavity.
+        """
         x, y, z = points
         outline = ellipsoid_rho(points, (0, 0), self.body, 2.4) + 0.012 * smooth_field(rng, points, 90.0)
         across = float(self.body.mean())
@@ -277,7 +280,7 @@ def simulate_ct(
 
 
 def _draw_grid(rng: np.random.Generator, index: int) -> SliceGrid:
-    """Draw the grid of a CT: 24 to 40 slices, most of 5 mm."""
+    """Draw the grid of a CT at random: 24 to 40 slices, in most cases 5 mm apart."""
     thick = float(rng.choice([5.0, 5.0, 5.0, 4.0, 6.0]))
     pixel = float(rng.choice([3.3, 3.5, 3.6, 3.8]))
     count = int(np.clip(rng.integers(140, 190) // thick, 24, 40))

@@ -1,1 +1,1 @@
-"""Time in training: the speed of steps and validations, and the lines that report a fold's progress."""
+"""Measure the speed of steps and validations, and report the progress of a fold."""

@@ -1,4 +1,4 @@
-"""The speed of training and prediction on this machine, from measurements that are renewed while a fold runs."""
+"""Estimate the speed of training and prediction on this machine from measurements during the fold."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Pace:
         self._steps = 1.0
 
     def add_step(self, seconds: float) -> None:
-        """Include a step in the mean; the older a step, the less it counts."""
+        """Include a step in the mean, in which older steps count less."""
         seconds = max(seconds, 1e-9)
         if self._steps:
             seconds = min(seconds, MAX_SLOWDOWN * self.step)
@@ -103,7 +103,9 @@ class Pace:
             until_validation = period
 
     def has_time_to_validate(self, seconds: float, required: bool) -> bool:
-        """Return whether a validation leaves time for training: one step if required, else as long as it takes itself.
+        """Return whether enough time for training remains after a validation.
+
+        If `required`, enough is one step; else as long as the validation.
 
         Args:
             seconds: the time left, without the time that the fold needs after its last step.

@@ -1,4 +1,4 @@
-"""Report a fold's progress: a line of the log from time to time, or lines for a progress bar on the terminal.
+"""Report a fold's progress, by a line in the log from time to time, or by lines for a progress bar on the terminal.
 
 The fold's process only writes lines. `competition.cli.progress` reads the lines for the bar and draws it.
 """
@@ -47,7 +47,7 @@ class ProgressLog:
         self._last_bar = self._last_line - BAR_SECONDS
 
     def __call__(self, line: str) -> None:
-        """Say a line."""
+        """Write a line to the log."""
         with self._lock:
             self._say(line)
             self._last_line = self._clock()
@@ -58,7 +58,7 @@ class ProgressLog:
         self.tick()
 
     def tick(self) -> None:
-        """Say how far the fold is, if a line is due."""
+        """If a line is due, write how far the fold is."""
         with self._lock:
             now = self._clock()
             if self._show is None:
@@ -116,7 +116,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def clock_time(seconds: float, now: datetime | None = None) -> str:
-    """Return the time of day some seconds from now, e.g. `14:32`; with the date if that is another day."""
+    """Return the time of day some seconds from now, e.g. `14:32`; on another day, with the date."""
     now = now or datetime.now()
     then = now + timedelta(seconds=seconds)
     return f"{then:%H:%M}" if then.date() == now.date() else f"{then:%Y-%m-%d %H:%M}"

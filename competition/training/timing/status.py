@@ -22,7 +22,9 @@ class FoldStatus:
         self.trainer = trainer
 
     def plan_lines(self, reserve: float) -> list[str]:
-        """Return lines with the number of steps, for the start of training; with a time budget also when the fold ends.
+        """Return lines with the number of steps, for the start of training.
+
+        With a time budget, they also say when the fold ends.
 
         Args:
             reserve: seconds from the last step to the end of the fold.

@@ -1,4 +1,4 @@
-"""Trial steps, which only measure time: everything that they change is restored."""
+"""Take trial steps to measure time, and restore everything that the steps change."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def time_steps(
 ) -> float:
     """Time a few steps; return the seconds of one step.
 
-    The first step is slower than the rest, because memory is allocated and kernels are selected, so it is not timed
-    unless it takes so much of the budget that there is no time for a second step.
+    The first step is slower than the rest, because memory is allocated and kernels are selected, so it is not timed.
+    Exception: it takes so much of the budget that there is no time for a second step.
 
     Args:
         take_step: function that takes one step, and waits until it is done.
@@ -96,7 +96,7 @@ def time_steps(
 
 
 class ReplayableBatches(Iterator[Any]):
-    """Batches that the trial steps read and the training reads again, so that loader processes start only once."""
+    """Hold the batches of the trial steps, which training reads again, so that loader processes start only once."""
 
     def __init__(self, batches: Iterator[Any]) -> None:
         self._batches, self._read = batches, list[Any]()
