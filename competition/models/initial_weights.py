@@ -178,7 +178,8 @@ def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
 
 def _heads(network: nn.Module, outputs: int) -> set[str]:
     """Return the modules whose outputs are the classes: those with the name of a head, and the last one."""
-    heads, last = set(), None
+    heads: set[str] = set()
+    last: str | None = None
     for name, module in network.named_modules():
         weight = module._parameters.get("weight")
         if weight is None or weight.ndim < 2:

@@ -194,6 +194,8 @@ def read_tensors(path: Path, key: str = "encoder_weights") -> dict[str, Tensor]:
 def _reading_problem(error: Exception) -> str:
     if isinstance(error, UnpicklingError) and (found := re.search(r"GLOBAL (\S+)", str(error))) is not None:
         return f"it contains the Python object {found[1]} besides tensors, and reading that would execute code"
+    if isinstance(error, IndexError | EOFError):  # what torch's reader raises for bytes that are no pickle
+        return f"it is damaged, or not a file of torch ({error_in_one_line(error)})"
     return error_in_one_line(error)
 
 

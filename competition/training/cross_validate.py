@@ -271,7 +271,7 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
     together = keep_copies_together(run, prepared, context)
     if together is not run and run.exp.initial_run is not None:
         for job in unfinished_jobs(together, context):
-            check_initial_weights(Path(run.exp.initial_run), job, together)
+            check_initial_weights(Path(str(run.exp.initial_run)), job, together)
     run = together.without_cases(skipped)
     prepare_extra_data(run, unfinished_jobs(run, context), prepared, CACHE_FOLDER, context)
     before_write()
