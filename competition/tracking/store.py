@@ -149,7 +149,7 @@ def build_saved_view(classes: Sequence[str], created: int) -> str:
         classes: the competition's classes.
         created: ms since 1970.
     """
-    # few columns, because MLflow sorts those of metrics by name: the score that counts must be visible without scrolling
+    # few columns, because MLflow sorts them by name, and the score that counts must be visible without scrolling
     metrics = [
         "submitted_score",
         "submitted_low",
