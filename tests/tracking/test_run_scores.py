@@ -96,7 +96,7 @@ def test_the_run_has_curves_pictures_datasets_and_models(finished_run: Path) -> 
     models = client.search_logged_models([run.info.experiment_id])
     assert {model.source_run_id for model in models} == {fold.info.run_id for fold in folds}
     outputs = [[one.model_id for one in fold.outputs.model_outputs] for fold in folds]
-    assert sorted(sum(outputs, [])) == sorted(model.model_id for model in models)
+    assert sorted(one for found in outputs for one in found) == sorted(model.model_id for model in models)
     model = next(model for model in models if model.source_run_id == folds[1].info.run_id)
     scores = {metric.key: metric for metric in model.metrics}
     assert scores["score"].value == 0.75 and scores["score"].dataset_name == "toy, validation of fold 1"
