@@ -113,6 +113,7 @@ def test_a_command_imports_only_the_libraries_that_it_needs(project: Path) -> No
         "score": imported(["score", "empty.csv", "--competition", "competition.yaml", *solution], project),
         "explore": imported(["explore", "competition.yaml"], project),
         "cv, finished": imported(["cv", "unet.yaml"], project),
+        "watch": imported(["watch", "--once"], project),
         "doctor": imported(["doctor"], project, before=NO_PROBES, status="01"),
     }
     allowed: dict[str, set[str]] = {
@@ -120,6 +121,7 @@ def test_a_command_imports_only_the_libraries_that_it_needs(project: Path) -> No
         "score": {"pandas", "scipy"},  # scipy: the interval
         "explore": {"cv2", "matplotlib", "pandas", "scipy"},
         "cv, finished": {"pandas"},
+        "watch": set(),
         "doctor": set(),
     }
     assert {name: libraries - allowed[name] for name, libraries in found.items()} == {name: set() for name in found}

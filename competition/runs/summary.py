@@ -114,10 +114,10 @@ class ScoreEstimate(NamedTuple):
     @classmethod
     def of(cls, plain: Mapping[str, Any], value: str, low: str, high: str) -> ScoreEstimate | None:
         """Return an estimate from the values of three keys; None if the first key has no number."""
-        numbers = [plain.get(key) for key in (value, low, high)]
+        numbers: list[Any] = [plain.get(key) for key in (value, low, high)]
         if not _is_finite(numbers[0]):
             return None
-        return cls(*(float(number) if _is_finite(number) else nan for number in numbers))  # type: ignore[arg-type]
+        return cls(*(float(number) if _is_finite(number) else nan for number in numbers))
 
 
 @dataclass(frozen=True)

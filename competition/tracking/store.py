@@ -149,16 +149,14 @@ def build_saved_view(classes: Sequence[str], created: int) -> str:
         classes: the competition's classes.
         created: ms since 1970.
     """
+    # few columns, because MLflow sorts them by name, and the score that counts must be visible without scrolling
     metrics = [
         "submitted_score",
         "submitted_low",
         "submitted_high",
         "cv_score",
-        "cv_low",
-        "cv_high",
         "score",
         *(f"dice_{name}" for name in classes[:MAX_CLASS_COLUMNS]),
-        "minutes",
     ]
     # sort the newest run first, because MLflow does not nest folds under their run if the table is sorted by a metric
     state = {

@@ -293,8 +293,10 @@ class RunUploader:
         return case_sets(self.folder, self.metadata.experiment_name, number)
 
     def _upload_models(self, names: Sequence[str]) -> None:
-        """Make a logged model of the network of each finished fold, and make these models outputs of the run."""
-        changed = False
+        """Make a logged model of the network of each finished fold, an output of the fold's run.
+
+        It is no output of the parent run: MLflow would show the parent's scores as those of one fold's model.
+        """
         for name in names:
             uploaded = self.state.uploaded(name)
             if uploaded.status != "FINISHED" or not uploaded.final or uploaded.model_result == uploaded.final:
@@ -314,14 +316,13 @@ class RunUploader:
                 if key == "score" or key.startswith("dice_")
             }
             cases = next((one for one in self._case_sets(name) if one.context == "validation"), None)
-            uploaded.model = logged.upload(self._run_name(name), weights, tags, numbers, timestamp, cases)
+            uploaded.model = logged.upload(
+                self._run_name(name).replace(" · ", " "), weights, tags, numbers, timestamp, cases
+            )
             link_outputs(self.client, run_id, [uploaded.model])
-            uploaded.model_result, changed = uploaded.final, True
+            uploaded.model_result = uploaded.final
             self.calls += 1
             self.state.write(self.folder)
-        if changed:
-            models = [model for name in names if (model := self.state.uploaded(name).model)]
-            link_outputs(self.client, self._run_id(RUN_KEY), models)
 
     def _set_ended(self, name: str, status: str) -> None:
         uploaded = self.state.uploaded(name)

@@ -95,7 +95,8 @@ def test_the_run_has_curves_pictures_datasets_and_models(finished_run: Path) -> 
     }
     models = client.search_logged_models([run.info.experiment_id])
     assert {model.source_run_id for model in models} == {fold.info.run_id for fold in folds}
-    assert {one.model_id for one in run.outputs.model_outputs} == {model.model_id for model in models}
+    outputs = [[one.model_id for one in fold.outputs.model_outputs] for fold in folds]
+    assert sorted(one for found in outputs for one in found) == sorted(model.model_id for model in models)
     model = next(model for model in models if model.source_run_id == folds[1].info.run_id)
     scores = {metric.key: metric for metric in model.metrics}
     assert scores["score"].value == 0.75 and scores["score"].dataset_name == "toy, validation of fold 1"
@@ -124,7 +125,8 @@ def test_a_repeated_upload_adds_nothing_and_one_of_a_lost_record_finds_all(finis
     for name, run in before.items():
         assert after[name].data.metrics == run.data.metrics
         assert len(after[name].inputs.dataset_inputs) == len(run.inputs.dataset_inputs)
-        assert len(after[name].outputs.model_outputs) == len(run.outputs.model_outputs)
+        if name != ".":
+            assert len(after[name].outputs.model_outputs) == 1
     assert len(client.search_logged_models([after["."].info.experiment_id])) == 2
 
 
