@@ -76,9 +76,10 @@ class Facts:
         return [name for name in self.comp.classes if has_word(name, SIDE_WORDS)]
 
     @property
-    def validated(self) -> int:
-        """Cases that a fold validates."""
-        return math.ceil(len(self.train) / self.folds)
+    def validated(self) -> float:
+        """Cases of median size that are as large as all cases that a fold validates."""
+        sizes = sorted(math.prod(case.shape) for case in self.train if case.shape)
+        return sum(sizes) / max(1, sizes[len(sizes) // 2]) / self.folds
 
 
 def read_facts(exploration: Exploration, k: int | None = None) -> Facts | None:

@@ -123,12 +123,12 @@ class Budget:
 
     Attributes:
         minutes: minutes of a fold.
-        validated: cases that the fold predicts at its end, and at each validation.
+        validated: cases of median size that the fold predicts at its end, and at each validation.
         views: number of mirrored views that `inference.tta: auto` would predict, 1 without mirroring.
     """
 
     minutes: float
-    validated: int
+    validated: float
     views: int = 1
 
 
@@ -209,7 +209,7 @@ def candidates_of(found: Sequence[Grid], *, may_cut: bool = False) -> list[Candi
         last = [("light", 2, most // 2), ("light", 2, most // 4), ("light", 2, most // 8)]
     elif may_cut:
         options = [("wide", 8, most), ("standard", 8, most), ("standard", 4, most), ("standard", 4, most // 4)]
-        last = [("light", 4, most // 4), ("light", 2, most // 4)]
+        last = [("light", 2, most), ("light", 4, most // 4), ("light", 2, most // 4)]
     else:
         options = [("wide", 8, most), ("standard", 8, most), ("standard", 4, most), ("light", 4, most)]
         last = [("light", 4, most // 4), ("light", 2, most // 4)]
