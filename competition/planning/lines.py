@@ -53,7 +53,12 @@ def to_yaml(lines: Sequence[Line], title: Sequence[str]) -> str:
                 above = tuple(sections[: depth + 1])
         above = tuple(sections)
         indent = "  " * len(sections)
-        text += _with_reason(f"{indent}{format_value(key)}: {format_value(line.value)}", indent, line.reason)
+        one_line = f"{indent}{format_value(key)}: {format_value(line.value)}"
+        if len(one_line) <= WIDTH or not isinstance(line.value, dict):
+            text += _with_reason(one_line, indent, line.reason)
+            continue
+        text += _with_reason(f"{indent}{format_value(key)}:", indent, line.reason)  # one line for each of its keys
+        text += [f"{indent}  {format_value(str(name))}: {format_value(item)}" for name, item in line.value.items()]
     return "\n".join(text) + "\n"
 
 

@@ -12,6 +12,7 @@ import yaml
 
 from competition.config.competition import Competition
 from competition.explore import Exploration
+from competition.explore.rows import find_row
 from competition.explore.suggest import DEFAULT_FOLDS, SuggestedKey, suggest_keys
 from competition.explore.symmetry import Sidedness, find_sides
 from competition.explore.types import CaseStats
@@ -75,9 +76,10 @@ class Facts:
         return [name for name in self.comp.classes if has_word(name, SIDE_WORDS)]
 
     @property
-    def validated(self) -> int:
-        """Cases that a fold validates."""
-        return math.ceil(len(self.train) / self.folds)
+    def validated(self) -> float:
+        """Cases of median size that are as large as all cases that a fold validates."""
+        sizes = sorted(math.prod(case.shape) for case in self.train if case.shape)
+        return sum(sizes) / max(1, sizes[len(sizes) // 2]) / self.folds
 
 
 def read_facts(exploration: Exploration, k: int | None = None) -> Facts | None:
@@ -156,10 +158,7 @@ def experiment_lines(
     ]
     lines += [_patch(candidate), _augment(facts), *_network(candidate), _loss(comp), *_gate(facts)]
     lines += _optimizer(candidate, schedule) + _training(candidate, schedule, minutes) + _inference(candidate, schedule)
-    lines.append(
-        Line(("postprocess",), {"tune": True}, "a step is kept only if it gains on folds that it was not tuned on")
-    )
-    return lines + _study(candidate)
+    return [*lines, _postprocess(facts), *_study(candidate)]
 
 
 def _with_stratum(comp: Competition, line: Line) -> Line:
@@ -390,6 +389,17 @@ def _inference(candidate: Candidate, schedule: Schedule | None) -> list[Line]:
     return [
         Line(("inference",), {"overlap": overlap, "tta": tta}, f"{share}{'' if schedule.mirrored else ', one view'}")
     ]
+
+
+def _postprocess(facts: Facts) -> Line:
+    reason = "a step is kept only if it gains on folds that it was not tuned on"
+    comp = facts.comp
+    row = find_row(comp.classes, facts.train) if comp.dimensions == 3 and comp.labels == "exclusive" else None
+    if row is None:
+        return Line(("postprocess",), {"tune": True}, reason)
+    number = {"along": row.along, "classes": row.classes}
+    row_reason = f"{', '.join(row.classes)} are alike and stand in this order in all cases, so the order names them"
+    return Line(("postprocess",), {"number": number, "tune": True}, f"{row_reason}; {reason}")
 
 
 def _study(candidate: Candidate) -> list[Line]:

@@ -23,6 +23,8 @@ from competition.planning.plan import PLAN_FILE, Plan, PlanOptions, make_plan, p
 FIXED_SECTIONS = ("competition", "seed", "folds", "postprocess", "study")
 # Sections whose keys depend on each other: the plan replaces them whole.
 WHOLE_SECTIONS = ("patch", "model", "loss", "optimizer", "schedule", "gate", "encoder_weights", "augment")
+# Keys of `prepare` that the plan decides together: those that it does not set are dropped.
+GRID_KEYS = ("spacing", "resize", "stretch", "long_side", "crop", "boundary", "window", "percentiles", "orientation")
 NETWORK_SECTIONS = ("encoder_weights", "gate")  # dropped if the planned network has none
 TOP_KEY = re.compile(r"^(?P<quote>[\"']?)(?P<key>[A-Za-z_]\w*)(?P=quote)\s*:")
 
@@ -75,9 +77,16 @@ def replan(
         say: function that takes lines about the progress.
 
     Raises:
-        MaskfoldError: the file is invalid, no training case can be read, or nothing can be measured.
+        MaskfoldError: the file is invalid or sets `patch.slices` (status 2), no training case can be read, or nothing
+            can be measured.
     """
     exp = load_experiment(path, overrides, trust)
+    if exp.patch.slices is not None:
+        raise MaskfoldError(
+            f"{path} sets patch.slices: 2D networks on slices of volumes cannot be planned.",
+            "Remove patch.slices to plan a 3D network, or train the file as it is.",
+            status=2,
+        )
     document, old = read_yaml(path), path.read_text(encoding="utf-8-sig")
     last = _last_values(path)
     own = flatten(document.tree)
@@ -85,7 +94,8 @@ def replan(
     edited = {key: value for key, value in edited.items() if key[0] not in FIXED_SECTIONS}
     edited.pop(("training", "budget_minutes"), None)
     minutes = minutes or exp.training.budget_minutes
-    pins: dict[tuple[str, ...], Any] = {_whole(key): _value_at(document.tree, _whole(key)) for key in edited}
+    written = {path for key in edited for path in _planned_with(key)}
+    pins: dict[tuple[str, ...], Any] = {key: _value_at(document.tree, key) for key in written}
     pins |= {tuple(word.partition("=")[0].split(".")): _override(exp, word) for word in overrides if _is_pin(word)}
     threads = exp.run.threads or max(1, thread_count() // exp.run.parallel_folds)
     options = PlanOptions(minutes, exp.folds.k, threads, pins)
@@ -96,7 +106,6 @@ def replan(
             "Run maskfold explore on the competition's YAML to see why.",
         )
     planned = [line for line in plan.lines if line.path[0] not in FIXED_SECTIONS]
-    written = {_whole(key) for key in edited}
     kept = {".".join(line.path): line.value for line in plan.lines if line.path in written}
     lines = [Line(line.path, pins[line.path] if line.path in written else line.value, line.reason) for line in planned]
     new = merge(old, document.tree, lines)
@@ -163,11 +172,11 @@ def flatten(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]
     return leaves
 
 
-def _whole(key: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the key that the plan sets as one line: the section, or a key of a section."""
+def _planned_with(key: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Return the lines of the plan that a changed key keeps from being replaced: a network stays as a whole."""
     if key[0] == "model":
-        return key[:2]
-    return key[:1] if key[0] in (*WHOLE_SECTIONS, "inference") else key[:2]
+        return [("model", "target"), ("model", "args")]
+    return [key[:1] if key[0] in (*WHOLE_SECTIONS, "inference") else key[:2]]
 
 
 def _value_at(tree: Any, path: tuple[str, ...]) -> Any:
@@ -210,7 +219,11 @@ def merge(text: str, tree: dict[str, Any], lines: Sequence[Line]) -> str:
             sections[name] = [Line(own[0].path, value, own[0].reason)]
             continue
         planned = {line.path[1] for line in own}
-        sections[name] = own + [Line((name, key), item) for key, item in tree[name].items() if key not in planned]
+        sections[name] = own + [
+            Line((name, key), item)
+            for key, item in tree[name].items()
+            if key not in planned and not (name == "prepare" and key in GRID_KEYS)
+        ]
     blocks = split_blocks(text)
     result, done = [], set()
     for key, block in blocks:

@@ -25,7 +25,7 @@ HOPELESS_STEPS = 60  # below this number, a network learns next to nothing
 
 # The grid: factors on the data's own spacing, and the smallest side of an object that a coarser grid may leave.
 FACTORS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
-MIN_OBJECT_SIDE = {2: 24.0, 3: 8.0}
+MIN_OBJECT_SIDE = {2: 24.0, 3: 6.0}
 
 # Shares of the budget
 VALIDATION_SHARE = 0.10  # validations during training
@@ -123,12 +123,12 @@ class Budget:
 
     Attributes:
         minutes: minutes of a fold.
-        validated: cases that the fold predicts at its end, and at each validation.
+        validated: cases of median size that the fold predicts at its end, and at each validation.
         views: number of mirrored views that `inference.tta: auto` would predict, 1 without mirroring.
     """
 
     minutes: float
-    validated: int
+    validated: float
     views: int = 1
 
 
@@ -192,7 +192,7 @@ def grids(
 
 
 def candidates_of(found: Sequence[Grid], *, may_cut: bool = False) -> list[Candidate]:
-    """Return the candidates in the order of preference: the finest grid first, then network, batch and patch.
+    """Return the candidates in the order of preference: the finest grid first, then network and batch, then patch.
 
     In 3D, a batch of one is no candidate: on a CPU its steps take as long as those of two samples.
 
@@ -209,15 +209,15 @@ def candidates_of(found: Sequence[Grid], *, may_cut: bool = False) -> list[Candi
         last = [("light", 2, most // 2), ("light", 2, most // 4), ("light", 2, most // 8)]
     elif may_cut:
         options = [("wide", 8, most), ("standard", 8, most), ("standard", 4, most), ("standard", 4, most // 4)]
-        last = [("light", 4, most // 4), ("light", 2, most // 4)]
+        last = [("light", 2, most), ("light", 4, most // 4), ("light", 2, most // 4)]
     else:
         options = [("wide", 8, most), ("standard", 8, most), ("standard", 4, most), ("light", 4, most)]
         last = [("light", 4, most // 4), ("light", 2, most // 4)]
+    choices = [(grid, option) for grid in found for option in options]
+    choices += [(grid, option) for option in last for grid in found]  # a large patch before a fine grid
     ordered = [
         Candidate(grid, network, tuple(patch_size(grid.shape, voxels)), batch)
-        for part in (options, last)
-        for grid in found
-        for network, batch, voxels in part
+        for grid, (network, batch, voxels) in choices
     ]
     return list(dict.fromkeys(ordered))
 

@@ -9,11 +9,12 @@ import pytest
 
 from competition.config.loading import load_experiment
 from competition.config.yaml import parse_yaml, read_yaml
+from competition.errors import MaskfoldError
 from competition.planning import plan as planning
 from competition.planning.init import Initialised
 from competition.planning.lines import Line
 from competition.planning.replan import Replanned, flatten, merge, plan_file, replan, split_blocks, write
-from tests.planning.phantoms import paired_names
+from tests.planning.phantoms import decathlon, paired_names
 from tests.planning.test_rules import machine
 
 Start = Callable[..., Initialised]
@@ -61,6 +62,12 @@ def test_a_network_without_encoder_drops_its_weights() -> None:
     assert parse_yaml(merged).tree == {"model": {"target": "c.D"}}
 
 
+def test_a_grid_replaces_another_grid() -> None:
+    text = "prepare: {resize: [64, 64], stretch: true, cache_gib: 2}\n"
+    merged = merge(text, parse_yaml(text).tree, [Line(("prepare", "long_side"), 96, "why")])
+    assert parse_yaml(merged).tree == {"prepare": {"long_side": 96, "cache_gib": 2}}
+
+
 def test_blocks_are_the_whole_text() -> None:
     blocks = split_blocks(TEXT)
     assert "".join(block for _, block in blocks) == TEXT
@@ -98,6 +105,27 @@ def test_edits_and_own_keys_stay(start: Start, monkeypatch: pytest.MonkeyPatch) 
     assert exp.training.batch_size == 5 and exp.training.budget_minutes == 60
     assert "# mine\nearly_stopping: {patience: 7}  # my choice\n" in done.experiment.read_text()
     assert again(done, monkeypatch, 60.0).kept  # the next plan still knows that the value is the user's
+
+
+def test_an_edited_network_stays_whole(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = start(paired_names)
+    assert done.experiment is not None
+    write(again(done, monkeypatch, 30.0))
+    text = done.experiment.read_text()
+    done.experiment.write_text(text.replace("segmentation_models_pytorch.Unet ", "segmentation_models_pytorch.FPN "))
+    args = read_yaml(done.experiment).tree["model"]["args"]
+    write(again(done, monkeypatch, 3000.0))
+    assert read_yaml(done.experiment).tree["model"] == {"target": "segmentation_models_pytorch.FPN", "args": args}
+
+
+def test_slices_of_volumes_are_not_planned(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = start(decathlon)
+    assert done.experiment is not None
+    text = done.experiment.read_text()
+    size = read_yaml(done.experiment).tree["patch"]["size"]
+    done.experiment.write_text(text.replace(f"size: {size}", "size: [32, 32], slices: 3"))
+    with pytest.raises(MaskfoldError, match="patch.slices"):
+        again(done, monkeypatch, 30.0)
 
 
 def test_folds_and_seed_stay(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

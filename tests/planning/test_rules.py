@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from competition.config.loading import load_experiment
 from competition.errors import MaskfoldError
@@ -14,6 +15,7 @@ from competition.planning.init import Initialised
 from competition.planning.lines import to_yaml
 from competition.planning.measure import Measurement
 from competition.planning.plan import Plan, PlanOptions, make_plan, plan_record, table_rows
+from competition.planning.recipe import read_facts
 from competition.planning.rules import (
     MAX_VALIDATIONS,
     MIN_CASES_SEEN,
@@ -223,3 +225,26 @@ def test_values_of_the_user_are_measured(start: Start) -> None:
     log: list[str] = []
     plan_of(start(paired_names), machine(1.0, log), pins={("training", "batch_size"): 3})
     assert log and all(line.endswith(" 3") for line in log)
+
+
+def test_explore_suggests_the_patch_of_the_plan(start: Start) -> None:
+    for maker in (decathlon, paired_names):
+        done = start(maker)
+        plan = make_plan(done.exploration, PlanOptions(measures=False))
+        assert plan is not None
+        planned = next(line.value for line in plan.lines if line.path == ("patch",))
+        assert yaml.safe_load(done.exploration.snippet)["patch"] == planned
+
+
+def test_large_cases_count_more(start: Start) -> None:
+    """One case of four times the median size takes as long as four."""
+    facts = read_facts(start(paired_names).exploration, 2)
+    assert facts is not None and facts.validated == pytest.approx(len(facts.train) / 2)
+    facts.train[0].shape = tuple(2 * side for side in facts.train[0].shape or ())
+    assert facts.validated == pytest.approx((len(facts.train) + 3) / 2)
+
+
+def test_a_large_patch_comes_before_a_fine_grid() -> None:
+    rest = [item for item in MRI if item.network == "light"][len(grids((150, 120, 88), (1, 1, 1), 40.0)) :]
+    sizes = [item.patch[0] * item.patch[1] * item.patch[2] for item in rest if item.grid.factor == 1]
+    assert sizes == sorted(sizes, reverse=True) and len(sizes) == 3
