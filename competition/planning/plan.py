@@ -128,6 +128,7 @@ def make_plan(
         candidate = default_candidate(candidates)
         return Plan(experiment_lines(facts, candidate, None, options.minutes), options.minutes, options.threads)
     minutes = DEFAULT_MINUTES if options.minutes is None else options.minutes
+    minutes = int(minutes) if minutes == int(minutes) else minutes  # as a user writes it
     return _Planner(facts, candidates, minutes, options, say, measure, clock).plan()
 
 
