@@ -16,6 +16,7 @@ from competition.planning.lines import Line
 from competition.planning.measure import MIN_TIMED, Measurement, measure, sample_rows
 from competition.planning.recipe import Facts, experiment_lines, grids_of, read_facts
 from competition.planning.rules import (
+    HOPE,
     HOPELESS_STEPS,
     MIN_STEPS,
     Budget,
@@ -171,9 +172,10 @@ class _Planner:
                     f"The smallest network cannot be timed on this machine: {reason}",
                     "Correct the data or the YAML, or plan without timing: --no-measure.",
                 )
-            while (pick := choose(self._possible(), self.known, self.budget)) not in self.known:
+            while (pick := choose(self._possible(), self.known, self.budget, hope=HOPE)) not in self.known:
                 expected, left = self._expected_seconds(pick), PATIENCE - (self.clock() - start)
                 if self.used + expected > PLANNING_SECONDS or expected * self.slowdown > left:
+                    pick = choose(self._possible(), self.known, self.budget)
                     break
                 self._measure(pick, folder, left)
         return self._result(pick, self.clock() - start)

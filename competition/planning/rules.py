@@ -27,6 +27,9 @@ HOPELESS_STEPS = 60  # below this number, a network learns next to nothing
 FACTORS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 MIN_OBJECT_SIDE = {2: 24.0, 3: 6.0}
 
+# A candidate is measured if its extrapolated time promises this share of enough steps.
+HOPE = 0.8
+
 # Shares of the budget
 VALIDATION_SHARE = 0.10  # validations during training
 PREDICTION_SHARE = 0.25  # the final prediction; beyond it, windows overlap less
@@ -299,23 +302,26 @@ def ema_decay(steps: int) -> float:
     return round(1.0 - 1.0 / window, 3)
 
 
-def is_enough(candidate: Candidate, schedule: Schedule) -> bool:
-    """Return whether a candidate gets enough steps, which see enough of the data."""
-    seen = schedule.steps * candidate.seen
-    return schedule.steps >= MIN_STEPS[len(candidate.patch)][candidate.network] and seen >= MIN_CASES_SEEN
+def is_enough(candidate: Candidate, schedule: Schedule, share: float = 1.0) -> bool:
+    """Return whether a candidate gets this share of enough steps, which see this share of enough of the data."""
+    enough = MIN_STEPS[len(candidate.patch)][candidate.network]
+    return schedule.steps >= share * enough and schedule.steps * candidate.seen >= share * MIN_CASES_SEEN
 
 
-def choose(candidates: Sequence[Candidate], known: Mapping[Candidate, Timing], budget: Budget) -> Candidate:
+def choose(
+    candidates: Sequence[Candidate], known: Mapping[Candidate, Timing], budget: Budget, *, hope: float = 1.0
+) -> Candidate:
     """Return the first candidate in the order of preference that gets enough steps; if none does, the fastest one.
 
     Args:
         candidates: in the order of preference.
         known: timings of the measured candidates, at least one; those of the others are extrapolated.
         budget: the time of a fold.
+        hope: share of enough steps that an extrapolated timing must promise.
     """
     for candidate in candidates:
         timing = known.get(candidate) or extrapolate(candidate, known)
-        if is_enough(candidate, schedule_of(candidate, timing, budget)):
+        if is_enough(candidate, schedule_of(candidate, timing, budget), 1.0 if timing.measured else hope):
             return candidate
     return fastest(candidates, known, budget)
 
