@@ -115,8 +115,11 @@ def test_unmeasured_candidates_are_extrapolated_by_their_work() -> None:
     other = next(item for item in MRI if item.network == first.network and item.work > first.work)
     found = extrapolate(other, known)
     assert not found.measured and found.step == pytest.approx(other.work / first.work)
-    assert found.step_wall == pytest.approx(3 * found.step) and found.case > 2.0
-    assert extrapolate(first, known).step == 1.0
+    assert found.step_wall == pytest.approx(3 * found.step)
+    assert extrapolate(first, known).step == 1.0 and extrapolate(first, known).case == 2.0
+    whole = next(item for item in MRI if item.network == first.network and item.grid.factor == 1)
+    windows = count_windows(whole.grid.shape, whole.patch, 0.5)
+    assert extrapolate(whole, known).case == pytest.approx(2.0 + (windows * whole.work / 2 / first.work - 0.5) / 3)
 
 
 def test_a_promising_candidate_is_worth_measuring() -> None:
