@@ -152,6 +152,8 @@ def cv(
         from competition.cli.init import experiment_for
 
         file = experiment_for(file, overrides or [], layout, minutes)
+    elif (minutes is not None or layout is not None) and not file.exists():
+        raise MaskfoldError(f"{file} does not exist.", "Name a folder with data, or an experiment's YAML.", status=2)
     elif minutes is not None or layout is not None:
         raise MaskfoldError(
             f"{file} is no folder, so --minutes and --layout have no effect.",

@@ -13,9 +13,10 @@ from competition.errors import MaskfoldError
 from competition.explore import Exploration
 from competition.io import temporary_folder
 from competition.planning.lines import Line
-from competition.planning.measure import MIN_TIMED, Measurement, measure, sample_rows
+from competition.planning.measure import MIN_TIMED, REPEATED_CASE, Measurement, measure, sample_rows
 from competition.planning.recipe import Facts, experiment_lines, grids_of, read_facts
 from competition.planning.rules import (
+    HOPE,
     HOPELESS_STEPS,
     MIN_STEPS,
     Budget,
@@ -30,7 +31,7 @@ from competition.planning.rules import (
 )
 
 DEFAULT_MINUTES = 15.0
-# Seconds for all measurements together: of the processor, and by the clock, which other programs may slow down.
+# Seconds for all measurements together: on a machine that does nothing else, and by the clock.
 PLANNING_SECONDS, PATIENCE = 50.0, 240.0
 MEMORY_SHARE = 0.8  # of the free memory, beyond which a candidate is not tried
 PLAN_FILE = "plan.json"
@@ -128,6 +129,7 @@ def make_plan(
         candidate = default_candidate(candidates)
         return Plan(experiment_lines(facts, candidate, None, options.minutes), options.minutes, options.threads)
     minutes = DEFAULT_MINUTES if options.minutes is None else options.minutes
+    minutes = int(minutes) if minutes == int(minutes) else minutes  # as a user writes it
     return _Planner(facts, candidates, minutes, options, say, measure, clock).plan()
 
 
@@ -155,9 +157,9 @@ class _Planner:
         self.known: dict[Candidate, Timing] = {}
         self.measurements: dict[Candidate, Measurement] = {}
         self.failed: dict[Candidate, str] = {}
-        self.overhead = 0.0  # seconds of the processor that a measurement takes beyond its steps and cases
-        self.used = 0.0  # seconds of the processor of all measurements
-        self.slowdown = 1.0  # seconds by the clock for a second of the processor
+        # Seconds on a machine that does nothing else: of a measurement beyond its steps and cases, and of all of them.
+        self.overhead = self.used = 0.0
+        self.slowdown = 1.0  # seconds by the clock for such a second
         self.rows = sample_rows(facts.train)
 
     def plan(self) -> Plan:
@@ -170,9 +172,10 @@ class _Planner:
                     f"The smallest network cannot be timed on this machine: {reason}",
                     "Correct the data or the YAML, or plan without timing: --no-measure.",
                 )
-            while (pick := choose(self._possible(), self.known, self.budget)) not in self.known:
+            while (pick := choose(self._possible(), self.known, self.budget, hope=HOPE)) not in self.known:
                 expected, left = self._expected_seconds(pick), PATIENCE - (self.clock() - start)
                 if self.used + expected > PLANNING_SECONDS or expected * self.slowdown > left:
+                    pick = choose(self._possible(), self.known, self.budget)
                     break
                 self._measure(pick, folder, left)
         return self._result(pick, self.clock() - start)
@@ -181,8 +184,10 @@ class _Planner:
         return [item for item in self.candidates if item not in self.failed]
 
     def _expected_seconds(self, candidate: Candidate) -> float:
+        """Return the seconds of a measurement on a machine that does nothing else."""
         timing = extrapolate(candidate, self.known)
-        return self.overhead + (MIN_TIMED + 1) * timing.step + 2 * timing.case
+        predictions = 1 if timing.case > REPEATED_CASE else 2
+        return self.overhead + (MIN_TIMED + 1) * timing.step + predictions * timing.case
 
     def _measure(self, candidate: Candidate, folder: Path, limit: float) -> None:
         self.say(f"timing: {candidate.name}")
@@ -195,9 +200,11 @@ class _Planner:
         if isinstance(found, str):
             self.failed[candidate] = found
             return
-        self.overhead = max(0.0, found.processor - (found.steps + 1) * found.step_processor - 2 * found.case_processor)
-        self.used += found.processor
-        self.slowdown = max(1.0, (self.clock() - start) / max(1e-9, found.processor))
+        seconds = found.processor / threads if found.device.startswith("cpu") else self.clock() - start
+        measured = (found.steps + 1) * found.step_seconds(threads) + 2 * found.case_seconds(threads)
+        self.overhead = max(0.0, seconds - measured)
+        self.used += seconds
+        self.slowdown = max(1.0, (self.clock() - start) / max(1e-9, seconds))
         seen = min(1.0, candidate.seen)
         self.measurements[candidate] = found
         self.known[candidate] = Timing(
@@ -226,11 +233,11 @@ class _Planner:
         """Return why the grid is coarser than the data's own."""
         if pick.grid.factor == 1:
             return ""
-        own = next(item for item in self.candidates if item.network != "wide")
+        own = next(item for item in self.candidates if item.network == pick.network)
         timing = self.known.get(own) or extrapolate(own, self.known)
         steps = schedule_of(own, timing, self.budget).steps
         return (
-            f"{pick.grid.factor:g} times the data's own grid, where about {steps:,} steps fit into "
+            f"{pick.grid.factor:g} times the data's own grid, where this network gets about {steps:,} steps in "
             f"{self.minutes:g} minutes"
         )
 

@@ -97,6 +97,7 @@ def replan(
     written = {path for key in edited for path in _planned_with(key)}
     pins: dict[tuple[str, ...], Any] = {key: _value_at(document.tree, key) for key in written}
     pins |= {tuple(word.partition("=")[0].split(".")): _override(exp, word) for word in overrides if _is_pin(word)}
+    pins |= {("run", key): getattr(exp.run, key) for key in ("accelerator", "workers")}
     threads = exp.run.threads or max(1, thread_count() // exp.run.parallel_folds)
     options = PlanOptions(minutes, exp.folds.k, threads, pins)
     plan = make_plan(read(exp), options, say)

@@ -27,6 +27,9 @@ HOPELESS_STEPS = 60  # below this number, a network learns next to nothing
 FACTORS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 MIN_OBJECT_SIDE = {2: 24.0, 3: 6.0}
 
+# A candidate is measured if its extrapolated time promises this share of enough steps.
+HOPE = 0.8
+
 # Shares of the budget
 VALIDATION_SHARE = 0.10  # validations during training
 PREDICTION_SHARE = 0.25  # the final prediction; beyond it, windows overlap less
@@ -228,24 +231,31 @@ def candidates_of(found: Sequence[Grid], *, may_cut: bool = False) -> list[Candi
 def extrapolate(candidate: Candidate, known: Mapping[Candidate, Timing]) -> Timing:
     """Return the timing of a candidate from that of the measured candidate whose work is nearest to its own.
 
-    The work of a step is proportional to its voxels and to the cost of the network, that of a case to its voxels.
+    The seconds of a step are proportional to its work. The forward pass of a case takes a third of a step's seconds for
+    the same work; reading, resampling and scoring take the same time for every candidate.
     """
     nearest = min(
         known, key=lambda other: (other.network != candidate.network, abs(math.log(other.work / candidate.work)))
     )
-    base, dims = known[nearest], len(candidate.patch)
-    network = NETWORK_COST[dims][candidate.network] / NETWORK_COST[dims][nearest.network]
-    voxels = _predicted_voxels(candidate) / _predicted_voxels(nearest)
-    work = candidate.work / nearest.work
+    base, work = known[nearest], candidate.work / nearest.work
+    further = base.step * FORWARD_SHARE * (_predicted_work(candidate) - _predicted_work(nearest)) / nearest.work
     return replace(
-        base, step=base.step * work, step_wall=base.step_wall * work, case=base.case * network * voxels, measured=False
+        base,
+        step=base.step * work,
+        step_wall=base.step_wall * work,
+        case=max(0.1 * base.case, base.case + further),
+        measured=False,
     )
 
 
-def _predicted_voxels(candidate: Candidate) -> float:
-    """Return the voxels of all windows of a median case."""
-    overlap = OVERLAP[len(candidate.patch)]
-    return count_windows(candidate.grid.shape, candidate.patch, overlap) * math.prod(candidate.patch)
+FORWARD_SHARE = 1 / 3  # of a step's forward and backward pass
+
+
+def _predicted_work(candidate: Candidate) -> float:
+    """Return the work of all windows of a median case."""
+    dims = len(candidate.patch)
+    windows = count_windows(candidate.grid.shape, candidate.patch, OVERLAP[dims])
+    return windows * math.prod(candidate.patch) * NETWORK_COST[dims][candidate.network]
 
 
 OVERLAP = {2: 0.25, 3: 0.5}  # overlap of neighbouring windows
@@ -299,23 +309,28 @@ def ema_decay(steps: int) -> float:
     return round(1.0 - 1.0 / window, 3)
 
 
-def is_enough(candidate: Candidate, schedule: Schedule) -> bool:
-    """Return whether a candidate gets enough steps, which see enough of the data."""
-    seen = schedule.steps * candidate.seen
-    return schedule.steps >= MIN_STEPS[len(candidate.patch)][candidate.network] and seen >= MIN_CASES_SEEN
+def is_enough(candidate: Candidate, schedule: Schedule, share: float = 1.0) -> bool:
+    """Return whether a candidate gets this share of enough steps, which see this share of enough of the data."""
+    enough = MIN_STEPS[len(candidate.patch)][candidate.network]
+    return schedule.steps >= share * enough and schedule.steps * candidate.seen >= share * MIN_CASES_SEEN
 
 
-def choose(candidates: Sequence[Candidate], known: Mapping[Candidate, Timing], budget: Budget) -> Candidate:
+def choose(
+    candidates: Sequence[Candidate], known: Mapping[Candidate, Timing], budget: Budget, *, hope: float = 1.0
+) -> Candidate:
     """Return the first candidate in the order of preference that gets enough steps; if none does, the fastest one.
 
     Args:
         candidates: in the order of preference.
         known: timings of the measured candidates, at least one; those of the others are extrapolated.
         budget: the time of a fold.
+        hope: share of enough steps that an extrapolated timing must promise.
     """
     for candidate in candidates:
         timing = known.get(candidate) or extrapolate(candidate, known)
-        if is_enough(candidate, schedule_of(candidate, timing, budget)):
+        steps = (candidate.network, candidate.patch, candidate.batch)
+        is_known = any(steps == (other.network, other.patch, other.batch) for other in known)  # on whichever grid
+        if is_enough(candidate, schedule_of(candidate, timing, budget), 1.0 if is_known else hope):
             return candidate
     return fastest(candidates, known, budget)
 

@@ -115,8 +115,22 @@ def test_unmeasured_candidates_are_extrapolated_by_their_work() -> None:
     other = next(item for item in MRI if item.network == first.network and item.work > first.work)
     found = extrapolate(other, known)
     assert not found.measured and found.step == pytest.approx(other.work / first.work)
-    assert found.step_wall == pytest.approx(3 * found.step) and found.case > 2.0
-    assert extrapolate(first, known).step == 1.0
+    assert found.step_wall == pytest.approx(3 * found.step)
+    assert extrapolate(first, known).step == 1.0 and extrapolate(first, known).case == 2.0
+    whole = next(item for item in MRI if item.network == first.network and item.grid.factor == 1)
+    windows = count_windows(whole.grid.shape, whole.patch, 0.5)
+    assert extrapolate(whole, known).case == pytest.approx(2.0 + (windows * whole.work / 2 / first.work - 0.5) / 3)
+
+
+def test_a_promising_candidate_is_worth_measuring() -> None:
+    """Timings that promise 0.9 of enough steps recommend a candidate only while it has not been measured."""
+    small = candidates_of(grids((40, 56, 40), (1.0, 1.0, 1.0), 12.0))
+    first, wanted, budget = smallest(small), next(item for item in small if item.network == "light"), Budget(10, 0)
+    seconds = 592.0 / (0.9 * MIN_STEPS[3]["light"])
+    known = {first: Timing(seconds * first.work / wanted.work, 0.0, 1.0)}
+    assert choose(small, known, budget, hope=0.8) == wanted != choose(small, known, budget)
+    measured = {item: Timing(seconds * item.work / wanted.work, 0.0, 1.0) for item in small}
+    assert choose(small, measured, budget, hope=0.8) == choose(small, measured, budget) != wanted
 
 
 # Schedule
