@@ -79,6 +79,7 @@ def call(errors: str, function: str, *arguments: str) -> int | None:
     sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", closefd=False)
     os.environ.pop(PARENT_VARIABLE, None)  # it is no fold
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever starts the tests may have them ignore it
     module, _, name = function.partition(":")
     status: int | None = getattr(importlib.import_module(module), name)(*arguments)
     return status

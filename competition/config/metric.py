@@ -15,8 +15,6 @@ from functools import cached_property, partial
 from math import inf, isfinite
 from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
-import numpy as np
-
 from competition.config.instantiate import NAMED_KINDS, resolve_target
 from competition.config.registry import Registry
 from competition.errors import MaskfoldError
@@ -327,6 +325,8 @@ class WeightedSum:
 
     def __call__(self, *sums: Any, **inputs: Any) -> Any:
         """Return the weighted sum for the inputs of one case, or for numbers that `sums` added up over cases."""
+        import numpy as np  # late: commands that only read a YAML do not need it
+
         if sums:
             ends = np.cumsum([metric.sum_count for _, metric in self.terms])
             parts = [sums[end - metric.sum_count : end] for (_, metric), end in zip(self.terms, ends, strict=True)]

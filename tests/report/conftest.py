@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import itertools
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -30,30 +29,7 @@ from tests.finished_runs import copy_of_run, is_shared, nuclei, run_key, soft
 
 __all__ = ["nuclei"]
 
-# A PNG of one pixel.
-PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
 Predict = Callable[[np.ndarray, Any, np.random.Generator], np.ndarray]
-
-
-@pytest.fixture
-def figures() -> None:
-    """A test that names this fixture gets figures that are rendered."""
-
-
-@pytest.fixture(autouse=True)
-def no_rendering(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are drawn, but not rendered, which takes most of a page's time; each file has other bytes."""
-    numbers = itertools.count()
-
-    def save(_: Any, file: Any, **__: Any) -> None:
-        content = PIXEL + str(next(numbers)).encode()
-        if hasattr(file, "write"):
-            file.write(content)
-        else:
-            Path(file).write_bytes(content)
-
-    if "figures" not in request.fixturenames:
-        monkeypatch.setattr("matplotlib.figure.Figure.savefig", save)
 
 
 def write_member(

@@ -65,7 +65,7 @@ def test_data_without_faults_exit_with_0(
 
 
 def test_faults_are_on_the_terminal_on_the_page_and_in_the_files(
-    figures: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = competition_yaml(tmp_path, plant(tmp_path / "data"))
     output = tmp_path / "deep" / "look.html"
@@ -118,7 +118,7 @@ def test_printed_snippet_is_valid_in_an_experiment(
 
 
 def test_page_of_volumes(
-    figures: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], demo3d: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], demo3d: Path
 ) -> None:
     assert (
         run(
@@ -137,7 +137,7 @@ def test_page_of_volumes(
 
 
 def test_names_with_markup_are_escaped(
-    figures: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A class has a name that is HTML, and an id is markup of rich."""
     sound(tmp_path / "data", ids=(*SOUND, "p_[red]x[", "q_$x_1$"))
@@ -198,7 +198,7 @@ def test_legend_of_sizes_is_below_the_points(tmp_path: Path, monkeypatch: pytest
 
 
 def test_page_without_readable_files(
-    figures: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(3):
         for kind in ("images", "masks"):

@@ -32,7 +32,7 @@ PICTURES = {"scores", "folds", "learning", "learning_classes", "calibration", "t
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
-def test_numbers_on_the_page_match_the_predictions(made, tiny, figures, dimensions):
+def test_numbers_on_the_page_match_the_predictions(made, tiny, dimensions):
     run = made(tiny(dimensions, "competition.metric.both_empty=null"), noise=0.6)
     page, table = report(run), slow_dice(run)
     classes = run.exp.competition.classes
@@ -118,7 +118,7 @@ def test_outdated_summary_is_ignored(made, tiny):
     assert not (run.folder / "summary.json").exists()  # reading writes nothing
 
 
-def test_unfinished_fold_is_only_in_the_learning_curves(made, tiny, figures, tmp_path):
+def test_unfinished_fold_is_only_in_the_learning_curves(made, tiny, tmp_path):
     run = made(tiny(2))
     (run.folder / "fold_1" / "result.json").unlink()
     summarize_run(run)
@@ -167,7 +167,7 @@ def test_calibration_samples_many_cases(made, tiny, monkeypatch, tmp_path):
     assert len(rows) == 4 and f'<td class="number">{pixels:,}</td>' in words
 
 
-def test_report_command(made, tiny, figures, tmp_path, monkeypatch, capsys):
+def test_report_command(made, tiny, tmp_path, monkeypatch, capsys):
     run = made(tiny(2))
 
     def maskfold(*words):

@@ -17,7 +17,7 @@ from competition.runs.oof import OofPredictions
 from tests.report.conftest import Page, report, slow_dice, write_member
 
 
-def test_names_with_html_are_escaped(made, tiny, figures, demo2d, tmp_path):
+def test_names_with_html_are_escaped(made, tiny, demo2d, tmp_path):
     root = shutil.copytree(demo2d, tmp_path / "data")
     bad = "<img src=x onerror=alert(1)>$x_$ & 'q'"
     for folder in ("images", "masks"):
@@ -37,7 +37,7 @@ def test_names_with_html_are_escaped(made, tiny, figures, demo2d, tmp_path):
     assert cls[0] in page.text and json.loads(page.scripts[0])["classes"] == cls
 
 
-def test_class_without_cases_is_shown_as_absent(made, tiny, figures):
+def test_class_without_cases_is_shown_as_absent(made, tiny):
     run = made(tiny(2, "competition.classes=[ring, grain, ghost]"), noise=0.0)
     page = report(run)
     rows = page.rows("ghost", "class")
@@ -91,7 +91,7 @@ def test_counts_of_missed_classes_and_false_alarms(made, tiny, demo2d, tmp_path)
     assert 0.0 < float(row["Dice at argmax"]) < 1.0 and "Dotted: share of the cases without the class" in page.text
 
 
-def test_overlapping_labels(made, tiny, figures):
+def test_overlapping_labels(made, tiny):
     run = made(
         tiny(2, "competition.labels=overlapping", "competition.metric.average=class"),
         predict=lambda truth, row, rng: np.clip(truth + rng.normal(0, 0.35, truth.shape), 0, 1).astype(np.float16),
@@ -109,7 +109,7 @@ def test_overlapping_labels(made, tiny, figures):
     assert "2 overlapping" in page.text and "(threshold 0.5)" in page.text
 
 
-def test_page_of_a_competition_with_instances(made, nuclei, figures):
+def test_page_of_a_competition_with_instances(made, nuclei):
     exp = nuclei("folds.k=2")
 
     def predict(truth, row, rng):

@@ -33,42 +33,18 @@ from competition.runs.fold import FoldResult
 from competition.runs.run import Run, load_run
 from competition.submission.submit import submit, write_oof_submission
 from competition.training.cross_validate import summarize_run
-from tests.finished_runs import copy_of_run, finish_run, run_key
 from tests.host import flip_png
 
 TUNE = "postprocess.tune=true"
 
 
 @pytest.fixture
-def own_run(
-    once: Callable[..., Path],
-    tiny: Callable[..., Any],
-    demo2d: Path,
-    tmp_path: Path,
-    serial_scoring: None,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., Run]:
-    """`own_run(TUNE)`: a copy of a finished run whose data are a copy that the test may change.
-
-    With `searched=True` the run has a remembered search.
-    """
-    monkeypatch.chdir(tmp_path)
+def own_run(finished: Callable[..., Run], tiny: Callable[..., Any], demo2d: Path, tmp_path: Path) -> Callable[..., Run]:
+    """`own_run(TUNE)`: a finished run whose data are a copy that the test may change."""
     root = Path(shutil.copytree(demo2d, tmp_path / "data"))
 
-    def make(*overrides: str, name: str = "demo2d-tiny", noise: float = 0.3, searched: bool = False) -> Run:
-        exp = tiny(2, *overrides)
-
-        def build() -> Run:
-            made = finish_run(exp, name, noise)
-            if searched:
-                estimate_score(ensemble(made), 20)
-            return made
-
-        run = copy_of_run(tmp_path, build, once, f"own-{run_key(exp, name, noise, searched)}")
-        comp = run.exp.competition.model_copy(update={"root": root})
-        run = replace(run, exp=run.exp.model_copy(update={"competition": comp}))
-        run.write()
-        return run
+    def make(*overrides: str, name: str = "demo2d-tiny", noise: float = 0.3) -> Run:
+        return finished(tiny(2, f"competition.root={root}", *overrides), name, noise=noise)
 
     return make
 
@@ -130,7 +106,8 @@ def test_a_remembered_search_is_not_used_for_other_masks(own_run: Callable[..., 
 
 
 def test_a_remembered_search_belongs_to_its_table_of_cases(own_run: Callable[..., Run]) -> None:
-    run = own_run(TUNE, searched=True)
+    run = own_run(TUNE)
+    estimate_score(ensemble(run), 20)
     assert load_tuning(run) is not None
     other = replace(run, cases=run.cases.assign(hash=["0" * 64, *run.cases["hash"][1:]]))
     assert load_tuning(other) is None
@@ -140,7 +117,8 @@ def test_a_remembered_search_belongs_to_its_table_of_cases(own_run: Callable[...
 def test_an_old_remembered_search_is_made_again_where_the_data_are(
     own_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, old: bool
 ) -> None:
-    run = own_run(TUNE, searched=True)
+    run = own_run(TUNE)
+    estimate_score(ensemble(run), 20)
     record = json.loads((run.folder / TUNING_FILE).read_text())
     if old:
         del record["key"]["data"], record["scores"], record["digest"]
@@ -155,7 +133,8 @@ def test_an_old_remembered_search_is_made_again_where_the_data_are(
 
 
 def test_edited_scores_of_a_remembered_search(own_run: Callable[..., Run]) -> None:
-    run = own_run(TUNE, searched=True)
+    run = own_run(TUNE)
+    estimate_score(ensemble(run), 20)
     edit_scores(run.folder / TUNING_SCORES_FILE)
     assert load_tuning(run) is None
 
@@ -171,7 +150,8 @@ def test_edited_scores_of_a_remembered_search(own_run: Callable[..., Run]) -> No
     ],
 )
 def test_an_edited_remembered_search_is_not_used(own_run: Callable[..., Run], key: str, value: Any) -> None:
-    run = own_run(TUNE, searched=True)
+    run = own_run(TUNE)
+    estimate_score(ensemble(run), 20)
     path = run.folder / TUNING_FILE
     plain = json.loads(path.read_text())
     assert load_tuning(run) is not None and plain[key] != value

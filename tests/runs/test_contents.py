@@ -112,7 +112,7 @@ def test_what_reads_the_training_table_is_in_the_name(tiny):
 
 def test_the_hash_of_version_2_stays(tiny):
     contents = {FOLDS_KEY: "f", "code of own_code": "version 1.0"}
-    exp = tiny(2)
+    exp = tiny(2, "inference.tta=auto")
     exp = exp.model_copy(update={"competition": exp.competition.model_copy(update={"root": Path("/x")})})
     assert run_hash(exp, "data", 2, contents) == "ba7b460439e1"
 

@@ -21,6 +21,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         folds = [int(digit) for digit in folder.name.partition("-")[2]] or [0, 1]
         return SimpleNamespace(
             folder=folder,
+            exp=SimpleNamespace(model=SimpleNamespace(target="monai.networks.nets.UNet")),
             members=lambda: [(fold, 0) for fold in folds],
             member_folder=lambda fold, seed: folder / f"fold_{fold}",
         )
