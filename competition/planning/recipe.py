@@ -223,13 +223,14 @@ def _augment(facts: Facts) -> Line:
     value: bool | list[int] = True if len(flips) == dims else (flips or False)
     sided = [AXES[dims][side.axis] for side in facts.sides if side.has_sides]
     if sided:
-        reason = f"the classes lie differently at {', '.join(sided)} in all cases: no mirror images along it"
+        along = "this axis" if len(sided) == 1 else "these axes"
+        reason = f"{', '.join(sided)}: the classes lie on one side in all cases, so no mirror images along {along}"
     elif facts.sides:
         reason = "the classes have no side in these cases, so mirror images are more cases"
     elif facts.sided_names:
         reason = f"no flips: classes have sides ({', '.join(facts.sided_names[:3])})"
     else:
-        reason = "no class is called left or right, so flips are allowed; too few cases to measure sides"
+        reason = "mirror images are allowed: no class is called left or right; too few cases to measure sides"
     return Line(("augment",), {"preset": "medium", "flip": value}, reason)
 
 
