@@ -76,9 +76,9 @@ class WarmProcesses:
     def start(self, function: str, *arguments: object, cwd: Path) -> WarmProcess:
         """Call `module:name` with texts in a new session, with the environment of a fold of one thread."""
         from competition.fork_server import ForkedProcess
-        from competition.training.fold_process import _environment
+        from competition.training.fold_process import fold_environment
 
-        server = self.server(_environment(SimpleNamespace(threads=1), None))  # type: ignore[arg-type]
+        server = self.server(fold_environment(SimpleNamespace(threads=1), None))  # type: ignore[arg-type]
         descriptor, errors = tempfile.mkstemp(dir=cwd, prefix="errors-")
         reader, writer = os.pipe()
         with contextlib.chdir(cwd):

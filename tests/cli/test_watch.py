@@ -132,6 +132,7 @@ def test_ctrl_c_ends_the_live_table_quietly(fold: Path) -> None:
         stdout=follower,
         stderr=follower,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "TERM": "xterm"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs in the background ignore it
     )
     os.close(follower)
     shown = b""

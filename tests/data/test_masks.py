@@ -349,9 +349,9 @@ def test_classes_of_a_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "changes", "wrong", "cure"),
     [
-        ("ID,rle\na,1 1\n", {}, "train.csv has no column `id`: found ID, rle", "train.columns.id, to `ID`"),
-        ("id,EncodedPixels\na,1 1\n", {}, "has no column `rle`", "Set train.columns.mask to one of these"),
-        ("Image,Kid,Runs\na,big,1 1\n", TWO, "has no column `Kind`", "train.columns.class, to `Kid`"),
+        ("ID,rle\na,1 1\n", {}, "train.csv has no column `id`: found ID, rle", "train.columns.id, for example to `ID`"),
+        ("id,EncodedPixels\na,1 1\n", {}, "has no column `rle`", "Set train.columns.mask"),
+        ("Image,Kid,Runs\na,big,1 1\n", TWO, "has no column `Kind`", "train.columns.class, for example to `Kid`"),
         ("id,rle\na,1 1\n", {"classes": ["x", "y"]}, "has no class column", "train.columns.class"),
         ("id,rle\na,1 1\nab,1 1\nd,1 1\n", {}, "line 3: the id ab has no image; nearest is", "remove the row"),
         ("id,rle\nx,1 1\ny,1 1\n", {}, "No id in", "train.columns.id"),

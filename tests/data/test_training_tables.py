@@ -244,7 +244,7 @@ def test_a_table_of_plain_columns_is_taken_too(tmp_path: Path) -> None:
             ("thing",),
             {"train": {"columns": {"id": "id", "mask": "annotations"}}},
             "has no column `annotations`: found id, annotation.",
-            "train.columns.mask, to `annotation`",
+            "train.columns.mask, for example to `annotation`",
         ),
         ("tgs-slat", "id,rle_mask", ("thing",), {}, "submission.profile: found `tgs-slat`", "tgs-salt"),
         ("clouds", "Image_Label,EncodedPixels", ("Fish",), {}, "submission.profile clouds: found Fish", "class names"),

@@ -86,8 +86,12 @@ def test_slices_turned_round_and_fewer_of_them(tmp_path: Path) -> None:
             "not on the grid of P1: its voxels are shifted by up to 0.4 voxels",
         ),
         (TRUTH, {"places": positions(6) + np.array([0, 0, 5.0])}, "of its labelled voxels are outside the image"),
-        (TRUTH, {"FrameOfReferenceUID": uid("another")}, "no image of its study and frame of reference was converted"),
-        (TRUTH, {"study": "another", "FrameOfReferenceUID": uid("P1", "study", "frame")}, "no image of its study"),
+        (
+            TRUTH,
+            {"FrameOfReferenceUID": uid("another")},
+            "no image of the same study and frame of reference was converted",
+        ),
+        (TRUTH, {"study": "another", "FrameOfReferenceUID": uid("P1", "study", "frame")}, "no image of the same study"),
     ],
 )
 def test_a_label_series_that_does_not_match_is_refused(

@@ -48,7 +48,7 @@ def test_the_entry_point_writes_the_labels_that_predict_writes(finished, tiny, t
     labels = SimpleITK.ReadImage(str(tmp_path / "output" / "images" / "organs" / "scan.mha"))
     assert labels.GetOrigin() == image.GetOrigin() and labels.GetSpacing() == pytest.approx(image.GetSpacing())
     assert labels.GetDirection() == image.GetDirection()
-    predict_images([run], Path(comp.root) / "test", tmp_path / "predicted")
+    predict_images([run], Path(comp.root) / "imagesTs", tmp_path / "predicted")
     from competition.data.readers import read_labels
 
     expected = read_labels(tmp_path / "predicted" / f"{row.id}.nii.gz")[0]

@@ -137,7 +137,7 @@ def test_wrong_arguments_are_errors_that_name_the_key(target: str, args: dict[st
 
 def test_patch_that_does_not_fit_names_the_nearest_sizes() -> None:
     args = {"channels": [4, 8, 8, 8], "strides": [2, 2, 2]}
-    with pytest.raises(MaskfoldError, match=r"patch\.size \[36, 32, 20\]") as caught:
+    with pytest.raises(MaskfoldError, match=r"patch\.size: found \[36, 32, 20\]") as caught:
         validate_network(experiment(NETS + "UNet", args, dims=3, size=[36, 32, 20]), 1)
     assert "[32, 32, 16] and [40, 32, 24]" in caught.value.hint
     for size in ([32, 32, 16], [40, 32, 24]):
@@ -157,7 +157,7 @@ def test_each_axis_has_its_own_multiple() -> None:
 
 
 def test_patch_too_small_for_the_network() -> None:
-    with pytest.raises(MaskfoldError, match=r"patch\.size \[16, 16\]") as caught:
+    with pytest.raises(MaskfoldError, match=r"patch\.size: found \[16, 16\]") as caught:
         validate_network(experiment(SMP + "PAN", {"encoder_name": "resnet18"}, size=[16, 16]), 1)
     assert "[128, 128]" in caught.value.hint
 

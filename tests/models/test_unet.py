@@ -87,7 +87,7 @@ def test_an_experiment_takes_it(dims: int, size: list[int], norm: str) -> None:
 
 
 def test_invalid_settings_are_errors() -> None:
-    with pytest.raises(MaskfoldError, match=r"patch.size \[8, 8\].*UNet.*\[16, 16\]"):
+    with pytest.raises(MaskfoldError, match=r"patch\.size: found \[8, 8\].*UNet.*\[16, 16\]"):
         validate_network(experiment(TARGET, {"channels": list(SMALL)}, size=[8, 8]), 1)
     with pytest.raises(MaskfoldError, match="norm: found group"):
         validate_network(experiment(TARGET, {"norm": "group"}), 1)

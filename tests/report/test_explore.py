@@ -114,7 +114,7 @@ def test_printed_snippet_is_valid_in_an_experiment(
         f"loss: {{target: monai.losses.DiceLoss}}\n{snippet}"
     )
     exp = load_experiment(experiment)
-    assert (exp.patch.size, exp.folds.scheme, exp.folds.k) == ([48, 64], "group", 4)
+    assert (exp.patch.size, exp.folds.scheme, exp.folds.k) == ([64, 64], "group", 4)
 
 
 def test_page_of_volumes(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
+from competition.config.loading import load_experiment, resolve_config
 from competition.data.geometry import find_axes, reorient
 from competition.data.masks import load_mask
 from competition.data.readers import load_image
@@ -134,9 +134,9 @@ def test_the_methods_name_settings_and_references(made: Callable[..., Any], tiny
 
 def test_the_shipped_experiments_have_references() -> None:
     for path in sorted((ROOT / "experiments").glob("*/*.yaml")):
-        plain = yaml.safe_load(Path(path).read_text())
-        if "model" not in plain:
+        if not {"model", "base"} & yaml.safe_load(path.read_text()).keys():
             continue
+        plain = resolve_config(load_experiment(path, trust=None))
         losses = plain["loss"] if isinstance(plain["loss"], list) else [plain["loss"]]
         named = [loss["target"] for loss in losses if not loss["target"].startswith("torch.")]
         for target in [plain["model"]["target"], *named]:

@@ -19,7 +19,7 @@ from tests.tracking.test_sync import free_port
 
 def test_before_the_first_run_there_is_nothing_to_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(MaskfoldError, match=r"mlflow\.db does not exist.*make cv"):
+    with pytest.raises(MaskfoldError, match=r"mlflow\.db does not exist.*maskfold cv"):
         serve_mlflow(tmp_path)
 
 
