@@ -365,6 +365,7 @@ def resident(folder: Path) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the kernel does not tell")
+@pytest.mark.timeout(900)  # three trainings of a fold
 def test_a_fold_on_ten_times_the_bound_holds_it(many, tmp_path, monkeypatch):
     root, cache = many
     seen: list[int] = []

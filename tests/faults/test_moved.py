@@ -174,6 +174,8 @@ def test_an_older_yaml_without_todays_keys_gets_their_defaults(tiny: Any, tmp_pa
         plain["competition"]["train"]["exif"],
         plain["competition"]["train"]["threshold"],
         plain["competition"]["train"]["region"],
+        plain["competition"]["train"]["exclude"],
+        plain["competition"]["train"]["weights"],
         plain["folds"]["duplicates"],
         plain["competition"]["submission"]["kaggle"],
         plain["competition"]["submission"]["public_share"],
