@@ -145,7 +145,7 @@ def _check_free(target: Path, force: bool) -> None:
     if existing and not force:
         raise MaskfoldError(
             f"{existing[0]} exists already.",
-            "Choose another name (`maskfold init FOLDER --name NAME`), or replace the file (`maskfold init FOLDER --force`).",
+            "Choose another name: `maskfold init FOLDER --name NAME`. Or replace the file: the same with --force.",
             status=2,
         )
 
