@@ -101,7 +101,7 @@ def parse_recipe(text: str) -> Recipe:
     if recipe.experiment is not None and not recipe.experiment.exists():
         raise SystemExit(f"{text}: {file} does not exist.")
     if recipe.experiment is None and recipe.script is None and name != DEFAULT:
-        rivals = sorted(path.stem for path in RIVALS.glob("*.py") if path.stem != "common")
+        rivals = sorted(path.stem for path in RIVALS.glob("*.py") if path.stem != "task")
         raise SystemExit(f"Unknown recipe: found {text}, expected {', '.join([DEFAULT, *rivals])} or NAME=FILE.yaml.")
     return recipe
 
@@ -172,7 +172,9 @@ def run_own(data: Data, recipe: Recipe, minutes: float, seed: int, fold: int, wo
     if experiment is None:
         experiment = folder / "experiments" / data.name / "experiment.yaml"
         if not experiment.exists():
-            maskfold(["init", str(data.comp.root), "--name", data.name, "--minutes", f"{minutes:g}"], folder)
+            # The first of several layouts: they differ in the classes' names, but `cv` takes the shipped YAML.
+            words = ["init", str(data.comp.root), "--name", data.name, "--minutes", f"{minutes:g}", "--layout", "1"]
+            maskfold(words, folder)
     settings = [
         f"competition={data.yaml}",
         f"competition.root={data.comp.root}",

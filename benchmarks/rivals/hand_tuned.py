@@ -13,10 +13,10 @@ import math
 import numpy as np
 import segmentation_models_pytorch as smp
 import torch
-from common import Case, Fold, has_bf16, open_task, patch_size
 from monai.inferers import sliding_window_inference
 from monai.losses import DiceCELoss, DiceLoss
 from monai.networks.nets import DynUNet
+from task import Case, Fold, has_bf16, open_task, patch_size
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 

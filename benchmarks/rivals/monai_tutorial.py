@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from common import Case, Fold, open_task, patch_size
 from monai.data import MetaTensor
 from monai.inferers import sliding_window_inference
 from monai.losses import DiceLoss
@@ -28,6 +27,7 @@ from monai.transforms import (
     Spacingd,
     SpatialPadd,
 )
+from task import Case, Fold, open_task, patch_size
 
 BOTH = ["image", "label"]
 

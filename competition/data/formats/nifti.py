@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,9 +21,6 @@ from competition.data.image_types import (
     wrong_dimensions_error,
 )
 from competition.errors import MaskfoldError
-
-if TYPE_CHECKING:
-    pass
 
 # Mm per unit, by the header's codes of metres and micrometres; all other codes count as mm.
 MILLIMETRES = {1: 1000.0, 3: 0.001}
