@@ -21,6 +21,7 @@ SCHEDULES: Registry[Callable[[float, ScheduleConfig], float]] = Registry(
 EXECUTORS: Registry[Callable[[HardwareConfig], Any]] = Registry(
     "executor", modules={"local": "competition.training.executors", "ray": "competition.training.ray_executor"}
 )
+MAX_NETWORK_CHANNELS = 254  # masks are uint8, and 255 marks ignored pixels
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")  # of weight files
 
 
@@ -165,6 +166,8 @@ class PreprocessingConfig(ConfigModel):
         "keep"
     )
     boundary: PositiveInt | None = None  # instances: width in pixels of each object's border, a separate class
+    # Instances: number of rings of equal width, from the edge to the centre of each object, that the network learns.
+    rings: Annotated[int, Field(ge=3, le=16)] | None = None
     # GiB of preprocessed cases that a fold keeps in memory; None: the operating system's page cache decides.
     cache_gib: Annotated[float, Field(gt=0)] | None = None
 
@@ -177,11 +180,18 @@ class PreprocessingConfig(ConfigModel):
             raise ValueError(f"`{grid_keys[0]}` and `{grid_keys[1]}` both set the grid; remove one of them")
         if self.stretch and self.resize is None:
             raise ValueError("`stretch` requires `resize`, the size to stretch to")
+        if self.boundary is not None and self.rings is not None:
+            raise ValueError("`boundary` and `rings` both separate touching objects; remove one of them")
         if isinstance(self.channels, list) and len(set(self.channels)) != len(self.channels):
             raise ValueError(f"`channels` must not contain duplicates, found {self.channels}")
         if len(self.percentiles) != 2 or self.percentiles[0] >= self.percentiles[1]:
             raise ValueError(f"`percentiles` must be two numbers, the lower first, found {self.percentiles}")
         return self
+
+    @property
+    def object_key(self) -> str | None:
+        """The key by which the network learns to separate touching objects, `boundary` or `rings`; None without it."""
+        return next((key for key in ("boundary", "rings") if getattr(self, key) is not None), None)
 
 
 class PatchConfig(ConfigModel):
@@ -375,17 +385,22 @@ class Experiment(ConfigModel):
                 f"found run.devices: {self.run.devices}"
             )
         exclusive_instances = self.competition.instances and self.competition.labels == "exclusive"
-        if self.prepare.boundary is not None and not exclusive_instances:
+        object_key = self.prepare.object_key
+        if object_key is not None and not exclusive_instances:
             raise ValueError(
-                "`prepare.boundary` requires competition.instances: true and competition.labels: exclusive"
+                f"`prepare.{object_key}` requires competition.instances: true and competition.labels: exclusive"
+            )
+        if self.network_channels > MAX_NETWORK_CHANNELS:
+            raise ValueError(
+                f"`prepare.rings: {self.prepare.rings}` with {len(self.competition.classes)} classes needs "
+                f"{self.network_channels} outputs of the network, expected at most {MAX_NETWORK_CHANNELS}"
             )
         for extra in self.extras:
             if (problem := extra.find_mismatch(self.competition)) is not None:
                 raise ValueError(problem)
-        if self.gate is not None and self.prepare.boundary is not None and len(self.competition.classes) > 1:
+        if self.gate is not None and object_key is not None and len(self.competition.classes) > 1:
             raise ValueError(
-                "`gate` with `prepare.boundary` requires a single class, because the boundary does not show its class; "
-                f"found {len(self.competition.classes)} classes"
+                f"`gate` with `prepare.{object_key}` requires a single class; found {len(self.competition.classes)}"
             )
         self._check_postprocess()
         return self
@@ -467,8 +482,15 @@ class Experiment(ConfigModel):
 
     @property
     def output_channels(self) -> int:
-        """Number of network output channels: those of the competition, and one for a boundary class."""
-        return self.competition.output_channels + (self.prepare.boundary is not None)
+        """Number of channels of a prediction: those of the competition, and one for the boundary of objects."""
+        return self.competition.output_channels + (self.prepare.object_key is not None)
+
+    @property
+    def network_channels(self) -> int:
+        """Number of channels of the network's output: as `output_channels`, or one per ring of `prepare.rings`."""
+        if self.prepare.rings is None:
+            return self.output_channels
+        return 1 + len(self.competition.classes) * self.prepare.rings
 
     @property
     def losses(self) -> list[LossConfig]:

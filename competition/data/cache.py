@@ -40,7 +40,7 @@ from competition.io import (
 
 CACHE_FORMAT = 1  # increase it when the files of a preprocessed case change
 # Keys of `prepare` that were added later. They are hashed only if set, so that old caches stay valid.
-OPTIONAL_KEYS = ("boundary", "stretch", "long_side")
+OPTIONAL_KEYS = ("boundary", "rings", "stretch", "long_side")
 UNHASHED_KEYS = ("cache_gib",)  # keys of `prepare` that do not affect the arrays
 ARRAY_FILES = ("image.npy", "mask.npy", "foreground.npy")
 POINTS = re.compile(rb"'shape': \((0|[1-9]\d*), ")

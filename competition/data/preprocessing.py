@@ -19,7 +19,7 @@ from competition.config.experiment import Experiment
 from competition.data.cache import PreprocessedCase, cache_key, find_damage, get_or_build
 from competition.data.content.unchanged import unchanged_files
 from competition.data.geometry import Geometry
-from competition.data.masks import IGNORED, boundary_mask, load_instances, load_mask
+from competition.data.masks import IGNORED, boundary_mask, load_instances, load_mask, ring_mask
 from competition.data.normalisation import (
     ChannelStatistics,
     Intensity,
@@ -73,7 +73,7 @@ def preprocess_case(row: Any, exp: Experiment, root: Path) -> Path:
             record = write_image(folder, load_image(exp.competition, row), exp, str(row.id))
             if row.split == "train":  # load the mask now, after the memory of the image was freed
                 geometry = Geometry.from_dict(record["geometry"])
-                objects = load_instances(exp.competition, row) if exp.prepare.boundary else None
+                objects = load_instances(exp.competition, row) if exp.prepare.object_key else None
                 write_mask(folder, load_mask(exp.competition, row), geometry, exp, str(row.id), objects)
         return record
 
@@ -243,7 +243,8 @@ def write_mask(
         geometry: geometry of the image.
         exp: the experiment.
         case: id of the case.
-        objects: (*file shape) integers, see `competition.data.masks.load_instances`; for `prepare.boundary`.
+        objects: (*file shape) integers, see `competition.data.masks.load_instances`; for `prepare.boundary` and
+            `prepare.rings`.
     """
     classes, exclusive = len(exp.competition.classes), exp.competition.labels == "exclusive"
     points: list[np.ndarray] = []
@@ -255,10 +256,16 @@ def write_mask(
                 edge = boundary_mask(geometry.resample_channel(objects, order=0), exp.prepare.boundary)
                 resampled = np.where(edge & (resampled != IGNORED), np.uint8(classes + 1), resampled)
             padded = geometry.pad_channel(resampled)
+            if objects is not None and (rings := exp.prepare.rings) is not None:
+                ring = geometry.pad_channel(ring_mask(geometry.resample_channel(objects, order=0), rings))
+                inside = (padded != 0) & (padded != IGNORED)
+                stored = np.where(inside, (padded - 1) * rings + np.maximum(ring, 1), padded).astype(np.uint8)
+            else:
+                stored = padded
             for number in range(1, classes + 1) if exclusive else (index + 1,):
                 voxels = sample_voxels(padded, number if exclusive else 1, MAX_FOREGROUND)
                 points.append(np.column_stack([np.full(len(voxels), number, np.int32), voxels]))
-            yield padded
+            yield stored
 
     if mask.shape[1:] != geometry.file_shape:
         raise MaskfoldError(

@@ -124,7 +124,7 @@ def write_onnx(network: nn.Module, channels: int, exp: Experiment, path: Path) -
             f"--onnx requires the package {error.name}, which is not installed.", "Run: pip install 'maskfold[onnx]'."
         ) from error
     set_layout(network, torch.contiguous_format)  # ONNX requires channels first
-    reference = MainOutputNetwork(network.cpu().eval(), len(exp.patch.size), exp.output_channels).eval()
+    reference = MainOutputNetwork(network.cpu().eval(), len(exp.patch.size), exp.network_channels).eval()
     program = _export_program(reference, (channels, *exp.patch.size), exp)
     content = program.model_proto.SerializeToString()
     atomic_write(path, lambda file: file.write(content), len(content))

@@ -220,17 +220,19 @@ def _predict_batch(
             with autocast():
                 outputs = network(arrange(view.apply(batch), exp))
             try:
-                logits = view.undo(main_output(outputs, batch.ndim - 2, exp.output_channels).float())
+                logits = view.undo(main_output(outputs, batch.ndim - 2, exp.network_channels).float())
                 if logits.shape[2:] != batch.shape[2:]:
                     raise ValueError("another size")
             except ValueError as error:
                 raise MaskfoldError(
                     f"Output of the network for a batch of shape {tuple(batch.shape)}: found {format_shapes(outputs)}, "
-                    f"expected {exp.output_channels} channels of the size of the batch.",
+                    f"expected {exp.network_channels} channels of the size of the batch.",
                     "Correct model.args.",
                     status=2,
                 ) from error
             probabilities = logits.softmax(1) if exp.competition.labels == "exclusive" else logits.sigmoid()
+            if exp.prepare.rings is not None:
+                probabilities = merge_rings(probabilities, exp.prepare.rings)
             total = probabilities if total is None else total.add_(probabilities)
             if exp.gate is not None:
                 presences.append(_presence(outputs))
@@ -241,6 +243,27 @@ def _predict_batch(
         return mean, None
     shape = (len(networks), len(all_views), len(batch), len(exp.competition.classes))
     return mean, torch.stack(presences).reshape(shape).mean(1).transpose(0, 1)
+
+
+def merge_rings(probabilities: torch.Tensor, rings: int) -> torch.Tensor:
+    """Convert the probabilities of rings to those of interiors and a boundary, which `prepare.boundary` has too.
+
+    The interior of a class is its expected depth: the sum of the probabilities of its rings, weighted by 1/R for the
+    outermost to 1 for the innermost of R rings. The boundary is the rest of the classes' probability.
+
+    Args:
+        probabilities: (B, 1 + K·R, *patch): background; then, for each of K classes, its rings, the outermost first.
+        rings: R.
+
+    Returns:
+        (B, K + 2, *patch): background, interior of each class, boundary; their sum is 1.
+    """
+    background, inside = probabilities[:, :1], probabilities[:, 1:]
+    by_class = inside.unflatten(1, (-1, rings))  # (B, K, R, *patch)
+    depths = torch.arange(1, rings + 1, dtype=probabilities.dtype, device=probabilities.device) / rings
+    interior = (by_class * depths.view(rings, *[1] * (probabilities.ndim - 2))).sum(2)
+    boundary = inside.sum(1, keepdim=True) - interior.sum(1, keepdim=True)
+    return torch.cat([background, interior, boundary.clamp(min=0)], dim=1)
 
 
 def _presence(outputs: Any) -> torch.Tensor:

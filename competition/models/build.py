@@ -58,7 +58,7 @@ def build_network(
         pretrained: whether to load encoder weights; False if the caller loads other weights afterwards.
 
     Returns:
-        The network. It maps (B, channels, *patch) to logits (B, exp.output_channels, *patch). In training mode, the
+        The network. It maps (B, channels, *patch) to logits (B, exp.network_channels, *patch). In training mode, the
         network may return several outputs (see `competition.models.interface`). `training.memory_format` decides the
         layout of its weights in memory.
 
@@ -125,7 +125,7 @@ def validate_network(exp: Experiment, channels: int, context: Context = Context(
         if path is not None:
             match_encoder(network, path, channels)
         try:
-            _check_shapes(exp, cls, PatchSizeProbe(network, channels, exp.output_channels, build_on_cpu))
+            _check_shapes(exp, cls, PatchSizeProbe(network, channels, exp.network_channels, build_on_cpu))
             _add_presence_head(exp, cls, args, channels, network, context)
         except ImportError as error:
             raise _args_error(exp, cls, error) from error
@@ -233,7 +233,7 @@ def _check_shapes(exp: Experiment, cls: type, probe: PatchSizeProbe) -> None:
         )
     raise MaskfoldError(
         f"model.args: {cls.__name__} with these arguments fails on a patch of {list(size)}: {failure}.",
-        f"Correct model.args: the network must return {exp.output_channels} channels of the patch's size.",
+        f"Correct model.args: the network must return {exp.network_channels} channels of the patch's size.",
         status=2,
     )
 

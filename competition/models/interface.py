@@ -41,7 +41,7 @@ def complete_network_args(exp: Experiment, cls: type, channels: int) -> dict[str
     """
     parameters = constructor_parameters(cls)
     args = dict(exp.model.args)
-    outputs, dims = exp.output_channels, exp.network_dimensions
+    outputs, dims = exp.network_channels, exp.network_dimensions
     _fill_argument(
         args,
         parameters,
@@ -150,7 +150,7 @@ def segmentation_outputs(outputs: Any, dims: int, channels: int) -> list[tuple[T
     Args:
         outputs: the result of `network(x)`.
         dims: number of spatial axes, 2 or 3.
-        channels: number of channels of a segmentation, `competition.output_channels`.
+        channels: number of channels of a segmentation, `Experiment.network_channels`.
 
     Returns:
         (logits (B, channels, *spatial), weight) pairs; prediction uses the first pair.

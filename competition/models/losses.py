@@ -88,7 +88,7 @@ class SegmentationLoss(nn.Module):
         self.terms = nn.ModuleList(terms)
         self.weights = [spec.weight for spec in exp.losses]
         self.dims = exp.network_dimensions
-        self.channels = exp.output_channels
+        self.channels = exp.network_channels
         self.exclusive = exp.competition.labels == "exclusive"
         self.ignore = exp.has_ignored_pixels
         self.gate, self.comp = exp.gate, exp.competition
@@ -151,9 +151,9 @@ def validate_loss(exp: Experiment, context: Context = Context()) -> None:
     comp, dims = exp.competition, exp.network_dimensions
     loss = SegmentationLoss(exp, context)
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(2, exp.output_channels, *[16] * dims, generator=generator).requires_grad_()
+    logits = torch.randn(2, exp.network_channels, *[16] * dims, generator=generator).requires_grad_()
     shape = (2, 1 if loss.exclusive else len(comp.classes), *[16] * dims)
-    mask = torch.randint(0, exp.output_channels if loss.exclusive else 2, shape, generator=generator, dtype=torch.uint8)
+    mask = torch.randint(0, exp.network_channels if loss.exclusive else 2, shape, generator=generator, dtype=torch.uint8)
     try:
         total, _ = loss(logits if exp.gate is None else (logits, logits.new_zeros(2, len(comp.classes))), mask)
         total.backward()
@@ -202,7 +202,7 @@ class LossTerm(nn.Module):
         super().__init__()
         cls = resolve_target(spec.target, nn.Module, f"{key}.target", context.trust)
         self.library, self.key = loss_library(cls), key
-        self.exclusive, self.channels = exp.competition.labels == "exclusive", exp.output_channels
+        self.exclusive, self.channels = exp.competition.labels == "exclusive", exp.network_channels
         self.name, self.prefix = spec.name or cls.__name__, ""
         args = dict(spec.args)
         self._check_supported(cls, args)

@@ -139,7 +139,7 @@ def presence_target(mask: Tensor, comp: Competition) -> tuple[Tensor, Tensor]:
     """Return which classes each patch contains, and for which of them this is known.
 
     As in the score, ignored pixels do not count. If all pixels of a patch are ignored, its classes are
-    unknown. If there is only one class, the boundary of its objects belongs to it.
+    unknown. If there is only one class, the boundary or all rings of its objects belong to it.
 
     Args:
         mask: (B, M, *spatial) uint8, as for `competition.models.targets.LossTarget`.
@@ -155,7 +155,7 @@ def presence_target(mask: Tensor, comp: Competition) -> tuple[Tensor, Tensor]:
         return (planes == 1).any(2).float(), (planes != IGNORE_INDEX).any(2)
     has_value = torch.zeros((len(mask), IGNORE_INDEX + 1), device=mask.device)
     has_value.scatter_(1, mask.flatten(1).long(), 1.0)
-    target = has_value[:, 1 : classes + 1] if classes > 1 else has_value[:, 1:3].amax(1, keepdim=True)
+    target = has_value[:, 1 : classes + 1] if classes > 1 else has_value[:, 1:IGNORE_INDEX].amax(1, keepdim=True)
     return target, (has_value[:, :IGNORE_INDEX].amax(1, keepdim=True) > 0).expand(-1, classes)
 
 

@@ -233,8 +233,8 @@ class Split(Step):
         """See `Step.find_problem`."""
         if not exp.competition.instances:
             return "the step split requires competition.instances: true"
-        if self.boundary is not None and exp.prepare.boundary is None:
-            return "`split: {boundary: …}` requires the boundary class, `prepare.boundary`"
+        if self.boundary is not None and exp.prepare.object_key is None:
+            return "`split: {boundary: …}` requires `prepare.boundary` or `prepare.rings`"
         return None
 
 

@@ -208,7 +208,7 @@ class _CoordinateDescent:
         """Search the slots one by one, and some slots twice. Return, for each part, the best steps of each class."""
         exp, truths = self.evaluation.ensemble.runs[0].exp, self.evaluation.truth_sizes()
         largest = max(int(np.prod(_shape(row))) for row in self.evaluation.rows.values())
-        boundary = any(run.exp.prepare.boundary is not None for run, _ in self.evaluation.ensemble.active)
+        boundary = any(run.exp.prepare.object_key is not None for run, _ in self.evaluation.ensemble.active)
         plans = [
             search_slots(exp, [case[index] for case in truths], largest, boundary, own, self.presence)
             for index, own in enumerate(self.own)

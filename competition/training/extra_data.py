@@ -561,7 +561,7 @@ def prepare_extra_case(row: Any, extra: ExtraCasesConfig, exp: Experiment, cache
         with unchanged_files(source_comp, row, fresh=True):
             image = transpose_image(load_image(source_comp, row), axes)
             record = write_image(folder, image, exp, str(row.id))
-            objects = load_instances(source_comp, row) if exp.prepare.boundary else None
+            objects = load_instances(source_comp, row) if exp.prepare.object_key else None
             mask = load_relabelled_mask(source_comp, row, comp, mapping)
         if axes is not None:
             objects = None if objects is None else objects.transpose(axes)
@@ -573,8 +573,8 @@ def prepare_extra_case(row: Any, extra: ExtraCasesConfig, exp: Experiment, cache
 
 
 def _objects(mask: np.ndarray, exp: Experiment) -> np.ndarray | None:
-    """Return the objects of a pseudo-label, for the boundary class: the connected components of each class."""
-    if exp.prepare.boundary is None:
+    """Return the objects of a pseudo-label, for `prepare.boundary` or `prepare.rings`: the connected components of each class."""
+    if exp.prepare.object_key is None:
         return None
     import cc3d
 

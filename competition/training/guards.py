@@ -307,7 +307,7 @@ def bf16_is_deterministic(exp: Experiment, channels: int, cache: Path, context: 
         exp.patch.size,
         exp.training.batch_size,
         channels,
-        exp.output_channels,
+        exp.network_channels,
         threads,
         torch.__version__,
         torch.backends.cpu.get_cpu_capability(),
