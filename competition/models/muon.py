@@ -26,9 +26,10 @@ class Muon(torch.optim.Optimizer):
     """Update the kernels of convolutions and matrices with Muon, and all other parameters with AdamW.
 
     AdamW updates parameters of fewer than two axes (biases, normalisation), kernels with a single filter or a single
-    input value, and depthwise kernels. Both take the same learning rate: an update of Muon is scaled to the root mean
-    square of 0.2 that updates of AdamW typically have (Liu et al. 2025, Muon is Scalable for LLM Training,
-    https://arxiv.org/abs/2502.16982), so that rates that suit AdamW suit Muon.
+    input value, and depthwise kernels. Both take the same learning rate: an update of Muon is scaled to a root mean
+    square of 1, as the first updates of AdamW have, so that rates that suit AdamW in short trainings suit Muon. (Liu et
+    al. 2025, Muon is Scalable for LLM Training, https://arxiv.org/abs/2502.16982, scale it to 0.2, which updates of
+    AdamW have in long trainings.)
 
     Args:
         params: parameters of the network, or groups of them.
@@ -85,7 +86,7 @@ class Muon(torch.optim.Optimizer):
             state["momentum"] = torch.zeros_like(parameter)
         average = state["momentum"].lerp_(grad, 1.0 - group["momentum"])
         matrix = grad.lerp(average, group["momentum"]).flatten(1)
-        scale = 0.2 * math.sqrt(max(matrix.shape))
+        scale = math.sqrt(max(matrix.shape))  # the root mean square of an orthogonal matrix is 1 / this
         return orthogonalize(matrix).mul_(scale).view_as(parameter)
 
     def _adam(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
