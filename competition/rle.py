@@ -254,7 +254,7 @@ def draw_objects(runs: Sequence[tuple[IntArray, IntArray]], size: int) -> NDArra
 
 
 def runs_overlap(runs: Sequence[tuple[IntArray, IntArray]]) -> bool:
-    """Return whether any two objects share a pixel. Objects are their starts and ends, see `decode_runs`."""
+    """Return whether any two objects share a pixel. An object is the starts and ends of its runs."""
     if len(runs) < 2:
         return False
     starts, ends = (np.concatenate(edges) for edges in zip(*runs, strict=True))

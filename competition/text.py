@@ -140,7 +140,7 @@ def format_single_case(case_id: str, path: str) -> str:
 
 
 def format_number(value: float | None, spec: str = ".4f") -> str:
-    """Format a score; `absent` for None, the score that no case defines.
+    """Format a score; `absent` for None, which means that no case has a score.
 
     Example:
         >>> format_number(0.25), format_number(None)

@@ -431,7 +431,7 @@ def score(
 
         if competition is not None or solution is not None or overrides:
             raise MaskfoldError(
-                "--truth: found a competition, a solution or KEY=VALUE too, which belong to a CSV.",
+                "--truth: found also --competition, --solution or KEY=VALUE, expected none, because they score a CSV.",
                 "Omit them, or omit --truth.",
                 status=2,
             )

@@ -110,7 +110,7 @@ class TrainFiles(ConfigModel):
 
     @property
     def selects_cases(self) -> bool:
-        """Whether some training cases are left out on purpose, so that masks and rows of other cases are expected."""
+        """Whether `train.cases` or `train.exclude` leaves out cases; unused masks and table rows are then no fault."""
         return self.cases is not None or self.exclude is not None
 
 

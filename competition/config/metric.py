@@ -65,7 +65,7 @@ class Direction(enum.Enum):
 
 
 class PooledScore(NamedTuple):
-    """Hold the score of a metric of two terms, one of which is averaged over items, such as slices, of all cases.
+    """Hold the score of a metric with two terms. One term is averaged over the items (e.g. slices) of all cases.
 
     Attributes:
         pooled: mean of the pooled term over the items of one class in one case.
@@ -194,7 +194,7 @@ class Metric:
         return tuple(float(value) for value in function.sums(**{name: inputs[name] for name in self.inputs}))
 
     def score_sums(self, *sums: Any) -> Any:
-        """Return the score of sums over cases (numbers, or arrays of one shape): counts, or those of `Metric.sums`."""
+        """Return the score from sums over cases (numbers, or arrays of one shape): pixel counts, or `Metric.sums`."""
         if self.has_sums:
             return self.function(*sums)
         return self.function(**dict(zip(COUNTS, sums, strict=True)))
@@ -277,8 +277,8 @@ def load_own_metric(target: str, name: str, trust: Sequence[str], key: str) -> M
         raise MaskfoldError(f"{key}: {error}.", "See the section on metrics in CONTRIBUTING.md.", status=2) from error
     if found.pooled_share:  # tables of scores are averaged without importing the user's package
         raise MaskfoldError(
-            f"{key}: found {name} with pooled_share={found.pooled_share}, expected 0: a metric with a pooled term must "
-            "be one of `competition.metrics`.",
+            f"{key}: found {name} with pooled_share={found.pooled_share}, expected 0: only metrics of "
+            "`competition.metrics` may average a term over the slices of all cases.",
             "Return one number for each case, or add the metric to competition/metrics (CONTRIBUTING.md).",
             status=2,
         )
@@ -308,7 +308,7 @@ def _listed_values(function: Any) -> dict[str, tuple[Any, ...]]:
 
 
 class WeightedSum:
-    """The function of a sum of metrics.
+    """Compute a weighted sum of metrics, as the `function` of a `Metric`.
 
     A term that compares objects has no score if neither mask nor truth has an object. If another term has a score, such
     a term counts with its best score: 1, or 0 if lower scores are better.

@@ -61,7 +61,7 @@ class Step(ConfigModel):
 
     @classmethod
     def candidates(cls, search: Any) -> Sequence[Step] | None:
-        """Return the steps that `postprocess.tune` tries, in this order. The search also tries to leave the step out.
+        """Return the steps that `postprocess.tune` tries, in this order. The search also tries a list without them.
 
         Args:
             search: `SearchContext` of `competition.postprocessing.steps`.

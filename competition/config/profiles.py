@@ -267,7 +267,7 @@ def get_profile(name: str) -> Profile:
 
 
 def profile_of(comp: Competition) -> Profile:
-    """Return the submission format of a competition: a known profile, or one built from its columns and run lengths.
+    """Return a competition's submission format: its known profile, or one from `submission.columns` and `.rle`.
 
     If there is a sample submission, its header sets the order of the columns.
 

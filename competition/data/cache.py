@@ -448,7 +448,7 @@ class MemoryBudget:
 
 
 def mapped_bytes(case: PreprocessedCase) -> int:
-    """Return the bytes of whole pages that a case's files occupy when read completely."""
+    """Return the bytes that a case's files occupy in memory, in whole pages, when they are read completely."""
     return sum(-(-size // PAGE_BYTES) * PAGE_BYTES for size in case.file_sizes)
 
 

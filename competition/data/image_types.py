@@ -279,7 +279,7 @@ def detached_data_file(path: Path) -> Path | None:
 
 
 def combined_digest(parts: Iterable[bytes]) -> str:
-    """Return the SHA-256 (hexadecimal) of the parts' digests, so that the borders between the parts matter."""
+    """Return the SHA-256 (hexadecimal) of the digests of parts; it depends on the borders between the parts."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(hashlib.sha256(part).digest())

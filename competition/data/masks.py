@@ -334,7 +334,7 @@ def boundary_mask(objects: np.ndarray, width: int) -> np.ndarray:
 
 
 def ring_mask(objects: np.ndarray, rings: int) -> np.ndarray:
-    """Return the ring of each pixel of each object, from its edge to its centre.
+    """Divide each object into rings from its edge to its centre, and return the ring number of each pixel.
 
     The depth of a pixel is its distance to the nearest pixel outside its object, divided by the largest such distance
     of the object; each ring is an equal share of this depth. So every object, however small, has pixels of the

@@ -63,7 +63,7 @@ class Intensity:
 
     @classmethod
     def from_channels(cls, channels: Sequence[ChannelStatistics]) -> Intensity:
-        """Build it from one result of `channel_statistics` per channel."""
+        """Build the object from one result of `channel_statistics` per channel."""
         lo, hi, shift, scale = zip(*channels, strict=True)
         return cls(lo, hi, shift, scale)
 

@@ -227,7 +227,7 @@ def rle_format(comp: Competition) -> RleFormat:
 
 
 def keep_table_format(comp: Competition, trained: Competition) -> Competition:
-    """Return a competition that reads its training table in the format of another one, regardless of `submission`.
+    """Return a competition that reads its training table in another competition's format, whatever `submission` says.
 
     Without `train.rle_format`, a training table is read in the format of the submission. A later change of `submission`
     must not change how a run reads its training table.

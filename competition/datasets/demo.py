@@ -134,7 +134,10 @@ def _is_up_to_date(folder: Path, marker: dict[str, Any]) -> bool:
     if existing is not None and existing.get("layout") != marker.get("layout"):
         layout = existing.get("layout")
         content = f"phantoms in the layout of {layout}" if layout else f"the demo {existing.get('demo')}"
-        raise MaskfoldError(f"{folder} contains {content}.", "Choose another folder, or delete this one.")
+        raise MaskfoldError(
+            f"{folder} contains {content}, expected no data or the same data.",
+            "Choose another folder, or delete this one.",
+        )
     return existing == marker
 
 
@@ -228,7 +231,7 @@ def ensure_demo(comp: Competition, overrides: Sequence[str] = ()) -> bool:
 
 
 def write_demo_experiment(name: str, experiments: Path = Path("experiments")) -> Path:
-    """Write the YAML files of a demo or of phantoms that are missing, and return the path of the experiment.
+    """Write the missing YAML files of a demo or of phantoms, and return the path of the experiment.
 
     Args:
         name: `2d`, `3d` or `gate`, or a layout of `competition.datasets.phantoms`.

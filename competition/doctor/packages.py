@@ -271,7 +271,7 @@ def find_conflicts(needs: list[PackageRequirement]) -> dict[str, list[str]]:
 
 
 def module_name(package: str) -> str:
-    """Return the name of a package's module."""
+    """Return the name under which Python imports a package, e.g. `yaml` for PyYAML."""
     return MODULES.get(normalise_name(package), normalise_name(package).replace("-", "_"))
 
 

@@ -54,7 +54,7 @@ class ComparedRun:
 
     @classmethod
     def from_run(cls, run: Run, tuned: TuningResult | None = None) -> ComparedRun:
-        """Return the run with post-processing that was not tuned on the case to which it is applied.
+        """Prepare a run for the comparison. A case never gets steps that were tuned on this case.
 
         Args:
             run: the run.

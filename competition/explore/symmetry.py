@@ -1,4 +1,4 @@
-"""Find the axes along which cases may be mirrored: those along which the classes have no side of their own."""
+"""Find the axes along which cases may be mirrored: those along which no class prefers a side."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ MIN_ASYMMETRY = 0.1  # share of the foreground that a mirrored map does not cove
 
 @dataclass(frozen=True)
 class Sidedness:
-    """How far the classes have a side along one axis.
+    """Measure how strongly the classes prefer one side of the case along an axis.
 
     Attributes:
         axis: axis of the preprocessed case.
         asymmetry: share of the classes' frequency that the mirrored maps do not cover, 0 to 1.
-        consistency: how alike the cases are in it: mean over standard deviation of their asymmetries, along the
-            direction that other cases show; about 0 if it is chance.
+        consistency: mean of the cases' asymmetries divided by their standard deviation. Each asymmetry is measured in
+            the direction that the other cases show, so the value is about 0 if the sides are chance.
     """
 
     axis: int
@@ -67,7 +67,7 @@ def frequency_map(layers: Sequence[NDArray[np.bool_]]) -> NDArray[np.float32]:
 
 
 def find_sides(train: Sequence[CaseStats]) -> list[Sidedness]:
-    """Return for each axis of the preprocessed cases whether the classes have a side; an empty list if it is unknown.
+    """Return whether the classes prefer a side, for each axis of the preprocessed cases; empty if this is unknown.
 
     The maps are turned to RAS where the files have an orientation, as preprocessing turns the cases. The asymmetry of
     half of the cases must show in the other cases too, because the mean map of a few cases is never symmetric.

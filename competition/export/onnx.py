@@ -90,7 +90,7 @@ class MainOutputNetwork(nn.Module):
         self.network, self.dims, self.channels = network, dims, channels
 
     def forward(self, batch: Tensor) -> Tensor:
-        """Map (B, C, *patch) to logits (B, P, *patch)."""
+        """Map images (B, C, *patch) to logits of P output channels, (B, P, *patch)."""
         return main_output(self.network(batch), self.dims, self.channels)
 
 

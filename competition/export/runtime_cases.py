@@ -544,7 +544,7 @@ def load_shard(folder: Path, shard: int) -> tuple[list[tuple[int, Any]], bool]:
 
 
 def save_result(folder: Path, case: int, predicted: BundlePrediction) -> None:
-    """Store the masks of the case that has the index `case` in the folder."""
+    """Store the masks of case number `case` in a folder."""
     masks, objects = predicted.outcome.masks, predicted.outcome.objects
     arrays: dict[str, Any] = {
         "masks": np.packbits(masks),

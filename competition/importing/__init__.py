@@ -1,1 +1,1 @@
-"""Predictions made elsewhere become runs; the folds of a run are written for other programs."""
+"""Exchange data with other programs: make runs from their predictions, and write folds for them."""

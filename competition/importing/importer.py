@@ -1,4 +1,4 @@
-"""Make a run of predictions that were made elsewhere."""
+"""Make a run from predictions of other programs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ DEFAULT_OPTIONS = ReadingOptions()
 
 @dataclass(frozen=True)
 class ImportedRun:
-    """The outcome of an import.
+    """The result of an import: the run, its scores, and the cases that do not count.
 
     Attributes:
         run: the run.
@@ -89,7 +89,7 @@ def import_predictions(
     progress: Callable[[Iterator[Any], int], Iterator[Any]] = lambda rows, _: rows,
     root: Path = RUNS_FOLDER,
 ) -> ImportedRun:
-    """Import predictions: check them, score them, and write a run of them.
+    """Check and score predictions of other programs, and write them as a run.
 
     The name of the run is a hash over the content of the files, the folds and the data, so that the same import finds
     the same run. The run's folder is written completely or not at all.

@@ -1,4 +1,4 @@
-"""Read a prediction that was made elsewhere as probabilities on the grid of its case."""
+"""Read a prediction of another program as probabilities on the grid of its case."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Kind = Literal["auto", "labels", "probabilities"]
 
 @dataclass(frozen=True)
 class ReadingOptions:
-    """How the files are read.
+    """Options that set how prediction files are read.
 
     Attributes:
         kind: whether files hold labels or probabilities; auto: by their channels and values.
@@ -112,7 +112,7 @@ def read_prediction(comp: Competition, row: Any, files: CaseFiles, options: Read
 
 
 def read_prediction_file(comp: Competition, row: Any, path: Path, options: ReadingOptions) -> Array:
-    """Read one file as (C, *file shape) on the axes of the case, with its own values.
+    """Read one file as (C, *file shape) on the axes of the case; the values are not changed.
 
     Raises:
         MaskfoldError: the file cannot be read, or its shape or place differs from the image.

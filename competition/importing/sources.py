@@ -1,4 +1,4 @@
-"""The files of predictions made elsewhere: which file predicts which case, and which fold made it.
+"""Find the prediction files of other programs, and the case and fold of each file.
 
 The layouts are nnU-Net's results folder (`fold_0/validation/{id}.npz`), fold folders (`fold_0/{id}.npy`), and folders
 for all out-of-fold and all test predictions (`oof/`, `test/`).
@@ -55,7 +55,7 @@ class CaseFiles:
 
 @dataclass
 class Sources:
-    """The predictions that were found.
+    """The prediction files that a search found, by case.
 
     Attributes:
         layout: description of the layout, for the user.
@@ -253,7 +253,7 @@ def _channel_names(folder: Path) -> list[str]:
 
 
 def seen_cases(sources: Sources, cases: pd.DataFrame) -> dict[str, str]:
-    """Return the predicted training cases that are not out of fold, with the reason for each.
+    """Return the reason, by id, for each training case whose prediction is not out of fold.
 
     A case is out of fold if its fold is known, and if no case of its group (or with the same image) belongs to another
     fold or has an unknown fold, because such a case may have been trained on.

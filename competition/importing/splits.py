@@ -1,4 +1,4 @@
-"""Folds in the files of other programs: nnU-Net's splits_final.json, and CSV tables of id and fold."""
+"""Read and write folds as other programs do: nnU-Net's splits_final.json, and CSV tables of id and fold."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def format_splits(fold_of: Mapping[str, int], form: Literal["nnunet", "csv"]) ->
 
 
 def write_splits(fold_of: Mapping[str, int], form: Literal["nnunet", "csv"], path: Path) -> None:
-    """Write the folds of a run, see `format_splits`; an existing file of the same kind is replaced.
+    """Write a file with folds, see `format_splits`; replace an existing file.
 
     Raises:
         MaskfoldError: status 2; the path is a folder or has the wrong extension.
@@ -102,7 +102,7 @@ def write_splits(fold_of: Mapping[str, int], form: Literal["nnunet", "csv"], pat
 
 
 def check_form(form: str) -> Literal["nnunet", "csv"]:
-    """Return the form of a file with folds.
+    """Check the value of the option `--to`, and return it.
 
     Raises:
         MaskfoldError: status 2; the form is unknown.
@@ -113,5 +113,5 @@ def check_form(form: str) -> Literal["nnunet", "csv"]:
 
 
 def case_order(fold_of: Mapping[str, int], ids: Sequence[str]) -> dict[str, int]:
-    """Return the folds in the order of the case table."""
+    """Return the fold of each case, by id, in the order of `ids`; omit ids without a fold."""
     return {case: int(fold_of[case]) for case in ids if case in fold_of}

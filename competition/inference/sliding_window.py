@@ -246,7 +246,7 @@ def _predict_batch(
 
 
 def merge_rings(probabilities: torch.Tensor, rings: int) -> torch.Tensor:
-    """Convert the probabilities of rings to those of interiors and a boundary, which `prepare.boundary` has too.
+    """Convert ring probabilities to the channels of `prepare.boundary`: background, interiors, boundary.
 
     The interior of a class is its expected depth: the sum of the probabilities of its rings, weighted by 1/R for the
     outermost to 1 for the innermost of R rings. The boundary is the rest of the classes' probability.

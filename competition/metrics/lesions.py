@@ -33,7 +33,7 @@ class Matches(NamedTuple):
         return shared / (self.predicted[pair[0]] + self.true[pair[1]] - shared)
 
     def counts(self, pairs: Iterable[Pair]) -> tuple[int, int, int]:
-        """Count true objects in the pairs, predicted objects in none, and true objects in none."""
+        """Count the true objects in the pairs, the other predicted objects, and the other true objects."""
         pairs = list(pairs)
         found, hits = {true for _, true in pairs}, {predicted for predicted, _ in pairs}
         return len(found), len(self.predicted) - len(hits), len(self.true) - len(found)

@@ -16,7 +16,7 @@ Mask = NDArray[np.bool_]
 
 @metric("cl_dice", higher_is_better=True)
 def cl_dice(mask: Mask, truth: Mask) -> float:
-    """Return clDice: the Dice of the share of each skeleton that lies in the other mask, for tubes and vessels.
+    """Return clDice, a Dice for tubes and vessels, from the share of each mask's skeleton inside the other mask.
 
     Shit et al. 2021, https://arxiv.org/abs/2003.07311; the skeletons are those of scikit-image.
     Some boxes have an empty skeleton there; the mask itself is used for them.
@@ -84,7 +84,7 @@ def betti_numbers(mask: Mask) -> tuple[int, ...]:
 
 @metric("voi", higher_is_better=False)
 def variation_of_information(predicted_objects: Labels, true_objects: Labels, background: bool = True) -> float:
-    """Return the variation of information of two partitions into objects: the bits that one lacks about the other.
+    """Return the variation of information of two partitions into objects, in bits; 0 for equal partitions.
 
     Meilă 2003. The value is the sum of both numbers of scikit-image's `variation_of_information`, the conditional
     entropies that rise if objects are split or merged.

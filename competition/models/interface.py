@@ -1,4 +1,4 @@
-"""Complete the constructor arguments of networks from the data, and read the possible forms of their outputs."""
+"""Complete the constructor arguments of networks from the data, and find the logits in a network's outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Define the optimiser Muon for networks of convolutions, with AdamW for all other weights.
+"""Define the optimiser Muon: orthogonal updates of convolution kernels and matrices, AdamW for other weights.
 
 Muon (Jordan et al. 2024, Muon: An optimizer for hidden layers in neural networks,
 https://kellerjordan.github.io/posts/muon/) replaces the momentum of a weight matrix by the nearest orthogonal matrix,
@@ -66,7 +66,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take one step; `closure`, if there is one, computes the loss again and is called first."""
+        """Take one step. If `closure` is given, call it first; it computes the loss and the gradients again."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -114,7 +114,7 @@ def uses_muon(parameter: Tensor) -> bool:
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """Return approximately the orthogonal matrix nearest to a matrix, by a Newton-Schulz iteration.
+    """Approximate the orthogonal matrix that is nearest to a matrix, by Newton-Schulz iterations.
 
     Args:
         matrix: (rows, columns) float.

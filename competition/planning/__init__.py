@@ -1,1 +1,1 @@
-"""Write the two YAML files for an undescribed folder: what the host provides, and a first experiment."""
+"""Write competition.yaml and a first experiment.yaml for a folder that has neither of them."""

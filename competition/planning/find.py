@@ -98,8 +98,8 @@ def _no_layout(host: HostFolder, series: Sequence[Series], roles: dict[str, Role
             f"{host.root} has {found}, but no images.", "Add the images, or name the folder that has both.", status=2
         )
     return MaskfoldError(
-        f"{host.root} has images {', '.join(f'`{pattern}`' for pattern in images[:3])} and {found}, but their names or "
-        "sizes do not belong together.",
+        f"{host.root} has images {', '.join(f'`{pattern}`' for pattern in images[:3])} and {found}, but the "
+        "names or sizes of images and masks do not match.",
         "Give each mask the name of its image, or write competition.yaml by hand; see docs/yaml.md.",
         status=2,
     )

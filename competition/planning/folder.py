@@ -1,4 +1,4 @@
-"""The files of a competition's folder, without those that the system and archive programs add."""
+"""List the files of a competition's folder; skip files that systems and archive programs add."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PATTERN_CHARACTERS = set("{}*\\")  # a name with one of these cannot be part of 
 
 @dataclass(frozen=True)
 class HostFolder:
-    """The competition's folder.
+    """A competition's folder and the files below it.
 
     Attributes:
         root: the folder with the files; below `given` if outer folders contain only one other folder.
@@ -49,7 +49,7 @@ class HostFolder:
 
     @cached_property
     def folders(self) -> dict[str, list[str]]:
-        """Names of the images directly in each folder that has images; the key of the root is the empty text."""
+        """Names of the images that lie directly in each folder, by folder; the root has the key ""."""
         names: dict[str, list[str]] = {}
         for path in self.images:
             folder, _, name = path.rpartition("/")
@@ -58,7 +58,7 @@ class HostFolder:
 
     @cached_property
     def children(self) -> dict[str, dict[str, list[str]]]:
-        """For each folder, its subfolders with images, each with the paths of these images below the subfolder."""
+        """Paths of the images below each subfolder, by folder and subfolder; paths are relative to the subfolder."""
         below: dict[str, dict[str, list[str]]] = {}
         for path in self.images:
             parts = path.split("/")

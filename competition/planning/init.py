@@ -52,7 +52,7 @@ class Initialised:
 
 @dataclass(frozen=True)
 class Options:
-    """The user's choices.
+    """The options of `maskfold init` that the user sets.
 
     Attributes:
         name: name of the competition; None takes the folder's name.
@@ -145,7 +145,7 @@ def _check_free(target: Path, force: bool) -> None:
     if existing and not force:
         raise MaskfoldError(
             f"{existing[0]} exists already.",
-            "Choose another name: `maskfold init FOLDER --name NAME`. Or replace the file: the same with --force.",
+            "Choose another name with --name NAME, or replace the files with --force.",
             status=2,
         )
 

@@ -78,7 +78,7 @@ def _short(patterns: Any) -> str:
 
 
 def role_of(host: HostFolder, series: Series) -> Role:
-    """Return the role of a series: what kind of content its files have."""
+    """Return the role of a series: whether its files contain images or masks; see `role_of_file`."""
     return common_role([role_of_file(host.root / path) for path in series.sample(ROLE_SAMPLE)])
 
 
@@ -90,5 +90,5 @@ def join_patterns(channels: Sequence[tuple[str, Series]]) -> Patterns:
 
 
 def first_path(host: HostFolder, series: Series) -> Path:
-    """Return the path of a file of a series."""
+    """Return the path of one file of a series, an example of its content."""
     return host.root / series.sample(1)[0]

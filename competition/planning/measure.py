@@ -1,4 +1,4 @@
-"""Measure what candidates of the plan cost on this machine: real training steps, and the prediction of one case.
+"""Measure the time and memory of the plan's candidates on this machine: for training steps, and for one case.
 
 Each candidate runs in a process of its own with the environment of a fold's process, and takes the trainer's own steps
 on a few cases in a temporary folder. So data, augmentation, precision, memory layout, optimiser and averaged weights
@@ -31,7 +31,7 @@ OPEN_CASES = 128  # cases that training keeps open, see `competition.data.datase
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a candidate's process measured; seconds of the processor are those of all its threads.
+    """The times and memory that a candidate's process measured; processor times are sums over all threads.
 
     Attributes:
         step_processor, step_wall, step_least: seconds of a step: of the processor, by the clock, and of the fastest.
@@ -78,7 +78,7 @@ class Measurement:
         )
 
     def training_memory(self, cases: int, share: float) -> float:
-        """Return the peak memory in GiB of a training with this number of cases, whose files the process maps.
+        """Estimate the peak memory in GiB of a training on `cases` cases, with the files that the process maps.
 
         Args:
             cases: number of training cases.
@@ -329,7 +329,7 @@ def _plain(row: SimpleNamespace) -> dict[str, Any]:
 
 
 def thread_count() -> int:
-    """Return the threads of a fold with the default settings: all cores."""
+    """Return the number of threads of a fold with the default settings: one per core."""
     from competition.process import count_cores
 
     return max(1, count_cores())

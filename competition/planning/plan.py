@@ -41,7 +41,7 @@ Pins = Mapping[tuple[str, ...], Any]  # values that the user has set, by key
 
 @dataclass(frozen=True)
 class Row:
-    """A candidate in the plan's table.
+    """A row of the plan's table: a candidate, its timing, and its steps within the budget.
 
     Attributes:
         candidate: the candidate.
@@ -64,7 +64,7 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A plan.
+    """A plan: the keys of experiment.yaml, and the timed candidates.
 
     Attributes:
         lines: keys of experiment.yaml with their reasons, without the user's own values.
@@ -85,7 +85,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What the user asks for.
+    """The settings of a plan that the user chooses.
 
     Attributes:
         minutes: time budget of a fold; None takes `DEFAULT_MINUTES`.
@@ -113,7 +113,7 @@ def make_plan(
 
     Args:
         exploration: exploration of the competition.
-        options: what the user asks for.
+        options: settings that the user chooses.
         say: function that takes lines about the progress.
         measure: function that measures an experiment.
         clock: function that returns seconds.
@@ -265,7 +265,7 @@ def nested(lines: Sequence[Line]) -> dict[str, Any]:
 
 
 def apply_pins(tree: dict[str, Any], pins: Pins) -> dict[str, Any]:
-    """Return the tree with the user's values; the tree is changed in place."""
+    """Set the user's values in a tree of settings, in place, and return the tree."""
     for path, value in pins.items():
         place = tree
         for key in path[:-1]:

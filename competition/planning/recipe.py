@@ -41,7 +41,7 @@ AXES = {2: ("up and down", "left and right"), 3: ("left and right", "front and b
 
 @dataclass(frozen=True, eq=False)
 class Facts:
-    """What the plan needs to know about the data.
+    """The facts about the data on which the plan depends.
 
     Attributes:
         comp: the competition.
@@ -50,7 +50,7 @@ class Facts:
         shape: median shape of preprocessed cases on the data's own grid.
         spacing: mm along the axes of this grid; None in 2D.
         object_side: side of a typical object of the smallest class, in pixels or voxels of this grid.
-        sides: along which axes the classes have a side.
+        sides: for each axis, whether the classes prefer a side.
         folds: number of folds.
     """
 
@@ -78,7 +78,7 @@ class Facts:
 
     @property
     def validated(self) -> float:
-        """Cases of median size that are as large as all cases that a fold validates."""
+        """Size of a fold's validation cases together, as a number of cases of median size."""
         sizes = sorted(math.prod(case.shape) for case in self.train if case.shape)
         return sum(sizes) / max(1, sizes[len(sizes) // 2]) / self.folds
 
@@ -299,7 +299,7 @@ def _network_3d(candidate: Candidate) -> list[Line]:
 
 
 def network_strides(size: Sequence[int]) -> list[Any]:
-    """Return the strides of the levels; do not halve axes of a few voxels, and halve thin axes later."""
+    """Return the strides of the network's levels. Axes of a few voxels are not halved; thin axes are halved later."""
     left, strides = list(size), []
     for _ in range(LEVELS):
         step = [2 if side % 2 == 0 and side >= 4 and side >= max(left) / ANISOTROPY else 1 for side in left]

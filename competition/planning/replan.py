@@ -1,4 +1,4 @@
-"""Plan an existing experiment again: another budget or another machine, without losing what the user has written."""
+"""Plan an existing experiment again, for another budget or machine, and keep the values that the user changed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,18 @@ FIXED_SECTIONS = ("competition", "seed", "folds", "postprocess", "study")
 # Sections whose keys depend on each other: the plan replaces them whole.
 WHOLE_SECTIONS = ("patch", "model", "loss", "optimizer", "schedule", "gate", "encoder_weights", "augment")
 # Keys of `prepare` that the plan decides together: those that it does not set are dropped.
-GRID_KEYS = ("spacing", "resize", "stretch", "long_side", "crop", "boundary", "rings", "window", "percentiles", "orientation")
+GRID_KEYS = (
+    "spacing",
+    "resize",
+    "stretch",
+    "long_side",
+    "crop",
+    "boundary",
+    "rings",
+    "window",
+    "percentiles",
+    "orientation",
+)
 NETWORK_SECTIONS = ("encoder_weights", "gate")  # dropped if the planned network has none
 TOP_KEY = re.compile(r"^(?P<quote>[\"']?)(?P<key>[A-Za-z_]\w*)(?P=quote)\s*:")
 
@@ -164,7 +175,7 @@ def _last_values(path: Path) -> dict[tuple[str, ...], Any]:
 
 
 def flatten(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """Return the leaves of nested mappings by key."""
+    """Return the values of nested mappings, by their path of keys."""
     if not isinstance(tree, dict) or not tree:
         return {path: tree}
     leaves: dict[tuple[str, ...], Any] = {}
@@ -199,7 +210,7 @@ def _override(exp: Experiment, word: str) -> Any:
 
 
 def merge(text: str, tree: dict[str, Any], lines: Sequence[Line]) -> str:
-    """Return the text of an experiment with planned sections in place of its own ones.
+    """Replace sections in the text of an experiment by those of the plan, and return the new text.
 
     Sections that the plan does not have keep their text and comments. Keys that the plan does not set stay in their
     section.

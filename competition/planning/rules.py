@@ -1,4 +1,4 @@
-"""The rules of the plan: which candidates there are, and which of them is best given what each costs on this machine.
+"""The rules of the plan: list the candidates, and choose the best one from their timings on this machine.
 
 Every function is pure: the same data, budget and timings give the same plan. `competition.planning.measure` measures
 the timings, `competition.planning.recipe` writes the YAML. docs/plan.md has the evidence for the numbers.
@@ -82,7 +82,7 @@ class Candidate:
 
     @property
     def seen(self) -> float:
-        """Part of a median case that a step sees."""
+        """Number of median cases whose voxels one step sees; each sample counts at most as one case."""
         return self.batch * min(1.0, math.prod(self.patch) / max(1, math.prod(self.grid.shape)))
 
     @property
@@ -101,7 +101,7 @@ NETWORK_COST: dict[int, dict[Size, float]] = {
 
 @dataclass(frozen=True)
 class Timing:
-    """What a candidate costs on this machine.
+    """The time and memory that a candidate takes on this machine.
 
     Attributes:
         step: seconds of a step, in the time that the machine needs for it when nothing else runs.
@@ -137,7 +137,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a candidate uses a budget.
+    """The steps, validations and prediction of a candidate that fit into a budget.
 
     Attributes:
         steps: expected number of steps.
@@ -271,7 +271,7 @@ def count_windows(shape: Sequence[int], patch: Sequence[int], overlap: float) ->
 
 
 def schedule_of(candidate: Candidate, timing: Timing, budget: Budget) -> Schedule:
-    """Return how a candidate would use a budget."""
+    """Return the steps, validations and prediction of a candidate that fit into a budget."""
     dims, seconds = len(candidate.patch), 60.0 * budget.minutes
     overlap, case = OVERLAP[dims], timing.case
     if budget.validated * case > PREDICTION_SHARE * seconds and overlap > LEAST_OVERLAP:
@@ -310,7 +310,7 @@ def ema_decay(steps: int) -> float:
 
 
 def is_enough(candidate: Candidate, schedule: Schedule, share: float = 1.0) -> bool:
-    """Return whether a candidate gets this share of enough steps, which see this share of enough of the data."""
+    """Return whether a candidate gets at least `share` of the required steps and of the required voxels."""
     enough = MIN_STEPS[len(candidate.patch)][candidate.network]
     return schedule.steps >= share * enough and schedule.steps * candidate.seen >= share * MIN_CASES_SEEN
 
@@ -336,7 +336,7 @@ def choose(
 
 
 def fastest(candidates: Sequence[Candidate], known: Mapping[Candidate, Timing], budget: Budget) -> Candidate:
-    """Return the candidate that gets most steps."""
+    """Return the candidate that gets the most steps within a budget."""
     return max(
         candidates, key=lambda item: schedule_of(item, known.get(item) or extrapolate(item, known), budget).steps
     )

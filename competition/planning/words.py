@@ -62,7 +62,7 @@ def has_word(text: str, some: frozenset[str]) -> bool:
 
 
 def split_of(path: str) -> Split:
-    """Return the part of the data that the fixed part of a path or pattern names; an empty text if it names none."""
+    """Return the split (train, val, test) that a path or pattern names outside of braces; "" if it names none."""
     fixed = re.sub(r"\{[a-z]+\}", " ", path)
     named: list[tuple[Split, frozenset[str]]] = [
         ("test", TEST_WORDS),

@@ -117,7 +117,10 @@ class CaseProbabilities:
         return np.asarray(self.presence[index] >= threshold)
 
     def above_threshold(self, index: int, threshold: float) -> Mask:
-        """Return a class's mask (*spatial): pixels above a threshold at which no exclusive class is more probable."""
+        """Return a class's mask (*spatial): the pixels in which its probability exceeds a threshold.
+
+        If classes are exclusive, pixels in which another class is more probable are left out.
+        """
         probability = self.probability(index)
         mask = np.asarray(probability > threshold)
         if self.comp.labels == "exclusive":

@@ -83,7 +83,7 @@ def check_ledger_output(output: Path) -> None:
 
 
 def draw_ledger(records: Sequence[UploadRecord], path: Path, name: str) -> None:
-    """Draw public scores against CV scores, numbered by upload, with both intervals and the correlation."""
+    """Draw the public score of each upload against its CV score, with intervals of both and the correlation."""
     points = [record for record in with_public_score(records) if record.score is not None]
     number = {record.id: index for index, record in enumerate(records, 1)}
     figure = new_figure(7.2, 6.0)

@@ -94,7 +94,7 @@ class RunResults:
         return self._estimate(self.rows(fold, cls), self.metric)
 
     def counted(self) -> RunScores:
-        """Return the run's scores with the one that counts, see `run_scores`; a current summary is not needed."""
+        """Return the run's scores, and which of them counts; see `run_scores`. `summary.json` may be outdated."""
         try:
             scores = run_scores(self.run, self.summary)
         except MaskfoldError:

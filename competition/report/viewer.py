@@ -132,7 +132,7 @@ def viewer_section(results: RunResults, oof: OofPredictions, cases: Sequence[str
 
 
 def encode_case(row: SimpleNamespace, oof: OofPredictions, comp: Competition, budget: int) -> dict[str, Any]:
-    """Return the data of a case: the largest of `LIMITS` that needs at most `budget` bytes, else the smallest."""
+    """Return the data of a case at the largest size in `LIMITS` that fits `budget` bytes, else at the smallest size."""
     image = load_unchanged_picture(comp, row)
     truth, masks = load_unchanged_mask(comp, row), to_masks(oof.read(row.id), comp)
     entry: dict[str, Any] = {}

@@ -13,7 +13,7 @@ EXCHANGED = "exchanged masks"  # the truth of each of two cases fits the predict
 
 @dataclass(frozen=True)
 class Finding:
-    """A possible fault.
+    """A possible fault of a label, which is one row of the review.
 
     Attributes:
         id: id of the case.

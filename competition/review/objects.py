@@ -19,7 +19,7 @@ MIN_IOU_GAIN = 0.25  # by the shift
 
 @dataclass(frozen=True)
 class SliceFinding:
-    """A finding in one slice.
+    """A possible fault of an object's label in one slice.
 
     Attributes:
         kind: kind of the finding.

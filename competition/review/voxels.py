@@ -27,7 +27,7 @@ ReadRows = Callable[[slice], NDArray[np.float32]]
 
 @dataclass
 class ClassCounts:
-    """Counts of the voxels of some cases for one class against the others.
+    """Counts of voxels of some cases, by the probability of one class, and of those that have its label.
 
     Attributes:
         voxels: (61,) number of voxels with a probability in ((k - 1)/60, k/60] at index k; index 0: probability 0.
@@ -63,7 +63,7 @@ class ClassCounts:
         return self.confidence / total if total else 1.0
 
     def calibration(self) -> NDArray[np.float32]:
-        """Return the share of voxels that have the label, (61,) by step of the probability, which never decreases."""
+        """Return the share of voxels with the label at each of 61 steps of the probability, (61,), never decreasing."""
         from scipy.optimize import isotonic_regression
 
         filled = np.flatnonzero(self.voxels)
@@ -88,7 +88,7 @@ class Rule:
 
     @classmethod
     def fit(cls, counts: list[ClassCounts]) -> Rule:
-        """Return the rule of the counts of each label."""
+        """Compute thresholds and calibration from the counts of each label."""
         return cls(tuple(each.threshold for each in counts), np.stack([each.calibration() for each in counts]))
 
     def suspects(self, read: ReadRows, labels: Labels) -> tuple[Labels, Labels, NDArray[np.float16]]:

@@ -19,7 +19,7 @@ MAX_SUSPECTS = 200  # cases that are compared in pairs
 
 @dataclass(frozen=True)
 class WholeMask:
-    """Reduced labels of a suspect case.
+    """True and predicted labels of a suspect case, at a reduced resolution.
 
     Attributes:
         id: id of the case.
@@ -37,7 +37,7 @@ class WholeMask:
 
     @classmethod
     def reduce(cls, case_id: str, truth: Labels, predicted: Labels) -> WholeMask:
-        """Return the reduced labels of a case, (*spatial) uint8 each."""
+        """Reduce the true and predicted labels of a case, (*spatial) uint8, to at most `MAX_SIDE` voxels per axis."""
         step = max(1, -(-max(truth.shape) // MAX_SIDE[truth.ndim]))
         part = (slice(None, None, step),) * truth.ndim
         return cls(case_id, truth.shape, truth[part].copy(), predicted[part].copy(), step)
@@ -50,7 +50,7 @@ def agreement(truth: Labels, predicted: Labels) -> float:
 
 
 def find_move(mask: WholeMask) -> tuple[tuple[int, ...], float] | None:
-    """Return the translation of the truth (voxels of the file) with which it agrees best, and the Dice with it.
+    """Find the translation of the truth, in voxels of the file, that best fits the prediction; also return the Dice.
 
     None if no translation makes truth and prediction agree much better.
     """
@@ -74,7 +74,9 @@ def find_move(mask: WholeMask) -> tuple[tuple[int, ...], float] | None:
 
 
 def find_exchanged(masks: Sequence[WholeMask]) -> dict[str, str]:
-    """Return the partner of each case whose truth fits the prediction of the partner, and the reverse.
+    """Find pairs of cases whose masks are exchanged: the truth of each fits the prediction of the other.
+
+    Return the id of the partner, by case id.
 
     Args:
         masks: the suspect cases, most suspect first; only the first 200 are compared.

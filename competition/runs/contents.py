@@ -1,4 +1,4 @@
-"""Compute digests of the files that a run's YAML refers to, which enter the run's hash, and record them.
+"""Compute and record digests of the files that a run's YAML refers to; the run's hash covers these digests.
 
 The YAML contains only the path of a file, not its content. The hash of a run therefore also covers the fold of each
 case, the content of weight files, and the user's own code (see `competition.runs.run.run_hash`). `contents.json` in the

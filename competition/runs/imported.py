@@ -88,7 +88,7 @@ def check_test_predictions(runs: Iterable[Run], rows: Iterable[Any]) -> None:
             )
         if changed := [row.id for row in rows if hashes[row.id] != row.image_hash]:
             raise MaskfoldError(
-                f"The image of the test case {changed[0]} is not the one of which {run.folder} has a prediction.",
+                f"{run.folder} has a prediction of the test case {changed[0]}, but of another image.",
                 f"Restore the image, or predict it again elsewhere. {hint}",
             )
 

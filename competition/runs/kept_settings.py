@@ -76,7 +76,7 @@ def _resolved(training: Mapping[str, Any]) -> dict[str, str]:
 
 
 def check_kept_settings(found: Mapping[str, str], exp: Experiment, path: Path) -> None:
-    """Check that a checkpoint has the run's settings, on which the memory layout of the optimiser's state depends.
+    """Check that a checkpoint was written with the run's settings, because the optimiser's state depends on them.
 
     Args:
         found: settings in the checkpoint.

@@ -152,7 +152,7 @@ class RunScores:
 
     @property
     def value(self) -> float:
-        """The score that counts."""
+        """The run's score: that of the masks that `maskfold submit` would hand in."""
         return self.counted.value
 
     @property

@@ -99,8 +99,8 @@ def region_values(comp: Competition) -> dict[int, int]:
                 continue
             if inner == sets[index] or not (inner < sets[index] or inner > sets[index]):
                 raise MaskfoldError(
-                    f"--label-map: the classes {name} and {comp.classes[other]} share label values, and neither is a "
-                    "part of the other.",
+                    f"--label-map: the classes {name} and {comp.classes[other]} share label values, but neither "
+                    "contains the other.",
                     hint,
                     status=2,
                 )

@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunPage:
-    """What MLflow shows of a run with a summary.
+    """The metrics, tags and curves that MLflow shows of a run with a summary.
 
     Attributes:
         metrics: the final metrics.
@@ -58,7 +58,7 @@ class RunPage:
 
 
 def read_run_page(folder: Path, summary: Mapping[str, Any], postprocess: PostprocessConfig | None) -> RunPage:
-    """Return what MLflow shows of a run.
+    """Return the metrics, tags and curves that MLflow shows of a run.
 
     Args:
         folder: the run's folder.

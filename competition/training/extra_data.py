@@ -573,7 +573,7 @@ def prepare_extra_case(row: Any, extra: ExtraCasesConfig, exp: Experiment, cache
 
 
 def _objects(mask: np.ndarray, exp: Experiment) -> np.ndarray | None:
-    """Return the objects of a pseudo-label, for `prepare.boundary` or `prepare.rings`: the connected components of each class."""
+    """Return the connected components of a pseudo-label's classes; None if `prepare` does not need objects."""
     if exp.prepare.object_key is None:
         return None
     import cc3d

@@ -237,7 +237,7 @@ def _is_noise(line: str) -> bool:
 
 
 def fold_environment(threads: int, gpus: Sequence[str] | None = None) -> dict[str, str]:
-    """Return the environment of a fold's process with a number of threads; it sees only these GPUs, None: all."""
+    """Return the environment of a fold's process, with its number of threads and its visible GPUs (None: all)."""
     # The fold imports the same package as this process, even if it is not installed.
     home = str(Path(__file__).resolve().parents[2])
     environment = {name: value for name, value in os.environ.items() if name not in DISTRIBUTED_VARIABLES}

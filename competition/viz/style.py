@@ -74,7 +74,7 @@ def style_axes(axes: Axes, title: str, xlabel: str = "", ylabel: str = "") -> No
 
 
 def show_empty_text(axes: Axes, text: str) -> None:
-    """Write a text into an empty panel, which says why the panel is empty."""
+    """Write into an empty panel why it is empty."""
     axes.text(
         0.5,
         0.5,

@@ -293,7 +293,7 @@ def test_a_changed_test_image_is_refused(elsewhere, tmp_path):
     table = case_rows(case_table(comp, "test"))
     first, second = (root / next(iter(json.loads(row.images).values())) for row in table[:2])
     shutil.copy(second, first)
-    with pytest.raises(MaskfoldError, match="is not the one of which"):
+    with pytest.raises(MaskfoldError, match="but of another image"):
         submit([done.run])
 
 

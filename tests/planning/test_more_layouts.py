@@ -208,7 +208,7 @@ def test_names_that_do_not_belong_together_are_refused(tmp_path: Path, first: st
         image, mask = picture(number)
         write_png(tmp_path / "images" / f"{first}{number}x{number * 7}.png", image)
         write_png(tmp_path / "masks" / f"q{number + 50}.png", mask)
-    with pytest.raises(MaskfoldError, match="do not belong together") as caught:
+    with pytest.raises(MaskfoldError, match="do not match") as caught:
         find_layouts(scan_folder(tmp_path))
     assert caught.value.status == 2
 

@@ -123,11 +123,10 @@ def truth_parts(comp: Competition, masks: dict[str, Any] | None, digest: Digest 
 def reading_parts(
     comp: Competition, header: Header, channels: list[Files], masks: dict[str, Any] | None
 ) -> list[bytes]:
-    """Return the part of the content hash for files whose arrays depend on more than the files' bytes; usually empty.
+    """Return the part of the content hash for files that earlier versions read as other arrays; usually empty.
 
-    These are files whose axes are reordered, and files with a `Header.plain_spacing`. Earlier versions read other
-    arrays from such files. So the hash differs from that of earlier versions, and cases that
-    earlier versions cached are not used.
+    Examples are files whose axes are reordered, and files with a `Header.plain_spacing`. Because of this part, the hash
+    differs from that of earlier versions, so cases that earlier versions cached are not used.
 
     Args:
         comp: the competition.

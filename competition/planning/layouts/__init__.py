@@ -1,1 +1,1 @@
-"""Layouts of competition folders: each module finds the descriptions of one family in a scanned folder."""
+"""Find the layouts that fit a scanned folder; each module searches one family of layouts."""

@@ -88,7 +88,7 @@ def header_of(path: Path) -> Header | None:
 
 @lru_cache(maxsize=4096)
 def role_of_file(path: Path) -> Role:
-    """Return the role that a file's values suggest: image, mask, colours, or either.
+    """Return the role that a file's values suggest: `image`, `mask`, `colours`, `either` or `unreadable`.
 
     A mask has few values in flat regions, or only values near 0 and 255. `colours` is a mask whose classes are colours.
     `either` means that the file has a single value, so it may be an image or a mask.
@@ -181,7 +181,7 @@ def read_mask(path: Path, dimensions: int) -> np.ndarray[Any, np.dtype[np.bool_]
 
 
 def common_role(roles: list[Role]) -> Role:
-    """Return the role that files of one kind share; if a single one is an image, all are images.
+    """Return one role for files of one kind: `image` if any of them is an image, else their common role.
 
     Args:
         roles: roles of some of the files, at least one.

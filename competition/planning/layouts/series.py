@@ -386,7 +386,7 @@ def _slice_pattern(template: str, files: Names) -> str | None:
 
 
 def trimmed(series: Series) -> Iterator[Series]:
-    """Yield the series with shorter ids: without the end, the beginning, or both, if all ids share them."""
+    """Yield copies of a series with shorter ids: without the common end, the common beginning, or both."""
     if series.kind == "objects" or series.pattern.rpartition("/")[2].count("{id}") != 1 or "{id}/" in series.pattern:
         return
     ids = sorted(series.files)

@@ -58,7 +58,7 @@ class ProgressLog:
         self.tick()
 
     def tick(self) -> None:
-        """If a line is due, write how far the fold is."""
+        """Write a line about the fold's progress if one is due."""
         with self._lock:
             now = self._clock()
             if self._show is None:
