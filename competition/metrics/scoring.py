@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from competition import large_arrays
 from competition.config.competition import Competition
 from competition.config.metric import OBJECTS, Metric, PooledScore, WeightedSum
 from competition.data.masks import CaseObjects
@@ -108,7 +109,10 @@ def score_class(
 
 def split_classes(truth: NDArray[np.uint8], comp: Competition) -> Mask:
     """Return class masks (K, *spatial) bool of a truth (M, *spatial) uint8; pixels with the value 255 have no class."""
-    return np.stack([_class_truth(truth, comp, index) for index in range(len(comp.classes))])
+    masks = large_arrays.empty((len(comp.classes), *truth.shape[1:]), np.bool_)
+    for index, mask in enumerate(masks):
+        mask[...] = _class_truth(truth, comp, index)
+    return masks
 
 
 def read_scores(path: Path) -> pd.DataFrame:
