@@ -15,6 +15,7 @@ from competition import large_arrays
 from competition.data.cache import PreprocessedCase
 from competition.data.geometry import Geometry
 from competition.data.readers import read_image, read_labels
+from competition.explore.cases import component_sizes
 from competition.inference.predict import predict_case, to_masks
 from competition.inference.sliding_window import predict_image
 from competition.rle import RleFormat, decode_labels, encode
@@ -154,3 +155,14 @@ def test_run_lengths(every_array_is_large: None, order: Any) -> None:
     labels = decode_labels([encode(mask, fmt) for mask in masks], (20, 30), fmt)
     assert in_file(labels)
     np.testing.assert_array_equal(labels, np.where(masks[1], 2, masks[0]))
+
+
+def test_components_of_a_large_mask(monkeypatch: pytest.MonkeyPatch, every_array_is_large: None) -> None:
+    monkeypatch.setattr(large_arrays, "BLOCK_VALUES", 40 * 7)
+    random = np.random.default_rng(0)
+    for share in (0.1, 0.4, 0.6):
+        mask = random.random((50, 40)) < share
+        found = component_sizes(mask)
+        monkeypatch.setenv("MASKFOLD_LARGE_MIB", "512")
+        assert sorted(found) == sorted(component_sizes(mask))
+        monkeypatch.setenv("MASKFOLD_LARGE_MIB", "0")
