@@ -187,7 +187,7 @@ def read_member_status(folder: Path) -> MemberStatus:
 
 
 def _state_without_owner(output: Path) -> State:
-    """Return the state of a fold that no process holds; a new process imports its libraries before it locks the fold."""
+    """Return the state of a fold without an owner: a new process imports its libraries before it locks the fold."""
     try:
         return "stopped" if output.stat().st_size else "starting"
     except OSError:
