@@ -132,7 +132,8 @@ def _read_large_page(page: TiffPage) -> np.ndarray | None:
     target = np.moveaxis(result, 0, -1)[None, None] if page.axes == "YXS" else result[:, None, :, :, None]
     if page.is_memmappable:
         file = page.parent.filehandle
-        stored = np.memmap(file.path, page.parent.byteorder + page.dtype.char, "r", page.dataoffsets[0], target.shape)
+        stored_type = result.dtype.newbyteorder(page.parent.byteorder)
+        stored = np.memmap(file.path, stored_type, "r", page.dataoffsets[0], target.shape)
         for rows in large_arrays.row_blocks((page.imagelength, page.imagewidth * len(result))):
             target[:, :, rows] = stored[:, :, rows]
         return result
