@@ -131,13 +131,9 @@ class PreprocessedCase:
         """Sizes in bytes of the array files."""
         return [file.stat().st_size for file in sorted(self.folder.glob("*.npy"))]
 
-    def network_image(self) -> np.ndarray:
-        """Return the network's input without augmentation: (C, *preprocessed) float32, normalised."""
-        return self.image if self.normalised else self.intensity.apply(self.image)
-
     @property
     def network_input(self) -> np.ndarray | NormalisedWindows:
-        """The network's input without augmentation, (C, *preprocessed), which is normalised window by window."""
+        """The network's input without augmentation: (C, *preprocessed) float32, normalised window by window."""
         return self.image if self.normalised else NormalisedWindows(self.image, self.intensity)
 
     def _load_array(
@@ -180,7 +176,7 @@ class NormalisedWindows:
         """Shape of the image."""
         return self.image.shape
 
-    def __getitem__(self, window: tuple[slice, ...]) -> np.ndarray:
+    def __getitem__(self, window: slice | tuple[slice, ...]) -> np.ndarray:
         """Return a window of all channels as a new array, float32."""
         return self.intensity.apply(self.image[window])
 

@@ -134,7 +134,7 @@ def test_files_change_no_number(
     np.testing.assert_array_equal(found[0][1], found[1][1])
     for one, other in zip(found[0][0][3:], found[1][0][3:], strict=True):
         np.testing.assert_array_equal(one, other)
-    whole = predict_image([Threes()], case.network_image(), exp)
+    whole = predict_image([Threes()], case.network_input[:], exp)
     np.testing.assert_array_equal(whole, found[0][1])
 
 
