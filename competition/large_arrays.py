@@ -37,6 +37,9 @@ def empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
     Args:
         shape: the shape.
         dtype: the dtype.
+
+    Raises:
+        MemoryError: neither the disk nor the free memory has the space.
     """
     if not is_large(shape, dtype):
         return np.empty(tuple(shape), dtype)
@@ -48,7 +51,13 @@ def empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
             else:
                 file.truncate(size)
             return np.asarray(np.memmap(file, dtype, "r+", shape=tuple(shape)))
-    except OSError:
+    except OSError as error:
+        import psutil
+
+        if size > psutil.virtual_memory().available:
+            raise MemoryError(
+                f"{size / 2**30:.1f} GiB are more than the free memory, and cannot be stored in {_folder()} ({error})"
+            ) from error
         return np.empty(tuple(shape), dtype)
 
 

@@ -59,6 +59,8 @@ def test_a_full_disk_means_memory(every_array_is_large: None, monkeypatch: pytes
     monkeypatch.setattr(os, "posix_fallocate", fail)
     assert not in_file(large_arrays.empty((3, 4), np.uint8))
     assert not large_arrays.zeros((3, 4), np.uint8).any()
+    with pytest.raises(MemoryError, match=r"1048576.0 GiB .*No space left"):
+        large_arrays.empty((2**50,), np.uint8)
 
 
 def test_blocks_cover_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
