@@ -85,7 +85,7 @@ def score_class(
 ) -> dict[str, Any]:
     """Score one class of one case, as `score_case` does; `mask` and `predicted_instances` are (*spatial)."""
     mask, class_truth = np.asarray(mask, np.bool_), _class_truth(truth, comp, index)
-    ignored = truth[0 if comp.labels == "exclusive" else index] == IGNORE_LABEL
+    ignored = _equal(truth[0 if comp.labels == "exclusive" else index], IGNORE_LABEL)
     if ignored.any():
         mask = mask & ~ignored
     del ignored
@@ -176,7 +176,11 @@ def _split_score(score: float | PooledScore, comp: Competition) -> tuple[float, 
 
 def _class_truth(truth: NDArray[np.uint8], comp: Competition, index: int) -> Mask:
     """Return the mask (*spatial) bool of one class."""
-    return truth[0] == index + 1 if comp.labels == "exclusive" else truth[index] == 1
+    return _equal(truth[0], index + 1) if comp.labels == "exclusive" else _equal(truth[index], 1)
+
+
+def _equal(values: NDArray[np.uint8], value: int) -> Mask:
+    return np.equal(values, value, out=large_arrays.empty(values.shape, np.bool_))
 
 
 def _check_shapes(masks: Mask, truth: NDArray[np.uint8], comp: Competition) -> None:
