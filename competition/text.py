@@ -84,6 +84,16 @@ def nearest_names(word: str, known: Iterable[str], count: int = 1, cutoff: float
     return [name for match in matches for name in spelling[match]][:count]
 
 
+def nearest_hint(word: str, known: Iterable[str]) -> str:
+    """Return the end of a sentence about an unknown name; an empty text if no known name is similar.
+
+    Example:
+        >>> nearest_hint("case_7", ["case_07", "spleen"])
+        '; nearest is case_07'
+    """
+    return "".join(f"; nearest is {name}" for name in nearest_names(word, known))
+
+
 def join_or(words: Iterable[str]) -> str:
     """Join alternatives: `a, b or c`."""
     *most, last = words

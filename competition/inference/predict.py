@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from competition import large_arrays
 from competition.config.competition import Competition
 from competition.config.experiment import Experiment
 from competition.data.cache import PreprocessedCase
@@ -87,7 +88,7 @@ def predict_case_with_presence(
         MaskfoldError: as for `predict_image`, or memory runs out; the message names the case.
     """
     try:
-        image = prepared.network_image()
+        image = prepared.network_input
         probabilities, presence = retry_with_smaller_batches(
             lambda exp: predict_image_with_presence(networks, image, exp, device, autocast), exp, device
         )
@@ -120,10 +121,10 @@ def to_masks(probabilities: np.ndarray, comp: Competition, thresholds: Sequence[
     """
     classes = len(comp.classes)
     _check_channels(probabilities, comp)
-    masks = np.empty((classes, *probabilities.shape[1:]), bool)
+    masks = large_arrays.empty((classes, *probabilities.shape[1:]), bool)
     if comp.labels == "overlapping":
         for index, threshold in enumerate(thresholds if thresholds is not None else [0.5] * classes):
-            masks[index] = probabilities[index] > threshold
+            np.greater(probabilities[index], threshold, out=masks[index])
         return masks
     for plane in range(probabilities.shape[1]):  # because np.argmax of a whole volume takes 8 bytes per voxel
         labels = np.argmax(merge_boundary_class(probabilities[:, plane], comp), axis=0)

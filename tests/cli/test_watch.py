@@ -76,6 +76,15 @@ def test_a_killed_process_is_named_and_a_stopped_one_is_not_shown(fold: Path) ->
     assert read_member_status(fold).state == "stopped" and read_active_runs(fold.parents[4]) == []
 
 
+def test_a_process_that_has_written_nothing_is_starting(fold: Path) -> None:
+    """A new process imports its libraries before it locks the fold; the fold was shown as stopped meanwhile."""
+    for file in ("output.txt", "metrics.jsonl"):
+        (fold / file).write_text("")
+    with run_lock(fold.parent):
+        (run,) = read_active_runs(fold.parents[4])
+    assert [member.state for member in run.members] == ["starting"]
+
+
 def test_finished_and_waiting_folds_stand_beside_the_running_one(fold: Path) -> None:
     for name in ("fold_10", "fold_2"):
         (fold.parent / name).mkdir()
