@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from competition.errors import SURROGATE
 
-CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # Characters that start a spreadsheet formula (OWASP, "CSV Injection"), and the characters that a formula needs to
 # access data outside of its sheet. A minus before a number and a plus after a name are harmless.
 FORMULA_STARTS, DANGEROUS_CHARACTERS = "=+-@", re.compile(r"[(|!]")
