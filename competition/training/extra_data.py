@@ -449,7 +449,8 @@ class TeacherEnsemble:
             MaskfoldError: the image cannot be read or predicted.
         """
         from competition.data.preprocessing import preprocess_case
-        from competition.inference.predict import merge_boundary_class, predict_case
+        from competition.inference.masks import merge_boundary_class
+        from competition.inference.predict import predict_case
 
         total: np.ndarray | None = None
         for index, teacher in enumerate(self.teachers):
