@@ -327,7 +327,7 @@ class CaseImporter:
 
     def _score(self, probabilities: np.ndarray[Any, Any], row: Any, fold: int) -> list[dict[str, Any]]:
         from competition.data.content.unchanged import load_unchanged_mask, load_unchanged_objects
-        from competition.inference.predict import to_masks
+        from competition.inference.masks import to_masks
         from competition.metrics.scoring import score_case
 
         comp = self.exp.competition

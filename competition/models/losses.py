@@ -153,7 +153,9 @@ def validate_loss(exp: Experiment, context: Context = Context()) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, exp.network_channels, *[16] * dims, generator=generator).requires_grad_()
     shape = (2, 1 if loss.exclusive else len(comp.classes), *[16] * dims)
-    mask = torch.randint(0, exp.network_channels if loss.exclusive else 2, shape, generator=generator, dtype=torch.uint8)
+    mask = torch.randint(
+        0, exp.network_channels if loss.exclusive else 2, shape, generator=generator, dtype=torch.uint8
+    )
     try:
         total, _ = loss(logits if exp.gate is None else (logits, logits.new_zeros(2, len(comp.classes))), mask)
         total.backward()

@@ -24,7 +24,18 @@ FIXED_SECTIONS = ("competition", "seed", "folds", "postprocess", "study")
 # Sections whose keys depend on each other: the plan replaces them whole.
 WHOLE_SECTIONS = ("patch", "model", "loss", "optimizer", "schedule", "gate", "encoder_weights", "augment")
 # Keys of `prepare` that the plan decides together: those that it does not set are dropped.
-GRID_KEYS = ("spacing", "resize", "stretch", "long_side", "crop", "boundary", "rings", "window", "percentiles", "orientation")
+GRID_KEYS = (
+    "spacing",
+    "resize",
+    "stretch",
+    "long_side",
+    "crop",
+    "boundary",
+    "rings",
+    "window",
+    "percentiles",
+    "orientation",
+)
 NETWORK_SECTIONS = ("encoder_weights", "gate")  # dropped if the planned network has none
 TOP_KEY = re.compile(r"^(?P<quote>[\"']?)(?P<key>[A-Za-z_]\w*)(?P=quote)\s*:")
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from competition import large_arrays
 from competition.config.competition import Competition
 from competition.errors import MaskfoldError
-from competition.inference.predict import merge_boundary_class
+from competition.inference.masks import merge_boundary_class
 from competition.inference.presence import mean_log_odds
 from competition.runs.run import Run
 

@@ -16,7 +16,8 @@ from competition.data.cache import PreprocessedCase
 from competition.data.geometry import Geometry
 from competition.data.readers import read_image, read_labels
 from competition.explore.cases import component_sizes
-from competition.inference.predict import predict_case, to_masks
+from competition.inference.masks import to_masks
+from competition.inference.predict import predict_case
 from competition.inference.sliding_window import predict_image
 from competition.rle import RleFormat, decode_labels, encode
 from competition.runs.oof import OofStore

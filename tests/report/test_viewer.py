@@ -17,7 +17,7 @@ from competition.config.metric import METRICS
 from competition.data.geometry import find_axes, reorient
 from competition.data.masks import load_mask
 from competition.data.readers import load_image
-from competition.inference.predict import to_masks
+from competition.inference.masks import to_masks
 from competition.report import viewer
 from competition.report.methods import find_reference, load_references
 from competition.report.results import RunResults
