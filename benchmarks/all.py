@@ -26,6 +26,8 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 from timing import Ratio, format_ratios
 
+from competition.text import format_count
+
 SCRIPTS = ("augment", "inference", "postprocess", "rle")
 RESULTS = Path(__file__).parent / "results"
 LIBRARIES = (
@@ -57,7 +59,7 @@ def describe_machine() -> list[str]:
     return [
         f"{time.strftime('%Y-%m-%d')}: {processor()}, {os.cpu_count()} cores, "
         f"{psutil.virtual_memory().total / 2**30:.0f} GiB of memory, {gpu}, {platform.system()}, "
-        f"{torch.get_num_threads()} threads.",
+        f"{format_count(torch.get_num_threads(), 'thread')}.",
         f"Python {platform.python_version()}, {', '.join(versions)}.",
         "Times are processor milliseconds of all threads, medians over calls that alternate; below 1, Maskfold is "
         "faster.",

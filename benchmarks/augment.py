@@ -28,6 +28,7 @@ from competition.augment.custom import MonaiTransforms
 from competition.augment.images import ImageAugment
 from competition.augment.volumes import Blur, Brightness, Contrast, Gamma, Noise, VolumeAugment, Warp, build_preset
 from competition.config.experiment import AugmentConfig
+from competition.text import format_count
 
 BATCH, SHAPE, ROUNDS, WARMUP = 4, (40, 56, 40), 60, 5
 
@@ -208,7 +209,8 @@ def nnunet_function() -> Callable[[int], object]:
 def main(name: str = "medium", threads: str = "2") -> None:
     """Compare volumes in torch with MONAI, and time 2D images."""
     torch.set_num_threads(int(threads))
-    print(f"preset {name}, {threads} threads, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    count = format_count(int(threads), "thread")
+    print(f"preset {name}, {count}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     compare(volume_functions(name), BATCH)
     image_2d = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
     labels = image_2d[..., :1] // 128

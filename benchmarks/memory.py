@@ -124,7 +124,7 @@ def run(root: Path, patch: int, overlap: float, memory: Memory) -> None:
         from competition.data.cases import case_table
         from competition.data.masks import load_mask
         from competition.data.preprocessing import preprocess_cases
-        from competition.inference.predict import to_masks
+        from competition.inference.masks import to_masks
         from competition.runs.oof import OofStore
         from competition.training.evaluator import Evaluator
 

@@ -31,6 +31,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from competition import large_arrays
 from competition.errors import MaskfoldError
 
 IntArray = NDArray[np.int64]
@@ -241,12 +242,12 @@ def draw_objects(runs: Sequence[tuple[IntArray, IntArray]], size: int) -> NDArra
         ones.
     """
     if not runs or not size:
-        return np.zeros(size, np.int32)
+        return large_arrays.zeros((size,), np.int32)
     starts, ends = (np.concatenate(edges) for edges in zip(*runs, strict=True))
     numbers = np.repeat(np.arange(1, len(runs) + 1, dtype=np.int32), [len(one) for one, _ in runs])
     order = np.argsort(starts, kind="stable")
     if (starts[order][1:] < ends[order][:-1]).any():  # objects overlap, so later ones must overwrite earlier ones
-        flat = np.zeros(size, np.int32)
+        flat = large_arrays.zeros((size,), np.int32)
         for start, end, number in zip(starts.tolist(), ends.tolist(), numbers.tolist(), strict=True):
             flat[start:end] = number
         return flat
@@ -269,7 +270,12 @@ def _repeat_runs(starts: IntArray, ends: IntArray, values: Any, size: int) -> ND
     counts[1:] -= counts[:-1].copy()  # several times as fast as `np.diff` for few runs
     colours = np.zeros(len(counts), values.dtype)
     colours[1::2] = values
-    return np.repeat(colours, counts)
+    if not large_arrays.is_large((size,), values.dtype):
+        return np.repeat(colours, counts)
+    flat = large_arrays.zeros((size,), values.dtype)
+    for start, end, value in zip(starts.tolist(), ends.tolist(), colours[1::2].tolist(), strict=True):
+        flat[start:end] = value
+    return flat
 
 
 def _as_mask(mask: NDArray[Any]) -> NDArray[np.uint8]:

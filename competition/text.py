@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from competition.errors import SURROGATE
 
-CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # Characters that start a spreadsheet formula (OWASP, "CSV Injection"), and the characters that a formula needs to
 # access data outside of its sheet. A minus before a number and a plus after a name are harmless.
 FORMULA_STARTS, DANGEROUS_CHARACTERS = "=+-@", re.compile(r"[(|!]")
@@ -82,6 +82,16 @@ def nearest_names(word: str, known: Iterable[str], count: int = 1, cutoff: float
         spelling.setdefault(name.casefold(), []).append(name)
     matches = difflib.get_close_matches(word.casefold(), spelling, n=count, cutoff=cutoff)
     return [name for match in matches for name in spelling[match]][:count]
+
+
+def nearest_hint(word: str, known: Iterable[str]) -> str:
+    """Return the end of a sentence about an unknown name; an empty text if no known name is similar.
+
+    Example:
+        >>> nearest_hint("case_7", ["case_07", "spleen"])
+        '; nearest is case_07'
+    """
+    return "".join(f"; nearest is {name}" for name in nearest_names(word, known))
 
 
 def join_or(words: Iterable[str]) -> str:

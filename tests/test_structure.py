@@ -93,6 +93,8 @@ HEAVY = {"torch", "monai", "mlflow", "optuna", "albumentations", "cv2", "scipy",
         ("import competition.runs.find", {"pandas"}),
         ("import competition.fork_server", set()),
         ("import competition.training.cross_validate", {"pandas"}),
+        ("import competition.postprocessing.evaluation, competition.ensembling.weights", set()),  # scoring processes
+        ("import competition.data.preprocessing", set()),  # and those that prepare cases
     ],
 )
 def test_light_imports_stay_light(code: str, allowed: set[str]) -> None:

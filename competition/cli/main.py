@@ -587,7 +587,7 @@ def review(
     Writes a page with pictures and a CSV. Fill its columns exclude and weight, and name it in train.exclude or
     train.weights of the competition's YAML.
     """
-    from competition.cli.review import review_command
+    from competition.cli.train import review_command
 
     review_command(words, output, pictures, tuple(trust or []))
 

@@ -59,18 +59,15 @@ def submit_command(
     if runs[0].exp.competition.submission.files is not None:
         from competition.submission.files import submit_files
 
-        done = submit_files(runs, run_weights, output, trust, say, progress=progress_bar(console))
-        say(f"{done.path}: {done.validation.rows} label files, {done.validation.empty} of them empty; valid")
-        for line in _expected_score_lines(done):
-            say(line)
-        return
-    done = submit(runs, run_weights, output, trust, say, progress=progress_bar(console))
-    say(f"{done.path}: {done.validation.rows} rows, {done.validation.empty} of them empty; valid")
+        done, unit = submit_files(runs, run_weights, output, trust, say, progress=progress_bar(console)), "label files"
+    else:
+        done, unit = submit(runs, run_weights, output, trust, say, progress=progress_bar(console)), "rows"
+    say(f"{done.path}: {done.validation.rows} {unit}, {done.validation.empty} of them empty; valid")
     for line in _expected_score_lines(done):
         say(line)
     if log_submission(runs[0].folder, runs[0].exp, done.path, done.summary_path) is not None:
         say(f"Logged to MLflow with the run {runs[0].folder.name}, including {done.summary_path.name}")
-    say("Next: submit the file, or run make ui")
+    say(f"Next: submit the {'files' if unit == 'label files' else 'file'}, or run make ui")
 
 
 def _expected_score_lines(done: SubmissionResult) -> list[str]:

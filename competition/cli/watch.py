@@ -41,7 +41,7 @@ PARTS = {
     "activity": re.compile(r"([a-z ]+: \d+ of \d+ cases)"),
 }
 
-State = Literal["running", "killed", "stopped", "finished", "waiting"]
+State = Literal["running", "killed", "stopped", "finished", "starting", "waiting"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class MemberStatus:
 
     Attributes:
         name: name of the folder, e.g. `fold_0_seed_1`.
-        state: `killed` if the fold's process ended without finishing or stopping; `waiting` before its first start.
+        state: `killed` if the fold's process ended without finishing or stopping; `waiting` before its first start;
+            `starting` until its process has written a line.
         step: steps so far and in all.
         pace: duration of a step.
         ends: estimated end, time of day.
@@ -169,7 +170,7 @@ def read_member_status(folder: Path) -> MemberStatus:
     if owner is not None:
         state: State = "running" if is_alive(owner) else "killed"
     else:
-        state = "stopped" if (folder / OUTPUT_FILE).exists() else "waiting"
+        state = _state_without_owner(folder / OUTPUT_FILE)
     parts = _parse_lines(_tail(folder / OUTPUT_FILE))
     is_running = state == "running"
     return MemberStatus(
@@ -183,6 +184,14 @@ def read_member_status(folder: Path) -> MemberStatus:
         (parts.get("activity", "") if is_running else "") or parts.get("epoch", "") or epoch,
         _age(folder / OUTPUT_FILE) if is_running else None,
     )
+
+
+def _state_without_owner(output: Path) -> State:
+    """Return the state of a fold without an owner: a new process imports its libraries before it locks the fold."""
+    try:
+        return "stopped" if output.stat().st_size else "starting"
+    except OSError:
+        return "waiting"
 
 
 def _draw(runs: list[RunStatus]) -> RenderableType:

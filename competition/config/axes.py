@@ -18,7 +18,7 @@ from competition.rle import RleFormat
 # Endings of file names, and of patterns such as `{id}.nii*`.
 NIFTI = re.compile(r"\.(nii(\.gz|\.?\*.*)?|nrrd|nhdr|mha|mhd)$", re.IGNORECASE)  # and formats with the same order
 NUMPY = re.compile(r"\.np[yz*]\*?$", re.IGNORECASE)
-PICTURE = re.compile(r"\.(png|jpe?g|bmp|gif|tiff?|tif\*|jp\*g?)$", re.IGNORECASE)
+PICTURE = re.compile(r"\.(png|jpe?g|jp2|j2k|bmp|gif|tiff?|tif\*|jp\*g?)$", re.IGNORECASE)
 
 
 def file_axes(comp: Competition, files: str | Sequence[str]) -> str | None:

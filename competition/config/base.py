@@ -14,6 +14,8 @@ from competition.config.yaml import KeyPath, YamlDocument, apply_overrides, pars
 from competition.errors import MaskfoldError
 
 KEY = "base"
+MAX_SHOWN = 200  # characters of a path in a message
+MAX_BASES = 20  # files from an experiment to its last base
 
 
 def read_experiment_yaml(file: Path, overrides: Sequence[str] = ()) -> YamlDocument:
@@ -83,17 +85,50 @@ def find_file(document: YamlDocument, key: KeyPath, value: str, default: Path, k
         MaskfoldError: status 2; the file does not exist.
     """
     place, name = document.locate(key), ".".join(map(str, key))
-    path = Path(value).expanduser()
+    path = expand_home(document, key, value)
     file = folder_of(document, key, default) / path
-    if place.line is None and path.exists():
+    if place.line is None and file_exists(document, key, path):
         file = path
-    if not file.exists():
+    if not file_exists(document, key, file):
         raise MaskfoldError(
             f"{place}: {name}: {file} does not exist.",
             f"Set {name} to the path of {kind}'s YAML, relative to the file that names it.",
             status=2,
         )
     return file
+
+
+def expand_home(document: YamlDocument, key: KeyPath, value: str) -> Path:
+    """Return the path `value` at `key`, with `~` and `~name` replaced by the home folder.
+
+    Raises:
+        MaskfoldError: status 2; the user of `~name` is unknown.
+    """
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        raise MaskfoldError(
+            f"{document.locate(key)}: {'.'.join(map(str, key))}: found {value}, whose user has no home folder here.",
+            "Write the whole path.",
+            status=2,
+        ) from None
+
+
+def file_exists(document: YamlDocument, key: KeyPath, path: Path) -> bool:
+    """Return whether a file or folder that the key `key` names exists.
+
+    Raises:
+        MaskfoldError: status 2; the path is too long, or a folder above it cannot be searched.
+    """
+    try:
+        return path.exists()
+    except OSError as error:
+        shown = str(path) if len(str(path)) <= MAX_SHOWN else f"{str(path)[:MAX_SHOWN]}…"
+        raise MaskfoldError(
+            f"{document.locate(key)}: {'.'.join(map(str, key))}: {shown} cannot be read: {error.strerror}.",
+            "Correct the path, or grant access to its folder.",
+            status=2,
+        ) from error
 
 
 def _merge_bases(document: YamlDocument, file: Path, chain: list[Path]) -> YamlDocument:
@@ -117,6 +152,12 @@ def _merge_bases(document: YamlDocument, file: Path, chain: list[Path]) -> YamlD
         raise MaskfoldError(
             f"{place}: base: the experiments build on each other in a circle: {' -> '.join(map(str, files))}.",
             "Remove `base` from one of them.",
+            status=2,
+        )
+    if len(files) > MAX_BASES:
+        raise MaskfoldError(
+            f"{place}: base: found a chain of more than {MAX_BASES} experiments from {chain[0]} on.",
+            "Write the keys into fewer files.",
             status=2,
         )
     base = read_yaml(base_file)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from competition.config.arguments import check_argument_values
 from competition.config.base import KEY as BASE
-from competition.config.base import folder_of, inline_file, read_experiment_yaml
+from competition.config.base import expand_home, file_exists, folder_of, inline_file, read_experiment_yaml
 from competition.config.competition import Competition
 from competition.config.experiment import Experiment, TargetConfig
 from competition.config.instantiate import check_import_path
@@ -260,8 +260,8 @@ def _resolve_root(document: YamlDocument, key: KeyPath, folder: Path) -> None:
     parent, value = _value(document, key)
     if isinstance(value, str) and value:
         folder = folder_of(document, key, folder)
-        path = Path(value).expanduser()
-        if not path.exists() and (folder / path).exists():
+        path = expand_home(document, key, value)
+        if not file_exists(document, key, path) and file_exists(document, key, folder / path):
             path = folder / path
         if SURROGATE.search(absolute := os.path.abspath(path)):
             raise MaskfoldError(
@@ -294,7 +294,9 @@ def _resolve_file(document: YamlDocument, key: KeyPath, folder: Path) -> None:
     """Put the YAML's folder before the path at `key` if the file exists only there, not below the working folder."""
     parent, value = _value(document, key)
     folder = folder_of(document, key, folder)
-    if isinstance(value, str) and value and not Path(value).exists() and (folder / value).exists():
+    if not isinstance(value, str) or not value or file_exists(document, key, Path(value)):
+        return
+    if file_exists(document, key, folder / value):
         parent[key[-1]] = str(folder / value)
 
 

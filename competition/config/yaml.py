@@ -20,6 +20,7 @@ from competition.text import format_count
 KeyPath = tuple[str | int, ...]
 
 MAX_NODES = 100_000  # nested aliases expand a small file exponentially
+MAX_DEPTH = 40  # levels of mappings and lists; OmegaConf and pydantic descend one level with several calls
 MAX_BYTES = 2**22  # maximum size of a file; a resolved experiment has a few kilobytes
 
 FLOAT_PATTERN = re.compile(
@@ -182,6 +183,10 @@ class _NodeChecker:
         """Check a node and all nodes below it."""
         self.document.locations.setdefault(path, self._location(node))
         self.count += 1
+        if len(path) > MAX_DEPTH:
+            self._fail(
+                node, f"not valid YAML, it is nested too deeply, expected at most {MAX_DEPTH} levels", "Flatten it"
+            )
         if node in self.ancestors or self.count > MAX_NODES:
             self._fail(
                 node, "an alias (`*`) expands endlessly or too far", "Write the value out instead of using an alias"
@@ -264,6 +269,12 @@ def parse_overrides(words: Sequence[str]) -> list[Override]:
             raise MaskfoldError(
                 f"command line: invalid override `{word}`: expected key=value.",
                 "Write e.g. training.epochs=3 or folds.run=[0,1], without spaces around the =.",
+                status=2,
+            )
+        if len(KEY_PART_PATTERN.findall(key)) > MAX_DEPTH:
+            raise MaskfoldError(
+                f"command line: the key `{key[:40]}…` is nested too deeply, expected at most {MAX_DEPTH} levels.",
+                "Name a key of the YAML.",
                 status=2,
             )
         try:

@@ -131,9 +131,10 @@ class PreprocessedCase:
         """Sizes in bytes of the array files."""
         return [file.stat().st_size for file in sorted(self.folder.glob("*.npy"))]
 
-    def network_image(self) -> np.ndarray:
-        """Return the network's input without augmentation: (C, *preprocessed) float32, normalised."""
-        return self.image if self.normalised else self.intensity.apply(self.image)
+    @property
+    def network_input(self) -> np.ndarray | NormalisedWindows:
+        """The network's input without augmentation: (C, *preprocessed) float32, normalised window by window."""
+        return self.image if self.normalised else NormalisedWindows(self.image, self.intensity)
 
     def _load_array(
         self, name: str, length: int | None, item_shape: tuple[int, ...], dtypes: tuple[str, ...]
@@ -156,6 +157,28 @@ class PreprocessedCase:
     def __reduce__(self) -> tuple[Any, ...]:
         # Each loader process maps the files itself; arrays are not pickled.
         return PreprocessedCase.open, (self.folder,)
+
+
+@dataclass(frozen=True)
+class NormalisedWindows:
+    """An image (C, *spatial) that is normalised where it is read, so that no normalised copy of it is in memory.
+
+    Attributes:
+        image: the image of a preprocessed case, uint8 or float32.
+        intensity: its normalisation.
+    """
+
+    image: np.ndarray
+    intensity: Intensity
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the image."""
+        return self.image.shape
+
+    def __getitem__(self, window: slice | tuple[slice, ...]) -> np.ndarray:
+        """Return a window of all channels as a new array, float32."""
+        return self.intensity.apply(self.image[window])
 
 
 def _damaged_array(folder: Path, name: str, error: Exception) -> MaskfoldError:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from competition import large_arrays
 from competition.config.experiment import PreprocessingConfig
 from competition.data.image_types import Header
 from competition.errors import MaskfoldError
@@ -112,6 +113,12 @@ class Geometry:
         """Whether nothing is resampled."""
         return self.resampled == tuple(stop - start for start, stop in self.crop)
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether the preprocessed grid is the file's grid."""
+        is_in_order = self.axes == tuple(range(len(self.axes))) and not any(self.flips)
+        return is_in_order and self.shape == self.file_shape and self.lossless and not any(map(any, self.pad))
+
     def forward(self, array: np.ndarray, order: int) -> np.ndarray:
         """Map an image or a mask to the preprocessed grid, padded with zeros.
 
@@ -149,11 +156,13 @@ class Geometry:
             probabilities: (P, *preprocessed shape) float16 or float32.
 
         Returns:
-            (P, *file shape), the same dtype.
+            (P, *file shape), the same dtype; `probabilities` itself if both grids are equal.
         """
         if probabilities.shape[1:] != self.shape:
             raise ValueError(f"found probabilities of shape {probabilities.shape}, expected (P, *{self.shape})")
-        result = np.empty((len(probabilities), *self.file_shape), probabilities.dtype)
+        if self.is_identity:
+            return probabilities
+        result = large_arrays.empty((len(probabilities), *self.file_shape), probabilities.dtype)
         unpadded = tuple(slice(before, before + n) for (before, _), n in zip(self.pad, self.resampled, strict=True))
         size = tuple(stop - start for start, stop in self.crop)
         is_uncropped = size == tuple(self.file_shape[axis] for axis in self.axes)
@@ -161,7 +170,10 @@ class Geometry:
             if not is_uncropped:
                 result[index] = 1 if self.background and index == 0 else 0
             view = reorient(result[index : index + 1], self.axes, self.flips)[0]  # a view: writing to it fills `result`
-            view[self._crop_slices()] = channel[unpadded] if self.lossless else resample(channel[unpadded], size)
+            if self.lossless:
+                view[self._crop_slices()] = channel[unpadded]
+            else:
+                _resample_into(view[self._crop_slices()], channel[unpadded])
         return result
 
     def to_dict(self) -> dict[str, Any]:
@@ -350,6 +362,26 @@ def resample(channel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         return functional.interpolate(_tensor(source)[None, None], size=tuple(shape), mode=mode, align_corners=False)[
             0, 0
         ].numpy()
+
+
+def _resample_into(target: np.ndarray, channel: np.ndarray) -> None:
+    """Write the result of `resample` into `target` (*spatial); a large picture is computed in blocks of rows."""
+    if target.ndim != 2 or not large_arrays.is_large(target.shape, np.float32):
+        target[...] = resample(channel, target.shape)
+        return
+    source = np.array(channel, np.float32)
+    (top, bottom, row_weights), (left, right, weights) = map(_linear_weights, source.shape, target.shape)
+    for rows in large_arrays.row_blocks(target.shape):
+        weight = row_weights[rows, None]
+        lines = source[top[rows]] * (1 - weight) + source[bottom[rows]] * weight
+        target[rows] = lines[:, left] * (1 - weights) + lines[:, right] * weights
+
+
+def _linear_weights(length: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return, for each value on an axis of a new length, its two neighbours in the old one, and the second's weight."""
+    position = np.clip((np.arange(new) + 0.5) * (length / new) - 0.5, 0, length - 1)
+    lower = position.astype(np.int64)
+    return lower, np.minimum(lower + 1, length - 1), (position - lower).astype(np.float32)
 
 
 def resample_2d(channel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

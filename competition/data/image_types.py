@@ -26,6 +26,18 @@ DEFLATE_BOUND = 1100
 # of 200 and more. So 2 GiB are read wherever they fit, and more on machines with more memory.
 MAX_RATIO, MAX_UNPACKED, MAX_SHARE = 100, 2**31, 1 / 8
 SMALL = 2**20  # bytes; smaller images are read without checking the free memory, because the check takes longer
+MAX_HEADER = 2**20  # bytes of the header of an MHA, MHD, NRRD or NHDR file
+# By extension: the line that names the file with the voxels, the name of its field in any place, and this name for
+# messages. MetaImage distinguishes upper and lower case, and NRRD has two spellings.
+META_LINE = re.compile(rb"^[ \t]*ElementDataFile[ \t]*[=:][ \t]*(.*?)[ \t\r]*$", re.MULTILINE)
+NRRD_LINE = re.compile(rb"^data ?file:[ \t]*(.*?)[ \t\r]*$", re.MULTILINE | re.IGNORECASE)
+META_KEY = b"ElementDataFile"
+META_FIELD, NRRD_FIELD = re.compile(META_KEY), re.compile(rb"(?:^|(?<=[\r\n]))data ?file:", re.IGNORECASE)
+NRRD_END = re.compile(rb"\n\r?\n")  # an empty line
+DATA_FILE_LINES = {
+    **dict.fromkeys((".mha", ".mhd"), (META_LINE, META_FIELD, "ElementDataFile")),
+    **dict.fromkeys((".nrrd", ".nhdr"), (NRRD_LINE, NRRD_FIELD, "data file")),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,25 +269,54 @@ def detached_data_file(path: Path) -> Path | None:
     """Return the file with the voxels of an MHD or NHDR file; None for other files, which contain their voxels.
 
     Raises:
-        MaskfoldError: the header names several files, or a file in another folder.
+        MaskfoldError: the header names several files, a file in another folder, or, in MHA and NRRD, any other file;
+            or it could name a file in a way that ITK reads and this function does not.
     """
-    key = {".mhd": b"ElementDataFile", ".nhdr": b"data file"}.get(path.suffix.lower())
-    if key is None:
+    suffix = path.suffix.lower()
+    if suffix not in DATA_FILE_LINES:
         return None
+    line, field, name_of_field = DATA_FILE_LINES[suffix]
     with path.open("rb") as file:
-        match = re.search(
-            rb"^" + re.escape(key) + rb"\s*[=:]\s*(.*?)\s*$", file.read(2**16), re.MULTILINE | re.IGNORECASE
-        )
-    if match is None:
-        raise unreadable_error(path, f"its header has no line {key.decode()}")
-    name = match[1].decode(errors="replace").removeprefix("./")
+        header = file.read(MAX_HEADER)
+        # ITK continues to search behind a line that it did not understand, so the field must be there only once.
+        count = len(field.findall(header)) + (_count_in_rest(file, header) if suffix == ".mha" else 0)
+    found = line.findall(header)
+    if suffix == ".nrrd" and count:
+        raise unreadable_error(path, "its voxels are in another file", "Rename it to .nhdr, or save it as one file")
+    ends = suffix == ".mha" or len(header) < MAX_HEADER or (suffix == ".nrrd" and NRRD_END.search(header))
+    if not ends:
+        raise unreadable_error(path, f"its header has more than {MAX_HEADER:,} bytes")
+    if suffix == ".nrrd":
+        return None
+    if not count:
+        raise unreadable_error(path, f"its header has no line {name_of_field}")
+    if count > 1 or len(found) != 1:
+        raise unreadable_error(path, f"its header has the field {name_of_field} {count} times or not at a line's start")
+    name = found[0].decode(errors="replace").removeprefix("./")
     if name.upper() == "LOCAL":
         return None
-    if "/" in name or "\\" in name or "%" in name or name.split(" ")[0].upper() == "LIST":
+    if suffix == ".mha":
+        raise unreadable_error(path, f"its voxels are in {name[:80]}", "Rename it to .mhd, or save it as one file")
+    is_path = name in ("", ".", "..") or any(character in name for character in "/\\%\r\0")
+    if is_path or name.split(" ")[0].upper() == "LIST":
         raise unreadable_error(
-            path, f"its voxels are in {name}, expected one file in its own folder", "Save it as MHA, NRRD or NIfTI"
+            path, f"its voxels are in {name[:80]}, expected one file in its own folder", "Save it as MHA, NRRD or NIfTI"
         )
     return path.with_name(name)
+
+
+def _count_in_rest(file: IO[bytes], header: bytes) -> int:
+    """Return how often `ElementDataFile` is in the rest of a file, of which `header` was read."""
+    count, end = 0, header[1 - len(META_KEY) :]
+    while block := file.read(2**20):
+        count += (end + block).count(META_KEY)
+        end = (end + block)[1 - len(META_KEY) :]
+    return count
+
+
+def has_detached_voxels(path: Path) -> bool:
+    """Return whether the voxels of a file are in another one, by its extension (MHD, NHDR)."""
+    return path.suffix.lower() in (".mhd", ".nhdr")
 
 
 def combined_digest(parts: Iterable[bytes]) -> str:

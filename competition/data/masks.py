@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from competition import large_arrays
 from competition.config.axes import rle_counts_in_pictures
 from competition.config.competition import Competition
 from competition.data.readers import display_name, extension_of, get_column, read_case_labels, row_axes
@@ -122,10 +123,10 @@ def _load_truth(comp: Competition, row: Any, masks: dict[str, Any], shape: tuple
         name = display_name(masks["files"])
         labels = _read_label_file(comp, masks["files"], shape, get_column(row, "id"), row_axes(comp, row))
         if comp.train.threshold is not None:
-            labels = (labels >= comp.train.threshold) * np.int32(comp.class_values[0][0])
+            labels = _apply_threshold(labels, comp.train.threshold, comp.class_values[0][0])
         return _labels_to_mask(labels, Path(comp.root) / name, comp)
-    class_masks = np.zeros((len(comp.classes), *shape), bool)
-    ignored = np.zeros(shape, bool)
+    class_masks = large_arrays.zeros((len(comp.classes), *shape), bool)
+    ignored = large_arrays.zeros(shape, bool)
     for part in _parts(comp, row, masks, shape):
         class_masks[(comp.classes.index(part.cls), *part.where)] |= part.objects != 0
         if part.ignored is not None:
@@ -199,7 +200,7 @@ class _Canvas:
         region, is_object, count = self.labels[part.where], part.objects != 0, len(self.class_of) - 1
         if region[is_object].any():
             self.hidden += map(part.place, find_covered(region, is_object))
-        region[is_object] = part.objects[is_object] + count
+        region[is_object] = part.objects[is_object].astype(np.int32) + count
         number = max(int(part.objects.max(initial=0)), *(0, *(hidden.number for hidden in part.hidden)))
         self.hidden += [part.place(hidden._replace(number=hidden.number + count)) for hidden in part.hidden]
         self.class_of += [comp.classes.index(part.cls)] * number
@@ -401,7 +402,7 @@ def _mask_sources(row: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """Objects of one class: an array with their numbers 1…n (int32, 0 elsewhere), and the region that the array covers.
+    """Objects of one class: an array with their numbers 1…n (0 elsewhere), and the region that the array covers.
 
     `hidden` has the pixels that later objects of the part cover, with boxes in the part's own region.
     """
@@ -442,7 +443,7 @@ def _parts(comp: Competition, row: Any, masks: dict[str, Any], shape: tuple[int,
             ignored = None if comp.ignore is None else labels == comp.ignore
             mask = labels != 0 if ignored is None else (labels != 0) & ~ignored
             _check_binary(Path(comp.root) / display_name(item), labels[mask], cls)
-            yield _Part(cls, mask.astype(np.int32), ignored=ignored)
+            yield _Part(cls, mask.view(np.uint8), ignored=ignored)
 
 
 def _decode_rows(
@@ -467,7 +468,7 @@ def _decode_rows(
                 ) from error
         raise
     if rows_are_parts(comp):
-        objects, covered = (objects != 0).astype(np.int32), {}
+        objects, covered = (objects != 0).view(np.uint8), {}
     hidden = []
     for number, positions in covered.items():
         order: Literal["C", "F"] = "F" if fmt.order == "column" else "C"
@@ -481,7 +482,7 @@ def _decode_rows(
             part = crop_hidden(number, whole)
         hidden.append(part._replace(box=part.box[::-1], mask=part.mask.T) if in_pictures else part)
     objects = objects if objects.shape == shape else _resize_nearest(objects, shape)
-    return np.ascontiguousarray(objects.T) if in_pictures else objects, tuple(hidden)
+    return large_arrays.copy(objects.T) if in_pictures else objects, tuple(hidden)
 
 
 def _resize_nearest(objects: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -549,11 +550,20 @@ def _check_known(unknown: list[int], path: Path, comp: Competition) -> None:
 
 def _recode(labels: np.ndarray, values: list[int], codes: dict[int, int]) -> np.ndarray:
     """Replace label values by their codes (uint8); values without a code become 0."""
-    coded = np.zeros(labels.shape, np.uint8)
-    for value in values:
-        if codes.get(value):
-            coded[labels == value] = codes[value]
+    coded = large_arrays.zeros(labels.shape, np.uint8)
+    for block in large_arrays.row_blocks(labels.shape):
+        for value in values:
+            if codes.get(value):
+                coded[block][labels[block] == value] = codes[value]
     return coded
+
+
+def _apply_threshold(labels: np.ndarray, threshold: float, value: int) -> np.ndarray:
+    """Return labels (*spatial) that are `value` where the given labels reach the threshold, and 0 elsewhere."""
+    result = large_arrays.empty(labels.shape, np.uint8 if 0 <= value < 256 else np.int32)
+    for block in large_arrays.row_blocks(labels.shape):
+        result[block] = (labels[block] >= threshold) * np.int32(value)
+    return result
 
 
 def _present_values(labels: np.ndarray) -> list[int]:
@@ -591,7 +601,7 @@ def _merge_classes(comp: Competition, case_id: str, class_masks: np.ndarray, ign
             f"Case {case_id} has {overlap:,} pixels in two classes, but its classes are exclusive.",
             "Set competition.labels=overlapping, or correct the masks.",
         )
-    mask = np.zeros(class_masks.shape[1:], np.uint8)
+    mask = large_arrays.zeros(class_masks.shape[1:], np.uint8)
     for number, class_mask in enumerate(class_masks, 1):
         mask[class_mask] = number
     mask[ignored] = IGNORED

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from competition import large_arrays
 from competition.config.experiment import PreprocessingConfig
 from competition.errors import MaskfoldError
 
@@ -133,11 +134,12 @@ def to_uint8_or_unit_range(array: np.ndarray) -> np.ndarray:
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.uint16:
-        return array.astype(np.float32) / np.float32(65535)
-    values = array.astype(np.float32)
+        return np.divide(array, np.float32(65535), out=large_arrays.empty(array.shape, np.float32))
+    values = large_arrays.copy(array, np.float32)
     lowest, highest = float(values.min()), float(values.max())
     if lowest < 0 or highest > 1:
-        values = (values - lowest) / (highest - lowest) if highest > lowest else np.zeros_like(values)
+        values -= lowest
+        values /= highest - lowest if highest > lowest else 1.0
     return values
 
 

@@ -32,6 +32,8 @@ EXTENSIONS = {
     ".jpeg": "raster",
     ".bmp": "raster",
     ".gif": "raster",
+    ".jp2": "raster",
+    ".j2k": "raster",
     ".tif": "tiff",
     ".tiff": "tiff",
     ".nii": "nifti",
@@ -56,7 +58,7 @@ def read_image(path: str | Path, dimensions: int | None = None, exif: bool = Fal
     16-bit values stay 16-bit. An alpha channel is kept (`prepare.channels` drops it). Palette indices become colours.
 
     Args:
-        path: a PNG, JPEG, BMP, GIF, TIFF, NIfTI, NPY, NPZ, NRRD, NHDR, MHA or MHD file.
+        path: a PNG, JPEG, JPEG 2000, BMP, GIF, TIFF, NIfTI, NPY, NPZ, NRRD, NHDR, MHA or MHD file.
         dimensions: number of spatial axes, 2 or 3; decides whether the pages of a TIFF are channels or slices. None: 3
             for NIfTI, NRRD and MHA, else 2.
         exif: whether a 2D image is rotated by its EXIF orientation. Most masks and run lengths refer to the pixels as
@@ -166,7 +168,7 @@ def read_header(path: str | Path, dimensions: int | None = None, labels: bool = 
 
 
 def exif_orientation(path: str | Path) -> int:
-    """Return the EXIF orientation of a PNG, JPEG, BMP, GIF or TIFF file, 1 (as stored) to 8; without a valid one, 1."""
+    """Return the EXIF orientation of a raster or TIFF file, 1 (as stored) to 8; without a valid one, 1."""
     path, value = Path(path), 1
     kind = EXTENSIONS.get(extension_of(path.name))
     if kind not in ("raster", "tiff"):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from competition.config.competition import Competition
 from competition.errors import MaskfoldError
 from competition.io import read_csv
-from competition.text import nearest_names
+from competition.text import nearest_hint
 
 if TYPE_CHECKING:
     import pandas
@@ -53,10 +53,8 @@ def _listed_cases(comp: Competition, ids: list[str]) -> list[str]:
     listed, source = _listed_ids(comp)
     for name in listed:
         if name not in ids:
-            near = nearest_names(name, ids)
-            hint = f"; nearest is {near[0]}" if near else ""
             raise MaskfoldError(
-                f"{source} lists the unknown case id {name}{hint}.",
+                f"{source} lists the unknown case id {name}{nearest_hint(name, ids)}.",
                 "Correct the id, or remove it from the list.",
                 status=2,
             )
@@ -200,9 +198,8 @@ def _parse_weight(text: str, case: str, source: str) -> float:
 def _check_known(found: Iterable[str] | Mapping[str, object], ids: Iterable[str], source: str) -> None:
     known = set(ids)
     for case in sorted(set(found) - known):
-        near = nearest_names(case, sorted(known))
         raise MaskfoldError(
-            f"{source} has the unknown case id {case}{f'; nearest is {near[0]}' if near else ''}.",
+            f"{source} has the unknown case id {case}{nearest_hint(case, sorted(known))}.",
             "Correct the id, or remove the row.",
             status=2,
         )

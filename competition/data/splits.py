@@ -21,7 +21,7 @@ from competition.data.masks import IGNORED, load_mask
 from competition.data.readers import strip_extension
 from competition.errors import MaskfoldError
 from competition.io import disk_full_as_error, make_temporary_path, read_csv, sync_folder
-from competition.text import join_names, nearest_names
+from competition.text import join_names, nearest_hint
 
 if TYPE_CHECKING:
     import pandas
@@ -450,10 +450,8 @@ def folds_from_file(path: Path, ids: list[str], excluded: Sequence[str] = ()) ->
     known = set(ids)
     for line, case_id, _, _ in rows:
         if case_id not in known:
-            near = nearest_names(case_id, ids)
-            hint = f"; nearest is {near[0]}" if near else ""
             raise MaskfoldError(
-                f"{path}, line {line} has the unknown case id {case_id}{hint}.",
+                f"{path}, line {line} has the unknown case id {case_id}{nearest_hint(case_id, ids)}.",
                 "Correct the id, or remove the row.",
                 status=2,
             )

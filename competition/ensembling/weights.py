@@ -11,7 +11,7 @@ import numpy as np
 
 from competition.context import Context
 from competition.data.content.unchanged import load_unchanged_mask, load_unchanged_objects
-from competition.inference.predict import to_masks
+from competition.inference.masks import to_masks
 from competition.metrics.bootstrap import ScoreGain, cv_score, paired_gain
 from competition.metrics.scoring import score_case
 from competition.postprocessing.evaluation import scoring_pool, shared_case_rows

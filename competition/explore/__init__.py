@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from competition.config.competition import Competition
+from competition.config.competition import YAML_SETTINGS, Competition, MetricConfig
+from competition.config.metric import METRICS
+from competition.config.profiles import PROFILES
 from competition.data.cases import TURNED_IMAGES_HINT, find_turned_images, turned_images_message
 from competition.data.duplicates import ImagePair
 from competition.data.patterns import HIDDEN_TEST_HINT, count_test_images, has_hidden_test
@@ -23,7 +25,6 @@ from competition.explore.findings import (
     find_shifts,
     rank_contrasts,
 )
-from competition.explore.metric import find_other_metric
 from competition.explore.suggest import suggest_experiment
 from competition.explore.types import CaseStats, Finding, Findings
 from competition.text import format_count
@@ -149,3 +150,38 @@ def explore(comp: Competition, progress: Progress = lambda rows, _: rows) -> Exp
         shifts,
         suggest_experiment(comp, cases, contrasts),
     )
+
+
+# The YAML's metric and the host's
+
+
+def find_other_metric(comp: Competition, findings: Findings) -> None:
+    """Add a remark if the YAML names a host's profile and the metric differs from the host's."""
+    profile = PROFILES.get(str(comp.submission.profile))
+    host = None if profile is None else profile.host_metric
+    if host is None:
+        return
+    expected = MetricConfig(**host)
+    if comp.metric.has_own_code or comp.metric.sum is not None or comp.metric.name != expected.name:
+        differing = ["name"]
+    else:
+        settings = [key for key in YAML_SETTINGS if key in METRICS.get(expected.name).settings]
+        keys = ["average", "both_empty", *settings]
+        differing = [key for key in keys if getattr(comp.metric, key) != getattr(expected, key)]
+        if len(comp.classes) == 1 and comp.metric.average != "global" != expected.average and "average" in differing:
+            differing.remove("average")  # with a single class, the mean over classes has no effect
+    if not differing:
+        return
+    found = " and ".join(f"metric.{key} is {_as_yaml(getattr(comp.metric, key))}" for key in differing)
+    text = ", ".join(f"{key}: {_as_yaml(value)}" for key, value in host.items())
+    findings.add_remark(
+        "metric",
+        "",
+        "",
+        f"{found}, but the host of {comp.submission.profile} scores otherwise.",
+        f"Set `metric: {{{text}}}` to compare scores with the leaderboard.",
+    )
+
+
+def _as_yaml(value: object) -> str:
+    return "null" if value is None else str(value)

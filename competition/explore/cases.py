@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from competition import large_arrays
 from competition.config.competition import Competition
 from competition.data.cases import ImagesByChannel, case_row, check_files_agree
 from competition.data.content.digests import label_files
@@ -25,6 +26,8 @@ from competition.data.readers import load_image, read_header, read_labels
 from competition.errors import MaskfoldError
 from competition.explore.symmetry import frequency_map
 from competition.explore.types import CaseStats, ChannelStats, Findings, TruthStats
+from competition.large_arrays import row_blocks
+from competition.metrics.scoring import split_classes
 
 Masks = dict[str, Any]
 
@@ -230,7 +233,6 @@ SAMPLE_SIZE = 2**18  # number of values per channel; quantiles then have an erro
 # Quantiles of the foreground; they exclude background pixels at the border of an imprecise mask.
 FOREGROUND_QUANTILES = (0.05, 0.95)
 COLOURS = ("red", "green", "blue")
-BLOCK_VALUES = 2**22
 
 
 def used_channels(array: np.ndarray, comp: Competition, case_id: str) -> np.ndarray:
@@ -252,7 +254,9 @@ def channel_names(count: int, comp: Competition) -> list[str]:
 
 def is_colour(array: np.ndarray) -> bool:
     """Return whether the image has three channels that differ."""
-    return len(array) == 3 and any(bool((array[1:, rows] != array[0, rows]).any()) for rows in _row_blocks(array[0]))
+    return len(array) == 3 and any(
+        bool((array[1:, rows] != array[0, rows]).any()) for rows in row_blocks(array[0].shape)
+    )
 
 
 def measure_channels(
@@ -270,13 +274,17 @@ def measure_channels(
         is_valid: (*spatial) bool, False where the truth is ignored; None: no pixel is ignored.
     """
     stats = [
-        _measure_channel(name, (channel[rows] for rows in _row_blocks(channel)), channel.shape, is_foreground, is_valid)
+        _measure_channel(
+            name, (channel[rows] for rows in row_blocks(channel.shape)), channel.shape, is_foreground, is_valid
+        )
         for name, channel in zip(names, array, strict=True)
     ]
     if tuple(names) == COLOURS:
         if is_colour(array):
             weights = np.array(GREY_WEIGHTS, np.float32)
-            grey = (np.tensordot(weights, array[:, rows].astype(np.float32), axes=1) for rows in _row_blocks(array[0]))
+            grey = (
+                np.tensordot(weights, array[:, rows].astype(np.float32), axes=1) for rows in row_blocks(array[0].shape)
+            )
             stats.append(_measure_channel("grey", grey, array.shape[1:], is_foreground, is_valid))
         else:
             stats.append(replace(stats[0], name="grey"))
@@ -296,11 +304,11 @@ def _measure_channel(
     n_background = size - n_foreground
     if is_foreground is not None and is_valid is not None:
         n_background = sum(
-            int(np.count_nonzero(~is_foreground[rows] & is_valid[rows])) for rows in _row_blocks(is_foreground)
+            int(np.count_nonzero(~is_foreground[rows] & is_valid[rows])) for rows in row_blocks(is_foreground.shape)
         )
     everything, foreground, background = Sample(size), Sample(n_foreground), Sample(n_background)
     low_high: list[tuple[float, float]] = []
-    for rows, block in zip(_row_blocks(np.broadcast_to(np.False_, shape)), values, strict=True):
+    for rows, block in zip(row_blocks(shape), values, strict=True):
         everything.add(block.reshape(-1))
         low_high.append((float(block.min()), float(block.max())))
         if is_foreground is not None and n_foreground:
@@ -348,12 +356,6 @@ class Sample:
     def values(self) -> NDArray[np.float64]:
         """Return the sample."""
         return np.concatenate(self.parts)
-
-
-def _row_blocks(channel: np.ndarray) -> Iterator[slice]:
-    """Yield blocks of rows (of the first axis) with about `BLOCK_VALUES` values each."""
-    rows = max(1, BLOCK_VALUES // max(1, math.prod(channel.shape[1:])))
-    return (slice(first, first + rows) for first in range(0, len(channel), rows))
 
 
 def cohens_d(foreground: NDArray[np.float64], background: NDArray[np.float64]) -> float:
@@ -428,15 +430,16 @@ def _count_overlaps(objects: CaseObjects) -> tuple[int, int, int]:
 
 def foreground_mask(mask: np.ndarray) -> NDArray[np.bool_]:
     """Return the foreground (*spatial) of a mask (M, *spatial)."""
-    result: NDArray[np.bool_] = ((mask != 0) & (mask != IGNORED)).any(axis=0)
+    result = large_arrays.empty(mask.shape[1:], np.bool_)
+    for rows in row_blocks(result.shape):
+        part = mask[:, rows]
+        result[rows] = ((part != 0) & (part != IGNORED)).any(axis=0)
     return result
 
 
 def class_layers(mask: np.ndarray, comp: Competition) -> list[NDArray[np.bool_]]:
     """Return the mask (*spatial) of each class."""
-    if comp.labels == "overlapping":
-        return [channel == 1 for channel in mask]
-    return [mask[0] == number for number in range(1, len(comp.classes) + 1)]
+    return list(split_classes(mask, comp))
 
 
 def component_sizes(layer: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -445,11 +448,37 @@ def component_sizes(layer: NDArray[np.bool_]) -> NDArray[np.int64]:
 
     if not layer.any():
         return np.empty(0, np.int64)
+    if layer.ndim == 2 and large_arrays.is_large(layer.shape, np.uint32):
+        return _component_sizes_in_strips(layer)
     # Contiguous uint8, because cc3d 4.1 gives wrong labels for some boolean arrays.
     labels = cc3d.connected_components(
         np.ascontiguousarray(layer).view(np.uint8), connectivity=8 if layer.ndim == 2 else 26
     )
     return np.bincount(labels[layer]).astype(np.int64)[1:]
+
+
+def _component_sizes_in_strips(layer: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Count the pixels of each component of a large mask (H, W): label strips of rows, then unite touching parts."""
+    import cc3d
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    sizes, touching, total = [], [np.empty((2, 0), np.int64)], 0
+    above = np.zeros(layer.shape[1] + 2, np.int64)  # parts in the row above, with a column of background on each side
+    for rows in row_blocks(layer.shape):
+        labels, count = cc3d.connected_components(
+            np.ascontiguousarray(layer[rows]).view(np.uint8), connectivity=8, return_N=True
+        )
+        first, last = (np.pad(np.where(row, row + np.int64(total), 0), 1) for row in (labels[0], labels[-1]))
+        for shift in (-1, 0, 1):
+            pairs = np.stack([above, np.roll(first, shift)])
+            touching.append(pairs[:, pairs.all(axis=0)] - 1)
+        sizes.append(np.bincount(labels.reshape(-1), minlength=count + 1)[1:])
+        above, total = last, total + count
+    one, other = np.concatenate(touching, axis=1)
+    graph = coo_array((np.ones(len(one), np.bool_), (one, other)), shape=(total, total))
+    number, component = connected_components(graph, directed=False)
+    return np.bincount(component, weights=np.concatenate(sizes), minlength=number).astype(np.int64)
 
 
 def instance_sizes(instances: NDArray[np.int32], layers: list[NDArray[np.bool_]]) -> list[NDArray[np.int64]]:

@@ -8,8 +8,9 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -93,24 +94,31 @@ def _module_file(parts: list[str]) -> Path | None:
     return None
 
 
-def _imports(path: Path) -> list[str]:
+# An export reads the files twice, and a process may export several bundles; these files do not change meanwhile.
+@cache
+def _imports(path: Path) -> tuple[str, ...]:
     """Return the full names of all modules that a file may import. `from a import b` may import the module a.b."""
     names = []
-    for node in _runtime_nodes(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in _runtime_statements(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return names
+    return tuple(names)
 
 
-def _runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield all nodes of a syntax tree except those under `if TYPE_CHECKING`."""
+def _runtime_statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield all statements of a syntax tree except those under `if TYPE_CHECKING`.
+
+    Expressions, most of a tree's nodes, are left out: they contain no statements.
+    """
     for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.expr):
+            continue
         if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
             continue
         yield child
-        yield from _runtime_nodes(child)
+        yield from _runtime_statements(child)
 
 
 # Packages and wheels
@@ -174,7 +182,7 @@ def pinned_requirements(imported: set[str], named: Iterable[str]) -> list[Pinned
         imported: top-level modules that a predicting process has imported.
         named: top-level modules that Maskfold's files and the networks' targets name.
     """
-    packages_of_module = metadata.packages_distributions()
+    packages_of_module = _packages_of_module()
     start = {
         normalise_package_name(package)
         for name in named
@@ -235,6 +243,13 @@ def download_wheels(packages: Iterable[PinnedPackage], folder: Path) -> int:
     return sum(1 for _ in folder.iterdir())
 
 
+# Listing the files of all installed packages takes a second, and a process may export several bundles.
+@cache
+def _packages_of_module() -> Mapping[str, Sequence[str]]:
+    """Return the installed packages of each top-level module."""
+    return metadata.packages_distributions()
+
+
 def normalise_package_name(name: str) -> str:
     """Return the name of a package in the normalised form of PEP 503."""
     return re.sub(r"[-_.]+", "-", name).lower()
@@ -249,14 +264,19 @@ def _with_dependencies(start: set[str]) -> set[str]:
         if name in found:
             continue
         try:
-            lines = metadata.requires(name) or []
+            todo += _dependencies(name)
         except metadata.PackageNotFoundError:
             continue  # this package is required only on other platforms
         found.add(name)
-        requirements = [Requirement(line) for line in lines]
-        todo += [
-            normalise_package_name(requirement.name)
-            for requirement in requirements
-            if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-        ]
     return found
+
+
+@cache
+def _dependencies(name: str) -> tuple[str, ...]:
+    """Return the packages that an installed package requires on this machine, without extras."""
+    requirements = [Requirement(line) for line in metadata.requires(name) or []]
+    return tuple(
+        normalise_package_name(requirement.name)
+        for requirement in requirements
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+    )

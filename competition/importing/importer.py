@@ -34,8 +34,8 @@ from competition.metrics.bootstrap import cv_score, dice_per_class
 from competition.postprocessing.evaluation import scoring_pool
 from competition.runs.contents import FOLDS_KEY, RunRecord, folds_digest
 from competition.runs.extra_cases import combined_data_hash
-from competition.runs.fold import FoldResult
-from competition.runs.imported import IMPORT_FILE, IMPORTED_TARGET, TEST_FOLDER, TEST_TABLE
+from competition.runs.fold import PLAIN_WEIGHTS, FoldResult
+from competition.runs.imported import IMPORT_FILE, IMPORTED_TARGET, PREDICTIONS_KEY, TEST_FOLDER, TEST_TABLE
 from competition.runs.oof import OofStore, open_store, stored_shapes
 from competition.runs.run import CASES_FILE, RUNS_FOLDER, Run, load_run, run_hash
 from competition.text import and_more, format_count, has_or_have, name_problem
@@ -43,7 +43,6 @@ from competition.text import and_more, format_count, has_or_have, name_problem
 if TYPE_CHECKING:
     import pandas as pd
 
-PREDICTIONS_KEY = "predictions"  # in the record of the run's hash: the digest of the imported files
 IMPORT_FORMAT = 1  # part of that digest; increased if the same files would give other predictions
 LOW_DICE = 0.1  # if every class has less, the axes or channels are probably wrong
 DEFAULT_OPTIONS = ReadingOptions()
@@ -271,7 +270,8 @@ def _write(
     rows = run.rows(used)
     fold_of = run.fold_of()
     shapes = stored_shapes(run.exp, run.cases)
-    reader = CaseImporter(run.exp, options)
+    assert run.record is not None
+    reader = CaseImporter(run.exp, options, run.record.contents[PREDICTIONS_KEY])
     jobs: list[tuple[Any, CaseFiles, Path, tuple[int, ...], int | None]] = [
         (rows[case], sources.cases[case], run.member_folder(fold_of[case], 0) / "oof", shapes[case], fold_of[case])
         for case in used
@@ -287,7 +287,7 @@ def _write(
         results = list(progress(pool.map(CaseImporter.convert, jobs), len(jobs)))
     table = pd.DataFrame([score for scores in results for score in scores])
     for fold in run.fold_numbers() or [-1]:
-        _write_member(run, fold, table[table["fold"] == fold] if len(table) else table)
+        _write_member(run, fold, table[table["fold"] == fold] if len(table) else table, reader.origin)
     write_json(
         run.folder / IMPORT_FILE,
         {
@@ -308,6 +308,7 @@ class CaseImporter:
 
     exp: Experiment
     options: ReadingOptions
+    origin: str  # digest of the imported files, which is stored with each prediction in the place of weights
 
     def convert(self, job: tuple[Any, CaseFiles, Path, tuple[int, ...], int | None]) -> list[dict[str, Any]]:
         """Store the prediction of one case, and score it if it has a fold.
@@ -319,14 +320,14 @@ class CaseImporter:
             Score rows, one per class; empty for a test case.
         """
         row, files, folder, shape, fold = job
-        store: OofStore = open_store(self.exp, folder, {row.id: shape})
+        store: OofStore = open_store(self.exp, folder, {row.id: shape}, self.origin)
         store.write(row.id, read_prediction(self.exp.competition, row, files, self.options))
         values = store.read(row.id)
         return [] if fold is None else self._score(values, row, fold)
 
     def _score(self, probabilities: np.ndarray[Any, Any], row: Any, fold: int) -> list[dict[str, Any]]:
         from competition.data.content.unchanged import load_unchanged_mask, load_unchanged_objects
-        from competition.inference.predict import to_masks
+        from competition.inference.masks import to_masks
         from competition.metrics.scoring import score_case
 
         comp = self.exp.competition
@@ -338,14 +339,18 @@ class CaseImporter:
         return [{"id": row.id, "fold": fold, **score} for score in scores]
 
 
-def _write_member(run: Run, fold: int, scores: pd.DataFrame) -> None:
-    """Write the scores and the result of one fold; -1 if only test cases are predicted."""
+def _write_member(run: Run, fold: int, scores: pd.DataFrame, origin: str) -> None:
+    """Write the scores and the result of one fold; -1 if only test cases are predicted.
+
+    The digest of the imported files has the place of the weights' digest, so that predictions of another import are
+    refused.
+    """
     folder = run.member_folder(fold, 0)
     folder.mkdir(exist_ok=True)
-    comp, digests = run.exp.competition, {}
+    comp, digests = run.exp.competition, {PLAIN_WEIGHTS: origin}
     if fold >= 0:
         write_table(scores, folder / "scores.csv")
-        digests = {"scores.csv": sha256_of_file(folder / "scores.csv")}
+        digests["scores.csv"] = sha256_of_file(folder / "scores.csv")
     FoldResult(
         fold=fold,
         seed=0,

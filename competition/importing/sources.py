@@ -17,7 +17,7 @@ from competition.data.duplicates import split_groups
 from competition.data.readers import extension_of
 from competition.errors import MaskfoldError
 from competition.importing.splits import read_splits
-from competition.text import nearest_names
+from competition.text import nearest_hint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -204,10 +204,9 @@ def files_by_case(
             case, name = with_class[stem]
             parts.setdefault(case, {})[name] = path
         elif not (is_model_folder and path.name == "progress.png"):
-            near = nearest_names(stem, ids)
+            hint = nearest_hint(stem, ids) or (f", expected an id such as {ids[0]}" if ids else "")
             raise MaskfoldError(
-                f"{path} belongs to no {kind} case: found the id {stem}"
-                f"{f'; nearest is {near[0]}' if near else f', expected an id such as {ids[0]}' if ids else ''}.",
+                f"{path} belongs to no {kind} case: found the id {stem}{hint}.",
                 "Rename the file to the id of its case, or move it to another folder.",
             )
     cases = {case: _one_prediction(case, paths) for case, paths in found.items()}

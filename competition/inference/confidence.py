@@ -6,7 +6,7 @@ import numpy as np
 
 from competition.config.competition import Competition
 from competition.config.experiment import ConfidenceConfig
-from competition.inference.predict import to_masks
+from competition.inference.masks import to_masks
 from competition.models.targets import IGNORE_INDEX
 
 

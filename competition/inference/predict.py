@@ -1,4 +1,4 @@
-"""Predict a case on the grid of its file: probabilities, masks, the device, and retries after out-of-memory errors."""
+"""Predict a case on the grid of its file: probabilities, the device, and retries after out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from competition.config.competition import Competition
 from competition.config.experiment import Experiment
 from competition.data.cache import PreprocessedCase
 from competition.errors import MaskfoldError
@@ -87,7 +86,7 @@ def predict_case_with_presence(
         MaskfoldError: as for `predict_image`, or memory runs out; the message names the case.
     """
     try:
-        image = prepared.network_image()
+        image = prepared.network_input
         probabilities, presence = retry_with_smaller_batches(
             lambda exp: predict_image_with_presence(networks, image, exp, device, autocast), exp, device
         )
@@ -98,65 +97,6 @@ def predict_case_with_presence(
     if presence is not None:
         presence = presence_on_file_grid(presence, prepared.geometry, exp.patch.slices is not None)
     return Prediction(prepared.geometry.inverse(probabilities), presence)
-
-
-# Probabilities to masks
-
-
-def to_masks(probabilities: np.ndarray, comp: Competition, thresholds: Sequence[float] | None = None) -> np.ndarray:
-    """Convert probabilities to the masks of the classes.
-
-    If classes are exclusive, each voxel gets its most probable class (in a tie the first; the background comes before
-    all classes). If classes overlap, each mask contains the voxels above the threshold of its class.
-
-    Args:
-        probabilities: (P, *spatial), P = `comp.output_channels`, or one more with the boundary class, which belongs to
-            the objects; see `merge_boundary_class`.
-        comp: `labels` and `classes` are read.
-        thresholds: one threshold per class, for overlapping classes; None: 0.5 for all classes.
-
-    Returns:
-        (K, *spatial) bool.
-    """
-    classes = len(comp.classes)
-    _check_channels(probabilities, comp)
-    masks = np.empty((classes, *probabilities.shape[1:]), bool)
-    if comp.labels == "overlapping":
-        for index, threshold in enumerate(thresholds if thresholds is not None else [0.5] * classes):
-            masks[index] = probabilities[index] > threshold
-        return masks
-    for plane in range(probabilities.shape[1]):  # because np.argmax of a whole volume takes 8 bytes per voxel
-        labels = np.argmax(merge_boundary_class(probabilities[:, plane], comp), axis=0)
-        for index in range(classes):
-            masks[index, plane] = labels == index + 1
-    return masks
-
-
-def merge_boundary_class(probabilities: np.ndarray, comp: Competition) -> np.ndarray:
-    """Add the probability of the boundary class to the classes, in proportion to the probabilities of the classes.
-
-    Args:
-        probabilities: (P, *spatial), P = `comp.output_channels`, or one more with the boundary class last.
-        comp: `labels` and `classes` are read.
-
-    Returns:
-        (`comp.output_channels`, *spatial) float32.
-    """
-    _check_channels(probabilities, comp)
-    result = probabilities[: comp.output_channels].astype(np.float32)
-    if len(probabilities) > comp.output_channels:
-        boundary, foreground = probabilities[-1].astype(np.float32), result[1:].sum(axis=0)
-        equal = np.float32(1 / len(comp.classes))
-        for channel in result[1:]:
-            share = np.divide(channel, foreground, out=np.full_like(channel, equal), where=foreground > 0)
-            channel += boundary * share
-    return result
-
-
-def _check_channels(probabilities: np.ndarray, comp: Competition) -> None:
-    maximum = comp.output_channels + (comp.labels == "exclusive" and comp.instances)
-    if not comp.output_channels <= len(probabilities) <= maximum:
-        raise ValueError(f"channels of probabilities: found {len(probabilities)}, expected {comp.output_channels}")
 
 
 # Device and precision

@@ -6,12 +6,15 @@ There is one value per class; for 2.5D networks, one per class and slice.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from competition.data.geometry import Geometry, resample
 from competition.errors import MaskfoldError
+
+if TYPE_CHECKING:  # processes that only score stored predictions import this module
+    import torch
 
 # Probabilities are clipped to [MIN_PROBABILITY, 1 - MIN_PROBABILITY], so that one network cannot outvote all others.
 MIN_PROBABILITY = 1e-3
@@ -59,6 +62,8 @@ def case_presence(windows: Sequence[torch.Tensor], slices: int | None) -> np.nda
     Raises:
         MaskfoldError: a value is not finite.
     """
+    import torch
+
     values = torch.cat(list(windows)).double().cpu()
     if not torch.isfinite(values).all():
         raise MaskfoldError(

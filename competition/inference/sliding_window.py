@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from competition import large_arrays
 from competition.config.experiment import Experiment
+from competition.data.cache import NormalisedWindows
 from competition.errors import MaskfoldError
 from competition.inference.presence import case_presence
 from competition.inference.tta import TTAView, tta_views
@@ -27,11 +29,12 @@ SLAB_BYTES = 2**32  # if the sums are larger, they are stored in host memory
 SLICES_PER_BLOCK = 16  # number of slices that are read and summed together for a 2D network
 Autocast = Callable[[], AbstractContextManager[Any]]
 Predict = Callable[[torch.Tensor], torch.Tensor]
+NetworkInput = np.ndarray | NormalisedWindows
 
 
 def predict_image(
     networks: Sequence[nn.Module],
-    image: np.ndarray,
+    image: NetworkInput,
     exp: Experiment,
     device: torch.device | str = "cpu",
     autocast: Autocast = nullcontext,
@@ -45,7 +48,7 @@ def predict_image(
 
     Args:
         networks: the networks, on `device`; during the prediction they are in evaluation mode.
-        image: (C, *preprocessed) float32, normalised, as from `PreprocessedCase.network_image()`; may be a memory map.
+        image: (C, *preprocessed) float32, normalised, as from `PreprocessedCase.network_input`; may be a memory map.
         exp: the experiment.
         device: device of the networks.
         autocast: function that returns the context manager of a forward pass, such as `fabric.autocast`.
@@ -61,7 +64,7 @@ def predict_image(
 
 def predict_image_with_presence(
     networks: Sequence[nn.Module],
-    image: np.ndarray,
+    image: NetworkInput,
     exp: Experiment,
     device: torch.device | str = "cpu",
     autocast: Autocast = nullcontext,
@@ -79,6 +82,7 @@ def predict_image_with_presence(
 
     with torch.no_grad(), _evaluation_mode(networks):
         if slices is not None:
+            assert isinstance(image, np.ndarray)  # volumes are stored normalised
             probabilities = _predict_slices(predict, image, exp)
         else:
             probabilities = _predict_windows(predict, image, exp, torch.device(device))
@@ -118,7 +122,7 @@ def stack_neighbour_slices(image: np.ndarray, position: int, slices: int) -> np.
     return np.moveaxis(image[..., indices], -1, 1).reshape(-1, *image.shape[1:-1])
 
 
-def _predict_windows(predict: Predict, image: np.ndarray, exp: Experiment, device: torch.device) -> np.ndarray:
+def _predict_windows(predict: Predict, image: NetworkInput, exp: Experiment, device: torch.device) -> np.ndarray:
     """Predict an image in windows.
 
     A slab along the first axis is finished as soon as no later window overlaps the slab.
@@ -133,7 +137,7 @@ def _predict_windows(predict: Predict, image: np.ndarray, exp: Experiment, devic
         for length, size, axis_starts in zip(shape, patch, all_starts, strict=True)
     ]
     sums = torch.zeros((outputs, patch[0], *padded[1:]), device=sum_device)
-    result = np.empty((outputs, *shape), np.float16)
+    result = large_arrays.empty((outputs, *shape), np.float16)
     unpadded = tuple(slice(pad, pad + length) for pad, length in zip(pad_before[1:], shape[1:], strict=True))
     window_indices = list(product(*(range(len(axis_starts)) for axis_starts in all_starts[1:])))
     pad_mode = "edge" if exp.competition.dimensions == 2 else "constant"
@@ -165,7 +169,7 @@ def _predict_slices(predict: Predict, image: np.ndarray, exp: Experiment) -> np.
     ]
     unpadded = tuple(slice(pad, pad + length) for pad, length in zip(pad_before, shape, strict=True))
     depth, margin = image.shape[-1], slices // 2
-    result = np.empty((outputs, *image.shape[1:]), np.float16)
+    result = large_arrays.empty((outputs, *image.shape[1:]), np.float16)
     for low in range(0, depth, SLICES_PER_BLOCK):
         high = min(low + SLICES_PER_BLOCK, depth)
         block_start = max(0, low - margin)
@@ -288,7 +292,7 @@ def _add_weighted(
 
 
 def _window(
-    image: np.ndarray, corner: tuple[int, ...], patch: Sequence[int], pad_before: Sequence[int], pad_mode: Any
+    image: NetworkInput, corner: tuple[int, ...], patch: Sequence[int], pad_before: Sequence[int], pad_mode: Any
 ) -> np.ndarray:
     """Return the window (C, *patch) float32 at a corner of the padded grid."""
     inside, padding = [slice(None)], [(0, 0)]

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from competition.config.competition import MetricConfig
 from competition.config.metric import COUNTS, metric
 from competition.errors import MaskfoldError
+from competition.large_arrays import row_blocks
 
 SUM_PREFIX = "sum_"  # start of the names of columns with a metric's own sums
 
@@ -28,7 +29,7 @@ class OverlapCounts(NamedTuple):
 
 def count_overlap(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> OverlapCounts:
     """Count the overlap of two bool arrays of the same shape."""
-    tp = int(np.count_nonzero(mask & truth))
+    tp = sum(int(np.count_nonzero(mask[rows] & truth[rows])) for rows in row_blocks(mask.shape))
     return OverlapCounts(tp, int(np.count_nonzero(mask)) - tp, int(np.count_nonzero(truth)) - tp)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from competition import large_arrays
 from competition.config.competition import Competition
 from competition.config.metric import OBJECTS, Metric, PooledScore, WeightedSum
 from competition.data.masks import CaseObjects
@@ -84,7 +85,7 @@ def score_class(
 ) -> dict[str, Any]:
     """Score one class of one case, as `score_case` does; `mask` and `predicted_instances` are (*spatial)."""
     mask, class_truth = np.asarray(mask, np.bool_), _class_truth(truth, comp, index)
-    ignored = truth[0 if comp.labels == "exclusive" else index] == IGNORE_LABEL
+    ignored = _equal(truth[0 if comp.labels == "exclusive" else index], IGNORE_LABEL)
     if ignored.any():
         mask = mask & ~ignored
     del ignored
@@ -108,7 +109,10 @@ def score_class(
 
 def split_classes(truth: NDArray[np.uint8], comp: Competition) -> Mask:
     """Return class masks (K, *spatial) bool of a truth (M, *spatial) uint8; pixels with the value 255 have no class."""
-    return np.stack([_class_truth(truth, comp, index) for index in range(len(comp.classes))])
+    masks = large_arrays.empty((len(comp.classes), *truth.shape[1:]), np.bool_)
+    for index, mask in enumerate(masks):
+        mask[...] = _class_truth(truth, comp, index)
+    return masks
 
 
 def read_scores(path: Path) -> pd.DataFrame:
@@ -172,7 +176,11 @@ def _split_score(score: float | PooledScore, comp: Competition) -> tuple[float, 
 
 def _class_truth(truth: NDArray[np.uint8], comp: Competition, index: int) -> Mask:
     """Return the mask (*spatial) bool of one class."""
-    return truth[0] == index + 1 if comp.labels == "exclusive" else truth[index] == 1
+    return _equal(truth[0], index + 1) if comp.labels == "exclusive" else _equal(truth[index], 1)
+
+
+def _equal(values: NDArray[np.uint8], value: int) -> Mask:
+    return np.equal(values, value, out=large_arrays.empty(values.shape, np.bool_))
 
 
 def _check_shapes(masks: Mask, truth: NDArray[np.uint8], comp: Competition) -> None:

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ def find_weights_file(weights: str | None, key: str = "encoder_weights") -> Path
         return None
     if weights.startswith("package:"):
         return _package_file(weights, key)
-    path = Path(weights).expanduser()
+    path = Path(os.path.expanduser(weights))  # keeps an unknown `~name`, which does not exist
     if path.is_file():
         return path
     if path.suffix in WEIGHTS_SUFFIXES or len(path.parts) > 1:

@@ -12,9 +12,8 @@ import yaml
 
 from competition.config.competition import Competition
 from competition.explore import Exploration
-from competition.explore.rows import find_row
 from competition.explore.suggest import DEFAULT_FOLDS, SuggestedKey, suggest_keys
-from competition.explore.symmetry import Sidedness, find_sides
+from competition.explore.symmetry import Sidedness, find_row, find_sides
 from competition.explore.types import CaseStats
 from competition.planning.lines import Line, key_path
 from competition.planning.rules import MIN_STEPS, NO_VALIDATION, Candidate, Schedule, grids

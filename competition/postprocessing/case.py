@@ -74,14 +74,14 @@ class CaseProbabilities:
     def masks(self) -> Mask:
         """Masks (K, *spatial) bool: by argmax, or by the threshold 0.5 if classes overlap."""
         # Imported here, because reading a YAML with steps needs no torch.
-        from competition.inference.predict import to_masks
+        from competition.inference.masks import to_masks
 
         return to_masks(self.probabilities, self.comp)
 
     @cached_property
     def class_probabilities(self) -> NDArray[Any]:
         """Probabilities (comp.output_channels, *spatial), with the boundary class merged into the classes."""
-        from competition.inference.predict import merge_boundary_class
+        from competition.inference.masks import merge_boundary_class
 
         return merge_boundary_class(self.probabilities, self.comp) if self.has_boundary else self.probabilities
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from competition import large_arrays
 from competition.config.competition import Competition
 from competition.config.postprocess import PostprocessConfig, StepConfig
 from competition.errors import MaskfoldError
@@ -63,7 +64,9 @@ def postprocess(
     """
     evidence = apply_ordering(probabilities, comp, settings, row, presence)
     classes = [run_steps(evidence, index, settings.steps_for(name)) for index, name in enumerate(comp.classes)]
-    masks = np.stack([cls.mask for cls in classes])
+    masks = large_arrays.empty((len(classes), *probabilities.shape[1:]), np.bool_)
+    for mask, cls in zip(masks, classes, strict=True):
+        mask[...] = cls.mask
     if settings.forbid_overlap:
         masks = forbid_overlap(masks, np.stack([evidence.probability(index) for index in range(len(classes))]))
     if all(cls.objects is None for cls in classes):

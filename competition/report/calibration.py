@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from competition.config.competition import Competition
 from competition.context import Context
 from competition.data.content.unchanged import load_unchanged_mask
-from competition.inference.predict import merge_boundary_class
+from competition.inference.masks import merge_boundary_class
 from competition.report.html import ABSENT_LABEL, Table, format_score, render
 from competition.report.results import RunResults
 from competition.runs.oof import OofPredictions

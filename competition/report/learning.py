@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from competition.config.metric import Direction
 from competition.data.content.unchanged import load_unchanged_mask
-from competition.inference.predict import to_masks
+from competition.inference.masks import to_masks
 from competition.report.html import format_score, render
 from competition.report.results import RunResults
 from competition.runs.oof import OofPredictions

@@ -232,13 +232,14 @@ def _scores(results: RunResults, citations: Citations) -> str:
         return "No case has a class, so there is no score."
     cases = results.table["id"].nunique()
     name = comp.metric.name
-    metric = comp.metric.target or f"metric {name}"
-    text = f"On the out-of-fold predictions of {cases} cases, {name}{citations.cite(metric, 'metric')} was "
+    terms: Iterable[Any] = comp.metric.sum or (comp.metric,)
+    cited = "".join(citations.cite(term.target or f"metric {term.name}", "metric") for term in terms)
+    text = f"On the out-of-fold predictions of {cases} cases, {name}{cited} was "
     text += f"{score.value:.4f}"
     if not math.isnan(score.low):
         unit = "groups" if results.run.groups() is not None else "cases"
-        cited = citations.cite("bootstrap", "interval")
-        text += f" (95 % bootstrap interval over {unit}{cited} {score.low:.4f} to {score.high:.4f})"
+        interval = citations.cite("bootstrap", "interval")
+        text += f" (95 % bootstrap interval over {unit}{interval} {score.low:.4f} to {score.high:.4f})"
     dice = [(cls, results.dice(cls).value) for cls in comp.classes]
     shown = [f"{cls} {value:.4f}" for cls, value in dice if not math.isnan(value)][:MAX_CLASSES]
     if shown:

@@ -11,7 +11,7 @@ from competition.context import Context
 from competition.data.content.unchanged import load_unchanged_mask
 from competition.data.selection import read_answers
 from competition.errors import MaskfoldError
-from competition.inference.predict import to_masks
+from competition.inference.masks import to_masks
 from competition.report.html import Table, render, staged_figures, write_page
 from competition.review.findings import EXCHANGED, EXTRA, MISSING, SHIFTED, WRONG_CLASS, Finding
 from competition.review.search import Review

@@ -16,7 +16,7 @@ from competition.config.postprocess import StepConfig
 from competition.context import Context
 from competition.data.content.unchanged import load_unchanged_mask, load_unchanged_objects
 from competition.data.masks import HiddenPixels
-from competition.inference.predict import to_masks
+from competition.inference.masks import to_masks
 from competition.io import parse_json_object
 from competition.metrics.bootstrap import ScoreGain
 from competition.metrics.instances import connected_components, object_areas

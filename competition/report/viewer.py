@@ -23,7 +23,7 @@ from competition.config.competition import Competition
 from competition.context import Context
 from competition.data.content.unchanged import load_unchanged_mask
 from competition.data.geometry import find_axes, reorient
-from competition.inference.predict import to_masks
+from competition.inference.masks import to_masks
 from competition.report.html import format_score, render
 from competition.report.learning import rank_cases
 from competition.report.results import RunResults

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from competition.config.competition import Competition
 from competition.data.masks import IGNORED
-from competition.inference.predict import merge_boundary_class
+from competition.inference.masks import merge_boundary_class
 
 STEPS = 60  # steps of the histograms of probabilities
 VOXELS_PER_CHUNK = 2**21

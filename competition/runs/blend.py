@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from competition import large_arrays
 from competition.config.competition import Competition
 from competition.errors import MaskfoldError
-from competition.inference.predict import merge_boundary_class
+from competition.inference.masks import merge_boundary_class
 from competition.inference.presence import mean_log_odds
 from competition.runs.run import Run
 
@@ -56,7 +57,7 @@ class WeightedMean:
             else probabilities
         )
         if self._sum is None:
-            self._sum = np.zeros(plain.shape, np.float16)
+            self._sum = large_arrays.zeros(plain.shape, np.float16)
         elif self._sum.shape != plain.shape:
             raise MaskfoldError(
                 f"The predictions of one case differ in shape: found {plain.shape[1:]}, expected "
@@ -64,7 +65,8 @@ class WeightedMean:
                 "Combine runs that were trained on the same images.",
             )
         for total, channel in zip(self._sum, plain, strict=True):
-            total += weight * channel.astype(np.float32)
+            for block in large_arrays.row_blocks(total.shape):
+                total[block] += weight * channel[block].astype(np.float32)
         if len(probabilities) > self.comp.output_channels:
             boundary = weight * probabilities[-1].astype(np.float32)
             total_boundary = boundary if self._boundary is None else self._boundary + boundary

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 IMPORTED_TARGET = "competition.runs.imported.NoNetwork"  # `model.target` in the YAML of an imported run
 IMPORT_FILE = "import.json"  # in the run's folder: where the predictions came from
+PREDICTIONS_KEY = "predictions"  # in the record of the run's hash: the digest of the imported files
 TEST_FOLDER, TEST_TABLE = "test_predictions", "test_cases.csv"  # in the run's folder
 IMPORT_HINT = "Name a run that `maskfold cv` trained; imported runs take part in submit, compare and report."
 
@@ -60,10 +61,11 @@ def refuse_imported(runs: Iterable[Run], purpose: str) -> None:
 
 
 def stored_tests(run: Run, shapes: dict[str, tuple[int, ...]] | None = None) -> OofStore:
-    """Return the store of an imported run's predictions of test cases."""
+    """Return the store of an imported run's predictions of test cases; predictions of another import are refused."""
     from competition.runs.oof import open_store
 
-    return open_store(run.exp, run.folder / TEST_FOLDER, shapes)
+    origin = None if run.record is None else run.record.contents.get(PREDICTIONS_KEY)
+    return open_store(run.exp, run.folder / TEST_FOLDER, shapes, origin)
 
 
 def check_test_predictions(runs: Iterable[Run], rows: Iterable[Any]) -> None:

@@ -16,6 +16,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from competition import large_arrays
 from competition.data.content.digests import FileStamp, file_stamp, is_settled
 from competition.data.patterns import OOF_SUFFIX, oof_file_name
 from competition.errors import MaskfoldError
@@ -144,7 +145,7 @@ class OofStore:
         """
 
         def read_values(array: Any) -> np.ndarray:
-            values = np.asarray(array[:])
+            values = _read_array(array)
             self._check_values(self.path(case), array, values)
             return values
 
@@ -319,10 +320,11 @@ class OofPredictions:
         stores = self.stores[self.fold_of[case]]
         if len(stores) == 1:
             return stores[0].read(case)
-        mean = stores[0].read(case).astype(np.float32)
+        mean = large_arrays.copy(stores[0].read(case), np.float32)
         for store in stores[1:]:
             mean += store.read(case)
-        return (mean / len(stores)).astype(np.float16)
+        mean /= len(stores)
+        return large_arrays.copy(mean, np.float16)
 
     def presence(self, case: str) -> np.ndarray[Any, Any] | None:
         """Return the presence head's probabilities of a case, (K, 1, …) float32, combined over the seeds of its fold.
@@ -488,8 +490,20 @@ def _check_codecs(array: Any) -> None:
         raise ValueError(f"found {array.dtype} with the codecs {', '.join(sorted(codecs))}")
 
 
+def _read_array(array: Any) -> np.ndarray:
+    """Return the values of a Zarr array; a large array is read chunk by chunk into a file, see `large_arrays`."""
+    if not large_arrays.is_large(array.shape, array.dtype):
+        return np.asarray(array[:])
+    values = large_arrays.empty(array.shape, array.dtype)
+    for channel in range(array.shape[0]):
+        for low in range(0, array.shape[1], array.chunks[1]):
+            block = (channel, slice(low, low + array.chunks[1]))
+            values[block] = array[block]
+    return values
+
+
 def _decode(values: np.ndarray) -> np.ndarray:
-    result = np.empty(values.shape, np.float16)
+    result = large_arrays.empty(values.shape, np.float16)
     for channel, source in zip(result, values, strict=True):
         np.divide(source, np.float32(255), out=channel, dtype=np.float32, casting="unsafe")
     return result

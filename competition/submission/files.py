@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -43,9 +45,11 @@ from competition.submission.submit import (
     submission_summary,
 )
 from competition.submission.validate import ValidationReport
-from competition.text import and_more
+from competition.text import and_more, fold_name
 
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # of all members, so that the same masks give the same archive
+# A member that is encrypted is a RuntimeError; one with an unknown compression, a NotImplementedError.
+ZIP_ERRORS = (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError, zlib.error, EOFError)
 STORED_EXTENSIONS = (".gz", ".png", ".mha")  # already compressed
 
 
@@ -74,7 +78,7 @@ class SampleFiles:
             try:
                 with zipfile.ZipFile(path) as archive:
                     names = [member.filename for member in archive.infolist() if not member.is_dir()]
-            except (OSError, zipfile.BadZipFile) as error:
+            except ZIP_ERRORS as error:
                 raise MaskfoldError(
                     f"submission.sample: {path} cannot be read as a folder or a zip archive: {error}.",
                     "With submission.files, the sample is a zip archive or a folder of label files; omit the key if "
@@ -114,7 +118,7 @@ class SampleFiles:
                 with archive.open(name) as source, open(target, "wb") as file:
                     shutil.copyfileobj(source, file)
             return read_file_header(target, dimensions)
-        except (OSError, zipfile.BadZipFile) as error:
+        except ZIP_ERRORS as error:
             raise MaskfoldError(f"{name} in {self.path} is damaged: {error}.", "Download the sample again.") from error
         finally:
             target.unlink(missing_ok=True)
@@ -128,7 +132,7 @@ def file_names(comp: Competition, case_id: str) -> dict[str, str]:
     """
     pattern = str(comp.submission.files)
     if "{class}" in pattern:
-        return {name: pattern.replace("{id}", case_id).replace("{class}", name) for name in comp.classes}
+        return {name: _fill(pattern, case_id, name) for name in comp.classes}
     if comp.labels == "overlapping" and len(comp.classes) > 1:
         try:
             region_values(comp)
@@ -138,7 +142,37 @@ def file_names(comp: Competition, case_id: str) -> dict[str, str]:
                 "Add {class} to the pattern, so that each class gets a file: {class}/{id}.png.",
                 status=2,
             ) from error
-    return {"": pattern.replace("{id}", case_id)}
+    return {"": _fill(pattern, case_id, "")}
+
+
+def _fill(pattern: str, case_id: str, cls: str) -> str:
+    """Return the name of a file; a placeholder in the id or in the name of the class is left as it is."""
+    return re.sub(r"\{(id|class)\}", lambda match: case_id if match[1] == "id" else cls, pattern)
+
+
+def check_file_names(names: Mapping[str, Mapping[str, str]]) -> None:
+    """Check that no two files of a submission have one name, also on a disk that ignores case and Unicode form.
+
+    Args:
+        names: name of each file by case id and class, see `file_names`.
+
+    Raises:
+        MaskfoldError: status 2; two files have the same name.
+    """
+    seen: dict[str, tuple[str, str, str]] = {}
+    for case_id, by_class in names.items():
+        for cls, name in by_class.items():
+            first_case, first_cls, first = seen.setdefault(fold_name(name), (case_id, cls, name))
+            if (first_case, first_cls) == (case_id, cls):
+                continue
+            (one, other), what = ((first, name), "names that differ only in case or Unicode form,")
+            if first == name:
+                one, other, what = f"case {first_case}, class {first_cls}", f"case {case_id}, class {cls}", "one name,"
+            raise MaskfoldError(
+                f"submission.files: two files have {what} {name}: {one} and {other}.",
+                "Put the classes into folders: {class}/{id}" + PurePosixPath(name).suffix + ".",
+                status=2,
+            )
 
 
 def file_labels(prediction: CasePrediction, comp: Competition) -> dict[str, np.ndarray[Any, Any]]:
@@ -193,6 +227,7 @@ def submit_files(
     comp = ensemble.comp
     rows = case_rows(warn_skipped(case_table(comp, "test")))
     names = {row.id: file_names(comp, row.id) for row in rows}
+    check_file_names(names)
     every_name = [name for by_class in names.values() for name in by_class.values()]
     check_writer(every_name[0])
     sample = None

@@ -21,7 +21,7 @@ from competition.metrics.bootstrap import bootstrap_interval, cv_score
 from competition.metrics.overlap import count_overlap
 from competition.metrics.scoring import is_empty, metric_inputs
 from competition.metrics.surface import surface_dices
-from competition.text import and_more, format_count
+from competition.text import and_more, format_count, name_problem
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -211,7 +211,9 @@ def _files(folder: Path, option: str) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if not path.is_file() or path.name.startswith(".") or not has_reader(path.name):
             continue
-        if (case := strip_extension(path.name)) in files:
+        if (problem := name_problem(case := strip_extension(path.name))) is not None:
+            raise MaskfoldError(f"{option}: the name {path.name!r} {problem}.", "Rename the file.", status=2)
+        if case in files:
             raise MaskfoldError(
                 f"{option}: the id {case} has two files, {files[case].name} and {path.name}.", "Remove one.", status=2
             )

@@ -27,7 +27,7 @@ from competition.data.readers import strip_extension
 from competition.errors import MaskfoldError
 from competition.metrics.scoring import Mask
 from competition.rle import RleError, decode, decode_runs, draw_objects, parse_json_lists, runs_overlap
-from competition.text import and_more, nearest_names
+from competition.text import and_more, nearest_hint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,10 +75,8 @@ class SampleSubmission:
         case_ids = {key[0]: names.get(key[0]) for key in self.keys}
         for name, case_id in case_ids.items():
             if case_id is None:
-                near = nearest_names(name, names.ids)
                 raise MaskfoldError(
-                    f"{self.path} requires the id {name}, which has no test image"
-                    f"{f'; nearest is {near[0]}' if near else ''}.",
+                    f"{self.path} requires the id {name}, which has no test image{nearest_hint(name, names.ids)}.",
                     "Correct test.images or submission.sample, or add the image.",
                 )
         missing = sorted(set(names.ids) - set(case_ids.values()))
@@ -414,10 +412,9 @@ class MaskFile:
     def _add(self, row: CsvRow, index: RowIndex) -> None:
         case_slice, (image, cls) = index.get(row.key[0]), row.key
         if case_slice is None:
-            near = nearest_names(image, index.names.values())
             raise self._error(
                 row,
-                f"has no {index.kind} image{f'; nearest is {near[0]}' if near else ''}",
+                f"has no {index.kind} image{nearest_hint(image, index.names.values())}",
                 "Correct the row, or score predictions of test cases with --solution."
                 if index.kind == "training"
                 else "Correct the row, or test.images.",

@@ -29,7 +29,7 @@ from competition.submission.reader import (
     read_sample,
 )
 from competition.submission.validate import ValidationReport, validate_submission
-from competition.text import nearest_names
+from competition.text import nearest_hint
 
 MaskItem = tuple[str, str | None, NDArray[Any]] | tuple[str, str | None, NDArray[Any], float]
 
@@ -235,10 +235,9 @@ class _TextStore:
             return case_id, cls
         image = self._names.get(case_id)
         if image is None or (image, cls) not in self._sample_keys:
-            near = nearest_names(case_id, self._names.ids)
+            hint = nearest_hint(case_id, self._names.ids) if image is None else ""
             raise MaskfoldError(
-                f"{self.sample.path} has no row for {format_key((case_id, cls))}"
-                f"{f'; nearest is {near[0]}' if near and image is None else ''}.",
+                f"{self.sample.path} has no row for {format_key((case_id, cls))}{hint}.",
                 "Correct test.images, or use the sample of these images.",
             )
         return image, cls

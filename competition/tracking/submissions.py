@@ -1,7 +1,7 @@
 """Log submissions and uploads in MLflow.
 
-A submission is logged as a child of the run whose networks predicted it, with the CSV and its summary JSON. An upload
-to the host adds the scores.
+A submission is logged as a child of the run whose networks predicted it, with the CSV (or the label files) and its
+summary JSON. An upload to the host adds the scores.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def log_submission(run_folder: Path, exp: Experiment, csv: Path, summary_path: Path) -> str | None:
+def log_submission(run_folder: Path, exp: Experiment, submission: Path, summary_path: Path) -> str | None:
     """Log a submission; if the same file was logged before, use its MLflow run.
 
     If the store cannot be reached, only a warning is logged, because the submission is complete without it.
@@ -43,7 +43,7 @@ def log_submission(run_folder: Path, exp: Experiment, csv: Path, summary_path: P
     Args:
         run_folder: folder of the run, or of the first of several runs.
         exp: experiment of the run.
-        csv: the file for the host.
+        submission: what the host gets: the CSV, the folder of label files, or their archive.
         summary_path: the summary JSON of the submission.
 
     Returns:
@@ -51,19 +51,19 @@ def log_submission(run_folder: Path, exp: Experiment, csv: Path, summary_path: P
     """
     store = find_mlflow_store(project_root(run_folder))
     try:
-        return _log_submission(store, run_folder, exp, csv, summary_path)
+        return _log_submission(store, run_folder, exp, submission, summary_path)
     except Exception as error:  # noqa: BLE001 - no error of MLflow, its database or the network may stop a submission
         logger.warning(
             "MLflow (%s) cannot log the submission: %s. The files are %s and %s.",
             store.display_uri,
             _first_line(error),
-            csv,
+            submission,
             summary_path,
         )
         return None
 
 
-def _log_submission(store: MlflowStore, run_folder: Path, exp: Experiment, csv: Path, summary_path: Path) -> str:
+def _log_submission(store: MlflowStore, run_folder: Path, exp: Experiment, submission: Path, summary_path: Path) -> str:
     from mlflow.entities import Metric, Param, RunTag
 
     summary = json.loads(summary_path.read_text(encoding="utf-8"))
@@ -77,7 +77,7 @@ def _log_submission(store: MlflowStore, run_folder: Path, exp: Experiment, csv: 
     else:
         parent = read_sync_state(run_folder, store.display_uri).uploaded(RUN_KEY).run_id
         tags = {**metadata.tags, TOKEN_TAG: token, **({"mlflow.parentRunId": parent} if parent else {})}
-        run_id = client.create_run(experiment, tags=tags, run_name=f"submission {csv.stem}").info.run_id
+        run_id = client.create_run(experiment, tags=tags, run_name=f"submission {summary_path.stem}").info.run_id
     run = client.get_run(run_id)
     expected = summary["expected"] or {}
     metrics = {f"expected_{key}": expected[key] for key in ("score", "low", "high") if expected.get(key) is not None}
@@ -90,10 +90,13 @@ def _log_submission(store: MlflowStore, run_folder: Path, exp: Experiment, csv: 
         metrics=[Metric(name, value, run.info.start_time, 0) for name, value in metrics.items()],
         # other runs or weights may give the same bytes; because MLflow allows no changes, the first parameters are kept
         params=[Param(name, value) for name, value in parameters.items() if name not in run.data.params],
-        tags=[RunTag("file", str(csv)), RunTag("sha256", summary["sha256"])],
+        tags=[RunTag("file", str(submission)), RunTag("sha256", summary["sha256"])],
     )
-    for file in (csv, summary_path):
-        client.log_artifact(run_id, str(file))
+    if submission.is_dir():
+        client.log_artifacts(run_id, str(submission), submission.name)
+    else:
+        client.log_artifact(run_id, str(submission))
+    client.log_artifact(run_id, str(summary_path))
     client.set_terminated(run_id, "FINISHED")
     _log_submitted_score(client, store, run_folder, summary, summary_path)
     return str(run_id)

@@ -19,7 +19,8 @@ import torch
 from competition.config.experiment import Experiment
 from competition.data.cache import MemoryBudget, PreprocessedCase
 from competition.data.content.unchanged import load_unchanged_mask, load_unchanged_objects
-from competition.inference.predict import Prediction, predict_case_with_presence, to_masks
+from competition.inference.masks import to_masks
+from competition.inference.predict import Prediction, predict_case_with_presence
 from competition.io import temporary_folder
 from competition.metrics.bootstrap import cv_score, dice_per_class
 from competition.metrics.scoring import score_case, split_classes

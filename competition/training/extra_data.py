@@ -449,7 +449,8 @@ class TeacherEnsemble:
             MaskfoldError: the image cannot be read or predicted.
         """
         from competition.data.preprocessing import preprocess_case
-        from competition.inference.predict import merge_boundary_class, predict_case
+        from competition.inference.masks import merge_boundary_class
+        from competition.inference.predict import predict_case
 
         total: np.ndarray | None = None
         for index, teacher in enumerate(self.teachers):
@@ -573,7 +574,10 @@ def prepare_extra_case(row: Any, extra: ExtraCasesConfig, exp: Experiment, cache
 
 
 def _objects(mask: np.ndarray, exp: Experiment) -> np.ndarray | None:
-    """Return the connected components of a pseudo-label's classes; None if `prepare` does not need objects."""
+    """Return the objects of a pseudo-label: the connected components of each class.
+
+    None if the experiment has neither `prepare.boundary` nor `prepare.rings`.
+    """
     if exp.prepare.object_key is None:
         return None
     import cc3d

@@ -47,6 +47,7 @@ from competition.runs.lock import run_lock
 from competition.runs.oof import open_store, stored_shapes
 from competition.runs.run import Run, load_run, write_replay_yaml
 from competition.seeding import child_seed
+from competition.text import format_count
 from competition.training.distributed import is_main_process, launch_processes, make_fabric, with_workers
 from competition.training.evaluator import Evaluator, summary_metrics
 from competition.training.extra_data import build_extra_data, split_by_weight
@@ -181,7 +182,7 @@ def setup_fold(job: FoldJob, run: Run, context: Context, start_time: float) -> T
     parameters = sum(parameter.numel() for parameter in network.parameters())
     context.say(
         f"{len(train) + len(weighted.folders)} cases to train on, {len(validation)} to validate, {precision} on "
-        f"{fabric.device}, {torch.get_num_threads()} threads, {parameters / 1e6:.2f} M parameters"
+        f"{fabric.device}, {format_count(torch.get_num_threads(), 'thread')}, {parameters / 1e6:.2f} M parameters"
     )
     return Trainer(
         fabric=fabric,

@@ -30,6 +30,7 @@ from competition.runs.checkpoint import GOOD_CHECKPOINT, LAST_CHECKPOINT, Metric
 from competition.runs.fold import PLAIN_WEIGHTS
 from competition.runs.kept_settings import KEPT_SETTINGS, check_kept_settings, kept_settings
 from competition.seeding import child_seed
+from competition.text import format_count
 from competition.training.averaging import CheckpointAverager, UniformSoup
 from competition.training.budget import StepBudget
 from competition.training.distributed import DistributedContext
@@ -530,8 +531,8 @@ class Trainer:
         self.metrics_line = checkpoint.get("line", "")
         if checkpoint["threads"] != torch.get_num_threads():
             self.context.say(
-                f"note: the checkpoint was written with {checkpoint['threads']} threads, this process has "
-                f"{torch.get_num_threads()}; results may differ in the last digits"
+                f"note: the checkpoint was written with {format_count(checkpoint['threads'], 'thread')}, this process "
+                f"has {torch.get_num_threads()}; results may differ in the last digits"
             )
         self.context.say(f"resumed from step {self.state.step}")
 

@@ -26,7 +26,7 @@ from rich.console import Console
 from competition.cli.console import cv_table
 from competition.data.masks import load_mask
 from competition.data.readers import load_image
-from competition.inference.predict import to_masks
+from competition.inference.masks import to_masks
 from competition.report.learning import rank_cases
 from competition.report.results import RunResults
 from competition.report.run import write_report

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -76,6 +75,15 @@ def test_a_killed_process_is_named_and_a_stopped_one_is_not_shown(fold: Path) ->
     assert read_member_status(fold).state == "stopped" and read_active_runs(fold.parents[4]) == []
 
 
+def test_a_process_that_has_written_nothing_is_starting(fold: Path) -> None:
+    """A new process imports its libraries before it locks the fold; the fold was shown as stopped meanwhile."""
+    for file in ("output.txt", "metrics.jsonl"):
+        (fold / file).write_text("")
+    with run_lock(fold.parent):
+        (run,) = read_active_runs(fold.parents[4])
+    assert [member.state for member in run.members] == ["starting"]
+
+
 def test_finished_and_waiting_folds_stand_beside_the_running_one(fold: Path) -> None:
     for name in ("fold_10", "fold_2"):
         (fold.parent / name).mkdir()
@@ -135,11 +143,15 @@ def test_ctrl_c_ends_the_live_table_quietly(fold: Path) -> None:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs in the background ignore it
     )
     os.close(follower)
-    shown = b""
-    while b"No fold runs here" not in shown:
-        shown += os.read(leader, 4096)
-    time.sleep(1.0)
-    process.send_signal(signal.SIGINT)
+    shown, interrupted = b"", False
+    while True:  # to the end: a terminal that nobody reads holds the process in its last line
+        try:
+            shown += os.read(leader, 4096)
+        except OSError:  # the process has closed its end
+            break
+        if shown.count(b"No fold runs here") > 1 and not interrupted:  # it waits for the next table
+            interrupted = True
+            process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 0
-    assert b"Traceback" not in shown
+    assert interrupted and b"Traceback" not in shown
     os.close(leader)

@@ -19,15 +19,8 @@ import pytest
 from competition.data.cache import PreprocessedCase, cache_key, get_or_build, is_intact
 from competition.errors import MaskfoldError
 from competition.io import DiskFullError, make_temporary_path, remove_all_stale_temp, write_array
+from tests.data.building import build, race
 from tests.data.test_preprocessing import experiment
-
-
-def build(value: int) -> Any:
-    def fill(folder: Path) -> dict[str, Any]:
-        write_array(folder / "image.npy", (2, 3, 4), np.int16, (np.full((1, 3, 4), value + i) for i in range(2)))
-        return {"value": value}
-
-    return fill
 
 
 def refuse(folder: Path) -> dict[str, Any]:
@@ -78,16 +71,10 @@ def test_the_slower_of_two_builders_discards_its_work(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
 
-def _race(root: str, barrier: Any, value: int) -> None:
-    barrier.wait()
-    for key in range(30):
-        get_or_build(Path(root), f"key{key}", build(value))
-
-
 def test_two_processes_at_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(2)
-    racers = [context.Process(target=_race, args=(str(tmp_path), barrier, value)) for value in (1, 2)]
+    racers = [context.Process(target=race, args=(str(tmp_path), barrier, value)) for value in (1, 2)]
     for racer in racers:
         racer.start()
     for racer in racers:

@@ -218,7 +218,7 @@ def test_padding_is_that_of_inference(tmp_path: Path) -> None:
     exp2, exp3 = experiment(2, [9, 8]), experiment(3, [7, 8, 6])
     folders = [pictures(tmp_path / "2", exp2, [(6, 5)])[0], volumes(tmp_path / "3", exp3, [(4, 5, 6)])[0]]
     for exp, folder in zip((exp2, exp3), folders, strict=True):
-        predict_image([Spy()], PreprocessedCase.open(folder).network_image(), exp)
+        predict_image([Spy()], PreprocessedCase.open(folder).network_input[:], exp)
         np.testing.assert_array_equal(PatchDataset([folder], exp, 0, 1)[0, 0]["image"], seen.pop()[0].numpy())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from competition.config.axes import file_axes
 from competition.config.competition import Competition
+from competition.data.content.digests import file_stamp, remembered_digest
 from competition.data.image_types import file_digest
 from competition.data.readers import has_reader, read_header, read_image, read_labels, strip_extension
 from competition.errors import MaskfoldError
@@ -91,6 +93,55 @@ def test_voxels_in_other_folders_are_refused(tmp_path: Path, name: str) -> None:
     for read in (read_image, read_header, file_digest):
         with pytest.raises(MaskfoldError, match="expected one file in its own folder"):
             read(tmp_path / "a.mhd")
+
+
+META = "ObjectType = Image\nNDims = 3\nDimSize = 8 8 8\nElementType = MET_UCHAR\n"
+NRRD = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 8 8 8\nencoding: raw\n"
+NAMED_TWICE = "ElementDataFile = own.raw\nElementDataFile = ../secret.raw\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("a.mha", f"{META}ElementDataFile = ../secret.raw\n"),
+        ("a.mha", f"{META}ElementDataFile = own.raw\n"),  # its digest would not cover own.raw
+        ("a.mha", f"{META}ElementDataFile = LOCAL\n#PAD\nElementDataFile = ../secret.raw\n"),
+        ("a.mhd", f"{META} ElementDataFile = ../secret.raw\nElementDataFile = own.raw\n"),
+        ("a.mhd", f"{META}elementdatafile = own.raw\nElementDataFile = ../secret.raw\n"),
+        ("a.mhd", f"{META}Color =\n{NAMED_TWICE}"),  # ITK reads the next line as the value, and takes the last one
+        ("a.mhd", f"{META}Comment = x\r{NAMED_TWICE}"),
+        ("a.mhd", f"{META}#PAD\nElementDataFile = own.raw\n"),
+        ("a.nrrd", f"{NRRD}data file: ../secret.raw\n\n"),
+        ("a.nrrd", f"{NRRD}# x\rDataFile: ../secret.raw\n\n"),
+        ("a.nrrd", f"{NRRD}#PAD\ndata file: ../secret.raw\n\n"),
+        ("a.nhdr", f"{NRRD}datafile: ../secret.raw\n\n"),
+        ("a.nhdr", f"{NRRD}data file: own.raw\nDATAFILE: ../secret.raw\n\n"),
+        ("a.mhd", f"{META}ElementDataFile = ..\n"),
+    ],
+)
+def test_no_spelling_of_a_header_reads_another_file(tmp_path: Path, name: str, header: str) -> None:
+    (tmp_path / "secret.raw").write_bytes(b"1" * 512)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/own.raw").write_bytes(bytes(512))
+    path = tmp_path / "d" / name
+    path.write_text(header.replace("#PAD", "#" * 2**20), newline="")
+    for read in (read_image, read_header, file_digest):
+        with pytest.raises(MaskfoldError, match="voxels are in|its header has"):
+            read(path)
+
+
+@pytest.mark.parametrize("ending", [".mhd", ".nhdr"])
+def test_the_stamp_of_a_header_covers_the_file_with_its_voxels(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a{ending}"
+    SimpleITK.WriteImage(volume(), str(path), False)
+    (voxels,) = (file for file in tmp_path.iterdir() if file != path)
+    for file in (path, voxels):
+        os.utime(file, (1, 1))
+    before, digest = file_stamp(path), remembered_digest(path)
+    content = bytearray(voxels.read_bytes())
+    content[10] ^= 1
+    voxels.write_bytes(content)
+    assert file_stamp(path) != before and remembered_digest(path) != digest
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

@@ -72,7 +72,7 @@ def test_a_volume_is_normalised_on_its_new_grid(source: dict[str, Any], tmp_path
     assert case.image.shape == (2, 9, 10, 12) and case.image.dtype == np.float32
     np.testing.assert_allclose(case.image.mean(axis=(1, 2, 3)), 0, atol=1e-4)
     np.testing.assert_allclose(case.image.std(axis=(1, 2, 3)), 1, atol=1e-4)
-    assert case.network_image() is case.image
+    assert case.network_input is case.image
     assert case.mask is not None and case.mask.dtype == np.uint8
     np.testing.assert_array_equal(case.mask[0], mask[0, ::-1, ::-1].repeat(2, axis=2))
     points = case.foreground
@@ -109,7 +109,7 @@ def test_a_picture_keeps_its_values_until_it_is_augmented(
     assert case.image.shape == (3, 20, 30) and case.image.dtype == kept and not case.normalised  # the alpha is gone
     expected = image[:3].astype(np.float64) / (1 if dtype == np.uint8 else most)
     np.testing.assert_allclose(case.image, expected, rtol=1e-6)
-    seen = case.network_image()
+    seen = case.network_input[:]
     assert seen.dtype == np.float32
     np.testing.assert_allclose(seen.mean(axis=(1, 2)), 0, atol=1e-5)
     np.testing.assert_allclose(seen.std(axis=(1, 2)), 1, atol=1e-5)
@@ -130,7 +130,7 @@ def test_channels_are_chosen_by_number(source: dict[str, Any], tmp_path: Path) -
         for numbers in ([0], [2, 0], [len(image) - 1]):  # of a picture the last is no alpha here: it is asked for
             exp = experiment(dims, channels=numbers, intensity="none")
             case = PreprocessedCase.open(preprocess_case(row(), exp, tmp_path / f"{dims}"))
-            np.testing.assert_allclose(case.network_image(), image[numbers] / (255 if dims == 2 else 1), rtol=1e-6)
+            np.testing.assert_allclose(case.network_input[:], image[numbers] / (255 if dims == 2 else 1), rtol=1e-6)
         with pytest.raises(MaskfoldError, match=rf"prepare\.channels.*channel 4, .*case one has {len(image)} channels"):
             preprocess_case(row(), experiment(dims, channels=[0, 4]), tmp_path)
     with pytest.raises(ValueError, match=r"prepare\.channels` grey and rgb"):

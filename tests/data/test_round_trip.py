@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from competition.config.competition import Competition
 from competition.config.experiment import PreprocessingConfig
 from competition.data.geometry import Geometry
-from competition.inference.predict import to_masks
+from competition.inference.masks import to_masks
 
 CODES = [
     x + y + z

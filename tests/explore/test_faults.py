@@ -17,8 +17,7 @@ from competition.data.cases import case_table
 from competition.data.masks import load_mask
 from competition.data.readers import load_image
 from competition.errors import MaskfoldError
-from competition.explore import Exploration, explore
-from competition.explore.metric import find_other_metric
+from competition.explore import Exploration, explore, find_other_metric
 from competition.explore.summary import overview_rows, truth_rows
 from competition.explore.types import Findings
 from tests.explore.planted import SIZE, SOUND, picture, plant, sound, write

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from competition.explore.rows import ClassRow, find_row
-from competition.explore.symmetry import frequency_map
+from competition.explore.symmetry import ClassRow, find_row, frequency_map
 from competition.explore.types import CaseStats, TruthStats
 
 NAMES = ["top", "middle", "bottom"]

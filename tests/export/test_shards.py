@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import time
 from functools import partial
 from multiprocessing import active_children
 from types import SimpleNamespace
@@ -19,32 +17,7 @@ from competition.postprocessing.case import CasePrediction
 from competition.rle import RleError
 from competition.submission.submit import submit
 from tests.export.bundles import run_bundle
-
-
-def do_nothing(_worker, shard, device):
-    """Predict no case."""
-
-
-def tell_environment(folder, _worker, shard, device):
-    seen = [os.environ.get("CUDA_VISIBLE_DEVICES", ""), os.environ.get("OMP_NUM_THREADS", ""), device]
-    (folder / f"seen{shard}").write_text(" ".join(seen))
-
-
-def fail_as_second_shard(_worker, shard, device):
-    if shard:
-        raise RleError("case.png is damaged.", "Replace the file.", status=2)
-    time.sleep(600)
-
-
-def die_as_second_shard(_worker, shard, device):
-    if shard:
-        os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(600)
-
-
-def hang(_worker, shard, device):
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    time.sleep(600)
+from tests.export.shards import die_as_second_shard, do_nothing, fail_as_second_shard, hang, tell_environment
 
 
 @pytest.mark.parametrize("seed", range(20))

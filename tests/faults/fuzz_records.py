@@ -19,7 +19,7 @@ def _prepared(path: Path) -> Any:
     from competition.data.cache import PreprocessedCase
 
     case = PreprocessedCase.open(path.parent)
-    image = np.asarray(case.network_image())
+    image = np.asarray(case.network_input[:])
     case.foreground.sum()
     assert case.mask is not None
     return np.concatenate([image, np.asarray(case.mask, np.float32)])

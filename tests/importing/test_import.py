@@ -24,6 +24,7 @@ from competition.importing.splits import format_splits, read_splits
 from competition.io import sha256_of_file
 from competition.postprocessing.ranking import best_run
 from competition.runs.find import find_run
+from competition.runs.imported import stored_tests
 from competition.runs.run import RUNS_FOLDER, Run
 from competition.runs.summary import read_run_scores
 from competition.submission.label_files import predict_images
@@ -117,6 +118,24 @@ def test_a_stored_prediction_of_an_import_is_checked_like_all_others(elsewhere):
     scores.write_text(scores.read_text().replace("1.0", "0.9", 1))
     with pytest.raises(MaskfoldError):
         read_run_scores(run.folder)
+
+
+def test_predictions_of_another_import_are_refused(elsewhere):
+    own, folder = elsewhere()
+    comp = own.exp.competition
+    first = import_predictions(comp, folder, "first").run
+    for path in [*folder.glob("fold_*/validation/*"), *folder.glob("test/*")]:
+        _write(path, np.load(path)["probabilities"][:, 0] * 0.999)
+    second = import_predictions(comp, folder, "second").run
+    case = first.oof().stores[0][0].ids()[0]
+    test = stored_tests(first).ids()[0]
+    shutil.copy(second.oof().stores[0][0].path(case), first.oof().stores[0][0].path(case))
+    shutil.copy(stored_tests(second).path(test), stored_tests(first).path(test))
+    with pytest.raises(MaskfoldError, match="made with other weights"):
+        first.oof().read(case)
+    with pytest.raises(MaskfoldError, match="made with other weights"):
+        stored_tests(first).read(test)
+    assert second.oof().read(case).any() and stored_tests(second).read(test).any()
 
 
 def test_commands_that_need_networks_refuse_an_import(elsewhere, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from competition.inference.predict import to_masks
+from competition.inference.masks import to_masks
 from tests.inference.networks import experiment
 
 

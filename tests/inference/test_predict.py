@@ -17,7 +17,8 @@ from competition.data import preprocessing
 from competition.data.cache import PreprocessedCase
 from competition.data.preprocessing import preprocess_case
 from competition.errors import MaskfoldError
-from competition.inference.predict import predict_case, to_masks
+from competition.inference.masks import to_masks
+from competition.inference.predict import predict_case
 from tests.inference.networks import Pointwise, experiment
 
 

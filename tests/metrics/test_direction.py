@@ -193,6 +193,16 @@ def test_tuning_lowers_the_distance(finished, tiny):
     assert tuned.gain.low > 0 and tuned.gain.value == pytest.approx(tuned.before - tuned.nested)
 
 
+@pytest.mark.parametrize(
+    ("terms", "sign"), [("{name: hd95}, {name: assd, weight: 2}", -1), ("{name: dice}, {name: nsd, weight: 0.5}", 1)]
+)
+def test_tuning_improves_a_weighted_sum_in_its_direction(finished, tiny, terms, sign):
+    run = finished(tiny(2, f"competition.metric={{sum: [{terms}]}}", "postprocess.tune=true"), noise=0.1, spoil=islands)
+    tuned = estimate_score(Ensemble((run,), (1.0,)), 20, workers=1).tuning
+    assert tuned.kept and tuned.gain.low > 0
+    assert tuned.gain.value == pytest.approx(sign * (tuned.nested - tuned.before))
+
+
 def test_a_bad_run_gets_no_weight(finished, tiny):
     good, bad = finished(tiny(2, DISTANCE), noise=0.2), finished(tiny(2, DISTANCE, "seed=2"), noise=3.0, seed=1)
     fitted = fit_weights(Ensemble((good, bad), (0.5, 0.5)), 0, None, workers=1)

@@ -13,10 +13,11 @@ import pytest
 import yaml
 
 from competition.config.loading import load_experiment, resolve_config
+from competition.config.metric import METRICS
 from competition.data.geometry import find_axes, reorient
 from competition.data.masks import load_mask
 from competition.data.readers import load_image
-from competition.inference.predict import to_masks
+from competition.inference.masks import to_masks
 from competition.report import viewer
 from competition.report.methods import find_reference, load_references
 from competition.report.results import RunResults
@@ -149,3 +150,9 @@ def _entries() -> list[dict[str, Any]]:
     from importlib import resources
 
     return list(yaml.safe_load((resources.files("competition.report") / "references.yaml").read_text(encoding="utf-8")))
+
+
+def test_the_references_of_metrics_have_their_names() -> None:
+    named = [key.removeprefix("metric ") for key in load_references() if key.startswith("metric ")]
+    assert {"cl_dice", "voi", "betti_error"} <= set(named)
+    assert sorted(set(named) - set(METRICS.names())) == []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from competition.cli.review import review_command
+from competition.cli.train import review_command
 from competition.errors import MaskfoldError
 from tests.report.conftest import Page, check_self_contained
 from tests.review.conftest import PlantedRun

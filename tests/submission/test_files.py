@@ -21,7 +21,7 @@ from competition.errors import MaskfoldError
 from competition.postprocessing.pipeline import postprocess
 from competition.runs.blend import Ensemble
 from competition.runs.run import hashed_settings
-from competition.submission.files import file_labels, submit_files
+from competition.submission.files import SampleFiles, check_file_names, file_labels, file_names, submit_files
 
 
 def with_format(run, **keys):
@@ -147,3 +147,42 @@ def test_a_missing_simpleitk_is_refused_before_prediction(finished, tiny, monkey
     with pytest.raises(MaskfoldError, match="SimpleITK") as caught:
         submit_files([run], output=tmp_path / "out")
     assert "pip install SimpleITK" in caught.value.hint and caught.value.status == 2
+
+
+def test_two_cases_or_classes_with_one_file_name_are_refused(finished, tiny, tmp_path):
+    run = with_format(finished(tiny(2)), files="{class}_{id}.png", sample=None)
+    comp = run.exp.competition.model_copy(update={"classes": ["a", "a_b"], "labels": "overlapping"})
+    names = {case: file_names(comp, case) for case in ("c", "b_c")}
+    with pytest.raises(MaskfoldError, match="one name, a_b_c.png: case c, class a_b and case b_c, class a") as caught:
+        check_file_names(names)
+    assert caught.value.status == 2
+    with pytest.raises(MaskfoldError, match="differ only in case or Unicode form"):
+        check_file_names({"x": {"": "x.png"}, "X": {"": "X.png"}})
+    check_file_names({case: file_names(comp, case) for case in ("c", "d")})
+    braces = comp.model_copy(update={"classes": ["a", "{id}"]})
+    assert file_names(braces, "x{class}") == {"a": "a_x{class}.png", "{id}": "{id}_x{class}.png"}
+
+
+def test_submit_refuses_file_names_that_collide(finished, tiny, tmp_path, monkeypatch):
+    run = with_format(finished(tiny(2)), files="{id}.png", sample=None)
+    monkeypatch.setattr("competition.submission.files.file_names", lambda comp, case: {"": "same.png"})
+    with pytest.raises(MaskfoldError, match="one name"):
+        submit_files([run], output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("fault", ["encrypted", "compression", "cut"])
+def test_a_member_of_the_sample_that_cannot_be_unpacked_is_an_error(tmp_path, fault):
+    path = tmp_path / "sample.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", cv2.imencode(".png", np.zeros((9, 9), np.uint8))[1].tobytes())
+    content = bytearray(path.read_bytes())
+    local, central = content.index(b"PK\3\4"), content.index(b"PK\1\2")
+    for start in (local + 6, central + 8):  # flags; the compression follows
+        content[start] |= fault == "encrypted"
+        content[start + 2] = 99 if fault == "compression" else content[start + 2]
+    if fault == "cut":
+        content[local + 35 : local + 60] = bytes(25)
+    path.write_bytes(content)
+    with pytest.raises(MaskfoldError, match="a.png in .* is damaged"):
+        SampleFiles.open(path).header("a.png", 2, tmp_path)

@@ -157,3 +157,16 @@ def test_the_command(folders, tmp_path):
     ):
         failed = run(app, ["score", *words])
         assert isinstance(failed.exception, MaskfoldError) and message in str(failed.exception), words
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("=HYPERLINK(1)", "formula"), ("a\nb", "line break"), ("a\x9bb", "control")]
+)
+def test_names_that_would_break_a_table_or_a_terminal_are_refused(folders, name, words):
+    predictions, truth = folders
+    for folder in folders:
+        path = sorted(folder.iterdir())[0]
+        path.rename(folder / f"{name}.nii.gz")
+    with pytest.raises(MaskfoldError, match=words) as caught:
+        score_folder(predictions, truth)
+    assert caught.value.status == 2

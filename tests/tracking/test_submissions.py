@@ -52,6 +52,25 @@ def test_it_is_a_child_of_its_run_and_there_once(written, tiny):
     assert parent.info.status == "FINISHED"
 
 
+@pytest.mark.parametrize("zipped", [False, True])
+def test_label_files_are_logged_as_a_csv_is(written, tiny, zipped):
+    folder, _, note = written
+    files = note.with_suffix(".zip" if zipped else "")
+    if zipped:
+        files.write_bytes(b"PK")
+    else:
+        files.mkdir()
+        for name in ("a.png", "b.png"):
+            (files / name).write_bytes(b"png")
+    run_id = log_submission(folder, tiny(2), files, note)
+    client = connect_mlflow(find_mlflow_store(project_root(folder)))
+    run = client.get_run(run_id)
+    assert (run.info.run_name, run.data.tags["file"]) == ("submission s", str(files))
+    assert sorted(item.path for item in client.list_artifacts(run_id)) == sorted([files.name, "s.json"])
+    if not zipped:
+        assert [item.path for item in client.list_artifacts(run_id, "s")] == ["s/a.png", "s/b.png"]
+
+
 def test_the_same_bytes_of_other_words_are_the_same_submission(written, tiny, caplog):
     folder, csv, note = written
     first = log_submission(folder, tiny(2), csv, note)

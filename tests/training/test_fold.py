@@ -129,7 +129,7 @@ def test_a_finished_fold_is_not_trained_again(tiny, tmp_path, monkeypatch):
 
 def test_the_score_is_the_metric_on_the_stored_probabilities(tiny, tmp_path):
     from competition.data.masks import load_mask
-    from competition.inference.predict import to_masks
+    from competition.inference.masks import to_masks
     from competition.metrics.scoring import score_case
 
     exp = tiny(2)

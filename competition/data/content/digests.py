@@ -10,13 +10,21 @@ from typing import Any
 
 from competition.config.axes import case_axes, file_axes, permutation, rle_counts_in_pictures
 from competition.config.competition import Competition
-from competition.data.image_types import Header, combined_digest, convert_decoder_errors, file_digest
+from competition.data.image_types import (
+    Header,
+    combined_digest,
+    convert_decoder_errors,
+    detached_data_file,
+    file_digest,
+    has_detached_voxels,
+)
 from competition.data.rle_tables import row_texts
 
 # s. If a file was written less than this before it was hashed, its digest is not cached, because a second write within
 # one tick of the file system's clock would not change the file's times.
 SETTLED_SECONDS = 2.0
-FileStamp = tuple[int, int, int, int]  # inode, size, times of modification and of change (ns); see `file_stamp`
+# Inode, size, times of modification and of change (ns); see `file_stamp`. Eight values if there is a second file.
+FileStamp = tuple[int, ...]
 Files = str | list[str]  # a path below the competition's root, or the paths of a stack's slices
 Digest = Callable[[Path], bytes]  # `file_digest` or `remembered_digest`
 
@@ -29,17 +37,22 @@ _remembered: dict[Path, tuple[FileStamp, bytes]] = {}  # stamp and digest
 def file_stamp(path: Path) -> FileStamp:
     """Return inode, size and times of a file. If the file is written or replaced, at least one of these values changes.
 
+    For an MHD or NHDR file, the values of the file with its voxels follow.
+
     Raises:
         MaskfoldError: the file does not exist.
     """
     with convert_decoder_errors(path):
-        status = path.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+        voxels = detached_data_file(path) if has_detached_voxels(path) else None
+        files = [path.stat()] if voxels is None else [path.stat(), voxels.stat()]
+    return tuple(
+        value for status in files for value in (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    )
 
 
 def is_settled(stamp: FileStamp) -> bool:
     """Return whether the last write of a file is so long ago that another write would change its stamp."""
-    return time.time() - max(stamp[2:]) / 1e9 > SETTLED_SECONDS
+    return time.time() - max(stamp[2:4] + stamp[6:]) / 1e9 > SETTLED_SECONDS
 
 
 def remembered_digest(path: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""Readers of each family of file formats: PNG, JPEG, BMP and GIF; NIfTI; NumPy; TIFF; NRRD and MHA.
+"""Readers of each family of file formats: PNG, JPEG, JPEG 2000, BMP and GIF; NIfTI; NumPy; TIFF; NRRD and MHA.
 
 Each family has a file with two functions: one reads the header, the other checks the declared size and then reads the
 pixels.

@@ -14,6 +14,7 @@ from competition.data.image_types import (
     check_declared_size,
     check_not_bomb,
     detached_data_file,
+    has_detached_voxels,
     unreadable_error,
     wrong_dimensions_error,
 )
@@ -62,10 +63,12 @@ def _open(path: Path) -> Any:
         ) from error
     if not path.is_file():
         raise FileNotFoundError(path)
-    detached_data_file(path)  # ITK would read a file of any folder
+    detached_data_file(path)  # ITK would read a file of any folder, also from MHA and NRRD
     SimpleITK.ProcessObject.GlobalWarningDisplayOff()
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
+    # By the extension, whose header was checked; ITK would choose by the content.
+    reader.SetImageIO("NrrdImageIO" if path.suffix.lower() in (".nrrd", ".nhdr") else "MetaImageIO")
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
@@ -89,8 +92,7 @@ def _header(path: Path, reader: Any, dimensions: int) -> Header:
     dtype = _dtype(pixel)
     declared = math.prod(size) * components * dtype.itemsize
     check_declared_size(path, declared)
-    if detached_data_file(path) is None:
-        check_not_bomb(path, declared)
+    check_not_bomb((detached_data_file(path) if has_detached_voxels(path) else None) or path, declared)
     spacing = tuple(float(step) for step in reader.GetSpacing()[:dimensions])
     return Header(
         size[:dimensions],

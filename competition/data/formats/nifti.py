@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
 import numpy as np
 
@@ -27,6 +27,7 @@ MILLIMETRES = {1: 1000.0, 3: 0.001}
 NIFTI_SIZES = (348, 540, 0x5C010000, 0x1C020000)  # the first field of NIfTI-1 and NIfTI-2 headers, in both byte orders
 PIXDIM_ROUNDING = 1e-4  # relative difference between pixdim and affine that rounding explains
 MAX_TRAILING = 2**24  # maximum number of bytes after the last voxel
+MAX_EXTENSIONS = 2**26  # maximum number of bytes between header and first voxel
 
 
 def nifti_header(path: Path, dimensions: int) -> Header:
@@ -68,6 +69,7 @@ def _load_nifti(path: Path) -> Any:
         raise unreadable_error(path, f"it is NIfTI {found}, unlike its name", f"Rename it to {name}")
     with gzip.open(path) if is_packed else path.open("rb") as file:
         head = file.read(348)
+        _check_extensions(path, head, file)
     is_plain = int.from_bytes(head[:4], "little") in NIFTI_SIZES[::2] and head[344:] == b"n+1\0"  # a NIfTI-1 file
     try:  # faster than `nibabel.load`, which tries each of its formats
         return nibabel.Nifti1Image.from_filename(path) if is_plain else nibabel.load(path)
@@ -77,6 +79,38 @@ def _load_nifti(path: Path) -> Any:
         raise unreadable_error(
             path, "its header has no finite scl_inter", "Set it to 0 if values have no offset"
         ) from error
+
+
+def _check_extensions(path: Path, head: bytes, file: IO[bytes]) -> None:
+    """Check the sizes of the extensions behind a header, which nibabel would read whatever their size.
+
+    Args:
+        path: the file.
+        head: its first 348 bytes.
+        file: the rest of it, unpacked.
+
+    Raises:
+        MaskfoldError: the extensions do not end before the first voxel, or are too large.
+    """
+    import nibabel
+
+    is_second = head[4:7] in (b"n+2", b"ni2")
+    head += file.read(540 - 348) if is_second else b""
+    if len(head) < (540 if is_second else 348) or file.read(4)[:1] in (b"", b"\0"):
+        return
+    kind = nibabel.Nifti2Header if is_second else nibabel.Nifti1Header
+    header = kind(head, check=False)
+    offset = float(header["vox_offset"])
+    left = offset - len(head) - 4
+    if not 0 <= left <= MAX_EXTENSIONS:
+        raise unreadable_error(path, f"the extensions of its header end at byte {offset:,.0f}")
+    order: Literal["little", "big"] = "little" if header.endianness == "<" else "big"
+    while left >= 16:
+        size = int.from_bytes(file.read(8)[:4], order, signed=True)
+        if not 8 <= size <= left:
+            raise unreadable_error(path, f"an extension of its header has {size:,} bytes, of {left:,.0f}")
+        file.read(size - 8)
+        left -= size
 
 
 @contextmanager

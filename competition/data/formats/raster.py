@@ -1,4 +1,4 @@
-"""Read PNG, JPEG, BMP and GIF with Pillow, and 16-bit colours with OpenCV."""
+"""Read PNG, JPEG, JPEG 2000, BMP and GIF with Pillow, and colours of more than 8 bits with OpenCV."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from competition.data.image_types import (
     unreadable_error,
     wrong_dimensions_error,
 )
+from competition.errors import MaskfoldError
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -35,6 +36,9 @@ DEEP_MODES = {"I;16": "uint16", "I;16B": "uint16", "I": "int32", "F": "float32"}
 # blocks in 32×32 pixels, if they are subsampled as much as ISO/IEC 10918-1 allows: at most 4 × 1024 × 8 / 10 bytes from
 # one byte.
 JPEG_BOUND = 4096
+JPEG_2000 = "JPEG2000"  # Pillow's name of the format
+JPEG_2000_START = b"\xff\x4f\xff\x51"  # markers SOC and SIZ of a codestream (ISO/IEC 15444-1, A.4.1 and A.5.1)
+JPEG_2000_HEADER = 2**16  # bytes in which a codestream begins; before it are boxes such as a colour profile
 
 
 def raster_header(path: Path, dimensions: int) -> Header:
@@ -50,7 +54,7 @@ def _raster_header(path: Path, image: PilImage, dimensions: int) -> tuple[Header
         raise wrong_dimensions_error(path, shape, dimensions)
     mode, depth = _decoded_mode(image), _bits_per_sample(path, image)
     _check_packed_size(path, image, shape, depth)
-    dtype = "uint16" if depth == 16 else DEEP_MODES.get(mode, "uint8")
+    dtype = "uint16" if depth > 8 else DEEP_MODES.get(mode, "uint8")
     return Header(shape, (1.0, 1.0), None, RASTER_CHANNELS[mode], dtype), depth
 
 
@@ -70,8 +74,8 @@ def raster_pixels(path: Path, dimensions: int, labels: bool) -> Image:
         check_not_bomb(path, declared)
         if image.format == "PNG":
             check_png(path)  # Pillow and OpenCV both silently fill in what damaged data lack
-        if depth == 16 and image.mode not in DEEP_MODES:
-            return _decode_16_bit_colours(path, head.channels)
+        if depth > 8 and (image.mode not in DEEP_MODES or image.format == JPEG_2000):
+            return _decode_deep(path, head.channels)
         array = _raster_labels(image, depth) if labels else np.asarray(image.convert(_decoded_mode(image)))
     if array.dtype == bool:
         array = array.astype(np.uint8) * (1 if labels else 255)
@@ -82,14 +86,21 @@ def raster_pixels(path: Path, dimensions: int, labels: bool) -> Image:
 
 @contextmanager
 def open_raster(path: Path) -> Iterator[PilImage]:
-    """Open a PNG, JPEG, BMP or GIF with Pillow."""
+    """Open a PNG, JPEG, JPEG 2000, BMP or GIF with Pillow."""
+    import PIL.features
     import PIL.Image
 
     # Pillow's limit depends neither on the file size nor on the free memory; `check_declared_size` checks both.
     PIL.Image.MAX_IMAGE_PIXELS = None
+    if path.suffix.lower() in (".jp2", ".j2k") and path.exists() and not PIL.features.check("jpg_2000"):
+        raise MaskfoldError(
+            f"{path} is a JPEG 2000 file, but this Pillow was built without OpenJPEG.",
+            "Install a wheel that has it: pip install --force-reinstall --only-binary :all: pillow.",
+            status=2,
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warnings about metadata do not concern the pixels
-        with PIL.Image.open(path, formats=("PNG", "JPEG", "BMP", "GIF")) as image:
+        with PIL.Image.open(path, formats=("PNG", "JPEG", JPEG_2000, "BMP", "GIF")) as image:
             yield image
 
 
@@ -104,10 +115,33 @@ def _decoded_mode(image: PilImage) -> str:
 
 def _bits_per_sample(path: Path, image: PilImage) -> int:
     """Return the bits per sample; Pillow hides a PNG's, which are in byte 24 of the file (PNG specification, IHDR)."""
+    if image.format == JPEG_2000:
+        return _jpeg_2000_bits(path)
     if image.format != "PNG":
         return 8
     with path.open("rb") as file:
         return file.read(25)[24]
+
+
+def _jpeg_2000_bits(path: Path) -> int:
+    """Return the largest number of bits of a component, which the segment SIZ declares.
+
+    Raises:
+        MaskfoldError: a component has a sign, or more than 16 bits.
+    """
+    with path.open("rb") as file:
+        start = file.read(JPEG_2000_HEADER)
+    segment = start[start.find(JPEG_2000_START) + 40 :] if JPEG_2000_START in start else b""
+    sizes = segment[2 : 2 + 3 * int.from_bytes(segment[:2], "big") : 3]  # three bytes per component
+    if not sizes:
+        raise unreadable_error(path, "it has no JPEG 2000 codestream")
+    bits = max(size & 127 for size in sizes) + 1
+    if bits > 16 or any(size & 128 for size in sizes):
+        signs = "signed" if any(size & 128 for size in sizes) else "unsigned"
+        raise unreadable_error(
+            path, f"found {signs} values of {bits} bits, expected unsigned values of up to 16", "Save it as TIFF"
+        )
+    return bits
 
 
 def _check_packed_size(path: Path, image: PilImage, shape: tuple[int, int], depth: int) -> None:
@@ -126,8 +160,11 @@ def _raster_labels(image: PilImage, depth: int) -> np.ndarray:
     return array
 
 
-def _decode_16_bit_colours(path: Path, channels: int) -> Image:
-    """Decode a 16-bit colour PNG; OpenCV returns BGR, and may add an alpha channel for one transparent colour."""
+def _decode_deep(path: Path, channels: int) -> Image:
+    """Decode a 16-bit colour PNG, or a JPEG 2000 of more than 8 bits, whose values Pillow would scale.
+
+    OpenCV returns BGR, and may add an alpha channel for one transparent colour.
+    """
     import cv2
 
     array = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from competition import large_arrays
 from competition.data.image_types import (
     Header,
     Image,
@@ -22,7 +23,7 @@ from competition.data.image_types import (
 )
 
 if TYPE_CHECKING:
-    from tifffile import TiffFile, TiffPageSeries
+    from tifffile import TiffFile, TiffPage, TiffPageSeries
 
 UNIT_MILLIMETRES = {  # units of ImageJ and OME
     **dict.fromkeys(("mm", "millimeter", "millimetre"), 1.0),
@@ -60,7 +61,8 @@ def tiff_pixels(path: Path, dimensions: int, labels: bool) -> Image:
     Args:
         path: the file.
         dimensions: 2 reads pages as channels, (C, H, W); 3 reads them as slices, (C, H, W, Z). The axes of an ImageJ
-            or OME file that has both slices and channels are respected.
+            or OME file that has both slices and channels are respected. A large 2D page is decoded strip by strip or
+            tile by tile, see `competition.large_arrays`.
         labels: True returns a palette's indices, and bits as 0 and 1; False its colours, and bits as 0 and 255.
     """
     from tifffile import TiffFile
@@ -69,6 +71,9 @@ def tiff_pixels(path: Path, dimensions: int, labels: bool) -> Image:
         series = file.series[0]
         shape, channels = _tiff_layout(path, series, dimensions)
         _check_tiff_size(path, series, byte_count(shape, series.dtype, channels))
+        if dimensions == 2 and _is_large_page(series) and (array := _read_large_page(series.keyframe)) is not None:
+            return Image(array, (1.0,) * dimensions)
+        check_declared_size(path, byte_count(shape, series.dtype, channels))
         array = _decode_series(path, series)
         if array.dtype == bool:
             array = array.astype(np.uint8) * (1 if labels else 255)
@@ -112,6 +117,37 @@ def _in_millimetres(value: Any, unit: object) -> float:
     return float(f"{size:.6g}") if math.isfinite(size) else 0.0
 
 
+def _is_large_page(series: TiffPageSeries) -> bool:
+    """Return whether a series is one large page whose numbers are its pixels, so that it can be read in parts."""
+    page, dtype = series.keyframe, np.dtype(series.dtype)
+    is_plain = dtype.kind in "uif" and page.photometric not in (WHITE_IS_ZERO, PALETTE)
+    is_single = len(series.pages) == 1 and series.axes in ("YX", "YXS", "SYX")
+    return is_plain and is_single and large_arrays.is_large(series.shape, dtype)
+
+
+def _read_large_page(page: TiffPage) -> np.ndarray | None:
+    """Read a large page as (C, H, W), one strip or tile at a time; None if tifffile lacks the decoder."""
+    result = large_arrays.empty((page.samplesperpixel, page.imagelength, page.imagewidth), page.dtype)
+    # As tifffile numbers the axes of strips and tiles: separate sample, depth, row, column, sample of a pixel.
+    target = np.moveaxis(result, 0, -1)[None, None] if page.axes == "YXS" else result[:, None, :, :, None]
+    if page.is_memmappable:
+        file = page.parent.filehandle
+        stored_type = result.dtype.newbyteorder(page.parent.byteorder)
+        stored = np.memmap(file.path, stored_type, "r", page.dataoffsets[0], target.shape)
+        for rows in large_arrays.row_blocks((page.imagelength, page.imagewidth * len(result))):
+            target[:, :, rows] = stored[:, :, rows]
+        return result
+    try:
+        for segment, (sample, _, top, left, _), (_, height, width, _) in page.segments(maxworkers=1):
+            part = page.nodata if segment is None else segment[:, : page.imagelength - top, : page.imagewidth - left]
+            target[sample, :, top : top + height, left : left + width] = part
+    except ValueError as error:
+        if "imagecodecs" not in str(error):
+            raise
+        return None
+    return result
+
+
 def _check_tiff_size(path: Path, series: TiffPageSeries, unpacked: int) -> None:
     """Check that the file is large enough for uncompressed pages of the declared size.
 
@@ -119,10 +155,10 @@ def _check_tiff_size(path: Path, series: TiffPageSeries, unpacked: int) -> None:
     """
     packed = unpacked * series.keyframe.bitspersample // (8 * np.dtype(series.dtype).itemsize)
     is_plain = series.keyframe.compression == UNCOMPRESSED and not series.is_multifile
-    check_declared_size(path, packed, path.stat().st_size if is_plain else None)
+    if is_plain and packed > (size := path.stat().st_size):
+        check_declared_size(path, packed, size)
     if not series.is_multifile:
         check_not_bomb(path, unpacked if series.keyframe.compression != UNCOMPRESSED else packed)
-    check_declared_size(path, unpacked)
 
 
 def _tiff_pages_and_channels(series: TiffPageSeries) -> tuple[int, int]:

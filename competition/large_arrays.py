@@ -1,0 +1,96 @@
+"""Arrays that are too large for the memory: from `MASKFOLD_LARGE_MIB` on, they are memory maps of temporary files.
+
+A picture of 30,000 × 30,000 pixels has 0.8 GiB for each byte per pixel, and prediction needs several arrays of this
+size. If memory is short, the kernel writes the pages of a file to the disk, which it cannot do with other memory.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+LARGE_MIB = 512  # default of MASKFOLD_LARGE_MIB
+BLOCK_VALUES = 2**22  # values that `row_blocks` puts into one block
+
+
+def is_large(shape: Sequence[int], dtype: Any) -> bool:
+    """Return whether `empty` stores an array of this shape and dtype in a file."""
+    try:
+        limit = float(os.environ.get("MASKFOLD_LARGE_MIB", LARGE_MIB))
+    except ValueError:
+        limit = LARGE_MIB
+    return math.prod(shape) * np.dtype(dtype).itemsize >= limit * 2**20
+
+
+def empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """Return a new C-ordered array with arbitrary values. A large array is the memory map of a temporary file.
+
+    The file has no name, so that nothing is left behind if the process is killed. Its space is reserved before it is
+    mapped, because a memory map on a full disk kills the process. If there is no space, the array is in memory.
+
+    Args:
+        shape: the shape.
+        dtype: the dtype.
+
+    Raises:
+        MemoryError: neither the disk nor the free memory has the space.
+    """
+    if not is_large(shape, dtype):
+        return np.empty(tuple(shape), dtype)
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    try:
+        with tempfile.TemporaryFile(dir=_folder()) as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+            return np.asarray(np.memmap(file, dtype, "r+", shape=tuple(shape)))
+    except OSError as error:
+        import psutil
+
+        if size > psutil.virtual_memory().available:
+            raise MemoryError(
+                f"{size / 2**30:.1f} GiB are more than the free memory, and cannot be stored in {_folder()} ({error})"
+            ) from error
+        return np.empty(tuple(shape), dtype)
+
+
+def zeros(shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """Return a new array of zeros, see `empty`."""
+    if not is_large(shape, dtype):
+        return np.zeros(tuple(shape), dtype)
+    array = empty(shape, dtype)
+    if not isinstance(array.base, np.memmap):  # a new file has zeros
+        array[...] = 0
+    return array
+
+
+def copy(array: np.ndarray, dtype: Any = None) -> np.ndarray:
+    """Return a C-ordered copy of an array, converted to `dtype`, see `empty`."""
+    result = empty(array.shape, array.dtype if dtype is None else dtype)
+    np.copyto(result, array, casting="unsafe")
+    return result
+
+
+def row_blocks(shape: Sequence[int]) -> Iterator[slice]:
+    """Yield slices along the first axis that together cover an array of this shape, with `BLOCK_VALUES` values each.
+
+    Work in blocks needs no temporary array of the full size. An array of up to `BLOCK_VALUES` values is one block.
+    """
+    rows = max(1, BLOCK_VALUES // max(1, math.prod(shape[1:])))
+    for start in range(0, shape[0], rows):
+        yield slice(start, min(start + rows, shape[0]))
+
+
+def _folder() -> Path:
+    """Return $TMPDIR, else /var/tmp, because /tmp is in memory on many systems; else the usual temporary folder."""
+    persistent = Path("/var/tmp")
+    if "TMPDIR" not in os.environ and os.access(persistent, os.W_OK):
+        return persistent
+    return Path(tempfile.gettempdir())
