@@ -30,7 +30,7 @@ cv2.setNumThreads(0)  # OpenCV's threads can deadlock a forked loader worker, an
 
 
 class ImageAugment:
-    """Apply a preset, or an explicit list of albumentations, to one 2D image and its mask.
+    """Apply a preset, or an explicit list of transforms of albumentations, to one 2D image and its mask.
 
     Args:
         augment: section `augment` of the experiment.

@@ -208,7 +208,7 @@ def _compare_orders(
 
 
 def count_pieces(text: str, line: int, fmt: RleFormat) -> int:
-    """Count the runs without a neighbour in the previous line. There are at most as many connected pieces.
+    """Count the runs that touch no run of the previous line: an upper bound of the number of connected pieces.
 
     Args:
         text: pairs.

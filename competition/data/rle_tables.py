@@ -157,7 +157,7 @@ def row_texts(comp: Competition, lines: Sequence[int]) -> list[str]:
 
 
 def current_rows(comp: Competition, row: Any) -> list[RleRow]:
-    """Return the rows that `assign_rows` would assign to one case now.
+    """Read the rows of one case again, as `assign_rows` assigns them, to compare them with the case table.
 
     Args:
         comp: the competition.

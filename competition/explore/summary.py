@@ -24,7 +24,7 @@ MAX_CHANNELS = 12
 
 
 def overview_rows(exploration: Exploration) -> list[Row]:
-    """Return rows [property, train, test]."""
+    """Return the table of the cases: one row [property, training cases, test cases] per property."""
     splits = [exploration.cases_of("train"), exploration.cases_of("test")]
     rows = [
         ["cases", *(str(len(cases)) for cases in splits)],
@@ -87,7 +87,7 @@ def _intensity_rows(splits: Sequence[Sequence[CaseStats]]) -> list[Row]:
 
 
 def truth_rows(exploration: Exploration) -> list[Row]:
-    """Return rows [property, train] about masks and objects."""
+    """Return the table of masks and objects: one row [property, training cases] per property."""
     truths = [case.truth for case in exploration.used_cases("train") if case.truth is not None]
     if not truths:
         return []
@@ -108,7 +108,7 @@ def truth_rows(exploration: Exploration) -> list[Row]:
 
 
 def class_rows(exploration: Exploration) -> list[Row]:
-    """Return rows [class, label value, cases, share of all voxels, share of the foreground, objects, median size]."""
+    """Return one row per class: class, label value, cases, share of voxels and of foreground, objects, median size."""
     truths = [case.truth for case in exploration.used_cases("train") if case.truth is not None]
     total = sum(truth.total - truth.ignored for truth in truths)
     foreground = sum(int(truth.voxels.sum()) for truth in truths)
@@ -162,7 +162,7 @@ def class_header(exploration: Exploration) -> list[str]:
 
 
 def contrast_rows(exploration: Exploration) -> list[Row]:
-    """Return rows [channel, median |Cohen's d|, cases with brighter foreground], highest contrast first."""
+    """Return one row per channel, highest contrast first: name, median |Cohen's d|, cases with brighter foreground."""
     return [
         [item.name, f"{item.effect_size:.2f}", f"{item.brighter_share:.0%} of {item.n_cases}"]
         for item in exploration.contrasts[:MAX_CHANNELS]

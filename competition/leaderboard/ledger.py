@@ -115,7 +115,7 @@ class UploadRecord:
 
 
 def metric_of_record(plain: dict[str, Any]) -> MetricConfig:
-    """Return the metric of a record, with which scores are averaged. The record stores the metric's direction."""
+    """Return the metric that averages the scores of a record. Its direction is the one that the record stores."""
     return MetricConfig.model_validate({key: value for key, value in plain.items() if key != "higher_is_better"})
 
 

@@ -238,7 +238,7 @@ def expanded_interval(
     draws: int = 0,
     minus: tuple[ScoreTable, ScoreTable] | None = None,
 ) -> tuple[float, float]:
-    """Return the expanded percentile interval of the statistic, or of `minus[0]`'s statistic minus `minus[1]`'s.
+    """Return the expanded percentile interval of a table's statistic, or of the difference of two tables (`minus`).
 
     `draw(count)` returns cluster indices (count, draws); the number `draws` is needed to limit the memory of a chunk.
     """

@@ -25,7 +25,7 @@ MAX_TABLE_BYTES = 2**27
 
 
 def find_groups(layout: Layout) -> Layout:
-    """Return the layout with `group` and `stratum` if the ids or a table of the host show them."""
+    """Return the layout with the keys `group` and `stratum`, if ids or a table of the host define groups or strata."""
     group, group_reason = _from_tables(layout, GROUP_WORDS, _groups_several)
     stratum, stratum_reason = _from_tables(layout, STRATUM_WORDS, _is_stratum)
     if not group and (found := guess_group_rule(layout.ids)) is not None:

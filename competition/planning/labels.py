@@ -144,8 +144,8 @@ def _label_files(layout: Layout, found: Sequence[LabelValues]) -> list[Layout]:
         return [_numbered_objects(layout, values)]
     if len(values) > MAX_CLASSES:
         raise MaskfoldError(
-            f"The masks of `{layout.masks}` have {len(values)} different values, which are too many for classes.",
-            "Write a class for each value, or one file or row per object.",
+            f"The masks of `{layout.masks}` have {len(values)} different values, expected at most {MAX_CLASSES}.",
+            "Write one value per class; or, if the values are object numbers, one file or row per object.",
             status=2,
         )
     if 255 in values and len(values) > 1 and not _evenly_spaced(values):

@@ -181,7 +181,7 @@ def initial_weights_cases(run: Run, fold: int, context: Context = Context()) -> 
 
 
 def cases_via(how: str, run: Run, fold: int, seed: int, context: Context = Context()) -> list[TrainingCases]:
-    """Return the training cases of a member of another run, with the member and the text `how` added to their chain."""
+    """Return the training cases of a member of another run; `how` and the member's name begin their `chain`."""
     step = f"{how} {member_name(run, fold, seed)}"
     return [replace(source, chain=(step, *source.chain)) for source in training_cases(run, fold, seed, context)]
 
@@ -199,7 +199,7 @@ def format_leaks(all_leaks: Sequence[Leak]) -> str:
 
 
 def check_initial_weights(source: Path, job: FoldJob, run: Run) -> Path:
-    """Return the weight file of the run `source` from which this fold starts.
+    """Check the run `source` from which this fold starts, and return its weight file.
 
     Args:
         source: another run's folder.

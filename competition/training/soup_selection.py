@@ -234,7 +234,7 @@ def compare_soup(
     seed: int,
     groups: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Compare the soup with the plain weights on all cases, and nested: each part has the choice of the other parts.
+    """Compare the soup with the plain weights on all cases, and nested: each part uses the choice of the other parts.
 
     The soup is selected if the 95 % interval of its paired gain over the plain weights lies above 0.
 
