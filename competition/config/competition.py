@@ -143,7 +143,7 @@ class MetricTerm(ConfigModel):
 
     @property
     def label(self) -> str:
-        """The name in messages."""
+        """The term's metric as error messages and tables name it."""
         return self.name or str(self.target).rpartition(".")[2]
 
     def config(self, trust: Sequence[str] = ()) -> MetricConfig:

@@ -320,7 +320,7 @@ def has_detached_voxels(path: Path) -> bool:
 
 
 def combined_digest(parts: Iterable[bytes]) -> str:
-    """Return the SHA-256 (hexadecimal) of the digests of parts; it depends on the borders between the parts."""
+    """Return the SHA-256 (hexadecimal) of the digests of parts, so that [a, b] and [a + b] differ."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(hashlib.sha256(part).digest())

@@ -213,7 +213,7 @@ class Run:
     # Weights and predictions
 
     def weights(self, fold: int, seed: int) -> Path:
-        """Return the weight file that a member uses for prediction, as its result selects it.
+        """Return the weight file that a member uses for prediction; `result.json` names it.
 
         Raises:
             MaskfoldError: the result is damaged.

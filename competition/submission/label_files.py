@@ -272,7 +272,7 @@ def competition_for_folder(comp: Competition, images: Path) -> Competition:
             f"Image types in {images}: found {counts}, expected one type.", "Keep one type per folder.", status=2
         )
     raise MaskfoldError(
-        f"{images} contains no image with a name as in the competition ({comp.train.images}).",
+        f"{images} contains no image whose name matches the competition's images ({comp.train.images}).",
         "Name the folder of the images" + (", one file per channel." if has_channels else "."),
         status=2,
     )

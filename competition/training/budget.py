@@ -130,7 +130,7 @@ class StepBudget:
             self.pace.set_validation(validation_seconds)
 
     def update_from_clock(self, step: int, elapsed: float, reserve: Callable[[], float]) -> None:
-        """Time the last step; if there is a time budget and another number of steps fits into it, add an estimate.
+        """Time the last step. With a time budget, record a new estimate of the number of steps if it has changed.
 
         Args:
             step: number of completed steps; if they complete an epoch, its end comes after this call.
