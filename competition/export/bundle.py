@@ -107,7 +107,7 @@ def export_runs(
     """
     check_same_competition(runs)
     refuse_imported(runs, "be exported")
-    check_container(options.container, runs[0].exp.competition)
+    check_container(options.container, runs[0].exp.competition, options.input_slug, options.output_slug)
     check_output([folder], competitions_of(runs))
     check_replaceable(folder)
     ensemble = Ensemble(tuple(runs), normalize_weights(weights, len(runs)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import metadata
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from competition.export.grand_challenge import CONTAINER_FILE
 from competition.io import write_json
 
 CONTAINERS = ("grand-challenge",)
+SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 ENTRY_MODULE = "competition.export.grand_challenge"
 ENTRY_SCRIPT = "process.py"
 ITK_PACKAGE = "SimpleITK"
@@ -32,15 +34,30 @@ ENTRYPOINT ["python", "process.py"]
 """
 
 
-def check_container(container: str | None, comp: Competition) -> None:
+def check_container(
+    container: str | None, comp: Competition, input_slug: str | None = None, output_slug: str | None = None
+) -> None:
     """Check that a container can be written for a competition.
 
+    Args:
+        container: kind of container; None: none is written.
+        comp: the competition.
+        input_slug: name of the input socket, as for `write_container`.
+        output_slug: name of the output socket, as for `write_container`.
+
     Raises:
-        MaskfoldError: status 2; the kind of container is unknown, SimpleITK is missing, or the images have several
-            channels in several files.
+        MaskfoldError: status 2; the kind of container is unknown, a slug is not a name, SimpleITK is missing, or the
+            images have several channels in several files.
     """
     if container is None:
         return
+    for option, slug in (("--input-slug", input_slug), ("--output-slug", output_slug)):
+        if slug is not None and not SLUG.fullmatch(slug):  # a folder's name, so `../..` would leave the folder
+            raise MaskfoldError(
+                f"{option}: found {slug!r}, expected lower-case letters, digits and single hyphens.",
+                f"Copy the name of the socket from Grand Challenge, e.g. {option} ct-image.",
+                status=2,
+            )
     if container not in CONTAINERS:
         raise MaskfoldError(
             f"--container: found {container}, expected {', '.join(CONTAINERS)}.", "Correct --container.", status=2

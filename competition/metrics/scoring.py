@@ -180,7 +180,10 @@ def _class_truth(truth: NDArray[np.uint8], comp: Competition, index: int) -> Mas
 
 
 def _equal(values: NDArray[np.uint8], value: int) -> Mask:
-    return np.equal(values, value, out=large_arrays.empty(values.shape, np.bool_))
+    """Return where an array has a value; the result for a large picture is in a file, see `large_arrays`."""
+    result: Mask = large_arrays.empty(values.shape, np.bool_)
+    np.equal(values, value, out=result)
+    return result
 
 
 def _check_shapes(masks: Mask, truth: NDArray[np.uint8], comp: Competition) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import tracemalloc
 from pathlib import Path
 
 import nibabel
@@ -12,6 +13,8 @@ import pytest
 
 from competition.data.readers import read_header, read_image
 from competition.errors import MaskfoldError
+
+SIZE = 2**24
 
 
 def file_with_extension(path: Path, kind: type, order: str, declared: int, content: bytes, offset: int | None) -> None:
@@ -51,7 +54,11 @@ def test_an_extension_that_would_fill_the_memory_is_refused(
     tmp_path: Path, kind: type, order: str, declared: int, offset: int | None
 ) -> None:
     path = tmp_path / "a.nii.gz"
-    file_with_extension(path, kind, order, declared, bytes(24), offset)
+    file_with_extension(path, kind, order, declared, bytes(SIZE), offset)
     for read in (read_header, read_image):
-        with pytest.raises(MaskfoldError, match="extension"):
+        tracemalloc.start()
+        with pytest.raises(MaskfoldError, match="extensions? of its header"):
             read(path, 3)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < SIZE / 2, "the extension was not unpacked"

@@ -15,6 +15,7 @@ from competition.data.cases import case_rows, case_table
 from competition.data.readers import load_image
 from competition.errors import MaskfoldError
 from competition.export.bundle import ExportOptions, export_runs
+from competition.export.container import check_container
 from competition.submission.label_files import predict_images
 
 
@@ -67,3 +68,10 @@ def test_an_unknown_container_is_refused(finished, tiny, tmp_path):
     with pytest.raises(MaskfoldError, match="grand-challenge"):
         export_runs([finished(tiny(2))], tmp_path / "bundle", options=ExportOptions(container="docker"))
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("slug", ["../../etc", "/tmp", "a/b", "Organs", "", "a--b", "a\nb"])
+def test_a_slug_is_a_name_and_no_path(slug: str) -> None:
+    for option, slugs in (("--input-slug", (slug, None)), ("--output-slug", (None, slug))):
+        with pytest.raises(MaskfoldError, match=f"{option}: found .*, expected lower-case letters"):
+            check_container("grand-challenge", None, *slugs)

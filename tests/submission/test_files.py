@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from competition.config.competition import SubmissionFormat
+from competition.config.competition import Competition, SubmissionFormat
 from competition.data.cases import case_rows, case_table
 from competition.data.readers import read_labels
 from competition.ensembling.ensemble import EnsemblePredictor
@@ -149,9 +149,16 @@ def test_a_missing_simpleitk_is_refused_before_prediction(finished, tiny, monkey
     assert "pip install SimpleITK" in caught.value.hint and caught.value.status == 2
 
 
-def test_two_cases_or_classes_with_one_file_name_are_refused(finished, tiny, tmp_path):
-    run = with_format(finished(tiny(2)), files="{class}_{id}.png", sample=None)
-    comp = run.exp.competition.model_copy(update={"classes": ["a", "a_b"], "labels": "overlapping"})
+def test_two_cases_or_classes_with_one_file_name_are_refused():
+    comp = Competition(
+        name="x",
+        root=".",
+        dimensions=2,
+        classes=["a", "a_b"],
+        labels="overlapping",
+        train={"images": "{id}.png", "masks": {"a": "a/{id}.png", "a_b": "a_b/{id}.png"}},
+        submission={"files": "{class}_{id}.png"},
+    )
     names = {case: file_names(comp, case) for case in ("c", "b_c")}
     with pytest.raises(MaskfoldError, match="one name, a_b_c.png: case c, class a_b and case b_c, class a") as caught:
         check_file_names(names)
