@@ -431,7 +431,7 @@ def score(
 
         if competition is not None or solution is not None or overrides:
             raise MaskfoldError(
-                "--truth: found also --competition, --solution or KEY=VALUE, expected none, because they belong to a CSV.",
+                "--truth: found also --competition, --solution or KEY=VALUE, expected none: they belong to a CSV.",
                 "Omit them, or omit --truth.",
                 status=2,
             )

@@ -242,7 +242,6 @@ def _check_file_names(
         is_other_slice = bound is not None and "z" in bound and (texts is None or int(bound["z"]) != int(texts[index]))
         if bound is None or is_other_slice or bound.get("c", channel) != channel:
             raise MaskfoldError(
-                f"The table of cases lists the file {path[:200]} for the case {case_id}, but {key} `{pattern}` does "
-                "not match it for this case.",
+                f"The case {case_id} has the file {path[:200]}, which is not of this case by {key} `{pattern}`.",
                 "Copy the run's folder again from where it was made, or start another run with --new.",
             )
