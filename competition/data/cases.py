@@ -561,9 +561,9 @@ def _check_array_axes(
     fitting = [order for order in usual if tuple(sizes[axis] for axis in order) == shape]
     if fitting and fitting != [axes]:
         raise MaskfoldError(
-            f"The order of axes of {display_name(array[0])} of case {case_id} is unknown: its shape "
-            f"{'×'.join(map(str, shape))} fits the order {' and '.join(fitting)}. {display_name(partner[0])} has "
-            f"the order {axes} and the shape {'×'.join(map(str, partner[1].shape))}.",
+            f"The order of axes of {display_name(array[0])} of case {case_id} is unknown: the shape "
+            f"{'×'.join(map(str, shape))} fits {' and '.join(fitting)} of {display_name(partner[0])}, whose arrays "
+            f"have the axes {axes} and {'×'.join(map(str, partner[1].shape))} voxels.",
             f"Set competition.array_axes to its order ({' or '.join(fitting)}): nibabel reads xyz, SimpleITK zyx; "
             "rows, columns and slices are yxz.",
         )
