@@ -155,6 +155,12 @@ def _network(run: Run, citations: Citations) -> str:
         text += f", its encoder initialised with the weights {exp.encoder_weights}"
     else:
         text += ", initialised at random"
+    if exp.prepare.boundary is not None:
+        text += f"; the outer {exp.prepare.boundary} pixels of each object were a class of their own"
+        text += citations.cite("boundary", "boundary class")
+    if exp.prepare.rings is not None:
+        text += f"; it learned each object as {exp.prepare.rings} rings from its edge to its centre"
+        text += citations.cite("rings", "rings")
     if exp.patch.slices is not None:
         text += f"; its input was {exp.patch.slices} neighbouring slices (2.5D)"
     return f"{text}."

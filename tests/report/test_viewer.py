@@ -142,6 +142,12 @@ def test_the_shipped_experiments_have_references() -> None:
         named = [loss["target"] for loss in losses if not loss["target"].startswith("torch.")]
         for target in [plain["model"]["target"], *named]:
             assert find_reference(target), f"{path}: {target}"
+    for key, words in (
+        ("competition.models.muon.Muon", "Jordan"),
+        ("boundary", "Caicedo"),
+        ("rings", "Bai and Urtasun"),
+    ):
+        assert words in (find_reference(key) or "")
     assert len(load_references()) == sum(len(entry["keys"]) for entry in _entries())
     assert find_reference("torch.optim.Unknown") is None
 
