@@ -289,8 +289,8 @@ def _read_names(path: Path) -> dict[int, str]:
 def _names_of_lines(text: str) -> tuple[dict[int, str], dict[tuple[int, ...], str]]:
     """Return names by label value and by colour, from lines that each name a class.
 
-    Lines may be `liver`, `1: liver`, `1 liver 255 0 0` or `liver:255,0,0::`; lines that begin with # are left out. A name
-    without a value has the number of its line, from 0 if the first name means the background, otherwise from 1.
+    Lines may be `liver`, `1: liver`, `1 liver 255 0 0` or `liver:255,0,0::`; lines that begin with # are left out. A
+    name without a value has the number of its line, from 0 if the first name means the background, otherwise from 1.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     matches = [CLASS_LINE.fullmatch(line) for line in lines]

@@ -125,7 +125,7 @@ def _role_of_values(labels: np.ndarray) -> Role:
 
 
 def _are_compact(labels: np.ndarray) -> bool:
-    """Return whether 0 occurs and most other values fill their bounding box, as numbered objects do, not grey levels."""
+    """Return whether 0 occurs and most other values fill their bounding box, as the numbers of objects do."""
     from scipy.ndimage import find_objects
 
     values, places = np.unique(labels, return_inverse=True)
