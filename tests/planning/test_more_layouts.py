@@ -271,8 +271,8 @@ def test_a_folder_of_blank_masks_is_named(tmp_path: Path) -> None:
     from competition.errors import MaskfoldError
 
     for number in range(6):
-        write_png(tmp_path / "photos" / f"a{number}.png", picture(number)[0])
-        write_png(tmp_path / "Masks" / f"b{number}.png", picture(number)[1] * 0)
+        write_png(tmp_path / "photos" / f"a{number}x{number * 7}.png", picture(number)[0])
+        write_png(tmp_path / "Masks" / f"q{number + 50}.png", picture(number)[1] * 0)
     with pytest.raises(MaskfoldError, match=r"`Masks/.*the same value in all pixels") as caught:
         find_layouts(scan_folder(tmp_path))
     assert caught.value.status == 2 and "train.images" in caught.value.hint
