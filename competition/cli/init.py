@@ -86,13 +86,12 @@ def print_plan(plan: Plan, is_default: bool, console: Console) -> None:
     from competition.planning.plan import HEADER, table_rows
 
     say = plain_printer(console)
-    if not plan.rows:
-        return
-    budget = f"{plan.minutes:g} minutes per fold" + (", the default: --minutes sets another" if is_default else "")
-    cores = format_count(plan.threads, "thread")
-    say(f"Candidates for {budget}, timed with {cores} in {plan.seconds:.0f} s (s/step: when nothing else runs):")
-    for line in format_columns(HEADER, table_rows(plan)):
-        say(f"  {line}")
+    if plan.rows:
+        budget = f"{plan.minutes:g} minutes per fold" + (", the default: --minutes sets another" if is_default else "")
+        cores = format_count(plan.threads, "thread")
+        say(f"Candidates for {budget}, timed with {cores} in {plan.seconds:.0f} s (s/step: when nothing else runs):")
+        for line in format_columns(HEADER, table_rows(plan)):
+            say(f"  {line}")
     for warning in plan.warnings:
         say(f"warning: {warning}")
 

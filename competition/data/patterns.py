@@ -467,21 +467,21 @@ def unmatched_images(comp: Competition, split: str) -> list[str]:
     """
     root = Path(comp.root)
     section = comp.train if split == "train" else comp.test
-    expressions = [re.compile(_path_expression(pattern)) for pattern in patterns_of(comp)]
-    unmatched = set()
+    unmatched: set[str] = set()
     for pattern in _as_list(section.images if section is not None else None):
         *above, _ = (part for part in pattern.split("/") if part not in ("", "."))
         folders = [path for path, _ in _descend(root, "", above, {}, folders=True)] if above else [""]
         for folder in folders:
             paths = [f"{folder}/{name}" if folder else name for name in os.listdir(root / folder)]
-            unmatched |= {
-                path
-                for path in paths
-                if has_reader(path)
-                and not path.rpartition("/")[2].startswith(".")
-                and not any(expression.fullmatch(path) for expression in expressions)
-            }
+            images = (path for path in paths if has_reader(path) and not path.rpartition("/")[2].startswith("."))
+            unmatched.update(without_pattern(comp, images))
     return sorted(map(printable, unmatched))
+
+
+def without_pattern(comp: Competition, paths: Iterable[str]) -> list[str]:
+    """Return the paths below the root that match none of the competition's patterns."""
+    expressions = [re.compile(_path_expression(pattern)) for pattern in patterns_of(comp)]
+    return [path for path in paths if not any(expression.fullmatch(path) for expression in expressions)]
 
 
 def patterns_of(comp: Competition) -> list[str]:

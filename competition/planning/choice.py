@@ -58,11 +58,13 @@ def order_candidates(layouts: Sequence[Layout]) -> list[Layout]:
 
 
 def describe_candidates(candidates: Sequence[Layout]) -> list[str]:
-    """Return a numbered line for each candidate: layout, number of cases, and patterns."""
+    """Return a numbered line for each candidate: layout, number of cases, and patterns; advice follows the last one."""
     differ = len({layout.folder.root for layout in candidates}) > 1
     lines = []
     for number, layout in enumerate(candidates, start=1):
         place = f" in {layout.folder.root.name}" if differ else ""
         test = "" if layout.test is None else "; with test images"
         lines.append(f"  {number}. {layout.name}{place}, {format_count(layout.cases, 'case')}: {layout.summary}{test}")
+    if advice := next((layout.advice for layout in candidates if layout.advice), ""):
+        lines[-1] += f"\n  {advice}"
     return lines

@@ -13,15 +13,23 @@ from competition.planning.grouping import find_groups
 from competition.planning.labels import read_labels_of
 from competition.planning.layout import Layout, role_of
 from competition.planning.layouts.coco import find_coco
+from competition.planning.layouts.colours import colours_error
 from competition.planning.layouts.content import Role
 from competition.planning.layouts.described import find_described
+from competition.planning.layouts.nested import mark_nested
 from competition.planning.layouts.pairs import find_pairs
 from competition.planning.layouts.run_lengths import find_run_tables
 from competition.planning.layouts.series import Series, find_series
 from competition.planning.sample import add_submission
+from competition.planning.words import MASK_WORDS, has_word, is_role_name
 from competition.text import format_count
 
 MAX_SERIES = 500  # a folder with more series has no known layout, and comparing them would take minutes
+BY_HAND = (
+    "Or write experiments/NAME/competition.yaml by hand, with name, root, dimensions, classes, train.images and "
+    "train.masks; in a pattern, {id} is the name of a case, such as `images/{id}.png` with `masks/{id}.png`; "
+    "docs/yaml.md has all keys."
+)
 DICOM_SAMPLE = 20  # files that are opened to see whether a folder is DICOM
 
 
@@ -40,12 +48,16 @@ def find_layouts(host: HostFolder) -> list[Layout]:
         if len(series) > MAX_SERIES:
             raise MaskfoldError(
                 f"{host.root} has more than {MAX_SERIES} kinds of file names, such as {series[0].pattern}.",
-                "Name the folder with the training data, or write competition.yaml by hand; see docs/yaml.md.",
+                f"Name the folder with the training data. {BY_HAND}",
                 status=2,
             )
         roles = {item.pattern: role_of(host, item) for item in series}
         tests = [item for item in series if roles[item.pattern] == "image" and item.kind != "objects"]
-        found = [*find_pairs(host, series, roles), *find_run_tables(host, series, roles, tests), *find_coco(host)]
+        found = [
+            *mark_nested(find_pairs(host, series, roles)),
+            *find_run_tables(host, series, roles, tests),
+            *find_coco(host),
+        ]
     if not found:
         raise _no_layout(host, series, roles)
     readings, errors = [], []
@@ -76,18 +88,25 @@ def _no_layout(host: HostFolder, series: Sequence[Series], roles: dict[str, Role
     if not host.images:
         return _no_images(host)
     counts = f"{format_count(len(host.images), 'image')}, such as {host.images[0]}"
-    if any(role == "colours" for role in roles.values()):
-        pattern = next(pattern for pattern, role in roles.items() if role == "colours")
-        return MaskfoldError(
-            f"The masks `{pattern}` are in colours, which Maskfold does not read.",
-            "Write one integer per pixel: 0 for the background, and a number for each colour.",
-            status=2,
-        )
+    coloured = next((item for item in series if roles[item.pattern] == "colours"), None)
+    if coloured is not None:
+        return colours_error(host, coloured)
     if not any(role == "mask" for role in roles.values()):
+        blank = [pattern for pattern, role in roles.items() if role == "either" and has_word(pattern, MASK_WORDS)]
+        if blank:
+            return MaskfoldError(
+                f"{host.root} has {counts}. By its name, `{blank[0]}` has the masks, but each of them that was "
+                "read has the same value in all pixels.",
+                f"Check that these files are complete. {BY_HAND}",
+                status=2,
+            )
+        kinds = [item for item in series if not item.whole and not is_role_name(item.label)] or list(series)
+        shown = ", ".join(f"`{item.pattern}` ({format_count(len(item.ids), 'case')})" for item in kinds[:4])
         return MaskfoldError(
-            f"{host.root} has {counts}, but no masks and no table of run lengths: it can only be a test set.",
+            f"{host.root} has {counts}, but no masks and no table of run lengths: it can only be a test set."
+            + (f" The kinds of files are {shown}; none has the flat regions of a mask." if len(kinds) > 1 else ""),
             "Add the masks of the training images; or predict these images with a trained run: maskfold predict RUN "
-            f"--images {root} -o predictions.",
+            f"--images {root} -o predictions. {BY_HAND if len(kinds) > 1 else ''}".rstrip(),
             status=2,
         )
     masks = [pattern for pattern, role in roles.items() if role == "mask"]
@@ -100,7 +119,7 @@ def _no_layout(host: HostFolder, series: Sequence[Series], roles: dict[str, Role
     return MaskfoldError(
         f"{host.root} has images {', '.join(f'`{pattern}`' for pattern in images[:3])} and {found}, but the "
         "names or sizes of images and masks do not match.",
-        "Give each mask the name of its image, or write competition.yaml by hand; see docs/yaml.md.",
+        f"Give each mask the name of its image. {BY_HAND}",
         status=2,
     )
 

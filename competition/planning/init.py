@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
 
 from competition.config.competition import Competition
 from competition.config.loading import load_competition
+from competition.data.patterns import without_pattern
 from competition.errors import MaskfoldError
 from competition.explore import Exploration, explore
 from competition.io import atomic_write, temporary_folder
@@ -103,7 +104,7 @@ def initialise(
     exploration = explore(comp, progress)
     threads = options.threads or thread_count()
     measures = options.measures and not exploration.faults  # with faults, the plan may change
-    plan = make_plan(exploration, PlanOptions(options.minutes, options.folds, threads, {}, measures), say)
+    plan = _plan(exploration, PlanOptions(options.minutes, options.folds, threads, {}, measures), say)
     target.mkdir(parents=True, exist_ok=True)
     _write(target / COMPETITION_FILE, text)
     experiment = target / EXPERIMENT_FILE if plan is not None else None
@@ -112,6 +113,22 @@ def initialise(
         _write(experiment, to_yaml(plan.lines, [f"A first experiment on {name}, planned from {how}."]))
         write_plan(experiment, plan)
     return Initialised(target / COMPETITION_FILE, experiment, layout, exploration, plan)
+
+
+def _plan(exploration: Exploration, options: PlanOptions, say: Callable[[str], None]) -> Plan | None:
+    """Return the plan; if no step can be timed, for example on a busy machine, plan without timing, with a warning."""
+    try:
+        return make_plan(exploration, options, say)
+    except MaskfoldError as error:
+        if not options.measures:
+            raise
+        plan = make_plan(exploration, replace(options, measures=False), say)
+        if plan is not None:
+            plan.warnings.append(
+                f"{error.message} The plan is the standard network on the data's own grid, as with --no-measure. When "
+                "the machine is free: maskfold plan EXPERIMENT.yaml --write"
+            )
+        return plan
 
 
 def experiment_of(folder: Path, name: str | None = None) -> Path:
@@ -247,6 +264,12 @@ def remarks_of(done: Initialised) -> list[str]:
     if not any(key.startswith("metric.") for key in done.layout.keys):
         remarks.append(
             f"check: metric.name is {done.exploration.comp.metric.name}; the files do not say how the host scores"
+        )
+    unused = without_pattern(done.exploration.comp, done.layout.folder.images)
+    if unused:
+        remarks.append(
+            f"check: {format_count(len(unused), 'image file')} of {len(done.layout.folder.images)} "
+            f"{'is' if len(unused) == 1 else 'are'} not used, such as {unused[0]}"
         )
     return remarks + [f"note: {note}" for note in done.layout.notes]
 

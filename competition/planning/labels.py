@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,6 +23,13 @@ MAX_MASKS = 3000  # masks that are read; if there are more, an evenly spaced sam
 MAX_OVERLAPS = 300  # cases in which the masks of the classes are compared
 MIN_NUMBERED = 8  # if one case has at least this many values 1, 2, …, they number objects, not classes
 MAX_CLASSES = 250
+MANY_VALUES = 12  # with more values that nothing names, the user is told that they may number objects
+BACKGROUND_NAMES = ("background", "bg", "_background_", "__background__")
+# A line that names a class, with its label value before the name and its colour after it, both optional.
+CLASS_LINE = re.compile(
+    r"(?:(?P<value>\d{1,3})(?:\s*[:=,;]\s*|\s+))?(?P<name>[^\s:,;\d][^:,;]*?)"
+    r"(?:[\s:,;]+(?P<colour>[\[(]?\d{1,3}[\s,;]+\d{1,3}[\s,;]+\d{1,3}[\])]?))?(?::[^:]*)*"
+)
 NAME_FILES = (
     "classes",
     "labels",
@@ -209,6 +217,11 @@ def _with_classes(layout: Layout, found: Sequence[LabelValues], values: list[int
     if "label_values" not in keys:
         reasons["classes"] += f"; label values {_shown(values)}"
     layout = layout.with_keys(keys, reasons)
+    if "rename" in source and len(values) > MANY_VALUES:
+        layout = layout.with_remarks(
+            f"the masks have {len(values)} label values, each read as a class; if they number objects, set `instances: "
+            f"true`, one class, and `label_values: [[{_shown(values)}]]` with all values"
+        )
     if "rename" in source:
         layout = layout.with_remarks("no file names the classes: rename them in `classes`")
     return layout
@@ -270,9 +283,41 @@ def _read_names(path: Path) -> dict[int, str]:
             return _names_of_table(list(csv.DictReader(text.splitlines())))
     except (ValueError, OSError, csv.Error):
         return {}
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    first = 0 if lines and lines[0].casefold() in ("background", "bg", "_background_", "__background__") else 1
-    return dict(enumerate(lines, start=first))
+    return _names_of_lines(text)[0]
+
+
+def _names_of_lines(text: str) -> tuple[dict[int, str], dict[tuple[int, ...], str]]:
+    """Return names by label value and by colour, from lines that each name a class.
+
+    Lines may be `liver`, `1: liver`, `1 liver 255 0 0` or `liver:255,0,0::`; lines that begin with # are left out. A
+    name without a value has the number of its line, from 0 if the first name means the background, otherwise from 1.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    matches = [CLASS_LINE.fullmatch(line) for line in lines]
+    if not all(matches):
+        matches = [re.fullmatch(r"(?P<value>)(?P<name>.+?)(?P<colour>)", line) for line in lines]
+    parts = [match.groupdict() for match in matches if match]
+    colours = {tuple(map(int, re.findall(r"\d+", part["colour"]))): part["name"] for part in parts if part["colour"]}
+    values = [part["value"] for part in parts]
+    if all(values) and len(set(values)) == len(values):
+        return {int(part["value"]): part["name"] for part in parts}, colours
+    names = [part["name"] if not part["value"] else f"{part['value']} {part['name']}" for part in parts]
+    first = 0 if names and names[0].casefold() in BACKGROUND_NAMES else 1
+    return dict(enumerate(names, start=first)), colours
+
+
+def named_colours(host: HostFolder) -> tuple[dict[tuple[int, ...], str], str]:
+    """Return the names of colours (red, green, blue) that a file such as `classes.txt` lists, and the file's path."""
+    for path in host.files:
+        stem, _, extension = path.rpartition("/")[2].rpartition(".")
+        if path.count("/") <= 1 and stem.casefold() in NAME_FILES and extension.lower() in ("txt", "csv", "names"):
+            try:
+                text = (host.root / path).read_text(encoding="utf-8-sig")
+            except (ValueError, OSError):
+                continue
+            if colours := _names_of_lines(text if extension.lower() != "csv" else text.replace(",", " "))[1]:
+                return colours, path
+    return {}, ""
 
 
 def _names_of_json(content: Any) -> dict[int, str]:

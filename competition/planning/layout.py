@@ -36,6 +36,7 @@ class Layout:
         notes: remarks on files that were found but not used.
         listed: ids of the training cases if the patterns also match other files; otherwise None.
         ids: ids of the training cases.
+        advice: what the user should know before choosing this layout; empty if nothing.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Layout:
     notes: tuple[str, ...] = ()
     listed: tuple[str, ...] | None = None
     ids: tuple[str, ...] = field(default=(), repr=False)
+    advice: str = ""
 
     def with_keys(self, keys: dict[str, Any], reasons: dict[str, str]) -> Layout:
         """Return the layout with more keys and reasons."""

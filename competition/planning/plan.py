@@ -169,7 +169,7 @@ class _Planner:
             if not self.known:
                 reason = next(iter(self.failed.values()))
                 raise MaskfoldError(
-                    f"The smallest network cannot be timed on this machine: {reason}",
+                    f"The smallest network cannot be timed on this machine: {reason.rstrip('.')}.",
                     "Correct the data or the YAML, or plan without timing: --no-measure.",
                 )
             while (pick := choose(self._possible(), self.known, self.budget, hope=HOPE)) not in self.known:

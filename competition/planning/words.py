@@ -15,7 +15,8 @@ def words(text: str) -> frozenset[str]:
 
 MASK_WORDS = words(
     "mask masks label labels lbl lbls seg segs segm segmentation segmentations segmented gt gts groundtruth ground "
-    "truth truths annotation annotations annot anno annos manual target targets matte roi rois contour contours"
+    "truth truths annotation annotations annot anno annos ann anns manual target targets matte roi rois contour "
+    "contours"
 )
 IMAGE_WORDS = words(
     "image images img imgs im ims scan scans photo photos picture pictures pic pics data input inputs raw original "

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from competition.planning.choice import order_candidates
+from competition.planning.choice import describe_candidates, order_candidates
 from competition.planning.find import find_layouts
 from competition.planning.folder import scan_folder
 from competition.planning.layout import Layout
@@ -228,3 +229,50 @@ def test_a_table_names_whole_files(tmp_path: Path) -> None:
     layout = only(tmp_path, words_in_ids)
     assert layout.images == "eyes/{id}.png" and layout.cases == 8
     assert any("1 image without a row in train.csv" in remark for remark in layout.remarks)
+
+
+def wells(root: Path) -> None:
+    for number in range(12):
+        name = f"exp3_well-B{number // 2 + 2:02d}_f{number % 2 + 1:02d}"
+        image, mask = picture(number)
+        for channel in range(2):
+            write_png(root / f"{name}_ch{channel}.png", image + channel)
+        write_png(root / "Masks" / f"{name}.png", mask)
+
+
+def test_masks_belong_to_channels_although_their_names_end_in_fields(tmp_path: Path) -> None:
+    layout = only(tmp_path, wells)
+    assert layout.images == {"ch0": "{id}_ch0.png", "ch1": "{id}_ch1.png"} and layout.masks == "Masks/{id}.png"
+    assert layout.cases == 12 and layout.keys["group"] == "^(.+)[_-][^_-]+$"
+
+
+def scans_of_patients(root: Path) -> None:
+    for number in range(6):
+        for scan in (1, 2) if number != 3 else (1,):
+            image, mask = volume(number + 20 * scan)
+            folder = root / f"Patient {number + 1:02d}" / f"scan {scan}"
+            write_nifti(folder / "T1.nii.gz", image)
+            write_nifti(folder / "mask_final_v2.nii.gz", mask)
+
+
+def test_scans_in_the_folders_of_patients_get_a_command_that_links_them(tmp_path: Path) -> None:
+    found = candidates(tmp_path / "my thesis", scans_of_patients)
+    lines = describe_candidates(found)
+    assert [layout.cases for layout in found] == [6, 5] and "only of the folders `scan 1`" in lines[0]
+    assert "11 cases together" in lines[-1] and len(lines) == 2
+    command = lines[-1].partition("init that: ")[2].partition(" && maskfold init")[0]
+    subprocess.run(command, shell=True, check=True)
+    layout, *others = find_layouts(scan_folder(tmp_path / "my thesis-cases"))
+    assert not others and layout.cases == 11 and layout.keys["group"] == "^(.+)[_-][^_-]+$"
+    assert "Patient 03_scan 2" in layout.ids
+
+
+def test_a_folder_of_blank_masks_is_named(tmp_path: Path) -> None:
+    from competition.errors import MaskfoldError
+
+    for number in range(6):
+        write_png(tmp_path / "photos" / f"a{number}x{number * 7}.png", picture(number)[0])
+        write_png(tmp_path / "Masks" / f"q{number + 50}.png", picture(number)[1] * 0)
+    with pytest.raises(MaskfoldError, match=r"`Masks/.*the same value in all pixels") as caught:
+        find_layouts(scan_folder(tmp_path))
+    assert caught.value.status == 2 and "train.images" in caught.value.hint

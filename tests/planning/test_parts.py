@@ -11,6 +11,7 @@ import yaml
 
 from competition.explore.suggest import MAX_PATCH_PIXELS, patch_size
 from competition.planning.folder import HostFolder
+from competition.planning.labels import _names_of_lines
 from competition.planning.layouts.content import is_lossy, role_of_file
 from competition.planning.layouts.pairs import structure
 from competition.planning.layouts.series import Series, find_series, trimmed
@@ -84,6 +85,33 @@ def test_roles_of_files(tmp_path: Path) -> None:
     assert role_of_file(write_png(tmp_path / "c.png", colours[mask])) == "colours"
     (tmp_path / "broken.png").write_bytes(b"no image")
     assert role_of_file(tmp_path / "broken.png") == "unreadable"
+
+
+def test_many_small_numbered_objects_are_a_mask(tmp_path: Path) -> None:
+    cells = np.zeros((64, 64), np.uint16)
+    for number in range(81):
+        row, column = divmod(number, 9)
+        cells[7 * row : 7 * row + 4, 7 * column : 7 * column + 4] = 3 * number + 1  # numbers may have gaps
+    assert role_of_file(write_png(tmp_path / "cells.png", cells)) == "mask"
+    rows, columns = np.mgrid[:64, :64]
+    levels = np.where(rows < 32, 0, 100 * np.sin(rows / 9) ** 2 * np.cos(columns / 9) ** 2).astype(np.uint8)
+    assert role_of_file(write_png(tmp_path / "levels.png", levels)) == "image"
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "colours"),
+    [
+        ("background\nliver\n", {0: "background", 1: "liver"}, {}),
+        ("left lung\nspleen, upper\n", {1: "left lung", 2: "spleen, upper"}, {}),
+        ("background 0 0 0\nliver 255 0 0\n", {0: "background", 1: "liver"}, {(255, 0, 0): "liver"}),
+        ("2: liver\n5: 3rd ventricle\n", {1: "2: liver", 2: "5: 3rd ventricle"}, {}),
+        ("2: liver\n5: spleen\n", {2: "liver", 5: "spleen"}, {}),
+        ("# label:color_rgb:parts:actions\nbackground:0,0,0::\ncell:0,128,255::", {1: "cell"}, {(0, 128, 255): "cell"}),
+    ],
+)
+def test_lines_that_name_classes(text: str, names: dict[int, str], colours: dict[tuple[int, ...], str]) -> None:
+    found, coloured = _names_of_lines(text)
+    assert names.items() <= found.items() and colours.items() <= coloured.items()
 
 
 def test_soft_edges_are_no_classes() -> None:

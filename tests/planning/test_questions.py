@@ -15,6 +15,9 @@ import pytest
 from competition.config.loading import load_competition, load_experiment
 from competition.data.cases import case_table
 from competition.errors import MaskfoldError
+from competition.explore import Exploration
+from competition.planning.init import remarks_of
+from competition.planning.plan import Plan, PlanOptions, make_plan
 from tests.host import write_png, write_text
 from tests.planning.conftest import Start
 from tests.planning.phantoms import (
@@ -132,10 +135,12 @@ def test_masks_in_colours_are_refused(start: Start) -> None:
             write_png(root / "images" / f"{case_id}.png", image)
             colours = np.array([(0, 0, 0), (200, 30, 0), (0, 30, 200)], np.uint8)
             write_png(root / "masks" / f"{case_id}.png", colours[mask])
+        write_text(root / "classes.txt", "background 0 0 0\nring 200 30 0\n")
 
     with pytest.raises(MaskfoldError, match="are in colours") as caught:
         start(maker, folder="colours")
-    assert caught.value.status == 2
+    assert caught.value.status == 2 and "docs/init.md" in caught.value.hint
+    assert "200 30 0 (ring), " in caught.value.message and "from classes.txt" in caught.value.message
 
 
 # What exists already, and options
@@ -195,6 +200,28 @@ def test_a_labelled_test_set_gives_its_images_only(start: Start) -> None:
     assert comp.train.images == "train/images/{id}.png" and comp.test is not None
     assert comp.test.images == "test/images/{id}.png"
     assert any("6 labelled cases" in note for note in done.layout.notes)
+
+
+def test_images_that_no_pattern_matches_are_counted(start: Start) -> None:
+    def maker(root: Path) -> None:
+        MAKERS["paired_folders"](root)
+        write_png(root / "overview.png", picture(1)[0])
+
+    assert any("1 image file of" in text and "overview.png" in text for text in remarks_of(start(maker, folder="m")))
+
+
+def test_a_folder_whose_steps_cannot_be_timed_gets_a_plan_with_a_warning(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(exploration: Exploration, options: PlanOptions, say: Callable[[str], None]) -> Plan | None:
+        if options.measures:
+            raise MaskfoldError("The smallest network cannot be timed on this machine: no result after 240 s.", "Wait.")
+        return make_plan(exploration, options, say)
+
+    monkeypatch.setattr("competition.planning.init.make_plan", busy)
+    done = start(MAKERS["paired_names"], measures=True, minutes=2)
+    assert done.plan is not None and "no result after 240 s. " in done.plan.warnings[0]
+    assert load_experiment("experiments/paired_names/experiment.yaml").training.budget_minutes == 2
 
 
 # Faulty COCO files

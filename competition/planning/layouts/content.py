@@ -18,6 +18,9 @@ from competition.errors import MaskfoldError
 Role = Literal["mask", "image", "either", "colours", "unreadable"]
 MAX_LABELS = 64  # distinct values of a mask; only masks of numbered objects have more
 FLAT_SHARE = 0.5  # in a mask, this share of the neighbours that are not both background are equal
+SMALL_FLAT_SHARE = 0.4  # the same for numbered objects of few pixels
+COMPACT_SHARE = 0.4  # share of its bounding box that a numbered object fills at least; a disc fills 0.79
+MIN_PIXELS = 9  # pixels of a numbered object; grey levels of a noisy 16-bit image have fewer
 EXTREME_SHARE, EXTREME_WIDTH = 0.9, 24  # a lossy mask has this share of its values near 0 and 255
 MAX_SAMPLE = 2**22  # values that are read for the role of a file
 MAX_CHANNELS = 4  # an array with three axes is a 2D image if its first or last axis is at most this long
@@ -115,8 +118,23 @@ def _role_of_values(labels: np.ndarray) -> Role:
         return "either"
     if len(values) == 2 or is_lossy(block):
         return "mask"
-    share = FLAT_SHARE if len(values) <= MAX_LABELS else 0.8
-    return "mask" if _flat_share(block) >= share else "image"
+    flat = _flat_share(block)
+    if len(values) > MAX_LABELS and flat >= SMALL_FLAT_SHARE and _are_compact(block):
+        return "mask"  # small objects have so many edges that few of their neighbours are equal
+    return "mask" if flat >= (FLAT_SHARE if len(values) <= MAX_LABELS else 0.8) else "image"
+
+
+def _are_compact(labels: np.ndarray) -> bool:
+    """Return whether 0 occurs and most other values fill their bounding box, as the numbers of objects do."""
+    from scipy.ndimage import find_objects
+
+    values, places = np.unique(labels, return_inverse=True)
+    if values[0] != 0:
+        return False
+    places = places.reshape(labels.shape)
+    counts = np.bincount(places.ravel())[1:]
+    sizes = [math.prod(part.stop - part.start for part in box) for box in find_objects(places)]
+    return float(((counts >= MIN_PIXELS) & (counts >= COMPACT_SHARE * np.array(sizes))).mean()) >= 0.5
 
 
 def _role_of_channels(path: Path, dimensions: int, error: MaskfoldError) -> Role:

@@ -132,7 +132,11 @@ def _fits(host: HostFolder, image: Series, mask: Series) -> bool:
 
 
 def _prefer_whole_names(pairs: list[Pair], series: Sequence[Series]) -> list[Pair]:
-    """Keep only whole series of a folder that pair with another folder; of other folders keep only split series."""
+    """Return the pairs in which each folder is read in one way: its names whole, or split into several series.
+
+    A folder is read whole if its whole series pairs with that of another folder, or if more cases pair so: `Masks/{id}`
+    belongs to `{id}_ch0` and `{id}_ch1`, although `Masks` can be split into `{id}_f01` and `{id}_f02`.
+    """
     split = {item.origin for item in series if item.whole}
 
     def is_whole(item: Series) -> bool:
@@ -144,11 +148,20 @@ def _prefer_whole_names(pairs: list[Pair], series: Sequence[Series]) -> list[Pai
         if is_whole(image) and is_whole(mask) and image.origin != mask.origin
         for item in (image, mask)
     } & split
-    return [
-        (image, mask)
-        for image, mask in pairs
-        if all(item.whole == (item.origin in matched) or item.origin not in split for item in (image, mask))
-    ]
+
+    def fits(item: Series) -> bool:
+        return item.whole == (item.origin in matched) or item.origin not in split
+
+    for side in (1, 0):  # masks first: the names of images more often have ends, such as channels
+        for origin in sorted({pair[side].origin for pair in pairs} & split - matched):
+            counts = {True: 0, False: 0}
+            for pair in pairs:
+                own, other = pair[side], pair[1 - side]
+                if own.origin == origin and (fits(other) if other.origin != origin else not own.whole):
+                    counts[own.whole] = max(counts[own.whole], len(pair[0].ids & pair[1].ids))
+            if counts[True] > counts[False]:
+                matched.add(origin)
+    return [(image, mask) for image, mask in pairs if fits(image) and fits(mask)]
 
 
 # Channels and classes
