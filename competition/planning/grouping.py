@@ -1,4 +1,7 @@
-"""Find groups and strata of the cases: a repeated beginning of the ids, or a column of one of the host's tables."""
+"""Find groups and strata of the cases.
+
+They are a repeated beginning of the ids, a column of one of the host's tables, or the folders above the cases.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,8 @@ GROUP_WORDS = words(
 )
 STRATUM_WORDS = words("stratum strata diagnosis grade organ tissue stain cohort sex gender modality")
 MAX_TABLE_BYTES = 2**27
+MIN_FOLDER_GROUPS = 8  # fewer folders above the cases are kinds of cases rather than patients
+MAX_FOLDER_SHARE = 0.2  # of the cases: a folder with more is a kind of cases rather than a patient
 
 
 def find_groups(layout: Layout) -> Layout:
@@ -90,3 +95,47 @@ def _id_column(table: pandas.DataFrame, ids: tuple[str, ...]) -> str | None:
     if "id" in table.columns:
         return "id" if "id" in complete else None
     return complete[0] if len(complete) == 1 else None
+
+
+# Folders above the cases
+
+
+def group_by_folder(layout: Layout, name: str) -> Layout:
+    """Return the layout with a group for each folder that a `*` before `{id}` stands for, if these may be patients.
+
+    In `Patient 07/2019-03-01/T1.nii.gz`, the id is the scan, so the ids do not show which scans are of one patient.
+    Many folders with few cases each are taken as patients, and a table beside the data names the patient of each case.
+    A few folders with many cases each (`benign`, `malignant`) are only named in a remark.
+
+    Args:
+        layout: the chosen layout; a layout that has a group already is returned as it is.
+        name: the competition's name, with which the name of the table begins.
+    """
+    from competition.planning.layouts.coco import write_table
+
+    folders = folders_of_cases(layout)
+    counts = Counter(folders.values())
+    if "group" in layout.keys or len(counts) < 2 or max(counts.values()) == 1:
+        return layout
+    most, most_cases = counts.most_common(1)[0]
+    shown = f"{format_count(len(counts), 'folder')} above the cases, such as {most} with {most_cases}"
+    if len(counts) < MIN_FOLDER_GROUPS or most_cases > MAX_FOLDER_SHARE * len(folders):
+        return layout.with_remarks(
+            f"{shown}: if each is a patient, write a table with the columns id and patient, and set group: "
+            "TABLE.csv:patient, so that no patient is in two folds"
+        )
+    table = write_table(layout.folder, f"{name}-groups.csv", ("id", "group"), sorted(folders.items()))
+    reason = f"{shown}; the cases of a folder stay in one fold"
+    return layout.with_keys({"group": f"{table}:group"}, {"group": reason})
+
+
+def folders_of_cases(layout: Layout) -> dict[str, str]:
+    """Return the folder of each training case that a `*` right before `{id}` stands for; empty without such a `*`."""
+    for pattern in [layout.masks] if isinstance(layout.masks, str) else list((layout.masks or {}).values()):
+        parts = pattern.split("/")
+        places = [index for index, part in enumerate(parts[1:]) if "{id}" in part and parts[index] == "*"]
+        if not places:
+            return {}
+        files = {case_id: paths[0] for by_id in layout.mask_files.values() for case_id, paths in by_id.items() if paths}
+        return {case_id: files[case_id].split("/")[places[0]] for case_id in layout.ids if case_id in files}
+    return {}

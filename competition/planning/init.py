@@ -19,6 +19,7 @@ from competition.io import atomic_write, temporary_folder
 from competition.planning.choice import Ask, choose_layout
 from competition.planning.find import find_layouts
 from competition.planning.folder import scan_folder
+from competition.planning.grouping import group_by_folder
 from competition.planning.layout import Layout
 from competition.planning.layouts.coco import convert_coco, write_ids
 from competition.planning.lines import Line, key_path, to_yaml
@@ -99,6 +100,7 @@ def initialise(
     layout = choose_layout(find_layouts(host), options.layout, ask)
     if "coco" in layout.keys:
         layout = convert_coco(layout, name)
+    layout = group_by_folder(layout, name)
     text = to_yaml(competition_lines(layout, name), _title(layout))
     comp = _load(text)
     exploration = explore(comp, progress)

@@ -14,6 +14,7 @@ import pytest
 
 from competition.config.loading import load_competition, load_experiment
 from competition.data.cases import case_table
+from competition.data.splits import group_values
 from competition.errors import MaskfoldError
 from competition.explore import Exploration
 from competition.planning.init import remarks_of
@@ -269,3 +270,29 @@ def test_two_coco_files_of_one_folder_have_tables_of_their_own(start: Start) -> 
         ids[name] = set(case_table(load_competition(f"experiments/{name}/competition.yaml"))["id"])
     assert set(case_table(load_competition("experiments/one/competition.yaml"))["id"]) == ids["one"]
     assert ids["one"].isdisjoint(ids["two"]) and ids["one"] | ids["two"] == set(IDS)
+
+
+def _scans_of_patients(patients: int, scans: int) -> Callable[[Path], None]:
+    def maker(root: Path) -> None:
+        for patient in range(patients):
+            for scan in range(scans):
+                image, mask = picture(10 * patient + scan)
+                folder = root / f"Patient {patient:02d}" / f"s{patient:02d}x{scan}"
+                write_png(folder / "image.png", image)
+                write_png(folder / "mask.png", mask)
+
+    return maker
+
+
+def test_folders_above_the_cases_are_groups_if_they_may_be_patients(start: Start) -> None:
+    done = start(_scans_of_patients(9, 2), folder="scans", measures=False, force=True)
+    comp, experiment = load_competition(done.competition), load_experiment(done.experiment)
+    ids = case_table(comp)["id"].tolist()
+    assert len(ids) == 18 and experiment.folds.scheme in ("group", "stratified_group")
+    assert group_values(comp, ids, "group") == [f"Patient {case_id[1:3]}" for case_id in ids]
+
+
+def test_a_few_folders_above_many_cases_are_only_named(start: Start) -> None:
+    done = start(_scans_of_patients(3, 6), folder="kinds", measures=False)
+    assert load_competition(done.competition).group is None
+    assert any("3 folders above the cases, such as Patient 00 with 6" in text for text in remarks_of(done))

@@ -6,8 +6,9 @@ import gzip
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -81,7 +82,7 @@ def _load_nifti(path: Path) -> Any:
         ) from error
 
 
-def _check_extensions(path: Path, head: bytes, file: IO[bytes]) -> None:
+def _check_extensions(path: Path, head: bytes, file: gzip.GzipFile | BufferedReader) -> None:
     """Check the sizes of the extensions behind a header, which nibabel would read whatever their size.
 
     Args:

@@ -246,9 +246,13 @@ def write_ids(host: HostFolder, ids: Sequence[str], name: str) -> str:
         ids: the ids of the cases.
         name: the competition's name, with which the name of the table begins.
     """
+    return write_table(host, f"{name}-cases.csv", ("id",), [(case_id,) for case_id in ids])
+
+
+def write_table(host: HostFolder, table: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a CSV into the folder beside the data; return its path relative to the root of the data."""
     folder, place = folder_beside(host)
-    table = f"{name}-cases.csv"
-    _write(folder / table, ("id",), [(case_id,) for case_id in ids])
+    _write(folder / table, header, rows)
     return f"{place}/{table}"
 
 
