@@ -419,7 +419,7 @@ def test_the_name_of_a_run_follows_what_it_learns_from(tiny, demo2d):
         tree["competition"]["submission"].pop(key)
     for key in ("run", "duplicates"):
         tree["folds"].pop(key)
-    for key in ("boundary", "stretch", "long_side", "cache_gib"):
+    for key in ("boundary", "rings", "stretch", "long_side", "cache_gib"):
         tree["prepare"].pop(key)
     for key in ("on_nan", "on_oom", "soup", "memory_format", "fused", "compile"):
         tree["training"].pop(key)
