@@ -63,7 +63,7 @@ def find_pairs(host: HostFolder, series: Sequence[Series], roles: dict[str, Role
     masks = [item for item in series if roles[item.pattern] == "mask" or _is_blank_mask(item, roles)]
     images = [item for item in series if roles[item.pattern] == "image" and item.kind != "objects"]
     pairs = [pair for mask in masks for image in images if (pair := _match(host, image, mask)) is not None]
-    pairs = _prefer_whole_names(pairs, series)
+    pairs = _within_scans(_prefer_whole_names(pairs, series))
     layouts = [
         _layout(host, channels, truth) for group in _groups(pairs) for truth, channels in _combinations(host, *group)
     ]
@@ -162,6 +162,23 @@ def _prefer_whole_names(pairs: list[Pair], series: Sequence[Series]) -> list[Pai
             if counts[True] > counts[False]:
                 matched.add(origin)
     return [(image, mask) for image, mask in pairs if fits(image) and fits(mask)]
+
+
+def _within_scans(pairs: list[Pair]) -> list[Pair]:
+    """Return the pairs without those of two scans: of two folders of a case that both have an image and a mask.
+
+    Otherwise the second scan of a patient would be read as a channel of the first one.
+    """
+
+    def folder(series: Series) -> str:
+        return series.pattern.rpartition("/")[0]
+
+    scans = {folder(image) for image, mask in pairs if folder(image) == folder(mask) and "{id}/" in folder(image)}
+    return [
+        (image, mask)
+        for image, mask in pairs
+        if folder(image) == folder(mask) or folder(image) not in scans or folder(mask) not in scans
+    ]
 
 
 # Channels and classes
