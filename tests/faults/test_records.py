@@ -316,7 +316,7 @@ def test_a_networks_damaged_answer_is_found_again(tmp_path: Path, monkeypatch: p
         model=SimpleNamespace(model_dump=dict),
         patch=SimpleNamespace(size=[8]),
         training=SimpleNamespace(batch_size=1, memory_format="channels_first"),
-        output_channels=1,
+        network_channels=1,
         gate=None,
     )
     asked: list[int] = []
