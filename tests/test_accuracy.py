@@ -118,6 +118,7 @@ def test_an_unknown_recipe_is_named(accuracy: ModuleType, word: str) -> None:
 
 
 @pytest.mark.slow  # each recipe trains a network
+@pytest.mark.timeout(1200)  # minutes on a busy machine
 @pytest.mark.parametrize("name", ["demo2d", "demo3d"])
 def test_all_recipes_at_the_smallest_size(name: str, tmp_path: Path) -> None:
     done = subprocess.run(
@@ -126,7 +127,7 @@ def test_all_recipes_at_the_smallest_size(name: str, tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
-        timeout=580,
+        timeout=1100,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
