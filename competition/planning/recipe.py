@@ -33,7 +33,8 @@ DECODERS = {
     "standard": [128, 64, 48, 32, 16],
     "wide": [256, 128, 64, 32, 16],
 }
-OPTIMIZER, RANDOM_RATE, PRETRAINED_RATE = "competition.models.muon.Muon", 4.0e-3, 1.5e-3  # docs/recipes.md
+MUON, RANDOM_RATE, PRETRAINED_RATE = "competition.models.muon.Muon", 4.0e-3, 1.5e-3  # docs/recipes.md
+MUON_PIXELS = 2**16  # 2D: with fewer pixels in a step, Muon takes more than a quarter of its time
 FIRST_FILTERS = {"light": 16, "medium": 32, "standard": 16, "wide": 32}
 AXES = {2: ("up and down", "left and right"), 3: ("left and right", "front and back", "up and down")}
 
@@ -339,11 +340,14 @@ def _gate(facts: Facts) -> list[Line]:
 def _optimizer(candidate: Candidate, schedule: Schedule | None) -> list[Line]:
     pretrained = len(candidate.patch) == 2 and has_encoder_package()
     rate = PRETRAINED_RATE if pretrained else RANDOM_RATE
-    why = "orthogonal updates learn more in few steps than AdamW" + (", gentle on a pretrained encoder" * pretrained)
+    target, why = MUON, "orthogonal updates learn more in few steps than AdamW"
+    if pretrained and candidate.batch * math.prod(candidate.patch) < MUON_PIXELS:
+        target, why = "torch.optim.AdamW", "Muon would take a large part of the time of such a small step"
+    why += "; a rate that is gentle on a pretrained encoder" * pretrained
     warmup = 0.02 if schedule is None else schedule.warmup
     warmup = max(0.05, warmup) if pretrained else warmup
     return [
-        Line(("optimizer",), {"target": OPTIMIZER, "args": {"lr": rate, "weight_decay": 1.0e-4}}, why),
+        Line(("optimizer",), {"target": target, "args": {"lr": rate, "weight_decay": 1.0e-4}}, why),
         Line(("schedule",), {"name": "cosine", "warmup": warmup}, "the rate falls to zero at the last step"),
     ]
 

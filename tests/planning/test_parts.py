@@ -17,7 +17,8 @@ from competition.planning.layouts.pairs import structure
 from competition.planning.layouts.series import Series, find_series, trimmed
 from competition.planning.layouts.tables import Runs, find_base, find_overlap, is_relative
 from competition.planning.lines import Line, format_value, to_yaml
-from competition.planning.recipe import network_strides
+from competition.planning.recipe import MUON, _optimizer, has_encoder_package, network_strides
+from competition.planning.rules import Candidate, Grid
 from competition.planning.words import is_channel_name, is_role_name, split_of, without_role_words
 from competition.rle import RleFormat, encode
 from tests.host import write_png
@@ -202,3 +203,14 @@ def test_a_patch_fits_the_network(shape: tuple[int, ...]) -> None:
             left //= np.array(stride)
     else:
         assert all(side % 32 == 0 for side in size)
+
+
+def test_muon_is_planned_where_its_step_is_short_beside_that_of_the_network() -> None:
+    assert has_encoder_package()
+    grid = Grid(1.0, None, None, (512, 512))
+
+    def target(patch: tuple[int, ...], batch: int) -> str:
+        return str(_optimizer(Candidate(grid, "light", patch, batch), None)[0].value["target"])
+
+    assert target((256, 256), 4) == target((128, 128), 4) == target((24, 40, 24), 2) == MUON
+    assert target((64, 64), 2) == target((128, 128), 2) == "torch.optim.AdamW"
