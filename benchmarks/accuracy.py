@@ -39,6 +39,7 @@ from typing import Any
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import pandas as pd
+import yaml
 
 from competition.config.competition import Competition
 from competition.config.experiment import FoldsConfig
@@ -111,18 +112,18 @@ def parse_recipe(text: str) -> Recipe:
 
 def open_data(name: str, work: Path, folds: int, small: bool) -> Data:
     """Return a data set; phantoms and demos are made in `work` if they are not in the repository's folder `data`."""
-    yaml = REPOSITORY / "experiments" / name / "competition.yaml"
+    shipped = REPOSITORY / "experiments" / name / "competition.yaml"
     root = REPOSITORY / "data" / name
     if name in (*DEMOS, *PHANTOMS) and (small or not root.exists()):
         root = work / "data" / name
         if not root.exists():
             make_data(name, root, SMALL_CASES if small else None)
-    comp = load_competition(yaml, [f"root={root}"])
+    comp = load_competition(shipped, [f"root={root}"])
     path = work / f"{name}-folds.csv"
     if not path.exists():
         scheme = "group" if comp.group else "kfold"
         write_folds(split(case_table(comp), comp, FoldsConfig(scheme=scheme, k=folds), SPLIT_SEED), path)
-    return Data(name, yaml, comp, path)
+    return Data(name, shipped, comp, path)
 
 
 def make_data(name: str, root: Path, cases: int | None) -> None:
@@ -172,9 +173,7 @@ def run_own(data: Data, recipe: Recipe, minutes: float, seed: int, fold: int, wo
     if experiment is None:
         experiment = folder / "experiments" / data.name / "experiment.yaml"
         if not experiment.exists():
-            # The first of several layouts: they differ in the classes' names, but `cv` takes the shipped YAML.
-            words = ["init", str(data.comp.root), "--name", data.name, "--minutes", f"{minutes:g}", "--layout", "1"]
-            maskfold(words, folder)
+            plan_own(data, minutes, folder, experiment)
     settings = [
         f"competition={data.yaml}",
         f"competition.root={data.comp.root}",
@@ -195,6 +194,17 @@ def run_own(data: Data, recipe: Recipe, minutes: float, seed: int, fold: int, wo
     steps = json.loads(result.read_text(encoding="utf-8"))["steps"]
     cases = json.loads(scores.to_json(orient="records"))
     return {"steps": steps, "processor_seconds": seconds, "wall_seconds": wall, "cases": cases}
+
+
+def plan_own(data: Data, minutes: float, folder: Path, experiment: Path) -> None:
+    """Do what a user of `init` does: correct the competition's YAML (here by the shipped one), and plan with it."""
+    # The first of several layouts: the shipped YAML has the right one.
+    words = ["init", str(data.comp.root), "--name", data.name, "--layout", "1", "--no-measure"]
+    maskfold(words, folder)
+    shipped = yaml.safe_load(data.yaml.read_text(encoding="utf-8"))
+    text = yaml.safe_dump({**shipped, "root": str(data.comp.root)}, sort_keys=False)
+    experiment.with_name("competition.yaml").write_text(text, encoding="utf-8")
+    maskfold(["plan", str(experiment), "--minutes", f"{minutes:g}", "--write"], folder)
 
 
 def run_rival(data: Data, recipe: Recipe, seconds: float, seed: int, fold: int, work: Path) -> Row:

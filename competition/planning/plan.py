@@ -237,8 +237,8 @@ class _Planner:
         timing = self.known.get(own) or extrapolate(own, self.known)
         steps = schedule_of(own, timing, self.budget).steps
         return (
-            f"{pick.grid.factor:g} times the data's own grid, where this network gets about {steps:,} steps in "
-            f"{self.minutes:g} minutes"
+            f"{pick.grid.factor:g} times as coarse as the data: on the data's own grid, this network would take only "
+            f"about {steps:,} steps in {self.minutes:g} minutes"
         )
 
     def _warnings(self, pick: Candidate, steps: int) -> list[str]:
