@@ -124,6 +124,13 @@ class TargetConfig(ConfigModel):
     args: dict[str, Any] = {}
 
 
+class OptimizerConfig(TargetConfig):
+    """Name the optimiser and its arguments, and set the learning rate of the encoder."""
+
+    # Learning rate of the module `encoder` as a share of args.lr; None: the same rate for all weights.
+    encoder_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+
+
 class FoldsConfig(ConfigModel):
     """Set how cases are split into folds."""
 
@@ -258,6 +265,8 @@ class TrainingConfig(ConfigModel):
     accumulate: PositiveInt = 1  # micro-batches per optimizer step
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     clip_gradient: Annotated[float, Field(gt=0)] | None = 12.0  # maximum norm of the gradient
+    # First steps in which the weights of the module `encoder` stay as they are, so that they are faster.
+    freeze_encoder: Annotated[int, Field(ge=0)] = 0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay per step; 0 disables the average
     validate_every: PositiveInt = 1  # epochs
     # Between checkpoints; a checkpoint is also written after each epoch.
@@ -356,7 +365,7 @@ class Experiment(ConfigModel):
     loss: LossConfig | Annotated[list[LossConfig], Field(min_length=1)]
     # Presence head: the network also predicts which classes a case contains; null: no head.
     gate: PresenceHeadConfig | None = None
-    optimizer: TargetConfig = TargetConfig(target="torch.optim.AdamW", args={"lr": 1e-3})
+    optimizer: OptimizerConfig = OptimizerConfig(target="torch.optim.AdamW", args={"lr": 1e-3})
     schedule: ScheduleConfig = ScheduleConfig()
     training: TrainingConfig = TrainingConfig()
     early_stopping: EarlyStoppingConfig | None = None
@@ -383,6 +392,11 @@ class Experiment(ConfigModel):
             raise ValueError(
                 "`training.on_oom: halve` requires run.devices: 1, because several processes cannot repeat a step; "
                 f"found run.devices: {self.run.devices}"
+            )
+        if self.training.freeze_encoder and self.run.devices > 1:
+            raise ValueError(
+                "`training.freeze_encoder` requires run.devices: 1, because several processes exchange the gradients "
+                f"of all weights; found run.devices: {self.run.devices}"
             )
         exclusive_instances = self.competition.instances and self.competition.labels == "exclusive"
         object_key = self.prepare.object_key

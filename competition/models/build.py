@@ -29,6 +29,7 @@ from competition.models.optim import build_optimizer
 from competition.models.presence_head import WithPresenceHead, find_deepest_feature_map
 from competition.models.pretrained import (
     configured_encoder_weights,
+    find_encoder,
     find_weights_file,
     load_encoder,
     match_encoder,
@@ -121,7 +122,9 @@ def validate_network(exp: Experiment, channels: int, context: Context = Context(
         warnings.simplefilter("always")
         network, build_on_cpu = _build_meta(exp, cls, args, context)
         _check_warnings(caught, cls, exp.model.args)
-        build_optimizer(exp, network.parameters(), context)
+        build_optimizer(exp, network, context)
+        if exp.training.freeze_encoder:
+            find_encoder(network, "training.freeze_encoder")
         if path is not None:
             match_encoder(network, path, channels)
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,18 +17,21 @@ from competition.config.metric import Direction
 from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.models.interface import error_in_one_line
+from competition.models.pretrained import find_encoder
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 def build_optimizer(
-    exp: Experiment, parameters: Iterable[nn.Parameter], context: Context = Context(), *, fused: bool = False
+    exp: Experiment, network: nn.Module, context: Context = Context(), *, fused: bool = False
 ) -> torch.optim.Optimizer:
-    """Build `optimizer.target` over all trainable parameters, in one group.
+    """Build `optimizer.target` over all trainable parameters: one group, or with `optimizer.encoder_rate` two.
+
+    The second group has the parameters of the network's encoder.
 
     Args:
         exp: the experiment.
-        parameters: parameters of the network.
+        network: the network.
         context: context with the trusted packages.
         fused: whether one kernel updates all weights. This changes the last bits of the results; see
             `uses_fused_kernel`.
@@ -38,7 +41,7 @@ def build_optimizer(
             one dense gradient per step (LBFGS), or `training.fused` is on for an optimiser without a fused kernel.
 
     Example:
-        >>> build_optimizer(exp, network.parameters())  # doctest: +SKIP
+        >>> build_optimizer(exp, network)  # doctest: +SKIP
     """
     target, args = exp.optimizer.target, dict(exp.optimizer.args)
     cls = resolve_target(target, torch.optim.Optimizer, "optimizer.target", context.trust)
@@ -64,10 +67,10 @@ def build_optimizer(
         args["fused"] = True
     if "betas" in args:
         args["betas"] = tuple(args["betas"])
-    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    groups = _parameter_groups(exp, network, float(rate))
     with ConstructionGuard(cls, exp.optimizer.args, "optimizer.args", context.trust):
         try:
-            optimizer: torch.optim.Optimizer = cls(trainable, **args)
+            optimizer: torch.optim.Optimizer = cls(groups, **args)
         except Exception as error:
             raise MaskfoldError(
                 f"optimizer.args: {target} rejects these arguments: {error_in_one_line(error)}.",
@@ -75,6 +78,21 @@ def build_optimizer(
                 status=2,
             ) from error
     return optimizer
+
+
+def _parameter_groups(exp: Experiment, network: nn.Module, rate: float) -> list[Any]:
+    """Return the trainable parameters, or two groups of them with their learning rates: the others', the encoder's."""
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if exp.optimizer.encoder_rate is None:
+        return trainable
+    encoder = {id(parameter) for parameter in find_encoder(network, "optimizer.encoder_rate").parameters()}
+    return [
+        {"params": [parameter for parameter in trainable if id(parameter) not in encoder]},
+        {
+            "params": [parameter for parameter in trainable if id(parameter) in encoder],
+            "lr": rate * exp.optimizer.encoder_rate,
+        },
+    ]
 
 
 # Learning-rate schedules

@@ -132,7 +132,7 @@ def load_encoder(network: nn.Module, path: Path, channels: int) -> EncoderMatch:
     """
     tensors = read_tensors(path)
     match = _match(network, tensors, path, channels)
-    state = _encoder(network).state_dict()
+    state = find_encoder(network, "encoder_weights").state_dict()
     with torch.no_grad():
         for name, source in match.pairs.items():
             tensor = tensors[source]
@@ -241,19 +241,28 @@ def _package_file(weights: str, key: str) -> Path:
     )
 
 
-def _encoder(network: nn.Module) -> nn.Module:
-    encoder = getattr(network, "encoder", None)
-    if not isinstance(encoder, nn.Module):
-        raise MaskfoldError(
-            f"encoder_weights is set, but {type(network).__name__} has no module named encoder.",
-            "Remove encoder_weights, or set init_from to load all weights of a run.",
-            status=2,
-        )
-    return encoder
+def find_encoder(network: nn.Module, key: str) -> nn.Module:
+    """Return the module `encoder` of a network, also of a network in a wrapper.
+
+    Args:
+        network: the network.
+        key: key of the YAML that needs the encoder, for the message.
+
+    Raises:
+        MaskfoldError: status 2; the network has no module with this name.
+    """
+    for name, module in network.named_modules():
+        if name.rpartition(".")[2] == "encoder":
+            return module
+    raise MaskfoldError(
+        f"{key} is set, but {type(network).__name__} has no module named encoder.",
+        f"Remove {key}, or set model.target to a network with an encoder, e.g. segmentation_models_pytorch.Unet.",
+        status=2,
+    )
 
 
 def _match(network: nn.Module, tensors: dict[str, Tensor], path: Path, channels: int) -> EncoderMatch:
-    encoder = _encoder(network)
+    encoder = find_encoder(network, "encoder_weights")
     encoder_shapes, file_shapes = _shapes(encoder.state_dict()), _shapes(tensors)
     pairs = _by_name(encoder_shapes, file_shapes)
     if len(pairs) < len(encoder_shapes):

@@ -22,7 +22,17 @@ from competition.planning.plan import PLAN_FILE, Plan, PlanOptions, make_plan, p
 # What decides which cases and weights are compared, and what the plan never measures: the file's values stay.
 FIXED_SECTIONS = ("competition", "seed", "folds", "postprocess", "study")
 # Sections whose keys depend on each other: the plan replaces them whole.
-WHOLE_SECTIONS = ("patch", "model", "loss", "optimizer", "schedule", "gate", "encoder_weights", "augment")
+WHOLE_SECTIONS = (
+    "patch",
+    "model",
+    "loss",
+    "optimizer",
+    "schedule",
+    "gate",
+    "encoder_weights",
+    "augment",
+    "postprocess",
+)
 # Keys of `prepare` that the plan decides together: those that it does not set are dropped.
 GRID_KEYS = (
     "spacing",
@@ -91,6 +101,15 @@ def replan(
         MaskfoldError: the file is invalid or sets `patch.slices` (status 2), no training case can be read, or nothing
             can be measured.
     """
+    document, old = read_yaml(path), path.read_text(encoding="utf-8-sig")
+    last = _last_values(path)
+    own = flatten(document.tree)
+    edited = {key: value for key, value in own.items() if last and key in last and value != last[key]}
+    fixed = set(FIXED_SECTIONS)
+    if _is_planned("postprocess", own, last):
+        # It may name classes that competition.yaml no longer has, and the new plan has its own.
+        fixed.remove("postprocess")
+        overrides = ["postprocess.number=null", *overrides]
     exp = load_experiment(path, overrides, trust)
     if exp.patch.slices is not None:
         raise MaskfoldError(
@@ -98,11 +117,7 @@ def replan(
             "Remove patch.slices to plan a 3D network, or train the file as it is.",
             status=2,
         )
-    document, old = read_yaml(path), path.read_text(encoding="utf-8-sig")
-    last = _last_values(path)
-    own = flatten(document.tree)
-    edited = {key: value for key, value in own.items() if last and key in last and value != last[key]}
-    edited = {key: value for key, value in edited.items() if key[0] not in FIXED_SECTIONS}
+    edited = {key: value for key, value in edited.items() if key[0] not in fixed}
     edited.pop(("training", "budget_minutes"), None)
     minutes = minutes or exp.training.budget_minutes
     written = {path for key in edited for path in _planned_with(key)}
@@ -117,7 +132,7 @@ def replan(
             f"No training case of {exp.competition.name} can be read.",
             "Run maskfold explore on the competition's YAML to see why.",
         )
-    planned = [line for line in plan.lines if line.path[0] not in FIXED_SECTIONS]
+    planned = [line for line in plan.lines if line.path[0] not in fixed]
     kept = {".".join(line.path): line.value for line in plan.lines if line.path in written}
     lines = [Line(line.path, pins[line.path] if line.path in written else line.value, line.reason) for line in planned]
     new = merge(old, document.tree, lines)
@@ -182,6 +197,12 @@ def flatten(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]
     for key, value in tree.items():
         leaves |= flatten(value, (*path, str(key)))
     return leaves
+
+
+def _is_planned(section: str, own: dict[tuple[str, ...], Any], last: dict[tuple[str, ...], Any]) -> bool:
+    """Return whether a section of the file is that of the last plan."""
+    written = {key: value for key, value in own.items() if key[0] == section}
+    return bool(written) and written == {key: value for key, value in last.items() if key[0] == section}
 
 
 def _planned_with(key: tuple[str, ...]) -> list[tuple[str, ...]]:

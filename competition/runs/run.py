@@ -44,7 +44,11 @@ VERSION_FILE = "version.json"  # in a run's folder
 FORMAT_VERSION = 1  # format of a run's folder; increased if this version can no longer read older folders
 # Keys that were added after the first runs. The hash ignores them while they have their default. Keys of `prepare` are
 # also listed in data/cache.py.
-KEYS_ADDED_LATER = tuple(("prepare", key) for key in ("boundary", "rings", "stretch", "long_side"))
+KEYS_ADDED_LATER = (
+    *(("prepare", key) for key in ("boundary", "rings", "stretch", "long_side")),
+    ("optimizer", "encoder_rate"),
+    ("training", "freeze_encoder"),
+)
 SECTIONS_ADDED_LATER = ("gate",)
 # Keys that do not change the result: a stopped run can resume with other values of these keys.
 RESUMABLE_KEYS = (("training", "on_nan"), ("training", "on_oom"), ("prepare", "cache_gib"))

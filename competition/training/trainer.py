@@ -26,6 +26,7 @@ from competition.errors import MaskfoldError
 from competition.models.execution import arrange
 from competition.models.losses import SegmentationLoss
 from competition.models.optim import ExponentialMovingAverage, LRSchedule, build_optimizer
+from competition.models.pretrained import find_encoder
 from competition.runs.checkpoint import GOOD_CHECKPOINT, LAST_CHECKPOINT, MetricsLog, load_checkpoint, save_checkpoint
 from competition.runs.fold import PLAIN_WEIGHTS
 from competition.runs.kept_settings import KEPT_SETTINGS, check_kept_settings, kept_settings
@@ -159,7 +160,7 @@ class Trainer:
         self.loss = SegmentationLoss(exp, self.context)
         # The loss scaler of fp16 unscales the gradients before clipping; a fused kernel unscales them only in its step.
         fused = exp.training.fused == "on" and getattr(self.fabric.strategy.precision, "scaler", None) is None
-        optimizer = build_optimizer(exp, self.model.parameters(), self.context, fused=fused)
+        optimizer = build_optimizer(exp, self.model, self.context, fused=fused)
         self.base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
         self.direction = exp.competition.metric.direction
         self.schedule = LRSchedule(exp.schedule, self.base_lrs, self.direction)
@@ -277,6 +278,7 @@ class Trainer:
         state = self.state
         self._seed_dropout()
         self._set_learning_rate()
+        self._freeze_encoder()
 
         # Forward and backward pass of each micro-batch
         self.model.train()
@@ -310,6 +312,13 @@ class Trainer:
         multiplier = self.schedule.multiplier(fraction_done) * 0.5**self.state.restored
         for group, base_lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base_lr * multiplier
+
+    def _freeze_encoder(self) -> None:
+        """Keep the encoder's weights in the first `training.freeze_encoder` steps, and train them from then on."""
+        if not self.exp.training.freeze_encoder:
+            return
+        frozen = self.state.step < self.exp.training.freeze_encoder
+        find_encoder(self.unwrapped_model, "training.freeze_encoder").requires_grad_(not frozen)
 
     def _backward(self, batches: Iterator[Any]) -> list[MicroBatchResult]:
         """Accumulate the gradient of one step over its micro-batches, which are split further if memory ran out."""

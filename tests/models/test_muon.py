@@ -88,7 +88,7 @@ def test_a_resumed_optimiser_takes_the_same_steps() -> None:
 
 def test_an_experiment_may_name_it() -> None:
     optimizer = {"target": "competition.models.muon.Muon", "args": {"lr": 4e-3, "betas": [0.9, 0.99]}}
-    built = build_optimizer(experiment(optimizer=optimizer), nn.Conv2d(2, 3, 3).parameters())
+    built = build_optimizer(experiment(optimizer=optimizer), nn.Conv2d(2, 3, 3))
     assert isinstance(built, Muon) and built.param_groups[0]["betas"] == (0.9, 0.99)
 
 

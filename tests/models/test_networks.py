@@ -49,7 +49,7 @@ def test_a_network_is_built_trained_and_stored(name: str, tmp_path: Path) -> Non
     validate_network(exp, channels)
     torch.manual_seed(0)
     network = build_network(exp, channels, pretrained=False).train()
-    optimizer, loss_of = build_optimizer(exp, network.parameters()), SegmentationLoss(exp)
+    optimizer, loss_of = build_optimizer(exp, network), SegmentationLoss(exp)
     images = torch.randn(2, channels, *exp.patch.size)
     masks = torch.randint(0, 3, (2, 1, *exp.patch.size), dtype=torch.uint8)
     before = {key: value.clone() for key, value in network.state_dict().items()}

@@ -26,12 +26,24 @@ from tests.models import experiment
 def test_every_trainable_parameter_moves(target: str, args: dict[str, Any]) -> None:
     network = nn.Linear(3, 2)
     network.bias.requires_grad_(False)
-    optimizer = build_optimizer(experiment(optimizer={"target": target, "args": args}), network.parameters())
+    optimizer = build_optimizer(experiment(optimizer={"target": target, "args": args}), network)
     before = network.weight.detach().clone()
     assert optimizer.param_groups[0]["lr"] == args["lr"] and optimizer.param_groups[0]["params"] == [network.weight]
     network(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     assert (network.weight != before).all()
+
+
+def test_the_encoder_has_its_own_rate() -> None:
+    network = nn.Sequential(nn.Module())
+    network[0].encoder, network[0].head = nn.Linear(3, 2), nn.Linear(2, 1)
+    optimizer = {"target": "torch.optim.SGD", "args": {"lr": 0.1}, "encoder_rate": 0.25}
+    others, encoder = build_optimizer(experiment(optimizer=optimizer), network).param_groups
+    assert (others["lr"], encoder["lr"]) == (0.1, 0.025)
+    assert others["params"] == list(network[0].head.parameters())
+    assert encoder["params"] == list(network[0].encoder.parameters())
+    with pytest.raises(MaskfoldError, match="optimizer.encoder_rate is set, but Linear has no module named encoder"):
+        build_optimizer(experiment(optimizer=optimizer), nn.Linear(3, 2))
 
 
 @pytest.mark.parametrize(
@@ -47,5 +59,5 @@ def test_every_trainable_parameter_moves(target: str, args: dict[str, Any]) -> N
 )
 def test_wrong_arguments_are_errors(target: str, args: dict[str, Any], words: str) -> None:
     with pytest.raises(MaskfoldError, match=words) as caught:
-        build_optimizer(experiment(optimizer={"target": target, "args": args}), nn.Linear(3, 2).parameters())
+        build_optimizer(experiment(optimizer={"target": target, "args": args}), nn.Linear(3, 2))
     assert caught.value.status == 2 and "optimizer." in str(caught.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,6 +117,25 @@ def test_an_edited_network_stays_whole(start: Start, monkeypatch: pytest.MonkeyP
     args = read_yaml(done.experiment).tree["model"]["args"]
     write(again(done, monkeypatch, 3000.0))
     assert read_yaml(done.experiment).tree["model"] == {"target": "segmentation_models_pytorch.FPN", "args": args}
+
+
+def test_renamed_classes_need_no_edit_of_planned_steps(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = start(decathlon)
+    assert done.experiment is not None
+    number = {"along": "S", "classes": ["Anterior", "Posterior"]}
+    planned = json.loads(plan_file(done.experiment).read_text())
+    planned["values"]["postprocess"] = {"number": number, "tune": True}
+    text = "".join(block for key, block in split_blocks(done.experiment.read_text()) if key != "postprocess")
+    done.experiment.write_text(text + f"postprocess: {json.dumps(planned['values']['postprocess'])}\n")
+    competition = done.experiment.with_name("competition.yaml")
+    competition.write_text(competition.read_text().replace("Anterior", "front").replace("Posterior", "back"))
+    with pytest.raises(MaskfoldError, match="Anterior"):  # without a plan.json, the section is the user's own
+        plan_file(done.experiment).unlink()
+        again(done, monkeypatch, 30.0)
+    plan_file(done.experiment).write_text(json.dumps(planned))
+    write(again(done, monkeypatch, 30.0))
+    exp = load_experiment(done.experiment)
+    assert exp.competition.classes == ["front", "back"] and exp.postprocess.number is None and exp.postprocess.tune
 
 
 def test_slices_of_volumes_are_not_planned(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -236,11 +236,11 @@ def test_the_bf16_check_computes_in_the_runs_layout_and_keeps_older_answers(tiny
 
 def test_a_fused_kernel_is_used_where_there_is_one(tiny):
     network = nn.Linear(3, 2)
-    assert build_optimizer(tiny(2), network.parameters(), fused=True).param_groups[0]["fused"] is True
-    assert build_optimizer(tiny(2), network.parameters()).param_groups[0]["fused"] is None
+    assert build_optimizer(tiny(2), network, fused=True).param_groups[0]["fused"] is True
+    assert build_optimizer(tiny(2), network).param_groups[0]["fused"] is None
     exp = tiny(2, "optimizer.target=torch.optim.NAdam", "training.fused=on")
     with pytest.raises(MaskfoldError, match="training.fused: found on, but NAdam has no fused kernel"):
-        build_optimizer(exp, network.parameters())
+        build_optimizer(exp, network)
 
 
 # Compilation

@@ -255,6 +255,28 @@ def test_two_and_a_half_dimensions_train_on_neighbouring_slices(tiny, tmp_path):
     assert all(store.read(case).shape == (3, *shapes[case]) for case in store.ids())
 
 
+def test_a_frozen_encoder_keeps_its_weights_in_the_first_steps(tiny, tmp_path):
+    network = [
+        "model.target=segmentation_models_pytorch.Unet",
+        "model.args={encoder_name: resnet18, encoder_depth: 3, decoder_channels: [8, 8, 8]}",
+        "training.epochs=1",
+    ]
+    weights = {}
+    for steps in (0, 2, 4):
+        _, job = start(tiny(2, *network, f"training.freeze_encoder={steps}"), tmp_path / str(steps), tmp_path / "cache")
+        run_fold(job, say=lambda line: None)
+        weights[steps] = load_file(job.folder / "weights.safetensors")
+    [name] = [name for name in weights[0] if name.endswith("encoder.conv1.weight")]
+    [head] = [name for name in weights[0] if name.endswith("segmentation_head.0.weight")]
+    assert not torch.equal(weights[4][name], weights[2][name]) and not torch.equal(weights[2][name], weights[0][name])
+    assert not torch.equal(weights[4][head], weights[2][head])
+    # all four steps were frozen: the encoder is that of the network before training
+    again = tiny(2, *network, "training.freeze_encoder=4", "training.steps_per_epoch=1")
+    _, job = start(again, tmp_path / "again", tmp_path / "cache")
+    run_fold(job, say=lambda line: None)
+    assert torch.equal(load_file(job.folder / "weights.safetensors")[name], weights[4][name])
+
+
 def test_a_held_out_share_is_scored_and_never_trained_on(tiny, tmp_path):
     exp = tiny(2, "folds={scheme: holdout, shares: [0.6, 0.2, 0.2]}")
     run, job = start(exp, tmp_path, tmp_path / "cache")
