@@ -18,7 +18,6 @@ from competition.planning.recipe import Facts, experiment_lines, grids_of, read_
 from competition.planning.rules import (
     HOPE,
     HOPELESS_STEPS,
-    MIN_STEPS,
     Budget,
     Candidate,
     Timing,
@@ -242,7 +241,7 @@ class _Planner:
         )
 
     def _warnings(self, pick: Candidate, steps: int) -> list[str]:
-        enough = MIN_STEPS[len(pick.patch)][pick.network]
+        enough = pick.enough
         if steps >= enough:
             return []
         needed = self.minutes * enough / max(1, steps)

@@ -12,11 +12,11 @@ import yaml
 
 from competition.config.competition import Competition
 from competition.explore import Exploration
-from competition.explore.suggest import DEFAULT_FOLDS, SuggestedKey, suggest_keys
+from competition.explore.suggest import DEFAULT_FOLDS, SuggestedKey, patch_size, suggest_keys
 from competition.explore.symmetry import Sidedness, find_row, find_sides
 from competition.explore.types import CaseStats
 from competition.planning.lines import Line, key_path
-from competition.planning.rules import MIN_STEPS, NO_VALIDATION, Candidate, Schedule, grids
+from competition.planning.rules import NO_VALIDATION, Candidate, Schedule, grids
 from competition.planning.words import has_word, words
 from competition.text import format_count, pixel_or_voxel
 
@@ -214,8 +214,11 @@ def _boundary(comp: Competition, train: Sequence[CaseStats]) -> list[Line]:
 
 def _patch(candidate: Candidate) -> Line:
     median, size = "×".join(map(str, candidate.grid.shape)), list(candidate.patch)
-    covers = all(side >= length for side, length in zip(size, candidate.grid.shape, strict=True))
-    reason = f"the median case has {median} {pixel_or_voxel(len(size))}s" + (": it fits whole" if covers else "")
+    reason = f"the median case has {median} {pixel_or_voxel(len(size))}s"
+    if all(side >= length for side, length in zip(size, candidate.grid.shape, strict=True)):
+        reason += ": it fits whole"
+    elif size != patch_size(candidate.grid.shape):
+        reason += "; many steps on parts of it teach more in this time than few on a larger patch"
     return Line(("patch",), {"size": size, "foreground": 0.5}, f"{reason}; half of the patches on foreground")
 
 
@@ -368,12 +371,11 @@ def _training(candidate: Candidate, schedule: Schedule | None, minutes: float | 
     every = f"{schedule.validations} validations take at most a tenth of the budget"
     if schedule.validate_every == NO_VALIDATION:
         every = "no validation before the end: one would take more than a tenth of the budget"
-    enough = MIN_STEPS[len(candidate.patch)][candidate.network]
     return [
         Line(
             ("training", "budget_minutes"),
             minutes,
-            f"per fold, everything included: about {schedule.steps:,} steps here, {enough:,} are enough",
+            f"per fold, everything included: about {schedule.steps:,} steps here, {candidate.enough:,} are enough",
         ),
         Line(("training", "steps_per_epoch"), schedule.steps_per_epoch, "an epoch is a line in the log"),
         batch,

@@ -20,6 +20,10 @@ MIN_STEPS: dict[int, dict[Size, int]] = {
     2: {"light": 300, "medium": 300, "standard": 300, "wide": 3000},
     3: {"light": 250, "medium": 250, "standard": 300, "wide": 1500},
 }
+# Many steps on parts of a case teach more in the same time than few steps on whole cases, where parts are possible.
+MIN_STEPS_ON_PARTS = {2: 700, 3: 300}
+MIN_STEPS_ON_WHOLE = {2: 1400, 3: 1000}
+PART = 2 / 3  # of the voxels of a volume that fits into a patch as a whole
 MIN_CASES_SEEN = 100  # voxels of all patches of a training, in median cases
 HOPELESS_STEPS = 60  # below this number, a network learns next to nothing
 
@@ -68,12 +72,14 @@ class Candidate:
         network: size of the network.
         patch: pixels or voxels along each axis.
         batch: samples of a step.
+        enough: steps that are enough for it.
     """
 
     grid: Grid
     network: Size
     patch: tuple[int, ...]
     batch: int
+    enough: int
 
     @property
     def work(self) -> float:
@@ -197,31 +203,40 @@ def grids(
 def candidates_of(found: Sequence[Grid], *, may_cut: bool = False) -> list[Candidate]:
     """Return the candidates in the order of preference: the finest grid first, then network and batch, then patch.
 
-    In 3D, a batch of one is no candidate: on a CPU its steps take as long as those of two samples.
+    In 3D, a batch of one is no candidate: on a CPU its steps take as long as those of two samples. A case that fits
+    into a patch as a whole also has candidates whose patch is a part of it.
 
     Args:
         found: grids, the finest first.
         may_cut: 2D: whether a patch may be a small part of an image, because objects are small in it.
     """
     dims = len(found[0].shape)
-    most = MAX_PATCH_PIXELS[dims]
-    options: list[tuple[Size, int, int]]  # network, batch, voxels of the patch
-    last: list[tuple[Size, int, int]]  # only if none of the options gets enough steps on any grid
+    options: list[tuple[Size, int, float]]  # network, batch, share of the largest patch
+    last: list[tuple[Size, int, float]]  # only if none of the options gets enough steps on any grid
     if dims == 3:
-        options = [("wide", 2, most), ("standard", 2, most), ("medium", 2, most), ("light", 2, most)]
-        last = [("light", 2, most // 2), ("light", 2, most // 4), ("light", 2, most // 8)]
+        networks: tuple[Size, ...] = ("wide", "standard", "medium", "light")
+        options = [(network, 2, share) for network in networks for share in (1.0, PART)]
+        last = [("light", 2, 1 / 2), ("light", 2, 1 / 4), ("light", 2, 1 / 8)]
     elif may_cut:
-        options = [("wide", 8, most), ("standard", 8, most), ("standard", 4, most), ("standard", 4, most // 4)]
-        last = [("light", 2, most), ("light", 4, most // 4), ("light", 2, most // 4)]
+        options = [("wide", 8, 1.0), ("standard", 8, 1.0)]
+        options += [("standard", 4, share) for share in (1.0, 9 / 16, 1 / 4)]
+        last = [("light", 2, 1.0), ("light", 4, 1 / 4), ("light", 2, 1 / 4)]
     else:
-        options = [("wide", 8, most), ("standard", 8, most), ("standard", 4, most), ("light", 4, most)]
-        last = [("light", 4, most // 4), ("light", 2, most // 4)]
+        options = [("wide", 8, 1.0), ("standard", 8, 1.0), ("standard", 4, 1.0), ("light", 4, 1.0)]
+        last = [("light", 4, 1 / 4), ("light", 2, 1 / 4)]
     choices = [(grid, option) for grid in found for option in options]
     choices += [(grid, option) for option in last for grid in found]  # a large patch before a fine grid
-    ordered = [
-        Candidate(grid, network, tuple(patch_size(grid.shape, voxels)), batch)
-        for grid, (network, batch, voxels) in choices
-    ]
+    ordered = []
+    for grid, (network, batch, share) in choices:
+        largest = MAX_PATCH_PIXELS[dims]
+        if share == PART:
+            largest = min(largest, math.prod(grid.shape))
+        patch = patch_size(grid.shape, None if share == 1 else int(share * largest))
+        enough = MIN_STEPS[dims][network]
+        if dims == 3 or may_cut:
+            whole = all(side >= length for side, length in zip(patch, grid.shape, strict=True))
+            enough = max(enough, (MIN_STEPS_ON_WHOLE if whole else MIN_STEPS_ON_PARTS)[dims])
+        ordered.append(Candidate(grid, network, tuple(patch), batch, enough))
     return list(dict.fromkeys(ordered))
 
 
@@ -311,8 +326,7 @@ def ema_decay(steps: int) -> float:
 
 def is_enough(candidate: Candidate, schedule: Schedule, share: float = 1.0) -> bool:
     """Return whether a candidate gets at least `share` of the required steps and of the required voxels."""
-    enough = MIN_STEPS[len(candidate.patch)][candidate.network]
-    return schedule.steps >= share * enough and schedule.steps * candidate.seen >= share * MIN_CASES_SEEN
+    return schedule.steps >= share * candidate.enough and schedule.steps * candidate.seen >= share * MIN_CASES_SEEN
 
 
 def choose(

@@ -210,7 +210,7 @@ def test_muon_is_planned_where_its_step_is_short_beside_that_of_the_network() ->
     grid = Grid(1.0, None, None, (512, 512))
 
     def target(patch: tuple[int, ...], batch: int) -> str:
-        return str(_optimizer(Candidate(grid, "light", patch, batch), None)[0].value["target"])
+        return str(_optimizer(Candidate(grid, "light", patch, batch, 300), None)[0].value["target"])
 
     assert target((256, 256), 4) == target((128, 128), 4) == target((24, 40, 24), 2) == MUON
     assert target((64, 64), 2) == target((128, 128), 2) == "torch.optim.AdamW"

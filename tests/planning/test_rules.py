@@ -21,6 +21,8 @@ from competition.planning.rules import (
     MIN_CASES_SEEN,
     MIN_OBJECT_SIDE,
     MIN_STEPS,
+    MIN_STEPS_ON_PARTS,
+    MIN_STEPS_ON_WHOLE,
     NETWORK_COST,
     NO_VALIDATION,
     Budget,
@@ -81,6 +83,18 @@ def test_candidates_are_ordered_and_differ(shape: tuple[int, ...]) -> None:
     assert {item.network for item in found} <= set(NETWORK_COST[len(shape)])
 
 
+def test_patches_that_are_parts_of_a_case_need_fewer_steps() -> None:
+    small = candidates_of(grids((35, 50, 36), (1.0, 1.0, 1.0), 12.0))
+    medium = [(item.patch, item.enough) for item in small if item.network == "medium" and item.grid.factor == 1]
+    assert medium == [((40, 56, 40), MIN_STEPS_ON_WHOLE[3]), ((32, 32, 40), MIN_STEPS_ON_PARTS[3])]
+    cells = candidates_of(grids((256, 256), None, 17.0, may_resample=False), may_cut=True)
+    standard = [(item.patch, item.enough) for item in cells if item.network == "standard" and item.batch == 4]
+    parts = MIN_STEPS_ON_PARTS[2]
+    assert standard == [((256, 256), MIN_STEPS_ON_WHOLE[2]), ((192, 192), parts), ((128, 128), parts)]
+    lesions = candidates_of(grids((256, 256), None, 150.0))
+    assert {item.enough for item in lesions if item.network == "standard"} == {MIN_STEPS[2]["standard"]}
+
+
 # Choice
 
 
@@ -99,7 +113,7 @@ def test_the_choice_gets_enough_steps() -> None:
     for seconds in (0.5, 5.0, 20.0):
         pick = chosen(seconds, 10)
         schedule = schedule_of(pick, timings(MRI, seconds)[pick], Budget(10, 16))
-        assert is_enough(pick, schedule) and schedule.steps >= MIN_STEPS[3][pick.network]
+        assert is_enough(pick, schedule) and schedule.steps >= pick.enough >= MIN_STEPS[3][pick.network]
         assert schedule.steps * pick.seen >= MIN_CASES_SEEN
 
 
@@ -118,15 +132,16 @@ def test_unmeasured_candidates_are_extrapolated_by_their_work() -> None:
     assert found.step_wall == pytest.approx(3 * found.step)
     assert extrapolate(first, known).step == 1.0 and extrapolate(first, known).case == 2.0
     whole = next(item for item in MRI if item.network == first.network and item.grid.factor == 1)
-    windows = count_windows(whole.grid.shape, whole.patch, 0.5)
-    assert extrapolate(whole, known).case == pytest.approx(2.0 + (windows * whole.work / 2 / first.work - 0.5) / 3)
+    work, base = (count_windows(item.grid.shape, item.patch, 0.5) * item.work / 2 for item in (whole, first))
+    assert extrapolate(whole, known).case == pytest.approx(2.0 + (work - base) / first.work / 3)
 
 
 def test_a_promising_candidate_is_worth_measuring() -> None:
     """Timings that promise 0.9 of enough steps recommend a candidate only while it has not been measured."""
     small = candidates_of(grids((40, 56, 40), (1.0, 1.0, 1.0), 12.0))
-    first, wanted, budget = smallest(small), next(item for item in small if item.network == "light"), Budget(10, 0)
-    seconds = 592.0 / (0.9 * MIN_STEPS[3]["light"])
+    first, budget = smallest(small), Budget(10, 0)
+    wanted = next(item for item in small if item.network == "light" and item.enough == MIN_STEPS_ON_PARTS[3])
+    seconds = 592.0 / (0.9 * wanted.enough)
     known = {first: Timing(seconds * first.work / wanted.work, 0.0, 1.0)}
     assert choose(small, known, budget, hope=0.8) == wanted != choose(small, known, budget)
     measured = {item: Timing(seconds * item.work / wanted.work, 0.0, 1.0) for item in small}
