@@ -1,4 +1,4 @@
-"""Additional training data of a fold: pseudo-labelled images and cases of other competitions, with their weights.
+"""Build the additional training data of a fold: pseudo-labelled images and cases of other competitions, with weights.
 
 Pseudo-labels are predictions of teachers: members of other runs that were not trained on cases that the fold validates.
 """
@@ -214,7 +214,7 @@ def build_extra_data(job: FoldJob, run: Run, context: Context) -> ExtraTrainingD
 
 
 def exclude_leaks(run: Run, table: pd.DataFrame, fold: int, key: str) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Return the images on which a fold may train: neither copies nor group members of its validation cases.
+    """Return the images on which a fold may train: no copies of its validation cases, and no images of their groups.
 
     Args:
         run: the run.
@@ -486,7 +486,7 @@ class TeacherEnsemble:
 def pseudo_label_case(
     folder: Path, row: Any, teachers: TeacherEnsemble, exp: Experiment, cache: Path
 ) -> dict[str, Any]:
-    """Write an image with its pseudo-label, or only the record of an uncertain image, as `build` of `get_or_build`.
+    """Write an image with its pseudo-label, or only a record if its label is uncertain; the `build` of `get_or_build`.
 
     Args:
         folder: empty folder for the files of a preprocessed case.
