@@ -514,7 +514,7 @@ def check_files_agree(
             (first_name, first),
             (display_name(files), header),
             is_mask=is_mask,
-            check_place=not (is_mask and comp.train.masks_on_image_grid),
+            compare_affines=not (is_mask and comp.train.masks_on_image_grid),
         )
     return replace(first, channels=count)
 

@@ -136,7 +136,7 @@ def _read_on_case_axes(comp: Competition, row: Any, path: Path, options: Reading
         if source is None and is_nnunet:
             source = "zyx" if comp.dimensions == 3 else "yx"
     else:
-        _check_place(comp, row, path, target)
+        _check_affine(comp, row, path, target)
         array, source = _read_picture(path, comp, options), file_axes(comp, path.name)
     order = permutation(source, target)
     if order is not None:
@@ -207,7 +207,7 @@ def _read_picture(path: Path, comp: Competition, options: ReadingOptions) -> Arr
     return read_image(path, comp.dimensions).array
 
 
-def _check_place(comp: Competition, row: Any, path: Path, target: str | None) -> None:
+def _check_affine(comp: Competition, row: Any, path: Path, target: str | None) -> None:
     """Check that a NIfTI file lies where the image lies."""
     if not NIFTI.search(path.name):
         return

@@ -87,10 +87,10 @@ def write_labels(path: Path, labels: Labels, source: Path, row: Any, comp: Compe
 def _check_written(path: Path, expected: Labels, affine: Any, dims: int) -> None:
     """Read a file and compare it with the array (on the axes of the format) that was written."""
     found, found_affine = (_read_mha(path), None) if extension_of(path.name) == ".mha" else read_labels(path, dims)
-    same_place = affine is None or (
+    same_affine = affine is None or (
         found_affine is not None and np.allclose(affine, found_affine, atol=AFFINE_TOLERANCE)
     )
-    if not same_place or not np.array_equal(found, expected):
+    if not same_affine or not np.array_equal(found, expected):
         raise MaskfoldError(
             f"The label file {path.name} changed when it was written and read.",
             f"Report this with the shape {expected.shape} and the type {expected.dtype}.",

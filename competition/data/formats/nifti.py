@@ -150,12 +150,12 @@ def _nifti_header(path: Path, image: Any, dimensions: int) -> Header:
     if len(channel_axes) + (colours > 1) > 1:
         raise unreadable_error(path, f"its shape is {'×'.join(map(str, shape))}, with more than one channel axis")
     spacing, plain_spacing, affine = _nifti_geometry(path, image, dimensions)
-    has_place = bool(image.header["qform_code"] > 0 or image.header["sform_code"] > 0)
+    in_patient_space = bool(image.header["qform_code"] > 0 or image.header["sform_code"] > 0)
     name = "uint8" if colours > 1 else dtype.newbyteorder("=").name
     is_float = dtype.kind == "f" or _is_scaled_nifti(image.dataobj)
     channels = colours * math.prod(channel_axes)
     dtype_name = "float32" if is_float else name
-    return Header(shape[:dimensions], spacing, affine, channels, dtype_name, True, has_place, plain_spacing)
+    return Header(shape[:dimensions], spacing, affine, channels, dtype_name, True, in_patient_space, plain_spacing)
 
 
 def _nifti_geometry(
