@@ -24,7 +24,7 @@ RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
 
 
 class FileHeader(NamedTuple):
-    """The size and type of a label file: shape on the axes of the format, and the name of its dtype."""
+    """Hold the size and type of a label file: its shape on the axes of the format, and the name of its dtype."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -125,7 +125,8 @@ def _write_tiff(path: Path, labels: Labels, source: Path) -> None:
                         "resolution": (x / x_unit, y / y_unit),
                         "resolutionunit": int(tags["ResolutionUnit"].value),
                     }
-    # Opened by `imwrite` itself, because the file must be seekable; the caller renames the complete folder.
+    # `imwrite` opens the file, because it must be seekable. The write needs no atomic file, because the caller renames
+    # the complete folder.
     imwrite(path, pages, compression="zlib", photometric="minisblack", **options)
 
 
