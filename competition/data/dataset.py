@@ -142,7 +142,7 @@ class PatchDataset:
 
 
 class _OpenCase:
-    """A preprocessed case with an index of its foreground voxels by class."""
+    """Hold a preprocessed case with an index of its foreground voxels by class."""
 
     def __init__(self, prepared: PreprocessedCase) -> None:
         if prepared.mask is None:

@@ -46,7 +46,7 @@ ProgressWrapper = Callable[[Iterator[Any], int], Iterator[Any]]
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file on the network.
+    """Describe a file on the network.
 
     Attributes:
         url: address of the file.

@@ -408,7 +408,7 @@ MAX_OFFSET = 0.1  # maximum offset between two equal grids, in voxels
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """A voxel grid in the patient.
+    """Describe a voxel grid in the coordinates of the patient.
 
     Attributes:
         affine: 4×4 float64, voxel (x, y, z) to RAS mm.

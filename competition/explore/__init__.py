@@ -179,7 +179,7 @@ def find_other_metric(comp: Competition, findings: Findings) -> None:
         "metric",
         "",
         "",
-        f"{found}, but the host of {comp.submission.profile} uses another metric.",
+        f"{found}, but the host of {comp.submission.profile} scores in another way.",
         f"Set `metric: {{{text}}}` to compare scores with the leaderboard.",
     )
 

@@ -43,7 +43,7 @@ def score_threshold_baseline(cases: Iterable[tuple[Array, Array]], comp: Competi
 
 @dataclass(frozen=True)
 class ThresholdBaseline:
-    """The best intensity threshold on some cases.
+    """Hold the best intensity threshold on some cases.
 
     Attributes:
         scores: result of `score_threshold_baseline`.
@@ -102,7 +102,7 @@ class _Candidate:
 
 @dataclass(frozen=True)
 class _Counts:
-    """Number of pixels of one case above each of T thresholds: all, foreground, and each class.
+    """Count the pixels of one case above each of T thresholds: all, foreground, and each class.
 
     Attributes:
         above: (2 + K, T) int64; rows are all pixels, foreground pixels, and pixels of each class.

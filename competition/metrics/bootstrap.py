@@ -1,4 +1,4 @@
-"""Scores over all cases with bootstrap intervals, and paired comparisons of two runs.
+"""Compute scores over all cases with bootstrap intervals, and compare two runs on the same cases.
 
 With fewer than 50 cases (`FEW_CASES`), bootstrap intervals are too narrow, because the few cases often contain none of
 the network's failures. `FewClusters` describes the interval that is used instead; `benchmarks/coverage.py` measures how

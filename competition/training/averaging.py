@@ -1,4 +1,4 @@
-"""Averages of a fold's checkpoints: of the last or best epochs, and uniform model soups.
+"""Average a fold's checkpoints: those of the last or best epochs, and uniform model soups.
 
 A soup is the average of the k best validated checkpoints (Wortsman et al. 2022, "Model soups",
 https://arxiv.org/abs/2203.05482). The checkpoints are ranked three times: on all validation cases and on each half of
@@ -105,7 +105,7 @@ def average_weights(files: Sequence[Path]) -> dict[str, Tensor]:
 
 
 class SoupCandidate(NamedTuple):
-    """A checkpoint and its validation scores on all cases, on the first half and on the second half."""
+    """Describe a checkpoint by its validation scores on all cases, on the first half and on the second half."""
 
     epoch: int
     scores: tuple[float, float, float]

@@ -41,7 +41,7 @@ from competition.training.soup_selection import fold_scores, score_interval, sel
 
 @dataclass(frozen=True)
 class CvSummary:
-    """The summary of a run's finished folds, stored as `summary.json` in the run's folder.
+    """Summarise a run's finished folds; the run's folder stores the summary as `summary.json`.
 
     Attributes:
         metric: the competition's metric.

@@ -306,7 +306,7 @@ def _channels(prepared: dict[str, Path]) -> int:
 
 @dataclass(frozen=True)
 class Teacher:
-    """The members of one run that were not trained on the cases that a fold validates.
+    """Hold the members of one run that were not trained on the cases that a fold validates.
 
     Attributes:
         run: the run.
@@ -421,7 +421,7 @@ def _check_same_classes(exp: Experiment, teacher_run: Run) -> None:
 
 
 class TeacherEnsemble:
-    """An ensemble of teachers; its networks are built for the first image.
+    """Predict with an ensemble of teachers, whose networks are built for the first image.
 
     Args:
         teachers: the teachers; the predictions of their runs are averaged with equal weights.

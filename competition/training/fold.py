@@ -279,7 +279,7 @@ def final_files(folder: Path) -> list[Path]:
 
 
 class StopSignal:
-    """Detects SIGTERM, Ctrl-C and the death of the parent process."""
+    """Detect SIGTERM, Ctrl-C and the death of the parent process."""
 
     def __init__(self) -> None:
         self._reason = ""

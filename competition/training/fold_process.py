@@ -72,11 +72,11 @@ class ErrorPipe:
 
 
 class FoldProcess(ErrorPipe, subprocess.Popen[bytes]):
-    """A fold in a newly started process."""
+    """Hold a fold in a newly started process."""
 
 
 class ForkedFold(ErrorPipe, ForkedProcess):
-    """A fold in a process that was forked from the server, which has imported the libraries."""
+    """Hold a fold in a process that was forked from the server, which has imported the libraries."""
 
 
 def start_fold(

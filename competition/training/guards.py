@@ -36,7 +36,7 @@ REPEATS = 5  # how often `bf16_is_deterministic` computes the gradients
 
 
 class MicroBatchResult(NamedTuple):
-    """The result of one micro-batch, or of one part of a micro-batch."""
+    """Hold the result of one micro-batch, or of one part of a micro-batch."""
 
     losses: dict[str, Tensor]  # the loss and its terms, scalars
     cases: Tensor  # (b,) case indices

@@ -89,7 +89,7 @@ class Leak:
 
 @dataclass
 class HeldOutCases:
-    """The cases of a fold's validation and of the held-out test share: their ids, groups and image hashes.
+    """Hold the cases that a fold validates and those of the test share, with ids, groups and image hashes.
 
     Args:
         run: the run.

@@ -1,4 +1,4 @@
-"""The training loop of one fold.
+"""Run the training loop of one fold.
 
 Every random choice derives from a counter (`competition.seeding`), so a checkpoint needs no state of random generators:
 a run that is killed and resumed from its last checkpoint ends with the same weights as an uninterrupted run.
@@ -111,7 +111,7 @@ def format_epoch(epoch: int, step: int, metrics: dict[str, float]) -> str:
 
 @dataclass
 class Trainer:
-    """Trains the network of one fold; `competition.training.fold` creates the trainer and calls `train`.
+    """Train the network of one fold; `competition.training.fold` creates the trainer and calls `train`.
 
     Attributes:
         fabric: Fabric after `launch`.
