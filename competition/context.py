@@ -11,11 +11,11 @@ def no_log(line: str) -> None:
     """Ignore a line of the log."""
 
 
-Bar = Callable[[Iterator[Any], int], Iterator[Any]]  # shows the progress of an iterator of known length
+Bar = Callable[[Iterator[Any], int], Iterator[Any]]  # function that shows the progress of an iterator of known length
 
 
 def no_bar(what: str) -> Bar | None:
-    """Return None instead of a progress bar. The iteration then writes its progress to the log."""
+    """Return None instead of a progress bar, so that the iteration writes its progress to the log."""
     return None
 
 
@@ -23,9 +23,9 @@ def no_bar(what: str) -> Bar | None:
 class Context:
     """Hold the trusted packages and the log of a command.
 
-    A function takes only a function `say` in place of a context in two cases: another argument (a `FoldJob`, an
-    `ExperimentSource`) contains the trusted packages, or the function loads no `target` and passes its log to no other
-    function.
+    In two cases, a function takes a function `say` instead of a context: if another argument (a `FoldJob`, an
+    `ExperimentSource`) contains the trusted packages, or if the function loads no `target` and passes its log to no
+    other function.
 
     Attributes:
         trust: packages from which a `target` may be imported, in addition to

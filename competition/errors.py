@@ -1,4 +1,4 @@
-"""The exceptions for errors that a user can fix: what is wrong, and a hint."""
+"""Define the exceptions for errors that a user can fix: what is wrong, and a hint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    r"""Return a text that can be printed and saved: the bytes of file names that are not UTF-8 become `\xe9`.
+    r"""Return a text that can be printed and saved; a byte that is not UTF-8 becomes text such as `\xe9`.
 
     Example:
         >>> printable("caf\udce9.png") == r"caf\xe9.png"
@@ -24,12 +24,12 @@ def _escape_surrogate(match: re.Match[str]) -> str:
 
 
 class MaskfoldError(Exception):
-    """An error that the user can fix.
+    """Report an error that the user can fix.
 
     Args:
         message: one sentence that says what is wrong, with the file, the row and the id.
         hint: one sentence that says what to do.
-        status: the exit status of the command line: 1 the work failed, 2 invalid arguments or YAML.
+        status: the exit status of the command line: 1 if the work failed, 2 for invalid arguments or YAML.
 
     Example:
         >>> str(MaskfoldError("a.png cannot be read.", "Replace the file."))
@@ -49,7 +49,7 @@ class MaskfoldError(Exception):
 
 
 class ChangedDataError(MaskfoldError):
-    """A file of a case has changed since the run's case table was made; `on_bad_case: skip` does not skip the case."""
+    """Report that a case's file has changed since the case table was made; `on_bad_case: skip` does not skip it."""
 
 
 def _rebuild(kind: type[MaskfoldError], message: str, hint: str, status: int) -> MaskfoldError:

@@ -5,14 +5,14 @@ nothing, holds no lock, starts no thread, and never initialises CUDA. A child ha
 output and session as a newly started process. The server is the parent of the child. The server ends when the command
 ends, even if the command is killed.
 
-The server imports with the environment of its children, so each library reads the same variables as in a newly started
-process; OpenMP and OpenBLAS, for example, get the same number of threads. OpenBLAS itself ends its waiting threads
-before a fork, and starts them again when it needs them.
+The server imports with the environment of its children. So each library reads the same variables as in a newly started
+process; for example, OpenMP and OpenBLAS get the same number of threads. OpenBLAS ends its waiting threads before a
+fork, and starts them again when it needs them.
 """
 
-# `multiprocessing.forkserver` does not fit: its children do not have their own environment, output and session; they
-# import the command's main module again; and that server reaps a child before the command knows that the child has
-# ended, so a signal may reach another process with the same id.
+# This module does not use `multiprocessing.forkserver`. Its children do not have their own environment, output and
+# session, and import the command's main module again. Its server reaps a child before the command knows that the child
+# has ended, so a signal may reach another process with the same id.
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from typing import Any, NoReturn
 
 from competition.process import PARENT_VARIABLE
 
-SWITCH = "MASKFOLD_FORKSERVER"  # environment variable: 0 starts each process afresh
+SWITCH = "MASKFOLD_FORKSERVER"  # environment variable; 0 starts a new process for each task
 POLL_SECONDS = 0.5  # the server checks this often whether the command still runs
 MAX_REQUEST = 200_000  # bytes
 ARROW_ALLOCATOR = "JE_ARROW_MALLOC_CONF"  # pyarrow's allocator would start a thread at import
@@ -46,7 +46,7 @@ BLOCKED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class ServerLost(Exception):
-    """Report that the server has ended. A child may have been started before, but no child outlives the server."""
+    """Report that the server has ended; a child may have started before, but no child outlives the server."""
 
 
 class ForkedProcess:
@@ -98,7 +98,7 @@ class ForkedProcess:
 
 
 class ForkServer:
-    """Start a server, and ask the server for children. The imports begin at once; the first child waits for them.
+    """Start a server, and ask it for children; its imports begin at once, and the first child waits for them.
 
     Args:
         modules: names of the modules to import. If an import fails, the children import the module again and report the
@@ -157,7 +157,7 @@ class ForkServer:
         return pid
 
     def take_status(self, pid: int) -> int:
-        """Return the exit status of a child that has ended. If the server has ended, the status is lost; return -9."""
+        """Return the exit status of a child that has ended; -9 if the server has ended, which loses the status."""
         self._children -= 1
         try:
             return self._ask({"status": pid}, [])
@@ -171,7 +171,7 @@ class ForkServer:
                 answer = self._channel.recv(MAX_REQUEST)
             except OSError as error:
                 raise ServerLost from error
-            except BaseException:  # Ctrl-C: the next request would otherwise receive this request's answer
+            except BaseException:  # after Ctrl-C, the next request would receive this request's answer
                 self.close()
                 raise
         if not answer:
@@ -190,7 +190,7 @@ class ForkServer:
         A fork of the command calls this method.
         """
         self._channel.close()
-        self._process.returncode = 0  # not a child of this process
+        self._process.returncode = 0  # the server is no child of this process
 
 
 def _launch(modules: Sequence[str], environment: Mapping[str, str]) -> tuple[socket.socket, subprocess.Popen[bytes]]:
@@ -203,7 +203,7 @@ def _launch(modules: Sequence[str], environment: Mapping[str, str]) -> tuple[soc
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # so that Ctrl-C does not reach the server
+            start_new_session=True,  # in a session of its own, so that Ctrl-C does not reach the server
             pass_fds=(theirs.fileno(),),
         )
     return ours, process
@@ -224,7 +224,7 @@ _shared: ForkServer | None = None
 
 
 def shared_server(modules: Sequence[str], environment: Mapping[str, str]) -> ForkServer | None:
-    """Return this process's server for an environment. Tasks with the same environment share one server.
+    """Return this process's server for an environment; tasks with the same environment share one server.
 
     Args:
         modules: see `ForkServer`.
@@ -251,7 +251,7 @@ def shared_server(modules: Sequence[str], environment: Mapping[str, str]) -> For
 
 
 def close_shared_server() -> None:
-    """End this process's server, which frees the memory of its imports. The next task starts another server."""
+    """End this process's server, which frees the memory of its imports; the next task starts another server."""
     global _shared
     server, _shared = _shared, None
     if server is not None:
@@ -279,7 +279,7 @@ def _is_readable(descriptor: int, timeout: float | None) -> bool:
 
 
 def serve(channel: socket.socket, command: int, modules: Sequence[str]) -> tuple[dict[str, Any], list[int]]:
-    """Import the modules, then fork a child for each request until the command ends. Only the children return.
+    """Import the modules, then fork a child for each request until the command ends; only the children return.
 
     Args:
         channel: the connection to the command.
@@ -325,7 +325,7 @@ def _import(modules: Sequence[str]) -> None:
         for name in new:
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
-        # A child then shares the memory of these objects, because the garbage collector does not write to them.
+        # The garbage collector then does not write to these objects, so a child shares their memory.
         gc.collect()
         gc.freeze()
 

@@ -45,7 +45,7 @@ MAX_NAME_BYTES = 255  # maximum length of a file name in the file systems of Lin
 # Maximum number of bytes that a temporary name adds: dots, a host (64 bytes, see gethostname(2)), a process id and a
 # random number.
 WRITER_BYTES = 1 + (1 + 64) + (1 + 10) + (1 + 8) + len(".tmp")
-# Maximum of a step and of a time in ms: every JSON reader represents integers up to this one exactly.
+# Maximum of a step and of a time in ms, because every JSON reader represents integers up to this one exactly.
 MAX_NUMBER = 2**53
 RESTORE_HINT = "Restore it from a backup, or delete it: the same command writes it again."
 
@@ -59,8 +59,8 @@ def atomic_write(path: Path, write: Callable[[IO[bytes]], object], needed: int =
     Args:
         path: the final path.
         write: function that writes the content to an open binary file.
-        needed: size of the content in bytes, for the error message; 0: the message contains the bytes written before
-            the error.
+        needed: size of the content in bytes, for the error message; if 0, the message contains the bytes that were
+            written.
 
     Raises:
         DiskFullError: the disk is full or cannot be written; the old file is unchanged.
@@ -173,7 +173,7 @@ def sha256_of_file(path: Path | str) -> str:
 
 
 def json_digest(data: Any) -> str:
-    """Return the SHA-256 of JSON data as 64 hexadecimal digits. The order of the keys does not change it."""
+    """Return the SHA-256 of JSON data as 64 hexadecimal digits, independent of the order of keys."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
@@ -436,7 +436,7 @@ def _read_table(path: Path, modified: int, size: int) -> pandas.DataFrame:
         )
     except (ValueError, OSError, csv.Error) as error:  # pandas' own errors are ValueErrors
         raise _unreadable_table_error(path, " ".join(str(error).split())[:300]) from error
-    if not isinstance(table.index, pandas.RangeIndex):  # pandas would use surplus cells as row names
+    if not isinstance(table.index, pandas.RangeIndex):  # pandas would use additional cells as row names
         raise _unreadable_table_error(path, "its rows have more cells than its header")
     table = table.fillna("")
     table.index = pandas.RangeIndex(2, len(table) + 2)
@@ -454,7 +454,7 @@ def _check_header(path: Path) -> str:
         MaskfoldError: the file is JSON; a column occurs twice (pandas would rename it); or there are more columns than
             `MAX_COLUMNS` (which pandas would read for minutes).
     """
-    csv.field_size_limit(sys.maxsize)  # run-length texts may have any length
+    csv.field_size_limit(sys.maxsize)  # texts of run lengths may be longer than the default limit
     with path.open(encoding="utf-8-sig", newline="") as stream:
         line = stream.readline(MAX_HEADER_LENGTH)
         separator = "," if "," in line else next((mark for mark in ";\t" if mark in line), ",")

@@ -1,4 +1,4 @@
-"""Arrays that are too large for the memory: from `MASKFOLD_LARGE_MIB` on, they are memory maps of temporary files.
+"""Make arrays that may be too large for the memory: from `MASKFOLD_LARGE_MIB` on, as maps of temporary files.
 
 A picture of 30,000 × 30,000 pixels has 0.8 GiB for each byte per pixel, and prediction needs several arrays of this
 size. If memory is short, the kernel writes the pages of a file to the disk, which it cannot do with other memory.
@@ -29,7 +29,7 @@ def is_large(shape: Sequence[int], dtype: Any) -> bool:
 
 
 def empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
-    """Return a new C-ordered array with arbitrary values. A large array is the memory map of a temporary file.
+    """Return a new C-ordered array with arbitrary values; a large array is the memory map of a temporary file.
 
     The file has no name, so that nothing is left behind if the process is killed. Its space is reserved before it is
     mapped, because a memory map on a full disk kills the process. If there is no space, the array is in memory.
@@ -66,7 +66,7 @@ def zeros(shape: Sequence[int], dtype: Any) -> np.ndarray:
     if not is_large(shape, dtype):
         return np.zeros(tuple(shape), dtype)
     array = empty(shape, dtype)
-    if not isinstance(array.base, np.memmap):  # a new file has zeros
+    if not isinstance(array.base, np.memmap):  # a new file contains zeros
         array[...] = 0
     return array
 
@@ -89,7 +89,7 @@ def row_blocks(shape: Sequence[int]) -> Iterator[slice]:
 
 
 def _folder() -> Path:
-    """Return $TMPDIR, else /var/tmp, because /tmp is in memory on many systems; else the usual temporary folder."""
+    """Return $TMPDIR, else /var/tmp (many systems have /tmp in memory), else the usual temporary folder."""
     persistent = Path("/var/tmp")
     if "TMPDIR" not in os.environ and os.access(persistent, os.W_OK):
         return persistent

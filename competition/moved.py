@@ -1,4 +1,4 @@
-"""Old import paths that saved files contain, and the modules that replace them.
+"""Map old import paths, which saved files contain, to the modules that replace them.
 
 YAML files name networks by import path (`target: competition.model.unet.UNet`), and MLflow models and user scripts
 import `Predictor` and `convert_folder`. `install` adds an import hook, so that such a path loads the new module.
@@ -28,7 +28,7 @@ MOVED = {
 
 
 class _Alias(Loader):
-    """Loader that returns the module of the new path for an old path, so that both paths give one module object."""
+    """Load the module of the new path for an old path, so that both paths give one module object."""
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = importlib.import_module(MOVED[spec.name])
@@ -42,7 +42,7 @@ class _Alias(Loader):
 
 
 class _MovedFinder(MetaPathFinder):
-    """Import finder for the old paths in `MOVED`."""
+    """Find the modules of the old paths in `MOVED`."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -53,5 +53,5 @@ class _MovedFinder(MetaPathFinder):
 def install() -> None:
     """Make the old import paths work in this process."""
     if not any(isinstance(finder, _MovedFinder) for finder in sys.meta_path):
-        # At the first place, because the old package's path would find a second copy of a module.
+        # Before all other finders, because the old package's path would find a second copy of a module.
         sys.meta_path.insert(0, _MovedFinder())

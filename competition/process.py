@@ -1,9 +1,9 @@
 """Run work in parallel processes with a pool, and end processes together with their parent."""
 
-# Not joblib (loky), whose workers ran on after a SIGKILL of their parent, and stayed after the last result (for up to
-# 300 s). It keeps the order of results and Ctrl-C, but the first result of two workers took 8.2 s instead of 4.8 s on a
-# busy machine (`python benchmarks/libraries.py pool`), and it has neither an environment for each device nor a way to
-# give up a worker that hangs at a deadline.
+# This module does not use joblib (loky). Its workers continued after a SIGKILL of their parent, and stayed for up to
+# 300 s after the last result. The first result of two workers took 8.2 s instead of 4.8 s on a busy machine (`python
+# benchmarks/libraries.py pool`). joblib has neither an environment for each device nor a way to abandon a worker that
+# hangs at a deadline.
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def parent_process() -> int:
 def exit_with_parent(process: int) -> None:
     """End this process soon after the parent `process` has ended.
 
-    Otherwise, it could wait forever in a collective call.
+    Without this function, this process could wait forever in a collective call.
     """
 
     def watch() -> None:
@@ -51,7 +51,7 @@ def count_cores() -> int:
 
 
 class ProcessPool:
-    """Run processes that call methods of one object, as a context manager. The processes end with the block.
+    """Run processes that call methods of one object, in a `with` block; the processes end with the block.
 
     Ctrl-C interrupts only this process, which then ends the others. If this process is killed, the others end within a
     second.
@@ -60,7 +60,7 @@ class ProcessPool:
         worker: the object, which is pickled once per process.
         count: number of processes; 0: the methods run in this process.
         task: what the processes do, in the past tense, e.g. `scored cases`; the error for a killed process contains it.
-            hint: the hint of this error.
+        hint: the hint of this error.
         environment: environment variables of the processes; None: `OMP_NUM_THREADS=1`, so that each uses one thread.
 
     Example:
@@ -80,7 +80,7 @@ class ProcessPool:
         if self.count:
             self._executor = ProcessPoolExecutor(
                 self.count,
-                mp_context=get_context("spawn"),  # because a forked process may hang if torch has threads
+                mp_context=get_context("spawn"),  # not a fork, because a forked process may hang if torch has threads
                 initializer=_init_worker,
                 initargs=(self.worker, os.getpid()),
             )
@@ -88,8 +88,8 @@ class ProcessPool:
 
     def __exit__(self, *_: object) -> None:
         if self._executor is not None:
-            # Kill the processes: all results have arrived, or nobody waits for them any more, or a process hangs. The
-            # writer must be closed, or the executor would wait forever for the rest of a result that was being sent.
+            # Kill the processes, because all results have arrived, or none is awaited any more, or a process hangs.
+            # Close the writer, because the executor would otherwise wait forever for the rest of a result.
             self._executor._result_queue._writer.close()  # type: ignore[attr-defined]
             for process in list((self._executor._processes or {}).values()):
                 process.kill()
@@ -115,7 +115,7 @@ class ProcessPool:
         chunks = [items[start : start + chunk] for start in range(0, len(items), chunk)]
         futures = [self.submit(_call_for_each, method, one, arguments) for one in chunks]
         futures.reverse()
-        while futures:  # the memory of a result is freed once it is used
+        while futures:  # frees the memory of each result after its use
             yield from self.result(futures.pop())
 
     def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
@@ -167,7 +167,7 @@ def _inherited(environment: Mapping[str, str]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-_worker: Any = None  # the object of this process
+_worker: Any = None  # the worker object of this process
 
 
 def _init_worker(worker: Any, parent: int) -> None:

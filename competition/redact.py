@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 MASK = "…"
-MIN_SECRET_LENGTH = 6  # characters; shorter secrets are not hidden, because they may be part of an ordinary word
+MIN_SECRET_LENGTH = 6  # secrets with fewer characters are not hidden, because they may be part of an ordinary word
 URL_PASSWORD = re.compile(r"([A-Za-z][\w+.-]*://[^\s/:@'\"]*):[^\s/'\"]*@")  # scheme://user:password@
 URL_TOKEN = re.compile(r"(https?://)[^\s/:@'\"]{16,}@")  # https://token@github.com/…
 # Parts of addresses and of connection strings: ?token=…, ;AccountKey=…
@@ -27,12 +27,13 @@ SECRET_WORDS = frozenset(
     ("conn", "connection", "connstr", "credentials", "passphrase", "pat", "sas", "sig", "signature")
 )
 SECRET_ENDINGS = ("key", "token", "pass", "password", "passwd", "pwd", "secret", "credential")
-ORDINARY_WORDS = frozenset(  # names that end like names of secrets
+ORDINARY_WORDS = frozenset(  # names that end like those of secrets, but are harmless
     ("bandpass", "bypass", "compass", "donkey", "encompass", "highpass", "hockey", "hotkey", "jockey", "lowpass")
     + ("monkey", "overpass", "surpass", "trespass", "turkey", "underpass", "whiskey")
 )
 FOLDER_VARIABLES = ("PWD", "OLDPWD")  # variables of shells with the working folder
-PLACE_WORDS = frozenset(("dir", "directory", "file", "folder", "path"))  # the location of a secret is not secret
+# names of paths, because the path of a secret is not secret
+PLACE_WORDS = frozenset(("dir", "directory", "file", "folder", "path"))
 
 
 def redact(text: str) -> str:
@@ -55,7 +56,7 @@ def redact(text: str) -> str:
 
 
 def is_secret_name(name: str) -> bool:
-    """Return whether the name of a variable or parameter says that its value is secret, in any usual spelling.
+    """Return whether the name of a variable or parameter, in any usual spelling, shows that its value is secret.
 
     Example:
         >>> [is_secret_name(name) for name in ("MYSQL_PWD", "kaggle_key", "AccountKey", "keypoints", "compass")]
@@ -80,7 +81,7 @@ def install_redaction() -> None:
         record = default_factory(*args, **kwargs)
         try:
             message = record.getMessage()
-        except Exception:  # noqa: BLE001 - a library called the log incorrectly; `logging` reports this
+        except Exception:  # noqa: BLE001 - a library passed wrong arguments to its log, which `logging` reports
             return record
         record.msg, record.args = redact(message), None
         if record.exc_info and record.exc_info[1] is not None:

@@ -36,8 +36,8 @@ from competition.errors import MaskfoldError
 
 IntArray = NDArray[np.int64]
 Mask = NDArray[np.bool_]
-_BLOCK = 1 << 16  # pairs formatted at a time
-_FEW_NUMBERS = 128  # for fewer numbers, a loop checks faster than NumPy
+_BLOCK = 1 << 16  # number of pairs that are formatted at a time
+_FEW_NUMBERS = 128  # for fewer numbers, a loop is faster than NumPy
 _CHUNK = 1 << 20  # values compared at a time, few enough for a core's cache
 
 
@@ -246,7 +246,8 @@ def draw_objects(runs: Sequence[tuple[IntArray, IntArray]], size: int) -> NDArra
     starts, ends = (np.concatenate(edges) for edges in zip(*runs, strict=True))
     numbers = np.repeat(np.arange(1, len(runs) + 1, dtype=np.int32), [len(one) for one, _ in runs])
     order = np.argsort(starts, kind="stable")
-    if (starts[order][1:] < ends[order][:-1]).any():  # objects overlap, so later ones must overwrite earlier ones
+    # objects overlap, so they are drawn one by one, and later ones overwrite earlier ones
+    if (starts[order][1:] < ends[order][:-1]).any():
         flat = large_arrays.zeros((size,), np.int32)
         for start, end, number in zip(starts.tolist(), ends.tolist(), numbers.tolist(), strict=True):
             flat[start:end] = number
@@ -255,16 +256,16 @@ def draw_objects(runs: Sequence[tuple[IntArray, IntArray]], size: int) -> NDArra
 
 
 def runs_overlap(runs: Sequence[tuple[IntArray, IntArray]]) -> bool:
-    """Return whether any two objects share a pixel. An object is the starts and ends of its runs."""
+    """Return whether any two objects, each given as starts and ends of its runs, share a pixel."""
     if len(runs) < 2:
         return False
     starts, ends = (np.concatenate(edges) for edges in zip(*runs, strict=True))
-    order = np.argsort(starts)  # if any two runs overlap, two neighbours in this order overlap
+    order = np.argsort(starts)  # if any two runs overlap, then two neighbouring runs in this order overlap
     return bool((starts[order][1:] < ends[order][:-1]).any())
 
 
 def _repeat_runs(starts: IntArray, ends: IntArray, values: Any, size: int) -> NDArray[Any]:
-    """Return an array (size,) that is 0 except in the runs. `values` is one value for all runs, or one per run."""
+    """Return an array (size,) that is 0 except in the runs, with one value for all runs, or one value per run."""
     counts = np.empty(2 * len(starts) + 1, np.int64)  # lengths of background and run, alternating
     counts[0:-1:2], counts[1:-1:2], counts[-1] = starts, ends, size
     counts[1:] -= counts[:-1].copy()  # several times as fast as `np.diff` for few runs
@@ -371,7 +372,7 @@ def _text_to_runs(text: str, size: int, fmt: RleFormat, strict: bool) -> tuple[I
 def _pairs_to_runs(
     numbers: IntArray, size: int, fmt: RleFormat, strict: bool, where: str = "RLE"
 ) -> tuple[IntArray, IntArray]:
-    """Check the pairs of one object and convert them to runs. Error messages begin with `where`."""
+    """Check the pairs of one object, and convert them to runs; error messages begin with `where`."""
     if len(numbers) % 2:
         raise RleError(
             f"{where}: found {len(numbers)} values, expected an even number; value {len(numbers)} ({numbers[-1]}) is "
@@ -390,7 +391,7 @@ def _pairs_to_runs(
 
     raw_starts, lengths = numbers[::2], numbers[1::2]
     base = 0 if fmt.relative else fmt.base
-    if strict and not fmt.relative and _are_valid(numbers, base, size):  # by far the most common case
+    if strict and not fmt.relative and _are_valid(numbers, base, size):  # a fast exit for the most common case
         starts = raw_starts - base
         return starts, starts + lengths
     check(raw_starts < base, 1, f"a start of at least {base}", "Check `base` and `relative` of the format.")
@@ -415,7 +416,7 @@ def _pairs_to_runs(
 
 
 def _are_valid(numbers: IntArray, base: int, size: int) -> bool:
-    """Return whether pairs obey all rules. If they do, the rules need not be checked one by one."""
+    """Return whether pairs obey all rules, so that the rules need not be checked one by one."""
     if len(numbers) < _FEW_NUMBERS:
         end = base
         values = iter(numbers.tolist())
@@ -463,7 +464,7 @@ def parse_numbers(text: str) -> IntArray:
 
 
 def format_pairs(pairs: IntArray) -> str:
-    """Format [[1, 2], [3, 4]] as `1 2 3 4`. Numbers must not be negative, and only the first number may be 0."""
+    """Format [[1, 2], [3, 4]] as `1 2 3 4`; no number is negative, and only the first may be 0."""
     if len(pairs) < 64:  # the tables are faster only for longer texts
         return " ".join(map(str, pairs.ravel().tolist()))
     return " ".join(_block_to_text(pairs[low : low + _BLOCK]) for low in range(0, len(pairs), _BLOCK))
@@ -545,7 +546,7 @@ def parse_counts(text: str, size: int, strict: bool) -> tuple[IntArray, IntArray
         raise RleError("COCO counts: found a number of more than 50 bits.", "Check `container` of the format.")
     counts = np.add.reduceat((codes & 31) << shift, begins)
     counts -= np.where(codes[ends] & 16, np.int64(32) << shift[ends], 0)  # the sign
-    for first in (1, 2):  # from the fourth on, counts are differences to the count two positions before
+    for first in (1, 2):  # from the fourth count on, counts are differences to the count two positions before
         counts[first::2] = np.cumsum(counts[first::2])
     if (counts < 0).any():
         index = int((counts < 0).argmax())

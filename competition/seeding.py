@@ -1,4 +1,4 @@
-"""Derive the random generator of every random choice from the choice's address (fold, epoch, …).
+"""Derive the random generator of every random choice from its address: seed, fold, epoch, position and purpose.
 
 No two choices share a generator. Therefore, neither the number of loader processes nor a resume in the middle of an
 epoch changes a choice, and no generator state must be saved.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-# The index of a purpose is part of the address: append new purposes, and never reorder them.
+# The index of a purpose is part of the address, so append new purposes, and never reorder them.
 PURPOSES = ("order", "patch", "augment", "torch", "init", "bootstrap", "folds", "demo", "pictures", "tune", "soup")
 
 
@@ -31,7 +31,7 @@ def seed_sequence(seed: int, fold: int, epoch: int, position: int, purpose: str)
     """
     if purpose not in PURPOSES:
         raise ValueError(f"unknown purpose: found {purpose!r}, expected one of {', '.join(PURPOSES)}")
-    # Converted to 32-bit words; -1 becomes the largest word.
+    # numpy needs 32-bit words; -1 becomes the largest word.
     address = [value & 0xFFFF_FFFF for value in (fold, epoch, position)]
     seed &= 0xFFFF_FFFF_FFFF_FFFF
     # The seed always occupies two words, so that different addresses give different lists of words.

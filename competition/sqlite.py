@@ -1,4 +1,4 @@
-"""Check a SQLite database before Optuna or MLflow opens it, because they retry for minutes and name no cause."""
+"""Check a SQLite database before Optuna or MLflow opens it, because both retry for minutes without naming a cause."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from urllib.parse import quote
 
 from competition.errors import MaskfoldError
 
-POLL_SECONDS = 0.5  # s that one attempt waits if the database is locked
-QUIET_SECONDS = 3.0  # s of waiting before a message appears
-PATIENCE_SECONDS = 60.0  # s after which a locked database is an error
+POLL_SECONDS = 0.5  # seconds that one attempt waits if the database is locked
+QUIET_SECONDS = 3.0  # seconds of waiting after which a message appears
+PATIENCE_SECONDS = 60.0  # seconds of waiting after which a locked database is an error
 MAX_CHECKED_BYTES = 2**26  # bytes; for a larger database only the header is checked
 
 logger = logging.getLogger(__name__)
 
 
 def check_sqlite(path: Path, consequence: str, patience: float = PATIENCE_SECONDS) -> None:
-    """If the file of a database exists, check that it can be read and locked. Wait while another program locks it.
+    """Check that a database's file, if it exists, can be read and locked; wait while another program locks it.
 
     Args:
         path: the file.
-        consequence: end of the hint: a main clause that says what happens after the user moves a damaged file away.
+        consequence: end of the hint: what happens after the user has moved a damaged file away, as a main clause.
         patience: maximum time to wait for a lock, in seconds.
 
     Raises:
@@ -50,12 +50,12 @@ def check_sqlite(path: Path, consequence: str, patience: float = PATIENCE_SECOND
 
 
 def is_lock(error: BaseException) -> bool:
-    """Return whether an error of SQLite, or of a library that uses SQLite, says that the database is locked."""
+    """Return whether an error of SQLite, or of a library that uses it, means that the database is locked."""
     return "database is locked" in str(error) or "database table is locked" in str(error)
 
 
 def is_damage(error: BaseException) -> bool:
-    """Return whether an error of SQLite, or of a library that uses SQLite, says that the file is damaged."""
+    """Return whether an error of SQLite, or of a library that uses it, means that the file is damaged."""
     return any(text in str(error) for text in ("file is not a database", "disk image is malformed"))
 
 

@@ -1,4 +1,4 @@
-"""Text for messages: checks of case and class names, suggestions of similar names, enumerations, counts and ids."""
+"""Check names of cases and classes, and make text for messages: similar names, lists, counts and ids."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def is_formula(text: str) -> bool:
 
 
 def name_problem(name: str) -> str | None:
-    """Return a predicate such as "is not UTF-8" if a case or class name is invalid; None if it is valid.
+    """Return what is wrong with the name of a case or class, such as "is not UTF-8"; None if it is valid.
 
     Names become files (`{id}_{class}.nii.gz`), log lines and table cells.
     """
@@ -47,7 +47,7 @@ def name_problem(name: str) -> str | None:
 
 
 def fold_name(name: str) -> str:
-    """Return a name in a form that is equal for two names that some file systems cannot distinguish.
+    """Return a form of a name that is equal for all names that some file systems cannot distinguish.
 
     Example:
         >>> fold_name("E\\u0301") == fold_name("\\u00e9")
@@ -57,7 +57,7 @@ def fold_name(name: str) -> str:
 
 
 def escape_formula(cell: str) -> str:
-    """Return a cell that spreadsheets show as text: an apostrophe is put before a formula."""
+    """Return a cell that spreadsheets show as text, with an apostrophe before a formula."""
     return f"'{cell}" if is_formula(cell) and not cell.startswith("'") else cell
 
 

@@ -39,9 +39,7 @@ def build_loader_transform(
 
 
 def build_batch_transform(exp: Experiment) -> VolumeAugment | None:
-    """Build the augmentation of batches on the training device.
-
-    Only a preset for volumes needs one; otherwise, return None.
+    """Build the augmentation of batches on the training device; None except for a preset for volumes.
 
     Raises:
         MaskfoldError: status 2; `augment` is invalid.

@@ -32,7 +32,7 @@ MODE_ARGUMENTS = ("mode", "grid_mode")  # arguments that set the interpolation
 def build_explicit_transforms(
     augment: AugmentConfig, single: type, group: type, complete: Complete, context: Context
 ) -> list[Any]:
-    """Build the transforms of `augment.transforms`. A group such as `OneOf` has a list `transforms` of the same form.
+    """Build the transforms of `augment.transforms`, including groups such as `OneOf` with their own `transforms`.
 
     Args:
         augment: section `augment` of the experiment.
@@ -66,7 +66,7 @@ def build_explicit_transforms(
         with ConstructionGuard(cls, item.args, f"{key}.args", context.trust):
             try:
                 with warnings.catch_warnings():
-                    warnings.simplefilter("error", UserWarning)  # albumentations only warns of an unknown argument
+                    warnings.simplefilter("error", UserWarning)  # albumentations would only warn of an unknown argument
                     return cls(**args)
             except (TypeError, ValueError, KeyError, UserWarning) as error:
                 reason = " ".join(str(error).split()).rstrip(".")
@@ -126,7 +126,7 @@ class MonaiTransforms:
         seeds = np.random.SeedSequence(seed).generate_state(max(len(self.transforms), 1), np.uint32)
         for transform, child_seed in zip(self.transforms, seeds, strict=False):
             if isinstance(transform, Randomizable):
-                transform.set_random_state(seed=int(child_seed))  # a Compose passes its seed on to its children
+                transform.set_random_state(seed=int(child_seed))  # a Compose passes its seed to the transforms in it
             data = transform(data)
         result = np.asarray(data["image"], np.float32), np.asarray(data["mask"]).round().astype(np.uint8)
         if result[0].shape != image.shape or result[1].shape != mask.shape:
@@ -167,7 +167,8 @@ def _complete_args(cls: Any, args: dict[str, Any], key: str) -> dict[str, Any]:
             or "mask" not in keys
         ):
             continue  # e.g. the `mode` of a padding, which does not set the interpolation
-        # "nearest" of `interpolate` rounds down, which shifts the mask by half a voxel; that of `grid_sample` does not
+        # In torch, "nearest" of `interpolate` rounds down, which would shift the mask by half a voxel; "nearest" of
+        # `grid_sample` does not.
         nearest = "nearest-exact" if isinstance(parameter.default, InterpolateMode) else "nearest"
         modes = args.setdefault(name, ["bilinear" if data_key == "image" else nearest for data_key in keys])
         mask_mode = modes[keys.index("mask")] if isinstance(modes, list) and len(modes) == len(keys) else modes

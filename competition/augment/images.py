@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-# Because otherwise the import searches the internet for a newer version.
+# Without this variable, the import searches the internet for a newer version.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import albumentations as A

@@ -19,7 +19,7 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class ImagePreset:
-    """Preset for 2D images: probability and strength of each transform."""
+    """Hold a preset for 2D images: probability and strength of each transform."""
 
     affine: float
     rotate: float  # degrees in both directions
@@ -30,8 +30,8 @@ class ImagePreset:
     grid: float
     grid_limit: float  # fraction of a cell's width
     brightness: float
-    brightness_limit: float  # fraction of the range, added
-    contrast_limit: float  # fraction, multiplied
+    brightness_limit: float  # fraction of the range that is added
+    contrast_limit: float  # change of the factor
     gamma: float
     gamma_limit: Range  # percent
     noise: float

@@ -5,9 +5,9 @@ then applied to all samples for which it has parameters. The order of the classe
 geometry, then intensities in the order of a scanner (optics, noise, amplifier).
 """
 
-# Not MONAI's, torchio's or kornia's transforms: MONAI and torchio process one sample at a time, and none of the
-# libraries draws the parameters of each sample of a batch from a seed of the sample, which a resume requires. `python
-# benchmarks/augment.py` compares the time with MONAI's.
+# This module does not use the transforms of MONAI, torchio or kornia. MONAI and torchio process one sample at a time.
+# None of the three draws the parameters of each sample in a batch from the sample's own seed, which a resume requires.
+# `python benchmarks/augment.py` compares the time with that of MONAI.
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ class Patch(NamedTuple):
 
 
 class VolumeTransform(ABC):
-    """Base class of the transforms, which are dataclasses whose fields are the values of a preset.
+    """Define the interface of a transform, a dataclass whose fields are the values of a preset.
 
-    A transform whose fields have their defaults must have no effect: a preset that omits the transform uses the
-    defaults.
+    With the default values of its fields, a transform must have no effect, because a preset that omits the transform
+    uses the defaults.
     """
 
     @abstractmethod
     def sample(self, rng: np.random.Generator, patch: Patch) -> Any:
-        """Draw the parameters of one sample; None means that the sample stays unchanged.
+        """Draw the parameters of one sample; return None if the sample stays unchanged.
 
         Each call must draw the same number of random numbers, whatever the result, so that later transforms draw the
         same values.
@@ -58,7 +58,7 @@ class VolumeTransform(ABC):
 
 
 class GeometricTransform(VolumeTransform):
-    """A transform that moves the voxels of image and mask."""
+    """Move the voxels of image and mask."""
 
     @abstractmethod
     def apply(self, image: Tensor, mask: Tensor, drawn: Sequence[Any]) -> tuple[Tensor, Tensor]:
@@ -72,7 +72,7 @@ class GeometricTransform(VolumeTransform):
 
 
 class IntensityTransform(VolumeTransform):
-    """A transform of the image only. All channels of a sample have the same parameters."""
+    """Change the values of the image only, with the same parameters for all channels of a sample."""
 
     @abstractmethod
     def apply(self, image: Tensor, drawn: Sequence[Any]) -> Tensor:
@@ -85,7 +85,7 @@ class IntensityTransform(VolumeTransform):
 
 
 class VolumeAugment:
-    """Apply a preset to whole batches. Each sample has its own seed and does not depend on the rest of the batch.
+    """Apply a preset to whole batches; each sample has its own seed, independent of the rest of the batch.
 
     Args:
         augment: section `augment` of the experiment, with a preset.
@@ -187,7 +187,7 @@ def sample_value(rng: np.random.Generator, probability: float, bounds: Range, id
 
 @dataclass(frozen=True)
 class Flip(GeometricTransform):
-    """Flip each axis with a probability of one half. A flip does not resample the image, so it is exact.
+    """Flip each axis with a probability of one half, exactly, because a flip needs no resampling.
 
     Attributes:
         axes: the axes that may be flipped, from `augment.flip`.
@@ -208,7 +208,7 @@ class Flip(GeometricTransform):
 
 
 class Displacement(NamedTuple):
-    """The map from positions in the result to positions in the sample.
+    """Map positions in the result to positions in the sample.
 
     Attributes:
         matrix: (d, d) float64 that maps an offset from the centre of the result to an offset from the centre of the
@@ -358,7 +358,7 @@ class Softening(NamedTuple):
 @TRANSFORMS.register("blur")
 @dataclass(frozen=True)
 class Blur(IntensityTransform):
-    """Blur and low resolution, with one matrix product per axis, because both are linear and separable.
+    """Blur the image and lower its resolution, with one matrix product per axis, because both are linear and separable.
 
     Attributes:
         blur, low_resolution: probabilities of the two transforms.
@@ -399,7 +399,7 @@ class NoiseLevel(NamedTuple):
 @TRANSFORMS.register("noise")
 @dataclass(frozen=True)
 class Noise(IntensityTransform):
-    """Gaussian noise.
+    """Add Gaussian noise.
 
     Attributes:
         probability: probability of the transform.
@@ -426,7 +426,7 @@ class Noise(IntensityTransform):
 
 @dataclass(frozen=True)
 class FactorTransform(IntensityTransform):
-    """Base class of the transforms that apply one factor.
+    """Draw one factor, for the transforms that apply a factor.
 
     Attributes:
         probability: probability of the transform.
@@ -499,7 +499,8 @@ class Gamma(IntensityTransform):
 def change_values(image: Tensor, strengths: Sequence[float], change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Apply `change` to samples with a strength each, and return the result in the shape of the image (n, C, *spatial).
 
-    `change` gets the samples as (n, C, voxels) and the strengths as (n, 1, 1)."""
+    `change` gets the samples as (n, C, voxels) and the strengths as (n, 1, 1).
+    """
     strength = torch.tensor(strengths, dtype=torch.float32, device=image.device)
     return change(image.flatten(2), strength.view(-1, 1, 1)).view_as(image)
 

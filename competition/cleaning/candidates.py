@@ -1,4 +1,4 @@
-"""Find the files below `mlruns` that may be deleted, with the reasons. This module deletes nothing."""
+"""Find the files below `mlruns` that may be deleted, with the reasons; delete nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from competition.runs.summary import run_scores
 
 PREPARED_NAME = re.compile("[0-9a-f]{32}")  # a prepared case's folder, see `competition.data.cache.cache_key`
 CASE_RECORD = "case.json"
-UPLOADED_FILE = "shipped.json"  # in a run's folder: the ids of its runs in MLflow
+UPLOADED_FILE = "shipped.json"  # file in a run's folder with the ids of its runs in MLflow
 SECONDS_PER_DAY = 86_400.0
 
 
@@ -118,7 +118,7 @@ def _read_mlflow(root: Path, plan: CleaningPlan, has_runs: bool) -> MlflowRecord
         return MlflowRecords()
     try:
         return read_mlflow(root)
-    except Exception as error:  # noqa: BLE001 - of MLflow, its database or the network
+    except Exception as error:  # noqa: BLE001 - MLflow, its database or the network may raise any exception
         line = (redact(str(error)).strip().splitlines() or [type(error).__name__])[0][:160]
         plan.notes.append(
             f"MLflow cannot be read ({line}), so the runs with a registered model are unknown: all runs and artifacts "
@@ -131,7 +131,7 @@ def _read_mlflow(root: Path, plan: CleaningPlan, has_runs: bool) -> MlflowRecord
 
 
 def _read_runs(folders: Sequence[Path], plan: CleaningPlan) -> dict[Path, Run]:
-    """Return the runs that can be read. Every other run stays, and `plan` gets a note about it."""
+    """Return the runs that can be read; add a note to `plan` about any other run, which stays."""
     runs = {}
     for folder in folders:
         if (folder / "experiment.yaml").exists():
@@ -202,7 +202,7 @@ def is_unlocked(folder: Path) -> bool:
     locked = [folder, *(path for path in folder.iterdir() if path.is_dir())]
     try:
         return all(is_free(path) for path in locked)
-    except OSError:  # a lock that this user may not open
+    except OSError:  # this user may not open the lock
         return False
 
 
@@ -306,7 +306,8 @@ def _stale_temporary_files(root: Path) -> Iterator[Candidate]:
     mlruns = root / RUNS_FOLDER.parent
     places: list[tuple[Path, bool]] = [
         (mlruns, False),
-        (root / CACHE_FOLDER, False),  # its many subfolders have no temporary files, so the search skips them
+        # the search skips the many subfolders of this folder, which have no temporary files
+        (root / CACHE_FOLDER, False),
         *((mlruns / name, True) for name in (RUNS_FOLDER.name, "studies", "artifacts")),
         (root / SUBMISSIONS_FOLDER, True),
         (root / "reports", True),

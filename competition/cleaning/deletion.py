@@ -39,7 +39,7 @@ def _stats(paths: Iterable[Path]) -> Iterator[os.stat_result]:
 
 
 def delete(candidate: Candidate) -> bool:
-    """Delete a candidate and return True. If a process has begun to work in the run, delete nothing and return False.
+    """Delete a candidate and return True; return False if a process works in the run now, and delete nothing.
 
     The run's folder is deleted first. So if the deletion stops halfway, every remaining run still has its artifacts in
     MLflow.

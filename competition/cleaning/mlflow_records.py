@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 PAGE = 1000  # entries per query
-MODELS_PAGE = 100  # logged models per query, which MLflow limits further
+MODELS_PAGE = 100  # logged models per query, of which MLflow allows fewer
 MODELS_FOLDER = "models"  # MLflow's folder for the artifacts of logged models
-CLEANED_KINDS = ("cv", "fold")  # MLflow runs whose artifacts may go; never those of submissions and studies
+# kinds of MLflow runs whose artifacts may be deleted; submissions and studies are never among them
+CLEANED_KINDS = ("cv", "fold")
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ def _unneeded_artifacts(
 ) -> Iterator[UnneededArtifacts]:
     """Yield the artifacts of runs that were deleted in MLflow, and of runs whose folder was deleted.
 
-    The artifacts of the runs' logged models, which are links of the same weights, go with them.
+    They include the artifacts of the runs' logged models, which are links to the same weights.
 
     A folder stays if this store has no run for it: the folder may belong to another store.
     """
@@ -118,7 +119,7 @@ def _unneeded_artifacts(
 def _folder_is_gone(root: Path, folder: str) -> bool:
     """Return whether a run's folder was in this project and has been deleted.
 
-    That a folder is missing does not prove this: a moved project has other paths, and an unmounted disk shows no runs.
+    A missing folder does not prove this, because a moved project has other paths, and an unmounted disk has no runs.
     """
     path, runs = Path(folder), (root / RUNS_FOLDER).resolve()
     is_mounted = runs.is_dir() and next(runs.iterdir(), None) is not None

@@ -20,9 +20,9 @@ from competition.runs.find import STUDIES_FOLDER, TRIALS_FILE
 
 SUBMISSIONS_FOLDER, EXPERIMENTS_FOLDER = Path("submissions"), Path("experiments")
 LEDGER_FOLDER = "ledger"
-WORD = re.compile(r"[\w.\-]+")  # names of folders in paths
+WORD = re.compile(r"[\w.\-]+")  # pattern of the names of run folders in paths
 RUN_TEXTS = ("experiment.yaml", "contents.json")  # files of a run that name the runs and weights it was trained from
-SHORTEST_HASH = 4  # digits with which a YAML may name a run
+SHORTEST_HASH = 4  # minimum number of digits of a hash with which a YAML may name a run
 
 
 def find_named_runs(root: Path, runs: Sequence[Path], deleted: Iterable[str] = ()) -> dict[str, str]:
@@ -50,7 +50,7 @@ def find_named_runs(root: Path, runs: Sequence[Path], deleted: Iterable[str] = (
 
 
 def _in_submissions(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield the runs that predicted a submission. The key `runs` in the JSON of submissions and ledger names them."""
+    """Yield the runs that the key `runs` names in the JSON files of submissions and ledgers."""
     for path in sorted(folder.rglob("*.json")):
         if any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue
@@ -123,7 +123,7 @@ def _sources(path: Path) -> list[str]:
     """Return the values of `pseudo.from` and `init_from` in a YAML; an empty list if the YAML cannot be read."""
     try:
         tree: Any = read_yaml(path).tree
-        with suppress(MaskfoldError):  # of the base, which may be missing: then the file's own keys count
+        with suppress(MaskfoldError):  # without its base, the file's own keys are used
             tree = read_experiment_yaml(path).tree
     except (OSError, MaskfoldError):
         return []
@@ -132,4 +132,5 @@ def _sources(path: Path) -> list[str]:
     pseudo = tree.get("pseudo")
     values = [tree.get("init_from"), pseudo.get("from") if isinstance(pseudo, dict) else pseudo]
     flat = [one for value in values for one in (value if isinstance(value, list) else [value])]
-    return [str(one) for one in flat if isinstance(one, str | int) and str(one)]  # a hash may have digits only
+    # a hash may consist of digits only, so YAML may read it as a number
+    return [str(one) for one in flat if isinstance(one, str | int) and str(one)]

@@ -1,4 +1,4 @@
-"""The `maskfold` command line. Each command imports the heavy libraries that it needs."""
+"""Define the command line `maskfold`. Each command imports the heavy libraries that it needs."""
 
 import sys
 from typing import NoReturn
@@ -16,7 +16,7 @@ except ImportError as error:
 
 
 def main() -> None:
-    """Run the command line. If a package is missing, name it; `maskfold doctor` also runs without it."""
+    """Run the command line; if a package is missing, name it. `maskfold doctor` runs even without it."""
     if _import_error is not None:
         _report_missing(_import_error)
     try:
@@ -26,8 +26,8 @@ def main() -> None:
 
 
 def _report_missing(error: ImportError) -> NoReturn:
-    """Run the doctor if it is the command, since it needs only the standard library; else name the missing package."""
-    if (error.name or "").split(".")[0] == "competition":  # a bug of this package
+    """Run `maskfold doctor`, which needs only the standard library; for any other command, name the missing package."""
+    if (error.name or "").split(".")[0] == "competition":  # the missing module is part of Maskfold, so this is a bug
         raise error
     if sys.argv[1:2] == ["doctor"]:
         from competition.doctor.checks import print_report

@@ -1,4 +1,4 @@
-"""The command `maskfold clean`, which frees disk space."""
+"""Run `maskfold clean`, which frees disk space."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from competition.cleaning.candidates import Candidate
 
 HEADER = ("what", "path", "frees", "last change", "reason")
-SHOWN_CASES = 20  # names of runs that stay
+SHOWN_CASES = 20  # number of runs that stay whose names are printed
 
 
 @exit_on_signal("stopped: the same command deletes the rest")

@@ -1,4 +1,4 @@
-"""Functions that several commands share: exit, signals, confirmation, progress, and the table of `maskfold cv`."""
+"""Share functions among commands: exit, signals, confirmation, progress, and the table of `maskfold cv`."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def confirm_or_exit(question: str, yes: bool, hint: str, declined: str) -> None:
 
 
 def plain_printer(console: Console) -> Callable[[str], None]:
-    """Return a function that prints a line as it is, without markup or line breaks."""
+    """Return a function that prints a line unchanged, without markup or line breaks."""
     return functools.partial(console.print, soft_wrap=True, markup=False)
 
 

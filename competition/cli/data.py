@@ -1,4 +1,4 @@
-"""Commands that make, download, convert or check data: demo, fetch, dicom, explore."""
+"""Run the commands that make, download, convert or check data: demo, fetch, dicom, explore."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def dicom_command(folder: Path, output: Path, layout: str, labels: str | None) -
 
 # Exploration
 
-MAX_PER_KIND = 20  # findings of one kind on the terminal; findings.csv lists all
+MAX_PER_KIND = 20  # maximum number of findings of one kind on the terminal; findings.csv lists all
 
 
 @exit_on_signal("stopped: no page was written")

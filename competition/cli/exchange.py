@@ -1,4 +1,4 @@
-"""Commands that exchange predictions and folds with other programs: import, folds."""
+"""Run the commands that exchange predictions and folds with other programs: import, folds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands that plan: init recognises a folder, plan plans again; cv of a folder initialises it first."""
+"""Run `maskfold init` and `maskfold plan`, and initialise the folder that `maskfold cv FOLDER` names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from competition.planning.init import Initialised
     from competition.planning.plan import Plan
 
-MAX_FAULTS = 20  # faults that are printed; `maskfold explore` lists all
+MAX_FAULTS = 20  # maximum number of faults that are printed; `maskfold explore` lists all
 
 
 @exit_on_signal("stopped: no YAML was written")
@@ -121,7 +121,7 @@ def plan_command(file: Path, overrides: list[str], minutes: float | None, write:
         say(line)
     command = shlex.quote(str(file))
     if not difference:
-        say(f"{file} has this plan already. Next: maskfold cv {command}")
+        say(f"{file} already has this plan. Next: maskfold cv {command}")
     elif write:
         backup = write_plan(done)
         say(f"written: {file}; the former file is {backup}. Next: maskfold cv {command}")

@@ -1,4 +1,4 @@
-"""The `maskfold` command line: arguments and help texts.
+"""Define the arguments and help texts of the command line `maskfold`.
 
 Exit status: 0 if the command succeeded, 1 if it failed, 2 if the arguments or the YAML are invalid.
 """
@@ -21,7 +21,7 @@ from competition.redact import install_redaction
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "1")
-# Let waiting threads sleep. If they spin while another program is busy, a step takes several times as long.
+# Let waiting threads sleep: if they spin while another program is busy, a step takes several times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = typer.Typer(
@@ -431,8 +431,8 @@ def score(
 
         if competition is not None or solution is not None or overrides:
             raise MaskfoldError(
-                "--truth: found also --competition, --solution or KEY=VALUE, expected none: they belong to a CSV.",
-                "Omit them, or omit --truth.",
+                "--truth: found --competition, --solution or KEY=VALUE as well, which apply only to a CSV.",
+                "Omit these arguments, or omit --truth.",
                 status=2,
             )
         score_folder_command(
@@ -708,7 +708,8 @@ def main() -> None:
     install_redaction()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode shows names as far as it can
+            # a terminal without Unicode shows a replacement for characters that it lacks
+            stream.reconfigure(errors="backslashreplace")
     try:
         status: Any = app(standalone_mode=False)
     except MaskfoldError as error:
@@ -728,6 +729,6 @@ def main() -> None:
             exit_with_error(f"error: {error.format_message().rstrip('.')}. See maskfold --help.", 2)
         raise
     else:
-        if status == 130:  # typer handles Ctrl-C without a message
+        if status == 130:  # without this, typer would handle Ctrl-C without a message
             exit_with_error("stopped", 130)
         sys.exit(status if isinstance(status, int) else 0)

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
     from competition.runs.run import Run
 
-READ_BYTES = 4096  # the last bytes of a fold's output, which contain its latest line
+READ_BYTES = 4096  # number of bytes at the end of a fold's output that contain its latest line
 
 
 class FoldBars:
-    """Progress bars of a run's folds, drawn from the lines that the folds write; hidden without a terminal.
+    """Draw progress bars of a run's folds from the lines that the folds write; draw nothing without a terminal.
 
     Args:
         run: the run.
@@ -33,7 +33,7 @@ class FoldBars:
         self.run, self.console = run, console
         self._progress: Progress | None = None
         self._tasks: dict[Path, TaskID] = {}
-        self._sizes: dict[Path, int] = {}  # sizes of outputs at the start; earlier processes wrote these parts
+        self._sizes: dict[Path, int] = {}  # size of each output at the start; earlier processes wrote this part
         self._variable: str | None = None
 
     def __enter__(self) -> FoldBars:
@@ -43,7 +43,7 @@ class FoldBars:
         if self.console.is_terminal:
             from rich.progress import BarColumn, Progress, TextColumn
 
-            os.environ[BAR_VARIABLE] = "1"  # the processes of the folds inherit it
+            os.environ[BAR_VARIABLE] = "1"  # the processes of the folds inherit the variable
             for folder in self._folders():
                 self._sizes[folder] = _size(folder)
             self._progress = Progress(

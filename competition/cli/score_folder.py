@@ -1,4 +1,4 @@
-"""`maskfold score FOLDER --truth FOLDER`: the table of a folder of label files."""
+"""Run `maskfold score FOLDER --truth FOLDER`, and print the scores of a folder of label files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from competition.text import and_more, format_number
 if TYPE_CHECKING:
     from competition.submission.folder_score import FolderScores
 
-MAX_ROWS = 30  # rows of cases that are printed
+MAX_ROWS = 30  # maximum number of rows of cases that are printed
 MISSING = ("error", "skip", "empty")
 
 

@@ -1,4 +1,4 @@
-"""Commands that use trained runs: predict, submit, export, score, upload, ledger."""
+"""Run the commands that use trained runs: predict, submit, export, score, upload, ledger."""
 
 from __future__ import annotations
 
@@ -332,7 +332,7 @@ def _code_submission(
 # Ledger
 
 LEDGER_HEADER = ("", "date, UTC", "file", "CV", "95 %", "95 % of boards", "public", "private", "changed")
-MAX_SHOWN_CHANGES = 2  # changes in a row of the table
+MAX_SHOWN_CHANGES = 2  # maximum number of changes in a row of the table
 
 
 @exit_on_signal("stopped")
@@ -404,7 +404,7 @@ def _add_upload(
 
 
 def _fetch_scores(ledger: Ledger, refresh: bool | None, say: Callable[[str], None]) -> None:
-    """Fetch scores from Kaggle. If this fails without --refresh, only print a warning."""
+    """Fetch scores from Kaggle; if this fails without --refresh, only print a warning."""
     from competition.leaderboard import upload
     from competition.leaderboard.kaggle import connect_kaggle
     from competition.tracking.submissions import log_upload

@@ -1,4 +1,4 @@
-"""Commands that train runs, or report, compare, review and register them."""
+"""Run the commands that train runs, or report, compare, review and register them."""
 
 from __future__ import annotations
 
@@ -39,9 +39,10 @@ if TYPE_CHECKING:
     from competition.training.cross_validate import CvSummary
 
 
-LOCK_PATIENCE = 3.0  # seconds; a command that only prints the table of a finished run releases the lock earlier
+# seconds to wait for a run's lock; a command that only prints the table of a finished run releases it earlier
+LOCK_PATIENCE = 3.0
 LOG_WIDTH = 160  # columns of tables if the output is not a terminal
-SHOWN_FINDINGS = 10  # findings that `maskfold review` prints
+SHOWN_FINDINGS = 10  # maximum number of findings that `maskfold review` prints
 
 
 def cv_command(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...]) -> None:
@@ -85,7 +86,7 @@ def _run_cv(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...])
         with MlflowSync(run.folder, run.exp), FoldBars(run, console) as bars:
             summary = run_cv(run, context, bars.update)
             bars.close()
-            close_shared_server()  # the next steps may need its memory
+            close_shared_server()  # the next steps may need the memory of this process
             tuned = _tune_postprocessing(run, summary, context)
     console.print(cv_table(summary, run))
     for line in [
@@ -115,7 +116,7 @@ def _table_link(run: Run) -> str:
 
 
 def _selection_note(run: Run) -> str:
-    """Return how many cases `train.exclude` leaves out and `train.weights` weights; an empty text for none."""
+    """Return a text about the numbers of cases that are excluded or have a weight; empty if there are none."""
     from competition.data.selection import WEIGHT
 
     excluded = len(run.cases.attrs.get("excluded", []))
@@ -366,7 +367,7 @@ def report_command(words: list[str], output: Path | None, trust: tuple[str, ...]
     if (study := find_study(names[0])) is not None:
         if overrides:
             raise MaskfoldError(
-                f"{study} is a study, whose page takes no key=value: found {overrides[0]}.",
+                f"{study} is a study, and its page accepts no key=value: found {overrides[0]}.",
                 f"Remove {overrides[0]}.",
                 status=2,
             )
@@ -462,7 +463,7 @@ def review_command(words: list[str], output: Path | None, pictures: int, trust: 
     kinds = Counter(finding.kind for finding in review.findings)
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     affected = len({finding.id for finding in review.findings})
-    found = f"{len(review.findings)} places in {affected} of {format_count(review.cases, 'case')}"
+    found = f"{len(review.findings)} findings in {affected} of {format_count(review.cases, 'case')}"
     say(found + (f": {counts}" if counts else ""))
     rows = [(finding.id, describe(finding), f"{finding.score:.3f}") for finding in review.findings[:SHOWN_FINDINGS]]
     for line in format_columns(("case", "finding", "score"), rows) if rows else ():

@@ -1,6 +1,7 @@
-"""Show the folds and trials that run in this project as a table, from the files of their folders alone.
+"""Show a table of the folds and trials that run in this project.
 
-So the table also works over ssh, beside Ray, and for runs of other machines that share the folder.
+The table comes only from the files of their folders. So it also works over ssh, beside Ray, and for runs of other
+machines that share the folder.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 RUNS_FOLDER = Path("mlruns") / "runs"
-OUTPUT_FILE = "output.txt"  # as in `competition.training.fold_process`, whose imports are heavy
+OUTPUT_FILE = "output.txt"  # equal to the names in `competition.training.fold_process`, whose imports are heavy
 LOG_WIDTH = 160  # columns of the table if the output is not a terminal
-TAIL_BYTES = 16_384  # the last bytes of a file, which contain its latest line
+TAIL_BYTES = 16_384  # number of bytes at the end of a file that contain its latest line
 HEADER = ("fold", "state", "step", "a step", "ends", "score", "memory", "epoch", "last line")
 PARTS = {
     "step": re.compile(r"(?:after )?step (\d+ of (?:about )?\d+)"),
@@ -46,7 +47,7 @@ State = Literal["running", "killed", "stopped", "finished", "starting", "waiting
 
 @dataclass(frozen=True)
 class MemberStatus:
-    """The progress of one fold, as texts for the table; an empty text if a value is unknown.
+    """Hold the progress of one fold, as texts for the table; an unknown value is an empty text.
 
     Attributes:
         name: name of the folder, e.g. `fold_0_seed_1`.
@@ -57,7 +58,7 @@ class MemberStatus:
         ends: estimated end, time of day.
         score: score of the last validation, or of the finished fold.
         memory: peak memory of the GPU, or of the process without a GPU.
-        epoch: epoch, or the present work if it is not training.
+        epoch: epoch, or the current work if the fold does not train.
         silent: seconds since the fold wrote its last line.
     """
 
@@ -74,10 +75,10 @@ class MemberStatus:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """The progress of a run.
+    """Hold the progress of a run.
 
     Attributes:
-        name: experiment and hash; with the number of the trial if the run is a trial of a study.
+        name: experiment and hash; for a trial of a study, also the number of the trial.
         owner: the process that holds the run; empty if there is none.
         state: `running`, or `killed` if its process ended without releasing the run.
         members: the folds that have a folder.
@@ -122,9 +123,9 @@ def watch_command(once: bool, seconds: float, root: Path = Path()) -> None:
 
 
 def read_active_runs(root: Path = Path()) -> list[RunStatus]:
-    """Return the runs in which a process works, and those whose process was killed, running ones first.
+    """Return the runs in which a process works, then those whose process was killed.
 
-    A run whose folder vanishes or cannot be read meanwhile is left out.
+    A run is left out if its folder vanishes or cannot be read meanwhile.
     """
     found = []
     for folder in sorted((root / RUNS_FOLDER).glob("*/*")):
@@ -144,7 +145,7 @@ def read_run_status(folder: Path) -> RunStatus | None:
     if owner is not None and is_alive(owner):
         state: State = "running"
     elif "running" in states:
-        state = "running"  # a fold that outlives its command, or the command of another machine
+        state = "running"  # the command of the fold has ended, or runs on another machine
     elif owner is not None or "killed" in states:
         state = "killed"
     else:
@@ -227,7 +228,7 @@ def _member_folders(folder: Path) -> Iterator[Path]:
 
 
 def _run_name(folder: Path) -> str:
-    """Return experiment and hash; the name that MLflow has tells the number of a trial."""
+    """Return experiment and hash, and the number of the trial from the run's name in MLflow."""
     record = _read_json(folder / "shipped.json")
     try:
         name = str(record["folders"]["."]["name"])
@@ -280,7 +281,7 @@ def _parse_lines(lines: list[str]) -> dict[str, str]:
     for line in reversed(lines):
         found = {name: match.group(1) for name, pattern in PARTS.items() if (match := pattern.search(line))}
         if parts:
-            found.pop("activity", None)  # an activity counts only if the latest line with progress has it
+            found.pop("activity", None)  # an activity counts only if it is in the latest line with progress
         parts = {**found, **parts}
         if {"step", "pace", "ends", "memory"} <= parts.keys():
             break

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 from competition.config.instantiate import is_wholly_trusted
 from competition.errors import MaskfoldError
 
-ALLOW_VARIABLE = "MASKFOLD_ALLOW"  # child processes inherit it, so `--allow` holds for folds too
+ALLOW_VARIABLE = "MASKFOLD_ALLOW"  # child processes inherit this variable, so `--allow` also applies to folds
 SECTIONS = ("model", "loss", "optimizer", "augment")  # the sections of the YAML with a `target`
-# The product's own keys for pretrained weights; their values are read by competition.models.pretrained.
+# Maskfold's own keys for pretrained weights; competition.models.pretrained reads and checks their values.
 WEIGHTS_KEYS = ("model.args.encoder_weights", "model.args.pretrained")
 
 # Names that the patterns below do not match. Each is refused for every target, because segmentation_models_pytorch
@@ -140,7 +140,7 @@ def _refused_values(value: Any, key: str, trust: Sequence[str]) -> Iterator[Refu
     if isinstance(value, Mapping):
         target = value.get("target")
         if isinstance(target, str) and is_wholly_trusted(target.split(".")[0], trust):
-            # Only the arguments of its own class.
+            # The nested target's arguments are those of its own class.
             value = {name: item for name, item in value.items() if name != "args"}
         yield from refused_arguments(value, key, trust)
     elif isinstance(value, list | tuple):

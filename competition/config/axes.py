@@ -16,7 +16,7 @@ from competition.config.competition import Competition
 from competition.rle import RleFormat
 
 # Endings of file names, and of patterns such as `{id}.nii*`.
-NIFTI = re.compile(r"\.(nii(\.gz|\.?\*.*)?|nrrd|nhdr|mha|mhd)$", re.IGNORECASE)  # and formats with the same order
+NIFTI = re.compile(r"\.(nii(\.gz|\.?\*.*)?|nrrd|nhdr|mha|mhd)$", re.IGNORECASE)  # also formats with the same order
 NUMPY = re.compile(r"\.np[yz*]\*?$", re.IGNORECASE)
 PICTURE = re.compile(r"\.(png|jpe?g|jp2|j2k|bmp|gif|tiff?|tif\*|jp\*g?)$", re.IGNORECASE)
 
@@ -81,8 +81,8 @@ def plausible_array_axes(comp: Competition, partner: str, is_stack: bool) -> lis
 def rle_counts_in_pictures(comp: Competition) -> bool:
     """Return whether run lengths count pixels in the (row, column) order of a picture, although the arrays are (X, Y).
 
-    They do if 2D NIfTI images (or NIfTI slices) come with data of another format: a table of run lengths, or masks or
-    test images that are not NIfTI. If all files are NIfTI, run lengths count in the order of the arrays.
+    This is so if 2D NIfTI images (or NIfTI slices) come together with data of another format: a table of run lengths,
+    or masks or test images that are not NIfTI. If all files are NIfTI, run lengths count in the order of the arrays.
     """
     axes = competition_axes(comp)
     if axes is None or not axes.startswith("xy") or not (comp.dimensions == 2 or "{z}" in str(comp.train.images)):
@@ -94,7 +94,7 @@ def rle_counts_in_pictures(comp: Competition) -> bool:
 
 
 def rle_format_of_arrays(comp: Competition, fmt: RleFormat) -> RleFormat:
-    """Return the RLE format that gives 2D arrays of `comp` the same run lengths as `fmt` gives their pictures."""
+    """Return the RLE format for the 2D arrays of `comp` that gives the same run lengths as `fmt` for the pictures."""
     if fmt.container != "pairs" or not rle_counts_in_pictures(comp):
         return fmt
     return replace(fmt, order="row" if fmt.order == "column" else "column")

@@ -1,4 +1,4 @@
-"""Experiments that build on another one: `base: unet3d.yaml` in experiment.yaml."""
+"""Merge an experiment over the one that it builds on: `base: unet3d.yaml` in experiment.yaml."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from competition.errors import MaskfoldError
 
 KEY = "base"
 MAX_SHOWN = 200  # characters of a path in a message
-MAX_BASES = 20  # files from an experiment to its last base
+MAX_BASES = 20  # maximum number of files from an experiment to its last base
 
 
 def read_experiment_yaml(file: Path, overrides: Sequence[str] = ()) -> YamlDocument:
@@ -23,11 +23,11 @@ def read_experiment_yaml(file: Path, overrides: Sequence[str] = ()) -> YamlDocum
 
     `base` is the path of another experiment's YAML, relative to the file that names it; that file may have a base too.
     A path from the command line (`base=other.yaml`) is looked up in the working folder first. Mappings are merged; a
-    list or a single value replaces the base's. Two rules follow from what the keys mean:
+    list or a single value replaces that of the base. There are two more rules:
 
     - A mapping with another `target` replaces the base's mapping as a whole, because `args` belong to one class.
-    - `null` stays null where the key may be null, e.g. `training.clip_gradient`. Elsewhere it removes what the base
-      sets, so that the default applies, e.g. `postprocess: null` or `model.args.dropout: null`.
+    - If a key may be null, e.g. `training.clip_gradient`, `null` stays null. For any other key, `null` removes the
+      base's value, so that the default applies, e.g. `postprocess: null` or `model.args.dropout: null`.
 
     Args:
         file: the file.
@@ -57,7 +57,7 @@ def inline_file(document: YamlDocument, key: KeyPath, default: Path, kind: str) 
         document: the document.
         key: the key of the path. If its value is not text, nothing changes.
         default: folder for relative paths of the command line, after the working folder.
-        kind: what the file is, for messages, e.g. `a competition`.
+        kind: the kind of file, for messages, e.g. `a competition`.
 
     Raises:
         MaskfoldError: status 2; the file does not exist or cannot be read.
@@ -108,7 +108,7 @@ def expand_home(document: YamlDocument, key: KeyPath, value: str) -> Path:
         return Path(value).expanduser()
     except RuntimeError:
         raise MaskfoldError(
-            f"{document.locate(key)}: {'.'.join(map(str, key))}: found {value}, whose user has no home folder here.",
+            f"{document.locate(key)}: {'.'.join(map(str, key))}: found {value}, but this machine has no such user.",
             "Write the whole path.",
             status=2,
         ) from None
@@ -150,7 +150,7 @@ def _merge_bases(document: YamlDocument, file: Path, chain: list[Path]) -> YamlD
     files = [*chain, base_file]
     if base_file.resolve() in [path.resolve() for path in chain]:
         raise MaskfoldError(
-            f"{place}: base: the experiments build on each other in a circle: {' -> '.join(map(str, files))}.",
+            f"{place}: base: the experiments form a cycle of bases: {' -> '.join(map(str, files))}.",
             "Remove `base` from one of them.",
             status=2,
         )
@@ -176,7 +176,7 @@ def _merge_bases(document: YamlDocument, file: Path, chain: list[Path]) -> YamlD
 
 
 def _merged(base: YamlDocument, own: YamlDocument, below: Any, above: Any, path: KeyPath) -> dict[Any, Any]:
-    """Return the mapping `above` of `own` merged over the mapping `below` of `base`; both are at `path`."""
+    """Merge the mapping `above` (of `own`) over the mapping `below` (of `base`), which are both at `path`."""
     result: dict[Any, Any] = {}
     for key, value in below.items():
         here = (*path, key)
@@ -200,7 +200,7 @@ def _merged(base: YamlDocument, own: YamlDocument, below: Any, above: Any, path:
 
 def _take_locations(base: YamlDocument, own: YamlDocument, path: KeyPath) -> None:
     """Copy the locations of a key and of all keys below it from the base."""
-    own.locations[path] = base.locate(path)  # also if it was merged (`<<`) and has no location
+    own.locations[path] = base.locate(path)  # even if the key was merged (`<<`) and has no location
     own.locations |= {key: place for key, place in base.locations.items() if key[: len(path)] == path}
 
 
@@ -208,7 +208,7 @@ def _has_other_target(below: dict[Any, Any], above: dict[Any, Any]) -> bool:
     return "target" in below and "target" in above and below["target"] != above["target"]
 
 
-# What the schema says about null
+# Keys that may be null, by the schema
 
 
 def _may_be_null(path: KeyPath) -> bool:

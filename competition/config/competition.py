@@ -93,9 +93,11 @@ class TrainFiles(ConfigModel):
     region: str | None = None
     # Use only these ids, or the ids in a CSV's column `id`; None: all cases.
     cases: str | Annotated[list[str], Field(min_length=1)] | None = None
-    # Cases to leave out: ids, or a CSV. If the CSV has a column `exclude`, those that are marked in it.
+    # Cases to leave out: ids, or a CSV. If the CSV has a column `exclude`, only the cases that are marked in it are
+    # left out.
     exclude: str | list[str] | None = None
-    # How often a case is drawn, compared with the others (1): by id, or a CSV with the columns `id` and `weight`.
+    # How often a case is drawn, relative to other cases (weight 1): a mapping of ids, or a CSV with the columns `id`
+    # and `weight`.
     weights: str | dict[str, Annotated[float, Field(gt=0.0, le=100.0)]] | None = None
 
     @model_validator(mode="after")
@@ -110,7 +112,7 @@ class TrainFiles(ConfigModel):
 
     @property
     def selects_cases(self) -> bool:
-        """Whether `train.cases` or `train.exclude` leaves out cases; unused masks and table rows are then no fault."""
+        """Whether `train.cases` or `train.exclude` leaves out cases; if so, unused masks and rows are no errors."""
         return self.cases is not None or self.exclude is not None
 
 
@@ -121,9 +123,9 @@ class TestFiles(ConfigModel):
 
 
 class MetricTerm(ConfigModel):
-    """One term of a weighted sum of metrics: a metric with its settings, and its weight."""
+    """Set one term of a weighted sum of metrics: a metric with its settings, and its weight."""
 
-    name: str | None = None  # with `target`, only a label; default: last part of the path
+    name: str | None = None  # with `target`, only a label, by default the last part of the path
     weight: float = 1.0
     beta: float = 1.0
     tolerance_mm: float = 1.0
@@ -159,7 +161,7 @@ class MetricTerm(ConfigModel):
 
 
 class MetricConfig(ConfigModel):
-    """The host's metric: one of `competition.metrics`, the user's own function or class, or a weighted sum of these.
+    """Set the host's metric: one of `competition.metrics`, the user's own, or a weighted sum of these.
 
     `average` sets how scores are averaged over cases and classes: `case_class` is the mean over all (case, class)
     pairs, `class` the mean over classes of each class's mean, `global` the mean over classes of each class's score on
@@ -168,7 +170,8 @@ class MetricConfig(ConfigModel):
     these), and null for the user's own metric.
     """
 
-    name: str = DEFAULT_METRIC  # with `target` or `sum`, only a label; default: last part of the path, names of terms
+    # with `target` or `sum`, only a label; by default the last part of the path, or the names of the terms
+    name: str = DEFAULT_METRIC
     average: Literal["case_class", "class", "global"] = "case_class"
     both_empty: float | None = 1.0
     beta: float = 1.0
@@ -213,7 +216,7 @@ class MetricConfig(ConfigModel):
     def _check_sum(self, terms: list[MetricTerm]) -> None:
         if self.target is not None or self.args:
             raise ValueError("`sum` excludes `target` and `args`; write them in a term of the sum")
-        if not self.has_own_code:  # otherwise, the direction is known only after the import
+        if not self.has_own_code:  # the direction of a `target` is known only after its import
             sum_direction([(term.weight, term.label, term.config().direction) for term in terms])
 
     def _global_problem(self) -> str:
@@ -297,7 +300,7 @@ class MetricConfig(ConfigModel):
 
     @property
     def is_share(self) -> bool:
-        """Whether all scores are known to lie between 0 and 1."""
+        """Whether all scores certainly lie between 0 and 1."""
         return self.sum is None and not self.has_own_code and self.direction is Direction.HIGHER
 
     @property
@@ -317,11 +320,11 @@ def _lower_is_better(name: str) -> bool:
     try:
         return name != DEFAULT_METRIC and METRICS.get(name).direction is Direction.LOWER
     except ValueError:
-        return False  # an unknown name, which `_check_metric` reports
+        return False  # `_check_metric` reports an unknown name
 
 
 def _sum_defaults(terms: list[Any]) -> dict[str, Any]:
-    """Return the default name and `both_empty` of a sum; nothing if its terms are invalid, which pydantic reports."""
+    """Return the default name and `both_empty` of a sum; empty if its terms are invalid, which pydantic reports."""
     names, total = [], 0.0
     for term in terms:
         if isinstance(term, MetricTerm):
@@ -350,7 +353,8 @@ class SubmissionFormat(ConfigModel):
     columns: TableColumns = TableColumns()
     rle: RleConfig = RleConfig()
     kaggle: str | None = None  # the competition's name in Kaggle's URL, for `maskfold upload`
-    public_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # share of the test cases on the public leaderboard
+    # share of the test cases that the public leaderboard scores
+    public_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     # Name of each case's label file, for hosts that want files: `{id}.nii.gz`, or `{class}/{id}.png` with one file per
     # class. None: a CSV.
     files: str | None = None
@@ -391,14 +395,14 @@ class Competition(ConfigModel):
     # Exclusive: softmax and argmax; overlapping: sigmoid and thresholds.
     labels: Literal["exclusive", "overlapping"] = "exclusive"
     ignore: int | None = None  # label value of pixels that are excluded from loss and score
-    instances: bool = False  # one submission row per object
+    instances: bool = False  # whether the submission has one row per object
     # Order of axes of NPY and NPZ files; None: that of the case's other files.
     array_axes: Literal["xy", "yx", "xyz", "yxz", "zyx"] | None = None
     # mm along each axis of the arrays, for files that do not store it; None: 1 mm.
     spacing: list[Annotated[float, Field(gt=0.0)]] | None = None
     train: TrainFiles
     test: TestFiles | None = None
-    group: str | None = None  # a regular expression on the id (its first group), or `file.csv:column`
+    group: str | None = None  # a regular expression that matches the id (its first group counts), or `file.csv:column`
     stratum: str | None = None  # written like `group`; used by `folds.scheme: stratified`
     on_bad_case: Literal["stop", "skip"] = "stop"
     metric: MetricConfig = MetricConfig()
@@ -503,4 +507,5 @@ def drop_keys_without_effect(plain: dict[str, Any]) -> None:
         if plain["train"].get(key) is None:
             plain["train"].pop(key, None)
     for key in ("masks_on_image_grid", "exclude", "weights"):
-        plain["train"].pop(key, None)  # they change no case; the data's hash covers the selected cases and the weights
+        # these keys change no case, and the hash of the data covers the selected cases and weights
+        plain["train"].pop(key, None)

@@ -1,4 +1,4 @@
-"""Prevent constructors of networks, losses, optimisers and transforms from using files, connections and processes.
+"""Prevent constructors of networks, losses, optimisers and transforms from using files, connections or processes.
 
 `competition.config.arguments` refuses arguments that name files, addresses, caches or hubs. `ConstructionGuard` is the
 second check, for defaults and for arguments that the first check does not know. It is a Python audit hook that is
@@ -69,7 +69,7 @@ PROCESS_EVENTS = frozenset(
         "subprocess.Popen",
     )
 )
-# Other changes that affect the whole process: loading a library's code, and changing the working folder.
+# Events that affect the whole process: loading a library's code, and changing the working folder.
 STATE_EVENTS = {"ctypes.dlopen": "load the library", "os.chdir": "change the working folder to"}
 # `torch.load(weights_only=True)` does not raise this event, because it has its own reader.
 UNPICKLING_EVENT = "pickle.find_class"

@@ -22,7 +22,7 @@ EXECUTORS: Registry[Callable[[HardwareConfig], Any]] = Registry(
     "executor", modules={"local": "competition.training.executors", "ray": "competition.training.ray_executor"}
 )
 MAX_NETWORK_CHANNELS = 254  # masks are uint8, and 255 marks ignored pixels
-WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")  # of weight files
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")  # extensions of weight files
 
 
 class PresenceHeadConfig(ConfigModel):
@@ -30,7 +30,7 @@ class PresenceHeadConfig(ConfigModel):
 
     weight: Annotated[float, Field(ge=0)] = 0.1  # weight of the head's binary cross-entropy in the loss
     pooling: Literal["avg", "max"] = "avg"  # pooling of the deepest feature map
-    dropout: Annotated[UnitInterval, Field(lt=1)] = 0.0  # between pooling and the linear layer
+    dropout: Annotated[UnitInterval, Field(lt=1)] = 0.0  # dropout between pooling and the linear layer
 
 
 SamplingWeight = Annotated[float, Field(gt=0, le=100)]
@@ -140,7 +140,7 @@ class FoldsConfig(ConfigModel):
     file: str | None = None  # a CSV with columns id, fold
     # None: all folds; full: one fit on all cases.
     run: list[Annotated[int, Field(ge=0)]] | Literal["full"] | None = None
-    # Images that stay in one fold: those with equal pixels, or also near-duplicates, including mirrored and rotated
+    # Which images stay in one fold: those with equal pixels, or also near-duplicates, including mirrored and rotated
     # copies.
     duplicates: Literal["exact", "near"] = "exact"
 
@@ -161,9 +161,10 @@ class PreprocessingConfig(ConfigModel):
     orientation: Annotated[str, Field(pattern="^[RLAPSI]{3}$")] | None = None
     # `nonzero` crops to the voxels that are not 0, `foreground` to the voxels brighter than the dark surroundings.
     crop: Literal["none", "nonzero", "foreground"] = "none"
-    resize: list[PositiveInt] | None = None  # keep the aspect ratio, pad to exactly this size
+    resize: list[PositiveInt] | None = None  # resize with the same aspect ratio, and pad to exactly this size
     stretch: bool = False  # with `resize`: change the aspect ratio instead of padding
-    long_side: PositiveInt | None = None  # 2D: length of the longer side; keeps the aspect ratio, no padding
+    # 2D: resize with the same aspect ratio to this length of the longer side, without padding
+    long_side: PositiveInt | None = None
     intensity: Literal["zscore", "percentile", "window", "minmax", "none"] = "zscore"
     percentiles: list[Annotated[float, Field(ge=0, le=100)]] = [0.5, 99.5]
     window: list[float] | None = None  # [level, width], e.g. CT [40, 400]
@@ -172,7 +173,8 @@ class PreprocessingConfig(ConfigModel):
     channels: Literal["keep", "grey", "rgb"] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = (
         "keep"
     )
-    boundary: PositiveInt | None = None  # instances: width in pixels of each object's border, a separate class
+    # instances: width in pixels of each object's border, which becomes a separate class
+    boundary: PositiveInt | None = None
     # Instances: number of rings of equal width, from the edge to the centre of each object, that the network learns.
     rings: Annotated[int, Field(ge=3, le=16)] | None = None
     # GiB of preprocessed cases that a fold keeps in memory; None: the operating system's page cache decides.
@@ -255,11 +257,11 @@ class TrainingConfig(ConfigModel):
     """Set up the training loop."""
 
     epochs: PositiveInt = 100
-    steps_per_epoch: PositiveInt | None = None  # None: each case is sampled once
+    steps_per_epoch: PositiveInt | None = None  # None: an epoch samples each case once
     # Minutes per fold, including validation; the learning-rate schedule completes within them.
     budget_minutes: Annotated[float, Field(gt=0)] | None = None
     plan: list[list[int]] | None = (
-        None  # (step, total steps) of a run with a budget; written by the run so that it can be repeated
+        None  # (step, total steps) pairs that a run with a budget writes, so that the run can be repeated
     )
     batch_size: PositiveInt = 2
     accumulate: PositiveInt = 1  # micro-batches per optimizer step
@@ -269,7 +271,7 @@ class TrainingConfig(ConfigModel):
     freeze_encoder: Annotated[int, Field(ge=0)] = 0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay per step; 0 disables the average
     validate_every: PositiveInt = 1  # epochs
-    # Between checkpoints; a checkpoint is also written after each epoch.
+    # Minutes between checkpoints; a checkpoint is also written after each epoch.
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 2.0
     # Weights for the out-of-fold predictions; `best` biases the score upwards.
     weights: Literal["last", "best"] = "last"
@@ -328,7 +330,8 @@ class HardwareConfig(ConfigModel):
     # Loader processes per device; auto: none on a CPU, because they would compete with the training.
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     threads: PositiveInt | None = None  # CPU threads of a fold; None: cores / parallel folds; ray: its `cpus`
-    cpus: PositiveInt | None = None  # ray: CPUs requested per fold; None: its threads, or a fair share of the cluster's
+    # ray: CPUs requested per fold; None: the fold's threads, or an equal share of the cluster's CPUs
+    cpus: PositiveInt | None = None
     # ray: GPUs per fold; with 0.5, two folds share a GPU; None: one GPU per device, if the cluster has GPUs.
     gpus: Annotated[float, Field(ge=0)] | None = None
 

@@ -1,8 +1,9 @@
 """Import the classes that `target` keys name, only from trusted packages; check their base class and arguments."""
 
-# Not hydra.utils.instantiate: hydra 1.3 calls any importable target except those on a list of known dangerous ones,
-# which its maintainers do not consider a complete security boundary (github.com/hydra-ecosystem/hydra/issues/3259).
-# Here a target must be in a trusted package and have the base class of its slot, and its arguments are checked first.
+# This module does not use hydra.utils.instantiate: hydra 1.3 calls any importable target that is not on a list of known
+# dangerous targets, and its maintainers do not consider this list a complete security boundary
+# (github.com/hydra-ecosystem/hydra/issues/3259). Here a target must be in a trusted package and have the base class
+# that its key requires, and its arguments are checked before the call.
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 Parameter = inspect.Parameter
 NAMED_KINDS = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 TRUSTED_PACKAGES = ("torch", "monai", "segmentation_models_pytorch", "timm", "albumentations", "competition")
-# Parts of these packages whose classes read, write, download or run what their arguments name, e.g.
+# Parts of the trusted packages whose classes read, write, download or run what their arguments name: for example,
 # `monai.transforms.LoadImaged` accepts `reader: os.system`. They require --trust for the whole package.
 ACTIVE_PARTS = (
     "albumentations.core.serialization",
@@ -57,7 +58,7 @@ ACTIVE_PARTS = (
 )
 ABBREVIATIONS = {"smp": "segmentation_models_pytorch", "A": "albumentations", "nn": "torch.nn", "optim": "torch.optim"}
 TRUST_VARIABLE = "MASKFOLD_TRUST"
-# If an unknown argument is more similar than this to a known one, it counts as misspelt although **kwargs accepts it.
+# An unknown argument that is more similar than this to a known one counts as misspelt, even if **kwargs accepts it.
 MISSPELLING_SIMILARITY = 0.8
 
 
@@ -110,8 +111,8 @@ def resolve_target(path: str, kind: type | tuple[type, ...] | None, key: str, tr
 def check_arguments(cls: Any, args: Mapping[str, Any], key: str, partial: bool = False) -> None:
     """Check the arguments in the YAML against a constructor's signature.
 
-    If the constructor takes `**kwargs`, an unknown name is accepted unless it resembles a known name. The typing error
-    in `smp.Unet(encoder_nmae=…)` would otherwise be ignored silently.
+    If the constructor takes `**kwargs`, an unknown name is accepted unless it resembles a known name. Without this
+    rule, the typing error in `smp.Unet(encoder_nmae=…)` would be ignored silently.
 
     Args:
         cls: the class.
@@ -216,8 +217,8 @@ def _get_member(container: Any, part: str, path: str, key: str) -> Any:
     try:
         return getattr(container, part)
     except AttributeError:
-        pass  # it may be a submodule that is not imported yet
-    except ImportError as error:  # a lazy import within the package
+        pass  # the member may be a submodule that is not imported yet
+    except ImportError as error:  # the package imports a member lazily, and this import failed
         raise MaskfoldError(
             f"{key}: `{path}` needs a package that is not installed: {error}.", "Install that package.", status=2
         ) from error
@@ -226,7 +227,7 @@ def _get_member(container: Any, part: str, path: str, key: str) -> Any:
         try:
             return _import(name, path, key)
         except ModuleNotFoundError:
-            pass  # reported below with the nearest existing names
+            pass  # the error is raised below, with the nearest existing names
     near = nearest_names(part, [name for name in dir(container) if not name.startswith("_")], count=3)
     owner = getattr(container, "__name__", type(container).__name__)
     raise MaskfoldError(
@@ -278,7 +279,7 @@ def _parameters(cls: Any) -> Mapping[str, Parameter] | None:
     """Return the parameters of a constructor; None if they cannot be inspected."""
     init = inspect.getattr_static(cls, "__init__") if isinstance(cls, type) else cls
     has_init = isinstance(cls, type) and init is not object.__init__
-    try:  # the signature of __init__, not of the class: smp's classes have a `__new__` that accepts anything
+    try:  # of __init__, because smp's classes have a `__new__` that accepts any arguments
         parameters = dict(inspect.signature(init if has_init else cls).parameters)
     except (TypeError, ValueError):
         return None

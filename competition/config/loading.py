@@ -183,7 +183,7 @@ def write_yaml(data: Any, path: Path) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        error.filename = str(path)  # write errors (e.g. disk full) do not carry the file name
+        error.filename = str(path)  # a write error (e.g. of a full disk) does not contain the file name
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -291,7 +291,7 @@ def _check_run_name(file: Path, competition: str) -> None:
 
 
 def _resolve_file(document: YamlDocument, key: KeyPath, folder: Path) -> None:
-    """Put the YAML's folder before the path at `key` if the file exists only there, not below the working folder."""
+    """Put the YAML's folder before the path at `key` if the file exists there, but not below the working folder."""
     parent, value = _value(document, key)
     folder = folder_of(document, key, folder)
     if not isinstance(value, str) or not value or file_exists(document, key, Path(value)):

@@ -36,7 +36,8 @@ LIMIT_TEXTS = {
 }
 MAX_SHOWN_KEYS = 12
 MAX_SHOWN_CHARACTERS = 60
-# Limit: an unrelated YAML file causes thousands of errors, each with a search for the nearest key.
+# Maximum number of problems in a message. A YAML file of another program would cause thousands of errors, each with a
+# search for the nearest key.
 MAX_SHOWN_ERRORS = 50
 
 
@@ -107,13 +108,14 @@ def _locate(error: ErrorDetails, model: type[BaseModel]) -> Problem:
                     problem.expected = _union_members(info.annotation)
                     break
         else:
-            problem.expected = _union_members((get_args(parent) or (Any,))[-1])  # a list's items, a mapping's values
+            # The type of a list's items, or of a mapping's values.
+            problem.expected = _union_members((get_args(parent) or (Any,))[-1])
         problem.path += (part,)
     return problem
 
 
 def _select_union_members(problems: list[Problem]) -> list[Problem]:
-    """Keep the errors of the union member that the user meant; if no member matches, keep one error for the union.
+    """Keep the errors of the union member that the user meant; if it is unknown, keep one error for the union.
 
     A member was not meant if the value has another type, e.g. text where the member is a list.
     """

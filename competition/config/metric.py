@@ -20,8 +20,8 @@ from competition.config.registry import Registry
 from competition.errors import MaskfoldError
 from competition.text import join_names, join_or, nearest_names
 
-# The inputs that a metric may compare, for one class of one case. A parameter of its function that has one of these
-# names receives that input.
+# The inputs that a metric may compare, for one class of one case. If a parameter of the metric's function has one of
+# these names, it receives that input.
 INPUTS = {
     "mask": "(*spatial) bool: the prediction",
     "truth": "(*spatial) bool",
@@ -43,7 +43,7 @@ Declared = TypeVar("Declared", bound=Callable[..., Any])
 class Direction(enum.Enum):
     """State whether higher or lower scores are better. Every comparison of scores uses a method of this class.
 
-    An undefined score (nan or infinite, e.g. because all cases lack the class) is worse than every defined score, and
+    An undefined score (nan or infinite, e.g. because all cases lack the class) is worse than every defined score. It is
     not better than another undefined score.
     """
 
@@ -65,7 +65,7 @@ class Direction(enum.Enum):
 
 
 class PooledScore(NamedTuple):
-    """Hold the score of a metric with two terms. One term is averaged over the items (e.g. slices) of all cases.
+    """Hold the score of a metric with two terms, one of which is averaged over the items (e.g. slices) of all cases.
 
     Attributes:
         pooled: mean of the pooled term over the items of one class in one case.
@@ -123,7 +123,7 @@ class Metric:
 
     @property
     def has_sums(self) -> bool:
-        """Whether the metric adds up numbers of its own over all cases, see `metric`."""
+        """Whether the metric is a class that defines its own sums over all cases; see `metric`."""
         return getattr(self.function, "sums", None) is not None
 
     @property
@@ -220,8 +220,9 @@ def metric(
 
     Empty masks: if mask and truth are both empty (for a metric of objects: both without objects), the function is not
     called, and the score is `metric.both_empty`, by default that of a correct prediction: 1, or 0 if lower is better.
-    If only one of the two is empty, the function must return a finite number: 0 for a share; for a distance, the
-    largest possible value, i.e. the image's diagonal in mm. A smaller distance would reward empty masks.
+    If only one of the two is empty, the function must return a finite number: 0 if scores lie between 0 and 1; for a
+    distance, the largest possible value, which is the image's diagonal in mm, because a smaller distance would reward
+    empty masks.
 
     A function in a module of `competition.metrics` is added to `METRICS`, and a YAML names it in `metric.name`. A
     function of another package is named by its import path in `metric.target`.
@@ -275,7 +276,7 @@ def load_own_metric(target: str, name: str, trust: Sequence[str], key: str) -> M
         found = Metric.from_declaration(resolve_target(target, None, key, trust), name)
     except ValueError as error:
         raise MaskfoldError(f"{key}: {error}.", "See the section on metrics in CONTRIBUTING.md.", status=2) from error
-    if found.pooled_share:  # tables of scores are averaged without importing the user's package
+    if found.pooled_share:  # because tables of scores are averaged without an import of the user's package
         raise MaskfoldError(
             f"{key}: found {name} with pooled_share={found.pooled_share}, expected 0: only metrics of "
             "`competition.metrics` may average a term over the slices of all cases.",
@@ -291,7 +292,8 @@ def _parameters(function: Any, called: bool = False) -> dict[str, inspect.Parame
     For a class, these are the parameters of its constructor or, if `called`, of its objects' `sums` or `__call__`.
     """
     if called and isinstance(function, type):
-        function = partial(getattr(function, "sums", function.__call__), None)  # bound, so that `self` is left out
+        # the bound method, whose parameters do not include `self`
+        function = partial(getattr(function, "sums", function.__call__), None)
     elif called:
         function = getattr(function, "sums", function)
     parameters = inspect.signature(function).parameters
@@ -302,7 +304,7 @@ def _listed_values(function: Any) -> dict[str, tuple[Any, ...]]:
     """Return the allowed values of the parameters that are annotated with `Literal`, by name."""
     try:
         hints = get_type_hints(vars(function).get("__init__", function) if isinstance(function, type) else function)
-    except (NameError, TypeError, AttributeError):  # an annotation that exists for type checkers only
+    except (NameError, TypeError, AttributeError):  # an annotation that only type checkers can evaluate
         return {}
     return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
 
@@ -325,7 +327,7 @@ class WeightedSum:
 
     def __call__(self, *sums: Any, **inputs: Any) -> Any:
         """Return the weighted sum for the inputs of one case, or for numbers that `sums` added up over cases."""
-        import numpy as np  # late: commands that only read a YAML do not need it
+        import numpy as np  # inside, because commands that only read a YAML do not need it
 
         if sums:
             ends = np.cumsum([metric.sum_count for _, metric in self.terms])
@@ -367,7 +369,7 @@ def sum_direction(terms: Sequence[tuple[float, str, Direction]]) -> Direction:
 
 
 def best_score(metric: Metric) -> float:
-    """Return the score of a correct prediction of nothing: 1, or 0 if lower scores are better."""
+    """Return the score of a correct empty prediction: 1, or 0 if lower scores are better."""
     return 1.0 if metric.direction is Direction.HIGHER else 0.0
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Step(ConfigModel):
-    """Define the interface of a post-processing step. `competition.postprocessing.steps` contains Maskfold's own steps.
+    """Define the interface of a post-processing step; `competition.postprocessing.steps` has Maskfold's own steps.
 
     The pydantic fields of a step are its keys in the YAML. A step whose only field is `value` is written
     `remove_small: 30`; any other step is written as a mapping: `triplet: {high: 0.75, pixels: 100, low: 0.4}`. A user's
@@ -82,9 +82,9 @@ class Step(ConfigModel):
 
 
 class UntrustedStep(Step):
-    """Stand in for a user's own step, if the YAML was read without importing the user's code.
+    """Replace a user's own step if the YAML was read without an import of the user's code.
 
-    It cannot be applied.
+    Such a step cannot be applied.
     """
 
     target: str
@@ -158,7 +158,7 @@ class StepConfig(ConfigModel):
     name: str
     step: Step
 
-    def __init__(self, **keys: Any) -> None:  # a model of the YAML's keys, which differ from the fields
+    def __init__(self, **keys: Any) -> None:  # arguments are the YAML's keys, which differ from the fields
         super().__init__(**keys)
 
     @classmethod
@@ -239,7 +239,8 @@ def _yaml_model(**steps: type[Step]) -> type[ConfigModel]:
 def _build_own_step(target: str, args: dict[str, Any]) -> Step:
     if target not in OWN_STEPS:
         return UntrustedStep(target=target, args=args)
-    model = create_model("StepConfig", __base__=ConfigModel, args=(OWN_STEPS[target], ...))  # so that errors say `args`
+    # so that error messages name the key `args`
+    model = create_model("StepConfig", __base__=ConfigModel, args=(OWN_STEPS[target], ...))
     step: Step = model.model_validate({"args": args}).args  # type: ignore[attr-defined]
     return step
 
@@ -247,7 +248,7 @@ def _build_own_step(target: str, args: dict[str, Any]) -> Step:
 class LabelOrdering(ConfigModel):
     """Assign classes to similar objects in a row by their order; see `competition.postprocessing.ordering`."""
 
-    # The end of the row where the first class lies: S means that the first class is the most superior.
+    # The end of the row at which the first class lies: S if the first class is the most superior one.
     along: Literal["R", "L", "A", "P", "S", "I"]
     classes: Annotated[list[str], Field(min_length=2)]  # in order, e.g. [L1, L2, L3, L4, L5]
     smallest: PositiveInt | None = None  # voxels; smaller objects are not counted; None: a tenth of the largest object

@@ -57,7 +57,7 @@ class Profile:
         metric: the host's metric as a value of `metric.name`, or `format only`.
         metric_keys: other keys of `metric` that the host's rule sets, see `docs/submission.md`.
         id_suffix: text that the host's ids add to the image's name without extension, e.g. `.jpg`; None: unknown.
-        train: the training table, where it differs.
+        train: how the training table differs from the submission.
         alternative: a second format, if there is one; the header of the sample submission selects between the two.
     """
 

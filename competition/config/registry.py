@@ -103,11 +103,11 @@ class Registry(Generic[Entry]):
         """Import the modules of the built-in entries, once."""
         if self._complete:
             return
-        self._complete = True  # before the imports, because the imported modules may look up names
+        self._complete = True  # set before the imports, because the imported modules may look up names
         try:
             package = importlib.import_module(self.package)
             for module in pkgutil.iter_modules(getattr(package, "__path__", ())):
                 importlib.import_module(f"{self.package}.{module.name}")
         except BaseException:
-            self._complete = False  # the next lookup imports again, and so reports the same error
+            self._complete = False  # the next lookup tries the imports again, and reports the same error
             raise

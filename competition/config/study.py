@@ -56,7 +56,7 @@ class SearchDimension(ConfigModel):
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     def contains(self, value: int | float) -> bool:
-        """Return whether `value` is a whole number of steps above `low`. Without `step`, return True."""
+        """Return whether `value` is a whole number of steps above `low`; True without `step`."""
         assert self.low is not None
         return self.step is None or (_exact(value) - _exact(self.low)) % _exact(self.step) == 0
 
@@ -88,7 +88,7 @@ class StudyConfig(ConfigModel):
     startup_trials: PositiveInt = 8  # random trials before the sampler starts, and before the median pruner starts
     p_value: Annotated[float, Field(gt=0, lt=1)] = 0.01  # wilcoxon
     objectives: Annotated[list[str], Field(min_length=1)] = ["score"]
-    constraints: dict[str, float] = {}  # upper bounds by name of the objective, e.g. inference_seconds: 2.0
+    constraints: dict[str, float] = {}  # upper bound of each objective by its name, e.g. inference_seconds: 2.0
 
     @model_validator(mode="after")
     def _check_consistency(self) -> StudyConfig:

@@ -1,8 +1,9 @@
 """Read YAML files and `key=value` overrides as plain data, with the file and line of each key."""
 
-# Not ruamel.yaml (0.19): its loader with line numbers accepts the tag `!!python/name:os.system`, turns 2001-01-01 into
-# a date and numbers into its own classes, and does not limit nested aliases: 511 bytes become a billion values. It
-# takes 14 ms for experiments/nuclei/unet2d.yaml, `read_yaml` 9 ms (python benchmarks/libraries.py yaml).
+# This module does not use ruamel.yaml (0.19). Its loader with line numbers accepts the tag `!!python/name:os.system`,
+# converts 2001-01-01 to a date and numbers to its own classes, and does not limit nested aliases, so that 511 bytes
+# become a billion values. It takes 14 ms for experiments/nuclei/unet2d.yaml, `read_yaml` 9 ms (python
+# benchmarks/libraries.py yaml).
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from competition.text import format_count
 
 KeyPath = tuple[str | int, ...]
 
-MAX_NODES = 100_000  # nested aliases expand a small file exponentially
+MAX_NODES = 100_000  # a limit, because nested aliases expand a small file exponentially
 MAX_DEPTH = 40  # levels of mappings and lists; OmegaConf and pydantic descend one level with several calls
 MAX_BYTES = 2**22  # maximum size of a file; a resolved experiment has a few kilobytes
 

@@ -1,4 +1,4 @@
-"""The cache of preprocessed cases on disk, and the limit on the memory that open cases may use.
+"""Store preprocessed cases on disk, and limit the memory that open cases use.
 
 Each case is one folder. The folder is either complete or absent, even if several processes write it or a process is
 killed.
@@ -46,7 +46,7 @@ ARRAY_FILES = ("image.npy", "mask.npy", "foreground.npy")
 POINTS = re.compile(rb"'shape': \((0|[1-9]\d*), ")
 HEADER_BYTES = 128  # size of the header of the arrays that Maskfold writes (NumPy's format 1.0)
 RECORD_FILE, DIGEST_KEY = "case.json", "sha256"
-UNSIGNED_KEYS = {"id", "geometry", "intensity", "normalised", "sizes"}  # all keys of a record without a digest
+UNSIGNED_KEYS = {"id", "geometry", "intensity", "normalised", "sizes"}  # keys of an old record, without a digest
 # Errors that reading a damaged record may raise.
 READ_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError)
 REBUILD_HINT = "Repeat the `maskfold` command: it preprocesses the case again."
@@ -55,7 +55,7 @@ PAGE_BYTES = mmap.PAGESIZE
 
 @dataclass(frozen=True)
 class PreprocessedCase:
-    """A preprocessed case on disk. Arrays are read-only memory maps, opened on first use.
+    """Read a preprocessed case from disk. Its arrays are read-only memory maps, opened on first use.
 
     Attributes:
         folder: folder of the preprocessed case.
@@ -91,7 +91,7 @@ class PreprocessedCase:
     def _from_record(cls, folder: Path, record: dict[str, Any]) -> PreprocessedCase:
         """Build the case from its record.
 
-        Old records have no digest, so damage to an old record is detected only here, as one of `READ_ERRORS`.
+        Old records have no digest, so their damage is detected only here: the method raises one of `READ_ERRORS`.
         """
         case = cls(
             folder,
@@ -161,7 +161,7 @@ class PreprocessedCase:
 
 @dataclass(frozen=True)
 class NormalisedWindows:
-    """An image (C, *spatial) that is normalised where it is read, so that no normalised copy of it is in memory.
+    """Normalise an image (C, *spatial) window by window when it is read, so that memory holds no normalised copy.
 
     Attributes:
         image: the image of a preprocessed case, uint8 or float32.
@@ -210,7 +210,7 @@ def cache_key(row: Any, exp: Experiment) -> str:
     return json_digest(case | _shared_key_parts(exp))[:32]
 
 
-_last_parts: tuple[Experiment, dict[str, Any]] | None = None  # the last experiment, which is frozen, and its key parts
+_last_parts: tuple[Experiment, dict[str, Any]] | None = None  # the last experiment, and its parts of the key
 
 
 def _shared_key_parts(exp: Experiment) -> dict[str, Any]:
@@ -286,7 +286,7 @@ def get_or_build(root: Path, key: str, build: Callable[[Path], dict[str, Any]]) 
         sync_folder(folder)
         _publish(folder, final)
     finally:
-        # The folder still exists after a failure, or if another process was faster.
+        # The temporary folder still exists if `build` failed or another process was faster.
         shutil.rmtree(folder, ignore_errors=True)
     return final
 
@@ -315,8 +315,8 @@ def find_damage(folder: Path) -> str | None:
     return None
 
 
-# Headers and sizes of arrays that were found intact. Most cases of a cache have the same few headers. If each file were
-# parsed and mapped, that would take most of the time that a command needs to open a large cache.
+# Headers and sizes of arrays that were found intact. Most cases of a cache share a few headers. Parsing and mapping
+# each file would take most of the time in which a command opens a large cache.
 _intact_headers: set[tuple[Any, ...]] = set()
 
 
@@ -417,9 +417,9 @@ def _exclusive(root: Path) -> Iterator[None]:
 class MemoryBudget:
     """Limit the bytes of the cases that one process has mapped: the least recently used cases release their pages.
 
-    Each case counts with its full size on disk, even if only a part was read, so that the kernel need not be asked for
-    the used size. Before a case that is larger than the budget is read, all other cases are released; after reading, it
-    is released too.
+    Each case counts with its full size on disk, even if only a part was read, because it would take long to ask the
+    kernel for the used size. Before a case that is larger than the budget is read, all other cases are released; after
+    reading, it is released too.
 
     Args:
         max_bytes: the budget; None: unbounded.

@@ -144,7 +144,7 @@ def turned_images_message(paths: list[str], split: str) -> str:
 
 
 TURNED_IMAGES_HINT = (
-    "Set competition.train.exif=apply if the masks lie on the turned images, or ignore if on the stored pixels."
+    "Set competition.train.exif=apply if the masks fit the turned images, or ignore if they fit the stored pixels."
 )
 
 
@@ -413,7 +413,7 @@ def _skip_all(
 def _skip_masks_without_image(
     comp: Competition, ids: list[str], images: dict[str, ImagesByChannel], source: str, skipped: SkippedCases
 ) -> None:
-    """Skip masks without an image. If cases are left out on purpose, masks of other cases are expected and ignored."""
+    """Skip masks without an image, but ignore them if `train.cases` or `train.exclude` leaves out cases."""
     without_image = [
         case_id
         for case_id in ids
@@ -514,7 +514,7 @@ def check_files_agree(
             (first_name, first),
             (display_name(files), header),
             is_mask=is_mask,
-            check_place=not (is_mask and comp.train.masks_on_image_grid),
+            compare_affines=not (is_mask and comp.train.masks_on_image_grid),
         )
     return replace(first, channels=count)
 

@@ -1,4 +1,4 @@
-"""Training samples: the dataset of patches, the batch sampler, and the order in which cases are drawn."""
+"""Draw training samples: the dataset of patches, the batch sampler, and the order of the cases."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class PatchDataset:
         return self.sampler.cycle_length
 
     def __getstate__(self) -> dict[str, Any]:
-        # Each process maps the files itself.
+        # open maps are not pickled, because each process maps the files itself
         return {**self.__dict__, "_open_cases": OrderedDict(), "memory_budget": MemoryBudget.from_experiment(self.exp)}
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
@@ -142,12 +142,12 @@ class PatchDataset:
 
 
 class _OpenCase:
-    """A preprocessed case with an index of its foreground voxels by class."""
+    """Hold a preprocessed case with an index of its foreground voxels by class."""
 
     def __init__(self, prepared: PreprocessedCase) -> None:
         if prepared.mask is None:
             raise MaskfoldError(
-                f"Training case {prepared.id} has no mask.", "Train on cases of the training split only."
+                f"Training case {prepared.id} has no mask.", "Train only on cases of the training split."
             )
         self.prepared = prepared
         classes = np.array(prepared.foreground[:, 0])
@@ -212,7 +212,7 @@ def _positions_per_epoch(exp: Experiment, cases: int) -> int:
 
 
 class BatchSampler:
-    """Batches of sample keys in order, starting at any step: `batch_sampler` of a torch `DataLoader`.
+    """Yield batches of sample keys in order, from any step on: the `batch_sampler` of a torch `DataLoader`.
 
     Args:
         start: the first step.

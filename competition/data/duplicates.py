@@ -1,4 +1,4 @@
-"""Duplicate images: equal byte for byte, equal pixels, or near-duplicates by thumbnails.
+"""Find duplicate images: equal files, equal pixels, or near-duplicates by thumbnails.
 
 Near-duplicates are copies that were re-encoded, brightened or rescaled; on request also mirrored and rotated copies.
 """
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 SHRINK_BLOCK = 2**24  # values averaged at a time
 SIDES = {2: 64, 3: 16}  # side of a thumbnail by number of axes; each has 4096 values
 COARSE_SIDES = {2: 16, 3: 8}
-MIN_CORRELATION = {2: 0.95, 3: 0.98}  # volumes of one anatomy reach 0.975, copies 0.985
-# Minimum correlation of the details; excludes images that share only their illumination.
+MIN_CORRELATION = {2: 0.95, 3: 0.98}  # of thumbnails; volumes of the same anatomy reach 0.975, copies 0.985
+# Minimum correlation of the details. It excludes images that share only their illumination.
 MIN_DETAIL_CORRELATION = {2: 0.8, 3: 0.95}
 MIN_COARSE_CORRELATION = 0.9  # minimum correlation of coarse thumbnails, as a fast first filter
 # Number of images up to which `explore` also searches for turned copies, which takes 8 or 48 times as long.
 MAX_TURNED = {2: 10_000, 3: 2_000}
-MAX_PAIRS_PER_IMAGE = 5  # limits the pairs of a video; clusters remain connected
+MAX_PAIRS_PER_IMAGE = 5  # for videos with many similar frames; clusters remain connected
 SAMPLES = 256  # number of values of an image that are compared first
 BLOCK = 512  # number of images that are compared with all others at once
 Floats = NDArray[np.float32]
@@ -47,7 +47,7 @@ def find_duplicates(table: pandas.DataFrame) -> list[list[str]]:
 
 
 def duplicates_with_other_masks(table: pandas.DataFrame) -> list[list[str]]:
-    """Return the lists of those duplicates whose masks differ."""
+    """Return the lists of `find_duplicates` in which the masks differ."""
     content = dict(zip(table["id"], table["hash"], strict=True))
     return [ids for ids in find_duplicates(table) if len({content[case_id] for case_id in ids}) > 1]
 
@@ -131,7 +131,7 @@ def find_similar_images(prepared: Mapping[str, Path]) -> list[list[str]]:
     ids, thumbnails = list(prepared), []
     for folder in prepared.values():
         case = PreprocessedCase.open(folder)
-        # Without the padding of `prepare.resize`, which lies on other sides of a turned copy.
+        # Remove the padding of `prepare.resize`, because a turned copy has it at other edges.
         inside = tuple(
             slice(before, side - after)
             for (before, after), side in zip(case.geometry.pad, case.image.shape[1:], strict=True)
@@ -215,7 +215,7 @@ def find_near_duplicates(thumbnails: Sequence[Floats | None], turned: bool = Fal
         for row, column, correlation in _matches(first, second, stack.ndim - 1):
             key = indices[row], indices[column]
             best[key] = max(correlation, best.get(key, 0.0))
-        if number == 0:  # the unchanged view comes first
+        if number == 0:  # the first view is unchanged
             straight = set(best)
     pairs = [ImagePair(*key, min(1.0, correlation), key not in straight) for key, correlation in best.items()]
     return sorted(pairs, key=lambda pair: (-pair.correlation, pair.first, pair.second))

@@ -1,6 +1,6 @@
-"""Geometry of preprocessing: the crop box, resampling, and the mapping between file grid and preprocessed grid.
+"""Compute the geometry of preprocessing: crop box, resampling, and the mapping from file grid to preprocessed grid.
 
-The mapping is stored, so that it can be inverted for probabilities.
+The mapping is stored, so that probabilities can be mapped back to the file grid.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ Box = tuple[tuple[int, int], ...]  # (start, stop) per spatial axis
 LOW, HIGH, SHARE = 2.0, 98.0, 0.1
 MARGIN = 2  # voxels around the content
 SAMPLE = 2**20  # number of voxels from which percentiles are computed
-# Voxels of one channel; a larger grid results from a wrong spacing in the header, not from a large image.
+# Voxels of one channel. A larger grid is the result of a wrong spacing in the header, not of a large image.
 MAX_VOXELS = 2**31
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """The mapping from a file's grid to the preprocessed grid: reorient, crop, resample, pad, in this order.
+    """Map a file's grid to the preprocessed grid and back: reorient, crop, resample and pad, in this order.
 
     Attributes:
         file_shape: spatial shape of the file.
         file_spacing: mm per axis of the file (1.0 for 2D images).
         affine: the file's 4×4 voxel-to-world matrix as rows of numbers; None if the format stores no affine.
-        axes: number of the file's axis that becomes preprocessed axis i, at index i.
-        flips: whether preprocessed axis i is reversed, at index i.
+        axes: for each preprocessed axis, the number of the file's axis that it comes from.
+        flips: for each preprocessed axis, whether it is reversed.
         crop: (start, stop) per axis of the reoriented grid.
         resampled: shape after resampling; the outer edges of the first and last voxels stay where they are.
         pad: (before, after) voxels that are added along each axis at the end.
-        background: whether channel 0 of the probabilities is the background, which then fills the region that was
-            cropped off.
+        background: whether channel 0 of the probabilities is the background; if so, it gets probability 1 in the region
+            that was cropped off.
     """
 
     file_shape: tuple[int, ...]
@@ -75,7 +75,8 @@ class Geometry:
             case: id of the case, for messages.
 
         Raises:
-            MaskfoldError: `prepare.orientation` is set and the file has no affine, or the grid would be absurdly large.
+            MaskfoldError: `prepare.orientation` is set and the file has no affine, or the grid would have more than
+                `MAX_VOXELS`.
         """
         shape = array.shape[1:]
         axes, flips = find_axes(affine, len(shape), prepare.orientation, case)
@@ -150,7 +151,7 @@ class Geometry:
     def inverse(self, probabilities: np.ndarray) -> np.ndarray:
         """Map probabilities back to the file's grid: the inverse of `forward`, channel by channel.
 
-        Outside the crop the background has the probability 1.
+        Voxels outside the crop box get the background with probability 1.
 
         Args:
             probabilities: (P, *preprocessed shape) float16 or float32.
@@ -182,7 +183,7 @@ class Geometry:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Geometry:
-        """Build the geometry from the result of `to_dict`, also if JSON replaced tuples by lists."""
+        """Build the geometry from the result of `to_dict`, in which JSON may have replaced tuples by lists."""
         return cls(**{name: _to_tuples(value) for name, value in values.items()})
 
     def _crop_slices(self) -> tuple[slice, ...]:
@@ -262,12 +263,12 @@ def reorient(array: np.ndarray, axes: tuple[int, ...], flips: tuple[bool, ...]) 
 
 # Grids of the files of a case
 
-# Maximum distance in voxels between corresponding corners of two files of a case that rounding explains.
+# Two files of a case may differ by this many voxels at a corner, because of rounding.
 MAX_DISTANCE = 0.05
 
 
 def check_same_grid(
-    case_id: str, first: tuple[str, Header], other: tuple[str, Header], is_mask: bool, check_place: bool = True
+    case_id: str, first: tuple[str, Header], other: tuple[str, Header], is_mask: bool, compare_affines: bool = True
 ) -> None:
     """Check that two files of a case have the same grid, by their headers.
 
@@ -276,7 +277,7 @@ def check_same_grid(
         first: name and header of the first image, on the case's axes.
         other: name and header of another image, or of a mask.
         is_mask: whether the other file is a mask, for the hint.
-        check_place: whether the affines are compared in addition to the shapes.
+        compare_affines: whether to compare the affines in addition to the shapes.
 
     Raises:
         MaskfoldError: their shapes differ, or their affines place a corner of the grid more than `MAX_DISTANCE` voxels
@@ -289,7 +290,7 @@ def check_same_grid(
         raise MaskfoldError(
             f"The files of case {case_id} differ in shape: {first_name} is {first_size}, {name} is {size}.", hint
         )
-    if first_header.affine is None or header.affine is None or not check_place:
+    if first_header.affine is None or header.affine is None or not compare_affines:
         return
     distance, corner = corner_distance(first_header.affine, header.affine, header.shape)
     if distance <= MAX_DISTANCE:
@@ -299,17 +300,16 @@ def check_same_grid(
             "Correct its header; or set competition.train.masks_on_image_grid=true if the masks have the voxels of "
             "their images and only their headers are wrong; or skip the case with competition.on_bad_case=skip."
         )
-    places = [header_orientation(item) for item in (first_header, header)]
-    silent = [item for item, place in zip((first_name, name), places, strict=True) if place is None]
+    orientations = [header_orientation(item) for item in (first_header, header)]
+    silent = [item for item, code in zip((first_name, name), orientations, strict=True) if code is None]
     if len(silent) == 1:
-        stated = f"{first_name} lies {places[0]}" if places[0] else f"{name} lies {places[1]}"
-        problem = f"{silent[0]} says nothing of its place (both codes of its header are 0), {stated}"
-    elif places[0] != places[1]:
-        problem = (
-            f"{first_name} lies {places[0]}, {name} lies {places[1]}: voxel {corner} is {distance:.3g} voxels apart"
-        )
+        oriented = f"{first_name} is {orientations[0]}" if orientations[0] else f"{name} is {orientations[1]}"
+        problem = f"{silent[0]} has no orientation (both codes of its header are 0), {oriented}"
+    elif orientations[0] != orientations[1]:
+        problem = f"{first_name} has the orientation {orientations[0]}, {name} has {orientations[1]}"
+        problem += f": the positions of voxel {corner} are {distance:.3g} voxels apart"
     else:
-        problem = f"voxel {corner}, the far corner, is {distance:.3g} voxels apart in {first_name} and {name}"
+        problem = f"the positions of voxel {corner} in {first_name} and {name} are {distance:.3g} voxels apart"
     raise MaskfoldError(f"The affines of case {case_id} differ: {problem}.", hint)
 
 
@@ -330,13 +330,14 @@ def corner_distance(first: np.ndarray, other: np.ndarray, shape: tuple[int, ...]
     padded[: len(shape)] = corners.T
     apart = np.linalg.solve(first[:3, :3], ((other - first) @ padded)[:3])
     distances = np.linalg.norm(apart, axis=0)
-    farthest = len(distances) - 1 - int(distances[::-1].argmax())  # of equal distances the last, far from the origin
+    # Among equal distances the last corner, which is far from the origin.
+    farthest = len(distances) - 1 - int(distances[::-1].argmax())
     return float(distances[farthest]), tuple(int(index) for index in corners[farthest])
 
 
 def header_orientation(header: Header) -> str | None:
     """Return axis codes such as RAS; None if the header does not store the patient's orientation."""
-    if header.affine is None or not header.has_place:
+    if header.affine is None or not header.in_patient_space:
         return None
     from nibabel.orientations import aff2axcodes
 
@@ -378,14 +379,14 @@ def _resample_into(target: np.ndarray, channel: np.ndarray) -> None:
 
 
 def _linear_weights(length: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return, for each value on an axis of a new length, its two neighbours in the old one, and the second's weight."""
+    """Return each new value's two neighbours on the old axis (two index arrays), and the weight of the second one."""
     position = np.clip((np.arange(new) + 0.5) * (length / new) - 0.5, 0, length - 1)
     lower = position.astype(np.int64)
     return lower, np.minimum(lower + 1, length - 1), (position - lower).astype(np.float32)
 
 
 def resample_2d(channel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Resize one channel (H, W), uint8 or float32, by area means if it shrinks, else linearly; keep the dtype."""
+    """Shrink one channel (H, W) by area means, or enlarge it linearly; keep the dtype, uint8 or float32."""
     import cv2
 
     source = np.ascontiguousarray(channel)
@@ -401,8 +402,8 @@ def resample_labels(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
     This is closer to the truth than nearest neighbours: a ball of 1,000 voxels of 1 mm resampled to 1.1 mm and back
     keeps a Dice of 0.984 instead of 0.965. If shares tie, the nearest voxel's label wins, so that thin structures do
-    not vanish systematically. Values are never mixed, so an ignore value survives. Labels of another dtype (object
-    numbers) take the nearest voxel's value.
+    not vanish systematically. Two label values are never averaged, so the ignore value is kept. Labels of another dtype
+    (object numbers) take the nearest voxel's value.
     """
     source = np.ascontiguousarray(mask)
     if source.shape == tuple(shape):
@@ -414,7 +415,7 @@ def resample_labels(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         nearest = functional.interpolate(_tensor(source)[None, None], size=tuple(shape), mode="nearest-exact")[
             0, 0
         ].numpy()
-    if source.dtype != np.uint8:  # object numbers, of which there may be thousands
+    if source.dtype != np.uint8:  # object numbers: a share for each of thousands of them would take too long
         return nearest.astype(source.dtype)
     labels, best = nearest.copy(), np.zeros(shape, np.float32)
     for value in _label_values(source):
@@ -458,7 +459,7 @@ def nonzero_box(array: np.ndarray) -> Box:
 
 
 def foreground_box(array: np.ndarray, prepare: PreprocessingConfig) -> Box:
-    """Return the box of the voxels of (C, *spatial) that are brighter than the dark surroundings in some channel.
+    """Return the box of the voxels of (C, *spatial) that are brighter than the surroundings in at least one channel.
 
     The content of a channel begins a tenth of the way from its 2nd to its 98th percentile: the rough threshold of BET
     (Smith 2002, Fast robust automated brain extraction, Human Brain Mapping 17:143-155, doi:10.1002/hbm.10062). The
@@ -466,8 +467,8 @@ def foreground_box(array: np.ndarray, prepare: PreprocessingConfig) -> Box:
     (`nonzero_box` would not work, because 0 is water.) Means of 3×3 pixels are compared with the threshold, so that
     specks of noise do not count. With `prepare.intensity: window`, values are clipped to the window first, so that all
     values below the window count as surroundings: air, a foam table, or a scanner's padding of -3024. Two voxels are
-    added on each side. Images are not cropped if their surroundings are bright, or if the noise there reaches a
-    twentieth of the contrast.
+    added on each side. An image is not cropped if its surroundings are bright, or if their noise reaches a twentieth of
+    the contrast.
     """
     import cv2
 
@@ -500,7 +501,7 @@ def _box(array: np.ndarray, tests: Sequence[ContentTest], margin: int = 0) -> Bo
     """Return the box of the voxels that pass the test of at least one channel; the whole image if no voxel passes."""
     has_content: list[np.ndarray] = [np.zeros(n, bool) for n in array.shape[1:]]  # one entry per axis
     for channel, test in zip(array, tests, strict=True):
-        for index, plane in enumerate(channel):  # plane by plane: no copy of a whole volume
+        for index, plane in enumerate(channel):  # plane by plane, so that no whole volume is copied
             content = test(plane)
             has_content[0][index] |= content.any()
             for axis in range(content.ndim):

@@ -1,4 +1,4 @@
-"""Types of images and headers, checks that all readers share, and digests of files."""
+"""Define images and headers, checks that all readers share, and digests of files."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from competition.errors import MaskfoldError
 if TYPE_CHECKING:
     from tifffile import TiffPageSeries
 
-# Deflate (PNG, .gz, .npz) never packs more than 1,032 bytes into one (zlib's technical notes, "maximum compression
-# factor"); the rest allows for headers.
+# Deflate (PNG, .gz, .npz) packs at most 1,032 bytes into one byte (zlib's technical notes, "maximum compression
+# factor"). The larger number allows for headers.
 DEFLATE_BOUND = 1100
 # A file is treated as a decompression bomb if it unpacks to more than a hundred times its size and to a large part of
-# the free memory. Masks may be compressed as strongly: one organ in 512×512×700 voxels of float64 (1.4 GiB) by a factor
-# of 200 and more. So 2 GiB are read wherever they fit, and more on machines with more memory.
+# the free memory. But a mask may be compressed as strongly: one organ in 512×512×700 voxels of float64 (1.4 GiB) by a
+# factor of 200 or more. So up to 2 GiB are read if the memory is large enough, and more on machines with more memory.
 MAX_RATIO, MAX_UNPACKED, MAX_SHARE = 100, 2**31, 1 / 8
 SMALL = 2**20  # bytes; smaller images are read without checking the free memory, because the check takes longer
 MAX_HEADER = 2**20  # bytes of the header of an MHA, MHD, NRRD or NHDR file
-# By extension: the line that names the file with the voxels, the name of its field in any place, and this name for
-# messages. MetaImage distinguishes upper and lower case, and NRRD has two spellings.
+# For each extension: the header line that names the file with the voxels, the name of this field anywhere in the
+# header, and the name for messages. MetaImage distinguishes upper and lower case; NRRD has two spellings.
 META_LINE = re.compile(rb"^[ \t]*ElementDataFile[ \t]*[=:][ \t]*(.*?)[ \t\r]*$", re.MULTILINE)
 NRRD_LINE = re.compile(rb"^data ?file:[ \t]*(.*?)[ \t\r]*$", re.MULTILINE | re.IGNORECASE)
 META_KEY = b"ElementDataFile"
@@ -42,7 +42,7 @@ DATA_FILE_LINES = {
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """An image in memory.
+    """Hold an image in memory.
 
     Attributes:
         array: (C, *spatial), with the file's order of axes and dtype, except that scaled and double-precision values
@@ -60,7 +60,7 @@ class Image:
 
 @dataclass(frozen=True, eq=False)
 class Header:
-    """The metadata of an image file, read without its pixels.
+    """Hold the metadata of an image file, which are read without its pixels.
 
     Attributes:
         shape: the spatial axes.
@@ -69,11 +69,10 @@ class Header:
         channels: channels of the image.
         dtype: numpy's name of the dtype that `read_image` returns.
         has_spacing: whether the file stores its spacing.
-        has_place: whether the affine refers to the patient; False for a NIfTI file whose `qform_code` and `sform_code`
-            are 0.
-        plain_spacing: spacing in mm from other fields of the header, if it differs from `spacing`: pixdim of NIfTI, 1
-            mm for TIFF. Versions before 0.2 used it, so the hash of a case with different values has changed since
-            then.
+        in_patient_space: whether the affine refers to the patient; False for a NIfTI file whose `qform_code` and
+            `sform_code` are 0.
+        plain_spacing: the spacing in mm that versions before 0.2 used, if it differs from `spacing`: pixdim of NIfTI, 1
+            mm for TIFF. The hash of such a case has changed since then.
     """
 
     shape: tuple[int, ...]
@@ -82,7 +81,7 @@ class Header:
     channels: int
     dtype: str
     has_spacing: bool = False
-    has_place: bool = False
+    in_patient_space: bool = False
     plain_spacing: tuple[float, ...] | None = None
 
 
@@ -118,7 +117,7 @@ def tiff_orientation(series: TiffPageSeries) -> int:
 
 
 def unreadable_error(path: Path, reason: object, solution: str = "Replace it by an intact copy") -> MaskfoldError:
-    """Return the error for a file that is not a valid image; its hint names `solution`, or skipping the case."""
+    """Return the error for a file that is not a valid image; its hint is `solution`, or to skip the case."""
     return MaskfoldError(
         f"{path} cannot be read ({reason}).", f"{solution}, or skip the case with competition.on_bad_case=skip."
     )
@@ -139,7 +138,7 @@ def convert_decoder_errors(path: Path) -> Iterator[None]:
         raise MaskfoldError(
             f"{path} does not exist.", "Check competition.root and the patterns of the competition's YAML."
         ) from error
-    except ImportError as error:  # status 2, because `on_bad_case: skip` would skip every case otherwise
+    except ImportError as error:  # with status 1, `on_bad_case: skip` would skip every case
         package = error.name or str(error)
         raise MaskfoldError(
             f"{path} requires the package {package}, which cannot be imported.",
@@ -207,8 +206,8 @@ def check_not_bomb(path: Path, declared: int) -> None:
 def channels_first(array: np.ndarray, dimensions: int, path: Path) -> np.ndarray:
     """Move the channel axis of an array without metadata to the front.
 
-    If an array has one axis more than `dimensions`, its channels are taken to lie along the shorter of its first and
-    last axis; if both are equally long, along the last.
+    If an array has one axis more than `dimensions`, the shorter one of its first and last axis counts as the channel
+    axis; if both are equally long, the last one.
 
     Args:
         array: `dimensions` or `dimensions + 1` axes.
@@ -247,10 +246,10 @@ def byte_count(shape: tuple[int, ...], dtype: np.dtype | str, channels: int = 1)
 def file_digest(path: Path) -> bytes:
     """Return the SHA-256 of a file's bytes.
 
-    The header of a gzip file is left out, because it stores the name of the original file: two copies of one volume
-    under two ids would have different digests (RFC 1952, section 2.3).
+    The digest of a gzip file leaves out its header, which stores the name of the original file (RFC 1952, section 2.3):
+    otherwise two copies of a volume under two ids would have different digests.
 
-    For an MHD or NHDR file, the digest includes the file with the voxels.
+    The digest of an MHD or NHDR file includes the file with the voxels.
 
     Raises:
         MaskfoldError: the file cannot be read.
@@ -269,8 +268,8 @@ def detached_data_file(path: Path) -> Path | None:
     """Return the file with the voxels of an MHD or NHDR file; None for other files, which contain their voxels.
 
     Raises:
-        MaskfoldError: the header names several files, a file in another folder, or, in MHA and NRRD, any other file;
-            or it could name a file in a way that ITK reads and this function does not.
+        MaskfoldError: the header names several files, a file in another folder, or, in MHA and NRRD, any file; or ITK
+            might find a file name in it that this function does not find.
     """
     suffix = path.suffix.lower()
     if suffix not in DATA_FILE_LINES:
@@ -278,7 +277,7 @@ def detached_data_file(path: Path) -> Path | None:
     line, field, name_of_field = DATA_FILE_LINES[suffix]
     with path.open("rb") as file:
         header = file.read(MAX_HEADER)
-        # ITK continues to search behind a line that it did not understand, so the field must be there only once.
+        # ITK continues to search after a line that it does not understand, so the field must occur only once.
         count = len(field.findall(header)) + (_count_in_rest(file, header) if suffix == ".mha" else 0)
     found = line.findall(header)
     if suffix == ".nrrd" and count:
@@ -306,7 +305,7 @@ def detached_data_file(path: Path) -> Path | None:
 
 
 def _count_in_rest(file: IO[bytes], header: bytes) -> int:
-    """Return how often `ElementDataFile` is in the rest of a file, of which `header` was read."""
+    """Return how often `ElementDataFile` occurs in the rest of a file, after `header`."""
     count, end = 0, header[1 - len(META_KEY) :]
     while block := file.read(2**20):
         count += (end + block).count(META_KEY)
@@ -320,7 +319,7 @@ def has_detached_voxels(path: Path) -> bool:
 
 
 def combined_digest(parts: Iterable[bytes]) -> str:
-    """Return the SHA-256 (hexadecimal) of the digests of parts, so that [a, b] and [a + b] differ."""
+    """Return the SHA-256 (hexadecimal) of the parts' own digests, so that [a, b] and [a + b] differ."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(hashlib.sha256(part).digest())

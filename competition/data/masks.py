@@ -1,4 +1,4 @@
-"""Read the ground truth of a case: class masks, objects, boundaries, relabelled masks of other competitions."""
+"""Read the ground truth of a case: class masks, objects, boundaries, and the masks of other competitions' cases."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IGNORED = 255
 
 
 class HiddenPixels(NamedTuple):
-    """Pixels of an object that a later object covers in a label image.
+    """Hold the pixels of an object that a later object covers in a label image.
 
     Attributes:
         number: number of the object; several entries may have the same number.
@@ -37,14 +37,15 @@ class HiddenPixels(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class CaseObjects:
-    """Numbered objects of a case, which may share pixels.
+    """Hold the numbered objects of a case, which may share pixels.
 
     Attributes:
         labels: (*spatial) integers: 0 background, 1…N the objects. Where two objects overlap, it is the number of the
             later object.
         hidden: pixels of objects that a later object covers; empty if no objects overlap.
         class_of: (N + 1,) class index of each object number; None: all objects have one class.
-        empty: number of mask files (or rows of run lengths) without a pixel; for label files, number of absent classes.
+        empty: number of mask files (or rows of run lengths) that have no pixels; for label files, number of absent
+            classes.
     """
 
     labels: np.ndarray
@@ -135,7 +136,7 @@ def _load_truth(comp: Competition, row: Any, masks: dict[str, Any], shape: tuple
 
 
 def load_instances(comp: Competition, row: Any) -> np.ndarray:
-    """Number the objects of a training case in a label image. Where two objects overlap, the later object wins.
+    """Number the objects of a training case in a label image. A pixel of two objects gets the later number.
 
     Args:
         comp: the competition.
@@ -187,7 +188,7 @@ def load_objects(comp: Competition, row: Any) -> CaseObjects:
 
 
 class _Canvas:
-    """A label image to which parts are added, and the pixels that later objects cover."""
+    """Collect objects in a label image, together with the pixels that later objects cover."""
 
     def __init__(self, labels: np.ndarray) -> None:
         self.labels = labels
@@ -212,7 +213,7 @@ class _Canvas:
 
 
 def find_covered(labels: np.ndarray, mask: np.ndarray) -> Iterator[HiddenPixels]:
-    """Yield the pixels of objects in a label image that an object with this mask will cover."""
+    """Yield, for each object in a label image, its pixels inside a mask, which a later object will cover."""
     box = bounding_box(mask)
     covered = np.where(mask[box], labels[box], 0)
     for number in np.unique(covered[covered != 0]).tolist():
@@ -245,7 +246,7 @@ def crop_hidden(number: int, mask: np.ndarray, box: tuple[slice, ...] | None = N
 
 
 def _hidden_at(number: int, coordinates: tuple[np.ndarray, ...]) -> HiddenPixels:
-    """Return covered pixels of an object, given the coordinates of at least one pixel along each axis."""
+    """Return the covered pixels of an object from their coordinates, one array per axis, with at least one pixel."""
     box = tuple(slice(int(values.min()), int(values.max()) + 1) for values in coordinates)
     mask = np.zeros([axis.stop - axis.start for axis in box], bool)
     mask[tuple(values - axis.start for values, axis in zip(coordinates, box, strict=True))] = True
@@ -264,8 +265,9 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
 def load_relabelled_mask(source: Competition, row: Any, target: Competition, mapping: dict[str, str]) -> np.ndarray:
     """Read the ground truth of a case of another competition (the source) in the classes of the target competition.
 
-    Source classes without a mapping become background. If no source class maps to a target class, the location of that
-    class is unknown: overlapping target classes ignore it everywhere; exclusive classes ignore the background.
+    Source classes without a mapping become background. If no source class maps to a target class, nothing is known
+    about that class. Then, if classes overlap, its mask is 255 everywhere; if classes are exclusive, 255 replaces the
+    background.
 
     Args:
         source: the other competition.
@@ -308,9 +310,9 @@ def load_relabelled_mask(source: Competition, row: Any, target: Competition, map
 def boundary_mask(objects: np.ndarray, width: int) -> np.ndarray:
     """Return the pixels of each object that are at most `width` pixels from another object or from the background.
 
-    The boundary of a small object is thinner or absent, so that some pixels keep the object's class. The edge of the
-    image does not count as a boundary. The boundary class was proposed by Caicedo et al., "Nucleus segmentation across
-    imaging experiments", Nature Methods 2019.
+    The boundary of a small object is thinner or absent, so that some pixels of the object keep its class. The edge of
+    the image does not count as a boundary. The boundary class was proposed by Caicedo et al., "Nucleus segmentation
+    across imaging experiments", Nature Methods 2019.
 
     Args:
         objects: (*spatial) integers, 0 for background.
@@ -338,9 +340,9 @@ def ring_mask(objects: np.ndarray, rings: int) -> np.ndarray:
     """Divide each object into rings from its edge to its centre, and return the ring number of each pixel.
 
     The depth of a pixel is its distance to the nearest pixel outside its object, divided by the largest such distance
-    of the object; each ring is an equal share of this depth. So every object, however small, has pixels of the
-    innermost ring. The edge of the image does not count as outside. Levels of depth as classes were proposed by Bai and
-    Urtasun, "Deep Watershed Transform for Instance Segmentation", CVPR 2017.
+    in the object. Each ring covers an equal range of depths, so even the smallest object has pixels of the innermost
+    ring. The edge of the image does not count as outside. Depth levels as classes were proposed by Bai and Urtasun,
+    "Deep Watershed Transform for Instance Segmentation", CVPR 2017.
 
     Args:
         objects: (*spatial) integers, 0 for background.
@@ -364,7 +366,7 @@ def ring_mask(objects: np.ndarray, rings: int) -> np.ndarray:
 
 
 def _edge_distance(inside: np.ndarray) -> np.ndarray:
-    """Return the distance of each pixel to the nearest pixel outside, (*spatial) float; 1 if there is none."""
+    """Return the distance (*spatial) of each pixel to the nearest pixel outside; 1 if no pixel is outside."""
     if inside.all():
         return np.ones(inside.shape)
     if inside.ndim == 2:
@@ -402,7 +404,7 @@ def _mask_sources(row: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """Objects of one class: an array with their numbers 1…n (0 elsewhere), and the region that the array covers.
+    """Hold objects of one class: an array with their numbers 1…n (0 elsewhere), and the region that the array covers.
 
     `hidden` has the pixels that later objects of the part cover, with boxes in the part's own region.
     """
@@ -422,7 +424,7 @@ class _Part:
 
 
 def _parts(comp: Competition, row: Any, masks: dict[str, Any], shape: tuple[int, ...]) -> Iterator[_Part]:
-    """Yield the objects of each class and slice (of a table), or of each file."""
+    """Yield the objects of each class and slice in a table of run lengths, or of each mask file."""
     if masks["kind"] == "rle":
         lines_of: dict[tuple[str, int | None], list[int]] = {}
         for line, cls, index in masks["rows"]:
@@ -456,7 +458,8 @@ def _decode_rows(
     shape = shape[::-1] if in_pictures else shape
     try:
         objects, covered = decode_overlapping_labels(texts, grid or shape, fmt)
-    except RleError:  # decoding all rows at once is fast; after an error, decoding them one by one finds the line
+    except RleError:
+        # Decoding all rows at once is fast. After an error, the rows are decoded one by one to find the line.
         for line, text in zip(lines, texts, strict=True):
             try:
                 decode(text, grid or shape, fmt)
@@ -486,7 +489,7 @@ def _decode_rows(
 
 
 def _resize_nearest(objects: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Resize objects to another grid of the same image: each pixel gets the number of the nearest old pixel."""
+    """Resize objects to another grid of the same image: each new pixel gets the number of the nearest old pixel."""
     indices = [(2 * np.arange(new) + 1) * old // (2 * new) for old, new in zip(objects.shape, shape, strict=True)]
     return objects[np.ix_(*indices)]
 
@@ -538,7 +541,7 @@ def _check_known(unknown: list[int], path: Path, comp: Competition) -> None:
         known = ", ".join(
             f"{'+'.join(map(str, values))} {name}" for values, name in zip(comp.class_values, comp.classes, strict=True)
         )
-        hint = f"Set competition.label_values or competition.ignore; now 0 is background, {known}."
+        hint = f"Set competition.label_values or competition.ignore; at present 0 is background, {known}."
         if extension_of(path.name) in (".jpg", ".jpeg"):
             hint = (
                 "Set train.threshold=128 for masks of 0 and 255, or save masks as PNG: JPEG changes values near edges."
@@ -569,7 +572,7 @@ def _apply_threshold(labels: np.ndarray, threshold: float, value: int) -> np.nda
 def _present_values(labels: np.ndarray) -> list[int]:
     """Return the sorted values of an array.
 
-    They are counted block by block, which needs neither sorting nor a large copy.
+    The function counts the values block by block, which needs neither sorting nor a large copy.
     """
     countable = int(labels.min()) >= 0 and int(labels.max()) < 2**16
     present: set[int] = set()

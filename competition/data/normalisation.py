@@ -15,7 +15,7 @@ from competition.errors import MaskfoldError
 
 ChannelStatistics = tuple[float | None, float | None, float, float]  # (lo, hi, shift, scale), see `Intensity`
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # luma of red, green and blue, ITU-R BT.601
-MIN_DIVISOR = 1e-30  # its inverse is still a float32
+MIN_DIVISOR = 1e-30  # smallest scale whose inverse is still a float32
 CODES = 2**16  # number of distinct values that can be counted
 BLOCK = 2**20  # values that are counted at a time
 COUNT_SAMPLE = 1000  # values that are examined to see whether the channel's values can be counted
@@ -118,7 +118,7 @@ def channel_statistics(channel: np.ndarray, prepare: PreprocessingConfig, unit: 
         return None, None, lowest, 1.0 / max(highest - lowest, MIN_DIVISOR)
     if prepare.intensity == "percentile":
         lo, hi = percentiles(channel, prepare.percentiles)
-        if lo < hi:  # otherwise nearly all voxels are equal, and clipping would make the channel constant
+        if lo < hi:  # if both are equal, nearly all voxels are equal, and clipping would make the channel constant
             mean, deviation = _moments(channel, lo, hi)
             return lo, hi, mean, 1.0 / max(deviation, MIN_DIVISOR)
     mean, deviation = _moments(channel, lowest, highest)
@@ -191,7 +191,7 @@ def convert_channels(array: np.ndarray, channels: str | Sequence[int], alpha: bo
 
 
 def percentiles(channel: np.ndarray, shares: Sequence[float]) -> list[float]:
-    """Return the exact result of `np.percentile(channel, shares)`; count values instead of sorting them if possible.
+    """Return exactly what `np.percentile` returns; if possible, count the values instead of sorting them.
 
     Values can be counted if they are 8-bit, or float32 values of 16-bit data: k / 65535, or whole numbers from a range
     of 65,536.
@@ -209,7 +209,7 @@ def percentiles(channel: np.ndarray, shares: Sequence[float]) -> list[float]:
     low = np.minimum(np.floor(position).astype(np.int64), last)
     below, above = (values[np.searchsorted(ends, rank, side="right")] for rank in (low, np.minimum(low + 1, last)))
     if channel.dtype.kind == "f" and (below == 0).any() and np.signbit(channel[channel == 0]).any():
-        return [float(value) for value in np.percentile(channel, list(shares))]  # counting cannot tell -0.0 from 0.0
+        return [float(value) for value in np.percentile(channel, list(shares))]  # counting merges -0.0 and 0.0
     weight, difference = position - low, above - below
     # Interpolate as NumPy does: from the nearer of the two values.
     return np.where(weight >= 0.5, above - difference * (1 - weight), below + difference * weight).tolist()
@@ -235,7 +235,7 @@ def _count_values(channel: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         numbers -= int(offset)
         return numbers if (values[numbers] == block).all() else None
 
-    if codes(channel.reshape(-1)[:COUNT_SAMPLE]) is None:  # a cheap test before work on the whole channel
+    if codes(channel.reshape(-1)[:COUNT_SAMPLE]) is None:  # a fast test before the work on the whole channel
         return None
     counts = _count_blocks(channel, codes, CODES)
     return None if counts is None else (counts, values)
@@ -269,7 +269,7 @@ def _moments(channel: np.ndarray, lo: float, hi: float) -> tuple[float, float]:
 
 
 def _moments_of_rows(rows: np.ndarray, lo: float, hi: float) -> tuple[float, float]:
-    """Return exactly the result of `_moments` for rows (planes, values), with fewer calls of NumPy.
+    """Return exactly what `_moments` returns, for rows (planes, values), with fewer calls of NumPy.
 
     The order of the sums is the same: NumPy adds the values of a row in the order of a plane's values, and the rows are
     added one by one. For 8-bit values, tables of 256 results replace the computation.

@@ -1,4 +1,4 @@
-"""File patterns such as `imagesTr/{id}.nii.gz`, matched in the competition's folder, and the record of bad cases."""
+"""Match file patterns such as `imagesTr/{id}.nii.gz` in the competition's folder, and record bad cases."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SliceFile:
-    """One file of a stack: the text that {z} matched, and the path below the root."""
+    """Hold one file of a stack: the text that {z} matched, and the path below the root."""
 
     z: str
     path: str
@@ -37,7 +37,7 @@ class SliceFile:
 
 @dataclass
 class CaseFiles:
-    """The files that one pattern matches for one id.
+    """Hold the files that one pattern matches for one id.
 
     Attributes:
         paths: paths below the root, with forward slashes; one path if the case is a single file.
@@ -102,7 +102,7 @@ def match_channels(root: Path, pattern: str, key: str) -> dict[str, dict[str, Ca
         raise no_match_error(root, pattern, key)
     seen: dict[tuple[str, int, str], tuple[str, str]] = {}
     for channel, found in matches.items():
-        for path, bound in found:  # `a_2.png` and `a_02.png` are the same channel; slices are treated alike
+        for path, bound in found:  # `a_2.png` and `a_02.png` are the same channel, as they are the same slice
             text, first = seen.setdefault((bound["id"], int(channel), bound.get("z", "")), (channel, path))
             if text != channel:
                 raise _two_files_error(bound["id"], [first, path], pattern, key)
@@ -150,7 +150,7 @@ def match_files(root: Path, pattern: str, key: str) -> dict[str, list[str]]:
 
 
 def matches_many_files(pattern: str) -> bool:
-    """Return whether a mask pattern matches many files per case, which is so if it has a `*` in the file name."""
+    """Return whether a mask pattern matches many files per case, because its file name contains `*`."""
     return "*" in pattern.rpartition("/")[2]
 
 
@@ -162,7 +162,7 @@ def match_path(pattern: str, path: str, case_id: str) -> dict[str, str] | None:
         path: path below the root, with forward slashes.
         case_id: the text that {id} must match.
     """
-    # A fast check for patterns without another placeholder: a regular expression for each case is slow.
+    # A pattern with no other placeholder is compared directly, because a regular expression for each case is slow.
     if pattern.replace("{id}", case_id) == path:
         return {"id": case_id}
     parts = [part for part in pattern.split("/") if part not in ("", ".")]
@@ -226,7 +226,7 @@ def check_ids_differ_by_more_than_case(ids: list[str], key: str) -> None:
 
 
 def drop_undecodable(cases: Mapping[str, T], key: str, root: Path, skipped: SkippedCases) -> dict[str, T]:
-    """Return the cases whose file names are all UTF-8; names from old zip files may have another encoding.
+    """Return the cases whose file names are all UTF-8. Names from old zip files may have another encoding.
 
     Args:
         cases: the files by id, from `match_cases` or `match_files`.
@@ -312,7 +312,7 @@ def _check_pattern(pattern: str, parts: list[str], key: str) -> None:
     elif "c" in names and not key.endswith("images"):
         problem = "has {c}, which stands for the channels of images"
     elif "**" in pattern:
-        problem = "has `**`; name each folder, with `*` where its name varies"
+        problem = "has `**`; name each folder, with `*` for the part of a name that varies"
     elif "id" not in names:
         problem = "has no {id}, so it cannot distinguish cases"
     elif not parts:
@@ -381,7 +381,7 @@ def _names(folder: Path, part: str, bound: dict[str, str], folders: bool) -> lis
     If the part ends in `*`, only names of readable file types are returned.
     """
     literal = PLACEHOLDER.sub(lambda match: bound.get(match.group(1) or "*", match.group(0)), part)
-    # The name is known, so the folder is listed only if the extension may differ in upper and lower case.
+    # If the name is known, the folder is listed only because the extension may have upper- and lower-case letters.
     if not PLACEHOLDER.search(literal):
         path = folder / literal
         if path.is_dir() if folders else path.is_file() or path.is_symlink():
@@ -402,7 +402,7 @@ def _names(folder: Path, part: str, bound: dict[str, str], folders: bool) -> lis
 
 def _expression(part: str, bound: dict[str, str]) -> str:
     """Build a regular expression for one part; a placeholder in `bound` matches only the text given there."""
-    # (?s): names with a line break match too; the check of names refuses them later.
+    # (?s): names with a line break match too, and the check of ids rejects them later.
     text, last, named = "(?s)", 0, set(bound)
     for match in PLACEHOLDER.finditer(part):
         text += re.escape(part[last : match.start()])
@@ -429,10 +429,10 @@ def _escape_extension(tail: str) -> str:
 # Test images
 
 HIDDEN_TEST_HINT = (
-    "If the host keeps the test set to itself (a code competition), predict with a bundle in the host's notebook: "
+    "If only the host has the test set (a code competition), predict with a bundle in the host's notebook: "
     "maskfold export RUN -o bundle."
 )
-# If a test set is smaller than both limits (images; share of the training cases), it is taken for placeholders.
+# A test set that is smaller than both limits (number of images; share of the training cases) counts as placeholders.
 MAX_PLACEHOLDERS, PLACEHOLDER_SHARE = 10, 0.05
 
 
@@ -508,7 +508,7 @@ def is_in_pattern_folder(root: Path, pattern: str, path: str) -> bool:
     if whole.fullmatch(path):
         return True
     *folder_parts, _ = (part for part in pattern.split("/") if part not in ("", "."))
-    if not folder_parts:  # the pattern's files are in the root itself, where other files may be written
+    if not folder_parts:  # The pattern's files are in the root itself, which may contain any other file.
         return path == "."
     match = re.match(f"{_path_expression('/'.join(folder_parts))}(?=/|$)", path)
     if match is None or not any(map(PLACEHOLDER.search, folder_parts)):
@@ -535,7 +535,7 @@ def _path_expression(pattern: str) -> str:
 
 
 class SkippedCases:
-    """Collects bad cases if `on_bad_case` is `skip`, and raises an error at the first one if it is `stop`.
+    """Collect bad cases if `on_bad_case` is `skip`; raise an error at the first one if it is `stop`.
 
     Attributes:
         allowed: whether bad cases may be skipped.

@@ -44,8 +44,8 @@ __all__ = ["PreprocessedCase", "preprocess_case", "preprocess_cases"]
 MAX_FOREGROUND = 10_000  # coordinates kept per class
 # A process takes about PROBE_SECONDS to start, so a pool must save more time than that.
 PROBE_SECONDS, POOL_SECONDS = 1.0, 5.0
-BYTES_PER_VALUE, PROCESS_BYTES = 24, 2**29  # memory for each value of an image, and for a process itself
-MAX_WHOLE = 2**23  # voxels; a larger mask is searched plane by plane, which needs less memory
+BYTES_PER_VALUE, PROCESS_BYTES = 24, 2**29  # bytes of memory per value of an image, and per process
+MAX_WHOLE = 2**23  # a mask of more voxels is searched plane by plane, which needs less memory
 log = logging.getLogger(__name__)
 
 
@@ -95,8 +95,8 @@ def preprocess_cases(
         table: the case table, or rows of it.
         exp: the experiment.
         root: the cache's folder. If a case is missing, files of killed processes are removed from it.
-        workers: number of processes. None: the cases are prepared in this process; if much work remains after a second,
-            one process per core takes over, or fewer if the memory holds fewer cases.
+        workers: number of processes. If None, this process starts alone; if much work remains after a second, one
+            process per core takes over, or fewer if the memory holds fewer cases.
         progress: function that is called about ten times with a line of progress; it is not called if the cache has
             all cases, or if there is a `bar`.
         skipped: collection that receives the reason for each skipped case, by id.
@@ -141,7 +141,7 @@ def preprocess_cases(
 
 
 def _find_intact(rows: list[SimpleNamespace], exp: Experiment, root: Path) -> list[Path | None]:
-    """Return the folder of each case that the cache has; log a warning for each damaged one."""
+    """Return the folder of each case, or None if the cache lacks it; log a warning for each damaged case."""
     found: list[Path | None] = []
     for row in rows:
         folder = root / cache_key(row, exp)
@@ -180,7 +180,7 @@ def _count_workers(rows: list[SimpleNamespace]) -> int:
 
 @dataclass(frozen=True)
 class _Preprocessor:
-    """Preprocesses one case; runs in a worker process."""
+    """Preprocess one case in a worker process."""
 
     exp: Experiment
     root: Path
@@ -221,7 +221,7 @@ def write_image(folder: Path, image: Image, exp: Experiment, case: str) -> dict[
             )
             if not is_2d:
                 Intensity.from_channels(statistics).apply_to(values, index)
-            yield geometry.pad_channel(values)  # volumes are padded with 0 after normalisation, as small patches are
+            yield geometry.pad_channel(values)  # volumes are padded with 0 after normalisation, like small patches
 
     write_array(folder / "image.npy", (len(array), *geometry.shape), array.dtype if is_2d else np.float32, channels())
     return {
@@ -280,7 +280,7 @@ def write_mask(
 
 
 def _warn_of_cropped_classes(mask: np.ndarray, geometry: Geometry, exp: Experiment, case: str) -> None:
-    """Log a warning if the crop removes voxels of a class, because no network can then predict these voxels."""
+    """Log a warning if the crop removes voxels of a class, because the network cannot predict these voxels."""
     names, exclusive = exp.competition.classes, exp.competition.labels == "exclusive"
     for number, name in enumerate(names if exp.prepare.crop != "none" else (), start=1):
         channel, value = (mask[0], number) if exclusive else (mask[number - 1], 1)
@@ -297,7 +297,7 @@ def _warn_of_cropped_classes(mask: np.ndarray, geometry: Geometry, exp: Experime
 
 
 def sample_voxels(mask: np.ndarray, value: int, most: int) -> np.ndarray:
-    """Return up to `most` coordinates of voxels equal to `value`, evenly spread in flat order: (n, d) int32."""
+    """Return the coordinates (n, d) int32 of up to `most` voxels equal to `value`, evenly spread in C order."""
     if mask.size <= MAX_WHOLE:
         flat = np.flatnonzero(mask == value)
         chosen = flat[_spread_ranks(len(flat), most)]
@@ -316,7 +316,7 @@ def sample_voxels(mask: np.ndarray, value: int, most: int) -> np.ndarray:
 
 
 def _spread_ranks(total: int, most: int) -> np.ndarray:
-    """Return up to `most` of the numbers 0…total - 1, evenly spread and rising."""
+    """Return up to `most` of the numbers 0…total - 1, evenly spread and in ascending order."""
     if total <= most:
         return np.arange(total)
     ranks = np.linspace(0, total - 1, most).round().astype(np.int64)

@@ -1,4 +1,4 @@
-"""Read images and label files of any supported format, which the extension selects, and the image of a case."""
+"""Read images and label files of any supported format, and the image of a case; the extension selects the format."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def exif_orientation(path: str | Path) -> int:
     kind = EXTENSIONS.get(extension_of(path.name))
     if kind not in ("raster", "tiff"):
         return 1
-    with suppress(Exception):  # damaged metadata are ignored, because they do not affect the pixels
+    with suppress(Exception):  # Damaged metadata are ignored, because they do not affect the pixels.
         if kind == "tiff":
             from tifffile import TiffFile
 
@@ -181,7 +181,7 @@ def exif_orientation(path: str | Path) -> int:
                 value = tiff_orientation(file.series[0])
         else:
             with open_raster(path) as image:
-                # Because Pillow decodes a whole PNG to search for the orientation.
+                # Pillow would decode a whole PNG to search for the orientation.
                 if image.format != "PNG" or "exif" in image.info:
                     value = int(image.getexif().get(ORIENTATION_TAG, 1))
     return value if 1 <= value <= 8 else 1
@@ -215,8 +215,8 @@ def _conversion_hint(path: Path) -> str:
     if extension not in ITK_EXTENSIONS:
         return "Convert the file."
     return (
-        "Convert each file to NIfTI with SimpleITK (pip install SimpleITK), with the same place and voxel size: python "
-        f'-c \'import SimpleITK as s; s.WriteImage(s.ReadImage("{path.name}"), "{stem}.nii.gz")\''
+        "Convert each file to NIfTI with SimpleITK (pip install SimpleITK), with the same position and voxel size: "
+        f'python -c \'import SimpleITK as s; s.WriteImage(s.ReadImage("{path.name}"), "{stem}.nii.gz")\''
     )
 
 

@@ -1,8 +1,8 @@
 """Detect the pixel order of run lengths (column-major or row-major) from the data.
 
-Competition pages sometimes state the wrong order. In the right order, the runs of a shape are adjacent in neighbouring
-lines; in the wrong order they are scattered, unless the image is square. On a square image, the wrong order only
-transposes the mask. There, the image decides: the outline of the right mask follows the image's edges.
+Competition pages sometimes state the wrong order. In the right order, the runs of an object touch each other in
+neighbouring lines. In the wrong order they are scattered, unless the image is square. On a square image, the wrong
+order only transposes the mask, so the image decides: the outline of the right mask follows the image's edges.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from competition.errors import MaskfoldError
 from competition.rle import RleFormat, decode, parse_numbers
 
 Order = Literal["row", "column"]
-Opinion = tuple[Order, bool]  # the more likely order, and whether the case alone is clear evidence
+Opinion = tuple[Order, bool]  # the more likely order, and whether this case alone is clear evidence
 
 MIN_CASES = 5  # votes required before the data may contradict the YAML
 MIN_SHARE = 0.9  # share of the votes that must agree
 _MAX_HEADERS = 200  # number of cases whose size is read
 _MAX_CASES, _MAX_TEXTS = 24, 10  # number of cases whose masks are decoded, and of masks per case
 _SCATTER_RATIO = 1.5  # ratio of pieces above which an order counts as wrong
-_EDGE_RATIO = 1.05  # ratio of edge strengths below which the difference counts as noise
+_EDGE_RATIO = 1.05  # ratio of edge strengths; a smaller ratio counts as noise
 _CLEAR_SCATTER, _CLEAR_EDGES = 4.0, 2.0  # the same ratios for clear evidence: one such case may contradict the YAML
 
 
 @dataclass(frozen=True)
 class OrderVote:
-    """The order of run lengths for which the data give evidence.
+    """Count the cases whose data indicate one order of run lengths.
 
     Attributes:
         order: the more likely order; None if no case votes.
@@ -98,7 +98,7 @@ def detect_order(
         fmt: the format in the YAML or its profile.
         grid: (H, W) of the masks; None: the image's own size.
     """
-    if fmt.container != "pairs":  # the other containers define the order
+    if fmt.container != "pairs":  # the other containers of run lengths define their order
         return count_votes([])
     samples = []
     for case_id in _evenly_spaced([case_id for case_id in sorted(rows) if rows[case_id]], _MAX_HEADERS):
@@ -127,7 +127,7 @@ def _probe(
     for path, texts in samples:
         try:
             shape = grid or read_header(path, dimensions, exif=exif).shape
-        except MaskfoldError:  # the error is reported when the case is checked
+        except MaskfoldError:  # the check of the case reports the error
             continue
         (not_square if shape[0] != shape[-1] else square).append((path, shape, texts))
     opinions: list[Opinion | None] = []
@@ -225,9 +225,9 @@ def count_pieces(text: str, line: int, fmt: RleFormat) -> int:
     else:
         starts = numbers[::2] - fmt.base
         ends = starts + numbers[1::2]
-    # Shift a run by one line back: the first run that ends after its start is the only one that can contain that start.
+    # Shift a run back by one line. Only the first run that ends after the shifted start can contain this start.
     candidate = np.searchsorted(ends, starts - line, side="right")
-    # Because a run that is longer than a line would be its own neighbour.
+    # A run that is longer than a line would be its own neighbour.
     is_earlier = candidate < np.arange(len(starts))
     has_neighbour = np.zeros(len(starts), np.bool_)
     has_neighbour[is_earlier] = starts[candidate[is_earlier]] < ends[is_earlier] - line
@@ -247,7 +247,7 @@ def check_order(vote: OrderVote, fmt: RleFormat, path: object, key: str) -> None
         MaskfoldError: the order in the YAML clearly contradicts the data (status 2).
     """
     if vote.order is not None and vote.order != fmt.order and vote.clear:
-        # Because train.rle_format overrides all keys of the format.
+        # The hint repeats the whole format, because train.rle_format overrides all its keys.
         full_format = f"train.rle_format to {_format_yaml(fmt, vote.order)}"
         setting, hint = f"{key}.order", f"Set {key}.order to {vote.order}"
         if key == "submission.rle":

@@ -27,7 +27,7 @@ RowTarget = tuple[str, int | None]  # id, index of the slice or None
 
 @dataclass(frozen=True)
 class RleTableColumns:
-    """The columns of `train.rle` that contain id, mask and class.
+    """Name the columns of `train.rle` that contain id, mask and class.
 
     Attributes:
         id, mask, cls: names of the columns; `cls` is None if no column contains the class of a mask.
@@ -63,7 +63,7 @@ def assign_rows(comp: Competition, cases: dict[str, CaseFiles], skipped: Skipped
         MaskfoldError: the table lacks a column, no id matches, a row's id has no image, its class is unknown, or the
             data clearly contradict the YAML's or profile's order of run lengths (see `competition.data.rle_order`).
     """
-    if not cases:  # then all cases are skipped
+    if not cases:  # all cases are skipped
         return {}
     path, table, layout = _open_table(comp)
     if layout.cls is None and not layout.class_in_id and len(comp.classes) > 1:
@@ -89,7 +89,7 @@ def assign_rows(comp: Competition, cases: dict[str, CaseFiles], skipped: Skipped
             status=2,
         )
     _skip_images_of_misspelt_rows(path, unknown, target_of, list(cases), skipped)
-    if not comp.train.selects_cases:  # otherwise rows of other images are expected and ignored
+    if not comp.train.selects_cases:  # with a selection, the table may have rows of other images, which are ignored
         _skip_rows_without_image(path, unknown, list(cases), skipped)
     rows: dict[str, list[RleRow]] = {case_id: [] for case_id in cases}
     for line, name, cls, text in zip(table.index, names, classes, texts, strict=True):
@@ -141,7 +141,7 @@ def find_blank_rows(comp: Competition, cases: dict[str, CaseFiles]) -> dict[str,
 def row_texts(comp: Competition, lines: Sequence[int]) -> list[str]:
     """Return the run lengths in some lines of `train.rle`.
 
-    Whether the file has changed is checked once, not for each line.
+    The function checks once, not for each line, whether the file has changed.
 
     Raises:
         KeyError: the table has fewer lines, or one of these lines is blank.
@@ -199,7 +199,7 @@ def _empty_texts(comp: Competition) -> set[str]:
     return {"", rle_format(comp).empty}
 
 
-_last_texts: tuple[Any, str, dict[int, str]] | None = None  # texts by line, of the last table
+_last_texts: tuple[Any, str, dict[int, str]] | None = None  # texts by line of the last table
 _RowIndex = tuple[list[str], list[str], list[str], dict[str, list[int]]]
 _last_index: tuple[Any, Competition, _RowIndex] | None = None  # index of the table that was used last
 
@@ -237,10 +237,10 @@ def keep_table_format(comp: Competition, trained: Competition) -> Competition:
         trained: the competition that a run was trained with.
     """
     fmt = rle_format(trained)
-    # Other settings exist only in profiles.
+    # these settings exist only in profiles
     if comp.train.rle is None or rle_format(comp) == fmt or fmt.container != "pairs":
         return comp
-    if comp.train.rle_format != trained.train.rle_format:  # the user changed the format of the table on purpose
+    if comp.train.rle_format != trained.train.rle_format:  # the user has set the format of the table
         return comp
     table_format = RleConfig(order=fmt.order, base=fmt.base, relative=fmt.relative, empty=fmt.empty)
     return comp.model_copy(update={"train": comp.train.model_copy(update={"rle_format": table_format})})
@@ -267,8 +267,8 @@ def _open_table(comp: Competition) -> tuple[Path, Any, RleTableColumns]:
     """Return the path of `train.rle`, its content as a pandas table, and its layout.
 
     Columns in the YAML take precedence over those of the profile. The header of a training table often differs from
-    that of the submission, and some competitions changed their header while they ran. So the table's header selects one
-    of the profile's layouts.
+    that of the submission, and some hosts changed it during the competition. So the table's header selects one of the
+    profile's layouts.
 
     Raises:
         MaskfoldError: a column is missing (status 2).
@@ -350,7 +350,7 @@ def _check_order(
     if comp.train.rle_format is None:
         key = "submission.rle" if comp.submission.profile is None else f"submission.profile {comp.submission.profile}"
     vote = detect_order(comp, cases, rows, texts, fmt, rle_grid(comp))
-    if vote.order is not None and rle_counts_in_pictures(comp):  # the vote refers to arrays (X, Y)
+    if vote.order is not None and rle_counts_in_pictures(comp):  # the vote was counted on arrays (X, Y)
         vote = replace(vote, order="row" if vote.order == "column" else "column")
     check_order(vote, fmt, path, key)
 

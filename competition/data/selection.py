@@ -1,7 +1,7 @@
-"""The training cases to use (`train.cases`), to leave out (`train.exclude`), and their weights (`train.weights`).
+"""Select the training cases to use (`train.cases`) or leave out (`train.exclude`), and read their weights.
 
-The last two take the answers of a user to a review: the CSV that `maskfold review` writes, whose columns `exclude` and
-`weight` the user fills. All three keys may also contain ids or weights themselves.
+`train.exclude` and `train.weights` may name the CSV of `maskfold review`, in which the user has filled the columns
+`exclude` and `weight`. All three keys may also list the ids or weights directly.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def select_training_cases(comp: Competition, ids: list[str]) -> tuple[list[str],
         ids: sorted ids of all cases that have images.
 
     Returns:
-        The ids of the selected cases, and those of the cases that `train.exclude` leaves out of them; both sorted.
+        The ids of the selected cases without excluded cases, and the ids that `train.exclude` excluded from them; both
+        sorted.
 
     Raises:
         MaskfoldError: status 2; a table cannot be read or lists a case that has no image, or no case is left.
@@ -119,7 +120,7 @@ def case_weights(comp: Competition, ids: Iterable[str]) -> dict[str, str]:
         for case, text in zip(table[comp.train.columns.id], table[WEIGHT], strict=True):
             if text.strip():
                 texts.setdefault(case, []).append(text.strip())
-    if comp.train.cases is None:  # otherwise the table may have weights of other cases
+    if comp.train.cases is None:  # with a selection, the table may have weights of other cases
         _check_known(texts, ids, source)
     weights = {case: {_parse_weight(text, case, source) for text in found} for case, found in texts.items()}
     for case, found in weights.items():
@@ -133,7 +134,7 @@ def case_weights(comp: Competition, ids: Iterable[str]) -> dict[str, str]:
 
 
 def read_answers(path: Path) -> dict[str, tuple[str, str]]:
-    """Return the answers (exclude, weight) of a review's CSV by case id, as the user wrote them, without empty ones.
+    """Return the user's answers (exclude, weight) in a review's CSV by case id; cases without answers are omitted.
 
     Raises:
         MaskfoldError: the file is not a review's CSV, or has several answers for a case.

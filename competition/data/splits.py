@@ -47,9 +47,9 @@ def split(
             one fold.
 
     Returns:
-        Columns id, fold and group (the split group), sorted by id. In a holdout, validation cases have fold 0, training
-        cases -1, and held-out cases (the third share) -2. ``attrs["duplicates"]`` lists the ids that share an image,
-        ``attrs["conflicting"]`` the duplicates whose masks differ.
+        Columns id, fold and group (the split group), sorted by id. With the scheme `holdout`, validation cases have
+        fold 0, training cases -1, and held-out cases (the third share) -2. ``attrs["duplicates"]`` lists the ids that
+        share an image, ``attrs["conflicting"]`` the duplicates whose masks differ.
 
     Raises:
         MaskfoldError: too few cases or groups, no groups for a scheme that requires them, an invalid fold file, or a
@@ -88,7 +88,7 @@ def _kfold(groups: list[str], k: int, seed: int) -> list[int]:
     names = _check_enough(groups, k)
     order = np.arange(len(names))
     np.random.RandomState(_random_state(seed)).shuffle(order)
-    parts = enumerate(np.array_split(order, k))  # the first parts may have one group more
+    parts = enumerate(np.array_split(order, k))  # the first folds may have one group more
     fold_of = {names[index]: number for number, part in parts for index in part}
     return [fold_of[name] for name in groups]
 
@@ -135,7 +135,7 @@ def _stratified_without_groups(strata: Sequence[str], k: int, seed: int) -> list
 def merge_rare_strata(case_strata: Sequence[str], k: int) -> list[str]:
     """Merge all strata with fewer than k cases into one.
 
-    If this one still has fewer than k cases, add the smallest other stratum.
+    If the merged stratum still has fewer than k cases, the smallest other stratum is added to it.
 
     Args:
         case_strata: the stratum of each case; at least k.
@@ -278,7 +278,7 @@ def _id_column(path: Path, table: pandas.DataFrame, comp: Competition, ids: list
             complete.append(str(name))
     if len(complete) == 1:
         return complete[0]
-    found = f"the columns {join_names(complete)} have them all" if complete else f"found {', '.join(table.columns)}"
+    found = f"the columns {join_names(complete)} contain all" if complete else f"found {', '.join(table.columns)}"
     raise MaskfoldError(
         f"{path} needs one column with the case ids, such as {ids[0]}: {found}.",
         "Name that column `id` in the table, or set train.columns.id.",
@@ -314,7 +314,7 @@ def _from_table(path: Path, column: str, comp: Competition, ids: list[str], key:
 
 
 def compute_strata(table: pandas.DataFrame, comp: Competition) -> pandas.Series:
-    """Return the stratum of each case: `competition.stratum` if it is set, otherwise computed from the masks.
+    """Return the stratum of each case: by `competition.stratum` if it is set, otherwise computed from the masks.
 
     Args:
         table: the case table of the training cases.

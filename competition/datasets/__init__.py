@@ -1,1 +1,1 @@
-"""Data sets: downloads of public data, and synthetic demos and phantoms."""
+"""Download public data sets, and make synthetic demos and phantoms."""

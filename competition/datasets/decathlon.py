@@ -1,4 +1,4 @@
-"""The ten tasks of the Medical Segmentation Decathlon, with their size and the URL from which MONAI downloads them."""
+"""List the ten tasks of the Medical Segmentation Decathlon, with their sizes and MONAI's URLs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HOMEPAGE = "http://medicaldecathlon.com"
 
 @dataclass(frozen=True)
 class DecathlonTask:
-    """One task, which is one data set.
+    """Describe one task, which is one data set.
 
     Attributes:
         name: name of the task on the command line, and of its local folder.
@@ -52,7 +52,7 @@ TASKS = (
 
 
 def find_task(name: str) -> DecathlonTask:
-    """Return a task by its name, ignoring case. For example, `spleen`, `Task09_Spleen` and `task09` name the same task.
+    """Return a task by its name in any case: `spleen`, `Task09_Spleen` and `task09` are the same task.
 
     Raises:
         MaskfoldError: no task has this name (status 2).

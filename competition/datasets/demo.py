@@ -1,4 +1,4 @@
-"""Demo competitions: small synthetic data sets. A seed gives the same pixels on every machine.
+"""Make demo competitions: small synthetic data sets, whose pixels depend only on a seed.
 
 The folder of a demo looks like that of a host: training cases with masks, test cases without masks, and
 `sample_submission.csv`. It also contains `solution.csv`, the hidden truth of the test cases, so that users can score a
@@ -173,7 +173,8 @@ def make_demo(
     """Make a demo competition, completely or not at all.
 
     Args:
-        name: `2d`, `3d` or `gate`. folder: the folder to create; it replaces an older demo.
+        name: `2d`, `3d` or `gate`.
+        folder: the folder to create; it replaces an older demo.
         seed: random seed; the same seed gives the same competition.
         cases: number of training cases; None: default of the demo.
         test_cases: number of test cases; None: default of the demo.
@@ -330,7 +331,7 @@ def _write_images(
 
 
 Maker = Callable[[Path, int, int, int], None]
-# function, and default numbers of training and test cases, by name
+# function, default number of training cases and default number of test cases of each demo
 DEMOS: dict[str, tuple[Maker, tuple[int, int]]] = {
     "2d": (make_demo_2d, (72, 24)),
     "3d": (make_demo_3d, (24, 8)),

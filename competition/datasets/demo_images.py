@@ -1,8 +1,8 @@
 """Draw the images of the 2D demo and of the presence-head demo.
 
 A threshold cannot segment the 2D demo, but a small U-Net can: only texture distinguishes rings and grains from the
-background, from debris and from each other. Rings and grains are on average as bright as their surroundings, debris has
-their range of brightness, and the illumination is uneven. In the presence-head demo, only the brightness of a vessel
+background, from debris and from each other. Rings and grains are on average as bright as their surroundings. Debris has
+the same range of brightness. The illumination is uneven. In the presence-head demo, only the brightness of a vessel
 decides whether spots are lesions.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 CLASSES = ("ring", "grain")
-KINDS = ("full",) * 10 + ("ring", "grain", "empty")  # content of the images, used in turn
+KINDS = ("full",) * 10 + ("ring", "grain", "empty")  # contents of the images, used one after the other
 SIDES = (96, 192)  # shortest and longest side, pixels
 RADII = (9.0, 16.0)  # radii of rings and grains, pixels
 MIN_VISIBLE = 0.6  # minimum share of an object that is inside the image and not under another object

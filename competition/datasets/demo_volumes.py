@@ -13,8 +13,9 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 CLASSES = ("liver", "spleen")
-KINDS = ("both",) * 7 + ("liver", "both", "both", "both", "spleen")  # organs of each volume, used in turn
-ORIENTATIONS = ("RAS", "LPS", "LAS", "PIR", "RAS", "LPI", "ASL", "LPS")  # orientation of each file, used in turn
+KINDS = ("both",) * 7 + ("liver", "both", "both", "both", "spleen")  # organs of the volumes, used one after the other
+# orientations of the files, used one after the other
+ORIENTATIONS = ("RAS", "LPS", "LAS", "PIR", "RAS", "LPI", "ASL", "LPS")
 BODY, ORGAN = 0.45, 0.62  # brightness of soft tissue and of both organs
 
 

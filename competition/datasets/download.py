@@ -3,11 +3,11 @@
 An interrupted download resumes, its MD5 is verified, and the folder appears only when it is complete.
 """
 
-# No library resumes a partial download, which is important for a tar of 27 GB. pooch's HTTPDownloader opens its
-# temporary file with `w+b` and sends no Range header, and `pooch.retrieve` deletes the file after a failure.
-# `monai.apps.download_url` restarts as well, needs space in the system's temporary folder, and treats a denied
-# permission as success. tarfile's filter="data" checks each member only when it is written, after others were written;
-# it also accepts links and absolute paths, and it does not exist for zip archives.
+# This module uses no library, because none of these resumes a partial download, which is important for a tar of 27 GB.
+# pooch's HTTPDownloader opens its temporary file with `w+b` and sends no Range header, and `pooch.retrieve` deletes the
+# file after a failure. `monai.apps.download_url` restarts as well, needs space in the system's temporary folder, and
+# treats a denied permission as success. tarfile's filter="data" checks each member only before writing it, when other
+# members are written already; it also accepts links and absolute paths, and it does not exist for zip archives.
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ ProgressWrapper = Callable[[Iterator[Any], int], Iterator[Any]]
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file on the network.
+    """Describe a file on the network.
 
     Attributes:
         url: address of the file.
@@ -146,7 +146,7 @@ def created_parent(folder: Path) -> Iterator[None]:
         ensure_writable(folder.parent)
         yield
     except BaseException:
-        with suppress(OSError):  # stop at the first folder that is not empty, e.g. because of a partial download
+        with suppress(OSError):  # stop at the first folder that is not empty, e.g. one with a partial download
             for path in created:
                 path.rmdir()
         raise
@@ -231,7 +231,7 @@ def suggest_next_command(name: str, folder: Path, experiments: Path = Path("expe
 def _read_yaml(file: Path) -> dict[str, Any]:
     """Read a YAML file; return {} if the file cannot be read.
 
-    The error is reported by the command that trains with the file.
+    The command that trains with the file reports the error.
     """
     import yaml
 
@@ -245,7 +245,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 # Resumable download
 
 BLOCK_BYTES = 2**20
-MAX_TRIES = 4  # maximum number of consecutive attempts that bring no byte
+MAX_TRIES = 4  # maximum number of consecutive attempts that receive no byte
 RETRY_STATUS = {408, 429, 500, 502, 503, 504}  # HTTP errors that may be temporary
 
 
@@ -271,7 +271,7 @@ def download(
         _download(source.url, part, progress, pause, timeout)
         if compute_md5(part) == source.expected_md5:
             return
-        if resumed:  # the beginning may belong to another version of the file, so restart once
+        if resumed:  # the partial file may belong to another version of the file, so restart once
             os.truncate(part, 0)
             _download(source.url, part, progress, pause, timeout)
         actual_md5 = compute_md5(part)
@@ -303,7 +303,8 @@ def _download(url: str, part: Path, progress: ProgressWrapper, pause: float, tim
                 return
             reason = "the connection was closed early"
         except urllib.error.HTTPError as error:
-            if error.code == 416 and size_before:  # the host has no more bytes: the file is complete, or another one
+            # the host has no more bytes: the file is complete, or it is another version
+            if error.code == 416 and size_before:
                 if re.fullmatch(rf"bytes \*/{size_before}", error.headers.get("Content-Range", "")):
                     return
                 os.truncate(part, 0)
@@ -443,7 +444,7 @@ def unpack_archive(archive: Path, folder: Path, progress: ProgressWrapper) -> in
         root = _only_folder(temporary_folder)
         sync_folder(root)
         if folder.is_dir():
-            folder.rmdir()  # this fails unless the folder is empty
+            folder.rmdir()  # raises an error unless the folder is empty
         root.rename(folder)
         sync_folder(folder.parent)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:

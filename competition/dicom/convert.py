@@ -1,6 +1,6 @@
 """Convert a folder of DICOM files to NIfTI volumes, masks and a table.
 
-If a series cannot be converted, the others still are.
+If a series cannot be converted, the conversion continues with the next one.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from competition.errors import MaskfoldError
 from competition.io import ensure_writable
 from competition.text import and_more, format_count
 
-LABEL_FOLDERS = {"imagesTr": "labelsTr", "imagesTs": "labelsTs"}  # label folder by image folder
+LABEL_FOLDERS = {"imagesTr": "labelsTr", "imagesTs": "labelsTs"}  # folder of the masks by folder of the images
 MAX_LISTED_FILES = 5  # maximum number of files that one cell of the table names
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """The result of converting a folder.
+    """Hold the result of converting a folder.
 
     Attributes:
         rows: the rows of series.csv for the series of this folder, one per series.
@@ -120,7 +120,8 @@ def _check_arguments(folder: Path, layout: str, labels: str | None) -> re.Patter
 class _Converter:
     """Convert one folder, step by step.
 
-    `rows` contains one row per SeriesInstanceUID, and one per id for pictures. Each method fills in a part of the rows.
+    `rows` contains one row per SeriesInstanceUID; for pictures, one row per id. Each method fills in a part of the
+    rows.
     """
 
     def __init__(
@@ -157,8 +158,8 @@ class _Converter:
         header = series.header
         frame_count = sum(max(1, instance.size[2]) for instance in series.instances)
         return SeriesRow(
-            # Use the patient as id until there is a case, because `group: series.csv:patient` needs a table without
-            # empty ids.
+            # Without a case, the patient is the id, because `group: series.csv:patient` needs a table without empty
+            # ids.
             id=self._patients[series.uid],
             patient=self._patients[series.uid],
             study=header.study_uid,
@@ -263,7 +264,7 @@ class _Converter:
             row.shape, row.spacing = _format_size(grid.shape), _format_size(grid.spacing)
 
     def report_unlabelled(self) -> None:
-        """Report the images that have no mask, if others have one. Training rejects cases without a mask."""
+        """Report the images without a mask if other images have one, because training rejects cases without a mask."""
         labelled = {
             case for row in self.rows.values() if row.status == "label" for case in row.id.split(CELL_SEPARATOR)
         }
@@ -317,7 +318,7 @@ def _write_series_csv(output: Path, converter: _Converter, previous_rows: list[S
             in_layout = len(path.parts) == 2 and path.parts[0] in (*LABEL_FOLDERS, *LABEL_FOLDERS.values())
             if in_layout and name.endswith(
                 (".nii.gz", ".png")
-            ):  # because a user may have edited the table, delete no other files
+            ):  # delete no other files, because a user may have edited the table
                 (output / path).unlink(missing_ok=True)
     write_rows(output / "series.csv", [*kept_rows, *new_rows])
 

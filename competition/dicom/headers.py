@@ -1,4 +1,4 @@
-"""DICOM headers: the geometry of each frame, texts that may identify a person, and the exception for bad series."""
+"""Read DICOM headers: geometry of each frame, and texts that may identify a person; define the error for bad series."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from competition.io import DiskFullError
 
 
 class SeriesRejected(Exception):
-    """Report that a series, or a file of it, cannot be converted. The message gives the reason."""
+    """Report that a series, or one of its files, cannot be converted; the message is the reason."""
 
 
 @contextmanager
@@ -69,7 +69,7 @@ ACQUISITION_KEYWORDS = {
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """The header of one slice.
+    """Hold the header of one slice.
 
     Attributes:
         path: path of the file.

@@ -71,7 +71,7 @@ def read_picture(instance: Instance, pixels: PixelReader) -> np.ndarray:
         SeriesRejected: the file is damaged, cannot be decoded, or has values that are negative, fractions or too large.
     """
     if instance.fault or not instance.frame_headers:
-        raise SeriesRejected(instance.fault or f"{instance.name} holds no image")
+        raise SeriesRejected(instance.fault or f"{instance.name} contains no image")
     check_decoders([instance])
     frame: Frame = instance.frame_headers[0]
     values = pixels.read(frame).astype(np.float64) * frame.slope + frame.intercept

@@ -28,7 +28,7 @@ from competition.dicom.headers import (
     silence_pydicom,
 )
 
-DEFERRED_BYTES = 4096  # longer values are not read from the disk
+DEFERRED_BYTES = 4096  # values of more bytes are not read from the disk
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 SEGMENTATION_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.66.4",  # Segmentation
@@ -79,7 +79,7 @@ TAGS = [
 
 @dataclass(eq=False)
 class Instance:
-    """The header of one DICOM file.
+    """Hold the header of one DICOM file.
 
     Attributes:
         name: path of the file below the folder, for messages.
@@ -116,7 +116,7 @@ class Instance:
 
 @dataclass
 class Scan:
-    """The files of a folder.
+    """Hold the files of a folder.
 
     Attributes:
         instances: headers of the DICOM files, sorted by name.
@@ -145,8 +145,7 @@ def scan_folder(folder: Path) -> Scan:
     result.instances.sort(key=lambda instance: instance.name)
     dicom_patterns = {_name_pattern(instance.name) for instance in result.instances} - {None}
     for name in non_dicom:
-        # If a slice at an end of the volume was overwritten, there is no gap; only the file names show that it is
-        # missing.
+        # If a slice at an end of the volume is missing, there is no gap between slices, so only the file names show it.
         if _name_pattern(name) in dicom_patterns or name.lower().endswith(SUFFIXES):
             result.unreadable[name] = f"{name} is named like a DICOM file and is not one"
         else:
@@ -189,7 +188,7 @@ def _read_header(path: Path) -> tuple[Any | None, bool]:
 
     with open(path, "rb") as stream:
         start = stream.read(4096)
-    no_preamble = start[:2] in (b"\x08\x00", b"\x02\x00") and start[3:4] == b"\x00"  # for old files without a preamble
+    no_preamble = start[:2] in (b"\x08\x00", b"\x02\x00") and start[3:4] == b"\x00"  # force: old files have no preamble
     if start[128:132] != b"DICM" and not no_preamble:
         return None, False
     if DEFLATED in start:
@@ -199,7 +198,7 @@ def _read_header(path: Path) -> tuple[Any | None, bool]:
         with reject_on_error("cannot be read"):
             dataset = pydicom.dcmread(path, defer_size=DEFERRED_BYTES, specific_tags=TAGS, force=no_preamble)
     except SeriesRejected:
-        pass  # this case is handled below
+        pass  # the code below handles this case
     if getattr(dataset, "file_meta", {}).get("MediaStorageSOPClassUID") == DICOMDIR:
         return None, False
     if dataset.get("SeriesInstanceUID"):
@@ -211,7 +210,7 @@ def _read_header(path: Path) -> tuple[Any | None, bool]:
 
 
 def _check_deflated_size(path: Path, start: bytes) -> None:
-    """Measure a deflated dataset by inflating it block by block, because pydicom inflates all of it at once."""
+    """Check the size of a deflated dataset block by block, because pydicom inflates all of it at once."""
     inflater, count = zlib.decompressobj(-zlib.MAX_WBITS), 0
     with open(path, "rb") as stream:
         stream.seek(144 + int.from_bytes(start[140:144], "little"))  # after the file meta information group
@@ -324,7 +323,7 @@ def header_text(dataset: Any, keyword: str) -> str:
 # Series
 
 MAX_COSINE_DIFFERENCE = 1e-3  # maximum difference between direction cosines of equal directions
-MAX_COUNTED_DIRECTIONS = 99  # limit of the count, because a rotating view has as many directions as frames
+MAX_COUNTED_DIRECTIONS = 99  # counting stops here, because a rotating view has as many directions as frames
 SLICE_MODALITIES = ("CT", "MR", "PT", "NM")
 UNPLACED = (
     "its images have no position in the patient, so their order and spacing are unknown; export the series again with "
@@ -335,7 +334,7 @@ NON_IMAGE_HINTS = {"RTSTRUCT": "contours; export them as DICOM-SEG or as a label
 
 @dataclass(eq=False)
 class Series:
-    """The files of one SeriesInstanceUID.
+    """Hold the files of one SeriesInstanceUID.
 
     Attributes:
         instances: headers of the files, at least one, sorted by name.
@@ -351,7 +350,7 @@ class Series:
 
     @property
     def header(self) -> Instance:
-        """The header that stands for the series: the first instance whose header is complete."""
+        """The header from which the data of the series come: the first instance whose header is complete."""
         return next((instance for instance in self.instances if not instance.fault), self.instances[0])
 
     @property
@@ -411,7 +410,7 @@ def _non_volume_reason(series: Series) -> str:
         if "LOCALIZER" in instance.image_type:
             return f"a localiser ({instance.name})"
         if "MOSAIC" in instance.image_type:
-            return f"mosaics: each image holds a whole volume ({instance.name})"
+            return f"mosaics: each image contains a whole volume ({instance.name})"
         if instance.photometric and not instance.photometric.startswith("MONOCHROME"):
             return f"colours: found {instance.photometric}, expected MONOCHROME1 or MONOCHROME2 ({instance.name})"
     frames = [frame for instance in series.instances for frame in instance.frame_headers]

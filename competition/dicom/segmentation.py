@@ -1,8 +1,9 @@
 """Build the masks of a folder's images from DICOM-SEG files and from series that contain labels."""
 
-# Not highdicom (0.28), which would add 29 MB (`du -sh highdicom jpeg_ls`) and 0.3 s of processor time per import to the
-# base install. If a file lacks an attribute that a mask does not need, such as SharedFunctionalGroupsSequence or
-# SegmentedPropertyCategoryCodeSequence, its `segread` raises an AttributeError, where this module reads the file.
+# This module does not use highdicom (0.28), which would add 29 MB (`du -sh highdicom jpeg_ls`) and 0.3 s of processor
+# time per import to the base install. Its `segread` raises an AttributeError if a file lacks an attribute that a mask
+# does not need, such as SharedFunctionalGroupsSequence or SegmentedPropertyCategoryCodeSequence. This module reads such
+# files.
 
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ from competition.text import format_count
 
 @dataclass(eq=False)
 class Mask:
-    """A mask on the grid of its image.
+    """Hold a mask on the grid of its image.
 
     Attributes:
         array: (X, Y, Z) uint8.
@@ -55,7 +56,7 @@ class Mask:
 class MaskBuilder:
     """Build the masks of a folder's images.
 
-    If a file cannot be used, the reason is recorded and the others are still built.
+    If a file cannot be used, the reason is recorded, and the other masks are built.
 
     Attributes:
         rejections: by SeriesInstanceUID, the reasons why a mask lacks this series or a part of it.
@@ -138,7 +139,7 @@ class MaskBuilder:
         for value, files in sorted(files_by_value.items()):
             if len(files) > 1:
                 raise SeriesRejected(
-                    f"{len(files)} segmentations of {case} hold the label `{self._label_map.labels[value]}` "
+                    f"{len(files)} segmentations of {case} contain the label `{self._label_map.labels[value]}` "
                     f"({', '.join(sorted(files))}); keep one of them"
                 )
         canvas, notes = MaskCanvas(image.slices.grid), []
@@ -206,7 +207,7 @@ class LabelMap:
     """Assign values to labels and store them in segments.csv; the value of a label never changes.
 
     Args:
-        path: path of segments.csv. The values in an existing table are kept, also if a user wrote them.
+        path: path of segments.csv. The values in an existing table are kept, even if a user wrote them.
 
     Raises:
         MaskfoldError: the table is damaged, or a value or a label occurs twice in it.
@@ -258,7 +259,7 @@ class LabelMap:
             self.labels[value] = label
 
     def add_values(self, values: Iterable[int]) -> None:
-        """Add the values of a label series. Such a series has no label names, so each value becomes its own label."""
+        """Add the values of a label series; each value becomes a label, because such a series has no names."""
         for value in values:
             self.labels.setdefault(value, f"value {value}")
 
@@ -283,7 +284,7 @@ def _normalise(label: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class ConvertedImage:
-    """A converted image series."""
+    """Hold a converted image series."""
 
     id: str
     slices: SliceStack
@@ -357,12 +358,12 @@ def _same_frame(image: Instance, mask: Instance) -> bool:
 
 # DICOM-SEG files
 
-MIN_FRACTION = 0.5  # fraction from which a voxel of a fractional segmentation belongs to the segment
+MIN_FRACTION = 0.5  # a voxel of a fractional segmentation belongs to the segment from this fraction on
 
 
 @dataclass(eq=False)
 class Segmentation:
-    """The header of one DICOM-SEG file.
+    """Hold the header of one DICOM-SEG file.
 
     Attributes:
         labels: SegmentLabel by segment number.
@@ -400,7 +401,7 @@ class MaskCanvas:
     def set_voxels(self, voxels: np.ndarray, value: int, fraction: np.ndarray | float = 1.0) -> None:
         """Set (N, 3) voxels to a value.
 
-        Where calls overlap, the larger fraction wins; where the fractions are equal, the higher value wins.
+        A voxel of several calls gets the value with the larger fraction; if the fractions are equal, the higher value.
         """
         index = tuple(voxels.T)
         old_value, old_fraction = self.mask[index], self._fraction[index]
@@ -430,7 +431,7 @@ def read_segmentation(instance: Instance) -> Segmentation:
         labels = {
             int(segment.SegmentNumber): _segment_label(segment) for segment in dataset.get("SegmentSequence") or ()
         }
-        labels.pop(0, None)  # because a label map may describe its background
+        labels.pop(0, None)  # a label map may describe its background, which has no segment
         frame_geometry = list(_read_frame_geometry(dataset, instance, kind))
         for number, _ in frame_geometry:
             if number is not None and number not in labels:

@@ -17,10 +17,11 @@ CELL_SEPARATOR = "; "  # separator between files or remarks in one cell
 
 @dataclass
 class SeriesRow:
-    """The result of converting one series.
+    """Hold the result of converting one series.
 
     Attributes:
-        id: id of the case; for a label series, id of the case that the series labels; if there is no case, `patient`.
+        id: id of the case; for a label series, the id of the case to which its labels belong; without a case,
+            `patient`.
         patient: cleaned PatientID; see `scan.name_patients`.
         study, series: UIDs.
         number: SeriesNumber.

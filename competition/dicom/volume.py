@@ -21,8 +21,8 @@ from competition.text import format_count
 # Stacks of slices
 
 SAME_POSITION_MM = 1e-3
-MIN_GAP = 1.5  # gap in units of the median step from which a slice counts as missing
-MAX_UNEVENNESS = 0.1  # maximum deviation of a slice from its position on an even grid, in steps
+MIN_GAP = 1.5  # a slice counts as missing if a gap is larger than this multiple of the median step
+MAX_UNEVENNESS = 0.1  # maximum deviation of a slice from its position on an even grid, as a share of a step
 MAX_SHEAR = 0.2  # maximum sideways shift from the first to the last slice, in pixels
 
 
@@ -74,7 +74,7 @@ def build_stack(series: Series, pixels: PixelReader) -> SliceStack:
 
 
 def _usable_instances(series: Series, ignored: list[str]) -> list[Instance]:
-    """Return the undamaged files of a series. A damaged file without a complete copy in the series raises an error."""
+    """Return the undamaged files of a series; raise an error for a damaged file without a complete copy."""
     complete = [instance for instance in series.instances if not instance.fault and instance.frame_headers]
     complete_uids = {instance.instance_uid for instance in complete}
     damaged = [
@@ -87,7 +87,7 @@ def _usable_instances(series: Series, ignored: list[str]) -> list[Instance]:
         if instance.fault:
             ignored.append(f"{instance.fault}; a complete copy was used")
         elif not instance.frame_headers:
-            ignored.append(f"{instance.name} holds no image")
+            ignored.append(f"{instance.name} contains no image")
     return drop_copies(complete, ignored)
 
 
@@ -231,7 +231,7 @@ def _measure_step(frames: list[Frame], along: np.ndarray) -> float:
 def _check_upright(frames: list[Frame], along: np.ndarray) -> None:
     """Check that slices are not shifted sideways.
 
-    The slices of a tilted gantry are, and would form a sheared volume.
+    With a tilted gantry they are shifted, and would form a sheared volume.
     """
     normal = slice_normal(np.asarray(frames[0].orientation))
     positions = np.array([frame.position for frame in frames])
@@ -285,7 +285,7 @@ def load_volume(slices: SliceStack, pixels: PixelReader) -> np.ndarray:
     whole_numbers = all(frame.slope.is_integer() and frame.intercept.is_integer() for frame in frames)
     volume = np.empty(shape, np.float32)
     int16_volume = np.empty(shape, np.int16) if whole_numbers else None
-    # Read file by file instead of slice by slice, because the frames of an enhanced file are decoded together.
+    # Read file by file instead of slice by slice, because all frames of an enhanced file are decoded together.
     order = sorted(range(len(frames)), key=lambda z: (frames[z].name, frames[z].index))
     for z in order:
         frame = frames[z]
@@ -303,7 +303,7 @@ def load_volume(slices: SliceStack, pixels: PixelReader) -> np.ndarray:
 
 
 class PixelReader:
-    """Decode frames, and cache the last decoded file, because callers read all frames of a file one after the other."""
+    """Decode frames; cache the last decoded file, because callers read all frames of a file one after the other."""
 
     def __init__(self) -> None:
         self._path: Path | None = None
@@ -343,7 +343,7 @@ def decode_frames(path: Path, name: str) -> np.ndarray:
 
     with reject_on_error(f"{name} cannot be decoded"):
         dataset = pydicom.dcmread(path, force=True)
-        if not dataset.file_meta.get("TransferSyntaxUID"):  # an old file without preamble is never compressed
+        if not dataset.file_meta.get("TransferSyntaxUID"):  # an old file without a preamble is never compressed
             dataset.file_meta.TransferSyntaxUID = _uncompressed_syntax(*dataset.original_encoding)
         frame_count = int(dataset.get("NumberOfFrames") or 1)
         pixel_bytes = max(1, int(dataset.get("BitsAllocated") or 16) // 8) * int(dataset.get("SamplesPerPixel") or 1)
@@ -363,7 +363,7 @@ def _uncompressed_syntax(implicit: bool | None, little: bool | None) -> Any:
     return ExplicitVRBigEndian if little is False else ExplicitVRLittleEndian
 
 
-GZIP_LEVEL = 4  # compression level; twice as fast as the default 9, and for noisy images the files are hardly larger
+GZIP_LEVEL = 4  # compression level: twice as fast as the default 9, with hardly larger files for noisy images
 
 
 def write_nifti(path: Path, array: np.ndarray, grid: Grid) -> None:
@@ -408,7 +408,7 @@ MAX_OFFSET = 0.1  # maximum offset between two equal grids, in voxels
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """A voxel grid in the patient.
+    """Describe a voxel grid in the coordinates of the patient.
 
     Attributes:
         affine: 4×4 float64, voxel (x, y, z) to RAS mm.

@@ -10,7 +10,7 @@ CheckState = Literal["ok", "warning", "unusable"]
 
 @dataclass(frozen=True)
 class CheckResult:
-    """Result of one check.
+    """Hold the result of one check.
 
     Attributes:
         name: the subject of the check, e.g. `memory`.

@@ -191,7 +191,7 @@ def check_credential_file(path: Path) -> CheckResult:
 # CPU, memory and open files
 
 LOW_MEMORY = 4 * GIB  # a volume of 512×512×400 with five outputs takes 4.1 GiB
-MIN_MEMORY = GIB  # torch and MLflow alone use most of it
+MIN_MEMORY = GIB  # torch and MLflow alone use most of this
 MIN_SHARED_MEMORY = GIB  # loader processes transfer batches through shared memory; Docker's default is 64 MiB
 MIN_OPEN_FILES = 1024
 

@@ -23,7 +23,7 @@ DEVELOPMENT = "dev"  # extra that only developers need
 
 @dataclass(frozen=True)
 class PackageRequirement:
-    """A requirement such as `torch>=2.9`.
+    """Describe a requirement such as `torch>=2.9`.
 
     Attributes:
         text: the requirement without its marker.
@@ -46,7 +46,7 @@ class PackageRequirement:
 
 @dataclass(frozen=True)
 class ProjectRequirements:
-    """All requirements of the project.
+    """Hold all requirements of the project.
 
     Attributes:
         python: version specifier such as `>=3.11`.
@@ -123,7 +123,7 @@ def normalise_name(name: str) -> str:
 
 # Checks
 
-MODULES = {  # modules whose name differs from that of their package
+MODULES = {  # modules whose names differ from those of their packages
     "connected-components-3d": "cc3d",
     "lightning": "lightning.fabric",
     "nvidia-ml-py": "pynvml",
@@ -135,7 +135,7 @@ MODULES = {  # modules whose name differs from that of their package
     "scikit-learn": "sklearn",
     "simpleitk": "SimpleITK",
 }
-OPTIONAL = {"nvidia-ml-py"}  # package without which training works
+OPTIONAL = {"nvidia-ml-py"}  # packages that training does not need
 PURPOSES = {
     "ray": "folds on a cluster",
     "postgres": "studies on several machines",
@@ -146,7 +146,7 @@ PURPOSES = {
     "itk": "NRRD, MHA and MHD files",
     "onnx": "maskfold export --onnx",
 }
-MAX_CRASHES = 5  # number of crashes after which the remaining imports are not tested
+MAX_CRASHES = 5  # after this number of crashes, the remaining imports are not tested
 
 
 def check_packages() -> list[CheckResult]:

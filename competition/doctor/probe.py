@@ -77,7 +77,7 @@ def _parse_lines(output: bytes) -> list[dict[str, Any]]:
         try:
             lines.append(json.loads(line))
         except ValueError:
-            continue  # the truncated last line of a killed process
+            continue  # a killed process may leave a truncated last line
     return lines
 
 

@@ -108,7 +108,7 @@ def explain_os_error(error: OSError) -> tuple[str, str]:
 # Equal to the value in `competition.study.storage`, which imports packages that may be missing.
 OPTUNA_FILE = "optuna.db"
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
-MAX_CHECKED_BYTES = 2**28  # bytes; larger databases are not checked completely
+MAX_CHECKED_BYTES = 2**28  # databases of more bytes are not checked completely
 LOCK_TIMEOUT = 5.0  # s to wait for a locked database
 UPLOAD_LATER = "training works without it; the next start of the same command uploads the missing results"
 
@@ -263,7 +263,7 @@ def without_password(uri: str) -> str:
 
 
 def remove_password(text: str, uri: str) -> str:
-    """Hide the password of a URL in a text. The text may contain the password as in the URL, or percent-decoded."""
+    """Hide the password of a URL in a text, which may contain it as in the URL, or percent-decoded."""
     password = urlsplit(uri).password
     for secret in {password, unquote(password)} if password else ():
         text = text.replace(secret, "…")

@@ -41,7 +41,8 @@ class ComparedRun:
     Attributes:
         run: the run.
         oof: out-of-fold predictions of the run.
-        settings: the post-processing of the run's masks. description: text about the post-processing, for the report.
+        settings: the post-processing of the run's masks.
+        description: text about the post-processing, for the report.
         nested: post-processing by case id, tuned without the fold of the case. If this is empty, `settings` applies to
             every case.
     """
@@ -54,7 +55,7 @@ class ComparedRun:
 
     @classmethod
     def from_run(cls, run: Run, tuned: TuningResult | None = None) -> ComparedRun:
-        """Prepare a run for the comparison. A case never gets steps that were tuned on this case.
+        """Prepare a run for the comparison, so that no case gets steps that were tuned on this case.
 
         Args:
             run: the run.
@@ -66,7 +67,7 @@ class ComparedRun:
         if tuned is None:
             return cls(run, oof, settings, own)
         if not tuned.kept:
-            return cls(run, oof, tuned.settings, f"{own}, since the gain of tuned steps was within its noise")
+            return cls(run, oof, tuned.settings, f"{own}, because the gain of tuned steps was within its noise")
         part_of = tuning_parts(run.rows(oof.fold_of), oof.fold_of, run.exp.seeds[0])
         by_part = {part: tuned.nested_settings(part) for part in set(part_of.values())}
         nested = {case: by_part[part] for case, part in part_of.items()}
@@ -86,7 +87,7 @@ class ComparedRun:
 
 
 def _on_same_footing(run_a: Run, run_b: Run) -> tuple[tuple[ComparedRun, ComparedRun], str]:
-    """Return both runs with the same kind of steps (tuned on other folds, or from the YAML), and a note on the kind.
+    """Return both runs with the same kind of steps (tuned on other folds, or from the YAML), and a note about it.
 
     Steps tuned on the compared cases would give a run an unfair advantage over a run without tuned steps.
     """
@@ -117,7 +118,7 @@ class Comparison:
             dice, surface_dice, hd95 (mm), tp, fp, fn.
         rows: rows of the case table by id.
         differences: b − a by measure, for each class, and over all classes (the class is then empty).
-        notes: caveats for the reader.
+        notes: remarks that the reader needs to interpret the differences.
     """
 
     a: ComparedRun
@@ -160,8 +161,8 @@ def compare_two_runs(run_a: Run, run_b: Run, watch: ProgressWrapper = lambda row
     """Compare two runs on the cases that both predicted out of fold; one case is in memory at a time.
 
     Either both runs get post-processing that was tuned on the folds other than the case's fold, or both get the steps
-    of their YAML; `Comparison.notes` says which. If a class is not in the truth and only one run predicts the class,
-    the other run gets the best value. If neither run predicts the class, the case is omitted for this class.
+    of their YAML; `Comparison.notes` says which. If a class is not in the truth and only one run predicts it, the other
+    run gets the best value. If neither run predicts it, the case is omitted for this class.
 
     Args:
         run_a: the first run.

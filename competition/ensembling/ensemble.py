@@ -22,7 +22,7 @@ from competition.runs.blend import Ensemble, WeightedMean
 from competition.runs.imported import StoredTestPredictions, is_imported
 from competition.runs.run import CACHE_FOLDER, Run
 
-# If the weights have more bytes, they are not kept in memory: the networks are read again for each case.
+# Maximum size of all weights that stay in memory. If they are larger, the networks are read again for each case.
 MAX_WEIGHT_BYTES_IN_MEMORY = 2**32
 
 
@@ -118,7 +118,8 @@ class _RunNetworks:
         self.device_context = device_context(run.exp)
         self.networks: list[Any] = list(self._iterate()) if in_memory else []
         if not in_memory:
-            for _ in self._iterate(reuse=True):  # damaged weights are reported here, before the first prediction
+            # read all weights once, so that damaged weights are reported before the first prediction
+            for _ in self._iterate(reuse=True):
                 pass
 
     def predict(self, case: PreprocessedCase) -> Prediction:

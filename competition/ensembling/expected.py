@@ -52,8 +52,8 @@ def estimate_score(
 ) -> ExpectedScore:
     """Score an ensemble out of fold, after tuning its steps if `postprocess.tune` is set.
 
-    Single networks make out-of-fold predictions, but all networks together predict a test case, which is usually
-    better. Therefore, the estimate tends to be too low.
+    A single network predicts an out-of-fold case, but all networks together predict a test case, usually better. So the
+    estimate tends to be too low (for a distance: too high).
 
     The result of a search is stored in the run's folder, unless another process works there. A stored result is used
     again only if the truth of its cases has not changed.
@@ -113,7 +113,7 @@ def _remembered_tuning(run: Run, context: Context) -> TuningResult | None:
     if missing := check_truth_unchanged(run.exp.competition, rows):
         context.say(f"note: the masks of {missing} of {len(rows)} cases are missing, so the remembered search is used")
         return tuning
-    return load_tuning(run, with_data=True)  # a search is repeated if its result does not record the data
+    return load_tuning(run, with_data=True)  # without a record of the data, the search is repeated
 
 
 def _remember_tuning(run: Run, tuning: TuningResult, key: dict[str, Any], context: Context) -> None:

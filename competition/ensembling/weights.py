@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 Weights = tuple[float, ...]
 
-COARSE_STEPS = 4  # steps of the grid: quarters
-FINE_STEPS = 8  # steps around the best point: eighths
+COARSE_STEPS = 4  # the weights of the grid are multiples of 1/4
+FINE_STEPS = 8  # the weights around the best point are multiples of 1/8
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class FittedWeights:
         single: score of each run alone.
         equal: score with equal weights.
         best: score of `best_weights` on the cases on which they were fitted (optimistic).
-        nested: score if each fold's cases get the weights that were fitted on the other folds.
+        nested: score of each fold's cases with the weights that were fitted on the other folds.
         gain: improvement of the nested score over the score with equal weights, with its 95 % interval.
         fold_weights: by fold, the weights that were fitted without this fold; empty if equal weights are used.
     """
@@ -59,7 +59,7 @@ class FittedWeights:
         if self.weights == self.best_weights:
             verdict = "equal weights are the best" if len(set(self.best_weights)) == 1 else "fitted weights are used"
         else:
-            verdict = "equal weights are used, since the gain is within its noise"
+            verdict = "equal weights are used, because the gain is within its noise"
         return [
             f"each run alone: {single}",
             f"equal weights {self.equal:.4f}; best on all cases {self.best:.4f} ({best}); nested score "
@@ -94,7 +94,7 @@ def fit_weights(
     ensemble = replace(ensemble, weights=equal)
     rows, fold_of = shared_case_rows(ensemble), ensemble.out_of_fold().fold_of()
     folds = sorted({fold_of[case] for case in rows})
-    left_out: list[int | None] = [None, *folds]  # fit the weights without this fold; None: on all cases
+    left_out: list[int | None] = [None, *folds]  # the weights are fitted without this fold; None: on all cases
     single_runs = [tuple(float(index == run) for index in range(count)) for run in range(count)]
     tables: dict[Weights, pd.DataFrame] = {}
     scorer = _WeightScorer([run.oof() for run in ensemble.runs], ensemble.comp, rows)

@@ -36,7 +36,7 @@ Progress = Callable[[Iterator[Any], int], Iterator[Any]]
 
 @dataclass(frozen=True, eq=False)
 class Exploration:
-    """Result of an exploration.
+    """Hold the result of an exploration.
 
     Attributes:
         comp: the competition.
@@ -100,7 +100,8 @@ def explore(comp: Competition, progress: Progress = lambda rows, _: rows) -> Exp
         MaskfoldError: the folder does not exist, or no image matches `train.images` (status 2).
     """
     findings = Findings(skip=comp.on_bad_case == "skip")
-    comp = comp.model_copy(update={"on_bad_case": "stop"})  # so that bad cases are measured as far as possible
+    # with `stop`, the loaders raise each error, and the checks below record it
+    comp = comp.model_copy(update={"on_bad_case": "stop"})
     files = {"train": find_cases(comp, "train", findings)}
     if comp.test is not None:
         try:
@@ -169,7 +170,7 @@ def find_other_metric(comp: Competition, findings: Findings) -> None:
         keys = ["average", "both_empty", *settings]
         differing = [key for key in keys if getattr(comp.metric, key) != getattr(expected, key)]
         if len(comp.classes) == 1 and comp.metric.average != "global" != expected.average and "average" in differing:
-            differing.remove("average")  # with a single class, the mean over classes has no effect
+            differing.remove("average")  # with a single class, both averages are equal
     if not differing:
         return
     found = " and ".join(f"metric.{key} is {_as_yaml(getattr(comp.metric, key))}" for key in differing)
@@ -178,7 +179,7 @@ def find_other_metric(comp: Competition, findings: Findings) -> None:
         "metric",
         "",
         "",
-        f"{found}, but the host of {comp.submission.profile} scores otherwise.",
+        f"{found}, but the host of {comp.submission.profile} scores in another way.",
         f"Set `metric: {{{text}}}` to compare scores with the leaderboard.",
     )
 

@@ -1,4 +1,4 @@
-"""Measure one case, which is read in the same way as `cv` reads it. Unreadable parts become findings."""
+"""Measure one case, read as `cv` reads it; unreadable parts become findings."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def measure_case(
 
 
 class _Checks:
-    """Runs the checks of `cv` on one case, and records their errors as findings."""
+    """Run the checks of `cv` on one case, and record their errors as findings."""
 
     def __init__(self, findings: Findings, split: str, case_id: str) -> None:
         self.findings, self.split, self.case_id = findings, split, case_id
@@ -229,8 +229,8 @@ def _as_list(files: str | list[str]) -> list[str]:
 
 # Intensities
 
-SAMPLE_SIZE = 2**18  # number of values per channel; quantiles then have an error of a thousandth of the range
-# Quantiles of the foreground; they exclude background pixels at the border of an imprecise mask.
+SAMPLE_SIZE = 2**18  # values per channel, so that quantiles have an error of about a thousandth of the range
+# Quantiles of the foreground that exclude background pixels at the border of an imprecise mask.
 FOREGROUND_QUANTILES = (0.05, 0.95)
 COLOURS = ("red", "green", "blue")
 
@@ -406,7 +406,7 @@ def measure_truth(comp: Competition, row: Any, mask: np.ndarray, kind: str) -> T
 
 
 def _count_overlaps(objects: CaseObjects) -> tuple[int, int, int]:
-    """Return the numbers of objects that are partly covered, of copies of other objects, and of empty files."""
+    """Return how many objects are partly covered, how many copy other objects, and how many files are empty."""
     boxes: dict[int, list[tuple[slice, ...]]] = {}
     for part in objects.hidden:
         boxes.setdefault(part.number, []).append(part.box)

@@ -1,4 +1,4 @@
-"""Find the files of each case with `competition.data.cases`. Each error is recorded, and the search continues."""
+"""Find the files of each case with `competition.data.cases`; record each error, and continue the search."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from competition.io import read_csv, temporary_folder
 from competition.text import fold_name, format_count
 
 LINE_PATTERN = re.compile(r", line (\d+): ")
-SCRATCH = Path(gettempdir()) / "maskfold-explore"  # temporary folders get temporary names of this name
+SCRATCH = Path(gettempdir()) / "maskfold-explore"  # base of the names of temporary folders
 MAX_ATTEMPTS = 100  # maximum number of attempts to read a table; each attempt removes one unknown class or bad row
 
 
@@ -34,8 +34,8 @@ def find_cases(
 ) -> tuple[dict[str, ImagesByChannel], dict[str, dict[str, Any]]]:
     """Find the images of all cases and the truth of training cases; add errors to `findings` and continue.
 
-    Discovery reads only file names. So if there are duplicate ids, or ids that differ only in case, it runs again on
-    temporary folders of empty files without these ids.
+    Discovery reads only file names. If there are duplicate ids, or ids that differ only in upper and lower case, it
+    runs again on temporary folders with empty files of the same names, without these ids.
 
     Args:
         comp: the competition.
@@ -80,7 +80,7 @@ def find_cases(
         except MaskfoldError as error:
             if error.status != 2 or not any(finding.severity == "fault" for finding in findings.all):
                 raise
-            return {}, {}  # all cases have duplicate ids, which were reported, so no case is left to measure
+            return {}, {}  # all cases have duplicate ids, which are recorded already, so no case is left to measure
 
 
 def _discover(
@@ -107,7 +107,7 @@ def _discover(
     for add, errors in ((findings.add_fault, collector.fatal_errors), (findings.add_bad_case, collector.errors)):
         for case_id, case_error in errors:
             is_row = comp.train.rle is not None and LINE_PATTERN.search(case_error.message)
-            # A duplicate id was already reported; its rows have no image only because the id is excluded here.
+            # A duplicate id is recorded already. Its rows have no image only because this copy excludes the id.
             if case_id not in duplicate_ids:
                 add("table" if is_row else "files", split, case_id, case_error)
     return images, masks
@@ -189,10 +189,7 @@ def _find_case_twins(comp: Competition, split: str, findings: Findings) -> list[
 
 
 def _allows_many_files(key: str, pattern: str) -> bool:
-    """Return whether a case may have many files for a pattern.
-
-    A `*` means this in a pattern of masks, not of images.
-    """
+    """Return whether a case may have many files for a pattern: for a pattern of masks (not of images) with `*`."""
     return key.startswith("train.masks") and matches_many_files(pattern)
 
 

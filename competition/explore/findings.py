@@ -55,12 +55,12 @@ def _rule_values(comp: Competition, ids: list[str], split: str, key: str, findin
         return {}
     try:
         group_values(comp, [], key)
-    except MaskfoldError as error:  # the error concerns the rule itself, or its table
+    except MaskfoldError as error:  # the rule itself, or its table, is invalid
         findings.add_fault("group", "", "", error)
         return {}
     values: dict[str, str] = {}
     pending = [ids]
-    while pending:  # bisection finds the failing ids without a table lookup for each id
+    while pending:  # bisection finds the ids that fail, without reading the table once for each id
         batch = pending.pop()
         try:
             values.update(zip(batch, group_values(comp, batch, key) or [], strict=True))
@@ -132,7 +132,7 @@ def limit_ids(ids: Sequence[str]) -> list[str]:
 
 # Copies, rare classes and mixed formats
 
-MAX_SPACING_ERROR = 0.01  # relative difference between pixdim and affine from which a remark is added
+MAX_SPACING_ERROR = 0.01  # a larger relative difference between pixdim and affine gives a remark
 MIN_CLASS_CASES = 5  # with fewer cases, a class cannot be in each of five folds
 
 
@@ -294,7 +294,7 @@ def _find_unusual_cases(comp: Competition, cases: Sequence[CaseStats], findings:
 
 
 def _find_unusual_objects(cases: Sequence[CaseStats], findings: Findings) -> None:
-    """Find objects that overlap, are copies of other objects, or have no pixel."""
+    """Find objects that overlap, that are copies of other objects, or that have no pixel."""
     kinds: list[tuple[Callable[[TruthStats], int], str, str]] = [
         (
             lambda truth: truth.covered - truth.copies,
@@ -443,12 +443,12 @@ def _count_channels(case: CaseStats) -> int | None:
 
 # Contrasts
 
-SIMILAR_RATIO = 0.99  # ratio to the best contrast from which a channel counts as similarly good
+SIMILAR_RATIO = 0.99  # a channel with at least this share of the best contrast counts as equally good
 
 
 @dataclass(frozen=True)
 class ChannelContrast:
-    """Contrast of one channel over all training cases with foreground and background.
+    """Hold the contrast of one channel over all training cases with foreground and background.
 
     Attributes:
         name: name of the channel.
@@ -496,14 +496,14 @@ def rank_contrasts(cases: Sequence[CaseStats]) -> list[ChannelContrast]:
 
 # Training against test cases
 
-SIGNIFICANCE = 0.01  # probability of any false alarm; it is divided by the number of measures
+SIGNIFICANCE = 0.01  # probability of a false alarm in any measure; each measure gets an equal part
 MIN_DISTANCE = 0.3  # Kolmogorov-Smirnov distance below which a shift is ignored
 MIN_CASES = 5  # minimum number of values in each split
 
 
 @dataclass(frozen=True)
 class DistributionShift:
-    """Comparison of one measure between training and test cases.
+    """Hold the comparison of one measure between training and test cases.
 
     Attributes:
         measure: name of the measure.

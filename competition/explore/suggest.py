@@ -16,19 +16,21 @@ from competition.explore.types import CaseStats, ChannelStats
 from competition.text import format_count, has_or_have, join_names, pixel_or_voxel
 
 STEP = {2: 32, 3: 8}  # 2D encoders halve the patch five times, 3D networks three times
-MAX_PATCH_PIXELS = {2: 256**2, 3: 2**18}  # a step on one CPU core then takes seconds, not minutes
+# maximum size of a patch with which a step on one CPU core takes seconds, not minutes
+MAX_PATCH_PIXELS = {2: 256**2, 3: 2**18}
 DEFAULT_FOLDS = 5
 MAX_RESIZED_SIDE = 512  # longest side of a resized 2D image
 MAX_CHANNELS = 6  # maximum number of channels that a reason names
-MAX_AIR_HU = -500  # only CT has integer values below this
-MAX_MEAN_RATIO = 5.0  # above this ratio of the cases' means, the cases have no common intensity scale
-# Ratio to the finest axis above which an axis is coarse, as in nnU-Net (Isensee et al., Nature Methods 2021).
+MAX_AIR_HU = -500  # only CT has integer values below this number
+MAX_MEAN_RATIO = 5.0  # if the cases' means differ by a larger factor, the cases have no common intensity scale
+# An axis whose spacing is more than this multiple of the finest spacing is coarse, as in nnU-Net (Isensee et al.,
+# Nature Methods 2021).
 ANISOTROPY = 3.0
 
 
 @dataclass(frozen=True)
 class SuggestedKey:
-    """One key of the snippet, with its value in YAML, the reason, and alternatives."""
+    """Hold one key of the snippet, with its value in YAML, the reason, and alternatives."""
 
     key: str
     value: str
@@ -38,7 +40,7 @@ class SuggestedKey:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Suggested keys, and the grid of the preprocessed cases.
+    """Hold the suggested keys, and the grid of the preprocessed cases.
 
     Attributes:
         keys: keys of the sections `folds` and `prepare`.
@@ -172,7 +174,7 @@ def _resize(median_shape: Sequence[float], shapes: Sequence[tuple[int, ...]]) ->
     return SuggestedKey(
         "prepare.resize",
         "null",
-        f"images keep their scale; {extent}",
+        f"no resizing; {extent}",
         (
             f"resize: [{size[0]}, {size[1]}]   # one size for all images: for one large object per image",
             f"long_side: {max(size)}   # smaller images with their aspect ratio",
@@ -193,7 +195,7 @@ def _spacing(spacings: Sequence[tuple[float, ...]]) -> tuple[list[float] | None,
     reason = "the median; spacings differ between cases"
     if medians[coarse] >= ANISOTROPY * medians.min():
         medians[coarse] = np.quantile(array[:, coarse], 0.1)
-        reason = f"the median; for axis {coarse}, which is much coarser, the 10th percentile"
+        reason = f"the median, but the 10th percentile for axis {coarse}, which is much coarser"
     return [float(f"{mm:.3g}") for mm in medians], reason
 
 
@@ -307,7 +309,7 @@ def patch_size(shape: Sequence[int], most: int | None = None) -> list[int]:
 
 
 def _round_up(length: float, step: int) -> int:
-    """Round a length up to a multiple of the step; a short one of a volume to a power of two, as it is halved less."""
+    """Round a length up to a multiple of the step; a short length of a volume to a power of two."""
     if step < STEP[2] and length < step:
         return int(2 ** max(0, math.ceil(math.log2(max(1.0, length)))))
     return int(step * max(1, math.ceil(length / step)))

@@ -1,4 +1,4 @@
-"""Tables of an exploration: summaries for the terminal and the page, and one row per case or finding as CSV."""
+"""Make the tables of an exploration: summaries for terminal and page, and CSVs with a row per case or finding."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def _group_cell(cases: Sequence[CaseStats]) -> str:
 
 # CSV tables
 
-CHANNEL_COLUMNS = {  # attribute of `ChannelStats` by suffix of the column
+CHANNEL_COLUMNS = {  # attribute of `ChannelStats` by the suffix of the column's name
     "least": "minimum",
     "low": "low",
     "median": "median",
@@ -234,7 +234,7 @@ def case_rows(exploration: Exploration) -> pandas.DataFrame:
         for case_id in finding.case.split(", "):
             faults[finding.split, case_id] = faults.get((finding.split, case_id), 0) + 1
     rows = [_case_row(exploration, case, faults.get((case.split, case.id), 0)) for case in exploration.cases]
-    return pandas.DataFrame(rows).convert_dtypes()  # this dtype keeps integers in columns that have empty cells
+    return pandas.DataFrame(rows).convert_dtypes()  # with this dtype, columns with empty cells keep their integers
 
 
 def finding_rows(exploration: Exploration) -> pandas.DataFrame:

@@ -1,4 +1,4 @@
-"""Find the axes along which no class prefers a side, so that cases may be mirrored, and classes that stand in a row."""
+"""Find axes along which cases may be mirrored, because no class prefers a side; find classes that form a row."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from competition.explore.types import CaseStats
 
 MAP_SIDE = 12  # cells along each axis of a frequency map
-MAX_SAMPLED = 48  # voxels along an axis that are read for a map; others are skipped
-MIN_CASES = 8  # with fewer cases, a side cannot be told from chance
-MIN_CONSISTENCY = 1.0  # mean over standard deviation of the cases' asymmetry: most cases have the same side
-MIN_ASYMMETRY = 0.1  # share of the foreground that a mirrored map does not cover
-MIN_CLASSES = 3  # of a row
-MAX_SIZE_RATIO = 3.0  # of a class's median size to that of the row, either way
-MIN_SHARE = 0.95  # of the cases that have the classes in this order
+MAX_SAMPLED = 48  # maximum number of voxels along an axis that are read for a map
+MIN_CASES = 8  # with fewer cases, a side cannot be distinguished from chance
+# minimum of mean / standard deviation of the cases' asymmetry, so that most cases have the same side
+MIN_CONSISTENCY = 1.0
+MIN_ASYMMETRY = 0.1  # minimum share of the foreground that a mirrored map does not cover
+MIN_CLASSES = 3  # minimum number of classes in a row
+MAX_SIZE_RATIO = 3.0  # maximum ratio between the median sizes of a class and of the row
+MIN_SHARE = 0.95  # minimum share of the cases that have the classes in this order
 LETTERS = "RAS"
 
 
@@ -74,8 +75,8 @@ def frequency_map(layers: Sequence[NDArray[np.bool_]]) -> NDArray[np.float32]:
 def find_sides(train: Sequence[CaseStats]) -> list[Sidedness]:
     """Return whether the classes prefer a side, for each axis of the preprocessed cases; empty if this is unknown.
 
-    The maps are turned to RAS where the files have an orientation, as preprocessing turns the cases. The asymmetry of
-    half of the cases must show in the other cases too, because the mean map of a few cases is never symmetric.
+    If files have an orientation, their maps are turned to RAS, as preprocessing turns the cases. An asymmetry counts
+    only if both halves of the cases show it, because the mean map of a few cases is never symmetric.
     """
     maps = [
         turned_to_ras(case.truth.frequency, case.orientation)
@@ -106,12 +107,12 @@ def turned_to_ras(frequency: NDArray[np.float32], orientation: str | None) -> ND
     return np.flip(turned, tuple(flipped)) if flipped else turned
 
 
-# Classes that stand in a row, such as vertebrae: objects that look alike and whose order gives their names
+# Classes that form a row, such as vertebrae: similar objects whose order gives their names
 
 
 @dataclass(frozen=True)
 class ClassRow:
-    """Classes that stand in the same order in all cases.
+    """Hold classes that have the same order in all cases.
 
     Attributes:
         along: end of the axis at which the first class lies: R, A or S.
@@ -125,7 +126,7 @@ class ClassRow:
 def find_row(names: Sequence[str], train: Sequence[CaseStats]) -> ClassRow | None:
     """Return the row of classes; None if there is none, or if a case has no orientation.
 
-    A class belongs to a row if it is one object of similar size as the others in most cases.
+    A class belongs to a row if, in most cases, it is one object of about the same size as the other classes.
     """
     cases = [case for case in train if case.truth is not None and case.truth.frequency is not None]
     if len(cases) < MIN_CASES or any(case.orientation is None or "?" in case.orientation for case in cases):

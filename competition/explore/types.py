@@ -1,4 +1,4 @@
-"""Results of an exploration: findings, and measurements of one case."""
+"""Define the results of an exploration: findings, and measurements of one case."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SKIPPED_HINT = "Skipped by cv (on_bad_case: skip)."
 
 @dataclass(frozen=True)
 class Finding:
-    """A fault or a remark.
+    """Hold a fault or a remark.
 
     Attributes:
         severity: `fault` or `remark`; a fault stops `cv` or makes its score wrong, a remark may be intended.
@@ -40,7 +40,7 @@ class Finding:
 
 @dataclass
 class Findings:
-    """Collects findings in order, without duplicates.
+    """Collect findings in order, without duplicates.
 
     Attributes:
         all: the findings.
@@ -78,7 +78,7 @@ class Findings:
 
 
 class ErrorCollector(SkippedCases):
-    """Collects all errors of discovery, for every value of `on_bad_case`.
+    """Collect all errors of discovery, for every value of `on_bad_case`.
 
     Attributes:
         errors: id and error of each bad case.
@@ -99,7 +99,7 @@ class ErrorCollector(SkippedCases):
 
 @dataclass(frozen=True)
 class ChannelStats:
-    """Statistics of the intensities of one channel of one case, in the file's units.
+    """Hold statistics of the intensities of one channel of one case, in the file's units.
 
     Attributes:
         name: name of the channel.
@@ -131,7 +131,7 @@ class ChannelStats:
 
 @dataclass(frozen=True, eq=False)
 class TruthStats:
-    """Statistics of the truth of one case.
+    """Hold statistics of the truth of one case.
 
     Attributes:
         voxels: (K,) number of voxels of each class.
@@ -164,7 +164,7 @@ class TruthStats:
 
 @dataclass(eq=False)
 class CaseStats:
-    """The measurements of one case; attributes of unreadable files are None.
+    """Hold the measurements of one case; attributes of unreadable files are None.
 
     Attributes:
         id: id of the case.

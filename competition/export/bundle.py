@@ -92,7 +92,7 @@ def export_runs(
     options: ExportOptions = ExportOptions(),
     context: Context = Context(),
 ) -> ExportResult:
-    """Export runs as a bundle, after a test prediction of one patch. The folder is written completely or not at all.
+    """Export runs as a bundle, after a test prediction of one patch; write the folder completely or not at all.
 
     Args:
         runs: finished runs of one competition.
@@ -207,7 +207,7 @@ def _copy_run(run: Run, ensemble: Ensemble, folder: Path) -> int:
     write_yaml(plain, folder / EXPERIMENT_FILE)
     members = run.checkpoints()
     for checkpoint in members:
-        read_weights(checkpoint.path)  # check the original first, so that an error names it and not the copy
+        read_weights(checkpoint.path)  # check the original file first, because an error must not name the copy
         member = folder / run.member_folder(checkpoint.fold, checkpoint.seed).name
         copy_file(checkpoint.path, member / checkpoint.path.name)
         copy_file(checkpoint.path.parent / RESULT_FILE, member / RESULT_FILE)
@@ -312,7 +312,7 @@ def _root_markers(ensemble: Ensemble) -> list[str]:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raise an error unless a folder is missing, empty or an unchanged bundle, so that no file of the user is lost.
+    """Check that a folder is missing, empty or an unchanged bundle, so that no file of the user is lost.
 
     Raises:
         MaskfoldError: status 2; the folder contains other files.

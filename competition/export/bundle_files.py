@@ -36,8 +36,8 @@ subprocess.run([sys.executable, str(bundle / "run.py"), "--input", str(competiti
 SHOW_CELL = """print(*Path(OUTPUT).read_text().splitlines()[:3], sep="\\n")"""
 
 
-# The notebook is built without nbformat, which would add nine packages (0.8 MB to download, 3.2 MB installed) to every
-# installation to replace one dictionary. The tests validate the notebook with nbformat.
+# The notebook is built without nbformat. To replace one dictionary, nbformat would add nine packages (0.8 MB to
+# download, 3.2 MB installed) to every installation. The tests validate the notebook with nbformat.
 def build_notebook(title: str, hours: float) -> dict[str, Any]:
     """Return the notebook in format 4.5, as plain data.
 

@@ -1,4 +1,4 @@
-"""Files that turn a bundle into a container for Grand Challenge: Dockerfile, entry point, names of the sockets."""
+"""Write the files that make a bundle a container for Grand Challenge: Dockerfile, entry point, names of sockets."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def check_container(
     if container is None:
         return
     for option, slug in (("--input-slug", input_slug), ("--output-slug", output_slug)):
-        if slug is not None and not SLUG.fullmatch(slug):  # a folder's name, so `../..` would leave the folder
+        # the slug becomes a folder's name, so `../..` would leave the folder
+        if slug is not None and not SLUG.fullmatch(slug):
             raise MaskfoldError(
                 f"{option}: found {slug!r}, expected lower-case letters, digits and single hyphens.",
                 f"Copy the name of the socket from Grand Challenge, e.g. {option} ct-image.",
@@ -84,7 +85,7 @@ def write_container(folder: Path, comp: Competition, input_slug: str | None, out
     Args:
         folder: the bundle.
         comp: the competition.
-        input_slug: name of the input socket; None: the only folder of images that there is.
+        input_slug: name of the input socket; None: the container uses the only folder of images.
         output_slug: name of the output socket; None: the name of the competition.
     """
     import torch
@@ -98,7 +99,7 @@ def write_container(folder: Path, comp: Competition, input_slug: str | None, out
         itk=f"{ITK_PACKAGE}=={metadata.version(ITK_PACKAGE)}",
     )
     (folder / "Dockerfile").write_text(text, encoding="utf-8")
-    # No file of the manifest may be ignored, because the entry point checks all of them.
+    # Docker must not ignore any file of the manifest, because the entry point checks all of them.
     (folder / ".dockerignore").write_text("test\n", encoding="utf-8")
     script = Path(__file__).with_name("run_script.py").read_text(encoding="utf-8")
     if "competition.export.runtime import" not in script:

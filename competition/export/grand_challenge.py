@@ -1,4 +1,4 @@
-"""The interface of Grand Challenge: the images below /input/images, their label files below /output/images.
+"""Serve the interface of Grand Challenge: images below /input/images, their label files below /output/images.
 
 `export --container grand-challenge` writes a bundle with a Dockerfile, whose entry point is `process.py`; that script
 calls `main` of this module.
@@ -27,7 +27,7 @@ from competition.export.runtime_cases import Bundle
 from competition.postprocessing.pipeline import postprocess
 from competition.submission.label_files import label_arrays
 
-CONTAINER_FILE = "container.json"  # in the bundle: names of the sockets
+CONTAINER_FILE = "container.json"  # file in the bundle with the names of the sockets
 EXTENSIONS = (".mha", ".tif", ".tiff")
 RAS_FROM_LPS = np.array([-1.0, -1.0, 1.0])
 
@@ -93,7 +93,7 @@ def predict_sockets(folder: Path, input_folder: Path, output_folder: Path) -> in
 
 
 def find_images(folder: Path, slug: str | None) -> list[Path]:
-    """Return the images of the input socket `slug`; None: of the only socket.
+    """Return the images of the input socket `slug`, or of the only socket if `slug` is None.
 
     Raises:
         MaskfoldError: the socket or its images are missing.

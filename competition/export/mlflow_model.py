@@ -46,9 +46,9 @@ def write_predictor_folder(run: Run, folder: Path) -> None:
 
 
 def model_fingerprint(run: Run) -> str:
-    """Return a SHA-256 (hexadecimal) of what determines a run's model: experiment, post-processing, weights, code."""
+    """Return the SHA-256 (hexadecimal) of all parts of a run's model: experiment, post-processing, weights, code."""
     exp = resolve_config(run.exp)
-    exp["competition"].pop("root")  # because the location of the data does not change the model
+    exp["competition"].pop("root")  # the location of the data does not change the model
     for key in ("run", "study"):
         del exp[key]
     code = [
@@ -116,7 +116,7 @@ def write_model(run: Run, folder: Path, temporary_folder: Path) -> None:
     """
     import mlflow.pyfunc
 
-    # MLflow warns if there is no signature, but no signature can describe arrays of any size.
+    # MLflow warns that the signature is missing, but no signature can describe arrays of any size.
     logging.getLogger("mlflow.pyfunc").setLevel(logging.ERROR)
     write_predictor_folder(run, temporary_folder / "run")
     code = temporary_folder / "code" / "competition"

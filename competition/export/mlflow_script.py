@@ -1,4 +1,4 @@
-"""Load a registered model. MLflow stores a copy of this script and runs the copy when the model is loaded."""
+"""Load a registered model; MLflow stores a copy of this script, and runs the copy to load the model."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ class Segmenter(PythonModel):
     """Predict masks of images as an MLflow model; see `Predictor` in competition/export/predictor.py."""
 
     def load_context(self, context: Any) -> None:
-        """Open the folder of the networks. The networks are loaded when the first image is predicted."""
+        """Open the folder of the networks, which are loaded for the first image."""
         self.predictor = Predictor(Path(context.artifacts["run"]))
 
     # With the type hint pd.DataFrame, MLflow accepts any input. Without a type hint MLflow warns, and no other type

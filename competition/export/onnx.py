@@ -48,7 +48,7 @@ class OnnxNetwork(nn.Module):
         providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
         try:
             self.session: Any = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # because onnxruntime's exception classes are not a stable API
+        except Exception as error:  # onnxruntime's exception classes are no stable API
             raise MaskfoldError(
                 f"{path} cannot be run: {str(error).splitlines()[0]}.", "Export the bundle again."
             ) from error
@@ -95,7 +95,7 @@ class MainOutputNetwork(nn.Module):
 
 
 def write_onnx(network: nn.Module, channels: int, exp: Experiment, path: Path) -> float:
-    """Write a network as ONNX. If the network's code allows, the file works for any batch size, otherwise only for 1.
+    """Write a network as ONNX, for any batch size if the network's code allows it, otherwise for a batch of 1.
 
     Args:
         network: the network, on any device.

@@ -86,7 +86,7 @@ def _read_settings(path: Path) -> PostprocessConfig:
 
 
 def adapt_to_machine(exp: Experiment) -> Experiment:
-    """Adapt the experiment to this machine: use one device. If the machine lacks the YAML's accelerator, use `auto`."""
+    """Adapt the experiment to this machine: use one device, and `auto` if the YAML's accelerator is missing."""
     import torch
 
     accelerator = exp.run.accelerator
@@ -222,7 +222,7 @@ def _join_channels(channels: list[Image], name: str) -> Image:
 
 
 def _set_geometry(image: Image, spacing: Any, affine: Any, name: str) -> Image:
-    """Set the spacing and affine of an image. Without a spacing, the affine also defines the spacing."""
+    """Set the spacing and affine of an image; without a spacing, the affine defines it."""
     if not _is_missing(affine):
         matrix = np.asarray(affine, np.float64)
         voxel_sizes = np.linalg.norm(matrix[:3, :3], axis=0) if matrix.shape == (4, 4) else np.zeros(3)

@@ -32,7 +32,7 @@ ENTRY_MODULES = (
     # Modules that are imported by name when a run's YAML is read.
     *(registry.package for registry in (STEPS, SCHEDULES)),
 )
-# Wheels of these packages are not downloaded: they take gigabytes, and every GPU notebook has them for its driver.
+# Wheels of these packages are not downloaded, because they take gigabytes, and every GPU notebook has its own.
 PREINSTALLED = ("torch", "torchvision", "triton")
 PREINSTALLED_PREFIXES = ("nvidia-", "cuda-")  # dependencies of PyTorch
 
@@ -94,10 +94,10 @@ def _module_file(parts: list[str]) -> Path | None:
     return None
 
 
-# An export reads the files twice, and a process may export several bundles; these files do not change meanwhile.
+# Cached, because an export reads the files twice, and a process may export several bundles. The files do not change.
 @cache
 def _imports(path: Path) -> tuple[str, ...]:
-    """Return the full names of all modules that a file may import. `from a import b` may import the module a.b."""
+    """Return the full names of all modules that a file may import; `from a import b` may import the module a.b."""
     names = []
     for node in _runtime_statements(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -243,7 +243,7 @@ def download_wheels(packages: Iterable[PinnedPackage], folder: Path) -> int:
     return sum(1 for _ in folder.iterdir())
 
 
-# Listing the files of all installed packages takes a second, and a process may export several bundles.
+# Cached, because listing the files of all installed packages takes a second, and a process may export several bundles.
 @cache
 def _packages_of_module() -> Mapping[str, Sequence[str]]:
     """Return the installed packages of each top-level module."""

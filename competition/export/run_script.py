@@ -1,4 +1,4 @@
-"""Run a bundle: a copy of this file is the bundle's script `run.py`. At the top, only the standard library is imported.
+"""Run a bundle: a copy of this file is the bundle's script `run.py`. The top imports only the standard library.
 
 The script checks the bundle and predicts the test cases of a competition, without network access:
 
@@ -39,10 +39,7 @@ def check_files() -> None:
             fail(f"{name} is missing from the bundle.", hint)
         with open(HERE / name, "rb") as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() != sha256:
-                fail(
-                    f"{name} is not the file that was exported: its SHA-256 differs from the one in manifest.json.",
-                    hint,
-                )
+                fail(f"{name} was changed after the export: its SHA-256 differs from the one in manifest.json.", hint)
     for path in sorted((HERE / "code").rglob("*.py")):
         if path.relative_to(HERE).as_posix() not in manifest:
             fail(
@@ -97,7 +94,7 @@ def check_and_run() -> int:
     """Check the bundle, then run the package in `code`."""
     check_files()
     check_packages()
-    sys.dont_write_bytecode = True  # so that the bundle stays unchanged
+    sys.dont_write_bytecode = True  # Python then writes no files, so the bundle stays unchanged
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # also for the processes of several devices
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.path.insert(0, str(HERE / "code"))

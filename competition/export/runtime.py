@@ -43,7 +43,7 @@ HINTS = (
 
 
 def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
-    """Run a bundle. Errors that the user can fix are printed to standard error.
+    """Run a bundle; print errors that the user can fix to standard error.
 
     Args:
         folder: folder of the bundle.
@@ -226,7 +226,7 @@ def _predict_shard(
 
 
 def _masks(cases: Iterator[BundlePrediction], found: TestCases, missed: list[str]) -> Iterator[MaskItem | ObjectsItem]:
-    """Yield the masks of all cases. The ids of cases that were not predicted are appended to `missed`."""
+    """Yield the masks of all cases; append the ids of cases that were not predicted to `missed`."""
     for predicted in cases:
         if not predicted.reached:
             missed.append(str(predicted.row.id))

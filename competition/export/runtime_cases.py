@@ -49,7 +49,7 @@ from competition.text import format_count, join_or
 
 BUNDLE_FILE, BUNDLE_FORMAT = "bundle.json", 1
 ROWS_FILE = "rows.json"  # file with the cases of each process
-GRACE_SECONDS = 20.0  # seconds after the deadline within which a process may finish its case
+GRACE_SECONDS = 20.0  # seconds after the deadline in which a process may still finish its case
 
 
 # The bundle
@@ -163,7 +163,7 @@ def find_test_cases(comp: Competition, suffix: str, context: Context) -> TestCas
         return TestCases(TestSet(comp, rows, profile, None, full_names))
     lookup = IdLookup([name for case_names in names.values() for name in case_names])
     known_keys = [key for key in sample_keys if lookup.get(key[0]) is not None]
-    if not known_keys:  # the names in a dummy do not show how real cases are named
+    if not known_keys:  # the names in a dummy sample do not show how real cases are named
         names = {row.id: row_names(row, profile, None) for row in rows}
     suffix = id_suffix(sample_keys) or suffix
     known = {(lookup.get(image), cls) for image, cls in known_keys}
@@ -187,7 +187,7 @@ def find_test_cases(comp: Competition, suffix: str, context: Context) -> TestCas
 def write_empty_submission(found: TestCases, path: Path) -> int:
     """Write the sample's rows with empty masks; without a sample, write only the header.
 
-    A notebook is saved before the test set exists, and needs this file for that.
+    A notebook needs this file, because it is saved before the test set exists.
 
     Returns:
         The number of rows.
@@ -299,7 +299,7 @@ def _report_differences(
 
 
 class TimeUp(BaseException):
-    """Stop a case when the deadline passes. This is a BaseException, so that `except Exception` does not catch it."""
+    """Stop a case when the deadline passes; a BaseException, so that `except Exception` does not catch it."""
 
 
 class BundlePrediction(NamedTuple):
@@ -350,8 +350,8 @@ def predict_cases(
     Args:
         bundle: the bundle with the networks.
         rows: rows of the case table.
-        confidence: whether the submission file has a confidence for each object. scratch: folder for preprocessed
-            cases.
+        confidence: whether the submission file has a confidence for each object.
+        scratch: folder for preprocessed cases.
         options: time limit and error handling.
         say: function that receives messages for the user.
 
@@ -398,7 +398,7 @@ def empty_prediction(row: Any, comp: Competition) -> BundlePrediction:
 
 
 def _load_networks(bundle: Bundle, rows: Sequence[Any], scratch: Path, options: PredictionOptions) -> EnsemblePredictor:
-    """Load the networks. The first readable case defines their number of input channels."""
+    """Load the networks; the first readable case defines their number of input channels."""
     for number, row in enumerate(rows):
         try:
             predictor = EnsemblePredictor(bundle.ensemble, row, Context(bundle.trust), scratch)
@@ -453,7 +453,8 @@ def assign_shards(sizes: Sequence[int], shards: int) -> list[list[int]]:
     From the largest case to the smallest, each case goes to the shard with the fewest voxels so far.
 
     Args:
-        sizes: number of voxels of each case. shards: number of shards.
+        sizes: number of voxels of each case.
+        shards: number of shards.
 
     Returns:
         Indices of cases in order, for each shard.
@@ -511,7 +512,8 @@ def collect(
             calls `save_result`.
         devices: one device per process.
         rows: rows of the case table.
-        sizes: number of voxels of each case. folder: empty folder for the masks.
+        sizes: number of voxels of each case.
+        folder: empty folder for the masks.
         confidence: whether the file has a confidence for each object.
         deadline: time on the clock `time.monotonic`; None: no deadline.
 
@@ -559,7 +561,7 @@ def save_result(folder: Path, case: int, predicted: BundlePrediction) -> None:
 
 
 def _environment(device: str, count: int) -> tuple[str, dict[str, str]]:
-    """Return a process's device and environment. The process sees only its own GPU, or has its share of CPU threads."""
+    """Return a process's device and environment, with only its own GPU or its share of CPU threads."""
     if device == "cpu":
         threads = max(1, (os.cpu_count() or 1) // count)
         return "cpu", {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
@@ -575,7 +577,7 @@ def _wait_for_case(
     path = folder / f"{case}.npz"
     while not path.exists():
         if task.done() and not path.exists():
-            pool.result(task)  # this raises the error of the process, if there is one
+            pool.result(task)  # raises the error of the process, if there is one
             raise MaskfoldError(
                 f"The process that predicts case {row.id} ended before it wrote the masks.",
                 "Run with --devices cpu, or with one device.",

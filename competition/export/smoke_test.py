@@ -47,7 +47,7 @@ class ImportBlocker(MetaPathFinder):
         return None if name.split(".")[0] in HIDDEN_PACKAGES else self.finder.find_spec(name, path, target)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.finder, name)  # so that `importlib.metadata` can use the other methods of finders
+        return getattr(self.finder, name)  # `importlib.metadata` uses the other methods of finders
 
 
 def smoke_test(folder: Path, root: Path, row: Any, onnx: bool) -> list[str]:

@@ -1,9 +1,9 @@
 """Keep a time limit by dropping parts of the ensemble in a fixed order.
 
-First, test-time augmentation is dropped for all runs at once. Then networks are dropped one by one: each time, the last
-network of the run with the lowest weight per network (weight of the run divided by its number of networks). If runs are
-equal, the later run loses a network. At least one network remains. The weights of the remaining networks and runs are
-normalised again.
+First, test-time augmentation is dropped for all runs at once. Then networks are dropped one by one, always the last
+network of the run with the lowest weight per network (weight of the run divided by its number of networks). If several
+runs have this lowest weight, the latest of them loses a network. At least one network remains. The weights of the
+remaining networks and runs are normalised again.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 
 from competition.ensembling.ensemble import EnsemblePredictor
 
-TIME_MARGIN = 1.15  # factor by which the remaining cases may take longer than projected
-MEASURED_CASES = 3  # number of cases before a part may be dropped
-EARLY_SHARE = 0.1  # share of the time limit after which one case suffices for a decision
+TIME_MARGIN = 1.15  # safety factor: the remaining cases may take this many times the projected time
+MEASURED_CASES = 3  # a part may be dropped only after this number of cases
+EARLY_SHARE = 0.1  # a part may be dropped after one case if more than this share of the time limit is used
 # Share of the time limit, and seconds, that are reserved for writing the file.
 RESERVE_SHARE, RESERVE_MOST = 0.02, 300.0
 
@@ -60,7 +60,7 @@ def effort_levels(weights: Sequence[float], networks: Sequence[int], views: Sequ
         levels.append(EffortLevel(False, tuple(remaining)))
     while sum(remaining) > 1:
         weight_per_network = {run: weights[run] / count for run, count in enumerate(remaining) if count}
-        # rounded, so that equal weights stay equal after a division
+        # rounded, so that equal weights are equal after the division
         lightest = min(reversed(weight_per_network), key=lambda run: round(weight_per_network[run], 12))
         remaining[lightest] -= 1
         levels.append(EffortLevel(not has_tta, tuple(remaining)))
@@ -107,7 +107,7 @@ class TimeBudget:
         return self.deadline is not None and self.clock() >= self.deadline
 
     def record(self, seconds: float, run_seconds: Sequence[float]) -> list[str]:
-        """Record the time of a case. If the remaining cases would take too long, lower the effort level.
+        """Record the time of a case, and lower the effort level if the remaining cases would take too long.
 
         Args:
             seconds: total time of the case.
@@ -148,7 +148,7 @@ class TimeBudget:
         total = sum(overhead for _, overhead, _ in cases)
         for run, count in enumerate(self.level.passes(self.views)):
             measured = [(size, per_pass[run]) for size, _, per_pass in cases if per_pass[run] >= 0]
-            if measured:  # false only for a run that was dropped, which remains dropped
+            if measured:  # false only for a dropped run, which stays dropped
                 total += count * voxels * sum(seconds for _, seconds in measured) / sum(size for size, _ in measured)
         return total * sum(self.sizes[len(self.measured) :]) / voxels
 
@@ -195,7 +195,7 @@ class TimedNetworks:
 
 
 class DegradableEnsemble:
-    """Reduce an ensemble to one of its effort levels. At the first level, the ensemble is complete.
+    """Reduce an ensemble to one of its effort levels; at the first level, the ensemble is complete.
 
     Args:
         predictor: networks of the ensemble; changed in place.

@@ -43,14 +43,14 @@ from competition.text import and_more, format_count, has_or_have, name_problem
 if TYPE_CHECKING:
     import pandas as pd
 
-IMPORT_FORMAT = 1  # part of that digest; increased if the same files would give other predictions
-LOW_DICE = 0.1  # if every class has less, the axes or channels are probably wrong
+IMPORT_FORMAT = 1  # part of the digest of an import; increase it if the same files give other predictions
+LOW_DICE = 0.1  # if the Dice of every class is lower, the axes or channels are probably wrong
 DEFAULT_OPTIONS = ReadingOptions()
 
 
 @dataclass(frozen=True)
 class ImportedRun:
-    """The result of an import: the run, its scores, and the cases that do not count.
+    """Hold the result of an import: the run, its scores, and the cases that do not count.
 
     Attributes:
         run: the run.
@@ -112,7 +112,7 @@ def import_predictions(
     cases = case_table(comp, "train")
     skipped = [case for case, _ in cases.attrs.get("skipped", [])]
     sources = find_sources(folder, oof, splits, [*cases["id"], *skipped], comp.classes)
-    for case in skipped:  # unreadable, so it cannot be scored
+    for case in skipped:  # the case is unreadable, so it cannot be scored
         sources.cases.pop(case, None)
     tests = case_table(comp, "test") if comp.test is not None else None
     if tests is not None:
@@ -140,13 +140,14 @@ def import_predictions(
     is_new = not (run.folder / CASES_FILE).exists()
     if is_new:
         run.folder.parent.mkdir(parents=True, exist_ok=True)
-        with temporary_folder(root.parent / "import") as temporary:  # where no command looks for runs
+        with temporary_folder(root.parent / "import") as temporary:  # a folder in which no command looks for runs
             staged = replace(run, folder=temporary / run.folder.name)
             _write(staged, sources, used, tests, options, context, progress, source=folder)
             try:
                 os.replace(staged.folder, run.folder)
             except OSError:
-                if not (run.folder / CASES_FILE).exists():  # else another command has imported the same files
+                # if the folder exists now, another command has imported the same files
+                if not (run.folder / CASES_FILE).exists():
                     raise
         sync_folder(run.folder.parent)
     run = load_run(run.folder, context.trust)
@@ -167,7 +168,7 @@ def _check_name(name: str) -> None:
 
 
 def _with_channels(options: ReadingOptions, sources: Sources, comp: Competition, context: Context) -> ReadingOptions:
-    """Return the options with the order of the classes in nnU-Net's dataset.json, if it has the same names."""
+    """Return the options with the order of the classes in nnU-Net's dataset.json, if the names are the same."""
     found = [name.lower() for name in sources.channels]
     expected = [name.lower() for name in comp.classes]
     if options.channels or not found or comp.labels != "exclusive":
@@ -222,7 +223,7 @@ def _make_run(
             "loss": placeholder,
         }
     )
-    exp = Experiment.model_validate(resolve_config(exp))  # as it is read from the run's folder
+    exp = Experiment.model_validate(resolve_config(exp))  # as a later command reads it from the run's folder
     exp.competition.metric.trust(trust)
     data = combined_data_hash(cases, {})
     digest = _digest(sources, used, options)
@@ -234,12 +235,12 @@ def _make_run(
 
 
 def _digest(sources: Sources, used: Sequence[str], options: ReadingOptions) -> str:
-    """Return the SHA-256 of the files that are imported and of how they are read."""
+    """Return the SHA-256 of the imported files and of the options with which they are read."""
     files = {
         kind: {case: [sha256_of_file(path) for path in found[case].paths] for case in ids}
         for kind, found, ids in (("oof", sources.cases, used), ("test", sources.tests, list(sources.tests)))
     }
-    # The extension decides how a file is read.
+    # The extension is included, because it decides how a file is read.
     suffixes = sorted({path.suffix for found in _all_files(sources, used) for path in found.paths})
     return json_digest([IMPORT_FORMAT, files, suffixes, asdict(options)])
 
@@ -304,11 +305,11 @@ def _write(
 
 @dataclass(frozen=True)
 class CaseImporter:
-    """Reads, stores and scores single cases; the object is sent to worker processes."""
+    """Read, store and score single cases in worker processes."""
 
     exp: Experiment
     options: ReadingOptions
-    origin: str  # digest of the imported files, which is stored with each prediction in the place of weights
+    origin: str  # digest of the imported files, which is stored with each prediction instead of a digest of weights
 
     def convert(self, job: tuple[Any, CaseFiles, Path, tuple[int, ...], int | None]) -> list[dict[str, Any]]:
         """Store the prediction of one case, and score it if it has a fold.
@@ -342,8 +343,7 @@ class CaseImporter:
 def _write_member(run: Run, fold: int, scores: pd.DataFrame, origin: str) -> None:
     """Write the scores and the result of one fold; -1 if only test cases are predicted.
 
-    The digest of the imported files has the place of the weights' digest, so that predictions of another import are
-    refused.
+    The digest of the imported files replaces that of the weights, so that predictions of another import are refused.
     """
     folder = run.member_folder(fold, 0)
     folder.mkdir(exist_ok=True)
@@ -370,7 +370,7 @@ def _write_member(run: Run, fold: int, scores: pd.DataFrame, origin: str) -> Non
 
 
 def import_notes(done: ImportedRun) -> list[str]:
-    """Return notes for the user on what was left out, or looks wrong."""
+    """Return notes for the user about predictions that were left out or look wrong."""
     notes = []
     for reason in dict.fromkeys(done.seen.values()):
         ids = [case for case, why in done.seen.items() if why == reason]

@@ -24,15 +24,15 @@ from competition.importing.sources import ARRAYS, CaseFiles
 Array = NDArray[Any]
 NNUNET_KEYS = ("probabilities", "softmax")  # names of the array in nnU-Net's archives, version 2 and 1
 ARRAY_KEYS = (*NNUNET_KEYS, "probs", "prediction", "pred", "arr_0")
-VALUE_TOLERANCE = 1e-3  # distance from [0, 1] that rounding explains
-SUM_TOLERANCE = 0.02  # of the probabilities of a pixel, for float16 and uint8
-MAX_LABEL_DIFFERENCE = 0.01  # share of pixels in which probabilities and the labels next to them may differ
+VALUE_TOLERANCE = 1e-3  # values this far outside of [0, 1] are accepted, because of rounding
+SUM_TOLERANCE = 0.02  # tolerance of the sum of a pixel's probabilities, for float16 and uint8
+MAX_LABEL_DIFFERENCE = 0.01  # maximum share of pixels in which an array and the label file next to it may differ
 Kind = Literal["auto", "labels", "probabilities"]
 
 
 @dataclass(frozen=True)
 class ReadingOptions:
-    """Options that set how prediction files are read.
+    """Set how prediction files are read.
 
     Attributes:
         kind: whether files hold labels or probabilities; auto: by their channels and values.
@@ -115,14 +115,14 @@ def read_prediction_file(comp: Competition, row: Any, path: Path, options: Readi
     """Read one file as (C, *file shape) on the axes of the case; the values are not changed.
 
     Raises:
-        MaskfoldError: the file cannot be read, or its shape or place differs from the image.
+        MaskfoldError: the file cannot be read, or its shape or affine differs from that of the image.
     """
     try:
         return _read_on_case_axes(comp, row, path, options)
     except MaskfoldError as error:
         if "competition." not in error.hint:
             raise
-        # The hints of the readers name keys for the images of a competition.
+        # Replace the hints of the readers, which name keys for the images of a competition.
         raise MaskfoldError(error.message, "Predict the case again, or copy the file again.") from error
 
 
@@ -136,7 +136,7 @@ def _read_on_case_axes(comp: Competition, row: Any, path: Path, options: Reading
         if source is None and is_nnunet:
             source = "zyx" if comp.dimensions == 3 else "yx"
     else:
-        _check_place(comp, row, path, target)
+        _check_affine(comp, row, path, target)
         array, source = _read_picture(path, comp, options), file_axes(comp, path.name)
     order = permutation(source, target)
     if order is not None:
@@ -207,8 +207,8 @@ def _read_picture(path: Path, comp: Competition, options: ReadingOptions) -> Arr
     return read_image(path, comp.dimensions).array
 
 
-def _check_place(comp: Competition, row: Any, path: Path, target: str | None) -> None:
-    """Check that a NIfTI file lies where the image lies."""
+def _check_affine(comp: Competition, row: Any, path: Path, target: str | None) -> None:
+    """Check that a NIfTI file has the affine of the image."""
     if not NIFTI.search(path.name):
         return
     source = next(iter(json.loads(row.images).values()))
@@ -292,7 +292,7 @@ def _check_finite(array: Array, path: Path) -> None:
 
 
 def _are_labels(array: Array, comp: Competition) -> bool:
-    """Return whether a single channel has only values of the label files; 0 and 1 mean the same in probabilities."""
+    """Return whether a single channel has only values of label files; 0 and 1 are also valid probabilities."""
     known = {0, *(value for values in comp.class_values for value in values)}
     if comp.instances:
         return False
@@ -387,7 +387,7 @@ def _channel_order(comp: Competition, channels: tuple[str, ...]) -> list[int] | 
 
 
 def _check_beside(comp: Competition, row: Any, files: CaseFiles, probabilities: Array, options: ReadingOptions) -> None:
-    """Check that the probabilities have the labels of the label file next to them; a flipped axis shows here.
+    """Check that the probabilities agree with the label file next to them, to detect a flipped axis.
 
     Raises:
         MaskfoldError: they differ in more than `MAX_LABEL_DIFFERENCE` of the pixels.

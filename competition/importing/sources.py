@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 EXTENSIONS = (".npz", ".npy", ".nii.gz", ".nii", ".png", ".tif", ".tiff")
 ARRAYS = (".npz", ".npy")
 FOLD_FOLDER = re.compile(r"fold_(\d+)")
-VALIDATION_FOLDERS = ("validation", "validation_raw")  # nnU-Net's, of version 2 and 1
+VALIDATION_FOLDERS = ("validation", "validation_raw")  # names of nnU-Net's file of folds, in versions 2 and 1
 SPLIT_FILES = ("splits_final.json", "folds.csv")
 LAYOUT_HINT = (
     "Expected FOLDER/fold_0/validation/ID.npz (nnU-Net), FOLDER/fold_0/ID.nii.gz, or FOLDER/oof/ID.nii.gz with "
@@ -35,7 +35,7 @@ LAYOUT_HINT = (
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """The files that predict one case.
+    """Hold the files that predict one case.
 
     Attributes:
         main: the prediction; or, with `by_class`, the file of the first class.
@@ -55,7 +55,7 @@ class CaseFiles:
 
 @dataclass
 class Sources:
-    """The prediction files that a search found, by case.
+    """Hold the prediction files that a search found, by case.
 
     Attributes:
         layout: description of the layout, for the user.
@@ -111,7 +111,8 @@ def find_sources(folder: Path, oof: Path | None, splits: Path | None, ids: list[
                 "or put the predictions into FOLDER/fold_0, FOLDER/fold_1, …",
                 status=2,
             )
-    # Also the folds of cases without a prediction matter: they say what the networks of other folds were trained on.
+    # Keep the folds of cases without a prediction too, because they show on which cases the networks of other folds
+    # were trained.
     sources.fold_of = {**(known or {}), **sources.fold_of}
     sources.channels = _channel_names(folder)
     return sources
@@ -138,7 +139,7 @@ def find_tests(sources: Sources, folder: Path, test: Path | None, ids: list[str]
 
 
 def _fold_folders(folder: Path) -> Iterator[tuple[int, Path]]:
-    """Yield the number of each fold folder and the folder of its predictions; folders without predictions are left."""
+    """Yield the number of each fold folder and the folder of its predictions; skip folders without predictions."""
     matches = [(FOLD_FOLDER.fullmatch(path.name), path) for path in sorted(folder.iterdir()) if path.is_dir()]
     for match, path in sorted((int(match[1]), path) for match, path in matches if match):
         place = next((path / name for name in VALIDATION_FOLDERS if (path / name).is_dir()), path)
@@ -162,7 +163,7 @@ def _add_fold(sources: Sources, number: int, place: Path, ids: list[str], classe
 
 
 def _check_agreement(sources: Sources, known: Mapping[str, int | None], name: str) -> None:
-    """Check that the fold folders agree with the file of folds; a case that it does not validate counts as seen."""
+    """Check that fold folders agree with the file of folds; a case that no fold validates counts as seen."""
     for case, number in list(sources.fold_of.items()):
         listed = known.get(case)
         if listed is None:
@@ -245,7 +246,7 @@ def _channel_names(folder: Path) -> list[str]:
         labels = json.loads(path.read_text(encoding="utf-8"))["labels"]
         numbers = {str(name): value for name, value in labels.items()}
         if not all(type(value) is int for value in numbers.values()):
-            return []  # regions, whose channels have the order of `regions_class_order`
+            return []  # regions are omitted, because their channels have the order of `regions_class_order`
         return [name for name, value in sorted(numbers.items(), key=lambda item: item[1]) if value > 0]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return []

@@ -1,4 +1,4 @@
-"""Read and write folds as other programs do: nnU-Net's splits_final.json, and CSV tables of id and fold."""
+"""Read and write folds in the formats of other programs: nnU-Net's splits_final.json, and CSVs of id and fold."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def read_splits(path: Path) -> dict[str, int | None]:
             the form of nnU-Net's splits_final.json.
 
     Returns:
-        The fold by id; None if no fold, or more than one fold, validates the case.
+        The fold by id; None for a case that no fold, or several folds, validate.
 
     Raises:
         MaskfoldError: the file is missing or damaged, or a fold trains on a case that it validates.

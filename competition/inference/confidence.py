@@ -34,7 +34,7 @@ def pseudo_mask(probabilities: np.ndarray, comp: Competition, rule: ConfidenceCo
 
 
 def self_dice(probabilities: np.ndarray, comp: Competition) -> float:
-    """Return the soft Dice of a prediction's probabilities p and its own mask m, 2·Σpm / (Σp + Σm).
+    """Return the soft Dice of a prediction's probabilities p and the mask m of this prediction, 2·Σpm / (Σp + Σm).
 
     The result is the mean over the classes in the mask. If the mask is empty, the result is 1 minus the largest
     probability of a class, because an empty prediction is confident if all foreground probabilities are low.

@@ -1,6 +1,7 @@
 """Convert the probabilities of a case to the masks of its classes.
 
-Without torch, which takes seconds to import: the processes that score stored predictions need these functions alone.
+This module does not import torch, which takes seconds, because processes that score stored predictions need only these
+functions.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def to_masks(probabilities: np.ndarray, comp: Competition, thresholds: Sequence[
         for index, threshold in enumerate(thresholds if thresholds is not None else [0.5] * classes):
             np.greater(probabilities[index], threshold, out=masks[index])
         return masks
-    for plane in range(probabilities.shape[1]):  # because np.argmax of a whole volume takes 8 bytes per voxel
+    # Slice by slice, because np.argmax of a whole volume takes 8 bytes per voxel.
+    for plane in range(probabilities.shape[1]):
         labels = np.argmax(merge_boundary_class(probabilities[:, plane], comp), axis=0)
         for index in range(classes):
             masks[index, plane] = labels == index + 1

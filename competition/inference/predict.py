@@ -1,4 +1,4 @@
-"""Predict a case on the grid of its file: probabilities, the device, and retries after out-of-memory errors."""
+"""Predict a case on the grid of its file; select the device, and retry after out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ OUT_OF_MEMORY_MESSAGES = (
 HOST_MEMORY_HINT = "To use less memory of the host, lower run.parallel_folds or run.workers"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 T = TypeVar("T")
-_reduced: dict[str, int] = {}  # windows per batch by device, for devices on which inference.batch_size did not fit
+# Reduced number of windows per batch, for each device whose memory was too small for inference.batch_size.
+_reduced: dict[str, int] = {}
 log = logging.getLogger(__name__)
 
 

@@ -13,10 +13,10 @@ import numpy as np
 from competition.data.geometry import Geometry, resample
 from competition.errors import MaskfoldError
 
-if TYPE_CHECKING:  # processes that only score stored predictions import this module
+if TYPE_CHECKING:  # not at run time, because processes that only score stored predictions import this module
     import torch
 
-# Probabilities are clipped to [MIN_PROBABILITY, 1 - MIN_PROBABILITY], so that one network cannot outvote all others.
+# Probabilities are clipped to [MIN_PROBABILITY, 1 - MIN_PROBABILITY], so that one network cannot outweigh all others.
 MIN_PROBABILITY = 1e-3
 
 

@@ -1,9 +1,10 @@
 """Predict with sliding windows and Gaussian blending, in slabs along the first axis."""
 
-# Not monai.inferers: it adds the windows in another order, so predictions of existing runs would change in their last
-# bits. MONAI is faster if the network is small. Processor time and additional memory for a volume of 256×256×640, five
-# output channels and a network of one 1×1×1 convolution: MONAI 7.2 s and 26 bytes per voxel, MONAI with
-# `buffer_steps=1` 9.6 s and 30 bytes, this file 19.4 s and 31 bytes (`python benchmarks/libraries.py windows`).
+# This module does not use monai.inferers, which adds the windows in another order, so predictions of existing runs
+# would change in their last bits. MONAI is faster if the network is small. Processor time and additional memory for a
+# volume of 256×256×640, five output channels and a network of one 1×1×1 convolution: MONAI 7.2 s and 26 bytes per
+# voxel, MONAI with `buffer_steps=1` 9.6 s and 30 bytes, this file 19.4 s and 31 bytes (`python benchmarks/libraries.py
+# windows`).
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ from competition.inference.tta import TTAView, tta_views
 from competition.models.execution import arrange
 from competition.models.interface import format_shapes, main_output, split_presence
 
-SLAB_BYTES = 2**32  # if the sums are larger, they are stored in host memory
+SLAB_BYTES = 2**32  # larger sums of windows are stored in host memory instead of on the device
 SLICES_PER_BLOCK = 16  # number of slices that are read and summed together for a 2D network
 Autocast = Callable[[], AbstractContextManager[Any]]
 Predict = Callable[[torch.Tensor], torch.Tensor]
@@ -69,9 +70,9 @@ def predict_image_with_presence(
     device: torch.device | str = "cpu",
     autocast: Autocast = nullcontext,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Predict as `predict_image` does. Also return the class presence of `case_presence`; None without `exp.gate`."""
+    """Return the result of `predict_image`, and the class presence of `case_presence` (None without `exp.gate`)."""
     all_views, slices = tta_views(exp), exp.patch.slices
-    # Presence in all windows, in order; if there are slices, all windows of the first slice come first.
+    # Presence in each window, in order; with slices, first all windows of the first slice.
     presences: list[torch.Tensor] = []
 
     def predict(batch: torch.Tensor) -> torch.Tensor:
@@ -125,7 +126,7 @@ def stack_neighbour_slices(image: np.ndarray, position: int, slices: int) -> np.
 def _predict_windows(predict: Predict, image: NetworkInput, exp: Experiment, device: torch.device) -> np.ndarray:
     """Predict an image in windows.
 
-    A slab along the first axis is finished as soon as no later window overlaps the slab.
+    A slab along the first axis is finished, and leaves memory, as soon as no later window overlaps it.
     """
     patch, shape, outputs = exp.patch.size, image.shape[1:], exp.output_channels
     padded, pad_before = _pad_to_patch(shape, patch)
@@ -173,7 +174,8 @@ def _predict_slices(predict: Predict, image: np.ndarray, exp: Experiment) -> np.
     for low in range(0, depth, SLICES_PER_BLOCK):
         high = min(low + SLICES_PER_BLOCK, depth)
         block_start = max(0, low - margin)
-        # Read in blocks, because the last axis is contiguous on disk, so a single slice touches every page of the file.
+        # Slices are read in blocks. The last axis is contiguous on disk, so reading a single slice touches every page
+        # of the file.
         block = np.ascontiguousarray(image[..., block_start : min(depth, high + margin)])
         sums = torch.zeros((high - low, outputs, *padded))
         window_indices = list(product(range(low, high), *(range(len(axis_starts)) for axis_starts in all_starts)))
@@ -253,10 +255,11 @@ def merge_rings(probabilities: torch.Tensor, rings: int) -> torch.Tensor:
     """Convert ring probabilities to the channels of `prepare.boundary`: background, interiors, boundary.
 
     The interior of a class is its expected depth: the sum of the probabilities of its rings, weighted by 1/R for the
-    outermost to 1 for the innermost of R rings. The boundary is the rest of the classes' probability.
+    outermost to 1 for the innermost of R rings. The boundary gets the rest of the classes' probability.
 
     Args:
-        probabilities: (B, 1 + K·R, *patch): background; then, for each of K classes, its rings, the outermost first.
+        probabilities: (B, 1 + K·R, *patch): the background; then the rings of the first class, the outermost first, and
+            so on for K classes.
         rings: R.
 
     Returns:
@@ -325,7 +328,7 @@ def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
 def _evaluation_mode(networks: Sequence[nn.Module]) -> Iterator[None]:
     """Set evaluation mode in the block.
 
-    Then restore the mode of each module, because frozen modules may have another mode.
+    Afterwards, each module gets its own mode back, because frozen modules may have another mode than the network.
     """
     modes = [(module, module.training) for network in networks for module in network.modules()]
     for network in networks:

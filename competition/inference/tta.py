@@ -32,9 +32,9 @@ class TTAView:
 def tta_views(exp: Experiment) -> list[TTAView]:
     """Return the views of `inference.tta`; the first is the identity.
 
-    `flip` gives flips of every subset of the axes in `augment.flip`; `auto` gives flips of every subset of the axes
-    that training flipped. `rotate90` gives the four quarter turns, or together with flips the eight symmetries of the
-    square.
+    `flip` gives a view for every subset of the axes in `augment.flip`, flipped along these axes; `auto` does so for the
+    axes that training flipped. `rotate90` gives the four quarter turns, or together with flips the eight symmetries of
+    the square.
 
     Raises:
         MaskfoldError: `augment.flip` allows no flips, or quarter turns are set for volumes or a non-square patch.
@@ -62,5 +62,5 @@ def tta_views(exp: Experiment) -> list[TTAView]:
             "Remove rotate90 from inference.tta, or set patch.size to two equal values.",
             status=2,
         )
-    # One flip and the quarter turns give all eight symmetries; a second flip would repeat them.
+    # One flip and the quarter turns give all eight symmetries, so a second flip would only repeat them.
     return [TTAView(subset, turns) for subset in ([(), axes[:1]] if axes else [()]) for turns in range(4)]

@@ -1,1 +1,1 @@
-"""Uploads to Kaggle: Kaggle's client, the ledger of uploads, and the noise of leaderboard scores."""
+"""Upload submissions to Kaggle, keep the ledger of uploads, and estimate the noise of leaderboard scores."""

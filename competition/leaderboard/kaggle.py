@@ -30,7 +30,7 @@ COMPETITION_CLOSED_PATTERN = re.compile(r"(?i)deadline|\bended\b|\bclosed\b|expi
 
 @dataclass(frozen=True)
 class CompetitionListing:
-    """Files of a competition.
+    """List the files of a competition.
 
     Attributes:
         name: name of the competition, as in its URL.
@@ -77,7 +77,7 @@ def connect_kaggle() -> Any:
         MaskfoldError: the client is not installed, or finds no credentials.
     """
     try:
-        with redirect_client_output():  # because the client prints during its import
+        with redirect_client_output():  # the client prints text while it is imported
             import kaggle
     except ImportError as error:
         problem = "is not installed" if error.name == "kaggle" else f"cannot be imported: {error}"
@@ -211,7 +211,7 @@ def kaggle_client_error(name: str, rules_url: str, error: OSError) -> MaskfoldEr
 
 @dataclass(frozen=True)
 class SubmissionLimits:
-    """Submission limits of the user's team.
+    """Hold the submission limits of the user's team.
 
     Attributes:
         used: number of submissions used today (UTC).
@@ -226,7 +226,7 @@ class SubmissionLimits:
 
 @dataclass(frozen=True)
 class KaggleSubmission:
-    """A submission as Kaggle reports it; unknown scores are None."""
+    """Hold a submission as Kaggle reports it; unknown scores are None."""
 
     ref: int
     date: str  # time in ISO format, UTC
@@ -281,7 +281,7 @@ def submit_file(api: Any, slug: str, path: Path, message: str) -> int | None:
         api, "COMPETITION_SUBMIT_UPLOAD_FAILED_MESSAGE", "Could not submit to competition"
     ):
         raise UploadRejected(
-            f"The upload of {path.name} to Kaggle broke off; no submission was counted.",
+            f"The upload of {path.name} to Kaggle was interrupted; Kaggle counted no submission.",
             "Check the network and run the same command again.",
         )
     return int(getattr(answer, "ref", 0) or 0) or None
@@ -334,7 +334,7 @@ def _number(text: Any) -> float | None:
 
 
 def _code(error: OSError) -> int | None:
-    """Return the status code of Kaggle's answer. A code in the body takes precedence over the HTTP status."""
+    """Return the status code of Kaggle's answer: the code in the body if there is one, else the HTTP status."""
     body = _body(error)
     code = body.get("code") if isinstance(body.get("code"), int) else None
     return code or getattr(getattr(error, "response", None), "status_code", None)
@@ -394,7 +394,7 @@ def _kaggle_error(slug: str, error: OSError, notebook: str | None = None) -> Mas
     if code < 500:
         return UploadRejected(
             f"Kaggle rejected the submission ({code}){quoted}.",
-            f"Follow its message; the competition's page is {rules}.",
+            f"Do as the message says; the competition's page is {rules}.",
         )
     return MaskfoldError(
         f"Kaggle failed with a server error ({code}){quoted}.",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 VERSION = 1
 DAMAGED_HINT = "Restore it from a backup, or move it to another folder; the host still has its scores."
 SUBMISSIONS_FOLDER, LEDGER_FOLDER = Path("submissions"), "ledger"
-CLOCK_TOLERANCE = 900.0  # maximum difference between two clocks, s
+CLOCK_TOLERANCE = 900.0  # s; maximum difference between the clocks of Kaggle and of this machine
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class UploadRecord:
 
     @property
     def awaiting_score(self) -> bool:
-        """Whether the host may still add a score. Hosts publish the private score after the end of the competition."""
+        """Whether the host may still add a score; the private score appears only after the end of the competition."""
         return (
             self.host == "kaggle"
             and (self.status in ("sending", "pending") or self.private is None)
@@ -115,12 +115,12 @@ class UploadRecord:
 
 
 def metric_of_record(plain: dict[str, Any]) -> MetricConfig:
-    """Return the metric that averages the scores of a record. Its direction is the one that the record stores."""
+    """Return the metric that averages the scores of a record, with the direction that the record stores."""
     return MetricConfig.model_validate({key: value for key, value in plain.items() if key != "higher_is_better"})
 
 
 class Ledger:
-    """The uploads of one competition.
+    """Store the uploads of one competition.
 
     Args:
         competition: the competition's name in the YAML.
@@ -181,7 +181,7 @@ class Ledger:
         return self.folder / f"{record.id}.scores.tsv"
 
     def _old_scores(self, record: UploadRecord) -> Path:
-        return self.folder / f"{record.id}.scores.csv"  # file of versions before 0.2
+        return self.folder / f"{record.id}.scores.csv"  # name of the file in versions before 0.2
 
 
 def list_ledgers(root: Path = Path()) -> list[Ledger]:
@@ -282,7 +282,7 @@ def _read(path: Path) -> UploadRecord:
                 "Use the Maskfold version that wrote this record, or move the record to another folder; the host keeps "
                 "the scores.",
             )
-        record = UploadRecord(**plain)  # an unknown key raises an error
+        record = UploadRecord(**plain)  # raises an error for an unknown key
         to_timestamp(record.time)
         if record.metric:
             metric_of_record(record.metric)

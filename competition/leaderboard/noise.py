@@ -30,11 +30,11 @@ NOISE_FORMULA = (
 class ScoreNoise:
     """Hold the noise of the difference between two public scores.
 
-    For equally good files, 95 % of differences are smaller.
+    If two files are equally good, 95 % of such differences are smaller.
 
     Attributes:
-        value: half the width of the interval that contains 95 % of the differences. cases: number of cases of the
-            public board.
+        value: half the width of the interval that contains 95 % of the differences.
+        cases: number of cases of the public board.
         paired: number of out-of-fold cases that both files share; 0: the noise was computed from the 95 % intervals of
             the two files.
     """
@@ -50,7 +50,7 @@ class ScoreNoise:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Pearson's r of out-of-fold and public scores, with Fisher's 95 % interval.
+    """Hold Pearson's r of out-of-fold and public scores, with Fisher's 95 % interval.
 
     Attributes:
         files: number of files.
@@ -71,7 +71,7 @@ class Correlation:
                 f"{MIN_FILES} are required"
             )
         if not isfinite(self.r):
-            return "correlation of CV and public: undefined, since all files have the same score"
+            return "correlation of CV and public: undefined, because all files have the same score"
         text = (
             f"correlation of CV and public: r {self.r:+.3f} (95 % {self.low:+.3f} to {self.high:+.3f}, Fisher, "
             f"{self.files} files)"
@@ -170,7 +170,7 @@ def cv_lb_correlation(records: Sequence[UploadRecord]) -> Correlation:
 
 
 def selection_advice(records: Sequence[UploadRecord], tables: Mapping[str, pd.DataFrame | None]) -> str | None:
-    """Return advice if the best file by CV is not the best file on the public board; otherwise, or if unknown, None.
+    """Return advice if the best file by CV is not the best one on the public board; None otherwise, or if unknown.
 
     Which file is best is unknown if no file has both scores, or if records of the user's own metric lack its direction.
     """

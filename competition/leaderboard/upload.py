@@ -34,7 +34,7 @@ SCORE_TOLERANCE = 1e-6  # maximum difference between the score of a table and th
 
 @dataclass(frozen=True)
 class UploadRequest:
-    """A file or notebook to upload.
+    """Describe a file or notebook to upload.
 
     Attributes:
         path: the CSV; None for a notebook whose output is not available.
@@ -57,11 +57,11 @@ class UploadRequest:
 def prepare_upload(
     path: Path | None, given: str | None, overrides: Sequence[str] = (), at_kaggle: bool = True
 ) -> UploadRequest:
-    """Find the competition of a file.
+    """Prepare the upload of a file: read its summary JSON, and find its competition.
 
-    The first existing one of these YAML files is used: the file that `given` names; the competition below
-    `experiments/` whose name is in the CSV's JSON, or whose name at the host is `given`; the YAML of the run in the
-    JSON.
+    The competition comes from the first of these YAML files that exists: the file that `given` names; the competition
+    below `experiments/` whose name is in the CSV's JSON, or whose name at the host is `given`; the YAML of the run in
+    the JSON.
 
     Args:
         path: the CSV; None for a notebook.
@@ -138,7 +138,7 @@ def make_record(
     path, summary, comp = request.path, request.summary, request.comp
     digest = sha256_of_file(path) if path is not None else ""
     if summary and summary.get("sha256") != digest:
-        summary = {}  # the JSON belongs to an older file with this name
+        summary = {}  # the JSON belongs to an older file of the same name
     expected = summary.get("expected") or {}
     rows = _rows(path, summary, comp)
     cases = expected.get("test_cases")
@@ -271,7 +271,7 @@ def table_groups(rows: pd.DataFrame) -> dict[str, str] | None:
 
 
 def _metric(metric: MetricConfig, expected: dict[str, Any]) -> dict[str, Any]:
-    """Return the metric as plain data. The direction of the user's own metric is added if the summary has a score."""
+    """Return the metric as plain data; add the direction of the user's own metric if the summary has a score."""
     plain = metric.model_dump()
     if not metric.has_own_code or not expected:
         return plain

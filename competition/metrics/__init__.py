@@ -1,4 +1,4 @@
-"""Metrics of one case, and scores over all cases with confidence intervals. The decorator `metric` adds a metric."""
+"""Compute the metrics of a case, and scores over all cases with intervals; the decorator `metric` adds a metric."""
 
 from competition.config.metric import metric
 

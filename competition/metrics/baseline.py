@@ -14,7 +14,7 @@ from competition.metrics.scoring import IGNORE_LABEL, split_classes
 
 Array = np.ndarray[Any, Any]
 
-MAX_BINS = 2**16  # for whole numbers; more of them are counted in 256 bins
+MAX_BINS = 2**16  # bins for whole numbers, one for each; other values are counted in 256 bins
 MAX_THRESHOLDS = 256  # number of candidates for the global threshold
 
 
@@ -22,9 +22,9 @@ def score_threshold_baseline(cases: Iterable[tuple[Array, Array]], comp: Competi
     """Score the best intensity threshold: Otsu or one global threshold, bright or dark, on the best channel.
 
     Both scores are optimistic, because the method, polarity, channel and global threshold are selected on the labels
-    against which they are scored. A threshold does not separate classes. So for the first score, the prediction of each
-    class that the case has is the whole foreground, and the prediction of each other class is empty. The second score,
-    the Dice of foreground against background, does not have this advantage.
+    against which they are scored. A threshold does not separate classes. So the first score uses the truth once more:
+    it takes the whole foreground as the prediction of each class that the case has, and an empty prediction of each
+    other class. The second score, the Dice of foreground against background, does not use the truth in this way.
 
     Args:
         cases: (image (C, *spatial), mask (M, *spatial) uint8) pairs; pixels of 255 in the mask are ignored.
@@ -43,7 +43,7 @@ def score_threshold_baseline(cases: Iterable[tuple[Array, Array]], comp: Competi
 
 @dataclass(frozen=True)
 class ThresholdBaseline:
-    """The best intensity threshold on some cases.
+    """Hold the best intensity threshold on some cases.
 
     Attributes:
         scores: result of `score_threshold_baseline`.
@@ -102,7 +102,7 @@ class _Candidate:
 
 @dataclass(frozen=True)
 class _Counts:
-    """Number of pixels of one case above each of T thresholds: all, foreground, and each class.
+    """Count the pixels of one case above each of T thresholds: all, foreground, and each class.
 
     Attributes:
         above: (2 + K, T) int64; rows are all pixels, foreground pixels, and pixels of each class.
@@ -166,8 +166,8 @@ def _candidate_thresholds(case_values: list[Array]) -> Array:
 
 def _otsu(values: Array) -> Array:
     """Return Otsu's threshold (1,) of one case; infinity if all values are equal."""
-    # The same computation as skimage.filters.threshold_otsu. Importing that module takes longer than everything else in
-    # a command on a finished run.
+    # This is the computation of skimage.filters.threshold_otsu, whose import takes longer than everything else in a
+    # command on a finished run.
     if len(values) == 0 or (low := values.min()) == (high := values.max()):
         return np.array([np.inf])
     if np.issubdtype(values.dtype, np.integer) and int(high) - int(low) < MAX_BINS:  # a bin for each value

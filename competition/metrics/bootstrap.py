@@ -1,12 +1,13 @@
-"""Scores over all cases with bootstrap intervals, and paired comparisons of two runs.
+"""Compute scores over all cases with bootstrap intervals, and compare two runs on the same cases.
 
-With fewer than 50 cases (`FEW_CASES`), bootstrap intervals are too narrow, because a few cases often do not include the
-network's failures. `FewClusters` describes the interval that is used instead; `benchmarks/coverage.py` measures how
+With fewer than 50 cases (`FEW_CASES`), bootstrap intervals are too narrow, because the few cases often contain none of
+the network's failures. `FewClusters` describes the interval that is used instead; `benchmarks/coverage.py` measures how
 often both intervals contain the true score.
 """
 
-# Not scipy.stats.bootstrap, although it is nearly as fast (61 ms instead of 44 ms: python benchmarks/libraries.py
-# bootstrap). It draws neither groups of cases nor test sets, and has no expanded interval, which few cases need.
+# This module does not use scipy.stats.bootstrap, although that is nearly as fast (61 ms instead of 44 ms: python
+# benchmarks/libraries.py bootstrap). It draws neither groups of cases nor test sets, and lacks the expanded interval
+# that few cases need.
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FEW_CASES = 50  # with fewer cases (or groups), intervals allow for a failure that does not occur in any case
-PLAIN_MEAN = MetricConfig(both_empty=None)  # a metric whose score is the mean over all finite values
+PLAIN_MEAN = MetricConfig(both_empty=None)  # a metric section for the plain mean over all finite values
 
 
 def cv_score(scores: pd.DataFrame, metric: MetricConfig) -> float:
@@ -82,7 +83,7 @@ def bootstrap_interval(
     groups: Mapping[str, str] | None = None,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Compute a confidence interval of `cv_score` by drawing cases (or groups of cases) with replacement.
+    """Compute a confidence interval of `cv_score` from samples of cases (or groups of cases), drawn with replacement.
 
     With at least `FEW_CASES` cases or groups, this is Hesterberg's expanded percentile interval ("What Teachers Should
     Know About the Bootstrap", 2015, https://arxiv.org/abs/1411.5279). With fewer cases, failures are often missing from
@@ -95,7 +96,7 @@ def bootstrap_interval(
         n: number of bootstrap samples.
         seed: seed of the experiment.
         groups: group of each case id, for dependent cases such as those of one patient.
-        level: confidence level: share of such intervals that contain the true score.
+        level: confidence level: the share of intervals that would contain the true score.
 
     Returns:
         (low, high); nan for fewer than two cases or groups.
@@ -133,7 +134,7 @@ def prediction_interval(
         n: number of bootstrap samples.
         seed: seed of the experiment.
         groups: as in `bootstrap_interval`; the groups of the test set are assumed to have the same sizes.
-        level: share of test sets whose score lies in such intervals.
+        level: confidence level: the share of test sets whose score would lie in the interval.
 
     Returns:
         (low, high); nan for fewer than two cases or groups.
@@ -160,7 +161,7 @@ def prediction_interval(
 
 
 class ScoreGain(NamedTuple):
-    """Improvement from one score to another on the same cases, with its confidence interval.
+    """Hold the improvement from one score to another on the same cases, with its confidence interval.
 
     The value has the metric's unit and is positive for an improvement: for a distance it is `before` minus `after`.
     """
@@ -185,8 +186,8 @@ def paired_gain(
 ) -> ScoreGain:
     """Compute by how much `after` is better than `before` on the same cases, with its paired bootstrap interval.
 
-    The interval is a bootstrap interval even for few cases: most failures occur in both scores, so the interval of a
-    difference is more reliable than that of a score, and decisions on steps, weights and soups depend on it.
+    The interval is a bootstrap interval even for few cases, because most failures occur in both scores, so that a
+    difference has a more reliable interval than a score. Decisions on steps, weights and soups depend on it.
 
     Args:
         before: scores as in `cv_score`.
@@ -275,7 +276,7 @@ def _paired_tables(before: pd.DataFrame, after: pd.DataFrame, metric: MetricConf
 
 
 class PairedDifference(NamedTuple):
-    """Difference of a measure between two runs, on cases that both predicted.
+    """Hold the difference of a measure between two runs, on cases that both predicted.
 
     Attributes:
         measure: name of the measure, e.g. `dice`.
@@ -382,7 +383,7 @@ def _mean_value(rows: pd.DataFrame, metric: MetricConfig, cls: str) -> float:
 
 
 def _group_means(differences: pd.Series[float], groups: Mapping[str, str] | None) -> NDArray[np.float64]:
-    """Return the differences per case; with groups the mean per group, since cases of a patient are not independent."""
+    """Return the difference of each case; with groups, the mean of each group, whose cases are not independent."""
     if groups is None:
         return np.asarray(differences, np.float64)
     names = np.array([groups[str(case)] for case in differences.index])

@@ -11,12 +11,12 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 CELLS = {2: 64, 3: 20}  # cells per axis of the coarse grid, by the number of dimensions
-SHARES = np.concatenate([[0.0], np.linspace(0.1, 0.9, 17)])  # cells with this share or more are foreground
+SHARES = np.concatenate([[0.0], np.linspace(0.1, 0.9, 17)])  # candidates for the share from which a cell is foreground
 
 
 @dataclass(frozen=True)
 class CoarseTruth:
-    """The truth of a case on a coarse grid that spans the case, whatever its shape.
+    """Hold the truth of a case on a coarse grid with the same number of cells for every case.
 
     Attributes:
         foreground: (K, cells) number of pixels of each class.
@@ -35,9 +35,9 @@ class CoarseTruth:
 def constant_mask_dice(truths: Sequence[CoarseTruth]) -> Array:
     """Return the Dice of the best constant mask of each class, on each case.
 
-    The mask for a case covers the cells in which at least a certain share of the other cases' pixels has the class. The
-    function takes one share for all cases, the share with the best mean Dice, so the Dice is slightly optimistic. A
-    share of 0 gives a mask of all pixels.
+    The mask for a case covers the cells in which at least a certain share of the other cases' pixels has the class. All
+    cases use the same share, the one with the best mean Dice, so the result is slightly optimistic. A share of 0 gives
+    a mask of all pixels.
 
     Args:
         truths: coarse truth of each case.

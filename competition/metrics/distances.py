@@ -1,7 +1,8 @@
-"""Distances between the borders of two masks: HD95 and the average symmetric surface distance."""
+"""Compute distances between the borders of two masks: HD95 and the average symmetric surface distance."""
 
-# Not monai.metrics: its functions compute a distance transform of the whole crop, which takes several times as long as
-# the search in a tree of border voxels. The values are equal (tests/metrics/test_distances.py).
+# This module does not use monai.metrics, which computes a distance transform of the whole crop. That takes several
+# times as long as this module's search in a tree of border voxels. The values are equal
+# (tests/metrics/test_distances.py).
 
 from __future__ import annotations
 
@@ -19,9 +20,9 @@ Floats = NDArray[np.float64]
 
 
 class BorderDistances:
-    """Distances between the borders of mask and truth; all metrics of a sum share them.
+    """Compute the distances between the borders of mask and truth, once for all metrics of a weighted sum.
 
-    A border voxel shares a side with the background; voxels beyond the image's edge count as background.
+    A border voxel shares a face (2D: an edge) with the background. Voxels beyond the image's edge count as background.
 
     Args:
         mask: (*spatial) bool, 2D or 3D.
@@ -34,7 +35,7 @@ class BorderDistances:
 
     @property
     def undefined(self) -> float | None:
-        """The distance if a mask is empty: 0 if both are, otherwise the image's diagonal; None if neither is."""
+        """The distance if a mask is empty: 0 if both are, otherwise the image's diagonal; None if neither is empty."""
         empty = [not self.mask.any(), not self.truth.any()]
         if not any(empty):
             return None

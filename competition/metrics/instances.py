@@ -1,10 +1,10 @@
-"""Object metrics: average precision and F2 at ten IoU thresholds from 0.50 to 0.95.
+"""Compute object metrics: average precision and F2 at ten IoU thresholds from 0.50 to 0.95.
 
 A true object is a true positive if its IoU with a predicted object is greater than the threshold, as Data Science Bowl
 2018, TGS Salt and Airbus Ship Detection define it; a predicted object without such a true object is a false positive.
 Hosts forbid overlapping predicted objects, so at most one predicted object can match a true object with an IoU above
-0.5. True objects may overlap: each is compared with all its pixels, and if one prediction matches two true objects,
-both are true positives.
+0.5. True objects may overlap. Each is then compared with all its pixels; if one predicted object matches two true
+objects, both are true positives.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Labels = NDArray[np.integer[Any]]
 Hidden = Sequence[HiddenPixels]
 Counts = NDArray[np.int64]
 
-# 0.50, 0.55, …, 0.95 as twentieths: integers avoid rounding errors for an IoU of exactly 0.6.
+# 0.50, 0.55, …, 0.95 in units of 1/20, because integers avoid rounding errors for an IoU of exactly 0.6.
 IOU_TWENTIETHS = np.arange(10, 20)
 
 
@@ -123,8 +123,8 @@ def connected_components(mask: NDArray[np.bool_]) -> Labels:
     """
     import cc3d
 
-    # As uint8: for bool arrays with full connectivity, cc3d 4.1 labels background or fails in about one of fifty.
-    # Contiguous and writeable: cc3d numbers objects in memory order and rejects read-only arrays.
+    # As uint8, because cc3d 4.1 labels the background, or fails, for about one of fifty bool arrays with full
+    # connectivity. Contiguous and writeable, because cc3d numbers objects in memory order and rejects read-only arrays.
     array = np.ascontiguousarray(mask, np.bool_).view(np.uint8)
     array = array if array.flags.writeable else array.copy()
     return np.asarray(cc3d.connected_components(array, connectivity=8 if mask.ndim == 2 else 26))
@@ -133,7 +133,7 @@ def connected_components(mask: NDArray[np.bool_]) -> Labels:
 def object_areas(
     predicted: Labels, truth: Labels, predicted_hidden: Hidden = (), true_hidden: Hidden = ()
 ) -> tuple[Counter[int], Counter[int], Counter[tuple[int, int]]]:
-    """Count the pixels of each predicted object, each true object and each intersection of the two.
+    """Count the pixels of each predicted object, of each true object, and of each intersection of two such objects.
 
     The count is made in chunks, to limit memory.
 
@@ -186,7 +186,7 @@ def _add_hidden(
 
 
 def _shared_pixels(first: HiddenPixels, second: HiddenPixels) -> int:
-    """Count the pixels that are in both."""
+    """Count the covered pixels that two objects share."""
     inside_first, inside_second = shared_region(first.box, second.box)
     return int(np.count_nonzero(first.mask[inside_first] & second.mask[inside_second]))
 

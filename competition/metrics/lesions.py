@@ -1,4 +1,4 @@
-"""Metrics of matched objects: lesion-wise F1 and Dice, and panoptic quality.
+"""Compute metrics of matched objects: lesion-wise F1 and Dice, and panoptic quality.
 
 Each can be computed per case and class, or over the objects of all cases (`average: global`).
 """
@@ -21,7 +21,7 @@ Pair = tuple[int, int]
 
 
 class Matches(NamedTuple):
-    """Areas of the objects of a case: by predicted label, by true label, and by pair of labels that share pixels."""
+    """Hold the areas of a case's objects by label, and of their intersections by pair of labels."""
 
     predicted: Counter[int]
     true: Counter[int]
@@ -33,7 +33,7 @@ class Matches(NamedTuple):
         return shared / (self.predicted[pair[0]] + self.true[pair[1]] - shared)
 
     def counts(self, pairs: Iterable[Pair]) -> tuple[int, int, int]:
-        """Count the true objects in the pairs, the other predicted objects, and the other true objects."""
+        """Return TP, FP and FN: the true objects in the pairs, and the predicted and true objects in no pair."""
         pairs = list(pairs)
         found, hits = {true for _, true in pairs}, {predicted for predicted, _ in pairs}
         return len(found), len(self.predicted) - len(hits), len(self.true) - len(found)
@@ -41,7 +41,7 @@ class Matches(NamedTuple):
 
 @metric("lesion_f1", higher_is_better=True)
 class LesionF1:
-    """Lesion-wise F1: 2 TP / (2 TP + FP + FN) of objects.
+    """Compute the lesion-wise F1: 2 TP / (2 TP + FP + FN) of objects.
 
     A true object is found (TP) if a predicted object overlaps it with an IoU above `min_iou`; by default, one shared
     pixel is enough. A predicted object that overlaps no true object in this way is a false positive. One predicted
@@ -68,11 +68,11 @@ class LesionF1:
 
 @metric("lesion_dice", higher_is_better=True)
 class LesionDice:
-    """Lesion-wise Dice: the mean Dice of true objects and false predicted objects, which have a Dice of 0.
+    """Compute the lesion-wise Dice: the mean over true objects and over false predicted objects, whose Dice is 0.
 
-    The Dice of a true object is that with the union of all predicted objects that share a pixel with it, as in the
-    BraTS 2023 challenge (https://arxiv.org/abs/2305.17033), without its dilation and without its smallest volume. A
-    predicted object that shares no pixel with a true object is a false positive.
+    A true object is compared with the union of all predicted objects that share a pixel with it, as in the BraTS 2023
+    challenge (https://arxiv.org/abs/2305.17033), but without the challenge's dilation and smallest volume. A predicted
+    object that shares no pixel with a true object is a false positive.
     """
 
     def sums(
@@ -94,10 +94,10 @@ class LesionDice:
 
 @metric("panoptic_quality", higher_is_better=True)
 class PanopticQuality:
-    """Panoptic quality: the sum of the IoU of matched objects / (TP + FP / 2 + FN / 2); a match has an IoU above 0.5.
+    """Compute the panoptic quality: the sum of the IoU of matches (IoU > 0.5), divided by TP + FP / 2 + FN / 2.
 
-    Kirillov et al. 2019, https://arxiv.org/abs/1801.00868. The score over all cases, as panopticapi computes it, is
-    that of `average: global`.
+    Kirillov et al. 2019, https://arxiv.org/abs/1801.00868. With `average: global`, the score over all cases is that of
+    panopticapi.
     """
 
     def sums(

@@ -1,4 +1,4 @@
-"""Overlap metrics (Dice, IoU, F-beta) from pixel counts.
+"""Compute overlap metrics (Dice, IoU, F-beta) from pixel counts.
 
 The functions also accept arrays of counts, so that a bootstrap can score thousands of samples at once.
 """
@@ -20,7 +20,7 @@ SUM_PREFIX = "sum_"  # start of the names of columns with a metric's own sums
 
 
 class OverlapCounts(NamedTuple):
-    """Pixel counts of a mask against its truth."""
+    """Hold the pixel counts of a mask compared with its truth."""
 
     tp: int  # in both
     fp: int  # in the mask only
@@ -55,7 +55,7 @@ def fbeta(tp: ArrayLike, fp: ArrayLike, fn: ArrayLike, beta: float) -> Any:
 
 
 def score_from_counts(config: MetricConfig, *sums: ArrayLike) -> Any:
-    """Compute a metric that supports `average: global` from the sums over cases of the columns `sum_columns`."""
+    """Compute a metric from the columns `sum_columns`, summed over cases; the metric must support `average: global`."""
     return config.resolve().score_sums(*sums)
 
 

@@ -1,4 +1,4 @@
-"""Resampling of scored cases: score tables as arrays, the bootstrap interval, and the interval for few cases.
+"""Resample scored cases: score tables as arrays, the bootstrap interval, and the interval for few cases.
 
 Every score is a weighted statistic of the cases. For the score itself all weights are 1. In a bootstrap sample, the
 weight of a case is the number of times that it was drawn, so that one matrix product scores all bootstrap samples.
@@ -28,7 +28,7 @@ MAX_WEIGHTS = 4_000_000  # weights in memory at a time: 32 MB
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Scores as arrays (cases, classes); classes that no case has are omitted."""
+    """Hold scores as arrays (cases, classes), without classes that no case has."""
 
     metric: MetricConfig
     ids: list[str]
@@ -54,7 +54,7 @@ class ScoreTable:
             )
         present = scores.groupby("class", sort=False)["dice"].transform("count") > 0
         kept = scores[present]
-        # Codes in order of appearance, because a pivot table would sort them and drop nan.
+        # Cases and classes keep the order of the table; a pivot table would sort them and drop nan.
         ids, classes = scores["id"].unique().tolist(), kept["class"].unique().tolist()
         rows, columns = (
             kept[name].map({value: code for code, value in enumerate(values)}).to_numpy(np.int64)
@@ -106,7 +106,7 @@ class ScoreTable:
 
 @dataclass(frozen=True)
 class Clusters:
-    """Clusters of cases that the bootstrap draws together."""
+    """Assign cases to clusters; the bootstrap draws the cases of a cluster together."""
 
     index: Draws  # (cases,), cluster index of each case
     count: int
@@ -114,14 +114,15 @@ class Clusters:
 
 @dataclass(frozen=True)
 class FewClusters:
-    """Few clusters of cases and one additional imagined cluster, for intervals that are wide enough.
+    """Compute wide enough intervals for few clusters of cases, with one additional imagined cluster.
 
-    Even if eight of eight cases are good, a third of all cases may fail, but a bootstrap only repeats the cases of the
-    sample. Here the weights of the clusters are exponential (a Bayesian bootstrap), and one more cluster of mean size
-    has the worst possible score for the lower end of the interval and the best possible score for the upper end. For a
-    mean of bounded scores this is Gaffke's interval; for scores of 0 and 1 it is the interval of Clopper and Pearson,
-    which always has at least its nominal coverage. See Learned-Miller and Thomas, "A New Confidence Interval for the
-    Mean of a Bounded Random Variable" (2019, https://arxiv.org/abs/1905.06208).
+    Even if eight of eight cases have good scores, a third of all future cases may fail. A bootstrap cannot show this,
+    because it only repeats the cases of the sample. Here the weights of the clusters are exponential (a Bayesian
+    bootstrap), and one more cluster of mean size has the worst possible score for the lower end of the interval and the
+    best possible score for the upper end. For a mean of bounded scores this is Gaffke's interval; for scores of 0 and 1
+    it is the interval of Clopper and Pearson, which always has at least its nominal coverage. See Learned-Miller and
+    Thomas, "A New Confidence Interval for the Mean of a Bounded Random Variable" (2019,
+    https://arxiv.org/abs/1905.06208).
 
     Attributes:
         metric: the metric.
@@ -144,7 +145,7 @@ class FewClusters:
         sums = [np.zeros((clusters.count, len(table.classes))) for _ in cells]
         for total, values in zip(sums, cells, strict=True):
             np.add.at(total, clusters.index, values)
-        # A metric's own sums may be negative; counts and numbers of scores are not.
+        # A metric's own sums may be negative; counts and numbers of scores are never negative.
         has_class: NDArray[np.bool_] = np.any([total != 0 for total in (sums if table.counts else sums[1:2])], axis=0)
         kept = has_class.any(axis=1)
         # The imagined cluster has the mean number of scores per cluster; if the average is not `case_class`, the mean
@@ -159,7 +160,8 @@ class FewClusters:
             tp, fp, fn = means
             low, high = (0 * tp, tp + fp, tp + fn), (tp + fn, 0 * fp, 0 * fn)
         else:
-            # The pooled term of the imagined cluster is the mean; the rest follows from the bounds of the whole score.
+            # The imagined cluster gets the mean of the pooled term. The rest of its score follows from the bounds of
+            # the whole score.
             term = divide(*(values.sum(axis=0) for values in table.pooled)) if table.pooled else np.zeros_like(means[1])
             whole = table.score + np.nan_to_num(divide(*table.pooled)) if table.pooled else table.score
             worst, best = _score_bounds(whole[finite], table.metric)
@@ -178,7 +180,7 @@ class FewClusters:
         if self.count < 2:
             return nan, nan
         ends = np.stack([self._statistic(weights, imagined) for imagined in (self.low, self.high)])
-        # Because the counts of a failure may give the higher end.
+        # Sorted, because the cluster of a failure may give the upper end.
         ends = np.sort(ends[:, np.isfinite(ends).all(axis=0)], axis=0)
         if not ends.size:
             return nan, nan
@@ -218,7 +220,7 @@ def _score_bounds(scores: Floats, metric: MetricConfig) -> tuple[float, float]:
 def _extreme_sums(sums: list[Floats], metric: MetricConfig) -> tuple[tuple[Floats, ...], tuple[Floats, ...]]:
     """Return, for each class, the sums of the cluster with the lowest and of the cluster with the highest score.
 
-    The possible values of a metric's own sums are unknown, so the imagined cluster repeats an observed one.
+    The possible values of a metric's own sums are unknown, so the imagined cluster copies an observed one.
     """
     scores = np.asarray(score_from_counts(metric, *sums), np.float64)
     chosen = (

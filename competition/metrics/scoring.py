@@ -1,4 +1,4 @@
-"""The scores of one case (the competition's metric, Dice and IoU of each class), and the table that stores scores."""
+"""Score one case (the competition's metric, Dice and IoU of each class), and read the table of scores."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def score_case(
     Returns:
         One row for each class: `class`; `score`, the competition's metric (nan if mask and truth are empty and
         `metric.both_empty` is null); `dice` and `iou` (nan if both are empty); and the pixel counts `tp`, `fp`, `fn`.
-        With `average: global` and a metric that adds up numbers of its own, the row also has these: `sum_1`, `sum_2`, …
+        With `average: global` and a metric that defines its own sums, the row also has these sums: `sum_1`, `sum_2`, …
         If the metric averages one of its terms over slices, the row also has `pooled`, the part of the score from this
         term, and `items`, the number of slices in its mean.
 
@@ -144,7 +144,7 @@ def read_scores(path: Path) -> pd.DataFrame:
         )
         if missing := [name for name in ("id", "class", "fold", "score", "dice") if name not in table.columns]:
             raise ValueError(f"column {missing[0]} is missing")
-        if not isinstance(table.index, pd.RangeIndex):  # pandas reads surplus cells as row names
+        if not isinstance(table.index, pd.RangeIndex):  # pandas reads additional cells as row names
             raise ValueError("rows have more cells than the header")
     except FileNotFoundError:
         raise
@@ -180,7 +180,7 @@ def _class_truth(truth: NDArray[np.uint8], comp: Competition, index: int) -> Mas
 
 
 def _equal(values: NDArray[np.uint8], value: int) -> Mask:
-    """Return where an array has a value; the result for a large picture is in a file, see `large_arrays`."""
+    """Return the mask of an array's elements with a value; for a large picture it is in a file, see `large_arrays`."""
     result: Mask = large_arrays.empty(values.shape, np.bool_)
     np.equal(values, value, out=result)
     return result

@@ -1,7 +1,8 @@
-"""Surface metrics: surface Dice, Hausdorff distance and its 95th percentile, UW-Madison score."""
+"""Compute surface metrics: surface Dice, Hausdorff distance and its 95th percentile, UW-Madison score."""
 
-# Not monai.metrics: its surface Dice needs float32 volumes, 40 bytes per voxel, and scipy's `directed_hausdorff` visits
-# every voxel. The values are equal (tests/metrics/test_metrics.py); `python benchmarks/libraries.py surface` compares.
+# This module does not use monai.metrics, whose surface Dice needs float32 volumes (40 bytes per voxel), nor scipy's
+# `directed_hausdorff`, which visits every voxel. The values are equal (tests/metrics/test_metrics.py); `python
+# benchmarks/libraries.py surface` compares.
 
 from __future__ import annotations
 
@@ -60,7 +61,7 @@ def nsd(mask: Mask, truth: Mask, spacing: Sequence[float], tolerances: Sequence[
 
 
 def surface_dices(mask: Mask, truth: Mask, spacing: Sequence[float], tolerances: Sequence[float]) -> list[float]:
-    """Return the surface Dice for each tolerance (mm); all tolerances share one search. See `surface_dice`."""
+    """Return the surface Dice for each tolerance (mm), from one search of distances; see `surface_dice`."""
     from scipy.spatial import cKDTree
 
     mask, truth = crop_to_masks(mask, truth)
@@ -68,7 +69,7 @@ def surface_dices(mask: Mask, truth: Mask, spacing: Sequence[float], tolerances:
     if not len(points) or not len(true_points):
         return [0.0 if len(points) or len(true_points) else float("nan")] * len(tolerances)
     bound = 1.001 * max(tolerances) + 1e-3  # this bound makes the search in the tree faster
-    # In float32 like MONAI, so that a distance of 0.1 + 0.2 is within 0.3.
+    # Compare in float32 like MONAI, so that a distance of 0.1 + 0.2 is within a tolerance of 0.3.
     to_truth = cKDTree(true_points).query(points, distance_upper_bound=bound)[0].astype(np.float32)
     to_mask = cKDTree(points).query(true_points, distance_upper_bound=bound)[0].astype(np.float32)
     total = areas.sum() + true_areas.sum()
@@ -129,7 +130,7 @@ def hausdorff(mask: Mask, truth: Mask, spacing: Sequence[float] | None = None) -
 def hd95(mask: Mask, truth: Mask, spacing: Sequence[float]) -> float:
     """Return the 95 % Hausdorff distance: the larger 95th percentile of the border distances in both directions.
 
-    This is the metric of that name, see `competition.metrics.distances`.
+    This function is the metric `hd95`; see `competition.metrics.distances`.
 
     Args:
         mask: (*spatial) bool, 2D or 3D.
@@ -180,7 +181,7 @@ def _surface(mask: Mask, spacing: tuple[float, ...]) -> tuple[Points, Points]:
     shape = tuple(size - 1 for size in padded.shape)
     code = np.zeros(shape, np.uint8)
     corners = list(itertools.product((0, 1), repeat=mask.ndim))
-    for bit, corner in enumerate(reversed(corners)):  # the last corner sets the lowest bit
+    for bit, corner in enumerate(reversed(corners)):  # the last corner is the lowest bit of the code
         window = tuple(slice(first, first + size) for first, size in zip(corner, shape, strict=True))
         code |= padded[window] << bit
     mixed = (code != 0) & (code != 2 ** len(corners) - 1)

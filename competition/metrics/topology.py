@@ -1,4 +1,4 @@
-"""Metrics of topology and of partitions: clDice, the error of the Betti numbers, and the variation of information."""
+"""Compute metrics of topology and of partitions: clDice, error of the Betti numbers, variation of information."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Mask = NDArray[np.bool_]
 def cl_dice(mask: Mask, truth: Mask) -> float:
     """Return clDice, a Dice for tubes and vessels, from the share of each mask's skeleton inside the other mask.
 
-    Shit et al. 2021, https://arxiv.org/abs/2003.07311; the skeletons are those of scikit-image.
-    Some boxes have an empty skeleton there; the mask itself is used for them.
+    Shit et al. 2021, https://arxiv.org/abs/2003.07311; scikit-image computes the skeletons. If the skeleton of a mask
+    is empty, as for some boxes, the mask itself replaces it.
 
     Args:
         mask: (*spatial) bool, 2D or 3D.
@@ -92,8 +92,8 @@ def variation_of_information(predicted_objects: Labels, true_objects: Labels, ba
     Args:
         predicted_objects: integers of any shape, 0 for background, one label per object.
         true_objects: the true objects, in the same form.
-        background: whether the background is a part of both partitions, as in scikit-image. If false, only pixels that
-            are in an object of mask or truth count; the pixels outside all objects of one of them are one part.
+        background: whether the background is a part of both partitions, as in scikit-image. If false, only pixels in an
+            object of mask or truth count; the pixels that lie only in objects of the other partition are one part.
 
     Returns:
         Bits, from 0 (equal partitions).
@@ -112,7 +112,7 @@ def variation_of_information(predicted_objects: Labels, true_objects: Labels, ba
 
 @metric("voi_score", higher_is_better=True)
 def voi_score(predicted_objects: Labels, true_objects: Labels, alpha: float = 0.3, background: bool = False) -> float:
-    """Return 1 / (1 + alpha × variation of information), a share from 0 to 1 for weighted sums.
+    """Return 1 / (1 + alpha × variation of information), from 0 to 1, for weighted sums of metrics.
 
     Args:
         predicted_objects: integers of any shape, 0 for background, one label per object.
@@ -121,7 +121,7 @@ def voi_score(predicted_objects: Labels, true_objects: Labels, alpha: float = 0.
         background: see `variation_of_information`.
 
     Returns:
-        Above 0 to 1; 0 if only one side has objects.
+        A number above 0, up to 1 for equal partitions; 0 if only one of the two has objects.
     """
     if predicted_objects.any() != true_objects.any():
         return 0.0

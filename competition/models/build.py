@@ -89,7 +89,7 @@ def build_network(
             raise _args_error(exp, cls, error) from error
     if pretrained and path is not None:
         log.info("%s", load_encoder(network, path, channels))
-    # To find the deepest feature map, the network is built again, without pretrained weights.
+    # The network is built again without pretrained weights, to find its deepest feature map.
     args.update(pretrained_args(cls, args, None))
     return arrange_network(_add_presence_head(exp, cls, args, channels, network, context), exp)
 
@@ -207,7 +207,7 @@ def _build_meta(exp: Experiment, cls: type, args: dict[str, Any], context: Conte
         except (RuntimeError, NotImplementedError) as error:
             if "meta" not in str(error):
                 raise
-            network = build_on_cpu()  # its constructor reads values
+            network = build_on_cpu()  # the network's constructor reads values of tensors
         return network.to("meta"), build_on_cpu
     except MaskfoldError:  # an error of the guard
         raise
@@ -289,7 +289,7 @@ def _args_error(exp: Experiment, cls: type, error: Exception) -> MaskfoldError:
 
 
 def _similar_encoder(name: str) -> str | None:
-    """Return the encoder with the most similar name; an empty text if there is none; None if the name is an encoder."""
+    """Return the most similar encoder; an empty string if none is similar; None if `name` is an encoder."""
     import segmentation_models_pytorch as smp
     import timm
 
@@ -308,7 +308,7 @@ def _similar_encoder(name: str) -> str | None:
 
 
 class PatchSizeProbe:
-    """Test patch sizes by passing patches through a network.
+    """Find out which patch sizes a network accepts, by passing patches through it.
 
     Args:
         network: the network, on the meta device.
@@ -344,7 +344,7 @@ class PatchSizeProbe:
         for mode, count in (("training", batch), ("evaluation", 1)):
             self.network.train(mode == "training")
             outputs = self.network(torch.zeros(count, self.channels, *size, device=self.device))
-            # The ValueError of this call names the shapes.
+            # If the shapes are wrong, this call raises a ValueError that names them.
             logits = segmentation_outputs(outputs, len(size), self.outputs)[0][0]
             if tuple(logits.shape) != (count, self.outputs, *size):
                 return f"in {mode} mode it maps {(count, self.channels, *size)} to {format_shapes(logits)}"

@@ -1,4 +1,4 @@
-"""Run networks faster, by the memory layout of their tensors and by `torch.compile`.
+"""Make networks faster, by the memory layout of their tensors and by `torch.compile`.
 
 In 2D, libraries compute convolutions faster when the channels of a pixel lie side by side in memory (channels_last).
 A training step of the shipped networks then takes 0.8 to 1.05 times as long, a prediction 0.75 to 0.95 times
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from competition.config.experiment import Experiment
 from competition.models.interface import error_in_one_line, flatten_tensors
 
-LONG_BUDGET_MINUTES = 10.0  # `training.compile: auto` compiles on a GPU from here on; compiling takes about a minute
+LONG_BUDGET_MINUTES = 10.0  # `training.compile: auto` compiles if the budget is longer; compiling takes a minute
 
 
 # Memory layout
 
 
 def memory_format(exp: Experiment) -> torch.memory_format | None:
-    """Return the layout of the network's weights and inputs; None leaves tensors as they are (channels first).
+    """Return the memory layout of the network's weights and inputs; None means channels first, torch's default.
 
     `auto` means channels first here. When a run starts, `maskfold cv` replaces `auto` by a layout, so only older runs
     still have `auto`.
@@ -77,10 +77,7 @@ def to_layout(images: Tensor, layout: torch.memory_format) -> Tensor:
 
 
 def wants_compilation(exp: Experiment, device: torch.device) -> bool:
-    """Return whether `training.compile` asks for compilation.
-
-    `auto` does if the device is a GPU and the time budget is long.
-    """
+    """Return whether to compile the network. `training.compile: auto` compiles on a GPU if the time budget is long."""
     if exp.training.compile != "auto":
         return exp.training.compile == "on"
     minutes = exp.training.budget_minutes
@@ -98,7 +95,7 @@ def compile_network(
 ) -> nn.Module | None:
     """Compile a network for training, and run it on one batch of noise, because torch compiles at the first call.
 
-    Afterwards, weights, buffers and torch's random generators have their former values again.
+    The call restores weights, buffers and torch's random generators.
 
     Args:
         network: network on `device`; the compiled network shares its weights.
@@ -123,7 +120,7 @@ def compile_network(
                 outputs = flatten_tensors(compiled(images))
             torch.stack([output.float().mean() for output in outputs]).sum().backward()
     except Exception as error:  # noqa: BLE001 - torch and the C compiler may raise any exception
-        say(f"note: the network cannot be compiled, so it trains without: {error_in_one_line(error)}")
+        say(f"note: the network cannot be compiled, so it trains without compilation: {error_in_one_line(error)}")
         return None
     finally:
         network.zero_grad()

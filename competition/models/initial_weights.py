@@ -1,12 +1,12 @@
-"""Initial weights from a file (`init_from: weights.safetensors`): all tensors that fit the network are loaded.
+"""Load initial weights from a file (`init_from: weights.safetensors`): all tensors that fit the network.
 
 The file may be of another network with the same encoder, e.g. one that was pretrained on other data. The tensors are
 matched in three steps:
 
-1. By name. Names are equal behind a prefix, such as `module.`, `network.` or `encoder.`, and shapes are equal. The
-   prefixes that match most tensors are used first.
-2. By order, if the names say little: the convolutions and normalisations of both networks are compared from the input
-   on, until their shapes differ. nnU-Net's and MONAI's encoders match in this way.
+1. By name. Two tensors match if their shapes are equal, and their names are equal after a prefix such as `module.`,
+   `network.` or `encoder.` is removed. The prefixes that match most tensors are used first.
+2. By order, if few names match: the convolutions and normalisations of both networks are paired from the input on,
+   until their shapes differ. The encoders of nnU-Net and MONAI match in this way.
 3. The head is left out, because its channels are the classes of other data. The first layer is adapted if its number of
    input channels differs.
 """
@@ -36,18 +36,18 @@ HEAD = re.compile(
 # nnU-Net's networks and MONAI's DynUNet store the same tensors under several names.
 REPEATED = re.compile(r"\.all_modules\.|(?:^|\.)decoder\.encoder\.|(?:^|\.)skip_layers\.")
 MAX_PREFIX = 3  # maximum number of parts of a prefix
-FURTHER_PREFIX = 4  # minimum number of tensors that a further pair of prefixes matches
-FEW = 0.2  # share of the network's tensors below which the names say little
+FURTHER_PREFIX = 4  # a further pair of prefixes must match at least this many tensors
+FEW = 0.2  # share of the network's tensors; if fewer names match, tensors are matched by order
 MIN_BY_ORDER = 2  # minimum number of convolutions that a match by order needs
 
 
 @dataclass
 class InitialMatch:
-    """Assignment of a file's tensors to those of a network.
+    """Assign a file's tensors to the tensors of a network.
 
     Attributes:
         source: the file, as the YAML names it.
-        pairs: name in the file by name in the network.
+        pairs: name of the tensor in the file, by name of the tensor in the network.
         adapted: names in the network of tensors whose number of input channels differs from the file.
         missing: names in the network of tensors that keep their random values, by reason: `head`, `other shape`
             or `not in the file`.
@@ -63,7 +63,7 @@ class InitialMatch:
     by_order: bool = False
 
     def lines(self) -> list[str]:
-        """Return what was loaded and what was not: a line with counts, and a line with the names of the modules."""
+        """Return lines about what was loaded and what was not: the counts of tensors, and the names of modules."""
         count = len(self.pairs) + sum(map(len, self.missing.values()))
         parts = [f"{len(self.pairs)} of {count} tensors loaded from {self.source}"]
         parts += ["matched by their order"] if self.by_order else []
@@ -200,7 +200,7 @@ def _end(name: str) -> str:
 
 
 def _fits(source: tuple[int, ...], target: tuple[int, ...], channels: int) -> bool:
-    """Return whether two shapes are equal, or belong to convolutions of the input with other numbers of channels."""
+    """Return whether two shapes are equal, or differ only in the number of channels of the network's input."""
     if source == target:
         return True
     is_convolution = len(source) == len(target) >= 4
@@ -221,7 +221,7 @@ def _splits(name: str) -> Iterator[tuple[str, str]]:
 
 
 def _by_name(targets: Shapes, sources: Shapes, channels: int) -> dict[str, str]:
-    """Pair names that are equal behind a prefix, for the pairs of prefixes that match most tensors."""
+    """Pair names that are equal without their prefixes, for the pairs of prefixes that match most tensors."""
     behind: dict[str, list[tuple[str, str]]] = {}
     for name in sources:
         for prefix, rest in _splits(name):
@@ -239,7 +239,8 @@ def _by_name(targets: Shapes, sources: Shapes, channels: int) -> dict[str, str]:
             key: {name: source for name, source in found.items() if name not in pairs and source not in used}
             for key, found in candidates.items()
         }
-        # The shortest prefixes, if several match the same number: `encoder.` and `encoder.layers.` are the same pair.
+        # If several prefixes match equally many tensors, take the shortest: `encoder.` and `encoder.layers.` match the
+        # same.
         best = max(free, key=lambda key: (len(free[key]), -len(key[0]) - len(key[1])))
         if len(free[best]) < (FURTHER_PREFIX if pairs else 1):
             break
@@ -272,7 +273,7 @@ def _by_order(targets: Shapes, sources: Shapes, channels: int) -> dict[str, str]
 
 
 def _layers(shapes: Shapes) -> dict[str, list[tuple[str, Shapes]]]:
-    """Return the convolutions and normalisations in order: the name of each layer, and its shapes by parameter."""
+    """Return the convolutions and normalisations in order, as (name of the layer, shapes by parameter)."""
     layers: dict[str, Shapes] = {}
     for name, shape in shapes.items():
         layer, _, parameter = name.rpartition(".")
@@ -294,6 +295,6 @@ def _same_parameters(first: str, own: Shapes, second: str, other: Shapes, channe
 
 
 def _modules(names: Iterable[str]) -> str:
-    """Return the modules that contain some tensors, by the first two parts of their names, with counts."""
+    """Format the modules of some tensors, by the first two parts of their names, with counts of tensors."""
     counts = Counter(".".join(name.split(".")[:-1][:2]) or name for name in names)
     return ", ".join(f"{name} ({count})" for name, count in counts.items()) or "nothing"

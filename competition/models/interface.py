@@ -70,7 +70,7 @@ def is_smp(cls: type) -> bool:
 def constructor_parameters(cls: type) -> dict[str, inspect.Parameter]:
     """Return the parameters of a class's `__init__`.
 
-    The class's signature does not show them if it has a `__new__`, as in smp.
+    If the class has a `__new__`, as in smp, the class's signature lacks them.
     """
     parameters = dict(inspect.signature(cls.__init__).parameters)  # type: ignore[misc]
     parameters.pop("self", None)

@@ -1,6 +1,6 @@
 """Compute the loss, a weighted sum of terms.
 
-Each term is a loss of a library and gets the target in that library's form.
+Each term is a loss of a library, and receives its target in the form that this library expects.
 
 | library | exclusive classes | overlapping classes |
 |---|---|---|
@@ -10,7 +10,7 @@ Each term is a loss of a library and gets the target in that library's form.
 | other torch.nn losses, such as BCEWithLogitsLoss | (B, C, *s) of 0 and 1 | (B, K, *s) of 0 and 1 |
 | any other class | (B, 1, *s) class indices, int64 | (B, K, *s) of 0 and 1, float32 |
 
-If the YAML does not set the arguments in the second and third column, Maskfold sets them. Other values are errors.
+Maskfold sets the arguments in the second and third column. If the YAML sets them to other values, it raises an error.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ LOGIT_REPLACEMENTS = {
 }
 # Losses with targets of class indices (B, *s), for exclusive classes only.
 CLASS_INDEX_LOSSES = {(TORCH, "CrossEntropyLoss"), (SMP, "SoftCrossEntropyLoss"), (MONAI, "NACLLoss")}
-# Sums of two losses. Their parts are computed one by one here, so that each is logged at no additional cost.
+# Losses of MONAI that add two losses. Here the two are computed one by one, so that each is logged at no further cost.
 COMPOUND_LOSSES = {
     "DiceCELoss": ("dice", "ce"),
     "DiceFocalLoss": ("dice", "focal"),

@@ -26,10 +26,10 @@ class Muon(torch.optim.Optimizer):
     """Update the kernels of convolutions and matrices with Muon, and all other parameters with AdamW.
 
     AdamW updates parameters of fewer than two axes (biases, normalisation), kernels with a single filter or a single
-    input value, and depthwise kernels. Both take the same learning rate: an update of Muon is scaled to a root mean
-    square of 1, as the first updates of AdamW have, so that rates that suit AdamW in short trainings suit Muon. (Liu et
-    al. 2025, Muon is Scalable for LLM Training, https://arxiv.org/abs/2502.16982, scale it to 0.2, which updates of
-    AdamW have in long trainings.)
+    input value, and depthwise kernels. Muon and AdamW use the same learning rate. An update of Muon is scaled to a root
+    mean square of 1, like the first updates of AdamW. So a learning rate that suits AdamW in a short training suits
+    Muon too. (Liu et al. 2025, Muon is Scalable for LLM Training, https://arxiv.org/abs/2502.16982, scale it to 0.2,
+    which updates of AdamW have in long trainings.)
 
     Args:
         params: parameters of the network, or groups of them.

@@ -97,8 +97,8 @@ def _parameter_groups(exp: Experiment, network: nn.Module, rate: float) -> list[
 
 # Learning-rate schedules
 
-# Not the schedulers of torch or timm: their number of steps is fixed when they are created. With
-# `training.budget_minutes` this number is estimated again during training, so the rate depends on the completed share.
+# The schedulers of torch and timm need the number of steps when they are created. With `training.budget_minutes`, this
+# number is estimated again during training, so our rate depends on the completed share of training.
 
 
 class LRSchedule:
@@ -206,7 +206,7 @@ class ExponentialMovingAverage:
         self.decay = decay
         self.updates = 0
         self._average = AveragedModel(network, multi_avg_fn=self._move)
-        self._average.n_averaged.fill_(1)  # because otherwise the first update would copy the parameters
+        self._average.n_averaged.fill_(1)  # without this, the first update would copy the parameters
 
     def update(self, network: nn.Module) -> None:
         """Update the average with the network's weights after an optimiser step."""
@@ -214,7 +214,7 @@ class ExponentialMovingAverage:
         self.updates += 1
 
     def _move(self, averages: Tensors, parameters: Tensors, _: Tensor | int) -> None:
-        """Move the averages towards the parameters. All tensors have one dtype; integers are copied instead."""
+        """Move the averages towards the parameters; copy integers. All tensors have the same dtype."""
         if averages[0].is_floating_point():
             torch._foreach_lerp_(averages, parameters, 1.0 - min(self.decay, (1 + self.updates) / (10 + self.updates)))
         else:
@@ -223,7 +223,7 @@ class ExponentialMovingAverage:
     def weights(self) -> dict[str, Tensor]:
         """Return the averaged weights as a state dictionary for `load_state_dict` of the network.
 
-        The tensors are not copies.
+        Later updates change these tensors, because they are no copies.
         """
         return dict(self._average.module.state_dict())
 

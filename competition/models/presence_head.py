@@ -138,8 +138,8 @@ def _feature_maps(network: nn.Module, channels: int, size: tuple[int, ...], devi
 def presence_target(mask: Tensor, comp: Competition) -> tuple[Tensor, Tensor]:
     """Return which classes each patch contains, and for which of them this is known.
 
-    As in the score, ignored pixels do not count. If all pixels of a patch are ignored, its classes are
-    unknown. If there is only one class, the boundary or all rings of its objects belong to it.
+    As in the score, ignored pixels do not count. If all pixels of a patch are ignored, its classes are unknown. If
+    there is only one class, the boundary and the rings of its objects count as this class.
 
     Args:
         mask: (B, M, *spatial) uint8, as for `competition.models.targets.LossTarget`.

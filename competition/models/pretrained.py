@@ -4,7 +4,7 @@
 
 - `imagenet`, or another name of the network's library, which downloads the weights from its hub;
 - a file: `.safetensors`, or a state dictionary saved by torch, read without executing code;
-- `package:NAME`: the weight file in an installed package, which is searched but never imported;
+- `package:NAME`: the weight file in an installed package, which is searched for the file, but never imported;
   `package:NAME/folder/file.pth` selects one of several files.
 """
 
@@ -36,7 +36,7 @@ class EncoderMatch:
 
     Attributes:
         source: the file.
-        pairs: name in the file by name in the encoder.
+        pairs: name of the tensor in the file, by name of the tensor in the encoder.
         adapted: names of the encoder's tensors whose number of input channels differs from the file.
         unused: number of tensors in the file that the encoder does not have, such as those of a classifier.
     """
@@ -194,7 +194,7 @@ def read_tensors(path: Path, key: str = "encoder_weights") -> dict[str, Tensor]:
 
 def _reading_problem(error: Exception) -> str:
     if isinstance(error, UnpicklingError) and (found := re.search(r"GLOBAL (\S+)", str(error))) is not None:
-        return f"it contains the Python object {found[1]} besides tensors, and reading that would execute code"
+        return f"it contains the Python object {found[1]}, and reading this object would execute code"
     if isinstance(error, IndexError | EOFError):  # what torch's reader raises for bytes that are no pickle
         return f"it is damaged, or not a file of torch ({error_in_one_line(error)})"
     return error_in_one_line(error)
@@ -294,7 +294,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
 
 
 def _compatible(source: tuple[int, ...], target: tuple[int, ...], channels: int) -> bool:
-    """Return whether two shapes are equal, or belong to first convolutions whose input channels can be adapted."""
+    """Return whether two shapes are equal, or differ only in the input channels of a first convolution."""
     adaptable = len(source) == len(target) >= 4 and target[1] == channels and source[1] in (1, 2, 3, 4)
     return source == target or (adaptable and source[0] == target[0] and source[2:] == target[2:])
 
@@ -302,7 +302,7 @@ def _compatible(source: tuple[int, ...], target: tuple[int, ...], channels: int)
 def _by_name(targets: Sequence[str] | Shapes, sources: Sequence[str] | Shapes) -> dict[str, str]:
     """Pair target names with source names.
 
-    Of the prefixes (`module.`, `encoder.`, …), the one that gives the most pairs is removed.
+    From the source names, the prefix (`module.`, `encoder.`, …) whose removal gives the most pairs is removed.
 
     Dots and underscores count as equal, because timm's feature extractors rename `stages.0` to `stages_0`. Encoders of
     smp store timm's network under the name `model`.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 IGNORE_INDEX = 255
-CERTAIN_LOGIT = 20.0  # a logit; exp(-2 * 20) is negligible relative to 1 in float32, and no exponential overflows
+CERTAIN_LOGIT = 20.0  # a logit: exp(-2 * 20) is negligible relative to 1 in float32, and exp(20) does not overflow
 
 
 class LossTarget:

@@ -92,6 +92,6 @@ class UNet(nn.Module):
 
 
 def _pad_like(image: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Append zeros to each axis that lost a pixel when an odd edge was halved."""
+    """Append a row of zeros along each axis that lost a pixel when its odd length was halved."""
     missing = [target - size for target, size in zip(like.shape[2:], image.shape[2:])]
     return nn.functional.pad(image, [pad for count in reversed(missing) for pad in (0, count)])

@@ -8,7 +8,7 @@ from competition.errors import MaskfoldError
 from competition.planning.layout import Layout
 from competition.text import format_count
 
-Ask = Callable[[Sequence[str]], int]  # shows numbered lines, and returns the number that the user chose
+Ask = Callable[[Sequence[str]], int]  # function that shows numbered lines, and returns the number that the user chose
 
 
 def choose_layout(layouts: Sequence[Layout], number: int | None, ask: Ask | None) -> Layout:
@@ -46,8 +46,8 @@ def choose_layout(layouts: Sequence[Layout], number: int | None, ask: Ask | None
 def order_candidates(layouts: Sequence[Layout]) -> list[Layout]:
     """Return the layouts to choose from, those with more cases first.
 
-    If the host's own description names the files, layouts recognised by file names are dropped. Of two layouts with the
-    same files and keys, one remains.
+    If a description of the host names the files, layouts that were recognised only by file names are dropped. Of two
+    layouts with the same files and keys, one is kept.
     """
     best = min(layout.rank for layout in layouts)
     kept: dict[str, Layout] = {}
@@ -58,7 +58,7 @@ def order_candidates(layouts: Sequence[Layout]) -> list[Layout]:
 
 
 def describe_candidates(candidates: Sequence[Layout]) -> list[str]:
-    """Return a numbered line for each candidate: layout, number of cases, and patterns; advice follows the last one."""
+    """Return a numbered line for each candidate (layout, number of cases, patterns), then lines of advice."""
     differ = len({layout.folder.root for layout in candidates}) > 1
     lines = []
     for number, layout in enumerate(candidates, start=1):

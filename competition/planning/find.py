@@ -24,13 +24,13 @@ from competition.planning.sample import add_submission
 from competition.planning.words import MASK_WORDS, has_word, is_role_name
 from competition.text import format_count
 
-MAX_SERIES = 500  # a folder with more series has no known layout, and comparing them would take minutes
+MAX_SERIES = 500  # a folder with more series of files has no known layout, and comparing them would take minutes
 BY_HAND = (
     "Or write experiments/NAME/competition.yaml by hand, with name, root, dimensions, classes, train.images and "
     "train.masks; in a pattern, {id} is the name of a case, such as `images/{id}.png` with `masks/{id}.png`; "
     "docs/yaml.md has all keys."
 )
-DICOM_SAMPLE = 20  # files that are opened to see whether a folder is DICOM
+DICOM_SAMPLE = 20  # maximum number of files that are opened to see whether a folder has DICOM files
 
 
 def find_layouts(host: HostFolder) -> list[Layout]:
@@ -138,7 +138,7 @@ def _no_images(host: HostFolder) -> MaskfoldError:
     if medical is not None:
         return MaskfoldError(
             f"{host.root} has files that Maskfold does not read, such as {medical}.",
-            "Convert each to NIfTI with SimpleITK or nibabel, with the same place and voxel size.",
+            "Convert each to NIfTI with SimpleITK or nibabel, with the same position and voxel size.",
             status=2,
         )
     hint = "Name the folder with the competition's images."

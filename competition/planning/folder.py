@@ -15,12 +15,12 @@ from competition.text import nearest_names
 IGNORED_NAMES = {"thumbs.db", "desktop.ini", "__macosx", "ehthumbs.db"}
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz")
 TABLES = (".csv", ".tsv")
-PATTERN_CHARACTERS = set("{}*\\")  # a name with one of these cannot be part of a pattern
+PATTERN_CHARACTERS = set("{}*\\")  # a pattern cannot contain a name with one of these characters
 
 
 @dataclass(frozen=True)
 class HostFolder:
-    """A competition's folder and the files below it.
+    """Hold a competition's folder and the files below it.
 
     Attributes:
         root: the folder with the files; below `given` if outer folders contain only one other folder.

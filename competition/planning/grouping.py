@@ -1,6 +1,7 @@
 """Find groups and strata of the cases.
 
-They are a repeated beginning of the ids, a column of one of the host's tables, or the folders above the cases.
+A group or stratum is a repeated beginning of the ids, a column of one of the host's tables, or a folder above the
+cases.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ GROUP_WORDS = words(
 )
 STRATUM_WORDS = words("stratum strata diagnosis grade organ tissue stain cohort sex gender modality")
 MAX_TABLE_BYTES = 2**27
-MIN_FOLDER_GROUPS = 8  # fewer folders above the cases are kinds of cases rather than patients
-MAX_FOLDER_SHARE = 0.2  # of the cases: a folder with more is a kind of cases rather than a patient
+MIN_FOLDER_GROUPS = 8  # fewer folders above the cases are probably kinds of cases, not patients
+MAX_FOLDER_SHARE = 0.2  # share of the cases; a folder with more cases is probably a kind of cases, not a patient
 
 
 def find_groups(layout: Layout) -> Layout:
@@ -101,14 +102,14 @@ def _id_column(table: pandas.DataFrame, ids: tuple[str, ...]) -> str | None:
 
 
 def group_by_folder(layout: Layout, name: str) -> Layout:
-    """Return the layout with a group for each folder that a `*` before `{id}` stands for, if these may be patients.
+    """Return the layout with a group for each folder that a `*` before `{id}` matches, if these may be patients.
 
-    In `Patient 07/2019-03-01/T1.nii.gz`, the id is the scan, so the ids do not show which scans are of one patient.
-    Many folders with few cases each are taken as patients, and a table beside the data names the patient of each case.
-    A few folders with many cases each (`benign`, `malignant`) are only named in a remark.
+    In `Patient 07/2019-03-01/T1.nii.gz`, the id is the scan, so the ids do not show which scans belong to one patient.
+    Many folders with few cases each count as patients; then a table beside the data names the patient of each case. A
+    few folders with many cases each (`benign`, `malignant`) are only mentioned in a remark.
 
     Args:
-        layout: the chosen layout; a layout that has a group already is returned as it is.
+        layout: the chosen layout; a layout that already has a group is returned unchanged.
         name: the competition's name, with which the name of the table begins.
     """
     from competition.planning.layouts.coco import write_table
@@ -130,7 +131,7 @@ def group_by_folder(layout: Layout, name: str) -> Layout:
 
 
 def folders_of_cases(layout: Layout) -> dict[str, str]:
-    """Return the folder of each training case that a `*` right before `{id}` stands for; empty without such a `*`."""
+    """Return the folder of each training case that a `*` right before `{id}` matches; empty without such a `*`."""
     for pattern in [layout.masks] if isinstance(layout.masks, str) else list((layout.masks or {}).values()):
         parts = pattern.split("/")
         places = [index for index, part in enumerate(parts[1:]) if "{id}" in part and parts[index] == "*"]

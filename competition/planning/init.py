@@ -30,19 +30,19 @@ from competition.text import format_count
 
 EXPERIMENTS = Path("experiments")
 COMPETITION_FILE, EXPERIMENT_FILE = "competition.yaml", "experiment.yaml"
-MAX_LISTED = 30  # ids that train.cases lists in the YAML itself
+MAX_LISTED = 30  # maximum number of ids in train.cases; more ids are written into a table
 Progress = Callable[[Any, int], Any]
 
 
 @dataclass(frozen=True, eq=False)
 class Initialised:
-    """The files that `initialise` wrote, and what it found.
+    """Hold the files that `initialise` wrote, and what it found.
 
     Attributes:
         competition, experiment: paths of the YAML files; experiment is None if no training case could be read.
         layout: the chosen layout.
         exploration: result of the loader's check of the data.
-        plan: the plan that experiment.yaml has; None if no training case could be read.
+        plan: the plan in experiment.yaml; None if no training case could be read.
     """
 
     competition: Path
@@ -54,12 +54,12 @@ class Initialised:
 
 @dataclass(frozen=True)
 class Options:
-    """The options of `maskfold init` that the user sets.
+    """Hold the options of `maskfold init` that the user sets.
 
     Attributes:
-        name: name of the competition; None takes the folder's name.
+        name: name of the competition; None: the folder's name.
         layout: number of the chosen candidate, from 1; None if the user named no number.
-        minutes: time budget of a fold; None takes the default of the plan.
+        minutes: time budget of a fold; None: the default of the plan.
         folds: number of folds.
         force: whether to replace existing YAML files.
         measures: whether to time candidates on this machine; see `competition.planning.plan`.
@@ -105,7 +105,7 @@ def initialise(
     comp = _load(text)
     exploration = explore(comp, progress)
     threads = options.threads or thread_count()
-    measures = options.measures and not exploration.faults  # with faults, the plan may change
+    measures = options.measures and not exploration.faults  # if the data have faults, a later plan may differ
     plan = _plan(exploration, PlanOptions(options.minutes, options.folds, threads, {}, measures), say)
     target.mkdir(parents=True, exist_ok=True)
     _write(target / COMPETITION_FILE, text)
@@ -127,8 +127,8 @@ def _plan(exploration: Exploration, options: PlanOptions, say: Callable[[str], N
         plan = make_plan(exploration, replace(options, measures=False), say)
         if plan is not None:
             plan.warnings.append(
-                f"{error.message} The plan is the standard network on the data's own grid, as with --no-measure. When "
-                "the machine is free: maskfold plan EXPERIMENT.yaml --write"
+                f"{error.message} The plan is the standard network on the data's own grid, as with --no-measure. To "
+                "plan again when the machine is free: maskfold plan EXPERIMENT.yaml --write"
             )
         return plan
 
@@ -186,7 +186,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _title(layout: Layout) -> list[str]:
-    return [f"What the host provides, recognised by maskfold init: {layout.name}.", "Correct what is wrong."]
+    return [f"What the host provides, recognised by maskfold init: {layout.name}.", "Correct any wrong values."]
 
 
 def competition_lines(layout: Layout, name: str) -> list[Line]:
@@ -201,7 +201,11 @@ def competition_lines(layout: Layout, name: str) -> list[Line]:
 
     lines = [
         line("name", name, "the folder's name, or --name"),
-        line("root", _relative(layout.folder.root), "elsewhere: competition.root=/path on the command line"),
+        line(
+            "root",
+            _relative(layout.folder.root),
+            "if the data are elsewhere, add competition.root=/path to the command",
+        ),
         line("dimensions", layout.dimensions),
         line("classes", keys["classes"]),
         *optional("label_values", "labels", "ignore"),
@@ -222,7 +226,7 @@ def competition_lines(layout: Layout, name: str) -> list[Line]:
     if "group" in keys:
         lines.append(line("group", keys["group"]))
     else:
-        lines.append(line("group", None, "no beginning of the ids repeats, and no table has a column of patients"))
+        lines.append(line("group", None, "no two ids begin alike, and no table has a column of patients"))
     lines += optional("stratum")
     lines += _metric_lines(layout)
     lines += optional("submission.profile", "submission.sample", "submission.columns", "submission.rle")
@@ -239,16 +243,14 @@ def _pattern_lines(path: tuple[str, ...], patterns: str | dict[str, str], reason
 def _metric_lines(layout: Layout) -> list[Line]:
     keys = {key: value for key, value in layout.keys.items() if key.startswith("metric.")}
     if keys:
-        return [
-            Line(key_path(key), value, layout.reasons.get(key, "as the host scores")) for key, value in keys.items()
-        ]
+        return [Line(key_path(key), value, layout.reasons.get(key, "the host's metric")) for key, value in keys.items()]
     metric = "mean_ap" if layout.keys.get("instances") else "dice"
     why = "scores objects" if metric == "mean_ap" else "scores overlap"
-    return [Line(("metric", "name"), metric, f"{why}; the files do not say how the host scores: check the host's page")]
+    return [Line(("metric", "name"), metric, f"{why}; no file names the host's metric: check the host's page")]
 
 
 def _listed(layout: Layout, name: str) -> list[str] | str:
-    """Return the ids of the training cases, or the path of a table of the ids beside the data if they are many."""
+    """Return the ids of the training cases, or the path of a new table beside the data if there are many."""
     listed = list(layout.listed or ())
     return listed if len(listed) <= MAX_LISTED else write_ids(layout.folder, listed, name)
 
@@ -265,7 +267,7 @@ def remarks_of(done: Initialised) -> list[str]:
     remarks = [f"check: {remark}" for remark in done.layout.remarks]
     if not any(key.startswith("metric.") for key in done.layout.keys):
         remarks.append(
-            f"check: metric.name is {done.exploration.comp.metric.name}; the files do not say how the host scores"
+            f"check: metric.name is {done.exploration.comp.metric.name}, but no file names the host's metric"
         )
     unused = without_pattern(done.exploration.comp, done.layout.folder.images)
     if unused:

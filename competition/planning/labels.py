@@ -19,11 +19,11 @@ from competition.planning.layouts.content import LabelValues, label_values, read
 from competition.planning.words import OPINION_WORDS, tokens, without_role_words
 from competition.text import name_problem
 
-MAX_MASKS = 3000  # masks that are read; if there are more, an evenly spaced sample
-MAX_OVERLAPS = 300  # cases in which the masks of the classes are compared
+MAX_MASKS = 3000  # maximum number of masks that are read; of more masks, an evenly spaced sample is read
+MAX_OVERLAPS = 300  # maximum number of cases in which the masks of the classes are compared
 MIN_NUMBERED = 8  # if one case has at least this many values 1, 2, …, they number objects, not classes
 MAX_CLASSES = 250
-MANY_VALUES = 12  # with more values that nothing names, the user is told that they may number objects
+MANY_VALUES = 12  # if more values have no name, the user is told that they may be object numbers
 BACKGROUND_NAMES = ("background", "bg", "_background_", "__background__")
 # A line that names a class, with its label value before the name and its colour after it, both optional.
 CLASS_LINE = re.compile(
@@ -81,7 +81,7 @@ def _lossy(layout: Layout) -> Layout:
         {"classes": [name], "train.threshold": 128, "labels": "exclusive"},
         {
             "classes": f"one class, {_named(name)}",
-            "train.threshold": "values scatter around 0 and 255, as in a JPEG: from 128 on they are the class",
+            "train.threshold": "values are scattered around 0 and 255, as in a JPEG: values from 128 on are the class",
             "labels": "one class and the background",
         },
     )
@@ -94,9 +94,13 @@ def _objects(layout: Layout, found: Sequence[LabelValues]) -> Layout:
     reasons = {"classes": f"one class, {_named(name)}", "labels": "one class and the background"}
     if any(item.lossy for item in found):
         keys["train.threshold"] = 128
-        reasons["train.threshold"] = "values scatter around 0 and 255, as in a JPEG: from 128 on they are the object"
+        reasons["train.threshold"] = (
+            "values are scattered around 0 and 255, as in a JPEG: values from 128 on are the object"
+        )
     elif values != [1]:
-        reasons["classes"] += f"; in the files of objects any value but 0 counts (found {_shown(values)})"
+        reasons["classes"] += (
+            f"; in a file of one object, every value other than 0 is the object (found {_shown(values)})"
+        )
     return layout.with_keys(keys, reasons)
 
 
@@ -107,7 +111,7 @@ def _one_file_per_class(layout: Layout) -> Layout:
     return layout.with_keys(
         {"classes": names, "labels": "overlapping" if overlap else "exclusive"},
         {
-            "classes": "named after their folders or files",
+            "classes": "named like their folders or files",
             "labels": f"{overlap}" if overlap else "no pixel is in two classes",
         },
     )
@@ -160,7 +164,7 @@ def _label_files(layout: Layout, found: Sequence[LabelValues]) -> list[Layout]:
         without = [value for value in values if value != 255]
         return [
             replace_name(_with_classes(layout, found, without), "255 is ignored").with_keys(
-                {"ignore": 255}, {"ignore": "beside small values, 255 marks pixels that do not count, as in Pascal VOC"}
+                {"ignore": 255}, {"ignore": "the other values are small, so 255 marks ignored pixels, as in Pascal VOC"}
             ),
             replace_name(_with_classes(layout, found, values), "255 is a class"),
         ]
@@ -173,7 +177,7 @@ def replace_name(layout: Layout, addition: str) -> Layout:
 
 
 def _evenly_spaced(values: Sequence[int]) -> bool:
-    """Return whether the values divide 0 to 255 evenly, such as 128 and 255, so that people can tell them apart."""
+    """Return whether the values divide 0 to 255 evenly, such as 128 and 255, as visible grey levels do."""
     step = 255 / len(values)
     return all(abs(value - step * (number + 1)) <= 2 for number, value in enumerate(values))
 
@@ -203,7 +207,7 @@ def _with_classes(layout: Layout, found: Sequence[LabelValues], values: list[int
     if not names:
         single = _single_name(layout) if len(values) == 1 else ""
         names = [single] if single else [f"class_{value}" for value in values]
-        source = f"{_named(single)}" if single else "no file names the classes: rename them"
+        source = f"{_named(single)}" if single else "no file contains their names: rename them"
     present = Counter(value for item in found for value in item.foreground)
     shown = ", ".join(f"{value} in {present[value]}" for value in values[:6]) + (", …" if len(values) > 6 else "")
     keys: dict[str, Any] = {"classes": names, "labels": "exclusive"}
@@ -223,7 +227,7 @@ def _with_classes(layout: Layout, found: Sequence[LabelValues], values: list[int
             f"true`, one class, and `label_values: [[{_shown(values)}]]` with all values"
         )
     if "rename" in source:
-        layout = layout.with_remarks("no file names the classes: rename them in `classes`")
+        layout = layout.with_remarks("no file contains the names of the classes: rename them in `classes`")
     return layout
 
 
@@ -254,7 +258,7 @@ def _single_name(layout: Layout) -> str:
 
 
 def _named(name: str) -> str:
-    return "no file names the class: rename it" if name == "foreground" else "named after the masks' folder or files"
+    return "no file contains its name: rename it" if name == "foreground" else "named like the masks' folder or files"
 
 
 def _find_names(host: HostFolder, values: Sequence[int]) -> tuple[list[str], str]:
@@ -269,7 +273,7 @@ def _find_names(host: HostFolder, values: Sequence[int]) -> tuple[list[str], str
             by_value = _read_names(host.root / path)
             names = [by_value.get(value, "") for value in values]
             if all(names) and len(set(map(str.casefold, names))) == len(names) and not any(map(name_problem, names)):
-                return names, f"{path} names them"
+                return names, f"as {path} names them"
     return [], ""
 
 
@@ -289,8 +293,9 @@ def _read_names(path: Path) -> dict[int, str]:
 def _names_of_lines(text: str) -> tuple[dict[int, str], dict[tuple[int, ...], str]]:
     """Return names by label value and by colour, from lines that each name a class.
 
-    Lines may be `liver`, `1: liver`, `1 liver 255 0 0` or `liver:255,0,0::`; lines that begin with # are left out. A
-    name without a value has the number of its line, from 0 if the first name means the background, otherwise from 1.
+    Lines may be `liver`, `1: liver`, `1 liver 255 0 0` or `liver:255,0,0::`; lines that begin with # are left out. The
+    value of a name without a value is the number of its line, counted from 0 if the first name means the background,
+    otherwise from 1.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     matches = [CLASS_LINE.fullmatch(line) for line in lines]

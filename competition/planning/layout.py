@@ -1,4 +1,4 @@
-"""A layout: where a folder has its images, masks and test images, and which classes the masks have."""
+"""Describe a layout: where a folder has its images, masks and test images, and which classes the masks have."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from competition.planning.folder import HostFolder
 from competition.planning.layouts.content import Role, common_role, role_of_file
 from competition.planning.layouts.series import Series
 
-ROLE_SAMPLE = 6  # files that are read to see what a series contains
+ROLE_SAMPLE = 6  # number of files that are read to see what a series contains
 Patterns = str | dict[str, str]
 Rank = Literal[0, 1]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One way to read a folder.
+    """Describe one way to read a folder.
 
     Attributes:
         name: name of the layout in the list of candidates.
@@ -31,12 +31,12 @@ class Layout:
         keys: other keys of competition.yaml, by dotted path.
         reasons: reasons for the values of these keys, by dotted path.
         remarks: remarks on what the user should check.
-        rank: 0 if the host's own description names the files, 1 if the file names suggest the layout.
+        rank: 0 if a description of the host names the files, 1 if only the file names suggest the layout.
         mask_files: files of the masks by class ("" if one file has all classes), then by case.
         notes: remarks on files that were found but not used.
         listed: ids of the training cases if the patterns also match other files; otherwise None.
         ids: ids of the training cases.
-        advice: what the user should know before choosing this layout; empty if nothing.
+        advice: what the user should know before choosing this layout; may be empty.
     """
 
     name: str

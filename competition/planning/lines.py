@@ -13,12 +13,12 @@ from competition.errors import printable
 PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")
 OTHER_TYPES = re.compile(r"(true|false|yes|no|on|off|null|none|y|n|nan|inf)", re.IGNORECASE)
 WIDTH = 120
-COLUMN = 48  # comments start in this column if the values are short enough
+COLUMN = 48  # comments start in this column if the value before them is short enough
 
 
 @dataclass(frozen=True)
 class Line:
-    """One key of a YAML file.
+    """Hold one key of a YAML file.
 
     Attributes:
         path: the key and the keys above it.

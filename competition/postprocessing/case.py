@@ -73,7 +73,7 @@ class CaseProbabilities:
     @cached_property
     def masks(self) -> Mask:
         """Masks (K, *spatial) bool: by argmax, or by the threshold 0.5 if classes overlap."""
-        # Imported here, because reading a YAML with steps needs no torch.
+        # This import stays inside, because a YAML with steps must be readable without it.
         from competition.inference.masks import to_masks
 
         return to_masks(self.probabilities, self.comp)
@@ -87,7 +87,7 @@ class CaseProbabilities:
 
     @property
     def empty(self) -> ClassMask:
-        """An empty mask of one class, (*spatial) bool."""
+        """Empty mask of one class, (*spatial) bool."""
         return ClassMask(np.zeros(self.probabilities.shape[1:], np.bool_))
 
     @property

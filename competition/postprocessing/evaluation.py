@@ -1,4 +1,4 @@
-"""Score lists of steps on out-of-fold predictions in several processes. Each case is read only once for all lists."""
+"""Score lists of steps on out-of-fold predictions in several processes, reading each case once for all lists."""
 
 from __future__ import annotations
 
@@ -133,8 +133,8 @@ class CaseScorer:
 
     Attributes:
         oof: the out-of-fold predictions.
-        rows: rows of the case table by id. settings: section `postprocess`. Its key `number` is applied to every case
-            and is not searched.
+        rows: rows of the case table by id.
+        settings: section `postprocess`; its key `number` is applied to every case, and is not searched.
     """
 
     oof: EnsembleOof
@@ -155,7 +155,7 @@ class CaseScorer:
         result: ScoreRows = {}
         for index, lists in requests.items():
             cache: dict[Steps, ClassMask] = {}
-            # Score a mask only once, because many gates give the same mask.
+            # Many gates give the same mask, so score each mask only once.
             scores: dict[Steps | None, dict[str, Any]] = {}
             for steps in lists:
                 active = drop_passing_gates(evidence, index, steps)
@@ -166,7 +166,7 @@ class CaseScorer:
         return result
 
     def truth_sizes(self, case: str) -> list[TruthSizes]:
-        """Return the true sizes of each class."""
+        """Return the sizes of each class in the truth of a case."""
         comp, row = self.oof.comp, self.rows[case]
         objects = load_unchanged_objects(comp, row) if comp.instances else None
         masks = split_classes(load_unchanged_mask(comp, row), comp)

@@ -78,9 +78,10 @@ def fill_holes(mask: Mask) -> Mask:
     """
     filled = np.zeros(mask.shape, np.bool_)
     if mask.any():
-        box = _tight_box(mask)  # background that reaches the border of this box is not a hole
+        # the box has one more pixel on each side, so that background that reaches its border is no hole
+        box = _tight_box(mask)
         part = mask[box]
-        # A frame of background connects all background that is not a hole.
+        # A frame of background around the box connects all background that is not a hole.
         background = np.ones([size + 2 for size in part.shape], np.uint8)
         inner = (slice(1, -1),) * mask.ndim
         background[inner] = ~part
@@ -100,7 +101,8 @@ def _connected_to_first(values: NDArray[np.uint8]) -> Mask:
         return np.asarray(values == 2)
     import cc3d
 
-    # `binary_image` saves a third of the time. It is wrong with 26 neighbours (see `connected_components`), not with 6.
+    # `binary_image` saves a third of the time. Its results are wrong with 26 neighbours (see `connected_components`),
+    # but correct with 6.
     numbers = cc3d.connected_components(values, connectivity=6, binary_image=True)
     return np.asarray(numbers == numbers.flat[0])
 
@@ -209,7 +211,7 @@ def split_distance(mask: Mask, smooth: float, depth: float) -> Labels:
         height = background_distance(part)
         if smooth > 0:
             height = np.where(part, gaussian_filter(height, smooth, mode="nearest"), np.float32(0))
-        # Plateaus on a slope also count as peaks; their regions merge with higher regions.
+        # Plateaus on a slope also count as peaks; `merge_by_saddle` merges their regions with higher regions.
         peaks = part & (maximum_filter(height, size=3, mode="nearest") == height)
         seeds = connected_components(peaks).astype(np.int32)
         labels[box] = remove_small_objects(
@@ -261,7 +263,7 @@ def seeded_watershed(seeds: Labels, height: Heights, mask: Mask) -> Labels:
     owner[seeds[mask]] = connected[mask]
     owner[0] = 0
     count = np.bincount(owner[1:], minlength=int(connected.max(initial=0)) + 1)
-    number = (len(owner) + np.arange(len(count))).astype(np.int32)  # numbers that are not used by a seed
+    number = (len(owner) + np.arange(len(count))).astype(np.int32)  # numbers that no seed has
     number[0] = 0
     labels = number[connected]
     several_seeds = (count > 1)[connected]  # flood only these components, because flooding is slow
@@ -276,7 +278,7 @@ def merge_by_saddle(labels: Labels, seeds: Labels, height: Heights, depth: float
 
     Saddles are processed from the highest to the lowest, so that each connected set above a saddle is represented by
     its highest peak. The result resembles a flood from the peaks of `skimage.morphology.h_maxima`, but takes less time.
-    `h_maxima` also separates two peaks of equal height if the saddle is high, and so cuts rings to pieces.
+    `h_maxima` also separates two peaks of equal height if the saddle is high, so it cuts rings into pieces.
 
     Args:
         labels: (*spatial) int32, the result of flooding from seeds at all peaks of `height`.
@@ -297,7 +299,7 @@ def merge_by_saddle(labels: Labels, seeds: Labels, height: Heights, depth: float
         if peak[high] < peak[low]:
             high, low = low, high
         rise = peak[low] - saddle
-        if rise < depth or rise == 0:  # `low` is the highest peak of its set, so the whole set is one object
+        if rise < depth or rise == 0:  # `low` is the highest peak of its set, so the whole set stays one object
             objects[_root(objects, second)] = _root(objects, first)
         connected[low] = high
     return np.array([_root(objects, number) for number in range(len(peak))], np.int32)[labels]
@@ -358,7 +360,7 @@ def _side_connected(mask: Mask) -> Labels:
     """Return the components of pixels that share a side, numbered from 1."""
     import cc3d
 
-    numbers = _as_cc3d_input(mask).view(np.uint8)  # not bool; `connected_components` gives the reason
+    numbers = _as_cc3d_input(mask).view(np.uint8)  # as uint8, for the reason that `connected_components` gives
     return np.asarray(cc3d.connected_components(numbers, connectivity=4 if mask.ndim == 2 else 6), np.int32)
 
 
@@ -403,7 +405,7 @@ def _plane_distance(plane: NDArray[np.uint8]) -> NDArray[np.float32]:
         cv2.ipp.setUseIPP(before)
 
 
-EXACT_LENGTH = 1000  # pixels; up to here, the rounded square of a float32 distance is the exact whole number
+EXACT_LENGTH = 1000  # pixels; up to this distance, the rounded square of a float32 distance is exact
 COLUMNS = 4096  # columns that are processed at a time; they fit into a core's cache
 
 
@@ -442,7 +444,7 @@ def _volume_distance(mask: Mask) -> NDArray[np.float32]:
 
 
 def _with_padding(mask: Mask, radius: int, operation: Callable[[Mask], Mask]) -> Mask:
-    """Apply an opening or closing to the bounding box of the mask, after padding it by repeating its border."""
+    """Apply an opening or closing to the bounding box of the mask, padded with repeated border pixels."""
     result = np.zeros(mask.shape, np.bool_)
     if mask.any():
         box = _bounding_box(mask)

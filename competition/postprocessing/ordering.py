@@ -24,10 +24,10 @@ Floats = NDArray[Any]
 # row of the affine, and sign, for each direction
 WORLD_AXES = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
 FRAGMENT_SHARE = 0.1  # share of the largest object below which an object is a fragment, unless `smallest` is set
-MIN_AGREEMENT = 0.8  # minimum share or Dice from which the network's labels and the objects count as equal
+MIN_AGREEMENT = 0.8  # minimum share, or Dice, at which the network's labels and an object count as equal
 DOUBLE_OBJECT_RATIO = 1.6  # multiple of the median size above which an object may be two objects
 LARGE_CLASS_RATIO = 1.3  # multiple of the median size above which a class with two cores is two objects
-INSIDE_FACE_SHARE = 0.3  # share of a piece's faces inside the row above which the piece belongs to the object around it
+INSIDE_FACE_SHARE = 0.3  # a piece belongs to the object around it if a larger share of its faces is inside the row
 MIN_CLASS_SHARE = 0.25  # minimum share of a double object's voxels for a class to be one of the two
 
 
@@ -36,13 +36,13 @@ def relabel_by_order(
 ) -> Floats:
     """Give every object in the row one class, by its position, and return the changed probabilities.
 
-    The probabilities of the classes are combined (their sum if classes are exclusive, else the maximum): a network is
-    often sure that a voxel is a vertebra, but not which one. Objects are the connected components of the combined mask.
-    `split_touching` splits them where they only touch, and by the network's labels where these are reliable. The
-    objects get the classes in order, starting at the end of the row that `number.along` names. If there are more
-    objects than classes, the largest consecutive objects get the classes and the others become background. If there are
-    fewer objects than classes, the network's labels vote, voxel by voxel, for the class of the first object. Fragments,
-    and voxels outside the mask, keep the network's labels.
+    A network is often sure that a voxel is a vertebra, but not which one. So the probabilities of the classes are
+    combined: their sum if classes are exclusive, else their maximum. Objects are the connected components of the
+    combined mask. `split_touching` splits them where they only touch, and by the network's labels where these are
+    reliable. The objects get the classes in order, starting at the end of the row that `number.along` names. If there
+    are more objects than classes, the largest consecutive objects get the classes and the others become background. If
+    there are fewer objects than classes, the network's labels vote, voxel by voxel, for the class of the first object.
+    Fragments, and voxels outside the mask, keep the network's labels.
 
     Args:
         probabilities: (P, *spatial) floats.
@@ -69,7 +69,8 @@ def relabel_by_order(
     total, votes = total[box], class_probabilities[(slice(None), *box)].argmax(axis=0)
     changed = result[(slice(None), *box)]  # this is a view of the result
     world, sign = WORLD_AXES[number.along]
-    upwards = sign * affine[world, :3]  # mm per voxel towards the end that `number.along` names
+    # mm by which one voxel along each axis leads towards the end that `number.along` names
+    upwards = sign * affine[world, :3]
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     objects = split_touching(np.ascontiguousarray(row[box]), votes, number.split, spacing, upwards)
     ordered = _in_order(objects, number, upwards)
@@ -111,7 +112,7 @@ def case_affine(row: Any, comp: Competition) -> NDArray[np.float64]:
 def split_touching(
     row: Mask, votes: NDArray[Any], split: float | None, spacing: NDArray[np.float64], upwards: NDArray[np.float64]
 ) -> Labels:
-    """Split the row into objects at the places where they touch.
+    """Split the row into objects where they touch.
 
     The core of an object is its thick part, where the distance to the edge exceeds `split` times the maximum distance
     in the row. Vertebrae that touch at their joints have one core each: their bodies. Each voxel is assigned to the
@@ -129,7 +130,7 @@ def split_touching(
         votes: (*spatial) integers, the most probable of the row's classes at each voxel.
         split: minimum thickness of a core, see above; None: objects are connected components.
         spacing: mm per axis.
-        upwards: mm towards the end with the first class, per voxel along each axis.
+        upwards: mm by which one voxel along each axis leads towards the end with the first class.
 
     Returns:
         (*spatial) int32: objects from 1, with gaps; 0 outside, and where the nearest object is farther away than twice
@@ -180,7 +181,7 @@ def _reliable_seeds(
 ) -> Labels:
     """Return the seed of each object.
 
-    Where labels and cores nearly agree, the seed is the network's labels around the core; elsewhere, the core.
+    If labels and core nearly agree, the seed is the region of the network's labels around the core, otherwise the core.
     """
     table = _counts(cores.ravel(), votes.ravel())
     own = np.where(table.argmax(axis=1)[cores] == votes, cores, 0)
@@ -201,10 +202,10 @@ def _objects_by_votes(
 ) -> Labels | None:
     """Return the objects that the network's labels define, as 1 + class; None if the labels are unreliable.
 
-    Labels are reliable if each class is nearly one piece, is not larger than one object, and has one core that hardly
-    any other class shares. In an object as large as two, two classes may share a core. Smaller pieces keep their class
-    if they lie at the position of this class in the row; other pieces become 0 and are assigned to the surrounding
-    object.
+    Labels are reliable if each class consists nearly of one piece, is not larger than one object, and has a core of
+    which other classes have only little. (In an object as large as two, two classes may share a core.) A smaller piece
+    keeps its class if it lies at the position of this class in the row. Other pieces become 0, and the caller assigns
+    them to the surrounding object.
     """
     sizes = np.bincount(votes[row])
     main_classes = np.flatnonzero(sizes >= FRAGMENT_SHARE * sizes.max())
@@ -231,7 +232,8 @@ def _objects_by_votes(
     main_heights = np.array([heights[piece] for piece in main.values()])
     keep = ~_inside_row(pieces, row) & (np.bincount(pieces[row], cores[row] != 0, minlength=len(classes)) == 0)
     for piece in np.flatnonzero(keep):
-        if classes[piece] in main:  # no middle of another object lies between the piece and the main piece of its class
+        # the middle of no other object lies between the piece and the main piece of its class
+        if classes[piece] in main:
             low, high = sorted((heights[piece], heights[main[int(classes[piece])]]))
             keep[piece] = not ((main_heights > low) & (main_heights < high)).any()
         else:  # keep a small class (e.g. cut off by the image border) if its position fits the order
@@ -242,7 +244,7 @@ def _objects_by_votes(
 
 
 def _pieces(row: Mask, votes: NDArray[Any]) -> tuple[Labels, NDArray[np.int64]]:
-    """Return the connected components within each class, numbered from 1, and the class of each number (-1 for 0)."""
+    """Return the components of each class, numbered from 1, and the class of each number (-1 for 0)."""
     pieces, classes = np.zeros(row.shape, np.int32), [np.array([-1])]
     for cls in np.unique(votes[row]):
         found = connected_components(row & (votes == cls)).astype(np.int32)
@@ -252,7 +254,7 @@ def _pieces(row: Mask, votes: NDArray[Any]) -> tuple[Labels, NDArray[np.int64]]:
 
 
 def _inside_row(pieces: Labels, row: Mask) -> Mask:
-    """Return whether a large share of each piece's surface lies inside the row."""
+    """Return, for each piece, whether a large share of its surface lies inside the row."""
     faces = np.zeros((2, int(pieces.max()) + 1), np.int64)
     for axis in range(row.ndim):
         for first, second in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):

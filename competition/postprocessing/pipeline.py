@@ -25,7 +25,7 @@ def apply_ordering(
     row: Any = None,
     presence: NDArray[Any] | None = None,
 ) -> CaseProbabilities:
-    """Prepare a case's probabilities for the steps. If `number` is set, objects are relabelled by their order.
+    """Prepare a case's probabilities for the steps; if `number` is set, relabel objects by their order.
 
     Args:
         probabilities: (P, *spatial) floats.
@@ -87,7 +87,7 @@ def run_steps(
         evidence: probabilities of the case.
         index: index of the class.
         steps: the steps, in order.
-        cache: earlier results of this class by their list of steps. Lists in the cache are not applied again.
+        cache: earlier results of this class by their list of steps; new results are added.
     """
     cache = {} if cache is None else cache
     steps = tuple(steps)

@@ -1,4 +1,4 @@
-"""The best run of a competition, by the score that counts."""
+"""Find the best run of a competition."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def best_run(
 ) -> Run:
     """Find the run with the best score among all finished runs of a competition that have networks.
 
-    Only scores by the competition's metric over all folds are compared; each is the score that counts, see
-    `competition.runs.summary.run_scores`.
+    Runs are compared by the competition's metric over all folds, with the score that
+    `competition.runs.summary.run_scores` selects (e.g. the nested one after tuning).
 
     Args:
         name: an experiment's YAML or a run of the competition; see `find_run`.
@@ -49,7 +49,7 @@ def best_run(
     score, _, folder = max(candidates, key=lambda candidate: (direction.rank(candidate[0].value), *candidate[1:]))
     count = len(candidates)
     say(
-        f"the best of {count} finished run{'s' * (count > 1)} of {comp.name}, each by the score that it would submit: "
+        f"the best of {count} finished run{'s' * (count > 1)} of {comp.name}, by the score of its submission: "
         f"{comp.metric.name} {score.value:.4f} ({score.note})"
     )
     return load_run(folder, trust, overrides)
@@ -58,7 +58,7 @@ def best_run(
 def _without_imported(
     candidates: list[tuple[RunScores, float, Path]], comp: Competition, say: Callable[[str], None]
 ) -> list[tuple[RunScores, float, Path]]:
-    """Return the candidates that have networks; say which imported run scores better than all of them."""
+    """Return the candidates that have networks; tell the user if an imported run scores better than all of them."""
     trained: list[tuple[RunScores, float, Path]] = []
     imported: list[tuple[RunScores, float, Path]] = []
     for candidate in candidates:
@@ -88,7 +88,7 @@ def _comparable_score(summary: Path, comp: Competition, overrides: Sequence[str]
         if run_comp.name != comp.name or run_comp.metric != comp.metric or plain.get("score") is None:
             return None
         complete = folds <= {result["fold"] for result in plain["folds"]}
-        # no class of the run is built, so its packages need not be trusted here
+        # trust every package here, because the function builds no object of the run
         return run_scores(load_run(summary.parent, None, overrides), plain) if complete else None
     except (OSError, ValueError, LookupError, TypeError, MaskfoldError):
         return None

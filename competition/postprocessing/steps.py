@@ -1,4 +1,4 @@
-"""Define the post-processing steps, one class each. A class contains the step's keys, function and search candidates.
+"""Define the post-processing steps: one class each, with the step's keys, function and search candidates.
 
 The order of the classes is the order of the steps in tuned lists and the order in which the search visits them.
 """
@@ -19,8 +19,8 @@ from competition.config.postprocess import STEPS, Step
 from competition.postprocessing import mask_operations
 from competition.postprocessing.case import CaseProbabilities, ClassMask
 
-MASK_SLOT = "mask"  # slot of the steps that make the mask
-MANY_OBJECTS = 200  # number of true objects from which the smallest object is representative
+MASK_SLOT = "mask"  # slot of the steps that make the mask; the search tries them as alternatives
+MANY_OBJECTS = 200  # from this number of true objects on, the smallest object is representative
 MIN_EMPTY_SHARE = 0.05  # minimum share of cases without the class for trying the triplet rule
 MAX_MORPHOLOGY_VOXELS = 2**24  # maximum number of voxels of a case for which opening and closing are searched
 
@@ -182,7 +182,7 @@ class FillHoles(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[FillHoles]:
-        """Return the step itself, because it has no parameters to search."""
+        """Return the step, which has no parameters to search."""
         return [cls(value=True)]
 
 

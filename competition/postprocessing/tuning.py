@@ -1,4 +1,4 @@
-"""Search the steps of each class on out-of-fold predictions, and estimate the gain on cases outside of the search."""
+"""Search the steps of each class on out-of-fold predictions, and estimate the gain on cases outside the search."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from competition.runs.summary import TUNING_FILE, TUNING_SCORES_FILE, read_tunin
 if TYPE_CHECKING:
     import pandas as pd
 
-SINGLE_FOLD_PARTS = 5  # number of parts into which the cases of a single fold are split
+SINGLE_FOLD_PARTS = 5  # a single fold's cases are split into this many parts
 MIN_GAIN = 0.001  # minimum gain of the nested score that justifies a step
 
 
@@ -43,7 +43,7 @@ class TuningResult:
         best_steps: best steps of each class on all cases, even if they are not used.
         before: score of the experiment's steps.
         after: score of the tuned steps on the cases on which they were tuned (optimistic).
-        nested: score if each fold's cases get the steps that were tuned on the other folds.
+        nested: score of each fold's cases with the steps that were tuned on the other folds.
         gain: improvement of `nested` over `before`, with its 95 % interval.
         kept: whether the tuned steps are used. This requires a gain of at least `MIN_GAIN` with an interval above 0.
         rows: score rows of the steps in use: those of `nested` if the tuned steps are used, else those of `before`.
@@ -185,7 +185,7 @@ def tuning_parts(rows: Mapping[str, Any], fold_of: Mapping[str, int], seed: int)
 
 
 class _CoordinateDescent:
-    """Run several coordinate descents together, so that each pass over the cases serves all descents."""
+    """Run several coordinate descents together, so that all of them use the same pass over the cases."""
 
     def __init__(
         self,
@@ -205,7 +205,7 @@ class _CoordinateDescent:
         self.selected = {part: np.ones(len(case_parts), bool) if part is None else case_parts != part for part in parts}
 
     def run(self, context: Context) -> dict[int | None, list[Steps]]:
-        """Search the slots one by one, and some slots twice. Return, for each part, the best steps of each class."""
+        """Search the slots one by one, some of them twice; return, for each part, the best steps of each class."""
         exp, truths = self.evaluation.ensemble.runs[0].exp, self.evaluation.truth_sizes()
         largest = max(int(np.prod(_shape(row))) for row in self.evaluation.rows.values())
         boundary = any(run.exp.prepare.object_key is not None for run, _ in self.evaluation.ensemble.active)
@@ -242,7 +242,7 @@ class _CoordinateDescent:
     def _choose(self, part: int | None, index: int, lists: Sequence[Steps]) -> None:
         """Replace the current list if another list has a better score.
 
-        Of equally good lists, the first and simplest is used.
+        Of equally good lists, the first one, which is the simplest, is used.
         """
         best = self._score(part, index, self.best[part, index])
         for steps in lists:

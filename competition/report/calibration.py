@@ -1,4 +1,4 @@
-"""Report section with reliability diagrams, calibration errors, and Dice by threshold."""
+"""Write the report section with reliability diagrams, calibration errors, and Dice by threshold."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ PIXELS_PER_CHUNK = 2**21  # number of pixels that are processed at once
 
 @dataclass
 class CalibrationCounts:
-    """Calibration counts of one class over all cases.
+    """Count pixels and probabilities of one class over all cases.
 
     Attributes:
         pixels: (61,) number of pixels with a probability in ((k - 1)/60, k/60] at index k; index 0 is probability 0.

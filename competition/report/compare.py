@@ -1,4 +1,4 @@
-"""The page that compares two runs."""
+"""Write the page that compares two runs."""
 
 from __future__ import annotations
 

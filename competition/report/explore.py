@@ -1,4 +1,4 @@
-"""The page of a data exploration: faults, measurements, and a suggested experiment."""
+"""Write the page of a data exploration: faults, measurements, and a suggested experiment."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def _truth(exploration: Exploration, folder: Path) -> Markup:
         class_picture=folder / "classes.png",
         drawn=drawn,
         object_picture=folder / "objects.png",
-        source="as given by the host" if is_given else "connected components",
+        source="as the host provides them" if is_given else "connected components",
     )
 
 
@@ -401,7 +401,8 @@ def _draw(axes: Axes, case: CaseStats, comp: Competition) -> None:
     if comp.dimensions == 3:
         spacing = case.spacing or (1.0, 1.0, 1.0)
         aspect = spacing[0] / spacing[1]
-        if "{z}" not in str(comp.train.images):  # x to the right, y upwards; stacks keep the orientation of their files
+        # x to the right, y upwards; stacks of slices keep the orientation of their files
+        if "{z}" not in str(comp.train.images):
             channels, layers = np.swapaxes(channels, -1, -2), np.swapaxes(layers, -1, -2)
             aspect, upwards = spacing[1] / spacing[0], True
     values = channels.astype(np.float32)
@@ -414,7 +415,7 @@ def _draw(axes: Axes, case: CaseStats, comp: Competition) -> None:
     )
     for index, layer in enumerate(layers):
         if layer.any() and min(layer.shape) > 1:
-            padded = np.pad(layer.astype(np.uint8), 1)  # this closes contours at the image's edge
+            padded = np.pad(layer.astype(np.uint8), 1)  # a frame of background closes contours at the image's edge
             rows, columns = (np.arange(-1, size + 1) for size in layer.shape)
             axes.contour(columns, rows, padded, levels=[0.5], colors=[class_colour(index)], linewidths=1.0)
     axes.set_xlim(-0.5, scaled.shape[2] - 0.5)

@@ -1,4 +1,4 @@
-"""Report section that shows the folds beside each other."""
+"""Write the report section that shows the folds beside each other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TEMPLATE = "run.html.j2"
-MAX_CLASSES = 20  # rows of the table
+MAX_CLASSES = 20  # maximum number of rows of the table
 
 
 def folds_section(results: RunResults, folder: Path) -> Markup:

@@ -1,6 +1,7 @@
-"""Self-contained HTML pages from jinja2 templates: without network, with embedded images and style.
+"""Write self-contained HTML pages from jinja2 templates, with embedded images and styles, and without network.
 
-A page has no script, or one that `write_page` is given; its hash in the page's security policy admits no other.
+A page has no script, or one script that the caller passes to `write_page`. The page's security policy contains the hash
+of this script, so no other script runs.
 
 `page.html.j2` is the document, and `elements.html.j2` contains the elements that all pages share. The template of a
 page, such as `run.html.j2`, has one macro per section of the page: `render("run.html.j2", "scores", …)`.
@@ -33,7 +34,7 @@ ABSENT_LABEL = "absent"  # text for the score of a class that no case has
 
 
 class Cell(NamedTuple):
-    """A table cell with a text, and lines in small letters below it."""
+    """Hold a table cell: a text, and lines in small letters below it."""
 
     text: str
     small: Sequence[str] = ()
@@ -41,7 +42,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a page.
+    """Hold a table of a page.
 
     Attributes:
         header: names of the columns.

@@ -1,4 +1,4 @@
-"""Report sections with the learning curves of all folds, and with the best, median and worst cases."""
+"""Write the report sections with the learning curves of all folds, and with the best, median and worst cases."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ MAX_WORST_ROWS = 20
 
 @dataclass(frozen=True)
 class SelectedCase:
-    """A case selected for the page."""
+    """Describe a case that was selected for the page."""
 
     case: str
     kind: str  # best, median or worst

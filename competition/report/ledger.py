@@ -1,4 +1,4 @@
-"""The ledger as a figure or a page: public scores against out-of-fold scores."""
+"""Draw the ledger as a figure or a page: public scores against out-of-fold scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Report section with a paragraph on the methods, with the settings and numbers of the run and its references."""
+"""Write the report section on methods: a paragraph with the run's settings and figures, and references."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from competition.runs.summary import run_scores
 from competition.text import format_count, join_names, pixel_or_voxel
 
 TEMPLATE = "run.html.j2"
-MAX_CLASSES = 6  # classes whose Dice the paragraph names
+MAX_CLASSES = 6  # maximum number of classes whose Dice the paragraph contains
 LIBRARIES = {
     "monai": "MONAI",
     "segmentation_models_pytorch": "segmentation_models_pytorch",
@@ -43,10 +43,10 @@ SCHEMES = {
 
 
 class Citations:
-    """Numbers references in the order in which they are first used."""
+    """Number references in the order in which they are first used."""
 
     def __init__(self) -> None:
-        self.used: dict[str, str] = {}  # reference -> what it is for
+        self.used: dict[str, str] = {}  # what each reference is cited for, by the reference
 
     def cite(self, key: str, what: str) -> str:
         """Return ` [n]` for an import path or another key of references.yaml; an empty text without a reference."""

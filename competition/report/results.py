@@ -1,4 +1,4 @@
-"""The scores of a run, read from its folder."""
+"""Read the scores of a run from its folder."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ DICE_METRIC = MetricConfig(name="dice", both_empty=None)
 
 
 class PresenceCounts(NamedTuple):
-    """Number of cases with and without a class, and of false predictions of its presence."""
+    """Count the cases with and without a class, and the false predictions of its presence."""
 
     present: int  # cases whose truth has the class
-    missed: int  # of these cases, those without a true positive pixel
+    missed: int  # of these cases, the number without a true positive pixel
     absent: int  # cases whose truth does not have the class
-    false_alarms: int  # of these cases, those with a predicted pixel
+    false_alarms: int  # of these cases, the number with a predicted pixel
 
 
 @dataclass(frozen=True)
 class RunResults:
-    """Results of a run's finished folds and the scores of their cases.
+    """Hold the results of a run's finished folds, and the scores of their cases.
 
     Attributes:
         run: the run.

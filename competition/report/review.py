@@ -1,4 +1,4 @@
-"""The page of a review: possible faults of labels, most suspect first, with pictures."""
+"""Write the page of a review: possible faults of labels, most suspect first, with pictures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from competition.viz.overlays import draw_finding
 from competition.viz.preview import load_unchanged_picture
 
 TEMPLATE = "review.html.j2"
-MAX_ROWS = 300  # of the table in the page; the CSV has all findings
+MAX_ROWS = 300  # maximum number of findings in the table of the page; the CSV has all findings
 CLASSES_IN_TABLE = 12
 
 

@@ -1,4 +1,4 @@
-"""The page of a run, and its section with the YAML and the difference from the previous best run."""
+"""Write the page of a run, and its section with the YAML and the difference from the previous best run."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ LINE_CLASSES = {"+": "add", "-": "cut", "@": "at"}
 
 @dataclass(frozen=True)
 class PreviousBest:
-    """An earlier run of the same competition.
+    """Describe an earlier run of the same competition.
 
     Attributes:
         folder: folder of the run.

@@ -1,4 +1,4 @@
-"""Report sections with scores by fold and class, and with errors by the size of cases or objects."""
+"""Write the report sections with scores by fold and class, and with errors by the size of cases or objects."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ def _read_outdated(run: Run) -> TuningResult | None:
 
 # Errors by size
 
-MAX_GROUPS = 8  # number of groups of equal size for the line of medians
+MAX_GROUPS = 8  # the line of medians has this many groups with equal numbers of values
 MIN_GROUP_SIZE = 5
 OBJECT_HEADER = [
     "class",
@@ -266,7 +266,7 @@ OBJECT_HEADER = [
 
 
 class SizeError(NamedTuple):
-    """Sizes and scores of the objects or cases of one class.
+    """Hold the sizes and scores of the objects or cases of one class.
 
     Attributes:
         sizes: (n,) size of the truth in pixels, voxels or mm³.
@@ -417,7 +417,7 @@ def _thirds_table(sized_by_class: list[SizeError], classes: list[str], unit: str
 
 
 class ObjectMatch(NamedTuple):
-    """The objects of one class with their best IoU.
+    """Hold the objects of one class with their best IoU.
 
     Attributes:
         sizes: (n,) pixels of each true object.

@@ -1,4 +1,4 @@
-"""The page of a study."""
+"""Write the page of a study."""
 
 from __future__ import annotations
 

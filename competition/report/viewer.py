@@ -1,4 +1,4 @@
-"""Report section with a viewer: cases with truth and prediction, slice by slice, drawn by a script inside the page.
+"""Write the report section with a viewer: a script in the page draws cases slice by slice, with truth and prediction.
 
 The page contains the data of the viewer: for each case some slices as one JPEG, and the labels of truth and prediction
 as run lengths. The number and size of the slices depend on the number of cases, so that the page stays small.
@@ -41,17 +41,18 @@ from competition.viz.reduction import reduce_image, reduce_mask, reduce_truth
 
 TEMPLATE = "run.html.j2"
 MAX_CASES = 200
-MAX_VOXELS = 3 * 2**30  # of all cases together, because the time to read them grows with it
-TOTAL_BYTES = 12 * 2**20  # of all cases in the page
-CASE_BYTES = 400 * 2**10  # of one case in the page
-LIMITS = ((256, 32), (256, 20), (192, 16), (160, 12), (128, 10), (96, 8), (64, 6))  # (side in pixels, slices) to try
+MAX_VOXELS = 3 * 2**30  # maximum number of voxels of all cases together, because it determines the time to read them
+TOTAL_BYTES = 12 * 2**20  # maximum size of all cases in the page
+CASE_BYTES = 400 * 2**10  # maximum size of one case in the page
+# (side in pixels, number of slices) to try in this order
+LIMITS = ((256, 32), (256, 20), (192, 16), (160, 12), (128, 10), (96, 8), (64, 6))
 JPEG_QUALITY = 78
-MAX_SETS = 250  # different sets of overlapping classes in one case
+MAX_SETS = 250  # maximum number of different sets of overlapping classes in one case
 
 
 @dataclass(frozen=True)
 class Slices:
-    """Slices of a case for the viewer.
+    """Hold the slices of a case for the viewer.
 
     Attributes:
         image: (slices, rows, columns, 3) float in [0, 1]; grey images have equal channels.
@@ -80,8 +81,8 @@ def viewer_script() -> Markup:
 def viewer_cases(results: RunResults, oof: OofPredictions) -> list[str]:
     """Return the cases of the viewer, worst first, then those without a score.
 
-    Of more than 200 cases, these are the worst 150 and others evenly from the rest. Together they have at most
-    `MAX_VOXELS` voxels, but there are at least ten cases.
+    If there are more than 200 cases, these are the 150 worst, and an even sample of the rest. Cases are left out until
+    the rest has at most `MAX_VOXELS` voxels, but at least ten cases stay.
     """
     ranked = [case for case, _ in reversed(rank_cases(results))]
     order = [*ranked, *(case for case in oof.fold_of if case not in set(ranked))]
@@ -276,7 +277,7 @@ def _set_numbers(masks: NDArray[np.bool_], sets: list[tuple[int, ...]]) -> NDArr
 
 
 def encode_runs(values: NDArray[np.uint8]) -> str:
-    """Return run lengths in C order as base64: for each run its value and its length, 7 bits a byte, lowest first."""
+    """Return run lengths in C order as base64: the value and length of each run, 7 bits per byte, lowest bits first."""
     flat = values.reshape(-1)
     starts = np.flatnonzero(np.concatenate(([True], flat[1:] != flat[:-1])))
     content = bytearray()

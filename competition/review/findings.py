@@ -1,4 +1,4 @@
-"""A possible fault of a label, and the kinds of faults."""
+"""Define a finding, which is a possible fault of a label, and the kinds of faults."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EXCHANGED = "exchanged masks"  # the truth of each of two cases fits the predict
 
 @dataclass(frozen=True)
 class Finding:
-    """A possible fault of a label, which is one row of the review.
+    """Hold a possible fault of a label, which is one row of the review.
 
     Attributes:
         id: id of the case.

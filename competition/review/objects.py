@@ -1,4 +1,4 @@
-"""Findings about the objects of one slice: missing, extra, of another class, or shifted."""
+"""Find suspect objects in one slice: missing, extra, of another class, or shifted."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from competition.review.findings import EXTRA, MISSING, SHIFTED, WRONG_CLASS
 from competition.review.voxels import Labels
 
 MIN_SHARE = 0.3  # minimum evidence per pixel of an object
-MIN_SHIFTED_SHARE = 0.12  # the same for an object that is only shifted, so that truth and prediction still overlap
-MIN_ALIGNED_IOU = 0.6  # after the shift
-MIN_IOU_GAIN = 0.25  # by the shift
+MIN_SHIFTED_SHARE = 0.12  # minimum evidence per pixel of a shifted object, which still overlaps its prediction
+MIN_ALIGNED_IOU = 0.6  # minimum IoU after the shift
+MIN_IOU_GAIN = 0.25  # minimum gain of the IoU by the shift
 
 
 @dataclass(frozen=True)
 class SliceFinding:
-    """A possible fault of an object's label in one slice.
+    """Hold a possible fault of an object's label in one slice.
 
     Attributes:
         kind: kind of the finding.
@@ -46,7 +46,7 @@ class SliceFinding:
 
 @dataclass(frozen=True)
 class _Objects:
-    """The connected components of all labels of a slice.
+    """Hold the connected components of all labels of a slice.
 
     Attributes:
         components: (H, W) number of the component, 0 for background.
@@ -135,7 +135,7 @@ def find_in_slice(
         return []
     by_suggestion = np.maximum(suggested.astype(np.int64) - 1, 0)
     true = _Objects.find(truth, by_suggestion, suspect, evidence, count)
-    # A pixel speaks for a predicted object if its label is suggested.
+    # A suspect pixel is evidence for a predicted object if the object's label is the suggested one.
     agrees = suspect & (by_suggestion == predicted)
     seen = _Objects.find(predicted, truth.astype(np.int64), agrees, evidence, count)
     shifted, used_true, used_seen = _find_shifted(true, seen)
@@ -152,7 +152,7 @@ def find_in_slice(
             continue
         below = np.unique(true.components[seen.components == index])
         if contradicted & set(below.tolist()):
-            continue  # the finding about the true object says the same
+            continue  # the finding about the true object already covers it
         label = int(seen.evidence[index].argmax())
         own = int(seen.labels[index])
         if label == 0:
@@ -192,7 +192,7 @@ def _find_shifted(true: _Objects, seen: _Objects) -> tuple[list[SliceFinding], s
                     SHIFTED,
                     index,
                     int(true.labels[index]),
-                    area=round(float(area) / (1 + before)),  # pixels of the union
+                    area=round(float(area) / (1 + before)),  # number of pixels of the union
                     pixels=int(true.pixels[index].sum() + seen.pixels[other].sum()),
                     evidence=float(true.evidence[index].sum() + seen.evidence[other].sum()),
                     move=tuple(move.tolist()),

@@ -22,12 +22,12 @@ from competition.review.whole import MAX_SUSPECTS, MIN_SUSPICION, WholeMask, fin
 from competition.runs.oof import OofPredictions
 from competition.runs.run import Run
 
-SMALL_SHARE = 0.1  # a finding of this share of the median object's size has half the score
+SMALL_SHARE = 0.1  # the score of a finding with this share of the median object's size is halved
 
 
 @dataclass(frozen=True)
 class Review:
-    """The result of a search.
+    """Hold the result of a search.
 
     Attributes:
         run: the run.
@@ -70,7 +70,7 @@ def review_run(run: Run, context: Context = Context()) -> Review:
     return Review(run, findings, len(oof.fold_of), rules)
 
 
-Counts = dict[int, list[list[ClassCounts]]]  # fold -> set of labels -> label
+Counts = dict[int, list[list[ClassCounts]]]  # counts by fold, set of labels and label
 
 
 def _count(oof: OofPredictions, context: Context) -> tuple[Counts, list[NDArray[np.float64]]]:
@@ -112,7 +112,7 @@ def _object_sizes(labels: Labels) -> Iterator[tuple[int, int]]:
 
 
 def _fit_rules(counts: Counts, folds: set[int]) -> dict[int, list[Rule]]:
-    """Return the rules for the cases of each fold, from the other folds; from its own cases if it is the only one."""
+    """Return the rules for the cases of each fold, fitted on the other folds; a single fold is fitted on itself."""
     rules = {}
     for fold in folds:
         others = [sets for number, sets in counts.items() if number != fold] or [counts[fold]]
@@ -125,7 +125,7 @@ def _fit_rules(counts: Counts, folds: set[int]) -> dict[int, list[Rule]]:
 
 @dataclass(frozen=True)
 class _Case:
-    """What is kept of a case after its voxels were compared.
+    """Hold what remains in memory of a case after its voxels were compared.
 
     Attributes:
         findings: its findings about objects.
@@ -229,7 +229,7 @@ def _search_case(
 
 
 def _score(evidence: float, area: int, median: float) -> float:
-    """Return the evidence per pixel, lowered for areas that are small against the median object."""
+    """Return the evidence per pixel, lowered for areas that are small relative to the median object."""
     return min(1.0, evidence / area) * area / (area + SMALL_SHARE * median)
 
 
@@ -243,7 +243,7 @@ def _planes(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
 
 
 class _Tracks:
-    """Findings in neighbouring slices of a volume that are about one object."""
+    """Merge findings in neighbouring slices of a volume that concern the same object."""
 
     def __init__(self) -> None:
         self._tracks: list[list[tuple[int, SliceFinding]]] = []

@@ -1,4 +1,4 @@
-"""The CSV of a review: one row per finding, with two empty columns for the user's answers."""
+"""Write the CSV of a review: one row per finding, with two empty columns for the user's answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COLUMNS = (
 
 
 def write_review_table(findings: Sequence[Finding], path: Path) -> int:
-    """Write the findings as CSV; answers in an existing file are kept.
+    """Write the findings as CSV, and keep the answers in an existing file.
 
     Args:
         findings: the findings, in the order of the rows.

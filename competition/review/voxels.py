@@ -1,8 +1,8 @@
-"""Confident learning for voxels: thresholds and calibration of each class, and the voxels whose label is suspect.
+"""Find suspect voxels by confident learning, with a threshold and a calibration for each class.
 
-Confident learning (Northcutt et al. 2021, https://arxiv.org/abs/1911.00068) counts a label as suspect if the
-probability of another class is at least the mean probability of that class over the voxels that have its label. All
-probabilities are out of fold, and thresholds and calibration for the cases of a fold come from the other folds.
+In confident learning (Northcutt et al. 2021, https://arxiv.org/abs/1911.00068), a voxel's label is suspect if the
+probability of another class is at least that class's mean probability over the voxels with its label. All probabilities
+are out of fold, and thresholds and calibration for the cases of a fold come from the other folds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ReadRows = Callable[[slice], NDArray[np.float32]]
 
 @dataclass
 class ClassCounts:
-    """Counts of voxels of some cases, by the probability of one class, and of those that have its label.
+    """Count the voxels of some cases by the probability of one class, and those of them that have its label.
 
     Attributes:
         voxels: (61,) number of voxels with a probability in ((k - 1)/60, k/60] at index k; index 0: probability 0.
@@ -58,7 +58,7 @@ class ClassCounts:
 
     @property
     def threshold(self) -> float:
-        """The mean probability of the class over its own voxels; 1 if there are none, so that none is suspect."""
+        """The mean probability of the class over the voxels with its label; 1 without such voxels."""
         total = float(self.labelled.sum())
         return self.confidence / total if total else 1.0
 
@@ -76,7 +76,7 @@ class ClassCounts:
 
 @dataclass(frozen=True)
 class Rule:
-    """Thresholds and calibration for one set of exclusive labels.
+    """Hold thresholds and calibration for one set of exclusive labels.
 
     Attributes:
         thresholds: threshold of each label, background first.
@@ -100,8 +100,8 @@ class Rule:
 
         Returns:
             The predicted label, (*spatial) uint8 (0 where ignored); the suggested label plus 1, (*spatial) uint8, 0
-            where the label is not suspect; and the evidence, (*spatial) float16: by how much the calibrated probability
-            of the suggested label exceeds that of the given one, 0 where the label is not suspect.
+            where the label is not suspect; and the evidence, (*spatial) float16: the calibrated probability of the
+            suggested label minus that of the given label, 0 where the label is not suspect.
         """
         predicted = np.zeros(labels.shape, np.uint8)
         suggested = np.zeros(labels.shape, np.uint8)

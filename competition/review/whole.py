@@ -1,4 +1,4 @@
-"""Findings about whole masks: a mask that is shifted as a whole, and masks of two cases that are exchanged."""
+"""Find whole masks that are shifted, or exchanged between two cases."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 
 from competition.review.voxels import Labels
 
-MIN_SUSPICION = 0.2  # evidence per foreground pixel from which whole masks are compared
+MIN_SUSPICION = 0.2  # minimum evidence per foreground pixel of cases whose whole masks are compared
 MAX_SIDE = {2: 256, 3: 64}  # side of the reduced masks, by number of axes
-MIN_AGREEMENT = 0.5  # Dice after the shift or exchange
-MIN_GAIN = 0.2  # of the Dice
-MAX_SUSPECTS = 200  # cases that are compared in pairs
+MIN_AGREEMENT = 0.5  # minimum Dice after the shift or exchange
+MIN_GAIN = 0.2  # minimum gain of the Dice
+MAX_SUSPECTS = 200  # maximum number of cases that are compared in pairs
 
 
 @dataclass(frozen=True)
 class WholeMask:
-    """True and predicted labels of a suspect case, at a reduced resolution.
+    """Hold the true and predicted labels of a suspect case, at a reduced resolution.
 
     Attributes:
         id: id of the case.
@@ -74,7 +74,7 @@ def find_move(mask: WholeMask) -> tuple[tuple[int, ...], float] | None:
 
 
 def find_exchanged(masks: Sequence[WholeMask]) -> dict[str, str]:
-    """Find pairs of cases whose masks are exchanged: the truth of each fits the prediction of the other.
+    """Find pairs of cases with exchanged masks, where the truth of each fits the prediction of the other.
 
     Return the id of the partner, by case id.
 

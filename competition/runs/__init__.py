@@ -1,1 +1,1 @@
-"""Runs on disk: their folders, jobs, results, checkpoints, locks and out-of-fold predictions."""
+"""Store runs on disk: their folders, jobs, results, checkpoints, locks and out-of-fold predictions."""

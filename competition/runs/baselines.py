@@ -1,4 +1,4 @@
-"""Baselines that a network must exceed: the best constant mask and the best threshold on its out-of-fold cases."""
+"""Compute baselines that a network must exceed: the best constant mask and the best threshold on its own cases."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from competition.seeding import rng
 if TYPE_CHECKING:
     import pandas as pd
 
-BASELINES_FILE = "baselines.json"  # in a run's folder
+BASELINES_FILE = "baselines.json"  # file in a run's folder
 MAX_CASES = 200
-MAX_SECONDS = 20.0  # for reading the cases
-MAX_VALUES = 8_000_000  # values (pixels × channels) of all cases together that the thresholds are compared on
+MAX_SECONDS = 20.0  # time for reading the cases
+MAX_VALUES = 8_000_000  # number of values (pixels × channels) of all cases together on which thresholds are compared
 DICE = MetricConfig(name="dice", both_empty=None)
 
 
 def baseline_lines(run: Run, clock: Callable[[], float] = time.monotonic) -> list[str]:
-    """Return the lines of `compare_with_baselines`; read them from the run's folder if its scores have not changed.
+    """Return the lines of `compare_with_baselines`, from the run's folder if its scores have not changed.
 
     Args:
         run: the run, with finished folds.
@@ -53,7 +53,7 @@ def baseline_lines(run: Run, clock: Callable[[], float] = time.monotonic) -> lis
     except (OSError, ValueError, LookupError, TypeError):
         pass  # the record is missing or damaged, and is written again
     lines = compare_with_baselines(run, clock)
-    with contextlib.suppress(OSError):  # a folder that cannot be written to: the lines are computed each time
+    with contextlib.suppress(OSError):  # if the folder cannot be written, the lines are computed each time
         write_json(path, {"scores": digest, "lines": lines})
     return lines
 
@@ -62,8 +62,8 @@ def compare_with_baselines(run: Run, clock: Callable[[], float] = time.monotonic
     """Compare a run's out-of-fold predictions with the best constant mask and the best threshold, by their Dice.
 
     Network and baselines are compared on the (case, class) pairs in which the case has the class. Both baselines are
-    optimistic: they are chosen on the labels against which they are scored, and the threshold knows which classes a
-    case has.
+    optimistic: they are chosen on the labels against which they are scored, and the threshold uses the information
+    which classes a case has.
 
     Args:
         run: the run, with finished folds.
@@ -143,7 +143,7 @@ def _network_dice(run: Run, ids: list[str]) -> pd.DataFrame | None:
 
 
 def _table(dice: np.ndarray[Any, Any], ids: list[str], run: Run) -> pd.DataFrame:
-    """Return a baseline's Dice (cases, K) as rows in the form of `_network_dice`."""
+    """Return a baseline's Dice (cases, K) as rows, as `_network_dice` does."""
     import pandas as pd
 
     rows = [

@@ -1,4 +1,4 @@
-"""Ensembles of runs: the weighted mean of their probabilities, with at most two cases in memory."""
+"""Average the probabilities of several runs with weights, with at most two cases in memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Probabilities = NDArray[Any]
 
 @dataclass
 class WeightedMean:
-    """Weighted mean of the probabilities of several runs, which are added one after the other.
+    """Compute the weighted mean of the probabilities of several runs, which are added one after the other.
 
     Runs with and without a boundary class can be mixed: the boundary is the mean over the runs that have it. Presence
     heads are treated in the same way.
@@ -106,13 +106,13 @@ class WeightedMean:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Runs of one competition and the weight of each.
+    """Hold runs of one competition, and the weight of each run.
 
     Attributes:
         runs: the runs.
         weights: non-negative weights with the sum 1; runs of weight 0 are not predicted.
-        fold_weights: weights for the out-of-fold cases of each fold, fitted on the other folds, so that out-of-fold
-            scores are nested; folds that are missing here use `weights`.
+        fold_weights: the weights for the out-of-fold cases of each fold, which are fitted on the other folds, so that
+            out-of-fold scores are nested. For any other fold, `weights` apply.
     """
 
     runs: tuple[Run, ...]
@@ -131,7 +131,7 @@ class Ensemble:
 
     def out_of_fold(self) -> EnsembleOof:
         """Return the out-of-fold predictions of the runs."""
-        # The first run is always included, because it defines the folds.
+        # The first run is always included, even with weight 0, because it defines the folds.
         included = [
             index == 0 or any(weights[index] > 0 for weights in (self.weights, *self.fold_weights.values()))
             for index in range(len(self.runs))
@@ -146,7 +146,7 @@ class Ensemble:
 
 @dataclass(frozen=True)
 class EnsembleOof:
-    """Out-of-fold probabilities of the cases that all runs share; the folds are those of the first run."""
+    """Read the out-of-fold probabilities of the cases that all runs share; the folds are those of the first run."""
 
     oofs: Sequence[OofPredictions]
     weights: tuple[float, ...]
@@ -200,8 +200,8 @@ def check_same_competition(
 
     Args:
         runs: different runs of one competition.
-        one_competition: hint of the error for runs of several competitions. once: hint of the error for a run that is
-            named twice.
+        one_competition: hint of the error for runs of several competitions.
+        once: hint of the error for a run that is named twice.
 
     Raises:
         MaskfoldError: a run belongs to another competition, or was trained on other classes or masks.

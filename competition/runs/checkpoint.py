@@ -1,4 +1,4 @@
-"""The weights, checkpoints and metrics of a fold on disk.
+"""Write and read the weights, checkpoints and metrics of a fold.
 
 All files are written by `competition.io.atomic_write`, because `Fabric.save` does not sync its file to the disk.
 """
@@ -31,7 +31,7 @@ from competition.runs.fold import RESULT_FILE
 CHECKPOINT_VERSION = 1
 LAST_CHECKPOINT = "last.pt"  # file name of the checkpoint to resume from
 MAX_HEADER_BYTES = 100_000_000  # maximum size of the header of a .safetensors file, as in the library
-GOOD_CHECKPOINT = "good.pt"  # the checkpoint that `training.on_nan: restore` returns to; written at the end of an epoch
+GOOD_CHECKPOINT = "good.pt"  # checkpoint of the end of an epoch, to which `training.on_nan: restore` returns
 
 
 # Weights
@@ -41,7 +41,8 @@ def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Write a network's weights as safetensors, with a SHA-256 in the metadata, because the format has no checksum."""
     from safetensors.torch import save
 
-    # Clone a tensor that shares memory with another, which safetensors rejects, e.g. a layer with two names (DynUNet).
+    # Clone a tensor that shares memory with another (e.g. a layer with two names in DynUNet), because safetensors
+    # rejects it.
     cpu_tensors, storages = {}, set()
     for name, tensor in tensors.items():
         one = tensor.detach().cpu().contiguous()
@@ -51,7 +52,7 @@ def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     content = save(cpu_tensors)
     data_start = 8 + int.from_bytes(content[:8], "little")
     data = memoryview(content)[data_start:]
-    # Build the header of these metadata here, because `save` would copy all tensors again to write it.
+    # Build the header with the metadata here, because `save` would copy all tensors again to write it.
     names = content[9:data_start].rstrip(b" ")
     header = b'{"__metadata__":{"sha256":"' + hashlib.sha256(data).hexdigest().encode() + b'"},' + names
     header += b" " * (-len(header) % 8)
@@ -64,7 +65,7 @@ def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def load_weights(network: nn.Module, path: Path | str, sha256: str | None = None) -> None:
-    """Load weights whose names and shapes must all match; on an error, the network is unchanged.
+    """Load weights, whose names and shapes must all match; leave the network unchanged after an error.
 
     The header is compared with the network before the tensors are read.
 
@@ -137,7 +138,7 @@ def _read(path: Path, sha256: str | None = None) -> dict[str, torch.Tensor]:
     from safetensors.torch import load
 
     size, free = path.stat().st_size, psutil.virtual_memory().available
-    if size > free:  # the file may be sparse and occupy no space on the disk
+    if size > free:  # a sparse file occupies less space on the disk than it needs in memory
         raise ValueError(f"it has {size / 2**30:,.1f} GiB, {free / 2**30:,.1f} GiB of memory are free")
     content = path.read_bytes()
     with safe_open(path, "pt") as file:
@@ -195,7 +196,7 @@ def _mismatch(expected: dict[str, torch.Tensor], found: dict[str, tuple[tuple[in
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a training state. It contains only tensors and plain Python values, which load without executing code.
+    """Write a training state of tensors and plain Python values, which load without executing code.
 
     The tensors are written directly from memory, because copying them first takes twice as long. The file is synced.
     """
@@ -203,10 +204,10 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
     def write(file: IO[bytes]) -> None:
         nonlocal size
-        stream: Any = _KeptError(file)  # it has the file methods that `torch.save` calls
+        stream: Any = _KeptError(file)  # `torch.save` calls only the methods that this class has
         try:
             torch.save({"version": CHECKPOINT_VERSION, **state}, stream)
-        except RuntimeError:  # torch replaces the disk's error by its own
+        except RuntimeError:  # torch replaces the disk's error by an error of its own
             if stream.error is None:
                 raise
         size = stream.size
@@ -216,7 +217,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     try:
         atomic_write(path, write)
     except DiskFullError as error:
-        # The disk may also fail when the buffer is flushed; by then, all bytes of the checkpoint are counted.
+        # The disk may also fail when the buffer is flushed. At that time, all bytes of the checkpoint are counted.
         cause = error.__cause__
         raise (as_disk_error(cause, path, size) if isinstance(cause, OSError) else None) or error from cause
 
@@ -254,7 +255,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
         _check_tensors(state)
         version = state.pop("version")
-    except Exception as error:  # torch passes on errors of any type from its unpickler
+    except Exception as error:  # torch's unpickler raises errors of any type
         raise MaskfoldError(
             f"The checkpoint {path} cannot be read: {_first_line(error)}.",
             f"Restore it from a backup, or delete {path.parent} to train this fold afresh.",
@@ -316,11 +317,11 @@ def _first_line(error: Exception) -> str:
 
 
 class MetricsLog:
-    """The file with the metrics of a fold, one JSON object per line.
+    """Write the metrics of a fold to a file, one JSON object per line.
 
-    The line of an epoch is stored in the checkpoint first, and then appended to the file. So a line that was in the
-    file (and may be in MLflow) is never written again with another time. If the process is killed between the two
-    steps, opening the file adds the line.
+    The line of an epoch is stored in the checkpoint first, and then appended to the file. If the process is killed
+    between the two steps, the next process appends the line from the checkpoint. So a line that may be in MLflow
+    already is never written again with another time.
 
     Args:
         path: `metrics.jsonl`.
@@ -352,7 +353,7 @@ class MetricsLog:
         self.append_line(self.format_line(step, epoch, metrics))
 
     def has_metric(self, step: int, name: str) -> bool:
-        """Return whether a line of this step contains the metric. A resumed process may finish a fold a second time."""
+        """Return whether a line of this step contains the metric, because a resumed process may finish a fold twice."""
         lines = self.path.read_bytes().splitlines() if self.path.exists() else []
         records = (parse_metrics_line(line) for line in lines)
         return any(record is not None and record.step == step and name in record.metrics for record in records)

@@ -1,9 +1,9 @@
 """Compute and record digests of the files that a run's YAML refers to; the run's hash covers these digests.
 
-The YAML contains only the path of a file, not its content. The hash of a run therefore also covers the fold of each
-case, the content of weight files, and the user's own code (see `competition.runs.run.run_hash`). `contents.json` in the
-run's folder records all inputs of the hash, so that a later command can detect changes of these files and of the YAML
-in the run's folder.
+The YAML contains only the paths of files, not their content. So the hash of a run also covers the fold of each case,
+the content of weight files, and the user's own code (see `competition.runs.run.run_hash`). `contents.json` in the run's
+folder records all inputs of the hash, so that a later command can detect changes of these files and of the YAML in the
+run's folder.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ CONTENTS_FILE = "contents.json"  # file with the `RunRecord` in a run's folder
 FOLDS_KEY = "folds"  # key for the digest of the fold of each case
 CODE_PREFIX = "code of "  # prefix of the key for the digest of a package
 CODE_SUFFIXES = (".py", ".so", ".pyd")
-# Further keys that do not change the result; only the hash of version 1 includes them. `inference.batch_size` does
-# change results: on a CPU, 0.2 to 0.3 % of the probabilities with one window per batch differ in the last bit from
-# those with more windows (networks of experiments/demo2d and demo3d), because libraries use other algorithms.
+# Further keys that do not change the result; only the hash of version 1 includes them. `inference.batch_size` is not
+# among them: on a CPU, 0.2 to 0.3 % of the probabilities with one window per batch differ in the last bit from those
+# with more windows (networks of experiments/demo2d and demo3d), because libraries use other algorithms.
 KEYS_OF_VERSION_1 = (("training", "checkpoint_minutes"), ("training", "pictures_every"))
 SECTIONS_WITH_CODE = ("model", "loss", "optimizer", "augment.transforms", "competition.metric")
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The inputs of a run's hash at the time when the run was started.
+    """Record the inputs of a run's hash at the time when the run was started.
 
     Attributes:
         names: the run's hash by version of the hash, "1" and "2"; the folder's name is one of them.
@@ -222,7 +222,7 @@ def package_digest(name: str) -> str | None:
     """
     from competition.data.image_types import combined_digest
 
-    importlib.invalidate_caches()  # so that files are found that were created a moment ago
+    importlib.invalidate_caches()  # without this, Python may not find files that were created a moment ago
     spec = _find_package(name)
     if spec is None:
         return None
@@ -236,13 +236,13 @@ def package_digest(name: str) -> str | None:
         return f"version {version}"
     try:
         parts = [part for inner, path in sorted(files.items()) for part in (inner.encode(), path.read_bytes())]
-    except OSError:  # a module in memory whose file was deleted
+    except OSError:  # the module is in memory, but its file was deleted
         return None
     return f"sha256 {combined_digest(parts)}"
 
 
 def _find_package(name: str) -> ModuleSpec | None:
-    if not name.isidentifier():  # `find_spec` imports the first part of a name with a dot
+    if not name.isidentifier():  # `find_spec` would import the first part of a name with a dot
         return None
     try:
         spec = importlib.util.find_spec(name)
@@ -256,7 +256,7 @@ def _code_files(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[P
 
     Args:
         folder: folder to search.
-        above: real paths of the folders above; a link to one of them is omitted, because it would never end.
+        above: real paths of the folders above; a link to one of them is omitted, because following it would never end.
     """
     above |= {os.path.realpath(folder)}
     for path in folder.iterdir() if folder.is_dir() else ():
@@ -283,8 +283,8 @@ def source_digests(exp: Experiment) -> dict[str, str]:
         exp: the experiment; its teachers are folders, see `competition.runs.find.resolve_teachers`.
 
     Returns:
-        Digests by experiment, hash and file, e.g. `demo2d-unet2d/2cb50ff146c0/fold_0/weights.safetensors`. If a fold of
-        such a run is finished later, it adds an entry.
+        Digests by experiment, hash and file, e.g. `demo2d-unet2d/2cb50ff146c0/fold_0/weights.safetensors`. When another
+        fold of such a run is finished, there is one more entry.
     """
     names = [exp.initial_run] if exp.initial_run is not None else []
     names += exp.pseudo.teacher_names if exp.pseudo is not None else []
@@ -292,7 +292,7 @@ def source_digests(exp: Experiment) -> dict[str, str]:
         f"{source_name(name)}/{path.parent.name}/{path.name}": sha256_of_file(path)
         for name in names
         for path in sorted(Path(name).glob("*/*.safetensors"))
-        # Not the best weights, because they change while another fold trains.
+        # The best weights are not included, because they change while another fold trains.
         if path.name in (PLAIN_WEIGHTS, SOUP_WEIGHTS)
     }
 
@@ -302,7 +302,7 @@ def source_name(folder: str) -> str:
     return "/".join(Path(folder).resolve().parts[-2:])
 
 
-# The YAML in the hash of version 2
+# What version 2 of the hash covers
 
 
 def change_to_version_2(plain: dict[str, Any], saved: dict[str, Any], contents: Mapping[str, str]) -> None:
@@ -317,7 +317,7 @@ def change_to_version_2(plain: dict[str, Any], saved: dict[str, Any], contents: 
         del plain[section][key]
     for hashed, whole in zip(_with_extras(plain), _with_extras(saved), strict=True):
         comp = hashed["competition"]
-        comp.pop("test", None)  # the data hash covers test images that get pseudo-labels
+        comp.pop("test", None)  # the hash of the data covers test images that get pseudo-labels
         comp["submission"] = _settings_of_training_table(whole["competition"])
     if plain["init_from"] is not None:
         plain["init_from"] = source_name(plain["init_from"])
@@ -365,7 +365,7 @@ def check_contents(
         sources: a result of `source_digests`.
 
     Raises:
-        MaskfoldError: something has changed; the message names it.
+        MaskfoldError: a file or package has changed; the message names it.
     """
     if (record := RunRecord.read(folder)) is None:
         return

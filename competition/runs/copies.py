@@ -1,4 +1,4 @@
-"""Keep copies of one image (several ids, different files) in one fold, or tell the user about them."""
+"""Keep copies of one image under several ids in one fold, or tell the user about them."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ def _bytes(prepared: Mapping[str, Path]) -> int:
 
 
 def _advice(run: Run, started: bool, what: str) -> str:
-    """Return advice on how to keep copies together that are in different folds."""
+    """Return advice for copies that are in different folds."""
     if run.exp.folds.scheme == "file":
-        return "give them one fold in folds.file"
+        return "put them into the same fold in folds.file"
     if what == SIMILAR and run.exp.folds.duplicates == "exact":
         return "folds.duplicates=near keeps them in one fold"
     return "start another run with --new, which keeps them in one fold" if started else "remove all but one"

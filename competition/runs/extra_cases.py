@@ -1,4 +1,4 @@
-"""Case tables of additional training data: images for pseudo-labels, and cases of other competitions."""
+"""Build the case tables of additional training data: images for pseudo-labels, and cases of other competitions."""
 
 from __future__ import annotations
 

@@ -139,11 +139,12 @@ def _latest_finished(base: Path, trust: tuple[str, ...]) -> Run | None:
     latest: tuple[float, Run] | None = None
     folders = [yaml.parent for yaml in sorted(base.glob("*/experiment.yaml"))]
     times = {folder: time for folder in folders if (time := _latest_result(folder)) is not None}
-    for folder, time in sorted(times.items(), key=lambda pair: -pair[1]):  # newest first; for equal times by name
+    # newest first; folders with equal times are ordered by name
+    for folder, time in sorted(times.items(), key=lambda pair: -pair[1]):
         if latest is not None and time <= latest[0]:
             break
         run = load_run(folder, trust, check_edits=False)
-        if is_imported(run.exp):  # it was not trained with this YAML
+        if is_imported(run.exp):  # the run was not trained with this YAML
             continue
         results = [run.member_folder(*member) / RESULT_FILE for member in run.members()]
         if results and all(result.exists() for result in results):
@@ -168,7 +169,7 @@ def _find_by_hash(name: str) -> Path:
     matches = sorted(run for run in runs if str(run.relative_to(RUNS_FOLDER)) == name or run.name == name)
     if not matches and len(name) >= 4:
         matches = sorted(run for run in runs if run.name.startswith(name))
-    if not matches:  # the name of an experiment with a single run, e.g. of an imported one
+    if not matches:  # the name may be that of an experiment with a single run, e.g. of an imported run
         matches = sorted(run for run in runs if run.parent.name == name)
     if len(matches) == 1:
         return matches[0]

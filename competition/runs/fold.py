@@ -28,7 +28,7 @@ RESULT_FILE = "result.json"  # file with the `FoldResult` in a member's folder; 
 
 @dataclass(frozen=True)
 class FoldJob:
-    """One member of a cross-validation run.
+    """Describe the work on one member of a cross-validation run.
 
     Attributes:
         run: the run's folder, with `experiment.yaml`, `cases.csv` and `folds.csv`.
@@ -87,7 +87,7 @@ class FoldJob:
 
 @dataclass(frozen=True)
 class FoldResult:
-    """The result of a finished member, stored as `result.json` in its folder.
+    """Hold the result of a finished member, stored as `result.json` in its folder.
 
     Attributes:
         score: the competition's metric on the fold's out-of-fold masks; None for a fit on all cases.
@@ -266,5 +266,5 @@ def _is_soup(value: object) -> bool:
 def _damaged(path: Path, why: str) -> MaskfoldError:
     return MaskfoldError(
         f"The result {path} is damaged: {why}.",
-        "Restore the file from a backup, or delete it: `maskfold cv` then makes it again from the checkpoint.",
+        "Restore the file from a backup, or delete it: `maskfold cv` then computes it again from the checkpoint.",
     )

@@ -1,4 +1,4 @@
-"""Runs whose predictions were made elsewhere: they have stored predictions, but no networks."""
+"""Handle runs whose predictions were made elsewhere: they have stored predictions, but no networks."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from competition.runs.run import Run
 
 IMPORTED_TARGET = "competition.runs.imported.NoNetwork"  # `model.target` in the YAML of an imported run
-IMPORT_FILE = "import.json"  # in the run's folder: where the predictions came from
-PREDICTIONS_KEY = "predictions"  # in the record of the run's hash: the digest of the imported files
-TEST_FOLDER, TEST_TABLE = "test_predictions", "test_cases.csv"  # in the run's folder
+IMPORT_FILE = "import.json"  # file in the run's folder that records the origin of the predictions
+PREDICTIONS_KEY = "predictions"  # key of the digest of the imported files in the record of the run's hash
+TEST_FOLDER, TEST_TABLE = ("test_predictions", "test_cases.csv")  # both in the run's folder
 IMPORT_HINT = "Name a run that `maskfold cv` trained; imported runs take part in submit, compare and report."
 
 
 class NoNetwork:
-    """The entry `model.target` of an imported run; building it is an error."""
+    """Stand for the missing network of an imported run (`model.target`); building it is an error."""
 
     def __init__(self) -> None:
         raise MaskfoldError(
@@ -61,7 +61,7 @@ def refuse_imported(runs: Iterable[Run], purpose: str) -> None:
 
 
 def stored_tests(run: Run, shapes: dict[str, tuple[int, ...]] | None = None) -> OofStore:
-    """Return the store of an imported run's predictions of test cases; predictions of another import are refused."""
+    """Return the store of an imported run's test predictions, which refuses predictions of another import."""
     from competition.runs.oof import open_store
 
     origin = None if run.record is None else run.record.contents.get(PREDICTIONS_KEY)
@@ -104,7 +104,7 @@ def _image_hashes(table: Path) -> dict[str, str]:
 
 
 class StoredTestPredictions:
-    """The stored test predictions of an imported run, in the place of its networks.
+    """Read the stored test predictions of an imported run, which replace the predictions of networks.
 
     Args:
         run: the imported run.

@@ -17,7 +17,7 @@ from competition.errors import MaskfoldError
 # Key of `training`, and its value in a run whose YAML does not have the key (or has `auto`).
 KEPT_SETTINGS = {"memory_format": "channels_first", "fused": "off"}
 FUSED_OPTIMIZERS = ("torch.optim.AdamW", "torch.optim.Adam", "torch.optim.SGD")
-OWN_KERNEL_ARGS = ("fused", "foreach", "capturable", "differentiable")  # they select an optimiser's kernel
+OWN_KERNEL_ARGS = ("fused", "foreach", "capturable", "differentiable")  # these keys select the optimiser's kernel
 
 
 def drop_execution_keys(training: dict[str, Any], *, kept: bool) -> None:
@@ -33,7 +33,7 @@ def drop_execution_keys(training: dict[str, Any], *, kept: bool) -> None:
 
 
 def decide_settings(exp: Experiment, channels_last: bool) -> dict[str, str]:
-    """Return the settings that a new run keeps: the YAML's values, and instead of `auto` the faster value.
+    """Return the settings that a new run keeps: the YAML's values, with the faster value in place of `auto`.
 
     The choice depends on the YAML and the network, never on a measurement, so all processes choose the same values.
 

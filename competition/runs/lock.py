@@ -1,13 +1,13 @@
-"""Locks on the folder of a run, a fold or a study, so that only one process works in it.
+"""Lock the folder of a run, a fold or a study, so that only one process works in it.
 
-On one machine, the kernel's lock on the file `lock` decides: it ends with the process in every case, and reused process
-ids do not matter. Some file servers do not share locks between machines. Then the content of the file decides: its
-owner, and the time of the owner's last heartbeat.
+On one machine, the kernel's lock on the file `lock` decides. It always ends with the process, and it does not depend on
+process ids, which may be reused. Some file servers do not share locks between machines. Then the content of the file
+decides: its owner, and the time of the owner's last heartbeat.
 """
 
-# Not filelock (4.2), which has these parts in separate classes: `FileLock` is the kernel's lock without a heartbeat;
-# `SoftFileLease` has a heartbeat, but gives the lock away after 30 s without one although the holder still runs, for
-# example while it is suspended, and ignores the kernel's lock.
+# This module does not use filelock (4.2), which has these parts in separate classes. `FileLock` is the kernel's lock
+# without a heartbeat. `SoftFileLease` has a heartbeat and ignores the kernel's lock; after 30 s without a heartbeat, it
+# gives the lock away even if the holder is only suspended.
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from competition.io import as_disk_error
 
 HEARTBEAT_SECONDS = 10.0  # s between two heartbeats
 STALE_SECONDS = 60.0  # s without a heartbeat after which a process of another machine counts as dead
-# s since the last heartbeat after which a process counts as dead without waiting; long, because clocks may differ
+# s since the last heartbeat after which a process counts as dead at once; many, because clocks may differ
 DEAD_SECONDS = 600.0
 POLL_SECONDS = 0.2  # s between two checks
-PROBE_SECONDS = 1.0  # s for which a call of `is_free` may hold the lock
+PROBE_SECONDS = 1.0  # s; a call of `is_free` may hold the lock this long
 FILE_BYTES = 512  # bytes; the size is constant, so that a heartbeat needs no additional disk space
 
 _open: set[int] = set()  # file descriptors of the locks that this process holds
@@ -43,7 +43,7 @@ os.register_at_fork(after_in_child=lambda: _close_inherited_locks())
 
 @dataclass(frozen=True)
 class LockOwner:
-    """The content of a lock file.
+    """Describe the owner of a lock: the content of the lock file.
 
     Attributes:
         process: the process id.
@@ -78,7 +78,7 @@ class LockOwner:
 
 @contextmanager
 def run_lock(folder: Path, patience: float = 0.0, say: Callable[[str], None] = print) -> Iterator[None]:
-    """Hold the folder's lock until the block or the process ends. The lock of a dead process is taken over.
+    """Hold the folder's lock until the block or the process ends; take over the lock of a dead process.
 
     Args:
         folder: folder of a run or a fold.
@@ -109,7 +109,7 @@ def run_lock(folder: Path, patience: float = 0.0, say: Callable[[str], None] = p
             released.set()
             thread.join()
             with suppress(OSError):
-                os.ftruncate(descriptor, 0)  # so that other machines do not wait for a heartbeat
+                os.ftruncate(descriptor, 0)  # an empty file tells other machines not to wait for a heartbeat
     finally:
         if descriptor in _open:
             _open.discard(descriptor)
@@ -170,7 +170,7 @@ def read_owner(folder: Path) -> LockOwner | None:
 
 
 def is_alive(owner: LockOwner) -> bool:
-    """Return whether the owner of a lock still runs: on this machine its process, elsewhere by its last heartbeat."""
+    """Return whether a lock's owner still runs: on this machine by its process, elsewhere by its last heartbeat."""
     if owner.is_local:
         return _start_time(owner.process) == owner.born
     return time.time() - owner.beat <= STALE_SECONDS
@@ -194,7 +194,7 @@ def _wait_for_lock(descriptor: int, folder: Path, patience: float, say: Callable
         ):
             say(f"takes over the lock of {owner}, which has ended")
             return
-        alive = locked is False or has_heartbeat  # otherwise the owner is on another machine, so wait for a heartbeat
+        alive = locked is False or has_heartbeat  # the owner is on another machine, so wait for a heartbeat
         if alive and now - start > max(patience, PROBE_SECONDS):
             raise MaskfoldError(
                 f"{folder} is in use by {owner or 'another process'}.", "Wait until that process has ended, or stop it."
@@ -210,7 +210,7 @@ def _wait_for_lock(descriptor: int, folder: Path, patience: float, say: Callable
 
 
 def _try_lock(descriptor: int) -> bool | None:
-    """Try to take the kernel's lock. Return whether this process now has it; None if the file system has no locks."""
+    """Try to take the kernel's lock; return whether this process has it now, None if the file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -223,14 +223,14 @@ def _try_lock(descriptor: int) -> bool | None:
 
 
 def _is_dead(owner: LockOwner, has_kernel_lock: bool) -> bool:
-    """Return whether the last owner has certainly ended, if the kernel's lock is free or not supported."""
+    """Return whether the last owner has certainly ended, given that the kernel's lock is free or not supported."""
     if owner.is_local:
         return has_kernel_lock or _start_time(owner.process) != owner.born
     return time.time() - owner.beat > DEAD_SECONDS
 
 
 def _heartbeat(descriptor: int, me: LockOwner, path: Path, released: threading.Event) -> None:
-    """Write heartbeats. End this process if another process took the lock, e.g. while this machine was suspended."""
+    """Write heartbeats; end this process if another process took the lock, e.g. while this machine was suspended."""
     while not released.wait(HEARTBEAT_SECONDS):
         owner = _read(descriptor)
         if owner is not None and not owner.is_same_process(me):

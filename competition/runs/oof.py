@@ -1,4 +1,4 @@
-"""Out-of-fold probabilities on disk (per case, one Zarr array in a zip file), and their mean over a run's seeds."""
+"""Store out-of-fold probabilities on disk (one zipped Zarr array per case), and average them over a run's seeds."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _verified: dict[Path, FileStamp] = {}  # files whose checksum this process has v
 
 
 class OofStore:
-    """Folder with the probabilities of each case.
+    """Write and read the probabilities of each case in a folder.
 
     Each case is one file, because a file can be replaced atomically and a folder of chunks cannot. Every reader of Zarr
     3 can open the file with `zarr.storage.ZipStore`.
@@ -52,9 +52,9 @@ class OofStore:
     A file may come from an untrusted source. Therefore its declared shape, dtype, codecs and chunk sizes, and the size
     to which each chunk decompresses, are compared with the run before memory is allocated.
 
-    A file contains the id and shape of its case and a checksum of the values, which are compared when it is read. So a
-    file of another case is refused, and so is a file with a missing chunk, which Zarr would read as zeros. Files of
-    version 0.1 have no checksum. If classes are exclusive, a missing chunk in such a file is detected by the
+    A file contains the id and shape of its case and a checksum of the values, and reading compares all three. So a file
+    of another case is refused. A file with a missing chunk is refused too, although Zarr would read the chunk as zeros.
+    Files of version 0.1 have no checksum. If classes are exclusive, a missing chunk in such a file is detected by the
     probabilities of a pixel, whose sum must be 1.
 
     Args:
@@ -112,7 +112,8 @@ class OofStore:
             for channel in range(shape[0])
             for low in range(0, shape[1], chunks[1])
         ]
-        # Encoded twice, because a file in a zip cannot be changed and the attributes are written first.
+        # The values are encoded twice, because the attributes with the checksum come first, and a file in a zip cannot
+        # be changed later.
         digest = _digest_of_blocks(self._encode(probabilities[block]) for block in blocks)
         attributes = {"id": case, "shape": list(shape), DIGEST_ATTRIBUTE: digest}
         if self.weights is not None:
@@ -187,7 +188,8 @@ class OofStore:
                 "Run the fold that validates this case.",
             )
         try:
-            with zipfile.ZipFile(path) as archive:  # ZipStore fails to close a file that it could not open
+            # ZipStore raises an error when it closes a file that it could not open
+            with zipfile.ZipFile(path) as archive:
                 _check_members(archive, path)
             with ZipStore(path, mode="r") as zip_store:
                 array = zarr.open_array(zip_store, mode="r", zarr_format=3)
@@ -214,7 +216,7 @@ class OofStore:
                 f"The prediction {path} was made with other weights than those of its fold: found the checksum "
                 f"{str(found)[:12]}, expected {self.weights[:12]}.",
                 f"Restore the weights or the predictions, or delete {self.folder.parent / RESULT_FILE} and the folders "
-                "oof and test next to it: `maskfold cv` then predicts with the weights that are there.",
+                "oof and test next to it: `maskfold cv` then predicts with the present weights.",
             )
 
     def _check_values(self, path: Path, array: Any, values: np.ndarray) -> None:
@@ -265,7 +267,7 @@ class OofStore:
 
 @dataclass(frozen=True)
 class OofPredictions:
-    """The out-of-fold predictions of a run's finished folds.
+    """Read the out-of-fold predictions of a run's finished folds.
 
     Args:
         run: the run.

@@ -70,7 +70,7 @@ def _describe_data(real: Path, comp: Competition) -> str:
 
 
 def _describe_links(real: Path, root: Path, comp: Competition) -> str:
-    """Describe the data, as `_describe_data` does, in folders of images or masks that are links to other places."""
+    """Describe the data, as `_describe_data` does, in folders of images or masks that are links to other folders."""
     for pattern in patterns_of(comp):
         fixed = pattern.split("{")[0].split("*")[0].rpartition("/")[0]
         if fixed and real.is_relative_to(os.path.realpath(root / fixed)):

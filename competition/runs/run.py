@@ -1,4 +1,4 @@
-"""A cross-validation run on disk: its experiment, cases and folds, and the files of its members.
+"""Define a cross-validation run on disk: its experiment, cases and folds, and the files of its members.
 
 A member of a run is the training of one fold with one seed.
 """
@@ -58,7 +58,7 @@ RUN_NAME = re.compile(r"(?P<hash>[0-9a-f]{12})(?:-\d+)?")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The weights of a finished member that are used for prediction.
+    """Describe the weights with which a finished member predicts.
 
     Attributes:
         path: the file.
@@ -77,7 +77,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Run:
-    """A cross-validation run: its folder, experiment, cases and folds.
+    """Hold a cross-validation run: its folder, experiment, cases and folds.
 
     Attributes:
         folder: folder of the run; it may not exist yet.
@@ -295,8 +295,8 @@ class Run:
             weights: `PLAIN_WEIGHTS` or `SOUP_WEIGHTS`, whose predictions are read; None: the selected weights.
 
         Raises:
-            MaskfoldError: the weights of a member were exchanged after its fold finished, so that its predictions are
-                not theirs; or a result is damaged.
+            MaskfoldError: the weights of a member were changed after its fold finished, so that other weights made the
+                predictions; or a result is damaged.
         """
         from competition.runs.oof import OofPredictions
 
@@ -333,8 +333,8 @@ class Run:
         if self.skipped:
             tables[SKIPPED_FILE] = pd.DataFrame(self.skipped, columns=["id", "reason"])
         if self.record is not None:
-            # The digests are written after the tables: otherwise the tables would seem edited if a process is killed in
-            # between.
+            # The digests are written after the tables. In the other order, a kill in between would make the tables look
+            # edited.
             replace(self.record, tables={}).write(self.folder)
         write_yaml(resolve_config(self.exp), self.folder / "experiment.yaml")
         for name, table in tables.items():
@@ -463,9 +463,9 @@ def check_not_edited(run: Run) -> None:
 
     name, record, folder = RUN_NAME.fullmatch(run.folder.resolve().name), run.record, run.folder
     data = combined_data_hash(run.cases, run.extra_tables)
-    try:  # read the YAML as it was saved: without overrides, and without searching for its files
+    try:  # read the YAML as it was saved, without overrides and without a search for its files
         exp = Experiment.model_validate(read_yaml(folder / "experiment.yaml").tree)
-    except ValidationError:  # the YAML of an older version, which the overrides of the command correct
+    except ValidationError:  # an older version wrote the YAML, and it is valid only with the command's overrides
         return
     if record is None:
         changed = name is not None and not run.skipped and run_hash(exp, data) != name["hash"]
@@ -488,7 +488,7 @@ def edited_error(folder: Path, file: str) -> MaskfoldError:
     """Return the error for a file in a run's folder that was edited."""
     return MaskfoldError(
         f"{file} in {folder} was changed after the run was started: its content no longer matches the hash of the run.",
-        "Undo the change, or copy the folder again from where it was made. To train with other settings, change "
+        "Undo the change, or copy the folder again from its origin. To train with other settings, change "
         "the experiment's own YAML; to predict with others, add key=value to the command.",
     )
 
@@ -577,7 +577,8 @@ def hashed_settings(
     drop_execution_keys(plain["training"], kept=True)
     plain["competition"].pop("root", None)
     drop_keys_without_effect(plain["competition"])
-    for key in ("kaggle", "public_share", "files", "zip", "labels"):  # the leaderboard, and how files are written
+    # these keys concern the leaderboard, and how files are written
+    for key in ("kaggle", "public_share", "files", "zip", "labels"):
         plain["competition"]["submission"].pop(key, None)
     if version == 2:
         change_to_version_2(plain, resolve_config(exp), contents)
@@ -586,11 +587,11 @@ def hashed_settings(
 
 def _remove_extra_keys(plain: dict[str, Any]) -> None:
     """Remove unused keys and data folders from the sections of additional data, because the run's hash ignores them."""
-    plain["competition"]["train"].pop("cases", None)  # the data's hash covers the cases
+    plain["competition"]["train"].pop("cases", None)  # the hash of the data covers the cases
     for key in ("pseudo", "extra"):
         if plain.get(key) is None:
             plain.pop(key, None)
-    if (pseudo := plain.get("pseudo")) is not None:  # runs count by their names, in any folder
+    if (pseudo := plain.get("pseudo")) is not None:  # the name identifies a run, in whatever folder it is
         teachers = pseudo["from"] if isinstance(pseudo["from"], list) else [pseudo["from"]]
         pseudo["from"] = ["/".join(Path(teacher).resolve().parts[-2:]) for teacher in teachers]
     extras = plain.get("extra") or []

@@ -1,6 +1,7 @@
-"""The stored scores of a run: `summary.json`, `scores.csv` and `postprocess.json`, and the score that counts.
+"""Read the stored scores of a run, and decide which of them is the run's score.
 
-`run_scores` alone decides which of a run's scores counts. The files have digests that show edits.
+The scores are in `summary.json`, `scores.csv` and `postprocess.json`, whose digests show edits. Only the function
+`run_scores` decides which score counts.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
         folder: the run's folder.
         summary: JSON data; NaN is written as null.
     """
-    content = json.loads(json.dumps(nan_to_none(dict(summary))))  # as `read_summary` reads it, e.g. with text keys
+    # the content as `read_summary` will read it, e.g. with text keys
+    content = json.loads(json.dumps(nan_to_none(dict(summary))))
     digests = {**(content.get(DIGESTS_KEY) or {}), OWN_KEY: _digest(content)}
     write_json(folder / SUMMARY_FILE, {**content, DIGESTS_KEY: digests})
 
@@ -83,7 +85,7 @@ def read_run_scores(folder: Path) -> pd.DataFrame:
     try:
         expected = (read_summary(folder).get("digests") or {}).get(SCORES_FILE)
     except (OSError, ValueError, AttributeError, MaskfoldError):
-        expected = None  # if the summary cannot be read, the code that uses its numbers reports it
+        expected = None  # the code that uses the numbers of the summary reports a damaged file
     if expected is not None and sha256_of_file(folder / SCORES_FILE) != expected:
         raise MaskfoldError(
             f"{folder / SCORES_FILE} was changed after it was written: its checksum differs from the one in "
@@ -105,7 +107,7 @@ ScoreKind = Literal["raw", "nested", "soup", "seeds"]
 
 
 class ScoreEstimate(NamedTuple):
-    """A score with its 95 % interval; nan if the class is absent or there are too few cases."""
+    """Hold a score with its 95 % interval; nan if the class is absent or there are too few cases."""
 
     value: float
     low: float = nan
@@ -122,12 +124,13 @@ class ScoreEstimate(NamedTuple):
 
 @dataclass(frozen=True)
 class RunScores:
-    """The out-of-fold scores of a run, and which of them counts.
+    """Hold the out-of-fold scores of a run, and which of them counts.
 
     Attributes:
         metric: name of the competition's metric.
-        counting: the score of the masks that `maskfold submit` would hand in. `nested`: with steps tuned on the other
-            folds; `soup`: with averaged checkpoints; `seeds`: with the mean of several seeds; `raw`: with none of them.
+        counting: kind of the score of the masks that `maskfold submit` would submit. `nested`: with steps tuned on the
+            other folds; `soup`: with averaged checkpoints; `seeds`: with the mean of several seeds; `raw`: with none of
+            them.
         counted: the estimate that counts.
         raw: the score in `summary.json`, of the selected weights and all seeds, without tuned post-processing.
         nested: the score with steps that were tuned on the other folds, whether they are used or not; None without a
@@ -152,7 +155,7 @@ class RunScores:
 
     @property
     def value(self) -> float:
-        """The run's score: that of the masks that `maskfold submit` would hand in."""
+        """The run's score: the score of the masks that `maskfold submit` would submit."""
         return self.counted.value
 
     @property
@@ -170,8 +173,8 @@ def run_scores(run: Run, summary: Mapping[str, Any] | None = None) -> RunScores 
     """Return the scores of a run from its stored results, and decide which of them counts.
 
     If `postprocess.tune` is set and there is a valid result of the search, the nested score counts if its steps are
-    used, else the score of the YAML's steps. Otherwise the score in `summary.json` counts, which already is that of the
-    soups if they were selected, and of all seeds.
+    used, else the score of the YAML's steps. Otherwise the score in `summary.json` counts, which includes all seeds,
+    and the soups if they were selected.
 
     Args:
         run: the run.

@@ -1,1 +1,1 @@
-"""Optuna studies, in which each trial is a cross-validation run."""
+"""Run Optuna studies, in which each trial is a cross-validation run."""

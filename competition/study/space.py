@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 
 MISSING = object()
-EXCLUDED_SECTIONS = ("competition", "run", "study", "postprocess", "folds")  # sections that do not change the network
+# sections of the YAML that do not change the network
+EXCLUDED_SECTIONS = ("competition", "run", "study", "postprocess", "folds")
 
 
 class ExperimentSource(NamedTuple):
@@ -51,7 +52,7 @@ class ExperimentSource(NamedTuple):
 
 
 def suggest_overrides(trial: optuna.Trial, config: StudyConfig) -> list[str]:
-    """Sample the overrides of a trial. If a choice is a list or a section, Optuna stores its label."""
+    """Sample the overrides of a trial; if a choice is a list or a section, Optuna stores its label."""
     overrides: list[str] = []
     stored: dict[str, Any] = {}
     for key, dimension in config.space.items():
@@ -63,7 +64,7 @@ def suggest_overrides(trial: optuna.Trial, config: StudyConfig) -> list[str]:
 
 
 def values_from_yaml(source: ExperimentSource, exp: Experiment, config: StudyConfig) -> dict[str, Any]:
-    """Return the YAML's own values of all searched keys, in the form that Optuna stores. Trial 0 uses these values.
+    """Return the YAML's own values of all searched keys, in the form that Optuna stores, for trial 0.
 
     Raises:
         MaskfoldError: a value of the YAML is outside its range, or is not among its choices.
@@ -111,7 +112,7 @@ def validate_space(source: ExperimentSource, config: StudyConfig) -> None:
             try:
                 source.load([*parents, format_override(key, value)])
             except MaskfoldError as error:
-                # the override comes from this function and not from the user, so it has no location on the command line
+                # this function made the override, so it has no location on the command line
                 problem = error.message.replace("command line: ", "").strip().rstrip(".")
                 raise _space_error(
                     source,
@@ -127,7 +128,7 @@ def format_override(key: str, value: Any) -> str:
 
 
 def decode_stored_value(dimension: SearchDimension, stored: Any) -> Any:
-    """Return the value in the YAML that a value stored by Optuna stands for."""
+    """Return the YAML's value for a value that Optuna stores."""
     return dict(dimension.labelled_choices)[stored] if dimension.choices is not None else stored
 
 

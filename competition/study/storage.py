@@ -187,14 +187,14 @@ def study_lock(storage: Any, name: str) -> Iterator[Any]:
 
 
 def current_process() -> dict[str, Any]:
-    """Return a text that identifies this process. It is stored as an attribute of a trial."""
+    """Return data that identify this process, for an attribute of a trial."""
     return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
 
 
 def is_process_dead(process: Any) -> bool:
     """Return whether a trial's process ran on this machine and has ended.
 
-    For other machines, return False: heartbeats decide.
+    For a process of another machine, return False, because its heartbeats decide.
     """
     if not isinstance(process, dict) or process.get("host") != socket.gethostname():
         return False

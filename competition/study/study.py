@@ -56,17 +56,17 @@ if TYPE_CHECKING:
 
 
 HINT = "Run the same `maskfold study` again to write it."  # hint for a damaged `trials.json`
-# Number of consecutive failures after which the study stops, because then the trials are not the cause.
+# The study stops after this many consecutive failures, because then the values of the trials are not the cause.
 MAX_FAILURES = 10
-FOLDER_PATIENCE = 300.0  # s to wait for another process of the study that writes its files
-MAX_DUPLICATES = 20  # number of consecutive samples of existing trials after which the search space counts as exhausted
+FOLDER_PATIENCE = 300.0  # seconds to wait while another process writes the study's files
+MAX_DUPLICATES = 20  # after this many consecutive samples of existing trials, the search space counts as exhausted
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class StudySession:
-    """An open study.
+    """Hold an open study.
 
     Attributes:
         source: the experiment.
@@ -104,8 +104,8 @@ def open_study(source: ExperimentSource, storage: str | None = None) -> StudySes
     """Open or create the study of an experiment, after checking its configuration.
 
     A study is identified by the experiment, the search space and the data, so the same command resumes the same study.
-    In version 0.1, the names of studies did not depend on the data. A study with such a name is resumed if its trials
-    were trained on the present data.
+    In version 0.1, the names of studies did not depend on the data. If a study has such a name, it is resumed only if
+    its trials were trained on the present data.
 
     Args:
         source: the experiment.
@@ -286,7 +286,7 @@ def _requeue_interrupted(session: StudySession, number: int | None) -> None:
 
 
 def _wait_for_others(session: StudySession, context: Context) -> bool:
-    """Wait for trials of other processes. Return whether such a trial has ended, or its process has died."""
+    """Wait for trials of other processes; return whether such a trial has ended, or its process has died."""
     from optuna.storages import fail_stale_trials
 
     running = sum(trial.state.name == "RUNNING" for trial in session.trials)
@@ -304,7 +304,7 @@ def _wait_for_others(session: StudySession, context: Context) -> bool:
 
 
 def requeue_stale_trials(session: StudySession, context: Context) -> None:
-    """Queue trials again whose process on this machine was killed. Their finished folds are kept."""
+    """Queue trials again whose process on this machine was killed; keep their finished folds."""
     import optuna
     from optuna.storages import RetryHeartbeatStaleTrialCallback
 

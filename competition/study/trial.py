@@ -40,7 +40,8 @@ def make_sampler(config: StudyConfig, seed: int, number: int, is_duplicate: bool
     """Return the sampler for one trial.
 
     Args:
-        config: section `study` of the experiment. seed: seed of the experiment.
+        config: section `study` of the experiment.
+        seed: seed of the experiment.
         number: number of trials in Optuna, from which the trial's seed is derived, so that a resumed study repeats no
             sample.
         is_duplicate: whether the previous sample repeated a trial. If so, the next sample is random.
@@ -172,11 +173,11 @@ def summary_without_folds(summary: CvSummary) -> dict[str, Any]:
 # Pruning
 
 POLL_SECONDS = 1.0  # s between two polls
-MAX_EPOCHS = 100_000  # larger than the number of epochs of a fold; the steps of fold k begin at k times this number
+MAX_EPOCHS = 100_000  # more than a fold has epochs; the steps of fold k begin at k times this number
 
 
 class TrialStopped(Exception):
-    """Stop a trial that is pruned; the message says at which point."""
+    """Stop a pruned trial; the message contains the epoch or the fold."""
 
 
 class PruningCallback:
@@ -263,11 +264,11 @@ class PruningCallback:
 
 TUNED_ATTRIBUTE = "tuned"  # user attribute: whether the trial's score has tuned post-processing
 REASON_ATTRIBUTE = "reason"  # user attribute of a trial that failed or was pruned
-HIGH_LOSS = 1e3  # above this training loss, the learning rate is the likely cause of a failure
+HIGH_LOSS = 1e3  # if the training loss is higher, the learning rate is probably the cause of a failure
 
 
 class DuplicateTrial(Exception):
-    """Report that the sampler repeated an existing trial. The repeated trial does not count (see `is_ignored`)."""
+    """Report that the sampler repeated an existing trial, which then does not count (see `is_ignored`)."""
 
 
 class TrialRunner:
@@ -275,7 +276,8 @@ class TrialRunner:
 
     Args:
         source: the experiment.
-        config: section `study` of the experiment. folder: folder of the study.
+        config: section `study` of the experiment.
+        folder: folder of the study.
         context: context with the trusted packages and the log.
         data: digest of the study's data; None: not checked.
     """
@@ -284,7 +286,8 @@ class TrialRunner:
         self, source: ExperimentSource, config: StudyConfig, folder: Path, context: Context, data: str | None = None
     ) -> None:
         self.source, self.config, self.folder, self.context, self.data = source, config, folder, context, data
-        self.data_error: ChangedDataError | None = None  # if the data have changed, no further trial may run
+        # set if the data have changed, because no further trial may run then
+        self.data_error: ChangedDataError | None = None
         self.release_lock: Callable[[], None] = lambda: None
         self.number: int | None = None  # folder of the run of the current or last trial
         self.duplicates = 0  # number of consecutive samples that repeated existing trials
@@ -305,7 +308,7 @@ class TrialRunner:
             self.context.say(f"trial {trial.number} would repeat trial {same}; sampling again")
             raise DuplicateTrial(f"as trial {same}")
         self.duplicates = 0
-        self.release_lock()  # the trial is reserved, so the next process may sample a trial
+        self.release_lock()  # the trial is reserved, so another process may sample its trial now
         try:
             return self._run(trial, overrides)
         except MaskfoldError as error:
@@ -378,8 +381,8 @@ class TrialRunner:
 def _as_ranked(run: Run, trial: optuna.Trial) -> Run:
     """Return a trial's run with `postprocess.tune` as in the first complete trial of the study.
 
-    So a study does not mix scores with and without tuned post-processing if the YAML changes, or if an older version,
-    which tuned no trial, began the study.
+    So a study does not mix scores with and without tuned post-processing, even if the YAML changes, or if a version
+    that tuned no trial began the study.
     """
     complete = [other for other in trial.study.get_trials(deepcopy=False) if other.state.name == "COMPLETE"]
     if not complete:

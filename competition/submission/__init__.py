@@ -11,7 +11,7 @@ from competition.submission.reader import SampleSubmission, SubmissionRow, read_
 from competition.submission.validate import ValidationReport, validate_submission
 from competition.submission.writer import write_submission
 
-# Names from before version 0.2, for scripts that import them.
+# Names of versions before 0.2, for scripts that import them.
 Entry, Sample, Verdict = SubmissionRow, SampleSubmission, ValidationReport
 
 __all__ = [

@@ -1,7 +1,7 @@
-"""Submissions of label files, for hosts that want no CSV: a folder or a zip archive of one file per test case.
+"""Write submissions of label files instead of a CSV: a folder or a zip archive of one file per test case.
 
-The files have the same post-processed masks as a CSV would have, and the geometry of their images. Each file is read
-back, and names, sizes and types are compared with the host's sample archive, before the submission gets its name.
+The files have the same post-processed masks as a CSV would have, and the geometry of their images. Before the
+submission gets its final name, each file is read back, and names, sizes and types are compared with the host's sample.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ from competition.submission.submit import (
 from competition.submission.validate import ValidationReport
 from competition.text import and_more, fold_name
 
-ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # of all members, so that the same masks give the same archive
-# A member that is encrypted is a RuntimeError; one with an unknown compression, a NotImplementedError.
+ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # time of all members, so that the same masks give the same archive
+# An encrypted member raises a RuntimeError; a member with an unknown compression, a NotImplementedError.
 ZIP_ERRORS = (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError, zlib.error, EOFError)
 STORED_EXTENSIONS = (".gz", ".png", ".mha")  # already compressed
 
 
 @dataclass(frozen=True)
 class SampleFiles:
-    """The host's sample: a folder or a zip archive of label files.
+    """Read the host's sample: a folder or a zip archive of label files.
 
     Attributes:
         path: the folder or archive.
@@ -146,12 +146,12 @@ def file_names(comp: Competition, case_id: str) -> dict[str, str]:
 
 
 def _fill(pattern: str, case_id: str, cls: str) -> str:
-    """Return the name of a file; a placeholder in the id or in the name of the class is left as it is."""
+    """Fill in a file name's pattern; text such as `{id}` in the id or the class itself stays unchanged."""
     return re.sub(r"\{(id|class)\}", lambda match: case_id if match[1] == "id" else cls, pattern)
 
 
 def check_file_names(names: Mapping[str, Mapping[str, str]]) -> None:
-    """Check that no two files of a submission have one name, also on a disk that ignores case and Unicode form.
+    """Check that no two files of a submission have the same name, even on a disk that ignores case and Unicode form.
 
     Args:
         names: name of each file by case id and class, see `file_names`.
@@ -176,7 +176,7 @@ def check_file_names(names: Mapping[str, Mapping[str, str]]) -> None:
 
 
 def file_labels(prediction: CasePrediction, comp: Competition) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the label arrays of a case by class, as `file_names` names them: (*spatial) uint8 or uint16."""
+    """Return the label arrays of a case, (*spatial) uint8 or uint16, by the same classes as `file_names`."""
     values = comp.submission.labels
     by_class = "{class}" in str(comp.submission.files)
     if by_class:
@@ -186,7 +186,7 @@ def file_labels(prediction: CasePrediction, comp: Competition) -> dict[str, np.n
             arrays = {name: _with_value(arrays[name], value) for name, value in zip(comp.classes, values, strict=True)}
         return arrays
     if comp.labels == "overlapping" and len(comp.classes) == 1 and not comp.instances:
-        comp = comp.model_copy(update={"labels": "exclusive"})  # a label map of one class
+        comp = comp.model_copy(update={"labels": "exclusive"})  # a label map of a single class
     if values is not None:
         comp = comp.model_copy(update={"label_values": values})
     return dict(label_arrays(prediction, comp, label_map=comp.labels == "overlapping"))
@@ -274,7 +274,7 @@ def _write_checked(
     name: str,
     scratch: Path,
 ) -> None:
-    """Write one file with the type of the sample's file, and compare its size with that one."""
+    """Write one file with the type of the sample's file, and check that both have the same size."""
     source = next(iter(json.loads(row.images).values()))
     source = Path(comp.root) / (source if isinstance(source, str) else source[0])
     wanted = None if sample is None else sample.header(name, comp.dimensions, scratch)
@@ -291,7 +291,7 @@ def _write_checked(
 
 
 def _as_type(labels: np.ndarray[Any, Any], dtype: str, name: str) -> np.ndarray[Any, Any]:
-    """Return labels as the type of the sample's file.
+    """Convert labels to the type of the sample's file.
 
     Raises:
         MaskfoldError: the type is unknown or cannot hold the values.
@@ -363,7 +363,7 @@ def _summary_path(path: Path) -> Path:
 
 
 def _replace(staged: Path, path: Path, content: dict[str, Any], rows: Any, staging: Path) -> None:
-    """Move a complete submission to its name: the old one is removed first, its JSON comes before the new one."""
+    """Replace the old submission by the complete new one: remove the old one, then move the JSON, then the files."""
     if path.is_dir():
         os.replace(path, staging / "old")
     else:

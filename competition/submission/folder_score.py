@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 Labels = NDArray[np.integer[Any]]
 DEFAULT_METRICS = ("dice", "hd95", "nsd")
 DEFAULT_TOLERANCES = (1.0, 2.0, 3.0)
-MAX_VALUES = 50  # a file with more label values is taken for an image
+MAX_VALUES = 50  # a file with more values counts as an image
 SHOWN_IDS = 5
 
 
 @dataclass(frozen=True)
 class FolderScores:
-    """Scores of a folder of label files.
+    """Hold the scores of a folder of label files.
 
     Attributes:
         table: a row per case and class: id, class, a column per metric (nan if neither file has the class), and the
@@ -87,8 +87,8 @@ def score_folder(
     """Score the label files of a folder; one case is in memory at a time.
 
     Files with the same name, apart from the extension, are one case. A class that is in neither file of a case has no
-    score there, and does not count in means. If only one file has the class, the metric's rule for one empty mask
-    applies.
+    score there, and does not count in means. If only one of the files has the class, the score is that of the metric
+    for one empty mask.
 
     Args:
         predictions: folder of label files.
@@ -107,7 +107,7 @@ def score_folder(
         The scores.
 
     Raises:
-        MaskfoldError: a folder, a metric or a file is invalid, or the files of a case differ in shape or place.
+        MaskfoldError: a folder, a metric or a file is invalid, or the files of a case differ in shape or affine.
     """
     import pandas as pd
 
@@ -257,7 +257,7 @@ def _read_pair(
     """Read the labels of a case, and their spacing; a missing prediction is empty.
 
     Raises:
-        MaskfoldError: a file is unreadable, or the files differ in shape or place.
+        MaskfoldError: a file is unreadable, or the files differ in shape or affine.
     """
     header = read_header(true, dimensions, labels=True)
     if predicted is not None:
@@ -285,7 +285,7 @@ def _values(labels: Labels, file: Path | None, chosen: Mapping[str, list[int]] |
         raise MaskfoldError(
             f"{file} has {len(values)} values from {min(values)} to {max(values)}, expected label values above 0, at "
             f"most {MAX_VALUES} of them.",
-            "Name label files, not images or object numbers; or the values that are classes with --classes.",
+            "Name label files, not images or object numbers, or set the values that are classes with --classes.",
         )
     return values
 
@@ -296,7 +296,7 @@ def _check_values(predicted: set[int], true: set[int], chosen: Mapping[str, list
         first, second = (", ".join(map(str, sorted(values)[:SHOWN_IDS])) for values in (predicted, true))
         raise MaskfoldError(
             f"The predictions have the values {first}, the true files {second}; no value is in both.",
-            f"State which values are one class: --classes object={min(predicted)}+{min(true)}.",
+            f"List the values of each class, e.g. --classes object={min(predicted)}+{min(true)}.",
             status=2,
         )
     known = {value for values in (chosen or {}).values() for value in values}

@@ -24,7 +24,7 @@ RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
 
 
 class FileHeader(NamedTuple):
-    """The size and type of a label file: shape on the axes of the format, and the name of its dtype."""
+    """Hold the size and type of a label file: its shape on the axes of the format, and the name of its dtype."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -87,10 +87,10 @@ def write_labels(path: Path, labels: Labels, source: Path, row: Any, comp: Compe
 def _check_written(path: Path, expected: Labels, affine: Any, dims: int) -> None:
     """Read a file and compare it with the array (on the axes of the format) that was written."""
     found, found_affine = (_read_mha(path), None) if extension_of(path.name) == ".mha" else read_labels(path, dims)
-    same_place = affine is None or (
+    same_affine = affine is None or (
         found_affine is not None and np.allclose(affine, found_affine, atol=AFFINE_TOLERANCE)
     )
-    if not same_place or not np.array_equal(found, expected):
+    if not same_affine or not np.array_equal(found, expected):
         raise MaskfoldError(
             f"The label file {path.name} changed when it was written and read.",
             f"Report this with the shape {expected.shape} and the type {expected.dtype}.",
@@ -125,7 +125,8 @@ def _write_tiff(path: Path, labels: Labels, source: Path) -> None:
                         "resolution": (x / x_unit, y / y_unit),
                         "resolutionunit": int(tags["ResolutionUnit"].value),
                     }
-    # Opened by `imwrite` itself, because the file must be seekable; the caller renames the complete folder.
+    # `imwrite` opens the file, because it must be seekable. The write needs no atomic file, because the caller renames
+    # the complete folder.
     imwrite(path, pages, compression="zlib", photometric="minisblack", **options)
 
 

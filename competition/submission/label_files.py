@@ -54,7 +54,8 @@ def label_arrays(prediction: CasePrediction, comp: Competition, label_map: bool 
     if label_map and comp.labels == "overlapping":
         order = region_values(comp)
         labels = np.zeros(prediction.masks.shape[1:], np.uint8 if max(order.values()) < 256 else np.uint16)
-        for index, value in order.items():  # the smallest region comes last, and overwrites the regions around it
+        # the smallest region comes last, and overwrites the larger regions that contain it
+        for index, value in order.items():
             labels[prediction.masks[index]] = value
         return {"": labels}
     if comp.labels == "overlapping":
@@ -137,7 +138,7 @@ def _objects(prediction: CasePrediction, classes: Sequence[int]) -> NDArray[np.u
 
 @dataclass(frozen=True)
 class LabelFiles:
-    """The label files of one image, and the number of pixels of each class in them."""
+    """Hold the label files of one image, and the number of pixels of each class in them."""
 
     case_id: str
     files: tuple[Path, ...]
@@ -157,8 +158,8 @@ def predict_images(
 
     Predictions of volumes are written as `{id}.nii.gz` with the image's affine and header, those of 2D images as
     `{id}.png`. They have the axes of their format, (X, Y, Z) and (row, column), so that they match the image in any
-    format. The values are the label values of the classes; with `competition.instances` they are object numbers. Each
-    of several overlapping classes has its own file, `{id}_{class}`.
+    format. The values are the label values of the classes; with `competition.instances` they are object numbers. If
+    classes overlap, each class has its own file, `{id}_{class}`.
 
     Args:
         runs: finished runs of one competition, with equal weights. The `postprocess.steps` of the first run, or its
@@ -183,7 +184,7 @@ def predict_images(
         )
     check_output([output], competitions_of(runs))
     if label_map and runs[0].exp.competition.labels == "overlapping":
-        region_values(runs[0].exp.competition)  # called before the prediction, because it may raise an error
+        region_values(runs[0].exp.competition)  # before the prediction, because this call may raise an error
     comp = competition_for_folder(runs[0].exp.competition, images)
     rows = case_rows(warn_skipped(case_table(comp, "test")))
     _check_holds_no_image(output, rows, comp)
@@ -225,7 +226,7 @@ def _check_holds_no_image(output: Path, rows: Sequence[Any], comp: Competition) 
 
 
 def _check_file_names(rows: Sequence[Any], comp: Competition, label_map: bool) -> None:
-    """Raise `MaskfoldError` if two label files would have one name: class `c` of case `a_b`, and `b_c` of `a`."""
+    """Raise `MaskfoldError` if two label files would have the same name: class c of case a_b, and class b_c of a."""
     if comp.labels != "overlapping" or label_map:
         return
     owners: dict[str, tuple[str, str]] = {}
@@ -257,7 +258,7 @@ def competition_for_folder(comp: Competition, images: Path) -> Competition:
     for pattern in ([comp.test.images] if comp.test is not None else []) + [comp.train.images]:
         channels = pattern if isinstance(pattern, dict) else {"image": pattern}
         depth = min(text.count("/") for text in channels.values())
-        for cut in range(depth + 1):  # the given folder may correspond to any level of the pattern
+        for cut in range(depth + 1):  # the given folder may be the folder of any level of the pattern
             tails = {name: "/".join(text.split("/")[cut:]) for name, text in channels.items()}
             if all("{id}" in tail and _has_images(images, tail) for tail in tails.values()):
                 matching: Any = tails if isinstance(pattern, dict) else tails["image"]

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 
 BoolMask = NDArray[np.bool_]
-Runs = tuple[NDArray[np.int64], NDArray[np.int64]]  # starts and ends, see `rle.decode_runs`
-RowKey = tuple[str, str | None]  # the image's name as written in the file, and the class if rows have one
+Runs = tuple[NDArray[np.int64], NDArray[np.int64]]  # starts and ends of runs, see `rle.decode_runs`
+RowKey = tuple[str, str | None]  # the image's name as the file writes it, and the class if rows have one
 CaseSlice = tuple[str, int | None]  # the case, and the slice of a stack; None: the whole case
 SliceClass = tuple[int | None, str | None]  # the slice or None, and the class or None if rows have no class
 
@@ -43,7 +43,7 @@ SliceClass = tuple[int | None, str | None]  # the slice or None, and the class o
 
 
 class CsvRow(NamedTuple):
-    """One row of a file: its line number (the header is line 1), its key, the text of its mask, and all cells."""
+    """Hold one row of a file: its line number (the header is line 1), key, text of the mask, and all cells."""
 
     line: int
     key: RowKey
@@ -53,7 +53,7 @@ class CsvRow(NamedTuple):
 
 @dataclass(frozen=True)
 class SampleSubmission:
-    """The host's sample submission: the required rows and their order.
+    """Hold the host's sample submission: the required rows and their order.
 
     Attributes:
         path: the file.
@@ -90,7 +90,7 @@ class SampleSubmission:
 
 @dataclass
 class IdLookup:
-    """Finds a case by its name in a file: the id, or the id without the extension of an image."""
+    """Find a case by its name in a file: the id, or the id without the extension of an image."""
 
     cases: Iterable[str]
     ids: list[str] = field(init=False)
@@ -110,7 +110,7 @@ class IdLookup:
 
 
 class SubmissionRow(NamedTuple):
-    """The masks of one case (and class, if the file has classes): one per object, none for an empty mask."""
+    """Hold the masks of one case (and class, if the file has classes): one per object, none for an empty mask."""
 
     case_id: str
     class_name: str | None
@@ -135,7 +135,7 @@ def open_rows(path: Path, profile: Profile) -> tuple[Profile, Iterator[CsvRow]]:
     """
     if not path.is_file():
         raise MaskfoldError(f"The file {path} does not exist.", "Correct its path.", status=2)
-    csv.field_size_limit(sys.maxsize)  # the default limit is shorter than the text of a large mask
+    csv.field_size_limit(sys.maxsize)  # the text of a large mask is longer than the default limit
     cells = _cells(path)
     _, header = next(cells, (1, []))
     if not header:
@@ -268,7 +268,7 @@ def _split_objects(text: str, profile: Profile) -> list[str]:
     if text == profile.rle.empty.strip():
         return []
     if profile.rle.container == "json":
-        parse_json_lists(text)  # this call only validates the text; its errors name the list
+        parse_json_lists(text)  # this call only validates the text, because its errors name the whole list
         return text.split(";")
     if not profile.confidence:
         return [text]
@@ -316,14 +316,14 @@ def format_row(profile: Profile, key: RowKey, text: str, shape: tuple[int, ...])
 
 @dataclass(frozen=True)
 class RowIndex:
-    """Find the case, or the slice of a stack, that a name in a file refers to.
+    """Find the case, or the slice of a stack, to which a name in a file refers.
 
     Attributes:
         rows: rows of the case table by id.
         kind: kind of the images (training or test), for messages.
         names: name of each case or slice in messages.
         slices: number of slices of a stack; 0 for a case that is a single file.
-        exact: (case id, None) by case id. Cases with one row per slice are missing.
+        exact: (case id, None) by case id, except for cases with one row per slice.
         aliases: (case, slice) for other spellings of the names; None if a spelling is ambiguous.
     """
 
@@ -364,7 +364,7 @@ class MaskFile:
 
     Attributes:
         path: the file.
-        layout: the profile's layout (the profile or its alternative) that the file has.
+        layout: the layout of the file, which is the profile or its alternative.
         strict: whether the rules of the host apply: True for a submission, False for a file of the host.
         rows: the rows of each case by slice and class; several rows if each row is one object.
     """

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScoreCard:
-    """The score of a submission file.
+    """Hold the score of a submission file.
 
     Attributes:
         metric: name of the competition's metric.
@@ -102,7 +102,7 @@ def _score(row: Any, submission: MaskFile, solution: MaskFile | None, comp: Comp
         if solution is None
         else _truth_from_solution(row, solution, shape, comp)
     )
-    spacing = json.loads(row.spacing) if grid is None else None  # the spacing of the host's own grid is unknown
+    spacing = json.loads(row.spacing) if grid is None else None  # the host's own grid has an unknown spacing
     rows = []
     for index, name in enumerate(comp.classes):
         mask, objects = submission.class_mask(row.id, name, shape)
@@ -123,7 +123,7 @@ def _are_components(mask: Mask, objects: CaseObjects) -> bool:
 
 
 class _Truth(NamedTuple):
-    """The truth of a case: masks (M, *spatial) uint8, the objects of each class or None, and the competition."""
+    """Hold the truth of a case: masks (M, *spatial) uint8, the objects of each class or None, and the competition."""
 
     masks: np.ndarray[Any, Any]
     objects: list[CaseObjects | None]
@@ -139,7 +139,8 @@ def _truth_from_masks(row: Any, comp: Competition, profile: Profile) -> _Truth:
     if profile.grid is not None:
         resized = np.zeros((len(masks), *profile.grid), np.uint8)
         for target, mask in zip(resized, masks, strict=True):
-            for value in np.unique(mask[mask != 0]):  # in ascending order, so that 255 (ignore) overwrites the others
+            # in ascending order, so that 255 (ignored) overwrites the other values
+            for value in np.unique(mask[mask != 0]):
                 target[resize_to_grid(mask == value, profile)] = value
         masks = resized
     objects = load_objects(comp, row) if comp.instances and profile.grid is None else None

@@ -38,7 +38,7 @@ SUBMISSIONS_FOLDER = Path("submissions")
 
 @dataclass(frozen=True)
 class SubmissionResult:
-    """A written submission.
+    """Describe a written submission.
 
     Attributes:
         path: the CSV.
@@ -129,8 +129,8 @@ def submit(
 def _replace(staged: Path, path: Path) -> None:
     """Move a complete CSV, its JSON and its scores to their final paths.
 
-    A CSV and its JSON always match, even if the process is killed: the old CSV is removed before its JSON is replaced,
-    and the new CSV is moved last.
+    The old CSV is removed first, and the new CSV is moved last. So a CSV never lies next to the JSON of another one,
+    even if the process is killed.
     """
     if path.exists() and sha256_of_file(path) != sha256_of_file(staged):
         path.unlink()
@@ -277,7 +277,7 @@ def _without_tuning(ensemble: Ensemble) -> Ensemble:
 
 
 def normalize_weights(weights: Sequence[float] | str | None, count: int) -> tuple[float, ...]:
-    """Return weights with the sum 1; if the weights are fitted later (`auto`), return equal weights.
+    """Return the weights divided by their sum; equal weights if they are not given, or fitted later (`auto`).
 
     Raises:
         MaskfoldError: status 2; the number of weights differs from `count`, or a weight is invalid.
@@ -362,7 +362,7 @@ def old_scores_path(path: Path) -> Path:
 
 
 def remove_old_scores(path: Path) -> None:
-    """Remove the scores that a version before 0.2 wrote next to a CSV. Any other file of this name is kept.
+    """Remove the scores that a version before 0.2 wrote next to a CSV; keep any other file of this name.
 
     A file such as `best.scores.csv` may also be a submission.
     """

@@ -25,7 +25,7 @@ from competition.submission.writer import MaskItem, ObjectsItem
 
 @dataclass(frozen=True)
 class TestSet:
-    """The test cases and the format of the submission.
+    """Hold the test cases and the format of the submission.
 
     Attributes:
         comp: the competition.
@@ -35,7 +35,7 @@ class TestSet:
         names: row ids of each case: one id, or one per slice.
     """
 
-    __test__ = False  # pytest collects classes named Test…, and this is not a test
+    __test__ = False  # tells pytest that this class, whose name begins with Test, is no test
 
     comp: Competition
     rows: list[Any]
@@ -116,7 +116,8 @@ def object_means(labels: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> 
     """
     pixels = labels != 0
     numbers = labels[pixels]
-    order = np.argsort(numbers, kind="stable")  # a stable sort, because sums depend on the order of an object's pixels
+    # a stable sort, because a sum of floats depends on the order of the pixels
+    order = np.argsort(numbers, kind="stable")
     objects, first = np.unique(numbers[order], return_index=True)
     parts = np.split(values[pixels][order], first[1:]) if len(objects) else []
     return {int(number): float(np.mean(part, dtype=np.float64)) for number, part in zip(objects, parts, strict=True)}
@@ -152,7 +153,7 @@ def add_suffix(name: str, suffix: str) -> str:
 
 
 def row_names(row: Any, profile: Profile, sample: SampleSubmission | None) -> list[str]:
-    """Return the row ids of a case: its id, or the ids of its slices, as they are spelt in the sample."""
+    """Return the row ids of a case: its id, or the ids of its slices, in the sample's spelling."""
     slices = list_slices(row)
     if slices is None or not _by_slice(row, profile, sample):
         if profile.rows == "slice_class" and slices is None:
@@ -188,7 +189,7 @@ def _check_classes(sample: SampleSubmission, profile: Profile) -> None:
 
 
 def _by_slice(row: Any, profile: Profile, sample: SampleSubmission | None) -> bool:
-    """Return whether the file has one row per slice, because the profile says so, or the sample lacks the case's id."""
+    """Return whether the file has one row per slice: if the profile says so, or if the sample lacks the case's id."""
     if profile.rows == "slice_class":
         return True
     return sample is not None and row.id not in {key[0] for key in sample.keys}

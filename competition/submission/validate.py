@@ -31,7 +31,7 @@ _MISSING_VALUES = {"nan", "none", "null", "<na>"}  # texts that table libraries 
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """The problems of a file.
+    """Collect the problems of a file.
 
     Attributes:
         path: the file.
@@ -123,7 +123,7 @@ def validate_submission(
 def _check_rows(
     rows: Iterator[CsvRow], layout: Profile, names: IdLookup, shapes: Mapping[str, tuple[int, ...]], findings: _Findings
 ) -> list[RowKey]:
-    """Check the texts, and return the keys in order. Consecutive rows with objects of one image give one key."""
+    """Check the texts of all rows, and return their keys in order; consecutive objects of an image have one key."""
     keys: list[RowKey] = []
     seen: set[RowKey] = set()
     for key, iterator in groupby(rows, key=lambda row: row.key):
@@ -158,7 +158,7 @@ def _check_rows(
 
 
 def _take(rows: Iterator[CsvRow]) -> tuple[list[CsvRow], MaskfoldError | None]:
-    """Return the rows of one image and None. If a line is invalid, return the rows before this line, and its error."""
+    """Return the rows of one image and None; if a line is invalid, the rows before it and its error."""
     taken: list[CsvRow] = []
     try:
         for row in rows:

@@ -1,4 +1,4 @@
-"""Write a submission file mask by mask, with rows in the host's order. After an error, no file is left behind."""
+"""Write a submission file mask by mask, with rows in the host's order; after an error, leave no file behind."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MaskItem = tuple[str, str | None, NDArray[Any]] | tuple[str, str | None, NDArray
 
 
 class ObjectsItem(NamedTuple):
-    """All objects of one case and class; each object becomes one text, in the order of their numbers.
+    """Hold all objects of one case and class; each object becomes one text, in the order of their numbers.
 
     Attributes:
         case_id: the case, or the slice if rows are per slice.
@@ -115,7 +115,7 @@ def _write(lines: Any, texts: _TextStore) -> None:
 
 
 class _TextStore:
-    """Encoded masks in a temporary file, indexed by (image, class)."""
+    """Store encoded masks in a temporary file, indexed by (image, class)."""
 
     def __init__(self, profile: Profile, sample: SampleSubmission | None) -> None:
         self.profile, self.sample = profile, sample
@@ -130,7 +130,7 @@ class _TextStore:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(OSError):  # the error of a full disk was already reported
+        with suppress(OSError):  # an error of a full disk was already raised
             self._file.close()
 
     def add(self, case_id: str, cls: str | None, mask: NDArray[Any], confidence: float = 1.0) -> None:
@@ -209,10 +209,10 @@ class _TextStore:
             yield key
 
     def of(self, key: RowKey) -> list[str]:
-        """Return the mask cells of all rows with a key. A key has several rows only if each object has its own row."""
+        """Return the mask cells of all rows with a key: several cells only if each object has its own row."""
         cells = []
         for start, length in self._offsets[key]:
-            if self._file.tell() != start:  # an unneeded seek would discard the file's read-ahead buffer
+            if self._file.tell() != start:  # an unnecessary seek would discard the file's read-ahead buffer
                 self._file.seek(start)
             cells.append(self._file.read(length).decode("ascii"))
         if not cells:

@@ -1,7 +1,7 @@
-"""Store weights as MLflow artifacts without a second copy on disk: as hard links if the store is a local folder.
+"""Store weights as MLflow artifacts without a second copy on disk, as hard links if the store is a local folder.
 
-A hard link shares its content with the file in the run's folder. So only files that are replaced and never changed in
-place may be linked: files that `competition.io.atomic_write` writes.
+A hard link shares its content with the file in the run's folder. So a file may be linked only if it is never changed in
+place, but always replaced, as by `competition.io.atomic_write`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from urllib.request import url2pathname
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
-LINKED_SUFFIXES = (".safetensors", ".pt")  # files that are replaced, never changed in place
+LINKED_SUFFIXES = (".safetensors", ".pt")  # these files are replaced and never changed in place
 
 
 class ArtifactFolders:
@@ -51,7 +51,8 @@ class ArtifactFolders:
             target = folder / (parent or "") / path.name
             if link_file(path, target):
                 return
-            # MLflow would write the copy into the existing file, which may be a link to weights that are still used.
+            # Remove the existing file first: it may be a link to weights that are in use, and MLflow would write the
+            # copy into it.
             target.unlink(missing_ok=True)
         self._client.log_artifact(run_id, str(path), parent)
 
@@ -68,7 +69,7 @@ def link_file(source: Path, target: Path) -> bool:
     Raises:
         FileNotFoundError: the source does not exist.
     """
-    source = source.resolve(strict=True)  # a link to a symbolic link would not keep the content
+    source = source.resolve(strict=True)  # a hard link to a symbolic link would not preserve the content
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and target.samefile(source):

@@ -1,4 +1,4 @@
-"""The case table of a run as MLflow's datasets: the cases to train on, to validate and to test, each with a digest."""
+"""Log the case table of a run as MLflow's datasets: training, validation and test cases, each with a digest."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class CaseSet(NamedTuple):
-    """Some cases of a run.
+    """Describe a set of cases of a run.
 
     Attributes:
         context: train, validation or test.

@@ -1,7 +1,7 @@
-"""The networks of a run as MLflow's logged models: one per finished fold, with the fold's scores.
+"""Log the networks of a run as MLflow's logged models: one per finished fold, with the fold's scores.
 
-The weights stay once on disk: a model's artifact is a hard link of the weights in the run's folder. If the store is
-not a local folder, the model has no artifact; its tag `weights` names the artifact of the fold's run.
+The weights are on disk only once, because a model's artifact is a hard link to the weights in the run's folder. If the
+store is not a local folder, the model has no artifact; its tag `weights` names the artifact of the fold's run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PARAMS_PER_CALL = 100
 
 
 class FoldModel:
-    """The logged model of a fold.
+    """Create or update the logged model of a fold.
 
     Args:
         client: client of the open store.

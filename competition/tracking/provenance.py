@@ -47,7 +47,7 @@ def record_environment(run_folder: Path) -> None:
 def source_tags() -> dict[str, str]:
     """Return MLflow's own tags for the source of a run: user, command and commit."""
     tags = {"mlflow.source.name": _command(), "mlflow.source.type": "LOCAL"}
-    with contextlib.suppress(OSError, KeyError):  # the user of a container may have no name
+    with contextlib.suppress(OSError, KeyError):  # the user in a container may have no name
         tags["mlflow.user"] = getpass.getuser()
     if commit := _git("rev-parse", "HEAD").strip():
         tags["mlflow.source.git.commit"] = commit

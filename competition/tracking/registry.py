@@ -35,7 +35,7 @@ MODEL_ARTIFACT = "model"
 
 @dataclass(frozen=True)
 class RegisteredVersion:
-    """A version of a registered model.
+    """Describe a version of a registered model.
 
     Attributes:
         name: name of the registered model, which is that of the competition.
@@ -140,7 +140,7 @@ def _create_version(
             name, model.artifact_location, run_id=run_id, tags=tags, description=description, model_id=model.model_id
         )
     except BaseException:
-        client.delete_logged_model(model.model_id)  # so that no incomplete model remains
+        client.delete_logged_model(model.model_id)  # delete the model, so that no incomplete model remains
         raise
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
     _copy_metrics(client, run_id, model.model_id)

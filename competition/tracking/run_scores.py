@@ -1,4 +1,4 @@
-"""The scores of a run as MLflow shows them: metrics, a tag that names the score that counts, and a note in Markdown."""
+"""Prepare the scores of a run for MLflow: metrics, a tag that names the score that counts, and a note in Markdown."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from competition.tracking.store import (
 if TYPE_CHECKING:
     from competition.config.postprocess import PostprocessConfig
 
-COUNTING_TAG = "counting_score"  # its value is the name of the metric that counts
+COUNTING_TAG = "counting_score"  # tag whose value is the name of the metric that counts
 SCORE_METRICS = {"raw": "cv_score", "nested": "nested_score", "soup": "soup_weights_score", "seeds": "all_seeds_score"}
 TITLES = {
     "cv": "without tuned post-processing",
@@ -36,14 +36,14 @@ TITLES = {
     "all_seeds": "all seeds together",
     "one_seed": "one seed alone, on average",
 }
-CURVE_METRICS = ("train/loss", "val/score", "val/dice")  # also each `val/dice/<class>`
+CURVE_METRICS = ("train/loss", "val/score", "val/dice")  # and the metric `val/dice/<class>` of each class
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RunPage:
-    """The metrics, tags and curves that MLflow shows of a run with a summary.
+    """Hold the metrics, tags and curves that MLflow shows of a run with a summary.
 
     Attributes:
         metrics: the final metrics.
@@ -82,7 +82,7 @@ def read_run_page(folder: Path, summary: Mapping[str, Any], postprocess: Postpro
 def read_run_scores_of(
     folder: Path, summary: Mapping[str, Any], postprocess: PostprocessConfig | None
 ) -> RunScores | None:
-    """Return the scores of a run, see `run_scores`; if its folder cannot be read as a run, those of its summary.
+    """Return the scores of a run from `run_scores`, or from its summary if its folder cannot be read as a run.
 
     Args:
         folder: the run's folder.
@@ -152,7 +152,7 @@ def describe_scores(scores: RunScores, summary: Mapping[str, Any], files: Iterab
     ]
     parts = [text, _table([scores.metric, "score", "95 % interval"], rows)]
     if len(rows) > 1:
-        parts.append("The score in bold letters is that of the masks that `maskfold submit` hands in.")
+        parts.append("The score in bold letters is that of the masks that `maskfold submit` writes.")
     if folds := _fold_rows(summary):
         classes = list(summary.get("dice") or {})
         parts.append(_table(["fold", "score", *(f"Dice {name}" for name in classes), "epochs", "minutes"], folds))

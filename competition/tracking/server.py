@@ -22,7 +22,7 @@ from competition.tracking.store import MLRUNS, VIEW_TAG, MlflowStore, configure_
 
 SERVER_LOG = "server.log"
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
-START_TIMEOUT_SECONDS = 180.0  # long, because the first import of MLflow from a slow disk takes this time
+START_TIMEOUT_SECONDS = 180.0  # as long as the first import of MLflow from a slow disk may take
 
 
 def serve_mlflow(root: Path, host: str = "127.0.0.1", port: int = 5000, say: Callable[[str], None] = print) -> None:
@@ -39,7 +39,7 @@ def serve_mlflow(root: Path, host: str = "127.0.0.1", port: int = 5000, say: Cal
     """
     store = find_mlflow_store(root)
     if store.is_server:
-        say("Runs are stored by the MLflow server that MLFLOW_TRACKING_URI names. Open in a browser:")
+        say("The MLflow server that MLFLOW_TRACKING_URI names stores the runs. Open in a browser:")
         for line in _link_lines(store.display_uri.rstrip("/"), store.uri.rstrip("/")):
             say(line)
         return
@@ -116,7 +116,7 @@ def _check_address(host: str, port: int) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as listener:
-            # So that a port that was just closed is accepted.
+            # With this option, a port that was just closed is accepted.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((host, port))
     except (OSError, OverflowError) as error:
@@ -151,7 +151,7 @@ def _url(host: str, port: int) -> str:
 
 
 def _link_lines(shown_address: str, address: str) -> list[str]:
-    """Return a line for each competition with the link to its table of runs; without one, the link to the list of them.
+    """Return a line with the link to the table of runs of each competition, or one line with the list of competitions.
 
     Args:
         shown_address: address of the server in the links, without a password.

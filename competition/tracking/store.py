@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 MAX_NAME_LENGTH = 250
 MAX_PARAMETER_LENGTH = 6000
 MAX_TAG_LENGTH = 8000
-SYSTEM_METRICS = frozenset({"epochs", "steps", "minutes", "peak_gib", "threads", "devices"})  # keys of a fold's result
+# keys of a fold's result that become tags
+SYSTEM_METRICS = frozenset({"epochs", "steps", "minutes", "peak_gib", "threads", "devices"})
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ def result_tags(result: Mapping[str, Any]) -> dict[str, str]:
 VIEW_KEY = "maskfold"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW_KEY}"
 VIEW_NAME = "Scores"
-MAX_CLASS_COLUMNS = 12  # maximum number of classes that have a column
+MAX_CLASS_COLUMNS = 12  # maximum number of classes with a column of their own
 
 
 def build_saved_view(classes: Sequence[str], created: int) -> str:
@@ -186,7 +187,7 @@ DEFAULT_ADDRESS = "http://127.0.0.1:5000"  # address of `maskfold ui`
 def view_link(address: str, experiment_id: str) -> str:
     """Return the URL of the view, which opens the table of runs.
 
-    The bare address opens MLflow's page for traces of language models, so no message names it.
+    Messages contain this URL, because the server's plain address opens MLflow's page for traces of language models.
     """
     return f"{address}/#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW_KEY}&workflowType=machine_learning"
 
@@ -196,7 +197,7 @@ def view_link(address: str, experiment_id: str) -> str:
 
 @dataclass(frozen=True)
 class RunMetadata:
-    """Metadata of a run in MLflow.
+    """Hold the metadata of a run in MLflow.
 
     Attributes:
         experiment_name: name of MLflow's experiment, which is that of the competition.
@@ -298,7 +299,7 @@ _creation_lock = threading.Lock()
 
 @dataclass(frozen=True)
 class MlflowStore:
-    """An MLflow tracking store.
+    """Describe an MLflow tracking store.
 
     Attributes:
         uri: URI for MLflow, e.g. `sqlite:////home/me/project/mlruns/mlflow.db` or `http://host:5000`.
@@ -388,7 +389,7 @@ def connect_mlflow(store: MlflowStore, patience: float = PATIENCE_SECONDS) -> Ml
     from mlflow.tracking import MlflowClient
 
     for name in ("mlflow.store.db.utils", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # because MLflow logs about fifty lines on tables
+        logging.getLogger(name).setLevel(logging.WARNING)  # MLflow would log about fifty lines about tables
     if store.database is not None:
         store.database.parent.mkdir(parents=True, exist_ok=True)
         # A lock, because a study and its trial use two threads, and MLflow's migrations are not thread-safe.

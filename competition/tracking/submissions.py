@@ -43,7 +43,7 @@ def log_submission(run_folder: Path, exp: Experiment, submission: Path, summary_
     Args:
         run_folder: folder of the run, or of the first of several runs.
         exp: experiment of the run.
-        submission: what the host gets: the CSV, the folder of label files, or their archive.
+        submission: the submission itself: the CSV, the folder of label files, or their archive.
         summary_path: the summary JSON of the submission.
 
     Returns:
@@ -88,7 +88,8 @@ def _log_submission(store: MlflowStore, run_folder: Path, exp: Experiment, submi
     client.log_batch(
         run_id,
         metrics=[Metric(name, value, run.info.start_time, 0) for name, value in metrics.items()],
-        # other runs or weights may give the same bytes; because MLflow allows no changes, the first parameters are kept
+        # Other runs or weights may give the same file. MLflow allows no change of parameters, so the first ones are
+        # kept.
         params=[Param(name, value) for name, value in parameters.items() if name not in run.data.params],
         tags=[RunTag("file", str(submission)), RunTag("sha256", summary["sha256"])],
     )
@@ -107,8 +108,9 @@ def _log_submitted_score(
 ) -> None:
     """Log the expected score of a single run's submission as `submitted_score` of its cross-validation.
 
-    If post-processing was tuned, this is the nested score, and the run's tag says that it counts. So the runs of an
-    experiment can be sorted by the expected scores of their submissions. The next upload of the run adds the interval.
+    If post-processing was tuned, this is the nested score, and the run's tag records that the nested score counts. So
+    MLflow can sort the runs of an experiment by the expected scores of their submissions. The next upload of the run
+    adds the interval.
     """
     score = (summary["expected"] or {}).get("score")
     parent = read_sync_state(run_folder, store.display_uri).uploaded(RUN_KEY).run_id

@@ -1,12 +1,12 @@
 """Upload everything in a run's folder that MLflow does not have yet.
 
 `MlflowSync` uploads in the background with a `RunUploader`, and writes system metrics with a `SystemMetricsSampler`.
-Every step can be repeated, so an interrupted upload is simply started again: metrics have the time of the fold's log,
-so MLflow drops repeated points; repeated artifacts replace the earlier ones; runs are found again by a token.
+Every step can be repeated, so an interrupted upload is simply started again. Metrics have the time of the fold's log,
+so MLflow drops repeated points. Repeated artifacts replace the earlier ones. A token identifies each run.
 """
 
-# Not MLflow's asynchronous logging: its queue is in memory, so it is lost if the process is killed, and it drops each
-# batch whose call fails (mlflow 3.17: `AsyncLoggingQueue._log_run_data` logs the exception and continues).
+# This module does not use MLflow's asynchronous logging. Its queue is in memory, so a killed process loses it, and it
+# drops each batch whose call fails (mlflow 3.17: `AsyncLoggingQueue._log_run_data` logs the exception and continues).
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 
-RUN_KEY = "."  # name of the run's folder in the mapping of folders; the others are folders of folds
+RUN_KEY = "."  # key of the run's own folder among the folders; the other keys are folders of folds
 RUN_FILES = (
     "experiment.yaml",
     "version.json",
@@ -82,8 +82,8 @@ RUN_FILES = (
 )
 FOLD_FILES = ("experiment.yaml", "curves.png", "*scores.csv", "pictures/*.png")
 FOLD_FILES_AT_END = ("job.json", "lineage.json", "log.txt", "metrics.jsonl", RESULT_FILE, "*.safetensors")
-SCORES_VERSION = 2  # increase this number when a run gets other metrics from the same files
-CHECKPOINT_FILE = "last.pt"  # uploaded only once the fold is finished and the file has no tensors
+SCORES_VERSION = 2  # increase this number when the same files give other metrics
+CHECKPOINT_FILE = "last.pt"  # uploaded only when the fold is finished and the file has no tensors
 TOKEN_TAG = "mlflow.maskfold.delivery"  # MLflow's pages hide tags that begin with `mlflow.`
 POINTS_PER_CALL = 1000  # MLflow's limit
 PARAMETERS_PER_CALL = 100  # MLflow's limit
@@ -92,7 +92,7 @@ logger = logging.getLogger(__name__)
 
 
 class RunUploader:
-    """Uploads a run's folder to a store. MLflow is imported and opened only if something must be uploaded.
+    """Upload a run's folder to a store; import and open MLflow only if there is something to upload.
 
     Args:
         folder: the run's folder.
@@ -172,7 +172,7 @@ class RunUploader:
             position = self.state.uploaded(name).journal
             if read_chunk(path, position).end == position:
                 return
-            # open the store first, because this may show that it lost the run, which resets the state
+            # open the store first: if it has lost the run, this resets the state
             self._set_running(name)
             uploaded = self.state.uploaded(name)
             chunk = read_chunk(path, uploaded.journal)
@@ -265,7 +265,7 @@ class RunUploader:
         self._log_points(self.state.uploaded(name), points)
         self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         if name == RUN_KEY and "stopped" not in tags and "stopped" in self.client.get_run(run_id).data.tags:
-            self.client.delete_tag(run_id, "stopped")  # the run was stopped and will be resumed
+            self.client.delete_tag(run_id, "stopped")  # the run was stopped, and a later command will resume it
         self.state.uploaded(name).final = digest
         self.state.write(self.folder)
 
@@ -293,9 +293,10 @@ class RunUploader:
         return case_sets(self.folder, self.metadata.experiment_name, number)
 
     def _upload_models(self, names: Sequence[str]) -> None:
-        """Make a logged model of the network of each finished fold, an output of the fold's run.
+        """Make a logged model of the network of each finished fold, as an output of the fold's run.
 
-        It is no output of the parent run: MLflow would show the parent's scores as those of one fold's model.
+        The models are no outputs of the parent run, because MLflow would show the parent's scores as scores of one
+        fold's model.
         """
         for name in names:
             uploaded = self.state.uploaded(name)
@@ -492,7 +493,7 @@ LAST_ATTEMPTS = 3  # number of attempts for the last upload
 
 
 class MlflowSync:
-    """Context manager that uploads a run's folder to MLflow in the background; its errors do not reach the body.
+    """Upload a run's folder to MLflow in the background of a `with` block; errors of MLflow do not reach the block.
 
     If the body ends normally, the run becomes FINISHED; after a KeyboardInterrupt it becomes KILLED, after any other
     exception FAILED. `set_status` overrides this. The next upload of the same folder completes an incomplete upload.
@@ -586,7 +587,7 @@ class MlflowSync:
     def _try_upload(self, begin: bool = False, last: bool = False) -> bool:
         """Upload once; return whether the upload succeeded.
 
-        Of consecutive failures, only the first and the end are logged.
+        Of consecutive failures, only the first is logged, and then the next success.
         """
         try:
             if begin:

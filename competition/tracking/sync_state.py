@@ -13,10 +13,10 @@ from typing import Any, BinaryIO, NamedTuple
 from competition.io import atomic_write, parse_json_object, parse_metrics_line
 
 MAX_READ_BYTES = 2_000_000  # bytes read at a time
-SEAL_BYTES = 512  # number of bytes before an offset whose digest is stored
+SEAL_BYTES = 512  # the digest covers this many bytes before an offset
 STATE_FILE = "shipped.json"
 STATE_VERSION = 1
-MAX_DIGESTED_BYTES = 4_000_000  # larger files are compared by size and time only
+MAX_DIGESTED_BYTES = 4_000_000  # files of more bytes are compared by size and time only
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class MetricPoint(NamedTuple):
-    """One value of a metric. Its time in ms comes from the file, so that a repeated upload has the same time."""
+    """Hold one value of a metric, with the time (ms) in the file, so that a repeated upload has the same time."""
 
     name: str
     value: float
@@ -34,7 +34,7 @@ class MetricPoint(NamedTuple):
 
 @dataclass(frozen=True)
 class FileOffset:
-    """The position up to which a file was read.
+    """Hold the position up to which a file was read.
 
     Attributes:
         offset: position in bytes.
@@ -49,7 +49,7 @@ class FileOffset:
 
 @dataclass(frozen=True)
 class JournalChunk:
-    """New content of a `metrics.jsonl`.
+    """Hold new content of a `metrics.jsonl`.
 
     Attributes:
         points: new values, in the file's order.
@@ -65,7 +65,7 @@ class JournalChunk:
 
 
 def read_chunk(path: Path, position: FileOffset) -> JournalChunk:
-    """Read the complete lines after a position. A last line that is still incomplete is left for the next call.
+    """Read the complete lines after a position; leave an incomplete last line for the next call.
 
     A resumed fold removes the lines after its checkpoint and writes them again. The file is then shorter, or has other
     bytes before the offset, so it is read again from its start.
@@ -114,7 +114,7 @@ def _points(line: bytes, path: Path) -> list[MetricPoint]:
 
 @dataclass(frozen=True)
 class FileFingerprint:
-    """Fingerprint that shows whether a file has changed: size, time (ns) and, for small files, a digest."""
+    """Show whether a file has changed, by its size, its time (ns) and, for small files, a digest."""
 
     size: int
     time: int
@@ -134,7 +134,7 @@ class FileFingerprint:
 
 @dataclass
 class Uploaded:
-    """Record of the uploads from one folder.
+    """Record the uploads from one folder.
 
     Attributes:
         token: a tag of the MLflow run. It is stored before the run is created, so that the run can be found if the
@@ -168,7 +168,7 @@ class Uploaded:
 
 @dataclass
 class SyncState:
-    """Record of the uploads of a run: `folders["."]` is for the run itself, the other entries are for its folds.
+    """Record the uploads of a run: `folders["."]` is the run itself, the other entries are its folds.
 
     Attributes:
         store: address of the store, without its password.
@@ -209,7 +209,8 @@ def read_sync_state(run_folder: Path, store: str) -> SyncState:
     except FileNotFoundError:
         pass
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        path.replace(path.with_name(f"{STATE_FILE}.unreadable"))  # because a repeated upload is better than no upload
+        # upload everything again, because a repeated upload is better than none
+        path.replace(path.with_name(f"{STATE_FILE}.unreadable"))
         logger.warning(
             "%s is damaged (%.160s); it is renamed to %s.unreadable, and everything is uploaded to MLflow again.",
             path,

@@ -15,16 +15,16 @@ from typing import Any, Self
 from competition.io import read_metrics_lines
 from competition.tracking.store import configure_mlflow
 
-# MLflow's monitors, but not its `SystemMetricsMonitor`, which asks MLflow for the run after each sample and whose
-# thread ends at the first failure. If MLflow cannot be reached for 6 s, our file has 4 samples, and its memory has none
-# (python benchmarks/libraries.py system).
+# This module uses MLflow's monitors, but not its `SystemMetricsMonitor`. That class asks MLflow for the run after each
+# sample, and its thread ends at the first failure: if MLflow cannot be reached for 6 s, our file has 4 samples, and
+# that class has none (python benchmarks/libraries.py system).
 SYSTEM_METRICS_FILE = "metrics.jsonl"  # file in the run's folder; each fold has another one
 
 logger = logging.getLogger(__name__)
 
 
 class SystemMetricsSampler:
-    """Context manager that appends system metrics to a run's `metrics.jsonl` at intervals.
+    """Append system metrics to a run's `metrics.jsonl` at intervals, in a `with` block.
 
     The metrics are those of this process's machine, under MLflow's names. They are written to a file, so that none are
     lost while MLflow cannot be reached.

@@ -1,12 +1,13 @@
-"""Averages of a fold's checkpoints: of the last or best epochs, and uniform model soups.
+"""Average a fold's checkpoints: those of the last or best epochs, and uniform model soups.
 
 A soup is the average of the k best validated checkpoints (Wortsman et al. 2022, "Model soups",
 https://arxiv.org/abs/2203.05482). The checkpoints are ranked three times: on all validation cases and on each half of
 them. Each half then scores the average of the checkpoints that the other half selected.
 """
 
-# Not torch's AveragedModel, which the moving average uses: it averages networks in memory. Here the networks are files,
-# of which only two are in memory at a time, and the selection of files changes with the ranking and after a resume.
+# Torch's AveragedModel, which the moving average uses, averages networks in memory. It does not suit this module: here
+# the networks are files, only two of them are in memory at a time, and the selection of files changes with each ranking
+# and after a resume.
 
 from __future__ import annotations
 
@@ -29,12 +30,13 @@ from competition.seeding import rng
 if TYPE_CHECKING:
     import pandas as pd
 
-# The rankings: on all cases, and on each half; also the index of the score in a file name.
+# Rankings of the checkpoints, on all cases and on each half. Each number is also the position of the score in a file
+# name.
 ALL_CASES, HALVES = 0, (1, 2)
 
 
 class CheckpointAverager:
-    """Keeps the weights of `k` epochs in files such as `epoch_000012_0.831200000.safetensors`.
+    """Keep the weights of `k` epochs in files such as `epoch_000012_0.831200000.safetensors`.
 
     Args:
         folder: folder of the files; created when the first file is kept.
@@ -90,7 +92,7 @@ def average_weights(files: Sequence[Path]) -> dict[str, Tensor]:
     Raises:
         MaskfoldError: a file is damaged.
     """
-    hint = f"Copy it back from elsewhere, or delete {files[0].parent.parent} to train this fold afresh."
+    hint = f"Restore it from a backup, or delete {files[0].parent.parent} to train this fold afresh."
     mean = read_weights(files[0], hint)
     for number, path in enumerate(files[1:], start=2):
         for name, tensor in read_weights(path, hint).items():
@@ -103,7 +105,7 @@ def average_weights(files: Sequence[Path]) -> dict[str, Tensor]:
 
 
 class SoupCandidate(NamedTuple):
-    """A checkpoint and its validation scores on all cases, on the first half and on the second half."""
+    """Describe a checkpoint by its validation scores on all cases, on the first half and on the second half."""
 
     epoch: int
     scores: tuple[float, float, float]
@@ -111,7 +113,7 @@ class SoupCandidate(NamedTuple):
 
 
 class UniformSoup:
-    """Keeps the k best checkpoints, ranked on all validation cases and on each half of them.
+    """Keep the k best checkpoints of three rankings: on all validation cases, and on each half of them.
 
     The scores are part of the file names, so that a file never exists without its score. If scores are equal, the later
     epoch ranks first; NaN (a half whose cases lack all classes) ranks last.
@@ -131,7 +133,7 @@ class UniformSoup:
         self.half_of = split_halves(cases, fold, exp.seeds[0]) if self.enabled and cases is not None else {}
 
     def add(self, epoch: int, scores: pd.DataFrame, network: nn.Module) -> None:
-        """Keep a validated network if it is among the k best of a ranking, and remove checkpoints that no longer are.
+        """Keep a validated network if it is among the k best of a ranking; remove checkpoints that left all rankings.
 
         Args:
             epoch: number of the epoch. A resumed process may validate its last epoch again, which replaces the earlier
@@ -164,7 +166,7 @@ class UniformSoup:
         return sorted(candidate.epoch for candidate in self._best(self._candidates(), ranking))
 
     def average(self, ranking: int) -> dict[str, Tensor]:
-        """Return the mean of the checkpoints' weights; the caller must estimate the batch statistics again.
+        """Return the mean of the checkpoints' weights; the caller must then re-estimate the batch statistics.
 
         Raises:
             MaskfoldError: a file is damaged, or the checkpoints were removed because the fold was finished before.

@@ -1,4 +1,4 @@
-"""Determine the number of training steps: the YAML fixes it or, with a time budget, the clock determines it.
+"""Determine the number of training steps: from the YAML or, with a time budget, from the clock.
 
 The schedule depends on the completed fraction of training. Without a time budget, this fraction is `step / total`. With
 `training.budget_minutes`, the total is estimated before the first step from trial steps and a timed validation case
@@ -17,23 +17,23 @@ from competition.config.experiment import Experiment
 from competition.models.schedules import warmup_share
 from competition.training.timing.pace import WINDOW_SHARE, Pace
 
-MIN_STEPS = 4  # a fold takes at least this many steps, however short its budget is
-ESTIMATE_SHARE = 8  # a new estimate follows after the remaining steps divided by this number
-DEFAULT_SECONDS = 300.0  # without a budget, the pace uses this in place of the remaining time, only to show it
+MIN_STEPS = 4  # minimum number of steps of a fold, even if its budget is shorter
+ESTIMATE_SHARE = 8  # after an estimate, the next one follows when 1/8 of the remaining steps are taken
+DEFAULT_SECONDS = 300.0  # without a budget, the pace is only shown, and uses this in place of the remaining time
 TOLERANCE = 0.1  # the total is estimated at once if the steps that fit differ by this share of the remaining steps
 
 
 class StepBudget:
-    """The step budget of a fold.
+    """Estimate how many steps a fold takes, and how much of its training is complete.
 
     Args:
         total: number of steps that is assumed at the start.
         estimates: `[step, total]` pairs of an earlier process, or of a run that is replayed.
-        seconds: the time budget; None ignores the clock and follows `estimates` (or `total`).
+        seconds: the time budget; if None, the clock is ignored and `estimates` (or `total`) decide.
         steps_per_epoch: number of steps of an epoch.
         validate_every: epochs between validations; None if the fold validates nothing.
         validations_required: whether the result depends on each validation, so that none may be left out.
-        warmup: share of training in which the learning rate rises; training always continues beyond it.
+        warmup: share of training in which the learning rate rises; training never ends before this share is complete.
     """
 
     def __init__(

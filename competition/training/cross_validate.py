@@ -41,7 +41,7 @@ from competition.training.soup_selection import fold_scores, score_interval, sel
 
 @dataclass(frozen=True)
 class CvSummary:
-    """The summary of a run's finished folds, stored as `summary.json` in the run's folder.
+    """Summarise a run's finished folds; the run's folder stores the summary as `summary.json`.
 
     Attributes:
         metric: the competition's metric.
@@ -131,7 +131,7 @@ def _with_saved_groups(run: Run) -> Run:
 
     exp = run.exp
     saved = _saved_groups(run.folder, set(run.cases["id"])) if exp.folds.scheme != "file" else []
-    # Groups of the competition are omitted, because the split uses them anyway.
+    # The competition's own groups are omitted, because the split uses them anyway.
     alike = in_several_groups(saved, run.folds)
     return replace(run, folds=split(run.cases, exp.competition, exp.folds, exp.seeds[0], alike)) if alike else run
 
@@ -290,7 +290,7 @@ def _check_same_contents(run: Run) -> None:
         raise edited_error(run.folder, table)
     if run.record is not None:
         check_contents(run.folder, run.exp, run.record.contents)
-    # For a run without a record, the folds in its folder count. A run that was only prepared may get other folds.
+    # If a run has no record, compare with the folds in its folder. A run that was only prepared may get other folds.
     began = any(run.member_folder(*member).exists() for member in run.possible_members())
     if not began or record is not None:
         return

@@ -1,4 +1,4 @@
-"""The processes of one fold, one per device: all take the same steps, each on different samples.
+"""Run one fold in several processes, one per device: all take the same steps, each on its own samples.
 
 Lightning Fabric starts the processes and averages their gradients.
 """
@@ -85,9 +85,9 @@ def _multi_device_options() -> dict[str, Any]:
 def with_workers(exp: Experiment, device: torch.device, threads: int) -> Experiment:
     """Return the experiment with the number of loader processes in place of `run.workers: auto`.
 
-    If one process prepared all data, a GPU would wait. So the number of loader processes of a GPU is the number of its
-    threads minus one, at most `MAX_WORKERS`. It is 0 if the shared memory, which passes the batches, is small, and on a
-    CPU.
+    A GPU would wait for its data if one process prepared all of them. So a fold on a GPU gets one loader process per
+    thread, except for one thread, and at most `MAX_WORKERS`. A fold gets no loader processes on a CPU, or if the shared
+    memory through which they pass batches is small.
 
     Args:
         exp: the experiment.
@@ -120,7 +120,7 @@ def launch_processes(fabric: Fabric) -> None:
 
 
 class DistributedContext:
-    """The processes of one fold and their communication; a single process needs none.
+    """Exchange values between the processes of one fold; with a single process, every method returns its input.
 
     Args:
         fabric: Fabric after `launch`.

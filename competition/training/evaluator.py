@@ -1,4 +1,4 @@
-"""Prediction and scoring of the cases that a fold's network was not trained on."""
+"""Predict and score the cases that a fold's network was not trained on."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Evaluator:
         should_stop: function that is called between cases and before each batch of windows; it raises an exception to
             stop.
         memory_budget: limit on the memory for preprocessed cases in this process.
-        report: function that is called before each case with the numbers of finished cases and of all cases.
+        report: function that is called before each case with the number of finished cases and the number of all cases.
     """
 
     exp: Experiment
@@ -70,7 +70,7 @@ class Evaluator:
     def predict(self, network: torch.nn.Module, row: Any) -> Prediction:
         """Predict the probabilities and the class presence of one case."""
         case = PreprocessedCase.open(self.prepared[row.id])
-        # Because a large volume may take minutes.
+        # A large volume may take minutes, so stop signals are also checked before each batch of windows.
         hook = network.register_forward_pre_hook(lambda *_: self.should_stop())
         try:
             with self.memory_budget.reading(case):
@@ -204,7 +204,7 @@ def _time(action: Callable[[], T], patience: float) -> tuple[float, T]:
     result = action()
     seconds = time.monotonic() - start
     if seconds < patience:
-        del result  # so that memory holds one result at a time
+        del result  # frees the first result, so that memory holds one result at a time
         start = time.monotonic()
         result = action()
         seconds = time.monotonic() - start

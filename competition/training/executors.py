@@ -45,7 +45,7 @@ def make_executor(exp: Experiment) -> Executor:
 
 @dataclass(frozen=True)
 class RunningFold:
-    """A running fold: its job, its process, and the follower of its output."""
+    """Hold a running fold: its job, its process, and the object that follows its output."""
 
     job: FoldJob
     process: FoldProcess | ForkedFold
@@ -53,7 +53,7 @@ class RunningFold:
 
 
 class LocalExecutor:
-    """Runs one process per fold, `parallel` folds at once. If there are several GPUs, each fold gets its own GPUs.
+    """Run one process per fold, `parallel` folds at once; with several GPUs, each fold gets its own.
 
     Args:
         parallel: number of folds that run at the same time.

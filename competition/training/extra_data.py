@@ -1,4 +1,4 @@
-"""Additional training data of a fold: pseudo-labelled images and cases of other competitions, with their weights.
+"""Build the additional training data of a fold: pseudo-labelled images and cases of other competitions, with weights.
 
 Pseudo-labels are predictions of teachers: members of other runs that were not trained on cases that the fold validates.
 """
@@ -214,7 +214,7 @@ def build_extra_data(job: FoldJob, run: Run, context: Context) -> ExtraTrainingD
 
 
 def exclude_leaks(run: Run, table: pd.DataFrame, fold: int, key: str) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Return the images on which a fold may train: neither copies nor group members of its validation cases.
+    """Return the images on which a fold may train: no copies of its validation cases, and no images of their groups.
 
     Args:
         run: the run.
@@ -306,7 +306,7 @@ def _channels(prepared: dict[str, Path]) -> int:
 
 @dataclass(frozen=True)
 class Teacher:
-    """The members of one run that were not trained on the cases that a fold validates.
+    """Hold the members of one run that were not trained on the cases that a fold validates.
 
     Attributes:
         run: the run.
@@ -421,7 +421,7 @@ def _check_same_classes(exp: Experiment, teacher_run: Run) -> None:
 
 
 class TeacherEnsemble:
-    """An ensemble of teachers; its networks are built for the first image.
+    """Predict with an ensemble of teachers, whose networks are built for the first image.
 
     Args:
         teachers: the teachers; the predictions of their runs are averaged with equal weights.
@@ -486,7 +486,7 @@ class TeacherEnsemble:
 def pseudo_label_case(
     folder: Path, row: Any, teachers: TeacherEnsemble, exp: Experiment, cache: Path
 ) -> dict[str, Any]:
-    """Write an image with its pseudo-label, or only the record of an uncertain image, as `build` of `get_or_build`.
+    """Write an image with its pseudo-label, or only a record if its label is uncertain; the `build` of `get_or_build`.
 
     Args:
         folder: empty folder for the files of a preprocessed case.

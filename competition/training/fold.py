@@ -1,4 +1,4 @@
-"""The process of one fold: `python -m competition.training.fold job.json`.
+"""Run one fold in its own process: `python -m competition.training.fold job.json`.
 
 The process trains the fold's network, predicts and scores the cases of the fold, and writes `result.json`.
 """
@@ -94,7 +94,8 @@ def _run_fold(job: FoldJob, context: Context, start_time: float) -> FoldResult:
     plot_fold_curves(job.folder / "curves.png", job.folder / "metrics.jsonl", trainer.direction)
     soup = predict_with_soup(job, run, trainer, score, dice)
     result = write_result(job, run.exp, trainer, score, dice, soup)
-    # After the result was written, so that a fold that is killed in between can make the soup again.
+    # The checkpoints are removed only after the result is written, so a fold that is killed before can make the soup
+    # again.
     trainer.soup.remove_files()
     return result
 
@@ -266,7 +267,7 @@ def write_result(
         lessons=read_lineage_summary(job.folder) or {},
         digests={path.name: sha256_of_file(path) for path in final_files(job.folder)},
     )
-    trainer.drop_tensors()  # before the result is written, so that no fold with a result has the tensors
+    trainer.drop_tensors()  # before the result is written, so that no finished fold keeps the tensors
     result.write(job.folder)
     return result
 
@@ -278,7 +279,7 @@ def final_files(folder: Path) -> list[Path]:
 
 
 class StopSignal:
-    """Detects SIGTERM, Ctrl-C and the death of the parent process."""
+    """Detect SIGTERM, Ctrl-C and the death of the parent process."""
 
     def __init__(self) -> None:
         self._reason = ""
@@ -356,7 +357,7 @@ def worker_main(job: FoldJob) -> int:
     """Run one of the fold's other processes. If its exit status is not 0, Fabric ends the main process."""
     try:
         run_worker(job)
-    # The error occurs in all processes, or only in this one, because of a case that it drew.
+    # The error occurs in all processes or, if one of this process's cases caused it, only in this one.
     except MaskfoldError as error:
         return write_error(job, error)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""The process of a fold: start it, follow its output, stop it, and turn its exit status into an error."""
+"""Start and stop the process of a fold, follow its output, and turn its exit status into an error."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ ERROR_PIPE = "MASKFOLD_LAST_WORDS"
 DISTRIBUTED_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-# Modules that every fold imports, and modules that only some folds import. The server imports a module of the second
-# kind if the command has imported it: the command builds network and augmentation before the first fold.
+# The server imports the first modules always, because every fold imports them. It imports the second ones, which only
+# some folds import, if the command has imported them: the command builds network and augmentation before the first
+# fold.
 FOLD_MODULES = ("competition.training.fold", "lightning.fabric", "lightning.fabric.strategies.ddp")
 OPTIONAL_MODULES = ("albumentations.pytorch", "monai.losses", "monai.networks.nets", "segmentation_models_pytorch")
 
 
 class Process(Protocol):
-    """The methods of a fold's process that the command calls; `subprocess.Popen` and `ForkedProcess` have them."""
+    """Protocol of a fold's process. `subprocess.Popen` and `ForkedProcess` have these methods."""
 
     def poll(self) -> int | None:
         """Return the exit status; None while the process runs."""
@@ -53,7 +54,7 @@ class Process(Protocol):
 
 
 class ErrorPipe:
-    """The reading end of the pipe through which a fold reports the error that ends it."""
+    """Read the pipe through which a fold reports the error that ends it."""
 
     pipe: int = -1
 
@@ -71,11 +72,11 @@ class ErrorPipe:
 
 
 class FoldProcess(ErrorPipe, subprocess.Popen[bytes]):
-    """A fold in a newly started process."""
+    """Hold a fold in a newly started process."""
 
 
 class ForkedFold(ErrorPipe, ForkedProcess):
-    """A fold in a process that was forked from the server, which has imported the libraries."""
+    """Hold a fold in a process that was forked from the server, which has imported the libraries."""
 
 
 def start_fold(
@@ -95,7 +96,7 @@ def start_fold(
     """
     with disk_full_as_error(job.folder):
         job.folder.mkdir(parents=True, exist_ok=True)
-        (job.folder / ERROR_FILE).unlink(missing_ok=True)  # remove the error of an earlier process
+        (job.folder / ERROR_FILE).unlink(missing_ok=True)  # an error file of an earlier process
     path, text = job.folder / "job.json", job.to_json().encode()
     atomic_write(path, lambda file: file.write(text), len(text))
     environment = fold_environment(job.threads, gpus)
@@ -208,7 +209,7 @@ def _parse_error(error: str) -> dict[str, Any] | None:
 
 
 class LogTail:
-    """Follows the output of a fold; forwards whole lines, except warnings of libraries.
+    """Follow the output of a fold; forward whole lines, except warnings of libraries.
 
     Args:
         job: the fold, on this machine or on another machine that shares the folder.

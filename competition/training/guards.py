@@ -1,4 +1,4 @@
-"""Guards of the training step against non-finite values, lack of memory, and bf16 gradients that are not repeatable."""
+"""Guard the training step against non-finite values, lack of memory, and bf16 gradients that are not repeatable."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ T = TypeVar("T")
 LOADER_ERRORS = ("is killed by signal", "exited unexpectedly")  # part of torch's error if a loader process dies
 MAX_RESTORES = 8  # maximum number of restores per fold; the learning rate is then 1/256 of the original one
 GRADIENT_NORM = "gradient's norm"
-REPEATS = 5  # number of times that `bf16_is_deterministic` computes the gradients
+REPEATS = 5  # how often `bf16_is_deterministic` computes the gradients
 
 
 # Non-finite values
 
 
 class MicroBatchResult(NamedTuple):
-    """The result of one micro-batch, or of one part of a micro-batch."""
+    """Hold the result of one micro-batch, or of one part of a micro-batch."""
 
     losses: dict[str, Tensor]  # the loss and its terms, scalars
     cases: Tensor  # (b,) case indices

@@ -26,7 +26,7 @@ from competition.runs.run import RUN_NAME, Run, load_run
 from competition.text import join_or
 
 LINEAGE_FILE = "lineage.json"
-# Ways in which a network used its cases; these texts are stored and appear in error messages.
+# How a network used its cases. Files and error messages contain these texts.
 BY_LABELS = "trained on"
 BY_PSEUDO_LABELS = "taught pseudo-labels of"
 BY_EXTRA_CASES = "trained on another competition's"
@@ -35,13 +35,15 @@ MAX_SHOWN = 8  # maximum number of leaks in an error message
 
 @dataclass(frozen=True)
 class TrainingCases:
-    """Cases on which a network was trained in one way: by labels, by pseudo-labels, or as cases of another competition.
+    """Hold cases on which a network was trained in one way, such as by pseudo-labels.
 
     Attributes:
         how: `BY_LABELS`, `BY_PSEUDO_LABELS` or `BY_EXTRA_CASES`.
-        competition: name of the cases' competition. root: the competition's folder at the time of the training.
+        competition: name of the cases' competition.
+        root: the competition's folder at the time of the training.
         cases: (id, group, SHA-256 of the image) of each case.
-        chain: the networks through which the cases had an effect, nearest first, e.g. `started from name/hash/fold_0`.
+        chain: the networks through which the cases influenced this network, nearest first, e.g. `started from
+            name/hash/fold_0`.
         weight: how often a case was drawn relative to a labelled case.
     """
 
@@ -66,7 +68,7 @@ class TrainingCases:
 
 @dataclass(frozen=True)
 class Leak:
-    """A leak: training cases of a network that a fold validates.
+    """Describe a leak: training cases of a network that a fold validates.
 
     Attributes:
         member: the network.
@@ -87,7 +89,7 @@ class Leak:
 
 @dataclass
 class HeldOutCases:
-    """The cases of a fold's validation and of the held-out test share: their ids, groups and image hashes.
+    """Hold the cases that a fold validates and those of the test share, with ids, groups and image hashes.
 
     Args:
         run: the run.
@@ -108,7 +110,7 @@ class HeldOutCases:
         self.hashes = (
             set(cases.loc[cases["id"].isin(self.ids), "image_hash"]) if "image_hash" in cases.columns else set()
         )
-        # A split group joins groups that share an image, so all groups in a held-out split group are held out.
+        # Groups that share an image form one split group, so all groups in a held-out split group are held out.
         unit_of = dict(zip(folds["id"], folds["group"], strict=True))
         self.units |= {
             group for case, group in zip(cases["id"], cases["group"], strict=True) if unit_of.get(case) in self.units
@@ -181,7 +183,7 @@ def initial_weights_cases(run: Run, fold: int, context: Context = Context()) -> 
 
 
 def cases_via(how: str, run: Run, fold: int, seed: int, context: Context = Context()) -> list[TrainingCases]:
-    """Return the training cases of a member of another run; `how` and the member's name begin their `chain`."""
+    """Return the training cases of another run's member; their `chain` begins with `how` and the member's name."""
     step = f"{how} {member_name(run, fold, seed)}"
     return [replace(source, chain=(step, *source.chain)) for source in training_cases(run, fold, seed, context)]
 

@@ -1,4 +1,4 @@
-"""Folds as tasks on a Ray cluster whose machines share the run's folder."""
+"""Run folds as tasks on a Ray cluster whose machines share the run's folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from competition.training.fold_process import (
     stop_folds,
 )
 
-# Maximum number of restarts of a fold whose worker or machine was lost; each resumes from the last checkpoint.
+# Maximum number of restarts of a fold after its worker or machine was lost; each restart resumes from the checkpoint.
 MAX_RETRIES = 10
 POLL_SECONDS = 0.2  # seconds between two checks
 LOCK_PATIENCE = 150.0  # seconds; a file server keeps a dead machine's locks for 90 s, and may show a new file 60 s late
@@ -38,9 +38,9 @@ SHARED_FOLDER_HINT = (
 
 @EXECUTORS.register("ray")
 class RayExecutor:
-    """Runs one Ray task per fold, `run.parallel_folds` tasks at once, on any machine with free resources.
+    """Run one Ray task per fold, `run.parallel_folds` tasks at once, on any machine with free resources.
 
-    If there is no cluster, Ray starts a local one on this machine while the process runs.
+    If there is no cluster, Ray starts one on this machine, which ends with this process.
 
     Args:
         run: the experiment's `run:` section.
@@ -60,7 +60,7 @@ class RayExecutor:
         )
         task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=MAX_RETRIES)(run_fold_task)
         waiting = [replace(job, threads=resources.threads, patience=LOCK_PATIENCE) for job in jobs]
-        running: dict[Any, tuple[FoldJob, LogTail]] = {}  # running folds by Ray's reference to the result of their task
+        running: dict[Any, tuple[FoldJob, LogTail]] = {}  # by Ray's reference to the fold's result
         try:
             while waiting or running:
                 while waiting and len(running) < self.settings.parallel_folds:
@@ -86,7 +86,7 @@ class RayExecutor:
 
 @dataclass(frozen=True)
 class FoldResources:
-    """The resources that a fold requests from the cluster."""
+    """Hold the resources that a fold requests from the cluster."""
 
     cpus: int
     gpus: float

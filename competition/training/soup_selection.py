@@ -52,9 +52,9 @@ def predict_with_soup(
         dice: Dice of the plain weights, per class.
 
     Returns:
-        Entries for `result.json`: `epochs` (of the written weights), `score` and `dice` (of the halves), `plain` (score
-            of the plain weights), and `flattered` (score of the written weights on the cases that selected them). None
-            without `training.soup`.
+        Entries for `result.json`: `epochs` (of the written weights), `score` and `dice` (each half scored with the
+            other half's checkpoints), `plain` (score of the plain weights), and `flattered` (score of the written
+            weights on the cases that selected them). None without `training.soup`.
     """
     from competition.training.averaging import ALL_CASES, HALVES
 
@@ -64,7 +64,7 @@ def predict_with_soup(
     comp, network = run.exp.competition, trainer.unwrapped_model
     half = evaluator.cases["id"].map(soup.half_of)
     shapes = stored_shapes(run.exp, run.cases)
-    _write_soup(job.folder / SOUP_WEIGHTS, trainer)  # before the predictions, which store the digest of this file
+    _write_soup(job.folder / SOUP_WEIGHTS, trainer)  # before the predictions, because they store this file's digest
     digest = sha256_of_file(job.folder / SOUP_WEIGHTS)
     store, tables = open_store(run.exp, job.folder / f"{SOUP_PREFIX}oof", shapes, digest), []
     for scored_half, selecting_half in (HALVES, HALVES[::-1]):
@@ -234,7 +234,7 @@ def compare_soup(
     seed: int,
     groups: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Compare the soup with the plain weights on all cases, and nested: each part uses the choice of the other parts.
+    """Compare the soup with the plain weights on all cases, and nested: the other parts choose for each part.
 
     The soup is selected if the 95 % interval of its paired gain over the plain weights lies above 0.
 
@@ -327,5 +327,5 @@ def format_soup(soup: Mapping[str, Any] | None) -> list[str]:
         f"  soup of one network: {members} on cases that did not select it, {flattered} on those that did",
         "  selected: the soups"
         if soup["kept"]
-        else "  selected: the last weights, since the interval of the gain is not above 0",
+        else "  selected: the last weights, because the interval of the gain is not above 0",
     ]

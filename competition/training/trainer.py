@@ -1,4 +1,4 @@
-"""The training loop of one fold.
+"""Run the training loop of one fold.
 
 Every random choice derives from a counter (`competition.seeding`), so a checkpoint needs no state of random generators:
 a run that is killed and resumed from its last checkpoint ends with the same weights as an uninterrupted run.
@@ -47,12 +47,12 @@ if TYPE_CHECKING:
 
 FINISH_SECONDS = 2.0  # time for pictures and files after the final prediction
 CASE_PATIENCE, CASE_SHARE = 4.0, 0.02  # seconds, or share of the budget, that timing a case again may take
-PACE_STEP = 3  # without a time budget, the log shows the pace after this step of a process
+PACE_STEP = 3  # without a time budget, a process logs its pace after this many steps
 
 
 @dataclass
 class TrainerState:
-    """The counters of a fold's training: plain numbers, which the checkpoint stores under these names."""
+    """Count what a fold's training has done. The checkpoint stores these plain numbers under these names."""
 
     step: int = 0  # finished optimiser steps
     seconds: float = 0.0  # seconds since the fold started, including earlier processes
@@ -112,7 +112,7 @@ def format_epoch(epoch: int, step: int, metrics: dict[str, float]) -> str:
 
 @dataclass
 class Trainer:
-    """Trains the network of one fold; `competition.training.fold` creates the trainer and calls `train`.
+    """Train the network of one fold; `competition.training.fold` creates the trainer and calls `train`.
 
     Attributes:
         fabric: Fabric after `launch`.
@@ -128,7 +128,8 @@ class Trainer:
         stop_reason: function that returns the reason to stop now, or an empty string.
         context: context with the trusted packages and the log.
         compiled: `model` compiled by torch, for the training steps; if None, they use `model` itself.
-        final_share: total size of the cases that the fold predicts at its end, divided by that of its validation cases.
+        final_share: total size of the cases that the fold predicts at its end, divided by the total size of its
+            validation cases.
     """
 
     fabric: Fabric
@@ -150,7 +151,7 @@ class Trainer:
         exp, cfg = self.exp, self.exp.training
         self.progress = progress_of(self.context.say)
         self.context = replace(self.context, say=self.progress)
-        self.activity = "validating"  # present purpose of the evaluator, for progress lines
+        self.activity = "validating"  # what the evaluator is doing, for progress lines
         if self.evaluator is not None:
             self.evaluator = replace(self.evaluator, report=self._report_case)
         self.distributed = DistributedContext(self.fabric)
@@ -181,7 +182,7 @@ class Trainer:
         self.soup = UniformSoup(self.folder / "soup", exp, self.fold, cases)
 
         self.status = FoldStatus(self)
-        self.validation_seconds: float | None = None  # duration of the last epoch's validation; None if it had none
+        self.validation_seconds: float | None = None  # duration of the last epoch's validation, if it had one
         self.metrics_line = ""  # line of the last epoch in `metrics.jsonl`
         if (self.folder / LAST_CHECKPOINT).exists():
             self._load_checkpoint(LAST_CHECKPOINT)
@@ -238,7 +239,7 @@ class Trainer:
         if outcome is not None and not outcome[1]:
             self._update_weights()
         elif outcome is not None:
-            self.nan_guard.rollback(self.optimizer)  # the step itself reports the problem
+            self.nan_guard.rollback(self.optimizer)  # the training step itself reports the problem
         wait_for(self.fabric.device)
         if self.distributed.world_size == 1 and (reason := self.stop_reason()):
             raise KeyboardInterrupt(reason)
@@ -398,8 +399,8 @@ class Trainer:
         metrics["time/samples_per_second"] = steps * self.samples_per_step / max(state.epoch_seconds, 1e-9)
         metrics["memory/peak_gib"] = peak_gib(self.fabric.device)
 
-        # The last epoch need not be validated, because the out-of-fold prediction scores it, unless its weights compete
-        # with those of other epochs.
+        # The out-of-fold prediction scores the last epoch. So it needs no validation, unless its score is compared with
+        # those of other epochs.
         validate_last = self.averager.by_score or self.soup.enabled
         due = validate_last if last else epoch % cfg.validate_every == 0 and self._has_time_to_validate(epoch)
         self.validation_seconds = None
@@ -583,7 +584,7 @@ class Trainer:
     def reserved_seconds(self) -> float:
         """Estimate the seconds from the last step to the end of the fold: the last epoch and the final prediction."""
         pace = self.budget.pace
-        # By-score weights validate the last epoch too; a soup adds that and two predictions. Pictures: 15 %.
+        # If scores select the weights, the last epoch is validated too. A soup adds two predictions, pictures add 15 %.
         further = max(self.averager.by_score, 3 * self.soup.enabled)
         prediction = pace.final_prediction * self.final_share + further * pace.validation
         return 1.15 * prediction + pace.epoch_end + FINISH_SECONDS

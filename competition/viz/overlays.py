@@ -168,7 +168,8 @@ def draw_comparison(
         image: (C, *spatial), see `draw_case`.
         truth: (M, *spatial) uint8; 255 is ignored.
         masks: predictions of A and B, (K, *spatial) bool each.
-        comp: the competition, which defines the classes. title: title of the figure.
+        comp: the competition, which defines the classes.
+        title: title of the figure.
         names: titles of the panels of A and B.
         spacing: mm per voxel along each axis; None: isotropic.
         affine: 4×4 voxel to world of a volume, see `draw_case`.
@@ -259,7 +260,7 @@ def draw_finding(
 
     is_flat = position is not None and "{z}" not in str(comp.train.images)
     mm = [float(value) for value in spacing] if spacing is not None else [1.0] * (truth.ndim - 1)
-    if position is not None:  # cut before anything else, because volumes are large
+    if position is not None:  # first cut out the part to draw, because volumes are large
         image, truth, masks = image[..., position], truth[..., position], masks[..., position]
     channels = drawn_channels(image) if position is None else image[:1]
     point = np.array(centre, float)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 TEXT_COLOUR: RGB = (0.11, 0.14, 0.19)
 GREY_COLOUR: RGB = (0.55, 0.59, 0.64)
-MAX_PANELS = 12  # maximum number of drawn classes; tables list all classes
+MAX_PANELS = 12  # maximum number of classes that are drawn; tables list all classes
 MAX_LEGEND_ENTRIES = 24
 FOLD_COLOURS: tuple[RGB, ...] = tuple(
     (r / 255, g / 255, b / 255)

@@ -44,7 +44,7 @@ def test_a_volume_equals_its_nifti(tmp_path: Path, ending: str, dtype) -> None:
     assert image.affine == pytest.approx(nifti.affine, abs=1e-4)
     header, expected = read_header(tmp_path / f"a{ending}"), read_header(tmp_path / "a.nii.gz")
     assert (header.shape, header.channels, header.dtype) == (expected.shape, expected.channels, expected.dtype)
-    assert header.affine == pytest.approx(image.affine) and header.has_place
+    assert header.affine == pytest.approx(image.affine) and header.in_patient_space
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

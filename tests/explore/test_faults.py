@@ -89,10 +89,12 @@ def test_a_metric_that_is_not_the_hosts(tmp_path: Path) -> None:
 
     assert remarked("contrails", average="global") == remarked("vesuvius-ink", name="fbeta", beta=0.5) == []
     assert remarked("hubmap-organ", average="class") == remarked("recodai", name="iou") == []
-    assert remarked("contrails") == ["metric.average is case_class, but the host of contrails scores otherwise."]
-    assert remarked("sennet-hoa", name="iou") == ["metric.name is iou, but the host of sennet-hoa scores otherwise."]
+    assert remarked("contrails") == ["metric.average is case_class, but the host of contrails scores in another way."]
+    assert remarked("sennet-hoa", name="iou") == [
+        "metric.name is iou, but the host of sennet-hoa scores in another way."
+    ]
     assert remarked("uw-madison-gi-tract", name="uw_madison") == [
-        "metric.both_empty is 1.0, but the host of uw-madison-gi-tract scores otherwise."
+        "metric.both_empty is 1.0, but the host of uw-madison-gi-tract scores in another way."
     ]
     found = explore(competition(tmp_path, submission={"profile": "contrails"}))
     assert len(remarks(found, "metric")) == 1

@@ -261,7 +261,7 @@ def test_the_same_file_again_is_a_row_of_its_own(host, command, csv, store):
             f"Bad file at https://x/?token=abc KAGGLE {SECRET}",
             "Kaggle rejected the submission (400): “Bad file at …",
         ),
-        ("PUT", 400, "", "broke off; no submission was counted"),
+        ("PUT", 400, "", "was interrupted; Kaggle counted no submission"),
     ],
 )
 def test_refusals_leave_no_record(host, command, csv, name, code, message, words):

@@ -177,7 +177,7 @@ def test_a_fold_file_decides_and_copies_in_several_folds_are_named(data, tiny, t
     exp = tiny(2, f"competition.root={data}", "folds.scheme=file", f"folds.file={tmp_path / 'folds.csv'}")
     run, notes = folds_of(exp)
     assert run.fold_of()[ORIGINAL] == 0 and run.fold_of()[COPY] == 1
-    assert len(notes) == 1 and notes[0].endswith("give them one fold in folds.file")
+    assert len(notes) == 1 and notes[0].endswith("put them into the same fold in folds.file")
 
 
 def test_a_picture_of_one_value_is_no_copy_and_one_value_makes_a_difference(data, tiny):

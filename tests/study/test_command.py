@@ -49,7 +49,7 @@ def test_the_page_holds_the_figures_and_is_written_again_by_folder_and_by_name(f
     assert (folder / "report.html").read_text() == first
     report_command([folder.name], Path("pages/mine.html"), ())
     assert Page(Path("pages/mine.html")).tags.count("img") == len(figures)
-    with pytest.raises(MaskfoldError, match="takes no key=value") as refusal:
+    with pytest.raises(MaskfoldError, match="accepts no key=value") as refusal:
         report_command([folder.name, "training.epochs=3"], None, ())
     assert refusal.value.status == 2
 

@@ -1,1 +1,1 @@
-"""Digests of the files of a case, and the check that they have not changed since a run began."""
+"""Compute the digests of a case's files, and check that the files have not changed since a run began."""

@@ -1,4 +1,4 @@
-"""Digests (SHA-256) of the files of a case: the columns `image_hash` and `hash` of the case table."""
+"""Compute the SHA-256 digests of a case's files: the columns `image_hash` and `hash` of the case table."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from competition.data.image_types import (
 )
 from competition.data.rle_tables import row_texts
 
-# s. If a file was written less than this before it was hashed, its digest is not cached, because a second write within
-# one tick of the file system's clock would not change the file's times.
+# Seconds. A digest is cached only if the file's last write is older than this, because a second write within one tick
+# of the file system's clock would not change the file's times.
 SETTLED_SECONDS = 2.0
 # Inode, size, times of modification and of change (ns); see `file_stamp`. Eight values if there is a second file.
 FileStamp = tuple[int, ...]
@@ -136,7 +136,7 @@ def truth_parts(comp: Competition, masks: dict[str, Any] | None, digest: Digest 
 def reading_parts(
     comp: Competition, header: Header, channels: list[Files], masks: dict[str, Any] | None
 ) -> list[bytes]:
-    """Return the part of the content hash for files that earlier versions read as other arrays; usually empty.
+    """Return a part of the content hash for files that earlier versions read as different arrays; usually empty.
 
     Examples are files whose axes are reordered, and files with a `Header.plain_spacing`. Because of this part, the hash
     differs from that of earlier versions, so cases that earlier versions cached are not used.

@@ -189,7 +189,7 @@ def _stamps(paths: list[Path]) -> dict[Path, FileStamp]:
 
 def _changed_error(message: str) -> ChangedDataError:
     return ChangedDataError(
-        message, "Restore the file; or train on the present data with `maskfold cv`, which starts another run for them."
+        message, "Restore the file, or train on the changed data with `maskfold cv`, which starts another run."
     )
 
 
@@ -242,6 +242,6 @@ def _check_file_names(
         is_other_slice = bound is not None and "z" in bound and (texts is None or int(bound["z"]) != int(texts[index]))
         if bound is None or is_other_slice or bound.get("c", channel) != channel:
             raise MaskfoldError(
-                f"The case {case_id} has the file {path[:200]}, which is not of this case by {key} `{pattern}`.",
+                f"The case {case_id} has the file {path[:200]}, which does not match {key} `{pattern}` for this case.",
                 "Copy the run's folder again from where it was made, or start another run with --new.",
             )

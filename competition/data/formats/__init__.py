@@ -1,4 +1,4 @@
-"""Readers of each family of file formats: PNG, JPEG, JPEG 2000, BMP and GIF; NIfTI; NumPy; TIFF; NRRD and MHA.
+"""Read each family of file formats: PNG, JPEG, JPEG 2000, BMP and GIF; NIfTI; NumPy; TIFF; NRRD and MHA.
 
 Each family has a file with two functions: one reads the header, the other checks the declared size and then reads the
 pixels.
@@ -18,7 +18,7 @@ from competition.data.image_types import Header
 
 
 class FileFormat(NamedTuple):
-    """The functions that read one family of file formats."""
+    """Hold the functions that read one family of file formats."""
 
     header: Callable[..., Header]
     pixels: Callable[..., Any]

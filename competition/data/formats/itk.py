@@ -1,4 +1,4 @@
-"""Read NRRD, MHA and MHD files with SimpleITK (extra `[itk]`), with the affine that the same volume has as NIfTI."""
+"""Read NRRD, MHA and MHD files with SimpleITK (extra `[itk]`); a volume gets the affine that it would have as NIfTI."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ def _open(path: Path) -> Any:
         ) from error
     if not path.is_file():
         raise FileNotFoundError(path)
-    detached_data_file(path)  # ITK would read a file of any folder, also from MHA and NRRD
+    detached_data_file(path)  # raises an error for a file in another folder, because ITK would read it
     SimpleITK.ProcessObject.GlobalWarningDisplayOff()
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
-    # By the extension, whose header was checked; ITK would choose by the content.
+    # The reader is chosen by the file's extension, as in the check of the header. ITK would choose it by the content.
     reader.SetImageIO("NrrdImageIO" if path.suffix.lower() in (".nrrd", ".nhdr") else "MetaImageIO")
     try:
         reader.ReadImageInformation()

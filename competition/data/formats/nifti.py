@@ -26,7 +26,7 @@ from competition.errors import MaskfoldError
 # Mm per unit, by the header's codes of metres and micrometres; all other codes count as mm.
 MILLIMETRES = {1: 1000.0, 3: 0.001}
 NIFTI_SIZES = (348, 540, 0x5C010000, 0x1C020000)  # the first field of NIfTI-1 and NIfTI-2 headers, in both byte orders
-PIXDIM_ROUNDING = 1e-4  # relative difference between pixdim and affine that rounding explains
+PIXDIM_ROUNDING = 1e-4  # relative difference between pixdim and affine that counts as rounding
 MAX_TRAILING = 2**24  # maximum number of bytes after the last voxel
 MAX_EXTENSIONS = 2**26  # maximum number of bytes between header and first voxel
 
@@ -83,12 +83,12 @@ def _load_nifti(path: Path) -> Any:
 
 
 def _check_extensions(path: Path, head: bytes, file: gzip.GzipFile | BufferedReader) -> None:
-    """Check the sizes of the extensions behind a header, which nibabel would read whatever their size.
+    """Check the sizes of the extensions after a header, because nibabel reads extensions of any size.
 
     Args:
         path: the file.
         head: its first 348 bytes.
-        file: the rest of it, unpacked.
+        file: the rest of the file, unpacked.
 
     Raises:
         MaskfoldError: the extensions do not end before the first voxel, or are too large.
@@ -116,7 +116,7 @@ def _check_extensions(path: Path, head: bytes, file: gzip.GzipFile | BufferedRea
 
 @contextmanager
 def _read_to_end(path: Path, image: Any) -> Iterator[Any]:
-    """Yield the voxels; read the rest of a gzip file after them, so that gzip verifies the checksum at its end."""
+    """Yield the voxels. After the block, read a gzip file to its end, so that gzip verifies the checksum there."""
     voxels = image.dataobj
     if path.suffix.lower() != ".gz":
         yield voxels
@@ -150,12 +150,12 @@ def _nifti_header(path: Path, image: Any, dimensions: int) -> Header:
     if len(channel_axes) + (colours > 1) > 1:
         raise unreadable_error(path, f"its shape is {'×'.join(map(str, shape))}, with more than one channel axis")
     spacing, plain_spacing, affine = _nifti_geometry(path, image, dimensions)
-    has_place = bool(image.header["qform_code"] > 0 or image.header["sform_code"] > 0)
+    in_patient_space = bool(image.header["qform_code"] > 0 or image.header["sform_code"] > 0)
     name = "uint8" if colours > 1 else dtype.newbyteorder("=").name
     is_float = dtype.kind == "f" or _is_scaled_nifti(image.dataobj)
     channels = colours * math.prod(channel_axes)
     dtype_name = "float32" if is_float else name
-    return Header(shape[:dimensions], spacing, affine, channels, dtype_name, True, has_place, plain_spacing)
+    return Header(shape[:dimensions], spacing, affine, channels, dtype_name, True, in_patient_space, plain_spacing)
 
 
 def _nifti_geometry(

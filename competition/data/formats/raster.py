@@ -32,13 +32,13 @@ PNG_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 
 PNG_BLOCK = 2**18  # bytes unpacked at a time, so that a decompression bomb cannot fill the memory
 RASTER_CHANNELS = {"1": 1, "L": 1, "I;16": 1, "I;16B": 1, "I": 1, "F": 1, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 3}
 DEEP_MODES = {"I;16": "uint16", "I;16B": "uint16", "I": "int32", "F": "float32"}
-# A JPEG has at least one bit for each 8×8 block of a component. Its up to four components share at least ten such
-# blocks in 32×32 pixels, if they are subsampled as much as ISO/IEC 10918-1 allows: at most 4 × 1024 × 8 / 10 bytes from
-# one byte.
+# A JPEG has at least one bit for each 8×8 block of a component. With the strongest subsampling that ISO/IEC 10918-1
+# allows, its components (at most four) have at least ten such blocks per 32×32 pixels. So one byte unpacks to at most 4
+# × 1024 × 8 / 10 bytes.
 JPEG_BOUND = 4096
 JPEG_2000 = "JPEG2000"  # Pillow's name of the format
 JPEG_2000_START = b"\xff\x4f\xff\x51"  # markers SOC and SIZ of a codestream (ISO/IEC 15444-1, A.4.1 and A.5.1)
-JPEG_2000_HEADER = 2**16  # bytes in which a codestream begins; before it are boxes such as a colour profile
+JPEG_2000_HEADER = 2**16  # a codestream begins within this many bytes, after boxes such as a colour profile
 
 
 def raster_header(path: Path, dimensions: int) -> Header:
@@ -73,7 +73,7 @@ def raster_pixels(path: Path, dimensions: int, labels: bool) -> Image:
         check_declared_size(path, declared)
         check_not_bomb(path, declared)
         if image.format == "PNG":
-            check_png(path)  # Pillow and OpenCV both silently fill in what damaged data lack
+            check_png(path)  # because Pillow and OpenCV silently fill in pixels that damaged data lack
         if depth > 8 and (image.mode not in DEEP_MODES or image.format == JPEG_2000):
             return _decode_deep(path, head.channels)
         array = _raster_labels(image, depth) if labels else np.asarray(image.convert(_decoded_mode(image)))
@@ -114,7 +114,10 @@ def _decoded_mode(image: PilImage) -> str:
 
 
 def _bits_per_sample(path: Path, image: PilImage) -> int:
-    """Return the bits per sample; Pillow hides a PNG's, which are in byte 24 of the file (PNG specification, IHDR)."""
+    """Return the bits per sample.
+
+    Pillow hides those of a PNG; they are in byte 24 of the file (PNG specification, IHDR).
+    """
     if image.format == JPEG_2000:
         return _jpeg_2000_bits(path)
     if image.format != "PNG":
@@ -176,7 +179,7 @@ def _decode_deep(path: Path, channels: int) -> Image:
     return Image(np.ascontiguousarray(np.moveaxis(array, -1, 0)[order]), (1.0, 1.0))
 
 
-# Verification of PNG files, because decoders silently fill in what damaged data lack
+# Verification of PNG files, because decoders silently fill in pixels that damaged data lack
 
 
 def check_png(path: Path) -> None:

@@ -118,7 +118,7 @@ def _in_millimetres(value: Any, unit: object) -> float:
 
 
 def _is_large_page(series: TiffPageSeries) -> bool:
-    """Return whether a series is one large page whose numbers are its pixels, so that it can be read in parts."""
+    """Return whether a series is one large page whose stored values are its pixels, so it can be read in parts."""
     page, dtype = series.keyframe, np.dtype(series.dtype)
     is_plain = dtype.kind in "uif" and page.photometric not in (WHITE_IS_ZERO, PALETTE)
     is_single = len(series.pages) == 1 and series.axes in ("YX", "YXS", "SYX")
@@ -128,7 +128,7 @@ def _is_large_page(series: TiffPageSeries) -> bool:
 def _read_large_page(page: TiffPage) -> np.ndarray | None:
     """Read a large page as (C, H, W), one strip or tile at a time; None if tifffile lacks the decoder."""
     result = large_arrays.empty((page.samplesperpixel, page.imagelength, page.imagewidth), page.dtype)
-    # As tifffile numbers the axes of strips and tiles: separate sample, depth, row, column, sample of a pixel.
+    # tifffile orders the axes of strips and tiles as: separate sample, depth, row, column, sample of a pixel.
     target = np.moveaxis(result, 0, -1)[None, None] if page.axes == "YXS" else result[:, None, :, :, None]
     if page.is_memmappable:
         file = page.parent.filehandle
@@ -183,7 +183,7 @@ def _tiff_layout(path: Path, series: TiffPageSeries, dimensions: int) -> tuple[t
 
 
 def _decode_series(path: Path, series: TiffPageSeries) -> np.ndarray:
-    """Decode the series in the file's order of axes; white becomes the larger number."""
+    """Decode the series in the file's order of axes; invert it if the file stores white as 0."""
     try:
         array = np.asarray(series.asarray())
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Phantoms: synthetic data with the folders, formats, sizes, spacings, contrast and difficulty of restricted data sets.
+"""Make phantoms: synthetic data with the folders, formats, sizes, contrast and difficulty of restricted data sets.
 
 All data are computed from a seed: no pixel, name, date or identifier belongs to a person.
 """

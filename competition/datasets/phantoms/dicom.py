@@ -24,7 +24,7 @@ CT_STORAGE, INTERCEPT = "1.2.840.10008.5.1.4.1.1.2", -1024
 
 @dataclass(frozen=True, eq=False)
 class SliceGrid:
-    """A grid of slices.
+    """Describe a grid of slices.
 
     Attributes:
         shape: number of slices, rows and columns.

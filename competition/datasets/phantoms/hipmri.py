@@ -1,4 +1,4 @@
-"""Phantoms of the male pelvis in MR over several weeks: six classes, two of them small.
+"""Make phantoms of the male pelvis in MR over several weeks: six classes, two of them small.
 
 Unlike real data, the pelvis is drawn, with voxels of about 5×5×6 mm instead of 1.6 mm. These properties are as in real
 data: file names, classes, bias field and noise of a coil, and the similarity of a patient's weeks, which differ only in
@@ -28,7 +28,7 @@ from competition.datasets.phantoms.shapes import (
 CLASSES = ("body", "bone", "bladder", "rectum", "prostate")  # label values 1 to 5; 0 is background
 ORIENTATION = "LPS"  # orientation of the files
 SHAPES = ((64, 52, 24), (64, 56, 24), (60, 52, 26), (68, 56, 24))
-WEEKS = 8  # a patient has scans in one to three of them
+WEEKS = 8  # weeks; a patient has scans in one to three of them
 AIR, FAT, MUSCLE, MARROW, CORTEX, URINE, GLAND, WALL, GAS = 0.02, 0.78, 0.27, 0.62, 0.1, 0.9, 0.44, 0.36, 0.05
 BLUR = 5.0  # width of the slope at a surface, mm
 

@@ -18,7 +18,7 @@ Vector = Sequence[float] | Array
 
 
 class Canvas:
-    """An image and a label map on which shapes are painted.
+    """Paint shapes on an image and a label map.
 
     Attributes:
         values: (*spatial) float64, or (*spatial, 3) for colours: brightness.
@@ -83,7 +83,7 @@ def smooth_field(rng: np.random.Generator, points: Points, shortest: float, coun
         direction *= 2 * np.pi / (np.sqrt((direction**2).sum()) * shortest * rng.uniform(1.0, 4.0))
         phase, last = rng.uniform(0, 2 * np.pi), direction[-1] * points[-1]
         head = np.asarray(sum((d * p for d, p in zip(direction[:-1], points, strict=False)), phase))
-        if sparse:  # axis by axis, which gives the same values as below and is many times faster
+        if sparse:  # on a regular grid, axis by axis: the same values as below, but many times faster
             field += np.cos(head) * np.cos(last)
             field -= np.sin(head) * np.sin(last)
         else:

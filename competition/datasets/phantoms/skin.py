@@ -1,4 +1,4 @@
-"""Phantoms of dermatoscopy: colour images of mixed sizes and aspect ratios with one skin lesion each.
+"""Make phantoms of dermatoscopy: colour images of mixed sizes and aspect ratios with one skin lesion each.
 
 Unlike real data, the images are drawn and small (180 to 420 pixels per side instead of thousands). These properties are
 as in real data: JPEG, mixed aspect ratios, skin tones, uneven illumination, dark corners, hairs, ruler marks, bubbles,
@@ -16,7 +16,7 @@ from competition.datasets.phantoms.shapes import Array, Points, bias_field, blur
 
 CLASSES = ("lesion",)
 SIDES = (180, 420)  # shortest and longest side, pixels
-# Ratio of width to height of the images, used in turn.
+# Ratios of width to height of the images, used one after the other.
 RATIOS = ((4, 3), (3, 2), (1, 1), (4, 3), (3, 4), (16, 9), (5, 4), (2, 3))
 QUALITY = 90  # quality of the JPEG
 TONES = np.array(

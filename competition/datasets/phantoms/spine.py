@@ -1,4 +1,4 @@
-"""Phantoms of the lumbar spine in CT: five similar vertebrae in a row, the discs, and half a sacrum.
+"""Make phantoms of the lumbar spine in CT: five similar vertebrae in a row, the discs, and half a sacrum.
 
 Unlike real data, the spine is drawn, with voxels about twice as large as those of a scanner. These properties are as in
 real data: Hounsfield units and noise, anisotropic spacing, different sizes, mixed file orientations, and vertebrae that
@@ -27,7 +27,8 @@ from competition.datasets.phantoms.shapes import (
 
 CLASSES = ("L1", "L2", "L3", "L4", "L5", "disc")
 LEVELS, DISC = 5, 6  # vertebrae have the labels 1 to 5 from the top; all discs are one class
-ORIENTATIONS = ("LPI", "RAS", "PIR", "LPS", "RAS", "ASL", "LAS", "PIL")  # orientation of the files, used in turn
+# orientations of the files, used one after the other
+ORIENTATIONS = ("LPI", "RAS", "PIR", "LPS", "RAS", "ASL", "LAS", "PIL")
 FAT, MUSCLE, MARROW, CORTEX, DISC_HU, FLUID = -95.0, 55.0, 190.0, 430.0, 85.0, 15.0
 BLUR = 2.6  # width of the slope at a surface, mm
 
@@ -80,7 +81,7 @@ def draw_volume(rng: np.random.Generator) -> tuple[Array, Array, tuple[float, fl
 
 @dataclass
 class Vertebra:
-    """Hold a vertebra's parameters: start and end of the body along the column (mm from the top), tilt and size."""
+    """Hold a vertebra's parameters: start and end of its body along the column (mm from the top), tilt and size."""
 
     top: float
     bottom: float

@@ -1,4 +1,4 @@
-"""Phantoms of the upper abdomen in CT, as DICOM: the spleen, and neighbouring organs of the same brightness.
+"""Make phantoms of the upper abdomen in CT, as DICOM: the spleen, and neighbouring organs of the same brightness.
 
 Coordinates are those of DICOM: x towards the patient's left, y towards the back, z towards the head, in mm around the
 middle of the body. An anatomy can be rendered on any grid, so that two reconstructions of one patient agree.

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 WINDOW_STEPS = 4  # the mean covers at least about this many steps
-WINDOW_SHARE = 0.15  # share of the time left that the mean covers: it is smooth at first, and reacts fast at the end
-MAX_SLOWDOWN = 3.5  # one step counts at most this many times the mean, so a pause of the machine hardly changes it
+WINDOW_SHARE = 0.15  # share of the remaining time that the mean covers: smooth at first, fast to react at the end
+MAX_SLOWDOWN = 3.5  # a step counts as at most this many times the mean, so a pause of the machine hardly changes it
 MAX_DRIFT = 4.0  # a validation is estimated to take at most this many times as long as when it was measured
 
 
@@ -26,10 +26,10 @@ class Pace:
     steps_per_epoch: int = 1
     step: float = 0.0
     epoch_end: float = 0.0
-    _time: float = 0.0  # weighted seconds of the steps so far; earlier steps weigh less
-    _steps: float = 0.0  # number of these steps, with the same weights
+    _time: float = 0.0  # weighted sum of the steps' seconds; earlier steps have lower weights
+    _steps: float = 0.0  # sum of these weights
     _validation: float = 0.0
-    _writing: float = 0.0  # seconds that the final prediction takes beyond a validation
+    _writing: float = 0.0  # seconds that the final prediction takes in addition to a validation
     _validation_step: float = 0.0  # seconds of a step when the validation was measured
 
     def start(self, step_seconds: float) -> None:
@@ -49,8 +49,8 @@ class Pace:
 
     def set_validation(self, seconds: float, writing: float | None = None) -> None:
         """Set the seconds of a validation, and the further seconds that the final prediction takes."""
-        # If a validation took longer than the last one, it shows earlier than the mean over steps that the machine is
-        # slower. Later steps at this slower pace must not raise the estimate of a validation once more.
+        # A validation that took longer than the last one shows a slower machine before the mean over steps does. When
+        # later steps show the same slower pace, they must not raise the estimate of a validation a second time.
         step = self.step
         if self._validation:
             step = max(step, self._validation_step * seconds / self._validation)
@@ -94,7 +94,7 @@ class Pace:
             before = until_validation * step
             if not self.has_time_to_validate(seconds - before, required):
                 fitting = max(0, int(seconds / step + 0.3))
-                # If no further step follows, the required validation is also the one of the last epoch.
+                # If no further step follows, the required validation is at the same time the last epoch's.
                 return steps + (min(fitting, until_validation) if required and until_validation else fitting)
             steps, seconds = steps + until_validation, seconds - before - self.validation
             whole = int((seconds - 2 * self.validation - step) / cost) - 1  # further periods that certainly fit
@@ -105,7 +105,7 @@ class Pace:
     def has_time_to_validate(self, seconds: float, required: bool) -> bool:
         """Return whether enough time for training remains after a validation.
 
-        If `required`, enough is one step; else as long as the validation.
+        Enough is the time of one step if `required`, otherwise the time of the validation.
 
         Args:
             seconds: the time left, without the time that the fold needs after its last step.

@@ -1,4 +1,4 @@
-"""Report a fold's progress, by a line in the log from time to time, or by lines for a progress bar on the terminal.
+"""Report a fold's progress: with a line in the log from time to time, or with lines for a bar on the terminal.
 
 The fold's process only writes lines. `competition.cli.progress` reads the lines for the bar and draws it.
 """
@@ -12,16 +12,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 
-Status = Callable[[], tuple[str, float]]  # a text about the fold's present work, and the finished share of all its work
+Status = Callable[[], tuple[str, float]]  # a text about the current work, and the finished share of all work
 BAR_VARIABLE = "MASKFOLD_PROGRESS_BAR"  # environment variable that a command with a terminal sets
-BAR_MARK = "  progress "  # a fold's line with this beginning is for the bar, not for the user
+BAR_MARK = "  progress "  # a fold's line with this prefix is for the bar, not for the user
 LINE_SECONDS = 30.0  # between two lines
 BAR_SECONDS = 1.0  # between two lines of the bar
 TICK_SECONDS = 1.0
 
 
 class ProgressLog:
-    """Log of a fold; it adds a line about the fold's progress after `LINE_SECONDS` without another line.
+    """Write a fold's log; after `LINE_SECONDS` without a line, add one about the fold's progress.
 
     Args:
         say: function that takes a line for the log and the user.

@@ -1,4 +1,4 @@
-"""Lines about a fold in training: its number of steps, its present work, and its estimated end."""
+"""Describe a fold in training: its number of steps, its current work, and its estimated end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class FoldStatus:
-    """Describe a fold in training.
+    """Return lines about the progress of a fold.
 
     Args:
         trainer: trainer of the fold.

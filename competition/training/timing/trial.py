@@ -26,10 +26,11 @@ MAX_FIRST_SHARE = 0.05  # of the time budget
 def undone(
     modules: list[nn.Module], optimizer: Any, ema: ExponentialMovingAverage | None, fabric: Fabric
 ) -> Iterator[None]:
-    """Restore, after the block, everything that a training step changes.
+    """Restore everything that training steps in the block change, when the block ends.
 
     Args:
-        modules: the network and the loss; their parameters and buffers, also those that no state dictionary has.
+        modules: the network and the loss; their parameters and buffers, including those that are in no state
+            dictionary.
         optimizer: the network's optimiser.
         ema: the moving average of the network's weights; None without an average.
         fabric: the fabric that has the loss scaler.
@@ -69,13 +70,14 @@ def time_steps(
 ) -> float:
     """Time a few steps; return the seconds of one step.
 
-    The first step is slower than the rest, because memory is allocated and kernels are selected, so it is not timed.
-    Exception: it takes so much of the budget that there is no time for a second step.
+    The first step is slower than the rest, because memory is allocated and kernels are selected. So it counts only if
+    it uses so much of the budget that there is no time for a second step.
 
     Args:
         take_step: function that takes one step, and waits until it is done.
         budget_seconds: the time budget.
-        agree: function that returns the main process's answer to all processes of the fold, so that all go on or stop.
+        agree: function that returns the main process's decision in all processes of the fold, so that all continue or
+            all stop.
         clock: function that returns seconds.
     """
     seconds: list[float] = []
@@ -96,7 +98,7 @@ def time_steps(
 
 
 class ReplayableBatches(Iterator[Any]):
-    """Hold the batches of the trial steps, which training reads again, so that loader processes start only once."""
+    """Keep the batches of the trial steps so that training reads them again, and loader processes start only once."""
 
     def __init__(self, batches: Iterator[Any]) -> None:
         self._batches, self._read = batches, list[Any]()
