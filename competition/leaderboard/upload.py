@@ -181,7 +181,7 @@ def _read_summary(path: Path | None) -> dict[str, Any]:
         return {}
     try:
         summary = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     if isinstance(summary, dict):
         check_unedited(

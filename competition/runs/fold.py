@@ -104,8 +104,8 @@ class FoldResult:
         halved: number of times that micro-batches were halved because memory ran out.
         lessons: counts of the additional training data, see `competition.training.extra_data`.
         peak_gib: peak memory of the CUDA device, else the peak resident memory of the process.
-        digests: SHA-256 of the member's score tables and weights, by file name; results of version 0.1 have none. The
-            file also has the digest of its own content.
+        digests: SHA-256 of the member's score tables, weights and `lineage.json`, by file name; results of version 0.1
+            have none. The file also has the digest of its own content.
     """
 
     fold: int

@@ -352,7 +352,7 @@ def check_files_output(path: Path, comp: Competition, runs: Sequence[Run]) -> No
     if path.is_dir():
         try:
             earlier = set(json.loads(_summary_path(path).read_text(encoding="utf-8"))["files"])
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             earlier = set()
         others = [file for file in path.rglob("*") if file.is_file()]
         if other := next((file for file in others if file.relative_to(path).as_posix() not in earlier), None):
