@@ -11,6 +11,7 @@ from competition.data.patterns import (
     check_ids_differ_by_more_than_case,
     match_cases,
     match_files,
+    match_path,
     slice_aliases,
 )
 from competition.errors import MaskfoldError
@@ -145,9 +146,7 @@ def test_extensions_match_in_upper_and_lower_case(tmp_path: Path, pattern: str) 
         name.removesuffix(extension) + spelling
         for name, spelling in zip(names, (extension, extension.upper(), extension.title()), strict=True)
     ]
-    for name in names:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
+    touch(tmp_path, *names)
     found = match_cases(tmp_path, pattern, "train.images")
     assert list(found) == ["a", "b", "c"]
     assert [case.files if isinstance(case.files, str) else case.files[0] for case in found.values()] == names
