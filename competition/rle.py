@@ -597,7 +597,7 @@ def parse_json_lists(text: str) -> list[IntArray]:
     for index, part in enumerate(text.split(";"), start=1):
         try:
             numbers = json.loads(part)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RleError(
                 f"RLE list {index}: found {part[:40]}, expected JSON.",
                 "Write each object as `[start, length, …]`, with `;` between objects.",

@@ -15,7 +15,7 @@ from typing import Any
 from competition.config.base import read_experiment_yaml
 from competition.config.yaml import read_yaml
 from competition.errors import MaskfoldError
-from competition.io import read_record
+from competition.records import read_unedited_record
 from competition.runs.find import STUDIES_FOLDER, TRIALS_FILE
 
 SUBMISSIONS_FOLDER, EXPERIMENTS_FOLDER = Path("submissions"), Path("experiments")
@@ -72,7 +72,7 @@ def _in_submissions(folder: Path) -> Iterator[tuple[str, str]]:
 def _in_studies(folder: Path) -> Iterator[tuple[str, str]]:
     """Yield the runs of the best trials of each study."""
     for path in sorted(folder.glob(f"*/{TRIALS_FILE}")):
-        record = read_record(path)
+        record = read_unedited_record(path, TRIALS_FILE)
         try:
             best = set(record["best"])
             runs = [(trial["number"], trial.get("run")) for trial in record["trials"] if trial["number"] in best]

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from competition.errors import MaskfoldError
 from competition.io import parse_json_object, parse_metrics_line
+from competition.records import is_unedited
 from competition.runs.fold import MEMBER_FOLDER, RESULT_FILE
 from competition.runs.lock import is_alive, read_owner
 from competition.text import format_number
@@ -309,6 +310,7 @@ def _age(path: Path) -> float | None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return parse_json_object(path.read_bytes())
+        plain = parse_json_object(path.read_bytes())
     except (OSError, ValueError, json.JSONDecodeError):
         return {}
+    return plain if is_unedited(plain, path.name) else {}

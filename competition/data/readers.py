@@ -175,9 +175,9 @@ def exif_orientation(path: str | Path) -> int:
         return 1
     with suppress(Exception):  # Damaged metadata are ignored, because they do not affect the pixels.
         if kind == "tiff":
-            from tifffile import TiffFile
+            from competition.data.formats.tiff import open_tiff
 
-            with TiffFile(path) as file:
+            with open_tiff(path) as file:
                 value = tiff_orientation(file.series[0])
         else:
             with open_raster(path) as image:

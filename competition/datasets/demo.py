@@ -145,7 +145,7 @@ def _read_marker(folder: Path) -> dict[str, Any] | None:
     """Return the marker of a folder; None if it is missing or damaged, so that the demo is made again."""
     try:
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return marker if isinstance(marker, dict) else None
 

@@ -237,7 +237,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     return tree if isinstance(tree, dict) else {}
 

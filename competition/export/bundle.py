@@ -323,7 +323,12 @@ def check_replaceable(folder: Path) -> None:
     hint = "Set another --output, or remove this folder."
     if not (folder / BUNDLE_FILE).is_file() or not (folder / MANIFEST).is_file():
         raise MaskfoldError(f"{folder} exists and is not a bundle.", hint, status=2)
-    manifest = set(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]) | {MANIFEST}
+    try:
+        manifest = set(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]) | {MANIFEST}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise MaskfoldError(
+            f"The bundle {folder} is damaged: its {MANIFEST} cannot be read.", hint, status=2
+        ) from error
     extra_files = [
         name
         for name in (path.relative_to(folder).as_posix() for path in list_files(folder))

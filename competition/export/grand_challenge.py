@@ -19,6 +19,7 @@ import numpy as np
 from competition.config.axes import competition_axes, permutation
 from competition.config.competition import Competition
 from competition.context import Context
+from competition.data.formats.itk import ItkGeometry, itk_geometry
 from competition.data.image_types import Image
 from competition.data.readers import extension_of, read_image, transpose_image
 from competition.ensembling.ensemble import EnsemblePredictor, InMemoryCase
@@ -29,7 +30,6 @@ from competition.submission.label_files import label_arrays
 
 CONTAINER_FILE = "container.json"  # file in the bundle with the names of the sockets
 EXTENSIONS = (".mha", ".tif", ".tiff")
-RAS_FROM_LPS = np.array([-1.0, -1.0, 1.0])
 
 
 def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
@@ -80,7 +80,7 @@ def predict_sockets(folder: Path, input_folder: Path, output_folder: Path) -> in
     predictor: EnsemblePredictor | None = None
     with tempfile.TemporaryDirectory() as scratch:
         for path in files:
-            image, itk = read_input(path, comp)
+            image, geometry = read_input(path, comp)
             case = InMemoryCase(path.name, image)
             if predictor is None:  # the first image defines the number of channels
                 predictor = EnsemblePredictor(bundle.ensemble, case, Context(bundle.trust), Path(scratch))
@@ -88,7 +88,7 @@ def predict_sockets(folder: Path, input_folder: Path, output_folder: Path) -> in
             prediction = postprocess(probabilities, comp, bundle.settings, case, presence)
             arrays = label_arrays(prediction, comp, label_map=comp.labels == "overlapping" and len(comp.classes) > 1)
             write_output(target / f"{path.name.removesuffix(extension_of(path.name))}.mha", next(iter(arrays.values())),
-                         comp, itk)  # fmt: skip
+                         comp, geometry)  # fmt: skip
     return len(files)
 
 
@@ -113,52 +113,40 @@ def find_images(folder: Path, slug: str | None) -> list[Path]:
     return files
 
 
-def read_input(path: Path, comp: Competition) -> tuple[Image, Any]:
-    """Return an image on the axes of the competition, and the SimpleITK image whose geometry the labels get.
+def read_input(path: Path, comp: Competition) -> tuple[Image, ItkGeometry | None]:
+    """Return an image on the axes of the competition, and the geometry that its labels get (None for TIFF).
 
     Raises:
         MaskfoldError: the file cannot be read, or has another number of dimensions.
     """
     dims, target = comp.dimensions, competition_axes(comp)
+    image = read_image(path, dims)
     if extension_of(path.name) != ".mha":
-        return transpose_image(read_image(path, dims), permutation("yxz" if dims == 3 else "yx", target)), None
-    import SimpleITK
-
-    try:
-        itk = SimpleITK.ReadImage(str(path))
-    except RuntimeError as error:
-        raise MaskfoldError(f"{path} cannot be read: {str(error).splitlines()[-1]}.", "Copy the file again.") from error
-    if itk.GetDimension() != dims:
-        raise MaskfoldError(f"{path} has {itk.GetDimension()} dimensions, expected {dims}.", "Check the input socket.")
-    array = np.asarray(SimpleITK.GetArrayFromImage(itk))  # (Z, Y, X), then channels
-    channels = array[..., None] if array.ndim == dims else array
-    native = np.ascontiguousarray(np.moveaxis(channels, -1, 0).transpose(0, *range(dims, 0, -1)))  # (C, X, Y, Z)
-    if native.dtype.kind == "f":
-        native = native.astype(np.float32)
-    affine = None
-    if dims == 3:
-        affine = np.eye(4)
-        direction = np.asarray(itk.GetDirection()).reshape(3, 3)
-        affine[:3, :3] = RAS_FROM_LPS[:, None] * direction * np.asarray(itk.GetSpacing())
-        affine[:3, 3] = RAS_FROM_LPS * np.asarray(itk.GetOrigin())
-    image = Image(native, tuple(itk.GetSpacing()), affine)
-    return transpose_image(image, permutation("xyz" if dims == 3 else "xy", target)), itk
+        return transpose_image(image, permutation("yxz" if dims == 3 else "yx", target)), None
+    geometry = itk_geometry(path)
+    if len(geometry.spacing) != dims:
+        raise MaskfoldError(
+            f"{path} has {len(geometry.spacing)} dimensions, expected {dims}.", "Check the input socket."
+        )
+    return transpose_image(image, permutation("xyz" if dims == 3 else "xy", target)), geometry
 
 
-def write_output(path: Path, labels: np.ndarray[Any, Any], comp: Competition, itk: Any) -> None:
+def write_output(path: Path, labels: np.ndarray[Any, Any], comp: Competition, geometry: ItkGeometry | None) -> None:
     """Write a label file (MHA) from labels on the axes of the competition.
 
     Args:
         path: the file.
         labels: (*spatial) integers.
         comp: the competition.
-        itk: SimpleITK image whose geometry the file gets; None: spacing 1.
+        geometry: the geometry that the file gets; None: spacing 1.
     """
     import SimpleITK
 
     order = permutation(competition_axes(comp), "xyz" if comp.dimensions == 3 else "xy")
     plain = labels if order is None else labels.transpose(order)
     image = SimpleITK.GetImageFromArray(np.ascontiguousarray(plain.T))
-    if itk is not None:
-        image.CopyInformation(itk)
+    if geometry is not None:
+        image.SetSpacing(geometry.spacing)
+        image.SetOrigin(geometry.origin)
+        image.SetDirection(geometry.direction)
     SimpleITK.WriteImage(image, str(path), useCompression=True)

@@ -32,7 +32,7 @@ def check_files() -> None:
         manifest = json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))["files"]
     except FileNotFoundError:
         fail(f"{HERE} has no manifest.json.", hint)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         fail(f"{HERE / 'manifest.json'} cannot be read: {error}.", hint)
     for name, sha256 in manifest.items():
         if not (HERE / name).is_file():

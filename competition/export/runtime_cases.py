@@ -91,7 +91,7 @@ class Bundle:
             plain: dict[str, Any] = json.loads((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
             if plain["format"] != BUNDLE_FORMAT:
                 raise ValueError(f"found format {plain['format']}, expected {BUNDLE_FORMAT}")
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise MaskfoldError(
                 f"{folder / BUNDLE_FILE} cannot be read: {error}.", "Export the bundle again."
             ) from error

@@ -34,7 +34,7 @@ from competition.metrics.bootstrap import cv_score, dice_per_class
 from competition.postprocessing.evaluation import scoring_pool
 from competition.runs.contents import FOLDS_KEY, RunRecord, folds_digest
 from competition.runs.extra_cases import combined_data_hash
-from competition.runs.fold import PLAIN_WEIGHTS, FoldResult
+from competition.runs.fold import IMPORTED, PLAIN_WEIGHTS, FoldResult
 from competition.runs.imported import IMPORT_FILE, IMPORTED_TARGET, PREDICTIONS_KEY, TEST_FOLDER, TEST_TABLE
 from competition.runs.oof import OofStore, open_store, stored_shapes
 from competition.runs.run import CASES_FILE, RUNS_FOLDER, Run, load_run, run_hash
@@ -364,7 +364,7 @@ def _write_member(run: Run, fold: int, scores: pd.DataFrame, origin: str) -> Non
         precision="unknown",
         device="elsewhere",
         torch="unknown",
-        stopped="imported",
+        stopped=IMPORTED,
         digests=digests,
     ).write(folder)
 

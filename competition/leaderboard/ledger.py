@@ -18,6 +18,7 @@ from competition.config.competition import MetricConfig
 from competition.config.metric import Direction
 from competition.errors import MaskfoldError
 from competition.io import damaged_error, parse_json_object, separator_of, write_json, write_table
+from competition.records import DIGESTS_KEY, check_unedited, with_own_digest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 
 VERSION = 1
+RECORD_DIGEST = "record"  # key of a record's own digest
 DAMAGED_HINT = "Restore it from a backup, or move it to another folder; the host still has its scores."
 SUBMISSIONS_FOLDER, LEDGER_FOLDER = Path("submissions"), "ledger"
 CLOCK_TOLERANCE = 900.0  # s; maximum difference between the clocks of Kaggle and of this machine
@@ -146,7 +148,9 @@ class Ledger:
         self.folder.mkdir(parents=True, exist_ok=True)
         if scores is not None:
             write_table(scores, self._scores(record))
-        write_json(self.folder / f"{record.id}.json", {"version": VERSION, **asdict(record)})
+        write_json(
+            self.folder / f"{record.id}.json", with_own_digest({"version": VERSION, **asdict(record)}, RECORD_DIGEST)
+        )
 
     def remove(self, record: UploadRecord) -> None:
         """Delete a record and its scores."""
@@ -276,6 +280,8 @@ def _read(path: Path) -> UploadRecord:
     """
     try:
         plain = parse_json_object(path.read_bytes())
+        check_unedited(path, plain, RECORD_DIGEST, DAMAGED_HINT)
+        plain.pop(DIGESTS_KEY, None)
         if (version := plain.pop("version")) != VERSION:
             raise MaskfoldError(
                 f"Version of {path}: found {version!r}, expected {VERSION}.",

@@ -17,6 +17,7 @@ from competition.io import finite_or_none, separator_of, sha256_of_file
 from competition.leaderboard.kaggle import UploadRejected, fetch_submissions, submit_file, submit_notebook
 from competition.leaderboard.ledger import Ledger, UploadRecord, make_record_id, update_records, utc_now
 from competition.metrics.bootstrap import bootstrap_interval, cv_score, prediction_interval
+from competition.records import SUBMISSION_DIGEST, check_unedited
 from competition.runs.run import CASES_FILE
 from competition.submission.validate import ValidationReport, validate_submission
 from competition.tracking.store import flatten_parameters
@@ -180,8 +181,15 @@ def _read_summary(path: Path | None) -> dict[str, Any]:
         return {}
     try:
         summary = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
+    if isinstance(summary, dict):
+        check_unedited(
+            path.with_suffix(".json"),
+            summary,
+            SUBMISSION_DIGEST,
+            "Delete it, or repeat `maskfold submit`, which writes it.",
+        )
     runs = summary.get("runs") if isinstance(summary, dict) else None
     valid = isinstance(runs, list) and all(isinstance(run, dict) and run.keys() >= set(RUN_KEYS) for run in runs)
     return summary if valid else {}

@@ -285,7 +285,7 @@ def _read_names(path: Path) -> dict[int, str]:
             return _names_of_json(json.loads(text))
         if path.suffix.lower() == ".csv":
             return _names_of_table(list(csv.DictReader(text.splitlines())))
-    except (ValueError, OSError, csv.Error):
+    except (ValueError, OSError, csv.Error, RecursionError):
         return {}
     return _names_of_lines(text)[0]
 

@@ -381,8 +381,8 @@ def _training(candidate: Candidate, schedule: Schedule | None, minutes: float | 
         Line(
             ("training", "budget_minutes"),
             minutes,
-            f"time of a fold, with validations and prediction; about {schedule.steps:,} steps, {candidate.enough:,} are "
-            "enough",
+            "time of a fold, with validations and prediction; "
+            f"about {schedule.steps:,} steps, {candidate.enough:,} are enough",
         ),
         Line(("training", "steps_per_epoch"), schedule.steps_per_epoch, "the log has a line for each epoch"),
         batch,

@@ -12,7 +12,8 @@ from typing import Any
 from competition.config.experiment import Experiment
 from competition.config.loading import load_experiment
 from competition.errors import MaskfoldError
-from competition.io import read_metrics_lines, read_record
+from competition.io import read_metrics_lines
+from competition.records import read_unedited_record
 from competition.runs.contents import changed_code
 from competition.runs.fold import MEMBER_FOLDER, RESULT_FILE
 from competition.runs.imported import is_imported, refuse_imported
@@ -221,7 +222,7 @@ def _progress(run: Run) -> str:
 def _study_error(study: Path) -> MaskfoldError:
     """Return an error that names the run of the study's best trial, if there is one."""
     try:
-        record = read_record(study / TRIALS_FILE)
+        record = read_unedited_record(study / TRIALS_FILE, TRIALS_FILE)
         run = next(trial["run"] for trial in record["trials"] if trial["number"] == record["best"][0])
         hint = f"Name a trial's run, e.g. that of the best trial {record['best'][0]}: {run}."
     except (OSError, MaskfoldError, LookupError, TypeError, StopIteration):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from competition.errors import MaskfoldError
 from competition.io import damaged_error, parse_json_object, sha256_of_file, write_json
+from competition.records import DIGESTS_KEY, is_unedited, with_own_digest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +25,7 @@ PLAIN_WEIGHTS = "weights.safetensors"
 SOUP_WEIGHTS = "soup.safetensors"  # file of the average of its best checkpoints
 MEMBER_FOLDER = re.compile(r"(?:full|fold_(?P<fold>\d+))(?:_seed_(?P<seed>\d+))?")  # see `Run.member_folder`
 RESULT_FILE = "result.json"  # file with the `FoldResult` in a member's folder; it is written last
+IMPORTED = "imported"  # `FoldResult.stopped` of a member whose predictions were made elsewhere
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,8 @@ class FoldResult:
         halved: number of times that micro-batches were halved because memory ran out.
         lessons: counts of the additional training data, see `competition.training.extra_data`.
         peak_gib: peak memory of the CUDA device, else the peak resident memory of the process.
-        digests: SHA-256 of the member's score tables and weights, by file name; results of version 0.1 have none.
+        digests: SHA-256 of the member's score tables, weights and `lineage.json`, by file name; results of version 0.1
+            have none. The file also has the digest of its own content.
     """
 
     fold: int
@@ -142,17 +145,28 @@ class FoldResult:
         """Read the result in a member's folder; None if the member is not finished.
 
         Raises:
-            MaskfoldError: the file is damaged, or is the result of another member.
+            MaskfoldError: the file is damaged, was changed after the fold finished, or is the result of another member.
         """
         path = folder / RESULT_FILE
         if not path.exists():
             return None
         try:
-            result = cls(**parse_json_object(path.read_bytes()))
+            plain = parse_json_object(path.read_bytes())
+            is_edited = not is_unedited(plain, RESULT_FILE)
+            if isinstance(digests := plain.get(DIGESTS_KEY), dict):
+                digests.pop(RESULT_FILE, None)
+            result = cls(**plain)
         except (OSError, ValueError, TypeError) as error:
             raise _damaged(path, " ".join(str(error).split())[:160]) from error
         if invalid := result._invalid_field():
             raise _damaged(path, f"it has invalid values: {invalid} is {str(getattr(result, invalid))[:60]!r}")
+        if is_edited:
+            raise MaskfoldError(
+                f"{path} was changed after the fold finished: its content does not match its digest.",
+                "Restore the file, or delete the run's folder and repeat `maskfold import`."
+                if result.stopped == IMPORTED
+                else "Restore the file, or delete it: `maskfold cv` then makes it again from the checkpoint.",
+            )
         if (name := MEMBER_FOLDER.fullmatch(folder.name)) is not None:
             fold, seed = int(name["fold"] or -1), int(name["seed"] or 0)
             if (result.fold, result.seed) != (fold, seed):
@@ -204,12 +218,12 @@ class FoldResult:
         return table
 
     def write(self, folder: Path) -> None:
-        """Write the result into a member's folder, as its last file.
+        """Write the result, with the digest of its content, into a member's folder, as its last file.
 
         Raises:
             DiskFullError: the disk has too little free space.
         """
-        write_json(folder / RESULT_FILE, self.__dict__)
+        write_json(folder / RESULT_FILE, with_own_digest(self.__dict__, RESULT_FILE))
 
 
 def mixed_environments(results: Sequence[FoldResult]) -> list[str]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from competition.config.postprocess import own_step_digest
 from competition.errors import MaskfoldError
 from competition.io import json_digest, nan_to_none, parse_json_object, sha256_of_file, write_json
+from competition.records import check_unedited, with_own_digest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 SUMMARY_FILE, SCORES_FILE = "summary.json", "scores.csv"
 TUNING_FILE, TUNING_SCORES_FILE = "postprocess.json", "postprocess_scores.csv"
 TUNING_VERSION = 1  # increase this version when the search for post-processing changes
-DIGESTS_KEY, OWN_KEY = "digests", SUMMARY_FILE  # {"digests": {"summary.json": …, "scores.csv": …}}
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
@@ -35,10 +35,7 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
         folder: the run's folder.
         summary: JSON data; NaN is written as null.
     """
-    # the content as `read_summary` will read it, e.g. with text keys
-    content = json.loads(json.dumps(nan_to_none(dict(summary))))
-    digests = {**(content.get(DIGESTS_KEY) or {}), OWN_KEY: _digest(content)}
-    write_json(folder / SUMMARY_FILE, {**content, DIGESTS_KEY: digests})
+    write_json(folder / SUMMARY_FILE, with_own_digest(summary, SUMMARY_FILE))
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -62,13 +59,8 @@ def read_summary(folder: Path) -> dict[str, Any]:
         raise MaskfoldError(
             f"{path} cannot be read: {error}.", "Delete it and repeat the run's `maskfold cv`, which writes a new file."
         ) from error
-    digests = summary.get(DIGESTS_KEY)
-    expected = digests.get(OWN_KEY) if isinstance(digests, dict) else None
-    if expected is not None and expected != _digest(summary):
-        raise MaskfoldError(
-            f"{path} was changed after it was written: its content does not match its digest.",
-            "Delete the file and repeat the run's `maskfold cv`, which writes it again from the scores of the folds.",
-        )
+    hint = "Delete the file and repeat the run's `maskfold cv`, which writes it again from the scores of the folds."
+    check_unedited(path, summary, SUMMARY_FILE, hint)
     return summary
 
 
@@ -93,12 +85,6 @@ def read_run_scores(folder: Path) -> pd.DataFrame:
             "Delete it and repeat `maskfold cv`, which writes it again from the scores of the folds.",
         )
     return table
-
-
-def _digest(summary: dict[str, Any]) -> str:
-    """Return the digest of a summary without its digest entry."""
-    digests = {key: value for key, value in (summary.get(DIGESTS_KEY) or {}).items() if key != OWN_KEY}
-    return json_digest({**summary, DIGESTS_KEY: digests})
 
 
 # The score that counts

@@ -19,7 +19,8 @@ from competition.config.study import StudyConfig
 from competition.context import Context
 from competition.data.cases import data_hash
 from competition.errors import MaskfoldError
-from competition.io import atomic_write, damaged_error, json_digest, read_record, remove_all_stale_temp, write_json
+from competition.io import atomic_write, damaged_error, json_digest, remove_all_stale_temp, write_json
+from competition.records import read_unedited_record, with_own_digest
 from competition.runs.find import STUDIES_FOLDER, TRIALS_FILE
 from competition.runs.kept_settings import drop_execution_keys
 from competition.runs.lock import ensure_lock
@@ -393,7 +394,8 @@ def _write_trials(session: StudySession) -> list[dict[str, Any]]:
     any_complete = any(trial.state.name == "COMPLETE" and satisfies_constraints(trial) for trial in session.finished)
     several = len(session.config.objectives) > 1
     numbers = [trial.number for trial in best_trials(session, None if several else 1)] if any_complete else []
-    write_json(session.folder / TRIALS_FILE, {"objectives": session.config.objectives, "best": numbers, "trials": rows})
+    content = {"objectives": session.config.objectives, "best": numbers, "trials": rows}
+    write_json(session.folder / TRIALS_FILE, with_own_digest(content, TRIALS_FILE))
     return rows
 
 
@@ -405,7 +407,7 @@ def read_trials(folder: Path) -> dict[str, Any]:
     """
     path = folder / TRIALS_FILE
     try:
-        record = read_record(path, HINT)
+        record = read_unedited_record(path, TRIALS_FILE, HINT)
     except FileNotFoundError:
         raise MaskfoldError(
             f"No trial of the study {folder} has ended yet.",

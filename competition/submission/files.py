@@ -29,6 +29,7 @@ from competition.errors import MaskfoldError
 from competition.io import ensure_writable, json_digest, sha256_of_file, temporary_folder, write_json, write_table
 from competition.postprocessing.case import CasePrediction
 from competition.postprocessing.pipeline import postprocess
+from competition.records import SUBMISSION_DIGEST, with_own_digest
 from competition.runs.blend import Ensemble, check_same_competition
 from competition.runs.imported import check_test_predictions
 from competition.runs.outputs import check_output, competitions_of
@@ -351,7 +352,7 @@ def check_files_output(path: Path, comp: Competition, runs: Sequence[Run]) -> No
     if path.is_dir():
         try:
             earlier = set(json.loads(_summary_path(path).read_text(encoding="utf-8"))["files"])
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             earlier = set()
         others = [file for file in path.rglob("*") if file.is_file()]
         if other := next((file for file in others if file.relative_to(path).as_posix() not in earlier), None):
@@ -368,7 +369,7 @@ def _replace(staged: Path, path: Path, content: dict[str, Any], rows: Any, stagi
         os.replace(path, staging / "old")
     else:
         path.unlink(missing_ok=True)
-    write_json(_summary_path(path), content)
+    write_json(_summary_path(path), with_own_digest(content, SUBMISSION_DIGEST))
     scores = scores_path(_summary_path(path))
     if rows is not None:
         write_table(rows, scores)

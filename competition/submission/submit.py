@@ -25,6 +25,7 @@ from competition.errors import MaskfoldError
 from competition.io import ensure_writable, finite_or_none, sha256_of_file, temporary_folder, write_json, write_table
 from competition.metrics.bootstrap import cv_score
 from competition.postprocessing.pipeline import postprocess
+from competition.records import SUBMISSION_DIGEST, with_own_digest
 from competition.runs.blend import Ensemble, check_same_competition
 from competition.runs.imported import check_test_predictions, is_imported
 from competition.runs.outputs import check_output, competitions_of
@@ -119,7 +120,7 @@ def submit(
         staged = folder / path.name
         validation = replace(write_submission(masks(), tests.profile, staged, sample=tests.sample), path=path)
         content = submission_summary(path.name, staged, ensemble, predictor.checkpoints, expected, fitted, validation)
-        write_json(staged.with_suffix(".json"), content)
+        write_json(staged.with_suffix(".json"), with_own_digest(content, SUBMISSION_DIGEST))
         if expected is not None:
             write_table(expected.rows, scores_path(staged))
         _replace(staged, path)

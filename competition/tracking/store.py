@@ -265,14 +265,14 @@ def started_at(folder: Path) -> int:
 
 
 def read_result_json(path: Path) -> dict[str, Any]:
-    """Return the content of a result file; empty if the file is missing or damaged.
+    """Return the content of a result file; empty if the file is missing, damaged, or was changed after it was written.
 
-    A damaged file also logs a warning.
+    A damaged or changed file also logs a warning.
     """
-    from competition.io import read_record  # imported here, because the doctor also runs without numpy
+    from competition.records import read_unedited_record  # imported here, because the doctor also runs without numpy
 
     try:
-        return read_record(path)
+        return read_unedited_record(path, path.name)
     except FileNotFoundError:
         return {}
     except MaskfoldError as error:

@@ -53,7 +53,7 @@ from competition.training.evaluator import Evaluator, summary_metrics
 from competition.training.extra_data import build_extra_data, split_by_weight
 from competition.training.fold_process import ERROR_FILE, ERROR_PIPE
 from competition.training.guards import bf16_is_deterministic, oom_as_error, peak_gib
-from competition.training.lineage import check_initial_weights, read_lineage_summary
+from competition.training.lineage import LINEAGE_FILE, check_initial_weights, read_lineage_summary
 from competition.training.soup_selection import predict_with_soup
 from competition.training.timing.progress import ProgressLog, progress_of, wants_bar
 from competition.training.trainer import Trainer
@@ -273,9 +273,9 @@ def write_result(
 
 
 def final_files(folder: Path) -> list[Path]:
-    """Return the files of a member whose digests are in its result: the score tables and the weights."""
-    weights = [folder / name for name in (SOUP_WEIGHTS, PLAIN_WEIGHTS)]
-    return [*sorted(folder.glob("*scores.csv")), *(path for path in weights if path.exists())]
+    """Return the files of a member whose digests are in its result: score tables, weights, and `lineage.json`."""
+    others = [folder / name for name in (SOUP_WEIGHTS, PLAIN_WEIGHTS, LINEAGE_FILE)]
+    return [*sorted(folder.glob("*scores.csv")), *(path for path in others if path.exists())]
 
 
 class StopSignal:

@@ -8,7 +8,6 @@ Other runs store the whole lineage in each member's `lineage.json`, so that it d
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,14 +17,15 @@ from competition.config.experiment import WEIGHTS_SUFFIXES
 from competition.context import Context
 from competition.data.splits import HELD_OUT
 from competition.errors import MaskfoldError
-from competition.io import write_json
+from competition.io import parse_json_object, sha256_of_file, write_json
 from competition.runs.extra_cases import same_competition
-from competition.runs.fold import PLAIN_WEIGHTS, FoldJob
+from competition.runs.fold import PLAIN_WEIGHTS, RESULT_FILE, FoldJob
 from competition.runs.imported import refuse_imported
 from competition.runs.run import RUN_NAME, Run, load_run
 from competition.text import join_or
 
 LINEAGE_FILE = "lineage.json"
+RESTORE_HINT = "Restore the file from a backup. No other file records the network's training cases."
 # How a network used its cases. Files and error messages contain these texts.
 BY_LABELS = "trained on"
 BY_PSEUDO_LABELS = "taught pseudo-labels of"
@@ -156,16 +156,20 @@ def training_cases(run: Run, fold: int, seed: int, context: Context = Context())
         context: context with the trusted packages.
 
     Raises:
-        MaskfoldError: the record is missing or damaged.
+        MaskfoldError: the record is missing, damaged, or was changed after the member finished.
     """
     path, name = run.member_folder(fold, seed) / LINEAGE_FILE, member_name(run, fold, seed)
     if path.exists():
+        result = run.result(fold, seed)
+        expected = None if result is None else result.digests.get(LINEAGE_FILE)
+        if expected is not None and sha256_of_file(path) != expected:
+            raise MaskfoldError(
+                f"{path} was changed after the fold finished: its checksum differs from the one in {RESULT_FILE}.",
+                RESTORE_HINT,
+            )
         return _read(path)
     if run.exp.pseudo is not None or run.exp.extras:
-        raise MaskfoldError(
-            f"{name} was trained on additional data, and its {LINEAGE_FILE} is missing.",
-            "Restore the file from a backup. No other file records the network's training cases.",
-        )
+        raise MaskfoldError(f"{name} was trained on additional data, and its {LINEAGE_FILE} is missing.", RESTORE_HINT)
     return [labelled_cases(run, fold), *initial_weights_cases(run, fold, context)]
 
 
@@ -265,7 +269,7 @@ def read_lineage_summary(folder: Path) -> dict[str, Any] | None:
     path = folder / LINEAGE_FILE
     if not path.exists():
         return None
-    return {key: value for key, value in json.loads(path.read_text(encoding="utf-8")).items() if key != "sources"}
+    return {key: value for key, value in _load(path).items() if key != "sources"}
 
 
 def _read(path: Path) -> list[TrainingCases]:
@@ -279,13 +283,17 @@ def _read(path: Path) -> list[TrainingCases]:
                 tuple(source["chain"]),
                 source["weight"],
             )
-            for source in json.loads(path.read_text(encoding="utf-8"))["sources"]
+            for source in _load(path)["sources"]
         ]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise MaskfoldError(
-            f"{path} cannot be read: {error}.",
-            "Restore the file from a backup. No other file records the network's training cases.",
-        ) from error
+    except (LookupError, TypeError) as error:
+        raise MaskfoldError(f"{path} cannot be read: {error}.", RESTORE_HINT) from error
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        return parse_json_object(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise MaskfoldError(f"{path} cannot be read: {error}.", RESTORE_HINT) from error
 
 
 # The origin of a checkpoint

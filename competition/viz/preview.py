@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from competition.config.axes import file_axes, permutation
 from competition.config.competition import Competition
 from competition.data.content.unchanged import unchanged_files
-from competition.data.formats.tiff import PALETTE, WHITE_IS_ZERO
+from competition.data.formats.tiff import PALETTE, WHITE_IS_ZERO, open_tiff
 from competition.data.image_types import Image, convert_decoder_errors
 from competition.data.readers import EXTENSIONS, exif_orientation, extension_of, get_column, load_image, row_axes
 from competition.viz.reduction import reduce_image, reduction_step
@@ -63,7 +63,7 @@ def _read_reduced(path: Path, exif: bool) -> NDArray[np.float32] | None:
     """Return the reduced channels (C, rows, columns) of a TIFF; None if it is small or cannot be read in parts."""
     import tifffile
 
-    with tifffile.TiffFile(path) as file:
+    with open_tiff(path) as file:
         series = file.series[0]
         page, step = series.keyframe, reduction_step(series.shape[:2])
         is_plain = len(series.pages) == 1 and series.axes in ("YX", "YXS") and np.dtype(series.dtype).kind in "uif"

@@ -11,6 +11,7 @@ from competition.data.patterns import (
     check_ids_differ_by_more_than_case,
     match_cases,
     match_files,
+    match_path,
     slice_aliases,
 )
 from competition.errors import MaskfoldError
@@ -135,3 +136,18 @@ def test_folders_of_instances_may_be_empty(tmp_path: Path) -> None:
 def test_names_of_slices() -> None:
     names = slice_aliases("case1_day2", SliceFile("0003", "case1_day2/scans/slice_0003_266_266.png"))
     assert names == ["case1_day2_slice_0003", "case1_day2_slice_0003_266_266", "case1_day2_0003", "slice_0003_266_266"]
+
+
+@pytest.mark.parametrize("pattern", ["{id}.png", "{id}.nii.gz", "x_{z}/{id}.tif"])
+def test_extensions_match_in_upper_and_lower_case(tmp_path: Path, pattern: str) -> None:
+    extension = pattern[pattern.index(".") :]
+    names = [pattern.replace("{z}", "1").replace("{id}", case_id) for case_id in ("a", "b", "c")]
+    names = [
+        name.removesuffix(extension) + spelling
+        for name, spelling in zip(names, (extension, extension.upper(), extension.title()), strict=True)
+    ]
+    touch(tmp_path, *names)
+    found = match_cases(tmp_path, pattern, "train.images")
+    assert list(found) == ["a", "b", "c"]
+    assert [case.files if isinstance(case.files, str) else case.files[0] for case in found.values()] == names
+    assert match_path(pattern, names[1], "b") is not None

@@ -502,3 +502,32 @@ def test_a_missing_package_is_no_fault_of_the_file(tmp_path: Path, monkeypatch: 
     with pytest.raises(MaskfoldError, match="a.nii.gz .*nibabel.*pip install nibabel") as caught:
         read_image(path)
     assert caught.value.status == 2  # `on_bad_case: skip` leaves out cases, and would all of them
+
+
+OME = """<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:1">
+<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint8" SizeX="6" SizeY="5" SizeZ="2" SizeC="1"
+ SizeT="1"><TiffData IFD="0" FirstZ="0" PlaneCount="1"><UUID FileName="a.ome.tif">urn:uuid:1</UUID></TiffData>
+<TiffData IFD="{ifd}" FirstZ="1" PlaneCount="1"><UUID FileName="{name}">urn:uuid:{number}</UUID></TiffData></Pixels>
+</Image></OME>"""
+
+
+@pytest.mark.parametrize("name", ["b.ome.tif", "../secret.tif", "/etc/secret.tif", "missing.tif", "&#98;.tif"])
+def test_an_ome_file_reads_no_pixels_of_other_files(tmp_path: Path, name: str) -> None:
+    """tifffile reads them, in any folder, and takes the pixels of a missing file as 0."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    page = np.arange(30, dtype=np.uint8).reshape(1, 5, 6)
+    for path in (folder / "b.ome.tif", tmp_path / "secret.tif"):
+        tifffile.imwrite(path, page, metadata=None)
+    xml = OME.format(ifd=0, name=name, number=2)
+    tifffile.imwrite(folder / "a.ome.tif", page, description=xml.encode(), metadata=None)
+    for read in (read_image, read_header, read_labels):
+        with pytest.raises(MaskfoldError, match="OME metadata say that pixels are in"):
+            read(folder / "a.ome.tif", 3)
+
+
+def test_an_ome_file_that_names_itself_is_read(tmp_path: Path) -> None:
+    pages = np.arange(60, dtype=np.uint8).reshape(2, 5, 6)
+    xml = OME.format(ifd=1, name="a.ome.tif", number=1)
+    tifffile.imwrite(tmp_path / "a.ome.tif", pages, description=xml.encode(), metadata=None, photometric="minisblack")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.ome.tif", 3).array[0], pages.transpose(1, 2, 0))

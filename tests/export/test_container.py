@@ -16,6 +16,7 @@ from competition.data.readers import load_image
 from competition.errors import MaskfoldError
 from competition.export.bundle import ExportOptions, export_runs
 from competition.export.container import check_container
+from competition.export.grand_challenge import read_input, write_output
 from competition.submission.label_files import predict_images
 
 
@@ -62,6 +63,41 @@ def test_the_entry_point_writes_the_labels_that_predict_writes(finished, tiny, t
         env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
     )
     assert empty.returncode == 1 and "Traceback" not in empty.stderr and "expected one" in empty.stderr
+
+
+HEADER = (
+    "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\nCompressedData = False\n"
+    "TransformMatrix = 0 1 0 1 0 0 0 0 1\nOffset = 5 -7 11\nElementSpacing = 2 3 4\nDimSize = {size}\n"
+    "ElementType = MET_UCHAR\nElementDataFile = {data}\n"
+)
+
+
+def test_an_image_of_the_socket_is_read_as_everywhere(tiny, tmp_path):
+    pytest.importorskip("SimpleITK")
+    comp, path = tiny(3).competition, tmp_path / "scan.mha"
+    path.write_bytes(HEADER.format(size="2 3 4", data="LOCAL").encode() + bytes(range(24)))
+    image, geometry = read_input(path, comp)
+    assert np.array_equal(image.array[0].ravel("F"), np.arange(24)) and image.spacing == (2.0, 3.0, 4.0)
+    assert geometry == ((2.0, 3.0, 4.0), (5.0, -7.0, 11.0), (0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0))
+    labels = image.array[0] % 3
+    write_output(tmp_path / "labels.mha", labels, comp, geometry)
+    again, same = read_input(tmp_path / "labels.mha", comp)
+    assert np.array_equal(again.array[0], labels) and same == geometry
+
+
+@pytest.mark.parametrize(
+    ("size", "data"), [("2 3 4", "secret.raw"), ("2 3 4", "../secret.raw"), ("9999 9999 9999", "LOCAL")]
+)
+def test_an_image_of_the_socket_names_no_other_file_and_no_absurd_size(tiny, tmp_path, size, data):
+    """ITK would read the bytes of another file as voxels."""
+    pytest.importorskip("SimpleITK")
+    (tmp_path / "socket").mkdir()
+    for folder in (tmp_path, tmp_path / "socket"):
+        (folder / "secret.raw").write_bytes(bytes(24))
+    path = tmp_path / "socket" / "scan.mha"
+    path.write_bytes(HEADER.format(size=size, data=data).encode() + bytes(24))
+    with pytest.raises(MaskfoldError, match="scan.mha"):
+        read_input(path, tiny(3).competition)
 
 
 def test_an_unknown_container_is_refused(finished, tiny, tmp_path):

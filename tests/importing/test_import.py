@@ -29,7 +29,7 @@ from competition.runs.run import RUNS_FOLDER, Run
 from competition.runs.summary import read_run_scores
 from competition.submission.label_files import predict_images
 from competition.submission.submit import submit
-from competition.training.cross_validate import open_run
+from competition.training.cross_validate import open_run, summarize_run
 
 
 def _one_hot(comp: Any, row: Any) -> np.ndarray:
@@ -118,6 +118,17 @@ def test_a_stored_prediction_of_an_import_is_checked_like_all_others(elsewhere):
     scores.write_text(scores.read_text().replace("1.0", "0.9", 1))
     with pytest.raises(MaskfoldError):
         read_run_scores(run.folder)
+
+
+def test_an_edited_score_of_an_import_is_refused(elsewhere):
+    own, folder = elsewhere()
+    run = import_predictions(own.exp.competition, folder, "other").run
+    path = run.folder / "fold_0" / "result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "score": 0.5}))
+    for read in (lambda: compare_two_runs(own, run), lambda: submit([own, run], "auto"), lambda: summarize_run(run)):
+        with pytest.raises(MaskfoldError, match=r"fold_0/result\.json was changed") as caught:
+            read()
+        assert "maskfold import" in caught.value.hint
 
 
 def test_predictions_of_another_import_are_refused(elsewhere):

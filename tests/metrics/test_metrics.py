@@ -1,6 +1,7 @@
 """Each metric against manual calculations and against the libraries that define it."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from monai.metrics import DiceMetric, compute_surface_dice
@@ -8,9 +9,12 @@ from scipy.ndimage import generate_binary_structure, label
 from scipy.spatial.distance import directed_hausdorff
 
 from competition.data.masks import find_covered
+from competition.metrics.bootstrap import cv_score
 from competition.metrics.instances import connected_components, count_object_matches, f2_iou, mean_ap, tgs_ap
 from competition.metrics.overlap import count_overlap, dice, fbeta, iou
+from competition.metrics.scoring import score_case
 from competition.metrics.surface import hausdorff, surface_dice, uw_madison
+from tests.host import competition
 
 
 def strip(*runs, length=100):
@@ -223,6 +227,42 @@ class TestSurface:
         assert uw_madison(mask, truth, "unit_cube") == pytest.approx((0.25, 2, 1 - np.sqrt(0.18 / 3)))
         assert uw_madison(truth, truth) == (1.0, 1, 1.0)
         assert uw_madison(mask[..., 2], truth[..., 2]) == pytest.approx((0.5, 1, 1 - 3 / np.sqrt(200)))
+
+    @pytest.mark.parametrize(("coordinates", "expected"), [("voxels", 0.8117), ("unit_cube", 0.7794)])
+    def test_uw_madison_of_the_hosts_page(self, tmp_path, coordinates, expected):
+        """Four scans of 6 slices; the Dice of volumes, in place of the host's mean over slices, gave 0.8452."""
+        draw, classes, (depth, height, width) = np.random.default_rng(21), 3, (6, 40, 56)
+        rows = []
+        settings = {"name": "uw_madison", "both_empty": None, "args": {"coordinates": coordinates}}
+        comp = competition(
+            tmp_path,
+            dimensions=3,
+            classes=["large_bowel", "small_bowel", "stomach"],
+            labels="overlapping",
+            train={"images": "{id}/{z}.png", "rle": "train.csv", "columns": {"class": "class"}},
+            metric=settings,
+        )
+        for scan in ("case2_day1", "case2_day10", "case101_day20", "case123_day0"):
+            truth, masks = np.zeros((2, classes, depth, height, width), bool)
+            for number in range(classes):
+                if scan == "case123_day0" and number == 2:
+                    continue
+                row, column = draw.integers(8, height - 8), draw.integers(8, width - 8)
+                a, b = draw.integers(5, 10), draw.integers(5, 10)
+                y, x = np.mgrid[:height, :width]
+                low, high = sorted(draw.choice(depth, 2, replace=False))
+                truth[number, low : high + 1] = ((y - row) / a) ** 2 + ((x - column) / b) ** 2 <= 1
+            for z in range(depth):
+                draw.normal(3000, 300, (height, width))  # the picture
+                for number in range(classes):
+                    is_moved = draw.random() < 0.8
+                    masks[number, z] = np.roll(truth[number, z], (1, 2), (0, 1)) if is_moved else False
+            planes_last = (0, 2, 3, 1)
+            scores = score_case(
+                masks.transpose(planes_last), truth.transpose(planes_last).astype(np.uint8), comp, (1.0, 1.0, 1.0)
+            )
+            rows += [{"id": scan, "fold": 0, **score} for score in scores]
+        assert cv_score(pd.DataFrame(rows), comp.metric) == pytest.approx(expected, abs=5e-5)
 
     def test_hausdorff_with_a_spacing_equals_scipy(self):
         for spacing in [(0.1, 1.0, 5.0), (1 / 40, 1 / 40, 1 / 30)]:

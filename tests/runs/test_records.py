@@ -18,6 +18,7 @@ from competition.runs.run import Run
 from competition.submission.submit import submit
 from competition.training.cross_validate import summarize_run
 from competition.training.fold import final_files
+from competition.training.lineage import labelled_cases, training_cases, write_lineage
 
 
 @pytest.fixture
@@ -68,6 +69,26 @@ def test_the_result_of_another_fold(run: Run, source: tuple[int, int], target: t
     shutil.copy(run.member_folder(*source) / RESULT_FILE, folder)
     with pytest.raises(MaskfoldError, match=rf"result\.json is the result of {names}"):
         summarize_run(run)
+
+
+def test_the_lineage_of_another_fold_is_refused(run: Run) -> None:
+    """It would hide that a network was trained on the cases that a fold validates."""
+    for fold in (0, 1):
+        folder = run.member_folder(fold, 0)
+        write_lineage(folder, [labelled_cases(run, fold)], {"extra": fold})
+        result = run.result(fold, 0)
+        assert result is not None
+        digests = {path.name: sha256_of_file(path) for path in final_files(folder)}
+        assert "lineage.json" in digests
+        replace(result, digests=digests).write(folder)
+        assert {case for case, _, _ in training_cases(run, fold, 0)[0].cases} == set(run.training_ids(fold))
+    shutil.copy(run.member_folder(1, 0) / "lineage.json", run.member_folder(0, 0))
+    with pytest.raises(MaskfoldError, match=r"fold_0/lineage\.json was changed after the fold finished"):
+        training_cases(run, 0, 0)
+    result = run.result(0, 0)
+    assert result is not None
+    replace(result, digests={}).write(run.member_folder(0, 0))
+    assert training_cases(run, 0, 0), "a result of an older version has no digest"
 
 
 SOUP = {"score": 0.5, "dice": {}, "flattered": None, "epochs": [1], "plain": {"score": 0.5, "dice": {}}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,6 +46,24 @@ def itk_pixels(path: Path, dimensions: int, labels: bool) -> Image:
     array = np.moveaxis(array.reshape(*head.shape, head.channels), -1, 0)
     array = np.ascontiguousarray(array, np.float32 if array.dtype.kind == "f" else array.dtype)
     return Image(array, head.spacing, head.affine, True)
+
+
+class ItkGeometry(NamedTuple):
+    """Spacing (mm), origin (mm) and direction of a file in ITK's coordinates (LPS), with one entry per axis."""
+
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...]
+    direction: tuple[float, ...]
+
+
+def itk_geometry(path: Path) -> ItkGeometry:
+    """Read the geometry of a file without a voxel.
+
+    Raises:
+        MaskfoldError: as for `itk_header`.
+    """
+    reader = _open(path)
+    return ItkGeometry(tuple(reader.GetSpacing()), tuple(reader.GetOrigin()), tuple(reader.GetDirection()))
 
 
 def _open(path: Path) -> Any:

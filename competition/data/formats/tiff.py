@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,14 +36,36 @@ UNIT_MILLIMETRES = {  # units of ImageJ and OME
     **dict.fromkeys(("nm", "nanometer", "nanometre"), 1e-6),
     **dict.fromkeys(("inch", "in"), 25.4),
 }
+OME_FILE = re.compile(r"""<(?:[\w.-]+:)?UUID\b[^>]*?\bFileName\s*=\s*["']([^"']*)["']""")  # file of a plane
 UNCOMPRESSED, WHITE_IS_ZERO, PALETTE = 1, 0, 3  # TIFF 6.0, tags 259 and 262
+
+
+@contextmanager
+def open_tiff(path: Path) -> Iterator[TiffFile]:
+    """Open a TIFF that contains all of its pixels.
+
+    The metadata of an OME file may say that planes are in other files, in any folder. tifffile would read them, and
+    read a missing file as zeros.
+
+    Raises:
+        MaskfoldError: pixels are in another file.
+    """
+    from tifffile import TiffFile
+
+    with TiffFile(path, _multifile=False) as file:
+        for name in OME_FILE.findall(file.ome_metadata or ""):
+            if html.unescape(name).lower() != path.name.lower():
+                raise unreadable_error(
+                    path,
+                    f"its OME metadata say that pixels are in {name[:80]}",
+                    "Save it as one file (`tifffile.imwrite`, ImageJ), give a renamed file its old name",
+                )
+        yield file
 
 
 def tiff_header(path: Path, dimensions: int) -> Header:
     """Read size, pages and depth without decoding a pixel."""
-    from tifffile import TiffFile
-
-    with TiffFile(path) as file:
+    with open_tiff(path) as file:
         series = file.series[0]
         shape, channels = _tiff_layout(path, series, dimensions)
         dtype = np.dtype(series.dtype)
@@ -65,9 +90,7 @@ def tiff_pixels(path: Path, dimensions: int, labels: bool) -> Image:
             tile by tile, see `competition.large_arrays`.
         labels: True returns a palette's indices, and bits as 0 and 1; False its colours, and bits as 0 and 255.
     """
-    from tifffile import TiffFile
-
-    with TiffFile(path) as file:
+    with open_tiff(path) as file:
         series = file.series[0]
         shape, channels = _tiff_layout(path, series, dimensions)
         _check_tiff_size(path, series, byte_count(shape, series.dtype, channels))

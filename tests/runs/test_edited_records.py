@@ -1,0 +1,119 @@
+"""A number that was edited in a record is not mistaken for a result, whichever command reads the record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from competition.cleaning.protection import _in_studies
+from competition.cli.watch import read_member_status
+from competition.config.competition import MetricConfig
+from competition.errors import MaskfoldError
+from competition.io import write_json
+from competition.leaderboard.ledger import Ledger, UploadRecord
+from competition.leaderboard.upload import _read_summary
+from competition.records import SUBMISSION_DIGEST, is_unedited, with_own_digest
+from competition.runs.find import TRIALS_FILE
+from competition.runs.fold import RESULT_FILE, FoldResult
+from competition.runs.run import Run
+from competition.study.study import read_trials
+from competition.tracking.store import read_result_json
+from competition.training.cross_validate import summarize_run
+
+VALUES: dict[str, Any] = {"dice": {"a": 0.5}, "epochs": 1, "steps": 1, "minutes": 1.5, "threads": 1, "peak_gib": 0.5}
+WORDS = {"precision": "32-true", "device": "cpu", "torch": "2.7.1", "stopped": ""}
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_the_digest_is_of_the_content() -> None:
+    record = with_own_digest({"a": float("nan"), "digests": {"table.csv": "1"}, 3: [0.1, None]}, "record.json")
+    assert record["a"] is None and record["digests"].keys() == {"table.csv", "record.json"}
+    assert is_unedited(json.loads(json.dumps(record)), "record.json")
+    for changed in ({"a": 1}, {"3": [0.1]}, {"b": 0}, {"digests": {**record["digests"], "table.csv": "2"}}):
+        assert not is_unedited({**record, **changed}, "record.json")
+    assert is_unedited({"a": 1}, "record.json"), "of a version without digests"
+    assert with_own_digest(record, "record.json") == record
+
+
+@pytest.mark.parametrize(
+    "changes", [{"score": 0.99}, {"dice": {"a": 0.99}}, {"steps": 2}, {"digests": {RESULT_FILE: ""}}]
+)
+def test_an_edited_result_of_a_fold(tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = tmp_path / "fold_0"
+    folder.mkdir()
+    result = FoldResult(0, 0, 0.5, digests={"scores.csv": "1"}, **VALUES, **WORDS)
+    result.write(folder)
+    assert FoldResult.read(folder) == result and read_member_status(folder).score == "0.5000"
+    assert read_result_json(folder / RESULT_FILE)["score"] == 0.5
+    edit(folder / RESULT_FILE, **changes)
+    with pytest.raises(MaskfoldError, match=r"result\.json was changed after the fold finished") as caught:
+        FoldResult.read(folder)
+    assert "maskfold cv" in caught.value.hint
+    assert read_member_status(folder).score in ("", "–") and read_result_json(folder / RESULT_FILE) == {}
+
+
+def test_a_run_with_an_edited_result_is_not_summarised(finished: Callable[..., Run], tiny: Callable[..., Any]) -> None:
+    run = finished(tiny(2))
+    path = run.folder / "fold_1" / RESULT_FILE
+    result = FoldResult.read(path.parent)
+    assert result is not None
+    result.write(path.parent)  # with a digest
+    before = summarize_run(run)
+    edit(path, score=0.99)
+    for read in (lambda: summarize_run(run), run.oof, run.checkpoints):
+        with pytest.raises(MaskfoldError, match=r"fold_1/result\.json was changed"):
+            read()
+    result.write(path.parent)
+    assert summarize_run(run) == before
+
+
+def test_an_edited_list_of_trials(tmp_path: Path) -> None:
+    trial = {"number": 0, "state": "complete", "values": [0.5], "params": {}, "run": "mlruns/runs/a/b"}
+    path = tmp_path / "study" / TRIALS_FILE
+    path.parent.mkdir()
+    content = {"objectives": ["score"], "best": [0], "trials": [trial]}
+    write_json(path, with_own_digest(content, TRIALS_FILE))
+    assert read_trials(path.parent)["best"] == [0] and len(list(_in_studies(tmp_path))) == 1
+    edit(path, trials=[{**trial, "values": [0.9]}])
+    for read in (lambda: read_trials(path.parent), lambda: list(_in_studies(tmp_path))):
+        with pytest.raises(MaskfoldError, match=r"trials\.json was changed after it was written"):
+            read()
+    write_json(path, content)  # of a version without digests
+    assert read_trials(path.parent)["trials"] == [trial]
+
+
+def test_an_edited_record_of_the_ledger(tmp_path: Path) -> None:
+    metric = MetricConfig(name="dice").model_dump()
+    record = UploadRecord(
+        "r", "toy", "kaggle", "toy", "2026-01-01T10:00:00+00:00", "s.csv", "0" * 64, "", metric=metric
+    )
+    ledger = Ledger("toy", tmp_path)
+    ledger.write(record)
+    assert ledger.read() == [record]
+    path = ledger.folder / "r.json"
+    edit(path, cv={"score": 0.99})
+    with pytest.raises(MaskfoldError, match=r"r\.json was changed after it was written"):
+        ledger.read()
+    edit(path, digests={})
+    assert ledger.read()[0].score == 0.99, "of a version without digests"
+
+
+def test_an_edited_summary_of_a_submission(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    content = {"runs": [], "expected": {"score": 0.5}}
+    write_json(path, with_own_digest(content, SUBMISSION_DIGEST))
+    assert _read_summary(tmp_path / "a.csv")["expected"]["score"] == 0.5
+    path.rename(tmp_path / "b.json")
+    assert _read_summary(tmp_path / "b.csv")["expected"]["score"] == 0.5, "the user may rename both files"
+    edit(tmp_path / "b.json", expected={"score": 0.99})
+    with pytest.raises(MaskfoldError, match=r"b\.json was changed after it was written"):
+        _read_summary(tmp_path / "b.csv")
+    write_json(path, content)
+    assert _read_summary(tmp_path / "a.csv") == content, "of a version without digests"
