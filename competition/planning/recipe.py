@@ -35,6 +35,8 @@ DECODERS = {
 }
 MUON, RANDOM_RATE, PRETRAINED_RATE = "competition.models.muon.Muon", 4.0e-3, 1.5e-3  # docs/recipes.md
 MUON_PIXELS = 2**16  # 2D: if a step has fewer pixels, Muon would take more than a quarter of its time
+# 3D: if training sees a case less often than this, the augmentation is light; see docs/recipes.md.
+LIGHT_VIEWS = 10
 FIRST_FILTERS = {"light": 16, "medium": 32, "standard": 16, "wide": 32}
 AXES = {2: ("up and down", "left and right"), 3: ("left and right", "front and back", "up and down")}
 
@@ -157,7 +159,7 @@ def experiment_lines(
     lines = [line for line in lines if line.path[0] != "prepare"] + [
         line for line in lines if line.path[0] == "prepare"
     ]
-    lines += [_patch(candidate), _augment(facts), *_network(candidate), _loss(comp), *_gate(facts)]
+    lines += [_patch(candidate), _augment(facts, candidate, schedule), *_network(candidate), _loss(comp), *_gate(facts)]
     lines += _optimizer(candidate, schedule) + _training(candidate, schedule, minutes) + _inference(candidate, schedule)
     return [*lines, _postprocess(facts), *_study(candidate)]
 
@@ -220,7 +222,7 @@ def _patch(candidate: Candidate) -> Line:
     return Line(("patch",), {"size": size, "foreground": 0.5}, f"{reason}; half of the patches have foreground")
 
 
-def _augment(facts: Facts) -> Line:
+def _augment(facts: Facts, candidate: Candidate, schedule: Schedule | None) -> Line:
     dims, flips = facts.comp.dimensions, facts.flips
     value: bool | list[int] = True if len(flips) == dims else (flips or False)
     sided = [AXES[dims][side.axis] for side in facts.sides if side.has_sides]
@@ -233,7 +235,12 @@ def _augment(facts: Facts) -> Line:
         reason = f"no mirror images, because the names of classes contain a side ({', '.join(facts.sided_names[:3])})"
     else:
         reason = "mirror images, because no class is called left or right; there are too few cases to measure sides"
-    return Line(("augment",), {"preset": "medium", "flip": value}, reason)
+    preset, cases = "medium", len(facts.train) * (facts.folds - 1) / facts.folds
+    views = schedule.steps * candidate.batch / cases if schedule is not None else math.inf
+    if dims == 3 and views < LIGHT_VIEWS:
+        preset = "light"
+        reason = f"few changes, because training sees each case only about {max(1, round(views))} times; {reason}"
+    return Line(("augment",), {"preset": preset, "flip": value}, reason)
 
 
 # Network and loss
