@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from competition.planning.init import Initialised
 from competition.planning.lines import to_yaml
 from competition.planning.measure import Measurement
 from competition.planning.plan import Plan, PlanOptions, make_plan, plan_record, table_rows
-from competition.planning.recipe import read_facts
+from competition.planning.recipe import LIGHT_VIEWS, experiment_lines, read_facts
 from competition.planning.rules import (
     MAX_VALIDATIONS,
     MIN_CASES_SEEN,
@@ -263,6 +265,21 @@ def test_explore_suggests_the_patch_of_the_plan(start: Start) -> None:
         assert plan is not None
         planned = next(line.value for line in plan.lines if line.path == ("patch",))
         assert yaml.safe_load(done.exploration.snippet)["patch"] == planned
+
+
+def test_volumes_that_training_sees_rarely_are_changed_little(start: Start) -> None:
+    exploration = start(decathlon).exploration
+    facts = read_facts(exploration, 2)
+    assert facts is not None
+    candidate = candidates_of(grids(facts.shape, facts.spacing, facts.object_side))[0]
+    cases = len(facts.train) / 2  # of a fold's training
+    presets = []
+    for views in (LIGHT_VIEWS - 1, LIGHT_VIEWS):
+        steps = math.ceil(views * cases / candidate.batch)
+        schedule = dataclasses.replace(schedule_of(candidate, Timing(1.0, 1.0, 1.0), Budget(10, 1)), steps=steps)
+        lines = experiment_lines(facts, candidate, schedule, 10)
+        presets.append(next(line.value["preset"] for line in lines if line.path == ("augment",)))
+    assert presets == ["light", "medium"]
 
 
 def test_large_cases_count_more(start: Start) -> None:
