@@ -18,6 +18,7 @@ from competition.planning.layouts.content import Role
 from competition.planning.layouts.described import find_described
 from competition.planning.layouts.nested import mark_nested
 from competition.planning.layouts.pairs import find_pairs
+from competition.planning.layouts.pooled import pool_series
 from competition.planning.layouts.run_lengths import find_run_tables
 from competition.planning.layouts.series import Series, find_series
 from competition.planning.sample import add_submission
@@ -52,6 +53,9 @@ def find_layouts(host: HostFolder) -> list[Layout]:
                 status=2,
             )
         roles = {item.pattern: role_of(host, item) for item in series}
+        pooled = pool_series(host, series, roles)
+        roles |= {item.pattern: roles[item.members[0]] for item in pooled}
+        series += pooled
         tests = [item for item in series if roles[item.pattern] == "image" and item.kind != "objects"]
         found = [
             *mark_nested(find_pairs(host, series, roles)),
