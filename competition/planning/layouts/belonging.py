@@ -19,9 +19,9 @@ def prefer_own_images(pairs: Sequence[Pair]) -> list[Pair]:
     for belongs in (_by_folder, _by_name):
         images_of: dict[str, list[Pair]] = {}
         for pair in kept:
-            images_of.setdefault(pair[1].pattern, []).append(pair)
+            images_of.setdefault(_file(pair[1]), []).append(pair)
         own = {
-            (image.pattern, mask.pattern)
+            (_file(image), _file(mask))
             for same in images_of.values()
             for image, mask in same
             if belongs(image, mask, [other for other, _ in same])
@@ -30,9 +30,14 @@ def prefer_own_images(pairs: Sequence[Pair]) -> list[Pair]:
         kept = [
             (image, mask)
             for image, mask in kept
-            if (image.pattern, mask.pattern) in own or image.pattern not in claimed or mask.pattern not in with_own
+            if (_file(image), _file(mask)) in own or _file(image) not in claimed or _file(mask) not in with_own
         ]
     return kept
+
+
+def _file(series: Series) -> str:
+    """Return the first file, which identifies a series whether or not its ids are shortened."""
+    return min(paths[0] for paths in series.files.values())
 
 
 Belongs = Callable[[Series, Series, Sequence[Series]], bool]

@@ -314,6 +314,14 @@ def _layout(host: HostFolder, channels: list[tuple[str, Series]], truth: Truth) 
         keys["instances"] = True
         reasons["instances"] = "the masks of a case are one file per object"
     unlabelled = len(image_ids) - len(ids)
+    further = [case_id for case_id in sorted(image_ids - truth.ids) if _is_further_mask(case_id, truth.ids)]
+    if further:
+        file = first.files[further[0]][0]
+        remarks.append(
+            f"{format_count(len(further), 'file')} such as {file} may be further masks of images that have one "
+            "already: not used; if they are, write one mask for each image"
+        )
+        unlabelled -= len(further)
     if unlabelled:
         remarks.append(f"{format_count(unlabelled, 'image')} without a mask: left out of training (train.cases)")
     partial = [name for name, series in truth.classes if not set(ids) <= series.ids]
@@ -336,9 +344,15 @@ def _layout(host: HostFolder, channels: list[tuple[str, Series]], truth: Truth) 
         mask_files={
             name: {i: files for i, files in series.files.items() if i in image_ids} for name, series in truth.classes
         },
-        listed=tuple(ids) if unlabelled else None,
+        listed=tuple(ids) if unlabelled or further else None,
         ids=tuple(ids),
     )
+
+
+def _is_further_mask(case_id: str, ids: frozenset[str]) -> bool:
+    """Return whether the id continues that of a case with a word for masks: `a_mask_1` beside `a`."""
+    cuts = [match.start() for match in re.finditer(r"[_\-. ]", case_id)]
+    return any(case_id[:cut] in ids and has_word(case_id[cut:], MASK_WORDS) for cut in cuts)
 
 
 def _layout_name(image: Series, truth: Truth) -> str:
@@ -401,7 +415,7 @@ def _merge_splits(layouts: list[Layout]) -> list[Layout]:
     def same(layout: Layout, other: Layout) -> bool:
         both = [(_first_pattern(item.images), _first_pattern(item.masks or "")) for item in (layout, other)]
         if "train" in (split(layout), split(other)):  # then the folders' other words may differ, as in `Test_v2`
-            both = [(images.rpartition("/")[2], masks.rpartition("/")[2]) for images, masks in both]
+            both = [(images.rpartition("/")[2], "") for images, _ in both]
         return [structure(text) for text in both[0]] == [structure(text) for text in both[1]]
 
     kept = []
@@ -415,7 +429,7 @@ def _merge_splits(layouts: list[Layout]) -> list[Layout]:
             if split(layout) in ("train", "") and split(other) in ("test", "val") and same(layout, other):
                 what = f"{format_count(other.cases, 'labelled case')} in {_first_pattern(other.images)}"
                 use = "only their images are used, as test cases" if split(other) == "test" else "not used"
-                kept[-1] = replace(kept[-1], notes=(*kept[-1].notes, f"{what}: {use}"))
+                kept[-1] = replace(kept[-1], notes=tuple(dict.fromkeys((*kept[-1].notes, f"{what}: {use}"))))
     return kept
 
 
@@ -469,7 +483,7 @@ def _same_names(host: HostFolder, channels: dict[str, str]) -> list[tuple[dict[s
     folders = sorted(folder for folder in {*host.folders, *host.children} if split_of(folder) == "test")
     found = []
     for folder in folders:
-        if folder in own:
+        if folder in own or (has_word(folder, MASK_WORDS) and not any(has_word(name, MASK_WORDS) for name in own)):
             continue
         if len(own) == 1:
             patterns = {name: f"{folder}/{rest}" for name, (_, rest) in parts.items()}

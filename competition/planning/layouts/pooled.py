@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ def pool_series(host: HostFolder, series: Sequence[Series], roles: Mapping[str, 
                 end = item.pattern[len(item.origin) :]
                 key = (tuple(parts[:place]), tuple(parts[place + 1 :]), end, item.whole, roles[item.pattern])
                 siblings.setdefault(key, []).append((name, item))
-    pooled: dict[str, Series] = {}
+    pooled: dict[tuple[str, bool], Series] = {}
     for (above, below, end, _, _), members in siblings.items():
         names = [name for name, _ in members]
         if len(names) < 2 or not _are_parts([item for _, item in members]) or _differ_in_kind(names):
@@ -45,7 +45,7 @@ def pool_series(host: HostFolder, series: Sequence[Series], roles: Mapping[str, 
         if _folders_of(host, origin) == {item.origin for _, item in members}:
             files = {case_id: paths for _, item in members for case_id, paths in item.files.items()}
             first = members[0][1]
-            pooled[f"{origin}{end}"] = replace(
+            pooled[f"{origin}{end}", first.whole] = replace(
                 first,
                 pattern=f"{origin}{end}",
                 files=files,
@@ -67,9 +67,19 @@ def _differ_in_kind(names: Sequence[str]) -> bool:
 
 def _common_name(names: Sequence[str]) -> str:
     """Return the common beginning and end of names, with `*` between them."""
-    start = os.path.commonprefix(list(names))
-    rest = [name[len(start) :][::-1] for name in names]
-    return f"{start}*{os.path.commonprefix(rest)[::-1]}"
+    start = _common_start(names)
+    end = _common_start([name[len(start) :][::-1] for name in names])[::-1]
+    return f"{start}*{end}"
+
+
+def _common_start(names: Sequence[str]) -> str:
+    """Return the common beginning of names, without a part of a word: `` for `berlin` and `bonn`."""
+    first, last = min(names), max(names)  # all other names begin with what these two have in common
+    count = next((place for place, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
+    start = first[:count]
+    if any(name[count : count + 1].isalpha() for name in names):
+        start = start.rstrip(string.ascii_letters)
+    return start
 
 
 def _folders_of(host: HostFolder, origin: str) -> set[str]:
@@ -81,7 +91,7 @@ def without_members(pairs: Sequence[Pair]) -> list[Pair]:
     """Return the pairs without those that a pair of pooled series contains."""
 
     def contains(whole: Series, part: Series) -> bool:
-        return whole.pattern == part.pattern or part.pattern in whole.members or part.origin in _origins(whole)
+        return part.origin in {whole.origin, *(member.rpartition("/")[0] for member in whole.members)}
 
     def is_part(pair: Pair) -> bool:
         return any(
@@ -93,7 +103,3 @@ def without_members(pairs: Sequence[Pair]) -> list[Pair]:
         )
 
     return [pair for pair in pairs if not is_part(pair)]
-
-
-def _origins(series: Series) -> set[str]:
-    return {member.rpartition("/")[0] for member in series.members}

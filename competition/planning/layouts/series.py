@@ -119,7 +119,9 @@ def _without_trees(host: HostFolder, parent: str) -> dict[str, list[str]]:
         return children
     inner = {name: {part for path in paths for part in path.split("/")[:-1]} for name, paths in children.items()}
     return {
-        name: paths for name, paths in children.items() if len(inner[name] & children.keys()) < 0.5 * (len(children) - 1)
+        name: paths
+        for name, paths in children.items()
+        if len(inner[name] & children.keys()) < 0.5 * (len(children) - 1)
     }
 
 
