@@ -279,8 +279,9 @@ def _open_table(comp: Competition) -> tuple[Path, Any, RleTableColumns]:
         required = {"train.columns.id": columns.id, "train.columns.mask": columns.mask}
         if columns.cls is not None:
             required["train.columns.class"] = columns.cls
-        layout = RleTableColumns(columns.id, columns.mask, columns.cls, columns.cls is None and class_in_id)
-        return path, read_csv(path, required), layout
+        table = read_csv(path, required)
+        class_in_id = class_in_id or (profile is None and _ids_end_in_classes(comp, table[columns.id]))
+        return path, table, RleTableColumns(columns.id, columns.mask, columns.cls, columns.cls is None and class_in_id)
     table = read_csv(path, {})
     layouts = _layouts(profile)
     default = RleTableColumns(columns.id, columns.mask, columns.cls, class_in_id)
@@ -293,6 +294,12 @@ def _open_table(comp: Competition) -> tuple[Path, Any, RleTableColumns]:
         "Set train.columns (id, class, mask) to the table's columns, or correct train.rle or submission.profile.",
         status=2,
     )
+
+
+def _ids_end_in_classes(comp: Competition, ids: Any) -> bool:
+    """Return whether the first ids of a table end in the name of one of several classes, as in `name.jpg_Fish`."""
+    first = ids.head(20).tolist()
+    return len(comp.classes) > 1 and bool(first) and {text.rpartition("_")[2] for text in first} <= set(comp.classes)
 
 
 def _variants(profile: Profile) -> list[Profile]:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from competition.data.readers import ITK_EXTENSIONS, extension_of
+from competition.data.readers import ITK_EXTENSIONS, extension_of, strip_extension
 from competition.errors import MaskfoldError
 from competition.planning.folder import ARCHIVES, HostFolder, is_dicom
 from competition.planning.grouping import find_groups
 from competition.planning.labels import read_labels_of
-from competition.planning.layout import Layout, role_of
+from competition.planning.layout import Layout, first_path, role_of
 from competition.planning.layouts.coco import find_coco
 from competition.planning.layouts.colours import colours_error
-from competition.planning.layouts.content import Role
+from competition.planning.layouts.content import Role, header_of
 from competition.planning.layouts.described import find_described
 from competition.planning.layouts.nested import mark_nested
 from competition.planning.layouts.pairs import find_pairs
+from competition.planning.layouts.pooled import pool_series
 from competition.planning.layouts.run_lengths import find_run_tables
-from competition.planning.layouts.series import Series, find_series
+from competition.planning.layouts.series import MOST, Series, find_series
 from competition.planning.sample import add_submission
 from competition.planning.words import MASK_WORDS, has_word, is_role_name
 from competition.text import format_count
@@ -30,6 +31,14 @@ BY_HAND = (
     "train.masks; in a pattern, {id} is the name of a case, such as `images/{id}.png` with `masks/{id}.png`; "
     "docs/yaml.md has all keys."
 )
+# Formats of images that Maskfold does not read
+OTHER_IMAGES = (
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".webp"),
+    *(".svs", ".ndpi", ".mrxs", ".czi", ".lif", ".nd2", ".mrc"),
+    *(".h5", ".hdf5", ".mat", ".tfrecord", ".tfrecords"),
+)
+OUTLINES = (".xml", ".geojson", ".jsonl", ".json", ".txt")  # formats of outlines, which Maskfold reads only as COCO
+FEW_FILES = 12  # with at most this many images, each may be a stack of many
 DICOM_SAMPLE = 20  # maximum number of files that are opened to see whether a folder has DICOM files
 
 
@@ -52,6 +61,9 @@ def find_layouts(host: HostFolder) -> list[Layout]:
                 status=2,
             )
         roles = {item.pattern: role_of(host, item) for item in series}
+        pooled = pool_series(host, series, roles)
+        roles |= {item.pattern: roles[item.members[0]] for item in pooled}
+        series += pooled
         tests = [item for item in series if roles[item.pattern] == "image" and item.kind != "objects"]
         found = [
             *mark_nested(find_pairs(host, series, roles)),
@@ -88,7 +100,8 @@ def _no_layout(host: HostFolder, series: Sequence[Series], roles: dict[str, Role
     if not host.images:
         return _no_images(host)
     counts = f"{format_count(len(host.images), 'image')}, such as {host.images[0]}"
-    coloured = next((item for item in series if roles[item.pattern] == "colours"), None)
+    in_colours = [item for item in series if roles[item.pattern] == "colours"]
+    coloured = next((item for item in in_colours if item.split in ("train", "")), (in_colours or [None])[0])
     if coloured is not None:
         return colours_error(host, coloured)
     if not any(role == "mask" for role in roles.values()):
@@ -100,10 +113,13 @@ def _no_layout(host: HostFolder, series: Sequence[Series], roles: dict[str, Role
                 f"Check that these files are complete. {BY_HAND}",
                 status=2,
             )
+        if (error := _unread_truth(host, series, counts)) is not None:
+            return error
         kinds = [item for item in series if not item.whole and not is_role_name(item.label)] or list(series)
         shown = ", ".join(f"`{item.pattern}` ({format_count(len(item.ids), 'case')})" for item in kinds[:4])
         return MaskfoldError(
             f"{host.root} has {counts}, but no masks and no table of run lengths: it can only be a test set."
+            + (" If one file has many images, write a file for each." if len(host.images) <= FEW_FILES else "")
             + (f" The kinds of files are {shown}; none has the flat regions of a mask." if len(kinds) > 1 else ""),
             "Add the masks of the training images; or predict these images with a trained run: maskfold predict RUN "
             f"--images {root} -o predictions. {BY_HAND if len(kinds) > 1 else ''}".rstrip(),
@@ -116,12 +132,60 @@ def _no_layout(host: HostFolder, series: Sequence[Series], roles: dict[str, Role
         return MaskfoldError(
             f"{host.root} has {found}, but no images.", "Add the images, or name the folder that has both.", status=2
         )
+    if (error := _different_sizes(host, series, roles)) is not None:
+        return error
     return MaskfoldError(
         f"{host.root} has images {', '.join(f'`{pattern}`' for pattern in images[:3])} and {found}, but the "
         "names or sizes of images and masks do not match.",
         f"Give each mask the name of its image. {BY_HAND}",
         status=2,
     )
+
+
+def _unread_truth(host: HostFolder, series: Sequence[Series], counts: str) -> MaskfoldError | None:
+    """Return the error for truth in a form that Maskfold does not read; None if no file looks like truth."""
+    for item in series:
+        header = header_of(first_path(host, item)) if has_word(item.pattern, MASK_WORDS) else None
+        if header is not None and header.channels > 1 and item.kind == "single":
+            return MaskfoldError(
+                f"{host.root} has {counts}. By its name, `{item.pattern}` has the masks, but each file has "
+                f"{header.channels} channels or time points, expected 1.",
+                f"Write one label file for each case, and for each time point as a case of its own. {BY_HAND}",
+                status=2,
+            )
+    stems = {strip_extension(path.rpartition("/")[2]) for path in host.images}
+    for path in host.files:
+        name = path.rpartition("/")[2]
+        if name.lower().endswith(OUTLINES):
+            is_own = strip_extension(name.rpartition(".")[0]) in stems or not name.lower().endswith((".json", ".txt"))
+            if is_own or (has_word(path, MASK_WORDS | {"polygons"}) and name.lower().endswith(".json")):
+                return MaskfoldError(
+                    f"{host.root} has {counts}, but no masks and no table of run lengths. Files such as {path} may "
+                    "describe the objects; Maskfold reads outlines only from a COCO file.",
+                    "Export masks or a COCO file from the program in which the objects were drawn, or draw the "
+                    "outlines into one mask per image, for example with skimage.draw.polygon.",
+                    status=2,
+                )
+    return None
+
+
+def _different_sizes(host: HostFolder, series: Sequence[Series], roles: Mapping[str, Role]) -> MaskfoldError | None:
+    """Return the error for images and masks of the same ids, but of different sizes; None if no ids are equal."""
+    for mask in series:
+        for image in series:
+            shared = sorted(image.ids & mask.ids)
+            if (roles[image.pattern], roles[mask.pattern]) == ("image", "mask") and len(shared) >= MOST * len(mask.ids):
+                one, other = (header_of(host.root / item.files[shared[0]][0]) for item in (image, mask))
+                if one is not None and other is not None and sorted(one.shape) != sorted(other.shape):
+                    sizes = ["×".join(map(str, header.shape)) for header in (one, other)]
+                    return MaskfoldError(
+                        f"{host.root} has images `{image.pattern}` and masks `{mask.pattern}` of the same cases, but "
+                        f"they differ in size: in {shared[0]}, the image has {sizes[0]} and the mask {sizes[1]}.",
+                        "Write images and masks of the same size; of images with several times or channels, write "
+                        f"one file for each. {BY_HAND}",
+                        status=2,
+                    )
+    return None
 
 
 def _no_images(host: HostFolder) -> MaskfoldError:
@@ -139,6 +203,13 @@ def _no_images(host: HostFolder) -> MaskfoldError:
         return MaskfoldError(
             f"{host.root} has files that Maskfold does not read, such as {medical}.",
             "Convert each to NIfTI with SimpleITK or nibabel, with the same position and voxel size.",
+            status=2,
+        )
+    other = next((path for path in host.files if path.lower().endswith(OTHER_IMAGES)), None)
+    if other is not None:
+        return MaskfoldError(
+            f"{host.root} has no images that Maskfold reads, only files such as {other}.",
+            "Convert them to PNG, TIFF or NPY, for example with Pillow, tifffile or h5py.",
             status=2,
         )
     hint = "Name the folder with the competition's images."

@@ -16,13 +16,14 @@ from competition.errors import MaskfoldError
 from competition.planning.folder import HostFolder
 from competition.planning.layout import Layout
 from competition.planning.layouts.content import LabelValues, label_values, read_mask
-from competition.planning.words import OPINION_WORDS, tokens, without_role_words
+from competition.planning.words import FORMAT_WORDS, MASK_WORDS, OPINION_WORDS, has_word, tokens, without_role_words
 from competition.text import name_problem
 
 MAX_MASKS = 3000  # maximum number of masks that are read; of more masks, an evenly spaced sample is read
 MAX_OVERLAPS = 300  # maximum number of cases in which the masks of the classes are compared
 MIN_NUMBERED = 8  # if one case has at least this many values 1, 2, …, they number objects, not classes
 MAX_CLASSES = 250
+MIN_EDGE_SHARE = 0.6  # a value that covers this share of the masks' edges may be the background
 MANY_VALUES = 12  # if more values have no name, the user is told that they may be object numbers
 BACKGROUND_NAMES = ("background", "bg", "_background_", "__background__")
 # A line that names a class, with its label value before the name and its colour after it, both optional.
@@ -30,6 +31,7 @@ CLASS_LINE = re.compile(
     r"(?:(?P<value>\d{1,3})(?:\s*[:=,;]\s*|\s+))?(?P<name>[^\s:,;\d][^:,;]*?)"
     r"(?:[\s:,;]+(?P<colour>[\[(]?\d{1,3}[\s,;]+\d{1,3}[\s,;]+\d{1,3}[\])]?))?(?::[^:]*)*"
 )
+COLOUR_FIRST = re.compile(r"^(\d{1,3}[\s,]+\d{1,3}[\s,]+\d{1,3})[\s,]+([^\s\d].*)$")  # `255 0 0 liver`
 NAME_FILES = (
     "classes",
     "labels",
@@ -39,6 +41,9 @@ NAME_FILES = (
     "label_map",
     "labelmap",
     "class_dict",
+    "label_class_dict",
+    "label_colors",
+    "_classes",
     "obj_names",
 )
 
@@ -228,7 +233,28 @@ def _with_classes(layout: Layout, found: Sequence[LabelValues], values: list[int
         )
     if "rename" in source:
         layout = layout.with_remarks("no file contains the names of the classes: rename them in `classes`")
-    return layout
+    return layout.with_remarks(*_doubts_about_background(found))
+
+
+def _doubts_about_background(found: Sequence[LabelValues]) -> list[str]:
+    """Return a remark if the masks have no 0, or if another value than 0 covers most of their edges."""
+    whole: Counter[int] = Counter()
+    edges: Counter[int] = Counter()
+    for item in found:
+        whole.update(dict(item.counts))
+        edges.update(dict(item.edges))
+    most, count = (whole if 0 not in whole else edges).most_common(1)[0]
+    if 0 not in whole:
+        return [
+            f"no mask has the value 0, so each value is read as a class; {most} is the most frequent "
+            f"({count / whole.total():.0%} of the pixels): if it is the background, write 0 in its place"
+        ]
+    if most == 0 or count < MIN_EDGE_SHARE * edges.total():
+        return []
+    return [
+        f"0 is read as the background, but {most} covers {count / edges.total():.0%} of the masks' edges: if {most} is "
+        "the background, write label files in which the background is 0"
+    ]
 
 
 def _shown(values: Sequence[int]) -> str:
@@ -243,8 +269,11 @@ def _single_name(layout: Layout) -> str:
     if not isinstance(layout.masks, str):
         return "foreground"
     folder, _, name = layout.masks.rpartition("/")
-    end = name.rpartition(".")[0].removesuffix(".nii")
-    for text in (end.replace("{id}", "").replace("{z}", "").replace("*", ""), *reversed(folder.split("/"))):
+    start, _, end = name.rpartition(".")[0].removesuffix(".nii").rpartition("{id}")
+    if has_word(start, MASK_WORDS):  # otherwise it is the beginning of all ids
+        end = f"{start}_{end}"
+    parts = [part for part in reversed(folder.split("/")) if not FORMAT_WORDS.intersection(tokens(part))]
+    for text in (end.replace("{id}", "").replace("{z}", "").replace("*", ""), *parts):
         own = without_role_words(text.replace("{id}", "").strip("_-. "))
         if (
             own
@@ -274,6 +303,11 @@ def _find_names(host: HostFolder, values: Sequence[int]) -> tuple[list[str], str
             names = [by_value.get(value, "") for value in values]
             if all(names) and len(set(map(str.casefold, names))) == len(names) and not any(map(name_problem, names)):
                 return names, f"as {path} names them"
+    colours, path = named_colours(host)
+    greys = {colour[0]: name for colour, name in colours.items() if len(set(colour)) == 1}
+    names = [greys.get(value, "") for value in values]
+    if all(names) and len(set(names)) == len(names) and not any(map(name_problem, names)):
+        return names, f"as {path} names them by their grey values"
     return [], ""
 
 
@@ -298,6 +332,7 @@ def _names_of_lines(text: str) -> tuple[dict[int, str], dict[tuple[int, ...], st
     otherwise from 1.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    lines = [COLOUR_FIRST.sub(r"\2 \1", line) for line in lines]
     matches = [CLASS_LINE.fullmatch(line) for line in lines]
     if not all(matches):
         matches = [re.fullmatch(r"(?P<value>)(?P<name>.+?)(?P<colour>)", line) for line in lines]
@@ -340,12 +375,15 @@ def _names_of_json(content: Any) -> dict[int, str]:
     return names
 
 
+VALUE_COLUMNS = ("value", "id", "label", "index", "label_id", "pixel value")
+
+
 def _names_of_table(rows: list[dict[str, Any]]) -> dict[int, str]:
     names = {}
     for row in rows:
         columns = {str(key).strip().casefold(): str(value or "").strip() for key, value in row.items() if key}
         name = next((columns[key] for key in ("name", "class", "class_name", "label_name") if columns.get(key)), "")
-        value = next((columns[key] for key in ("value", "id", "label", "index", "label_id") if columns.get(key)), "")
+        value = next((columns[key] for key in VALUE_COLUMNS if columns.get(key)), "")
         if name and value.isdigit():
             names[int(value)] = name
     return names

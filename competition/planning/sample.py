@@ -147,6 +147,9 @@ def _read(layout: Layout, path: str, names: set[str]) -> Sample | None:
     cls, found = None, []
     for column in rest:
         distinct = list(dict.fromkeys(table[column]))
+        if column != mask and len(classes) > 1 and column == layout.keys.get("columns", {}).get("class"):
+            cls, found = column, distinct  # as in the training table, although the sample may list only some classes
+            break
         if (
             column != mask
             and len(distinct) == len(classes)

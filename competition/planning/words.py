@@ -29,6 +29,11 @@ CHANNEL_WORDS = words(
     "flair t1 t1c t1ce t1gd t1n t1w t1wce t2 t2f t2w t2flair adc dwi hbv ct cta ctp pet suv mr mri mra pd pdw swi asl "
     "cbf cbv mtt tmax ttp dce red green blue nir swir vv vh dapi gfp rfp bf phase"
 )
+# Folders of these names say nothing about the class of their masks.
+FORMAT_WORDS = words(
+    "png jpg jpeg tif tiff bmp gif nii nifti mhd npy anat dwi func derivatives derivative rawdata bids ses session "
+    "part fold batch subset site center centre"
+)
 SLICE_WORDS = words("slice slices sl z layer page plane")
 # If the names of several masks of an image have such words, the masks are versions of the same objects, not classes.
 OPINION_WORDS = words(

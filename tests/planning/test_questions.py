@@ -253,11 +253,11 @@ def test_a_faulty_coco_file_is_refused(change: Callable[[dict[str, Any]], object
 
 
 def test_two_coco_files_of_one_folder_have_tables_of_their_own(start: Start) -> None:
-    def train_and_val(root: Path) -> None:
+    def two_files(root: Path) -> None:
         coco(root)
         file = root / "annotations" / "instances.json"
         content = json.loads(file.read_text())
-        for name, part in (("train", slice(0, 3)), ("val", slice(3, None))):
+        for name, part in (("first", slice(0, 3)), ("second", slice(3, None))):
             images = content["images"][part]
             ids = {image["id"] for image in images}
             objects = [item for item in content["annotations"] if item["image_id"] in ids]
@@ -266,7 +266,7 @@ def test_two_coco_files_of_one_folder_have_tables_of_their_own(start: Start) -> 
 
     ids = {}
     for layout, name in enumerate(("one", "two"), start=1):
-        start(train_and_val, layout=layout, name=name)
+        start(two_files, layout=layout, name=name)
         ids[name] = set(case_table(load_competition(f"experiments/{name}/competition.yaml"))["id"])
     assert set(case_table(load_competition("experiments/one/competition.yaml"))["id"]) == ids["one"]
     assert ids["one"].isdisjoint(ids["two"]) and ids["one"] | ids["two"] == set(IDS)

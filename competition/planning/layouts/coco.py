@@ -18,6 +18,7 @@ from competition.errors import MaskfoldError
 from competition.io import atomic_write, disk_full_as_error
 from competition.planning.folder import HostFolder
 from competition.planning.layout import Layout
+from competition.planning.words import split_of
 from competition.rle import RleFormat, decode, encode
 from competition.text import format_count, name_problem
 
@@ -36,6 +37,7 @@ class CocoFile:
         images: path below the folder, height and width of each image, by id.
         objects: category and segmentation of each object, by image.
         left_out: number of crowds and of objects without a mask.
+        missing: number of images that the folder does not have, or that have the names of several files.
     """
 
     path: str
@@ -43,6 +45,7 @@ class CocoFile:
     images: dict[int, tuple[str, int, int]]
     objects: dict[int, list[tuple[int, Any]]]
     left_out: int
+    missing: int = 0
 
 
 def find_coco(host: HostFolder) -> list[Layout]:
@@ -52,6 +55,10 @@ def find_coco(host: HostFolder) -> list[Layout]:
         coco = _read(host, path)
         if coco is not None and coco.objects:
             found.append(_layout(host, coco))
+    training = [layout for layout in found if split_of(layout.keys["coco"].path) in ("train", "")]
+    if training and len(training) < len(found):
+        others = ", ".join(layout.keys["coco"].path for layout in found if layout not in training)
+        found = [replace(layout, notes=(*layout.notes, f"{others}: not used")) for layout in training]
     if len(found) > 1:
         found = [replace(layout, name=f"{layout.name}: {layout.keys['coco'].path}") for layout in found]
     return found
@@ -90,7 +97,8 @@ def _read(host: HostFolder, path: str) -> CocoFile | None:
             "Correct the file.",
             status=2,
         ) from error
-    return CocoFile(path, names, images, objects, left_out) if images else None
+    missing = len(content["images"]) - len(images)
+    return CocoFile(path, names, images, objects, left_out, missing) if images else None
 
 
 def _looks_like_coco(file: Path) -> bool:
@@ -113,9 +121,17 @@ def _places(host: HostFolder, path: str, images: Sequence[Mapping[str, Any]]) ->
         same = by_name.get(name.rpartition("/")[2], [])
         if name in known or beside in known:
             places[item["file_name"]] = name if name in known else beside
-        elif len(same) == 1:
-            places[item["file_name"]] = same[0]
+        elif near := _nearest(same, folder):
+            places[item["file_name"]] = near
     return places
+
+
+def _nearest(paths: Sequence[str], folder: str) -> str:
+    """Return the only path in a folder, or in the nearest folder above that has such a path; empty if several do."""
+    while folder and not any(path.startswith(f"{folder}/") for path in paths):
+        folder = folder.rpartition("/")[0]
+    below = [path for path in paths if not folder or path.startswith(f"{folder}/")]
+    return below[0] if len(below) == 1 else ""
 
 
 def _layout(host: HostFolder, coco: CocoFile) -> Layout:
@@ -135,6 +151,11 @@ def _layout(host: HostFolder, coco: CocoFile) -> Layout:
     remarks = [f"categories without an object are left out: {', '.join(unused[:5])}"] if unused else []
     if coco.left_out:
         remarks.append(f"{format_count(coco.left_out, 'annotation')} without an outline, or of crowds: left out")
+    if coco.missing:
+        remarks.append(
+            f"{format_count(coco.missing, 'image')} of {coco.path} "
+            f"{'is' if coco.missing == 1 else 'are'} not in the folder, or have the name of several files: left out"
+        )
     return Layout(
         "COCO annotations",
         host,

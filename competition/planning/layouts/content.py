@@ -33,10 +33,12 @@ class LabelValues:
     Attributes:
         counts: number of pixels of each value.
         lossy: whether the values scatter around 0 and 255, as in a JPEG.
+        edges: number of pixels of each value at the mask's edges.
     """
 
     counts: tuple[tuple[int, int], ...]
     lossy: bool = False
+    edges: tuple[tuple[int, int], ...] = ()
 
     @property
     def foreground(self) -> list[int]:
@@ -186,8 +188,13 @@ def label_values(path: Path, dimensions: int) -> LabelValues | None:
         labels, _ = read_labels(path, dimensions)
     except MaskfoldError:
         return None
+    edges = np.concatenate([np.take(labels, (0, -1), axis).ravel() for axis in range(labels.ndim)])
+    return LabelValues(_count(labels), is_lossy(labels), _count(edges))
+
+
+def _count(labels: np.ndarray) -> tuple[tuple[int, int], ...]:
     values, counts = np.unique(labels, return_counts=True)
-    return LabelValues(tuple(zip(values.tolist(), counts.tolist(), strict=True)), is_lossy(labels))
+    return tuple(zip(values.tolist(), counts.tolist(), strict=True))
 
 
 def read_mask(path: Path, dimensions: int) -> np.ndarray[Any, np.dtype[np.bool_]] | None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from competition.planning.folder import HostFolder
 from competition.planning.layout import Layout, Patterns, first_path, join_patterns
-from competition.planning.layouts.content import Role, dimensions_of, header_of, label_values
-from competition.planning.layouts.series import MOST, Series, has_slice_word, trimmed
+from competition.planning.layouts.belonging import prefer_own_images
+from competition.planning.layouts.content import Role, dimensions_of, header_of, label_values, read_mask
+from competition.planning.layouts.pooled import without_members
+from competition.planning.layouts.series import MOST, Pair, Series, has_slice_word, trimmed
 from competition.planning.words import (
     MASK_WORDS,
     OPINION_WORDS,
@@ -25,8 +30,8 @@ from competition.planning.words import (
 )
 from competition.text import format_count, name_problem
 
+OPINION_DICE, MAX_OPINIONS = 0.6, 4  # Dice of two masks from which they may be of one object; masks of an image
 BINARY_SAMPLE = 8  # masks per class that are read to check that each has one foreground value
-Pair = tuple[Series, Series]  # images and masks, reduced to the ids that both have
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,8 @@ def find_pairs(host: HostFolder, series: Sequence[Series], roles: dict[str, Role
     masks = [item for item in series if roles[item.pattern] == "mask" or _is_blank_mask(item, roles)]
     images = [item for item in series if roles[item.pattern] == "image" and item.kind != "objects"]
     pairs = [pair for mask in masks for image in images if (pair := _match(host, image, mask)) is not None]
-    pairs = _within_scans(_prefer_whole_names(pairs, series))
+    pairs = without_members(_within_scans(_prefer_whole_names(pairs, series)))
+    pairs = prefer_own_images(pairs)
     layouts = [
         _layout(host, channels, truth) for group in _groups(pairs) for truth, channels in _combinations(host, *group)
     ]
@@ -222,7 +228,7 @@ def _truths(host: HostFolder, masks: list[Series]) -> Iterator[Truth]:
     )
     if is_classes:
         yield Truth("classes", tuple(sorted(zip(names, singles, strict=True))[:250]))
-    else:
+    if not is_classes or _are_alike(host, singles):
         yield from (Truth("labels", (("", mask),)) for mask in singles)
     yield from (Truth("objects", (("", mask),)) for mask in masks if mask.kind == "objects")
 
@@ -246,6 +252,31 @@ def _is_binary(host: HostFolder, mask: Series) -> bool:
     return True
 
 
+def _are_alike(host: HostFolder, masks: Sequence[Series]) -> bool:
+    """Return whether a few masks of the same images nearly agree, as those of two annotators.
+
+    A part and its whole, such as a lesion in an organ, do not count: the one lies inside of the other.
+    """
+    if len(masks) > MAX_OPINIONS:
+        return False
+    for one, other in itertools.combinations(masks, 2):
+        shared = sorted(one.ids & other.ids)
+        step = max(1, len(shared) // BINARY_SAMPLE)
+        agreeing = compared = 0
+        for case_id in shared[::step]:
+            paths = [host.root / item.files[case_id][0] for item in (one, other)]
+            first, second = (read_mask(path, dimensions_of(path)) for path in paths)
+            if first is None or second is None or first.shape != second.shape or not (first.any() and second.any()):
+                continue
+            both, sizes = np.count_nonzero(first & second), (np.count_nonzero(first), np.count_nonzero(second))
+            compared += 1
+            is_part = both >= 0.98 * min(sizes) and min(sizes) < 0.9 * max(sizes)
+            agreeing += 2 * both >= OPINION_DICE * sum(sizes) and not is_part
+        if compared and agreeing > 0.5 * compared:
+            return True
+    return False
+
+
 def _channel_choices(images: list[Series]) -> Iterator[list[tuple[str, Series]]]:
     """Yield the ways to read several images of the same cases: as channels, or as alternatives to choose from."""
     images = sorted(images, key=lambda item: item.pattern)
@@ -259,7 +290,8 @@ def _channel_choices(images: list[Series]) -> Iterator[list[tuple[str, Series]]]
     if len({name for name, _ in channels}) < len(channels):
         channels = [(f"{name}_{number}", item) for number, (name, item) in enumerate(channels)]
     yield channels
-    if not all(map(is_channel_name, names)):
+    in_folders = len({item.origin for item in images}) > 1  # folders `01` and `02` may also be two sequences
+    if not all(is_channel_name(name) and not (in_folders and name.isdigit()) for name in names):
         yield from ([("image", item)] for item in images)
 
 
@@ -282,6 +314,14 @@ def _layout(host: HostFolder, channels: list[tuple[str, Series]], truth: Truth) 
         keys["instances"] = True
         reasons["instances"] = "the masks of a case are one file per object"
     unlabelled = len(image_ids) - len(ids)
+    further = [case_id for case_id in sorted(image_ids - truth.ids) if _is_further_mask(case_id, truth.ids)]
+    if further:
+        file = first.files[further[0]][0]
+        remarks.append(
+            f"{format_count(len(further), 'file')} such as {file} may be further masks of images that have one "
+            "already: not used; if they are, write one mask for each image"
+        )
+        unlabelled -= len(further)
     if unlabelled:
         remarks.append(f"{format_count(unlabelled, 'image')} without a mask: left out of training (train.cases)")
     partial = [name for name, series in truth.classes if not set(ids) <= series.ids]
@@ -304,9 +344,15 @@ def _layout(host: HostFolder, channels: list[tuple[str, Series]], truth: Truth) 
         mask_files={
             name: {i: files for i, files in series.files.items() if i in image_ids} for name, series in truth.classes
         },
-        listed=tuple(ids) if unlabelled else None,
+        listed=tuple(ids) if unlabelled or further else None,
         ids=tuple(ids),
     )
+
+
+def _is_further_mask(case_id: str, ids: frozenset[str]) -> bool:
+    """Return whether the id continues that of a case with a word for masks: `a_mask_1` beside `a`."""
+    cuts = [match.start() for match in re.finditer(r"[_\-. ]", case_id)]
+    return any(case_id[:cut] in ids and has_word(case_id[cut:], MASK_WORDS) for cut in cuts)
 
 
 def _layout_name(image: Series, truth: Truth) -> str:
@@ -367,9 +413,10 @@ def _merge_splits(layouts: list[Layout]) -> list[Layout]:
         return split_of(_first_pattern(layout.images)) or split_of(_first_pattern(layout.masks or ""))
 
     def same(layout: Layout, other: Layout) -> bool:
-        return structure(_first_pattern(layout.images)) == structure(_first_pattern(other.images)) and structure(
-            _first_pattern(layout.masks or "")
-        ) == structure(_first_pattern(other.masks or ""))
+        both = [(_first_pattern(item.images), _first_pattern(item.masks or "")) for item in (layout, other)]
+        if "train" in (split(layout), split(other)):  # then the folders' other words may differ, as in `Test_v2`
+            both = [(images.rpartition("/")[2], "") for images, _ in both]
+        return [structure(text) for text in both[0]] == [structure(text) for text in both[1]]
 
     kept = []
     for layout in layouts:
@@ -382,7 +429,7 @@ def _merge_splits(layouts: list[Layout]) -> list[Layout]:
             if split(layout) in ("train", "") and split(other) in ("test", "val") and same(layout, other):
                 what = f"{format_count(other.cases, 'labelled case')} in {_first_pattern(other.images)}"
                 use = "only their images are used, as test cases" if split(other) == "test" else "not used"
-                kept[-1] = replace(kept[-1], notes=(*kept[-1].notes, f"{what}: {use}"))
+                kept[-1] = replace(kept[-1], notes=tuple(dict.fromkeys((*kept[-1].notes, f"{what}: {use}"))))
     return kept
 
 
@@ -436,7 +483,7 @@ def _same_names(host: HostFolder, channels: dict[str, str]) -> list[tuple[dict[s
     folders = sorted(folder for folder in {*host.folders, *host.children} if split_of(folder) == "test")
     found = []
     for folder in folders:
-        if folder in own:
+        if folder in own or (has_word(folder, MASK_WORDS) and not any(has_word(name, MASK_WORDS) for name in own)):
             continue
         if len(own) == 1:
             patterns = {name: f"{folder}/{rest}" for name, (_, rest) in parts.items()}

@@ -25,6 +25,7 @@ from competition.planning.words import (
     is_role_name,
     split_of,
     tokens,
+    without_role_words,
 )
 
 Kind = Literal["single", "stack", "objects"]
@@ -53,6 +54,7 @@ class Series:
         label: text that distinguishes the series from similar ones: the end of the name, or the folder.
         origin: the folder if all files lie in one; empty for files in case folders.
         whole: whether the series has all images of its folder although their names can be split into several series.
+        members: patterns of the series of single folders that a series of several folders contains.
     """
 
     pattern: str
@@ -61,6 +63,7 @@ class Series:
     label: str = ""
     origin: str = ""
     whole: bool = False
+    members: tuple[str, ...] = ()
 
     @cached_property
     def ids(self) -> frozenset[str]:
@@ -84,6 +87,9 @@ class Series:
         return [self.files[case_id][len(self.files[case_id]) // 2] for case_id in chosen]
 
 
+Pair = tuple[Series, Series]  # images and masks, reduced to the ids that both have
+
+
 def find_series(host: HostFolder) -> list[Series]:
     """Find all series of a folder: files of several cases in one folder, and case folders."""
     found: list[Series] = []
@@ -95,12 +101,28 @@ def find_series(host: HostFolder) -> list[Series]:
             series = _case_folder_series(host, parent, depth)
             if series:
                 found += series
-                consumed += [f"{parent}/{name}".strip("/") for name in host.children[parent]]
+                consumed += [f"{parent}/{name}".strip("/") for name in _without_trees(host, parent)]
                 break
     for folder, names in sorted(host.folders.items()):
         if not any(folder == inner or folder.startswith(f"{inner}/") for inner in consumed):
             found += _flat_series(folder, names)
     return found
+
+
+def _without_trees(host: HostFolder, parent: str) -> dict[str, list[str]]:
+    """Return the subfolders of a folder and the paths below them, without those that have folders of the others' names.
+
+    In a folder with `sub-01`, `sub-02` and `derivatives/sub-01`, the latter is a second tree of the same cases.
+    """
+    children = host.children[parent]
+    if len(children) <= MIN_FOLDERS:
+        return children
+    inner = {name: {part for path in paths for part in path.split("/")[:-1]} for name, paths in children.items()}
+    return {
+        name: paths
+        for name, paths in children.items()
+        if len(inner[name] & children.keys()) < 0.5 * (len(children) - 1)
+    }
 
 
 def _only_folders(host: HostFolder, parent: str) -> bool:
@@ -268,7 +290,7 @@ def _have_roles(names: list[str]) -> bool:
 
 def _case_folders(host: HostFolder, parent: str, depth: int) -> dict[str, tuple[str, list[str]]]:
     """Return the folder and the images below it of each possible case; empty if two folders have the same name."""
-    children = host.children[parent]
+    children = _without_trees(host, parent)
     if depth == 1:
         return {name: (_join(parent, name), paths) for name, paths in children.items()}
     cases: dict[str, tuple[str, list[str]]] = {}
@@ -306,8 +328,15 @@ def _inner_series(prefix: str, folder: str, names: dict[str, list[tuple[str, str
     if rest and not fixed and not many and label:
         yield _objects(place, rest, label)
     used = sum(len(items) for items in names.values())
-    if many or sum(count for name, count in frequency.items() if name in fixed) < used:
+    if many or sum(count for name, count in frequency.items() if name in fixed) < used or _have_own_masks(fixed):
         yield from _pooled_series(place, names)
+
+
+def _have_own_masks(names: set[str]) -> bool:
+    """Return whether several files of a case folder have masks of their own, such as `ED`, `ED_gt`, `ES`, `ES_gt`."""
+    ends = {strip_extension(name).replace("{id}", "").strip("_-. ") for name in names}
+    images = {end for end in ends if not has_word(end, MASK_WORDS)}
+    return len({own for end in ends - images if (own := without_role_words(end)) and own in images}) > 1
 
 
 def _pooled_series(place: str, names: dict[str, list[tuple[str, str]]]) -> Iterator[Series]:

@@ -162,17 +162,30 @@ def find_profile(table: RunTable, sample_header: Sequence[str] | None) -> Profil
         for variant in (profile, profile.alternative):
             if variant is None or name not in PROFILE_IDS:
                 continue
-            train = variant.train
-            expected = {train.id_column or variant.id_column, train.mask_column or variant.mask_column}
-            if train.class_column or variant.class_column:
-                expected.add(train.class_column or variant.class_column or "")
-            has_header = expected <= set(table.header) and {table.id, table.mask} <= expected
+            has_header = any(
+                expected <= set(table.header) and {table.id, table.mask} <= expected
+                for expected in _possible_columns(variant)
+            )
             has_sample = sample_header is None or list(sample_header) in (
                 [list(item.columns) for item in (profile, profile.alternative) if item is not None]
             )
             if has_header and has_sample and _has_profile_ids(name, table):
                 return profile
     return None
+
+
+def _possible_columns(profile: Profile) -> list[set[str]]:
+    """Return the columns of a profile's training table, and those of its submission, which some hosts also trained on.
+
+    See `competition.data.rle_tables`, which reads both.
+    """
+    train = profile.train
+    cls = train.class_column or profile.class_column
+    own = {train.id_column or profile.id_column, train.mask_column or profile.mask_column, cls}
+    return [
+        {column for column in columns if column}
+        for columns in (own, {profile.id_column, profile.mask_column, profile.class_column})
+    ]
 
 
 def _has_profile_ids(name: str, table: RunTable) -> bool:

@@ -1,0 +1,60 @@
+"""Choose the images to which a mask belongs, where several images have its id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from competition.planning.layouts.series import Pair, Series
+from competition.planning.words import MASK_WORDS, has_word, tokens, without_role_words
+
+
+def prefer_own_images(pairs: Sequence[Pair]) -> list[Pair]:
+    """Return the pairs without those of a mask and an image that belongs to another mask.
+
+    A mask belongs to an image if its folders name those of the image (`01_GT/SEG` and `01`; `PNG/masks` and `PNG/raw`),
+    or if its name continues that of the image (`{id}_4CH_ED_gt` and `{id}_4CH_ED`). An image that belongs to no mask
+    stays, because it may be another channel.
+    """
+    kept = list(pairs)
+    for belongs in (_by_folder, _by_name):
+        images_of: dict[str, list[Pair]] = {}
+        for pair in kept:
+            images_of.setdefault(_file(pair[1]), []).append(pair)
+        own = {
+            (_file(image), _file(mask))
+            for same in images_of.values()
+            for image, mask in same
+            if belongs(image, mask, [other for other, _ in same])
+        }
+        claimed, with_own = {image for image, _ in own}, {mask for _, mask in own}
+        kept = [
+            (image, mask)
+            for image, mask in kept
+            if (_file(image), _file(mask)) in own or _file(image) not in claimed or _file(mask) not in with_own
+        ]
+    return kept
+
+
+def _file(series: Series) -> str:
+    """Return the first file, which identifies a series whether or not its ids are shortened."""
+    return min(paths[0] for paths in series.files.values())
+
+
+Belongs = Callable[[Series, Series, Sequence[Series]], bool]
+
+
+def _folder_words(series: Series) -> set[str]:
+    return set(tokens(series.pattern.rpartition("/")[0].replace("{id}", " ")))
+
+
+def _by_folder(image: Series, mask: Series, images: Sequence[Series]) -> bool:
+    """Return whether the mask's folders have all words that distinguish the image's folders from other images'."""
+    common = set.intersection(*map(_folder_words, images))
+    own = _folder_words(image) - common
+    return bool(own) and own <= _folder_words(mask)
+
+
+def _by_name(image: Series, mask: Series, _: Sequence[Series]) -> bool:
+    """Return whether the ends of both names are equal but for a word such as `gt`."""
+    name = without_role_words(image.label)
+    return bool(name) and has_word(mask.label, MASK_WORDS) and name == without_role_words(mask.label)

@@ -1,0 +1,105 @@
+"""Read sibling folders as one, such as `Training Batch 1` and `Training Batch 2`, if each has other cases."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from competition.planning.folder import HostFolder
+from competition.planning.layouts.content import Role
+from competition.planning.layouts.series import Pair, Series
+from competition.planning.words import CHANNEL_WORDS, split_of, tokens
+
+
+def pool_series(host: HostFolder, series: Sequence[Series], roles: Mapping[str, Role]) -> list[Series]:
+    """Return one series for the series of sibling folders that have other cases of the same kind.
+
+    `a/train/x/{id}.png` and `a/train/y/{id}.png` become `a/train/*/{id}.png`. Folders are not pooled if they share an
+    id (then they are channels, classes or opinions), if their names tell different splits or modalities, or if the
+    pattern would match other folders too.
+
+    Args:
+        host: the scanned folder.
+        series: result of `find_series`.
+        roles: role of each series, by pattern.
+
+    Returns:
+        The new series only; `members` has the patterns of those that each of them contains.
+    """
+    siblings: dict[tuple[object, ...], list[tuple[str, Series]]] = {}
+    for item in series:
+        if item.kind == "single" and item.origin:
+            parts = item.origin.split("/")
+            for place, name in enumerate(parts):
+                end = item.pattern[len(item.origin) :]
+                key = (tuple(parts[:place]), tuple(parts[place + 1 :]), end, item.whole, roles[item.pattern])
+                siblings.setdefault(key, []).append((name, item))
+    pooled: dict[tuple[str, bool], Series] = {}
+    for (above, below, end, _, _), members in siblings.items():
+        names = [name for name, _ in members]
+        if len(names) < 2 or not _are_parts([item for _, item in members]) or _differ_in_kind(names):
+            continue
+        origin = "/".join([*above, _common_name(names), *below])  # type: ignore[misc]
+        if _folders_of(host, origin) == {item.origin for _, item in members}:
+            files = {case_id: paths for _, item in members for case_id, paths in item.files.items()}
+            first = members[0][1]
+            pooled[f"{origin}{end}", first.whole] = replace(
+                first,
+                pattern=f"{origin}{end}",
+                files=files,
+                origin=origin,
+                members=tuple(item.pattern for _, item in members),
+            )
+    return list(pooled.values())
+
+
+def _are_parts(series: Sequence[Series]) -> bool:
+    """Return whether no case is in two series."""
+    return sum(len(item.ids) for item in series) == len(frozenset().union(*(item.ids for item in series)))
+
+
+def _differ_in_kind(names: Sequence[str]) -> bool:
+    """Return whether folders have different splits or modalities, so that reading them together would be a guess."""
+    return len({(split_of(name), CHANNEL_WORDS.intersection(tokens(name))) for name in names}) > 1
+
+
+def _common_name(names: Sequence[str]) -> str:
+    """Return the common beginning and end of names, with `*` between them."""
+    start = _common_start(names)
+    end = _common_start([name[len(start) :][::-1] for name in names])[::-1]
+    return f"{start}*{end}"
+
+
+def _common_start(names: Sequence[str]) -> str:
+    """Return the common beginning of names, without a part of a word: `` for `berlin` and `bonn`."""
+    first, last = min(names), max(names)  # all other names begin with what these two have in common
+    count = next((place for place, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
+    start = first[:count]
+    if any(name[count : count + 1].isalpha() for name in names):
+        start = start.rstrip(string.ascii_letters)
+    return start
+
+
+def _folders_of(host: HostFolder, origin: str) -> set[str]:
+    expression = re.compile("[^/]*".join(map(re.escape, origin.split("*"))))
+    return {folder for folder in host.folders if expression.fullmatch(folder)}
+
+
+def without_members(pairs: Sequence[Pair]) -> list[Pair]:
+    """Return the pairs without those that a pair of pooled series contains."""
+
+    def contains(whole: Series, part: Series) -> bool:
+        return part.origin in {whole.origin, *(member.rpartition("/")[0] for member in whole.members)}
+
+    def is_part(pair: Pair) -> bool:
+        return any(
+            other is not pair
+            and (other[0].members or other[1].members)
+            and len(other[0].ids & other[1].ids) > len(pair[0].ids & pair[1].ids)
+            and all(contains(whole, part) for whole, part in zip(other, pair, strict=True))
+            for other in pairs
+        )
+
+    return [pair for pair in pairs if not is_part(pair)]
