@@ -78,6 +78,26 @@ def copy(array: np.ndarray, dtype: Any = None) -> np.ndarray:
     return result
 
 
+def are_equal(first: np.ndarray, second: np.ndarray) -> bool:
+    """Return whether two arrays have the same shape and values; the comparison needs no array of their size.
+
+    Pictures are compared in squares, because run lengths are decoded to arrays in Fortran order, of which a block of
+    rows would touch every page.
+    """
+    if first.shape != second.shape:
+        return False
+    if first.size <= BLOCK_VALUES:
+        return np.array_equal(first, second)
+    if first.ndim != 2:
+        return all(np.array_equal(first[rows], second[rows]) for rows in row_blocks(first.shape))
+    side = math.isqrt(BLOCK_VALUES)
+    return all(
+        np.array_equal(first[top : top + side, left : left + side], second[top : top + side, left : left + side])
+        for top in range(0, first.shape[0], side)
+        for left in range(0, first.shape[1], side)
+    )
+
+
 def row_blocks(shape: Sequence[int]) -> Iterator[slice]:
     """Yield slices along the first axis that together cover an array of this shape, with `BLOCK_VALUES` values each.
 

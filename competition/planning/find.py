@@ -101,9 +101,8 @@ def _no_layout(host: HostFolder, series: Sequence[Series], roles: dict[str, Role
         return _no_images(host)
     counts = f"{format_count(len(host.images), 'image')}, such as {host.images[0]}"
     in_colours = [item for item in series if roles[item.pattern] == "colours"]
-    coloured = next((item for item in in_colours if item.split in ("train", "")), (in_colours or [None])[0])
-    if coloured is not None:
-        return colours_error(host, coloured)
+    if in_colours:
+        return colours_error(host, next((item for item in in_colours if item.split in ("train", "")), in_colours[0]))
     if not any(role == "mask" for role in roles.values()):
         blank = [pattern for pattern, role in roles.items() if role == "either" and has_word(pattern, MASK_WORDS)]
         if blank:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from competition import large_arrays
 from competition.config.competition import Competition
 from competition.context import Context, no_log
 from competition.data.cases import case_rows, case_table
@@ -194,7 +195,9 @@ def file_labels(prediction: CasePrediction, comp: Competition) -> dict[str, np.n
 
 
 def _with_value(mask: np.ndarray[Any, Any], value: int) -> np.ndarray[Any, Any]:
-    return mask.astype(np.uint8 if value < 256 else np.uint16) * value
+    labels = large_arrays.copy(mask, np.uint8 if value < 256 else np.uint16)
+    np.multiply(labels, value, out=labels)
+    return labels
 
 
 def submit_files(
@@ -298,12 +301,12 @@ def _as_type(labels: np.ndarray[Any, Any], dtype: str, name: str) -> np.ndarray[
         MaskfoldError: the type is unknown or cannot hold the values.
     """
     try:
-        converted = labels.astype(dtype)
+        converted = large_arrays.copy(labels, dtype)
     except TypeError as error:
         raise MaskfoldError(
             f"{name}: the sample has values of type {dtype}, expected integers or floats.", "Omit submission.sample."
         ) from error
-    if not np.array_equal(converted, labels):
+    if not large_arrays.are_equal(converted, labels):
         raise MaskfoldError(
             f"{name}: the sample has values of type {dtype}, which cannot hold the label {int(labels.max())}.",
             "Set smaller values with submission.labels.",

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from competition import large_arrays
 from competition.config.axes import permutation
 from competition.config.competition import Competition
 from competition.data.readers import extension_of, read_header, read_labels, row_axes
@@ -66,7 +67,8 @@ def write_labels(path: Path, labels: Labels, source: Path, row: Any, comp: Compe
     check_writer(path.name)
     extension, dims = extension_of(path.name), comp.dimensions
     order = permutation(row_axes(comp, row), axes_of_format(path, dims))
-    stored = np.ascontiguousarray(labels if order is None else labels.transpose(order))
+    stored = labels if order is None else labels.transpose(order)
+    stored = stored if stored.flags.c_contiguous else large_arrays.copy(stored)
     path.parent.mkdir(parents=True, exist_ok=True)
     affine = None
     if extension == ".png":
@@ -90,7 +92,7 @@ def _check_written(path: Path, expected: Labels, affine: Any, dims: int) -> None
     same_affine = affine is None or (
         found_affine is not None and np.allclose(affine, found_affine, atol=AFFINE_TOLERANCE)
     )
-    if not same_affine or not np.array_equal(found, expected):
+    if not same_affine or not large_arrays.are_equal(found, expected):
         raise MaskfoldError(
             f"The label file {path.name} changed when it was written and read.",
             f"Report this with the shape {expected.shape} and the type {expected.dtype}.",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from competition import large_arrays
 from competition.config.axes import permutation
 from competition.config.competition import Competition, TestFiles
 from competition.config.postprocess import PostprocessConfig
@@ -53,20 +54,22 @@ def label_arrays(prediction: CasePrediction, comp: Competition, label_map: bool 
     """
     if label_map and comp.labels == "overlapping":
         order = region_values(comp)
-        labels = np.zeros(prediction.masks.shape[1:], np.uint8 if max(order.values()) < 256 else np.uint16)
+        labels = large_arrays.zeros(prediction.masks.shape[1:], np.uint8 if max(order.values()) < 256 else np.uint16)
         # the smallest region comes last, and overwrites the larger regions that contain it
         for index, value in order.items():
             labels[prediction.masks[index]] = value
         return {"": labels}
     if comp.labels == "overlapping":
         return {
-            name: _objects(prediction, [index]) if comp.instances else prediction.masks[index].astype(np.uint8)
+            name: _objects(prediction, [index])
+            if comp.instances
+            else large_arrays.copy(prediction.masks[index], np.uint8)
             for index, name in enumerate(comp.classes)
         }
     if comp.instances:
         return {"": _objects(prediction, range(len(comp.classes)))}
     values = [int(value) for value in comp.output_label_values]
-    labels = np.zeros(prediction.masks.shape[1:], np.uint8 if max(values) < 256 else np.uint16)
+    labels = large_arrays.zeros(prediction.masks.shape[1:], np.uint8 if max(values) < 256 else np.uint16)
     for mask, value in zip(prediction.masks, values, strict=True):
         labels[mask] = value
     return {"": labels}
@@ -338,7 +341,7 @@ def _save(stem: Path, labels: np.ndarray[Any, Any], source: Path, row: Any, comp
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
     order = permutation(row_axes(comp, row), "yx" if comp.dimensions == 2 else "xyz")
-    labels = labels if order is None else np.ascontiguousarray(labels.transpose(order))
+    labels = labels if order is None else large_arrays.copy(labels.transpose(order))
     if comp.dimensions == 2:
         import cv2
 

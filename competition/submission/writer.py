@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from competition import large_arrays
 from competition.config.profiles import Profile, get_profile
 from competition.errors import MaskfoldError
 from competition.io import disk_full_as_error, ensure_writable, make_temporary_path, open_atomic, sync_folder
@@ -270,7 +271,7 @@ def _encode_checked(key: RowKey, mask: NDArray[Any], profile: Profile, confidenc
     """
     text = _with_confidence(encode(mask, profile.rle), confidence, profile)
     decoded = decode_objects(text, mask.shape, profile)
-    if len(decoded) != 1 or not np.array_equal(decoded[0], mask != 0):
+    if len(decoded) != 1 or not large_arrays.are_equal(decoded[0], mask if mask.dtype == np.bool_ else mask != 0):
         raise _changed_error(key, mask.shape, profile)
     return text
 

@@ -271,7 +271,7 @@ def _are_alike(host: HostFolder, masks: Sequence[Series]) -> bool:
             both, sizes = np.count_nonzero(first & second), (np.count_nonzero(first), np.count_nonzero(second))
             compared += 1
             is_part = both >= 0.98 * min(sizes) and min(sizes) < 0.9 * max(sizes)
-            agreeing += 2 * both >= OPINION_DICE * sum(sizes) and not is_part
+            agreeing += int(2 * both >= OPINION_DICE * sum(sizes) and not is_part)
         if compared and agreeing > 0.5 * compared:
             return True
     return False

@@ -28,7 +28,8 @@ def pool_series(host: HostFolder, series: Sequence[Series], roles: Mapping[str, 
     Returns:
         The new series only; `members` has the patterns of those that each of them contains.
     """
-    siblings: dict[tuple[object, ...], list[tuple[str, Series]]] = {}
+    Key = tuple[tuple[str, ...], tuple[str, ...], str, bool, Role]  # folders above and below, end, whole, role
+    siblings: dict[Key, list[tuple[str, Series]]] = {}
     for item in series:
         if item.kind == "single" and item.origin:
             parts = item.origin.split("/")
@@ -41,7 +42,7 @@ def pool_series(host: HostFolder, series: Sequence[Series], roles: Mapping[str, 
         names = [name for name, _ in members]
         if len(names) < 2 or not _are_parts([item for _, item in members]) or _differ_in_kind(names):
             continue
-        origin = "/".join([*above, _common_name(names), *below])  # type: ignore[misc]
+        origin = "/".join([*above, _common_name(names), *below])
         if _folders_of(host, origin) == {item.origin for _, item in members}:
             files = {case_id: paths for _, item in members for case_id, paths in item.files.items()}
             first = members[0][1]
