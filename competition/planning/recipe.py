@@ -190,8 +190,8 @@ def _crop(comp: Competition, train: Sequence[CaseStats]) -> list[Line]:
     empty = [item for item in stats if item.median == 0 and item.minimum == 0]
     if comp.dimensions == 3 and len(empty) > 0.5 * len(stats):
         reason = (
-            f"in {len(empty)} of {format_count(len(stats), 'case')}, at least half of the voxels are 0; `nonzero` crops "
-            "to the box of the others"
+            f"in {len(empty)} of {format_count(len(stats), 'case')}, at least half of the voxels are 0; `nonzero` "
+            "crops to the box of the others"
         )
         return [Line(("prepare", "crop"), "nonzero", reason)]
     return []
