@@ -21,9 +21,9 @@ MIN_STEPS: dict[int, dict[Size, int]] = {
     2: {"light": 300, "medium": 300, "standard": 300, "wide": 3000},
     3: {"light": 300, "medium": 300, "standard": 300, "wide": 1500},
 }
-# In the same time, many steps on parts of a case teach more than few steps on whole cases.
+# In the same time, many steps on parts of a case teach more than few steps on whole volumes or large parts of images.
 MIN_STEPS_ON_PARTS = {2: 700, 3: 300}
-MIN_STEPS_ON_WHOLE = {2: 1400, 3: 1000}
+MIN_STEPS_ON_LARGE = {2: 3000, 3: 1000}
 PART = 2 / 3  # of the voxels of a volume that fits into one patch
 MIN_CASES_SEEN = 100  # voxels of all patches of a training, as a number of median cases
 HOPELESS_STEPS = 60  # with fewer steps, a network learns almost nothing
@@ -220,7 +220,7 @@ def candidates_of(found: Sequence[Grid], *, may_cut: bool = False) -> list[Candi
         last = [("light", 2, 1 / 2), ("light", 2, 1 / 4), ("light", 2, 1 / 8)]
     elif may_cut:
         options = [("wide", 8, 1.0), ("standard", 8, 1.0)]
-        options += [("standard", 4, share) for share in (1.0, 9 / 16, 1 / 4)]
+        options += [("standard", 4, share) for share in (1.0, 1 / 4)]
         last = [("light", 2, 1.0), ("light", 4, 1 / 4), ("light", 2, 1 / 4)]
     else:
         options = [("wide", 8, 1.0), ("standard", 8, 1.0), ("standard", 4, 1.0), ("light", 4, 1.0)]
@@ -236,7 +236,8 @@ def candidates_of(found: Sequence[Grid], *, may_cut: bool = False) -> list[Candi
         enough = MIN_STEPS[dims][network]
         if dims == 3 or may_cut:
             whole = all(side >= length for side, length in zip(patch, grid.shape, strict=True))
-            enough = max(enough, (MIN_STEPS_ON_WHOLE if whole else MIN_STEPS_ON_PARTS)[dims])
+            is_large = whole if dims == 3 else share == 1
+            enough = max(enough, (MIN_STEPS_ON_LARGE if is_large else MIN_STEPS_ON_PARTS)[dims])
         ordered.append(Candidate(grid, network, tuple(patch), batch, enough))
     return list(dict.fromkeys(ordered))
 
