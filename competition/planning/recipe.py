@@ -35,7 +35,7 @@ DECODERS = {
 }
 MUON, RANDOM_RATE, PRETRAINED_RATE = "competition.models.muon.Muon", 4.0e-3, 1.5e-3  # docs/recipes.md
 MUON_PIXELS = 2**16  # 2D: if a step has fewer pixels, Muon would take more than a quarter of its time
-# 3D: if training sees a case less often than this, the augmentation is light; see docs/recipes.md.
+# If training sees a case fewer times than this, the augmentation is light; see docs/recipes.md.
 LIGHT_VIEWS = 10
 FIRST_FILTERS = {"light": 16, "medium": 32, "standard": 16, "wide": 32}
 AXES = {2: ("up and down", "left and right"), 3: ("left and right", "front and back", "up and down")}
@@ -240,7 +240,7 @@ def _augment(facts: Facts, candidate: Candidate, schedule: Schedule | None) -> L
         reason = "mirror images, because no class is called left or right; there are too few cases to measure sides"
     preset, cases = "medium", len(facts.train) * (facts.folds - 1) / facts.folds
     views = schedule.steps * candidate.batch / cases if schedule is not None else math.inf
-    if dims == 3 and views < LIGHT_VIEWS:
+    if views < LIGHT_VIEWS:
         preset = "light"
         reason = f"few changes, because training sees each case only about {max(1, round(views))} times; {reason}"
     return Line(("augment",), {"preset": preset, "flip": value}, reason)
