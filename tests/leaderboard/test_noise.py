@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -214,7 +215,12 @@ def test_records_are_read_back_whole(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(ledger.scores(one), table(np.array([0.25, np.nan])))
     assert ledger.scores(record(0)) is None
     path = ledger.folder / "r1.json"
-    path.write_text(path.read_text().replace('"version": 1,\n "id"', '"version": 9,\n "id"'))
+    newer = {**json.loads(path.read_text()), "version": 9}
+    path.write_text(json.dumps(newer))
+    with pytest.raises(MaskfoldError, match="r1.json was changed after it was written"):
+        ledger.read()
+    del newer["digests"]
+    path.write_text(json.dumps(newer))
     with pytest.raises(MaskfoldError, match="r1.json: found 9, expected 1"):
         ledger.read()
 

@@ -415,6 +415,7 @@ def test_each_field_of_a_record_is_of_its_kind(command, csv):
     assert command("ledger", "--add", str(csv), "--public", "0.5")[0] == 0
     (path,) = Ledger("demo2d").folder.glob("*.json")
     whole = json.loads(path.read_text())
+    del whole["digests"]  # as in a record of an older version; otherwise, any change is refused as such
     run = whole["runs"][0]
     for damage in (
         {"public": "abc"},
