@@ -204,7 +204,7 @@ def test_two_readers_of_one_organ_are_refused(tmp_path: Path) -> None:
     done = convert_folder(tmp_path / "in", tmp_path / "out")
     assert not (tmp_path / "out/labelsTr").exists()
     assert [row.reason for row in done.with_status("refused")] == [
-        "2 segmentations of P1 hold the label `spleen` (a, b); keep one of them"
+        "2 segmentations of P1 contain the label `spleen` (a, b); keep one of them"
     ] * 2
 
 

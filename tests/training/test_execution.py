@@ -306,8 +306,8 @@ def test_a_network_that_cannot_be_compiled_trains_without(tiny, monkeypatch):
     state = torch.get_rng_state()
     assert compile_network(network, exp, 1, torch.device("cpu"), said.append) is None
     assert said == [
-        "note: the network cannot be compiled, so it trains without: Failed to find C compiler. Please specify via CC "
-        "environment variable"
+        "note: the network cannot be compiled, so it trains without compilation: Failed to find C compiler. Please "
+        "specify via CC environment variable"
     ]
     assert torch.equal(torch.get_rng_state(), state) and not network.training
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
