@@ -383,8 +383,8 @@ def _training(candidate: Candidate, schedule: Schedule | None, minutes: float | 
             Line(("training", "validate_every"), 5, "number of epochs between validations"),
         ]
     every = (
-        f"number of epochs between validations; {format_count(schedule.validations, 'validation')} in all, in at most a "
-        "tenth of the budget"
+        f"number of epochs between validations; {format_count(schedule.validations, 'validation')} in all, in at most "
+        "a tenth of the budget"
     )
     if schedule.validate_every == NO_VALIDATION:
         every = "no validation before the end, because one would take more than a tenth of the budget"
