@@ -105,7 +105,6 @@ def replan(
     document, old = read_yaml(path), path.read_text(encoding="utf-8-sig")
     last = _last_values(path)
     own = flatten(document.tree)
-    edited = {key: value for key, value in own.items() if last and key in last and value != last[key]}
     fixed = set(FIXED_SECTIONS)
     if _is_planned("postprocess", own, last):
         # It may name classes that competition.yaml no longer has, and the new plan has its own.
@@ -118,7 +117,7 @@ def replan(
             "Remove patch.slices to plan a 3D network, or train the file as it is.",
             status=2,
         )
-    edited = {key: value for key, value in edited.items() if key[0] not in fixed}
+    edited = {key: value for key, value in own.items() if key in last and value != last[key] and key[0] not in fixed}
     edited.pop(("training", "budget_minutes"), None)
     minutes = minutes or exp.training.budget_minutes
     written = {path for key in edited for path in _planned_with(key)}

@@ -54,6 +54,19 @@ def test_batches_of_volumes_are_one_data_set(tmp_path: Path) -> None:
     assert pairs(tmp_path) == {("Training Batch */volume-{id}.nii", "Training Batch */segmentation-{id}.nii", 8)}
 
 
+def test_parts_of_the_training_data_are_one_data_set_beside_the_test_data(tmp_path: Path) -> None:
+    for number in range(8):
+        image, mask = volume(number)
+        folder = tmp_path / f"TrainingData_Part{1 + number // 4}"
+        write_nifti(folder / f"Case{number:02d}.nii", image, affine(1, 1, 1))
+        write_nifti(folder / f"Case{number:02d}_segmentation.nii", mask, affine(1, 1, 1))
+    for number in range(3):
+        write_nifti(tmp_path / "TestData" / f"Case{number:02d}.nii", volume(90 + number)[0], affine(1, 1, 1))
+    first = candidates(tmp_path)[0]
+    assert (first.images, first.masks) == ("TrainingData_Part*/{id}.nii", "TrainingData_Part*/{id}_segmentation.nii")
+    assert first.cases == 8
+
+
 def test_folders_that_share_ids_are_not_one_data_set(tmp_path: Path) -> None:
     for number in range(4):
         image, mask = picture(number)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from competition.planning.folder import HostFolder
 from competition.planning.layouts.content import Role
 from competition.planning.layouts.series import Pair, Series
-from competition.planning.words import CHANNEL_WORDS, split_of, tokens
+from competition.planning.words import CHANNEL_WORDS, MASK_WORDS, has_word, split_of, tokens
 
 
 def pool_series(host: HostFolder, series: Sequence[Series], roles: Mapping[str, Role]) -> list[Series]:
@@ -28,19 +28,22 @@ def pool_series(host: HostFolder, series: Sequence[Series], roles: Mapping[str, 
     Returns:
         The new series only; `members` has the patterns of those that each of them contains.
     """
-    Key = tuple[tuple[str, ...], tuple[str, ...], str, bool, Role]  # folders above and below, end, whole, role
+    # Folders above and below, split, end of the pattern, whole, role
+    Key = tuple[tuple[str, ...], tuple[str, ...], str, str, bool, Role]
     siblings: dict[Key, list[tuple[str, Series]]] = {}
     for item in series:
-        if item.kind == "single" and item.origin:
+        has_masks = item.whole and any(has_word(case_id, MASK_WORDS) for case_id in item.ids)
+        if item.kind == "single" and item.origin and not has_masks:
             parts = item.origin.split("/")
             for place, name in enumerate(parts):
                 end = item.pattern[len(item.origin) :]
-                key = (tuple(parts[:place]), tuple(parts[place + 1 :]), end, item.whole, roles[item.pattern])
+                above, below = tuple(parts[:place]), tuple(parts[place + 1 :])
+                key = (above, below, split_of(name), end, item.whole, roles[item.pattern])
                 siblings.setdefault(key, []).append((name, item))
     pooled: dict[tuple[str, bool], Series] = {}
-    for (above, below, end, _, _), members in siblings.items():
+    for (above, below, _, end, _, _), members in siblings.items():
         names = [name for name, _ in members]
-        if len(names) < 2 or not _are_parts([item for _, item in members]) or _differ_in_kind(names):
+        if len(names) < 2 or not _are_parts([item for _, item in members]) or _differ_in_modality(names):
             continue
         origin = "/".join([*above, _common_name(names), *below])
         if _folders_of(host, origin) == {item.origin for _, item in members}:
@@ -61,9 +64,9 @@ def _are_parts(series: Sequence[Series]) -> bool:
     return sum(len(item.ids) for item in series) == len(frozenset().union(*(item.ids for item in series)))
 
 
-def _differ_in_kind(names: Sequence[str]) -> bool:
-    """Return whether folders have different splits or modalities, so that reading them together would be a guess."""
-    return len({(split_of(name), CHANNEL_WORDS.intersection(tokens(name))) for name in names}) > 1
+def _differ_in_modality(names: Sequence[str]) -> bool:
+    """Return whether folders have different modalities, so that reading them together would be a guess."""
+    return len({CHANNEL_WORDS.intersection(tokens(name)) for name in names}) > 1
 
 
 def _common_name(names: Sequence[str]) -> str:
