@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import threading
@@ -48,6 +49,28 @@ def exit_with_parent(process: int) -> None:
 def count_cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def keep_freed_memory() -> bool:
+    """Keep small blocks of freed memory in this process, so that the next training step need not ask for them again.
+
+    By default, glibc returns freed memory to the system after each step, and the system clears it page by page when the
+    next step needs it. On a CPU, this took a tenth of a step's processor time. Blocks of 32 MiB or more are returned as
+    before. A value that the user has set in the environment (`MALLOC_TRIM_THRESHOLD_`) stays.
+
+    Returns:
+        Whether the C library has changed its setting; other libraries than glibc have none.
+    """
+    if "MALLOC_TRIM_THRESHOLD_" in os.environ or "MALLOC_MMAP_THRESHOLD_" in os.environ:
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is None:
+        return False
+    return bool(mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK) and mallopt(M_TRIM_THRESHOLD, MAX_INT))
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # numbers of glibc's settings, from malloc.h
+LARGE_BLOCK, MAX_INT = 32 * 2**20, 2**31 - 1  # bytes; 32 MiB is the largest value that glibc accepts for blocks
 
 
 class ProcessPool:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import platform
 import signal
+import subprocess
+import sys
 from multiprocessing import active_children
 from pathlib import Path
 
@@ -105,3 +108,41 @@ def test_an_error_keeps_its_class_when_it_is_pickled() -> None:
         "Free some space.",
         2,
     )
+
+
+PAGE_FAULTS = """
+import resource, sys
+import numpy as np
+from competition.process import keep_freed_memory
+kept = keep_freed_memory() if sys.argv[1] == "keep" else None
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [np.ones(2**17) for _ in range(64)]  # 64 MiB in blocks of 1 MiB
+    del blocks
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults_of_a_step(mode: str, **environment: str) -> tuple[str, int]:
+    """Return what `keep_freed_memory` returned, and the page faults of a step that reuses freed memory."""
+    unset = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    command = [sys.executable, "-c", PAGE_FAULTS, mode]
+    kept, faults = subprocess.run(
+        command, env=unset | environment, check=True, capture_output=True, text=True
+    ).stdout.split()
+    return kept, int(faults)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such setting")
+def test_freed_memory_is_used_again_without_page_faults() -> None:
+    kept, faults = faults_of_a_step("keep")
+    assert kept == "True"
+    assert faults < 1000
+    assert faults_of_a_step("default")[1] > 10 * faults
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such setting")
+def test_a_users_own_setting_of_the_allocator_stays() -> None:
+    kept, faults = faults_of_a_step("keep", MALLOC_TRIM_THRESHOLD_="131072")
+    assert kept == "False"
+    assert faults > 10_000

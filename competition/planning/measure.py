@@ -183,10 +183,12 @@ def measure_here(folder: Path) -> Measurement:
     from competition.config.loading import load_experiment
     from competition.context import Context
     from competition.data.preprocessing import preprocess_cases
+    from competition.process import keep_freed_memory
     from competition.training.guards import peak_gib
 
     job = read_record(folder / "job.json")
     torch.set_num_threads(job["threads"])
+    keep_freed_memory()
     exp = load_experiment(folder / "experiment.yaml", trust=None)
     cases = pd.DataFrame(job["rows"])
     prepared = preprocess_cases(cases, exp, folder / "prepared", workers=1)

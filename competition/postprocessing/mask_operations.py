@@ -47,6 +47,24 @@ def remove_small_objects(labels: Labels, pixels: int) -> Labels:
     return np.asarray(np.where(large, large.cumsum(), 0).astype(np.int32)[labels])
 
 
+def remove_uncertain(labels: Labels, probability: NDArray[Any], minimum: float) -> Labels:
+    """Remove the objects whose mean probability is below a minimum.
+
+    Args:
+        labels: (*spatial) int32, 0 for background.
+        probability: (*spatial) floats.
+        minimum: mean probability from which an object stays.
+
+    Returns:
+        (*spatial) int32; the remaining objects keep their numbers.
+    """
+    inside = labels != 0
+    numbers = labels[inside]
+    sums = np.bincount(numbers, probability[inside].astype(np.float64), minlength=1)
+    certain = sums >= minimum * np.bincount(numbers, minlength=1)
+    return np.asarray(np.where(certain[labels], labels, 0))
+
+
 def keep_largest(mask: Mask, k: int) -> Mask:
     """Keep the `k` largest connected components (8 or 26 neighbours).
 

@@ -263,6 +263,31 @@ class RemoveSmall(Step):
         return [cls(value=value) for value in sorted({round(min(value, limit)) for value in values}) if value > 1]
 
 
+@STEPS.register("remove_uncertain")
+class RemoveUncertain(Step):
+    """Remove objects, or connected components, whose mean probability is below `value`.
+
+    A network that doubts whether an object is there gives all its pixels a low probability, so this step removes more
+    false objects than true ones.
+    """
+
+    searched_twice = True
+
+    value: UnitInterval  # minimum mean probability of an object's pixels
+
+    def apply(self, current: ClassMask, case: CaseProbabilities, index: int) -> ClassMask:
+        """See `Step.apply`."""
+        objects = mask_operations.remove_uncertain(current.labels(), case.probability(index), self.value)
+        return current.restrict(objects != 0)
+
+    @classmethod
+    def candidates(cls, search: SearchContext) -> list[RemoveUncertain] | None:
+        """Return probabilities from 0.6 to 0.95; None if objects are not scored."""
+        if not search.exp.competition.instances:
+            return None
+        return [cls(value=value) for value in (0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)]
+
+
 @STEPS.register("keep_largest")
 class KeepLargest(Step):
     """Keep the `value` largest connected components."""

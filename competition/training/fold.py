@@ -38,7 +38,7 @@ from competition.metrics.bootstrap import cv_score, dice_per_class
 from competition.models.build import build_network
 from competition.models.execution import compile_network, wants_compilation
 from competition.models.initial_weights import load_initial_weights
-from competition.process import exit_with_parent, parent_process
+from competition.process import exit_with_parent, keep_freed_memory, parent_process
 from competition.redact import install_redaction
 from competition.runs.checkpoint import LAST_CHECKPOINT, load_weights, save_weights
 from competition.runs.contents import check_contents, run_contents, source_digests
@@ -110,6 +110,7 @@ def load_run_for_job(job: FoldJob) -> Run:
     run = load_run(job.run, job.trust)
     check_contents(run.folder, run.exp, run_contents(run.exp, None, missing_ok=True), source_digests(run.exp))
     torch.set_num_threads(max(1, job.threads // run.exp.run.devices))
+    keep_freed_memory()
     return run
 
 

@@ -71,6 +71,20 @@ def test_small_objects_go_and_the_others_are_numbered_anew(labels, pixels):
 
 
 @many
+@given(objects, st.integers(0, 20), st.integers(0, 2**32 - 1))
+def test_objects_with_a_low_mean_probability_go(labels, level, seed):
+    probability = np.random.default_rng(seed).integers(0, 11, labels.shape).astype(np.float16) / 16
+    expected = labels.copy()
+    for number in (1, 2, 3):
+        inside = labels == number
+        if inside.any() and probability[inside].astype(np.float64).mean() < level / 32:
+            expected[inside] = 0
+    found = mask_operations.remove_uncertain(labels, probability, level / 32)
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found, expected)
+
+
+@many
 @given(masks, st.integers(0, 4), st.sampled_from("CF"))
 def test_the_largest_components_stay(mask, k, order):
     labels, count = numbered(mask)  # scipy numbers in C order, and `sorted` keeps it among equals
@@ -302,6 +316,9 @@ def test_both_splits_cover_the_mask(mask, data):
 ALL: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "remove_small": lambda mask: mask_operations.remove_small(mask, 2),
     "remove_small_objects": lambda mask: mask_operations.remove_small_objects(frozen(mask.astype(np.int32)), 2),
+    "remove_uncertain": lambda mask: mask_operations.remove_uncertain(
+        frozen(mask.astype(np.int32)), frozen(np.full(mask.shape, 0.5, np.float16)), 0.5
+    ),
     "keep_largest": lambda mask: mask_operations.keep_largest(mask, 1),
     "fill_holes": mask_operations.fill_holes,
     "fill_object_holes": lambda mask: mask_operations.fill_object_holes(frozen(mask.astype(np.int32))),

@@ -263,6 +263,19 @@ def test_small_components_and_small_objects_go() -> None:
     assert apply_step(ClassMask(mask, objects), StepConfig(remove_small=3), sure(mask), 0).mask.sum() == 3
 
 
+def test_components_and_objects_with_a_low_mean_probability_go() -> None:
+    mask = mask_of("11.22", "11.22")
+    values = shares(("99.66", "88.66"))  # means 0.85 and 0.6
+    evidence = CaseProbabilities(values, comp_of("a", labels=OVERLAPPING))
+    for value, columns in ((0.55, "11.11"), (0.7, "11..."), (0.9, ".....")):
+        found = apply_step(ClassMask(mask), StepConfig(remove_uncertain=value), evidence, 0)
+        same(found.mask, mask_of(columns, columns), np.bool_)
+        assert found.objects is None
+    objects = picture("34.55", "34.55")  # the first component is two objects with means of 0.85 each
+    left = apply_step(ClassMask(mask, objects), StepConfig(remove_uncertain=0.7), evidence, 0)
+    same(left.objects, picture("34...", "34..."), np.int32)
+
+
 def test_the_largest_stay_with_the_objects_in_them() -> None:
     mask = mask_of("11.1.11", "11...1.")
     same(
