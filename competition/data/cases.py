@@ -504,8 +504,9 @@ def check_files_agree(
         raise ValueError("a case has at least one image")
     axes, count = case_axes(comp, channels[0]), 0
     first, first_name = read_case_header(comp, channels[0], False, axes), display_name(channels[0])
-    for files, is_mask in [(files, False) for files in channels] + [(files, True) for files in label_files(masks)]:
-        header = read_case_header(comp, files, is_mask, axes)
+    all_files = [(files, False) for files in channels] + [(files, True) for files in label_files(masks)]
+    for number, (files, is_mask) in enumerate(all_files):
+        header = first if number == 0 else read_case_header(comp, files, is_mask, axes)
         count += 0 if is_mask else header.channels
         _check_array_axes(comp, case_id, (channels[0], first), (files, header))
         _check_turned(comp, case_id, (channels[0], first), (files, header))

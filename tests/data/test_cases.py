@@ -14,7 +14,7 @@ import pytest
 
 from competition.data.cases import COLUMNS, case_table, data_hash
 from competition.data.masks import load_mask
-from competition.data.readers import load_image
+from competition.data.readers import load_image, read_case_header
 from competition.errors import MaskfoldError
 from tests.conftest import SHARED
 from tests.host import competition, pictures, write_nifti, write_png, write_text
@@ -244,6 +244,20 @@ def test_nan_is_left_out_under_skip(tmp_path: Path) -> None:
         load_image(comp, row(case_table(comp), "b"))
     table = case_table(competition(tmp_path, on_bad_case="skip", **plain))
     assert table["id"].tolist() == ["a"] and table.attrs["skipped"][0][0] == "b"
+
+
+def test_each_header_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for case_id in ("a", "b"):
+        for folder in ("images", "labels"):
+            write_nifti(tmp_path / folder / f"{case_id}.nii.gz", np.ones((4, 5, 6), np.uint8))
+    read: list[str] = []
+    monkeypatch.setattr(
+        "competition.data.cases.read_case_header",
+        lambda comp, files, *rest: read.append(str(files)) or read_case_header(comp, files, *rest),
+    )
+    files = {"images": "images/{id}.nii.gz", "masks": "labels/{id}.nii.gz"}
+    assert len(case_table(competition(tmp_path, dimensions=3, train=files))) == 2
+    assert sorted(read) == ["images/a.nii.gz", "images/b.nii.gz", "labels/a.nii.gz", "labels/b.nii.gz"]
 
 
 def test_test_cases_have_no_truth(tmp_path: Path) -> None:
