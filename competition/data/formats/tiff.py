@@ -24,6 +24,7 @@ from competition.data.image_types import (
     turn_back,
     unreadable_error,
     wrong_dimensions_error,
+    wrong_values_error,
 )
 
 if TYPE_CHECKING:
@@ -71,8 +72,6 @@ def tiff_header(path: Path, dimensions: int) -> Header:
         series = file.series[0]
         shape, channels = _tiff_layout(path, series, dimensions)
         dtype = np.dtype(series.dtype)
-        if dtype.kind not in "biuf":
-            raise unreadable_error(path, f"its values are {dtype}")
         spacing = _tiff_spacing(file, dimensions)
         name = {"b": "uint8", "f": "float32"}.get(dtype.kind, dtype.newbyteorder("=").name)
         if series.keyframe.photometric == PALETTE:
@@ -206,7 +205,9 @@ def _tiff_pages_and_channels(series: TiffPageSeries) -> tuple[int, int]:
 
 
 def _tiff_layout(path: Path, series: TiffPageSeries, dimensions: int) -> tuple[tuple[int, ...], int]:
-    """Return spatial shape and channels."""
+    """Return spatial shape and channels; raise an error if the values are no real numbers."""
+    if (dtype := np.dtype(series.dtype)).kind not in "biuf":
+        raise wrong_values_error(path, dtype)
     page = dict(zip(series.keyframe.axes, series.keyframe.shape, strict=True))
     if set(page) - set("YXS"):
         raise unreadable_error(path, f"a page has the axes {series.keyframe.axes}")
