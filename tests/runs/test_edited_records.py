@@ -17,7 +17,7 @@ from competition.io import write_json
 from competition.leaderboard.ledger import Ledger, UploadRecord
 from competition.leaderboard.upload import _read_summary
 from competition.records import SUBMISSION_DIGEST, is_unedited, with_own_digest
-from competition.runs.find import TRIALS_FILE
+from competition.runs.find import TRIALS_FILE, _study_error
 from competition.runs.fold import RESULT_FILE, FoldResult
 from competition.runs.run import Run
 from competition.study.study import read_trials
@@ -117,3 +117,12 @@ def test_an_edited_summary_of_a_submission(tmp_path: Path) -> None:
         _read_summary(tmp_path / "b.csv")
     write_json(path, content)
     assert _read_summary(tmp_path / "a.csv") == content, "of a version without digests"
+
+
+def test_the_hint_for_a_study_names_no_edited_trial(tmp_path: Path) -> None:
+    trials = [{"number": number, "run": f"mlruns/runs/a/{number}"} for number in (0, 1)]
+    path = tmp_path / TRIALS_FILE
+    write_json(path, with_own_digest({"objectives": ["score"], "best": [0], "trials": trials}, TRIALS_FILE))
+    assert "the best trial 0: mlruns/runs/a/0" in _study_error(tmp_path).hint
+    edit(path, best=[1])
+    assert "best trial" not in _study_error(tmp_path).hint
