@@ -17,6 +17,7 @@ from competition.config.postprocess import own_step_digest
 from competition.errors import MaskfoldError
 from competition.io import damaged_error, json_digest, nan_to_none, parse_json_object, sha256_of_file, write_json
 from competition.records import check_unedited, with_own_digest
+from competition.runs.fold import RESULT_FILE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -170,13 +171,15 @@ def run_scores(run: Run, summary: Mapping[str, Any] | None = None) -> RunScores 
         The scores; None if no case was validated.
 
     Raises:
-        MaskfoldError: `summary.json` or `postprocess.json` cannot be read, or was edited.
+        MaskfoldError: `summary.json` or `postprocess.json` cannot be read, was edited, or is of other results.
     """
     if run.exp.postprocess.tune:
         check_search_unedited(run)
     record = read_tuning_record(run) if run.exp.postprocess.tune else None
     try:
-        stored = stored_scores(read_summary(run.folder) if summary is None else summary)
+        summary = read_summary(run.folder) if summary is None else summary
+        _check_own_summary(run, summary)
+        stored = stored_scores(summary)
     except FileNotFoundError as error:
         if record is None:
             raise MaskfoldError(
@@ -192,6 +195,31 @@ def run_scores(run: Run, summary: Mapping[str, Any] | None = None) -> RunScores 
         metric, cases = run.exp.competition.metric.name, int(rows["id"].nunique())
         return RunScores(metric, "nested" if is_used else "raw", counted, None, nested, cases=cases)
     return replace(stored, counting="nested" if is_used else stored.counting, counted=counted, nested=nested)
+
+
+def _check_own_summary(run: Run, summary: Mapping[str, Any]) -> None:
+    """Check that a summary is of the scores and results in the run's folder.
+
+    The summary of another run, copied into this folder, has a valid digest of its own. Files that were deleted to save
+    space are not compared.
+
+    Raises:
+        MaskfoldError: `scores.csv` or the result of a member differs from the summary.
+    """
+    table, results = run.folder / SCORES_FILE, {(result.fold, result.seed): result for result in run.results()}
+    expected = (summary.get("digests") or {}).get(SCORES_FILE)
+    other = [SCORES_FILE] if expected is not None and table.exists() and sha256_of_file(table) != expected else []
+    for plain in summary.get("folds") or []:
+        result = results.get((plain.get("fold"), plain.get("seed")))
+        if result is not None and any(
+            plain.get(name) != getattr(result, name) for name in ("score", "steps", "minutes")
+        ):
+            other.append(f"{run.member_folder(result.fold, result.seed).name}/{RESULT_FILE}")
+    if other:
+        raise MaskfoldError(
+            f"{run.folder / SUMMARY_FILE} does not belong to {', '.join(other)} in the same folder.",
+            "Delete it and repeat the run's `maskfold cv`, which writes it again from the scores of the folds.",
+        )
 
 
 def stored_scores(summary: Mapping[str, Any]) -> RunScores | None:
