@@ -123,6 +123,13 @@ def unreadable_error(path: Path, reason: object, solution: str = "Replace it by 
     )
 
 
+def wrong_values_error(path: Path, dtype: object) -> MaskfoldError:
+    """Return the error for a file whose values are not real numbers, such as complex64."""
+    if "complex" in str(dtype):
+        return unreadable_error(path, f"its values are complex ({dtype})", "Save their magnitude as float32")
+    return unreadable_error(path, f"its values are {dtype}")
+
+
 @contextmanager
 def convert_decoder_errors(path: Path) -> Iterator[None]:
     """Convert any error of a decoder into one `MaskfoldError` that names the file.

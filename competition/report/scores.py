@@ -16,6 +16,7 @@ from competition.config.postprocess import StepConfig
 from competition.context import Context
 from competition.data.content.unchanged import load_unchanged_mask, load_unchanged_objects
 from competition.data.masks import HiddenPixels
+from competition.errors import MaskfoldError
 from competition.inference.masks import to_masks
 from competition.io import parse_json_object
 from competition.metrics.bootstrap import ScoreGain
@@ -33,7 +34,7 @@ from competition.report.html import (
 )
 from competition.report.results import RunResults
 from competition.runs.oof import OofPredictions
-from competition.runs.summary import TUNING_FILE, ScoreEstimate
+from competition.runs.summary import TUNING_FILE, ScoreEstimate, check_search_unedited
 from competition.training.cross_validate import format_seed_gain
 from competition.training.soup_selection import format_soup
 from competition.viz.overlays import get_ignored_voxels, label_to_class_masks, save_figure
@@ -220,7 +221,7 @@ def postprocessing_section(run: Run) -> Markup:
         return Markup()
     tuned = load_tuning(run)
     outdated = tuned is None
-    if tuned is None:
+    if tuned is None:  # of another state of the run; a file that was edited is not shown
         tuned = _read_outdated(run)
     if tuned is None:
         return render(TEMPLATE, "postprocessing", lines=[], outdated=False, unreadable=TUNING_FILE)
@@ -232,6 +233,7 @@ def _read_outdated(run: Run) -> TuningResult | None:
     import pandas as pd
 
     try:
+        check_search_unedited(run)
         plain = parse_json_object((run.folder / TUNING_FILE).read_bytes())
         found = {
             name: tuple(StepConfig.model_validate(step) for step in steps) for name, steps in plain["found"].items()
@@ -246,7 +248,7 @@ def _read_outdated(run: Run) -> TuningResult | None:
             plain["kept"],
             pd.DataFrame(),
         )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, MaskfoldError):
         return None
 
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from competition.config.postprocess import own_step_digest
 from competition.errors import MaskfoldError
-from competition.io import json_digest, nan_to_none, parse_json_object, sha256_of_file, write_json
+from competition.io import damaged_error, json_digest, nan_to_none, parse_json_object, sha256_of_file, write_json
 from competition.records import check_unedited, with_own_digest
+from competition.runs.fold import RESULT_FILE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -170,11 +171,15 @@ def run_scores(run: Run, summary: Mapping[str, Any] | None = None) -> RunScores 
         The scores; None if no case was validated.
 
     Raises:
-        MaskfoldError: `summary.json` cannot be read, or was edited.
+        MaskfoldError: `summary.json` or `postprocess.json` cannot be read, was edited, or is of other results.
     """
+    if run.exp.postprocess.tune:
+        check_search_unedited(run)
     record = read_tuning_record(run) if run.exp.postprocess.tune else None
     try:
-        stored = stored_scores(read_summary(run.folder) if summary is None else summary)
+        summary = read_summary(run.folder) if summary is None else summary
+        _check_own_summary(run, summary)
+        stored = stored_scores(summary)
     except FileNotFoundError as error:
         if record is None:
             raise MaskfoldError(
@@ -190,6 +195,31 @@ def run_scores(run: Run, summary: Mapping[str, Any] | None = None) -> RunScores 
         metric, cases = run.exp.competition.metric.name, int(rows["id"].nunique())
         return RunScores(metric, "nested" if is_used else "raw", counted, None, nested, cases=cases)
     return replace(stored, counting="nested" if is_used else stored.counting, counted=counted, nested=nested)
+
+
+def _check_own_summary(run: Run, summary: Mapping[str, Any]) -> None:
+    """Check that a summary is of the scores and results in the run's folder.
+
+    The summary of another run, copied into this folder, has a valid digest of its own. Files that were deleted to save
+    space are not compared.
+
+    Raises:
+        MaskfoldError: `scores.csv` or the result of a member differs from the summary.
+    """
+    table, results = run.folder / SCORES_FILE, {(result.fold, result.seed): result for result in run.results()}
+    expected = (summary.get("digests") or {}).get(SCORES_FILE)
+    other = [SCORES_FILE] if expected is not None and table.exists() and sha256_of_file(table) != expected else []
+    for plain in summary.get("folds") or []:
+        result = results.get((plain.get("fold"), plain.get("seed")))
+        if result is not None and any(
+            plain.get(name) != getattr(result, name) for name in ("score", "steps", "minutes")
+        ):
+            other.append(f"{run.member_folder(result.fold, result.seed).name}/{RESULT_FILE}")
+    if other:
+        raise MaskfoldError(
+            f"{run.folder / SUMMARY_FILE} does not belong to {', '.join(other)} in the same folder.",
+            "Delete it and repeat the run's `maskfold cv`, which writes it again from the scores of the folds.",
+        )
 
 
 def stored_scores(summary: Mapping[str, Any]) -> RunScores | None:
@@ -239,24 +269,53 @@ def read_tuning_record(run: Run, *, with_data: bool = False) -> dict[str, Any] |
         with_data: whether to return None also for a result of version 0.1, which does not record its data.
     """
     try:
-        plain = parse_json_object((run.folder / TUNING_FILE).read_bytes())
-        if plain.get("digest", digest := tuning_digest(plain)) != digest:
-            return None
+        plain = _read_search(run)
         key = tuning_key(run)
         if not with_data and "data" not in plain["key"]:  # a result of version 0.1
             key = {name: value for name, value in key.items() if name not in ("data", "table")}
-        if plain["key"] != key:
-            return None
-        if "scores" in plain and plain["scores"] != sha256_of_file(run.folder / TUNING_SCORES_FILE):
-            return None
+        return plain if plain["key"] == key else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, MaskfoldError):
+        return None  # a damaged file is not an error, because the search can be repeated
+
+
+def check_search_unedited(run: Run) -> None:
+    """Check that the stored search for post-processing, if there is one, has the content that it was written with.
+
+    Commands that do not repeat the search call this, because without it they would use the steps of the YAML.
+
+    Raises:
+        MaskfoldError: `postprocess.json` or its table of scores is damaged or missing, or was edited.
+    """
+    if (run.folder / TUNING_FILE).exists():
+        _read_search(run)
+
+
+def _read_search(run: Run) -> dict[str, Any]:
+    """Return the content of `postprocess.json`, whatever state of the run it is of.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        MaskfoldError: as for `check_search_unedited`.
+    """
+    path, table = run.folder / TUNING_FILE, run.folder / TUNING_SCORES_FILE
+    hint = f"Repeat `maskfold submit {run.folder}`, which searches again, or restore the file."
+    content = path.read_bytes()
+    try:
+        plain = parse_json_object(content)
+        if plain.get("digest", digest := tuning_digest(plain)) != digest:
+            raise ValueError("its content does not match its digest")
+        if "scores" in plain and plain["scores"] != sha256_of_file(table):
+            raise ValueError(f"{table.name} does not match its digest")
         _tuned_rows(run)
         for name in ("before", "after", "nested"):
             float(plain[name])
         if not isinstance(plain["kept"], bool):
             raise TypeError(f"kept: found {plain['kept']!r}, expected true or false")
-        return plain
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, MaskfoldError):
-        return None  # a damaged file is not an error, because the search can be repeated
+        if not isinstance(plain["key"], dict):
+            raise TypeError(f"key: found {plain['key']!r}, expected a mapping")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, MaskfoldError) as error:
+        raise damaged_error(path, error, hint) from error
+    return plain
 
 
 def _tuned_rows(run: Run) -> pd.DataFrame:

@@ -100,7 +100,7 @@ def _train(session: StudySession, overrides: list[str], number: int, context: Co
     exp = session.source.load(overrides)
     exp = exp.model_copy(update={"folds": exp.folds.model_copy(update={"run": None})})  # None: all folds
     run = open_run(exp, trial_runs_name(session.source, exp.competition.name))
-    check_study_data(session.source, run, session.data)
+    check_study_data(session.source, run, session.data, session.files)
     context.say(f"trial {number} on all folds: {' '.join(overrides)}")
     with (
         locked_run(run, context.silent()) as run,

@@ -48,6 +48,7 @@ from competition.study.trial import (
     make_pruner,
     make_sampler,
     objective_directions,
+    study_files,
     study_tables,
 )
 
@@ -76,6 +77,7 @@ class StudySession:
         optuna_study: Optuna's study.
         storage: Optuna's storage.
         data: digest of the data, see `competition.runs.extra_cases.combined_data_hash`.
+        files: digests of the fold file, weight files and own code, see `study_files`.
     """
 
     source: ExperimentSource
@@ -84,6 +86,7 @@ class StudySession:
     optuna_study: optuna.Study
     storage: Any
     data: str
+    files: dict[str, str]
 
     @property
     def folder(self) -> Path:
@@ -104,7 +107,8 @@ class StudySession:
 def open_study(source: ExperimentSource, storage: str | None = None) -> StudySession:
     """Open or create the study of an experiment, after checking its configuration.
 
-    A study is identified by the experiment, the search space and the data, so the same command resumes the same study.
+    A study is identified by the experiment, the search space, the data and the files that the YAML names (folds,
+    weights, own code), so the same command resumes the same study.
     In version 0.1, the names of studies did not depend on the data. If a study has such a name, it is resumed only if
     its trials were trained on the present data.
 
@@ -146,7 +150,9 @@ def open_study(source: ExperimentSource, storage: str | None = None) -> StudySes
     prefix = f"{exp.competition.name}-{source.file.stem}"
     tables = study_tables(exp)
     data = data_digest(tables)
-    names = StudyNames(f"{prefix}-{_digest([plain, data])}", f"{prefix}-{_digest(plain)}", tables)
+    files = study_files(exp)
+    content = [plain, data, files] if files else [plain, data]
+    names = StudyNames(f"{prefix}-{_digest(content)}", f"{prefix}-{_digest(plain)}", tables)
     opened = open_storage(storage)
     with storage_errors(opened), study_lock(opened, names.present):
         name = names.find(opened)
@@ -159,7 +165,7 @@ def open_study(source: ExperimentSource, storage: str | None = None) -> StudySes
         )
         if not optuna_study.get_trials(deepcopy=False):
             optuna_study.enqueue_trial(yaml_values, user_attrs={"own": True})
-    session = StudySession(source, config, name, optuna_study, opened, data)
+    session = StudySession(source, config, name, optuna_study, opened, data, files)
     session.folder.mkdir(parents=True, exist_ok=True)
     with study_folder_lock(session.folder):
         write_yaml(resolve_config(exp), session.folder / "experiment.yaml")
@@ -239,7 +245,7 @@ def run_study(session: StudySession, count: int, say: Callable[[str], None]) -> 
             storage fails.
     """
     context = Context(session.source.trust, say)
-    worker = TrialRunner(session.source, session.config, session.folder, context, session.data)
+    worker = TrialRunner(session.source, session.config, session.folder, context, session.data, session.files)
     with storage_errors(session.storage):
         while _run_next(session, worker, count, context):
             write_trials(session)

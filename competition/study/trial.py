@@ -15,13 +15,14 @@ from competition.config.metric import Direction
 from competition.config.study import StudyConfig
 from competition.context import Context
 from competition.errors import ChangedDataError, MaskfoldError
-from competition.io import read_metrics_lines
+from competition.io import read_metrics_lines, sha256_of_file
+from competition.runs.contents import run_contents
 from competition.runs.extra_cases import combined_data_hash, extra_case_tables
 from competition.runs.run import CASES_FILE, Run
 from competition.runs.summary import read_summary, run_scores, write_summary
 from competition.study.space import ExperimentSource, suggest_overrides
 from competition.study.storage import PROCESS_ATTRIBUTE, current_process
-from competition.text import nearest_names
+from competition.text import join_names, nearest_names
 from competition.training.cross_validate import CvSummary
 
 if TYPE_CHECKING:
@@ -280,12 +281,20 @@ class TrialRunner:
         folder: folder of the study.
         context: context with the trusted packages and the log.
         data: digest of the study's data; None: not checked.
+        files: digests of the study's other files, see `study_files`; None: not checked.
     """
 
     def __init__(
-        self, source: ExperimentSource, config: StudyConfig, folder: Path, context: Context, data: str | None = None
+        self,
+        source: ExperimentSource,
+        config: StudyConfig,
+        folder: Path,
+        context: Context,
+        data: str | None = None,
+        files: dict[str, str] | None = None,
     ) -> None:
-        self.source, self.config, self.folder, self.context, self.data = source, config, folder, context, data
+        self.source, self.config, self.folder, self.context = source, config, folder, context
+        self.data, self.files = data, files
         # set if the data have changed, because no further trial may run then
         self.data_error: ChangedDataError | None = None
         self.release_lock: Callable[[], None] = lambda: None
@@ -328,7 +337,7 @@ class TrialRunner:
         exp = self.source.load(overrides)
         run = open_run(exp, trial_runs_name(self.source, exp.competition.name))
         try:
-            check_study_data(self.source, run, self.data)
+            check_study_data(self.source, run, self.data, self.files)
         except ChangedDataError as error:
             self.data_error = error
             raise
@@ -406,17 +415,44 @@ def data_digest(tables: dict[str, pd.DataFrame]) -> str:
     )
 
 
-def check_study_data(source: ExperimentSource, run: Run, data: str | None) -> None:
-    """Check, when a trial opens its run, that the data of the study have not changed.
+def study_files(exp: Experiment) -> dict[str, str]:
+    """Return the SHA-256 of the files of a study's experiment, except the cases, by key; {} if it names none.
+
+    These are the fold file, weight files and your own code, as for the hash of a run. Trials with other files have
+    scores that cannot be compared.
+
+    Raises:
+        MaskfoldError: a file cannot be read (status 2).
+    """
+    files = run_contents(exp, None)
+    if exp.folds.file is not None:
+        try:
+            files["folds.file"] = sha256_of_file(exp.folds.file)
+        except OSError as error:
+            raise MaskfoldError(
+                f"folds.file: {exp.folds.file} cannot be read: {error.strerror}.", "Correct folds.file.", status=2
+            ) from error
+    return files
+
+
+def check_study_data(source: ExperimentSource, run: Run, data: str | None, files: dict[str, str] | None = None) -> None:
+    """Check, when a trial opens its run, that the data and the other files of the study have not changed.
 
     Args:
         source: the study's experiment.
         run: run of the trial; its own keys may select other data than the study's experiment.
         data: digest of the study's data; None: not checked.
+        files: digests of its other files, see `study_files`; None: not checked.
 
     Raises:
-        ChangedDataError: the data have changed.
+        ChangedDataError: the data, or another file, have changed.
     """
+    if files is not None and (present := study_files(source.load())) != files:
+        changed = sorted(key for key in {*present, *files} if present.get(key) != files.get(key))
+        raise ChangedDataError(
+            f"{join_names(changed)} changed since the study was opened.",
+            "Restore the files, or repeat the command, which begins another study with the present files.",
+        )
     if data is None or combined_data_hash(run.cases, run.extra_tables) == data:
         return
     if data_digest(study_tables(source.load())) != data:

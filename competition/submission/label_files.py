@@ -30,6 +30,7 @@ from competition.runs.blend import Ensemble, check_same_competition
 from competition.runs.imported import refuse_imported
 from competition.runs.outputs import check_output, competitions_of
 from competition.runs.run import Run
+from competition.runs.summary import check_search_unedited
 from competition.text import fold_name
 from competition.viz.overlays import draw_case
 from competition.viz.preview import load_unchanged_picture
@@ -245,7 +246,13 @@ def _check_file_names(rows: Sequence[Any], comp: Competition, label_map: bool) -
 
 
 def label_file_settings(runs: Sequence[Run]) -> PostprocessConfig:
-    """Return the post-processing of label files: the tuned steps of a single run, else the steps of the first run."""
+    """Return the post-processing of label files: the tuned steps of a single run, else the steps of the first run.
+
+    Raises:
+        MaskfoldError: the tuned steps of a single run are damaged, or were edited.
+    """
+    if len(runs) == 1:
+        check_search_unedited(runs[0])
     tuning = load_tuning(runs[0]) if len(runs) == 1 else None
     return tuning.settings if tuning is not None else runs[0].exp.postprocess
 

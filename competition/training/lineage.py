@@ -18,6 +18,7 @@ from competition.context import Context
 from competition.data.splits import HELD_OUT
 from competition.errors import MaskfoldError
 from competition.io import parse_json_object, sha256_of_file, write_json
+from competition.runs.checkpoint import exchanged_error
 from competition.runs.extra_cases import same_competition
 from competition.runs.fold import PLAIN_WEIGHTS, RESULT_FILE, FoldJob
 from competition.runs.imported import refuse_imported
@@ -216,7 +217,8 @@ def check_initial_weights(source: Path, job: FoldJob, run: Run) -> Path:
         The path of the weights of the same fold; a fit on all cases starts from a fit on all cases.
 
     Raises:
-        MaskfoldError: the weights do not exist, or were trained on a case that this fold validates.
+        MaskfoldError: the weights do not exist, were changed after the source's fold finished, or were trained on a
+            case that this fold validates.
     """
     if source.is_file():
         raise MaskfoldError(
@@ -231,6 +233,11 @@ def check_initial_weights(source: Path, job: FoldJob, run: Run) -> Path:
         raise MaskfoldError(
             f"init_from: {weights} does not exist.", "Finish that run's fold first, or name another run."
         )
+    # The cases below are those of the weights with which the fold finished.
+    result = source_run.result(job.fold, 0)
+    expected = None if result is None else result.digests.get(PLAIN_WEIGHTS)
+    if expected is not None and sha256_of_file(weights) != expected:
+        raise exchanged_error(weights)
     member = member_name(source_run, job.fold, 0)
     if all_leaks := find_leaks(
         member, training_cases(source_run, job.fold, 0, Context(job.trust)), HeldOutCases(run, job.fold)

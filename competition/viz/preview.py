@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from competition.config.axes import file_axes, permutation
 from competition.config.competition import Competition
 from competition.data.content.unchanged import unchanged_files
-from competition.data.formats.tiff import PALETTE, WHITE_IS_ZERO, open_tiff
+from competition.data.formats.tiff import PALETTE, WHITE_IS_ZERO, check_tiff_size, open_tiff
 from competition.data.image_types import Image, convert_decoder_errors
 from competition.data.readers import EXTENSIONS, exif_orientation, extension_of, get_column, load_image, row_axes
 from competition.viz.reduction import reduce_image, reduction_step
@@ -71,6 +71,7 @@ def _read_reduced(path: Path, exif: bool) -> NDArray[np.float32] | None:
             return None
         if step == 1 or math.prod(series.shape) * np.dtype(series.dtype).itemsize < LARGE_FILE:
             return None
+        check_tiff_size(path, series)
         if page.is_memmappable:
             array = np.atleast_3d(tifffile.memmap(path, mode="r", series=0))
             return np.asarray(reduce_image(np.moveaxis(array, -1, 0), step), np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import struct
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import nibabel
 import numpy as np
 import pytest
+import tifffile
 
 from competition.data.cases import case_table
 from competition.data.image_types import check_not_bomb
@@ -40,11 +42,19 @@ def test_a_packed_file_named_nii_is_to_be_renamed(tmp_path: Path) -> None:
     assert "Rename it to a.nii.gz," in caught.value.hint
 
 
-def test_complex_values(tmp_path: Path) -> None:
-    path = write_nifti(tmp_path / "a.nii.gz", VOXELS.astype(np.complex64))
-    with pytest.raises(MaskfoldError, match="complex") as caught:
-        read_image(path)
-    assert "magnitude" in caught.value.hint
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.npy", "a.npz", "a.tif"])
+def test_complex_values(tmp_path: Path, name: str) -> None:
+    values, path = VOXELS.astype(np.complex64), tmp_path / name
+    if name.endswith(".tif"):
+        tifffile.imwrite(path, values, photometric="minisblack")
+    elif name.endswith(".gz"):
+        write_nifti(path, values)
+    else:
+        (np.save if name.endswith(".npy") else np.savez)(path, values)
+    for read in (read_header, read_image, read_labels):
+        with pytest.raises(MaskfoldError, match=f"{re.escape(name)} .*complex") as caught:
+            read(path, 3)
+        assert "magnitude" in caught.value.hint
 
 
 def test_an_intercept_that_is_no_number(tmp_path: Path) -> None:

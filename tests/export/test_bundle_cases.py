@@ -103,6 +103,41 @@ def test_without_a_test_image_the_sample_comes_back_empty(mounted, tmp_path):
     assert rows(tmp_path / "y.csv") == given[:1]
 
 
+def demo_images(root):
+    """The test images of the demo; its image pattern is one file per case."""
+    images = sorted(path for path in (root / "test").rglob("*") if path.suffix == ".png")
+    assert len(images) == 3
+    return images
+
+
+@pytest.mark.parametrize("with_keys", [True, False], ids=["sample", "empty sample"])
+def test_extensions_in_capitals_are_the_same_images(mounted, tmp_path, with_keys):
+    """Otherwise the host's test set would have no image, and the file would have empty masks only."""
+    folder, submitted, root = mounted
+    for image in demo_images(root):
+        image.rename(image.with_suffix(".PNG"))
+    if not with_keys:
+        with_sample(root, lambda lines: [])
+    assert run_bundle(folder, root, tmp_path / "x.csv") == 0
+    found = rows(tmp_path / "x.csv")
+    assert found == (rows(submitted) if with_keys else by_id(submitted))
+    assert any(line[-1] for line in found[1:])
+
+
+def test_images_in_another_format_are_an_error(mounted, tmp_path, capsys):
+    """The folder is not empty, so empty masks would be wrong."""
+    from PIL import Image
+
+    folder, _, root = mounted
+    for image in demo_images(root):
+        Image.open(image).convert("RGB").save(image.with_suffix(".JPG"))
+        image.unlink()
+    assert run_bundle(folder, root, tmp_path / "x.csv") != 0
+    assert not (tmp_path / "x.csv").exists()
+    said = capsys.readouterr().err
+    assert "3 other image files" in said and ".JPG" in said
+
+
 def test_a_missing_sample_is_no_obstacle_and_a_wrong_folder_is(mounted, tmp_path, capsys):
     folder, submitted, root = mounted
     (root / "sample_submission.csv").unlink()

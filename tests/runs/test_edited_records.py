@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from competition.io import write_json
 from competition.leaderboard.ledger import Ledger, UploadRecord
 from competition.leaderboard.upload import _read_summary
 from competition.records import SUBMISSION_DIGEST, is_unedited, with_own_digest
-from competition.runs.find import TRIALS_FILE
+from competition.runs.find import TRIALS_FILE, _study_error
 from competition.runs.fold import RESULT_FILE, FoldResult
 from competition.runs.run import Run
+from competition.runs.summary import SCORES_FILE, SUMMARY_FILE, read_summary, run_scores, write_summary
 from competition.study.study import read_trials
 from competition.tracking.store import read_result_json
 from competition.training.cross_validate import summarize_run
@@ -117,3 +119,33 @@ def test_an_edited_summary_of_a_submission(tmp_path: Path) -> None:
         _read_summary(tmp_path / "b.csv")
     write_json(path, content)
     assert _read_summary(tmp_path / "a.csv") == content, "of a version without digests"
+
+
+def test_the_hint_for_a_study_names_no_edited_trial(tmp_path: Path) -> None:
+    trials = [{"number": number, "run": f"mlruns/runs/a/{number}"} for number in (0, 1)]
+    path = tmp_path / TRIALS_FILE
+    write_json(path, with_own_digest({"objectives": ["score"], "best": [0], "trials": trials}, TRIALS_FILE))
+    assert "the best trial 0: mlruns/runs/a/0" in _study_error(tmp_path).hint
+    edit(path, best=[1])
+    assert "best trial" not in _study_error(tmp_path).hint
+
+
+def test_the_summary_of_another_run(finished: Callable[..., Run], tiny: Callable[..., Any], tmp_path: Path) -> None:
+    """It has a valid digest; the run would be ranked by the score of the other one."""
+    run, other = finished(tiny(2)), finished(tiny(2), "other", noise=0.1)
+    before, better = run_scores(run), run_scores(other)
+    assert before is not None and better is not None and better.value > before.value
+    kept, summary = (run.folder / SUMMARY_FILE).read_bytes(), read_summary(other.folder)
+    scores = shutil.copy(run.folder / SCORES_FILE, tmp_path)
+    shutil.copy(other.folder / SUMMARY_FILE, run.folder)
+    with pytest.raises(MaskfoldError, match=r"summary\.json does not belong to scores\.csv "):
+        run_scores(run)
+    shutil.copy(other.folder / SCORES_FILE, run.folder)
+    write_summary(run.folder, {**summary, "folds": [{**fold, "steps": 10} for fold in summary["folds"]]})
+    with pytest.raises(MaskfoldError, match=r"does not belong to fold_0/result\.json, fold_1/result\.json "):
+        run_scores(run)
+    shutil.copy(scores, run.folder)
+    (run.folder / SUMMARY_FILE).write_bytes(kept)
+    assert run_scores(run) == before
+    shutil.rmtree(run.folder / "fold_0")
+    assert run_scores(run) == before, "a fold that was deleted to save space says nothing"

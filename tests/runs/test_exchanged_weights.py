@@ -13,6 +13,8 @@ from competition.errors import MaskfoldError
 from competition.io import sha256_of_file, write_json
 from competition.runs.fold import RESULT_FILE
 from competition.runs.oof import OofStore
+from competition.training.cross_validate import make_jobs, open_run, prepare_run
+from competition.training.lineage import check_initial_weights
 
 
 def record_weights(run, fold):
@@ -66,3 +68,23 @@ def test_exchanged_weights_are_noticed_when_predictions_are_read(finished, tiny)
     run.oof((1,))
     Path(first).unlink()
     assert run.oof().fold_of, "a run whose weights were deleted to save space stays readable"
+
+
+def test_a_run_does_not_start_from_exchanged_weights(finished, tiny):
+    """Fold 1's network was trained on the cases that fold 0 validates; the cases in the lineage are those of fold 0."""
+    source = finished(tiny(2), "source")
+    for fold in source.fold_numbers():
+        record_weights(source, fold)
+    run = open_run(tiny(2, f"init_from={source.folder}"), "tiny")
+    job = make_jobs(run)[0]
+    assert job.fold == 0
+    weights = source.member_folder(0, 0) / "weights.safetensors"
+    assert check_initial_weights(source.folder, job, run) == weights
+    shutil.copy(source.member_folder(1, 0) / "weights.safetensors", weights)
+    with pytest.raises(MaskfoldError, match=r"fold_0/weights\.safetensors was changed after the fold finished"):
+        check_initial_weights(source.folder, job, run)
+    with pytest.raises(MaskfoldError, match="was changed after the fold finished"):
+        prepare_run(run)
+    plain = json.loads((weights.parent / RESULT_FILE).read_text())
+    write_json(weights.parent / RESULT_FILE, {**plain, "digests": {}})
+    assert check_initial_weights(source.folder, job, run) == weights, "a result of an older version has no digest"

@@ -75,3 +75,43 @@ def test_an_old_study_whose_runs_were_deleted_is_resumed(old_study, quick):
 
     shutil.rmtree("mlruns/runs")
     assert quick().name == old_study.name
+
+
+@pytest.fixture
+def fold_file(place: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "folds.csv"
+    write_folds_file(path, place, 0)
+    return path
+
+
+def write_folds_file(path: Path, place: Path, first: int) -> None:
+    """Two folds; `first` is the fold of the first case."""
+    ids = sorted(file.stem for file in (place / "images").iterdir())
+    lines = [f"{case},{(number + first) % 2 if number < 2 else number % 2}" for number, case in enumerate(ids)]
+    path.write_text("\n".join(["id,fold", *lines, ""]))
+
+
+IN_A_FILE = YAML.replace("folds: {k: 2}", "folds: {scheme: file, file: folds.csv}")
+
+
+def test_other_folds_in_the_same_file_are_another_study(fold_file, quick, place):
+    """Scores of trials on other folds cannot be compared."""
+    search = quick(IN_A_FILE)
+    run_study(search, 2, lambda line: None)
+    assert quick(IN_A_FILE).name == search.name
+    write_folds_file(fold_file, place, 1)
+    other = quick(IN_A_FILE)
+    assert other.name != search.name and other.finished == []
+    write_folds_file(fold_file, place, 0)
+    assert len(quick(IN_A_FILE).finished) == 2
+
+
+def test_no_trial_runs_on_folds_that_changed_while_the_study_was_open(fold_file, quick, place):
+    search = quick(IN_A_FILE)
+    run_study(search, 1, lambda line: None)
+    write_folds_file(fold_file, place, 1)
+    with pytest.raises(ChangedDataError, match=r"folds\.file changed since the study was opened"):
+        run_study(search, 3, lambda line: None)
+    assert [trial.state.name for trial in search.finished] == ["COMPLETE", "FAIL"]
+    with pytest.raises(ChangedDataError):
+        promote_best_trials(search, 1, lambda line: None)

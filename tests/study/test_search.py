@@ -14,6 +14,7 @@ import pytest
 
 from competition.context import Context
 from competition.errors import MaskfoldError
+from competition.records import is_unedited
 from competition.study.promote import promote_best_trials
 from competition.study.space import ExperimentSource
 from competition.study.study import best_trials, open_study, requeue_stale_trials, run_study, write_trials
@@ -40,7 +41,9 @@ def test_trial_0_is_the_yaml_and_the_count_is_of_all_that_are_finished(quick):
     assert len({trial.params["optimizer.args.lr"] for trial in again.trials}) == 6  # a resumed sampler repeats nothing
     found = best_trials(again)[0]
     assert found.value == max(trial.value for trial in again.trials)
-    rows = json.loads((again.folder / "trials.json").read_text())["trials"]
+    record = json.loads((again.folder / "trials.json").read_text())
+    assert "trials.json" in record["digests"] and is_unedited(record, "trials.json")
+    rows = record["trials"]
     assert [row["number"] for row in rows] == list(range(6)) and all(Path(row["run"]).is_dir() for row in rows)
 
 

@@ -19,6 +19,7 @@ from competition.data.readers import read_labels
 from competition.ensembling.ensemble import EnsemblePredictor
 from competition.errors import MaskfoldError
 from competition.postprocessing.pipeline import postprocess
+from competition.records import SUBMISSION_DIGEST, is_unedited
 from competition.runs.blend import Ensemble
 from competition.runs.run import hashed_settings
 from competition.submission.files import SampleFiles, check_file_names, file_labels, file_names, submit_files
@@ -53,6 +54,7 @@ def test_the_files_hold_the_masks_on_the_grid_of_their_images(finished, tiny, di
     comp = run.exp.competition
     done = submit_files([run], output=tmp_path / "out")
     said = json.loads(done.summary_path.read_text())
+    assert SUBMISSION_DIGEST in said["digests"] and is_unedited(said, SUBMISSION_DIGEST)
     assert said["expected"]["score"] is not None and done.validation.rows == len(said["files"])
     for row in case_rows(case_table(comp, "test")):
         path = tmp_path / "out" / name.replace("{id}", row.id)

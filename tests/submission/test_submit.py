@@ -22,6 +22,7 @@ from competition.ensembling.expected import estimate_score
 from competition.errors import MaskfoldError
 from competition.io import sha256_of_file
 from competition.metrics.bootstrap import cv_score
+from competition.records import SUBMISSION_DIGEST, is_unedited
 from competition.runs.blend import Ensemble, WeightedMean
 from competition.runs.find import find_run
 from competition.submission.reader import read_submission
@@ -39,6 +40,7 @@ def test_submit_writes_the_samples_rows_and_says_what_it_did(finished, tiny, dim
     with open(done.path, newline="") as stream, open(comp.root / "sample_submission.csv", newline="") as sample:
         assert [row[:2] for row in csv.reader(stream)] == [row[:2] for row in csv.reader(sample)]
     said = json.loads(done.summary_path.read_text())
+    assert SUBMISSION_DIGEST in said["digests"] and is_unedited(said, SUBMISSION_DIGEST)
     assert [len(one["checkpoints"]) for one in said["runs"]] == [2] and said["runs"][0]["weight"] == 1
     assert all(len(one["sha256"]) == 64 for one in said["runs"][0]["checkpoints"])
     summary = summarize_run(run)

@@ -17,6 +17,7 @@ from competition.data.image_types import (
     check_declared_size,
     check_not_bomb,
     unreadable_error,
+    wrong_values_error,
 )
 from competition.errors import MaskfoldError
 
@@ -30,7 +31,7 @@ def numpy_header(path: Path, dimensions: int, labels: bool = False) -> Header:
     """Read shape and dtype without reading a value."""
     shape, dtype = _declared_array(path, labels)
     if dtype.kind not in "biuf":
-        raise unreadable_error(path, f"its values are {dtype}")
+        raise wrong_values_error(path, dtype)
     view = channels_first(np.broadcast_to(np.zeros(1, np.uint8), shape), dimensions, path)
     name = {"b": "uint8", "f": "float32"}.get(dtype.kind, dtype.newbyteorder("=").name)
     return Header(view.shape[1:], (1.0,) * dimensions, None, view.shape[0], name)

@@ -17,6 +17,7 @@ from competition.data.image_types import (
     has_detached_voxels,
     unreadable_error,
     wrong_dimensions_error,
+    wrong_values_error,
 )
 from competition.errors import MaskfoldError
 
@@ -101,7 +102,7 @@ def _header(path: Path, reader: Any, dimensions: int) -> Header:
     size, axes = tuple(int(length) for length in reader.GetSize()), reader.GetDimension()
     pixel = SimpleITK.GetPixelIDValueAsString(reader.GetPixelID())
     if "complex" in pixel:
-        raise unreadable_error(path, f"its values are complex ({pixel})", "Save their magnitude as float32")
+        raise wrong_values_error(path, pixel)
     if axes < dimensions or (dimensions == 2 and math.prod(size[2:3]) > 1):
         raise wrong_dimensions_error(path, size, dimensions)
     components, extra = reader.GetNumberOfComponents(), math.prod(size[3:])

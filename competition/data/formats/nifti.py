@@ -20,6 +20,7 @@ from competition.data.image_types import (
     check_not_bomb,
     unreadable_error,
     wrong_dimensions_error,
+    wrong_values_error,
 )
 from competition.errors import MaskfoldError
 
@@ -136,10 +137,8 @@ def _is_scaled_nifti(proxy: Any) -> bool:
 
 def _nifti_header(path: Path, image: Any, dimensions: int) -> Header:
     shape, dtype = tuple(int(n) for n in image.shape), image.get_data_dtype()
-    if dtype.kind == "c":
-        raise unreadable_error(path, f"its values are complex ({dtype})", "Save their magnitude as float32")
     if dtype.kind not in "iuf" and not dtype.names:
-        raise unreadable_error(path, f"its values are {dtype}")
+        raise wrong_values_error(path, dtype)
     size, packed = path.stat().st_size, path.suffix.lower() == ".gz"
     check_declared_size(path, math.prod(shape) * dtype.itemsize, size * DEFLATE_BOUND if packed else size)
     check_not_bomb(path, math.prod(shape) * dtype.itemsize)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from competition import large_arrays
+from competition.data.formats.tiff_decoders import bound_decoders
 from competition.data.image_types import (
     Header,
     Image,
@@ -23,6 +24,7 @@ from competition.data.image_types import (
     turn_back,
     unreadable_error,
     wrong_dimensions_error,
+    wrong_values_error,
 )
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ UNCOMPRESSED, WHITE_IS_ZERO, PALETTE = 1, 0, 3  # TIFF 6.0, tags 259 and 262
 
 @contextmanager
 def open_tiff(path: Path) -> Iterator[TiffFile]:
-    """Open a TIFF that contains all of its pixels.
+    """Open a TIFF that contains all of its pixels; its strips and tiles unpack to the declared size at most.
 
     The metadata of an OME file may say that planes are in other files, in any folder. tifffile would read them, and
     read a missing file as zeros.
@@ -52,6 +54,7 @@ def open_tiff(path: Path) -> Iterator[TiffFile]:
     """
     from tifffile import TiffFile
 
+    bound_decoders()
     with TiffFile(path, _multifile=False) as file:
         for name in OME_FILE.findall(file.ome_metadata or ""):
             if html.unescape(name).lower() != path.name.lower():
@@ -69,8 +72,6 @@ def tiff_header(path: Path, dimensions: int) -> Header:
         series = file.series[0]
         shape, channels = _tiff_layout(path, series, dimensions)
         dtype = np.dtype(series.dtype)
-        if dtype.kind not in "biuf":
-            raise unreadable_error(path, f"its values are {dtype}")
         spacing = _tiff_spacing(file, dimensions)
         name = {"b": "uint8", "f": "float32"}.get(dtype.kind, dtype.newbyteorder("=").name)
         if series.keyframe.photometric == PALETTE:
@@ -93,7 +94,7 @@ def tiff_pixels(path: Path, dimensions: int, labels: bool) -> Image:
     with open_tiff(path) as file:
         series = file.series[0]
         shape, channels = _tiff_layout(path, series, dimensions)
-        _check_tiff_size(path, series, byte_count(shape, series.dtype, channels))
+        check_tiff_size(path, series)
         if dimensions == 2 and _is_large_page(series) and (array := _read_large_page(series.keyframe)) is not None:
             return Image(array, (1.0,) * dimensions)
         check_declared_size(path, byte_count(shape, series.dtype, channels))
@@ -171,17 +172,29 @@ def _read_large_page(page: TiffPage) -> np.ndarray | None:
     return result
 
 
-def _check_tiff_size(path: Path, series: TiffPageSeries, unpacked: int) -> None:
-    """Check that the file is large enough for uncompressed pages of the declared size.
+def check_tiff_size(path: Path, series: TiffPageSeries) -> None:
+    """Check that the file is large enough for uncompressed pages of the declared size, and is no decompression bomb.
 
-    Pixels of few bits share a byte.
+    Pixels of few bits share a byte. Tiles of a compressed page may be larger than the page.
+
+    Raises:
+        MaskfoldError: the file is too small, or unpacks to too much.
     """
-    packed = unpacked * series.keyframe.bitspersample // (8 * np.dtype(series.dtype).itemsize)
-    is_plain = series.keyframe.compression == UNCOMPRESSED and not series.is_multifile
-    if is_plain and packed > (size := path.stat().st_size):
-        check_declared_size(path, packed, size)
+    unpacked = byte_count(series.shape, series.dtype)
+    if series.keyframe.compression == UNCOMPRESSED:
+        unpacked = unpacked * series.keyframe.bitspersample // (8 * np.dtype(series.dtype).itemsize)
+        if not series.is_multifile and unpacked > (size := path.stat().st_size):
+            check_declared_size(path, unpacked, size)
+    else:
+        largest = filled = 0
+        for page in series:
+            if page is not None:
+                segment = byte_count(page.chunks, series.dtype)
+                largest, filled = max(largest, segment), filled + segment * math.prod(page.chunked)
+        check_declared_size(path, largest)
+        unpacked = max(unpacked, filled)
     if not series.is_multifile:
-        check_not_bomb(path, unpacked if series.keyframe.compression != UNCOMPRESSED else packed)
+        check_not_bomb(path, unpacked)
 
 
 def _tiff_pages_and_channels(series: TiffPageSeries) -> tuple[int, int]:
@@ -192,7 +205,9 @@ def _tiff_pages_and_channels(series: TiffPageSeries) -> tuple[int, int]:
 
 
 def _tiff_layout(path: Path, series: TiffPageSeries, dimensions: int) -> tuple[tuple[int, ...], int]:
-    """Return spatial shape and channels."""
+    """Return spatial shape and channels; raise an error if the values are no real numbers."""
+    if (dtype := np.dtype(series.dtype)).kind not in "biuf":
+        raise wrong_values_error(path, dtype)
     page = dict(zip(series.keyframe.axes, series.keyframe.shape, strict=True))
     if set(page) - set("YXS"):
         raise unreadable_error(path, f"a page has the axes {series.keyframe.axes}")

@@ -1,0 +1,90 @@
+"""Bound the decoders that tifffile uses without imagecodecs: Deflate, LZMA and, from Python 3.14 on, Zstandard.
+
+tifffile tells a decoder how many bytes a strip or tile may have, but its own decoders ignore this number: a strip of
+1 MB may fill 1 GiB (Deflate) or 7 GiB (LZMA), whatever the header declares. The decoders of imagecodecs respect it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+MODULES = {
+    **dict.fromkeys((8, 32946, 50013), "zlib"),
+    34925: "lzma",
+    **dict.fromkeys((50000, 34926), "compression.zstd"),
+}  # by the numbers of tag 259
+BLOCK = 2**16  # bytes of data behind the declared end that are in memory at once
+# Writers may fill up the last strip of a page to its full height. Such rows are decoded, since they are before the
+# checksum, and dropped. Their number is bounded, because many strips may share the same bytes of a small file.
+EXTRA_BYTES, EXTRA_SHARE = 2**16, 4
+LZMA_MEMORY = 2**27  # bytes of a decoder; the highest preset of xz needs 65 MiB, but a stream may ask for 4 GiB
+
+
+class BoundedDecoders(Mapping[int, Callable[..., Any]]):
+    """Replace the unbounded decoders in tifffile's table of decoders; other decoders are unchanged."""
+
+    def __init__(self, decoders: Mapping[int, Callable[..., Any]]) -> None:
+        self._decoders = decoders
+
+    def __getitem__(self, compression: int) -> Callable[..., Any]:
+        decoder = self._decoders[compression]
+        is_own = getattr(decoder, "__module__", "").endswith("_imagecodecs") and compression in MODULES
+        return bounded_decoder(MODULES[compression], decoder) if is_own else decoder
+
+    def __contains__(self, compression: object) -> bool:  # the method of `Mapping` would not find tifffile's decoders
+        return compression in self._decoders
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._decoders)
+
+    def __len__(self) -> int:
+        return len(self._decoders)
+
+
+def bound_decoders() -> None:
+    """Bound tifffile's own decoders in this process. Further calls do nothing."""
+    from tifffile import TIFF
+
+    if not isinstance(TIFF.DECOMPRESSORS, BoundedDecoders):
+        TIFF.DECOMPRESSORS = BoundedDecoders(TIFF.DECOMPRESSORS)
+
+
+def bounded_decoder(module: str, unbounded: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a decoder `decode(data, out=BYTES)` for a strip or tile.
+
+    Args:
+        module: name of the module of Python that decompresses: zlib, lzma or compression.zstd.
+        unbounded: tifffile's decoder, for calls without a number of bytes, which tifffile does not make for strips.
+    """
+
+    def decode(data: bytes, /, *, out: Any = None) -> bytes:
+        if not isinstance(out, int):
+            return bytes(unbounded(data, out=out))
+        return decompress(module, data, out)
+
+    return decode
+
+
+def decompress(module: str, data: bytes, limit: int) -> bytes:
+    """Decompress a stream to its end, so that its checksum is verified, and return its first `limit` bytes.
+
+    Raises:
+        ValueError: the stream contains much more than `limit` bytes, or ends early.
+        zlib.error, lzma.LZMAError: the stream is damaged.
+    """
+    names = {"zlib": "decompressobj", "lzma": "LZMADecompressor", "compression.zstd": "ZstdDecompressor"}
+    options = {"memlimit": LZMA_MEMORY} if module == "lzma" else {}
+    stream = getattr(importlib.import_module(module), names[module])(**options)
+    result: bytes = stream.decompress(data, max(limit, 1))
+    extra = 0
+    while not stream.eof:
+        rest = getattr(stream, "unconsumed_tail", b"")  # the other two modules keep the rest themselves
+        block = stream.decompress(rest, BLOCK)
+        if not block and not stream.eof:
+            raise ValueError("the compressed data of a strip or tile are incomplete")
+        extra += len(block)
+        if extra > EXTRA_BYTES + EXTRA_SHARE * limit:
+            raise ValueError(f"a strip or tile unpacks to more than the {limit:,} bytes that the header declares")
+    return result
