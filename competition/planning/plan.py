@@ -14,7 +14,7 @@ from competition.explore import Exploration
 from competition.io import temporary_folder
 from competition.planning.lines import Line
 from competition.planning.measure import MIN_TIMED, REPEATED_CASE, Measurement, measure, sample_rows
-from competition.planning.recipe import Facts, experiment_lines, grids_of, read_facts
+from competition.planning.recipe import Facts, Precision, experiment_lines, grids_of, read_facts
 from competition.planning.rules import (
     HOPE,
     HOPELESS_STEPS,
@@ -32,7 +32,7 @@ from competition.planning.rules import (
 DEFAULT_MINUTES = 15.0
 # Maximum seconds of all measurements: converted to a machine that does nothing else, and by the clock.
 PLANNING_SECONDS, PATIENCE = 50.0, 240.0
-MEMORY_SHARE = 0.8  # share of the free memory; a candidate that needs more is not tried
+FP32_GAIN = 1.05  # on a CPU with bf16, the plan sets fp32 if it gets at least this many times as many steps
 PLAN_FILE = "plan.json"
 Measure = Callable[[dict[str, Any], Sequence[dict[str, Any]], Path, int, float], Measurement | str]
 Pins = Mapping[tuple[str, ...], Any]  # values that the user has set, by path of keys
@@ -161,6 +161,7 @@ class _Planner:
         self.overhead = self.used = 0.0
         self.slowdown = 1.0  # seconds by the clock for one second of such a machine
         self.rows = sample_rows(facts.train)
+        self.precision, self.runs = Precision(), 0
 
     def plan(self) -> Plan:
         start = self.clock()
@@ -178,6 +179,8 @@ class _Planner:
                     pick = choose(self._possible(), self.known, self.budget)
                     break
                 self._measure(pick, folder, left)
+            if pick in self.known and ("training", "precision") not in self.options.pins:
+                self._try_fp32(pick, folder, PATIENCE - (self.clock() - start))
         return self._result(pick, self.clock() - start)
 
     def _possible(self) -> list[Candidate]:
@@ -191,27 +194,60 @@ class _Planner:
 
     def _measure(self, candidate: Candidate, folder: Path, limit: float) -> None:
         self.say(f"timing: {candidate.name}")
+        found = self._run(candidate, folder, limit, self.precision)
+        if isinstance(found, str):
+            self.failed[candidate] = found
+        else:
+            self.measurements[candidate], self.known[candidate] = found, self._timing(candidate, found)
+
+    def _try_fp32(self, pick: Candidate, folder: Path, limit: float) -> None:
+        """Measure the chosen candidate in fp32 too if it was measured in bf16 on a CPU, and keep the faster precision.
+
+        Processors differ: bf16 halves the time of a 3D network's step on some, but small 2D networks can be slower.
+        """
+        found = self.measurements[pick]
+        expected = 2 * self._expected_seconds(pick)
+        is_bf16 = found.device.startswith("cpu") and found.precision.startswith("bf16")
+        if not is_bf16 or self.used + expected > PLANNING_SECONDS or expected * self.slowdown > limit:
+            return
+        self.say(f"timing: {pick.name}, fp32")
+        fp32 = self._run(pick, folder, limit, Precision("fp32"))
+        if isinstance(fp32, str):
+            return
+        before, after = self.known[pick], self._timing(pick, fp32)
+        steps = [schedule_of(pick, timing, self.budget).steps for timing in (before, after)]
+        if steps[1] < FP32_GAIN * steps[0]:
+            return
+        self.measurements[pick], self.known[pick] = fp32, after
+        self.precision = Precision(
+            "fp32", f"on this processor, a step takes {after.step:.2f} s in fp32, and {before.step:.2f} s in bf16"
+        )
+
+    def _run(self, candidate: Candidate, folder: Path, limit: float, precision: Precision) -> Measurement | str:
+        """Measure a candidate, and count the seconds that this took."""
         start, threads = self.clock(), self.options.threads
-        lines = experiment_lines(self.facts, candidate, None, self.minutes)
+        lines = experiment_lines(self.facts, candidate, None, self.minutes, precision=precision)
         plain = apply_pins(nested(lines), self.options.pins)
         plain["competition"] = self.facts.comp.model_dump(by_alias=True, mode="json")
         plain["inference"]["tta"] = []
-        found = self.measure(plain, self.rows, folder / str(len(self.known) + len(self.failed)), threads, limit)
+        self.runs += 1
+        found = self.measure(plain, self.rows, folder / str(self.runs), threads, limit)
         if isinstance(found, str):
-            self.failed[candidate] = found
-            return
+            return found
         seconds = found.processor / threads if found.device.startswith("cpu") else self.clock() - start
         measured = (found.steps + 1) * found.step_seconds(threads) + 2 * found.case_seconds(threads)
         self.overhead = max(0.0, seconds - measured)
         self.used += seconds
         self.slowdown = max(1.0, (self.clock() - start) / max(1e-9, seconds))
-        seen = min(1.0, candidate.seen)
-        self.measurements[candidate] = found
-        self.known[candidate] = Timing(
+        return found
+
+    def _timing(self, candidate: Candidate, found: Measurement) -> Timing:
+        threads = self.options.threads
+        return Timing(
             found.step_seconds(threads),
             found.case_seconds(threads),
             found.step_wall,
-            found.training_memory(len(self.facts.train), seen),
+            found.training_memory(len(self.facts.train), min(1.0, candidate.seen)),
             found.network_share,
         )
 
@@ -220,7 +256,7 @@ class _Planner:
         schedule = schedule_of(pick, timing, self.budget)
         table = [self._row(item, item == pick) for item in self.candidates if item in self.known or item == pick]
         reason = self._grid_reason(pick)
-        lines = experiment_lines(self.facts, pick, schedule, self.minutes, reason)
+        lines = experiment_lines(self.facts, pick, schedule, self.minutes, reason, self.precision)
         return Plan(lines, self.minutes, self.options.threads, table, seconds, self._warnings(pick, schedule.steps))
 
     def _row(self, candidate: Candidate, chosen: bool) -> Row:

@@ -41,6 +41,14 @@ FIRST_FILTERS = {"light": 16, "medium": 32, "standard": 16, "wide": 32}
 AXES = {2: ("up and down", "left and right"), 3: ("left and right", "front and back", "up and down")}
 
 
+@dataclass(frozen=True)
+class Precision:
+    """Hold the planned `training.precision` and the reason for it."""
+
+    value: str = "auto"
+    reason: str = "bf16 where the device has it"
+
+
 @dataclass(frozen=True, eq=False)
 class Facts:
     """Hold the facts about the data on which the plan depends.
@@ -135,7 +143,12 @@ def grids_of(facts: Facts) -> list[Any]:
 
 
 def experiment_lines(
-    facts: Facts, candidate: Candidate, schedule: Schedule | None, minutes: float | None, grid_reason: str = ""
+    facts: Facts,
+    candidate: Candidate,
+    schedule: Schedule | None,
+    minutes: float | None,
+    grid_reason: str = "",
+    precision: Precision = Precision(),
 ) -> list[Line]:
     """Return the keys of experiment.yaml with their reasons.
 
@@ -145,6 +158,7 @@ def experiment_lines(
         schedule: how the candidate uses the budget; None if nothing was measured.
         minutes: time budget of a fold; None trains a fixed number of steps.
         grid_reason: reason for the grid, if it is not the data's own grid.
+        precision: precision of the training.
     """
     comp = facts.comp
     lines = [
@@ -160,7 +174,8 @@ def experiment_lines(
         line for line in lines if line.path[0] == "prepare"
     ]
     lines += [_patch(candidate), _augment(facts, candidate, schedule), *_network(candidate), _loss(comp), *_gate(facts)]
-    lines += _optimizer(candidate, schedule) + _training(candidate, schedule, minutes) + _inference(candidate, schedule)
+    lines += _optimizer(candidate, schedule) + _training(candidate, schedule, minutes)
+    lines += [Line(("training", "precision"), precision.value, precision.reason), *_inference(candidate, schedule)]
     return [*lines, _postprocess(facts), *_study(candidate)]
 
 

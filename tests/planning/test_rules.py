@@ -252,6 +252,33 @@ def test_nothing_can_be_measured(start: Start) -> None:
     assert "--no-measure" in str(caught.value.hint)
 
 
+def bf16_machine(fp32: float, log: list[str]) -> Any:
+    """Return a measuring function of a CPU whose steps take a second in bf16, and `fp32` seconds in fp32."""
+
+    def measure(plain: dict[str, Any], rows: Any, folder: Path, threads: int, limit: float) -> Measurement | str:
+        precision = plain["training"]["precision"]
+        log.append(precision)
+        step, name = (fp32, "32-true") if precision == "fp32" else (0.1, "bf16-mixed")
+        return Measurement(step, step, step, 0.1, 0.2, 0.9, 1.0, 10_000, "cpu", name, 3, 5 * step)
+
+    return measure
+
+
+@pytest.mark.parametrize(("fp32", "planned"), [(0.05, "fp32"), (0.099, "auto"), (0.2, "auto")])
+def test_the_faster_precision_of_a_cpu_is_planned(start: Start, fp32: float, planned: str) -> None:
+    done, log = start(paired_names), list[str]()
+    plan = plan_of(done, bf16_machine(fp32, log))
+    values = {line.path: line.value for line in plan.lines}
+    assert values["training", "precision"] == planned
+    assert log.count("fp32") == 1 and log[-1] == "fp32"  # only the chosen candidate is measured twice
+    pick = next(row for row in plan.rows if row.chosen)
+    assert pick.timing.step == (fp32 if planned == "fp32" else 0.1)
+
+    log.clear()
+    plan_of(done, bf16_machine(fp32, log), pins={("training", "precision"): "bf16"})
+    assert set(log) == {"bf16"}
+
+
 def test_values_of_the_user_are_measured(start: Start) -> None:
     log: list[str] = []
     plan_of(start(paired_names), machine(1.0, log), pins={("training", "batch_size"): 3})
