@@ -222,7 +222,8 @@ def test_the_name_of_a_runs_folder(tmp_path: Path, name: str, comp: str, problem
     load_experiment(experiment(tmp_path, "café net (2)"))
 
 
-def test_a_root_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+def test_a_root_that_is_not_utf8_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # a checkout may have a folder `data`, which would be the root
     with pytest.raises(MaskfoldError, match="not valid YAML"):
         load_competition(experiment(tmp_path, "x").with_name("competition.yaml"), [f"root={LATIN}"])
     file = experiment(tmp_path / LATIN, "x").with_name("competition.yaml")

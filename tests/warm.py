@@ -8,7 +8,6 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import IO, Any
 
 import pytest
@@ -78,7 +77,7 @@ class WarmProcesses:
         from competition.fork_server import ForkedProcess
         from competition.training.fold_process import fold_environment
 
-        server = self.server(fold_environment(SimpleNamespace(threads=1), None))  # type: ignore[arg-type]
+        server = self.server(fold_environment(1))
         descriptor, errors = tempfile.mkstemp(dir=cwd, prefix="errors-")
         reader, writer = os.pipe()
         with contextlib.chdir(cwd):
@@ -126,10 +125,9 @@ def warm(warm_servers: WarmProcesses) -> Iterator[WarmProcesses]:
 
 @pytest.fixture
 def warm_folds(warm_servers: WarmProcesses, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Folds of commands in this process are forked from a server that outlives the command.
+    """Folds and candidates of commands in this process are forked from a server that outlives the command.
 
     A command starts its own server, which imports for seconds; tests/training/test_forked.py and tests/faults have it.
     """
-    monkeypatch.setattr(
-        "competition.training.fold_process.shared_server", lambda _, environment: warm_servers.server(environment)
-    )
+    for module in ("competition.training.fold_process", "competition.fork_server"):  # folds; candidates of a plan
+        monkeypatch.setattr(f"{module}.shared_server", lambda _, environment: warm_servers.server(environment))

@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +25,7 @@ KeyPath = tuple[str | int, ...]
 MAX_NODES = 100_000  # a limit, because nested aliases expand a small file exponentially
 MAX_DEPTH = 40  # levels of mappings and lists; OmegaConf and pydantic descend one level with several calls
 MAX_BYTES = 2**22  # maximum size of a file; a resolved experiment has a few kilobytes
+MAX_REMEMBERED = 2**16  # characters; a longer text is parsed each time
 
 FLOAT_PATTERN = re.compile(
     r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"
@@ -141,6 +144,13 @@ def parse_yaml(text: str, file: str | None = None) -> YamlDocument:
     Raises:
         MaskfoldError: status 2; see `read_yaml`.
     """
+    if len(text) > MAX_REMEMBERED:
+        return _parse(text, file)
+    found = _parse_once(text, file)
+    return YamlDocument(copy.deepcopy(found.tree), found.file, dict(found.locations))  # the caller may change it
+
+
+def _parse(text: str, file: str | None) -> YamlDocument:
     document = YamlDocument(None, file or COMMAND_LINE.file)
     try:
         loader = PlainDataLoader(text)
@@ -160,6 +170,10 @@ def parse_yaml(text: str, file: str | None = None) -> YamlDocument:
             f"{document.file}: not valid YAML, {reason}.", "Save the file as plain UTF-8 text.", status=2
         ) from error
     return document
+
+
+# A trial of a study reads the files of its run, which stay the same, about a dozen times.
+_parse_once = functools.lru_cache(maxsize=64)(_parse)
 
 
 def value_kind(value: Any) -> str:

@@ -112,7 +112,7 @@ def measure(
     write_yaml(plain, folder / "experiment.yaml")
     write_json(folder / "job.json", {"rows": list(rows), "threads": threads, "seconds": min(STEP_SECONDS, limit / 4)})
     with open(folder / "output.txt", "ab") as output:
-        process = _start(folder, threads, output)
+        process = _start(folder, threads, output, libraries_of(plain))
         try:
             status = process.wait(limit)
         except subprocess.TimeoutExpired:
@@ -129,7 +129,16 @@ def measure(
     return lines[-1] if lines else f"the process ended with status {status}"
 
 
-def _start(folder: Path, threads: int, output: Any) -> Any:
+def libraries_of(plain: dict[str, Any]) -> list[str]:
+    """Return the names of the modules that a candidate needs and that its server imports once for all candidates."""
+    from competition.training.fold_process import OPTIONAL_MODULES
+
+    text = json.dumps(plain, default=str)
+    flat = plain["competition"]["dimensions"] == 2  # albumentations augments images, not volumes
+    return [name for name in OPTIONAL_MODULES if f'"{name}.' in text or (flat and name.startswith("albumentations"))]
+
+
+def _start(folder: Path, threads: int, output: Any, libraries: list[str]) -> Any:
     from competition.config.experiment import HardwareConfig
     from competition.fork_server import ForkedProcess, ServerLost, shared_server
     from competition.training.executors import may_fork
@@ -140,7 +149,7 @@ def _start(folder: Path, threads: int, output: Any) -> Any:
         server = shared_server(FOLD_MODULES, environment)
         if server is not None:
             try:
-                pid = server.start("competition.planning.measure:main", [str(folder)], output.fileno(), {})
+                pid = server.start("competition.planning.measure:main", [str(folder)], output.fileno(), {}, libraries)
                 return ForkedProcess(server, pid)
             except ServerLost:
                 pass

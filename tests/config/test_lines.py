@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from competition.config.loading import write_yaml
-from competition.config.yaml import MAX_NODES, parse_yaml, read_yaml
+from competition.config.yaml import MAX_NODES, PlainDataLoader, parse_yaml, read_yaml
 from competition.errors import MaskfoldError
 
 
@@ -118,6 +118,25 @@ def test_aliases_of_aliases_do_not_fill_the_memory() -> None:
     assert MAX_NODES < 10**30
     with pytest.raises(MaskfoldError, match="endless"):
         parse_yaml("\n".join(lines), "file.yaml")
+
+
+def test_a_text_is_parsed_once_and_each_reader_has_its_own_tree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[str] = []
+    real = PlainDataLoader.get_single_node
+    monkeypatch.setattr(PlainDataLoader, "get_single_node", lambda self: (parsed.append(self.name), real(self))[1])
+    path = tmp_path / "experiment.yaml"
+    path.write_text("a: [1, 2]\nb: {c: 3}\n")
+    first = read_yaml(path)
+    first.tree["a"].append(4)
+    first.replace_locations(("a",), parse_yaml("[5]"))
+    parsed.clear()
+    second = read_yaml(path)
+    assert parsed == [] and second.tree == {"a": [1, 2], "b": {"c": 3}} and second.locate(("a",)).line == 1
+    path.write_text("a: [1, 2]\n\nb: {c: 4}\n")
+    changed = read_yaml(path)
+    assert len(parsed) == 1 and changed.tree["b"] == {"c": 4} and changed.locate(("b",)).line == 3
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from competition.config.loading import load_experiment
 from competition.errors import MaskfoldError
 from competition.planning.init import Initialised
 from competition.planning.lines import to_yaml
-from competition.planning.measure import Measurement
+from competition.planning.measure import Measurement, libraries_of
 from competition.planning.plan import Plan, PlanOptions, make_plan, plan_record, table_rows
 from competition.planning.recipe import LIGHT_VIEWS, experiment_lines, read_facts
 from competition.planning.rules import (
@@ -321,3 +321,20 @@ def test_a_large_patch_comes_before_a_fine_grid() -> None:
     rest = [item for item in MRI if item.network == "light"][len(grids((150, 120, 88), (1, 1, 1), 40.0)) :]
     sizes = [item.patch[0] * item.patch[1] * item.patch[2] for item in rest if item.grid.factor == 1]
     assert sizes == sorted(sizes, reverse=True) and len(sizes) == 3
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "libraries"),
+    [
+        (2, ["albumentations.pytorch", "monai.losses", "segmentation_models_pytorch"]),
+        (3, ["monai.losses", "monai.networks.nets"]),
+    ],
+)
+def test_the_server_imports_what_the_candidates_need(dimensions: int, libraries: list[str]) -> None:
+    model = "segmentation_models_pytorch.Unet" if dimensions == 2 else "monai.networks.nets.DynUNet"
+    plain = {
+        "competition": {"dimensions": dimensions},
+        "model": {"target": model},
+        "loss": [{"target": "monai.losses.DiceCELoss", "weight": 1.0}],
+    }
+    assert libraries_of(plain) == libraries

@@ -106,7 +106,8 @@ def test_a_question_on_the_command_line(maskfold: Command) -> None:
         assert status == 2 and message in errors
 
 
-def test_a_folder_is_planned_and_trained_in_one_line(maskfold: Command) -> None:
+def test_a_folder_is_planned_and_trained_in_one_line(maskfold: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("competition.planning.measure.STEP_SECONDS", 0.1)  # a step or two of each candidate
     root = Path("data/paired_names")
     root.mkdir(parents=True)
     MAKERS["paired_names"](root)
