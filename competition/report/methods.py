@@ -16,6 +16,8 @@ from markupsafe import Markup
 from competition import __version__
 from competition.config.experiment import Experiment
 from competition.errors import MaskfoldError
+from competition.inference.tta import tta_views
+from competition.metrics.bootstrap import FEW_CASES
 from competition.report.html import Table, render
 from competition.report.results import RunResults
 from competition.runs.fold import PLAIN_WEIGHTS
@@ -220,13 +222,12 @@ def _training(results: RunResults, citations: Citations) -> str:
 
 
 def _inference(exp: Experiment) -> str:
-    text, views = (
-        f"Cases were predicted with windows that overlap by {100 * exp.inference.overlap:g} %",
-        exp.inference.tta,
-    )
-    if views:
-        names = "the flips that training used" if views == "auto" else join_names(list(views))
-        text += f", averaged over test-time augmentations ({names})"
+    text = f"Cases were predicted with windows that overlap by {100 * exp.inference.overlap:g} %"
+    views = tta_views(exp)
+    if len(views) > 1:
+        kinds = {"flips": any(view.flips for view in views), "quarter turns": any(view.quarter_turns for view in views)}
+        names = join_names([name for name, is_used in kinds.items() if is_used])
+        text += f", averaged over {len(views)} views of the image (test-time augmentation by {names})"
     return f"{text}."
 
 
@@ -243,9 +244,17 @@ def _scores(results: RunResults, citations: Citations) -> str:
     text = f"On the out-of-fold predictions of {cases} cases, {name}{cited} was "
     text += f"{score.value:.4f}"
     if not math.isnan(score.low):
-        unit = "groups" if results.run.groups() is not None else "cases"
-        interval = citations.cite("bootstrap", "interval")
-        text += f" (95 % bootstrap interval over {unit}{interval} {score.low:.4f} to {score.high:.4f})"
+        groups = results.run.groups()
+        unit = "cases" if groups is None else "groups"
+        scored = results.table.loc[results.table["score"].notna(), "id"].unique()
+        few = len(scored if groups is None else {groups[case] for case in scored}) < FEW_CASES
+        kind = (
+            f"Bayesian bootstrap interval over {unit} and one imagined {unit[:-1]}"
+            if few
+            else (f"bootstrap interval over {unit}")
+        )
+        cited = citations.cite("few cases" if few else "bootstrap", "interval")
+        text += f" (95 % {kind}{cited} {score.low:.4f} to {score.high:.4f})"
     dice = [(cls, results.dice(cls).value) for cls in comp.classes]
     shown = [f"{cls} {value:.4f}" for cls, value in dice if not math.isnan(value)][:MAX_CLASSES]
     if shown:
