@@ -17,10 +17,12 @@ from competition import __version__
 from competition.config.experiment import Experiment
 from competition.errors import MaskfoldError
 from competition.inference.tta import tta_views
+from competition.io import read_record
 from competition.metrics.bootstrap import FEW_CASES
 from competition.report.html import Table, render
 from competition.report.results import RunResults
 from competition.runs.fold import PLAIN_WEIGHTS
+from competition.runs.imported import IMPORT_FILE, is_imported
 from competition.runs.run import Run
 from competition.runs.summary import run_scores
 from competition.text import format_count, join_names, pixel_or_voxel
@@ -79,15 +81,19 @@ def find_reference(key: str) -> str | None:
 
 def methods_section(results: RunResults) -> Markup:
     """Return the section with the paragraph and the table of references."""
-    citations = Citations()
-    paragraphs = [
-        " ".join(part for part in parts if part)
-        for parts in (
-            [_data(results), _folds(results.run), _preprocessing(results.run.exp)],
-            [_network(results.run, citations), _training(results, citations), _inference(results.run.exp)],
+    citations, run = Citations(), results.run
+    if is_imported(run.exp):  # its YAML has defaults for the settings of networks, which are unknown
+        sentences = [
+            [_data(results), _imported(run)],
+            [_scores(results, citations), f"Software: Maskfold {__version__}."],
+        ]
+    else:
+        sentences = [
+            [_data(results), _folds(run), _preprocessing(run.exp)],
+            [_network(run, citations), _training(results, citations), _inference(run.exp)],
             [_scores(results, citations), _software(results, citations)],
-        )
-    ]
+        ]
+    paragraphs = [" ".join(part for part in parts if part) for parts in sentences]
     return render(TEMPLATE, "methods", paragraphs=paragraphs, table=citations.table())
 
 
@@ -117,6 +123,12 @@ def _folds(run: Run) -> str:
     together.append("near-duplicate images" if exp.folds.duplicates == "near" else "equal images")
     seeds = f", each with {len(exp.seeds)} random seeds" if len(exp.seeds) > 1 else ""
     return f"{text}{seeds}; {' and '.join(together)} stayed in one fold."
+
+
+def _imported(run: Run) -> str:
+    layout = read_record(run.folder / IMPORT_FILE).get("layout", "unknown")
+    folds = format_count(len(run.fold_numbers()), "fold")
+    return f"The cases were predicted out of fold in {folds} by networks of another program ({layout})."
 
 
 def _preprocessing(exp: Experiment) -> str:
