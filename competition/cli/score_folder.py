@@ -10,7 +10,7 @@ from rich.console import Console
 from competition.cli.console import format_columns, format_interval, progress_bar
 from competition.errors import MaskfoldError
 from competition.io import finite_or_none
-from competition.text import and_more, format_number
+from competition.text import and_more, format_count, format_number
 
 if TYPE_CHECKING:
     from competition.submission.folder_score import FolderScores
@@ -123,8 +123,9 @@ def _label(scores: FolderScores, column: str) -> str:
 
 def _missing_lines(scores: FolderScores, missing: str) -> list[str]:
     lines = []
-    for ids, what in ((scores.missing, "cases without a prediction"), (scores.extra, "predictions without truth")):
+    for ids, kind, lack in ((scores.missing, "case", "a prediction"), (scores.extra, "prediction", "truth")):
         done = "scored as empty" if missing == "empty" and ids is scores.missing else "left out"
         if ids:
-            lines.append(f"warning: {len(ids)} {what}, {done}: {', '.join(ids[:5])}{and_more(len(ids), 5, 'id')}")
+            names = f"{', '.join(ids[:5])}{and_more(len(ids), 5, 'id')}"
+            lines.append(f"warning: {format_count(len(ids), kind)} without {lack}, {done}: {names}")
     return lines

@@ -99,7 +99,7 @@ def _run_cv(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...])
     ]:
         say(line)
     say(f"Files: {run.folder}")
-    say(_next_command(file, exp.competition, overrides, len(run.cases)))
+    say(_next_command(file, exp.competition, overrides, len(run.cases), trust))
     say(f"or:   maskfold ui   ({_table_link(run)})")
 
 
@@ -171,7 +171,7 @@ def skipped_lines(run: Run) -> list[str]:
     )
 
 
-def _next_command(file: Path, comp: Competition, overrides: list[str], cases: int) -> str:
+def _next_command(file: Path, comp: Competition, overrides: list[str], cases: int, trust: tuple[str, ...] = ()) -> str:
     """Return the suggested next command.
 
     This is `export` if the test set seems to be hidden, `predict` (for label files) if the host defines no submission
@@ -182,24 +182,35 @@ def _next_command(file: Path, comp: Competition, overrides: list[str], cases: in
         comp: the experiment's competition.
         overrides: `key=value` overrides of the command.
         cases: number of training cases.
+        trust: packages of `--trust`.
     """
     from competition.data.patterns import count_test_images, has_hidden_test
 
-    run_arguments = shlex.join([str(file), *overrides])
+    run_arguments = shlex.join([str(file), *overrides, *_trust_options(trust)])
     if comp.test is None:
         return f"Next: maskfold report {run_arguments}   (HTML report)"
     if has_hidden_test(test_count := count_test_images(comp), cases):
         shown = f"only {format_count(test_count, 'test case')} here" if test_count else "no test case here"
         output = f"bundles/{comp.name}   (a bundle for the host's notebook: {shown})"
         return f"Next: maskfold export {run_arguments} -o {output}"
-    if comp.submission.sample is None and comp.submission.profile is None:
+    files = comp.submission.files
+    if comp.submission.sample is None and comp.submission.profile is None and files is None:
         images = comp.test.images if isinstance(comp.test.images, str) else next(iter(comp.test.images.values()))
         folder = comp.root / images.partition("{")[0].rpartition("/")[0]
         return (
             f"Next: maskfold predict {run_arguments} --images {shlex.quote(str(folder))} -o submissions/{comp.name}   "
             "(label files of the test cases)"
         )
-    return f"Next: maskfold submit {run_arguments}   (predict the test cases and write the CSV)"
+    written = "CSV" if files is None else "label files"
+    return f"Next: maskfold submit {run_arguments}   (predict the test cases and write the {written})"
+
+
+def _trust_options(trust: tuple[str, ...]) -> list[str]:
+    """Return the options `--trust` and `--allow` of this command, which the next one needs too."""
+    from competition.config.arguments import allowed_keys
+
+    pairs = [*(("--trust", package) for package in trust), *(("--allow", key) for key in allowed_keys())]
+    return [word for pair in pairs for word in pair]
 
 
 # Studies
@@ -293,7 +304,6 @@ def _format_value(value: Any) -> str:
 
 def _next_study_command(file: Path, overrides: list[str], storage: str | None, trust: tuple[str, ...]) -> list[str]:
     """Return the command that promotes the best trials; it has the same overrides, which identify the study."""
-    from competition.config.arguments import allowed_keys
     from competition.study.storage import hide_password
 
     return [
@@ -304,8 +314,7 @@ def _next_study_command(file: Path, overrides: list[str], storage: str | None, t
         "--promote",
         "3",
         *(["--storage", hide_password(storage)] if storage else []),
-        *(argument for package in trust for argument in ("--trust", package)),
-        *(argument for key in allowed_keys() for argument in ("--allow", key)),
+        *_trust_options(trust),
     ]
 
 

@@ -92,7 +92,7 @@ def version_tags(run: Run) -> dict[str, str]:
     if summary.get("score") is not None:
         tags.update(metric=str(summary["metric"]), cv_score=f"{summary['score']:.6f}")
         if (submitted := run_scores(run, summary)) is not None:
-            tags.update(submitted_score=f"{submitted.value:.6f}")
+            tags.update(counted_score=f"{submitted.value:.6f}")
     return tags
 
 

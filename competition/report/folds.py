@@ -11,6 +11,7 @@ from markupsafe import Markup
 from competition.config.metric import Direction
 from competition.report.html import ABSENT_LABEL, Table, format_interval, format_score, render
 from competition.report.results import RunResults
+from competition.runs.imported import is_imported
 from competition.viz.overlays import save_figure
 from competition.viz.style import fold_colour, new_figure, style_axes
 
@@ -58,12 +59,16 @@ def _table(results: RunResults, scores: dict[int, pd.Series]) -> Table:
     rows += [
         ["median case", *(format_score(float(scores[fold].median())) for fold in folds)],
         ["worst case", *(worst[fold] for fold in folds)],
+    ]
+    training = [
         ["steps", *(", ".join(str(one.steps) for one in members[fold]) for fold in folds)],
         ["epochs", *(", ".join(str(one.epochs) for one in members[fold]) for fold in folds)],
         ["minutes", *(f"{sum(one.minutes for one in members[fold]):.1f}" for fold in folds)],
         ["peak memory, GiB", *(f"{max(one.peak_gib for one in members[fold]):.1f}" for fold in folds)],
         ["device", *("; ".join(dict.fromkeys(one.device for one in members[fold])) for fold in folds)],
     ]
+    if not is_imported(results.run.exp):
+        rows += training
     return Table(["", *(f"fold {fold}" for fold in folds)], rows)
 
 

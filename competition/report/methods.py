@@ -16,9 +16,13 @@ from markupsafe import Markup
 from competition import __version__
 from competition.config.experiment import Experiment
 from competition.errors import MaskfoldError
+from competition.inference.tta import tta_views
+from competition.io import read_record
+from competition.metrics.bootstrap import FEW_CASES
 from competition.report.html import Table, render
 from competition.report.results import RunResults
 from competition.runs.fold import PLAIN_WEIGHTS
+from competition.runs.imported import IMPORT_FILE, is_imported
 from competition.runs.run import Run
 from competition.runs.summary import run_scores
 from competition.text import format_count, join_names, pixel_or_voxel
@@ -77,15 +81,19 @@ def find_reference(key: str) -> str | None:
 
 def methods_section(results: RunResults) -> Markup:
     """Return the section with the paragraph and the table of references."""
-    citations = Citations()
-    paragraphs = [
-        " ".join(part for part in parts if part)
-        for parts in (
-            [_data(results), _folds(results.run), _preprocessing(results.run.exp)],
-            [_network(results.run, citations), _training(results, citations), _inference(results.run.exp)],
+    citations, run = Citations(), results.run
+    if is_imported(run.exp):  # its YAML has defaults for the settings of networks, which are unknown
+        sentences = [
+            [_data(results), _imported(run)],
+            [_scores(results, citations), f"Software: Maskfold {__version__}."],
+        ]
+    else:
+        sentences = [
+            [_data(results), _folds(run), _preprocessing(run.exp)],
+            [_network(run, citations), _training(results, citations), _inference(run.exp)],
             [_scores(results, citations), _software(results, citations)],
-        )
-    ]
+        ]
+    paragraphs = [" ".join(part for part in parts if part) for parts in sentences]
     return render(TEMPLATE, "methods", paragraphs=paragraphs, table=citations.table())
 
 
@@ -115,6 +123,12 @@ def _folds(run: Run) -> str:
     together.append("near-duplicate images" if exp.folds.duplicates == "near" else "equal images")
     seeds = f", each with {len(exp.seeds)} random seeds" if len(exp.seeds) > 1 else ""
     return f"{text}{seeds}; {' and '.join(together)} stayed in one fold."
+
+
+def _imported(run: Run) -> str:
+    layout = read_record(run.folder / IMPORT_FILE).get("layout", "unknown")
+    folds = format_count(len(run.fold_numbers()), "fold")
+    return f"The cases were predicted out of fold in {folds} by networks of another program ({layout})."
 
 
 def _preprocessing(exp: Experiment) -> str:
@@ -220,13 +234,12 @@ def _training(results: RunResults, citations: Citations) -> str:
 
 
 def _inference(exp: Experiment) -> str:
-    text, views = (
-        f"Cases were predicted with windows that overlap by {100 * exp.inference.overlap:g} %",
-        exp.inference.tta,
-    )
-    if views:
-        names = "the flips that training used" if views == "auto" else join_names(list(views))
-        text += f", averaged over test-time augmentations ({names})"
+    text = f"Cases were predicted with windows that overlap by {100 * exp.inference.overlap:g} %"
+    views = tta_views(exp)
+    if len(views) > 1:
+        kinds = {"flips": any(view.flips for view in views), "quarter turns": any(view.quarter_turns for view in views)}
+        names = join_names([name for name, is_used in kinds.items() if is_used])
+        text += f", averaged over {len(views)} views of the image (test-time augmentation by {names})"
     return f"{text}."
 
 
@@ -243,9 +256,17 @@ def _scores(results: RunResults, citations: Citations) -> str:
     text = f"On the out-of-fold predictions of {cases} cases, {name}{cited} was "
     text += f"{score.value:.4f}"
     if not math.isnan(score.low):
-        unit = "groups" if results.run.groups() is not None else "cases"
-        interval = citations.cite("bootstrap", "interval")
-        text += f" (95 % bootstrap interval over {unit}{interval} {score.low:.4f} to {score.high:.4f})"
+        groups = results.run.groups()
+        unit = "cases" if groups is None else "groups"
+        scored = results.table.loc[results.table["score"].notna(), "id"].unique()
+        few = len(scored if groups is None else {groups[case] for case in scored}) < FEW_CASES
+        kind = (
+            f"Bayesian bootstrap interval over {unit} and one imagined {unit[:-1]}"
+            if few
+            else (f"bootstrap interval over {unit}")
+        )
+        cited = citations.cite("few cases" if few else "bootstrap", "interval")
+        text += f" (95 % {kind}{cited} {score.low:.4f} to {score.high:.4f})"
     dice = [(cls, results.dice(cls).value) for cls in comp.classes]
     shown = [f"{cls} {value:.4f}" for cls, value in dice if not math.isnan(value)][:MAX_CLASSES]
     if shown:

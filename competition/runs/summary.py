@@ -319,9 +319,10 @@ def _read_search(run: Run) -> dict[str, Any]:
 
 
 def _tuned_rows(run: Run) -> pd.DataFrame:
+    """Return the stored scores in the order of `scores.csv`, on which the last digits of an interval depend."""
     from competition.metrics.scoring import read_scores
 
-    return read_scores(run.folder / TUNING_SCORES_FILE)
+    return read_scores(run.folder / TUNING_SCORES_FILE).sort_values("fold", kind="stable")
 
 
 def tuning_digest(plain: Mapping[str, Any]) -> str:

@@ -104,7 +104,7 @@ def read_run_scores_of(
 def named_estimates(scores: RunScores) -> dict[str, ScoreEstimate]:
     """Return the estimates of a run that exist, by the first part of their metrics' names."""
     named = {
-        "submitted": scores.counted,
+        "counted": scores.counted,
         "cv": scores.raw,
         "nested": scores.nested,
         "soup_weights": scores.soup,
@@ -116,17 +116,20 @@ def named_estimates(scores: RunScores) -> dict[str, ScoreEstimate]:
 
 
 def score_metrics(scores: RunScores) -> dict[str, float]:
-    """Return `<name>_score`, `<name>_low` and `<name>_high` of each estimate; `submitted_score` is the one that counts.
+    """Return `<name>_lower`, `<name>_score`, `<name>_upper` of each estimate; `counted_score` is the one that counts.
+
+    MLflow sorts columns by name. So the names put the score that counts first, and each score between the ends of its
+    interval.
 
     Example:
         >>> score = ScoreEstimate(0.9, 0.8, 0.95)
         >>> list(score_metrics(RunScores("dice", "raw", score, score)))
-        ['submitted_score', 'submitted_low', 'submitted_high', 'cv_score', 'cv_low', 'cv_high']
+        ['counted_score', 'counted_lower', 'counted_upper', 'cv_score', 'cv_lower', 'cv_upper']
     """
     return {
         f"{name}_{part}": value
         for name, estimate in named_estimates(scores).items()
-        for part, value in zip(("score", "low", "high"), estimate, strict=True)
+        for part, value in zip(("score", "lower", "upper"), estimate, strict=True)
         if isfinite(value)
     }
 
@@ -148,7 +151,7 @@ def describe_scores(scores: RunScores, summary: Mapping[str, Any], files: Iterab
     rows = [
         [f"**{TITLES[name]}**" if name == counting else TITLES[name], f"{estimate.value:.4f}", _interval(estimate)]
         for name, estimate in named_estimates(scores).items()
-        if name != "submitted"
+        if name != "counted"
     ]
     parts = [text, _table([scores.metric, "score", "95 % interval"], rows)]
     if len(rows) > 1:
@@ -156,6 +159,7 @@ def describe_scores(scores: RunScores, summary: Mapping[str, Any], files: Iterab
     if folds := _fold_rows(summary):
         classes = list(summary.get("dice") or {})
         parts.append(_table(["fold", "score", *(f"Dice {name}" for name in classes), "epochs", "minutes"], folds))
+        parts.append("Each fold is a child run, whose network is a logged model.")
     if names := ", ".join(f"`{name}`" for name in files):
         parts.append(f"Artifacts: {names}.")
     return "\n\n".join(parts)

@@ -150,11 +150,12 @@ def build_saved_view(classes: Sequence[str], created: int) -> str:
         classes: the competition's classes.
         created: ms since 1970.
     """
-    # few columns, because MLflow sorts them by name, and the score that counts must be visible without scrolling
+    # MLflow sorts the columns by name, whatever their order here. Few columns, and `counted_*` sorts first, so that the
+    # score that counts is visible without scrolling.
     metrics = [
-        "submitted_score",
-        "submitted_low",
-        "submitted_high",
+        "counted_lower",
+        "counted_score",
+        "counted_upper",
         "cv_score",
         "score",
         *(f"dice_{name}" for name in classes[:MAX_CLASS_COLUMNS]),

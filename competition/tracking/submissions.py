@@ -80,7 +80,8 @@ def _log_submission(store: MlflowStore, run_folder: Path, exp: Experiment, submi
         run_id = client.create_run(experiment, tags=tags, run_name=f"submission {summary_path.stem}").info.run_id
     run = client.get_run(run_id)
     expected = summary["expected"] or {}
-    metrics = {f"expected_{key}": expected[key] for key in ("score", "low", "high") if expected.get(key) is not None}
+    names = {"score": "expected_score", "low": "expected_lower", "high": "expected_upper"}
+    metrics = {name: expected[key] for key, name in names.items() if expected.get(key) is not None}
     parameters = {
         "runs": ", ".join(entry["hash"] for entry in summary["runs"]),
         "weights": ", ".join(f"{entry['weight']:g}" for entry in summary["runs"]),
@@ -99,14 +100,14 @@ def _log_submission(store: MlflowStore, run_folder: Path, exp: Experiment, submi
         client.log_artifact(run_id, str(submission))
     client.log_artifact(run_id, str(summary_path))
     client.set_terminated(run_id, "FINISHED")
-    _log_submitted_score(client, store, run_folder, summary, summary_path)
+    _log_counted_score(client, store, run_folder, summary, summary_path)
     return str(run_id)
 
 
-def _log_submitted_score(
+def _log_counted_score(
     client: MlflowClient, store: MlflowStore, run_folder: Path, summary: Mapping[str, Any], summary_path: Path
 ) -> None:
-    """Log the expected score of a single run's submission as `submitted_score` of its cross-validation.
+    """Log the expected score of a single run's submission as `counted_score` of its cross-validation.
 
     If post-processing was tuned, this is the nested score, and the run's tag records that the nested score counts. So
     MLflow can sort the runs of an experiment by the expected scores of their submissions. The next upload of the run
@@ -116,7 +117,7 @@ def _log_submitted_score(
     parent = read_sync_state(run_folder, store.display_uri).uploaded(RUN_KEY).run_id
     if parent is None or score is None or len(summary["runs"]) != 1:
         return
-    client.log_metric(parent, "submitted_score", score, round(1000 * summary_path.stat().st_mtime), 0)
+    client.log_metric(parent, "counted_score", score, round(1000 * summary_path.stat().st_mtime), 0)
     if (summary["expected"].get("tuning") or {}).get("kept"):
         client.set_tag(parent, COUNTING_TAG, SCORE_METRICS["nested"])
 

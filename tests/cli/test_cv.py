@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from competition.cli.main import main
+from competition.cli.train import _next_command
 from tests.conftest import ROOT, TINY, add_mlflow_database
 
 pytestmark = pytest.mark.xdist_group("serial")  # commands that start processes of their own
@@ -28,6 +29,25 @@ SMALL = [
     "inference.tta=[]",
     *TINY[2],
 ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "begin", "end"),
+    [
+        ([], "Next: maskfold submit", "write the CSV)"),
+        (
+            ["competition.submission.sample=null", "competition.submission.files='{id}.png'"],
+            "Next: maskfold submit",
+            "write the label files)",
+        ),
+        (["competition.submission.sample=null"], "Next: maskfold predict", "(label files of the test cases)"),
+    ],
+)
+def test_the_next_command_has_the_options_that_it_needs(tiny, monkeypatch, overrides, begin, end):
+    monkeypatch.setenv("MASKFOLD_ALLOW", "model.args.path")
+    said = _next_command(Path("my.yaml"), tiny(2, *overrides).competition, ["seed=1"], 3, ("mine",))
+    assert said.startswith(begin) and said.endswith(end)
+    assert "my.yaml seed=1 --trust mine --allow model.args.path" in said
 
 
 def maskfold(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:

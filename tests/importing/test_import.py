@@ -341,6 +341,9 @@ def test_the_command_prints_the_score_and_a_report_can_be_written(elsewhere, cap
     run = find_run(f"{own.exp.competition.name}-other")
     page = write_report(run, tmp_path / "report.html").read_text()
     assert "imported" in page
+    # nothing about the network, its training and its memory, which only the other program knows
+    assert "The cases were predicted out of fold in 2 folds by networks of another program" in page
+    assert not [text for text in ("The network was", "steps</td>", "peak memory", "PyTorch") if text in page]
     with pytest.raises(MaskfoldError, match="--kind"):
         import_command(folder, tmp_path / "competition.yaml", "other", [], kind="x", trust=(), **arguments)
 

@@ -19,7 +19,7 @@ from competition.data.masks import load_mask
 from competition.data.readers import load_image
 from competition.inference.masks import to_masks
 from competition.report import viewer
-from competition.report.methods import find_reference, load_references
+from competition.report.methods import _inference, find_reference, load_references
 from competition.report.results import RunResults
 from competition.report.viewer import LIMITS, MAX_CASES, TOTAL_BYTES, encode_runs, select_slices, viewer_cases
 from tests.conftest import ROOT
@@ -131,6 +131,28 @@ def test_the_methods_name_settings_and_references(made: Callable[..., Any], tiny
     assert [row[0] for row in table[1:]] == [str(number) for number in range(1, len(table))]
     assert {"network", "loss", "optimiser", "metric"} <= {row[1] for row in table[1:]}
     assert any("arXiv:1711.05101" in row[2] for row in table)
+    # ten cases: the interval of few cases, see docs/board.md
+    assert "Bayesian bootstrap interval over cases and one imagined case [" in words
+    assert any("arXiv:1905.06208" in row[2] for row in table)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["inference.tta=auto", "augment.flip=false"], ""),
+        (["inference.tta=auto", "augment.flip=[1]"], "2 views of the image (test-time augmentation by flips)"),
+        (["inference.tta=[rotate90]"], "4 views of the image (test-time augmentation by quarter turns)"),
+        (
+            ["inference.tta=[flip, rotate90]"],
+            "8 views of the image (test-time augmentation by flips and quarter turns)",
+        ),
+    ],
+)
+def test_the_methods_name_the_views_that_were_averaged(
+    tiny: Callable[..., Any], settings: list[str], said: str
+) -> None:
+    text = _inference(tiny(2, "augment.preset=light", *settings))
+    assert said in text if said else "test-time" not in text
 
 
 def test_the_shipped_experiments_have_references() -> None:

@@ -112,3 +112,9 @@ def test_a_phone_shows_the_page_without_scrolling_sideways(page: Path, browser: 
     driver = browser(page, phone=True)
     width, room = driver.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
     assert width <= room == 390
+    # short words in a table stay on one line; the table scrolls instead
+    heights = driver.execute_script(
+        "return [...document.querySelectorAll('#folds td.word, #cases td.word')].map("
+        "cell => [cell.textContent, cell.getBoundingClientRect().height])"
+    )
+    assert len(heights) > 10 and not [text for text, height in heights if height > 60]

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from competition.cli.main import app
+from competition.cli.score_folder import _missing_lines
 from competition.errors import MaskfoldError
 from competition.metrics.surface import hd95, surface_dice
 from competition.submission.folder_score import parse_classes, score_folder
@@ -95,6 +96,10 @@ def test_missing_files_are_named_in_both_directions(folders):
         score_folder(*folders)
     skipped = score_folder(*folders, missing="skip")
     assert (skipped.missing, skipped.extra) == (["a"], ["z"]) and skipped.table["id"].unique().tolist() == ["b", "c"]
+    assert _missing_lines(skipped, "skip") == [
+        "warning: 1 case without a prediction, left out: a",
+        "warning: 1 prediction without truth, left out: z",
+    ]
     empty = score_folder(*folders, missing="empty").table
     assert empty[empty["id"] == "a"]["dice"].tolist() == [0, 0] and np.isfinite(empty[empty["id"] == "a"]["hd95"]).all()
 

@@ -158,4 +158,4 @@ def test_the_table_that_make_ui_names_shows_the_scores(
     link = view_link(address, run.experiment_id)
     assert link in (three_folds / "ui.log").read_text()
     found = shown(browser, link, {run.run_name, "cv_score", "0.842"}, tmp_path / "runs.png")
-    assert {run.run_name, "cv_score", "submitted_score", "submitted_low", "0.842", "0.731", "0.953"} <= set(found)
+    assert {run.run_name, "cv_score", "counted_score", "counted_lower", "0.842", "0.731", "0.953"} <= set(found)

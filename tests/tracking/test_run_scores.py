@@ -31,10 +31,12 @@ SCORES = RunScores(
 
 def test_each_score_has_its_interval_and_the_tag_names_the_one_that_counts() -> None:
     metrics = score_metrics(SCORES)
-    assert [metrics[f"submitted_{part}"] for part in ("score", "low", "high")] == [0.911, 0.9, 0.92]
-    assert metrics["cv_score"] == 0.788 and metrics["nested_low"] == 0.9 and metrics["soup_weights_high"] == 0.8
-    assert metrics["last_weights_score"] == 0.75 and "last_weights_low" not in metrics
+    assert [metrics[f"counted_{part}"] for part in ("score", "lower", "upper")] == [0.911, 0.9, 0.92]
+    assert metrics["cv_score"] == 0.788 and metrics["nested_lower"] == 0.9 and metrics["soup_weights_upper"] == 0.8
+    assert metrics["last_weights_score"] == 0.75 and "last_weights_lower" not in metrics
     assert all(math.isfinite(value) for value in metrics.values())
+    # MLflow sorts columns by name: the score that counts is between the ends of its interval
+    assert sorted(metrics)[:3] == ["counted_lower", "counted_score", "counted_upper"]
 
 
 def test_the_note_is_a_table_with_the_counting_score_in_bold_letters() -> None:
@@ -158,12 +160,12 @@ def test_mean_curves_have_the_epochs_of_all_folds(tmp_path: Path) -> None:
 def test_the_view_begins_with_the_score_that_counts_and_replaces_that_of_an_older_version(delivery: New) -> None:
     metadata: RunMetadata = delivery().metadata
     columns = json.loads(json.loads(metadata.view)["state"])["selectedColumns"]
-    assert [column.strip("`") for column in columns[:4]] == [
-        "metrics.`submitted_score",
-        "metrics.`submitted_low",
-        "metrics.`submitted_high",
+    assert sorted(column.strip("`") for column in columns)[:4] == [
+        "metrics.`counted_lower",
+        "metrics.`counted_score",
+        "metrics.`counted_upper",
         "metrics.`cv_score",
-    ]
+    ], "MLflow sorts the columns by name"
     assert not is_outdated_view(metadata.view, build_saved_view(["left part", "T1+"], 7))
     older = json.dumps({"state": json.dumps({"selectedColumns": columns[3:]})})
     assert all(is_outdated_view(text, metadata.view) for text in (None, "", "{", older))

@@ -44,11 +44,11 @@ def test_it_is_a_child_of_its_run_and_there_once(written, tiny):
     run = client.get_run(first)
     assert run.data.tags["mlflow.parentRunId"] == read_sync_state(folder, store.uri).uploaded(RUN_KEY).run_id
     assert run.data.tags["kind"] == "submission" and run.info.status == "FINISHED"
-    assert run.data.metrics == {"expected_score": 0.8, "expected_low": 0.7, "expected_high": 0.9}
+    assert run.data.metrics == {"expected_score": 0.8, "expected_lower": 0.7, "expected_upper": 0.9}
     assert sorted(item.path for item in client.list_artifacts(first)) == ["s.csv", "s.json"]
     assert len(client.search_runs([run.info.experiment_id], "tags.kind = 'submission'")) == 1
     parent = client.get_run(run.data.tags["mlflow.parentRunId"])
-    assert parent.data.metrics["submitted_score"] == 0.8, "so that runs can be sorted by it"
+    assert parent.data.metrics["counted_score"] == 0.8, "so that runs can be sorted by it"
     assert parent.info.status == "FINISHED"
 
 
