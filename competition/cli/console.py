@@ -17,7 +17,7 @@ from rich.table import Table
 from competition.context import Bar
 from competition.errors import MaskfoldError
 from competition.redact import redact
-from competition.text import format_number
+from competition.text import format_count, format_number
 
 if TYPE_CHECKING:
     from competition.runs.run import Run
@@ -147,7 +147,7 @@ def cv_table(summary: CvSummary, run: Run) -> Table:
         )
     table.add_section()
     minutes = sum(result["minutes"] for result in summary.folds)
-    table.add_row("all", *_overall(summary, classes), f"{minutes:.1f}", f"{summary.cases} cases")
+    table.add_row("all", *_overall(summary, classes), f"{minutes:.1f}", format_count(summary.cases, "case"))
     table.add_row(
         "95 %",
         format_interval(summary.low, summary.high),
@@ -204,7 +204,7 @@ def _transposed_table(summary: CvSummary, run: Run) -> Table:
         "minutes",
         *(f"{result['minutes']:.1f}" for result in folds),
         f"{sum(result['minutes'] for result in folds):.1f}",
-        f"{summary.cases} cases",
+        format_count(summary.cases, "case"),
     )
     return table
 

@@ -67,7 +67,7 @@ def submit_command(
         say(line)
     if log_submission(runs[0].folder, runs[0].exp, done.path, done.summary_path) is not None:
         say(f"Logged to MLflow with the run {runs[0].folder.name}, including {done.summary_path.name}")
-    say(f"Next: submit the {'files' if unit == 'label files' else 'file'}, or run make ui")
+    say(f"Next: submit the {'files' if unit == 'label files' else 'file'}, or run maskfold ui")
 
 
 def _expected_score_lines(done: SubmissionResult) -> list[str]:

@@ -217,8 +217,12 @@ def _score_case(
 def _differences(tables: tuple[pd.DataFrame, pd.DataFrame], run: Run) -> list[PairedDifference]:
     comp, seed, groups = run.exp.competition, run.exp.seeds[0], run.groups()
     classes = comp.classes if len(comp.classes) > 1 else []
-    score_is_dice = all(np.array_equal(table["score"], table["dice"], equal_nan=True) for table in tables)
-    score_is_dice &= comp.metric.average == "case_class"
+    same_as_score = [
+        measure
+        for measure in MEASURES[1:]
+        if comp.metric.average == "case_class"
+        and all(np.array_equal(table["score"], table[measure], equal_nan=True) for table in tables)
+    ]
     return [
         paired_difference(
             *tables,
@@ -230,7 +234,7 @@ def _differences(tables: tuple[pd.DataFrame, pd.DataFrame], run: Run) -> list[Pa
             Direction.LOWER if measure == "hd95" else None,
         )
         for measure in MEASURES
-        if measure != "dice" or not score_is_dice
+        if measure not in same_as_score
         for cls in ("", *classes)
     ]
 

@@ -66,6 +66,12 @@ def test_numbers_are_those_of_the_masks(finished, tiny, dimensions, tmp_path):
     assert not (tmp_path / "out" / "compare" / "case_2.png").exists(), "of an earlier page"
 
 
+def test_a_measure_that_is_the_metric_is_listed_once(finished, tiny):
+    metric = "competition.metric={name: hd95, average: case_class}"
+    found = compare_two_runs(finished(tiny(2, metric), noise=0.4), finished(tiny(2, metric, "seed=2"), noise=0.8))
+    assert [line.measure for line in found.differences if line.cls == ""] == ["score", "dice", "surface_dice"]
+
+
 def test_steps_are_each_runs_own(finished, tiny):
     plain = finished(tiny(2), noise=1.2)
     stepped = finished(tiny(2, "seed=2"), noise=1.2)
