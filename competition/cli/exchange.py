@@ -131,7 +131,7 @@ def _run_with_folds(name: str, overrides: list[str], trust: tuple[str, ...], say
     if (run.folder / FOLDS_FILE).exists():
         return replace(run, folds=read_folds(run.folder / FOLDS_FILE))
     say(
-        "note: this experiment has no run yet. `maskfold cv` also compares the images' pixels before it trains, and "
-        "keeps copies in one fold; if it finds some, write the folds again"
+        "note: this experiment has no run yet. Before training, `maskfold cv` also compares the pixels of the images, "
+        "and puts copies into the same fold. If it finds copies, run this command again, because the folds change"
     )
     return run

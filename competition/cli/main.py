@@ -687,7 +687,7 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="Print the table once; the default without a terminal.")] = False,
     seconds: Annotated[float, typer.Option(help="Seconds between two readings of the files.")] = 2.0,
 ) -> None:
-    """Show the folds and trials that run in this folder: step, seconds a step, end, score, memory; Ctrl-C ends it.
+    """Show the folds and trials that run in this folder: step, seconds per step, end, score, memory; Ctrl-C ends it.
 
     The command reads the files of the runs only, so it works over ssh and beside Ray, and names killed processes.
     """

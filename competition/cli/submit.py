@@ -24,7 +24,7 @@ from competition.config.loading import load_competition
 from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.io import finite_or_none
-from competition.text import and_more, format_number
+from competition.text import and_more, format_count, format_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,8 +134,13 @@ def predict_command(
         counts = ", ".join(f"{name} {count:,}" for name, count in prediction.pixels.items())
         say(f"{prediction.files[0]}: {unit} of {counts}")
     say(
-        f"{len(predictions)} cases, {sum(len(prediction.files) for prediction in predictions)} files in {output}"
-        + (f"; pictures of {min(pictures, len(predictions))} cases in {output / 'pictures'}" if pictures else "")
+        f"{format_count(len(predictions), 'case')}, "
+        f"{format_count(sum(len(prediction.files) for prediction in predictions), 'file')} in {output}"
+        + (
+            f"; pictures of {format_count(min(pictures, len(predictions)), 'case')} in {output / 'pictures'}"
+            if pictures
+            else ""
+        )
     )
 
 

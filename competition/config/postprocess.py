@@ -82,7 +82,7 @@ class Step(ConfigModel):
 
 
 class UntrustedStep(Step):
-    """Replace a user's own step if the YAML was read without an import of the user's code.
+    """Hold the import path and arguments of a user's own step whose code was not imported.
 
     Such a step cannot be applied.
     """

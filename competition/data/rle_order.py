@@ -85,9 +85,10 @@ def detect_order(
     fmt: RleFormat,
     grid: tuple[int, int] | None = None,
 ) -> OrderVote:
-    """Detect the order from a sample of cases of `train.rle`; the result is cached until table or sample change.
+    """Detect the pixel order of the run lengths from a sample of the cases of `train.rle`.
 
-    Cases that are not square are used first, because their pixels need not be read.
+    Cases whose images are not square are used first, because only their headers are read. The result is cached by
+    the paths and run lengths of the sample.
 
     Args:
         comp: the competition.

@@ -263,7 +263,7 @@ def without_password(uri: str) -> str:
 
 
 def remove_password(text: str, uri: str) -> str:
-    """Hide the password of a URL in a text, which may contain it as in the URL, or percent-decoded."""
+    """Hide the password of a URL in a text. The text may contain the password as in the URL or percent-decoded."""
     password = urlsplit(uri).password
     for secret in {password, unquote(password)} if password else ():
         text = text.replace(secret, "…")

@@ -552,7 +552,7 @@ def find_shifts(cases: Sequence[CaseStats], findings: Findings) -> list[Distribu
 
 
 def get_measures(cases: Sequence[CaseStats]) -> dict[str, Callable[[CaseStats], float | None]]:
-    """Return a function for each measure to compare, by name; it takes a case and returns a number or None."""
+    """Return a function for each measure to compare, by name. Each function maps a case to a number or None."""
     first = next((case for case in cases if case.shape is not None), None)
     functions: dict[str, Callable[[CaseStats], float | None]] = {}
     if first is None or first.shape is None:

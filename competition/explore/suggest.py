@@ -81,7 +81,7 @@ def suggest_keys(
         k: number of folds; if there are fewer groups, there are fewer folds.
 
     Returns:
-        The keys with the grid that they give; None if no training case is readable.
+        The suggested keys, and the grid of cases that are preprocessed with them; None if no training case is readable.
     """
     train = [case for case in cases if case.split == "train" and case.readable and not case.skipped]
     if not train:

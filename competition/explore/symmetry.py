@@ -112,11 +112,11 @@ def turned_to_ras(frequency: NDArray[np.float32], orientation: str | None) -> ND
 
 @dataclass(frozen=True)
 class ClassRow:
-    """Hold classes that have the same order in all cases.
+    """Hold classes that lie in the same spatial order in nearly all cases, such as vertebrae.
 
     Attributes:
-        along: end of the axis at which the first class lies: R, A or S.
-        classes: names of the classes, from this end.
+        along: the end of the axis from which the order counts: R (right), A (anterior) or S (superior).
+        classes: names of the classes; the first is the nearest to this end.
     """
 
     along: str

@@ -190,9 +190,9 @@ def _with_channels(options: ReadingOptions, sources: Sources, comp: Competition,
         return options
     if any(files.main.suffix != ".npz" for files in [*sources.cases.values(), *sources.tests.values()]):
         raise MaskfoldError(
-            f"dataset.json has the classes in the order {', '.join(sources.channels)}, the competition in the order "
-            f"{', '.join(comp.classes)}.",
-            "Import probabilities (`--npz`), whose channels are reordered, or give the classes one order.",
+            f"The classes have different orders: {', '.join(sources.channels)} in dataset.json, and "
+            f"{', '.join(comp.classes)} in the competition.",
+            "Import probabilities (`--npz`), whose channels Maskfold reorders, or use the same order in both.",
         )
     return ReadingOptions(options.kind, options.axes, ("background", *sources.channels))
 

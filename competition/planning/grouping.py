@@ -31,7 +31,7 @@ MAX_FOLDER_SHARE = 0.2  # share of the cases; a folder with more cases is probab
 
 
 def find_groups(layout: Layout) -> Layout:
-    """Return the layout with the keys `group` and `stratum`, if ids or a table of the host define groups or strata."""
+    """Return the layout, with the key `group` or `stratum` added if ids or a table of the host define it."""
     group, group_reason = _from_tables(layout, GROUP_WORDS, _groups_several)
     stratum, stratum_reason = _from_tables(layout, STRATUM_WORDS, _is_stratum)
     if not group and (found := guess_group_rule(layout.ids)) is not None:

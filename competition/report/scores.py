@@ -433,7 +433,7 @@ class ObjectMatch(NamedTuple):
 
 
 def match_objects(predicted: Labels, truth: Labels, hidden: Sequence[HiddenPixels] = ()) -> ObjectMatch:
-    """Compute the best IoU of predicted and true objects.
+    """Compute the best IoU of each true object, and of each predicted object.
 
     Args:
         predicted: integers of any shape, 0 for background, one label per object.

@@ -52,7 +52,7 @@ class ExperimentSource(NamedTuple):
 
 
 def suggest_overrides(trial: optuna.Trial, config: StudyConfig) -> list[str]:
-    """Sample the overrides of a trial; if a choice is a list or a section, Optuna stores its label."""
+    """Sample the overrides of a trial. For a key with `choices`, Optuna stores the label of the sampled choice."""
     overrides: list[str] = []
     stored: dict[str, Any] = {}
     for key, dimension in config.space.items():

@@ -234,9 +234,10 @@ def compare_soup(
     seed: int,
     groups: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Compare the soup with the plain weights on all cases, and nested: the other parts choose for each part.
+    """Compare the soup with the plain weights on all cases, and estimate the score of the selection.
 
-    The soup is selected if the 95 % interval of its paired gain over the plain weights lies above 0.
+    The soup is selected if the 95 % interval of its paired gain over the plain weights lies above 0. For the nested
+    score, the weights of each part are selected on the cases of all other parts.
 
     Args:
         plain: score rows of the plain weights.
@@ -248,9 +249,9 @@ def compare_soup(
 
     Returns:
         `plain` and `soup` (the scores), each with its 95 % interval (`plain_low`, `plain_high` and so on); `gain`,
-        `low` and `high` (the paired gain and its interval); `nested` (the
-        score if the other parts select for each part); `chosen` (the parts for which the other parts select the soup);
-        `parts` (number of parts); `kept` (whether all cases together select the soup).
+        `low` and `high` (the paired gain and its interval); `nested` (the nested score); `chosen` (the parts whose
+        selection in the nested score is the soup); `parts` (number of parts); `kept` (whether the soup is selected on
+        all cases together).
     """
     import pandas as pd
 

@@ -1,4 +1,4 @@
-"""Read sibling folders as one, such as `Training Batch 1` and `Training Batch 2`, if each has other cases."""
+"""Read sibling folders as one, such as `Training Batch 1` and `Training Batch 2`, if they share no case."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from competition.planning.words import CHANNEL_WORDS, MASK_WORDS, has_word, spli
 
 
 def pool_series(host: HostFolder, series: Sequence[Series], roles: Mapping[str, Role]) -> list[Series]:
-    """Return one series for the series of sibling folders that have other cases of the same kind.
+    """Merge the series of sibling folders into one series if each folder has different cases of the same kind.
 
-    `a/train/x/{id}.png` and `a/train/y/{id}.png` become `a/train/*/{id}.png`. Folders are not pooled if they share an
-    id (then they are channels, classes or opinions), if their names tell different splits or modalities, or if the
-    pattern would match other folders too.
+    `a/train/x/{id}.png` and `a/train/y/{id}.png` become `a/train/*/{id}.png`. Folders are not merged if they share an
+    id (then they are channels, classes or masks of several annotators), if their names indicate different splits or
+    modalities, or if the pattern would match other folders too.
 
     Args:
         host: the scanned folder.
@@ -26,7 +26,7 @@ def pool_series(host: HostFolder, series: Sequence[Series], roles: Mapping[str, 
         roles: role of each series, by pattern.
 
     Returns:
-        The new series only; `members` has the patterns of those that each of them contains.
+        The merged series only. The attribute `members` of each has the patterns of the series that it combines.
     """
     # Folders above and below, split, end of the pattern, whole, role
     Key = tuple[tuple[str, ...], tuple[str, ...], str, str, bool, Role]
