@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from competition.config.competition import MetricConfig
+from competition.config.metric import Direction
 from competition.errors import MaskfoldError
 from competition.metrics.overlap import score_from_counts, sum_columns
 
@@ -212,7 +213,10 @@ def _score_bounds(scores: Floats, metric: MetricConfig) -> tuple[float, float]:
     low, high = float(scores.min()), float(scores.max())
     if metric.is_share:
         return 0.0, 1.0
-    if low >= 0 and high <= 1:  # a metric of the user is also assumed to be a share
+    # Scores of the user's own metric, or of a sum, are assumed to be shares. Distances below 1 mm are no shares; if all
+    # of them are 0, they have no scale, so 1 is assumed.
+    may_be_share = metric.has_own_code or metric.direction is Direction.HIGHER or high == 0
+    if low >= 0 and high <= 1 and may_be_share:
         return 0.0, 1.0
     return max(0.0, 2 * low - high) if low >= 0 else 2 * low - high, 2 * high - low
 

@@ -239,6 +239,18 @@ class TestFewCases:
         ends = (low, high) if sign == 1 else (-high, -low)
         assert 1.9 < ends[0] < 2.5 and 3.5 < ends[1] < 4.4
 
+    @pytest.mark.parametrize("section", [{"name": "hd95"}, {"sum": [{"name": "hd95"}, {"name": "assd"}]}])
+    def test_an_interval_of_distances_does_not_depend_on_their_unit(self, section):
+        """Distances below 1 mm are no shares: those of a failure may be longer than 1 mm."""
+        metric = MetricConfig(**section)
+        short, long = (table(factor * np.linspace(0.2, 0.9, 10)[:, None]).assign(dice=0.5) for factor in (1, 10))
+        assert 10 * np.array(bootstrap_interval(short, metric)) == pytest.approx(bootstrap_interval(long, metric))
+        assert 10 * np.array(prediction_interval(short, metric, 5)) == pytest.approx(
+            prediction_interval(long, metric, 5)
+        )
+        low, high = bootstrap_interval(table(np.zeros((10, 1))).assign(dice=0.5), metric)
+        assert low == 0 and 0.2 < high < 0.5, "no scale is known"
+
     def test_a_lower_score_may_be_the_better_one(self, monkeypatch):
         """With `average: global`, the counts of a failure give the higher error."""
         cases = table(np.full((10, 1), 0.9)).assign(tp=90, fp=10, fn=10)

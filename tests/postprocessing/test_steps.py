@@ -60,8 +60,8 @@ class Erode(Step):
 
 
 @pytest.fixture
-def erode() -> Iterator[None]:
-    with STEPS.temporary("erode", Erode):
+def shrink() -> Iterator[None]:
+    with STEPS.temporary("shrink", Erode):
         yield
 
 
@@ -95,44 +95,44 @@ def grown(found: np.ndarray, _: np.random.Generator) -> np.ndarray:
 # A registered step
 
 
-@pytest.mark.usefixtures("erode")
+@pytest.mark.usefixtures("shrink")
 def test_a_registered_step_is_a_key_of_the_yaml(tiny) -> None:
-    exp = tiny(2, "postprocess.steps=[{erode: 2}]")
+    exp = tiny(2, "postprocess.steps=[{shrink: 2}]")
     (entry,) = exp.postprocess.steps_for("ring")
-    assert (entry.name, entry.value, str(entry)) == ("erode", 2, "erode 2") and entry == StepConfig(erode=2)
-    assert exp.postprocess.model_dump()["steps"] == [{"erode": 2}]
-    for wrong, expected in (("{erod: 2}", "nearest: erode"), ("{erode: 0}", "steps.0.erode: expected more than 0")):
+    assert (entry.name, entry.value, str(entry)) == ("shrink", 2, "shrink 2") and entry == StepConfig(shrink=2)
+    assert exp.postprocess.model_dump()["steps"] == [{"shrink": 2}]
+    for wrong, expected in (("{shrin: 2}", "nearest: shrink"), ("{shrink: 0}", "steps.0.shrink: expected more than 0")):
         with pytest.raises(MaskfoldError, match=expected):
             tiny(2, f"postprocess.steps=[{wrong}]")
 
 
-@pytest.mark.usefixtures("erode")
+@pytest.mark.usefixtures("shrink")
 def test_a_registered_step_changes_the_mask(tiny) -> None:
     values = np.zeros((3, 5, 5), np.float16)
     values[1] = 1
-    found = postprocess(values, tiny(2).competition, PostprocessConfig(steps={"ring": [StepConfig(erode=1)]}))
+    found = postprocess(values, tiny(2).competition, PostprocessConfig(steps={"ring": [StepConfig(shrink=1)]}))
     assert found.masks[0].sum() == 9 and not found.masks[1].any()
 
 
-@pytest.mark.usefixtures("erode")
+@pytest.mark.usefixtures("shrink")
 def test_a_registered_step_is_searched_last_and_in_its_order(tiny) -> None:
     slots = search_slots(tiny(2), [TruthSizes(50, (50,))] * 20, 100, False, ())
-    assert slots[-1].names == ("erode",) and not slots[-1].searched_twice
-    assert slots[-1].options == ((), *((StepConfig(erode=radius),) for radius in (1, 2, 3)))
-    assert step_order(())[-1] == "erode" and step_order((StepConfig(erode=1),))[2] == "erode"
+    assert slots[-1].names == ("shrink",) and not slots[-1].searched_twice
+    assert slots[-1].options == ((), *((StepConfig(shrink=radius),) for radius in (1, 2, 3)))
+    assert step_order(())[-1] == "shrink" and step_order((StepConfig(shrink=1),))[2] == "shrink"
 
 
-@pytest.mark.usefixtures("erode")
+@pytest.mark.usefixtures("shrink")
 def test_a_step_that_gains_is_chosen_and_written(finished, tiny) -> None:
     from competition.submission.submit import submit
 
-    run = finished(tiny(2, "postprocess={tune: true, steps: {ring: [{erode: 1}]}}"), noise=0.1, spoil=grown)
+    run = finished(tiny(2, "postprocess={tune: true, steps: {ring: [{shrink: 1}]}}"), noise=0.1, spoil=grown)
     done = submit([run])
     tuned = done.expected.tuning
-    assert tuned.kept and tuned.nested > tuned.before and tuned.best_steps["ring"] == (StepConfig(erode=2),)
+    assert tuned.kept and tuned.nested > tuned.before and tuned.best_steps["ring"] == (StepConfig(shrink=2),)
     summary = json.loads(done.summary_path.read_text())
-    assert summary["postprocess"]["steps"]["ring"] == [{"erode": 2}]
-    assert summary["expected"]["tuning"]["found"]["ring"] == [{"erode": 2}]
+    assert summary["postprocess"]["steps"]["ring"] == [{"shrink": 2}]
+    assert summary["expected"]["tuning"]["found"]["ring"] == [{"shrink": 2}]
     again = load_tuning(run)
     assert again is not None and again.best_steps == tuned.best_steps and again.settings == tuned.settings
 
