@@ -170,7 +170,7 @@ def encode_labels(labels: NDArray[Any], fmt: RleFormat = RleFormat()) -> dict[in
     ordered = labels if fmt.order == "column" else labels.T
     starts = _change_positions(ordered)
     ends = np.append(starts[1:], labels.size)
-    run_labels = ordered[np.unravel_index(starts, ordered.shape, order="F")] if len(starts) else starts
+    run_labels = ordered[np.unravel_index(starts, ordered.shape, order="F")]
     order = np.argsort(run_labels, kind="stable")
     starts, ends = starts[order], ends[order]
     unique_labels, first = np.unique(run_labels[order], return_index=True)
@@ -245,7 +245,7 @@ def draw_objects(runs: Sequence[tuple[IntArray, IntArray]], size: int) -> NDArra
         return large_arrays.zeros((size,), np.int32)
     starts, ends = (np.concatenate(edges) for edges in zip(*runs, strict=True))
     numbers = np.repeat(np.arange(1, len(runs) + 1, dtype=np.int32), [len(one) for one, _ in runs])
-    order = np.argsort(starts, kind="stable")
+    order = np.argsort(starts)
     # objects overlap, so they are drawn one by one, and later ones overwrite earlier ones
     if (starts[order][1:] < ends[order][:-1]).any():
         flat = large_arrays.zeros((size,), np.int32)
@@ -436,7 +436,7 @@ def _are_valid(numbers: IntArray, base: int, size: int) -> bool:
 def _merge_runs(starts: IntArray, ends: IntArray) -> tuple[IntArray, IntArray]:
     """Sort runs, merge those that overlap or touch, and drop runs of length 0."""
     kept = ends > starts
-    order = np.argsort(starts[kept], kind="stable")
+    order = np.argsort(starts[kept])
     starts, ends = starts[kept][order], ends[kept][order]
     max_ends = np.maximum.accumulate(ends)
     is_first = np.append(True, starts[1:] > max_ends[:-1])[: len(starts)]  # index of the last run of a merged run
@@ -509,7 +509,7 @@ def format_counts(starts: IntArray, ends: IntArray, size: int) -> str:
     edges = np.empty(2 * len(starts) + 1, np.int64)
     edges[0:-1:2], edges[1:-1:2], edges[-1] = starts, ends, size
     counts = np.diff(edges, prepend=0)
-    if len(counts) > 1 and counts[-1] == 0:  # the last run reaches the last pixel
+    if len(starts) and counts[-1] == 0:  # the last run reaches the last pixel
         counts = counts[:-1]
     remaining = counts.copy()
     remaining[3:] -= counts[1:-2]
@@ -557,7 +557,8 @@ def parse_counts(text: str, size: int, strict: bool) -> tuple[IntArray, IntArray
     edges = np.cumsum(np.minimum(counts, size + 1))
     if strict and edges[-1] != size:
         raise RleError(
-            f"COCO counts: found a sum of {edges[-1]} pixels, expected {size}.", "Check the shape of the mask."
+            f"COCO counts: found a sum of {sum(counts.tolist())} pixels, expected {size}.",
+            "Check the shape of the mask.",
         )
     edges = np.minimum(edges, size)
     edges = edges if len(edges) % 2 == 0 else edges[:-1]
@@ -575,11 +576,17 @@ def decompress_counts(text: str, size: int) -> str:
     limit = 11 * (size + 2)  # a pixel needs at most 11 characters; more would be a decompression bomb
     try:
         raw = base64.b64decode(text, validate=True)
-        counts = zlib.decompressobj().decompress(raw, limit + 1)
+        decompressor = zlib.decompressobj()
+        counts = decompressor.decompress(raw, limit + 1)
         if len(counts) > limit:
             raise RleError(
                 f"COCO counts: found more than {limit} characters, the maximum for {size} pixels.",
                 "Check the shape of the mask.",
+            )
+        if not decompressor.eof:
+            raise RleError(
+                "RLE: expected base64 of zlib-compressed COCO counts (the data have no end).",
+                "Check whether the text is truncated.",
             )
         return counts.decode("ascii")
     except (binascii.Error, zlib.error, UnicodeError, ValueError) as error:
@@ -608,7 +615,7 @@ def parse_json_lists(text: str) -> list[IntArray]:
             invalid = [part]
         if invalid:
             raise RleError(
-                f"RLE list {index}: found {str(invalid[0])[:40]}, expected a whole number.",
+                f"RLE list {index}: found {str(invalid[0])[:40]}, expected a whole number from -2**62 to 2**62.",
                 "Write each object as `[start, length, …]`.",
             )
         lists.append(np.array(numbers, np.int64))

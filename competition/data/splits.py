@@ -5,7 +5,6 @@ A split group (a group, merged with groups that share an image) is kept in one f
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -20,7 +19,7 @@ from competition.data.duplicates import duplicates_with_other_masks, find_duplic
 from competition.data.masks import IGNORED, load_mask
 from competition.data.readers import strip_extension
 from competition.errors import MaskfoldError
-from competition.io import disk_full_as_error, make_temporary_path, read_csv, sync_folder
+from competition.io import read_csv, write_table
 from competition.text import join_names, nearest_hint
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def split(
     """
     import pandas
 
-    cases = table.assign(id=table["id"].astype(str)).sort_values("id", kind="stable").reset_index(drop=True)
+    cases = table.assign(id=table["id"].astype(str)).sort_values("id", ignore_index=True)
     if folds.scheme in ("group", "stratified_group") and comp.group is None:
         raise MaskfoldError(
             f"folds.scheme {folds.scheme} requires groups, but competition.group is not set.",
@@ -395,22 +394,12 @@ def write_folds(folds: pandas.DataFrame, path: str | Path) -> None:
         path: path of the file; its folder is created if needed.
 
     Raises:
-        MaskfoldError: the disk is full.
+        MaskfoldError: the disk is full, or fails in another way.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     table = folds if "group" in folds.columns else folds.assign(group=folds["id"])
-    text = table[["id", "fold", "group"]].to_csv(index=False, lineterminator="\n")
-    partial = make_temporary_path(path)
-    try:
-        with disk_full_as_error(path, len(text)), partial.open("w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    write_table(table[["id", "fold", "group"]], path)
 
 
 def read_folds(path: str | Path) -> pandas.DataFrame:
@@ -484,7 +473,7 @@ def _read_rows(path: Path) -> list[tuple[int, str, int, str]]:
             what = f"repeats the id {case_id} of line {first_line[case_id]}" if case_id else "has no id"
             raise MaskfoldError(f"{path}, line {line} {what}.", "Keep one row for each case.", status=2)
         first_line[case_id] = line
-        if not fold.lstrip("-").isdecimal() or int(fold) < -2:
+        if not fold.removeprefix("-").isdecimal() or int(fold) < -2:
             raise MaskfoldError(
                 f"{path}, line {line}: invalid fold of the id {case_id}: found `{fold}`, expected an integer from -2.",
                 "Write 0, 1, … for validated folds, -1 for cases that are only trained on, -2 for held-out cases.",

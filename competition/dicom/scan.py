@@ -247,7 +247,7 @@ def _read_image_attributes(instance: Instance, dataset: Any) -> None:
     instance.image_type = tuple(header_text(dataset, "ImageType").upper().split("\\"))
     instance.photometric = header_text(dataset, "PhotometricInterpretation")
     number = header_text(dataset, "InstanceNumber")
-    instance.instance_number = int(number) if number.lstrip("-").isdigit() else None
+    instance.instance_number = int(number) if number.removeprefix("-").isdecimal() else None
     instance.source_uids = _read_source_uids(dataset)
     pixel_keyword = next((keyword for keyword in PIXEL_KEYWORDS if keyword in dataset), None)
     if pixel_keyword is None and "Rows" not in dataset and "Image Storage" not in _class_name(instance.sop_class):

@@ -15,6 +15,7 @@ from competition.config.experiment import FoldsConfig
 from competition.data.splits import merge_rare_strata, split
 from competition.errors import MaskfoldError
 from tests.data.test_splits import COMP, cases, comp_with, folds_of
+from tests.sentences import assert_readable
 
 GROUPED = comp_with(group=".", stratum=".")
 
@@ -23,6 +24,7 @@ def refused(work: Callable[..., Any], *args: Any, **more: Any) -> tuple[str, str
     """The error's message and hint, and its exit status."""
     with pytest.raises(MaskfoldError) as error:
         work(*args, **more)
+    assert_readable(error.value)
     return error.value.message, error.value.hint, error.value.status
 
 

@@ -229,6 +229,14 @@ def test_a_series_without_images_is_refused(tmp_path: Path) -> None:
     )
 
 
+def test_an_instance_number_that_is_no_number_is_as_none(tmp_path: Path) -> None:
+    for path in write_series(tmp_path / "in", SOUND, InstanceNumber=11111):
+        path.write_bytes(path.read_bytes().replace(b"11111 ", b"--1   "))
+    done = convert_folder(tmp_path / "in", tmp_path / "out")
+    assert [row.patient for row in done.with_status("converted")] == ["P1"]
+    np.testing.assert_array_equal(np.asanyarray(nibabel.load(tmp_path / "out/imagesTr/P1.nii.gz").dataobj), SOUND)
+
+
 def test_copies_are_ignored_and_named(tmp_path: Path) -> None:
     def write(folder: Path) -> None:
         paths = write_series(folder, volume())

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from competition.config.competition import Competition
-from competition.config.postprocess import LabelOrdering, PostprocessConfig, StepConfig
+from competition.config.postprocess import LabelOrdering, PostprocessConfig, Step, StepConfig
 from competition.errors import MaskfoldError
 from competition.postprocessing import mask_operations as steps
 from competition.postprocessing.case import CasePrediction, CaseProbabilities, ClassMask
 from competition.postprocessing.pipeline import apply_ordering, apply_step, drop_passing_gates, postprocess, run_steps
 from competition.postprocessing.steps import Split, Triplet
 from tests.host import competition, write_nifti
+from tests.sentences import assert_readable
 
 EXCLUSIVE, OVERLAPPING = "exclusive", "overlapping"
 
@@ -389,6 +390,37 @@ def test_a_case_is_held_against_its_gate() -> None:
 def test_a_step_that_nobody_knows() -> None:
     with pytest.raises(ValueError, match="melt"):
         StepConfig(melt=1)
+
+
+class Returning(Step):
+    """A user's own step that returns one object, whatever it is given."""
+
+    result: Any
+
+    def apply(self, current: ClassMask, case: CaseProbabilities, index: int) -> Any:
+        return self.result
+
+
+@pytest.mark.parametrize(
+    ("result", "found"),
+    [
+        (TWO, "ndarray"),
+        (None, "NoneType"),
+        (ClassMask(TWO.astype(np.uint8)), "uint8 (3, 4)"),
+        (ClassMask(TWO[:2]), "bool (2, 4)"),
+        (ClassMask(TWO[:2].astype(np.float32)), "float32 (2, 4)"),
+    ],
+)
+def test_a_step_that_returns_no_mask_of_the_shape(result: Any, found: str) -> None:
+    step = StepConfig.of("my.steps.Returning", Returning(result=result))
+    with pytest.raises(MaskfoldError) as error:
+        apply_step(ClassMask(TWO), step, sure(TWO), 0)
+    assert_readable(error.value)
+    for part in ("my.steps.Returning", f"returned {found},", "bool", "(3, 4)"):
+        assert part in error.value.message
+    assert "`apply` of Returning" in error.value.hint and error.value.status == 1
+    right = ClassMask(~TWO)
+    assert apply_step(ClassMask(TWO), StepConfig.of("my", Returning(result=right)), sure(TWO), 0).mask is right.mask
 
 
 # Several steps

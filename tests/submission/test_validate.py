@@ -130,6 +130,18 @@ ROWS: list[tuple[Profile, str, int, int, list[str]]] = [
             "Line 4, the id b: the object shares 3 pixels with another object of this image.",
         ],
     ),
+    (
+        SHIPS,
+        "b,1 4;b,1 0;b,nan;b,3 1;b,4 1 2 1",
+        5,
+        0,
+        [
+            "Line 3, the id b: RLE, value 2: found 0, expected a length of at least 1.",
+            "Line 4, the id b, empty mask: found `nan`, expected an empty cell.",
+            "Line 5, the id b: the object shares 1 pixels with another object of this image.",
+            "Line 6, the id b: RLE, value 3: found 2, expected a start after that of the previous run.",
+        ],
+    ),
     (SHIPS, "a,1 4;b,1 4", 2, 0, []),
     (SHIPS, "z,1 4;z,1 4", 2, 0, ["Line 2: the id z has no image.", "Line 3: the id z has no image."]),
     # Several objects in one cell; here and in `test_rows`, a stroke stands for the semicolon between them.
