@@ -245,7 +245,7 @@ def draw_objects(runs: Sequence[tuple[IntArray, IntArray]], size: int) -> NDArra
         return large_arrays.zeros((size,), np.int32)
     starts, ends = (np.concatenate(edges) for edges in zip(*runs, strict=True))
     numbers = np.repeat(np.arange(1, len(runs) + 1, dtype=np.int32), [len(one) for one, _ in runs])
-    order = np.argsort(starts)
+    order = np.argsort(starts, kind="stable")
     # objects overlap, so they are drawn one by one, and later ones overwrite earlier ones
     if (starts[order][1:] < ends[order][:-1]).any():
         flat = large_arrays.zeros((size,), np.int32)
@@ -436,7 +436,7 @@ def _are_valid(numbers: IntArray, base: int, size: int) -> bool:
 def _merge_runs(starts: IntArray, ends: IntArray) -> tuple[IntArray, IntArray]:
     """Sort runs, merge those that overlap or touch, and drop runs of length 0."""
     kept = ends > starts
-    order = np.argsort(starts[kept])
+    order = np.argsort(starts[kept], kind="stable")
     starts, ends = starts[kept][order], ends[kept][order]
     max_ends = np.maximum.accumulate(ends)
     is_first = np.append(True, starts[1:] > max_ends[:-1])[: len(starts)]  # index of the last run of a merged run
