@@ -68,7 +68,12 @@ def format_ratios(ratios: list[Ratio]) -> list[str]:
     lines = ["| what | Maskfold, ms | rival | rival, ms | ratio |", "|---|---:|---|---:|---:|"]
     for one in ratios:
         is_missing = math.isnan(one.rival_seconds)
-        time_text = "not installed" if is_missing else f"{1000 * one.rival_seconds:,.1f}"
+        time_text = "not installed" if is_missing else _format_ms(one.rival_seconds)
         ratio = "" if is_missing else f"{one.ratio:.2f}"
-        lines.append(f"| {one.subject} | {1000 * one.seconds:,.1f} | {one.rival} | {time_text} | {ratio} |")
+        lines.append(f"| {one.subject} | {_format_ms(one.seconds)} | {one.rival} | {time_text} | {ratio} |")
     return lines
+
+
+def _format_ms(seconds: float) -> str:
+    """Return milliseconds with one decimal, or with two significant digits below 0.1 ms."""
+    return f"{1000 * seconds:,.1f}" if seconds >= 1e-4 else f"{1000 * seconds:.2g}"

@@ -74,8 +74,8 @@ def test_a_whole_run(run_folder: Path, delivery: New) -> None:
     assert run.data.tags["counting_score"] == "cv_score"
     assert run.data.params["patch.size"] == "[32, 48]"
     assert run.data.params["loss.0.weight"] == "0.5"
-    scores = {"score": 0.625, "low": 0.5, "high": 0.75}
-    named = {f"{name}_{key}": value for name in ("cv", "submitted") for key, value in scores.items()}
+    scores = {"score": 0.625, "lower": 0.5, "upper": 0.75}
+    named = {f"{name}_{key}": value for name in ("cv", "counted") for key, value in scores.items()}
     assert run.data.metrics == {**named, "dice_left part": 0.5, "cases": 9.0}
     assert {file.path for file in client.list_artifacts(run.info.run_id)} == {
         "experiment.yaml",
