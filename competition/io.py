@@ -103,7 +103,7 @@ def atomic_append(path: Path, line: bytes) -> None:
 
 
 def write_array(path: Path, shape: tuple[int, ...], dtype: Any, parts: Iterable[np.ndarray]) -> None:
-    """Write a .npy file part by part along axis 0, so that the whole array is never in memory.
+    """Write a .npy file part by part along axis 0, so that the whole array is never in memory; do not sync it.
 
     The file is not memory-mapped, because on a full disk a memory map kills the process, whereas a write raises an
     error.
@@ -115,7 +115,7 @@ def write_array(path: Path, shape: tuple[int, ...], dtype: Any, parts: Iterable[
     dtype = np.dtype(dtype)
     needed = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     written = 0
-    with open_atomic(path, needed) as stream:
+    with disk_full_as_error(path, needed), open(path, "wb") as stream:
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(shape)}
         np.lib.format.write_array_header_1_0(stream, header)
         for part in parts:
@@ -175,6 +175,12 @@ def sha256_of_file(path: Path | str) -> str:
 def json_digest(data: Any) -> str:
     """Return the SHA-256 of JSON data as 64 hexadecimal digits, independent of the order of keys."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def sync_file(path: Path) -> None:
+    """Sync a file that was written and closed to the disk."""
+    with open(path, "rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def sync_folder(folder: Path) -> None:

@@ -143,3 +143,20 @@ def test_the_module_of_a_command_is_light(module: str, allowed: set[str], tmp_pa
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
                           env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
     assert HEAVY & set(done.stdout.split()) <= allowed
+
+
+def test_out_of_fold_predictions_are_opened_without_torch(tmp_path: Path) -> None:
+    """The table of a finished run opens them, to look up its search of post-processing."""
+    shutil.copytree(OLD, tmp_path, dirs_exist_ok=True)
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from competition.runs.run import load_run\n"
+        "run = load_run(next(Path().rglob('folds.csv')).parent)\n"
+        "assert len(run.oof().cases) > 0\n"
+        "print(*sorted({name.split('.')[0] for name in sys.modules}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "torch" not in done.stdout.split()

@@ -33,8 +33,8 @@ from competition.io import (
     disk_full_as_error,
     json_digest,
     make_temporary_path,
-    open_atomic,
     parse_json_object,
+    sync_file,
     sync_folder,
 )
 
@@ -255,7 +255,7 @@ def _rle_settings(comp: Competition) -> dict[str, Any]:
     return settings | {key: value for key, value in profile_settings.items() if value}
 
 
-def get_or_build(root: Path, key: str, build: Callable[[Path], dict[str, Any]]) -> Path:
+def get_or_build(root: Path, key: str, build: Callable[[Path], dict[str, Any]], *, durable: bool = True) -> Path:
     """Return the folder `root / key`; build it if it is missing or damaged.
 
     `build` fills an empty folder and returns the content of `case.json`. If two processes build the same case at the
@@ -263,12 +263,65 @@ def get_or_build(root: Path, key: str, build: Callable[[Path], dict[str, Any]]) 
     command removes them once with `io.remove_all_stale_temp`, because listing a large cache for each case would take
     longer than building the case.
 
+    Args:
+        root: the cache's folder.
+        key: the folder's name.
+        build: function that fills the folder.
+        durable: sync the files to the disk, so that the folder is complete or absent after a power failure too. A
+            folder that the command itself removes does not need this.
+
+    Raises:
+        DiskFullError: the disk is full or cannot be written.
+    """
+    return build_case(root, key, build).publish(durable=durable)
+
+
+@dataclass(frozen=True)
+class BuiltCase:
+    """A folder of the cache that is built but may not have its final name yet.
+
+    Building takes processor time, and `publish` waits for the disk. So a command can publish cases in threads while it
+    builds the next ones.
+
+    Attributes:
+        final: the final folder.
+        folder: the temporary folder; None if an intact final folder exists.
+    """
+
+    final: Path
+    folder: Path | None
+
+    def publish(self, *, durable: bool = True) -> Path:
+        """Sync the files to the disk if `durable`, then rename the folder; return the final folder.
+
+        Raises:
+            DiskFullError: the disk is full or cannot be written.
+        """
+        if self.folder is None:
+            return self.final
+        try:
+            if durable:
+                for file in sorted(self.folder.iterdir(), key=lambda file: file.name == RECORD_FILE):  # arrays first
+                    with disk_full_as_error(file, file.stat().st_size):
+                        sync_file(file)
+                with disk_full_as_error(self.final):
+                    sync_folder(self.folder)
+            _publish(self.folder, self.final)
+        finally:
+            # The temporary folder still exists if syncing failed or another process was faster.
+            shutil.rmtree(self.folder, ignore_errors=True)
+        return self.final
+
+
+def build_case(root: Path, key: str, build: Callable[[Path], dict[str, Any]]) -> BuiltCase:
+    """Build the folder `root / key` under a temporary name, unless it is intact; arguments as for `get_or_build`.
+
     Raises:
         DiskFullError: the disk is full or cannot be written.
     """
     final = root / key
     if is_intact(final):
-        return final
+        return BuiltCase(final, None)
     folder = make_temporary_path(final)
     with disk_full_as_error(final):
         root.mkdir(parents=True, exist_ok=True)
@@ -281,14 +334,12 @@ def get_or_build(root: Path, key: str, build: Callable[[Path], dict[str, Any]]) 
             "sizes": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
         }
         content = json.dumps(record).encode()
-        with open_atomic(folder / RECORD_FILE, len(content)) as stream:
-            stream.write(content)
-        sync_folder(folder)
-        _publish(folder, final)
-    finally:
-        # The temporary folder still exists if `build` failed or another process was faster.
+        with disk_full_as_error(folder / RECORD_FILE, len(content)):
+            (folder / RECORD_FILE).write_bytes(content)
+    except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
-    return final
+        raise
+    return BuiltCase(final, folder)
 
 
 def is_intact(folder: Path) -> bool:

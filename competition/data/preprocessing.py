@@ -6,7 +6,9 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from competition.config.experiment import Experiment
-from competition.data.cache import PreprocessedCase, cache_key, find_damage, get_or_build
+from competition.data.cache import BuiltCase, PreprocessedCase, build_case, cache_key, find_damage
 from competition.data.content.unchanged import unchanged_files
 from competition.data.geometry import Geometry
 from competition.data.masks import IGNORED, boundary_mask, load_instances, load_mask, ring_mask
@@ -45,11 +47,12 @@ MAX_FOREGROUND = 10_000  # coordinates kept per class
 # A process takes about PROBE_SECONDS to start, so a pool must save more time than that.
 PROBE_SECONDS, POOL_SECONDS = 1.0, 5.0
 BYTES_PER_VALUE, PROCESS_BYTES = 24, 2**29  # bytes of memory per value of an image, and per process
+SYNC_THREADS = 16  # threads that wait for the disk
 MAX_WHOLE = 2**23  # a mask of more voxels is searched plane by plane, which needs less memory
 log = logging.getLogger(__name__)
 
 
-def preprocess_case(row: Any, exp: Experiment, root: Path) -> Path:
+def preprocess_case(row: Any, exp: Experiment, root: Path, *, durable: bool = True) -> Path:
     """Preprocess one case, unless the cache contains it.
 
     A case enters the cache only if the files that were read have the digest in the case table: `unchanged_files` hashes
@@ -59,6 +62,7 @@ def preprocess_case(row: Any, exp: Experiment, root: Path) -> Path:
         row: a row of the case table.
         exp: the experiment.
         root: the cache's folder.
+        durable: as for `competition.data.cache.get_or_build`.
 
     Returns:
         The folder for `PreprocessedCase.open`.
@@ -67,6 +71,11 @@ def preprocess_case(row: Any, exp: Experiment, root: Path) -> Path:
         ChangedDataError: a file has changed since the case table was made.
         MaskfoldError: the case cannot be read or preprocessed, or the disk is full.
     """
+    return _build(row, exp, Path(root)).publish(durable=durable)
+
+
+def _build(row: Any, exp: Experiment, root: Path) -> BuiltCase:
+    """Build the folder of a case, as described for `preprocess_case`, but do not publish it."""
 
     def build(folder: Path) -> dict[str, Any]:
         with unchanged_files(exp.competition, row, truth=row.split == "train", fresh=True):
@@ -77,7 +86,7 @@ def preprocess_case(row: Any, exp: Experiment, root: Path) -> Path:
                 write_mask(folder, load_mask(exp.competition, row), geometry, exp, str(row.id), objects)
         return record
 
-    return get_or_build(Path(root), cache_key(row, exp), build)
+    return build_case(root, cache_key(row, exp), build)
 
 
 def preprocess_cases(
@@ -157,16 +166,53 @@ def _run(
 ) -> Generator[Path | MaskfoldError]:
     """Yield the folder or the error of each row, in order; `workers` as for `preprocess_cases`."""
     worker, start, done = _Preprocessor(exp, root), time.monotonic(), 0
-    while workers is None and done < len(rows):
-        yield worker.run(rows[done])
-        done += 1
-        elapsed = time.monotonic() - start
-        if elapsed > PROBE_SECONDS and elapsed / done * (len(rows) - done) > POOL_SECONDS:
-            workers = _count_workers(rows[done:])
+
+    def run_alone() -> Iterator[BuiltCase | MaskfoldError]:
+        """Build cases in this process, until a pool would be faster."""
+        nonlocal workers, done
+        while workers is None and done < len(rows):
+            yield worker.run(rows[done])
+            done += 1
+            elapsed = time.monotonic() - start
+            if elapsed > PROBE_SECONDS and elapsed / done * (len(rows) - done) > POOL_SECONDS:
+                workers = _count_workers(rows[done:])
+
+    yield from _publish(run_alone())
     rest = rows[done:]
     count = min(workers or 1, len(rest))
     with ProcessPool(worker, count if count > 1 else 0, "preprocessed cases", "Use fewer workers.") as pool:
-        yield from pool.map(_Preprocessor.run, rest)
+        yield from _publish(pool.map(_Preprocessor.run, rest))
+
+
+def _publish(cases: Iterable[BuiltCase | MaskfoldError]) -> Iterator[Path | MaskfoldError]:
+    """Publish cases in threads, and yield the folder or the error of each case, in order.
+
+    A small case waits longer for the disk than for the processor. The waits of several threads overlap, because a disk
+    syncs many files as fast as one.
+    """
+
+    def publish(case: BuiltCase) -> Path | MaskfoldError:
+        try:
+            return case.publish()
+        except MaskfoldError as error:
+            return error
+
+    waiting: deque[MaskfoldError | Future[Path | MaskfoldError]] = deque()
+    with ThreadPoolExecutor(SYNC_THREADS) as threads:
+        for case in cases:
+            waiting.append(case if isinstance(case, MaskfoldError) else threads.submit(publish, case))
+            while waiting and (len(waiting) > 2 * SYNC_THREADS or _is_done(waiting[0])):
+                yield _result(waiting.popleft())
+        while waiting:
+            yield _result(waiting.popleft())
+
+
+def _is_done(item: MaskfoldError | Future[Path | MaskfoldError]) -> bool:
+    return isinstance(item, MaskfoldError) or item.done()
+
+
+def _result(item: MaskfoldError | Future[Path | MaskfoldError]) -> Path | MaskfoldError:
+    return item if isinstance(item, MaskfoldError) else item.result()
 
 
 def _count_workers(rows: list[SimpleNamespace]) -> int:
@@ -185,9 +231,9 @@ class _Preprocessor:
     exp: Experiment
     root: Path
 
-    def run(self, row: SimpleNamespace) -> Path | MaskfoldError:
+    def run(self, row: SimpleNamespace) -> BuiltCase | MaskfoldError:
         try:
-            return preprocess_case(row, self.exp, self.root)
+            return _build(row, self.exp, self.root)
         except MaskfoldError as error:
             return error
 

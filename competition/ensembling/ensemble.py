@@ -153,10 +153,12 @@ def _preprocessed(row: Any, run: Run, scratch: Path) -> Iterator[PreprocessedCas
     with temporary_folder(scratch / "test") as folder:
         if isinstance(row, InMemoryCase):
             yield PreprocessedCase.open(
-                get_or_build(folder, "loose", lambda target: write_image(target, row.image, run.exp, row.id))
+                get_or_build(
+                    folder, "loose", lambda target: write_image(target, row.image, run.exp, row.id), durable=False
+                )
             )
         else:
-            yield PreprocessedCase.open(preprocess_case(row, run.exp, folder))
+            yield PreprocessedCase.open(preprocess_case(row, run.exp, folder, durable=False))
 
 
 def list_slices(row: Any) -> list[tuple[str, str]] | None:

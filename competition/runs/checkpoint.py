@@ -26,7 +26,7 @@ from competition.io import (
     parse_json_object,
     parse_metrics_line,
 )
-from competition.runs.fold import RESULT_FILE
+from competition.runs.fold import exchanged_error
 
 CHECKPOINT_VERSION = 1
 LAST_CHECKPOINT = "last.pt"  # file name of the checkpoint to resume from
@@ -115,15 +115,6 @@ def read_weights(
         raise MaskfoldError(f"The weights {path} do not exist.", "Train the run first, or name another run.") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise MaskfoldError(f"The weights {path} cannot be read: {error}.", hint) from error
-
-
-def exchanged_error(path: Path) -> MaskfoldError:
-    """Return the error for weights that were changed after their fold finished."""
-    return MaskfoldError(
-        f"{path} was changed after the fold finished: its checksum differs from the one in {RESULT_FILE}.",
-        f"Restore the weights, or delete {path.parent / RESULT_FILE} and the folders oof and test next to it: "
-        "`maskfold cv` then predicts with these weights.",
-    )
 
 
 def _read(path: Path, sha256: str | None = None) -> dict[str, torch.Tensor]:

@@ -282,3 +282,12 @@ def _damaged(path: Path, why: str) -> MaskfoldError:
         f"The result {path} is damaged: {why}.",
         "Restore the file from a backup, or delete it: `maskfold cv` then computes it again from the checkpoint.",
     )
+
+
+def exchanged_error(path: Path) -> MaskfoldError:
+    """Return the error for weights that were changed after their fold finished."""
+    return MaskfoldError(
+        f"{path} was changed after the fold finished: its checksum differs from the one in {RESULT_FILE}.",
+        f"Restore the weights, or delete {path.parent / RESULT_FILE} and the folders oof and test next to it: "
+        "`maskfold cv` then predicts with these weights.",
+    )

@@ -25,7 +25,7 @@ from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.io import read_csv, sha256_of_file, write_json, write_table
 from competition.runs.contents import RunRecord, change_to_version_2, table_digest
-from competition.runs.fold import PLAIN_WEIGHTS, FoldResult
+from competition.runs.fold import PLAIN_WEIGHTS, FoldResult, exchanged_error
 from competition.runs.imported import is_imported, refuse_imported
 from competition.runs.kept_settings import drop_execution_keys
 
@@ -236,7 +236,6 @@ class Run:
         Raises:
             MaskfoldError: a file is missing or was changed after its fold finished, or a result is damaged.
         """
-        from competition.runs.checkpoint import exchanged_error
 
         checkpoints = []
         for fold, seed in [] if is_imported(self.exp) else self.finished_members():
@@ -309,7 +308,6 @@ class Run:
         A process hashes an unchanged file only once.
         """
         from competition.data.content.digests import remembered_digest
-        from competition.runs.checkpoint import exchanged_error
 
         for result in self.results():
             if folds is not None and result.fold not in folds:

@@ -18,9 +18,8 @@ from competition.context import Context
 from competition.data.splits import HELD_OUT
 from competition.errors import MaskfoldError
 from competition.io import parse_json_object, sha256_of_file, write_json
-from competition.runs.checkpoint import exchanged_error
 from competition.runs.extra_cases import same_competition
-from competition.runs.fold import PLAIN_WEIGHTS, RESULT_FILE, FoldJob
+from competition.runs.fold import PLAIN_WEIGHTS, RESULT_FILE, FoldJob, exchanged_error
 from competition.runs.imported import refuse_imported
 from competition.runs.run import RUN_NAME, Run, load_run
 from competition.text import join_or

@@ -111,7 +111,7 @@ def test_a_full_disk_is_one_error_with_path_and_bytes(tmp_path: Path, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(DiskFullError, match=r"disk is full: .*image.npy needs 48 bytes"):
+    with pytest.raises(DiskFullError, match=r"disk is full: .*image.npy needs 176 bytes"):
         get_or_build(tmp_path, "key", build(1))
     assert not list(tmp_path.iterdir())
 

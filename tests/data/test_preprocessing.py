@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
+import threading
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -346,9 +349,43 @@ def test_bad_cases_stop_or_are_left_out(
     skip = experiment(comp={"on_bad_case": "skip"})
     assert list(preprocess_cases(table(["bad", "good"]), skip, tmp_path)) == ["good"]
     assert "Case bad" in caplog.text and "bad.nii is cut off." in caplog.text
-    monkeypatch.setattr(preprocessing, "preprocess_case", _full)
+    monkeypatch.setattr(preprocessing, "_build", _full)
     with pytest.raises(MaskfoldError, match="disk is full"):  # no bad case: the next one would fail as well
         preprocess_cases(table(["good"]), skip, tmp_path / "new")
+
+
+def test_cases_wait_for_the_disk_together(
+    source: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = threading.Barrier(3, timeout=60)  # breaks, which is an error, unless three threads sync at a time
+    sync = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("image.npy"):
+            together.wait()
+        sync(descriptor)
+
+    names = [f"c{index}" for index in range(6)]
+    for index, name in enumerate(names):
+        source[name] = picture(np.full((1, 4, 4, 4), index)), np.zeros((1, 4, 4, 4), np.uint8)
+    monkeypatch.setattr(os, "fsync", fsync)
+    found = preprocess_cases(table(names), experiment(intensity="none"), tmp_path, 1)
+    assert [PreprocessedCase.open(found[name]).image[0, 0, 0, 0] for name in names] == [0, 1, 2, 3, 4, 5]
+    assert sorted(tmp_path.iterdir()) == sorted(found.values())
+
+
+def test_a_disk_that_is_full_when_a_case_is_synced_stops_the_preparation(
+    source: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("a", "b"):
+        source[name] = picture(np.zeros((1, 4, 4, 4), np.int16)), np.zeros((1, 4, 4, 4), np.uint8)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(MaskfoldError, match="disk is full"):
+        preprocess_cases(table(["a", "b"]), experiment(comp={"on_bad_case": "skip"}), tmp_path, 1)
+    assert not list(tmp_path.iterdir())
 
 
 def _full(row: Any, exp: Experiment, root: Path) -> Path:
