@@ -26,6 +26,7 @@ STEP_SECONDS = 4.0  # seconds over which the steps of a candidate are averaged
 MIN_TIMED, MAX_TIMED = 3, 12  # steps
 SAMPLED_CASES = 3
 REPEATED_CASE = 3.0  # seconds; a prediction that took less time is repeated, because the first one also loads libraries
+LARGE = 1.5  # times the median size; the memory for a larger case is measured
 OPEN_CASES = 128  # cases that training keeps open, see `competition.data.dataset`
 
 
@@ -327,12 +328,33 @@ def sample_rows(train: Sequence[Any]) -> list[dict[str, Any]]:
     Args:
         train: measurements of the training cases, see `competition.explore.types.CaseStats`.
     """
-    with_truth = [case for case in train if case.row is not None and case.truth is not None and case.truth.foreground]
-    usable = with_truth or [case for case in train if case.row is not None]
-    ordered = sorted(usable, key=lambda case: (math.prod(case.shape or ()), case.id))
+    ordered = _by_size(train)
     middle = len(ordered) // 2
     chosen = ordered[middle : middle + 1] + ordered[max(0, middle - 1) : middle] + ordered[middle + 1 : middle + 2]
     return [_plain(case.row) for case in chosen[:SAMPLED_CASES]]
+
+
+def largest_row(train: Sequence[Any]) -> tuple[dict[str, Any], float] | None:
+    """Return the case-table row of the largest training case, and its size in units of the median size.
+
+    Args:
+        train: as for `sample_rows`.
+
+    Returns:
+        None if no case is readable, or if the largest case is less than `LARGE` times the median size.
+    """
+    ordered = _by_size(train)
+    sizes = [math.prod(case.shape or ()) for case in ordered]
+    if not sizes or sizes[-1] < LARGE * sizes[len(sizes) // 2]:
+        return None
+    return _plain(ordered[-1].row), sizes[-1] / max(1, sizes[len(sizes) // 2])
+
+
+def _by_size(train: Sequence[Any]) -> list[Any]:
+    """Return the readable cases, preferably those with foreground, from the smallest to the largest."""
+    with_truth = [case for case in train if case.row is not None and case.truth is not None and case.truth.foreground]
+    usable = with_truth or [case for case in train if case.row is not None]
+    return sorted(usable, key=lambda case: (math.prod(case.shape or ()), case.id))
 
 
 def _plain(row: SimpleNamespace) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
@@ -13,7 +13,7 @@ from competition.errors import MaskfoldError
 from competition.explore import Exploration
 from competition.io import temporary_folder
 from competition.planning.lines import Line
-from competition.planning.measure import MIN_TIMED, REPEATED_CASE, Measurement, measure, sample_rows
+from competition.planning.measure import MIN_TIMED, REPEATED_CASE, Measurement, largest_row, measure, sample_rows
 from competition.planning.recipe import Facts, Precision, experiment_lines, grids_of, read_facts
 from competition.planning.rules import (
     HOPE,
@@ -162,6 +162,7 @@ class _Planner:
         self.slowdown = 1.0  # seconds by the clock for one second of such a machine
         self.rows = sample_rows(facts.train)
         self.precision, self.runs = Precision(), 0
+        self.large_case_warnings: list[str] = []
 
     def plan(self) -> Plan:
         start = self.clock()
@@ -181,6 +182,8 @@ class _Planner:
                 self._measure(pick, folder, left)
             if pick in self.known and ("training", "precision") not in self.options.pins:
                 self._try_fp32(pick, folder, PATIENCE - (self.clock() - start))
+            if pick in self.known:
+                self._try_largest_case(pick, folder, PATIENCE - (self.clock() - start))
         return self._result(pick, self.clock() - start)
 
     def _possible(self) -> list[Candidate]:
@@ -223,15 +226,54 @@ class _Planner:
             "fp32", f"on this processor, a step takes {after.step:.2f} s in fp32, and {before.step:.2f} s in bf16"
         )
 
-    def _run(self, candidate: Candidate, folder: Path, limit: float, precision: Precision) -> Measurement | str:
-        """Measure a candidate, and count the seconds that this took."""
+    def _try_largest_case(self, pick: Candidate, folder: Path, limit: float) -> None:
+        """Measure the chosen candidate on the largest case, if that case is much larger than the median case.
+
+        The prediction of this case may need more memory than training does.
+        """
+        largest = largest_row(self.facts.train)
+        if largest is None:
+            return
+        row, ratio = largest
+        expected = self._expected_seconds(pick) + 2 * ratio * self.known[pick].case
+        if self.used + expected > PLANNING_SECONDS or expected * self.slowdown > limit:
+            return
+        self.say(f"memory: {pick.name}, largest case ({row['id']})")
+        found = self._run(pick, folder, limit, self.precision, [row])
+        if isinstance(found, str):
+            self.large_case_warnings.append(
+                f"the largest case, {row['id']}, has {ratio:.0f} times the size of the median case, and cannot be "
+                f"predicted here: {found.rstrip('.')}. What helps: a coarser prepare.spacing or more memory"
+            )
+            return
+        found = replace(found, case_bytes=self.measurements[pick].case_bytes)  # further open cases are not as large
+        memory = max(self.known[pick].memory_gib, self._timing(pick, found).memory_gib)
+        self.known[pick] = replace(self.known[pick], memory_gib=memory)
+
+    def _run(
+        self,
+        candidate: Candidate,
+        folder: Path,
+        limit: float,
+        precision: Precision,
+        rows: Sequence[dict[str, Any]] | None = None,
+    ) -> Measurement | str:
+        """Measure a candidate, and count the seconds that this took.
+
+        Args:
+            candidate: the candidate.
+            folder: folder for the files of all measurements.
+            limit: seconds after which the measurement is stopped.
+            precision: the precision of the network.
+            rows: the cases; None: cases of median size.
+        """
         start, threads = self.clock(), self.options.threads
         lines = experiment_lines(self.facts, candidate, None, self.minutes, precision=precision)
         plain = apply_pins(nested(lines), self.options.pins)
         plain["competition"] = self.facts.comp.model_dump(by_alias=True, mode="json")
         plain["inference"]["tta"] = []
         self.runs += 1
-        found = self.measure(plain, self.rows, folder / str(self.runs), threads, limit)
+        found = self.measure(plain, self.rows if rows is None else rows, folder / str(self.runs), threads, limit)
         if isinstance(found, str):
             return found
         seconds = found.processor / threads if found.device.startswith("cpu") else self.clock() - start
@@ -257,7 +299,14 @@ class _Planner:
         table = [self._row(item, item == pick) for item in self.candidates if item in self.known or item == pick]
         reason = self._grid_reason(pick)
         lines = experiment_lines(self.facts, pick, schedule, self.minutes, reason, self.precision)
-        return Plan(lines, self.minutes, self.options.threads, table, seconds, self._warnings(pick, schedule.steps))
+        return Plan(
+            lines,
+            self.minutes,
+            self.options.threads,
+            table,
+            seconds,
+            self._warnings(pick, schedule.steps) + self.large_case_warnings,
+        )
 
     def _row(self, candidate: Candidate, chosen: bool) -> Row:
         timing = self.known.get(candidate) or extrapolate(candidate, self.known)

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from competition.config.loading import load_experiment
 from competition.errors import MaskfoldError
 from competition.planning.init import Initialised
 from competition.planning.lines import to_yaml
-from competition.planning.measure import Measurement, libraries_of
+from competition.planning.measure import Measurement, largest_row, libraries_of
 from competition.planning.plan import Plan, PlanOptions, make_plan, plan_record, table_rows
 from competition.planning.recipe import LIGHT_VIEWS, experiment_lines, read_facts
 from competition.planning.rules import (
@@ -277,6 +278,59 @@ def test_the_faster_precision_of_a_cpu_is_planned(start: Start, fp32: float, pla
     log.clear()
     plan_of(done, bf16_machine(fp32, log), pins={("training", "precision"): "bf16"})
     assert set(log) == {"bf16"}
+
+
+def large_case_machine(outcome: float | str, rows_seen: list[list[str]]) -> Any:
+    """Return a measuring function that needs 1 GiB for cases of median size, and `outcome` GiB (or fails) for `big`."""
+
+    def measure(plain: dict[str, Any], rows: Any, folder: Path, threads: int, limit: float) -> Measurement | str:
+        ids = [row["id"] for row in rows]
+        rows_seen.append(ids)
+        if ids == ["big"] and isinstance(outcome, str):
+            return outcome
+        memory = outcome if ids == ["big"] else 1.0
+        assert isinstance(memory, float)
+        return Measurement(0.1, 0.1, 0.1, 0.1, 0.2, 0.9, memory, 10_000, "cpu", "32-true", 3, 0.5)
+
+    return measure
+
+
+@pytest.mark.parametrize(("outcome", "memory"), [(3.0, 3.0), (0.5, 1.0)])
+def test_the_memory_for_the_largest_case_is_measured(
+    start: Start, monkeypatch: pytest.MonkeyPatch, outcome: float, memory: float
+) -> None:
+    done, seen = start(paired_names), list[list[str]]()
+    monkeypatch.setattr("competition.planning.plan.largest_row", lambda train: ({"id": "big"}, 10.0))
+    plan = plan_of(done, large_case_machine(outcome, seen))
+    pick = next(row for row in plan.rows if row.chosen)
+    assert seen.count(["big"]) == 1 and seen[-1] == ["big"]
+    assert pick.timing.memory_gib == pytest.approx(memory, abs=0.01) and plan.warnings == []
+    assert pick.timing.step == 0.1  # the time of a step stays that of median cases
+
+
+def test_a_largest_case_that_does_not_fit_is_a_warning(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    done, seen = start(paired_names), list[list[str]]()
+    monkeypatch.setattr("competition.planning.plan.largest_row", lambda train: ({"id": "big"}, 10.0))
+    plan = plan_of(done, large_case_machine("the process was killed, probably because memory ran out", seen))
+    assert len(plan.warnings) == 1 and "big" in plan.warnings[0] and "memory ran out" in plan.warnings[0]
+
+
+def test_a_largest_case_that_would_take_long_is_not_measured(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    done, seen = start(paired_names), list[list[str]]()
+    monkeypatch.setattr("competition.planning.plan.largest_row", lambda train: ({"id": "big"}, 1000.0))
+    plan_of(done, large_case_machine(3.0, seen))
+    assert ["big"] not in seen
+
+
+def test_the_largest_row() -> None:
+    def case(name: str, side: int) -> Any:
+        truth = SimpleNamespace(foreground=1)
+        return SimpleNamespace(id=name, shape=(side, side), row=SimpleNamespace(id=name), truth=truth)
+
+    cases = [case("a", 10), case("b", 40), case("c", 10), case("d", 9)]
+    assert largest_row(cases) == ({"id": "b"}, 16.0)
+    assert largest_row([case("a", 10), case("b", 12), case("c", 10)]) is None  # 1.44 times the median
+    assert largest_row([]) is None
 
 
 def test_values_of_the_user_are_measured(start: Start) -> None:
