@@ -1,4 +1,4 @@
-"""What a library would cost where Maskfold has its own code: `python benchmarks/libraries.py [PART …]`.
+"""Compare Maskfold's own code with libraries that could replace it: `python benchmarks/libraries.py [PART …]`.
 
 | part | own code | library |
 |---|---|---|
@@ -64,7 +64,7 @@ if __name__ == "__main__":
 
 
 def sleep(folder: str, item: int, seconds: float) -> int:
-    """Note that an item is in progress, and sleep."""
+    """Record in a file that an item is in progress, and sleep."""
     (Path(folder) / str(item)).touch()
     time.sleep(seconds)
     return item
@@ -81,7 +81,7 @@ class Sleeper:
 
 
 def measure_pool() -> None:
-    """Print the time to the first result, and which workers are left after the last result and after a SIGKILL."""
+    """Print the time to the first result, and the workers that remain after the last result and after a SIGKILL."""
     for kind in ("joblib", "ProcessPool"):
         seconds = []
         for _ in range(3):
@@ -115,7 +115,7 @@ def _start_pool(kind: str, seconds: float) -> tuple[subprocess.Popen[str], Path]
 
 
 def _workers(parent: int) -> list[Any]:
-    """Return the processes that work, without the trackers of shared resources."""
+    """Return the worker processes of `parent`, without the trackers of shared resources."""
     import psutil
 
     children = psutil.Process(parent).children(recursive=True)
@@ -198,7 +198,7 @@ def measure_surface() -> None:
 
 
 def run_surface(kind: str) -> float:
-    """Compute a metric of two balls in 200 × 200 × 200 voxels; return the processor time."""
+    """Compute a metric between two balls in 200 × 200 × 200 voxels; return the processor time."""
     import torch
     from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 
@@ -326,7 +326,7 @@ _marked = 0
 
 
 def _mark_memory() -> None:
-    """Count memory from here on."""
+    """Start to measure the growth of memory."""
     global _marked
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     _marked = _peak()

@@ -1,10 +1,10 @@
-"""Time to write and to check the objects of a picture: `python benchmarks/objects.py [--smallest]`.
+"""Measure the time to write and to check the objects of a picture: `python benchmarks/objects.py [--smallest]`.
 
 Three ways to write one row per object give the same bytes:
 
-* labels: `write_submission` of one `ObjectsItem`, which stays a label image until its text is written;
-* masks: `write_submission` of a mask for each object;
-* plain: no file, only the encoding of a mask for each object and the comparison of its decoded text, as in a notebook.
+* labels: `write_submission` of one `ObjectsItem`, which stays a label image until its text is written; * masks:
+`write_submission` of a mask for each object; * plain: no file; encode a mask for each object, decode the text, and
+compare the masks, as in a notebook.
 
 The last column is the time to check a row of the finished file with `validate_submission`. Times are processor times.
 """

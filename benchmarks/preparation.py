@@ -2,7 +2,7 @@
 
 Each case is a PNG of 64×64 pixels in three colours and its mask. The script prints the processor time per case in one
 process, the elapsed time per case with the processes that `maskfold cv` uses, and the time per case if the cache has
-all cases. With the number of cases in the cache none of them may grow.
+all cases. None of these times may grow with the number of cases in the cache.
 """
 
 from __future__ import annotations

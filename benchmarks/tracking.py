@@ -4,9 +4,9 @@
     python benchmarks/tracking.py --steps 4 --pairs 2 --tiny    # quick check that it runs
 
 Epochs are grouped into blocks with and without tracking, in pairs of alternating order. The first epoch of a block is
-not counted, since it opens the database or uploads the rest of the previous block. The seconds of the others are
-those that the fold writes to `metrics.jsonl`. As in `maskfold cv`, tracking uploads each line and picture while the
-next epoch runs, and samples the system metrics.
+not counted, because in it the tracking thread opens the database or uploads the rest of the previous block. The seconds
+of all other epochs come from the fold's `metrics.jsonl`. As in `maskfold cv`, tracking uploads each line and picture
+while the next epoch runs, and samples the system metrics.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def measure(run: Run, fold: subprocess.Popen[bytes], pairs: int, counted: int) -
 
 
 def epochs(metrics_file: Path, fold: subprocess.Popen[bytes], count: int) -> list[float]:
-    """Wait until `count` more epochs end, the first of which is already running; return the seconds of each."""
+    """Wait for the end of `count` epochs, including the epoch that runs now; return the seconds of each epoch."""
     known = len(lines(metrics_file))
     size = file_size(metrics_file)
     while len(lines(metrics_file)) < known + count:
