@@ -113,7 +113,7 @@ def folds_command(name: str, overrides: list[str], form: str, output: Path | Non
 
 
 def _run_with_folds(name: str, overrides: list[str], trust: tuple[str, ...], say: Callable[[str], None]) -> Run:
-    """Return the run of an experiment's YAML, started or not, or a run by its name."""
+    """Return the run that a name, or an experiment's YAML, identifies; the run need not have started."""
     from competition.data.splits import read_folds
     from competition.runs.find import find_run
     from competition.runs.run import FOLDS_FILE

@@ -75,7 +75,7 @@ def check_minutes(minutes: float | None) -> None:
     """Check the option --minutes.
 
     Raises:
-        MaskfoldError: it is not a positive number (status 2).
+        MaskfoldError: status 2; the minutes are not a positive number.
     """
     if minutes is not None and not 0 < minutes < float("inf"):
         raise MaskfoldError(f"--minutes: found {minutes}, expected a positive number.", "Correct --minutes.", status=2)

@@ -116,7 +116,7 @@ def _table_link(run: Run) -> str:
 
 
 def _selection_note(run: Run) -> str:
-    """Return a text about the numbers of cases that are excluded or have a weight; empty if there are none."""
+    """Return a text with the numbers of excluded and of weighted cases; empty if there are none."""
     from competition.data.selection import WEIGHT
 
     excluded = len(run.cases.attrs.get("excluded", []))
@@ -206,7 +206,7 @@ def _next_command(file: Path, comp: Competition, overrides: list[str], cases: in
 
 
 def _trust_options(trust: tuple[str, ...]) -> list[str]:
-    """Return the options `--trust` and `--allow` of this command, which the next one needs too."""
+    """Return the options `--trust` and `--allow` of this command; the suggested next command needs them too."""
     from competition.config.arguments import allowed_keys
 
     pairs = [*(("--trust", package) for package in trust), *(("--allow", key) for key in allowed_keys())]
@@ -303,7 +303,7 @@ def _format_value(value: Any) -> str:
 
 
 def _next_study_command(file: Path, overrides: list[str], storage: str | None, trust: tuple[str, ...]) -> list[str]:
-    """Return the command that promotes the best trials; it has the same overrides, which identify the study."""
+    """Return the command that promotes the best trials, with this command's overrides, which identify the study."""
     from competition.study.storage import hide_password
 
     return [
@@ -528,6 +528,6 @@ def register_command(words: list[str], best: bool, trust: tuple[str, ...]) -> No
 
 
 def _example_image(run: Run) -> str:
-    """Return an image file of the run that the model can predict."""
+    """Return the path of the run's first training image, as an example of the model's input."""
     files = next(iter(json.loads(run.cases["images"].iloc[0]).values()))
     return str(Path(run.exp.competition.root) / (files if isinstance(files, str) else files[0]))
