@@ -208,7 +208,7 @@ class ConstructionGuard:
 
 
 def _install_hook() -> None:
-    """Add the audit hook to this process, once; Python cannot remove it again."""
+    """Add the audit hook to this process, unless it has one; Python cannot remove an audit hook."""
     global _installed
     with _install_lock:
         if not _installed:
