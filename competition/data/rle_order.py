@@ -42,7 +42,7 @@ class OrderVote:
         order: the more likely order; None if no case votes.
         votes: number of cases that vote for `order`.
         cases: number of cases that vote.
-        strong: number of cases among `votes` that are clear evidence.
+        strong: number of cases in `votes` whose data are clear evidence.
     """
 
     order: Order | None
@@ -87,8 +87,8 @@ def detect_order(
 ) -> OrderVote:
     """Detect the pixel order of the run lengths from a sample of the cases of `train.rle`.
 
-    Cases whose images are not square are used first, because only their headers are read. The result is cached by
-    the paths and run lengths of the sample.
+    Cases whose images are not square are used first, because reading their headers is enough. The result is cached for
+    this sample of paths and run lengths.
 
     Args:
         comp: the competition.
@@ -170,7 +170,7 @@ def likely_order(
 
     Args:
         texts: one or several masks of the case, as pairs of start and length.
-        shape: the shape of its masks.
+        shape: the shape of the masks.
         fmt: the format; only `base`, `relative` and `empty` are used.
         image: grey image (*shape), required only if all sides are equal.
 
@@ -209,10 +209,10 @@ def _compare_orders(
 
 
 def count_pieces(text: str, line: int, fmt: RleFormat) -> int:
-    """Count the runs that touch no run of the previous line: an upper bound of the number of connected pieces.
+    """Count the runs that touch no run of the previous line, an upper bound of the number of connected pieces.
 
     Args:
-        text: pairs.
+        text: the mask as pairs of start and length.
         line: number of pixels of one line: the height for columns, the width for rows.
         fmt: the format; only `base`, `relative` and `empty` are used.
     """
