@@ -157,7 +157,7 @@ def _describe_device(index: int) -> dict[str, Any]:
 
 
 def _precision(accelerator: str) -> str | None:
-    """Return the precision that `precision: auto` selects; None if the selecting module cannot be imported."""
+    """Return the precision that `precision: auto` selects; None if the module that selects it cannot be imported."""
     try:
         from competition.inference.predict import native_precision
     except ImportError:

@@ -53,7 +53,7 @@ class Findings:
     skipped: set[tuple[str, str]] = field(default_factory=set)
 
     def add_fault(self, kind: str, split: str, case: str, error: MaskfoldError) -> None:
-        """Add an error that stops `cv`."""
+        """Add an error that stops `cv`, as a fault."""
         self.add(Finding("fault", kind, split, case, error.message, error.hint))
 
     def add_bad_case(self, kind: str, split: str, case: str, error: MaskfoldError) -> None:
@@ -78,7 +78,7 @@ class Findings:
 
 
 class ErrorCollector(SkippedCases):
-    """Collect all errors of discovery, for every value of `on_bad_case`.
+    """Collect all errors of discovery, regardless of `on_bad_case`.
 
     Attributes:
         errors: id and error of each bad case.
