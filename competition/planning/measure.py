@@ -181,7 +181,7 @@ def main(folder: str) -> int:
 
 
 def measure_here(folder: Path) -> Measurement:
-    """Measure the experiment in a folder in this process.
+    """Measure, in this process, the experiment that a folder describes.
 
     Raises:
         MaskfoldError: the experiment or a case is invalid.

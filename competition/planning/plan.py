@@ -224,7 +224,7 @@ class _Planner:
         )
 
     def _run(self, candidate: Candidate, folder: Path, limit: float, precision: Precision) -> Measurement | str:
-        """Measure a candidate, and count the seconds that this took."""
+        """Measure a candidate, and add the elapsed seconds to the total."""
         start, threads = self.clock(), self.options.threads
         lines = experiment_lines(self.facts, candidate, None, self.minutes, precision=precision)
         plain = apply_pins(nested(lines), self.options.pins)

@@ -213,7 +213,7 @@ def _crop(comp: Competition, train: Sequence[CaseStats]) -> list[Line]:
 
 
 def _boundary(comp: Competition, train: Sequence[CaseStats]) -> list[Line]:
-    """Add a border class for touching objects if they are wide enough."""
+    """Add a border class for touching objects if the median object is wide enough."""
     if not comp.instances or comp.labels != "exclusive":
         return []
     sizes = [size for case in train if case.truth is not None for size in case.truth.object_sizes.tolist()]

@@ -66,7 +66,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Hold the settings that decide how long a step takes.
+    """Hold the settings that determine the duration of a step.
 
     Attributes:
         grid: resolution.
