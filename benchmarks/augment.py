@@ -1,4 +1,4 @@
-"""Time of augmentation: batched volumes compared with MONAI's per-sample transforms, and 2D images.
+"""Measure the time of augmentation: batched volumes compared with MONAI's per-sample transforms, and 2D images.
 
     python benchmarks/augment.py            # preset medium
     python benchmarks/augment.py heavy 4    # another preset, 4 threads

@@ -1,4 +1,4 @@
-"""Time to write a checkpoint, compared with torch.save, which neither syncs the file nor replaces the old one whole.
+"""Compare the time to write a checkpoint with torch.save, which neither syncs nor atomically replaces the file.
 
     python benchmarks/checkpoint.py                    # 24 M parameters, Adam's moments, averaged weights: 366 MiB
     python benchmarks/checkpoint.py --million 0.1      # milliseconds, for a test

@@ -1,4 +1,4 @@
-"""Time of sliding-window prediction compared with MONAI's `sliding_window_inference`.
+"""Compare the time of sliding-window prediction with MONAI's `sliding_window_inference`.
 
     python benchmarks/inference.py            # about two minutes on two cores
     python benchmarks/inference.py --small    # smaller images, two rounds
@@ -34,7 +34,7 @@ SMALL = {2: ((96, 96), 64), 3: ((32, 32, 48), 32)}
 
 
 def make_experiment(dimensions: int, patch: int) -> Experiment:
-    """Return an experiment with these windows, without test-time augmentation."""
+    """Return an experiment with windows of `patch` pixels or voxels per side, without test-time augmentation."""
     suffix = "png" if dimensions == 2 else "nii.gz"
     competition = {
         "name": "benchmark",

@@ -56,7 +56,7 @@ def search(run: Run) -> TuningResult:
 
 
 def main(run_name: str, *overrides: str) -> int:
-    """Print both reports."""
+    """Print the tuning reports without and with islands."""
     run = find_run(run_name, overrides)
     unchanged = search(run)
     print("unchanged", *unchanged.report_lines(), sep="\n  ")

@@ -136,7 +136,7 @@ WINDOW_SHAPES, PATCH, CHANNELS = {"160 slices": (256, 256, 160), "640 slices": (
 
 
 def measure_windows() -> None:
-    """Print the memory of sliding-window prediction by a network that needs almost none."""
+    """Print the memory of sliding-window prediction, with a network that itself needs almost no memory."""
     for size, shape in WINDOW_SHAPES.items():
         for kind in ("own", "MONAI", "MONAI, buffer_steps=1"):
             seconds, growth = _in_new_process(run_windows, f"{size}, {kind}")

@@ -23,7 +23,7 @@ WARMUP = 6
 
 
 def main(file: str, overrides: list[str]) -> None:
-    """Print the times of both steps and their ratio."""
+    """Print the times of the training step and of the bare step, and their ratio."""
     import torch
 
     from competition.config.loading import load_experiment

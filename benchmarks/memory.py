@@ -30,7 +30,7 @@ CLASSES = ["a", "b", "c", "d"]
 
 
 class Memory:
-    """Thread that samples the resident memory of this process and its children."""
+    """Sample the resident memory of this process and its children in a thread."""
 
     def __init__(self) -> None:
         self.peak = 0

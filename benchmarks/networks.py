@@ -1,4 +1,4 @@
-r"""Processor time of a network in channels_last and of a fused optimizer, compared with torch's defaults.
+r"""Compare the processor time of channels_last and of a fused optimizer with torch's defaults.
 
     python benchmarks/networks.py                                        # experiments/demo2d/unet2d.yaml
     python benchmarks/networks.py experiments/nuclei/unet2d.yaml training.batch_size=4 --channels 3

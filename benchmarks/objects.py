@@ -52,7 +52,7 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    """Print one line per size."""
+    """Print one line per size of the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smallest", action="store_true", help="only the smallest size")
     sizes = dict(list(SIZES.items())[:1]) if parser.parse_args().smallest else SIZES

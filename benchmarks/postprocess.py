@@ -1,4 +1,4 @@
-"""Time of the two slowest post-processing steps compared with scipy: `python benchmarks/postprocess.py`.
+"""Compare the time of the two slowest post-processing steps with scipy: `python benchmarks/postprocess.py`.
 
 Both implementations receive the same mask of smooth blobs and must return the same result:
 

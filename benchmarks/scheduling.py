@@ -1,4 +1,4 @@
-"""Overhead of an executor per fold: 200 folds that do nothing, by `local` and by `ray`.
+"""Measure an executor's overhead per fold, with 200 folds that do nothing, for `local` and `ray`.
 
     python benchmarks/scheduling.py
     python benchmarks/scheduling.py 50 ray

@@ -74,7 +74,7 @@ def train() -> Any:
 
 
 def main() -> int:
-    """Print the memory; return 1 if it grows."""
+    """Print the memory; return the exit status 1 if the memory grows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=2000)
     cases = parser.parse_args().cases

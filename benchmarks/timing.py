@@ -1,4 +1,4 @@
-"""Processor time of functions that alternate, for the scripts of this folder."""
+"""Measure the processor time of functions in alternation, for the scripts of this folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Ratio(NamedTuple):
-    """One row of the table of `all.py`.
+    """Hold one row of the table of `all.py`.
 
     Attributes:
         subject: what is computed, and how much of it.

@@ -1,4 +1,4 @@
-"""Overhead of tracking per 3D epoch: a real fold trains in its own process, with and without a tracking thread.
+"""Measure the overhead of tracking per 3D epoch: a fold trains in its own process, with and without a tracking thread.
 
     python benchmarks/tracking.py            # a few minutes; --pairs 12 for more
     python benchmarks/tracking.py --steps 4 --pairs 2 --tiny    # quick check that it runs

@@ -135,7 +135,7 @@ def pixel_or_voxel(dimensions: int) -> str:
 
 
 def shorten_id(case_id: str) -> str:
-    """Return an id; if it is long, only its beginning and end."""
+    """Return an id; shorten a long id to its beginning and end."""
     return case_id if len(case_id) <= MAX_ID_LENGTH else f"{case_id[:12]}…{case_id[-12:]}"
 
 

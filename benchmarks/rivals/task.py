@@ -34,7 +34,7 @@ RESERVE = 1.2  # the last prediction is expected to take this many times as long
 
 @dataclass(frozen=True)
 class Task:
-    """One fold to train and predict.
+    """Describe one fold to train and predict.
 
     Attributes:
         competition: the competition's YAML.

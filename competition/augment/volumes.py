@@ -84,7 +84,7 @@ class IntensityTransform(VolumeTransform):
 
 
 class VolumeAugment:
-    """Apply a preset to whole batches; each sample has its own seed, independent of the rest of the batch.
+    """Apply a preset to whole batches; each sample has its own seed, independent of all other samples.
 
     Args:
         augment: section `augment` of the experiment, with a preset.
@@ -357,7 +357,7 @@ class Softening(NamedTuple):
 @TRANSFORMS.register("blur")
 @dataclass(frozen=True)
 class Blur(IntensityTransform):
-    """Blur the image and lower its resolution, with one matrix product per axis, because both are linear and separable.
+    """Blur the image and lower its resolution; one matrix product per axis does both, because both are separable.
 
     Attributes:
         blur, low_resolution: probabilities of the two transforms.

@@ -43,7 +43,7 @@ class UnneededArtifacts:
 
 @dataclass(frozen=True)
 class MlflowRecords:
-    """Hold what MLflow has recorded about the runs of a project.
+    """Hold MLflow's records about the runs of a project.
 
     Attributes:
         artifacts: the local folder of all artifacts; None if there is none.

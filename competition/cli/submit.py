@@ -409,7 +409,7 @@ def _add_upload(
 
 
 def _fetch_scores(ledger: Ledger, refresh: bool | None, say: Callable[[str], None]) -> None:
-    """Fetch scores from Kaggle; if this fails without --refresh, only print a warning."""
+    """Fetch scores from Kaggle; without --refresh, a failure is only a warning."""
     from competition.leaderboard import upload
     from competition.leaderboard.kaggle import connect_kaggle
     from competition.tracking.submissions import log_upload

@@ -139,7 +139,7 @@ def read_active_runs(root: Path = Path()) -> list[RunStatus]:
 
 
 def read_run_status(folder: Path) -> RunStatus | None:
-    """Return the status of a run; None if no process works in it and none was killed there."""
+    """Return the status of a run; None if no process works in the run, and no process was killed in it."""
     members = [read_member_status(path) for path in _member_folders(folder)]
     owner = read_owner(folder)
     states = {member.state for member in members}

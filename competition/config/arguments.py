@@ -153,7 +153,7 @@ def _refused_values(value: Any, key: str, trust: Sequence[str]) -> Iterator[Refu
 
 
 def _describe_text(text: str) -> str | None:
-    """Return what a text names outside of the program, e.g. `a path` or `an address`; None if it names nothing."""
+    """Return the kind of thing that a text names, e.g. `a path` or `an address`; None if it names nothing outside."""
     if "://" in text:
         return "an address"
     if HUB_PREFIX.search(text):

@@ -1,4 +1,4 @@
-"""Merge an experiment over the one that it builds on: `base: unet3d.yaml` in experiment.yaml."""
+"""Merge an experiment over its base, another experiment: `base: unet3d.yaml` in experiment.yaml."""
 
 from __future__ import annotations
 

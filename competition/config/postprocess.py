@@ -72,7 +72,7 @@ class Step(ConfigModel):
         return None
 
     def find_problem(self, exp: Experiment) -> str | None:
-        """Return why the step contradicts other sections of the experiment; None if it does not."""
+        """Return the conflict between the step and other sections of the experiment; None if there is none."""
         return None
 
     @classmethod

@@ -20,7 +20,7 @@ RowKind = Literal["image", "object", "slice_class", "image_class"]
 
 @dataclass(frozen=True)
 class TrainTable:
-    """Describe how the format of the training table differs from the submission.
+    """Describe the differences between the format of the training table and that of the submission.
 
     Attributes:
         id_column, mask_column, class_column: names of the table's columns; None means the submission's column name.

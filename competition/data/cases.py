@@ -483,7 +483,7 @@ def _check_no_2d_stacks(comp: Competition, patterns: dict[str, str], key: str) -
 def check_files_agree(
     comp: Competition, case_id: str, images: dict[str, CaseFiles], masks: dict[str, Any] | None
 ) -> Header:
-    """Read the headers of all files of a case, and check that they agree.
+    """Read the headers of all files of a case, and check that the files have the same grid.
 
     Args:
         comp: the competition.

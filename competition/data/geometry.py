@@ -379,7 +379,7 @@ def _resample_into(target: np.ndarray, channel: np.ndarray) -> None:
 
 
 def _linear_weights(length: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return each new value's two neighbours on the old axis (two index arrays), and the weight of the second one."""
+    """Return the two neighbours of each new value on the old axis (index arrays), and the second neighbour's weight."""
     position = np.clip((np.arange(new) + 0.5) * (length / new) - 0.5, 0, length - 1)
     lower = position.astype(np.int64)
     return lower, np.minimum(lower + 1, length - 1), (position - lower).astype(np.float32)

@@ -159,7 +159,7 @@ def convert_decoder_errors(path: Path) -> Iterator[None]:
 
 
 def check_declared_size(path: Path, declared: int, limit: int | None = None) -> None:
-    """Check, before the pixels are allocated, that the file and the memory can hold what the header declares.
+    """Check, before the pixels are allocated, that the file and the memory can hold the declared pixels.
 
     Args:
         path: the file.

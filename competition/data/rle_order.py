@@ -187,7 +187,7 @@ def likely_order(
 def _compare_orders(
     texts: Sequence[str], shape: Sequence[int], fmt: RleFormat, image: NDArray[np.generic] | None
 ) -> Opinion | None:
-    """Compare how plausible the masks of one case look in both orders; `likely_order` describes the arguments."""
+    """Compare the plausibility of a case's masks in both orders; see `likely_order` for the arguments."""
     if shape[0] != shape[-1]:
         column, row = (sum(count_pieces(text, line, fmt) for text in texts) for line in (shape[0], shape[-1]))
         if max(column, row) >= _SCATTER_RATIO * min(column, row) and column != row:
@@ -264,7 +264,7 @@ def check_order(vote: OrderVote, fmt: RleFormat, path: object, key: str) -> None
 
 
 def _format_yaml(fmt: RleFormat, order: Order) -> str:
-    """Return the format as YAML, with another order."""
+    """Return the format as YAML text for a hint, with `order` instead of the format's own order."""
     items = [f"order: {order}"]
     items += ["base: 0"] if fmt.base == 0 else []
     items += ["relative: true"] if fmt.relative else []

@@ -210,7 +210,7 @@ def _read_header(path: Path) -> tuple[Any | None, bool]:
 
 
 def _check_deflated_size(path: Path, start: bytes) -> None:
-    """Check the size of a deflated dataset block by block, because pydicom inflates all of it at once."""
+    """Check the size of a deflated dataset block by block, because pydicom inflates the whole dataset at once."""
     inflater, count = zlib.decompressobj(-zlib.MAX_WBITS), 0
     with open(path, "rb") as stream:
         stream.seek(144 + int.from_bytes(start[140:144], "little"))  # after the file meta information group

@@ -206,7 +206,7 @@ PROBES: dict[str, Callable[..., None]] = {
 
 
 def main() -> None:
-    """Run one probe. Its answers go to standard output, the output of libraries to standard error."""
+    """Run one probe. The probe's answers go to standard output, and output of libraries goes to standard error."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 

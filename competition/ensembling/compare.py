@@ -109,7 +109,7 @@ def _on_same_footing(run_a: Run, run_b: Run) -> tuple[tuple[ComparedRun, Compare
 
 @dataclass(frozen=True)
 class Comparison:
-    """Hold the comparison of two runs on the cases that both predicted.
+    """Hold the comparison of two runs on the cases that both runs predicted.
 
     Attributes:
         a: the first run.
@@ -158,7 +158,7 @@ class Comparison:
 
 
 def compare_two_runs(run_a: Run, run_b: Run, watch: ProgressWrapper = lambda rows, _: rows) -> Comparison:
-    """Compare two runs on the cases that both predicted out of fold; one case is in memory at a time.
+    """Compare two runs on the cases that both runs predicted out of fold; one case is in memory at a time.
 
     For each case, both runs get post-processing steps that were tuned on the other folds, or both get the steps of
     their YAML; `Comparison.notes` says which. If the truth of a case lacks a class and only one run predicts it, the

@@ -1,4 +1,4 @@
-"""Load the networks of finished runs, and predict new cases with all of them."""
+"""Load the networks of finished runs, and predict new cases with all networks."""
 
 from __future__ import annotations
 

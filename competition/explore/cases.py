@@ -174,13 +174,13 @@ def _each_channel(images: ImagesByChannel) -> Iterator[ImagesByChannel]:
 
 
 def _each_file(row: SimpleNamespace) -> Iterator[SimpleNamespace]:
-    """Yield copies of a row of the case table, each with only one of the channels."""
+    """Yield one copy of a case-table row per channel, with this channel only."""
     for name, files in json.loads(row.images).items():
         yield SimpleNamespace(**{**vars(row), "images": json.dumps({name: files})})
 
 
 def _each_mask(masks: Masks) -> Iterator[Masks]:
-    """Yield copies of `masks`, each with only one of the files or rows of the truth."""
+    """Yield one copy of `masks` per file or row of the truth, with this file or row only."""
     if masks["kind"] == "classes":
         yield from ({"kind": "classes", "files": {name: files}} for name, files in masks["files"].items())
     elif masks["kind"] == "instances":

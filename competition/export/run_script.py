@@ -1,4 +1,4 @@
-"""Run a bundle: a copy of this file is the bundle's script `run.py`. The top imports only the standard library.
+"""Run a bundle: a copy of this file is the bundle's script `run.py`, which starts with the standard library only.
 
 The script checks the bundle and predicts the test cases of a competition, without network access:
 

@@ -186,7 +186,7 @@ class TimedNetworks:
         return self.networks.run
 
     def predict(self, case: Any) -> Any:
-        """Return the networks' prediction of a case, and add the time that it took to `seconds`."""
+        """Return the networks' prediction of a case, and add the elapsed time to `seconds`."""
         start = self.clock()
         try:
             return self.networks.predict(case)

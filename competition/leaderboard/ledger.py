@@ -212,7 +212,7 @@ def make_record_id(time: datetime, sha256: str) -> str:
 def update_records(
     records: Iterable[UploadRecord], submissions: Iterable[KaggleSubmission], time: str
 ) -> list[UploadRecord]:
-    """Update records with the host's current data, and return those that changed.
+    """Update records with the host's current data, and return the changed records.
 
     If an upload was interrupted, its record has no submission number and is matched by file, message and time. If no
     submission matches, the status of the record becomes lost. If a record's number is not among the latest submissions,

@@ -1,4 +1,4 @@
-"""Estimate the noise of public leaderboard scores, and how well they agree with cross-validation."""
+"""Estimate the noise of public leaderboard scores, and their agreement with cross-validation."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class BorderDistances:
 
     @property
     def undefined(self) -> float | None:
-        """The distance if one mask is empty (the image's diagonal) or both are (0); None if neither is empty."""
+        """The distance if only one mask is empty (the image's diagonal) or both masks are empty (0); otherwise None."""
         empty = [not self.mask.any(), not self.truth.any()]
         if not any(empty):
             return None
@@ -56,7 +56,7 @@ class BorderDistances:
 
 @metric("hd95", higher_is_better=False)
 def hausdorff_percentile(distances: BorderDistances, percentile: float = 95.0) -> float:
-    """Return the larger percentile of the border distances in both directions.
+    """Return a percentile of the border distances, the larger value of the two directions.
 
     The value equals that of MONAI's `compute_hausdorff_distance(…, percentile=95)`.
 

@@ -29,7 +29,7 @@ MAX_WEIGHTS = 4_000_000  # weights in memory at a time: 32 MB
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Hold scores as arrays (cases, classes), without classes that no case has."""
+    """Hold scores as arrays (cases, classes); classes that no case has are omitted."""
 
     metric: MetricConfig
     ids: list[str]

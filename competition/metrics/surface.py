@@ -26,7 +26,7 @@ BLOCK = 8  # side of the blocks in `_directed_hausdorff`, voxels
 
 @metric("surface_dice", higher_is_better=True)
 def surface_dice(mask: Mask, truth: Mask, spacing: Sequence[float], tolerance_mm: float) -> float:
-    """Return the surface Dice: the share of both surfaces' area within a tolerance of the other surface.
+    """Return the surface Dice: the share of the two surfaces' area that is within a tolerance of the other surface.
 
     Nikolov et al. 2018, https://arxiv.org/abs/1809.04430, with the surface elements of
     https://github.com/google-deepmind/surface-distance. The value equals that of MONAI's `compute_surface_dice(…,
@@ -128,7 +128,7 @@ def hausdorff(mask: Mask, truth: Mask, spacing: Sequence[float] | None = None) -
 
 
 def hd95(mask: Mask, truth: Mask, spacing: Sequence[float]) -> float:
-    """Return the 95 % Hausdorff distance: the larger 95th percentile of the border distances in both directions.
+    """Return the 95 % Hausdorff distance: the 95th percentile of border distances, the larger of both directions.
 
     This function is the metric `hd95`; see `competition.metrics.distances`.
 

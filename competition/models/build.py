@@ -268,7 +268,7 @@ def _builds_without_weights(cls: type, args: dict[str, Any]) -> bool:
 
 
 def _args_error(exp: Experiment, cls: type, error: Exception) -> MaskfoldError:
-    """Convert a constructor's exception to an error that names the key and, for an unknown encoder, a similar one."""
+    """Convert a constructor's exception to an error that names the key, and a similar name for an unknown encoder."""
     if isinstance(error, ImportError):
         missing = re.search(r"No module named '([\w.]+)'", str(error))
         name = missing[1].split(".")[0] if missing else "it"
@@ -308,7 +308,7 @@ def _similar_encoder(name: str) -> str | None:
 
 
 class PatchSizeProbe:
-    """Find out which patch sizes a network accepts, by passing patches through it.
+    """Test the patch sizes that a network accepts, by passing patches through the network.
 
     Args:
         network: the network, on the meta device.

@@ -132,7 +132,7 @@ def check_initial_file(exp: Experiment, channels: int, context: Context) -> None
 def match_tensors(
     network: nn.Module, tensors: Mapping[str, Tensor], source: str, channels: int, outputs: int
 ) -> InitialMatch:
-    """Match a network's tensors with those of a file.
+    """Match a network's tensors with the tensors of a file.
 
     Args:
         network: the network.

@@ -362,7 +362,7 @@ class LossTerm(nn.Module):
 
 
 def loss_library(cls: type) -> str:
-    """Return the library whose conventions a loss follows: that of its class or of one of its base classes."""
+    """Return the library whose conventions a loss follows, from its class or a base class."""
     for base in cls.__mro__:
         root = base.__module__.split(".")[0]
         if base in (nn.Module, object) or base.__name__ in ("_Loss", "_WeightedLoss"):

@@ -259,7 +259,7 @@ class _Tracks:
                 open_tracks.remove(track)
 
     def merged(self) -> Iterator[tuple[int, int, SliceFinding, float, int]]:
-        """Yield for each object: slice with most evidence, total area, its finding, total evidence, suspect pixels."""
+        """Yield the slice with most evidence, total area, the slice's finding, total evidence, and suspect pixels."""
         for track in self._tracks:
             index, best = max(track, key=lambda item: item[1].evidence)
             parts = [part for _, part in track]

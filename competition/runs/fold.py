@@ -132,7 +132,7 @@ class FoldResult:
 
     @property
     def prefix(self) -> str:
-        """The prefix of the names `oof`, `test`, `scores.csv` and `test_scores.csv` for the selected `weights`."""
+        """The prefix of the files `oof`, `test` and `scores.csv`: `soup_` if the soup is selected, else empty."""
         return self.prefix_of(self.weights)
 
     @staticmethod

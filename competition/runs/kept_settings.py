@@ -114,5 +114,5 @@ def with_kept_settings(exp: Experiment, folder: Path) -> Experiment:
 
 
 def with_settings(exp: Experiment, settings: dict[str, str]) -> Experiment:
-    """Return the experiment with these keys of `training`."""
+    """Return the experiment with the keys of `training` set to `settings`."""
     return exp.model_copy(update={"training": exp.training.model_copy(update=settings)})

@@ -278,7 +278,7 @@ def _write_checked(
     name: str,
     scratch: Path,
 ) -> None:
-    """Write one file with the type of the sample's file, and check that both have the same size."""
+    """Write one file with the type of the sample's file, and check that the two files have the same size."""
     source = next(iter(json.loads(row.images).values()))
     source = Path(comp.root) / (source if isinstance(source, str) else source[0])
     wanted = None if sample is None else sample.header(name, comp.dimensions, scratch)

@@ -217,7 +217,7 @@ def _shared_pixels(decoded: list[Decoded], size: int) -> list[list[int]]:
 def _check_row(
     row: CsvRow, layout: Profile, shape: tuple[int, ...] | None, decoded: Decoded, findings: _Findings
 ) -> None:
-    """Check one row; `decoded` is the result of `_decode_row`."""
+    """Check one row of a submission; `decoded` is the result of `_decode_row`."""
     if layout.rows_have_class and row.key[1] not in layout.classes:
         findings.add(f"{_location(row)}: unknown class, expected one of {', '.join(layout.classes)}.")
     if (found := _empty_problem(row.text, layout)) is not None:

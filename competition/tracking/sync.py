@@ -258,7 +258,7 @@ class RunUploader:
         self._log_final(RUN_KEY, points, page.tags, digest)
 
     def _log_final(self, name: str, points: Sequence[MetricPoint], tags: dict[str, str], digest: str) -> None:
-        """Log final metrics and tags, and record the digest of the files that they come from."""
+        """Log final metrics and tags, and record the digest of their source files."""
         from mlflow.entities import RunTag
 
         run_id = self._run_id(name)
@@ -337,7 +337,7 @@ class RunUploader:
         self.state.write(self.folder)
 
     def _supersede(self, name: str) -> None:
-        """Start another MLflow run for a fold that was deleted and trained again, to keep both trainings separate."""
+        """Start another MLflow run for a fold that was deleted and trained again, to keep the trainings separate."""
         if self.state.uploaded(name).status == "RUNNING":
             self._set_ended(name, "KILLED")
         self.client.set_tag(self._run_id(name), "superseded", "true")

@@ -25,7 +25,7 @@ TOLERANCE = 0.1  # the total is estimated at once if the steps that fit differ b
 
 
 class StepBudget:
-    """Estimate how many steps a fold takes, and how much of its training is complete.
+    """Estimate a fold's number of steps, and the completed fraction of its training.
 
     Args:
         total: number of steps that is assumed at the start.
@@ -162,7 +162,7 @@ class StepBudget:
         return self.pace.has_time_to_validate(self.seconds - elapsed - reserve(), self._validations_required)
 
     def _steps_left(self, step: int, seconds: float, validation_due: bool) -> int:
-        """Return how many steps fit into a time: at least one, and enough to complete the warm-up."""
+        """Return the number of steps that fit into a time: at least one, and enough to complete the warm-up."""
         period, until_validation = self._validation_period, None
         if period is not None:
             until_validation = period - step % period

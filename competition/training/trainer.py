@@ -52,7 +52,7 @@ PACE_STEP = 3  # without a time budget, a process logs its pace after this many 
 
 @dataclass
 class TrainerState:
-    """Hold the counters of a fold's training, which the checkpoint stores as plain numbers under these names."""
+    """Hold the counters of a fold's training; the checkpoint stores them as plain numbers under the same names."""
 
     step: int = 0  # finished optimiser steps
     seconds: float = 0.0  # seconds since the fold started, including earlier processes
@@ -502,7 +502,7 @@ class Trainer:
         self.last_save_time = time.monotonic()
 
     def drop_tensors(self) -> None:
-        """Replace the checkpoint by one without tensors, and remove the other files that only training reads.
+        """Replace the checkpoint by a checkpoint without tensors, and remove other files that only training reads.
 
         `weights.safetensors` has the network, and the optimiser's state is no longer needed. The plain values stay, so
         that a fold whose result was deleted can be scored again from its weights.
