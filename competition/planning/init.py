@@ -256,7 +256,7 @@ def _listed(layout: Layout, name: str) -> list[str] | str:
 
 
 def _relative(root: Path) -> str:
-    """Return a path relative to the working folder if it lies below, otherwise the absolute path."""
+    """Return a path below the working folder as a relative path, and any other path as an absolute path."""
     absolute = Path(os.path.abspath(root))
     here = Path.cwd()
     return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)
