@@ -302,7 +302,7 @@ def measure_yaml() -> None:
 
 
 def measure_system() -> None:
-    """Print the samples that remain of 6 s while MLflow is unreachable."""
+    """Print the number of system-metrics samples of 6 s that are kept while MLflow is unreachable."""
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 

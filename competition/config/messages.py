@@ -240,7 +240,7 @@ def _dotted(path: KeyPath) -> str:
 
 
 def _path_in_message(message: str, path: KeyPath, document: YamlDocument) -> KeyPath | None:
-    """Return the key in backticks at the start of a validator's message ("`patch.size` must …"); None without one."""
+    """Return the key in backticks at the start of a validator's message ("`patch.size` must …"); None without a key."""
     if not message.startswith("`"):
         return None
     parts = message.split("`")[1].split(":")[0].split(".")

@@ -45,7 +45,7 @@ class Findings:
     Attributes:
         all: the findings.
         skip: whether the competition sets `on_bad_case: skip`.
-        skipped: split and id of each case that `cv` skips for this reason.
+        skipped: split and id of each case that `cv` skips because of `on_bad_case: skip`.
     """
 
     all: list[Finding] = field(default_factory=list)

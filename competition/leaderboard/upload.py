@@ -274,7 +274,7 @@ def _groups(runs: Sequence[Path]) -> dict[str, str] | None:
 
 
 def table_groups(rows: pd.DataFrame) -> dict[str, str] | None:
-    """Return the group of each case, if the table has groups."""
+    """Return the group of each case; None if the table has no groups."""
     return dict(zip(rows["id"], rows["group"], strict=True)) if "group" in rows else None
 
 

@@ -192,7 +192,7 @@ class RunUploader:
             self._upload_file(name, path, path.relative_to(self.folder / name).parent.as_posix())
 
     def _upload_file(self, name: str, path: Path, parent: str) -> None:
-        """Upload a file that is new or has changed as an artifact below `parent`; `.` is the root."""
+        """Upload a file, if it is new or has changed, as an artifact below `parent`; `.` is the root."""
         key = path.name if parent == "." else f"{parent}/{path.name}"
         before = self.state.uploaded(name).files.get(key)
         try:
