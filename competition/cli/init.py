@@ -33,7 +33,7 @@ def init_command(
     force: bool,
     measures: bool,
 ) -> None:
-    """Run `maskfold init`; see `competition.cli.main.init`. Exit with status 1 if the data have faults."""
+    """Run `maskfold init`; see `competition.cli.commands_train.init`. Exit with status 1 if the data have faults."""
     from competition.planning.init import Options
 
     done = _initialise(folder, Options(name, layout, minutes, folds, force, measures))
@@ -98,7 +98,7 @@ def print_plan(plan: Plan, is_default: bool, console: Console) -> None:
 
 @exit_on_signal("stopped: the YAML is unchanged")
 def plan_command(file: Path, overrides: list[str], minutes: float | None, write: bool, trust: tuple[str, ...]) -> None:
-    """Run `maskfold plan`; see `competition.cli.main.plan`."""
+    """Run `maskfold plan`; see `competition.cli.commands_train.plan`."""
     from competition.explore import Exploration, explore
     from competition.fork_server import close_shared_server
     from competition.planning.replan import replan

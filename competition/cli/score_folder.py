@@ -31,7 +31,7 @@ def score_folder_command(
     output: Path | None,
     trust: tuple[str, ...],
 ) -> None:
-    """Run `maskfold score FOLDER --truth FOLDER`; see `competition.cli.main.score` for the arguments."""
+    """Run `maskfold score FOLDER --truth FOLDER`; see `competition.cli.commands_submit.score` for the arguments."""
     if missing not in MISSING:
         raise MaskfoldError(f"--missing: found {missing}, expected {', '.join(MISSING)}.", "Correct it.", status=2)
     if output is not None and (output.is_dir() or output.suffix.lower() not in (".csv", ".tsv")):

@@ -94,7 +94,7 @@ class RunStatus:
 
 
 def watch_command(once: bool, seconds: float, root: Path = Path()) -> None:
-    """Run `maskfold watch`; `competition.cli.main.watch` describes the arguments.
+    """Run `maskfold watch`; `competition.cli.commands_runs.watch` describes the arguments.
 
     Raises:
         MaskfoldError: the folder has no runs, or `seconds` is too small.

@@ -538,7 +538,7 @@ def collect(
 
 
 def load_shard(folder: Path, shard: int) -> tuple[list[tuple[int, Any]], bool]:
-    """Return (index, row) of a shard's cases, and the flag whether each object has a confidence."""
+    """Return (index, row) of a shard's cases, and whether each object has a confidence."""
     plain = json.loads((folder / ROWS_FILE).read_text(encoding="utf-8"))
     return [(case, SimpleNamespace(**plain["rows"][case])) for case in plain["hands"][shard]], plain["confidence"]
 

@@ -139,7 +139,7 @@ class _Counts:
 
 
 def _best_mean(case_scores: list[Array]) -> float:
-    """Return the highest mean over all thresholds; each mean is over the rows of all cases, without nan."""
+    """Return the mean score of the best threshold; nan values do not count."""
     return float(_means(case_scores).max())
 
 

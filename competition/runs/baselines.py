@@ -143,7 +143,7 @@ def _network_dice(run: Run, ids: list[str]) -> pd.DataFrame | None:
 
 
 def _table(dice: np.ndarray[Any, Any], ids: list[str], run: Run) -> pd.DataFrame:
-    """Return a baseline's Dice (cases, K) as rows, as `_network_dice` does."""
+    """Return a baseline's Dice (cases, K) as a table with a row per case and class, without missing values."""
     import pandas as pd
 
     rows = [

@@ -94,7 +94,7 @@ ScoreKind = Literal["raw", "nested", "soup", "seeds"]
 
 
 class ScoreEstimate(NamedTuple):
-    """Hold a score with its 95 % interval; nan if the class is absent or there are too few cases."""
+    """Hold a score with its 95 % interval; nan if no case has the class or there are too few cases."""
 
     value: float
     low: float = nan

@@ -34,7 +34,7 @@ class ScoreCard:
         metric: name of the competition's metric.
         score: score over all cases; nan if no case has a score.
         low: lower end of the 95 % bootstrap interval over cases (or over groups of training cases); nan for fewer than
-            two.
+            two cases (or groups).
         high: upper end of the interval.
         classes: score of each class; nan for a class that no case has.
         dice: mean Dice of each class over the cases that have the class in the truth or in the file; nan if no case has
