@@ -26,7 +26,7 @@ CT_WINDOW = (-160.0, 240.0)
 
 
 def resample(array: np.ndarray, shape: tuple[int, ...], nearest: bool) -> np.ndarray:
-    """Return (C, *spatial) with another shape."""
+    """Resample an array (C, *spatial) to another spatial shape."""
     if array.shape[1:] == shape:
         return array
     tensor = torch.from_numpy(np.ascontiguousarray(array)).float()[None]
