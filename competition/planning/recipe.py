@@ -180,7 +180,7 @@ def experiment_lines(
 
 
 def _with_stratum(comp: Competition, line: Line) -> Line:
-    """Return the line of the folds with a scheme that balances the competition's strata."""
+    """Return the line of `folds`, with a stratified scheme if the competition has a stratum."""
     if line.path != ("folds",) or comp.stratum is None or "stratified" in line.value["scheme"]:
         return line
     scheme = "stratified_group" if line.value["scheme"] == "group" else "stratified"
