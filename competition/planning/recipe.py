@@ -119,7 +119,7 @@ def read_facts(exploration: Exploration, k: int | None = None) -> Facts | None:
 
 
 def _object_side(comp: Competition, train: Sequence[CaseStats], spacing: Sequence[float]) -> float:
-    """Return the side of a cube (square) with the size of a typical object of the smallest class, on the own grid.
+    """Return the side of a cube (square) as large as the median object of the smallest class, in pixels.
 
     An object is one instance, or all voxels of a class in a case if the competition scores no instances.
     """

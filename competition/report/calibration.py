@@ -325,7 +325,7 @@ def _histograms(probabilities: NDArray[Any], truth: NDArray[Any], comp: Competit
 
 
 def _to_bins(values: NDArray[Any]) -> NDArray[Any]:
-    """Sum (61,) steps to (15,) bins; steps 0 to 4 form the first bin."""
+    """Add up the 61 entries of a histogram to the 15 bins of the reliability diagram."""
     sums = values[1:].reshape(BINS, HISTOGRAM_STEPS // BINS).sum(axis=1)
     sums[0] += values[0]
     return sums
