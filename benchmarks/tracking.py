@@ -85,8 +85,7 @@ def start(steps: int, tiny: bool) -> tuple[Run, subprocess.Popen[bytes]]:
 
 
 def measure(run: Run, fold: subprocess.Popen[bytes], pairs: int, counted: int) -> None:
-    """Print the ratio of the epoch times with and without tracking, as the median of `pairs` pairs.
-    """
+    """Print the ratio of the epoch times with and without tracking, as the median of `pairs` pairs."""
     metrics_file = run.member_folder(0, 0) / "metrics.jsonl"
     with MlflowSync(run.folder, run.exp):  # warm-up: import MLflow and create its database
         epochs(metrics_file, fold, 2)
