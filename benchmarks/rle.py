@@ -56,7 +56,7 @@ def kaggle_encode(mask: Mask) -> str:
 
 
 def kaggle_decode(text: str, shape: tuple[int, int]) -> NDArray[np.uint8]:
-    """Decode as `rle2mask` of the same page."""
+    """Decode as `rle2mask` of the page that `kaggle_encode` names."""
     values = text.split()
     starts, lengths = (np.asarray(x, dtype=int) for x in (values[0:][::2], values[1:][::2]))
     starts -= 1

@@ -132,7 +132,7 @@ def file_exists(document: YamlDocument, key: KeyPath, path: Path) -> bool:
 
 
 def _merge_bases(document: YamlDocument, file: Path, chain: list[Path]) -> YamlDocument:
-    """Merge a document over its base; `chain` has the files from the experiment to this one."""
+    """Merge a document over its base; `chain` lists the files from the experiment to this document."""
     if KEY not in document.tree:
         return document
     place, value = document.locate((KEY,)), document.tree[KEY]

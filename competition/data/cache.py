@@ -123,7 +123,7 @@ class PreprocessedCase:
 
     @cached_property
     def foreground(self) -> np.ndarray:
-        """(n, 1 + d) int32: class 1..K and the coordinates of up to 10,000 of its voxels, evenly spread."""
+        """Evenly spread voxels, up to 10,000 per class: (n, 1 + d) int32, the class 1..K and the coordinates."""
         return self._load_array("foreground.npy", None, (1 + len(self.geometry.shape),), ("int32",))
 
     @cached_property

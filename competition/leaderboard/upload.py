@@ -300,7 +300,7 @@ def _cv(expected: dict[str, Any], rows: pd.DataFrame | None, comp: Competition |
 def _expected(
     expected: dict[str, Any], rows: pd.DataFrame | None, comp: Competition | None, public: int | None
 ) -> dict[str, float | None]:
-    """Return the interval for the public board.
+    """Return the expected score, and its 95 % prediction interval for the public leaderboard.
 
     The interval is computed from the scores of the cases. If these scores are missing, the interval in the summary is
     divided by the square root of the share of cases on the public board.

@@ -259,7 +259,10 @@ class _Tracks:
                 open_tracks.remove(track)
 
     def merged(self) -> Iterator[tuple[int, int, SliceFinding, float, int]]:
-        """Yield the slice with most evidence, total area, the slice's finding, total evidence, and suspect pixels."""
+        """Yield the merged findings: the slice with most evidence, and its finding, of each object, with the sums.
+
+        The order is: index of the slice, total area, finding of the slice, total evidence, total suspect pixels.
+        """
         for track in self._tracks:
             index, best = max(track, key=lambda item: item[1].evidence)
             parts = [part for _, part in track]

@@ -488,7 +488,9 @@ class TeacherEnsemble:
 def pseudo_label_case(
     folder: Path, row: Any, teachers: TeacherEnsemble, exp: Experiment, cache: Path
 ) -> dict[str, Any]:
-    """Write an image with its pseudo-label; if the label is uncertain, write only a record. (`build` of `get_or_build`)
+    """Write an image with its pseudo-label; if the label is uncertain, write only a record.
+
+    `competition.data.cache.get_or_build` calls this function as `build`.
 
     Args:
         folder: empty folder for the files of a preprocessed case.

@@ -99,7 +99,7 @@ def _draw_furrows(rng: np.random.Generator, points: Points) -> Array:
 
 
 def _blob_rho(rng: np.random.Generator, points: Points, centre: Array, radius: float, ragged: float) -> Array:
-    """Return `rho` of a stretched disc with an irregular border."""
+    """Return `rho` (0 at the centre, 1 at the border) of a stretched disc with an irregular border."""
     y, x = points[0] - centre[0], points[1] - centre[1]
     angle, stretch = rng.uniform(0, np.pi), rng.uniform(1.0, 1.35)
     a = (np.cos(angle) * y + np.sin(angle) * x) * stretch

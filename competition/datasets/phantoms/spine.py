@@ -254,6 +254,6 @@ def _draw_body(canvas: Canvas, vertebra: Vertebra, level: int, coordinates: Poin
 
 
 def _outline_rho(u: Array, v: Array, width: float, depth: float) -> Array:
-    """Return `rho` of a kidney-shaped outline, which is hollow at the back."""
+    """Return `rho` (0 at the centre, 1 at the border) of a kidney-shaped outline, which is hollow at the back."""
     bent = v - 2.5 * np.cos(np.pi * np.clip(u / width, -0.5, 0.5)) * (v < 0)
     return ellipsoid_rho((u, bent), (0.0, 0.0), (width / 2, depth / 2), 2.5)
