@@ -47,7 +47,7 @@ def blobs(height: int, width: int, seed: int = 0) -> Mask:
 
 
 def kaggle_encode(mask: Mask) -> str:
-    """Encode as https://www.kaggle.com/code/paulorzp/rle-functions-run-lenght-encode-decode (`mask2rle`)."""
+    """Encode like `mask2rle` of https://www.kaggle.com/code/paulorzp/rle-functions-run-lenght-encode-decode."""
     pixels = mask.T.flatten()
     pixels = np.concatenate([[0], pixels, [0]])
     runs = np.where(pixels[1:] != pixels[:-1])[0] + 1
@@ -56,7 +56,7 @@ def kaggle_encode(mask: Mask) -> str:
 
 
 def kaggle_decode(text: str, shape: tuple[int, int]) -> NDArray[np.uint8]:
-    """Decode as `rle2mask` of the page that `kaggle_encode` names."""
+    """Decode like `rle2mask` of the page that `kaggle_encode` names."""
     values = text.split()
     starts, lengths = (np.asarray(x, dtype=int) for x in (values[0:][::2], values[1:][::2]))
     starts -= 1

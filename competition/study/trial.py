@@ -247,7 +247,7 @@ class PruningCallback:
         return [(step, score) for step, score in scores if step not in self.reported]
 
     def _validation_scores(self) -> list[tuple[int, float]]:
-        """Return (epoch counted fold by fold, score) of the validations since the last call."""
+        """Return (epoch, score) of the validations since the last call; epochs are counted through all folds."""
         scores: list[tuple[int, float]] = []
         for order, (fold, seed) in enumerate(self.run.members()):
             folder = self.run.member_folder(fold, seed)
