@@ -1,4 +1,4 @@
-"""Scores of recipes after the same processor time: data sets × recipes × minutes × seeds, one core a fold.
+"""Compare the scores of training recipes after equal processor time, on several data sets and seeds.
 
     python benchmarks/accuracy.py --data hippocampus nuclei --minutes 3 8            # hours; a stopped bench resumes
     python benchmarks/accuracy.py --data spine --recipes init mine=mine.yaml hand_tuned --seeds 0 1
@@ -7,13 +7,13 @@
 
 Recipes:
 
-- `init`: the experiment that `maskfold init` writes for the data. It is what the others are compared with.
+- `init`: the experiment that `maskfold init` writes for the data. All other recipes are compared with it.
 - `NAME=FILE.yaml`: an experiment of your own.
 - the scripts in `benchmarks/rivals/`: `monai_tutorial` and `hand_tuned`.
 
-All recipes train and predict the same folds, and their predictions are scored by the same code, as they are: without
-post-processing. Maskfold's recipes get the minutes as `training.budget_minutes`, by the clock. A rival gets the
-processor seconds that `init` used for the same fold, for its whole process, so that a busy machine favours neither. The
+Each fold runs on one core. All recipes train and predict the same folds. The same code scores their predictions,
+without post-processing. Maskfold's recipes get the minutes as `training.budget_minutes`, by the clock. A rival's whole
+process gets the processor seconds that `init` used for the same fold, so that a busy machine favours neither. The
 processor seconds of `init` are those of the whole command (start, preparation, training, prediction, summary).
 
 Each finished fold is a line in WORK/rows.jsonl; finished lines are not computed again. The table has the competition's
@@ -65,7 +65,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe: its name, an experiment of one's own, and a digest that changes with the recipe's content."""
+    """Hold a recipe: its name, the user's experiment if there is one, and a digest of its content."""
 
     name: str
     experiment: Path | None = None
@@ -96,7 +96,7 @@ class Data:
 
 
 def parse_recipe(text: str) -> Recipe:
-    """Return the recipe of a word of the command line."""
+    """Return the recipe that a command-line argument names, e.g. `init` or `mine=mine.yaml`."""
     name, _, file = text.partition("=")
     recipe = Recipe(name, Path(file) if file else None)
     if recipe.experiment is not None and not recipe.experiment.exists():
@@ -111,7 +111,7 @@ def parse_recipe(text: str) -> Recipe:
 
 
 def open_data(name: str, work: Path, folds: int, small: bool) -> Data:
-    """Return a data set; phantoms and demos are made in `work` if they are not in the repository's folder `data`."""
+    """Return a data set; make phantoms and demos in `work` if the repository's folder `data` lacks them."""
     shipped = REPOSITORY / "experiments" / name / "competition.yaml"
     root = REPOSITORY / "data" / name
     if name in (*DEMOS, *PHANTOMS) and (small or not root.exists()):
@@ -127,7 +127,7 @@ def open_data(name: str, work: Path, folds: int, small: bool) -> Data:
 
 
 def make_data(name: str, root: Path, cases: int | None) -> None:
-    """Make a demo or phantoms; DICOM is converted as its printed command says."""
+    """Make a demo or phantoms; convert DICOM phantoms with the command that `maskfold demo` prints."""
     few = None if cases is None else 1
     if name in DEMOS:
         make_demo(DEMOS[name], root, cases=cases, test_cases=few)
@@ -197,7 +197,7 @@ def run_own(data: Data, recipe: Recipe, minutes: float, seed: int, fold: int, wo
 
 
 def plan_own(data: Data, minutes: float, folder: Path, experiment: Path) -> None:
-    """Do what a user of `init` does: correct the competition's YAML (here by the shipped one), and plan with it."""
+    """Run `maskfold init`, replace the competition's YAML by the shipped one, and plan the experiment again."""
     # The first of several layouts: the shipped YAML has the right one.
     words = ["init", str(data.comp.root), "--name", data.name, "--layout", "1", "--no-measure"]
     maskfold(words, folder)
@@ -228,7 +228,7 @@ def run_rival(data: Data, recipe: Recipe, seconds: float, seed: int, fold: int, 
 
 
 def processor_seconds() -> float:
-    """Return the processor seconds of all ended child processes, and of theirs."""
+    """Return the processor seconds of all descendant processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -239,7 +239,7 @@ KEYS = ("data", "recipe", "digest", "minutes", "seed", "fold")
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read the finished rows; a last line that was cut off by a kill is ignored."""
+    """Read the finished rows; ignore a last line that a killed process left incomplete."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
@@ -259,7 +259,7 @@ def append_row(path: Path, row: Row) -> None:
 
 
 def scores_of(rows: Iterable[Row]) -> pd.DataFrame:
-    """Return the scores of all cases; the id of a case contains the seed, so that each seed counts."""
+    """Return the scores of all cases; ids contain the seed, so that a case counts once per seed."""
     tables = [pd.DataFrame(row["cases"]).assign(case=lambda t: t["id"], seed=row["seed"]) for row in rows]
     table = pd.concat(tables, ignore_index=True)
     return table.assign(id=table["case"] + "#" + table["seed"].astype(str))
@@ -303,7 +303,7 @@ def table_lines(rows: Sequence[Row], comps: dict[str, Competition]) -> list[str]
 
 
 def main() -> int:
-    """Run what is not finished, and print the table."""
+    """Run the unfinished folds, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", default=list(DATA), choices=DATA, metavar="NAME")
     parser.add_argument("--recipes", nargs="+", default=[DEFAULT, "monai_tutorial", "hand_tuned"])

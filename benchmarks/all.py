@@ -1,11 +1,11 @@
-"""One table of ratios: Maskfold's time divided by that of other implementations of the same.
+"""Make a table of ratios: Maskfold's time divided by the time of other implementations of the same operation.
 
     python benchmarks/all.py                                  # some minutes; also writes benchmarks/results/
     python benchmarks/all.py --small                          # the smallest sizes, to check that the scripts work
     python benchmarks/all.py -o elsewhere.md inference rle    # some scripts only
 
-Rivals that are no dependency of Maskfold are compared if they are installed, e.g. with `pip install --target FOLDER
-batchgeneratorsv2 fill_voids edt` and PYTHONPATH; otherwise their rows say "not installed".
+Some rivals are not dependencies of Maskfold. Install them, e.g. with `pip install --target FOLDER batchgeneratorsv2
+fill_voids edt` and PYTHONPATH; otherwise their rows say "not installed".
 
 Each script of `SCRIPTS` has a function `ratios(small)`. The table is written to `benchmarks/results/`, in a file named
 after the processor, with a description of the machine; `--small` writes no file, unless `-o` names one.
@@ -45,7 +45,7 @@ def processor() -> str:
 
 
 def describe_machine() -> list[str]:
-    """Return lines on the machine and the versions that were compared."""
+    """Return lines that describe the machine and the versions of the compared packages."""
     import psutil
     import torch
 

@@ -1,11 +1,11 @@
-"""Time of augmentation: batched volumes compared with MONAI's per-sample transforms, and 2D images.
+"""Measure the time of augmentation: batched volumes compared with MONAI's per-sample transforms, and 2D images.
 
     python benchmarks/augment.py            # preset medium
     python benchmarks/augment.py heavy 4    # another preset, 4 threads
 
 Volumes have 40 × 56 × 40 voxels, one channel, two classes; a batch has 4. MONAI runs the same transforms with the same
-probabilities and strengths. Both alternate in one process, so other load affects both; times are per sample. 2D images
-are 256 × 256 RGB, uint8.
+probabilities and strengths. The two implementations alternate in one process, so other load affects both; times are per
+sample. 2D images are 256 × 256 RGB, uint8.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def volume_functions(name: str) -> dict[str, Callable[[int], object]]:
 
 
 def ratios(small: bool) -> list[Ratio]:
-    """Return the times of a batch with the preset medium for the table of `all.py`; `small`: two rounds."""
+    """Return the times of one batch with the preset medium, for the table of `all.py`; `small` means two rounds."""
     rounds = 2 if small else ROUNDS
     own, monai = (
         partial(lambda function, numbers: function(next(numbers)), function, itertools.count())
@@ -135,7 +135,7 @@ def ratios(small: bool) -> list[Ratio]:
 
 
 def nnunet_function() -> Callable[[int], object]:
-    """Return a function that augments a batch of volumes with batchgeneratorsv2, with the list of nnU-Net's trainer.
+    """Return a function that augments a batch of volumes with the transforms of nnU-Net's trainer (batchgeneratorsv2).
 
     Raises:
         ImportError: batchgeneratorsv2 is not installed.

@@ -1,9 +1,9 @@
-"""Time to write a checkpoint, compared with torch.save, which neither syncs the file nor replaces the old one whole.
+"""Compare the time to write a checkpoint with torch.save, which neither syncs nor atomically replaces the file.
 
     python benchmarks/checkpoint.py                    # 24 M parameters, Adam's moments, averaged weights: 366 MiB
     python benchmarks/checkpoint.py --million 0.1      # milliseconds, for a test
 
-Both alternate in one process. The processor time is that of this process; the wall time depends on the disk.
+The two ways alternate in one process. The processor time is that of this process; the wall time depends on the disk.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 
 def make_state(million: float) -> dict[str, Any]:
-    """Return a state like that of a training: weights, moments, averaged weights."""
+    """Return a training state of realistic content: weights, moments, averaged weights."""
     import torch
 
     sizes = [int(million * 1e6 / 40)] * 40
@@ -31,7 +31,7 @@ def make_state(million: float) -> dict[str, Any]:
 
 
 def main(million: float, pairs: int, folder: Path | None) -> float:
-    """Print the median times of both; return the ratio of the processor times."""
+    """Print the median times of our checkpoint and of torch.save; return the ratio of the processor times."""
     import torch
 
     from competition.runs.checkpoint import save_checkpoint

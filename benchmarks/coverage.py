@@ -1,9 +1,9 @@
-"""Share of 95 % intervals that contain the truth, for few cases of which some fail: `python benchmarks/coverage.py`.
+"""Measure how often 95 % intervals contain the true score, for few cases: `python benchmarks/coverage.py`.
 
-Each simulation draws the scores of n cases, computes their interval, and looks whether it contains the true score: the
-mean over infinitely many cases, or for a prediction interval the score of a new test set. The exit status is 1 if an
-interval of Maskfold for fewer than 50 cases covers so much less than 93 % that chance does not explain it (2.5 standard
-errors: less than 89.3 % of 300 simulations).
+Each simulation draws the scores of n cases, of which some fail, computes their interval, and checks whether the
+interval contains the true score. The true score is the mean over infinitely many cases; for a prediction interval, it
+is the score of a new test set. The exit status is 1 if the coverage of an interval of Maskfold for fewer than 50 cases
+lies more than 2.5 standard errors below 93 % (below 89.3 % in 300 simulations).
 
     python benchmarks/coverage.py                      # Maskfold's intervals of several scores
     python benchmarks/coverage.py candidates           # other intervals of the mean of Dice
@@ -11,13 +11,13 @@ errors: less than 89.3 % of 300 simulations).
 
 Scores:
 
-* dice: Dice of good cases is a Beta distribution around 0.9; with probability p a case fails and has a Dice near 0.
-* patients: the same with three cases per patient, which succeed or fail together; n patients.
-* classes: three classes, each absent in a third of the cases, `average: class`; all fail together.
-* global: pixels are counted over all cases, `average: global`; log-normal sizes.
-* distance: log-normal distances of 3 mm; a case that fails has 60 to 100 mm. No score shows the largest possible one.
-* test: the prediction interval of Dice for a test set of 30 cases.
-* gain: the paired gain of one network over another of the same true score; four of five failures are common to both.
+* dice: Dice of good cases is a Beta distribution around 0.9; with probability p a case fails and has a Dice near 0. *
+patients: like `dice`, with three cases for each of n patients; the cases of a patient succeed or fail together. *
+classes: three classes, each absent in a third of the cases, `average: class`; the classes of a case fail together. *
+global: pixels are counted over all cases, `average: global`; log-normal sizes. * distance: log-normal distances around
+3 mm; a case that fails has 60 to 100 mm. The metric has no largest value. * test: the prediction interval of Dice for a
+test set of 30 cases. * gain: the paired gain between two networks with the same true score, which share four of five
+failures.
 """
 
 from __future__ import annotations
@@ -69,20 +69,20 @@ def table(scores: Floats, **columns: Any) -> pd.DataFrame:
 
 
 def dice(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, float]:
-    """Mean Dice."""
+    """Simulate the interval of mean Dice."""
     scores = table(draw_dice(n, draw.random(n) < p, draw))
     return bootstrap_interval(scores, MetricConfig(), SAMPLES, seed), true_dice(p)
 
 
 def patients(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, float]:
-    """Mean Dice of patients with three cases each."""
+    """Simulate the interval of mean Dice for patients with three cases each."""
     scores = table(draw_dice(3 * n, np.repeat(draw.random(n) < p, 3), draw))
     groups = {case: str(index // 3) for index, case in enumerate(scores["id"])}
     return bootstrap_interval(scores, MetricConfig(), SAMPLES, seed, groups), true_dice(p)
 
 
 def classes(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, float]:
-    """Mean over three classes, of which cases lack some."""
+    """Simulate the interval of the mean over three classes, each absent in some cases."""
     failed = draw.random(n) < p
     values = [np.where(draw.random(n) < 1 / 3, np.nan, draw_dice(n, failed, draw)) for _ in range(3)]
     scores = pd.concat([table(dice).assign(**{"class": name}) for name, dice in zip("abc", values, strict=True)])
@@ -91,7 +91,7 @@ def classes(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, float]:
 
 
 def global_dice(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, float]:
-    """Dice of the pixels of all cases."""
+    """Simulate the interval of Dice with pixels counted over all cases."""
     size = draw.lognormal(7, 0.5, n)
     share = draw_dice(n, draw.random(n) < p, draw)  # Dice of masks of the true size is tp / size
     rows = table(share, tp=share * size, fp=(1 - share) * size, fn=(1 - share) * size)
@@ -99,7 +99,7 @@ def global_dice(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, flo
 
 
 def distance(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, float]:
-    """Mean distance in mm."""
+    """Simulate the interval of a mean distance in mm."""
     failed = draw.random(n) < p
     scores = np.where(failed, draw.uniform(60, 100, n), draw.lognormal(np.log(3), 0.6, n))
     mean = (1 - p) * 3 * np.exp(0.6**2 / 2) + p * 80
@@ -107,14 +107,14 @@ def distance(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, float]
 
 
 def test(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, float]:
-    """Mean Dice of a test set."""
+    """Simulate the prediction interval of mean Dice on a test set."""
     scores = table(draw_dice(n, draw.random(n) < p, draw))
     outcome = draw_dice(TEST_CASES, draw.random(TEST_CASES) < p, draw).mean()
     return prediction_interval(scores, MetricConfig(), TEST_CASES, SAMPLES, seed), float(outcome)
 
 
 def gain(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, float]:
-    """Paired gain of an equal network."""
+    """Simulate the interval of the paired gain between two equally good networks."""
     common, own = draw.random(n) < 0.8 * p, draw.random((2, n)) < 0.2 * p
     runs = [table(draw_dice(n, common | failed, draw)) for failed in own]
     result = paired_gain(*runs, MetricConfig(), SAMPLES, seed)
@@ -130,7 +130,7 @@ def bootstrap_means(scores: Floats, draw: Generator) -> Floats:
 
 
 def expanded(scores: Floats, draw: Generator) -> Ends:
-    """Hesterberg's expanded percentile interval, Maskfold's from 50 cases on."""
+    """Return Hesterberg's expanded percentile interval, which Maskfold uses for 50 or more cases."""
     n = len(scores)
     tail = norm.cdf(np.sqrt(n / (n - 1)) * t.ppf(0.025, n - 1))
     low, high = np.quantile(bootstrap_means(scores, draw), [tail, 1 - tail])
@@ -166,7 +166,7 @@ def studentised(scores: Floats, draw: Generator) -> Ends:
 
 
 def imagined(weight: float) -> Callable[[Floats, Generator], Ends]:
-    """Bayesian bootstrap with one more case of Dice 0 or 1, of some weight; Maskfold's for few cases has weight 1."""
+    """Return a Bayesian bootstrap with one added case of Dice 0 or 1; Maskfold uses `weight` 1 for few cases."""
 
     def ends(scores: Floats, draw: Generator) -> Ends:
         weights = draw.standard_gamma([1.0] * len(scores) + [weight], (SAMPLES, len(scores) + 1))
@@ -180,7 +180,7 @@ def imagined(weight: float) -> Callable[[Floats, Generator], Ends]:
 def of_dice(
     interval: Callable[[Floats, Generator], Ends],
 ) -> Callable[[int, float, Generator, int], tuple[Ends, float]]:
-    """Return the simulation of an interval of mean Dice."""
+    """Return a simulation of mean Dice that computes its interval with the function `interval`."""
     return lambda n, p, draw, _: (interval(draw_dice(n, draw.random(n) < p, draw), draw), true_dice(p))
 
 
@@ -206,7 +206,7 @@ SIMULATIONS: dict[str, dict[str, Callable[[int, float, Generator, int], tuple[En
 
 
 def main() -> int:
-    """Print the coverage in percent and the mean width, a line per number of cases and probability of a failure."""
+    """Print coverage in percent and mean width: one line per number of cases and failure probability."""
     parser = argparse.ArgumentParser(description="Coverage of 95 % intervals.")
     parser.add_argument("what", nargs="?", choices=[*SIMULATIONS], default="maskfold")
     parser.add_argument("--simulations", type=int, default=300)

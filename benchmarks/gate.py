@@ -1,4 +1,4 @@
-"""Combination of presence heads: scores of thresholds on single networks, and on three combinations of all networks.
+"""Score the thresholds of presence heads, for single networks and for three ways to combine all networks.
 
     maskfold cv experiments/demo_gate/unet2d.yaml && maskfold demo gate --seed 7 -o data/demogate7
     python benchmarks/gate.py mlruns/runs/demogate-unet2d/HASH data/demogate7

@@ -1,13 +1,13 @@
-"""Time of sliding-window prediction compared with MONAI's `sliding_window_inference`.
+"""Compare the time of sliding-window prediction with MONAI's `sliding_window_inference`.
 
     python benchmarks/inference.py            # about two minutes on two cores
     python benchmarks/inference.py --small    # smaller images, two rounds
 
 Both predict the same probabilities, as float16, from the same image in windows that overlap by half and are blended
 with the same Gaussian. MONAI runs without and with `buffer_steps`, which keeps only a part of the sums in memory. With
-one 1×1 convolution, the time is that of the windows alone; with a U-Net, it is that of a network as users have it.
-The results are compared, with the convolution: then they do not depend on where the windows lie. Times are processor
-seconds of all threads; the implementations alternate.
+one 1×1 convolution as the network, nearly all time is spent on the windows; a U-Net shows the time of a realistic
+network. The script compares the results of the convolution only, because they do not depend on the positions of the
+windows. Times are processor seconds of all threads; the implementations alternate.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SMALL = {2: ((96, 96), 64), 3: ((32, 32, 48), 32)}
 
 
 def make_experiment(dimensions: int, patch: int) -> Experiment:
-    """Return an experiment with these windows, without test-time augmentation."""
+    """Return an experiment with windows of `patch` pixels or voxels per side, without test-time augmentation."""
     suffix = "png" if dimensions == 2 else "nii.gz"
     competition = {
         "name": "benchmark",
@@ -78,7 +78,7 @@ def predict_with_monai(
 
 
 def ratios(small: bool) -> list[Ratio]:
-    """Return the times of both; `small`: smaller images and fewer rounds."""
+    """Return the times of Maskfold and MONAI; `small` means smaller images and fewer rounds."""
     rows = []
     torch.manual_seed(0)
     for dimensions, (shape, patch) in (SMALL if small else FULL).items():

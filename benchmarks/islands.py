@@ -1,4 +1,4 @@
-"""Check of tuned post-processing: on a run's out-of-fold predictions unchanged, and with artificial islands.
+"""Check tuned post-processing on a run's out-of-fold predictions, with and without artificial islands.
 
     python benchmarks/islands.py mlruns/runs/hippocampus-unet3d/HASH competition.root=data/hippocampus
 
@@ -49,14 +49,14 @@ def add_islands(run: Run, folder: Path) -> Run:
 
 
 def search(run: Run) -> TuningResult:
-    """Tune from scratch, whatever the experiment sets."""
+    """Tune post-processing from scratch, and ignore the experiment's own settings."""
     exp = run.exp.model_copy(update={"postprocess": type(run.exp.postprocess)(tune=True)})
     with OofScores(Ensemble((replace(run, exp=exp),), (1.0,))) as evaluation:
         return tune_postprocessing(evaluation, exp.seeds[0], None)
 
 
 def main(run_name: str, *overrides: str) -> int:
-    """Print both reports."""
+    """Print the tuning reports without and with islands."""
     run = find_run(run_name, overrides)
     unchanged = search(run)
     print("unchanged", *unchanged.report_lines(), sep="\n  ")

@@ -1,4 +1,4 @@
-"""What a library would cost where Maskfold has its own code: `python benchmarks/libraries.py [PART …]`.
+"""Compare Maskfold's own code with libraries that could replace it: `python benchmarks/libraries.py [PART …]`.
 
 | part | own code | library |
 |---|---|---|
@@ -64,7 +64,7 @@ if __name__ == "__main__":
 
 
 def sleep(folder: str, item: int, seconds: float) -> int:
-    """Note that an item is in progress, and sleep."""
+    """Record in a file that an item is in progress, and sleep."""
     (Path(folder) / str(item)).touch()
     time.sleep(seconds)
     return item
@@ -81,7 +81,7 @@ class Sleeper:
 
 
 def measure_pool() -> None:
-    """Print the time to the first result, and which workers are left after the last result and after a SIGKILL."""
+    """Print the time to the first result, and the workers that remain after the last result and after a SIGKILL."""
     for kind in ("joblib", "ProcessPool"):
         seconds = []
         for _ in range(3):
@@ -115,7 +115,7 @@ def _start_pool(kind: str, seconds: float) -> tuple[subprocess.Popen[str], Path]
 
 
 def _workers(parent: int) -> list[Any]:
-    """Return the processes that work, without the trackers of shared resources."""
+    """Return the worker processes of `parent`, without the trackers of shared resources."""
     import psutil
 
     children = psutil.Process(parent).children(recursive=True)
@@ -136,7 +136,7 @@ WINDOW_SHAPES, PATCH, CHANNELS = {"160 slices": (256, 256, 160), "640 slices": (
 
 
 def measure_windows() -> None:
-    """Print the memory of sliding-window prediction by a network that needs almost none."""
+    """Print the memory of sliding-window prediction, with a network that itself needs almost no memory."""
     for size, shape in WINDOW_SHAPES.items():
         for kind in ("own", "MONAI", "MONAI, buffer_steps=1"):
             seconds, growth = _in_new_process(run_windows, f"{size}, {kind}")
@@ -198,7 +198,7 @@ def measure_surface() -> None:
 
 
 def run_surface(kind: str) -> float:
-    """Compute a metric of two balls in 200 × 200 × 200 voxels; return the processor time."""
+    """Compute a metric between two balls in 200 × 200 × 200 voxels; return the processor time."""
     import torch
     from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 
@@ -302,7 +302,7 @@ def measure_yaml() -> None:
 
 
 def measure_system() -> None:
-    """Print the samples that remain of 6 s while MLflow is unreachable."""
+    """Print the number of system-metrics samples of 6 s that are kept while MLflow is unreachable."""
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
@@ -326,7 +326,7 @@ _marked = 0
 
 
 def _mark_memory() -> None:
-    """Count memory from here on."""
+    """Start to measure the growth of memory."""
     global _marked
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     _marked = _peak()

@@ -1,12 +1,13 @@
-r"""Overhead of the training loop compared with the bare computation.
+r"""Measure the overhead of the training loop compared with the bare computation.
 
     python benchmarks/loop.py experiments/hippocampus/unet3d.yaml competition.root=data/hippocampus
     python benchmarks/loop.py experiments/nuclei/unet2d.yaml competition.root=data/nuclei \
         model.args.encoder_name=resnet18 encoder_weights=null
 
-Training step: data, augmentation, transfer, forward, loss, backward, clipping, optimiser, averaged weights, by the
-method that training calls. Bare step: forward, loss, backward, optimiser on tensors in memory. Both alternate in one
-process on the same network and batch. The ratio of the medians and the peak memory are printed.
+A training step, made by the method that training calls, consists of data loading, augmentation, transfer, forward pass,
+loss, backward pass, clipping, optimiser and averaged weights. A bare step is forward pass, loss, backward pass and
+optimiser on tensors in memory. The two steps alternate in one process on the same network and batch. The script prints
+the ratio of the medians and the peak memory.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ WARMUP = 6
 
 
 def main(file: str, overrides: list[str]) -> None:
-    """Print the times of both steps and their ratio."""
+    """Print the times of the training step and of the bare step, and their ratio."""
     import torch
 
     from competition.config.loading import load_experiment

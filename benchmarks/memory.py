@@ -1,4 +1,4 @@
-"""Peak memory of validating a large volume: from its file to its score and its picture.
+"""Measure the peak memory of validating a large volume, from its file to its score and its picture.
 
     python benchmarks/memory.py                                    # 512×512×400, about ten minutes on two cores
     python benchmarks/memory.py --shape 128 128 100 --patch 64
@@ -6,8 +6,8 @@
 A phantom of four classes and background, int16 NIfTI with voxels of 0.7×0.7×1.0 mm, is prepared on a grid of 0.8 mm,
 predicted by a small DynUNet with random weights (5 output channels), resampled to its own grid, stored, converted to
 masks, scored and drawn by the code that validates a fold. All of this runs in this process; its resident memory (with
-memory maps and children) is sampled every 20 ms. The Dice of a random network is arbitrary; that of the truth, prepared
-and resampled to its own grid, must be close to 1.
+memory maps and children) is sampled every 20 ms. The Dice of a random network is arbitrary. The Dice of the truth,
+prepared and resampled to its own grid, must be close to 1.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CLASSES = ["a", "b", "c", "d"]
 
 
 class Memory:
-    """Thread that samples the resident memory of this process and its children."""
+    """Sample the resident memory of this process and its children in a thread."""
 
     def __init__(self) -> None:
         self.peak = 0

@@ -1,14 +1,14 @@
-r"""Processor time of a network in channels_last and of a fused optimizer, compared with torch's defaults.
+r"""Compare the processor time of channels_last and of a fused optimizer with torch's defaults.
 
     python benchmarks/networks.py                                        # experiments/demo2d/unet2d.yaml
     python benchmarks/networks.py experiments/nuclei/unet2d.yaml training.batch_size=4 --channels 3
     python benchmarks/networks.py --small                                # seconds, for a test
 
-Two networks with the same weights take turns in one process, on one thread and on noise: one as torch makes it, one in
-the memory format channels_last. A line each compares a training step (forward pass, loss, backward pass, optimizer),
-the prediction of a batch of windows, and the optimizer alone, whose second one updates all weights in one kernel. The
-ratio of the medians is printed, with those of the pairs; less than 1 means that channels_last, or the fused kernel, is
-faster.
+Two networks with the same weights take turns in one process, on one thread, with noise as input: one has torch's
+default memory format, the other has channels_last. The script prints three comparisons: a training step (forward pass,
+loss, backward pass, optimizer), the prediction of a batch of windows, and an optimizer step, by default and fused (all
+weights in one kernel). Each line has the ratio of the medians and the ratios of the pairs; less than 1 means that
+channels_last, or the fused kernel, is faster.
 """
 
 from __future__ import annotations

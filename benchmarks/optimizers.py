@@ -1,9 +1,9 @@
-"""Measure what a step of an optimiser takes, for two networks of `maskfold init`, on one thread.
+"""Measure the time of an optimiser's step, for two networks of `maskfold init`, on one thread.
 
     python benchmarks/optimizers.py
 
-Prints processor seconds per step, and their ratio to torch's AdamW. timm's Muon computes in bfloat16, which is slow
-where the processor does not have it.
+Prints processor seconds per step, and their ratio to torch's AdamW. timm's Muon computes in bfloat16, which is slow on
+processors without bfloat16 instructions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 def seconds_per_step(optimizer: torch.optim.Optimizer) -> float:
-    """Return the processor seconds of a step, after one that allocates the state."""
+    """Return the processor seconds of a step, after a first step that allocates the optimiser's state."""
     optimizer.step()
     start = time.process_time()
     for _ in range(REPEATS):

@@ -1,4 +1,4 @@
-"""Time of the two slowest post-processing steps compared with scipy: `python benchmarks/postprocess.py`.
+"""Compare the time of the two slowest post-processing steps with scipy: `python benchmarks/postprocess.py`.
 
 Both implementations receive the same mask of smooth blobs and must return the same result:
 
@@ -6,11 +6,12 @@ Both implementations receive the same mask of smooth blobs and must return the s
   labels, and a comparison with the largest, as in common notebooks.
 * holes: maskfold: `fill_holes`; scipy: `binary_fill_holes`.
 
-For `all.py`, `ratios` also compares with cc3d's `largest_k`, and with fill_voids and edt if they are installed. Their
-results are not compared, because fill_voids 2.1.2 also fills background at the edge of a volume.
+For `all.py`, `ratios` also compares with cc3d's `largest_k`, and with fill_voids and edt if they are installed. The
+results of these libraries are not compared, because fill_voids 2.1.2 also fills background at the edge of a volume.
 
-They alternate, so other load slows both. The printed times are medians; the last column is the median of scipy's time
-divided by maskfold's in the same round. The exit status is 1 if a required speed-up below is missed.
+The implementations alternate, so other load slows both. The printed times are medians; the last column is the median
+ratio of scipy's time to maskfold's time in the same round. The exit status is 1 if a speed-up is lower than this script
+requires.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def blobs(shape: tuple[int, ...], seed: int = 0) -> Mask:
 
 
 def scipy_largest(mask: Mask) -> Mask:
-    """Return the largest component; of equal ones the first."""
+    """Return the largest component; if several have the same size, return the first."""
     labels, _ = ndimage.label(mask, np.ones((3,) * mask.ndim))
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
@@ -59,7 +60,7 @@ STEPS: dict[str, tuple[Callable[[Mask], Mask], Callable[[Mask], Mask]]] = {
 
 
 def ratios(small: bool) -> list[Ratio]:
-    """Return the times of the steps for the table of `all.py`; `small`: small masks and two rounds."""
+    """Return the times of the steps for the table of `all.py`; `small` means small masks and two rounds."""
     import cc3d
 
     rows = []
@@ -101,7 +102,7 @@ def ratios(small: bool) -> list[Ratio]:
 def _with_rival(
     subject: str, functions: dict[str, Callable[[], object]], rounds: int, rival: str, call: Callable[[Any], object]
 ) -> list[Ratio]:
-    """Compare functions, and a library that may not be installed."""
+    """Compare functions with each other, and with a rival library if it is installed."""
     try:
         library = importlib.import_module(rival)
     except ImportError:
@@ -113,7 +114,7 @@ def _with_rival(
 def medians(
     maskfold: Callable[[Mask], Mask], scipy: Callable[[Mask], Mask], mask: Mask, rounds: int
 ) -> tuple[float, float, float]:
-    """Return the median milliseconds of both, called in alternation, and the median of scipy / maskfold."""
+    """Call both functions in alternation; return their median milliseconds, and the median ratio scipy / maskfold."""
     times: list[tuple[float, float]] = []
     for round_number in range(rounds + 1):
         start = time.perf_counter()

@@ -1,8 +1,8 @@
-"""Time to prepare small pictures: `python benchmarks/preparation.py [CASES …]`, by default 250, 500 and 1,000 cases.
+"""Measure the time to prepare 250, 500 and 1,000 small pictures: `python benchmarks/preparation.py [CASES …]`.
 
 Each case is a PNG of 64×64 pixels in three colours and its mask. The script prints the processor time per case in one
 process, the elapsed time per case with the processes that `maskfold cv` uses, and the time per case if the cache has
-all cases. With the number of cases in the cache none of them may grow.
+all cases. None of these times may grow with the number of cases in the cache.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def write_pictures(root: Path, count: int) -> None:
 
 
 def experiment(root: Path) -> Experiment:
-    """Return an experiment on these pictures."""
+    """Return an experiment on the pictures in `root`."""
     return Experiment.model_validate(
         {
             "competition": {

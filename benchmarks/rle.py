@@ -1,4 +1,4 @@
-"""Time of RLE encoding and decoding compared with the two common implementations: `python benchmarks/rle.py`.
+"""Compare the time of RLE encoding and decoding with the two common implementations: `python benchmarks/rle.py`.
 
 Each encodes a C-ordered mask to text and decodes it, column by column:
 
@@ -7,9 +7,9 @@ Each encodes a C-ordered mask to text and decodes it, column by column:
 * pycocotools: its Fortran copy, its encoder, and `decode("ascii")` to its own compressed text (so it does not format
   numbers).
 
-They alternate, so other load slows all of them. The printed times are medians. The last columns are maskfold's time
-divided by that of the fastest alternative, and the peak of additional memory in bytes per pixel, with the result.
-The exit status is 1 if a requirement below is missed.
+The implementations alternate, so other load slows all of them. The printed times are medians. The last columns are
+maskfold's time divided by the time of the fastest alternative, and the peak of additional memory, including the result,
+in bytes per pixel. The exit status is 1 if a time or memory figure exceeds the limit in this script.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def blobs(height: int, width: int, seed: int = 0) -> Mask:
 
 
 def kaggle_encode(mask: Mask) -> str:
-    """Encode as https://www.kaggle.com/code/paulorzp/rle-functions-run-lenght-encode-decode (`mask2rle`)."""
+    """Encode like `mask2rle` of https://www.kaggle.com/code/paulorzp/rle-functions-run-lenght-encode-decode."""
     pixels = mask.T.flatten()
     pixels = np.concatenate([[0], pixels, [0]])
     runs = np.where(pixels[1:] != pixels[:-1])[0] + 1
@@ -56,7 +56,7 @@ def kaggle_encode(mask: Mask) -> str:
 
 
 def kaggle_decode(text: str, shape: tuple[int, int]) -> NDArray[np.uint8]:
-    """Decode as `rle2mask` of the same page."""
+    """Decode like `rle2mask` of the page that `kaggle_encode` names."""
     values = text.split()
     starts, lengths = (np.asarray(x, dtype=int) for x in (values[0:][::2], values[1:][::2]))
     starts -= 1
@@ -78,7 +78,7 @@ def coco_decode(text: str, shape: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def medians(functions: dict[str, Callable[[], object]], rounds: int) -> tuple[dict[str, float], float]:
-    """Return the median milliseconds of each, in alternating calls, and the median ratio of first to best other."""
+    """Return each function's median milliseconds, and the median ratio of the first to the fastest other function."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for round_number in range(rounds + 1):
         for name, function in functions.items():
@@ -105,7 +105,7 @@ def peak_bytes(function: Callable[[], object]) -> int:
 
 
 def ratios(small: bool) -> list[Ratio]:
-    """Return the times of all for the table of `all.py`; `small`: the smallest mask, two rounds."""
+    """Return all times for the table of `all.py`; `small` means the smallest mask and two rounds."""
     rows = []
     for shape, rounds in list(SIZES.items())[: 1 if small else None]:
         mask = blobs(*shape)

@@ -1,12 +1,12 @@
-"""Growth of time and memory with the number of cases and of runs: `python benchmarks/scale.py`.
+"""Measure how time and memory grow with the number of cases and of runs: `python benchmarks/scale.py`.
 
     python benchmarks/scale.py                                          # 1,000 and 10,000 cases; 50 and 500 runs
     python benchmarks/scale.py --cases 1000 10000 50000 --runs 50 500   # an hour
     python benchmarks/scale.py --cases 20 40 --runs 2 4                 # to check that the script works
 
 The cases are synthetic pictures of 32×32 pixels with their masks. The table has the processor seconds of each step, for
-each number; `growth` is the exponent between the smallest and the largest number: 1 is linear, 2 quadratic. The last
-line is the peak memory of this process.
+each number of cases or runs. `growth` is the exponent between the smallest and the largest number: 1 is linear, 2
+quadratic. The last line is the peak memory of this process.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def make_pictures(root: Path, count: int) -> None:
 
 @contextmanager
 def project(cases: int) -> Iterator[Experiment]:
-    """Work in a new folder with pictures and an experiment."""
+    """Change to a new folder with pictures and an experiment, as a context manager."""
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -89,7 +89,7 @@ def project(cases: int) -> Iterator[Experiment]:
 
 
 def timed(times: Times, step: str, number: int, function: Callable[[], Any]) -> Any:
-    """Call a function and note its processor seconds, those of its child processes included."""
+    """Call a function and store its processor seconds, including those of its child processes, in `times`."""
     start = os.times()
     result = function()
     end = os.times()
@@ -156,7 +156,7 @@ def format_times(times: Times, noun: str) -> list[str]:
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print the tables of cases and of runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, nargs="+", default=[1_000, 10_000])
     parser.add_argument("--runs", type=int, nargs="+", default=[50, 500])

@@ -1,4 +1,4 @@
-"""Overhead of an executor per fold: 200 folds that do nothing, by `local` and by `ray`.
+"""Measure an executor's overhead per fold, with 200 folds that do nothing, for `local` and `ray`.
 
     python benchmarks/scheduling.py
     python benchmarks/scheduling.py 50 ray
@@ -6,8 +6,8 @@
 A fold that does nothing is a small Python program (`python -S`: no site-packages) that writes result.json to its
 folder. The executor starts, follows, awaits and checks it like a real fold. The time of the same program, started by
 `subprocess.run`, is subtracted, so the printed milliseconds are those of the executor. One fold runs at a time, so
-waiting counts too. The start of Ray, once per command, is printed separately, as is the time that a real fold's process
-needs to see that its fold is finished, mostly to import torch and MONAI.
+waiting counts too. Two further times are printed separately: the start of Ray, once per command, and the run of a real
+fold's process on a finished fold, which mostly imports torch and MONAI.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ def main(count: int, names: list[str]) -> None:
 
 
 def jobs(run: Path, count: int) -> list[FoldJob]:
-    """Return jobs with separate folders."""
+    """Return `count` fold jobs, each with its own folder."""
     run.mkdir()
     return [FoldJob(run, run / f"fold_{number}", number, 0, run, 1) for number in range(count)]
 
 
 def run_bare(folds: list[FoldJob]) -> float:
-    """Run the programs without an executor; return the seconds."""
+    """Run the folds' programs one after another without an executor; return the seconds."""
     for job in folds:
         job.folder.mkdir()
     start_time = time.perf_counter()

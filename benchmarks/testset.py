@@ -1,10 +1,10 @@
-"""Resident memory of `submit` on a large test set: it must not grow after the first hundred images.
+"""Check that the resident memory of `submit` does not grow after the first hundred images of a large test set.
 
     python benchmarks/testset.py            # 2,000 images of 512×512, two folds of a toy network
     python benchmarks/testset.py --cases 300
 
-The memory after each 10 % of the images, the largest growth after the first hundred, and the size of the file are
-printed.
+The script prints the memory after each 10 % of the images, the largest growth after the first hundred, and the size of
+the CSV.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def train() -> Any:
 
 
 def main() -> int:
-    """Print the memory; return 1 if it grows."""
+    """Print the memory; return the exit status 1 if the memory grows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=2000)
     cases = parser.parse_args().cases

@@ -1,4 +1,4 @@
-"""Processor time of functions that alternate, for the scripts of this folder."""
+"""Measure the processor time of functions in alternation, for the scripts of this folder."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 
 class Ratio(NamedTuple):
-    """One row of the table of `all.py`.
+    """Hold one row of the table of `all.py`.
 
     Attributes:
         subject: what is computed, and how much of it.
-        seconds: processor seconds of Maskfold.
+        seconds: Maskfold's processor seconds.
         rival: the other implementation.
-        rival_seconds: its processor seconds; nan if it is not installed.
-        ratio: Maskfold's time divided by the rival's in the same round, the median over rounds.
+        rival_seconds: the other implementation's processor seconds; nan if it is not installed.
+        ratio: median over rounds of Maskfold's time divided by the rival's time in the same round.
     """
 
     subject: str
@@ -43,7 +43,7 @@ def alternate(functions: Mapping[str, Callable[[], object]], rounds: int) -> dic
 
 
 def compare(subject: str, functions: Mapping[str, Callable[[], object]], rounds: int) -> list[Ratio]:
-    """Compare the first function, Maskfold's, with each of the others."""
+    """Compare the first function, which is Maskfold's, with each other function."""
     own, *rivals = alternate(functions, rounds).items()
     return [
         Ratio(

@@ -1,12 +1,12 @@
-"""Overhead of tracking per 3D epoch: a real fold trains in its own process, with and without a tracking thread.
+"""Measure the overhead of tracking per 3D epoch: a fold trains in its own process, with and without a tracking thread.
 
     python benchmarks/tracking.py            # a few minutes; --pairs 12 for more
     python benchmarks/tracking.py --steps 4 --pairs 2 --tiny    # quick check that it runs
 
 Epochs are grouped into blocks with and without tracking, in pairs of alternating order. The first epoch of a block is
-not counted, since it opens the database or uploads the rest of the previous block. The seconds of the others are
-those that the fold writes to `metrics.jsonl`. As in `maskfold cv`, tracking uploads each line and picture while the
-next epoch runs, and samples the system metrics.
+not counted, because in it the tracking thread opens the database or uploads the rest of the previous block. The seconds
+of all other epochs come from the fold's `metrics.jsonl`. As in `maskfold cv`, tracking uploads each line and picture
+while the next epoch runs, and samples the system metrics.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def start(steps: int, tiny: bool) -> tuple[Run, subprocess.Popen[bytes]]:
 
 
 def measure(run: Run, fold: subprocess.Popen[bytes], pairs: int, counted: int) -> None:
-    """Time blocks in pairs of alternating order."""
+    """Print the ratio of the epoch times with and without tracking, as the median of `pairs` pairs."""
     metrics_file = run.member_folder(0, 0) / "metrics.jsonl"
     with MlflowSync(run.folder, run.exp):  # warm-up: import MLflow and create its database
         epochs(metrics_file, fold, 2)
@@ -117,7 +117,7 @@ def measure(run: Run, fold: subprocess.Popen[bytes], pairs: int, counted: int) -
 
 
 def epochs(metrics_file: Path, fold: subprocess.Popen[bytes], count: int) -> list[float]:
-    """Wait until `count` more epochs end, the first of which is already running; return the seconds of each."""
+    """Wait for the end of `count` epochs, including the epoch that runs now; return the seconds of each epoch."""
     known = len(lines(metrics_file))
     size = file_size(metrics_file)
     while len(lines(metrics_file)) < known + count:

@@ -1,6 +1,6 @@
 """Maskfold: a competition harness for image segmentation.
 
-The names below are the public Python API; everything else may move. They are imported when they are first used, so
+The names below are the public Python API; everything else may move. Each name is imported when it is first used, so
 `import competition` needs nothing beyond the standard library.
 
     from competition import find_run, submit

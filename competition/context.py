@@ -15,7 +15,7 @@ Bar = Callable[[Iterator[Any], int], Iterator[Any]]  # function that shows the p
 
 
 def no_bar(what: str) -> Bar | None:
-    """Return None instead of a progress bar, so that the iteration writes its progress to the log."""
+    """Return no progress bar (None), so that the iteration writes its progress to the log."""
     return None
 
 
@@ -23,9 +23,8 @@ def no_bar(what: str) -> Bar | None:
 class Context:
     """Hold the trusted packages and the log of a command.
 
-    In two cases, a function takes a function `say` instead of a context: if another argument (a `FoldJob`, an
-    `ExperimentSource`) contains the trusted packages, or if the function loads no `target` and passes its log to no
-    other function.
+    Some functions take the log `say` instead of a context, because another argument (a `FoldJob`, an
+    `ExperimentSource`) contains the trusted packages, or because they load no `target`.
 
     Attributes:
         trust: packages from which a `target` may be imported, in addition to

@@ -44,7 +44,7 @@ class MaskfoldError(Exception):
         self.status = status
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Return a constructor call with all attributes, so that the error survives pickling between processes."""
+        """Return a constructor call with all attributes, so that the error can be pickled between processes."""
         return _rebuild, (type(self), self.message, self.hint, self.status)
 
 

@@ -6,7 +6,7 @@ output and session as a newly started process. The server is the parent of the c
 ends, even if the command is killed.
 
 The server imports with the environment of its children. So each library reads the same variables as in a newly started
-process; for example, OpenMP and OpenBLAS get the same number of threads. OpenBLAS ends its waiting threads before a
+process. For example, OpenMP and OpenBLAS get the same number of threads. OpenBLAS ends its waiting threads before a
 fork, and starts them again when it needs them.
 """
 
@@ -46,11 +46,11 @@ BLOCKED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class ServerLost(Exception):
-    """Report that the server has ended; a child may have started before, but no child outlives the server."""
+    """Report that the server has ended; its children have ended too."""
 
 
 class ForkedProcess:
-    """Control a child of a server, with those methods of `subprocess.Popen` that wait for a process and end it.
+    """Control a child of a server, with the methods of `subprocess.Popen` that wait for a process or end it.
 
     Args:
         server: the server that forked the child.
@@ -98,7 +98,7 @@ class ForkedProcess:
 
 
 class ForkServer:
-    """Start a server, and ask it for children; its imports begin at once, and the first child waits for them.
+    """Start a server, which begins its imports at once, and start its children; the first child waits for the imports.
 
     Args:
         modules: names of the modules to import. If an import fails, the children import the module again and report the
@@ -135,8 +135,8 @@ class ForkServer:
             function: the function, as `module:name`.
             arguments: the function's arguments.
             output: descriptor of the file for standard output and error.
-            descriptors: further file descriptors by environment variable. The child finds the number of its descriptor
-                in this variable.
+            descriptors: file descriptors for the child, by the environment variable in which the child finds the
+                number.
             modules: modules that the server imports first, so that later children have them too.
 
         Returns:
@@ -157,7 +157,7 @@ class ForkServer:
         return pid
 
     def take_status(self, pid: int) -> int:
-        """Return the exit status of a child that has ended; -9 if the server has ended, which loses the status."""
+        """Return the exit status of a child that has ended; -9 if the server has ended and the status is lost."""
         self._children -= 1
         try:
             return self._ask({"status": pid}, [])
@@ -185,7 +185,7 @@ class ForkServer:
         self._process.wait()
 
     def forget(self) -> None:
-        """Close this process's end of the channel, without ending the server.
+        """Close the connection to the server in this process, without ending the server.
 
         A fork of the command calls this method.
         """
@@ -279,7 +279,7 @@ def _is_readable(descriptor: int, timeout: float | None) -> bool:
 
 
 def serve(channel: socket.socket, command: int, modules: Sequence[str]) -> tuple[dict[str, Any], list[int]]:
-    """Import the modules, then fork a child for each request until the command ends; only the children return.
+    """Import the modules, then fork a child for each request until the command ends; only children return.
 
     Args:
         channel: the connection to the command.

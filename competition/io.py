@@ -54,13 +54,13 @@ RESTORE_HINT = "Restore it from a backup, or delete it: the same command writes 
 
 
 def atomic_write(path: Path, write: Callable[[IO[bytes]], object], needed: int = 0) -> None:
-    """Write a file so that it has either the old or the new content if the process is killed.
+    """Write a file atomically: if the process is killed, the file has either its old or its new content.
 
     Args:
         path: the final path.
         write: function that writes the content to an open binary file.
-        needed: size of the content in bytes, for the error message; if 0, the message contains the bytes that were
-            written.
+        needed: size of the content in bytes, for the error message; 0 means unknown, and the message says how many
+            bytes were written.
 
     Raises:
         DiskFullError: the disk is full or cannot be written; the old file is unchanged.
@@ -128,7 +128,7 @@ def write_array(path: Path, shape: tuple[int, ...], dtype: Any, parts: Iterable[
 
 @contextmanager
 def open_atomic(path: Path, needed: int = 0) -> Iterator[Any]:
-    """Open a binary file for writing, and sync it to the disk when the block ends.
+    """Open a binary file for writing, and sync it to the disk when the `with` block ends.
 
     Args:
         path: path of the file.
@@ -184,7 +184,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Sync a folder's entries to the disk, so that a renamed file survives a crash."""
+    """Sync a folder to the disk, so that a file that was renamed in it survives a crash."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -235,7 +235,7 @@ def as_disk_error(error: OSError, path: Path | str | None, needed: int = 0) -> D
 
 @contextmanager
 def disk_full_as_error(path: Path, needed: int = 0) -> Iterator[None]:
-    """Convert the OSError of a full or unwritable disk in the block to a `DiskFullError`; see `as_disk_error`."""
+    """Convert an OSError of a full or unwritable disk in the `with` block to `DiskFullError`; see `as_disk_error`."""
     try:
         yield
     except OSError as error:
@@ -245,7 +245,7 @@ def disk_full_as_error(path: Path, needed: int = 0) -> Iterator[None]:
 
 
 def _final_name(path: Path) -> Path:
-    """Replace temporary names in a path by the final names, which users recognise."""
+    """Replace temporary names in a path by the final names, for messages."""
     names = []
     for name in path.parts:
         while TEMPORARY_NAME.fullmatch(name):
@@ -285,9 +285,9 @@ def remove_stale_temp(folder: Path, name: str) -> None:
 
 @contextmanager
 def temporary_folder(final: Path) -> Iterator[Path]:
-    """Make a temporary folder next to `final`, named after it, and delete the folder after the block.
+    """Make a temporary folder next to `final`, named after `final`, and delete it after the `with` block.
 
-    Before that, remove the temporary folders of `final` that dead processes left.
+    First remove temporary folders of `final` that dead processes left.
 
     Args:
         final: a path whose parent folder exists; the path itself is not created.
@@ -335,7 +335,7 @@ def find_stale_temp(folder: Path, deep: bool = True) -> list[Path]:
 def remove_folder(folder: Path) -> None:
     """Remove a folder.
 
-    It is first renamed to a temporary name, so that a kill never leaves a part under the folder's own name.
+    The folder is first renamed to a temporary name, so that a kill never leaves a part under the folder's own name.
 
     Raises:
         OSError: the folder cannot be renamed or removed.
@@ -431,7 +431,7 @@ def separator_of(path: Path) -> str:
 def _read_table(path: Path, modified: int, size: int) -> pandas.DataFrame:
     """Read a table.
 
-    The result is cached while the file is unchanged, because each case reads the table of run lengths.
+    The result is cached until the file changes, because every case reads the table of run lengths.
     """
     import pandas
 
@@ -454,7 +454,7 @@ def _unreadable_table_error(path: Path, reason: str) -> MaskfoldError:
 
 
 def _check_header(path: Path) -> str:
-    """Check the header of a table, and return the separator: a comma if the header has one, else a semicolon or tab.
+    """Check the header of a table, and return the separator: a comma if the header has any, else a semicolon or tab.
 
     Raises:
         MaskfoldError: the file is JSON; a column occurs twice (pandas would rename it); or there are more columns than
@@ -585,7 +585,7 @@ def parse_metrics_line(content: bytes, defaults: Mapping[str, float] = MappingPr
 def read_metrics_lines(path: Path) -> list[MetricsLine]:
     """Read the intact lines of a `metrics.jsonl`; a missing step or time becomes 0.
 
-    The list is empty if the file is missing.
+    Return an empty list if the file is missing.
     """
     try:
         lines = [parse_metrics_line(line, {"step": 0, "time": 0.0}) for line in path.read_bytes().split(b"\n")]

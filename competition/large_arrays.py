@@ -1,7 +1,7 @@
-"""Make arrays that may be too large for the memory: from `MASKFOLD_LARGE_MIB` on, as maps of temporary files.
+"""Make arrays that may be too large for the memory; from the size `MASKFOLD_LARGE_MIB` on, they are in temporary files.
 
-A picture of 30,000 × 30,000 pixels has 0.8 GiB for each byte per pixel, and prediction needs several arrays of this
-size. If memory is short, the kernel writes the pages of a file to the disk, which it cannot do with other memory.
+A picture of 30,000 × 30,000 pixels takes 0.8 GiB at one byte per pixel, and prediction needs several such arrays. If
+memory is short, the kernel writes the pages of a file to the disk, which it cannot do with other memory.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def is_large(shape: Sequence[int], dtype: Any) -> bool:
 
 
 def empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
-    """Return a new C-ordered array with arbitrary values; a large array is the memory map of a temporary file.
+    """Return a new C-ordered array with arbitrary values; a large array is a memory map of a temporary file.
 
-    The file has no name, so that nothing is left behind if the process is killed. Its space is reserved before it is
-    mapped, because a memory map on a full disk kills the process. If there is no space, the array is in memory.
+    The file has no name, so that nothing is left behind if the process is killed. Its disk space is reserved before it
+    is mapped, because a memory map on a full disk kills the process. If the disk has no space, the array is in memory.
 
     Args:
         shape: the shape.
@@ -79,10 +79,10 @@ def copy(array: np.ndarray, dtype: Any = None) -> np.ndarray:
 
 
 def are_equal(first: np.ndarray, second: np.ndarray) -> bool:
-    """Return whether two arrays have the same shape and values; the comparison needs no array of their size.
+    """Return whether two arrays have the same shape and values, without a temporary array of their size.
 
-    Pictures are compared in squares, because run lengths are decoded to arrays in Fortran order, of which a block of
-    rows would touch every page.
+    Pictures are compared in squares. Decoded run lengths are arrays in Fortran order, and reading a block of rows would
+    touch every page of such an array.
     """
     if first.shape != second.shape:
         return False

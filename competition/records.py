@@ -1,4 +1,4 @@
-"""JSON records with a digest of their own content, so that an edited number is not mistaken for a result."""
+"""Store JSON records with a digest of their own content, so that an edited number is not mistaken for a result."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def with_own_digest(plain: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def is_unedited(plain: Mapping[str, Any], name: str) -> bool:
-    """Return whether a record has the content that it was written with. A record without a digest is accepted.
+    """Return whether a record was not edited since it was written. A record without a digest is accepted.
 
     Args:
         plain: the record, as read from its file.
@@ -43,7 +43,7 @@ def is_unedited(plain: Mapping[str, Any], name: str) -> bool:
 
 
 def check_unedited(path: Path, plain: Mapping[str, Any], name: str, hint: str) -> None:
-    """Check that a record has the content that it was written with.
+    """Check that a record was not edited since it was written.
 
     Args:
         path: the record's file, for the message.
@@ -71,6 +71,6 @@ def read_unedited_record(path: Path, name: str, hint: str = RESTORE_HINT) -> dic
 
 
 def _digest(plain: Mapping[str, Any], name: str) -> str:
-    """Return the digest of a record without its own digest."""
+    """Return the digest of a record, without the entry for the record's own digest."""
     others = {key: value for key, value in (plain.get(DIGESTS_KEY) or {}).items() if key != name}
     return json_digest({**plain, DIGESTS_KEY: others})

@@ -93,7 +93,7 @@ def install_redaction() -> None:
 
 
 def _known_secrets() -> list[str]:
-    """Return the secrets in environment variables, both plain and percent-encoded, the longest first."""
+    """Return the secrets in environment variables, plain and percent-encoded, in descending order of length."""
     secrets: set[str] = set()
     for name, value in os.environ.items():
         passwords = _url_passwords(value) if "://" in value else set()

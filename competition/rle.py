@@ -10,7 +10,7 @@ A mask is flattened in the order of the format. Each run of foreground becomes t
            [1, 1]])
 
 For speed, the mask is never transposed. Changes are found between neighbours along the slow axis of memory, where NumPy
-compares long rows at once. Only the few positions of changes are converted to the order of the format.
+compares long rows at once. Only the positions of changes are converted to the order of the format.
 """
 
 # Not pycocotools: it needs a Fortran-ordered copy, writes only its own compressed text, and takes 24 times as long for
@@ -194,8 +194,7 @@ def decode_labels(
         strict: as in `decode`.
 
     Returns:
-        int32 array of `shape`: 1 for the object of the first text, 2 for the object of the second; later objects
-            overwrite earlier ones.
+        int32 array of `shape`: the object of text number n has the value n; later objects overwrite earlier objects.
     """
     return decode_overlapping_labels(texts, shape, fmt, strict)[0]
 
@@ -238,8 +237,8 @@ def draw_objects(runs: Sequence[tuple[IntArray, IntArray]], size: int) -> NDArra
         size: number of pixels of the image.
 
     Returns:
-        (size,) int32 in the format's order: 0 for background, 1 for the first object; later objects overwrite earlier
-        ones.
+        (size,) int32 in the format's order: 0 for background, n for object number n; later objects overwrite earlier
+        objects.
     """
     if not runs or not size:
         return large_arrays.zeros((size,), np.int32)
@@ -293,7 +292,7 @@ def _as_mask(mask: NDArray[Any]) -> NDArray[np.uint8]:
 def _change_positions(values: NDArray[Any]) -> IntArray:
     """Return the sorted positions, in Fortran order, whose value differs from the previous value.
 
-    Before the first value is a 0.
+    The value before the first is taken as 0.
     """
     if values.size == 0:
         return np.empty(0, np.int64)
@@ -383,7 +382,7 @@ def _pairs_to_runs(
     def check(invalid: Mask, first: int, expected: str, hint: str) -> None:
         """Raise an error if an item of `invalid` is true.
 
-        Item i belongs to value number `first + 2 * i`, counted from 1.
+        Item i checks the value number `first + 2 * i` of the text, counted from 1.
         """
         if invalid.any():
             index = first + 2 * int(invalid.argmax())
@@ -416,7 +415,7 @@ def _pairs_to_runs(
 
 
 def _are_valid(numbers: IntArray, base: int, size: int) -> bool:
-    """Return whether pairs obey all rules, so that the rules need not be checked one by one."""
+    """Return whether pairs obey all rules; if not, the caller finds the broken rule."""
     if len(numbers) < _FEW_NUMBERS:
         end = base
         values = iter(numbers.tolist())
@@ -434,7 +433,7 @@ def _are_valid(numbers: IntArray, base: int, size: int) -> bool:
 
 
 def _merge_runs(starts: IntArray, ends: IntArray) -> tuple[IntArray, IntArray]:
-    """Sort runs, merge those that overlap or touch, and drop runs of length 0."""
+    """Sort runs, merge runs that overlap or touch, and drop runs of length 0."""
     kept = ends > starts
     order = np.argsort(starts[kept], kind="stable")
     starts, ends = starts[kept][order], ends[kept][order]
@@ -464,14 +463,14 @@ def parse_numbers(text: str) -> IntArray:
 
 
 def format_pairs(pairs: IntArray) -> str:
-    """Format [[1, 2], [3, 4]] as `1 2 3 4`; no number is negative, and only the first may be 0."""
+    """Format [[1, 2], [3, 4]] as `1 2 3 4`; no number may be negative, and only the first may be 0."""
     if len(pairs) < 64:  # the tables are faster only for longer texts
         return " ".join(map(str, pairs.ravel().tolist()))
     return " ".join(_block_to_text(pairs[low : low + _BLOCK]) for low in range(0, len(pairs), _BLOCK))
 
 
 def _block_to_text(pairs: IntArray) -> str:
-    """Format a block of pairs, by looking up 4-byte texts in tables column by column and removing NUL bytes."""
+    """Format a block of pairs: look up the digits of each column as 4-byte texts in tables, and remove NUL bytes."""
     columns: list[NDArray[np.uint32]] = []
     for numbers in (pairs[:, 1], pairs[:, 0]):  # from the last column to the first
         rest = numbers // 1000  # NumPy divides by a constant much faster than it computes divmod

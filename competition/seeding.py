@@ -1,4 +1,4 @@
-"""Derive the random generator of every random choice from its address: seed, fold, epoch, position and purpose.
+"""Derive the generator of every random choice from seed, fold, epoch, position and purpose, its address.
 
 No two choices share a generator. Therefore, neither the number of loader processes nor a resume in the middle of an
 epoch changes a choice, and no generator state must be saved.

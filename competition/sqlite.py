@@ -1,4 +1,4 @@
-"""Check a SQLite database before Optuna or MLflow opens it, because both retry for minutes without naming a cause."""
+"""Check a SQLite database before Optuna or MLflow opens it; both retry for minutes without a message."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_sqlite(path: Path, consequence: str, patience: float = PATIENCE_SECOND
 
     Args:
         path: the file.
-        consequence: end of the hint: what happens after the user has moved a damaged file away, as a main clause.
+        consequence: end of the hint, a main clause about the effect of moving a damaged file away.
         patience: maximum time to wait for a lock, in seconds.
 
     Raises:

@@ -31,9 +31,9 @@ def is_formula(text: str) -> bool:
 
 
 def name_problem(name: str) -> str | None:
-    """Return what is wrong with the name of a case or class, such as "is not UTF-8"; None if it is valid.
+    """Return the problem of a case or class name, such as "is not UTF-8"; None if the name is valid.
 
-    Names become files (`{id}_{class}.nii.gz`), log lines and table cells.
+    Names are used in file names (`{id}_{class}.nii.gz`), log lines and table cells.
     """
     if SURROGATE.search(name):
         return "is not UTF-8"
@@ -47,7 +47,7 @@ def name_problem(name: str) -> str | None:
 
 
 def fold_name(name: str) -> str:
-    """Return a form of a name that is equal for all names that some file systems cannot distinguish.
+    """Return a normal form of a name; names with the same form may be the same file on some file systems.
 
     Example:
         >>> fold_name("E\\u0301") == fold_name("\\u00e9")
@@ -135,7 +135,7 @@ def pixel_or_voxel(dimensions: int) -> str:
 
 
 def shorten_id(case_id: str) -> str:
-    """Return an id; if it is long, only its beginning and end."""
+    """Return an id; shorten a long id to its beginning and end."""
     return case_id if len(case_id) <= MAX_ID_LENGTH else f"{case_id[:12]}…{case_id[-12:]}"
 
 

@@ -1,9 +1,9 @@
-"""What an expert writes by hand: DynUNet or a U-Net on ResNet, bf16, AdamW, cosine, Dice + CE, flips, Gaussian windows.
+"""Train as an expert would by hand: DynUNet or ResNet U-Net, bf16, AdamW, cosine, Dice + CE, flips, Gaussian windows.
 
     python benchmarks/rivals/hand_tuned.py task.json       # benchmarks/accuracy.py writes the task
 
 Every decision is made from the training cases: spacing and patch are medians, intensities are z-scores of each case
-(CT: of a window), and the learning rate follows the processor seconds, so that its cosine ends with the budget.
+(CT: of an intensity window), and the cosine of the learning rate ends when the processor seconds are used up.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CT_WINDOW = (-160.0, 240.0)
 
 
 def resample(array: np.ndarray, shape: tuple[int, ...], nearest: bool) -> np.ndarray:
-    """Return (C, *spatial) with another shape."""
+    """Resample an array (C, *spatial) to another spatial shape."""
     if array.shape[1:] == shape:
         return array
     tensor = torch.from_numpy(np.ascontiguousarray(array)).float()[None]
@@ -41,7 +41,7 @@ def axes_to_ras(affine: np.ndarray) -> tuple[list[int], list[int]]:
 
 
 class Preparation:
-    """Orientation, spacing and intensity of the cases, and the way back."""
+    """Normalise orientation, spacing and intensity of cases, and map predictions back to the grid of a case."""
 
     def __init__(self, fold: Fold) -> None:
         self.dims = fold.comp.dimensions

@@ -1,4 +1,4 @@
-"""The recipe of MONAI's tutorials: UNet, Dice loss, Adam, crops around labels, sliding window.
+"""Train by the recipe of MONAI's tutorials: UNet, Dice loss, Adam, crops around labels, sliding window.
 
 Volumes: `3d_segmentation/spleen_segmentation_3d`, with the intensities of `brats_segmentation_3d` if they are not CT,
 and with the data's own spacing. Images: `2d_segmentation/torch/unet_training_dict`.
@@ -33,7 +33,7 @@ BOTH = ["image", "label"]
 
 
 def preparation(fold: Fold, keys: list[str], crop: bool) -> Compose:
-    """Return the transforms that are the same at each step."""
+    """Return the deterministic transforms, whose results MONAI can cache."""
     if fold.comp.dimensions == 2:
         return Compose([ScaleIntensityd("image")])
     modes = ["bilinear", "nearest"][: len(keys)]
@@ -51,7 +51,7 @@ def preparation(fold: Fold, keys: list[str], crop: bool) -> Compose:
 
 
 def as_dict(case: Case, labelled: bool) -> dict[str, MetaTensor]:
-    """Return the image, and the label if it is wanted, as MONAI's transforms expect them."""
+    """Return the image, and the label if `labelled` is set, in the form that MONAI's transforms expect."""
     affine = torch.as_tensor(case.affine, dtype=torch.float64)
     data = {"image": MetaTensor(torch.from_numpy(case.image), affine=affine)}
     if labelled:

@@ -1,6 +1,6 @@
-"""What the rivals share with Maskfold's runs in `benchmarks/accuracy.py`: cases, folds, clock and metric.
+"""Give the rivals of `benchmarks/accuracy.py` the same cases, folds, time and metric as Maskfold's runs.
 
-A rival is a script that is called with a task, a JSON file with the fields of `Task`, and writes its result beside it.
+A rival is a script. Its argument is a JSON file with the fields of `Task`; it writes its result as another JSON file.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RESERVE = 1.2  # the last prediction is expected to take this many times as long
 
 @dataclass(frozen=True)
 class Task:
-    """One fold to train and predict.
+    """Describe one fold to train and predict.
 
     Attributes:
         competition: the competition's YAML.
@@ -113,7 +113,7 @@ class Fold:
         return np.stack([labels == number for number in range(1, self.outputs)])
 
     def measure_prediction(self, predict: Predict) -> None:
-        """Time one case, to know what the last prediction takes."""
+        """Measure the time of predicting one case, to reserve time for the final prediction."""
         case = max(self.validation, key=lambda one: one.image.size)
         start = time.process_time()
         predict(case)

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 def build_loader_transform(
     exp: Experiment, context: Context = Context()
 ) -> Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]] | None:
-    """Build the augmentation for the data loader (`augment` of `PatchDataset`); None if the loader must not augment.
+    """Build the augmentation for the data loader; None if the loader does not augment.
 
-    The loader augments 2D images with albumentations, and volumes only with an explicit list of MONAI's transforms.
+    The loader augments 2D images with albumentations. It augments volumes only with an explicit list of MONAI's
+    transforms.
 
     Raises:
         MaskfoldError: status 2; `augment` is invalid.
@@ -39,7 +40,7 @@ def build_loader_transform(
 
 
 def build_batch_transform(exp: Experiment) -> VolumeAugment | None:
-    """Build the augmentation of batches on the training device; None except for a preset for volumes.
+    """Build the augmentation of batches on the training device; None unless the experiment sets a preset for volumes.
 
     Raises:
         MaskfoldError: status 2; `augment` is invalid.

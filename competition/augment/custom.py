@@ -1,4 +1,4 @@
-"""Build the transforms that the YAML lists (albumentations or MONAI), and apply those of MONAI to volumes."""
+"""Build the transforms that the YAML lists (albumentations or MONAI), and apply MONAI's transforms to volumes."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def _type_name(array: Any) -> str:
 def is_applicable(transform: Transform, shape: tuple[int, ...]) -> bool:
     """Return whether a transform works on a patch.
 
-    Quarter turns need a square patch, grid distortions one pixel per cell.
+    Quarter turns need a square patch; grid distortions need at least one pixel per cell.
     """
     if isinstance(transform, A.RandomRotate90):
         return shape[0] == shape[1]
@@ -111,8 +111,8 @@ def is_applicable(transform: Transform, shape: tuple[int, ...]) -> bool:
 def reseed(transform: Transform, seed: int) -> None:
     """Give a transform, and every nested transform, its own generators.
 
-    A transform needs two generators: albumentations draws probabilities from Python's, and fields and noise from
-    numpy's.
+    A transform needs two generators: albumentations draws probabilities from a generator of Python's `random`, and
+    fields and noise from a generator of numpy.
     """
     seeds = np.random.SeedSequence(seed).generate_state(2 + len(getattr(transform, "transforms", ())), np.uint64)
     transform.py_random = random.Random(int(seeds[0]))

@@ -52,8 +52,7 @@ class VolumeTransform(ABC):
     def sample(self, rng: np.random.Generator, patch: Patch) -> Any:
         """Draw the parameters of one sample; return None if the sample stays unchanged.
 
-        Each call must draw the same number of random numbers, whatever the result, so that later transforms draw the
-        same values.
+        Each call must draw the same number of random numbers, so that later transforms draw the same values.
         """
 
 
@@ -62,7 +61,7 @@ class GeometricTransform(VolumeTransform):
 
     @abstractmethod
     def apply(self, image: Tensor, mask: Tensor, drawn: Sequence[Any]) -> tuple[Tensor, Tensor]:
-        """Return the transformed samples.
+        """Return the transformed images and masks.
 
         Args:
             image: (n, C, *spatial) float32, the samples for which parameters were drawn.
@@ -76,7 +75,7 @@ class IntensityTransform(VolumeTransform):
 
     @abstractmethod
     def apply(self, image: Tensor, drawn: Sequence[Any]) -> Tensor:
-        """Return the transformed samples.
+        """Return the transformed images.
 
         Args:
             image: (n, C, *spatial) float32, the samples for which parameters were drawn.
@@ -85,7 +84,7 @@ class IntensityTransform(VolumeTransform):
 
 
 class VolumeAugment:
-    """Apply a preset to whole batches; each sample has its own seed, independent of the rest of the batch.
+    """Apply a preset to whole batches; each sample has its own seed, independent of all other samples.
 
     Args:
         augment: section `augment` of the experiment, with a preset.
@@ -110,7 +109,7 @@ class VolumeAugment:
             self.transforms = (Flip(preset_flips(augment, dims)), *build_preset(augment.preset))
 
     def sample(self, shape: Sequence[int], seed: int) -> list[Any]:
-        """Draw the parameters of one sample: one entry per transform, None if the transform is not applied.
+        """Draw the parameters of one sample: one entry per transform, or None for a transform that is not applied.
 
         Args:
             shape: shape of the patch, voxels.
@@ -187,7 +186,7 @@ def sample_value(rng: np.random.Generator, probability: float, bounds: Range, id
 
 @dataclass(frozen=True)
 class Flip(GeometricTransform):
-    """Flip each axis with a probability of one half, exactly, because a flip needs no resampling.
+    """Flip each axis with a probability of one half, without resampling.
 
     Attributes:
         axes: the axes that may be flipped, from `augment.flip`.
@@ -200,7 +199,7 @@ class Flip(GeometricTransform):
         return tuple(axis for axis in self.axes if rng.random() < 0.5) or None
 
     def apply(self, image: Tensor, mask: Tensor, drawn: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
-        """See `GeometricTransform.apply`."""
+        """Apply the transform; see `GeometricTransform.apply`."""
         for axes, *tensors in zip(drawn, image, mask, strict=True):
             for sample in tensors:
                 sample.copy_(sample.flip([axis + 1 for axis in axes]))
@@ -358,7 +357,7 @@ class Softening(NamedTuple):
 @TRANSFORMS.register("blur")
 @dataclass(frozen=True)
 class Blur(IntensityTransform):
-    """Blur the image and lower its resolution, with one matrix product per axis, because both are linear and separable.
+    """Blur the image and lower its resolution; one matrix product per axis does both, because both are separable.
 
     Attributes:
         blur, low_resolution: probabilities of the two transforms.
@@ -381,7 +380,7 @@ class Blur(IntensityTransform):
         return drawn if drawn.sigma > 0 or drawn.fraction < 1 else None
 
     def apply(self, image: Tensor, drawn: Sequence[Softening]) -> Tensor:
-        """See `IntensityTransform.apply`."""
+        """Apply the transform; see `IntensityTransform.apply`."""
         matrices = [
             torch.tensor(np.stack([_blur_matrix(length, one) for one in drawn]), device=image.device)
             for length in image.shape[2:]
@@ -415,7 +414,7 @@ class Noise(IntensityTransform):
         return drawn if drawn.deviation else None
 
     def apply(self, image: Tensor, drawn: Sequence[NoiseLevel]) -> Tensor:
-        """See `IntensityTransform.apply`."""
+        """Apply the transform; see `IntensityTransform.apply`."""
         for sample, (deviation, seed) in zip(image, drawn, strict=True):
             # The generator is on the device, because copying noise to a GPU would be too slow for a training step. So
             # the noise is the only transform that depends on the type of device.
@@ -426,7 +425,7 @@ class Noise(IntensityTransform):
 
 @dataclass(frozen=True)
 class FactorTransform(IntensityTransform):
-    """Draw one factor, for the transforms that apply a factor.
+    """Draw one factor per sample; the subclasses `Brightness` and `Contrast` apply it.
 
     Attributes:
         probability: probability of the transform.
@@ -446,16 +445,16 @@ class Brightness(FactorTransform):
     """Multiply the image by a factor."""
 
     def apply(self, image: Tensor, drawn: Sequence[float]) -> Tensor:
-        """See `IntensityTransform.apply`."""
+        """Apply the transform; see `IntensityTransform.apply`."""
         return change_values(image, drawn, lambda values, factor: values * factor)
 
 
 @TRANSFORMS.register("contrast")
 class Contrast(FactorTransform):
-    """Scale the values of each channel about the channel's mean, and clip them to the channel's former range."""
+    """Scale the values of each channel around the channel's mean, and clip them to the channel's original range."""
 
     def apply(self, image: Tensor, drawn: Sequence[float]) -> Tensor:
-        """See `IntensityTransform.apply`."""
+        """Apply the transform; see `IntensityTransform.apply`."""
         return change_values(image, drawn, contrast)
 
 
@@ -487,7 +486,7 @@ class Gamma(IntensityTransform):
         return drawn if drawn.exponent != 1.0 else None
 
     def apply(self, image: Tensor, drawn: Sequence[GammaCurve]) -> Tensor:
-        """See `IntensityTransform.apply`."""
+        """Apply the transform; see `IntensityTransform.apply`."""
         for inverted, change in ((False, gamma), (True, lambda values, exponent: -gamma(-values, exponent))):
             indices = [index for index, curve in enumerate(drawn) if curve.inverted == inverted]
             if indices:
@@ -531,7 +530,7 @@ def gamma(values: Tensor, exponent: Tensor) -> Tensor:
 
 
 def _blur_matrix(length: int, drawn: Softening) -> np.ndarray:
-    """Return blur followed by low resolution as one matrix (length, length) float32."""
+    """Return one matrix (length, length) float32 that blurs an axis and then lowers its resolution."""
     if drawn.fraction == 1.0:
         return gaussian_matrix(length, drawn.sigma).astype(np.float32)
     downsampling = downsampling_matrix(length, drawn.fraction)
@@ -539,7 +538,7 @@ def _blur_matrix(length: int, drawn: Softening) -> np.ndarray:
 
 
 def gaussian_matrix(length: int, sigma: float) -> np.ndarray:
-    """Return a Gaussian blur as a matrix (length, length) float64; each row has the sum 1, even at borders."""
+    """Return the matrix of a Gaussian blur, (length, length) float64; each row has the sum 1, even at borders."""
     if sigma <= 0 or length == 1:
         return np.eye(length)
     distance = np.subtract.outer(np.arange(length), np.arange(length))
@@ -548,7 +547,7 @@ def gaussian_matrix(length: int, sigma: float) -> np.ndarray:
 
 
 def downsampling_matrix(length: int, resolution: float) -> np.ndarray:
-    """Return low resolution as a matrix (length, length) float64: sample a coarser grid, and interpolate its voxels."""
+    """Return a matrix (length, length) float64 that samples an axis on a coarser grid and interpolates it back."""
     coarse_length = max(1, round(length * resolution))
     if coarse_length >= length:
         return np.eye(length)

@@ -2,6 +2,6 @@
 
 A run stays if a submission, a study or another run names it.
 
-`candidates` finds the files that may be deleted, `protection` finds the runs that a submission, a study or another run
-names, `mlflow_records` finds both in MLflow, and `deletion` measures and deletes the files.
+`candidates` finds the files that may be deleted. `protection` finds the runs that a submission, a study or another run
+names. `mlflow_records` finds named runs and unneeded artifacts in MLflow. `deletion` measures and deletes the files.
 """

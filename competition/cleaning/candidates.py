@@ -39,7 +39,7 @@ class Candidate:
         paths: files and folders to delete; tables show the first path as the candidate's name.
         changed: time of the last change, in seconds since 1970.
         reason: why the files may be deleted.
-        is_run: whether the first path is a run; `delete` then holds the run's lock.
+        is_run: whether the first path is a run; if so, `delete` takes the run's lock.
     """
 
     kind: str
@@ -113,7 +113,7 @@ def find_candidates(root: Path, older_than: float, keep_best: int | None = None)
 
 
 def _read_mlflow(root: Path, plan: CleaningPlan, has_runs: bool) -> MlflowRecords | None:
-    """Return MLflow's records, which are empty if there are no runs and no artifacts; None if MLflow cannot be read."""
+    """Return MLflow's records; None if MLflow cannot be read. Without runs and artifacts, the records are empty."""
     if not has_runs and not (root / RUNS_FOLDER.parent / "artifacts").exists():
         return MlflowRecords()
     try:
@@ -163,7 +163,7 @@ def _unfinished_runs(folders: Sequence[Path], runs: Mapping[Path, Run], before: 
 
 
 def _finished_runs(runs: Mapping[Path, Run], before: float, keep_best: int) -> Iterator[Candidate]:
-    """Yield the finished runs outside the `keep_best` best of their competition, by the score that counts."""
+    """Yield the finished runs that are not among the `keep_best` best runs of their competition."""
     scored: dict[str, list[tuple[float, Path]]] = {}
     for folder, run in runs.items():
         members = [run.member_folder(*member) for member in run.members()]
@@ -207,7 +207,7 @@ def is_unlocked(folder: Path) -> bool:
 
 
 def _mlflow_ids(folder: Path, key: str = "run_id") -> list[str]:
-    """Return the ids of a run and its folds in MLflow, or with the key `model` those of their logged models."""
+    """Return the MLflow ids of a run and its folds; with the key `model`, return the ids of their logged models."""
     try:
         entries = parse_json_object((folder / UPLOADED_FILE).read_bytes())["folders"].values()
         return [str(entry[key]) for entry in entries if entry.get(key)]
@@ -333,7 +333,7 @@ def newest_change(paths: Sequence[Path]) -> float:
 
 
 def _walk(paths: Sequence[Path], accept: Callable[[str], bool]) -> Iterator[Path]:
-    """Yield the files at or below some paths, and the empty folders."""
+    """Yield the files and empty folders at or below some paths."""
     for path in paths:
         if not path.is_dir() or path.is_symlink():
             yield path

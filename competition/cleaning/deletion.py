@@ -13,7 +13,7 @@ from competition.runs.lock import lock_if_free
 
 
 def freed_bytes(paths: Iterable[Path]) -> int:
-    """Return the bytes that become free if all these paths are deleted.
+    """Return the bytes that become free if all `paths` are deleted.
 
     A file frees nothing if it has a hard link elsewhere, such as weights that are also artifacts in MLflow.
     """

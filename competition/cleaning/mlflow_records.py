@@ -1,4 +1,4 @@
-"""Find the runs that have a registered model or a submission in MLflow, and the artifacts of deleted runs."""
+"""Find the runs with a registered model or a submission in MLflow, and the artifacts of deleted runs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class UnneededArtifacts:
 
 @dataclass(frozen=True)
 class MlflowRecords:
-    """Hold what MLflow has recorded about the runs of a project.
+    """Hold MLflow's records about the runs of a project.
 
     Attributes:
         artifacts: the local folder of all artifacts; None if there is none.
@@ -119,7 +119,7 @@ def _unneeded_artifacts(
 def _folder_is_gone(root: Path, folder: str) -> bool:
     """Return whether a run's folder was in this project and has been deleted.
 
-    A missing folder does not prove this, because a moved project has other paths, and an unmounted disk has no runs.
+    A missing folder alone is no proof: a moved project has other paths, and the disk may not be mounted.
     """
     path, runs = Path(folder), (root / RUNS_FOLDER).resolve()
     is_mounted = runs.is_dir() and next(runs.iterdir(), None) is not None

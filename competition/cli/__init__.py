@@ -1,4 +1,4 @@
-"""Define the command line `maskfold`. Each command imports the heavy libraries that it needs."""
+"""Define the command line `maskfold`. Each command imports only the heavy libraries that it needs."""
 
 import sys
 from typing import NoReturn
@@ -16,7 +16,7 @@ except ImportError as error:
 
 
 def main() -> None:
-    """Run the command line; if a package is missing, name it. `maskfold doctor` runs even without it."""
+    """Run the command line; name a missing package. `maskfold doctor` runs even if packages are missing."""
     if _import_error is not None:
         _report_missing(_import_error)
     try:

@@ -23,7 +23,7 @@ SHOWN_CASES = 20  # number of runs that stay whose names are printed
 
 @exit_on_signal("stopped: the same command deletes the rest")
 def clean_command(dry_run: bool, older_than: str, keep_best: int | None, yes: bool) -> None:
-    """Run the command; see `competition.cli.main.clean`."""
+    """Run `maskfold clean`; see `competition.cli.commands_runs.clean`."""
     from competition.cleaning.candidates import find_candidates, parse_age
     from competition.cleaning.deletion import delete, freed_bytes
     from competition.io import as_disk_error

@@ -41,7 +41,7 @@ def split_runs_and_overrides(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def exit_with_error(text: str, status: int) -> None:
-    """Print a message to standard error and exit."""
+    """Print a message to standard error and exit with a status."""
     print(redact(text), file=sys.stderr)
     sys.exit(status)
 
@@ -73,7 +73,7 @@ def confirm_or_exit(question: str, yes: bool, hint: str, declined: str) -> None:
     """Ask for confirmation, unless `yes` is set; if the user declines, exit with the message `declined` and status 1.
 
     Raises:
-        MaskfoldError: standard input is not a terminal (status 2); the error carries `hint`.
+        MaskfoldError: status 2; standard input is not a terminal. The error has the hint `hint`.
     """
     if yes:
         return
@@ -115,7 +115,7 @@ def progress_bar(console: Console, what: str = "cases predicted") -> Callable[[I
 
 
 def terminal_bar(console: Console) -> Callable[[str], Bar | None]:
-    """Return a function for `Context.bar`; it makes progress bars on a terminal, and otherwise returns None."""
+    """Return a function for `Context.bar` that makes progress bars on a terminal; elsewhere it returns None."""
     return lambda what: progress_bar(console, what) if console.is_terminal else None
 
 

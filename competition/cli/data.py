@@ -71,7 +71,7 @@ MAX_LISTED_FILES = 10  # number of a competition's largest files to print
 
 @exit_on_signal("stopped: run the same command to resume the download")
 def fetch_command(name: str, output: Path, yes: bool) -> None:
-    """Run `maskfold fetch`; `competition.cli.main.fetch` describes the arguments."""
+    """Run `maskfold fetch`; `competition.cli.commands_train.fetch` describes the arguments."""
     console = Console(highlight=False)
     if name == "list":
         _print_tasks(console)
@@ -145,7 +145,7 @@ def _files(count: int) -> str:
 
 @exit_on_signal("stopped: the files written so far are complete, but series.csv does not list them yet")
 def dicom_command(folder: Path, output: Path, layout: str, labels: str | None) -> None:
-    """Run `maskfold dicom`; `competition.cli.main.dicom` describes the arguments."""
+    """Run `maskfold dicom`; `competition.cli.commands_train.dicom` describes the arguments."""
     from competition.dicom.convert import convert_folder
 
     done = convert_folder(folder, output, layout, labels, say=lambda line: print(line, flush=True))
@@ -168,7 +168,10 @@ MAX_PER_KIND = 20  # maximum number of findings of one kind on the terminal; fin
 
 @exit_on_signal("stopped: no page was written")
 def explore_command(file: Path, overrides: list[str], output: Path | None) -> None:
-    """Run `maskfold explore`, and exit with status 1 if the data have faults; see `competition.cli.main.explore`."""
+    """Run `maskfold explore`; `competition.cli.commands_train.explore` describes the arguments.
+
+    If the data have faults, the exit status is 1.
+    """
     comp = load_competition(file, [override.removeprefix("competition.") for override in overrides])
     console = Console(highlight=False)
 

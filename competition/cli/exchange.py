@@ -37,7 +37,7 @@ def import_command(
     channels: str | None,
     trust: tuple[str, ...],
 ) -> None:
-    """Run `maskfold import`; `competition.cli.main.import_` describes the arguments."""
+    """Run `maskfold import`; `competition.cli.commands_submit.import_` describes the arguments."""
     for option, value, known in (("--kind", kind, KINDS), ("--axes", axes, AXES)):
         if value is not None and value not in known:
             raise MaskfoldError(
@@ -90,7 +90,7 @@ def import_command(
 
 @exit_on_signal("stopped: nothing was written")
 def folds_command(name: str, overrides: list[str], form: str, output: Path | None, trust: tuple[str, ...]) -> None:
-    """Run `maskfold folds`; `competition.cli.main.folds` describes the arguments."""
+    """Run `maskfold folds`; `competition.cli.commands_submit.folds` describes the arguments."""
     from competition.importing.splits import DEFAULT_NAMES, check_form, write_splits
     from competition.runs.outputs import check_output, competitions_of
 
@@ -113,7 +113,7 @@ def folds_command(name: str, overrides: list[str], form: str, output: Path | Non
 
 
 def _run_with_folds(name: str, overrides: list[str], trust: tuple[str, ...], say: Callable[[str], None]) -> Run:
-    """Return the run of an experiment's YAML, started or not, or a run by its name."""
+    """Return the run that a name, or an experiment's YAML, identifies; the run need not have started."""
     from competition.data.splits import read_folds
     from competition.runs.find import find_run
     from competition.runs.run import FOLDS_FILE

@@ -33,7 +33,7 @@ def init_command(
     force: bool,
     measures: bool,
 ) -> None:
-    """Run the command; see `competition.cli.main.init`. Exit with status 1 if the data have faults."""
+    """Run `maskfold init`; see `competition.cli.commands_train.init`. Exit with status 1 if the data have faults."""
     from competition.planning.init import Options
 
     done = _initialise(folder, Options(name, layout, minutes, folds, force, measures))
@@ -41,7 +41,7 @@ def init_command(
 
 
 def _initialise(folder: Path, options: Any) -> Initialised:
-    """Write the YAML files of a folder, and print what was found; exit with status 1 if the data have faults."""
+    """Write the YAML files of a folder, and print the findings; exit with status 1 if the data have faults."""
     from competition.fork_server import close_shared_server
     from competition.planning.init import counts_of, initialise, remarks_of
 
@@ -75,7 +75,7 @@ def check_minutes(minutes: float | None) -> None:
     """Check the option --minutes.
 
     Raises:
-        MaskfoldError: it is not a positive number (status 2).
+        MaskfoldError: status 2; the minutes are not a positive number.
     """
     if minutes is not None and not 0 < minutes < float("inf"):
         raise MaskfoldError(f"--minutes: found {minutes}, expected a positive number.", "Correct --minutes.", status=2)
@@ -98,7 +98,7 @@ def print_plan(plan: Plan, is_default: bool, console: Console) -> None:
 
 @exit_on_signal("stopped: the YAML is unchanged")
 def plan_command(file: Path, overrides: list[str], minutes: float | None, write: bool, trust: tuple[str, ...]) -> None:
-    """Run the command; see `competition.cli.main.plan`."""
+    """Run `maskfold plan`; see `competition.cli.commands_train.plan`."""
     from competition.explore import Exploration, explore
     from competition.fork_server import close_shared_server
     from competition.planning.replan import replan

@@ -31,7 +31,7 @@ def score_folder_command(
     output: Path | None,
     trust: tuple[str, ...],
 ) -> None:
-    """Run `maskfold score FOLDER --truth FOLDER`; `competition.cli.main.score` describes the arguments."""
+    """Run `maskfold score FOLDER --truth FOLDER`; see `competition.cli.commands_submit.score` for the arguments."""
     if missing not in MISSING:
         raise MaskfoldError(f"--missing: found {missing}, expected {', '.join(MISSING)}.", "Correct it.", status=2)
     if output is not None and (output.is_dir() or output.suffix.lower() not in (".csv", ".tsv")):
@@ -77,7 +77,7 @@ def _parse_tolerances(text: str) -> list[float]:
 
 
 def _case_lines(scores: FolderScores) -> list[str]:
-    """Return the rows of all cases or, if there are many, of those with the worst scores of the first metric."""
+    """Return the rows of all cases; if there are many, only the cases with the worst scores of the first metric."""
     table, first = scores.table, next(iter(scores.metrics))
     rows = table
     title = []

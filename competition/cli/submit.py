@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 def submit_command(
     words: list[str], weights: str | None, output: Path | None, out_of_fold: bool, trust: tuple[str, ...]
 ) -> None:
-    """Run `maskfold submit`; `competition.cli.main.submit` describes the arguments."""
+    """Run `maskfold submit`; `competition.cli.commands_submit.submit` describes the arguments."""
     console = Console(highlight=False)
 
     say = plain_printer(console)
@@ -110,7 +110,7 @@ def parse_weights(text: str | None) -> list[float] | str | None:
 def predict_command(
     words: list[str], images: Path, output: Path, pictures: int, trust: tuple[str, ...], label_map: bool = False
 ) -> None:
-    """Run `maskfold predict`; `competition.cli.main.predict` describes the arguments."""
+    """Run `maskfold predict`; `competition.cli.commands_submit.predict` describes the arguments."""
     console = Console(highlight=False)
 
     say = plain_printer(console)
@@ -159,7 +159,7 @@ def export_command(
     input_slug: str | None = None,
     output_slug: str | None = None,
 ) -> None:
-    """Run `maskfold export`; `competition.cli.main.export` describes the arguments."""
+    """Run `maskfold export`; `competition.cli.commands_submit.export` describes the arguments."""
     console = Console(highlight=False)
 
     say = plain_printer(console)
@@ -195,7 +195,7 @@ def score_command(
     overrides: list[str],
     trust: tuple[str, ...] = (),
 ) -> None:
-    """Run `maskfold score`; `competition.cli.main.score` describes the arguments."""
+    """Run `maskfold score`; `competition.cli.commands_submit.score` describes the arguments."""
     # Accept `competition.root=…` too, because hints name the keys as in an experiment's YAML.
     comp = load_competition(competition, [override.removeprefix("competition.") for override in overrides], trust)
     inputs = {path.resolve() for path in (file, solution) if path is not None}
@@ -246,7 +246,7 @@ def upload_command(
     version: int | None,
     output: str,
 ) -> None:
-    """Run `maskfold upload`; `competition.cli.main.upload` describes the arguments."""
+    """Run `maskfold upload`; `competition.cli.commands_submit.upload` describes the arguments."""
     console = Console(highlight=False)
 
     say = plain_printer(console)
@@ -351,7 +351,7 @@ def ledger_command(
     private: float | None,
     message: str | None,
 ) -> None:
-    """Run `maskfold ledger`; `competition.cli.main.ledger` describes the arguments."""
+    """Run `maskfold ledger`; `competition.cli.commands_submit.ledger` describes the arguments."""
     console = Console(highlight=False)
 
     say = plain_printer(console)
@@ -409,7 +409,7 @@ def _add_upload(
 
 
 def _fetch_scores(ledger: Ledger, refresh: bool | None, say: Callable[[str], None]) -> None:
-    """Fetch scores from Kaggle; if this fails without --refresh, only print a warning."""
+    """Fetch scores from Kaggle; without --refresh, a failure is only a warning."""
     from competition.leaderboard import upload
     from competition.leaderboard.kaggle import connect_kaggle
     from competition.tracking.submissions import log_upload

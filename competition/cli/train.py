@@ -46,7 +46,7 @@ SHOWN_FINDINGS = 10  # maximum number of findings that `maskfold review` prints
 
 
 def cv_command(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...]) -> None:
-    """Run `maskfold cv`; `competition.cli.main.cv` describes the arguments."""
+    """Run `maskfold cv`; `competition.cli.commands_train.cv` describes the arguments."""
     try:
         _run_cv(file, overrides, new, trust)
     except KeyboardInterrupt as interrupt:
@@ -116,7 +116,7 @@ def _table_link(run: Run) -> str:
 
 
 def _selection_note(run: Run) -> str:
-    """Return a text about the numbers of cases that are excluded or have a weight; empty if there are none."""
+    """Return a text with the numbers of excluded and of weighted cases; empty if there are none."""
     from competition.data.selection import WEIGHT
 
     excluded = len(run.cases.attrs.get("excluded", []))
@@ -206,7 +206,7 @@ def _next_command(file: Path, comp: Competition, overrides: list[str], cases: in
 
 
 def _trust_options(trust: tuple[str, ...]) -> list[str]:
-    """Return the options `--trust` and `--allow` of this command, which the next one needs too."""
+    """Return the options `--trust` and `--allow` of this command; the suggested next command needs them too."""
     from competition.config.arguments import allowed_keys
 
     pairs = [*(("--trust", package) for package in trust), *(("--allow", key) for key in allowed_keys())]
@@ -227,7 +227,7 @@ def study_command(
     promote: int | None,
     trust: tuple[str, ...],
 ) -> None:
-    """Run `maskfold study`; `competition.cli.main.study` describes the arguments."""
+    """Run `maskfold study`; `competition.cli.commands_runs.study` describes the arguments."""
     for name, number in (("trials", trials), ("promote", promote)):
         if number is not None and number < 1:
             raise MaskfoldError(
@@ -303,7 +303,7 @@ def _format_value(value: Any) -> str:
 
 
 def _next_study_command(file: Path, overrides: list[str], storage: str | None, trust: tuple[str, ...]) -> list[str]:
-    """Return the command that promotes the best trials; it has the same overrides, which identify the study."""
+    """Return the command that promotes the best trials, with this command's overrides, which identify the study."""
     from competition.study.storage import hide_password
 
     return [
@@ -359,7 +359,7 @@ def promote_best(search: StudySession, count: int, console: Console, say: Callab
 
 @exit_on_signal("stopped: no page was written")
 def report_command(words: list[str], output: Path | None, trust: tuple[str, ...]) -> None:
-    """Run `maskfold report`; `competition.cli.main.report` describes the arguments."""
+    """Run `maskfold report`; `competition.cli.commands_runs.report` describes the arguments."""
     console = Console(highlight=False)
 
     say = plain_printer(console)
@@ -402,7 +402,7 @@ def _upload_page(run: Run, say: Callable[[str], None]) -> None:
 
 @exit_on_signal("stopped: nothing was written")
 def compare_command(words: list[str], output: Path | None, cases: int, trust: tuple[str, ...]) -> None:
-    """Run `maskfold compare`; `competition.cli.main.compare` describes the arguments."""
+    """Run `maskfold compare`; `competition.cli.commands_runs.compare` describes the arguments."""
     console = Console(highlight=False)
 
     say = plain_printer(console)
@@ -452,7 +452,7 @@ def compare_command(words: list[str], output: Path | None, cases: int, trust: tu
 
 @exit_on_signal("stopped: nothing was written")
 def review_command(words: list[str], output: Path | None, pictures: int, trust: tuple[str, ...]) -> None:
-    """Run `maskfold review`; `competition.cli.main.review` describes the arguments."""
+    """Run `maskfold review`; `competition.cli.commands_runs.review` describes the arguments."""
     console = Console(highlight=False)
     say = plain_printer(console)
     names, overrides = split_runs_and_overrides(words)
@@ -489,7 +489,7 @@ def review_command(words: list[str], output: Path | None, pictures: int, trust: 
 
 @exit_on_signal("stopped: nothing was registered")
 def register_command(words: list[str], best: bool, trust: tuple[str, ...]) -> None:
-    """Run `maskfold register`; `competition.cli.main.register` describes the arguments."""
+    """Run `maskfold register`; `competition.cli.commands_runs.register` describes the arguments."""
     console = Console(highlight=False)
 
     say = plain_printer(console)
@@ -528,6 +528,6 @@ def register_command(words: list[str], best: bool, trust: tuple[str, ...]) -> No
 
 
 def _example_image(run: Run) -> str:
-    """Return an image file of the run that the model can predict."""
+    """Return the path of the run's first training image, as an example of the model's input."""
     files = next(iter(json.loads(run.cases["images"].iloc[0]).values()))
     return str(Path(run.exp.competition.root) / (files if isinstance(files, str) else files[0]))

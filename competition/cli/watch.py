@@ -58,7 +58,7 @@ class MemberStatus:
         pace: duration of a step.
         ends: estimated end, time of day.
         score: score of the last validation, or of the finished fold.
-        memory: peak memory of the GPU, or of the process without a GPU.
+        memory: peak memory of the GPU; without a GPU, of the process.
         epoch: epoch, or the current work if the fold does not train.
         silent: seconds since the fold wrote its last line.
     """
@@ -94,7 +94,7 @@ class RunStatus:
 
 
 def watch_command(once: bool, seconds: float, root: Path = Path()) -> None:
-    """Run `maskfold watch`; `competition.cli.main.watch` describes the arguments.
+    """Run `maskfold watch`; `competition.cli.commands_runs.watch` describes the arguments.
 
     Raises:
         MaskfoldError: the folder has no runs, or `seconds` is too small.
@@ -124,7 +124,7 @@ def watch_command(once: bool, seconds: float, root: Path = Path()) -> None:
 
 
 def read_active_runs(root: Path = Path()) -> list[RunStatus]:
-    """Return the runs in which a process works, then those whose process was killed.
+    """Return the runs in which a process works, followed by the runs whose process was killed.
 
     A run is left out if its folder vanishes or cannot be read meanwhile.
     """
@@ -139,7 +139,7 @@ def read_active_runs(root: Path = Path()) -> list[RunStatus]:
 
 
 def read_run_status(folder: Path) -> RunStatus | None:
-    """Return the status of a run; None if no process works in it and none was killed there."""
+    """Return the status of a run; None if no process works in the run, and no process was killed in it."""
     members = [read_member_status(path) for path in _member_folders(folder)]
     owner = read_owner(folder)
     states = {member.state for member in members}
@@ -189,7 +189,7 @@ def read_member_status(folder: Path) -> MemberStatus:
 
 
 def _state_without_owner(output: Path) -> State:
-    """Return the state of a fold without an owner: a new process imports its libraries before it locks the fold."""
+    """Return the state of a fold that no process has locked; a starting process is still importing libraries."""
     try:
         return "stopped" if output.stat().st_size else "starting"
     except OSError:
@@ -197,7 +197,7 @@ def _state_without_owner(output: Path) -> State:
 
 
 def _draw(runs: list[RunStatus]) -> RenderableType:
-    """Return the table of all runs, or a sentence if none runs."""
+    """Return the table of all active runs; if there are none, return a sentence that says so."""
     if not runs:
         return "No fold runs here. `maskfold cv` and `maskfold study` start them."
     table = Table(title=f"{time.strftime('%H:%M:%S')} · Ctrl-C ends this table, not the folds", title_justify="left")
@@ -229,7 +229,7 @@ def _member_folders(folder: Path) -> Iterator[Path]:
 
 
 def _run_name(folder: Path) -> str:
-    """Return experiment and hash, and the number of the trial from the run's name in MLflow."""
+    """Return a run's experiment and hash; for a trial, add its number from the run's name in MLflow."""
     record = _read_json(folder / "shipped.json")
     try:
         name = str(record["folders"]["."]["name"])
@@ -277,7 +277,7 @@ def _machine(path: Path) -> str:
 
 
 def _parse_lines(lines: list[str]) -> dict[str, str]:
-    """Return the parts of the latest lines that report progress: the latest value of each part."""
+    """Return the latest value of each part of the progress lines."""
     parts: dict[str, str] = {}
     for line in reversed(lines):
         found = {name: match.group(1) for name, pattern in PARTS.items() if (match := pattern.search(line))}

@@ -127,7 +127,7 @@ def _parts(name: str) -> list[str]:
 def _names_something(name: str, value: Any) -> bool:
     """Return whether the value of an argument with a refused name can name a file or address.
 
-    A number cannot (`drop_path_rate: 0.1`). True is refused only for a flag that starts a download.
+    A number names nothing (`drop_path_rate: 0.1`). True is refused only for a flag that starts a download.
     """
     if value is True:
         return not DOWNLOAD_PARTS.isdisjoint(_parts(name))
@@ -153,7 +153,7 @@ def _refused_values(value: Any, key: str, trust: Sequence[str]) -> Iterator[Refu
 
 
 def _describe_text(text: str) -> str | None:
-    """Return what a text names outside of the program, e.g. `a path` or `an address`; None if it names nothing."""
+    """Return the kind of thing that a text names, e.g. `a path` or `an address`; None if it names nothing outside."""
     if "://" in text:
         return "an address"
     if HUB_PREFIX.search(text):

@@ -65,7 +65,7 @@ def permutation(source: str | None, target: str | None) -> tuple[int, ...] | Non
 
 
 def plausible_array_axes(comp: Competition, partner: str, is_stack: bool) -> list[str]:
-    """Return the orders of axes that an NPY file next to a file of another format may have.
+    """Return the possible orders of axes of an NPY file whose case also has a file of another format.
 
     Args:
         comp: the competition.
@@ -81,8 +81,9 @@ def plausible_array_axes(comp: Competition, partner: str, is_stack: bool) -> lis
 def rle_counts_in_pictures(comp: Competition) -> bool:
     """Return whether run lengths count pixels in the (row, column) order of a picture, although the arrays are (X, Y).
 
-    This is so if 2D NIfTI images (or NIfTI slices) come together with data of another format: a table of run lengths,
-    or masks or test images that are not NIfTI. If all files are NIfTI, run lengths count in the order of the arrays.
+    The result is True if 2D NIfTI images (or NIfTI slices) come together with data of another format: a table of run
+    lengths, or masks or test images that are not NIfTI. If all files are NIfTI, run lengths count in the order of the
+    arrays.
     """
     axes = competition_axes(comp)
     if axes is None or not axes.startswith("xy") or not (comp.dimensions == 2 or "{z}" in str(comp.train.images)):
@@ -94,7 +95,7 @@ def rle_counts_in_pictures(comp: Competition) -> bool:
 
 
 def rle_format_of_arrays(comp: Competition, fmt: RleFormat) -> RleFormat:
-    """Return the RLE format for the 2D arrays of `comp` that gives the same run lengths as `fmt` for the pictures."""
+    """Return the RLE format that gives for the 2D arrays of `comp` the same run lengths as `fmt` for the pictures."""
     if fmt.container != "pairs" or not rle_counts_in_pictures(comp):
         return fmt
     return replace(fmt, order="row" if fmt.order == "column" else "column")

@@ -1,4 +1,4 @@
-"""Merge an experiment over the one that it builds on: `base: unet3d.yaml` in experiment.yaml."""
+"""Merge an experiment over its base, another experiment: `base: unet3d.yaml` in experiment.yaml."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ MAX_BASES = 20  # maximum number of files from an experiment to its last base
 def read_experiment_yaml(file: Path, overrides: Sequence[str] = ()) -> YamlDocument:
     """Read an experiment's YAML, merged over the experiment that its key `base` names.
 
-    `base` is the path of another experiment's YAML, relative to the file that names it; that file may have a base too.
-    A path from the command line (`base=other.yaml`) is looked up in the working folder first. Mappings are merged; a
-    list or a single value replaces that of the base. There are two more rules:
+    `base` is the path of another experiment's YAML, relative to the file that names it. The base may have a base too. A
+    path from the command line (`base=other.yaml`) is looked up in the working folder first. Mappings are merged; a list
+    or a single value replaces that of the base. There are two more rules:
 
     - A mapping with another `target` replaces the base's mapping as a whole, because `args` belong to one class.
     - If a key may be null, e.g. `training.clip_gradient`, `null` stays null. For any other key, `null` removes the
@@ -132,7 +132,7 @@ def file_exists(document: YamlDocument, key: KeyPath, path: Path) -> bool:
 
 
 def _merge_bases(document: YamlDocument, file: Path, chain: list[Path]) -> YamlDocument:
-    """Merge a document over its base; `chain` has the files from the experiment to this one."""
+    """Merge a document over its base; `chain` lists the files from the experiment to this document."""
     if KEY not in document.tree:
         return document
     place, value = document.locate((KEY,)), document.tree[KEY]
@@ -199,7 +199,7 @@ def _merged(base: YamlDocument, own: YamlDocument, below: Any, above: Any, path:
 
 
 def _take_locations(base: YamlDocument, own: YamlDocument, path: KeyPath) -> None:
-    """Copy the locations of a key and of all keys below it from the base."""
+    """Copy the file and line of a key, and of all keys below it, from the base."""
     own.locations[path] = base.locate(path)  # even if the key was merged (`<<`) and has no location
     own.locations |= {key: place for key, place in base.locations.items() if key[: len(path)] == path}
 
@@ -212,12 +212,12 @@ def _has_other_target(below: dict[Any, Any], above: dict[Any, Any]) -> bool:
 
 
 def _may_be_null(path: KeyPath) -> bool:
-    """Return whether null is a value of a key, e.g. of `gate`; False for arguments and unknown keys."""
+    """Return whether null is an allowed value of a key, e.g. of `gate`; False for arguments and unknown keys."""
     return NoneType in _types_at(path)
 
 
 def _is_section(path: KeyPath) -> bool:
-    """Return whether a key is known and cannot be null, so that null means its default."""
+    """Return whether null at a key means the default: the key is known, and null is not one of its values."""
     types = _types_at(path)
     return bool(types) and Any not in types and NoneType not in types
 

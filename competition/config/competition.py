@@ -34,7 +34,7 @@ DEFAULT_METRIC = "dice"
 
 
 class ConfigModel(BaseModel):
-    """Check a YAML section: strict types, no unknown keys, immutable after loading.
+    """Check a YAML section: types are strict, unknown keys are errors, and the object is immutable.
 
     This is the base class of all sections.
     """
@@ -70,8 +70,9 @@ class TrainFiles(ConfigModel):
 
     `{id}` is the case, `{z}` a slice of the case's stack.
 
-    Exactly one of `masks` and `rle` is set. `masks` is a label file per case (`"masks/{id}.png"`), one file per
-    class (`{liver: "liver/{id}.png", …}`), or a folder of instance masks (`"{id}/masks/*.png"`, a `*` in the name).
+    Exactly one of `masks` and `rle` is set. `masks` is a label file per case (`"masks/{id}.png"`), one file per class
+    (`{liver: "liver/{id}.png", …}`), or a folder of instance masks, whose pattern has a `*` in the file name
+    (`"{id}/masks/*.png"`).
     """
 
     images: str | dict[str, str]
@@ -112,7 +113,7 @@ class TrainFiles(ConfigModel):
 
     @property
     def selects_cases(self) -> bool:
-        """Whether `train.cases` or `train.exclude` leaves out cases; if so, unused masks and rows are no errors."""
+        """Whether `train.cases` or `train.exclude` leaves out cases; masks and rows without a case are then allowed."""
         return self.cases is not None or self.exclude is not None
 
 
@@ -145,7 +146,7 @@ class MetricTerm(ConfigModel):
 
     @property
     def label(self) -> str:
-        """The term's metric as error messages and tables name it."""
+        """The name of the term's metric in error messages and tables."""
         return self.name or str(self.target).rpartition(".")[2]
 
     def config(self, trust: Sequence[str] = ()) -> MetricConfig:
@@ -161,13 +162,13 @@ class MetricTerm(ConfigModel):
 
 
 class MetricConfig(ConfigModel):
-    """Set the host's metric: one of `competition.metrics`, the user's own, or a weighted sum of these.
+    """Set the host's metric: a metric of `competition.metrics`, the user's own metric, or a weighted sum of metrics.
 
-    `average` sets how scores are averaged over cases and classes: `case_class` is the mean over all (case, class)
-    pairs, `class` the mean over classes of each class's mean, `global` the mean over classes of each class's score on
-    all pixels (or objects). `both_empty` is the score of a class that is in neither truth nor prediction; null excludes
-    this case and class. The default is the best score (1.0, or 0.0 if lower is better; for a sum, the weighted sum of
-    these), and null for the user's own metric.
+    `average` sets how scores are averaged: `case_class` is the mean over all (case, class) pairs; `class` takes the
+    mean of each class, then the mean over classes; `global` scores each class on all pixels (or objects) of all cases,
+    then takes the mean over classes. `both_empty` is the score of a class that is in neither truth nor prediction; null
+    excludes this case and class. The default is the best score (1.0, or 0.0 if lower is better; for a sum, the weighted
+    sum of these). For the user's own metric, the default is null.
     """
 
     # with `target` or `sum`, only a label; by default the last part of the path, or the names of the terms
@@ -300,12 +301,12 @@ class MetricConfig(ConfigModel):
 
     @property
     def is_share(self) -> bool:
-        """Whether all scores certainly lie between 0 and 1."""
+        """Whether the metric guarantees scores between 0 and 1."""
         return self.sum is None and not self.has_own_code and self.direction is Direction.HIGHER
 
     @property
     def has_pooled_term(self) -> bool:
-        """Whether one term of the metric is averaged over items, such as slices, of all cases."""
+        """Whether a part of the metric is averaged over the items (such as slices) of all cases together."""
         # see `load_own_metric` and `MetricTerm`
         return self.target is None and self.sum is None and METRICS.get(self.name).pooled_share > 0
 
@@ -476,7 +477,7 @@ class Competition(ConfigModel):
 
     @property
     def has_ignored_pixels(self) -> bool:
-        """Whether the truth may have pixels that are excluded from loss and score."""
+        """Whether the truth may contain ignored pixels, which loss and score exclude."""
         return self.ignore is not None or self.train.region is not None
 
     @property
@@ -491,7 +492,7 @@ class Competition(ConfigModel):
 
 
 def drop_keys_without_effect(plain: dict[str, Any]) -> None:
-    """Remove keys that change no result, and later keys with their default value, so that old hashes stay valid.
+    """Remove keys that change no result, and newer keys with their default value, so that old hashes stay valid.
 
     Args:
         plain: the competition as plain values; changed in place.

@@ -165,7 +165,7 @@ class ConstructionGuard:
         raise self.violation
 
     def _describe(self, event: str, args: tuple[Any, ...]) -> str | None:
-        """Describe for the message what an event does; None if the event is allowed."""
+        """Describe the effect of an event for the message; None if the event is allowed."""
         if event in PROCESS_EVENTS:
             verb = "send a signal to" if event.startswith("os.kill") else "start"
             return f"{verb} a process ({_shown(args)})"
@@ -208,7 +208,7 @@ class ConstructionGuard:
 
 
 def _install_hook() -> None:
-    """Add the audit hook to this process, once; Python cannot remove it again."""
+    """Add the audit hook to this process, unless it has one; Python cannot remove an audit hook."""
     global _installed
     with _install_lock:
         if not _installed:

@@ -37,7 +37,7 @@ SamplingWeight = Annotated[float, Field(gt=0, le=100)]
 
 
 class ConfidenceConfig(ConfigModel):
-    """Set the limits of confidence for pseudo-labels. Uncertain voxels are ignored, uncertain cases are skipped."""
+    """Set the confidence limits of pseudo-labels. Uncertain voxels are ignored, and uncertain cases are skipped."""
 
     # Exclusive classes: a voxel is certain if the probability of one class (or of the background) is at least `upper`
     # and that of every other class is at most `lower`. Overlapping classes: a voxel is certain if each probability is
@@ -56,7 +56,7 @@ class ConfidenceConfig(ConfigModel):
 
 
 class PseudoLabelConfig(ConfigModel):
-    """Add unlabelled images with pseudo-labels of finished runs to the training folds, not to the validation folds."""
+    """Add unlabelled images with pseudo-labels of finished runs to training, but not to validation."""
 
     teachers: str | Annotated[list[str], Field(min_length=1)] = Field(alias="from")  # runs, as for `maskfold predict`
     # A pattern below competition.root; None: the test images. Labelled images are excluded.
@@ -66,12 +66,12 @@ class PseudoLabelConfig(ConfigModel):
 
     @property
     def teacher_names(self) -> list[str]:
-        """The names of the teachers as the user wrote them, always as a list."""
+        """The names of the teachers in the YAML, as a list."""
         return [self.teachers] if isinstance(self.teachers, str) else list(self.teachers)
 
 
 class ExtraCasesConfig(ConfigModel):
-    """Add labelled cases of another competition to the training folds, not to the validation folds."""
+    """Add labelled cases of another competition to training, but not to validation."""
 
     competition: Competition  # YAML of the other competition
     weight: SamplingWeight = 1.0  # number of draws of a case per draw of a case of this competition
@@ -85,7 +85,7 @@ class ExtraCasesConfig(ConfigModel):
         return {name: own_name for name, own_name in self.classes.items() if own_name is not None}
 
     def find_mismatch(self, comp: Competition) -> str | None:
-        """Return why the cases cannot train a network of `comp`; None if they can."""
+        """Return the reason why the cases cannot train a network of `comp`; None if there is none."""
         extra = self.competition
         if extra.train.weights is not None:
             return "`extra.competition` must not have `train.weights`; `extra.weight` is the weight of all its cases"
@@ -199,7 +199,7 @@ class PreprocessingConfig(ConfigModel):
 
     @property
     def object_key(self) -> str | None:
-        """The key by which the network learns to separate touching objects, `boundary` or `rings`; None without it."""
+        """The key that makes the network separate touching objects, `boundary` or `rings`; None if neither is set."""
         return next((key for key in ("boundary", "rings") if getattr(self, key) is not None), None)
 
 
@@ -321,7 +321,7 @@ class InferenceConfig(ConfigModel):
 
 
 class HardwareConfig(ConfigModel):
-    """Set hardware and parallelism. On one kind of device, only the key `devices` changes results."""
+    """Set hardware and parallelism. Apart from the kind of device, only the key `devices` changes results."""
 
     executor: Annotated[str, AfterValidator(EXECUTORS.check)] = "local"  # this machine, or a Ray cluster
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -499,12 +499,12 @@ class Experiment(ConfigModel):
 
     @property
     def output_channels(self) -> int:
-        """Number of channels of a prediction: those of the competition, and one for the boundary of objects."""
+        """Number of channels of a prediction: `competition.output_channels`, plus one for a boundary class."""
         return self.competition.output_channels + (self.prepare.object_key is not None)
 
     @property
     def network_channels(self) -> int:
-        """Number of channels of the network's output: as `output_channels`, or one per ring of `prepare.rings`."""
+        """Number of output channels of the network: `output_channels`; with `prepare.rings`, rings replace classes."""
         if self.prepare.rings is None:
             return self.output_channels
         return 1 + len(self.competition.classes) * self.prepare.rings

@@ -66,8 +66,8 @@ def resolve_target(path: str, kind: type | tuple[type, ...] | None, key: str, tr
     """Import the class that `target` names; never run code of a package that is not trusted.
 
     Every module along the path must be in a trusted package (so `torch.os.system` is refused), and so must the class's
-    own `__module__`. The class must not be in `ACTIVE_PARTS`, which are parts of packages whose classes run what their
-    arguments name. A package that the user trusts is also searched in the working folder.
+    own `__module__`. The class must not be in `ACTIVE_PARTS`, the parts of packages whose classes can run code that
+    their arguments name. A package that the user trusts is also searched in the working folder.
 
     Args:
         path: the import path, e.g. `monai.networks.nets.DynUNet`.

@@ -40,8 +40,8 @@ CASE_FILES = ("cases", "exclude", "weights")  # keys of `train` that may name a 
 def load_experiment(path: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] | None = ()) -> Experiment:
     """Load an experiment's YAML and the competition that it refers to.
 
-    The experiment may build on another one, see `competition.config.base.read_experiment_yaml`. The competition's path
-    is relative to the file that names it; a path from the command line (`competition=other.yaml`) is looked up in the
+    The experiment may have a base, see `competition.config.base.read_experiment_yaml`. The competition's path is
+    relative to the file that names it; a path from the command line (`competition=other.yaml`) is looked up in the
     working folder first. `competition.root` is searched in the working folder, then in the folder of the YAML that sets
     it, and becomes absolute. The files of `folds.file`, `init_from` and `encoder_weights` are searched in the same
     folders.
@@ -50,7 +50,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = (), trust: Sequ
         path: the file.
         overrides: `key=value` arguments; a value is YAML and replaces the file's value.
         trust: packages from which a `target` may be imported, in addition to
-            `competition.config.instantiate.TRUSTED_PACKAGES`. None skips this check, which is useful to read the
+            `competition.config.instantiate.TRUSTED_PACKAGES`. None accepts all packages, which is useful to read the
             configuration of a finished run.
 
     Returns:
@@ -101,8 +101,8 @@ def load_competition(
     Args:
         path: the file.
         overrides: `key=value` arguments, e.g. `root=/elsewhere`.
-        trust: packages from which `metric.target` may be imported; None skips this check, which is useful to read other
-            keys.
+        trust: packages from which `metric.target` may be imported; None accepts all packages, for callers that read
+            other keys.
 
     Returns:
         The competition; its `root` is absolute.
@@ -157,7 +157,7 @@ def resolve_for_prediction(exp: Experiment) -> dict[str, Any]:
 
 
 def write_yaml(data: Any, path: Path) -> None:
-    """Write plain data as YAML atomically: to a temporary file that is synced and renamed.
+    """Write plain data as YAML atomically: write a temporary file, sync it and rename it.
 
     Args:
         data: mappings, lists, text, numbers, booleans and None.
@@ -241,7 +241,7 @@ def _insert_defaults(document: YamlDocument, keys: Sequence[str]) -> None:
 
 
 def _value(document: YamlDocument, key: KeyPath) -> tuple[Any, Any]:
-    """Return the mapping or list that contains a key, and the value of the key."""
+    """Return the value of a key, and the mapping or list that contains the key."""
     node = parent = document.tree
     for part in key:
         parent = node
@@ -255,7 +255,7 @@ def _value(document: YamlDocument, key: KeyPath) -> tuple[Any, Any]:
 def _resolve_root(document: YamlDocument, key: KeyPath, folder: Path) -> None:
     """Make the path at `key` absolute.
 
-    If the path exists only below the YAML's folder, it starts there, otherwise in the working folder.
+    The path is relative to the YAML's folder if it exists only there; otherwise it is relative to the working folder.
     """
     parent, value = _value(document, key)
     if isinstance(value, str) and value:
@@ -291,7 +291,7 @@ def _check_run_name(file: Path, competition: str) -> None:
 
 
 def _resolve_file(document: YamlDocument, key: KeyPath, folder: Path) -> None:
-    """Put the YAML's folder before the path at `key` if the file exists there, but not below the working folder."""
+    """Put the YAML's folder before the path at `key` if the file exists only below the YAML's folder."""
     parent, value = _value(document, key)
     folder = folder_of(document, key, folder)
     if not isinstance(value, str) or not value or file_exists(document, key, Path(value)):
@@ -321,7 +321,7 @@ def _load_own_steps(document: YamlDocument, trust: Sequence[str]) -> None:
 
 
 def _metric_key(above: KeyPath, section: str) -> KeyPath:
-    """Return the key of a metric, or of the term of a sum that `MetricConfig.targets` names, such as `sum.0`."""
+    """Return the YAML key of a metric or of one term of a sum; `MetricConfig.targets` names terms like `sum.0`."""
     parts: list[str | int] = [int(part) if part.isdecimal() else part for part in section.split(".") if part]
     return (*above, "metric", *parts)
 

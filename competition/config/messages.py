@@ -43,14 +43,14 @@ MAX_SHOWN_ERRORS = 50
 
 @dataclass
 class Problem:
-    """Hold one pydantic error, and what the model says about the key that caused the error.
+    """Hold one pydantic error, and the model's description of the key that caused the error.
 
     Attributes:
         error: the error.
         path: the key's path in the data. Unlike pydantic's `loc`, this path has no entries for members of unions.
         expected: the types that the key's value may have.
         section: the model that the key belongs to.
-        union_members: for each union type along the key's path: the union's path, its members, and the member that
+        union_members: for each union type along the key's path, the union's path, its members, and the member that
             failed.
     """
 
@@ -115,7 +115,7 @@ def _locate(error: ErrorDetails, model: type[BaseModel]) -> Problem:
 
 
 def _select_union_members(problems: list[Problem]) -> list[Problem]:
-    """Keep the errors of the union member that the user meant; if it is unknown, keep one error for the union.
+    """Keep the errors of the union member that the user meant; if that member is unclear, keep one error for the union.
 
     A member was not meant if the value has another type, e.g. text where the member is a list.
     """
@@ -219,7 +219,7 @@ def _strip_annotated(annotation: Any) -> Any:
 
 
 def _union_members(annotation: Any) -> list[Any]:
-    """Return the types that an annotation allows, except null."""
+    """Return the types that an annotation allows, without None."""
     annotation = _strip_annotated(annotation)
     if get_origin(annotation) in (Union, UnionType):
         return [_strip_annotated(member) for member in get_args(annotation) if member is not NoneType]
@@ -240,7 +240,7 @@ def _dotted(path: KeyPath) -> str:
 
 
 def _path_in_message(message: str, path: KeyPath, document: YamlDocument) -> KeyPath | None:
-    """Return the key in backticks at the start of a validator's message, as in "`patch.size` must …"; else None."""
+    """Return the key in backticks at the start of a validator's message ("`patch.size` must …"); None without a key."""
     if not message.startswith("`"):
         return None
     parts = message.split("`")[1].split(":")[0].split(".")

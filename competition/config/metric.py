@@ -1,4 +1,4 @@
-"""Define what a metric is (a name, a function and a direction), and register metrics.
+"""Define and register metrics: a metric has a name, a function and a direction.
 
 `WeightedSum` is the function of `metric: {sum: [{name: surface_dice, weight: 0.35}, …]}`.
 The decorator `metric` adds a metric to the registry. `METRICS` contains the metrics of `competition.metrics`. All
@@ -65,7 +65,7 @@ class Direction(enum.Enum):
 
 
 class PooledScore(NamedTuple):
-    """Hold the score of a metric with two terms, one of which is averaged over the items (e.g. slices) of all cases.
+    """Hold the score of a metric with two terms; the pooled term is averaged over the items (e.g. slices) of all cases.
 
     Attributes:
         pooled: mean of the pooled term over the items of one class in one case.
@@ -99,10 +99,10 @@ class Metric:
 
     @classmethod
     def from_declaration(cls, declared: Any, name: str) -> Metric:
-        """Make a metric from a function or class whose attribute `higher_is_better` states the direction.
+        """Make a metric from a function or class; its attribute `higher_is_better` states the direction.
 
         Raises:
-            ValueError: `declared` has no such attribute.
+            ValueError: `declared` has no attribute `higher_is_better`.
         """
         higher = getattr(declared, "higher_is_better", None)
         if not isinstance(higher, bool):
@@ -123,7 +123,7 @@ class Metric:
 
     @property
     def has_sums(self) -> bool:
-        """Whether the metric is a class that defines its own sums over all cases; see `metric`."""
+        """Whether the metric is a class with the method `sums`, whose numbers are added up over cases; see `metric`."""
         return getattr(self.function, "sums", None) is not None
 
     @property
@@ -181,20 +181,20 @@ class Metric:
         return replace(self, function=partial(self.function, **values)) if values else self
 
     def __call__(self, **inputs: Any) -> Any:
-        """Return the score of one class of one case; the function receives only the inputs that it names."""
+        """Return the score of one class of one case; pass the function only the inputs that its parameters name."""
         selected = {name: inputs[name] for name in self.inputs}
         function: Any = self.function
         return function(*function.sums(**selected)) if self.has_sums else function(**selected)
 
     def sums(self, **inputs: Any) -> tuple[float, ...]:
-        """Return the numbers of one class of one case that `average: global` adds up over all cases."""
+        """Return the numbers of one class of one case; `average: global` adds them up over all cases."""
         if not self.has_sums:
             return tuple(float(inputs[name]) for name in COUNTS)
         function: Any = self.function
         return tuple(float(value) for value in function.sums(**{name: inputs[name] for name in self.inputs}))
 
     def score_sums(self, *sums: Any) -> Any:
-        """Return the score from sums over cases (numbers, or arrays of one shape): pixel counts, or `Metric.sums`."""
+        """Return the score from sums over cases: of pixel counts or of `Metric.sums`, as numbers or arrays."""
         if self.has_sums:
             return self.function(*sums)
         return self.function(**dict(zip(COUNTS, sums, strict=True)))
@@ -208,21 +208,20 @@ def metric(
 ) -> Callable[[Declared], Declared]:
     """Declare a function as a metric of one class of one case.
 
-    The names of the function's parameters determine what the function receives. A name in `INPUTS` receives that input.
-    Each other parameter is a setting: a key of the YAML section `metric` (`beta`, `tolerance_mm`), or of `metric.args`.
-    Instead of a function, a class may take the settings in its constructor, and its objects the inputs when they are
-    called; a new object is made for every score.
+    The names of the function's parameters determine what the function receives. A parameter with a name in `INPUTS`
+    receives this input. Each other parameter is a setting: a key of the YAML section `metric` (`beta`, `tolerance_mm`),
+    or of `metric.args`. A class may replace the function: its constructor takes the settings, and its objects are
+    called with the inputs. A new object is made for every score.
 
     A metric over all cases (`average: global`) is a class with two methods: `sums` takes inputs of one class of one
     case and returns a tuple of numbers; `__call__` takes these numbers, added up over cases, and returns the score. It
     must accept arrays of sums, and return nan where nothing was counted. The score of a single case is computed from
     the sums of that case.
 
-    Empty masks: if mask and truth are both empty (for a metric of objects: both without objects), the function is not
-    called, and the score is `metric.both_empty`, by default that of a correct prediction: 1, or 0 if lower is better.
-    If only one of the two is empty, the function must return a finite number: 0 if scores lie between 0 and 1; for a
-    distance, the largest possible value, which is the image's diagonal in mm, because a smaller distance would reward
-    empty masks.
+    If mask and truth are both empty (for a metric of objects: both without objects), the function is not called, and
+    the score is `metric.both_empty`. Its default is the score of a correct prediction: 1, or 0 if lower is better. If
+    only one of the two is empty, the function must return a finite number. A share must be 0. A distance must be the
+    image's diagonal in mm, which is the largest possible value, because a smaller distance would reward empty masks.
 
     A function in a module of `competition.metrics` is added to `METRICS`, and a YAML names it in `metric.name`. A
     function of another package is named by its import path in `metric.target`.
@@ -232,8 +231,8 @@ def metric(
         higher_is_better: the direction. Scores are stored as the function returns them.
         from_counts: the function takes only `tp`, `fp`, `fn` and settings, and accepts arrays of counts; it then also
             supports `average: global`.
-        pooled_share: the function returns a `PooledScore`, whose pooled term has this share of the score; only for a
-            function in `competition.metrics`.
+        pooled_share: the function returns a `PooledScore`, whose pooled term has this share of the score; allowed only
+            for functions in `competition.metrics`.
 
     Returns:
         The decorator; it returns the function unchanged, with the direction as an attribute.
@@ -289,7 +288,7 @@ def load_own_metric(target: str, name: str, trust: Sequence[str], key: str) -> M
 def _parameters(function: Any, called: bool = False) -> dict[str, inspect.Parameter]:
     """Return the named parameters of a function.
 
-    For a class, these are the parameters of its constructor or, if `called`, of its objects' `sums` or `__call__`.
+    For a class, return the parameters of its constructor or, if `called`, of the method `sums` or `__call__`.
     """
     if called and isinstance(function, type):
         # the bound method, whose parameters do not include `self`
@@ -312,8 +311,8 @@ def _listed_values(function: Any) -> dict[str, tuple[Any, ...]]:
 class WeightedSum:
     """Compute a weighted sum of metrics, as the `function` of a `Metric`.
 
-    A term that compares objects has no score if neither mask nor truth has an object. If another term has a score, such
-    a term counts with its best score: 1, or 0 if lower scores are better.
+    A term that compares objects has no score if neither mask nor truth has an object. If another term has a score, a
+    term without a score counts with its best score: 1, or 0 if lower scores are better.
 
     Args:
         terms: pairs of weight and metric; the metrics have their settings.

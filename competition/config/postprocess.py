@@ -61,23 +61,23 @@ class Step(ConfigModel):
 
     @classmethod
     def candidates(cls, search: Any) -> Sequence[Step] | None:
-        """Return the steps that `postprocess.tune` tries, in this order. The search also tries a list without them.
+        """Return the steps that `postprocess.tune` tries, in this order. The search also tries to omit the step.
 
         Args:
             search: `SearchContext` of `competition.postprocessing.steps`.
 
         Returns:
-            Instances of this class with the values to try; None if the search does not try this step.
+            Instances of this class with the values to try; None if the search leaves this step out.
         """
         return None
 
     def find_problem(self, exp: Experiment) -> str | None:
-        """Return why the step contradicts other sections of the experiment; None if it does not."""
+        """Return the conflict between the step and other sections of the experiment; None if there is none."""
         return None
 
     @classmethod
     def is_scalar(cls) -> bool:
-        """Return whether the step's only field is `value`. If so, the YAML has a plain value in place of a mapping."""
+        """Return whether the step's only field is `value`; the YAML then has a plain value instead of a mapping."""
         return set(cls.model_fields) == {"value"}
 
 
@@ -163,7 +163,7 @@ class StepConfig(ConfigModel):
 
     @classmethod
     def of(cls, name: str, step: Step) -> StepConfig:
-        """Return the entry of a step.
+        """Return the entry for a step.
 
         Args:
             name: the step's key, or its import path.
@@ -208,7 +208,7 @@ class StepConfig(ConfigModel):
 
     @property
     def value(self) -> Any:
-        """The value of the key: a number or a boolean; if the YAML has a mapping, the step itself."""
+        """The value of the key: a number or a boolean; for a step with several fields, the step itself."""
         return self.step.value if self.step.is_scalar() else self.step  # type: ignore[attr-defined]
 
     def __str__(self) -> str:
@@ -263,9 +263,9 @@ class LabelOrdering(ConfigModel):
 
 
 class PostprocessConfig(ConfigModel):
-    """Set the post-processing steps for all classes, or by class name.
+    """Set the post-processing steps, for all classes or for each class by name.
 
-    `tune` searches them on the out-of-fold predictions.
+    `tune` searches the best steps on the out-of-fold predictions.
     """
 
     tune: bool = False

@@ -20,10 +20,10 @@ RowKind = Literal["image", "object", "slice_class", "image_class"]
 
 @dataclass(frozen=True)
 class TrainTable:
-    """Describe how the format of the training table differs from the submission.
+    """Describe the differences between the format of the training table and that of the submission.
 
     Attributes:
-        id_column, mask_column, class_column: names of the table's columns; None: as in the submission.
+        id_column, mask_column, class_column: names of the table's columns; None means the submission's column name.
         rows_are_parts: whether the rows of one image are parts of one mask, which are merged.
         grid: (H, W) of the table's masks; None: the image's own size.
     """
@@ -43,8 +43,8 @@ class Profile:
         name: name of the competition.
         rle: how a mask is encoded as text.
         columns: the header, in order.
-        id_column: the column with the name of the image (or slice); the cell is `{name}_{class}` if rows are per class
-            and there is no `class_column`.
+        id_column: the column with the name of the image (or slice). If each row is one class and there is no
+            `class_column`, the cell is `{name}_{class}`.
         mask_column: the column with the encoded mask.
         class_column: the column with the class; None if there is none.
         rows: meaning of a row: `image`; `object` (an image without objects has one empty row); `image_class`, an
@@ -52,7 +52,7 @@ class Profile:
         classes: the competition's class names, if it has several.
         overlap_allowed: whether two objects of one image may share a pixel.
         grid: (H, W) of the submitted masks; None: the image's own size.
-        extra_columns: columns filled from the mask's shape, `height` and `width`.
+        extra_columns: additional columns with the mask's shape: `height` and `width`.
         confidence: whether one cell contains all objects of an image, each as `0 confidence mask`.
         metric: the host's metric as a value of `metric.name`, or `format only`.
         metric_keys: other keys of `metric` that the host's rule sets, see `docs/submission.md`.
@@ -96,7 +96,7 @@ class Profile:
 
     @property
     def several_masks(self) -> bool:
-        """Whether a case may have several masks: in separate rows, or together in one cell."""
+        """Whether a case may have several masks, in separate rows or in one cell."""
         return self.rows == "object" or self.confidence or self.rle.container == "json"
 
     def split_id(self, text: str) -> tuple[str, str | None]:
@@ -267,7 +267,7 @@ def get_profile(name: str) -> Profile:
 
 
 def profile_of(comp: Competition) -> Profile:
-    """Return a competition's submission format: its known profile, or one from `submission.columns` and `.rle`.
+    """Return a competition's submission format: its known profile, or a profile from `submission.columns` and `.rle`.
 
     If there is a sample submission, its header sets the order of the columns.
 

@@ -52,7 +52,7 @@ class Registry(Generic[Entry]):
         """Add an entry.
 
         Raises:
-            ValueError: the name belongs to another entry.
+            ValueError: another entry already has the name.
         """
         if name in self._entries:
             raise ValueError(f"two entries have the {self.kind} name {name!r}")

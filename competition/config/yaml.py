@@ -86,7 +86,7 @@ class YamlDocument:
     def locate(self, path: KeyPath) -> SourceLocation:
         """Return the location of a key.
 
-        If the key has no location, return that of the nearest parent that has a location.
+        If the key has no location, return the location of the nearest parent that has one.
         """
         for length in range(len(path), -1, -1):
             if path[:length] in self.locations:

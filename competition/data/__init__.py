@@ -1,1 +1,1 @@
-"""Case table, images, masks, folds, preprocessing and training samples."""
+"""Read the case table, images and masks; make folds, preprocessed cases and training samples."""

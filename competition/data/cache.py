@@ -91,7 +91,7 @@ class PreprocessedCase:
     def _from_record(cls, folder: Path, record: dict[str, Any]) -> PreprocessedCase:
         """Build the case from its record.
 
-        Old records have no digest, so their damage is detected only here: the method raises one of `READ_ERRORS`.
+        A damaged record raises one of `READ_ERRORS`; old records have no digest that would show the damage earlier.
         """
         case = cls(
             folder,
@@ -123,7 +123,7 @@ class PreprocessedCase:
 
     @cached_property
     def foreground(self) -> np.ndarray:
-        """(n, 1 + d) int32: class 1..K and the coordinates of up to 10,000 of its voxels, evenly spread."""
+        """Evenly spread voxels, up to 10,000 per class: (n, 1 + d) int32, the class 1..K and the coordinates."""
         return self._load_array("foreground.npy", None, (1 + len(self.geometry.shape),), ("int32",))
 
     @cached_property
@@ -133,13 +133,13 @@ class PreprocessedCase:
 
     @property
     def network_input(self) -> np.ndarray | NormalisedWindows:
-        """The network's input without augmentation: (C, *preprocessed) float32, normalised window by window."""
+        """The network's input without augmentation: (C, *preprocessed) float32; windows are normalised on reading."""
         return self.image if self.normalised else NormalisedWindows(self.image, self.intensity)
 
     def _load_array(
         self, name: str, length: int | None, item_shape: tuple[int, ...], dtypes: tuple[str, ...]
     ) -> np.ndarray:
-        """Map an array file. Check that its shape is (`length` or any, *item_shape) and that its dtype is in `dtypes`.
+        """Map an array file into memory, and check its shape (`length` or any length, *item_shape) and its dtype.
 
         Raises:
             MaskfoldError: the header has another shape or dtype. The values are not checked.
@@ -165,7 +165,7 @@ class NormalisedWindows:
 
     Attributes:
         image: the image of a preprocessed case, uint8 or float32.
-        intensity: its normalisation.
+        intensity: the normalisation of the image.
     """
 
     image: np.ndarray
@@ -259,9 +259,9 @@ def get_or_build(root: Path, key: str, build: Callable[[Path], dict[str, Any]], 
     """Return the folder `root / key`; build it if it is missing or damaged.
 
     `build` fills an empty folder and returns the content of `case.json`. If two processes build the same case at the
-    same time, the first to finish wins and the other discards its work. Files of killed processes stay in `root`: a
-    command removes them once with `io.remove_all_stale_temp`, because listing a large cache for each case would take
-    longer than building the case.
+    same time, the first result stays and the other is discarded. Files of killed processes stay in `root`: a command
+    removes them once with `io.remove_all_stale_temp`, because listing a large cache for each case would take longer
+    than building the case.
 
     Args:
         root: the cache's folder.
@@ -372,7 +372,7 @@ _intact_headers: set[tuple[Any, ...]] = set()
 
 
 def _read_headers(case: PreprocessedCase) -> list[tuple[Any, ...]] | None:
-    """Return the values that the check of each array depends on; None if the check must map an array."""
+    """Return the values of each array's header that the check needs; None if the check must map an array."""
     names = [name for name in ARRAY_FILES if name != "mask.npy" or (case.folder / name).exists()]
     expected = (case.geometry.shape, len(case.intensity.shift), case.normalised)
     headers = []
@@ -449,7 +449,7 @@ def _try_rename(folder: Path, final: Path) -> bool:
 
 @contextmanager
 def _exclusive(root: Path) -> Iterator[None]:
-    """Lock the cache.
+    """Lock the cache, as a context manager.
 
     Without the lock, one process could remove the intact case with which another has just replaced a damaged case.
     """
@@ -466,11 +466,11 @@ def _exclusive(root: Path) -> Iterator[None]:
 
 
 class MemoryBudget:
-    """Limit the bytes of the cases that one process has mapped: the least recently used cases release their pages.
+    """Limit the memory of the cases that one process has mapped, by releasing the least recently used cases.
 
     Each case counts with its full size on disk, even if only a part was read, because it would take long to ask the
-    kernel for the used size. Before a case that is larger than the budget is read, all other cases are released; after
-    reading, it is released too.
+    kernel for the used size. Before a case larger than the budget is read, all other cases are released. Such a case is
+    released after it was read.
 
     Args:
         max_bytes: the budget; None: unbounded.
@@ -488,7 +488,7 @@ class MemoryBudget:
 
     @classmethod
     def from_experiment(cls, exp: Experiment) -> MemoryBudget:
-        """Return one process's share of `prepare.cache_gib`, which all main processes and loader workers divide."""
+        """Return one process's budget: `prepare.cache_gib` divided by the number of processes and loader workers."""
         if exp.prepare.cache_gib is None:
             return cls(None)
         return cls(int(exp.prepare.cache_gib * 2**30) // (exp.run.devices * (exp.run.loader_processes + 1)))
@@ -500,7 +500,7 @@ class MemoryBudget:
 
     @contextmanager
     def reading(self, case: PreprocessedCase) -> Iterator[None]:
-        """Release other cases until `case`, which is read inside the block, fits the budget."""
+        """Release other cases until `case` fits the budget; read the case inside the `with` block."""
         if self.max_bytes is None:
             yield
             return

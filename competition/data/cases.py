@@ -168,7 +168,7 @@ def case_row(
     """Build one row of the case table, without group and stratum, which `case_table` adds.
 
     Raises:
-        MaskfoldError: the case's files disagree, or one cannot be read.
+        MaskfoldError: the case's files differ in shape or affine, or a file cannot be read.
     """
     header = check_files_agree(comp, case_id, images, masks)
     channels = [case.files for case in images.values()]
@@ -402,7 +402,7 @@ def _find_instances(
 def _skip_all(
     ids: list[str], problem: str, hint: str, skipped: SkippedCases, images: dict[str, ImagesByChannel] | None = None
 ) -> None:
-    """Skip all ids, or raise one error that names the first id and the number of others."""
+    """Skip all ids if allowed; otherwise raise one error that names the first id and the number of other ids."""
     more = f" (and {len(ids) - 1} more)" if len(ids) > 1 and not skipped.allowed else ""
     for case_id in ids:
         files = next(iter(images[case_id].values())).files if images else ""
@@ -429,7 +429,7 @@ def _skip_masks_without_image(
 
 
 def _channel_suffix_hint(comp: Competition, images: dict[str, ImagesByChannel], mask_ids: list[str]) -> str | None:
-    """Return a hint if images are named as in nnU-Net, by the mask's id and the number of the channel: `a_0000`."""
+    """Return a hint if images are named as in nnU-Net: the mask's id and a channel number (`a_0000`)."""
     patterns = comp.train.images
     if isinstance(patterns, dict) or not any(f"{mask_id}_0000" in images for mask_id in mask_ids):
         return None
@@ -483,7 +483,7 @@ def _check_no_2d_stacks(comp: Competition, patterns: dict[str, str], key: str) -
 def check_files_agree(
     comp: Competition, case_id: str, images: dict[str, CaseFiles], masks: dict[str, Any] | None
 ) -> Header:
-    """Read the headers of all files of a case, and check that they agree.
+    """Read the headers of all files of a case, and check that the files have the same grid.
 
     Args:
         comp: the competition.

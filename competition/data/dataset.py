@@ -28,12 +28,12 @@ class PatchDataset:
 
     Cases come in cycles: each cycle contains every case once in a new random order, independent of where epochs begin.
     A share `patch.foreground` of the patches is centred on a foreground voxel; its class is drawn evenly from the
-    classes of the case. The other patches are drawn uniformly. Patches lie inside the image if it is large enough. A
+    classes of the case. All other patches are drawn uniformly. Patches lie inside the image if it is large enough. A
     smaller image is centred and padded as in inference: volumes and masks with 0, 2D images with their edge pixels.
 
     A sample is a dict of `image` (C', *patch.size) float32, normalised; `mask` (M, *patch.size) uint8; `case`, the
     index into `folders`; `seed`, 63 bits for the augmentation of volumes on the training device. With `patch.slices`,
-    C' is C * slices: the neighbouring slices along the last axis, edges repeated.
+    C' is C * slices: the neighbouring slices along the last axis, with edge slices repeated.
 
     Args:
         folders: preprocessed cases with masks.
@@ -188,7 +188,7 @@ class _OpenCase:
 def _window(
     centre: Array, shape: Sequence[int], size: Sequence[int]
 ) -> tuple[tuple[slice, ...], list[tuple[int, int]]]:
-    """Return the slices of the image that a patch around `centre` covers, and the padding (before, after) per axis."""
+    """Return the slices of the image that a patch around `centre` covers, and the patch's padding per axis."""
     inside, padding = [], []
     for middle, length, patch_length in zip(centre, shape, size, strict=True):
         if length >= patch_length:
@@ -250,8 +250,8 @@ class WeightedCaseSampler:
     A cycle contains every labelled case once. A set of n extra cases with the weight w contributes w·n samples per
     cycle, rounded down or up so that the average over all cycles is exactly w·n. Extra cases are drawn in rounds; each
     round contains every extra case once in random order. So each extra case is drawn w times as often as a labelled
-    case, and the expected gradient is that of a loss in which the case has the weight w. Without extra cases, a cycle
-    is a permutation of the labelled cases.
+    case. The expected gradient equals that of a loss in which the extra case has the weight w. Without extra cases, a
+    cycle is a permutation of the labelled cases.
 
     Args:
         labelled: number of labelled cases; they have the first indices.

@@ -83,7 +83,7 @@ def split_groups(table: pandas.DataFrame, alike: Iterable[Sequence[str]] = ()) -
 def find_equal_images(prepared: Mapping[str, Path]) -> list[list[str]]:
     """Return the ids of prepared images with equal pixels; constant images do not count as copies.
 
-    A few values of each image are compared first, so only images that agree in these are read completely.
+    A few values of each image are compared first. Only images with equal values there are read completely.
 
     Args:
         prepared: folder of each preprocessed case, by id.
@@ -166,8 +166,8 @@ def make_thumbnail(array: np.ndarray, symmetric: bool = False) -> Floats | None:
 
     Args:
         array: (C, *spatial), two or three spatial axes.
-        symmetric: whether to average over two grids that start at opposite ends of each axis. If so, the thumbnail of a
-            mirrored image is the mirrored thumbnail, for every image size.
+        symmetric: whether to average over two grids that start at opposite ends of each axis. The thumbnail of a
+            mirrored image is then the mirrored thumbnail, for every image size.
 
     Returns:
         float32 (side, side[, side]); None for a constant image.
@@ -269,7 +269,7 @@ def cluster_pairs(pairs: Sequence[ImagePair]) -> list[list[int]]:
 
 
 def _shrink(array: np.ndarray, axis: int, side: int) -> np.ndarray:
-    """Average `side` boxes along an axis, float32; a shorter axis repeats its values."""
+    """Divide an axis into `side` boxes and return the mean of each, float32; a shorter axis repeats its values."""
     length = array.shape[axis]
     starts = np.arange(side) * length // side
     if length < side:

@@ -40,8 +40,8 @@ class Geometry:
         crop: (start, stop) per axis of the reoriented grid.
         resampled: shape after resampling; the outer edges of the first and last voxels stay where they are.
         pad: (before, after) voxels that are added along each axis at the end.
-        background: whether channel 0 of the probabilities is the background; if so, it gets probability 1 in the region
-            that was cropped off.
+        background: whether channel 0 of the probabilities is the background. The background gets probability 1 in the
+            region that was cropped off.
     """
 
     file_shape: tuple[int, ...]
@@ -214,7 +214,7 @@ def _plan_resampling(
 def _resampled_length(length: int, spacing: float, new_spacing: float) -> int:
     """Return the length of an axis at the new spacing.
 
-    If it differs by less than a thousandth of a voxel, it is unchanged.
+    A change of less than a thousandth of a voxel keeps the length.
     """
     if abs(spacing / new_spacing - 1) * length < 1e-3:
         return length
@@ -270,7 +270,7 @@ MAX_DISTANCE = 0.05
 def check_same_grid(
     case_id: str, first: tuple[str, Header], other: tuple[str, Header], is_mask: bool, compare_affines: bool = True
 ) -> None:
-    """Check that two files of a case have the same grid, by their headers.
+    """Check by their headers that two files of a case have the same grid.
 
     Args:
         case_id: id of the case, for messages.
@@ -314,7 +314,7 @@ def check_same_grid(
 
 
 def corner_distance(first: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
-    """Return the largest distance between the positions that two affines give to a corner of the grid, and that corner.
+    """Return the corner of the grid at which the positions by two affines differ most, and the distance there.
 
     Args:
         first: 4×4 voxel to world.
@@ -322,7 +322,7 @@ def corner_distance(first: np.ndarray, other: np.ndarray, shape: tuple[int, ...]
         shape: shape of both files, 2 or 3 axes.
 
     Returns:
-        The distance in voxels of the first file, and the voxel.
+        The distance in voxels of the first file, and the voxel at the corner.
     """
     corners = np.array(list(product(*((0, n - 1) for n in shape))), np.float64)
     padded = np.ones((4, len(corners)))
@@ -379,7 +379,7 @@ def _resample_into(target: np.ndarray, channel: np.ndarray) -> None:
 
 
 def _linear_weights(length: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return each new value's two neighbours on the old axis (two index arrays), and the weight of the second one."""
+    """Return the two neighbours of each new value on the old axis (index arrays), and the second neighbour's weight."""
     position = np.clip((np.arange(new) + 0.5) * (length / new) - 0.5, 0, length - 1)
     lower = position.astype(np.int64)
     return lower, np.minimum(lower + 1, length - 1), (position - lower).astype(np.float32)
@@ -445,7 +445,7 @@ def _label_values(mask: np.ndarray) -> list[int]:
 
 
 def crop_box(array: np.ndarray, prepare: PreprocessingConfig) -> Box:
-    """Return the box of an image (C, *spatial) that `prepare.crop` keeps."""
+    """Return the box of an image (C, *spatial) to which `prepare.crop` crops."""
     if prepare.crop == "nonzero":
         return nonzero_box(array)
     if prepare.crop == "foreground":
@@ -454,17 +454,17 @@ def crop_box(array: np.ndarray, prepare: PreprocessingConfig) -> Box:
 
 
 def nonzero_box(array: np.ndarray) -> Box:
-    """Return the box of the voxels of (C, *spatial) that are not 0 in some channel; if all are 0, the whole image."""
+    """Return the box around the voxels of (C, *spatial) with a value other than 0; the whole image if all are 0."""
     return _box(array, [lambda plane: plane != 0] * len(array))
 
 
 def foreground_box(array: np.ndarray, prepare: PreprocessingConfig) -> Box:
-    """Return the box of the voxels of (C, *spatial) that are brighter than the surroundings in at least one channel.
+    """Return the box around the voxels of (C, *spatial) that are brighter than the surroundings in any channel.
 
-    The content of a channel begins a tenth of the way from its 2nd to its 98th percentile: the rough threshold of BET
-    (Smith 2002, Fast robust automated brain extraction, Human Brain Mapping 17:143-155, doi:10.1002/hbm.10062). The
-    threshold is low, so that dim tissue is kept: in a CT, air (-1024) is removed, and the body is kept with its skin.
-    (`nonzero_box` would not work, because 0 is water.) Means of 3×3 pixels are compared with the threshold, so that
+    The threshold of a channel is its 2nd percentile plus a tenth of the range to its 98th percentile, as in BET (Smith
+    2002, Fast robust automated brain extraction, Human Brain Mapping 17:143-155, doi:10.1002/hbm.10062). The threshold
+    is low, so that dim tissue is kept: in a CT, air (-1024) is removed, and the body is kept with its skin.
+    (`nonzero_box` does not fit a CT, because 0 is water.) Means of 3×3 pixels are compared with the threshold, so that
     specks of noise do not count. With `prepare.intensity: window`, values are clipped to the window first, so that all
     values below the window count as surroundings: air, a foam table, or a scanner's padding of -3024. Two voxels are
     added on each side. An image is not cropped if its surroundings are bright, or if their noise reaches a twentieth of
@@ -498,7 +498,7 @@ def _windowed(values: np.ndarray, prepare: PreprocessingConfig) -> np.ndarray:
 
 
 def _box(array: np.ndarray, tests: Sequence[ContentTest], margin: int = 0) -> Box:
-    """Return the box of the voxels that pass the test of at least one channel; the whole image if no voxel passes."""
+    """Return the box around the voxels that pass the test of any channel; the whole image if no voxel passes."""
     has_content: list[np.ndarray] = [np.zeros(n, bool) for n in array.shape[1:]]  # one entry per axis
     for channel, test in zip(array, tests, strict=True):
         for index, plane in enumerate(channel):  # plane by plane, so that no whole volume is copied

@@ -64,7 +64,7 @@ class Header:
 
     Attributes:
         shape: the spatial axes.
-        spacing: mm along each of them; ones if the file does not store it.
+        spacing: mm along each spatial axis; ones if the file does not store it.
         affine: 4×4 float64, voxel to world in mm; None if the format stores no affine.
         channels: channels of the image.
         dtype: numpy's name of the dtype that `read_image` returns.
@@ -107,7 +107,7 @@ def turn_back(array: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def tiff_orientation(series: TiffPageSeries) -> int:
-    """Return the orientation of a TIFF's first series; 1 without a valid one."""
+    """Return the orientation of a TIFF's first series; 1 if the file has no valid orientation."""
     tag = series.keyframe.tags.get(ORIENTATION_TAG)
     value = tag.value if tag is not None else 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
@@ -117,7 +117,7 @@ def tiff_orientation(series: TiffPageSeries) -> int:
 
 
 def unreadable_error(path: Path, reason: object, solution: str = "Replace it by an intact copy") -> MaskfoldError:
-    """Return the error for a file that is not a valid image; its hint is `solution`, or to skip the case."""
+    """Return the error for a file that is not a valid image; the default hint is to skip the case."""
     return MaskfoldError(
         f"{path} cannot be read ({reason}).", f"{solution}, or skip the case with competition.on_bad_case=skip."
     )
@@ -159,7 +159,7 @@ def convert_decoder_errors(path: Path) -> Iterator[None]:
 
 
 def check_declared_size(path: Path, declared: int, limit: int | None = None) -> None:
-    """Check, before the pixels are allocated, that the file and the memory can hold what the header declares.
+    """Check, before the pixels are allocated, that the file and the memory can hold the declared pixels.
 
     Args:
         path: the file.
@@ -213,8 +213,8 @@ def check_not_bomb(path: Path, declared: int) -> None:
 def channels_first(array: np.ndarray, dimensions: int, path: Path) -> np.ndarray:
     """Move the channel axis of an array without metadata to the front.
 
-    If an array has one axis more than `dimensions`, the shorter one of its first and last axis counts as the channel
-    axis; if both are equally long, the last one.
+    If an array has one axis more than `dimensions`, the channel axis is the first or the last axis, whichever is
+    shorter. If both are equally long, it is the last axis.
 
     Args:
         array: `dimensions` or `dimensions + 1` axes.
@@ -232,7 +232,7 @@ def channels_first(array: np.ndarray, dimensions: int, path: Path) -> np.ndarray
 
 
 def wrong_dimensions_error(path: Path, shape: tuple[int, ...], dimensions: int) -> MaskfoldError:
-    """Return the error for a 2D image where a volume is expected, or the reverse."""
+    """Return the error for a 2D image where a volume is expected, or for a volume where a 2D image is expected."""
     size = "×".join(map(str, shape))
     if dimensions == 3:
         return MaskfoldError(
@@ -275,8 +275,8 @@ def detached_data_file(path: Path) -> Path | None:
     """Return the file with the voxels of an MHD or NHDR file; None for other files, which contain their voxels.
 
     Raises:
-        MaskfoldError: the header names several files, a file in another folder, or, in MHA and NRRD, any file; or ITK
-            might find a file name in it that this function does not find.
+        MaskfoldError: the header names several files or a file in another folder; an MHA or NRRD file names any file;
+            or ITK might find a file name in the header that this function does not find.
     """
     suffix = path.suffix.lower()
     if suffix not in DATA_FILE_LINES:
@@ -321,7 +321,7 @@ def _count_in_rest(file: IO[bytes], header: bytes) -> int:
 
 
 def has_detached_voxels(path: Path) -> bool:
-    """Return whether the voxels of a file are in another one, by its extension (MHD, NHDR)."""
+    """Return whether a file has its voxels in a second file, by its extension (MHD, NHDR)."""
     return path.suffix.lower() in (".mhd", ".nhdr")
 
 

@@ -58,7 +58,7 @@ class CaseObjects:
         return bool(self.labels.any()) or bool(self.hidden)
 
     def of_class(self, mask: np.ndarray, index: int) -> CaseObjects:
-        """Return the objects of a class, restricted to its mask (*spatial) bool."""
+        """Return the objects of a class, without pixels outside the mask of the class (*spatial) bool."""
         labels = np.where(mask, self.labels, 0)
         if not self.hidden:
             return CaseObjects(labels)
@@ -70,7 +70,7 @@ class CaseObjects:
         return CaseObjects(labels, tuple(part for part in cut if part.mask.any()))
 
     def without(self, outside: np.ndarray) -> CaseObjects:
-        """Remove the pixels of a mask (*spatial) bool from the objects, and return them with unchanged numbers."""
+        """Return the objects, with unchanged numbers, without the pixels of a mask (*spatial) bool."""
         cut = (part._replace(mask=part.mask & ~outside[part.box]) for part in self.hidden)
         return replace(
             self, labels=np.where(outside, 0, self.labels), hidden=tuple(part for part in cut if part.mask.any())
@@ -136,7 +136,7 @@ def _load_truth(comp: Competition, row: Any, masks: dict[str, Any], shape: tuple
 
 
 def load_instances(comp: Competition, row: Any) -> np.ndarray:
-    """Number the objects of a training case in a label image. A pixel of two objects gets the later number.
+    """Number the objects of a training case in a label image; a pixel of two objects gets the later object's number.
 
     Args:
         comp: the competition.
@@ -154,9 +154,9 @@ def load_instances(comp: Competition, row: Any) -> np.ndarray:
 def load_objects(comp: Competition, row: Any) -> CaseObjects:
     """Number the objects of a training case, each with all its pixels.
 
-    Each row of run lengths is an object, except that all rows of a class are one object if the profile says that rows
-    are parts of one mask. Each file in a folder of instances is an object. In other label files an object is a
-    connected component of a class (8 neighbours in 2D, 26 in 3D).
+    Each row of run lengths is an object. If the profile says that rows are parts of one mask, all rows of a class are
+    one object. Each file in a folder of instances is an object. In other label files an object is a connected component
+    of a class (8 neighbours in 2D, 26 in 3D).
 
     Args:
         comp: the competition.
@@ -221,7 +221,7 @@ def find_covered(labels: np.ndarray, mask: np.ndarray) -> Iterator[HiddenPixels]
 
 
 def shared_region(first: tuple[slice, ...], second: tuple[slice, ...]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Return the region that two boxes share, as slices into each of them; empty slices if they are apart."""
+    """Return the region that two boxes share, as slices into each box; empty slices if the boxes do not overlap."""
     inside: tuple[list[slice], list[slice]] = ([], [])
     for one, other in zip(first, second, strict=True):
         low = max(one.start, other.start)
@@ -263,15 +263,15 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
 
 
 def load_relabelled_mask(source: Competition, row: Any, target: Competition, mapping: dict[str, str]) -> np.ndarray:
-    """Read the ground truth of a case of another competition (the source) in the classes of the target competition.
+    """Read the ground truth of another competition's case (the source) in the classes of the target competition.
 
-    Source classes without a mapping become background. If no source class maps to a target class, nothing is known
-    about that class. Then, if classes overlap, its mask is 255 everywhere; if classes are exclusive, 255 replaces the
+    Source classes without a mapping become background. A target class is unknown if no source class maps to it. The
+    mask of an unknown class is 255 everywhere if classes overlap; if classes are exclusive, 255 replaces the
     background.
 
     Args:
         source: the other competition.
-        row: a row of its case table.
+        row: a row of the source's case table.
         target: the competition that is trained.
         mapping: source class to target class.
 
@@ -310,7 +310,7 @@ def load_relabelled_mask(source: Competition, row: Any, target: Competition, map
 def boundary_mask(objects: np.ndarray, width: int) -> np.ndarray:
     """Return the pixels of each object that are at most `width` pixels from another object or from the background.
 
-    The boundary of a small object is thinner or absent, so that some pixels of the object keep its class. The edge of
+    The boundary of a small object is thinner or absent, so that some pixels of the object keep their class. The edge of
     the image does not count as a boundary. The boundary class was proposed by Caicedo et al., "Nucleus segmentation
     across imaging experiments", Nature Methods 2019.
 
@@ -379,7 +379,7 @@ def _edge_distance(inside: np.ndarray) -> np.ndarray:
 
 
 def _has_neighbour(objects: np.ndarray, radius: int, highest: int) -> np.ndarray:
-    """Return a mask (*spatial): pixels with another number within `radius` pixels, along axes or diagonals."""
+    """Return a mask (*spatial) of the pixels with another number within `radius` pixels, along axes or diagonals."""
     size = 2 * radius + 1
     if objects.ndim == 2 and objects.size and highest < 2**24:  # float32 is exact here, and much faster
         import cv2
@@ -424,7 +424,7 @@ class _Part:
 
 
 def _parts(comp: Competition, row: Any, masks: dict[str, Any], shape: tuple[int, ...]) -> Iterator[_Part]:
-    """Yield the objects of each class and slice in a table of run lengths, or of each mask file."""
+    """Yield the objects of each mask file, or of each class and slice in a table of run lengths."""
     if masks["kind"] == "rle":
         lines_of: dict[tuple[str, int | None], list[int]] = {}
         for line, cls, index in masks["rows"]:
@@ -451,7 +451,7 @@ def _parts(comp: Competition, row: Any, masks: dict[str, Any], shape: tuple[int,
 def _decode_rows(
     comp: Competition, case_id: str, lines: list[int], shape: tuple[int, ...]
 ) -> tuple[np.ndarray, tuple[HiddenPixels, ...]]:
-    """Decode the objects in some lines of the table, on the case's axes, and the pixels that later objects cover."""
+    """Decode some lines of the table: return objects on the case's axes, and the pixels that later objects cover."""
     texts, fmt = row_texts(comp, lines), rle_format(comp)
     grid = rle_grid(comp) if len(shape) == 2 else None
     in_pictures = len(shape) == 2 and rle_counts_in_pictures(comp)
@@ -509,7 +509,7 @@ def _read_label_file(
 
 
 def _outside_region(comp: Competition, row: Any, masks: dict[str, Any], shape: tuple[int, ...]) -> np.ndarray | None:
-    """Return a mask (*spatial): pixels where the region mask (`train.region`) is 0; None without a region mask."""
+    """Return a mask (*spatial) of the pixels outside the region mask (`train.region`); None without a region mask."""
     if masks.get("region") is None:
         return None
     region = _read_label_file(comp, masks["region"], shape, get_column(row, "id"), row_axes(comp, row))
@@ -562,7 +562,7 @@ def _recode(labels: np.ndarray, values: list[int], codes: dict[int, int]) -> np.
 
 
 def _apply_threshold(labels: np.ndarray, threshold: float, value: int) -> np.ndarray:
-    """Return labels (*spatial) that are `value` where the given labels reach the threshold, and 0 elsewhere."""
+    """Return `value` where the labels (*spatial) are at least `threshold`, and 0 elsewhere."""
     result = large_arrays.empty(labels.shape, np.uint8 if 0 <= value < 256 else np.int32)
     for block in large_arrays.row_blocks(labels.shape):
         result[block] = (labels[block] >= threshold) * np.int32(value)

@@ -23,7 +23,7 @@ CAST_BLOCK = 8192  # NumPy converts this many values at a time in a sum, so it s
 
 
 def find_other_channels(channels: Mapping[str, int], dimensions: int) -> dict[str, MaskfoldError]:
-    """Return an error for each case whose number of channels differs from that of most cases.
+    """Return an error for each case whose number of channels differs from the most frequent number.
 
     Args:
         channels: number of channels by case id, in order, for cases that train one network.
@@ -76,7 +76,7 @@ class Intensity:
         return result
 
     def apply_to(self, channel: np.ndarray, index: int) -> None:
-        """Normalise a channel in place; `channel` is float32 of any shape, and `index` is its number."""
+        """Normalise channel number `index` in place; `channel` is float32 of any shape."""
         lo, hi = self.lo[index], self.hi[index]
         if lo is not None and hi is not None:
             np.clip(channel, lo, hi, out=channel)
@@ -159,7 +159,7 @@ def select_channels(array: np.ndarray, numbers: Sequence[int], case: str) -> np.
 
 
 def may_have_alpha(images: str | dict[str, str]) -> bool:
-    """Return whether the last channel may be transparency. This is possible only if one file contains all channels."""
+    """Return whether the last channel may be transparency, which is possible only if one file contains all channels."""
     return isinstance(images, str) and "{c}" not in images
 
 
@@ -191,7 +191,7 @@ def convert_channels(array: np.ndarray, channels: str | Sequence[int], alpha: bo
 
 
 def percentiles(channel: np.ndarray, shares: Sequence[float]) -> list[float]:
-    """Return exactly what `np.percentile` returns; if possible, count the values instead of sorting them.
+    """Compute percentiles with the exact result of `np.percentile`; count values instead of sorting where possible.
 
     Values can be counted if they are 8-bit, or float32 values of 16-bit data: k / 65535, or whole numbers from a range
     of 65,536.
@@ -216,7 +216,7 @@ def percentiles(channel: np.ndarray, shares: Sequence[float]) -> list[float]:
 
 
 def _count_values(channel: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the counts of up to 65,536 distinct values, and the sorted values; None for other kinds of values."""
+    """Return the counts of up to 65,536 distinct values, and the sorted values; None if counting is impossible."""
     if channel.dtype == np.uint8:
         counts = _count_blocks(channel, lambda block: block, 256)
         return None if counts is None else (counts, np.arange(256, dtype=np.uint8))
@@ -269,7 +269,7 @@ def _moments(channel: np.ndarray, lo: float, hi: float) -> tuple[float, float]:
 
 
 def _moments_of_rows(rows: np.ndarray, lo: float, hi: float) -> tuple[float, float]:
-    """Return exactly what `_moments` returns, for rows (planes, values), with fewer calls of NumPy.
+    """Compute the exact result of `_moments` for rows (planes, values), with fewer calls of NumPy.
 
     The order of the sums is the same: NumPy adds the values of a row in the order of a plane's values, and the rows are
     added one by one. For 8-bit values, tables of 256 results replace the computation.

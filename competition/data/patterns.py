@@ -178,7 +178,7 @@ def match_path(pattern: str, path: str, case_id: str) -> dict[str, str] | None:
 
 
 def slice_aliases(case_id: str, item: SliceFile) -> list[str]:
-    """Return the names that a competition's table may use for a slice, the most explicit name first.
+    """Return the names that a competition's table may use for a slice, starting with the longest name.
 
     Example:
         >>> slice_aliases("case1_day2", SliceFile("0003", "case1_day2/scans/slice_0003_266.png"))[0]
@@ -197,7 +197,7 @@ def check_root(root: Path) -> None:
     """Check that the competition's root is a folder.
 
     Raises:
-        MaskfoldError: it is not a folder.
+        MaskfoldError: the root is not a folder.
     """
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
@@ -209,7 +209,7 @@ def check_root(root: Path) -> None:
 
 
 def check_ids_differ_by_more_than_case(ids: list[str], key: str) -> None:
-    """Check that ids differ in more than case and Unicode form, because result files are named after the ids.
+    """Check that no two ids are equal apart from upper and lower case or Unicode form; ids become file names.
 
     Raises:
         MaskfoldError: two ids differ only in case, or only in the Unicode form of a letter.
@@ -257,13 +257,13 @@ def _all_paths(case: CaseFiles | list[str]) -> list[str]:
 
 
 def oof_file_name(case_id: str) -> str:
-    """Return the file name of a case's out-of-fold prediction; letters, digits and `-_. ` stay, others are quoted."""
+    """Return the file name of a case's out-of-fold prediction: the id, with unusual characters percent-encoded."""
     quoted = "".join(letter if letter.isalnum() or letter in "-_. " else quote(letter, safe="") for letter in case_id)
     return quoted + OOF_SUFFIX
 
 
 def id_problem(comp: Competition, case_id: str) -> str | None:
-    """Return what is wrong with a case id, for a message, e.g. "is too long"; None if the id is valid.
+    """Return the problem of a case id for a message, e.g. "is too long"; None if the id is valid.
 
     The id must leave room for the suffixes of the files that are named after it: out-of-fold predictions (see
     `competition.runs.oof.OofStore.path`) and label files.
@@ -448,7 +448,7 @@ def count_test_images(comp: Competition) -> int | None:
 
 
 def has_hidden_test(test_count: int | None, train_count: int) -> bool:
-    """Return whether the test images look like placeholders for a hidden test set: none, or very few."""
+    """Return whether the host seems to hide the test set, because there are no test images or very few."""
     return test_count is not None and test_count < min(MAX_PLACEHOLDERS, max(1, PLACEHOLDER_SHARE * train_count))
 
 
@@ -535,7 +535,7 @@ def _path_expression(pattern: str) -> str:
 
 
 class SkippedCases:
-    """Collect bad cases if `on_bad_case` is `skip`; raise an error at the first one if it is `stop`.
+    """Collect bad cases if `on_bad_case` is `skip`; raise an error at the first bad case if it is `stop`.
 
     Attributes:
         allowed: whether bad cases may be skipped.
@@ -552,7 +552,7 @@ class SkippedCases:
         """Record a bad case.
 
         Raises:
-            MaskfoldError: the error, unless `on_bad_case` is skip.
+            MaskfoldError: `on_bad_case` is not `skip`; `error` is raised.
         """
         if not self.allowed:
             raise error

@@ -226,7 +226,7 @@ def _count_workers(rows: list[SimpleNamespace]) -> int:
 
 @dataclass(frozen=True)
 class _Preprocessor:
-    """Preprocess one case in a worker process."""
+    """Preprocess cases in a worker process, one per call."""
 
     exp: Experiment
     root: Path

@@ -59,8 +59,8 @@ def read_image(path: str | Path, dimensions: int | None = None, exif: bool = Fal
 
     Args:
         path: a PNG, JPEG, JPEG 2000, BMP, GIF, TIFF, NIfTI, NPY, NPZ, NRRD, NHDR, MHA or MHD file.
-        dimensions: number of spatial axes, 2 or 3; decides whether the pages of a TIFF are channels or slices. None: 3
-            for NIfTI, NRRD and MHA, else 2.
+        dimensions: number of spatial axes, 2 or 3; 2 reads the pages of a TIFF as channels, 3 as slices. None: 3 for
+            NIfTI, NRRD and MHA, else 2.
         exif: whether a 2D image is rotated by its EXIF orientation. Most masks and run lengths refer to the pixels as
             they are stored.
 
@@ -153,7 +153,8 @@ def read_header(path: str | Path, dimensions: int | None = None, labels: bool = 
         Shape, spacing, affine, channels and dtype.
 
     Raises:
-        MaskfoldError: the file is missing, of an unknown format, or its header is broken or declares too much.
+        MaskfoldError: the file is missing or has an unknown format, or its header is broken or declares too large a
+            size.
     """
     path = Path(path)
     file_format, dimensions = _reader(path, dimensions)
@@ -168,7 +169,7 @@ def read_header(path: str | Path, dimensions: int | None = None, labels: bool = 
 
 
 def exif_orientation(path: str | Path) -> int:
-    """Return the EXIF orientation of a raster or TIFF file, 1 (as stored) to 8; without a valid one, 1."""
+    """Return the EXIF orientation of a raster or TIFF file, 1 (as stored) to 8; 1 if there is no valid value."""
     path, value = Path(path), 1
     kind = EXTENSIONS.get(extension_of(path.name))
     if kind not in ("raster", "tiff"):
@@ -258,12 +259,12 @@ def load_image(comp: Competition, row: Any) -> Image:
         row: a row of the case table.
 
     Returns:
-        The image: (C, *spatial), the channels of all its files in the YAML's order; slices make (C, H, W, Z). The
-        spatial axes have the competition's order, see `competition.config.axes`; spacing and affine are those of the
-        first channel.
+        The image (C, *spatial) with the channels of all files, in the YAML's order. A stack of slices becomes (C, H, W,
+        Z). The spatial axes have the competition's order, see `competition.config.axes`; spacing and affine are those
+        of the first channel.
 
     Raises:
-        MaskfoldError: a file cannot be read, has NaN or infinite values, or differs in size from the others.
+        MaskfoldError: a file cannot be read, has NaN or infinite values, or differs in size from the other files.
     """
     axes = row_axes(comp, row)
     parts = [_read(comp, files, axes) for files in json.loads(get_column(row, "images")).values()]
@@ -342,7 +343,7 @@ def read_case_labels(comp: Competition, files: str | list[str], axes: str | None
 
 
 def row_axes(comp: Competition, row: Any) -> str | None:
-    """Return the order of axes of a case's arrays, such as `xyz`; None if its files do not define an order."""
+    """Return the order of axes of a case's arrays, such as `xyz`; None if the case's files do not define an order."""
     files: str | list[str] | None = next(iter(json.loads(get_column(row, "images")).values()), None)
     return None if files is None else case_axes(comp, files)
 
@@ -371,9 +372,9 @@ def _format_size(header: Header) -> str:
 
 
 def get_column(row: Any, column: str) -> Any:
-    """Return a cell of a row: a Series, a tuple of `itertuples`, or any object with the columns as attributes.
+    """Return one cell of a row: a Series, a tuple of `itertuples`, or an object with the columns as attributes.
 
-    A Series is read by key, because its own attributes (`shape` among them) hide the columns.
+    A Series is read by key, because it has attributes such as `shape` that hide columns of the same name.
     """
     return row[column] if hasattr(row, "iloc") else getattr(row, column)
 

@@ -42,7 +42,7 @@ class OrderVote:
         order: the more likely order; None if no case votes.
         votes: number of cases that vote for `order`.
         cases: number of cases that vote.
-        strong: number of cases among `votes` that are clear evidence.
+        strong: number of cases in `votes` whose data are clear evidence.
     """
 
     order: Order | None
@@ -87,8 +87,8 @@ def detect_order(
 ) -> OrderVote:
     """Detect the pixel order of the run lengths from a sample of the cases of `train.rle`.
 
-    Cases whose images are not square are used first, because only their headers are read. The result is cached by
-    the paths and run lengths of the sample.
+    Cases whose images are not square are used first, because reading their headers is enough. The result is cached for
+    this sample of paths and run lengths.
 
     Args:
         comp: the competition.
@@ -170,7 +170,7 @@ def likely_order(
 
     Args:
         texts: one or several masks of the case, as pairs of start and length.
-        shape: the shape of its masks.
+        shape: the shape of the masks.
         fmt: the format; only `base`, `relative` and `empty` are used.
         image: grey image (*shape), required only if all sides are equal.
 
@@ -187,7 +187,7 @@ def likely_order(
 def _compare_orders(
     texts: Sequence[str], shape: Sequence[int], fmt: RleFormat, image: NDArray[np.generic] | None
 ) -> Opinion | None:
-    """Compare how plausible the masks of one case look in both orders; `likely_order` describes the arguments."""
+    """Compare the plausibility of a case's masks in both orders; see `likely_order` for the arguments."""
     if shape[0] != shape[-1]:
         column, row = (sum(count_pieces(text, line, fmt) for text in texts) for line in (shape[0], shape[-1]))
         if max(column, row) >= _SCATTER_RATIO * min(column, row) and column != row:
@@ -209,10 +209,10 @@ def _compare_orders(
 
 
 def count_pieces(text: str, line: int, fmt: RleFormat) -> int:
-    """Count the runs that touch no run of the previous line: an upper bound of the number of connected pieces.
+    """Count the runs that touch no run of the previous line, an upper bound of the number of connected pieces.
 
     Args:
-        text: pairs.
+        text: the mask as pairs of start and length.
         line: number of pixels of one line: the height for columns, the width for rows.
         fmt: the format; only `base`, `relative` and `empty` are used.
     """
@@ -264,7 +264,7 @@ def check_order(vote: OrderVote, fmt: RleFormat, path: object, key: str) -> None
 
 
 def _format_yaml(fmt: RleFormat, order: Order) -> str:
-    """Return the format as YAML, with another order."""
+    """Return the format as YAML text for a hint, with `order` instead of the format's own order."""
     items = [f"order: {order}"]
     items += ["base: 0"] if fmt.base == 0 else []
     items += ["relative: true"] if fmt.relative else []

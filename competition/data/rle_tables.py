@@ -1,4 +1,4 @@
-"""Read tables of run lengths (`train.rle`): format and columns, and the case or slice of each row."""
+"""Read tables of run lengths (`train.rle`): find the format, the columns, and the case or slice of each row."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def assign_rows(comp: Competition, cases: dict[str, CaseFiles], skipped: Skipped
 
 
 def table_id_suffix(comp: Competition) -> str:
-    """Return the suffix that all ids of `train.rle` add to the image's name, such as `.jpg`; empty without one.
+    """Return the suffix, such as `.jpg`, that all ids of `train.rle` add to the image's name; empty without a suffix.
 
     Raises:
         MaskfoldError: the table cannot be read, or lacks a column.
@@ -157,7 +157,7 @@ def row_texts(comp: Competition, lines: Sequence[int]) -> list[str]:
 
 
 def current_rows(comp: Competition, row: Any) -> list[RleRow]:
-    """Read the rows of one case again, as `assign_rows` assigns them, to compare them with the case table.
+    """Read the table again and return the rows of one case, to compare them with the case table.
 
     Args:
         comp: the competition.
@@ -188,14 +188,14 @@ def current_rows(comp: Competition, row: Any) -> list[RleRow]:
 def _mask_texts(comp: Competition, table: Any, layout: RleTableColumns) -> Any:
     """Return the column of run lengths.
 
-    With a profile, outer spaces are removed, because the cells of SIIM-ACR have them.
+    If the YAML names a profile, remove spaces around each cell, because the tables of SIIM-ACR have such spaces.
     """
     texts = table[layout.mask]
     return texts if comp.submission.profile is None else texts.str.strip()
 
 
 def _empty_texts(comp: Competition) -> set[str]:
-    """Return the texts that stand for a mask without a pixel."""
+    """Return the texts that mean an empty mask."""
     return {"", rle_format(comp).empty}
 
 
@@ -205,7 +205,7 @@ _last_index: tuple[Any, Competition, _RowIndex] | None = None  # index of the ta
 
 
 def _index_rows(comp: Competition, path: Path, table: Any, layout: RleTableColumns) -> _RowIndex:
-    """Return image, class and run lengths of each row, and row positions by the names that may refer to them."""
+    """Return image, class and run lengths of each row, and the positions of the rows by case or slice name."""
     global _last_index
     if _last_index is None or _last_index[0] is not table or _last_index[1] is not comp:
         names, classes = _names_and_classes(comp, path, table, layout)
@@ -218,7 +218,7 @@ def _index_rows(comp: Competition, path: Path, table: Any, layout: RleTableColum
 
 
 def rle_format(comp: Competition) -> RleFormat:
-    """Return the format of `train.rle`: `train.rle_format`, otherwise the profile's, otherwise `submission.rle`."""
+    """Return the format of `train.rle`: `train.rle_format`, else the profile's format, else `submission.rle`."""
     profile = _profile(comp)
     if comp.train.rle_format is None and profile is not None:
         return profile.rle
@@ -227,7 +227,7 @@ def rle_format(comp: Competition) -> RleFormat:
 
 
 def keep_table_format(comp: Competition, trained: Competition) -> Competition:
-    """Return a competition that reads its training table in another competition's format, whatever `submission` says.
+    """Return `comp` with the training table's format of `trained`.
 
     Without `train.rle_format`, a training table is read in the format of the submission. A later change of `submission`
     must not change how a run reads its training table.
@@ -259,16 +259,16 @@ def rows_are_parts(comp: Competition) -> bool:
 
 
 def _profile(comp: Competition) -> Profile | None:
-    """Return the profile that the YAML names, if any."""
+    """Return the profile that the YAML names; None if the YAML names no profile."""
     return None if comp.submission.profile is None else profile_of(comp)
 
 
 def _open_table(comp: Competition) -> tuple[Path, Any, RleTableColumns]:
     """Return the path of `train.rle`, its content as a pandas table, and its layout.
 
-    Columns in the YAML take precedence over those of the profile. The header of a training table often differs from
-    that of the submission, and some hosts changed it during the competition. So the table's header selects one of the
-    profile's layouts.
+    Column names in the YAML take precedence over the profile's. A profile may have several layouts, and the table's
+    header selects one, because the header often differs from the submission's, and some hosts changed it during the
+    competition.
 
     Raises:
         MaskfoldError: a column is missing (status 2).
@@ -334,7 +334,7 @@ def _quoted(columns: Iterable[Any]) -> str:
 def _names_and_classes(
     comp: Competition, path: Path, table: Any, layout: RleTableColumns
 ) -> tuple[list[str], list[str]]:
-    """Return the name of the image (or slice) and the class, as written, of each row."""
+    """Return for each row the name of the image (or slice) and the class, both as written in the table."""
     names = table[layout.id].tolist()
     if layout.cls is not None:
         return names, table[layout.cls].tolist()
@@ -378,7 +378,7 @@ def targets_by_name(cases: dict[str, CaseFiles]) -> dict[str, RowTarget]:
 
 
 def _find_target(name: str, targets: dict[str, RowTarget]) -> RowTarget | None:
-    """Return the case or slice of a name in any Unicode form, because macOS writes accents differently from tables."""
+    """Return the case or slice of a name. Names match in any Unicode form, because macOS writes accents differently."""
     return next((targets[text] for text in _spellings(name) if text in targets), None)
 
 
@@ -394,7 +394,7 @@ def _skip_images_of_misspelt_rows(
     ids: list[str],
     skipped: SkippedCases,
 ) -> None:
-    """Skip images whose only row has a differently spelt id; otherwise their masks would count as empty."""
+    """Skip images whose only row has a misspelt id; without this check, their masks would count as empty."""
     if not skipped.allowed:
         return
     with_row = {target[0] for target in target_of.values() if target is not None}
@@ -417,7 +417,7 @@ def _skip_images_of_misspelt_rows(
 def _spelling(name: str) -> str:
     """Return a simplified form of a name, for comparing spellings.
 
-    It is Unicode-normalised (NFKC) and case-folded, and has no extension, punctuation or leading zeros of numbers.
+    The form is Unicode-normalised (NFKC) and case-folded, without extension, punctuation and leading zeros of numbers.
     """
     plain = unicodedata.normalize("NFKC", strip_extension(name)).casefold()
     return re.sub(r"0*([0-9]+)", r"\1", re.sub(r"[\W_]+", "", plain))

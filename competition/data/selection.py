@@ -32,8 +32,7 @@ def select_training_cases(comp: Competition, ids: list[str]) -> tuple[list[str],
         ids: sorted ids of all cases that have images.
 
     Returns:
-        The ids of the selected cases without excluded cases, and the ids that `train.exclude` excluded from them; both
-        sorted.
+        Two sorted lists: the ids of the selected cases, and the ids that `train.exclude` excluded.
 
     Raises:
         MaskfoldError: status 2; a table cannot be read or lists a case that has no image, or no case is left.
@@ -48,7 +47,7 @@ def select_training_cases(comp: Competition, ids: list[str]) -> tuple[list[str],
 
 
 def _listed_cases(comp: Competition, ids: list[str]) -> list[str]:
-    """Return the cases that `train.cases` lists; all if it is not set."""
+    """Return the cases that `train.cases` lists; all cases if the key is not set."""
     if comp.train.cases is None:
         return ids
     listed, source = _listed_ids(comp)

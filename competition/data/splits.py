@@ -35,15 +35,14 @@ def split(
     """Split the training cases into folds.
 
     The cases are sorted by id first, so that the result depends only on their ids, groups, images and the seed. If
-    `competition.group` is set, every scheme keeps its groups together.
+    `competition.group` is set, every scheme keeps each group in one fold.
 
     Args:
         table: the case table of the training cases.
         comp: the competition.
         folds: the experiment's `folds`.
         seed: seed of the shuffle.
-        alike: lists of ids that share an image although their files differ; like duplicates, the ids of a list stay in
-            one fold.
+        alike: lists of ids with the same image in different files; the ids of a list stay in one fold.
 
     Returns:
         Columns id, fold and group (the split group), sorted by id. With the scheme `holdout`, validation cases have
@@ -116,7 +115,7 @@ def _stratified(groups: list[str], case_strata: list[str], k: int, seed: int) ->
 
 
 def _stratified_without_groups(strata: Sequence[str], k: int, seed: int) -> list[int]:
-    """Return the folds of scikit-learn's StratifiedKFold: deal each stratum to the folds in turn, then shuffle."""
+    """Compute the folds of scikit-learn's StratifiedKFold: deal each stratum to the folds in turn, then shuffle."""
     # This does not call scikit-learn; `_kfold` gives the reason.
     random = np.random.RandomState(_random_state(seed))
     names = list(dict.fromkeys(strata))
@@ -132,7 +131,7 @@ def _stratified_without_groups(strata: Sequence[str], k: int, seed: int) -> list
 
 
 def merge_rare_strata(case_strata: Sequence[str], k: int) -> list[str]:
-    """Merge all strata with fewer than k cases into one.
+    """Merge all strata with fewer than k cases into one stratum.
 
     If the merged stratum still has fewer than k cases, the smallest other stratum is added to it.
 
@@ -208,10 +207,10 @@ def group_values(comp: Competition, ids: list[str], key: str) -> list[str] | Non
         key: group or stratum.
 
     Returns:
-        One value per id; None if the YAML has no such rule.
+        One value per id; None if the key is not set.
 
     Raises:
-        MaskfoldError: the rule is invalid (status 2), or gives no value for a case.
+        MaskfoldError: the key's rule is invalid (status 2), or gives no value for a case.
     """
     rule = getattr(comp, key)
     if rule is None:
@@ -265,7 +264,7 @@ def _id_column(path: Path, table: pandas.DataFrame, comp: Competition, ids: list
     """Return the column with the case ids: `id`, else `train.columns.id`, else the only column that contains every id.
 
     Raises:
-        MaskfoldError: no column, or several, have every id (status 2).
+        MaskfoldError: no column, or more than one column, contains every id (status 2).
     """
     for name in ("id", comp.train.columns.id):
         if name in table.columns:
@@ -286,7 +285,7 @@ def _id_column(path: Path, table: pandas.DataFrame, comp: Competition, ids: list
 
 
 def _from_table(path: Path, column: str, comp: Competition, ids: list[str], key: str) -> list[str]:
-    """Return a column of a table with one row per case; ids in the table may include the file's extension."""
+    """Return the value of a table's column for each case; ids in the table may include the file's extension."""
     table = read_csv(path, {f"competition.{key}": column})
     if not ids:
         return []
@@ -403,7 +402,7 @@ def write_folds(folds: pandas.DataFrame, path: str | Path) -> None:
 
 
 def read_folds(path: str | Path) -> pandas.DataFrame:
-    """Read a file of `write_folds`.
+    """Read a fold file that `write_folds` wrote.
 
     Returns:
         Columns id (str), fold (int) and group (str; the id if the file has no such column), in the file's order.

@@ -33,7 +33,7 @@ def make_folder(folder: Path, marker: dict[str, Any], fill: Callable[[Path], Non
 
     Args:
         folder: the folder to create. It replaces an older demo; phantoms replace only phantoms of the same layout.
-        marker: description of the content (name, version, seed, numbers). Equal markers mean equal files.
+        marker: description of the content (name, version, seed, numbers). Folders with equal markers have equal files.
         fill: function that receives the path of an empty folder and writes all files there.
 
     Returns:
@@ -142,7 +142,7 @@ def _is_up_to_date(folder: Path, marker: dict[str, Any]) -> bool:
 
 
 def _read_marker(folder: Path) -> dict[str, Any] | None:
-    """Return the marker of a folder; None if it is missing or damaged, so that the demo is made again."""
+    """Return the marker of a folder; None if the marker is missing or damaged, so that the demo is made again."""
     try:
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

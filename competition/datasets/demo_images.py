@@ -28,7 +28,7 @@ def draw_image(rng: np.random.Generator, kind: str = "full") -> tuple[Array, Arr
 
     Args:
         rng: source of all randomness.
-        kind: `full` (both classes), `ring` or `grain` (only this class), `empty` (only debris).
+        kind: `full` (both classes), `ring` or `grain` (this class only), or `empty` (debris only).
 
     Returns:
         The image (H, W) uint8 and its labels (H, W) uint8: 0 background, 1 ring, 2 grain.
@@ -73,7 +73,7 @@ def _draw_clusters(rng: np.random.Generator, reflectance: Array, labels: Array, 
 
 
 def _draw_debris(rng: np.random.Generator, reflectance: Array, occupied: Array) -> None:
-    """Draw plain discs: as large as rings and grains, and as bright or as dark as the extremes of these."""
+    """Draw plain discs with the size, and the highest or lowest brightness, of rings and grains."""
     height, width = occupied.shape
     for _ in range(int(rng.integers(4, 8) * occupied.size / 144**2) + 1):
         shape = Blob(rng, rng.uniform((0, 0), (height, width)), rng.uniform(4.0, 14.0), occupied.shape)
@@ -101,7 +101,7 @@ class Blob:
     """Draw a disc with an irregular border on the pixel grid.
 
     Attributes:
-        box: slices of the image that contain it.
+        box: slices of the image that contain the disc.
         rho: (h, w) float64, distance from the centre divided by the radius in that direction.
         inside: (h, w) bool, `rho` below 1.
     """
@@ -148,7 +148,7 @@ def plane_waves(rng: np.random.Generator, height: int, width: int, count: int, l
     """Return a smooth random field (height, width), mean 0, deviation about 1: a sum of `count` plane waves.
 
     Args:
-        longest: number of periods of the shortest wave across the image.
+        longest: number of periods across the image of the wave with most periods.
     """
     y, x = np.linspace(0, 1, height)[:, None], np.linspace(0, 1, width)[None, :]
     field = np.zeros((height, width))
@@ -159,7 +159,7 @@ def plane_waves(rng: np.random.Generator, height: int, width: int, count: int, l
 
 
 def _draw_illumination(rng: np.random.Generator, height: int, width: int) -> Array:
-    """Return uneven illumination (height, width): a slope, a bright spot and slow waves, from 0.25 to 1.2."""
+    """Return uneven illumination (height, width), from 0.25 to 1.2: a slope, a bright spot and slow waves."""
     y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None, :]
     angle, (cy, cx) = rng.uniform(0, 2 * np.pi), rng.uniform(-0.8, 0.8, size=2)
     field = np.sin(angle) * y + np.cos(angle) * x - 0.6 * ((y - cy) ** 2 + (x - cx) ** 2)
@@ -202,7 +202,7 @@ def draw_gate_image(rng: np.random.Generator, kind: str = "contrast") -> tuple[A
 def _draw_spots(
     rng: np.random.Generator, values: Array, occupied: Array, count: int, labels: Array | None, mottled: bool = True
 ) -> None:
-    """Draw spots that touch no other structure; spots without mottling never look like a lesion."""
+    """Draw spots that touch no other structure; only mottled spots look like a lesion."""
     for _ in range(60):
         if count == 0:
             return

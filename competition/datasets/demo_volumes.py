@@ -20,7 +20,7 @@ BODY, ORGAN = 0.45, 0.62  # brightness of soft tissue and of both organs
 
 
 def draw_volume(rng: np.random.Generator, kind: str = "both") -> tuple[Array, Array, tuple[float, float, float]]:
-    """Draw one volume, axes towards right, anterior and superior.
+    """Draw one volume whose axes point to the right, to the front and to the head (RAS).
 
     Args:
         rng: source of all randomness.
@@ -85,7 +85,7 @@ def reorient(array: Array, affine: Array, codes: str) -> tuple[Array, Array]:
 
 
 def _draw_distractors(rng: np.random.Generator, image: Array, labels: Array, grid: list[Array], middle: Array) -> None:
-    """Draw background structures that are as bright as the organs: a rod behind them and a ball in front."""
+    """Draw background structures as bright as the organs: a rod behind the organs and a ball in front of them."""
     rod = ((grid[0] - middle[0]) / 5.0) ** 2 + ((grid[1] - middle[1] + 14.0) / 5.0) ** 2 < 1.0
     ball = _ellipsoid(grid, middle + (rng.uniform(-4, 4), 13.0, rng.uniform(-12, 12)), np.full(3, 5.0)) < 1.0
     image[(rod | ball) & (labels == 0)] = ORGAN

@@ -1,6 +1,6 @@
 """Download and unpack an archive.
 
-An interrupted download resumes, its MD5 is verified, and the folder appears only when it is complete.
+An interrupted download resumes. The MD5 of the archive is verified, and the folder appears only when it is complete.
 """
 
 # This module uses no library, because none of these resumes a partial download, which is important for a tar of 27 GB.
@@ -69,8 +69,8 @@ def download_and_unpack(
 ) -> int:
     """Download an archive and unpack it.
 
-    If the user has put the archive next to the folder, this file is used instead of a download, and is kept. A
-    downloaded archive is deleted after unpacking.
+    If the user has put the archive next to the folder, the function unpacks and keeps this file. It deletes an archive
+    that it has downloaded.
 
     Args:
         source: the archive.
@@ -116,7 +116,7 @@ def _fetch(
 
 
 def _archive_path(source: RemoteFile, folder: Path) -> Path:
-    """Return the path of an archive that the user downloaded."""
+    """Return the path at which an archive that the user downloaded is expected."""
     return folder.parent / Path(urlsplit(source.url).path).name
 
 
@@ -127,7 +127,7 @@ def _part_path(source: RemoteFile, folder: Path) -> Path:
 
 
 def _needed_space(source: RemoteFile, folder: Path) -> int:
-    """Return the disk space in bytes for the rest of the download and for the unpacked content."""
+    """Return the disk space in bytes that the rest of the download and the unpacked content need."""
     paths = (_archive_path(source, folder), _part_path(source, folder))
     downloaded = sum(path.stat().st_size for path in paths if path.exists())
     return max(0, source.size - downloaded) + source.size
@@ -135,7 +135,7 @@ def _needed_space(source: RemoteFile, folder: Path) -> int:
 
 @contextmanager
 def created_parent(folder: Path) -> Iterator[None]:
-    """Create the parents of `folder`. If the block fails, remove the created folders that are still empty.
+    """Create the parents of `folder`. If the `with` block fails, remove the created folders that are still empty.
 
     Raises:
         MaskfoldError: the parent cannot be written.
@@ -262,8 +262,8 @@ def download(
         timeout: seconds without data after which the connection is closed.
 
     Raises:
-        MaskfoldError: the host cannot be reached, refuses, or sends another file; or another process downloads the
-            file.
+        MaskfoldError: the host cannot be reached, refuses the request, or sends another file; or another process
+            downloads the file.
         DiskFullError: the disk is full.
     """
     with _download_lock(part):
@@ -294,7 +294,7 @@ def compute_md5(path: Path) -> str:
 
 
 def _download(url: str, part: Path, progress: ProgressWrapper, pause: float, timeout: float) -> None:
-    """Retry the download until the file is complete, or `MAX_TRIES` consecutive attempts received no byte."""
+    """Retry the download until the file is complete, or until `MAX_TRIES` attempts in a row receive no byte."""
     failures = 0
     while True:
         size_before = part.stat().st_size
@@ -401,7 +401,7 @@ JUNK_PREFIXES = ("._", ".DS_Store")  # names that macOS adds to archives; `._cas
 
 @dataclass(frozen=True)
 class Member:
-    """Hold the path of an archived file below the folder, its size in bytes, and its key in the archive."""
+    """Hold an archived file's path below the folder, its size in bytes, and its key in the archive."""
 
     path: PurePosixPath
     size: int
@@ -485,7 +485,7 @@ def _zip_member(info: zipfile.ZipInfo, archive: Path) -> Member | None:
 
 
 def _check_path(name: str, archive: Path) -> PurePosixPath:
-    """Return the path of a member; raise an error if the path leaves the folder by the rules of POSIX or of Windows."""
+    """Return the path of a member; raise an error if the path leaves the folder on POSIX or on Windows."""
     path = PurePosixPath(name)
     parts = name.replace("\\", "/").split("/")
     if path.is_absolute() or ".." in parts or "\\" in name or ":" in parts[0] or "\0" in name:

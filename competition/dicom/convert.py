@@ -30,7 +30,7 @@ class Conversion:
 
     Attributes:
         rows: the rows of series.csv for the series of this folder, one per series.
-        segments: name of each label by its value in the masks, as in segments.csv.
+        segments: by value in the masks, the name of each label, as in segments.csv.
     """
 
     rows: list[SeriesRow]
@@ -99,7 +99,7 @@ def convert_folder(
 
 
 def _check_arguments(folder: Path, layout: str, labels: str | None) -> re.Pattern[str] | None:
-    """Check the arguments and return the compiled pattern of label series."""
+    """Check the arguments, and return the compiled pattern `labels`."""
     if not folder.is_dir():
         raise MaskfoldError(f"{folder} is not a folder.", "Name the folder that contains the DICOM files.", status=2)
     if layout not in LABEL_FOLDERS:
@@ -275,7 +275,7 @@ class _Converter:
             self._say(f"without a mask: {listed}{more} (training skips them with on_bad_case: skip)")
 
     def add_unreadable(self, scanned: Scan) -> None:
-        """Add one row to series.csv for all files whose series is unknown."""
+        """Add one row to series.csv that lists all files whose series is unknown."""
         if not scanned.unreadable:
             return
         private = (
@@ -306,7 +306,7 @@ class _Converter:
 def _write_series_csv(output: Path, converter: _Converter, previous_rows: list[SeriesRow]) -> None:
     """Write series.csv.
 
-    Remove the files that an earlier conversion wrote for these series and that this conversion did not write.
+    Remove files that an earlier conversion wrote for these series, unless this conversion wrote them again.
     """
     new_rows = list(converter.rows.values())
     replaced = {(row.layout, row.series) for row in new_rows}

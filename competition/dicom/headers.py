@@ -1,4 +1,4 @@
-"""Read DICOM headers: geometry of each frame, and texts that may identify a person; define the error for bad series."""
+"""Read DICOM headers: the geometry of each frame, and texts that may identify a person."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from competition.io import DiskFullError
 
 
 class SeriesRejected(Exception):
-    """Report that a series, or one of its files, cannot be converted; the message is the reason."""
+    """Report that a series or a file in it cannot be converted; the message is the reason."""
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def reject_on_error(what: str) -> Iterator[None]:
 
     Raises:
         SeriesRejected: an exception was raised in the block.
-        DiskFullError: the disk is full, so the other series would fail too.
+        DiskFullError: the disk is full, so all further series would fail too.
     """
     try:
         yield

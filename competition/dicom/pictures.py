@@ -23,8 +23,8 @@ def name_pictures(series: Sequence[Series], ids: Mapping[str, str], taken: Set[s
     """Return an id for each picture.
 
     The id of a picture is the name of its file, because hosts' tables use it. If the file name contains a private text,
-    is not a valid name, or is the name of another picture, the id is that of the series, followed by the SOPInstanceUID
-    if the series has several pictures.
+    is not a valid name, or is the name of another picture, the picture gets the id of the series. If the series has
+    several pictures, the SOPInstanceUID is added.
 
     Args:
         series: all series of the kind picture.
@@ -50,7 +50,7 @@ def name_pictures(series: Sequence[Series], ids: Mapping[str, str], taken: Set[s
 
 
 def _stem(instance: Instance, private_patterns: Iterable[str]) -> str:
-    """Return the file's name without its extension; an empty text if this name cannot be an id."""
+    """Return the name of an instance's file without extension; an empty text if this name cannot be an id."""
     stem = instance.name.rpartition("/")[2]
     stem = stem[: -len(".dcm")] if stem.lower().endswith(".dcm") else stem.removesuffix(".dicom")
     is_valid = name_problem(stem) is None and len(stem.encode()) <= MAX_STEM_BYTES and not stem.startswith(".")
@@ -97,7 +97,7 @@ def write_picture(path: Path, array: np.ndarray) -> None:
 
 
 def _bits_maximum(path: Path) -> int:
-    """Return the highest stored value that the BitsStored of a file allows."""
+    """Return the highest value that a file can store, by its attribute BitsStored."""
     import pydicom
 
     dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["BitsStored"], force=True)

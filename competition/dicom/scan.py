@@ -88,7 +88,7 @@ class Instance:
             rows, columns and frames. frame_headers: geometry of each frame; empty for segmentations and files without
             pixels.
         source_uids: UIDs of the instances and series from which the file was derived. fault: reason why the pixels
-            cannot be used; empty if they can be used.
+            cannot be used; empty if there is none.
     """
 
     path: Path
@@ -210,7 +210,7 @@ def _read_header(path: Path) -> tuple[Any | None, bool]:
 
 
 def _check_deflated_size(path: Path, start: bytes) -> None:
-    """Check the size of a deflated dataset block by block, because pydicom inflates all of it at once."""
+    """Check the size of a deflated dataset block by block, because pydicom inflates the whole dataset at once."""
     inflater, count = zlib.decompressobj(-zlib.MAX_WBITS), 0
     with open(path, "rb") as stream:
         stream.seek(144 + int.from_bytes(start[140:144], "little"))  # after the file meta information group
@@ -238,7 +238,7 @@ def _read_identity(dataset: Any, path: Path, name: str) -> Instance:
 
 
 def _read_image_attributes(instance: Instance, dataset: Any) -> None:
-    """Set the attributes of the instance that describe its image.
+    """Read the attributes that describe the image into `instance`.
 
     Raises:
         SeriesRejected: the pixels are incomplete.
@@ -340,7 +340,7 @@ class Series:
         instances: headers of the files, at least one, sorted by name.
         kind: image, label (an image series that contains labels), picture (2D images without a position), segmentation
             (DICOM-SEG) or other.
-        reason: reason why the series cannot become a volume, even after repairing its damaged files; empty for volumes.
+        reason: reason why the series cannot become a volume, apart from damaged files; empty for volumes.
     """
 
     uid: str
@@ -350,7 +350,7 @@ class Series:
 
     @property
     def header(self) -> Instance:
-        """The header from which the data of the series come: the first instance whose header is complete."""
+        """The header that describes the series: that of the first instance with a complete header."""
         return next((instance for instance in self.instances if not instance.fault), self.instances[0])
 
     @property
@@ -399,13 +399,13 @@ def _new_series(uid: str, instances: list[Instance], label_pattern: re.Pattern[s
 
 
 def _are_pictures(series: Series) -> bool:
-    """Return whether images without a position are 2D pictures, not slices whose position is missing."""
+    """Return whether images without a position are 2D pictures, rather than slices whose position is missing."""
     one_frame_each = all(len(instance.frame_headers) == 1 for instance in series.instances if not instance.fault)
     return one_frame_each and series.kind == "image" and series.header.modality not in SLICE_MODALITIES
 
 
 def _non_volume_reason(series: Series) -> str:
-    """Return the reason why the images are not slices of one volume; an empty text if they are."""
+    """Return the reason why the images are not slices of one volume; an empty text if they form a volume."""
     for instance in series.instances:
         if "LOCALIZER" in instance.image_type:
             return f"a localiser ({instance.name})"
@@ -455,7 +455,7 @@ def _short_hash(text: str) -> str:
 
 
 def name_patients(series: list[Series]) -> dict[str, str]:
-    """Return the name of the patient of each series.
+    """Return a name for the patient of each series.
 
     Args:
         series: all series of the folder.
@@ -463,7 +463,7 @@ def name_patients(series: list[Series]) -> dict[str, str]:
     Returns:
         The cleaned PatientID by SeriesInstanceUID. If two PatientIDs are equal after cleaning, six hash digits are
         appended. If the PatientID is empty, or contains the patient's name or a date, the name is `patient_` and six
-        hash digits of the PatientID. If there is no PatientID, the digits are those of the study.
+        hash digits of the PatientID. If there is no PatientID, the digits are a hash of the study's UID.
     """
     originals = {item.uid: item.header.patient_id or item.header.study_uid for item in series}
     names = {}
@@ -497,8 +497,8 @@ def assign_case_ids(
 
     Returns:
         Ids by SeriesInstanceUID. An id begins with the name of the patient. If the patient has several studies, `_st`
-        and six hash digits of the study are added; if the patient has several series, `_s` and SeriesNumber; if the id
-        is still not unique, six hash digits of the series.
+        and six hash digits of the study are added. If the patient has several series, `_s` and SeriesNumber are added.
+        If the id is still not unique, six hash digits of the series are added.
     """
     series_count = Counter(patient_of[item.uid] for item in series)
     studies: dict[str, set[str]] = {}

@@ -56,10 +56,10 @@ class Mask:
 class MaskBuilder:
     """Build the masks of a folder's images.
 
-    If a file cannot be used, the reason is recorded, and the other masks are built.
+    If a file cannot be used, the reason is recorded, and all other masks are built.
 
     Attributes:
-        rejections: by SeriesInstanceUID, the reasons why a mask lacks this series or a part of it.
+        rejections: by SeriesInstanceUID, the reasons why a mask lacks (a part of) this series.
         ignored: ignored files by SeriesInstanceUID.
     """
 
@@ -175,7 +175,7 @@ class MaskBuilder:
         return _new_mask(image, array, [slices.series.uid], notes + slices.notes)
 
     def reject(self, uids: list[str], reason: str) -> None:
-        """Record the reason why a mask lacks these series or a part of them."""
+        """Record the reason why a mask lacks (a part of) these series."""
         for uid in uids:
             reasons = self.rejections.setdefault(uid, [])
             if reason not in reasons:
@@ -189,7 +189,7 @@ def _new_mask(image: ConvertedImage, array: np.ndarray, series: list[str], notes
 
 
 def _stack_mismatch(slices: SliceStack, grid: Grid) -> str:
-    """Return the reason why a label series is not on a grid; an empty text if it is."""
+    """Return the reason why a label series is not on a grid; an empty text if the series is on the grid."""
     try:
         resample_onto(grid, slices.grid.affine, np.empty((0, 3), np.int64), slices.grid.shape)
     except SeriesRejected as error:
@@ -259,7 +259,7 @@ class LabelMap:
             self.labels[value] = label
 
     def add_values(self, values: Iterable[int]) -> None:
-        """Add the values of a label series; each value becomes a label, because such a series has no names."""
+        """Add the values of a label series; each value becomes a label, because a label series contains no names."""
         for value in values:
             self.labels.setdefault(value, f"value {value}")
 
@@ -275,7 +275,7 @@ class LabelMap:
 
 
 def _normalise(label: str) -> str:
-    """Return the key under which a label is compared: `Spleen` and ` spleen ` have the same key."""
+    """Return the form of a label that is used in comparisons: `Spleen` and ` spleen ` have the same form."""
     return " ".join(label.casefold().split())
 
 
@@ -309,13 +309,12 @@ class ReferenceMatcher:
 
         Args:
             instance: a file of the mask.
-            find_mismatch: function that returns the reason why the mask is not on an image's grid; an empty text if the
-                mask is on it.
-            strict: whether the referenced images must be in the folder; if False, the images of the study are searched
-                too.
+            find_mismatch: function that returns the reason why the mask is not on an image's grid; an empty text if
+                there is none.
+            strict: whether the referenced image must be in the folder; if False, any image of the study may match.
 
         Returns:
-            The referenced image that has the mask's grid. If the file references no image: the only image in the same
+            The referenced image that has the mask's grid. If the file references no image, the only image in the same
             study and frame of reference that has the mask's grid.
 
         Raises:
@@ -351,7 +350,7 @@ class ReferenceMatcher:
 
 
 def _same_frame(image: Instance, mask: Instance) -> bool:
-    """Return whether image and mask have the same study, and their frames of reference do not differ."""
+    """Return whether image and mask belong to the same study, and their frames of reference do not differ."""
     frames_of_reference = {image.frame_of_reference, mask.frame_of_reference} - {""}
     return image.study_uid == mask.study_uid and len(frames_of_reference) < 2
 
@@ -399,9 +398,10 @@ class MaskCanvas:
         self._fraction = np.zeros(self.grid.shape, np.float32)
 
     def set_voxels(self, voxels: np.ndarray, value: int, fraction: np.ndarray | float = 1.0) -> None:
-        """Set (N, 3) voxels to a value.
+        """Set the mask to a value at the voxels (N, 3).
 
-        A voxel of several calls gets the value with the larger fraction; if the fractions are equal, the higher value.
+        If several calls set a voxel, the value with the largest fraction wins; among equal fractions, the highest
+        value.
         """
         index = tuple(voxels.T)
         old_value, old_fraction = self.mask[index], self._fraction[index]
@@ -449,7 +449,7 @@ def read_segmentation(instance: Instance) -> Segmentation:
 
 
 def _segment_label(segment: Any) -> str:
-    """Return the name of a segment: SegmentLabel, else the meaning of the segment's type, else the segment's number."""
+    """Return the name of a segment: its SegmentLabel, else the name of its type, else its number."""
     types = segment.get("SegmentedPropertyTypeCodeSequence") or [{}]
     for name in (segment.get("SegmentLabel"), types[0].get("CodeMeaning")):
         if name and str(name).strip():
@@ -481,7 +481,7 @@ def _read_frame_geometry(dataset: Any, instance: Instance, kind: str) -> Iterato
 
 
 def grid_mismatch(segmentation: Segmentation, grid: Grid) -> str:
-    """Return the reason why the frames of a segmentation are not on a grid; an empty text if they are.
+    """Return the reason why the frames of a segmentation are not on a grid; an empty text if they are on the grid.
 
     Frames may lie outside of the grid's extent.
     """

@@ -20,8 +20,7 @@ class SeriesRow:
     """Hold the result of converting one series.
 
     Attributes:
-        id: id of the case; for a label series, the id of the case to which its labels belong; without a case,
-            `patient`.
+        id: id of the case; for a label series, id of the labelled case. If there is no case, the value of `patient`.
         patient: cleaned PatientID; see `scan.name_patients`.
         study, series: UIDs.
         number: SeriesNumber.

@@ -166,7 +166,7 @@ def _sort_frames(
 ) -> tuple[list[Frame], np.ndarray]:
     """Return the slices, sorted along the slice normal, and their positions (N,) on the normal in mm.
 
-    Duplicate slices are dropped except for the first.
+    Of duplicate slices, only the first is kept.
     """
     normal = slice_normal(np.asarray(frames[0].orientation))
     positions = np.array([frame.position for frame in frames])
@@ -231,7 +231,7 @@ def _measure_step(frames: list[Frame], along: np.ndarray) -> float:
 def _check_upright(frames: list[Frame], along: np.ndarray) -> None:
     """Check that slices are not shifted sideways.
 
-    With a tilted gantry they are shifted, and would form a sheared volume.
+    With a tilted gantry, slices are shifted and would form a sheared volume.
     """
     normal = slice_normal(np.asarray(frames[0].orientation))
     positions = np.array([frame.position for frame in frames])

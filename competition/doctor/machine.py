@@ -74,7 +74,7 @@ def _device_result(row: dict[str, Any]) -> CheckResult:
 
 
 def _no_device(build: dict[str, Any]) -> CheckResult:
-    """Return a row that says why torch finds no accelerator."""
+    """Return a row with the reason why torch finds no accelerator."""
     precision = PRECISIONS.get(build["cpu"], "precision unknown")
     detail = f"no GPU; training on the CPU ({precision}, torch uses {build['threads']} threads)"
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -202,7 +202,7 @@ def check_machine() -> list[CheckResult]:
 
 
 def check_cores() -> CheckResult:
-    """Check how many cores this process may use, and whether the number of threads fits."""
+    """Check the number of cores that this process may use, and the number of threads."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     detail = f"{usable} cores" if usable == os.cpu_count() else f"{usable} of {os.cpu_count()} cores"
     limit = container_cpu_limit()
@@ -274,7 +274,7 @@ def available_memory(
 
 
 def check_shared_memory(folder: Path = Path("/dev/shm")) -> list[CheckResult]:
-    """Check the space for batches of loader processes (Linux only)."""
+    """Check the shared memory, through which loader processes pass batches (Linux only)."""
     if not folder.is_dir():
         return []
     free = shutil.disk_usage(folder).free
@@ -292,7 +292,7 @@ def check_shared_memory(folder: Path = Path("/dev/shm")) -> list[CheckResult]:
 
 
 def check_open_files() -> list[CheckResult]:
-    """Check how many files a process may open."""
+    """Check the number of files that a process may open."""
     if sys.platform == "win32":
         return []
     import resource
@@ -324,7 +324,7 @@ def check_software() -> list[CheckResult]:
 
 
 def check_git() -> CheckResult:
-    """Check that git can be used: runs record their commit and uncommitted changes with it."""
+    """Check that git works, because runs record the commit and the uncommitted changes."""
     executable = shutil.which("git")
     if executable is None:
         return CheckResult(
@@ -338,7 +338,7 @@ def check_git() -> CheckResult:
 
 
 def check_telemetry() -> CheckResult:
-    """Check that telemetry of MLflow and albumentations is off; Maskfold disables it unless the user enables it."""
+    """Check that MLflow and albumentations send no telemetry, which Maskfold disables unless the user enables it."""
     enabled = []
     no_update = os.environ.get("NO_ALBUMENTATIONS_UPDATE", "1")
     if no_update.lower() in FALSE_VALUES:

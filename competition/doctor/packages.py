@@ -150,7 +150,7 @@ MAX_CRASHES = 5  # after this number of crashes, the remaining imports are not t
 
 
 def check_packages() -> list[CheckResult]:
-    """Return rows for Python, for all working packages together, and for each package with a problem."""
+    """Return one row for Python, one row for all working packages, and one row for each package with a problem."""
     needs = read_requirements()
     if needs is None:
         return [
@@ -235,7 +235,7 @@ def import_errors(packages: Iterable[str]) -> dict[str, str]:
 
 
 def find_conflicts(needs: list[PackageRequirement]) -> dict[str, list[str]]:
-    """Return the unsatisfied requirements of each installed package by package name, as `pip check` reports them."""
+    """Return the unsatisfied requirements of installed packages, by package name, like `pip check`."""
     try:
         from packaging.requirements import Requirement
     except ImportError:

@@ -157,7 +157,7 @@ def _describe_device(index: int) -> dict[str, Any]:
 
 
 def _precision(accelerator: str) -> str | None:
-    """Return the precision that `precision: auto` selects; None if the selecting module cannot be imported."""
+    """Return the precision that `precision: auto` selects; None if the module that selects it cannot be imported."""
     try:
         from competition.inference.predict import native_precision
     except ImportError:
@@ -206,7 +206,7 @@ PROBES: dict[str, Callable[..., None]] = {
 
 
 def main() -> None:
-    """Run one probe. Its answers go to standard output, the output of libraries to standard error."""
+    """Run one probe. The probe's answers go to standard output, and output of libraries goes to standard error."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 

@@ -234,7 +234,7 @@ def probe_new_database(folder: Path) -> None:
 
 
 def connection_error(uri: str, seconds: float = 10.0) -> str | None:
-    """Return the reason why the host of a URL cannot be reached; None if it can be reached, or if the URL has no host.
+    """Return the reason why the host of a URL cannot be reached; None if there is no problem or no host.
 
     Call this function before a library connects, because libraries retry for minutes before they report an unreachable
     server.
@@ -263,7 +263,7 @@ def without_password(uri: str) -> str:
 
 
 def remove_password(text: str, uri: str) -> str:
-    """Hide the password of a URL in a text. The text may contain the password as in the URL or percent-decoded."""
+    """Hide the password of a URL in a text, whether the text has it percent-encoded or decoded."""
     password = urlsplit(uri).password
     for secret in {password, unquote(password)} if password else ():
         text = text.replace(secret, "…")

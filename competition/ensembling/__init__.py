@@ -1,1 +1,1 @@
-"""Combine runs to ensembles (weights, predictions, expected score), and compare two runs."""
+"""Combine runs into ensembles (weights, predictions, expected score), and compare two runs."""

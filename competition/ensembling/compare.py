@@ -43,8 +43,8 @@ class ComparedRun:
         oof: out-of-fold predictions of the run.
         settings: the post-processing of the run's masks.
         description: text about the post-processing, for the report.
-        nested: post-processing by case id, tuned without the fold of the case. If this is empty, `settings` applies to
-            every case.
+        nested: post-processing by case id, tuned on the folds that do not contain the case. If empty, `settings`
+            applies to every case.
     """
 
     run: Run
@@ -55,12 +55,12 @@ class ComparedRun:
 
     @classmethod
     def from_run(cls, run: Run, tuned: TuningResult | None = None) -> ComparedRun:
-        """Prepare a run for the comparison, so that no case gets steps that were tuned on this case.
+        """Prepare a run for the comparison; no case gets post-processing steps that were tuned on this case.
 
         Args:
             run: the run.
-            tuned: tuning result of the run. Each case gets the steps tuned on the other folds or, if the tuned steps
-                were not kept, the steps of the YAML. None: all cases have the steps of the YAML.
+            tuned: tuning result of the run: each case gets the steps that were tuned on the other folds. If tuning was
+                rejected or `tuned` is None, all cases get the steps of the YAML.
         """
         settings, oof = run.exp.postprocess, run.oof()
         own = "the steps of its YAML" if settings.steps or settings.number else "no post-processing"
@@ -75,7 +75,7 @@ class ComparedRun:
 
     @property
     def name(self) -> str:
-        """Experiment and hash, such as `hippocampus-unet3d/2cb50ff146c0`."""
+        """The run's experiment and hash, such as `hippocampus-unet3d/2cb50ff146c0`."""
         return self.run.full_name
 
     def predict(self, row: Any) -> CasePrediction:
@@ -87,7 +87,7 @@ class ComparedRun:
 
 
 def _on_same_footing(run_a: Run, run_b: Run) -> tuple[tuple[ComparedRun, ComparedRun], str]:
-    """Return both runs with the same kind of steps (tuned on other folds, or from the YAML), and a note about it.
+    """Give both runs the same kind of post-processing (tuned on other folds, or of the YAML); also return a note.
 
     Steps tuned on the compared cases would give a run an unfair advantage over a run without tuned steps.
     """
@@ -109,7 +109,7 @@ def _on_same_footing(run_a: Run, run_b: Run) -> tuple[tuple[ComparedRun, Compare
 
 @dataclass(frozen=True)
 class Comparison:
-    """Hold the comparison of two runs on the cases that both predicted.
+    """Hold the comparison of two runs on the cases that both runs predicted.
 
     Attributes:
         a: the first run.
@@ -158,11 +158,11 @@ class Comparison:
 
 
 def compare_two_runs(run_a: Run, run_b: Run, watch: ProgressWrapper = lambda rows, _: rows) -> Comparison:
-    """Compare two runs on the cases that both predicted out of fold; one case is in memory at a time.
+    """Compare two runs on the cases that both runs predicted out of fold; one case is in memory at a time.
 
-    Either both runs get post-processing that was tuned on the folds other than the case's fold, or both get the steps
-    of their YAML; `Comparison.notes` says which. If a class is not in the truth and only one run predicts it, the other
-    run gets the best value. If neither run predicts it, the case is omitted for this class.
+    For each case, both runs get post-processing steps that were tuned on the other folds, or both get the steps of
+    their YAML; `Comparison.notes` says which. If the truth of a case lacks a class and only one run predicts it, the
+    other run gets the best value. If neither run predicts the class, the case is omitted for this class.
 
     Args:
         run_a: the first run.

@@ -1,4 +1,4 @@
-"""Load the networks of finished runs, and predict new cases with all of them."""
+"""Load the networks of finished runs, and predict new cases with all networks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAX_WEIGHT_BYTES_IN_MEMORY = 2**32
 
 @dataclass(frozen=True)
 class InMemoryCase:
-    """Hold an image in memory, which is used in place of a row of the case table.
+    """Hold a case whose image is in memory, to be used in place of a row of the case table.
 
     Attributes:
         id: the case's name in error messages.
@@ -42,9 +42,9 @@ class InMemoryCase:
 class EnsemblePredictor:
     """Predict cases with all networks of all runs of an ensemble.
 
-    Memory contains one case's probabilities, the weighted sum, one batch of windows, and up to
-    `MAX_WEIGHT_BYTES_IN_MEMORY` of weights, for any number of runs and cases. All weights are loaded once at the start,
-    so that a damaged file is reported before the long prediction.
+    For any number of runs and cases, the memory holds one case's probabilities, the weighted sum, one batch of windows,
+    and up to `MAX_WEIGHT_BYTES_IN_MEMORY` of weights. All weight files are read once at the start, so that a damaged
+    file is reported before the long prediction.
 
     Args:
         ensemble: the runs and their weights.
@@ -84,8 +84,8 @@ class EnsemblePredictor:
             row: a row of the case table, or `InMemoryCase`.
 
         Raises:
-            MaskfoldError: the case cannot be read or predicted, or its number of channels differs from that of the
-                first case.
+            MaskfoldError: the case cannot be read or predicted, or it has another number of channels than the first
+                case.
         """
         return self.predict(row).probabilities
 
@@ -148,7 +148,7 @@ class _RunNetworks:
 
 @contextmanager
 def _preprocessed(row: Any, run: Run, scratch: Path) -> Iterator[PreprocessedCase]:
-    """Preprocess a case in a temporary folder, because the preprocessed test set may be larger than the disk."""
+    """Preprocess a case in a temporary folder, because the disk may not hold the whole preprocessed test set."""
     scratch.mkdir(parents=True, exist_ok=True)
     with temporary_folder(scratch / "test") as folder:
         if isinstance(row, InMemoryCase):

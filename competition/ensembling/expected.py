@@ -26,13 +26,13 @@ class ExpectedScore:
 
     Attributes:
         metric: name of the competition's metric.
-        score: score on the out-of-fold cases; the nested score if steps were tuned.
+        score: score on the out-of-fold cases; if post-processing was tuned, the nested score.
         low: lower end of the 95 % prediction interval; nan for fewer than two cases.
         high: upper end of the interval.
         cases: number of out-of-fold cases.
         test_cases: size of the test set.
         settings: the post-processing that is used.
-        tuning: result of the search for steps; None without a search.
+        tuning: result of tuning the post-processing steps; None without tuning.
         rows: score rows by case and class.
     """
 
@@ -50,13 +50,13 @@ class ExpectedScore:
 def estimate_score(
     ensemble: Ensemble, test_cases: int, context: Context = Context(), workers: int | None = None
 ) -> ExpectedScore:
-    """Score an ensemble out of fold, after tuning its steps if `postprocess.tune` is set.
+    """Score an ensemble out of fold; first tune its post-processing if `postprocess.tune` is set.
 
-    A single network predicts an out-of-fold case, but all networks together predict a test case, usually better. So the
-    estimate tends to be too low (for a distance: too high).
+    A single network predicts each out-of-fold case. All networks together predict a test case, and usually better, so
+    the estimate tends to be too low (for a distance: too high).
 
-    The result of a search is stored in the run's folder, unless another process works there. A stored result is used
-    again only if the truth of its cases has not changed.
+    The tuning result is stored in the run's folder, unless another process works there. A stored result is used again
+    only if the truth of its cases has not changed.
 
     Args:
         ensemble: the runs; `postprocess` of the first run is used.
@@ -101,7 +101,7 @@ def estimate_score(
 
 
 def _remembered_tuning(run: Run, context: Context) -> TuningResult | None:
-    """Return the stored result of a search, after checking the truth of its cases; None if there is no result.
+    """Return the stored tuning result of a run, after checking the truth of its cases; None if there is no result.
 
     Raises:
         ChangedDataError: the truth of a case has changed since the run began.
@@ -117,7 +117,7 @@ def _remembered_tuning(run: Run, context: Context) -> TuningResult | None:
 
 
 def _remember_tuning(run: Run, tuning: TuningResult, key: dict[str, Any], context: Context) -> None:
-    """Save the result of a search if no other process works in the run's folder."""
+    """Save the tuning result of a run if no other process works in the run's folder."""
     with lock_if_free(run.folder) as is_held:
         if is_held:
             save_tuning(run, tuning, key)

@@ -33,12 +33,12 @@ class FittedWeights:
     """Hold the result of the search for weights.
 
     Attributes:
-        weights: the weights to use: the fitted weights or, if the nested gain is within its noise, equal weights.
+        weights: the weights to use: the fitted weights or, if the nested gain may be noise, equal weights.
         best_weights: the weights with the best score on all cases.
         single: score of each run alone.
         equal: score with equal weights.
         best: score of `best_weights` on the cases on which they were fitted (optimistic).
-        nested: score of each fold's cases with the weights that were fitted on the other folds.
+        nested: score over all cases when each fold uses the weights that were fitted on the other folds.
         gain: improvement of the nested score over the score with equal weights, with its 95 % interval.
         fold_weights: by fold, the weights that were fitted without this fold; empty if equal weights are used.
     """
@@ -135,7 +135,7 @@ def fit_weights(
 def weight_grid(count: int, parts: int) -> Iterator[Weights]:
     """Yield all weights of `count` runs in steps of 1 / parts.
 
-    For more than 4 runs, yield only mixtures of two runs.
+    For more than 4 runs, yield only weights that mix two runs.
     """
     if count > 4:
         for first in range(count):
@@ -166,7 +166,7 @@ def neighbouring_weights(point: Weights, parts: int) -> Iterator[Weights]:
 
 @dataclass(frozen=True)
 class _WeightScorer:
-    """Score weighted means of the predictions of one case."""
+    """Score weighted means of the runs' predictions, case by case."""
 
     oofs: list[OofPredictions]
     comp: Any

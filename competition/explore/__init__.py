@@ -1,4 +1,4 @@
-"""Explore a competition's data before training: measure every case, and list all faults instead of only the first."""
+"""Explore a competition's data before training: measure every case, and list all faults."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def explore(comp: Competition, progress: Progress = lambda rows, _: rows) -> Exp
 
 
 def find_other_metric(comp: Competition, findings: Findings) -> None:
-    """Add a remark if the YAML names a host's profile and the metric differs from the host's."""
+    """Add a remark if the YAML names a host's profile but has another metric than the host."""
     profile = PROFILES.get(str(comp.submission.profile))
     host = None if profile is None else profile.host_metric
     if host is None:

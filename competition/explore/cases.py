@@ -1,4 +1,4 @@
-"""Measure one case, read as `cv` reads it; unreadable parts become findings."""
+"""Read one case in the same way as `cv`, and measure it; unreadable parts become findings."""
 
 from __future__ import annotations
 
@@ -83,9 +83,9 @@ class _Checks:
     def run(
         self, kind: str, check: Callable[[Any], Any], whole: Any, parts: Iterable[Any] = (), skippable: bool = True
     ) -> Any:
-        """Return `check(whole)`.
+        """Return the result of `check(whole)`, or None if the check fails.
 
-        If it raises an error, record the errors of all parts (or of `whole`), and return None.
+        If the check raises an error, record the errors of all parts (or of `whole`).
 
         Args:
             kind: kind of the findings.
@@ -167,20 +167,20 @@ def _measure_image(case: CaseStats, comp: Competition, array: np.ndarray, mask: 
 
 
 def _each_channel(images: ImagesByChannel) -> Iterator[ImagesByChannel]:
-    """Yield each channel together with the first, to check that the channel is readable and matches the first."""
+    """Yield each channel together with the first channel, to check that both can be read and match."""
     first = next(iter(images))
     for name, channel in images.items():
         yield {first: images[first], name: channel} if name != first else {name: channel}
 
 
 def _each_file(row: SimpleNamespace) -> Iterator[SimpleNamespace]:
-    """Yield copies of a row of the case table, each with only one of the channels."""
+    """Yield one copy of a case-table row per channel, with this channel only."""
     for name, files in json.loads(row.images).items():
         yield SimpleNamespace(**{**vars(row), "images": json.dumps({name: files})})
 
 
 def _each_mask(masks: Masks) -> Iterator[Masks]:
-    """Yield copies of `masks`, each with only one of the files or rows of the truth."""
+    """Yield one copy of `masks` per file or row of the truth, with this file or row only."""
     if masks["kind"] == "classes":
         yield from ({"kind": "classes", "files": {name: files}} for name, files in masks["files"].items())
     elif masks["kind"] == "instances":
@@ -197,7 +197,7 @@ def _each_truth(row: SimpleNamespace) -> Iterator[SimpleNamespace]:
 
 
 def _row_without_image(comp: Competition, case_id: str, masks: Masks) -> SimpleNamespace | None:
-    """Return a row with the shape of the label file, for a case without a matching image; None if unreadable."""
+    """Return a case-table row with the label file's shape, for a case without a matching image; None if unreadable."""
     files = masks["files"]
     try:
         shape = _label_header(comp, files).shape
@@ -209,7 +209,7 @@ def _row_without_image(comp: Competition, case_id: str, masks: Masks) -> SimpleN
 
 
 def _label_channels(comp: Competition, masks: Masks) -> int | None:
-    """Return the number of channels of the first label file; None without a readable one."""
+    """Return the number of channels of the first label file; None if it cannot be read."""
     for files in label_files(masks)[:1]:
         try:
             return _label_header(comp, files).channels
@@ -265,7 +265,7 @@ def measure_channels(
     is_foreground: NDArray[np.bool_] | None,
     is_valid: NDArray[np.bool_] | None = None,
 ) -> list[ChannelStats]:
-    """Measure each channel, and for colour images also the grey value of `prepare.channels: grey`.
+    """Measure each channel; for colour images, also measure the grey value of `prepare.channels: grey`.
 
     Args:
         array: (C, *spatial), finite.
@@ -298,7 +298,7 @@ def _measure_channel(
     is_foreground: NDArray[np.bool_] | None,
     is_valid: NDArray[np.bool_] | None,
 ) -> ChannelStats:
-    """Measure a channel (*shape) block by block, because a whole large image as floats needs too much memory."""
+    """Measure a channel (*shape) block by block, because a large image as floats needs too much memory."""
     size = math.prod(shape)
     n_foreground = 0 if is_foreground is None else int(np.count_nonzero(is_foreground))
     n_background = size - n_foreground
@@ -406,7 +406,7 @@ def measure_truth(comp: Competition, row: Any, mask: np.ndarray, kind: str) -> T
 
 
 def _count_overlaps(objects: CaseObjects) -> tuple[int, int, int]:
-    """Return how many objects are partly covered, how many copy other objects, and how many files are empty."""
+    """Return the numbers of partly covered objects, of objects that copy another object, and of empty files."""
     boxes: dict[int, list[tuple[slice, ...]]] = {}
     for part in objects.hidden:
         boxes.setdefault(part.number, []).append(part.box)
@@ -458,7 +458,7 @@ def component_sizes(layer: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def _component_sizes_in_strips(layer: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Count the pixels of each component of a large mask (H, W): label strips of rows, then unite touching parts."""
+    """Count the pixels of each component of a large mask (H, W): label strips of rows, and unite parts that touch."""
     import cc3d
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -482,7 +482,7 @@ def _component_sizes_in_strips(layer: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def instance_sizes(instances: NDArray[np.int32], layers: list[NDArray[np.bool_]]) -> list[NDArray[np.int64]]:
-    """Count the voxels of each labelled object, for the class that contains most of it."""
+    """Count the voxels of each labelled object; an object belongs to the class that contains most of its voxels."""
     n_labels = int(instances.max(initial=0)) + 1
     shares = np.array([np.bincount(instances[layer], minlength=n_labels)[:n_labels] for layer in layers])
     shares[:, 0] = 0

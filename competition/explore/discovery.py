@@ -34,8 +34,8 @@ def find_cases(
 ) -> tuple[dict[str, ImagesByChannel], dict[str, dict[str, Any]]]:
     """Find the images of all cases and the truth of training cases; add errors to `findings` and continue.
 
-    Discovery reads only file names. If there are duplicate ids, or ids that differ only in upper and lower case, it
-    runs again on temporary folders with empty files of the same names, without these ids.
+    Discovery reads only file names. If there are duplicate ids, or ids that differ only in upper and lower case,
+    discovery runs again without these ids, on temporary folders with empty files of the same names.
 
     Args:
         comp: the competition.
@@ -88,7 +88,7 @@ def _discover(
 ) -> tuple[dict[str, ImagesByChannel], dict[str, dict[str, Any]]]:
     """Run discovery on one or several copies of the competition.
 
-    The first of `copies` has all files. Each of the others contains one of the ids that differ only in case.
+    The first of `copies` has all files. Each further copy has one of the ids that differ only in upper and lower case.
     """
     collector = ErrorCollector(comp)
     images = _discover_images(copies[1:] or copies, split, collector)
@@ -145,7 +145,7 @@ def _discover_images(
 
 
 def _patterns(comp: Competition, split: str) -> Iterator[tuple[str, str]]:
-    """Yield key and pattern of each kind of file, in the order of discovery."""
+    """Yield the YAML key and the pattern of each kind of file, in the order of discovery."""
     section = comp.train if split == "train" else comp.test
     images = section.images if section is not None else {}
     masks = comp.train.masks if split == "train" and comp.train.masks is not None else {}
@@ -158,7 +158,7 @@ def _patterns(comp: Competition, split: str) -> Iterator[tuple[str, str]]:
 
 
 def _find_duplicate_ids(comp: Competition, split: str, findings: Findings) -> set[str]:
-    """Return the ids for which one pattern matches two files, at which `cv` stops."""
+    """Return the ids for which one pattern matches two files; `cv` stops at such ids."""
     root = Path(comp.root)
     duplicate_ids: set[str] = set()
     for key, pattern in _patterns(comp, split):
@@ -194,7 +194,7 @@ def _allows_many_files(key: str, pattern: str) -> bool:
 
 
 def _failing(check: Callable[[], object], ids: list[str], split: str, findings: Findings) -> set[str]:
-    """Run a check. If the check raises an error, add a fault and return the ids, otherwise return the empty set."""
+    """Run a check; if it raises an error, add a fault and return `ids`, otherwise return an empty set."""
     try:
         check()
     except MaskfoldError as error:
@@ -204,7 +204,7 @@ def _failing(check: Callable[[], object], ids: list[str], split: str, findings: 
 
 
 def _all_files(root: Path, pattern: str, key: str) -> dict[str, list[str]]:
-    """Return all files of each id; empty if no file matches, which discovery reports."""
+    """Return all files of each id; empty if no file matches, because discovery reports this error."""
     try:
         return match_files(root, pattern, key)
     except MaskfoldError:
@@ -263,7 +263,7 @@ def _read_rows(
 
 
 def _read_with_blank_lines(path: Path) -> Any:
-    """Read the table including blank lines, so that a copy has the same line numbers."""
+    """Read the table with its blank lines, so that a copy of the table has the same line numbers."""
     table = read_csv(path, {})
     return table.reindex(range(2, int(table.index.max()) + 1), fill_value="")
 

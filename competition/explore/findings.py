@@ -228,7 +228,7 @@ def _find_copies(cases: Sequence[CaseStats], findings: Findings) -> None:
 
 
 def _add_near_duplicates(cases: list[CaseStats], pairs: Sequence[ImagePair], findings: Findings) -> None:
-    """Add a remark about one cluster of near-duplicates, and of its pairs."""
+    """Add a remark about one cluster of near-duplicates, and about its pairs."""
     correlation = max(pair.correlation for pair in pairs)
     turned = sum(pair.turned for pair in pairs)
     way = "" if not turned else " after a turn or a mirroring" if turned == len(pairs) else ", some of them turned"
@@ -368,9 +368,9 @@ def _find_rare_classes(comp: Competition, cases: Sequence[CaseStats], findings: 
 
 
 def find_mixed_channels(comp: Competition, cases: Sequence[CaseStats], findings: Findings) -> None:
-    """Find volumes whose number of channels differs from that of most training cases; `cv` stops at them.
+    """Find volumes with another number of channels than most training cases; `cv` stops at such volumes.
 
-    For 2D images, `_find_mixed_formats` adds only a remark, because `prepare.channels` can convert all of them.
+    For 2D images, `_find_mixed_formats` adds only a remark, because `prepare.channels` can convert their channels.
     """
     counts = {case.id: case.channels for case in cases if case.split == "train" and case.readable and case.channels}
     if comp.dimensions == 2 or not counts:
@@ -453,7 +453,8 @@ class ChannelContrast:
     Attributes:
         name: name of the channel.
         channel: index of the channel in `prepare.channels`; None for the grey value of colour images.
-        effect_size: median over cases of |Cohen's d|: 0.2 is small, 0.8 is large, above 2 a threshold nearly suffices.
+        effect_size: median over cases of |Cohen's d|: 0.2 is small and 0.8 large; above 2, an intensity threshold
+            nearly separates foreground and background.
         brighter_share: share of the cases whose foreground is brighter than their background.
         n_cases: number of cases.
     """
@@ -466,7 +467,7 @@ class ChannelContrast:
 
 
 def similar_contrasts(ranked: Sequence[ChannelContrast]) -> list[ChannelContrast]:
-    """Return the channels whose contrast is within 1 % of the best."""
+    """Return the channels whose contrast is within 1 % of the highest contrast."""
     return [contrast for contrast in ranked if contrast.effect_size >= SIMILAR_RATIO * ranked[0].effect_size]
 
 
@@ -510,8 +511,8 @@ class DistributionShift:
         train_median: median over training cases.
         test_median: median over test cases.
         distance: Kolmogorov-Smirnov distance, 0 to 1.
-        p_value: p-value of that distance.
-        significant: whether distance and p-value exceed the limits.
+        p_value: p-value of the distance.
+        significant: whether the distance is large enough, and the p-value small enough, for a remark.
     """
 
     measure: str

@@ -45,7 +45,7 @@ class Suggestion:
     Attributes:
         keys: keys of the sections `folds` and `prepare`.
         shape: median shape of preprocessed cases.
-        spacing: mm along each axis of this grid; 1 where the files store none.
+        spacing: mm along each axis of the preprocessed grid; 1 if the files store no spacing.
     """
 
     keys: list[SuggestedKey]
@@ -133,7 +133,7 @@ def _folds(comp: Competition, train: Sequence[CaseStats], most: int) -> Suggeste
 
 
 def _grid(comp: Competition, train: Sequence[CaseStats]) -> tuple[list[SuggestedKey], list[int], list[float]]:
-    """Suggest orientation, spacing and size; also return the median shape and the spacing of preprocessed cases."""
+    """Suggest orientation, spacing and size; return them with the median shape and spacing of preprocessed cases."""
     lines: list[SuggestedKey] = []
     shapes, spacings = [case.shape or () for case in train], [case.spacing or () for case in train]
     if comp.dimensions == 3 and all(case.orientation and "?" not in case.orientation for case in train):
@@ -183,7 +183,7 @@ def _resize(median_shape: Sequence[float], shapes: Sequence[tuple[int, ...]]) ->
 
 
 def _spacing(spacings: Sequence[tuple[float, ...]]) -> tuple[list[float] | None, str]:
-    """Suggest the median spacing; for a coarse axis the 10th percentile, to keep slices of finer cases (as nnU-Net)."""
+    """Suggest the median spacing; for a coarse axis, suggest the 10th percentile, as nnU-Net does."""
     array = np.array(spacings)
     if (array == 1).all():
         return None, "all spacings are 1 mm or unknown; if the files do not store it, set competition.spacing"
@@ -251,7 +251,7 @@ def _has_integer_values(case: CaseStats) -> bool:
 def _channels(
     comp: Competition, train: Sequence[CaseStats], contrasts: Sequence[ChannelContrast]
 ) -> list[SuggestedKey]:
-    """Suggest channels if there is a choice."""
+    """Suggest the channels to use if there are several."""
     counts = Counter(case.channels for case in train if case.stats)
     best, similar = contrasts[0] if contrasts else None, similar_contrasts(contrasts)
     note = ""
@@ -283,7 +283,7 @@ def _without_grey(case: CaseStats) -> list[ChannelStats]:
 
 
 def _patch(shape: Sequence[int]) -> SuggestedKey:
-    """Suggest the patch of the plan on the data's own grid."""
+    """Suggest the patch that the planner chooses on the data's own grid."""
     size = patch_size(shape)
     median_size = "×".join(map(str, shape))
     limit = f"at most {MAX_PATCH_PIXELS[len(size)]:,} {pixel_or_voxel(len(size))}s"
@@ -293,8 +293,8 @@ def _patch(shape: Sequence[int]) -> SuggestedKey:
 def patch_size(shape: Sequence[int], most: int | None = None) -> list[int]:
     """Return a patch size for a U-Net: at most the median case, and at most `most` pixels.
 
-    Axes are multiples of `STEP`, or in 3D of a smaller power of two if the case is thinner; the longest axis is
-    shortened first.
+    Sides are multiples of `STEP`; if a 3D case is thinner, of a smaller power of two. The longest side is shortened
+    first.
 
     Args:
         shape: median shape of preprocessed cases.
@@ -309,7 +309,7 @@ def patch_size(shape: Sequence[int], most: int | None = None) -> list[int]:
 
 
 def _round_up(length: float, step: int) -> int:
-    """Round a length up to a multiple of the step; a short length of a volume to a power of two."""
+    """Round a length up to a multiple of `step`; round a short length of a volume up to a power of two."""
     if step < STEP[2] and length < step:
         return int(2 ** max(0, math.ceil(math.log2(max(1.0, length)))))
     return int(step * max(1, math.ceil(length / step)))

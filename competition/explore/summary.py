@@ -173,7 +173,7 @@ CONTRAST_HEADER = ["channel", "contrast |d|", "foreground brighter in"]
 
 
 def format_range(values: Sequence[float], percent: bool = False) -> str:
-    """Format minimum, median and maximum; only one number if all are equal."""
+    """Format minimum, median and maximum; if all values are equal, format only one number."""
     if not len(values):
         return NO_VALUE
     stats = [min(values), median(values), max(values)]
@@ -223,9 +223,9 @@ def case_rows(exploration: Exploration) -> pandas.DataFrame:
     """Return one row per case; unknown values are empty.
 
     The columns are: id, split, images, faults (number of faults), size and spacing along each axis, orientation, dtype,
-    channels, group, aspect; for each channel least, low (0.5 %), median, high (99.5 %), most, mean, deviation, contrast
-    (Cohen's d); empty, foreground, ignored (voxels), objects, object_median (voxels); for each class voxels and
-    objects.
+    channels, group, aspect; for each channel least (minimum), low (0.5 %), median, high (99.5 %), most (maximum), mean,
+    deviation, contrast (Cohen's d); empty, foreground, ignored (voxels), objects, object_median (voxels); for each
+    class voxels and objects.
     """
     import pandas
 

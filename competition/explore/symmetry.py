@@ -29,9 +29,9 @@ class Sidedness:
 
     Attributes:
         axis: axis of the preprocessed case.
-        asymmetry: share of the classes' frequency that the mirrored maps do not cover, 0 to 1.
-        consistency: mean of the cases' asymmetries divided by their standard deviation. Each asymmetry is measured in
-            the direction that the other cases show, so the value is about 0 if the sides are chance.
+        asymmetry: share of the frequency maps of the classes that does not overlap with the mirrored maps, 0 to 1.
+        consistency: mean of the cases' asymmetries divided by their standard deviation. The sign of an asymmetry is its
+            agreement with all other cases, so the value is about 0 if the classes lie on random sides.
     """
 
     axis: int
@@ -40,12 +40,12 @@ class Sidedness:
 
     @property
     def has_sides(self) -> bool:
-        """Whether mirrored cases would look different from the data."""
+        """Whether the classes prefer one side, so that mirrored cases would not resemble the data."""
         return self.asymmetry > MIN_ASYMMETRY and self.consistency > MIN_CONSISTENCY
 
 
 def frequency_map(layers: Sequence[NDArray[np.bool_]]) -> NDArray[np.float32]:
-    """Return how often each class fills each cell of a coarse grid over the case.
+    """Return the share of each cell of a coarse grid over the case that each class fills.
 
     Args:
         layers: mask (*spatial) of each class.
@@ -76,7 +76,7 @@ def find_sides(train: Sequence[CaseStats]) -> list[Sidedness]:
     """Return whether the classes prefer a side, for each axis of the preprocessed cases; empty if this is unknown.
 
     If files have an orientation, their maps are turned to RAS, as preprocessing turns the cases. An asymmetry counts
-    only if both halves of the cases show it, because the mean map of a few cases is never symmetric.
+    only if each half of the cases shows it, because the mean map of a few cases is never symmetric.
     """
     maps = [
         turned_to_ras(case.truth.frequency, case.orientation)
@@ -115,7 +115,7 @@ class ClassRow:
     """Hold classes that lie in the same spatial order in nearly all cases, such as vertebrae.
 
     Attributes:
-        along: the end of the axis from which the order counts: R (right), A (anterior) or S (superior).
+        along: the end of the axis from which classes are counted: R (right), A (anterior) or S (superior).
         classes: names of the classes; the first is the nearest to this end.
     """
 
@@ -124,7 +124,7 @@ class ClassRow:
 
 
 def find_row(names: Sequence[str], train: Sequence[CaseStats]) -> ClassRow | None:
-    """Return the row of classes; None if there is none, or if a case has no orientation.
+    """Return the row of classes; None if the classes form no row, or if a case has no orientation.
 
     A class belongs to a row if, in most cases, it is one object of about the same size as the other classes.
     """

@@ -45,7 +45,7 @@ class Findings:
     Attributes:
         all: the findings.
         skip: whether the competition sets `on_bad_case: skip`.
-        skipped: split and id of each case that `cv` skips for this reason.
+        skipped: split and id of each case that `cv` skips because of `on_bad_case: skip`.
     """
 
     all: list[Finding] = field(default_factory=list)
@@ -53,7 +53,7 @@ class Findings:
     skipped: set[tuple[str, str]] = field(default_factory=set)
 
     def add_fault(self, kind: str, split: str, case: str, error: MaskfoldError) -> None:
-        """Add an error that stops `cv`."""
+        """Add an error that stops `cv`, as a fault."""
         self.add(Finding("fault", kind, split, case, error.message, error.hint))
 
     def add_bad_case(self, kind: str, split: str, case: str, error: MaskfoldError) -> None:
@@ -78,7 +78,7 @@ class Findings:
 
 
 class ErrorCollector(SkippedCases):
-    """Collect all errors of discovery, for every value of `on_bad_case`.
+    """Collect all errors of discovery, regardless of `on_bad_case`.
 
     Attributes:
         errors: id and error of each bad case.

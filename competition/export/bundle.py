@@ -61,8 +61,8 @@ class ExportOptions:
         hours: the time limit that is written into the notebook.
         container: `grand-challenge`: whether to also write a Dockerfile and its entry point; see
             `competition.export.container`.
-        input_slug: name of the container's input socket; None: the only one.
-        output_slug: name of its output socket; None: the name of the competition.
+        input_slug: name of the container's input socket; None: the only input socket.
+        output_slug: name of the container's output socket; None: the name of the competition.
     """
 
     zipped: bool = False
@@ -155,7 +155,7 @@ def _example_case(ensemble: Ensemble) -> tuple[Any, int]:
 def _write_runs_and_code(
     part: Path, ensemble: Ensemble, expected: ExpectedScore | None, options: ExportOptions, row: Any, context: Context
 ) -> dict[str, Any]:
-    """Write weights, YAMLs and code; return the content of bundle.json without the packages."""
+    """Write weights, YAMLs and code; return the content of bundle.json, in which only the packages are missing."""
     runs = []
     for number, (run, weight) in enumerate(ensemble.active):
         run_folder = Path("runs") / f"{number}-{run.name}-{run.folder.name}"

@@ -37,7 +37,7 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
 
     Args:
         folder: folder of the bundle.
-        arguments: arguments of the command line; None: those of this process.
+        arguments: arguments of the command line; None: the arguments of this process.
 
     Returns:
         The exit status.
@@ -114,7 +114,7 @@ def find_images(folder: Path, slug: str | None) -> list[Path]:
 
 
 def read_input(path: Path, comp: Competition) -> tuple[Image, ItkGeometry | None]:
-    """Return an image on the axes of the competition, and the geometry that its labels get (None for TIFF).
+    """Return an image on the axes of the competition, and the geometry for its label file (None for TIFF).
 
     Raises:
         MaskfoldError: the file cannot be read, or has another number of dimensions.

@@ -14,7 +14,7 @@ class Segmenter(PythonModel):
     """Predict masks of images as an MLflow model; see `Predictor` in competition/export/predictor.py."""
 
     def load_context(self, context: Any) -> None:
-        """Open the folder of the networks, which are loaded for the first image."""
+        """Open the model's folder; the networks are loaded when the first image arrives."""
         self.predictor = Predictor(Path(context.artifacts["run"]))
 
     # With the type hint pd.DataFrame, MLflow accepts any input. Without a type hint MLflow warns, and no other type

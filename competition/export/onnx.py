@@ -56,7 +56,7 @@ class OnnxNetwork(nn.Module):
         self.batch: int | None = size if isinstance(size, int) else None  # None: any batch size
 
     def forward(self, batch: Tensor) -> Tensor:
-        """Return the logits on the device of the batch."""
+        """Return the logits of a batch, on the device of the batch."""
         parts = batch.split(self.batch) if self.batch is not None else [batch]
         name = self.session.get_inputs()[0].name
         outputs = [

@@ -86,7 +86,7 @@ def _read_settings(path: Path) -> PostprocessConfig:
 
 
 def adapt_to_machine(exp: Experiment) -> Experiment:
-    """Adapt the experiment to this machine: use one device, and `auto` if the YAML's accelerator is missing."""
+    """Adapt the experiment to this machine: use one device, and any accelerator if the YAML's is missing."""
     import torch
 
     accelerator = exp.run.accelerator
@@ -125,8 +125,8 @@ def iter_images(images: Any, exp: Experiment) -> Iterator[InMemoryCase]:
             - a path of a file that `maskfold predict` can read;
             - a dictionary from channel names (as in the YAML's `images`) to arrays or paths;
             - a list of the slices of a volume, each an array or a path of a 2D image;
-            - a dictionary with `image` (one of these) and optionally `spacing` (mm along each axis) and `affine` (4×4,
-              voxel to world in mm).
+            - a dictionary with `image` (in one of the forms above) and optionally `spacing` (mm along each axis) and
+              `affine` (4×4, voxel to world in mm).
 
             The default spacing is `competition.spacing`, else 1 mm. Without an affine a volume is assumed to have the
             orientation `prepare.orientation`.

@@ -97,7 +97,7 @@ def _module_file(parts: list[str]) -> Path | None:
 # Cached, because an export reads the files twice, and a process may export several bundles. The files do not change.
 @cache
 def _imports(path: Path) -> tuple[str, ...]:
-    """Return the full names of all modules that a file may import; `from a import b` may import the module a.b."""
+    """Return the full names of all modules that a file may import, including a.b for `from a import b`."""
     names = []
     for node in _runtime_statements(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -110,7 +110,7 @@ def _imports(path: Path) -> tuple[str, ...]:
 def _runtime_statements(node: ast.AST) -> Iterator[ast.AST]:
     """Yield all statements of a syntax tree except those under `if TYPE_CHECKING`.
 
-    Expressions, most of a tree's nodes, are left out: they contain no statements.
+    Expressions are not visited, because they contain no statements.
     """
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.expr):
@@ -176,7 +176,7 @@ def run_smoke_test(folder: Path, root: Path, row: Any, onnx: bool) -> set[str]:
 
 
 def pinned_requirements(imported: set[str], named: Iterable[str]) -> list[PinnedPackage]:
-    """Return the imported packages that Maskfold's files name, and the packages that these require.
+    """Return the imported packages that Maskfold's files name, and the packages that these packages require.
 
     Args:
         imported: top-level modules that a predicting process has imported.

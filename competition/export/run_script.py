@@ -1,4 +1,4 @@
-"""Run a bundle: a copy of this file is the bundle's script `run.py`. The top imports only the standard library.
+"""Run a bundle: a copy of this file is the bundle's script `run.py`, which starts with the standard library only.
 
 The script checks the bundle and predicts the test cases of a competition, without network access:
 
@@ -26,7 +26,7 @@ def fail(message: str, hint: str) -> None:
 
 
 def check_files() -> None:
-    """Compare every file with the manifest before a file is used, and check that the manifest lists all code."""
+    """Compare every file with the manifest before any file is used, and check that the manifest lists all code."""
     hint = "Copy the complete bundle again."
     try:
         manifest = json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))["files"]
@@ -91,7 +91,7 @@ def main() -> int:
 
 
 def check_and_run() -> int:
-    """Check the bundle, then run the package in `code`."""
+    """Check the bundle, then run the package in the folder `code`."""
     check_files()
     check_packages()
     sys.dont_write_bytecode = True  # Python then writes no files, so the bundle stays unchanged

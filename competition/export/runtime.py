@@ -47,7 +47,7 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
 
     Args:
         folder: folder of the bundle.
-        arguments: arguments of the command line; None: those of this process.
+        arguments: arguments of the command line; None: the arguments of this process.
 
     Returns:
         The exit status: 0 if the command succeeded, 1 if it failed, 2 if the arguments are invalid.
@@ -215,7 +215,7 @@ def _predict_shard(
     shard: int,
     device: str,
 ) -> None:
-    """Predict, in one of several processes, the cases that are assigned to this process."""
+    """Predict the cases of one shard; each process calls this function for its own shard."""
     cases, confidence = load_shard(scratch, shard)
     bundle = _read_bundle(folder, args, device)
     work = Path(tempfile.mkdtemp(prefix="work-", dir=scratch))
@@ -226,7 +226,7 @@ def _predict_shard(
 
 
 def _masks(cases: Iterator[BundlePrediction], found: TestCases, missed: list[str]) -> Iterator[MaskItem | ObjectsItem]:
-    """Yield the masks of all cases; append the ids of cases that were not predicted to `missed`."""
+    """Yield the masks of all cases; append to `missed` the ids of cases that were not predicted."""
     for predicted in cases:
         if not predicted.reached:
             missed.append(str(predicted.row.id))

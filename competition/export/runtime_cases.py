@@ -122,7 +122,7 @@ class TestCases:
     """Hold the test cases to predict.
 
     Attributes:
-        test_set: the cases, and the rows of the submission file; without a test image, there are no cases.
+        test_set: the cases, and the rows of the submission file. If there is no test image, there are no cases.
         rows_without_images: rows of the sample whose image is missing. These rows get empty masks.
     """
 
@@ -138,15 +138,14 @@ class TestCases:
 def find_test_cases(comp: Competition, suffix: str, context: Context) -> TestCases:
     """Find the test images below the competition's root, and the rows that the submission file must have.
 
-    If the sample matches the images, the result is that of `maskfold submit`. Otherwise the sample's rows whose image
+    If the sample matches the images, the rows are those of `maskfold submit`. Otherwise the sample's rows whose image
     exists come first, in the sample's order. The rows of all other images follow, sorted by id (and slice) and class.
     If no id of the sample has an image, the sample is ignored as a dummy; if only some ids have an image, the rows of
     the other ids get empty masks.
 
     Args:
         comp: the competition; its root is the folder where the host's files are mounted.
-        suffix: suffix that the host's ids add to the image's id, such as `.png`. It is used if no sample shows the
-            suffix.
+        suffix: suffix that the host's ids add to the image's id, such as `.png`; used only if the sample has no row.
         context: messages for the user go to its log.
 
     Raises:
@@ -205,7 +204,7 @@ def write_empty_submission(found: TestCases, path: Path) -> int:
 
 
 def id_suffix(keys: tuple[RowKey, ...]) -> str:
-    """Return the suffix, such as `.png`, that all ids of a sample add to the image's id; empty without a suffix."""
+    """Return the suffix, such as `.png`, that all ids of a sample add to the image's id; empty if there is none."""
     suffixes = {image[len(strip_extension(image)) :] for image, _ in keys}
     return suffixes.pop() if len(suffixes) == 1 else ""
 
@@ -299,7 +298,7 @@ def _report_differences(
 
 
 class TimeUp(BaseException):
-    """Stop a case when the deadline passes; a BaseException, so that `except Exception` does not catch it."""
+    """Interrupt the prediction of a case at the deadline; as a BaseException, `except Exception` does not catch it."""
 
 
 class BundlePrediction(NamedTuple):
@@ -357,7 +356,7 @@ def predict_cases(
 
     Raises:
         MaskfoldError: a case cannot be read or predicted. With `options.continue_on_error`, the error is raised only if
-            this is true of all cases.
+            every case fails.
     """
     comp = bundle.ensemble.comp
     reducible = DegradableEnsemble(_load_networks(bundle, rows, scratch, options), options.clock)
@@ -414,16 +413,15 @@ def _load_networks(bundle: Bundle, rows: Sequence[Any], scratch: Path, options: 
 
 
 def count_voxels(row: Any) -> int:
-    """Return the number of voxels of a case, to which its prediction time is proportional."""
+    """Return the number of voxels of a case, as an estimate of its relative prediction time."""
     return int(np.prod(json.loads(row.shape)))
 
 
 @contextmanager
 def _stop_at_deadline(budget: TimeBudget) -> Iterator[None]:
-    """Raise `TimeUp` if the deadline has passed, or when it passes during the block.
+    """Raise `TimeUp` when the deadline passes during the `with` block, or at once if it has passed.
 
-    The block is interrupted by a signal, so this works only in the main thread, with the real clock, and not on
-    Windows.
+    A signal interrupts the block, so this works only in the main thread, with the real clock, and not on Windows.
     """
     if budget.is_over():
         raise TimeUp
@@ -540,7 +538,7 @@ def collect(
 
 
 def load_shard(folder: Path, shard: int) -> tuple[list[tuple[int, Any]], bool]:
-    """Return (index, row) of a shard's cases, and whether the submission file has a confidence for each object."""
+    """Return (index, row) of a shard's cases, and whether each object has a confidence."""
     plain = json.loads((folder / ROWS_FILE).read_text(encoding="utf-8"))
     return [(case, SimpleNamespace(**plain["rows"][case])) for case in plain["hands"][shard]], plain["confidence"]
 

@@ -37,13 +37,13 @@ ERROR_STATUS = 3
 
 
 class ImportBlocker(MetaPathFinder):
-    """Hide the packages in `HIDDEN_PACKAGES` from imports."""
+    """Hide the packages in `HIDDEN_PACKAGES` from imports, as a wrapper of another import finder."""
 
     def __init__(self, finder: Any) -> None:
         self.finder = finder
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> Any:
-        """Return the result of the wrapped finder; None for a hidden package."""
+        """Return the module's spec from the wrapped finder; None for a hidden package."""
         return None if name.split(".")[0] in HIDDEN_PACKAGES else self.finder.find_spec(name, path, target)
 
     def __getattr__(self, name: str) -> Any:

@@ -2,7 +2,7 @@
 
 First, test-time augmentation is dropped for all runs at once. Then networks are dropped one by one, always the last
 network of the run with the lowest weight per network (weight of the run divided by its number of networks). If several
-runs have this lowest weight, the latest of them loses a network. At least one network remains. The weights of the
+runs have the lowest weight, the last of these runs loses a network. At least one network remains. The weights of the
 remaining networks and runs are normalised again.
 """
 
@@ -75,7 +75,7 @@ class TimeBudget:
         levels: result of `effort_levels`.
         views: number of views of each run, as for `effort_levels`.
         sizes: number of voxels of each case, in order. The time of a case is assumed to be proportional to its voxels.
-        limit: total time in seconds; None: no limit, so no part is dropped.
+        limit: total time in seconds; None: no limit.
         started: start time on `clock`.
         clock: function that returns the time in seconds.
     """
@@ -186,7 +186,7 @@ class TimedNetworks:
         return self.networks.run
 
     def predict(self, case: Any) -> Any:
-        """Return the networks' prediction of a case, and add the time that it took to `seconds`."""
+        """Return the networks' prediction of a case, and add the elapsed time to `seconds`."""
         start = self.clock()
         try:
             return self.networks.predict(case)
@@ -195,7 +195,7 @@ class TimedNetworks:
 
 
 class DegradableEnsemble:
-    """Reduce an ensemble to one of its effort levels; at the first level, the ensemble is complete.
+    """Reduce an ensemble to one of its effort levels; the first level is the complete ensemble.
 
     Args:
         predictor: networks of the ensemble; changed in place.
@@ -240,7 +240,7 @@ class DegradableEnsemble:
 
 
 def _first_networks(networks: Any, count: int, tta: bool) -> Any:
-    """Return a run's first `count` networks, without test-time augmentation unless `tta`."""
+    """Return a run's first `count` networks; remove test-time augmentation unless `tta` is set."""
     reduced = copy.copy(networks)
     reduced.networks, reduced.members = networks.networks[:count], networks.members[:count]
     if not tta:

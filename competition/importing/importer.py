@@ -90,8 +90,8 @@ def import_predictions(
 ) -> ImportedRun:
     """Check and score predictions of other programs, and write them as a run.
 
-    The name of the run is a hash over the content of the files, the folds and the data, so that the same import finds
-    the same run. The run's folder is written completely or not at all.
+    The name of the run is a hash of the files' content, the folds and the data, so that a repeated import finds the
+    same run. The run's folder is written completely or not at all.
 
     Args:
         comp: the competition.
@@ -341,9 +341,10 @@ class CaseImporter:
 
 
 def _write_member(run: Run, fold: int, scores: pd.DataFrame, origin: str) -> None:
-    """Write the scores and the result of one fold; -1 if only test cases are predicted.
+    """Write the scores and the result of one fold; fold -1 is an import of test cases only.
 
-    The digest of the imported files replaces that of the weights, so that predictions of another import are refused.
+    The digest of the imported files is stored as the digest of the weights, so that predictions of another import are
+    refused.
     """
     folder = run.member_folder(fold, 0)
     folder.mkdir(exist_ok=True)

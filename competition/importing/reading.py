@@ -35,9 +35,9 @@ class ReadingOptions:
     """Set how prediction files are read.
 
     Attributes:
-        kind: whether files hold labels or probabilities; auto: by their channels and values.
-        axes: order of the spatial axes of NPY and NPZ files, such as `zyx`; None: `zyx` for nnU-Net's archives, else
-            that of `competition.array_axes` or of the case's images.
+        kind: whether files hold labels or probabilities; `auto` decides by their channels and values.
+        axes: order of the spatial axes of NPY and NPZ files, such as `zyx`. None means `zyx` for nnU-Net's archives,
+            else the order of `competition.array_axes` or of the case's images.
         channels: names of the files' channels, in their order; empty: background first, then the classes.
     """
 
@@ -47,10 +47,10 @@ class ReadingOptions:
 
 
 def decide_kind(comp: Competition, found: Iterable[CaseFiles], options: ReadingOptions) -> Kind:
-    """Return whether integers of a single channel are labels or probabilities, for a competition of one class.
+    """Decide for a competition of one class whether integers in a single channel are labels or probabilities.
 
-    The value 1 may be a label, or the probability 1/255. One file does not show which, so all files decide together:
-    they hold labels if each of their values is a label value.
+    The value 1 may be a label, or the probability 1/255. All files decide together: they hold labels if each value in
+    them is a label value.
 
     Args:
         comp: the competition.
@@ -58,7 +58,8 @@ def decide_kind(comp: Competition, found: Iterable[CaseFiles], options: ReadingO
         options: how the files are read.
 
     Returns:
-        `options.kind` if it is set, or if there are several classes or no such file.
+        `labels` or `probabilities`. If `options.kind` is set, or there are several classes or no such file,
+        `options.kind`.
 
     Raises:
         MaskfoldError: a file cannot be read.
@@ -153,7 +154,7 @@ def _read_on_case_axes(comp: Competition, row: Any, path: Path, options: Reading
 
 
 def _load_array(path: Path) -> tuple[Array, bool]:
-    """Read an NPY or NPZ file; return the array and whether it has the axes of nnU-Net."""
+    """Read an NPY or NPZ file; return the array, and whether its axes have nnU-Net's order."""
     with convert_decoder_errors(path):
         if path.suffix.lower() == ".npy":
             return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False)), False
@@ -346,7 +347,7 @@ def _scale(array: Array, path: Path) -> Array:
 
 
 def _binary(part: Array) -> Array:
-    """Return the file of one class as probabilities: a mask of 0 and one other value, or floats in [0, 1]."""
+    """Return the probabilities in the file of one class, which holds floats in [0, 1] or 0 and one other value."""
     if part.dtype.kind == "f":
         return part.astype(np.float32)
     present = np.unique(part)
@@ -356,7 +357,7 @@ def _binary(part: Array) -> Array:
 
 
 def _from_class_files(masks: Array, comp: Competition, path: Path) -> Array:
-    """Check the files of all classes, stacked; add the background if classes exclude each other."""
+    """Check the stacked masks from one file per class; add the background if classes exclude each other."""
     values = _scale(masks, path)
     if comp.labels == "overlapping":
         return values
@@ -390,7 +391,7 @@ def _check_beside(comp: Competition, row: Any, files: CaseFiles, probabilities: 
     """Check that the probabilities agree with the label file next to them, to detect a flipped axis.
 
     Raises:
-        MaskfoldError: they differ in more than `MAX_LABEL_DIFFERENCE` of the pixels.
+        MaskfoldError: the two files differ in more than `MAX_LABEL_DIFFERENCE` of the pixels.
     """
     assert files.labels is not None
     labels = read_prediction_file(comp, row, files.labels, ReadingOptions("labels"))

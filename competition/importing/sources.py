@@ -77,7 +77,7 @@ def find_sources(folder: Path, oof: Path | None, splits: Path | None, ids: list[
 
     Args:
         folder: the folder; see the module's docstring for its layouts.
-        oof: folder of the out-of-fold predictions; None: fold folders, else `folder/oof`, else `folder` itself.
+        oof: folder of the out-of-fold predictions; None searches fold folders, then `folder/oof`, then `folder`.
         splits: file with the folds, see `read_splits`; None: splits_final.json or folds.csv in `folder`, if it exists.
         ids: ids of the training cases.
         classes: names of the classes.
@@ -139,7 +139,7 @@ def find_tests(sources: Sources, folder: Path, test: Path | None, ids: list[str]
 
 
 def _fold_folders(folder: Path) -> Iterator[tuple[int, Path]]:
-    """Yield the number of each fold folder and the folder of its predictions; skip folders without predictions."""
+    """Yield the number and the prediction folder of each fold folder; skip fold folders without predictions."""
     matches = [(FOLD_FOLDER.fullmatch(path.name), path) for path in sorted(folder.iterdir()) if path.is_dir()]
     for match, path in sorted((int(match[1]), path) for match, path in matches if match):
         place = next((path / name for name in VALIDATION_FOLDERS if (path / name).is_dir()), path)
@@ -163,7 +163,7 @@ def _add_fold(sources: Sources, number: int, place: Path, ids: list[str], classe
 
 
 def _check_agreement(sources: Sources, known: Mapping[str, int | None], name: str) -> None:
-    """Check that fold folders agree with the file of folds; a case that no fold validates counts as seen."""
+    """Check that fold folders agree with the file of folds; a case that no fold validates counts as trained on."""
     for case, number in list(sources.fold_of.items()):
         listed = known.get(case)
         if listed is None:
@@ -255,8 +255,8 @@ def _channel_names(folder: Path) -> list[str]:
 def seen_cases(sources: Sources, cases: pd.DataFrame) -> dict[str, str]:
     """Return the reason, by id, for each training case whose prediction is not out of fold.
 
-    A case is out of fold if its fold is known, and if no case of its group (or with the same image) belongs to another
-    fold or has an unknown fold, because such a case may have been trained on.
+    A case is out of fold if its fold is known, and if all cases of its group (or with the same image) are in the same
+    fold. A case in another fold, or with an unknown fold, may have been used in training.
 
     Args:
         sources: the predictions.

@@ -60,8 +60,8 @@ def format_splits(fold_of: Mapping[str, int], form: Literal["nnunet", "csv"]) ->
     """Return the content of a file with folds.
 
     Args:
-        fold_of: fold by id, in the order of the file. Fold -1 is trained on in all folds; a case of fold -2, the
-            held-out test share, is in no list of `nnunet`.
+        fold_of: fold by id, in the order of the file. Every fold trains on the cases of fold -1. Cases of fold -2, the
+            held-out test share, are in no list of `nnunet`.
         form: `nnunet` for splits_final.json; `csv` for a table of id and fold.
     """
     if form == "csv":

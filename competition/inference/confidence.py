@@ -34,7 +34,7 @@ def pseudo_mask(probabilities: np.ndarray, comp: Competition, rule: ConfidenceCo
 
 
 def self_dice(probabilities: np.ndarray, comp: Competition) -> float:
-    """Return the soft Dice of a prediction's probabilities p and the mask m of this prediction, 2·Σpm / (Σp + Σm).
+    """Return the soft Dice between a prediction's probabilities p and its own mask m: 2·Σpm / (Σp + Σm).
 
     The result is the mean over the classes in the mask. If the mask is empty, the result is 1 minus the largest
     probability of a class, because an empty prediction is confident if all foreground probabilities are low.
@@ -55,9 +55,9 @@ def self_dice(probabilities: np.ndarray, comp: Competition) -> float:
 def foreground_entropy(probabilities: np.ndarray, comp: Competition) -> float:
     """Return the mean entropy of the predicted foreground, from 0 (certain) to 1 (all outcomes equally probable).
 
-    For exclusive classes this is the entropy of a voxel's distribution over background and classes; for overlapping
-    classes, the binary entropy of each (class, voxel) pair. If there is no foreground, the result is the largest
-    entropy of a voxel.
+    For exclusive classes, the entropy of a voxel is that of its distribution over background and classes. For
+    overlapping classes, each (class, voxel) pair has a binary entropy. If there is no foreground, the result is the
+    largest entropy of a voxel.
 
     Args:
         probabilities: (`comp.output_channels`, *spatial) float.

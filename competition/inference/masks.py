@@ -21,8 +21,8 @@ def to_masks(probabilities: np.ndarray, comp: Competition, thresholds: Sequence[
     all classes). If classes overlap, each mask contains the voxels above the threshold of its class.
 
     Args:
-        probabilities: (P, *spatial), P = `comp.output_channels`, or one more with the boundary class, which belongs to
-            the objects; see `merge_boundary_class`.
+        probabilities: (P, *spatial), P = `comp.output_channels`, plus one with a boundary class, which is merged into
+            the classes; see `merge_boundary_class`.
         comp: `labels` and `classes` are read.
         thresholds: one threshold per class, for overlapping classes; None: 0.5 for all classes.
 
@@ -48,7 +48,7 @@ def merge_boundary_class(probabilities: np.ndarray, comp: Competition) -> np.nda
     """Add the probability of the boundary class to the classes, in proportion to the probabilities of the classes.
 
     Args:
-        probabilities: (P, *spatial), P = `comp.output_channels`, or one more with the boundary class last.
+        probabilities: (P, *spatial), P = `comp.output_channels`, plus one if the boundary class is present; it is last.
         comp: `labels` and `classes` are read.
 
     Returns:

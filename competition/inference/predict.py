@@ -45,8 +45,8 @@ class Prediction(NamedTuple):
         probabilities: (P, *file shape) float16, P = `exp.output_channels`. If classes are exclusive, the background is
             first; the boundary class of `prepare.boundary`, if there is one, is last.
         presence: (K, 1, …, 1) float32 in [0, 1], the probability that the case contains each class. The array has as
-            many axes as `probabilities`. With `patch.slices`, its slice axis is as long as that of the file. None
-            without `exp.gate`.
+            many axes as `probabilities`. With `patch.slices`, its slice axis is as long as the slice axis of the file.
+            None without `exp.gate`.
     """
 
     probabilities: np.ndarray
@@ -84,7 +84,7 @@ def predict_case_with_presence(
         Probabilities and class presence on the file's grid.
 
     Raises:
-        MaskfoldError: as for `predict_image`, or memory runs out; the message names the case.
+        MaskfoldError: as for `predict_image`; or memory runs out. The message names the case.
     """
     try:
         image = prepared.network_input
@@ -126,7 +126,7 @@ def device_context(exp: Experiment) -> DeviceContext:
     """Return the device that `run.accelerator` selects, and the precision of the forward passes on this device.
 
     `training.precision: auto` means `native_precision`. If a network was trained in bf16, a GPU without native bf16
-    predicts in fp16. If it was trained in fp16, a CPU, which does not support fp16, predicts in bf16.
+    predicts in fp16. If a network was trained in fp16, a CPU predicts in bf16, because it does not support fp16.
 
     Raises:
         MaskfoldError: the machine has no such device.
@@ -177,7 +177,7 @@ def retry_with_smaller_batches(predict: Callable[[Experiment], T], exp: Experime
         device: device of the networks.
 
     Raises:
-        MaskfoldError: memory runs out, and the batch must not or cannot be halved.
+        MaskfoldError: memory runs out, and `training.on_oom` is not halve or the batch has only one window.
     """
     while True:
         size = min(exp.inference.batch_size, _reduced.get(str(device), exp.inference.batch_size))
@@ -217,7 +217,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def free_unused_memory(device: torch.device | str) -> None:
     """Free unused memory.
 
-    Call this outside of `except` blocks, because a traceback keeps the tensors of its frames alive.
+    Call this function outside of `except` blocks, because a traceback keeps the tensors of its frames alive.
     """
     gc.collect()
     if torch.device(device).type == "cuda":

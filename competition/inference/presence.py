@@ -1,6 +1,6 @@
 """Compute the class presence of a case from presence heads.
 
-There is one value per class; for 2.5D networks, one per class and slice.
+There is one value per class; for 2.5D networks, there is one value per class and slice.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def mean_log_odds(gates: Sequence[np.ndarray], weights: Sequence[float] | None =
 
     A threshold is tuned on single networks and applied to their combination. A mean of probabilities is closer to 0.5
     than the probabilities of single networks, so a tuned threshold far from 0.5 would be wrong for the mean. The mean
-    of log odds avoids this (logarithmic opinion pool: Genest and Zidek, Combining probability distributions,
+    of log odds avoids this bias (logarithmic opinion pool: Genest and Zidek, Combining probability distributions,
     Statistical Science 1986).
 
     Args:
@@ -48,8 +48,8 @@ def mean_log_odds(gates: Sequence[np.ndarray], weights: Sequence[float] | None =
 def case_presence(windows: Sequence[torch.Tensor], slices: int | None) -> np.ndarray:
     """Compute the presence of each class in a case from the class's presence in the windows.
 
-    A case contains a class if one of its windows does, so each network's value is the maximum over windows.
-    `mean_log_odds` then combines the networks.
+    A case contains a class if one of its windows contains the class, so each network's value is the maximum over
+    windows. `mean_log_odds` then combines the networks.
 
     Args:
         windows: for each batch of b windows, in order, the probabilities (b, N, K) of N networks, averaged over the

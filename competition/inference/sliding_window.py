@@ -93,7 +93,7 @@ def predict_image_with_presence(
 
 
 def window_starts(length: int, patch: int, overlap: float) -> list[int]:
-    """Return the first voxel of each window along an axis: evenly spaced windows that overlap by `overlap` or more."""
+    """Return the first voxel of each of the evenly spaced windows along an axis; `overlap` is their least overlap."""
     if length <= patch:
         return [0]
     step = max(1.0, patch * (1 - overlap))
@@ -217,7 +217,7 @@ def _predict_batch(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return the mean probabilities over networks and views, (B, P, *patch) float32, and the class presence.
 
-    The presence is (B, N, K) float32 for N networks, the mean over views; None without a presence head.
+    The presence is (B, N, K) float32 for N networks, averaged over views; None without a presence head.
     """
     total: torch.Tensor | None = None
     presences: list[torch.Tensor] = []
@@ -254,8 +254,8 @@ def _predict_batch(
 def merge_rings(probabilities: torch.Tensor, rings: int) -> torch.Tensor:
     """Convert ring probabilities to the channels of `prepare.boundary`: background, interiors, boundary.
 
-    The interior of a class is its expected depth: the sum of the probabilities of its rings, weighted by 1/R for the
-    outermost to 1 for the innermost of R rings. The boundary gets the rest of the classes' probability.
+    The interior of a class is its expected depth: the sum of its R ring probabilities with the weights 1/R (outermost
+    ring) to 1 (innermost ring). The boundary gets the remaining probability of the classes.
 
     Args:
         probabilities: (B, 1 + K·R, *patch): the background; then the rings of the first class, the outermost first, and
@@ -326,9 +326,9 @@ def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
 
 @contextmanager
 def _evaluation_mode(networks: Sequence[nn.Module]) -> Iterator[None]:
-    """Set evaluation mode in the block.
+    """Set evaluation mode during the `with` block.
 
-    Afterwards, each module gets its own mode back, because frozen modules may have another mode than the network.
+    After the block, each module gets its own mode back, because frozen modules may have another mode than the network.
     """
     modes = [(module, module.training) for network in networks for module in network.modules()]
     for network in networks:

@@ -32,9 +32,8 @@ class TTAView:
 def tta_views(exp: Experiment) -> list[TTAView]:
     """Return the views of `inference.tta`; the first is the identity.
 
-    `flip` gives a view for every subset of the axes in `augment.flip`, flipped along these axes; `auto` does so for the
-    axes that training flipped. `rotate90` gives the four quarter turns, or together with flips the eight symmetries of
-    the square.
+    `flip` gives one flipped view for every subset of the axes in `augment.flip`; `auto` uses the axes that training
+    flipped. `rotate90` gives the four quarter turns; together with flips, it gives the eight symmetries of the square.
 
     Raises:
         MaskfoldError: `augment.flip` allows no flips, or quarter turns are set for volumes or a non-square patch.

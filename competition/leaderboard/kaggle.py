@@ -216,7 +216,7 @@ class SubmissionLimits:
     Attributes:
         used: number of submissions used today (UTC).
         left: number of submissions left for the rest of today.
-        by_total: whether the limit counts all submissions to the competition instead of those of one day.
+        by_total: whether the limit counts all submissions to the competition; otherwise it counts submissions per day.
     """
 
     used: int
@@ -239,7 +239,7 @@ class KaggleSubmission:
 
 
 class UploadRejected(MaskfoldError):
-    """Report a submission that Kaggle certainly did not count, because Kaggle rejected or never received it."""
+    """Report a submission that Kaggle certainly did not count, because Kaggle rejected it or never received it."""
 
 
 def fetch_limits(api: Any, slug: str) -> SubmissionLimits | None:

@@ -50,11 +50,10 @@ class UploadRecord:
         metric: the competition's metric: the keys of the section `metric`; for the user's own metric also
             `higher_is_better`.
         runs: run, experiment, hash and weight of each run.
-        keys: by hash of each run, the run's resolved YAML as a mapping from dotted keys to values.
+        keys: for each run's hash, the resolved YAML as a mapping from dotted keys to values.
         postprocess: the steps that were used.
         cv: out-of-fold score, and low and high of its 95 % bootstrap interval; empty if unknown.
-        expected: expected score, and low and high of the interval that contains the scores of 95 % of test sets with
-            the size of the public board.
+        expected: expected score, and low and high of its 95 % prediction interval for the cases of the public board.
         public_cases: number of cases that the public board is assumed to use; None: unknown.
         ref: the host's submission number.
         status: sending, pending, complete, error, or lost (unknown to the host).
@@ -117,7 +116,7 @@ class UploadRecord:
 
 
 def metric_of_record(plain: dict[str, Any]) -> MetricConfig:
-    """Return the metric that averages the scores of a record, with the direction that the record stores."""
+    """Return the metric with which the scores of a record are averaged; its direction comes from the record."""
     return MetricConfig.model_validate({key: value for key, value in plain.items() if key != "higher_is_better"})
 
 
@@ -213,11 +212,11 @@ def make_record_id(time: datetime, sha256: str) -> str:
 def update_records(
     records: Iterable[UploadRecord], submissions: Iterable[KaggleSubmission], time: str
 ) -> list[UploadRecord]:
-    """Update records with the host's current data, and return those that changed.
+    """Update records with the host's current data, and return the changed records.
 
     If an upload was interrupted, its record has no submission number and is matched by file, message and time. If no
-    submission matches, the status of the record becomes lost. A record with a number that is not among the latest
-    submissions is unchanged.
+    submission matches, the status of the record becomes lost. If a record's number is not among the latest submissions,
+    the record is unchanged.
 
     Args:
         records: the records of one competition.

@@ -1,4 +1,4 @@
-"""Estimate the noise of public leaderboard scores, and how well they agree with cross-validation."""
+"""Estimate the noise of public leaderboard scores, and their agreement with cross-validation."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ NOISE_FORMULA = (
 
 @dataclass(frozen=True)
 class ScoreNoise:
-    """Hold the noise of the difference between two public scores.
+    """Hold the noise of the difference between two public scores: its size if the two files are equally good.
 
-    If two files are equally good, 95 % of such differences are smaller.
+    If two files are equally good, 95 % of the differences are smaller.
 
     Attributes:
         value: half the width of the interval that contains 95 % of the differences.
@@ -111,7 +111,7 @@ def public_score_noise(
 
 
 def public_overfit(records: Sequence[UploadRecord], tables: Mapping[str, pd.DataFrame | None]) -> list[str]:
-    """Return a sentence for each public score whose change since the previous file is less than the noise.
+    """Return a sentence for each public score that differs from the previous file's score by less than the noise.
 
     Args:
         records: the uploads, oldest first.
@@ -170,9 +170,9 @@ def cv_lb_correlation(records: Sequence[UploadRecord]) -> Correlation:
 
 
 def selection_advice(records: Sequence[UploadRecord], tables: Mapping[str, pd.DataFrame | None]) -> str | None:
-    """Return advice if the best file by CV is not the best one on the public board; None otherwise, or if unknown.
+    """Return advice if the best file by CV is not the best file on the public board; otherwise, or if unknown, None.
 
-    Which file is best is unknown if no file has both scores, or if records of the user's own metric lack its direction.
+    The best file is unknown if no file has both scores, or if the direction of the user's own metric is unknown.
     """
     candidates = [record for record in with_public_score(records) if record.score is not None]
     if len(candidates) < 2:

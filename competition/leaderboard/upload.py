@@ -39,7 +39,7 @@ class UploadRequest:
 
     Attributes:
         path: the CSV; None for a notebook whose output is not available.
-        summary: the JSON that `maskfold submit` wrote next to it; empty if there is none.
+        summary: the JSON that `maskfold submit` wrote next to the CSV; empty if there is none.
         comp: the competition; None for a notebook of an unknown competition.
         slug: the competition's name at the host.
     """
@@ -60,9 +60,9 @@ def prepare_upload(
 ) -> UploadRequest:
     """Prepare the upload of a file: read its summary JSON, and find its competition.
 
-    The competition comes from the first of these YAML files that exists: the file that `given` names; the competition
-    below `experiments/` whose name is in the CSV's JSON, or whose name at the host is `given`; the YAML of the run in
-    the JSON.
+    The first of these YAML files that exists defines the competition: the file `given`; a competition below
+    `experiments/` whose name is in the CSV's JSON, or whose name at the host is `given`; the YAML of the run in the
+    JSON.
 
     Args:
         path: the CSV; None for a notebook.
@@ -219,7 +219,7 @@ def _from_runs(summary: dict[str, Any], overrides: Sequence[str]) -> Competition
 
 
 def _keys(summary: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """Return the resolved YAML of each run by dotted keys; skip runs that no longer exist."""
+    """Return the resolved YAML of each run as a mapping from dotted keys to values; skip runs that no longer exist."""
     keys_by_hash = {}
     for run in summary.get("runs", []):
         yaml = Path(str(run.get("run"))) / "experiment.yaml"
@@ -232,7 +232,7 @@ def _keys(summary: dict[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def _rows(path: Path | None, summary: dict[str, Any], comp: Competition | None) -> pd.DataFrame | None:
-    """Return the score table of a summary: the table next to the CSV, or else the table of the summary's only run."""
+    """Return the table of scores for a summary: the table next to the CSV, else the table of the summary's only run."""
     if path is None or comp is None or not summary.get("expected"):
         return None
     import pandas as pd
@@ -274,7 +274,7 @@ def _groups(runs: Sequence[Path]) -> dict[str, str] | None:
 
 
 def table_groups(rows: pd.DataFrame) -> dict[str, str] | None:
-    """Return the group of each case, if the table has groups."""
+    """Return the group of each case; None if the table has no groups."""
     return dict(zip(rows["id"], rows["group"], strict=True)) if "group" in rows else None
 
 
@@ -300,10 +300,10 @@ def _cv(expected: dict[str, Any], rows: pd.DataFrame | None, comp: Competition |
 def _expected(
     expected: dict[str, Any], rows: pd.DataFrame | None, comp: Competition | None, public: int | None
 ) -> dict[str, float | None]:
-    """Return the interval for the public board.
+    """Return the expected score, and its 95 % prediction interval for the public leaderboard.
 
-    The interval is computed from the scores of the cases. If there are no scores by case, the interval in the summary
-    is divided by the square root of the public board's share of the cases.
+    The interval is computed from the scores of the cases. If these scores are missing, the interval in the summary is
+    divided by the square root of the share of cases on the public board.
     """
     if not expected or public is None:
         return {}
@@ -328,9 +328,9 @@ def submit_to_kaggle(
 ) -> UploadRecord:
     """Submit a file or a notebook's output.
 
-    The record is written before the file is submitted. Even if the connection is lost or this process is killed,
-    `refresh_scores` then finds a submission that was counted. The record is removed if Kaggle certainly did not count
-    the submission.
+    The record is written before the file is submitted. So `refresh_scores` finds a counted submission even if the
+    connection is lost or this process is killed. The record is removed if Kaggle certainly did not count the
+    submission.
 
     Args:
         api: result of `competition.leaderboard.kaggle.connect_kaggle`.

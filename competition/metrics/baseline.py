@@ -1,4 +1,4 @@
-"""Intensity-threshold baseline: the score that a network must exceed to be useful."""
+"""Compute the baseline of an intensity threshold, whose score a useful network must exceed."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def score_threshold_baseline(cases: Iterable[tuple[Array, Array]], comp: Competi
     """Score the best intensity threshold: Otsu or one global threshold, bright or dark, on the best channel.
 
     Both scores are optimistic, because the method, polarity, channel and global threshold are selected on the labels
-    against which they are scored. A threshold does not separate classes. So the first score uses the truth once more:
-    it takes the whole foreground as the prediction of each class that the case has, and an empty prediction of each
-    other class. The second score, the Dice of foreground against background, does not use the truth in this way.
+    against which they are scored. A threshold does not separate classes. So the first score also uses the truth to
+    assign classes: the whole foreground is the prediction of each class that the case has, and all other classes are
+    empty. The second score is the Dice of foreground against background, and assigns no classes.
 
     Args:
         cases: (image (C, *spatial), mask (M, *spatial) uint8) pairs; pixels of 255 in the mask are ignored.
@@ -48,8 +48,8 @@ class ThresholdBaseline:
     Attributes:
         scores: result of `score_threshold_baseline`.
         name: name of the threshold with the best mean Dice over (case, class) pairs; empty without cases.
-        case_dice: Dice (cases, K) of this threshold, if it predicts the whole foreground as each class that the case
-            has; nan for classes that the case does not have.
+        case_dice: Dice (cases, K) of this threshold, with the whole foreground as the prediction of each class that the
+            case has; nan for all other classes.
     """
 
     scores: dict[str, float]
@@ -102,7 +102,7 @@ class _Candidate:
 
 @dataclass(frozen=True)
 class _Counts:
-    """Count the pixels of one case above each of T thresholds: all, foreground, and each class.
+    """Hold the numbers of pixels of one case above each of T thresholds: all pixels, foreground, and each class.
 
     Attributes:
         above: (2 + K, T) int64; rows are all pixels, foreground pixels, and pixels of each class.
@@ -121,30 +121,30 @@ class _Counts:
         return cls(counts[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:], counts.sum(axis=1))
 
     def class_dice(self, polarity: str, both_empty: float | None) -> Array:
-        """Return the Dice (K, T) of each class; for a class that the case does not have, `both_empty` or nan."""
+        """Return the Dice (K, T) of each class; the Dice of an absent class is `both_empty`, or nan if that is None."""
         dice = self._dice(polarity)[1:]
         dice[self.total[2:] == 0] = np.nan if both_empty is None else both_empty
         return dice
 
     def foreground_dice(self, polarity: str, both_empty: float | None) -> Array:
-        """Return the foreground Dice (1, T); `both_empty` or nan where label and prediction are empty."""
+        """Return the foreground Dice (1, T); if label and prediction are empty, it is `both_empty`, or nan for None."""
         dice = self._dice(polarity)[:1]
         return dice if both_empty is None else np.where(np.isnan(dice), both_empty, dice)
 
     def _dice(self, polarity: str) -> Array:
-        """Return the Dice (1 + K, T) of foreground and of each class; nan where label and prediction are empty."""
+        """Return the Dice (1 + K, T) of the foreground and of each class; nan if label and prediction are empty."""
         selected = self.above if polarity == "bright" else self.total[:, None] - self.above
         size = selected[0] + self.total[1:, None]
         return np.divide(2.0 * selected[1:], size, out=np.full(size.shape, np.nan), where=size > 0)
 
 
 def _best_mean(case_scores: list[Array]) -> float:
-    """Return the mean over all rows of all cases, without nan, at the threshold with the highest mean."""
+    """Return the mean score of the best threshold; nan values do not count."""
     return float(_means(case_scores).max())
 
 
 def _best_column(case_scores: list[Array]) -> int:
-    """Return the index of the threshold with the highest mean over all rows of all cases."""
+    """Return the index of the threshold whose mean over the rows of all cases is highest."""
     return int(_means(case_scores).argmax())
 
 
@@ -156,7 +156,7 @@ def _means(case_scores: list[Array]) -> Array:
 
 
 def _candidate_thresholds(case_values: list[Array]) -> Array:
-    """Return the distinct values of all cases; if there are more than `MAX_THRESHOLDS`, this number of quantiles."""
+    """Return the distinct values of all cases or, if there are too many, `MAX_THRESHOLDS` quantiles."""
     distinct = np.unique(np.concatenate([np.unique(values) for values in case_values]))
     if len(distinct) <= MAX_THRESHOLDS:
         return distinct
@@ -185,5 +185,5 @@ def _otsu(values: Array) -> Array:
 
 
 def _valid_pixels(mask: Array) -> Array:
-    """Return a mask (*spatial) bool of the pixels that no mask channel ignores."""
+    """Return a mask (*spatial) bool of the pixels that are not ignored in any mask channel."""
     return np.asarray((np.asarray(mask) != IGNORE_LABEL).all(axis=0))

@@ -33,17 +33,16 @@ PLAIN_MEAN = MetricConfig(both_empty=None)  # a metric section for the plain mea
 def cv_score(scores: pd.DataFrame, metric: MetricConfig) -> float:
     """Compute the competition's metric over all cases.
 
-    A class that is in no truth and no prediction is excluded, because empty masks say nothing about the network, even
-    if the host scores them as `both_empty`. If all classes are excluded (all cases are healthy and predicted empty),
-    the score is the mean of the cases' scores, which is `both_empty`.
+    A class that occurs in no truth and no prediction is excluded, because empty masks say nothing about the network. If
+    all classes are excluded, the score is `metric.both_empty`, the mean of the cases' scores.
 
     Args:
         scores: rows of `competition.metrics.scoring.score_case` with the columns id, class, score and dice; for
-            `average: global` also tp, fp and fn; for a metric with a term averaged over slices also pooled and items.
+            `average: global` also tp, fp and fn; for a metric with a pooled term also pooled and items.
         metric: the section `metric` of the YAML; `average` in it defines the mean over cases and classes.
 
     Returns:
-        The score; nan without scored cases, or if no case has a class and `both_empty` is null.
+        The score; nan if there is no scored case, or if no case has a class and `both_empty` is null.
 
     Raises:
         MaskfoldError: a case has two scores, or the metric does not support `average: global`.
@@ -55,7 +54,7 @@ def cv_score(scores: pd.DataFrame, metric: MetricConfig) -> float:
 
 
 def dice_per_class(scores: pd.DataFrame, classes: Iterable[str]) -> dict[str, float | None]:
-    """Return each class's mean Dice over the cases with the class in truth or prediction; None without such cases."""
+    """Return each class's mean Dice over the cases with the class in truth or prediction; None if no case has it."""
     means = scores.groupby("class")["dice"].mean()
     values = {name: float(means.get(name, nan)) for name in classes}
     return {name: None if isnan(value) else value for name, value in values.items()}
@@ -87,8 +86,7 @@ def bootstrap_interval(
 
     With at least `FEW_CASES` cases or groups, this is Hesterberg's expanded percentile interval ("What Teachers Should
     Know About the Bootstrap", 2015, https://arxiv.org/abs/1411.5279). With fewer cases, failures are often missing from
-    the sample, so the interval includes the change that one more case with the worst or best possible score would
-    cause.
+    the sample. The interval then also includes the effect of one more case with the worst or best possible score.
 
     Args:
         scores: as in `cv_score`.
@@ -96,7 +94,7 @@ def bootstrap_interval(
         n: number of bootstrap samples.
         seed: seed of the experiment.
         groups: group of each case id, for dependent cases such as those of one patient.
-        level: confidence level: the share of intervals that would contain the true score.
+        level: confidence level, e.g. 0.95.
 
     Returns:
         (low, high); nan for fewer than two cases or groups.
@@ -123,9 +121,9 @@ def prediction_interval(
 ) -> tuple[float, float]:
     """Compute a prediction interval for the score of a test set of `n_test` cases from the same distribution.
 
-    It is wider than `bootstrap_interval`, because the test set is a random sample too: each iteration draws a bootstrap
-    sample of the cases, and a test set from that sample. With fewer than `FEW_CASES` cases, a test set may also have
-    cases of the worst or best possible score; see `bootstrap_interval`.
+    The interval is wider than `bootstrap_interval`, because the test set is a random sample too: each iteration draws a
+    bootstrap sample of the cases, and then a test set from this sample. With fewer than `FEW_CASES` cases, a test set
+    may also have cases of the worst or best possible score; see `bootstrap_interval`.
 
     Args:
         scores: as in `cv_score`.
@@ -163,7 +161,7 @@ def prediction_interval(
 class ScoreGain(NamedTuple):
     """Hold the improvement from one score to another on the same cases, with its confidence interval.
 
-    The value has the metric's unit and is positive for an improvement: for a distance it is `before` minus `after`.
+    The value has the metric's unit and is positive for an improvement. For a distance, it is `before` minus `after`.
     """
 
     value: float
@@ -184,10 +182,10 @@ def paired_gain(
     groups: Mapping[str, str] | None = None,
     level: float = 0.95,
 ) -> ScoreGain:
-    """Compute by how much `after` is better than `before` on the same cases, with its paired bootstrap interval.
+    """Compute the gain of `after` over `before` on the same cases, with its paired bootstrap interval.
 
-    The interval is a bootstrap interval even for few cases, because most failures occur in both scores, so that a
-    difference has a more reliable interval than a score. Decisions on steps, weights and soups depend on it.
+    The interval is a bootstrap interval even for few cases. Most failures occur in both scores, so the interval of a
+    difference is more reliable than that of a score. Maskfold accepts tuned steps, weights and soups by this interval.
 
     Args:
         before: scores as in `cv_score`.
@@ -233,8 +231,8 @@ def paired_difference_noise(
     """Estimate the sampling noise of the difference of two scores on the same `n_test` test cases.
 
     Test sets of `n_test` cases are drawn with replacement from the given cases. The result is half the width of the
-    interval that contains the share `level` of the differences of these test sets. For a mean over cases it is about
-    1.96 s / √n_test, where s is the standard deviation of the differences per case.
+    interval that contains the share `level` of the differences. For a mean over cases it is about 1.96 s / √n_test,
+    where s is the standard deviation of the differences per case.
 
     Args:
         before: scores as in `cv_score`.
@@ -276,7 +274,7 @@ def _paired_tables(before: pd.DataFrame, after: pd.DataFrame, metric: MetricConf
 
 
 class PairedDifference(NamedTuple):
-    """Hold the difference of a measure between two runs, on cases that both predicted.
+    """Hold the difference of a measure between two runs, on the cases that both runs predicted.
 
     Attributes:
         measure: name of the measure, e.g. `dice`.
@@ -286,7 +284,7 @@ class PairedDifference(NamedTuple):
         b: value of the second run.
         value: b − a.
         low: lower end of the 95 % paired bootstrap interval of `value`; nan for fewer than two cases.
-        high: upper end of that interval.
+        high: upper end of the interval.
         p: two-sided p-value of Wilcoxon's signed-rank test on the differences per case; nan without cases, 1 if all
             differences are 0.
         better: number of cases in which the second run is better.

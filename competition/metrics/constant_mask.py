@@ -1,4 +1,4 @@
-"""Constant-mask baseline: the score of predicting the same mask for all cases."""
+"""Compute the constant-mask baseline: the score of the same mask for all cases."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class CoarseTruth:
 def constant_mask_dice(truths: Sequence[CoarseTruth]) -> Array:
     """Return the Dice of the best constant mask of each class, on each case.
 
-    The mask for a case covers the cells in which at least a certain share of the other cases' pixels has the class. All
-    cases use the same share, the one with the best mean Dice, so the result is slightly optimistic. A share of 0 gives
-    a mask of all pixels.
+    The mask for a case covers the cells in which the class has at least a certain share of the other cases' pixels. All
+    cases use the share with the best mean Dice, so the result is slightly optimistic. A share of 0 gives a mask of all
+    pixels.
 
     Args:
         truths: coarse truth of each case.

@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 
 
 class BorderDistances:
-    """Compute the distances between the borders of mask and truth, once for all metrics of a weighted sum.
+    """Compute the distances between the borders of mask and truth; the terms of a weighted sum share the result.
 
     A border voxel shares a face (2D: an edge) with the background. Voxels beyond the image's edge count as background.
 
@@ -35,7 +35,7 @@ class BorderDistances:
 
     @property
     def undefined(self) -> float | None:
-        """The distance if a mask is empty: 0 if both are, otherwise the image's diagonal; None if neither is empty."""
+        """The distance if only one mask is empty (the image's diagonal) or both masks are empty (0); otherwise None."""
         empty = [not self.mask.any(), not self.truth.any()]
         if not any(empty):
             return None
@@ -56,7 +56,7 @@ class BorderDistances:
 
 @metric("hd95", higher_is_better=False)
 def hausdorff_percentile(distances: BorderDistances, percentile: float = 95.0) -> float:
-    """Return the larger percentile of the border distances in both directions.
+    """Return a percentile of the border distances, the larger value of the two directions.
 
     The value equals that of MONAI's `compute_hausdorff_distance(…, percentile=95)`.
 
@@ -66,7 +66,7 @@ def hausdorff_percentile(distances: BorderDistances, percentile: float = 95.0) -
 
     Returns:
         The distance in mm; 0 if both masks are empty; the image's diagonal (the largest possible distance) if only one
-        is.
+        mask is empty.
     """
     if (fixed := distances.undefined) is not None:
         return fixed
@@ -75,7 +75,7 @@ def hausdorff_percentile(distances: BorderDistances, percentile: float = 95.0) -
 
 @metric("assd", higher_is_better=False)
 def assd(distances: BorderDistances) -> float:
-    """Return the average symmetric surface distance: the mean of the border distances of both directions together.
+    """Return the average symmetric surface distance: the mean over the border distances in both directions.
 
     The value equals that of MONAI's `compute_average_surface_distance(…, symmetric=True)`.
 
@@ -83,7 +83,7 @@ def assd(distances: BorderDistances) -> float:
         distances: distances between the borders.
 
     Returns:
-        The distance in mm; 0 if both masks are empty; the image's diagonal if only one is.
+        The distance in mm; 0 if both masks are empty; the image's diagonal if only one mask is empty.
     """
     if (fixed := distances.undefined) is not None:
         return fixed

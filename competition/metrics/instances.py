@@ -1,10 +1,10 @@
 """Compute object metrics: average precision and F2 at ten IoU thresholds from 0.50 to 0.95.
 
 A true object is a true positive if its IoU with a predicted object is greater than the threshold, as Data Science Bowl
-2018, TGS Salt and Airbus Ship Detection define it; a predicted object without such a true object is a false positive.
-Hosts forbid overlapping predicted objects, so at most one predicted object can match a true object with an IoU above
-0.5. True objects may overlap. Each is then compared with all its pixels; if one predicted object matches two true
-objects, both are true positives.
+2018, TGS Salt and Airbus Ship Detection define it; a predicted object without a matching true object is a false
+positive. Hosts forbid overlapping predicted objects, so at most one predicted object can match a true object with an
+IoU above 0.5. True objects may overlap, and each is compared with all its pixels. If one predicted object matches two
+true objects, both are true positives.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def f2_iou(
 
 @metric("tgs_ap", higher_is_better=True)
 def tgs_ap(tp: int, fp: int, fn: int) -> float:
-    """Return the share of IoU thresholds that the IoU of an image's mask exceeds (TGS Salt).
+    """Return the share of the ten IoU thresholds that are below the IoU of an image's mask (TGS Salt).
 
     https://www.kaggle.com/competitions/tgs-salt-identification-challenge/overview/evaluation
 
@@ -90,7 +90,7 @@ def tgs_ap(tp: int, fp: int, fn: int) -> float:
 def count_object_matches(
     predicted: Labels, truth: Labels, predicted_hidden: Hidden = (), true_hidden: Hidden = ()
 ) -> tuple[Counts, Counts, Counts]:
-    """Count true positives, false positives and false negatives at the ten thresholds; each result is (10,).
+    """Count true positives, false positives and false negatives at the ten thresholds: three arrays (10,).
 
     Args:
         predicted: integers of any shape, 0 for background, one label per object.
@@ -169,7 +169,7 @@ def _add_hidden(
     predicted: tuple[Labels, Hidden],
     truth: tuple[Labels, Hidden],
 ) -> None:
-    """Add the pixels that the label images do not contain because later objects cover them."""
+    """Add covered pixels to the areas, because the label images contain only the later object at these pixels."""
     for part in predicted[1]:
         predicted_areas[part.number] += int(np.count_nonzero(part.mask))
         for number, count in _value_counts(truth[0][part.box][part.mask]).items():

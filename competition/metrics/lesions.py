@@ -1,6 +1,6 @@
 """Compute metrics of matched objects: lesion-wise F1 and Dice, and panoptic quality.
 
-Each can be computed per case and class, or over the objects of all cases (`average: global`).
+Each metric can be computed per case and class, or over the objects of all cases (`average: global`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Pair = tuple[int, int]
 
 
 class Matches(NamedTuple):
-    """Hold the areas of a case's objects by label, and of their intersections by pair of labels."""
+    """Hold the area of each object of a case by its label, and the area of each intersection by its pair of labels."""
 
     predicted: Counter[int]
     true: Counter[int]
@@ -33,7 +33,7 @@ class Matches(NamedTuple):
         return shared / (self.predicted[pair[0]] + self.true[pair[1]] - shared)
 
     def counts(self, pairs: Iterable[Pair]) -> tuple[int, int, int]:
-        """Return TP, FP and FN: the true objects in the pairs, and the predicted and true objects in no pair."""
+        """Return TP (true objects in a pair), FP (predicted objects in no pair) and FN (true objects in no pair)."""
         pairs = list(pairs)
         found, hits = {true for _, true in pairs}, {predicted for predicted, _ in pairs}
         return len(found), len(self.predicted) - len(hits), len(self.true) - len(found)
@@ -44,8 +44,8 @@ class LesionF1:
     """Compute the lesion-wise F1: 2 TP / (2 TP + FP + FN) of objects.
 
     A true object is found (TP) if a predicted object overlaps it with an IoU above `min_iou`; by default, one shared
-    pixel is enough. A predicted object that overlaps no true object in this way is a false positive. One predicted
-    object may find several true objects.
+    pixel is enough. A predicted object that finds no true object is a false positive. One predicted object may find
+    several true objects.
 
     Args:
         min_iou: IoU that a match must exceed, 0 or more.
@@ -68,11 +68,11 @@ class LesionF1:
 
 @metric("lesion_dice", higher_is_better=True)
 class LesionDice:
-    """Compute the lesion-wise Dice: the mean over true objects and over false predicted objects, whose Dice is 0.
+    """Compute the lesion-wise Dice: the mean Dice of true objects and false predicted objects, whose Dice is 0.
 
     A true object is compared with the union of all predicted objects that share a pixel with it, as in the BraTS 2023
-    challenge (https://arxiv.org/abs/2305.17033), but without the challenge's dilation and smallest volume. A predicted
-    object that shares no pixel with a true object is a false positive.
+    challenge (https://arxiv.org/abs/2305.17033), but without dilation and without a minimum volume. A predicted object
+    that shares no pixel with a true object is a false positive.
     """
 
     def sums(
@@ -96,8 +96,8 @@ class LesionDice:
 class PanopticQuality:
     """Compute the panoptic quality: the sum of the IoU of matches (IoU > 0.5), divided by TP + FP / 2 + FN / 2.
 
-    Kirillov et al. 2019, https://arxiv.org/abs/1801.00868. With `average: global`, the score over all cases is that of
-    panopticapi.
+    Kirillov et al. 2019, https://arxiv.org/abs/1801.00868. With `average: global`, the score over all cases equals that
+    of panopticapi.
     """
 
     def sums(

@@ -55,7 +55,7 @@ def fbeta(tp: ArrayLike, fp: ArrayLike, fn: ArrayLike, beta: float) -> Any:
 
 
 def score_from_counts(config: MetricConfig, *sums: ArrayLike) -> Any:
-    """Compute a metric from the columns `sum_columns`, summed over cases; the metric must support `average: global`."""
+    """Compute a metric from sums over cases of the columns `sum_columns`; the metric must support `average: global`."""
     return config.resolve().score_sums(*sums)
 
 

@@ -1,7 +1,7 @@
-"""Resample scored cases: score tables as arrays, the bootstrap interval, and the interval for few cases.
+"""Resample scored cases for the bootstrap interval and the interval for few cases.
 
-Every score is a weighted statistic of the cases. For the score itself all weights are 1. In a bootstrap sample, the
-weight of a case is the number of times that it was drawn, so that one matrix product scores all bootstrap samples.
+Every score is a weighted statistic of the cases. For the score of all cases, all weights are 1. In a bootstrap sample,
+the weight of a case is the number of times that it was drawn, so that one matrix product scores all bootstrap samples.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_WEIGHTS = 4_000_000  # weights in memory at a time: 32 MB
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Hold scores as arrays (cases, classes), without classes that no case has."""
+    """Hold scores as arrays (cases, classes); classes that no case has are omitted."""
 
     metric: MetricConfig
     ids: list[str]
@@ -101,7 +101,7 @@ class ScoreTable:
 
     @staticmethod
     def add_pooled(rest: Floats, *sums: Floats) -> Floats:
-        """Add the pooled term, if the metric has one; `sums` are its sum over the items and the number of items."""
+        """Add the metric's pooled term to `rest` if there is one; `sums` has the term's sum and number of items."""
         return rest + divide(*sums) if sums else rest
 
 
@@ -115,20 +115,20 @@ class Clusters:
 
 @dataclass(frozen=True)
 class FewClusters:
-    """Compute wide enough intervals for few clusters of cases, with one additional imagined cluster.
+    """Compute intervals for few clusters of cases, widened by one imagined cluster.
 
     Even if eight of eight cases have good scores, a third of all future cases may fail. A bootstrap cannot show this,
     because it only repeats the cases of the sample. Here the weights of the clusters are exponential (a Bayesian
-    bootstrap), and one more cluster of mean size has the worst possible score for the lower end of the interval and the
-    best possible score for the upper end. For a mean of bounded scores this is Gaffke's interval; for scores of 0 and 1
-    it is the interval of Clopper and Pearson, which always has at least its nominal coverage. See Learned-Miller and
-    Thomas, "A New Confidence Interval for the Mean of a Bounded Random Variable" (2019,
+    bootstrap), and one imagined cluster of mean size is added. It has the worst possible score for the lower end of the
+    interval, and the best possible score for the upper end. For a mean of bounded scores this is Gaffke's interval; for
+    scores of 0 and 1 it is the interval of Clopper and Pearson, which always has at least its nominal coverage. See
+    Learned-Miller and Thomas, "A New Confidence Interval for the Mean of a Bounded Random Variable" (2019,
     https://arxiv.org/abs/1905.06208).
 
     Attributes:
         metric: the metric.
-        sums: arrays (clusters, classes) with the sum and number of scores, and for a pooled term with its sum and
-            number of items; for `average: global` with tp, fp and fn, or the metric's own sums.
+        sums: arrays (clusters, classes) of the sum and number of scores; with a pooled term, also its sum and number of
+            items. For `average: global`, arrays of tp, fp and fn, or of the metric's own sums.
         low: the imagined cluster for one end of the interval, as arrays (classes,) like those in `sums`.
         high: the imagined cluster for the other end of the interval.
     """
@@ -222,9 +222,9 @@ def _score_bounds(scores: Floats, metric: MetricConfig) -> tuple[float, float]:
 
 
 def _extreme_sums(sums: list[Floats], metric: MetricConfig) -> tuple[tuple[Floats, ...], tuple[Floats, ...]]:
-    """Return, for each class, the sums of the cluster with the lowest and of the cluster with the highest score.
+    """Return for each class the sums of two imagined clusters, with the lowest and with the highest score.
 
-    The possible values of a metric's own sums are unknown, so the imagined cluster copies an observed one.
+    The possible values of a metric's own sums are unknown, so an imagined cluster is a copy of an observed cluster.
     """
     scores = np.asarray(score_from_counts(metric, *sums), np.float64)
     chosen = (
@@ -246,7 +246,7 @@ def expanded_interval(
 ) -> tuple[float, float]:
     """Return the expanded percentile interval of a table's statistic, or of the difference of two tables (`minus`).
 
-    `draw(count)` returns cluster indices (count, draws); the number `draws` is needed to limit the memory of a chunk.
+    `draw(count)` returns cluster indices (count, draws); `draws` limits the memory of a chunk.
     """
     from scipy.special import ndtr, stdtrit  # importing scipy.stats instead would take a second
 

@@ -160,8 +160,8 @@ def read_scores(path: Path) -> pd.DataFrame:
 def _split_score(score: float | PooledScore, comp: Competition) -> tuple[float, dict[str, Any]]:
     """Return the score, and the columns `pooled` and `items` of a metric with a pooled term.
 
-    A class that is in neither mask nor truth counts as one item with the value `metric.both_empty`; if that is null, it
-    does not count.
+    A class that is in neither mask nor truth counts as one item with the value `metric.both_empty`; if `both_empty` is
+    null, the class does not count.
     """
     if not isinstance(score, PooledScore) and not comp.metric.has_pooled_term:
         return score, {}
@@ -180,7 +180,7 @@ def _class_truth(truth: NDArray[np.uint8], comp: Competition, index: int) -> Mas
 
 
 def _equal(values: NDArray[np.uint8], value: int) -> Mask:
-    """Return the mask of an array's elements with a value; for a large picture it is in a file, see `large_arrays`."""
+    """Return a mask of the elements that equal `value`; for a large picture, the mask is in a file (`large_arrays`)."""
     result: Mask = large_arrays.empty(values.shape, np.bool_)
     np.equal(values, value, out=result)
     return result
@@ -248,7 +248,7 @@ def _score(metric: Metric, inputs: dict[str, Any], counts: OverlapCounts, cls: s
     """Return the metric of one class; nan if mask and truth (or their objects) are empty.
 
     Raises:
-        MaskfoldError: the metric is undefined although mask or truth is not empty.
+        MaskfoldError: mask or truth is not empty, but the metric is undefined.
     """
     if is_empty(metric, inputs, counts):
         return nan
@@ -266,7 +266,7 @@ def _score(metric: Metric, inputs: dict[str, Any], counts: OverlapCounts, cls: s
 
 
 def is_empty(metric: Metric, inputs: dict[str, Any], counts: OverlapCounts) -> bool:
-    """Return whether mask and truth have nothing that the metric compares."""
+    """Return whether mask and truth are both empty; for a metric of objects, whether both have no objects."""
     if not metric.needs_objects or isinstance(metric.function, WeightedSum):
         return not any(counts)
     names = ("predicted_objects", "true_objects", "predicted_hidden", "true_hidden")

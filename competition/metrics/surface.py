@@ -26,7 +26,7 @@ BLOCK = 8  # side of the blocks in `_directed_hausdorff`, voxels
 
 @metric("surface_dice", higher_is_better=True)
 def surface_dice(mask: Mask, truth: Mask, spacing: Sequence[float], tolerance_mm: float) -> float:
-    """Return the surface Dice: the share of both surfaces' area within a tolerance of the other surface.
+    """Return the surface Dice: the share of the two surfaces' area that is within a tolerance of the other surface.
 
     Nikolov et al. 2018, https://arxiv.org/abs/1809.04430, with the surface elements of
     https://github.com/google-deepmind/surface-distance. The value equals that of MONAI's `compute_surface_dice(…,
@@ -61,7 +61,7 @@ def nsd(mask: Mask, truth: Mask, spacing: Sequence[float], tolerances: Sequence[
 
 
 def surface_dices(mask: Mask, truth: Mask, spacing: Sequence[float], tolerances: Sequence[float]) -> list[float]:
-    """Return the surface Dice for each tolerance (mm), from one search of distances; see `surface_dice`."""
+    """Return the surface Dice for each tolerance (mm); the distances are computed only once. See `surface_dice`."""
     from scipy.spatial import cKDTree
 
     mask, truth = crop_to_masks(mask, truth)
@@ -128,7 +128,7 @@ def hausdorff(mask: Mask, truth: Mask, spacing: Sequence[float] | None = None) -
 
 
 def hd95(mask: Mask, truth: Mask, spacing: Sequence[float]) -> float:
-    """Return the 95 % Hausdorff distance: the larger 95th percentile of the border distances in both directions.
+    """Return the 95 % Hausdorff distance: the 95th percentile of border distances, the larger of both directions.
 
     This function is the metric `hd95`; see `competition.metrics.distances`.
 
@@ -147,9 +147,9 @@ def hd95(mask: Mask, truth: Mask, spacing: Sequence[float]) -> float:
 def _directed_hausdorff(mask: Mask, target: Mask, steps: Points) -> float:
     """Return the largest distance from a voxel of `mask` to the nearest voxel of `target`.
 
-    Only voxels outside `target` matter, and the nearest voxel of `target` is on its border. Because there may be many
-    millions of such voxels, they are searched in blocks, in descending order of an upper bound of the distance: a block
-    whose centre is near cannot contain the farthest voxel. `steps` is the length of a voxel along each axis.
+    Only voxels outside `target` matter, and the nearest voxel of `target` is on its border. The voxels are searched in
+    blocks, in descending order of an upper bound of the distance. The search stops when no remaining block can contain
+    a farther voxel. `steps` is the length of a voxel along each axis.
     """
     from scipy.ndimage import binary_erosion
     from scipy.spatial import cKDTree
@@ -176,7 +176,7 @@ def _directed_hausdorff(mask: Mask, target: Mask, steps: Points) -> float:
 
 
 def _surface(mask: Mask, spacing: tuple[float, ...]) -> tuple[Points, Points]:
-    """Return the surface of a mask, where 2 × 2 (× 2) neighbours differ: points (n, axes) in mm and areas (n,)."""
+    """Return the surface of a mask: points (n, axes) in mm where 2 × 2 (× 2) neighbours differ, and areas (n,)."""
     padded = np.pad(mask, 1).view(np.uint8)
     shape = tuple(size - 1 for size in padded.shape)
     code = np.zeros(shape, np.uint8)

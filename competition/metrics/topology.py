@@ -44,7 +44,7 @@ def betti_error(mask: Mask, truth: Mask) -> float:
     """Return the sum of the absolute differences of the Betti numbers of mask and truth.
 
     See `betti_numbers`. Clough et al. 2020, https://arxiv.org/abs/1910.01877, and others compute the differences in
-    patches; here the patch is the whole case.
+    patches. This function computes them over the whole case.
 
     Args:
         mask: (*spatial) bool, 2D or 3D.
@@ -93,7 +93,7 @@ def variation_of_information(predicted_objects: Labels, true_objects: Labels, ba
         predicted_objects: integers of any shape, 0 for background, one label per object.
         true_objects: the true objects, in the same form.
         background: whether the background is a part of both partitions, as in scikit-image. If false, only pixels in an
-            object of mask or truth count; the pixels that lie only in objects of the other partition are one part.
+            object of mask or truth count, and the pixels outside a partition's own objects form one part of it.
 
     Returns:
         Bits, from 0 (equal partitions).

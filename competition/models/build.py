@@ -50,7 +50,7 @@ def build_network(
     """Build the network that `model.target` names, on the CPU and in training mode.
 
     Initial weights are drawn from torch's global random generator, so seed this generator first. `encoder_weights` or
-    `model.args.encoder_weights` set pretrained encoder weights (see `competition.models.pretrained`).
+    `model.args.encoder_weights` select pretrained encoder weights (see `competition.models.pretrained`).
 
     Args:
         exp: the experiment.
@@ -193,7 +193,7 @@ def _add_presence_head(
 
 
 def _build_meta(exp: Experiment, cls: type, args: dict[str, Any], context: Context) -> tuple[nn.Module, Any]:
-    """Return a network on the meta device, and a function that builds one on the CPU."""
+    """Return a network on the meta device, and a function that builds the same network on the CPU."""
 
     def build_on_cpu() -> nn.Module:
         with ConstructionGuard(cls, exp.model.args, "model.args", context.trust):
@@ -268,7 +268,7 @@ def _builds_without_weights(cls: type, args: dict[str, Any]) -> bool:
 
 
 def _args_error(exp: Experiment, cls: type, error: Exception) -> MaskfoldError:
-    """Convert a constructor's exception to an error that names the key and, for an unknown encoder, a similar one."""
+    """Convert a constructor's exception to an error that names the key, and a similar name for an unknown encoder."""
     if isinstance(error, ImportError):
         missing = re.search(r"No module named '([\w.]+)'", str(error))
         name = missing[1].split(".")[0] if missing else "it"
@@ -308,12 +308,12 @@ def _similar_encoder(name: str) -> str | None:
 
 
 class PatchSizeProbe:
-    """Find out which patch sizes a network accepts, by passing patches through it.
+    """Test the patch sizes that a network accepts, by passing patches through the network.
 
     Args:
         network: the network, on the meta device.
-        channels: number of channels of its input.
-        outputs: number of channels of its output.
+        channels: number of channels of the network's input.
+        outputs: number of channels of the network's output.
         build_on_cpu: function that builds the network on the CPU, for a network whose forward pass reads values.
     """
 
@@ -322,7 +322,7 @@ class PatchSizeProbe:
         self.device = "meta"
 
     def failure(self, size: PatchSize, batch: int) -> str | None:
-        """Return why `batch` patches fail in training mode, or one patch in evaluation mode; None if they pass.
+        """Return why `batch` patches fail in training mode, or one patch fails in evaluation mode; None if all pass.
 
         Raises:
             ImportError: the network needs a package that is not installed.
@@ -352,7 +352,7 @@ class PatchSizeProbe:
 
 
 def nearest_valid_sizes(is_valid: Callable[[PatchSize], bool], size: PatchSize) -> list[PatchSize]:
-    """Return the nearest valid patch sizes: a smaller one if it exists, and a larger one; empty if neither exists.
+    """Return the nearest smaller and the nearest larger valid patch size, as far as they exist.
 
     The smaller size does not exceed `size` along any axis, and the larger size is not below `size` along any axis.
 

@@ -1,9 +1,9 @@
 """Make networks faster, by the memory layout of their tensors and by `torch.compile`.
 
 In 2D, libraries compute convolutions faster when the channels of a pixel lie side by side in memory (channels_last).
-A training step of the shipped networks then takes 0.8 to 1.05 times as long, a prediction 0.75 to 0.95 times
-(`python benchmarks/networks.py`).
-The results differ in their last bits, so a run keeps its layout, see `competition.runs.kept_settings`.
+With channels_last, a training step of the shipped networks takes 0.8 to 1.05 times as long, and a prediction 0.75 to
+0.95 times (`python benchmarks/networks.py`). The results differ in their last bits, so a run keeps its layout, see
+`competition.runs.kept_settings`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ LONG_BUDGET_MINUTES = 10.0  # `training.compile: auto` compiles if the budget is
 def memory_format(exp: Experiment) -> torch.memory_format | None:
     """Return the memory layout of the network's weights and inputs; None means channels first, torch's default.
 
-    `auto` means channels first here. When a run starts, `maskfold cv` replaces `auto` by a layout, so only older runs
-    still have `auto`.
+    `auto` means channels first here, because only older runs still have `auto`: `maskfold cv` replaces it when a run
+    starts.
     """
     if exp.training.memory_format != "channels_last":
         return None
@@ -36,7 +36,7 @@ def memory_format(exp: Experiment) -> torch.memory_format | None:
 
 
 def arrange_network(network: nn.Module, exp: Experiment) -> nn.Module:
-    """Change the memory layout of the network's weights to that of the run, and return the same network.
+    """Change the memory layout of a network's weights to the run's layout, and return the network.
 
     Values do not change.
     """
@@ -65,7 +65,7 @@ def arrange(images: Tensor, exp: Experiment) -> Tensor:
 def to_layout(images: Tensor, layout: torch.memory_format) -> Tensor:
     """Return images (B, C, *spatial) in a memory layout.
 
-    The strides show the layout even if there is a single channel.
+    The strides follow the layout even if there is a single channel.
     """
     found = images.contiguous(memory_format=layout)
     if found.shape[1] == 1:  # both layouts are equal here, and without explicit strides torch assumes channels first

@@ -1,7 +1,7 @@
 """Load initial weights from a file (`init_from: weights.safetensors`): all tensors that fit the network.
 
-The file may be of another network with the same encoder, e.g. one that was pretrained on other data. The tensors are
-matched in three steps:
+The file may belong to another network with the same encoder, e.g. to a network pretrained on other data. The tensors
+are matched in three steps:
 
 1. By name. Two tensors match if their shapes are equal, and their names are equal after a prefix such as `module.`,
    `network.` or `encoder.` is removed. The prefixes that match most tensors are used first.
@@ -46,7 +46,7 @@ class InitialMatch:
     """Assign a file's tensors to the tensors of a network.
 
     Attributes:
-        source: the file, as the YAML names it.
+        source: the file's path in the YAML.
         pairs: name of the tensor in the file, by name of the tensor in the network.
         adapted: names in the network of tensors whose number of input channels differs from the file.
         missing: names in the network of tensors that keep their random values, by reason: `head`, `other shape`
@@ -63,7 +63,7 @@ class InitialMatch:
     by_order: bool = False
 
     def lines(self) -> list[str]:
-        """Return lines about what was loaded and what was not: the counts of tensors, and the names of modules."""
+        """Return lines that list loaded and missing tensors: their counts, and the names of their modules."""
         count = len(self.pairs) + sum(map(len, self.missing.values()))
         parts = [f"{len(self.pairs)} of {count} tensors loaded from {self.source}"]
         parts += ["matched by their order"] if self.by_order else []
@@ -111,7 +111,7 @@ def load_initial_weights(network: nn.Module, exp: Experiment, channels: int) -> 
 
 
 def check_initial_file(exp: Experiment, channels: int, context: Context) -> None:
-    """Check that the file in `init_from` fits the network, and say what is loaded from it.
+    """Check that the file in `init_from` fits the network, and list the tensors that are loaded.
 
     Args:
         exp: the experiment. Without a file in `init_from`, nothing happens.
@@ -132,7 +132,7 @@ def check_initial_file(exp: Experiment, channels: int, context: Context) -> None
 def match_tensors(
     network: nn.Module, tensors: Mapping[str, Tensor], source: str, channels: int, outputs: int
 ) -> InitialMatch:
-    """Match a network's tensors with those of a file.
+    """Match a network's tensors with the tensors of a file.
 
     Args:
         network: the network.
@@ -177,7 +177,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
 
 
 def _heads(network: nn.Module, outputs: int) -> set[str]:
-    """Return the modules whose outputs are the classes: those with the name of a head, and the last one."""
+    """Return the modules whose outputs are the classes: modules with the name of a head, and the last module."""
     heads: set[str] = set()
     last: str | None = None
     for name, module in network.named_modules():
@@ -295,6 +295,6 @@ def _same_parameters(first: str, own: Shapes, second: str, other: Shapes, channe
 
 
 def _modules(names: Iterable[str]) -> str:
-    """Format the modules of some tensors, by the first two parts of their names, with counts of tensors."""
+    """Format a list of modules (first two parts of the tensors' names), with the number of tensors in each."""
     counts = Counter(".".join(name.split(".")[:-1][:2]) or name for name in names)
     return ", ".join(f"{name} ({count})" for name, count in counts.items()) or "nothing"

@@ -70,7 +70,7 @@ def is_smp(cls: type) -> bool:
 def constructor_parameters(cls: type) -> dict[str, inspect.Parameter]:
     """Return the parameters of a class's `__init__`.
 
-    If the class has a `__new__`, as in smp, the class's signature lacks them.
+    The signature of a class with a `__new__`, as in smp, lacks these parameters.
     """
     parameters = dict(inspect.signature(cls.__init__).parameters)  # type: ignore[misc]
     parameters.pop("self", None)
@@ -92,7 +92,7 @@ def _fill_argument(args: dict[str, Any], parameters: Any, names: tuple[str, ...]
 
 
 def _fill_presence_head(exp: Experiment, args: dict[str, Any]) -> None:
-    """Use smp's `aux_params` classification head as the presence head."""
+    """Set `aux_params`, so that smp's classification head is the presence head."""
     assert exp.gate is not None
     if args.get("aux_params") is not None:
         raise MaskfoldError(
@@ -108,7 +108,7 @@ def _fill_presence_head(exp: Experiment, args: dict[str, Any]) -> None:
 
 
 def _check_smp(exp: Experiment, cls: type, args: dict[str, Any]) -> None:
-    """Raise errors for settings that segmentation_models_pytorch would ignore, or reject only during a run."""
+    """Raise errors for settings that segmentation_models_pytorch would ignore, or would reject only during a run."""
     if exp.network_dimensions == 3:
         raise MaskfoldError(
             f"patch.size: found 3 values, but model.target {cls.__name__} is a 2D network.",
@@ -144,8 +144,8 @@ def segmentation_outputs(outputs: Any, dims: int, channels: int) -> list[tuple[T
     A network may return a tensor (B, C, *spatial); a stack (B, n, C, *spatial), as MONAI's DynUNet does; or a list,
     tuple or dictionary of tensors. Tensors of another shape (features, or outputs of an auxiliary classifier) are
     ignored. The weights follow nnU-Net (Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z): 1, 1/2, 1/4,
-    … divided by their sum. In a stack or dictionary they follow the order of the outputs; in a list they depend on the
-    size, so that outputs of equal size have equal weights.
+    … divided by their sum. In a stack or dictionary, the weights follow the order of the outputs. In a list, they
+    follow the size, so that outputs of equal size have equal weights.
 
     Args:
         outputs: the result of `network(x)`.
@@ -202,7 +202,7 @@ def flatten_tensors(outputs: Any) -> list[Tensor]:
 def _segmentations(outputs: Any, dims: int, channels: int) -> tuple[list[Tensor], list[int]]:
     """Return the segmentation outputs with their ranks, the main output first.
 
-    The rank of an output determines its weight.
+    Rank 0 is the main output; an output's deep-supervision weight falls with its rank.
     """
     if isinstance(outputs, Tensor):
         if outputs.ndim == dims + 3 and outputs.shape[2] == channels:

@@ -10,7 +10,7 @@ Each term is a loss of a library, and receives its target in the form that this 
 | other torch.nn losses, such as BCEWithLogitsLoss | (B, C, *s) of 0 and 1 | (B, K, *s) of 0 and 1 |
 | any other class | (B, 1, *s) class indices, int64 | (B, K, *s) of 0 and 1, float32 |
 
-Maskfold sets the arguments in the second and third column. If the YAML sets them to other values, it raises an error.
+Maskfold sets the arguments in the second and third column, and raises an error if the YAML sets other values.
 """
 
 from __future__ import annotations
@@ -99,14 +99,15 @@ class SegmentationLoss(nn.Module):
 
         Args:
             outputs: the network's output in training mode: a tensor (B, C, *spatial), a stack (B, n, C, *spatial), or a
-                list, tuple or dictionary of tensors; with a presence head, a tuple of one of these and of logits (B,
+                list, tuple or dictionary of tensors; with a presence head, a tuple of these outputs and of logits (B,
                 K).
             mask: (B, M, *spatial) uint8 on the same device.
 
         Returns:
             The total, a float32 scalar with a gradient, and detached scalars by name. The scalars are the terms, or the
-            two parts of a MONAI compound loss (`dice` and `ce`; with several terms `DiceCELoss/dice`, …), averaged over
-            the outputs but not weighted by `loss.weight`. `gate` is the presence loss, not weighted by `gate.weight`.
+            two parts of a MONAI compound loss (`dice` and `ce`; with several terms `DiceCELoss/dice`, …). They are
+            averaged over the outputs, without the factor `loss.weight`. `gate` is the presence loss without the factor
+            `gate.weight`.
 
         Raises:
             ValueError: the outputs contain no segmentation, or no presence logits although the experiment needs them.
@@ -256,7 +257,7 @@ class LossTerm(nn.Module):
         return MaskfoldError(f"{self.key}{message}.", hint, status=2)
 
     def _check_supported(self, cls: type, args: dict[str, Any]) -> None:
-        """Raise an error for a loss that cannot work with these labels, whatever its arguments are."""
+        """Raise an error for a loss that does not support these labels with any arguments."""
         replacement = LOGIT_REPLACEMENTS.get((self.library, cls.__name__))
         if replacement is not None:
             raise self._error(
@@ -361,7 +362,7 @@ class LossTerm(nn.Module):
 
 
 def loss_library(cls: type) -> str:
-    """Return the library whose conventions a loss follows: that of its class or of one of its base classes."""
+    """Return the library whose conventions a loss follows, from its class or a base class."""
     for base in cls.__mro__:
         root = base.__module__.split(".")[0]
         if base in (nn.Module, object) or base.__name__ in ("_Loss", "_WeightedLoss"):

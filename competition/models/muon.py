@@ -28,8 +28,8 @@ class Muon(torch.optim.Optimizer):
     AdamW updates parameters of fewer than two axes (biases, normalisation), kernels with a single filter or a single
     input value, and depthwise kernels. Muon and AdamW use the same learning rate. An update of Muon is scaled to a root
     mean square of 1, like the first updates of AdamW. So a learning rate that suits AdamW in a short training suits
-    Muon too. (Liu et al. 2025, Muon is Scalable for LLM Training, https://arxiv.org/abs/2502.16982, scale it to 0.2,
-    which updates of AdamW have in long trainings.)
+    Muon too. (Liu et al. 2025, Muon is Scalable for LLM Training, https://arxiv.org/abs/2502.16982, scale an update to
+    0.2, the root mean square of AdamW's updates in long trainings.)
 
     Args:
         params: parameters of the network, or groups of them.
@@ -105,7 +105,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def uses_muon(parameter: Tensor) -> bool:
-    """Return whether `Muon` updates this parameter as a matrix; AdamW updates the others."""
+    """Return whether `Muon` updates this parameter as a matrix; if not, AdamW updates it."""
     if parameter.ndim < 2:
         return False
     rows, columns = parameter.shape[0], parameter[0].numel()
@@ -120,7 +120,7 @@ def orthogonalize(matrix: Tensor) -> Tensor:
         matrix: (rows, columns) float.
 
     Returns:
-        A tensor of the same shape, whose singular values are near 1 where those of `matrix` are not near 0.
+        A tensor of the same shape. Its singular values are near 1, except where a singular value of `matrix` is near 0.
     """
     a, b, c = COEFFICIENTS
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T

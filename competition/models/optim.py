@@ -25,7 +25,7 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 def build_optimizer(
     exp: Experiment, network: nn.Module, context: Context = Context(), *, fused: bool = False
 ) -> torch.optim.Optimizer:
-    """Build `optimizer.target` over all trainable parameters: one group, or with `optimizer.encoder_rate` two.
+    """Build `optimizer.target` over all trainable parameters, in one group, or in two with `optimizer.encoder_rate`.
 
     The second group has the parameters of the network's encoder.
 
@@ -81,7 +81,7 @@ def build_optimizer(
 
 
 def _parameter_groups(exp: Experiment, network: nn.Module, rate: float) -> list[Any]:
-    """Return the trainable parameters, or two groups of them with their learning rates: the others', the encoder's."""
+    """Return the trainable parameters; with `rate`, return two groups with their learning rates, the encoder's last."""
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if exp.optimizer.encoder_rate is None:
         return trainable
@@ -214,7 +214,7 @@ class ExponentialMovingAverage:
         self.updates += 1
 
     def _move(self, averages: Tensors, parameters: Tensors, _: Tensor | int) -> None:
-        """Move the averages towards the parameters; copy integers. All tensors have the same dtype."""
+        """Move the averages towards the parameters; copy integers. All tensors must have the same dtype."""
         if averages[0].is_floating_point():
             torch._foreach_lerp_(averages, parameters, 1.0 - min(self.decay, (1 + self.updates) / (10 + self.updates)))
         else:
@@ -223,7 +223,7 @@ class ExponentialMovingAverage:
     def weights(self) -> dict[str, Tensor]:
         """Return the averaged weights as a state dictionary for `load_state_dict` of the network.
 
-        Later updates change these tensors, because they are no copies.
+        The tensors are not copied, so later updates change them.
         """
         return dict(self._average.module.state_dict())
 

@@ -66,15 +66,15 @@ def find_deepest_feature_map(
 ) -> tuple[str, int]:
     """Find the module that computes the network's deepest feature map.
 
-    A patch, and another of twice its size, are passed through the network, on the meta device if the network allows
-    this. Candidates are modules that are called once and return one feature map that is smaller than the patch and
-    whose size grows with the patch (unlike the pooled values of a squeeze-and-excitation). The smallest map is chosen;
-    among equally small maps the one with the most channels; among these the one that is computed last.
+    A patch, and a patch of twice its size, pass through the network, on the meta device if the network allows this.
+    Candidates are modules that are called once and return one feature map. The map must be smaller than the patch, and
+    its size must grow with the patch (unlike the pooled values of a squeeze-and-excitation). The smallest map is
+    chosen; among equally small maps, the map with the most channels; among equal ones, the last map.
 
     Args:
         network: the network, on the meta device.
         build_on_cpu: function that builds the network on the CPU, for a network whose forward pass reads values.
-        channels: number of channels of its input.
+        channels: number of channels of the network's input.
         size: size of the patch.
 
     Returns:
@@ -136,7 +136,7 @@ def _feature_maps(network: nn.Module, channels: int, size: tuple[int, ...], devi
 
 
 def presence_target(mask: Tensor, comp: Competition) -> tuple[Tensor, Tensor]:
-    """Return which classes each patch contains, and for which of them this is known.
+    """Return the presence of each class in each patch, and whether the presence is known.
 
     As in the score, ignored pixels do not count. If all pixels of a patch are ignored, its classes are unknown. If
     there is only one class, the boundary and the rings of its objects count as this class.
@@ -147,7 +147,7 @@ def presence_target(mask: Tensor, comp: Competition) -> tuple[Tensor, Tensor]:
             other competitions may also have ignored pixels.
 
     Returns:
-        (B, K) float32 of 0 and 1, and (B, K) bool that says whether the value is known.
+        The presence (B, K) float32, 0 or 1, and (B, K) bool: whether it is known.
     """
     classes = len(comp.classes)
     if comp.labels == "overlapping":
@@ -160,7 +160,7 @@ def presence_target(mask: Tensor, comp: Competition) -> tuple[Tensor, Tensor]:
 
 
 def presence_loss(logits: Tensor, mask: Tensor, comp: Competition) -> Tensor:
-    """Compute the presence head's binary cross-entropy, a float32 scalar: the mean over known patches and classes.
+    """Compute the binary cross-entropy of the presence head, averaged over known patches and classes: a float32 scalar.
 
     Args:
         logits: presence logits (B, K).

@@ -2,7 +2,7 @@
 
 `encoder_weights` (or its synonym `model.args.encoder_weights`) has one of these values:
 
-- `imagenet`, or another name of the network's library, which downloads the weights from its hub;
+- `imagenet`, or another name that the network's library knows; the library downloads the weights from its hub;
 - a file: `.safetensors`, or a state dictionary saved by torch, read without executing code;
 - `package:NAME`: the weight file in an installed package, which is searched for the file, but never imported;
   `package:NAME/folder/file.pth` selects one of several files.
@@ -74,7 +74,7 @@ def find_weights_file(weights: str | None, key: str = "encoder_weights") -> Path
 
     Args:
         weights: the value in the YAML.
-        key: its key, for messages.
+        key: the key of the value in the YAML, for messages.
 
     Raises:
         MaskfoldError: status 2; the file or the package is missing.
@@ -141,7 +141,7 @@ def load_encoder(network: nn.Module, path: Path, channels: int) -> EncoderMatch:
 
 
 def match_encoder(network: nn.Module, path: Path, channels: int) -> EncoderMatch:
-    """Match each encoder tensor with a tensor of a file: by name without a prefix, or by order if all shapes agree.
+    """Match each tensor of an encoder with a tensor of a file, by name without prefix or by order if all shapes agree.
 
     Args:
         network: a network on any device, including the meta device.
@@ -160,7 +160,7 @@ def read_tensors(path: Path, key: str = "encoder_weights") -> dict[str, Tensor]:
 
     Args:
         path: the file.
-        key: the key of the YAML that names it, for messages.
+        key: the key of the file in the YAML, for messages.
 
     Raises:
         MaskfoldError: status 2; the file does not contain weights.
@@ -242,7 +242,7 @@ def _package_file(weights: str, key: str) -> Path:
 
 
 def find_encoder(network: nn.Module, key: str) -> nn.Module:
-    """Return the module `encoder` of a network, also of a network in a wrapper.
+    """Return the module `encoder` of a network, or of the network inside a wrapper.
 
     Args:
         network: the network.
@@ -302,7 +302,7 @@ def _compatible(source: tuple[int, ...], target: tuple[int, ...], channels: int)
 def _by_name(targets: Sequence[str] | Shapes, sources: Sequence[str] | Shapes) -> dict[str, str]:
     """Pair target names with source names.
 
-    From the source names, the prefix (`module.`, `encoder.`, …) whose removal gives the most pairs is removed.
+    The prefix (`module.`, `encoder.`, …) whose removal gives the most pairs is removed from the source names.
 
     Dots and underscores count as equal, because timm's feature extractors rename `stages.0` to `stages_0`. Encoders of
     smp store timm's network under the name `model`.
@@ -327,8 +327,8 @@ def _by_order(encoder: nn.Module, targets: Shapes, sources: Shapes, channels: in
 
     The file may contain further tensors after the encoder, such as a head.
 
-    A feature extractor of timm has other names than timm's complete network, so the names are translated through that
-    network.
+    A feature extractor of timm has other names than timm's complete network, so names are translated through the
+    complete network.
     """
     if type(encoder).__name__ == "TimmUniversalEncoder":
         import timm

@@ -32,14 +32,14 @@ def with_warmup(schedule: Schedule) -> Schedule:
 
 
 def warmup_share(cfg: ScheduleConfig) -> float:
-    """Return the share of training in which the rate rises: `warmup`; if it is 0, `onecycle` has its own default."""
+    """Return the share of training in which the learning rate rises: `warmup`, or if 0, the default of `onecycle`."""
     return cfg.warmup or (ONECYCLE_PEAK if cfg.name == "onecycle" else 0.0)
 
 
 @SCHEDULES.register("plateau")
 @with_warmup
 def plateau(share_done: float, cfg: ScheduleConfig) -> float:
-    """Return 1, because the factor depends on validation scores; see `competition.models.optim.LRSchedule`."""
+    """Return 1; `competition.models.optim.LRSchedule` computes the real factor from validation scores."""
     return 1.0
 
 

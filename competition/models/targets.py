@@ -12,7 +12,7 @@ CERTAIN_LOGIT = 20.0  # a logit: exp(-2 * 20) is negligible relative to 1 in flo
 
 
 class LossTarget:
-    """Hold the target mask in all forms. Each form is computed when it is first used.
+    """Hold the target mask in every form that a loss may need; each form is computed when it is first used.
 
     Args:
         mask: (B, M, *spatial) uint8. Exclusive classes: one channel of class indices, 0 for the background. Overlapping
@@ -47,14 +47,14 @@ class LossTarget:
 
     @cached_property
     def native(self) -> Tensor:
-        """(B, 1, *spatial) int64 class indices, or for overlapping classes (B, K, *spatial) float32."""
+        """(B, 1, *spatial) int64 class indices; for overlapping classes, (B, K, *spatial) float32 of 0 and 1."""
         return self.class_indices if self.exclusive else self.binary_channels
 
     def mask_ignored(self, logits: Tensor) -> Tensor:
         """Replace logits (B, C, *spatial) at ignored pixels by constants that predict the background with certainty.
 
         The target is also background at these pixels, so every loss has a gradient of exactly 0 and a value of almost 0
-        there. In averages over pixels, they count as correct.
+        there. In averages over pixels, ignored pixels count as correct.
         """
         if self.ignored is None:
             return logits

@@ -1,8 +1,8 @@
 """Define a plain U-Net with blocks of two convolutions, strides of two, and skip connections.
 
 The network follows Ronneberger, Fischer, Brox (2015), U-Net: Convolutional Networks for Biomedical Image Segmentation,
-https://arxiv.org/abs/1505.04597, with dropout only at the bottleneck, as in the paper. In addition, the network has
-normalisation, and its convolutions are padded, so that the output is as large as the input.
+https://arxiv.org/abs/1505.04597, with dropout only at the bottleneck, as in the paper. Unlike in the paper, the network
+has normalisation layers, and its convolutions are padded, so that the output is as large as the input.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import nn
 class UNet(nn.Module):
     """U-Net for 2D images or volumes.
 
-    Every edge of a patch must have at least 2 ** (len(channels) - 1) pixels (16 for five values). Where an odd edge is
-    halved, the decoder pads one pixel. Edges that are multiples of 2 ** (len(channels) - 1) need no padding.
+    Every edge of a patch must have at least 2 ** (len(channels) - 1) pixels (16 for five values). If a layer halves an
+    odd edge, the decoder pads one pixel. Edges that are multiples of 2 ** (len(channels) - 1) need no padding.
 
     Args:
         spatial_dims: 2 or 3.

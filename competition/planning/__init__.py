@@ -1,1 +1,1 @@
-"""Write competition.yaml and a first experiment.yaml for a folder that has neither of them."""
+"""Write competition.yaml and a first experiment.yaml for a folder without these files."""

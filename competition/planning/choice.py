@@ -1,4 +1,4 @@
-"""Choose between the layouts that fit a folder, and ask the user if several do."""
+"""Choose between the layouts that fit a folder; if there are several, ask the user."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Ask = Callable[[Sequence[str]], int]  # function that shows numbered lines, and 
 
 
 def choose_layout(layouts: Sequence[Layout], number: int | None, ask: Ask | None) -> Layout:
-    """Return the only layout, or the one that the user chooses.
+    """Return the only layout, or the layout that the user chooses.
 
     Args:
         layouts: the layouts that fit, at least one.
@@ -44,10 +44,10 @@ def choose_layout(layouts: Sequence[Layout], number: int | None, ask: Ask | None
 
 
 def order_candidates(layouts: Sequence[Layout]) -> list[Layout]:
-    """Return the layouts to choose from, those with more cases first.
+    """Return the layouts to choose from, in descending order of their numbers of cases.
 
-    If a description of the host names the files, layouts that were recognised only by file names are dropped. Of two
-    layouts with the same files and keys, one is kept.
+    If a description of the host names the files, layouts that were recognised only by file names are dropped. If two
+    layouts have the same files and keys, only one of them is kept.
     """
     best = min(layout.rank for layout in layouts)
     kept: dict[str, Layout] = {}

@@ -1,4 +1,4 @@
-"""Find all layouts that fit a folder, or raise an error that says what the folder contains instead."""
+"""Find all layouts that fit a folder; if none fits, raise an error that describes the folder's content."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def find_layouts(host: HostFolder) -> list[Layout]:
     """Return every layout that fits a folder, with its classes, groups and submission format.
 
     Raises:
-        MaskfoldError: no layout fits, and the message says what the folder has; or layouts fit, but none of their masks
-            can be read (status 2).
+        MaskfoldError: status 2; no layout fits (the message describes the folder), or no mask of the layouts that fit
+            can be read.
     """
     found = find_described(host)
     series: list[Series] = []
@@ -87,7 +87,7 @@ def find_layouts(host: HostFolder) -> list[Layout]:
 
 
 def _no_layout(host: HostFolder, series: Sequence[Series], roles: dict[str, Role]) -> MaskfoldError:
-    """Return the error for a folder without a known layout: what the folder has, and what the user can do."""
+    """Return the error for a folder without a known layout; it describes the folder, and the hint says what to do."""
     root = shlex.quote(str(host.root))
     sample = [host.files[number * len(host.files) // DICOM_SAMPLE] for number in range(DICOM_SAMPLE)]
     if any(is_dicom(host.root / path) for path in dict.fromkeys(sample)):
@@ -169,7 +169,7 @@ def _unread_truth(host: HostFolder, series: Sequence[Series], counts: str) -> Ma
 
 
 def _different_sizes(host: HostFolder, series: Sequence[Series], roles: Mapping[str, Role]) -> MaskfoldError | None:
-    """Return the error for images and masks of the same ids, but of different sizes; None if no ids are equal."""
+    """Return the error for images and masks with the same ids but different sizes; None if no ids are equal."""
     for mask in series:
         for image in series:
             shared = sorted(image.ids & mask.ids)

@@ -86,7 +86,7 @@ def _is_stratum(counts: Counter[str]) -> bool:
 
 
 def _id_column(table: pandas.DataFrame, ids: tuple[str, ...]) -> str | None:
-    """Return the column with all training ids that the loader would choose: `id`, or the only complete column."""
+    """Return the column of a table that contains all training ids: `id`, else the only column with all ids."""
     wanted = set(ids)
     complete = []
     for column in table.columns:
@@ -102,11 +102,11 @@ def _id_column(table: pandas.DataFrame, ids: tuple[str, ...]) -> str | None:
 
 
 def group_by_folder(layout: Layout, name: str) -> Layout:
-    """Return the layout with a group for each folder that a `*` before `{id}` matches, if these may be patients.
+    """Return the layout with one group per folder that a `*` before `{id}` matches, if the folders may be patients.
 
     In `Patient 07/2019-03-01/T1.nii.gz`, the id is the scan, so the ids do not show which scans belong to one patient.
-    Many folders with few cases each count as patients; then a table beside the data names the patient of each case. A
-    few folders with many cases each (`benign`, `malignant`) are only mentioned in a remark.
+    Many folders with few cases each count as patients; a table beside the data then names the patient of each case. A
+    few folders with many cases each (`benign`, `malignant`) only get a remark.
 
     Args:
         layout: the chosen layout; a layout that already has a group is returned unchanged.
@@ -131,7 +131,7 @@ def group_by_folder(layout: Layout, name: str) -> Layout:
 
 
 def folders_of_cases(layout: Layout) -> dict[str, str]:
-    """Return the folder of each training case that a `*` right before `{id}` matches; empty without such a `*`."""
+    """Return the folder of each training case, which a `*` right before `{id}` matches; empty without such a `*`."""
     for pattern in [layout.masks] if isinstance(layout.masks, str) else list((layout.masks or {}).values()):
         parts = pattern.split("/")
         places = [index for index, part in enumerate(parts[1:]) if "{id}" in part and parts[index] == "*"]

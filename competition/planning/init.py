@@ -36,7 +36,7 @@ Progress = Callable[[Any, int], Any]
 
 @dataclass(frozen=True, eq=False)
 class Initialised:
-    """Hold the files that `initialise` wrote, and what it found.
+    """Hold the result of `initialise`: the files, the layout, the exploration and the plan.
 
     Attributes:
         competition, experiment: paths of the YAML files; experiment is None if no training case could be read.
@@ -90,8 +90,8 @@ def initialise(
         say: function that takes lines about the timing of candidates.
 
     Raises:
-        MaskfoldError: the folder is missing, empty or of no known layout; the files exist already; or several layouts
-            fit and nothing chooses one of them (status 2).
+        MaskfoldError: status 2; the folder is missing, empty or without a known layout; the files exist already; or
+            several layouts fit, and neither an option nor the user chooses one.
     """
     host = scan_folder(folder)
     name = _name(folder, options.name)
@@ -139,7 +139,7 @@ def experiment_of(folder: Path, name: str | None = None) -> Path:
 
 
 def _name(folder: Path, given: str | None) -> str:
-    """Return the competition's name: the given name, or the folder's name with `_` for unsuitable characters.
+    """Return the competition's name: the given name, or the folder's name with unsuitable characters replaced by `_`.
 
     Raises:
         MaskfoldError: the given name has characters besides letters, digits, `_` and `-`, or the folder has no name.
@@ -256,7 +256,7 @@ def _listed(layout: Layout, name: str) -> list[str] | str:
 
 
 def _relative(root: Path) -> str:
-    """Return a path relative to the working folder if it lies below, otherwise the absolute path."""
+    """Return a path below the working folder as a relative path, and any other path as an absolute path."""
     absolute = Path(os.path.abspath(root))
     here = Path.cwd()
     return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)

@@ -49,7 +49,7 @@ NAME_FILES = (
 
 
 def read_labels_of(layout: Layout) -> list[Layout]:
-    """Return the layout with its classes; several layouts if the masks can be read in several ways.
+    """Return the layout with its classes; if the masks can be read in several ways, return several layouts.
 
     Raises:
         MaskfoldError: the masks have no foreground, or cannot be read as labels (status 2).
@@ -177,7 +177,7 @@ def _label_files(layout: Layout, found: Sequence[LabelValues]) -> list[Layout]:
 
 
 def replace_name(layout: Layout, addition: str) -> Layout:
-    """Return the layout with an addition to its name, which distinguishes two ways to read the same masks."""
+    """Return the layout with a longer name, which distinguishes two ways to read the same masks."""
     return replace(layout, name=f"{layout.name}; {addition}")
 
 
@@ -188,7 +188,7 @@ def _evenly_spaced(values: Sequence[int]) -> bool:
 
 
 def _are_numbered_objects(found: Sequence[LabelValues]) -> bool:
-    """Return whether the values number objects: each mask has 1, 2, … up to a high number that differs."""
+    """Return whether the values number objects: each mask has 1, 2, … up to its own high number."""
     counts = [len(item.foreground) for item in found if item.foreground]
     is_counting = all(item.foreground == list(range(1, len(item.foreground) + 1)) for item in found if item.foreground)
     return is_counting and len(set(counts)) > 1 and max(counts) >= MIN_NUMBERED
@@ -237,7 +237,7 @@ def _with_classes(layout: Layout, found: Sequence[LabelValues], values: list[int
 
 
 def _doubts_about_background(found: Sequence[LabelValues]) -> list[str]:
-    """Return a remark if the masks have no 0, or if another value than 0 covers most of their edges."""
+    """Return a remark if the masks have no value 0, or if another value than 0 covers most of the masks' edges."""
     whole: Counter[int] = Counter()
     edges: Counter[int] = Counter()
     for item in found:
@@ -291,7 +291,7 @@ def _named(name: str) -> str:
 
 
 def _find_names(host: HostFolder, values: Sequence[int]) -> tuple[list[str], str]:
-    """Return the classes' names that a file of the host lists for the values, and the reason; empty without a list."""
+    """Return the class names that a host's file lists for the values, and the reason; empty without such a file."""
     for path in host.files:
         stem, _, extension = path.rpartition("/")[2].rpartition(".")
         if (

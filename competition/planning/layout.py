@@ -30,13 +30,13 @@ class Layout:
         test: patterns of the test images; None without test images.
         keys: other keys of competition.yaml, by dotted path.
         reasons: reasons for the values of these keys, by dotted path.
-        remarks: remarks on what the user should check.
-        rank: 0 if a description of the host names the files, 1 if only the file names suggest the layout.
+        remarks: remarks on values that the user should check.
+        rank: 0 if the host's description names the files, 1 if only the file names suggest the layout.
         mask_files: files of the masks by class ("" if one file has all classes), then by case.
         notes: remarks on files that were found but not used.
         listed: ids of the training cases if the patterns also match other files; otherwise None.
         ids: ids of the training cases.
-        advice: what the user should know before choosing this layout; may be empty.
+        advice: advice to the user before choosing this layout; may be empty.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Layout:
 
     @property
     def summary(self) -> str:
-        """The patterns in one line."""
+        """The layout's patterns in one line."""
         truth = self.masks if self.masks is not None else self.keys.get("train.rle", "")
         return f"{_short(self.images)} with {_short(truth)}"
 

@@ -63,7 +63,7 @@ def to_yaml(lines: Sequence[Line], title: Sequence[str]) -> str:
 
 
 def _with_reason(text: str, indent: str, reason: str) -> list[str]:
-    """Return a line with its reason at the end; if the line gets too long, with the reason above it."""
+    """Return a line followed by its reason; if the line would be too long, put the reason on the line above."""
     reason = _one_line(reason)
     if not reason:
         return [text]

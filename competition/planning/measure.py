@@ -2,7 +2,7 @@
 
 Each candidate runs in a process of its own with the environment of a fold's process, and takes the trainer's own steps
 on a few cases in a temporary folder. So data, augmentation, precision, memory layout, optimiser and averaged weights
-are those of the training.
+are the same as in training.
 """
 
 from __future__ import annotations
@@ -61,16 +61,16 @@ class Measurement:
     processor: float
 
     def step_seconds(self, threads: int) -> float:
-        """Return the seconds of a step on a machine that does nothing else.
+        """Return the seconds of a step on an otherwise idle machine.
 
-        With one thread on a CPU this is the processor time, which other programs do not lengthen.
+        With one thread on a CPU, the result is the processor time, which other programs do not lengthen.
         """
         if not self.device.startswith("cpu"):
             return self.step_wall
         return self.step_processor if threads == 1 else max(self.step_processor / threads, self.step_least)
 
     def case_seconds(self, threads: int) -> float:
-        """Return the seconds of a case on a machine that does nothing else."""
+        """Return the seconds of a case on an otherwise idle machine."""
         if not self.device.startswith("cpu"):
             return self.case_wall
         return (
@@ -99,7 +99,7 @@ def measure(
 
     Args:
         plain: the experiment as plain data, with its competition.
-        rows: rows of the case table for a few training cases; the first one is predicted.
+        rows: rows of the case table for a few training cases; the first case is predicted.
         folder: an empty folder for the process's files.
         threads: threads of the process.
         limit: seconds after which the process is ended.
@@ -182,7 +182,7 @@ def main(folder: str) -> int:
 
 
 def measure_here(folder: Path) -> Measurement:
-    """Measure the experiment in a folder in this process.
+    """Measure, in this process, the experiment that a folder describes.
 
     Raises:
         MaskfoldError: the experiment or a case is invalid.
@@ -219,7 +219,7 @@ def measure_here(folder: Path) -> Measurement:
 
 
 def _make_trainer(exp: Any, cases: Any, prepared: dict[str, Path], folder: Path, threads: int, context: Any) -> Any:
-    """Return the trainer of a fold that trains on the cases and validates the first of them."""
+    """Return the trainer of a fold that trains on all of the cases and validates the first case."""
     import torch
 
     from competition.augment import build_batch_transform, build_loader_transform
@@ -259,7 +259,7 @@ def _make_trainer(exp: Any, cases: Any, prepared: dict[str, Path], folder: Path,
 
 
 class _Timed:
-    """Add up the processor seconds that calls of a function take."""
+    """Wrap a function, and add up the processor seconds of its calls."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function, self.seconds = function, 0.0
@@ -278,7 +278,7 @@ class _Timed:
 
 
 def _time_steps(trainer: Any, seconds: float) -> dict[str, Any]:
-    """Time steps for about `seconds`; the first step counts only if it alone takes longer."""
+    """Time steps for about `seconds`; the first step counts only if it takes longer than `seconds`."""
     from competition.training.timing.trial import wait_for
 
     loader = iter(trainer.train_loader())

@@ -1,4 +1,4 @@
-"""Plan an experiment: read the facts about the data, measure candidates on this machine, choose one, give reasons."""
+"""Plan an experiment: read facts about the data, measure candidates on this machine, choose one, give reasons."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class Row:
     Attributes:
         candidate: the candidate.
         timing: its timing, measured or extrapolated.
-        measurement: the measurement; None for an extrapolated one.
+        measurement: the measurement; None if the timing is extrapolated.
         steps: steps that fit into the budget.
         enough: whether these steps are enough.
         chosen: whether the plan uses this candidate.
-        note: why the candidate could not be measured; empty if it was.
+        note: reason why the candidate could not be measured; empty if it was measured.
     """
 
     candidate: Candidate
@@ -88,7 +88,7 @@ class PlanOptions:
 
     Attributes:
         minutes: time budget of a fold; None: `DEFAULT_MINUTES`.
-        folds: number of folds; None: five, or the number of groups if it is smaller.
+        folds: number of folds; None: five, or the number of groups if there are fewer groups.
         threads: threads of a fold.
         pins: values that the user has set; the plan keeps them.
         measures: whether to time steps on this machine.
@@ -138,7 +138,7 @@ def default_candidate(candidates: Sequence[Candidate]) -> Candidate:
 
 
 class _Planner:
-    """Measure the candidate that the known timings recommend, until the recommended one is measured."""
+    """Measure the candidate that the known timings recommend; repeat until the recommended candidate was measured."""
 
     def __init__(
         self,
@@ -190,7 +190,7 @@ class _Planner:
         return [item for item in self.candidates if item not in self.failed]
 
     def _expected_seconds(self, candidate: Candidate) -> float:
-        """Return the seconds of a measurement on a machine that does nothing else."""
+        """Return the seconds of a measurement on an otherwise idle machine."""
         timing = extrapolate(candidate, self.known)
         predictions = 1 if timing.case > REPEATED_CASE else 2
         return self.overhead + (MIN_TIMED + 1) * timing.step + predictions * timing.case
@@ -204,9 +204,9 @@ class _Planner:
             self.measurements[candidate], self.known[candidate] = found, self._timing(candidate, found)
 
     def _try_fp32(self, pick: Candidate, folder: Path, limit: float) -> None:
-        """Measure the chosen candidate in fp32 too if it was measured in bf16 on a CPU, and keep the faster precision.
+        """If the chosen candidate was measured in bf16 on a CPU, measure it in fp32 too, and keep the faster precision.
 
-        Processors differ: bf16 halves the time of a 3D network's step on some, but small 2D networks can be slower.
+        On some processors, bf16 halves the time of a 3D network's step, but small 2D networks can be slower in bf16.
         """
         found = self.measurements[pick]
         expected = 2 * self._expected_seconds(pick)
@@ -258,7 +258,7 @@ class _Planner:
         precision: Precision,
         rows: Sequence[dict[str, Any]] | None = None,
     ) -> Measurement | str:
-        """Measure a candidate, and count the seconds that this took.
+        """Measure a candidate, and add the elapsed seconds to the total.
 
         Args:
             candidate: the candidate.
@@ -315,7 +315,7 @@ class _Planner:
         return Row(candidate, timing, self.measurements.get(candidate), schedule.steps, enough, chosen)
 
     def _grid_reason(self, pick: Candidate) -> str:
-        """Return the reason why the grid is coarser than the data's own grid; empty if it is not."""
+        """Return the reason why the grid is coarser than the data's own grid; empty for the own grid."""
         if pick.grid.factor == 1:
             return ""
         own = next(item for item in self.candidates if item.network == pick.network)

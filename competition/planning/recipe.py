@@ -1,4 +1,4 @@
-"""Write the plan as YAML keys: each follows from the data, the candidate and the budget, and has a reason."""
+"""Write the plan as YAML keys with reasons; each value follows from the data, the candidate and the budget."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ class Facts:
         train: the readable training cases that `cv` uses.
         keys: keys of `folds` and `prepare` that `explore` suggests.
         shape: median shape of preprocessed cases on the data's own grid.
-        spacing: mm along the axes of this grid; None in 2D.
-        object_side: side of a typical object of the smallest class, in pixels or voxels of this grid.
-        sides: for each axis, whether the classes lie on one side of it.
+        spacing: mm along each axis of the data's own grid; None in 2D.
+        object_side: side of a typical object of the smallest class, in pixels or voxels of the data's own grid.
+        sides: for each axis, whether the classes prefer one side.
         folds: number of folds.
     """
 
@@ -119,7 +119,7 @@ def read_facts(exploration: Exploration, k: int | None = None) -> Facts | None:
 
 
 def _object_side(comp: Competition, train: Sequence[CaseStats], spacing: Sequence[float]) -> float:
-    """Return the side of a cube (square) as large as a typical object of the smallest class, on the data's own grid.
+    """Return the side of a cube (square) as large as the median object of the smallest class, in pixels.
 
     An object is one instance, or all voxels of a class in a case if the competition scores no instances.
     """
@@ -155,7 +155,7 @@ def experiment_lines(
     Args:
         facts: the data.
         candidate: the chosen candidate.
-        schedule: how the candidate uses the budget; None if nothing was measured.
+        schedule: the candidate's use of the budget; None if no candidate was measured.
         minutes: time budget of a fold; None trains a fixed number of steps.
         grid_reason: reason for the grid, if it is not the data's own grid.
         precision: precision of the training.
@@ -180,7 +180,7 @@ def experiment_lines(
 
 
 def _with_stratum(comp: Competition, line: Line) -> Line:
-    """Return the line of the folds with a scheme that balances the competition's strata."""
+    """Return the line of `folds`, with a stratified scheme if the competition has a stratum."""
     if line.path != ("folds",) or comp.stratum is None or "stratified" in line.value["scheme"]:
         return line
     scheme = "stratified_group" if line.value["scheme"] == "group" else "stratified"
@@ -213,7 +213,7 @@ def _crop(comp: Competition, train: Sequence[CaseStats]) -> list[Line]:
 
 
 def _boundary(comp: Competition, train: Sequence[CaseStats]) -> list[Line]:
-    """Add a border class for touching objects if they are wide enough."""
+    """Add a border class for touching objects if the median object is wide enough."""
     if not comp.instances or comp.labels != "exclusive":
         return []
     sizes = [size for case in train if case.truth is not None for size in case.truth.object_sizes.tolist()]
@@ -327,7 +327,7 @@ def _network_3d(candidate: Candidate) -> list[Line]:
 
 
 def network_strides(size: Sequence[int]) -> list[Any]:
-    """Return the strides of the network's levels; axes of few voxels are not halved, thin axes are halved later."""
+    """Return the strides of the network's levels; axes of few voxels are not halved, and thin axes are halved later."""
     left, strides = list(size), []
     for _ in range(LEVELS):
         step = [2 if side % 2 == 0 and side >= 4 and side >= max(left) / ANISOTROPY else 1 for side in left]

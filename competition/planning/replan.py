@@ -87,13 +87,13 @@ def replan(
     """Plan an experiment again.
 
     Values that the user has changed since the last plan stay, and the candidates are measured with them. Without a
-    `plan.json` beside the file, the user's own values cannot be distinguished from planned values, so the plan replaces
-    them.
+    `plan.json` beside the file, the user's values cannot be distinguished from planned values, so the plan replaces
+    them too.
 
     Args:
         path: the experiment's YAML.
         overrides: `key=value` arguments; they are measured, but not written.
-        minutes: time budget of a fold; None: that of the file, or the default.
+        minutes: time budget of a fold; None: the budget in the file, or the default.
         trust: packages that `target` may name.
         read: function that explores the experiment's competition.
         say: function that takes lines about the progress.
@@ -200,13 +200,13 @@ def flatten(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]
 
 
 def _is_planned(section: str, own: dict[tuple[str, ...], Any], last: dict[tuple[str, ...], Any]) -> bool:
-    """Return whether a section of the file is that of the last plan."""
+    """Return whether a section of the file equals the section of the last plan."""
     written = {key: value for key, value in own.items() if key[0] == section}
     return bool(written) and written == {key: value for key, value in last.items() if key[0] == section}
 
 
 def _planned_with(key: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Return the keys of the plan that stay if this key was changed; all keys of a network stay together."""
+    """Return the keys that keep the user's values if this key was changed; all keys of a network stay together."""
     if key[0] == "model":
         return [("model", "target"), ("model", "args")]
     return [key[:1] if key[0] in (*WHOLE_SECTIONS, "inference") else key[:2]]
@@ -231,14 +231,14 @@ def _override(exp: Experiment, word: str) -> Any:
 
 
 def merge(text: str, tree: dict[str, Any], lines: Sequence[Line]) -> str:
-    """Replace sections in the text of an experiment by those of the plan, and return the new text.
+    """Replace sections in the text of an experiment by the plan's sections, and return the new text.
 
     Sections that the plan does not have keep their text and comments. Keys that the plan does not set stay in their
     section.
 
     Args:
         text: the file.
-        tree: its values.
+        tree: the values in the file.
         lines: the plan.
     """
     sections: dict[str, list[Line]] = {}

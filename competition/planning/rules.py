@@ -52,7 +52,7 @@ class Grid:
     """Describe a resolution of the preprocessed cases.
 
     Attributes:
-        factor: spacing of the fine axes, as a multiple of the data's own.
+        factor: spacing of the fine axes, as a multiple of the data's own spacing.
         spacing: mm along each axis of volumes; None keeps the spacing of the files.
         long_side: 2D: length of the longer side; None keeps the scale of the images.
         shape: median shape of the cases on this grid.
@@ -66,14 +66,14 @@ class Grid:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Hold the settings that decide how long a step takes.
+    """Hold the settings that determine the duration of a step.
 
     Attributes:
         grid: resolution.
         network: size of the network.
         patch: pixels or voxels along each axis.
         batch: samples of a step.
-        enough: steps that are enough for it.
+        enough: number of steps that is enough for this candidate.
     """
 
     grid: Grid
@@ -114,9 +114,9 @@ class Timing:
         step: seconds of a step on this machine when nothing else runs.
         case: seconds to predict and score a median case, without mirrored views.
         step_wall: seconds of a step by the clock.
-        memory_gib: peak memory of the process, on a GPU that of the device; 0 if unknown.
+        memory_gib: peak memory of the process (on a GPU, of the device); 0 if unknown.
         network_share: share of the step in network, loss and optimiser; the rest is data and augmentation.
-        measured: False for figures that are extrapolated from another candidate's.
+        measured: whether the figures were measured; False if they are extrapolated from another candidate.
     """
 
     step: float
@@ -149,12 +149,13 @@ class Schedule:
     Attributes:
         steps: expected number of steps.
         steps_per_epoch: steps of an epoch.
-        validate_every: epochs between validations; more than there are epochs if none fits into the budget.
+        validate_every: epochs between validations; more than the number of epochs if no validation fits into the
+            budget.
         validations: expected number of validations during training.
         ema: decay of the averaged weights.
         warmup: share of the steps in which the learning rate rises.
         overlap: overlap of the windows.
-        mirrored: whether the prediction averages mirrored views.
+        mirrored: whether the prediction is averaged over mirrored views.
         prediction: share of the budget that the final prediction takes.
     """
 
@@ -177,13 +178,13 @@ def grids(
 ) -> list[Grid]:
     """Return the grids to choose from, the finest first.
 
-    A coarser grid first resamples the fine axes only, until they are as coarse as the others. No grid may make the
+    A coarser grid first resamples only the fine axes, until they are as coarse as the other axes. No grid may make the
     smallest class smaller than `MIN_OBJECT_SIDE`.
 
     Args:
         shape: median shape of the cases on their own grid.
-        spacing: mm along each axis of this grid; None in 2D.
-        object_side: side of a typical object of the smallest class, in pixels or voxels of this grid.
+        spacing: mm along each axis of the cases' own grid; None in 2D.
+        object_side: side of a typical object of the smallest class, in pixels or voxels of the cases' own grid.
         may_resample: False keeps the data's own grid.
     """
     found = [Grid(1.0, None, None, tuple(shape))]
@@ -204,12 +205,12 @@ def grids(
 def candidates_of(found: Sequence[Grid], *, may_cut: bool = False) -> list[Candidate]:
     """Return the candidates in the order of preference: the finest grid first, then network and batch, then patch.
 
-    In 3D, a batch of one is no candidate: on a CPU its steps take as long as those of two samples. A case that fits
-    into a patch as a whole also has candidates whose patch is a part of it.
+    In 3D, a batch of one is no candidate: on a CPU, its steps take as long as steps of two samples. If a whole case
+    fits into a patch, there are also candidates whose patch is a part of the case.
 
     Args:
         found: grids, the finest first.
-        may_cut: 2D: whether a patch may be a small part of an image, because objects are small in it.
+        may_cut: in 2D, whether a patch may be a small part of an image, because objects are small.
     """
     dims = len(found[0].shape)
     options: list[tuple[Size, int, float]]  # network, batch, share of the largest patch
@@ -246,10 +247,10 @@ def candidates_of(found: Sequence[Grid], *, may_cut: bool = False) -> list[Candi
 
 
 def extrapolate(candidate: Candidate, known: Mapping[Candidate, Timing]) -> Timing:
-    """Return the timing of a candidate from that of the measured candidate whose work is nearest to its own.
+    """Extrapolate the timing of a candidate from the measured candidate with the most similar work.
 
-    The seconds of a step are proportional to its work. For the same work, the forward pass of a case takes a third of a
-    step's seconds. Reading, resampling and scoring take the same time for every candidate.
+    The seconds of a step are proportional to the candidate's work. For the same work, the forward pass of a case takes
+    a third of the seconds of a step. Reading, resampling and scoring take the same time for every candidate.
     """
     nearest = min(
         known, key=lambda other: (other.network != candidate.network, abs(math.log(other.work / candidate.work)))
@@ -327,18 +328,18 @@ def ema_decay(steps: int) -> float:
 
 
 def is_enough(candidate: Candidate, schedule: Schedule, share: float = 1.0) -> bool:
-    """Return whether a candidate gets at least `share` of the required steps and of the required voxels."""
+    """Return whether a candidate gets at least the share `share` of its required steps and of its required voxels."""
     return schedule.steps >= share * candidate.enough and schedule.steps * candidate.seen >= share * MIN_CASES_SEEN
 
 
 def choose(
     candidates: Sequence[Candidate], known: Mapping[Candidate, Timing], budget: Budget, *, hope: float = 1.0
 ) -> Candidate:
-    """Return the first candidate in the order of preference that gets enough steps; if none does, the fastest one.
+    """Return the first candidate, in the order of preference, that gets enough steps; otherwise the fastest candidate.
 
     Args:
         candidates: in the order of preference.
-        known: timings of the measured candidates (at least one), from which those of other candidates are extrapolated.
+        known: timings of the measured candidates (at least one); all other timings are extrapolated from them.
         budget: the time of a fold.
         hope: share of enough steps that is sufficient for a candidate with an extrapolated timing.
     """

@@ -1,4 +1,4 @@
-"""Read the sample submission: find its columns by their content, and the test images and classes that it names."""
+"""Read the sample submission: find the meaning of its columns by their content, its test images and its classes."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class Sample:
 
 
 def add_submission(layout: Layout) -> list[Layout]:
-    """Return the layout with the section `submission`, and with class names that only the sample has.
+    """Return the layout with the section `submission`, and with class names that occur only in the sample.
 
-    If the sample names a few classes, but no file shows their label values, return a layout for each order of the
-    classes.
+    If the sample names a few classes, but no file shows the classes' label values, return a layout for each order of
+    the classes.
     """
     sample = find_sample(layout)
     if sample is None:
@@ -171,7 +171,7 @@ def _known(ids: Iterable[str], names: set[str]) -> int:
 
 
 def _name_classes(layout: Layout, sample: Sample) -> list[Layout]:
-    """Return the layout with the sample's spelling of its class names, or with the sample's names if it has none."""
+    """Return the layout with class names in the sample's spelling; without class names, add the sample's names."""
     classes = [str(name) for name in layout.keys.get("classes", [])]
     names = list(sample.classes)
     folded = {name.casefold(): name for name in names}

@@ -1,4 +1,4 @@
-"""Interpret names of folders and files: mask or image, training or test, and channels such as `flair`."""
+"""Interpret names of folders and files: mask or image, training or test, channels such as `flair`."""
 
 from __future__ import annotations
 
@@ -99,6 +99,6 @@ def without_role_words(name: str) -> str:
 
 
 def is_channel_name(name: str) -> bool:
-    """Return whether a name means a channel: a modality, a colour, or a number such as `0001` or `ch2`."""
+    """Return whether a name denotes a channel: a modality, a colour, or a number such as `0001` or `ch2`."""
     joined = "".join(tokens(name))
     return joined in CHANNEL_WORDS or re.fullmatch(r"(c|ch|channel|band|b)?\d{1,4}", joined) is not None

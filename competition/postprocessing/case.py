@@ -1,4 +1,4 @@
-"""Hold the data of one case during post-processing: probabilities, mask and objects of a class, and the final masks."""
+"""Hold the data of one case during post-processing: probabilities, masks and objects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Labels = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class ClassMask:
-    """Hold the mask and objects of one class after a number of steps.
+    """Hold the mask and objects of one class between two post-processing steps.
 
     Attributes:
         mask: (*spatial) bool.
@@ -47,7 +47,7 @@ class ClassMask:
         return cls(objects != 0, objects)
 
     def restrict(self, mask: Mask) -> ClassMask:
-        """Return this mask and objects, restricted to a smaller mask.
+        """Return the mask and the objects without the pixels outside a smaller mask.
 
         Args:
             mask: (*spatial) bool; it must not have pixels outside the current mask.
@@ -119,7 +119,7 @@ class CaseProbabilities:
     def above_threshold(self, index: int, threshold: float) -> Mask:
         """Return a class's mask (*spatial): the pixels in which its probability exceeds a threshold.
 
-        If classes are exclusive, pixels in which another class is more probable are left out.
+        If classes are exclusive, pixels in which another class is more probable are not in the mask.
         """
         probability = self.probability(index)
         mask = np.asarray(probability > threshold)

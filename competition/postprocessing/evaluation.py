@@ -34,7 +34,7 @@ ScoreRows = dict[tuple[int, Steps], dict[str, Any]]
 class OofScores:
     """Compute and cache the scores of lists of steps on every case of an ensemble.
 
-    Use it in a `with` block, which ends its processes.
+    Use the object in a `with` block, which ends the processes.
 
     Args:
         ensemble: the runs whose out-of-fold predictions are scored.
@@ -63,7 +63,7 @@ class OofScores:
         self.pool.__exit__(kind, *rest)
 
     def score(self, requests: StepsByClass) -> None:
-        """Compute the requested scores that are missing, and add them to `scores`."""
+        """Compute the requested scores that are not in `scores` yet, and add them."""
         new = {
             index: tuple(dict.fromkeys(steps for steps in lists if (index, steps) not in self.scores))
             for index, lists in requests.items()
@@ -96,7 +96,7 @@ class OofScores:
 
 
 def scoring_pool(scorer: Any, cases: int, workers: int | None = None) -> ProcessPool:
-    """Return a pool of processes that score cases; for only a few cases, a pool without processes.
+    """Return a pool of processes that score cases; for a few cases, return a pool that works in this process.
 
     Args:
         scorer: the object whose methods score a case.
@@ -134,7 +134,7 @@ class CaseScorer:
     Attributes:
         oof: the out-of-fold predictions.
         rows: rows of the case table by id.
-        settings: section `postprocess`; its key `number` is applied to every case, and is not searched.
+        settings: section `postprocess`. Its key `number` applies to every case and is not tuned.
     """
 
     oof: EnsembleOof

@@ -37,7 +37,7 @@ def remove_small(mask: Mask, pixels: int) -> Mask:
 
 
 def remove_small_objects(labels: Labels, pixels: int) -> Labels:
-    """Remove objects of fewer than `pixels` pixels; renumber the others 1…N in their order.
+    """Remove objects of fewer than `pixels` pixels; renumber the remaining objects 1…N in their order.
 
     Args:
         labels: (*spatial) integers, 0 for background.
@@ -68,7 +68,7 @@ def remove_uncertain(labels: Labels, probability: NDArray[Any], minimum: float) 
 def keep_largest(mask: Mask, k: int) -> Mask:
     """Keep the `k` largest connected components (8 or 26 neighbours).
 
-    Of components of the same size, the first is kept.
+    Among components of the same size, the first is kept.
 
     Args:
         mask: (*spatial) bool.
@@ -108,7 +108,7 @@ def fill_holes(mask: Mask) -> Mask:
 
 
 def _connected_to_first(values: NDArray[np.uint8]) -> Mask:
-    """Return the pixels of value 1 that are connected by sides to the first pixel.
+    """Return the pixels of value 1 that are connected to the first pixel by sides.
 
     Values are 0 and 1; the first pixel is 1.
     """
@@ -187,7 +187,7 @@ def double_threshold(probability: NDArray[Any], high: float, pixels: int, low: f
 
 
 def forbid_overlap(masks: Mask, probabilities: NDArray[Any]) -> Mask:
-    """Assign each pixel that lies in several masks to the most probable of them; in a tie, to the first.
+    """Assign each pixel that lies in several masks to the most probable class; in a tie, to the first class.
 
     Args:
         masks: (K, *spatial) bool.

@@ -34,7 +34,7 @@ MIN_CLASS_SHARE = 0.25  # minimum share of a double object's voxels for a class 
 def relabel_by_order(
     probabilities: Floats, comp: Competition, number: LabelOrdering, affine: NDArray[np.float64]
 ) -> Floats:
-    """Give every object in the row one class, by its position, and return the changed probabilities.
+    """Give every object in a row one class by its position, and return the changed probabilities.
 
     A network is often sure that a voxel is a vertebra, but not which one. So the probabilities of the classes are
     combined: their sum if classes are exclusive, else their maximum. Objects are the connected components of the
@@ -112,13 +112,12 @@ def case_affine(row: Any, comp: Competition) -> NDArray[np.float64]:
 def split_touching(
     row: Mask, votes: NDArray[Any], split: float | None, spacing: NDArray[np.float64], upwards: NDArray[np.float64]
 ) -> Labels:
-    """Split the row into objects where they touch.
+    """Split the mask of a row into objects, also where objects touch.
 
     The core of an object is its thick part, where the distance to the edge exceeds `split` times the maximum distance
-    in the row. Vertebrae that touch at their joints have one core each: their bodies. Each voxel is assigned to the
-    core to which the path inside the row is shortest, in mm. Paths may cross edges and corners of voxels, because thin
-    parts of a bone may be connected only there; with paths over sides alone, an arch would be assigned to the
-    neighbour.
+    in the row. Vertebrae that touch at their joints have one core each, the vertebral body. Each voxel is assigned to
+    the core with the shortest path (mm) inside the row. Paths may cross edges and corners of voxels, because thin parts
+    of a bone may be connected only there; with paths over sides alone, an arch would be assigned to the neighbour.
 
     If the network's labels are reliable, they show the end of an object better than the cores. If all labels are
     reliable (`_objects_by_votes`), they define the objects. Otherwise the labels define only the objects on which
@@ -179,9 +178,10 @@ def _grow(seeds: Labels, mask: Mask, spacing: NDArray[np.float64]) -> Labels:
 def _reliable_seeds(
     row: Mask, votes: NDArray[Any], cores: Labels, labels: Labels, spacing: NDArray[np.float64]
 ) -> Labels:
-    """Return the seed of each object.
+    """Return the seed of each object: a core, or a region of the network's labels.
 
-    If labels and core nearly agree, the seed is the region of the network's labels around the core, otherwise the core.
+    If labels and core nearly agree, the seed is the region of the network's labels around the core. Otherwise it is the
+    core.
     """
     table = _counts(cores.ravel(), votes.ravel())
     own = np.where(table.argmax(axis=1)[cores] == votes, cores, 0)
@@ -202,10 +202,10 @@ def _objects_by_votes(
 ) -> Labels | None:
     """Return the objects that the network's labels define, as 1 + class; None if the labels are unreliable.
 
-    Labels are reliable if each class consists nearly of one piece, is not larger than one object, and has a core of
-    which other classes have only little. (In an object as large as two, two classes may share a core.) A smaller piece
-    keeps its class if it lies at the position of this class in the row. Other pieces become 0, and the caller assigns
-    them to the surrounding object.
+    Labels are reliable if each class is nearly one piece, is not larger than one object, and has a core with few voxels
+    of other classes. (In an object as large as two objects, two classes may share a core.) A smaller piece keeps its
+    class if it lies at the position of this class in the row. Other pieces become 0, and the caller assigns them to the
+    surrounding object.
     """
     sizes = np.bincount(votes[row])
     main_classes = np.flatnonzero(sizes >= FRAGMENT_SHARE * sizes.max())

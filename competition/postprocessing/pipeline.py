@@ -25,7 +25,7 @@ def apply_ordering(
     row: Any = None,
     presence: NDArray[Any] | None = None,
 ) -> CaseProbabilities:
-    """Prepare a case's probabilities for the steps; if `number` is set, relabel objects by their order.
+    """Prepare a case's probabilities for the post-processing steps; if `number` is set, relabel objects by their order.
 
     Args:
         probabilities: (P, *spatial) floats.
@@ -87,7 +87,7 @@ def run_steps(
         evidence: probabilities of the case.
         index: index of the class.
         steps: the steps, in order.
-        cache: earlier results of this class by their list of steps; new results are added.
+        cache: earlier results of this class, by list of steps; new results are added.
     """
     cache = {} if cache is None else cache
     steps = tuple(steps)
@@ -105,7 +105,7 @@ def run_steps(
 def drop_passing_gates(
     evidence: CaseProbabilities, index: int, steps: Sequence[StepConfig]
 ) -> tuple[StepConfig, ...] | None:
-    """Drop the `gate` steps that keep the whole case, and return the rest; None if a gate removes the whole case."""
+    """Return the steps without the `gate` steps that keep the whole case; None if a gate empties the whole case."""
     passing = {step: evidence.present(index, step.value) for step in steps if isinstance(step.step, Gate)}
     if not all(passes.any() for passes in passing.values()):
         return None

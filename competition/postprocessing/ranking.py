@@ -20,7 +20,7 @@ def best_run(
     """Find the run with the best score among all finished runs of a competition that have networks.
 
     Runs are compared by the competition's metric over all folds, with the score that
-    `competition.runs.summary.run_scores` selects (e.g. the nested one after tuning).
+    `competition.runs.summary.run_scores` selects (e.g. the nested score after tuning).
 
     Args:
         name: an experiment's YAML or a run of the competition; see `find_run`.
@@ -78,7 +78,7 @@ def _without_imported(
 
 
 def _comparable_score(summary: Path, comp: Competition, overrides: Sequence[str]) -> RunScores | None:
-    """Return a run's score if the run belongs to this competition and the score is by its metric over all folds."""
+    """Return a run's score if the run has this competition, this metric and all folds; otherwise None."""
     from competition.data.splits import read_folds
 
     try:

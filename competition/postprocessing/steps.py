@@ -34,7 +34,7 @@ class TruthSizes(NamedTuple):
 
 @dataclass(frozen=True)
 class SearchContext:
-    """Hold data on a class, from which a step derives its search candidates.
+    """Hold the data on a class from which a step derives its search candidates.
 
     Attributes:
         exp: the experiment.
@@ -56,7 +56,7 @@ class SearchContext:
 
 @STEPS.register("threshold")
 class Threshold(Step):
-    """Make the mask by a threshold of the probability, instead of argmax (or of 0.5 if classes overlap)."""
+    """Make the mask by a threshold of the probability, instead of argmax (or instead of 0.5 if classes overlap)."""
 
     creates_mask = True
     slot = MASK_SLOT
@@ -65,7 +65,7 @@ class Threshold(Step):
     value: UnitInterval
 
     def apply(self, current: ClassMask, case: CaseProbabilities, index: int) -> ClassMask:
-        """See `Step.apply`."""
+        """Apply this step to one class; see `Step.apply`."""
         return ClassMask(case.above_threshold(index, self.value))
 
     @classmethod
@@ -86,13 +86,13 @@ class Triplet(Step):
     low: UnitInterval
 
     def apply(self, current: ClassMask, case: CaseProbabilities, index: int) -> ClassMask:
-        """See `Step.apply`."""
+        """Apply this step to one class; see `Step.apply`."""
         mask = mask_operations.double_threshold(case.probability(index), self.high, self.pixels, self.low)
         return ClassMask(mask & case.above_threshold(index, self.low))
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[Triplet]:
-        """Return triplets; none if too few cases are empty, because the step could then only remove true masks."""
+        """Return triplets; None if too few cases are empty, because the step could then only remove true masks."""
         areas = [truth.pixels for truth in search.truths if truth.pixels]
         if not areas or len(areas) > (1 - MIN_EMPTY_SHARE) * len(search.truths):
             return []
@@ -115,13 +115,13 @@ class Gate(Step):
     value: UnitInterval
 
     def apply(self, current: ClassMask, case: CaseProbabilities, index: int) -> ClassMask:
-        """See `Step.apply`."""
+        """Apply this step to one class; see `Step.apply`."""
         present = case.present(index, self.value)
         return current if present.all() else current.restrict(current.mask & present)
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[Gate] | None:
-        """Return thresholds; None without a presence head, or (except in 2.5D) if too few cases are empty."""
+        """Return thresholds; None if there is no presence head, or (except in 2.5D) if too few cases are empty."""
         by_slice = search.exp.patch.slices is not None
         non_empty = sum(truth.pixels > 0 for truth in search.truths)
         if not search.presence or (not by_slice and non_empty > (1 - MIN_EMPTY_SHARE) * len(search.truths)):
@@ -129,7 +129,7 @@ class Gate(Step):
         return [cls(value=value) for value in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)]
 
     def find_problem(self, exp: Experiment) -> str | None:
-        """See `Step.find_problem`."""
+        """Return the conflict with other settings, if any; see `Step.find_problem`."""
         return "the step gate requires a presence head, the section `gate`" if exp.gate is None else None
 
 
@@ -143,7 +143,7 @@ class Open(Step):
     value: PositiveInt  # radius in pixels
 
     def apply(self, current: ClassMask, case: CaseProbabilities, index: int) -> ClassMask:
-        """See `Step.apply`."""
+        """Apply this step to one class; see `Step.apply`."""
         return current.restrict(mask_operations.binary_opening(current.mask, self.value))
 
     @classmethod
@@ -159,7 +159,7 @@ class Close(Step):
     value: PositiveInt  # radius in pixels
 
     def apply(self, current: ClassMask, case: CaseProbabilities, index: int) -> ClassMask:
-        """See `Step.apply`."""
+        """Apply this step to one class; see `Step.apply`."""
         return ClassMask(mask_operations.binary_closing(current.mask, self.value))
 
     @classmethod
@@ -175,7 +175,7 @@ class FillHoles(Step):
     value: Annotated[bool, Field(strict=True)]
 
     def apply(self, current: ClassMask, case: CaseProbabilities, index: int) -> ClassMask:
-        """See `Step.apply`."""
+        """Apply this step to one class; see `Step.apply`."""
         if current.objects is None:
             return ClassMask(mask_operations.fill_holes(current.mask))
         return ClassMask.from_objects(mask_operations.fill_object_holes(current.objects))
@@ -209,7 +209,7 @@ class Split(Step):
         return self
 
     def apply(self, current: ClassMask, case: CaseProbabilities, index: int) -> ClassMask:
-        """See `Step.apply`."""
+        """Apply this step to one class; see `Step.apply`."""
         if self.boundary is not None:
             interior = case.interior(index)
             objects = mask_operations.split_seeds(current.mask, interior, self.boundary, self.smallest)
@@ -230,7 +230,7 @@ class Split(Step):
         return splits
 
     def find_problem(self, exp: Experiment) -> str | None:
-        """See `Step.find_problem`."""
+        """Return the conflict with other settings, if any; see `Step.find_problem`."""
         if not exp.competition.instances:
             return "the step split requires competition.instances: true"
         if self.boundary is not None and exp.prepare.object_key is None:
@@ -247,7 +247,7 @@ class RemoveSmall(Step):
     value: PositiveInt  # pixels
 
     def apply(self, current: ClassMask, case: CaseProbabilities, index: int) -> ClassMask:
-        """See `Step.apply`."""
+        """Apply this step to one class; see `Step.apply`."""
         if current.objects is None:
             return ClassMask(mask_operations.remove_small(current.mask, self.value))
         return ClassMask.from_objects(mask_operations.remove_small_objects(current.objects, self.value))
@@ -267,8 +267,7 @@ class RemoveSmall(Step):
 class RemoveUncertain(Step):
     """Remove objects, or connected components, whose mean probability is below `value`.
 
-    A network that doubts whether an object is there gives all its pixels a low probability, so this step removes more
-    false objects than true ones.
+    False objects often have a low probability in all their pixels, so this step removes more false than true objects.
     """
 
     searched_twice = True
@@ -276,7 +275,7 @@ class RemoveUncertain(Step):
     value: UnitInterval  # minimum mean probability of an object's pixels
 
     def apply(self, current: ClassMask, case: CaseProbabilities, index: int) -> ClassMask:
-        """See `Step.apply`."""
+        """Apply this step to one class; see `Step.apply`."""
         objects = mask_operations.remove_uncertain(current.labels(), case.probability(index), self.value)
         return current.restrict(objects != 0)
 
@@ -295,7 +294,7 @@ class KeepLargest(Step):
     value: PositiveInt  # number of components
 
     def apply(self, current: ClassMask, case: CaseProbabilities, index: int) -> ClassMask:
-        """See `Step.apply`."""
+        """Apply this step to one class; see `Step.apply`."""
         return current.restrict(mask_operations.keep_largest(current.mask, self.value))
 
     @classmethod
@@ -315,8 +314,8 @@ def _safe_size(sizes: Sequence[int]) -> float:
     """Return a size in pixels below which a new true object is very unlikely.
 
     This is the lower 99 % prediction bound for one more observation of a log-normal size (Hahn and Meeker, Statistical
-    Intervals, section 4.7), because the smallest of a few objects says little about the next object. For `MANY_OBJECTS`
-    or more objects, the bound is infinite; for fewer than three objects, it is 0.
+    Intervals, section 4.7), because the smallest of a few observed objects is a poor estimate. For `MANY_OBJECTS` or
+    more objects, the bound is infinite; for fewer than three objects, it is 0.
     """
     if len(sizes) >= MANY_OBJECTS:
         return np.inf

@@ -1,4 +1,4 @@
-"""Search the steps of each class on out-of-fold predictions, and estimate the gain on cases outside the search."""
+"""Search the best steps of each class on out-of-fold predictions, and estimate their gain on other cases."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MIN_GAIN = 0.001  # minimum gain of the nested score that justifies a step
 
 @dataclass(frozen=True)
 class TuningResult:
-    """Hold the result of a search.
+    """Hold the result of tuning post-processing.
 
     Attributes:
         settings: the steps to use: the tuned steps or, if the nested score did not improve, the steps of the
@@ -43,14 +43,13 @@ class TuningResult:
         best_steps: best steps of each class on all cases, even if they are not used.
         before: score of the experiment's steps.
         after: score of the tuned steps on the cases on which they were tuned (optimistic).
-        nested: score of each fold's cases with the steps that were tuned on the other folds.
+        nested: score over all cases when each fold gets the steps that were tuned on the other folds.
         gain: improvement of `nested` over `before`, with its 95 % interval.
         kept: whether the tuned steps are used. This requires a gain of at least `MIN_GAIN` with an interval above 0.
-        rows: score rows of the steps in use: those of `nested` if the tuned steps are used, else those of `before`.
-        presence_gain: gain from the step `gate`: improvement of the nested score if the search includes this step; None
-            without a presence head. The tuned steps include the step only if this gain is at least `MIN_GAIN` and its
-            interval lies above 0.
-        part_steps: by part, the steps of each class that the search found without this part of the cases. Empty if
+        rows: score rows by case and class, of `nested` if the tuned steps are used, else of `before`.
+        presence_gain: improvement of the nested score if the search includes the step `gate`; None without a presence
+            head. The tuned steps include `gate` only if this gain is at least `MIN_GAIN` and its interval lies above 0.
+        part_steps: for each part of the cases, the steps of each class that were tuned without this part. Empty if
             there is only one part, or if an older version stored the result.
     """
 
@@ -71,7 +70,7 @@ class TuningResult:
         return self.nested if self.kept else self.before
 
     def nested_settings(self, part: int) -> PostprocessConfig:
-        """Return the settings that the search found without `part`; `settings` if the tuned steps were not kept."""
+        """Return the settings that were tuned without a part of the cases; `settings` if tuned steps were not kept."""
         if not self.kept:
             return self.settings
         steps = {name: list(found) for name, found in self.part_steps[part].items()}
@@ -106,10 +105,10 @@ def tune_postprocessing(
 ) -> TuningResult:
     """Search the steps of each class by coordinate descent, once on all cases and once without each fold.
 
-    Each list of steps is scored only once on every case. Each search then compares the scores of its own cases.
+    Each list of steps is scored only once on every case; each search uses the scores of its own cases.
 
     Args:
-        evaluation: scores of the ensemble, whose `with` block must be open.
+        evaluation: scores of the ensemble; call this function inside its `with` block.
         seed: seed of the bootstrap.
         groups: group of each case, for the intervals.
         context: context whose log receives progress messages.
@@ -159,12 +158,12 @@ def tune_postprocessing(
 
 
 def is_significant(gain: ScoreGain) -> bool:
-    """Return whether a gain is large enough to use the steps."""
+    """Return whether a gain is large enough to use the tuned steps."""
     return bool(gain.value >= MIN_GAIN and gain.low > 0)
 
 
 def tuning_parts(rows: Mapping[str, Any], fold_of: Mapping[str, int], seed: int) -> dict[str, int]:
-    """Return the part of each case, in most cases its fold. Nested tuning leaves out one part at a time.
+    """Return the part to which each case belongs, usually its fold; nested tuning leaves out one part at a time.
 
     If only one fold was predicted (a holdout, or `folds.run: [0]`), its cases are split by group into
     `SINGLE_FOLD_PARTS` parts. If there are fewer groups than parts, all cases are one part.
@@ -185,7 +184,7 @@ def tuning_parts(rows: Mapping[str, Any], fold_of: Mapping[str, int], seed: int)
 
 
 class _CoordinateDescent:
-    """Run several coordinate descents together, so that all of them use the same pass over the cases."""
+    """Run several coordinate descents together, which share the scores of one pass over the cases."""
 
     def __init__(
         self,
@@ -240,9 +239,9 @@ class _CoordinateDescent:
         return slot.candidates(self.best[part, index], step_order(self.own[index]))
 
     def _choose(self, part: int | None, index: int, lists: Sequence[Steps]) -> None:
-        """Replace the current list if another list has a better score.
+        """Replace the current list of steps if another list has a better score.
 
-        Of equally good lists, the first one, which is the simplest, is used.
+        If several lists have the best score, use the first of them, which is the simplest.
         """
         best = self._score(part, index, self.best[part, index])
         for steps in lists:
@@ -251,7 +250,7 @@ class _CoordinateDescent:
                 self.best[part, index], best = steps, value
 
     def _score(self, part: int | None, index: int, steps: Steps) -> float:
-        """Return the metric of one class on the cases of one descent."""
+        """Return the metric of one class on the cases of one coordinate descent."""
         scores = self.evaluation.scores[index, steps]
         return class_score([scores[case] for case in self.evaluation.cases], self.metric, self.selected[part])
 
@@ -281,9 +280,9 @@ def _shape(row: Any) -> list[int]:
 
 @dataclass(frozen=True)
 class StepSlot:
-    """Hold a position in the list of steps: the names of its possible steps, and the alternatives to try.
+    """Hold a slot in the list of steps: the names of the steps that fit into the slot, and the alternatives to try.
 
-    An alternative is a list of steps; an empty list means that the position has no step.
+    An alternative is a list of steps; an empty list means that the slot stays empty.
     """
 
     names: tuple[str, ...]
@@ -311,7 +310,7 @@ def search_slots(
         truths: the class's true sizes in each case.
         largest: pixels of the largest case.
         has_boundary: whether there is a boundary class.
-        start: steps of the experiment. If there are any, only steps of the same names are searched.
+        start: steps of the experiment. If it is not empty, only steps of the same names are searched.
         presence: whether to search also the steps that require the presence head.
 
     Returns:
@@ -353,7 +352,7 @@ def _registered() -> list[tuple[str, type[Step]]]:
 
 
 def _build_slot(members: Sequence[_Candidates], kinds: set[str]) -> StepSlot:
-    """Return the slot of steps that are alternatives.
+    """Return a slot for steps that are alternatives to each other.
 
     Args:
         members: steps of the slot, with their candidates.
@@ -402,7 +401,8 @@ def load_tuning(run: Run, *, with_data: bool = False) -> TuningResult | None:
 
     Args:
         run: the run.
-        with_data: whether the result must record its data. Results of version 0.1 do not; for them, return None.
+        with_data: whether the result must record the data of the search. If so, a result of version 0.1, which does not
+            record them, gives None.
     """
     plain = read_tuning_record(run, with_data=with_data)
     if plain is None:

@@ -209,10 +209,10 @@ class CalibrationCounts:
 
     Attributes:
         pixels: (61,) number of pixels with a probability in ((k - 1)/60, k/60] at index k; index 0 is probability 0.
-        positives: (61,) number of these pixels that belong to the class.
-        sums: (61,) sum of their probabilities.
+        positives: (61,) number of the pixels in `pixels` that belong to the class.
+        sums: (61,) sum of the probabilities of the pixels in `pixels`.
         dice: Dice (19,) of the pixels above each threshold, for each case that has the class.
-        left_empty: whether no pixel is above each threshold, (19,) bool, for each case that does not have the class.
+        left_empty: for each case without the class, (19,) bool: whether no pixel is above the threshold.
     """
 
     pixels: Ints = field(default_factory=lambda: np.zeros(HISTOGRAM_STEPS + 1, np.int64))
@@ -251,7 +251,8 @@ class CalibrationCounts:
     def ece(self, uncertain_only: bool = False) -> float:
         """Return the expected calibration error (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
 
-        The error is the mean over pixels of |probability - frequency| of the pixel's bin; nan for an absent class.
+        The error is the mean over pixels of |mean probability - frequency of the class| in the pixel's bin; nan for an
+        absent class.
 
         Args:
             uncertain_only: whether to exclude the first and last bin, because certain background pixels dominate the
@@ -265,7 +266,7 @@ class CalibrationCounts:
         return float(np.nansum(pixels * np.abs(mean - share)) / pixels.sum())
 
     def mean_dice(self) -> Floats:
-        """Return the mean Dice (19,) over the cases with the class; nan if no case has it."""
+        """Return the mean Dice (19,) over the cases with the class; nan if no case has the class."""
         return np.mean(self.dice, axis=0) if self.dice else np.full(len(THRESHOLDS), nan)
 
     def share_left_empty(self) -> Floats | None:
@@ -302,7 +303,7 @@ def count_calibration(oof: OofPredictions, cases: Sequence[str]) -> list[Calibra
 
 
 def _histograms(probabilities: NDArray[Any], truth: NDArray[Any], comp: Competition) -> list[tuple[Ints, Ints, Floats]]:
-    """Return the histograms of each class for one case, without ignored pixels and with the boundary class merged."""
+    """Return one case's histograms of each class, without ignored pixels and with the boundary class merged."""
     bins = HISTOGRAM_STEPS + 1
     histograms = [(np.zeros(bins, np.int64), np.zeros(bins, np.int64), np.zeros(bins)) for _ in comp.classes]
     step = max(1, PIXELS_PER_CHUNK // max(1, truth[0, 0].size))
@@ -324,7 +325,7 @@ def _histograms(probabilities: NDArray[Any], truth: NDArray[Any], comp: Competit
 
 
 def _to_bins(values: NDArray[Any]) -> NDArray[Any]:
-    """Sum (61,) steps to (15,) bins; steps 0 to 4 form the first bin."""
+    """Add up the 61 entries of a histogram to the 15 bins of the reliability diagram."""
     sums = values[1:].reshape(BINS, HISTOGRAM_STEPS // BINS).sum(axis=1)
     sums[0] += values[0]
     return sums

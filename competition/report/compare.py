@@ -39,7 +39,7 @@ def write_comparison(comparison: Comparison, folder: Path, count: int = 10, cont
     Args:
         comparison: the result of `competition.ensembling.compare.compare_two_runs`.
         folder: the output folder.
-        count: number of cases to draw; those with the largest change are drawn.
+        count: number of cases to draw; the cases with the largest change are drawn.
         context: progress messages go to its log.
 
     Returns:

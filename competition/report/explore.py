@@ -45,7 +45,7 @@ MAX_ROWS = 500  # maximum number of findings on the page; findings.csv lists all
 
 
 def write_exploration(exploration: Exploration, output: Path) -> Path:
-    """Write a self-contained page, and figures, cases.csv, findings.csv and suggested.yaml into a folder of its name.
+    """Write a self-contained page, and a folder with figures, cases.csv, findings.csv and suggested.yaml.
 
     Args:
         exploration: the exploration.
@@ -260,7 +260,7 @@ def draw_class_shares(exploration: Exploration, path: Path) -> list[int]:
 
 
 def draw_objects(exploration: Exploration, path: Path) -> None:
-    """Draw histograms of the number of objects per case and of their sizes."""
+    """Draw histograms of the number of objects per case and of the sizes of objects."""
     truths = [case.truth for case in exploration.used_cases("train") if case.truth is not None]
     figure, grid = panel_grid(2, height=3.0, columns=2)
     unit = f"{pixel_or_voxel(exploration.comp.dimensions)}s"
@@ -381,7 +381,7 @@ def _foreground_share(case: CaseStats) -> float:
 def _sample_layers(case: CaseStats, comp: Competition) -> tuple[np.ndarray, np.ndarray]:
     """Return the channels (C, rows, columns) and class masks (K, rows, columns) bool of a sample, reduced for drawing.
 
-    For a volume, this is the slice along the last axis with the most foreground.
+    The sample of a volume is the slice along the last axis with the most foreground.
     """
     image, mask = load_picture(comp, case.row).array, load_mask(comp, case.row)
     channels = image[:3] if comp.dimensions == 2 and len(image) in (3, 4) else image[:1]

@@ -33,7 +33,7 @@ def folds_section(results: RunResults, folder: Path) -> Markup:
 
 
 def _case_scores(results: RunResults) -> dict[int, pd.Series]:
-    """Return the score of each case of each fold: the mean over the classes that it has, by case id."""
+    """Return, for each fold, the scores of its cases by case id; a case's score is the mean over its classes."""
     return {
         fold: (rows := results.rows(fold))[rows["dice"].notna()].groupby("id")["score"].mean().dropna()
         for fold in results.folds

@@ -103,7 +103,7 @@ ENVIRONMENT.filters.update(png_data_uri=png_data_uri, png_width=png_width)
 
 
 def render(template: str, macro: str, **values: Any) -> Markup:
-    """Return the markup of a template's macro; strings in `values` are escaped, `Markup` is inserted unchanged.
+    """Render a macro of a template; strings in `values` are escaped, `Markup` is inserted unchanged.
 
     Example:
         >>> render("elements.html.j2", "definitions", values={"a": "1 < 2"})
@@ -145,13 +145,14 @@ def create_figure_folder(output: Path) -> Path:
 
 @contextmanager
 def staged_figures(output: Path, old_names: str) -> Iterator[Path]:
-    """Yield a temporary folder for a page's PNGs, and move its files to the page's folder after the block.
+    """Yield a temporary folder for a page's PNGs; after the `with` block, move its files to the page's folder.
 
     If the block fails, e.g. because the data have changed, the figures of an earlier page are unchanged.
 
     Args:
         output: the page, as for `create_figure_folder`.
-        old_names: regular expression for names of earlier figures, which are removed if they are not written again.
+        old_names: regular expression for names of earlier figures; earlier figures that are not written again are
+            removed.
 
     Raises:
         MaskfoldError: as for `create_figure_folder`.
@@ -175,7 +176,7 @@ def staged_figures(output: Path, old_names: str) -> Iterator[Path]:
 
 @contextmanager
 def output_lock(folder: Path, output: Path) -> Iterator[None]:
-    """Hold the lock of a run's or study's folder while a page is written into it; a page elsewhere needs no lock.
+    """Hold the lock of a run's or study's folder while a page is written there; a page in another folder needs no lock.
 
     Raises:
         MaskfoldError: another process works in the folder.

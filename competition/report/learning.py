@@ -162,7 +162,7 @@ MAX_WORST_ROWS = 20
 
 @dataclass(frozen=True)
 class SelectedCase:
-    """Describe a case that was selected for the page."""
+    """Describe a case whose figure is on the page."""
 
     case: str
     kind: str  # best, median or worst
@@ -175,7 +175,7 @@ def cases_section(results: RunResults, oof: OofPredictions, folder: Path, in_vie
 
     Args:
         results: the results of the run.
-        oof: its out-of-fold predictions.
+        oof: the run's out-of-fold predictions.
         folder: folder of the figures.
         in_viewer: the cases of the viewer, in its order; rows of the table link to them.
     """
@@ -239,9 +239,9 @@ def _worst_rows(
 
 
 def rank_cases(results: RunResults) -> list[tuple[str, float]]:
-    """Return (case, score) from best to worst, without cases that have no class in truth and prediction.
+    """Return (case, score) from best to worst, without cases that are empty in truth and prediction.
 
-    Such a case has the best possible score, but its figure would show nothing.
+    An empty case has the best possible score, but its figure would show nothing.
     """
     is_ascending = results.metric.direction is Direction.LOWER
     rows = results.rows()

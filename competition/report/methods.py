@@ -53,7 +53,7 @@ class Citations:
         self.used: dict[str, str] = {}  # what each reference is cited for, by the reference
 
     def cite(self, key: str, what: str) -> str:
-        """Return ` [n]` for an import path or another key of references.yaml; an empty text without a reference."""
+        """Return the citation ` [n]` for a key of references.yaml, e.g. an import path; empty without a reference."""
         text = find_reference(key)
         if text is None:
             return ""
@@ -74,7 +74,7 @@ def load_references() -> dict[str, str]:
 
 
 def find_reference(key: str) -> str | None:
-    """Return the reference of a class by its import path, or of another key of references.yaml; None without one."""
+    """Return the reference for a key of references.yaml, e.g. a class's import path; None if there is none."""
     references, name = load_references(), key.rpartition(".")[2]
     return references.get(f"{key.split('.')[0]}.{name}") or references.get(name)
 

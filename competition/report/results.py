@@ -23,7 +23,7 @@ DICE_METRIC = MetricConfig(name="dice", both_empty=None)
 
 
 class PresenceCounts(NamedTuple):
-    """Count the cases with and without a class, and the false predictions of its presence."""
+    """Hold the numbers of cases with and without a class, of misses, and of false alarms."""
 
     present: int  # cases whose truth has the class
     missed: int  # of these cases, the number without a true positive pixel
@@ -39,7 +39,7 @@ class RunResults:
         run: the run.
         members: result of each finished fold and seed.
         table: one row per case and class, as in `scores.csv`; None without out-of-fold predictions.
-        summary: content of `summary.json`; empty if it describes other folds and seeds than those in the folder.
+        summary: content of `summary.json`; empty if it describes other folds and seeds than the folder has.
     """
 
     run: Run
@@ -94,7 +94,7 @@ class RunResults:
         return self._estimate(self.rows(fold, cls), self.metric)
 
     def counted(self) -> RunScores:
-        """Return the run's scores, and which of them counts; see `run_scores`. `summary.json` may be outdated."""
+        """Return the run's scores, with the score that counts; see `run_scores`. `summary.json` may be outdated."""
         try:
             scores = run_scores(self.run, self.summary)
         except MaskfoldError:
@@ -110,7 +110,7 @@ class RunResults:
         return self._estimate(rows.assign(score=rows["dice"]), DICE_METRIC)
 
     def presence(self, cls: str) -> PresenceCounts:
-        """Count the cases with and without a class, the misses, and the false alarms."""
+        """Count the cases with and without a class, the misses (class not predicted), and the false alarms."""
         rows = self.rows(cls=cls)
         present = rows["tp"] + rows["fn"] > 0
         return PresenceCounts(

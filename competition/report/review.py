@@ -31,7 +31,7 @@ def check_review_output(page: Path, run: Run) -> None:
 
     Raises:
         MaskfoldError: status 2; the page's name does not end in .html, a file would be overwritten, or the CSV exists
-            and is not that of a review.
+            and does not belong to a review.
     """
     if page.suffix.lower() not in (".html", ".htm"):
         raise MaskfoldError(

@@ -210,7 +210,7 @@ def gain_over_run(results: RunResults, folder: Path) -> tuple[ScoreGain | None, 
 
     Returns:
         The gain (None if the runs cannot be compared), the number of common cases, and whether both scores are nested.
-        They are nested if both runs are tuned; otherwise neither score includes tuned post-processing.
+        If both runs are tuned, both scores are nested; otherwise neither score includes tuned post-processing.
     """
     exp, tuned = results.run.exp, _tuned_tables(results.run, folder)
     try:
@@ -267,9 +267,9 @@ def find_previous_best(run: Run) -> PreviousBest | None:
 
 
 def get_end_time(folder: Path) -> float:
-    """Return the time of the last metrics of the last finished fold (s since 1970), which copies of the folder keep.
+    """Return the time (s since 1970) of the last metrics of the fold that finished last.
 
-    Without finished folds, the result is infinity.
+    The result is infinity if no fold is finished. Copying the folder does not change the time.
     """
     times = [
         _last_time(result.parent / "metrics.jsonl") or result.stat().st_mtime
@@ -299,7 +299,7 @@ def _complete(folder: Path, plain: dict[str, Any], summary: dict[str, Any]) -> b
 
 
 def yaml_key_lines(text: str) -> list[str]:
-    """Return a YAML file with one line per key, so that a diff shows changed values instead of line breaks."""
+    """Return YAML text with one line per key, so that a diff shows changed values and not changed line breaks."""
     return list(_key_lines(yaml.safe_load(text), ""))
 
 

@@ -229,7 +229,7 @@ def postprocessing_section(run: Run) -> Markup:
 
 
 def _read_outdated(run: Run) -> TuningResult | None:
-    """Return the stored result without checking that it matches the run; None if the file is invalid."""
+    """Return the stored tuning result without checking that it matches the run; None if the file is invalid."""
     import pandas as pd
 
     try:
@@ -272,8 +272,8 @@ class SizeError(NamedTuple):
 
     Attributes:
         sizes: (n,) size of the truth in pixels, voxels or mm³.
-        values: (n,) best IoU of each object, or Dice of each case.
-        predicted: (m,) best IoU of each predicted object; empty for cases.
+        values: (n,) highest IoU of each object with a predicted object, or Dice of each case.
+        predicted: (m,) highest IoU of each predicted object with a true object; empty for cases.
     """
 
     sizes: Floats
@@ -282,7 +282,7 @@ class SizeError(NamedTuple):
 
 
 def sizes_section(results: RunResults, oof: OofPredictions, folder: Path, context: Context) -> Markup:
-    """Return the section about errors by size, of objects if the competition has instances, else of cases."""
+    """Return the section about errors by size: by object size if the competition has instances, else by case size."""
     comp = results.run.exp.competition
     if comp.dimensions == 2:
         unit = "pixels"
@@ -351,7 +351,7 @@ def object_size_errors(oof: OofPredictions, cases: list[str]) -> list[SizeError]
 
 
 def group_quartiles(sizes: Floats, values: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-    """Group values by size into equal groups; return geometric mean size, lower quartile, median and upper quartile."""
+    """Group values by size; return each group's geometric mean size, lower quartile, median and upper quartile."""
     groups = min(MAX_GROUPS, len(sizes) // MIN_GROUP_SIZE)
     if groups < 2:
         return np.empty(0), np.empty(0), np.empty(0), np.empty(0)

@@ -157,7 +157,7 @@ def _trials(trials: list[dict[str, Any]], objectives: Sequence[str], best: Seque
 
 
 def _copy_figure(path: Path, pictures: Path) -> dict[str, Any]:
-    """Copy a figure into the page's folder; in the result, `picture` is None if the figure is missing."""
+    """Copy a figure into the page's folder; `picture` in the result is None if the figure is missing."""
     name, copy = path.stem.replace("_", " "), pictures / path.name
     try:
         content = path.read_bytes()

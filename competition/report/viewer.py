@@ -79,10 +79,10 @@ def viewer_script() -> Markup:
 
 
 def viewer_cases(results: RunResults, oof: OofPredictions) -> list[str]:
-    """Return the cases of the viewer, worst first, then those without a score.
+    """Return the cases of the viewer: cases with a score, worst first, then cases without a score.
 
-    If there are more than 200 cases, these are the 150 worst, and an even sample of the rest. Cases are left out until
-    the rest has at most `MAX_VOXELS` voxels, but at least ten cases stay.
+    If there are more than 200 cases, the viewer has the 150 worst cases and an even sample of the rest. Cases are left
+    out until all cases together have at most `MAX_VOXELS` voxels, but at least ten cases stay.
     """
     ranked = [case for case, _ in reversed(rank_cases(results))]
     order = [*ranked, *(case for case in oof.fold_of if case not in set(ranked))]
@@ -106,7 +106,7 @@ def viewer_section(results: RunResults, oof: OofPredictions, cases: Sequence[str
 
     Args:
         results: the results of the run.
-        oof: its out-of-fold predictions.
+        oof: the run's out-of-fold predictions.
         cases: a result of `viewer_cases`.
         context: progress messages go to its log.
     """
@@ -133,7 +133,7 @@ def viewer_section(results: RunResults, oof: OofPredictions, cases: Sequence[str
 
 
 def encode_case(row: SimpleNamespace, oof: OofPredictions, comp: Competition, budget: int) -> dict[str, Any]:
-    """Return the data of a case at the largest size in `LIMITS` that fits `budget` bytes, else at the smallest size."""
+    """Return the data of a case at the largest size in `LIMITS` within `budget` bytes, else at the smallest size."""
     image = load_unchanged_picture(comp, row)
     truth, masks = load_unchanged_mask(comp, row), to_masks(oof.read(row.id), comp)
     entry: dict[str, Any] = {}
@@ -163,8 +163,8 @@ def select_slices(
         masks: (K, *spatial) bool.
         comp: the competition.
         side: maximum length of the sides of a slice in pixels.
-        count: maximum number of slices; they are spread over those with truth or prediction, and include the one where
-            these differ most.
+        count: maximum number of slices. They are spread over the slices with truth or prediction, and include the slice
+            in which truth and prediction differ most.
         spacing: mm per voxel along each axis.
         affine: 4×4 voxel to world, see `competition.viz.overlays.draw_case`.
     """
@@ -201,7 +201,7 @@ def select_slices(
 
 
 def _to_shape(plane: NDArray[Any], shape: Sequence[int], step: int, full: Sequence[int]) -> NDArray[Any]:
-    """Reduce the channels of a slice to a shape; `load_picture` may have reduced them by another step already."""
+    """Reduce the channels of a slice to a shape; `load_picture` may already have reduced the slice by another step."""
     if tuple(plane.shape[1:]) == tuple(full):
         return reduce_image(np.ascontiguousarray(plane), step)
     rows, columns = (np.arange(new) * old // new for new, old in zip(shape, plane.shape[1:], strict=True))
@@ -257,11 +257,11 @@ def _encode(slices: Slices) -> dict[str, Any]:
 
 
 def _set_numbers(masks: NDArray[np.bool_], sets: list[tuple[int, ...]]) -> NDArray[np.uint8]:
-    """Return the number of the set of classes of each pixel, (slices, rows, columns); 0 is the empty set.
+    """Return for each pixel (slices, rows, columns) the number of its set of classes; 0 is the empty set.
 
     Args:
         masks: (slices, K, rows, columns) bool.
-        sets: the known sets; new ones are appended. Set number n is at index n - 1.
+        sets: the known sets of classes; new sets are appended. Set number n is at index n - 1.
     """
     numbers = np.zeros((masks.shape[0], *masks.shape[2:]), np.uint8)
     where = np.nonzero(masks.any(axis=1))

@@ -17,18 +17,19 @@ class Finding:
 
     Attributes:
         id: id of the case.
-        kind: one of the kinds above.
+        kind: the kind of fault, e.g. a missing or shifted object.
         score: suspicion in [0, 1], see `docs/review.md`.
-        cls: class of the object: in the truth; if the truth lacks the object, in the prediction. Empty for a finding
+        cls: class of the object in the truth or, if the truth lacks the object, in the prediction. Empty for a finding
             about the whole mask of a case with several classes.
         suggested: class that the network suggests; `background` or empty.
         slice: index of the slice along the last axis in which the fault is largest; None for 2D images.
-        object: number of the object, a connected component of the class in this slice of the truth (if the truth lacks
-            the object, of the prediction); 0: the whole mask.
+        object: number of the object among the connected components of the class in this slice of the truth (if the
+            truth lacks the object, of the prediction); 0: the whole mask.
         centre: (row, column) of the fault in the slice, the first two axes of the file.
         pixels: number of pixels in which the network confidently contradicts the truth.
         partner: id of the case whose mask fits better, for exchanged masks.
-        move: translation of the truth, in pixels along each axis of the file, with which it fits, for shifted masks.
+        move: for shifted masks, the translation with which the truth fits the prediction, in pixels along each axis of
+            the file.
     """
 
     id: str

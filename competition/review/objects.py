@@ -23,11 +23,11 @@ class SliceFinding:
 
     Attributes:
         kind: kind of the finding.
-        label: label of the object: in the truth, or in the prediction if the truth lacks it.
+        label: label of the object in the truth or, if the truth lacks the object, in the prediction.
         suggested: label that the network suggests.
         object: number of the object among the components of its label; 0: the whole mask.
         centre: (row, column).
-        area: number of pixels of the object, for a shifted one of both objects together.
+        area: number of pixels of the object; for a shifted object, of its true and predicted objects together.
         pixels: number of suspect pixels.
         evidence: sum of the evidence over the suspect pixels.
         move: translation of a shifted object (rows, columns).
@@ -51,10 +51,10 @@ class _Objects:
     Attributes:
         components: (H, W) number of the component, 0 for background.
         labels: label of each component; index 0 is unused.
-        numbers: number of each component among those of its label, from 1.
+        numbers: number of each component among the components of its label, from 1.
         sizes: number of pixels of each component.
         evidence: (components, labels + 1) sum of the evidence by the label in `by`.
-        pixels: as `evidence`, number of suspect pixels.
+        pixels: (components, labels + 1) number of suspect pixels by the label in `by`.
     """
 
     components: NDArray[Any]
@@ -121,7 +121,7 @@ class _Objects:
 def find_in_slice(
     truth: Labels, predicted: Labels, suggested: Labels, evidence: NDArray[np.floating[Any]], count: int
 ) -> list[SliceFinding]:
-    """Find the suspect objects of a slice.
+    """Return the findings about suspect objects of a slice.
 
     Args:
         truth: labels (H, W), 0 where ignored.
@@ -163,7 +163,7 @@ def find_in_slice(
 
 
 def _find_shifted(true: _Objects, seen: _Objects) -> tuple[list[SliceFinding], set[int], set[int]]:
-    """Return the findings about shifted objects, and the true and predicted objects that they concern."""
+    """Return the findings about shifted objects, and the true and predicted objects of these findings."""
     findings: list[SliceFinding] = []
     used_true: set[int] = set()
     used_seen: set[int] = set()
@@ -205,7 +205,7 @@ def _find_shifted(true: _Objects, seen: _Objects) -> tuple[list[SliceFinding], s
 
 
 def _iou(points: NDArray[np.int64], move: NDArray[np.int64], mask: NDArray[np.bool_]) -> float:
-    """Return the IoU of a mask with points (N, 2) that are moved."""
+    """Return the IoU of a mask with the points (N, 2) translated by `move`."""
     moved = points + move
     inside = ((moved >= 0) & (moved < mask.shape)).all(axis=1)
     hits = int(mask[tuple(moved[inside].T)].sum())

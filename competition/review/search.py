@@ -45,8 +45,7 @@ class Review:
 def review_run(run: Run, context: Context = Context()) -> Review:
     """Search a run's out-of-fold predictions for wrong labels.
 
-    Each case is read twice: for the thresholds and the calibration, then for the findings. One case is in memory at a
-    time.
+    Each case is read twice: first for thresholds and calibration, then for findings. One case is in memory at a time.
 
     Args:
         run: the run; its finished folds are searched.
@@ -74,7 +73,7 @@ Counts = dict[int, list[list[ClassCounts]]]  # counts by fold, set of labels and
 
 
 def _count(oof: OofPredictions, context: Context) -> tuple[Counts, list[NDArray[np.float64]]]:
-    """Return the counts of each fold, and the median size of the objects of each label of each set."""
+    """Return the voxel counts of each fold, and the median object size of each label in each set of labels."""
     comp, rows = oof.run.exp.competition, oof.rows()
     counts: Counts = {}
     sizes: dict[tuple[int, int], list[int]] = defaultdict(list)
@@ -112,7 +111,7 @@ def _object_sizes(labels: Labels) -> Iterator[tuple[int, int]]:
 
 
 def _fit_rules(counts: Counts, folds: set[int]) -> dict[int, list[Rule]]:
-    """Return the rules for the cases of each fold, fitted on the other folds; a single fold is fitted on itself."""
+    """Return the rules for the cases of each fold, fitted on all other folds; a single fold is fitted on itself."""
     rules = {}
     for fold in folds:
         others = [sets for number, sets in counts.items() if number != fold] or [counts[fold]]
@@ -125,10 +124,10 @@ def _fit_rules(counts: Counts, folds: set[int]) -> dict[int, list[Rule]]:
 
 @dataclass(frozen=True)
 class _Case:
-    """Hold what remains in memory of a case after its voxels were compared.
+    """Hold the results for one case after its voxels were compared.
 
     Attributes:
-        findings: its findings about objects.
+        findings: the findings about the case's objects.
         suspicion: evidence per pixel of the foreground of truth and prediction.
         whole: a finding about the whole mask, without kind.
     """
@@ -260,7 +259,10 @@ class _Tracks:
                 open_tracks.remove(track)
 
     def merged(self) -> Iterator[tuple[int, int, SliceFinding, float, int]]:
-        """Yield slice with most evidence, total area, finding there, total evidence, and number of suspect pixels."""
+        """Yield the merged findings: the slice with most evidence, and its finding, of each object, with the sums.
+
+        The order is: index of the slice, total area, finding of the slice, total evidence, total suspect pixels.
+        """
         for track in self._tracks:
             index, best = max(track, key=lambda item: item[1].evidence)
             parts = [part for _, part in track]

@@ -27,11 +27,11 @@ ReadRows = Callable[[slice], NDArray[np.float32]]
 
 @dataclass
 class ClassCounts:
-    """Count the voxels of some cases by the probability of one class, and those of them that have its label.
+    """Count voxels by the probability of one class: all voxels, and the voxels whose label is the class.
 
     Attributes:
         voxels: (61,) number of voxels with a probability in ((k - 1)/60, k/60] at index k; index 0: probability 0.
-        labelled: (61,) number of these voxels whose label is the class.
+        labelled: (61,) number of the voxels in `voxels` whose label is the class.
         confidence: sum of the probabilities over the voxels whose label is the class.
     """
 
@@ -58,12 +58,12 @@ class ClassCounts:
 
     @property
     def threshold(self) -> float:
-        """The mean probability of the class over the voxels with its label; 1 without such voxels."""
+        """The mean probability of the class over the voxels with its label; 1 if no voxel has the label."""
         total = float(self.labelled.sum())
         return self.confidence / total if total else 1.0
 
     def calibration(self) -> NDArray[np.float32]:
-        """Return the share of voxels with the label at each of 61 steps of the probability, (61,), never decreasing."""
+        """Return the share of voxels with the label at each of 61 steps of probability: (61,), non-decreasing."""
         from scipy.optimize import isotonic_regression
 
         filled = np.flatnonzero(self.voxels)
@@ -99,9 +99,9 @@ class Rule:
             labels: (*spatial) uint8; 255 is ignored.
 
         Returns:
-            The predicted label, (*spatial) uint8 (0 where ignored); the suggested label plus 1, (*spatial) uint8, 0
-            where the label is not suspect; and the evidence, (*spatial) float16: the calibrated probability of the
-            suggested label minus that of the given label, 0 where the label is not suspect.
+            Three arrays (*spatial). The predicted label, uint8 (0 where ignored). The suggested label plus 1, uint8 (0
+            where the label is not suspect). The evidence, float16: the calibrated probability of the suggested label
+            minus that of the given label (0 where the label is not suspect).
         """
         predicted = np.zeros(labels.shape, np.uint8)
         suggested = np.zeros(labels.shape, np.uint8)
@@ -137,8 +137,8 @@ def label_problems(
         comp: the competition.
 
     Yields:
-        Names of the labels, background first; a function that returns the probabilities of some rows, because those of
-        the whole case as float32 may need too much memory; labels (*spatial) uint8, 255 ignored.
+        Names of the labels, background first; a function that returns the probabilities of some rows, because a whole
+        case as float32 may need too much memory; labels (*spatial) uint8, 255 ignored.
     """
     if comp.labels == "exclusive":
         yield (("background", *comp.classes), lambda part: merge_boundary_class(probabilities[:, part], comp), truth[0])
@@ -154,7 +154,7 @@ def _with_complement(probability: np.ndarray, part: slice) -> NDArray[np.float32
 
 
 def count_labels(read: ReadRows, labels: Labels, count: int) -> list[ClassCounts]:
-    """Count the voxels of one case for each of `count` labels; the other arguments are those of `Rule.suspects`."""
+    """Count the voxels of one case for each of `count` labels; see `Rule.suspects` for `read` and `labels`."""
     counts = [ClassCounts() for _ in range(count)]
     rows = max(1, VOXELS_PER_CHUNK // max(1, int(np.prod(labels.shape[1:]))))
     for first in range(0, labels.shape[0], rows):

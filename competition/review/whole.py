@@ -25,8 +25,8 @@ class WholeMask:
         id: id of the case.
         shape: shape of the file.
         truth: labels, every `step`-th voxel.
-        predicted: predicted labels, in the same voxels.
-        step: distance of the voxels that are kept.
+        predicted: predicted labels at the same voxels.
+        step: distance between the kept voxels, in voxels of the file.
     """
 
     id: str
@@ -52,7 +52,7 @@ def agreement(truth: Labels, predicted: Labels) -> float:
 def find_move(mask: WholeMask) -> tuple[tuple[int, ...], float] | None:
     """Find the translation of the truth, in voxels of the file, that best fits the prediction; also return the Dice.
 
-    None if no translation makes truth and prediction agree much better.
+    Return None if no translation makes truth and prediction agree much better.
     """
     from scipy.fft import irfftn, next_fast_len, rfftn
 

@@ -62,8 +62,8 @@ def compare_with_baselines(run: Run, clock: Callable[[], float] = time.monotonic
     """Compare a run's out-of-fold predictions with the best constant mask and the best threshold, by their Dice.
 
     Network and baselines are compared on the (case, class) pairs in which the case has the class. Both baselines are
-    optimistic: they are chosen on the labels against which they are scored, and the threshold uses the information
-    which classes a case has.
+    optimistic: they are chosen on the labels against which they are scored, and the threshold baseline knows the
+    classes of each case.
 
     Args:
         run: the run, with finished folds.
@@ -130,7 +130,7 @@ def _warning(name: str, baseline: pd.DataFrame, network: pd.DataFrame, run: Run)
 
 
 def _network_dice(run: Run, ids: list[str]) -> pd.DataFrame | None:
-    """Return the network's sorted rows of the (case, class) pairs whose case has the class; None without any."""
+    """Return the network's sorted score rows of the pairs whose case has the class; None if there are no such pairs."""
     try:
         scores = read_run_scores(run.folder)
     except FileNotFoundError:
@@ -143,7 +143,7 @@ def _network_dice(run: Run, ids: list[str]) -> pd.DataFrame | None:
 
 
 def _table(dice: np.ndarray[Any, Any], ids: list[str], run: Run) -> pd.DataFrame:
-    """Return a baseline's Dice (cases, K) as rows, as `_network_dice` does."""
+    """Return a baseline's Dice (cases, K) as a table with a row per case and class, without missing values."""
     import pandas as pd
 
     rows = [
@@ -160,7 +160,7 @@ def _mean(dice: np.ndarray[Any, Any], ids: list[str], run: Run) -> float:
 
 
 def _stride(shape: tuple[int, ...], values: int) -> tuple[slice, ...]:
-    """Return slices of the spatial axes, with a step, that select about `values` values of an image (C, *spatial)."""
+    """Return a slice with a step for each spatial axis, to select about `values` values of an image (C, *spatial)."""
     factor = math.prod(shape) / max(1, values)
     step = max(1, math.ceil(factor ** (1 / (len(shape) - 1)) - 1e-9))
     return (slice(None, None, step),) * (len(shape) - 1)

@@ -26,8 +26,8 @@ Probabilities = NDArray[Any]
 class WeightedMean:
     """Compute the weighted mean of the probabilities of several runs, which are added one after the other.
 
-    Runs with and without a boundary class can be mixed: the boundary is the mean over the runs that have it. Presence
-    heads are treated in the same way.
+    Runs with and without a boundary class can be mixed: the boundary is the mean over the runs with a boundary class.
+    Presence heads are treated in the same way.
 
     Args:
         comp: the competition.
@@ -111,8 +111,8 @@ class Ensemble:
     Attributes:
         runs: the runs.
         weights: non-negative weights with the sum 1; runs of weight 0 are not predicted.
-        fold_weights: the weights for the out-of-fold cases of each fold, which are fitted on the other folds, so that
-            out-of-fold scores are nested. For any other fold, `weights` apply.
+        fold_weights: for each fold, the weights that were fitted on the other folds; they make out-of-fold scores
+            nested. `weights` apply to folds without an entry.
     """
 
     runs: tuple[Run, ...]
@@ -146,7 +146,7 @@ class Ensemble:
 
 @dataclass(frozen=True)
 class EnsembleOof:
-    """Read the out-of-fold probabilities of the cases that all runs share; the folds are those of the first run."""
+    """Read the out-of-fold probabilities of the cases that all runs share; the first run defines the folds."""
 
     oofs: Sequence[OofPredictions]
     weights: tuple[float, ...]

@@ -65,7 +65,7 @@ def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def load_weights(network: nn.Module, path: Path | str, sha256: str | None = None) -> None:
-    """Load weights, whose names and shapes must all match; leave the network unchanged after an error.
+    """Load weights into a network; all names and shapes must match. After an error, the network is unchanged.
 
     The header is compared with the network before the tensors are read.
 
@@ -122,7 +122,7 @@ def _read(path: Path, sha256: str | None = None) -> dict[str, torch.Tensor]:
 
     If the metadata contain `sha256`, verify the tensors' bytes too.
 
-    The format itself has no checksum, so a flipped bit would silently change the network.
+    The safetensors format has no checksum, so a flipped bit would silently change the network.
     """
     import psutil
     from safetensors import safe_open
@@ -214,7 +214,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 class _KeptError:
-    """Count the bytes that `torch.save` writes, and keep the first error of the disk, which torch would hide."""
+    """Count the bytes that `torch.save` writes, and keep the first error of the disk, because torch hides it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -262,7 +262,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def _check_archive(path: Path) -> None:
     """Check the archive of a checkpoint.
 
-    Checksums must be right (torch ignores them), and a small file must not unpack to fill the memory.
+    Checksums must be right (torch does not check them), and a small file must not fill the memory when it is unpacked.
 
     Raises:
         ValueError: a checksum is wrong, the archive is compressed, or its pickle creates a `bytearray`, which needs
@@ -311,8 +311,8 @@ class MetricsLog:
     """Write the metrics of a fold to a file, one JSON object per line.
 
     The line of an epoch is stored in the checkpoint first, and then appended to the file. If the process is killed
-    between the two steps, the next process appends the line from the checkpoint. So a line that may be in MLflow
-    already is never written again with another time.
+    between the two steps, the next process appends the line from the checkpoint. So a line that MLflow may already have
+    is never written again with another time.
 
     Args:
         path: `metrics.jsonl`.

@@ -95,7 +95,7 @@ class RunRecord:
             write_json(folder / CONTENTS_FILE, asdict(record))
 
     def changed_table(self, folder: Path, *, missing_ok: bool = False) -> str | None:
-        """Return the name of the first table in a run's folder whose digest differs from the record; None if all agree.
+        """Return the name of the first table in a run's folder whose digest differs from the record; None if none does.
 
         Args:
             folder: folder of the run.
@@ -152,7 +152,7 @@ def run_contents(exp: Experiment, folds: pd.DataFrame | None, *, missing_ok: boo
 
 
 def folds_digest(folds: pd.DataFrame) -> str:
-    """Return the SHA-256 of the fold of each case; the order of the rows does not matter."""
+    """Return the SHA-256 of the assignment of cases to folds; the order of the rows does not matter."""
     from competition.data.image_types import combined_digest
 
     rows = sorted(f"{case_id}\0{fold}" for case_id, fold in zip(folds["id"], folds["fold"], strict=True))
@@ -160,7 +160,7 @@ def folds_digest(folds: pd.DataFrame) -> str:
 
 
 def _named_files(exp: Experiment, missing_ok: bool) -> dict[str, Path]:
-    """Return the weight files and the files in arguments of classes, by their key in the YAML."""
+    """Return the files that the YAML names as weights or in arguments of classes, by their key in the YAML."""
     plain = resolve_config(exp)
     files: dict[str, Path] = {}
     for key in ("encoder_weights", "init_from", *WEIGHTS_KEYS):
@@ -184,7 +184,7 @@ def _named_files(exp: Experiment, missing_ok: bool) -> dict[str, Path]:
 
 
 def own_packages(exp: Experiment) -> list[str]:
-    """Return the first part of the name of each user's package (see `--trust`) that training and scoring import."""
+    """Return the top-level names of the user's packages (see `--trust`) that training and scoring import."""
     plain = resolve_config(exp)
     texts = [pair for section in SECTIONS_WITH_CODE for pair in _texts(get_key(plain, section), section)]
     roots = [text.split(".")[0] for key, text in texts if key.endswith(".target")]
@@ -213,8 +213,8 @@ def get_key(plain: Any, key: str) -> Any:
 def package_digest(name: str) -> str | None:
     """Return the version of an installed package, else the SHA-256 of its code; None if the package is missing.
 
-    The package is not imported. It is searched like in `competition.config.instantiate.resolve_target`: among the
-    installed packages, then in the working folder. For a package that is installed in editable form, the code is
+    The package is not imported. It is searched among the installed packages, then in the working folder, as in
+    `competition.config.instantiate.resolve_target`. For a package that is installed in editable form, the code is
     hashed.
 
     Args:
@@ -283,8 +283,8 @@ def source_digests(exp: Experiment) -> dict[str, str]:
         exp: the experiment; its teachers are folders, see `competition.runs.find.resolve_teachers`.
 
     Returns:
-        Digests by experiment, hash and file, e.g. `demo2d-unet2d/2cb50ff146c0/fold_0/weights.safetensors`. When another
-        fold of such a run is finished, there is one more entry.
+        Digests by experiment, hash and file, e.g. `demo2d-unet2d/2cb50ff146c0/fold_0/weights.safetensors`. Each fold of
+        these runs that finishes adds an entry.
     """
     names = [exp.initial_run] if exp.initial_run is not None else []
     names += exp.pseudo.teacher_names if exp.pseudo is not None else []
@@ -306,7 +306,7 @@ def source_name(folder: str) -> str:
 
 
 def change_to_version_2(plain: dict[str, Any], saved: dict[str, Any], contents: Mapping[str, str]) -> None:
-    """Convert the settings that hash version 1 covers to the settings that version 2 covers.
+    """Convert the settings covered by version 1 of the run's hash to those covered by version 2.
 
     Args:
         plain: the settings; changed in place.

@@ -26,7 +26,7 @@ def keep_copies_together(run: Run, prepared: Mapping[str, Path], context: Contex
     """Return the run with folds that keep copies of one image together; name the copies in the log.
 
     Copies are images with equal pixels; with `folds.duplicates: near` also near-duplicates. If a run already has folds,
-    from an earlier command or from `folds.file`, it keeps them; the log then names copies in different folds.
+    from an earlier command or from `folds.file`, it keeps these folds; the log then names copies in different folds.
 
     Args:
         run: the run, with all its cases.

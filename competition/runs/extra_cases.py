@@ -40,7 +40,7 @@ def extra_case_tables(exp: Experiment, cases: pd.DataFrame) -> dict[str, pd.Data
 
 
 def _unlabelled(exp: Experiment, cases: pd.DataFrame) -> pd.DataFrame:
-    """Return the unlabelled images that get pseudo-labels. If the group rule matches an id, the image has a group."""
+    """Return the table of unlabelled images that get pseudo-labels, with a group if the group rule matches the id."""
     from competition.data.cases import case_table
     from competition.data.splits import known_groups
 

@@ -74,7 +74,7 @@ def _find_run(name: str, overrides: Sequence[str], trust: tuple[str, ...], say: 
 
 
 def find_study(name: str) -> Path | None:
-    """Return the folder of a study from its path or its name below `mlruns/studies`; None if there is no such study."""
+    """Return the folder of a study by its path or its name below `mlruns/studies`; None if it does not exist."""
     for folder in (Path(name), STUDIES_FOLDER / name):
         inside = folder.resolve().parent.name == STUDIES_FOLDER.name and not (folder / CASES_FILE).exists()
         if (folder / "experiment.yaml").exists() and (inside or (folder / TRIALS_FILE).exists()):
@@ -132,10 +132,10 @@ def _latest_run(file: Path, overrides: Sequence[str], trust: tuple[str, ...], sa
 
 
 def _latest_finished(base: Path, trust: tuple[str, ...]) -> Run | None:
-    """Return the complete run whose last fold finished latest; None if no run has finished all its folds.
+    """Return the complete run whose last fold finished most recently; None if no run has finished all its folds.
 
-    Runs are read in the order of their latest results, newest first, until the latest result of the next run is not
-    newer than the last fold of a complete run. In most cases, one or two runs are read, even if there are hundreds.
+    Runs are read in the order of their latest results, newest first, until no remaining run can be newer than the best
+    complete run. So usually only one or two runs are read.
     """
     latest: tuple[float, Run] | None = None
     folders = [yaml.parent for yaml in sorted(base.glob("*/experiment.yaml"))]
@@ -156,7 +156,7 @@ def _latest_finished(base: Path, trust: tuple[str, ...]) -> Run | None:
 
 
 def _latest_result(folder: Path) -> float | None:
-    """Return when the latest result in a run's folder was written; None if it has no result."""
+    """Return the time at which the latest result in a run's folder was written; None without a result."""
     times = []
     with os.scandir(folder) as entries:
         for name in [entry.name for entry in entries if MEMBER_FOLDER.fullmatch(entry.name)]:

@@ -1,4 +1,4 @@
-"""Define the job of one member of a run, and the member's result.
+"""Define the job and the result of one member of a run.
 
 A member of a run is the training of one fold with one seed.
 """
@@ -94,7 +94,7 @@ class FoldResult:
     Attributes:
         score: the competition's metric on the fold's out-of-fold masks; None for a fit on all cases.
         dice: mean Dice of each class over the cases that have the class in truth or prediction; None if no case has it.
-        minutes: wall time of all processes that worked on the fold one after the other.
+        minutes: wall time, summed over all processes that have worked on the fold, e.g. after a resume.
         devices: number of processes that trained the member; each took `training.batch_size` samples per step.
         skipped: number of steps that were skipped because of a non-finite loss or gradient.
         weights: file name of the weights for prediction: `PLAIN_WEIGHTS`, or `SOUP_WEIGHTS` if the soup is better.
@@ -132,12 +132,12 @@ class FoldResult:
 
     @property
     def prefix(self) -> str:
-        """The prefix of the names `oof`, `test`, `scores.csv` and `test_scores.csv` that belong to `weights`."""
+        """The prefix of the files `oof`, `test` and `scores.csv`: `soup_` if the soup is selected, else empty."""
         return self.prefix_of(self.weights)
 
     @staticmethod
     def prefix_of(weights: str) -> str:
-        """Return the prefix of names that belong to `PLAIN_WEIGHTS` or `SOUP_WEIGHTS`."""
+        """Return the prefix of file names for `PLAIN_WEIGHTS` or `SOUP_WEIGHTS`."""
         return "soup_" if weights == SOUP_WEIGHTS else ""
 
     @classmethod
@@ -218,7 +218,7 @@ class FoldResult:
         return table
 
     def write(self, folder: Path) -> None:
-        """Write the result, with the digest of its content, into a member's folder, as its last file.
+        """Write the result, with the digest of its content, into a member's folder; it is the last file of the member.
 
         Raises:
             DiskFullError: the disk has too little free space.
@@ -265,7 +265,7 @@ def _is_number(value: object) -> bool:
 
 
 def _is_soup(value: object) -> bool:
-    """Return whether a value has the keys that `competition.training.soup_selection.select_soup` reads."""
+    """Return whether a value has the keys of a soup's scores, see `competition.training.soup_selection.select_soup`."""
     if not isinstance(value, dict) or not isinstance(value.get("epochs"), list):
         return False
     return all(

@@ -37,7 +37,7 @@ class NoNetwork:
 
 
 def is_imported(exp: Experiment) -> bool:
-    """Return whether an experiment is that of an imported run."""
+    """Return whether an experiment belongs to an imported run."""
     return exp.model.target == IMPORTED_TARGET
 
 
@@ -61,7 +61,7 @@ def refuse_imported(runs: Iterable[Run], purpose: str) -> None:
 
 
 def stored_tests(run: Run, shapes: dict[str, tuple[int, ...]] | None = None) -> OofStore:
-    """Return the store of an imported run's test predictions, which refuses predictions of another import."""
+    """Return the store of an imported run's test predictions; the store refuses predictions of another import."""
     from competition.runs.oof import open_store
 
     origin = None if run.record is None else run.record.contents.get(PREDICTIONS_KEY)

@@ -1,7 +1,7 @@
 """Keep, for each run, the settings of `training` that change only the last bits of a result.
 
-The run's hash does not include these settings, so Maskfold still finds runs of versions that lacked them.
-`experiment.yaml` in the run's folder has the values; a missing value shows that the run is older than the setting.
+The run's hash does not include these settings, so Maskfold still finds runs of versions without them. `experiment.yaml`
+in the run's folder stores the values. A missing value means that the run is older than the setting.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ OWN_KERNEL_ARGS = ("fused", "foreach", "capturable", "differentiable")  # these 
 
 
 def drop_execution_keys(training: dict[str, Any], *, kept: bool) -> None:
-    """Remove the keys of `training` that set how a network runs, because the hashes of older runs lack them.
+    """Remove the keys of `training` that only set how a network is executed, because the run's hash excludes them.
 
     Args:
         training: the section as plain data; it is changed in place.
-        kept: True also removes the settings that a run keeps; False removes only values `auto`.
+        kept: whether to remove the settings that a run keeps even if their value is not `auto`.
     """
     for key in (*KEPT_SETTINGS, "compile"):
         if training[key] == "auto" or (kept and key in KEPT_SETTINGS):
@@ -33,7 +33,7 @@ def drop_execution_keys(training: dict[str, Any], *, kept: bool) -> None:
 
 
 def decide_settings(exp: Experiment, channels_last: bool) -> dict[str, str]:
-    """Return the settings that a new run keeps: the YAML's values, with the faster value in place of `auto`.
+    """Return the settings that a new run keeps: the YAML's values; the faster value replaces `auto`.
 
     The choice depends on the YAML and the network, never on a measurement, so all processes choose the same values.
 
@@ -114,5 +114,5 @@ def with_kept_settings(exp: Experiment, folder: Path) -> Experiment:
 
 
 def with_settings(exp: Experiment, settings: dict[str, str]) -> Experiment:
-    """Return the experiment with these keys of `training`."""
+    """Return the experiment with the keys of `training` set to `settings`."""
     return exp.model_copy(update={"training": exp.training.model_copy(update=settings)})

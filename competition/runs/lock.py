@@ -78,7 +78,7 @@ class LockOwner:
 
 @contextmanager
 def run_lock(folder: Path, patience: float = 0.0, say: Callable[[str], None] = print) -> Iterator[None]:
-    """Hold the folder's lock until the block or the process ends; take over the lock of a dead process.
+    """Hold the folder's lock until the `with` block or the process ends; take over the lock of a dead process.
 
     Args:
         folder: folder of a run or a fold.
@@ -119,7 +119,7 @@ def run_lock(folder: Path, patience: float = 0.0, say: Callable[[str], None] = p
 
 @contextmanager
 def ensure_lock(folder: Path, patience: float = 0.0, say: Callable[[str], None] = print) -> Iterator[None]:
-    """Hold the folder's lock as `run_lock` does, unless this process holds it already.
+    """Hold the folder's lock like `run_lock`; do nothing if this process already holds the lock.
 
     Raises:
         MaskfoldError: as for `run_lock`.
@@ -155,7 +155,7 @@ def is_free(folder: Path) -> bool:
 
 
 def read_owner(folder: Path) -> LockOwner | None:
-    """Return the last owner of a folder's lock, without touching the lock; None if the owner released it.
+    """Read the last owner of a folder's lock without taking the lock; return None if the owner released it.
 
     A killed process does not release its lock; see `is_alive`.
     """
@@ -223,7 +223,7 @@ def _try_lock(descriptor: int) -> bool | None:
 
 
 def _is_dead(owner: LockOwner, has_kernel_lock: bool) -> bool:
-    """Return whether the last owner has certainly ended, given that the kernel's lock is free or not supported."""
+    """Return whether the last owner has certainly ended, if the kernel's lock is free or not supported."""
     if owner.is_local:
         return has_kernel_lock or _start_time(owner.process) != owner.born
     return time.time() - owner.beat > DEAD_SECONDS

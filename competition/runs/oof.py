@@ -1,4 +1,4 @@
-"""Store out-of-fold probabilities on disk (one zipped Zarr array per case), and average them over a run's seeds."""
+"""Store out-of-fold probabilities on disk, one zipped Zarr array per case, and average them over a run's seeds."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ class OofStore:
     A file may come from an untrusted source. Therefore its declared shape, dtype, codecs and chunk sizes, and the size
     to which each chunk decompresses, are compared with the run before memory is allocated.
 
-    A file contains the id and shape of its case and a checksum of the values, and reading compares all three. So a file
-    of another case is refused. A file with a missing chunk is refused too, although Zarr would read the chunk as zeros.
-    Files of version 0.1 have no checksum. If classes are exclusive, a missing chunk in such a file is detected by the
-    probabilities of a pixel, whose sum must be 1.
+    A file contains the id and shape of its case and a checksum of the values; `read` compares all three. So it refuses
+    a file of another case, and a file with a missing chunk, which Zarr would read as zeros. Files of version 0.1 have
+    no checksum; if classes are exclusive, a missing chunk is found because the probabilities of a pixel must have the
+    sum 1.
 
     Args:
         folder: created when the first case is written.
@@ -63,8 +63,8 @@ class OofStore:
         shapes: expected shape (P, *file shape) of each case, see `stored_shapes`; None: all shapes that fit into the
             free memory are accepted.
         exclusive: whether the probabilities of a pixel have the sum 1.
-        weights: SHA-256 (hexadecimal) of the weight file that makes, or made, the predictions: it is stored with each
-            prediction, and compared on reading. None: it is neither stored nor compared.
+        weights: SHA-256 (hexadecimal) of the weight file of the predictions, which is stored with each prediction and
+            compared on reading. None: neither stored nor compared.
 
     Example:
         >>> store = OofStore("oof")                                              # doctest: +SKIP
@@ -141,8 +141,8 @@ class OofStore:
         """Read the probabilities of a case, (P, *spatial) float16.
 
         Raises:
-            MaskfoldError: the case is missing or damaged, its file has the id of another case or another shape than in
-                the run's table, or other weights made it.
+            MaskfoldError: the case is missing or damaged, its file has another id or shape than in the run's table, or
+                the prediction was made by other weights.
         """
 
         def read_values(array: Any) -> np.ndarray:
@@ -205,10 +205,10 @@ class OofStore:
             ) from error
 
     def _check_weights(self, path: Path, array: Any) -> None:
-        """Check that the weights of the fold made a prediction.
+        """Check that a prediction was made by the weights of its fold.
 
         Raises:
-            MaskfoldError: other weights made it.
+            MaskfoldError: the prediction was made by other weights.
         """
         found = array.attrs.get(WEIGHTS_ATTRIBUTE)
         if self.weights is not None and found is not None and found != self.weights:
@@ -220,10 +220,10 @@ class OofStore:
             )
 
     def _check_values(self, path: Path, array: Any, values: np.ndarray) -> None:
-        """Check the stored values by their checksum; if there is none, by the sum of the exclusive classes.
+        """Check the stored values by their checksum or, without a checksum, by the sum of exclusive classes.
 
         Raises:
-            ValueError: the values differ from those that were written.
+            ValueError: the values have changed since they were written.
         """
         expected = array.attrs.get(DIGEST_ATTRIBUTE)
         if expected is not None:
@@ -272,7 +272,7 @@ class OofPredictions:
     Args:
         run: the run.
         folds: the folds to read; None: all finished folds.
-        weights: `PLAIN_WEIGHTS` or `SOUP_WEIGHTS`, whose predictions are read; None: the selected weights.
+        weights: read the predictions of `PLAIN_WEIGHTS` or of `SOUP_WEIGHTS`; None: of the selected weights.
     """
 
     run: Run
@@ -407,7 +407,7 @@ def _check_shape(array: Any, expected: tuple[int, ...] | None) -> None:
     """Check an array's shape and the shape of its chunks.
 
     Raises:
-        ValueError: the shape is not the expected one or does not fit into the free memory, or a chunk is larger than
+        ValueError: the shape differs from `expected` or does not fit into the free memory, or a chunk is larger than
             the array.
     """
     import psutil
@@ -422,10 +422,10 @@ def _check_shape(array: Any, expected: tuple[int, ...] | None) -> None:
 
 
 def _check_attributes(array: Any, case: str) -> None:
-    """Check the id and shape in the attributes of an array. Arrays of version 0.1 store no shape, older arrays no id.
+    """Check the id and shape in an array's attributes. Arrays of version 0.1 store no shape, older arrays no id.
 
     Raises:
-        ValueError: the id or shape is that of another case.
+        ValueError: the id or shape belongs to another case.
     """
     found_id, found_shape = array.attrs.get("id", case), array.attrs.get("shape", list(array.shape))
     if found_id != case:
@@ -485,7 +485,7 @@ def _check_codecs(array: Any) -> None:
     """Check that an array has a dtype and codecs that this store writes, because some Zarr codecs unpickle data.
 
     Raises:
-        ValueError: it has another dtype or codec.
+        ValueError: the array has another dtype or codec.
     """
     codecs = {type(codec).__name__ for codec in array.metadata.codecs}
     if str(array.dtype) not in OOF_DTYPES or not codecs <= OOF_CODECS:

@@ -17,7 +17,7 @@ def check_output(paths: Iterable[Path], comps: Iterable[Competition] = (), optio
     """Check that no output of a command lies in the folder of a run or overwrites data of a competition.
 
     The folder of a run has an `experiment.yaml` and a `cases.csv`. No output may be in a competition's folder (`root`).
-    If the working folder lies in this folder, as with `root: .`, only the folders of images and masks and the tables
+    If the working folder is inside the root, as with `root: .`, only the folders of images and masks and the tables
     that the YAML names are protected.
 
     Args:
@@ -70,7 +70,7 @@ def _describe_data(real: Path, comp: Competition) -> str:
 
 
 def _describe_links(real: Path, root: Path, comp: Competition) -> str:
-    """Describe the data, as `_describe_data` does, in folders of images or masks that are links to other folders."""
+    """Describe the data that a path would overwrite in a folder of images or masks that is a link to another folder."""
     for pattern in patterns_of(comp):
         fixed = pattern.split("{")[0].split("*")[0].rpartition("/")[0]
         if fixed and real.is_relative_to(os.path.realpath(root / fixed)):

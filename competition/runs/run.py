@@ -124,7 +124,7 @@ class Run:
     def fold_of(self) -> dict[str, int]:
         """Return the fold that validates each case, by id, in the order of `folds`.
 
-        Cases that are not validated have -1 (all folds train on them) or -2 (the held-out test share).
+        Cases that no fold validates have -1 (all folds train on these cases) or -2 (the held-out test share).
         """
         return dict(zip(self.folds["id"], self.folds["fold"], strict=True))
 
@@ -139,7 +139,7 @@ class Run:
         return [case for case, number in self.fold_of().items() if fold < 0 or number not in (fold, HELD_OUT)]
 
     def validation_cases(self, fold: int) -> pd.DataFrame:
-        """Return the rows of the case table that a fold validates; no rows for the fit on all cases (fold -1)."""
+        """Return the rows of the case table that a fold validates; the fit on all cases (fold -1) validates no rows."""
         return self._cases_of_fold(fold) if fold >= 0 else self.cases.iloc[:0]
 
     def test_share(self) -> pd.DataFrame:
@@ -182,7 +182,7 @@ class Run:
         return [(fold, seed) for fold in folds for seed in range(len(self.exp.seeds))]
 
     def possible_members(self) -> list[tuple[int, int]]:
-        """Return the (fold, seed) pairs of all folds and of the fit on all cases (fold -1), selected or not."""
+        """Return the (fold, seed) pairs of all folds and of the fit on all cases (fold -1), even if not selected."""
         return [(fold, seed) for fold in (*self.fold_numbers(), -1) for seed in range(len(self.exp.seeds))]
 
     def finished_members(self) -> list[tuple[int, int]]:
@@ -226,12 +226,12 @@ class Run:
         return self.member_folder(fold, seed) / (result.weights if result is not None else PLAIN_WEIGHTS)
 
     def weights_digest(self, fold: int, seed: int) -> str | None:
-        """Return the SHA-256 of `weights` at the end of training; None if unknown, or if the member is unfinished."""
+        """Return the SHA-256 of a member's weight file at the end of training; None if unknown or unfinished."""
         result = self.result(fold, seed)
         return result.digests.get(result.weights) if result is not None else None
 
     def checkpoints(self) -> list[Checkpoint]:
-        """Return the weights of the finished members; an empty list for an imported run, which has none.
+        """Return the weights of the finished members; an empty list for an imported run, because it has no weights.
 
         Raises:
             MaskfoldError: a file is missing or was changed after its fold finished, or a result is damaged.
@@ -291,11 +291,11 @@ class Run:
 
         Args:
             folds: the folds to read; None: all finished folds.
-            weights: `PLAIN_WEIGHTS` or `SOUP_WEIGHTS`, whose predictions are read; None: the selected weights.
+            weights: read the predictions of `PLAIN_WEIGHTS` or of `SOUP_WEIGHTS`; None: of the selected weights.
 
         Raises:
-            MaskfoldError: the weights of a member were changed after its fold finished, so that other weights made the
-                predictions; or a result is damaged.
+            MaskfoldError: the weights of a member were changed after its fold finished, so that they do not belong to
+                the predictions; or a result is damaged.
         """
         from competition.runs.oof import OofPredictions
 
@@ -447,9 +447,10 @@ def load_run(
 def check_not_edited(run: Run) -> None:
     """Check that `experiment.yaml`, `cases.csv` and `folds.csv` in a run's folder have not been edited.
 
-    The files are hashed again, and the hash is compared with the record; for a run without a record, with the name of
-    its folder, if that is a hash. Keys of the YAML that the hash ignores may be changed. Without a record, the tables
-    of a run that skipped cases are not compared, because the hash includes the cases that could not be prepared.
+    The files are hashed again, and the hash is compared with the record. For a run without a record, it is compared
+    with the name of the folder if that is a hash. Keys of the YAML that the hash ignores may be changed. Without a
+    record, the tables of a run that skipped cases are not compared, because the hash includes the cases that could not
+    be prepared.
 
     Args:
         run: the run as `load_run` read it.
@@ -528,14 +529,14 @@ def read_version(folder: Path) -> str | None:
 def run_hash(
     exp: Experiment, data_hash: str, version: Literal[1, 2] = 1, contents: Mapping[str, str] = MappingProxyType({})
 ) -> str:
-    """Return twelve hexadecimal digits that identify a result: a hash of the YAML, the data and the files of the YAML.
+    """Return the run's hash of YAML, data and files that the YAML names, as twelve hexadecimal digits.
 
     The hash ignores `run:`, `study:`, `postprocess:`, the selection of folds and the data's folder, so that a run can
     be extended and moved. The hash also ignores `on_nan` and `on_oom`, so that a run can resume with another reaction
     to non-finite values and to a lack of memory.
 
-    Version 1 covers the paths of the files that the YAML names, version 2 their content. Version 2 also ignores the
-    test images, the submission's format (except the keys that define how the training table is read), and how often
+    Version 1 covers the paths of the files that the YAML names; version 2 covers their content. Version 2 also ignores
+    the test images, the submission's format (except the keys that define how the training table is read), and how often
     checkpoints and pictures are written.
 
     Args:
@@ -554,7 +555,7 @@ def run_hash(
 def hashed_settings(
     exp: Experiment, version: Literal[1, 2], contents: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """Return the part of the YAML that the hash of a run covers; the arguments are those of `run_hash`."""
+    """Return the part of the YAML that the hash of a run covers; see `run_hash` for the arguments."""
     plain: dict[str, Any] = resolve_config(exp)
     for key in ("run", "study", "postprocess"):
         plain.pop(key, None)
@@ -601,7 +602,7 @@ def _remove_extra_keys(plain: dict[str, Any]) -> None:
 
 
 def write_replay_yaml(exp: Experiment, estimates: list[list[int]] | None, folder: Path) -> None:
-    """Write the YAML that repeats a fold with the recorded step counts of its time budget, without the clock."""
+    """Write a YAML that repeats a fold with the recorded numbers of steps, instead of its time budget."""
     plain = resolve_config(exp)
     if estimates is not None:
         plain["training"]["plan"] = estimates

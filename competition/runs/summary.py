@@ -1,7 +1,7 @@
-"""Read the stored scores of a run, and decide which of them is the run's score.
+"""Read the stored scores of a run, and select the score that counts.
 
 The scores are in `summary.json`, `scores.csv` and `postprocess.json`, whose digests show edits. Only the function
-`run_scores` decides which score counts.
+`run_scores` selects the score that counts.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ ScoreKind = Literal["raw", "nested", "soup", "seeds"]
 
 
 class ScoreEstimate(NamedTuple):
-    """Hold a score with its 95 % interval; nan if the class is absent or there are too few cases."""
+    """Hold a score with its 95 % interval; nan if no case has the class or there are too few cases."""
 
     value: float
     low: float = nan
@@ -111,18 +111,19 @@ class ScoreEstimate(NamedTuple):
 
 @dataclass(frozen=True)
 class RunScores:
-    """Hold the out-of-fold scores of a run, and which of them counts.
+    """Hold the out-of-fold scores of a run, and the score that counts.
 
     Attributes:
         metric: name of the competition's metric.
-        counting: kind of the score of the masks that `maskfold submit` would submit. `nested`: with steps tuned on the
-            other folds; `soup`: with averaged checkpoints; `seeds`: with the mean of several seeds; `raw`: with none of
-            them.
+        counting: kind of the score that counts, the score of the masks that `maskfold submit` would submit. `nested`:
+            with steps tuned on the other folds; `soup`: with averaged checkpoints; `seeds`: with the mean of several
+            seeds; `raw`: none of these.
         counted: the estimate that counts.
         raw: the score in `summary.json`, of the selected weights and all seeds, without tuned post-processing.
-        nested: the score with steps that were tuned on the other folds, whether they are used or not; None without a
-            search. It has no interval if the steps are not used.
-        soup: the score of the averaged checkpoints on cases that did not select them; None without a soup.
+        nested: the score with steps that were tuned on the other folds; None without tuning. If the tuned steps are not
+            used, the score has no interval.
+        soup: the score of the averaged checkpoints on cases that were not used to select the checkpoints; None without
+            a soup.
         last: the score of the last weights; None without a soup.
         seeds: the score of all seeds together; None for one seed.
         one_seed: the mean score of one seed alone; None for one seed.
@@ -157,21 +158,21 @@ class RunScores:
 
 
 def run_scores(run: Run, summary: Mapping[str, Any] | None = None) -> RunScores | None:
-    """Return the scores of a run from its stored results, and decide which of them counts.
+    """Return the scores of a run from its stored results, and select the score that counts.
 
-    If `postprocess.tune` is set and there is a valid result of the search, the nested score counts if its steps are
+    If `postprocess.tune` is set and there is a valid tuning result, the nested score counts if the tuned steps are
     used, else the score of the YAML's steps. Otherwise the score in `summary.json` counts, which includes all seeds,
     and the soups if they were selected.
 
     Args:
         run: the run.
-        summary: content of its `summary.json`; None: read the file.
+        summary: content of the run's `summary.json`; None: read the file.
 
     Returns:
         The scores; None if no case was validated.
 
     Raises:
-        MaskfoldError: `summary.json` or `postprocess.json` cannot be read, was edited, or is of other results.
+        MaskfoldError: `summary.json` or `postprocess.json` cannot be read, was edited, or belongs to other results.
     """
     if run.exp.postprocess.tune:
         check_search_unedited(run)
@@ -198,10 +199,10 @@ def run_scores(run: Run, summary: Mapping[str, Any] | None = None) -> RunScores 
 
 
 def _check_own_summary(run: Run, summary: Mapping[str, Any]) -> None:
-    """Check that a summary is of the scores and results in the run's folder.
+    """Check that a summary belongs to the scores and results in the run's folder.
 
-    The summary of another run, copied into this folder, has a valid digest of its own. Files that were deleted to save
-    space are not compared.
+    A summary that was copied from another run has a valid digest, so its digest alone does not show this. Files that
+    were deleted to save space are not compared.
 
     Raises:
         MaskfoldError: `scores.csv` or the result of a member differs from the summary.
@@ -262,11 +263,11 @@ def _with_interval(value: float, rows: pd.DataFrame, run: Run) -> ScoreEstimate:
 
 
 def read_tuning_record(run: Run, *, with_data: bool = False) -> dict[str, Any] | None:
-    """Return the content of `postprocess.json`; None if it is missing, damaged, edited or of another state of the run.
+    """Return the content of `postprocess.json`; None if it is missing, damaged, edited or outdated.
 
     Args:
         run: the run.
-        with_data: whether to return None also for a result of version 0.1, which does not record its data.
+        with_data: whether the result must record the data of the search; results of version 0.1 do not, and give None.
     """
     try:
         plain = _read_search(run)
@@ -279,9 +280,10 @@ def read_tuning_record(run: Run, *, with_data: bool = False) -> dict[str, Any] |
 
 
 def check_search_unedited(run: Run) -> None:
-    """Check that the stored search for post-processing, if there is one, has the content that it was written with.
+    """Check that the stored tuning result of a run, if there is one, was not edited.
 
-    Commands that do not repeat the search call this, because without it they would use the steps of the YAML.
+    Commands that do not tune again call this function. Otherwise they would ignore an edited result and use the steps
+    of the YAML.
 
     Raises:
         MaskfoldError: `postprocess.json` or its table of scores is damaged or missing, or was edited.
@@ -291,7 +293,7 @@ def check_search_unedited(run: Run) -> None:
 
 
 def _read_search(run: Run) -> dict[str, Any]:
-    """Return the content of `postprocess.json`, whatever state of the run it is of.
+    """Return the content of `postprocess.json`, even if it is outdated.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -319,20 +321,20 @@ def _read_search(run: Run) -> dict[str, Any]:
 
 
 def _tuned_rows(run: Run) -> pd.DataFrame:
-    """Return the stored scores in the order of `scores.csv`, on which the last digits of an interval depend."""
+    """Return the stored scores in the order of `scores.csv`; the last digits of an interval depend on the order."""
     from competition.metrics.scoring import read_scores
 
     return read_scores(run.folder / TUNING_SCORES_FILE).sort_values("fold", kind="stable")
 
 
 def tuning_digest(plain: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of a stored result without its digest; the result is first converted to JSON and back."""
+    """Return the SHA-256 of a tuning result, without the result's own digest."""
     text = json.dumps(nan_to_none({key: value for key, value in plain.items() if key != "digest"}), sort_keys=True)
     return json_digest(json.loads(text))
 
 
 def tuning_key(run: Run) -> dict[str, Any]:
-    """Return the state on which the result of a search depends: predictions, truth, settings and metric."""
+    """Return digests of everything that a tuning result depends on: predictions, truth, settings and metric."""
     from competition.data.cases import data_hash
     from competition.data.rle_tables import rle_format
 

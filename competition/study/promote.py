@@ -24,7 +24,7 @@ class PromotionResult:
         number: number of the trial.
         overrides: the experiment's `key=value` overrides.
         run_folder: the run's folder.
-        score: score over all folds.
+        score: score of the trial over all folds.
         unseen_score: score over the folds that the study did not use; None if the study used all folds.
         gain: gain over trial 0 on the cases of the folds that the study did not use, with its paired 95 % interval. If
             the study used all folds, the gain is measured on all cases. It is then optimistic, because the study
@@ -42,8 +42,8 @@ class PromotionResult:
 def promote_best_trials(session: StudySession, count: int, say: Callable[[str], None]) -> list[PromotionResult]:
     """Train the best trials and trial 0 on every fold; finished folds are not trained again.
 
-    The study selected trials by their scores on the study's folds, so these scores are optimistic. Scores on the other
-    folds are not optimistic.
+    The study selected the trials by their scores on its own folds, so these scores are optimistic. Scores on folds that
+    the study did not use are not optimistic.
 
     Args:
         session: the study.
@@ -91,7 +91,7 @@ def promote_best_trials(session: StudySession, count: int, say: Callable[[str], 
 
 
 def _train(session: StudySession, overrides: list[str], number: int, context: Context) -> tuple[Any, pd.DataFrame]:
-    """Train a trial on all folds; return its run and the scores of its cases that count."""
+    """Train a trial on all folds; return its run, and the score table of the score that counts."""
     from competition.postprocessing.tuning import load_tuning
     from competition.runs.summary import read_run_scores
     from competition.tracking.sync import MlflowSync

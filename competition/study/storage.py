@@ -35,8 +35,8 @@ def open_storage(url: str | None) -> Any:
         url: URL in the form of SQLAlchemy, e.g. `postgresql://user@host/database`; None: SQLite at `mlruns/optuna.db`.
 
     Raises:
-        MaskfoldError: the URL is invalid, or a study cannot use this kind of database (status 2); the database cannot
-            be reached; or its driver is not installed.
+        MaskfoldError: the URL is invalid, or studies do not support this kind of database (status 2); the database
+            cannot be reached; or the driver of the database is not installed.
     """
     if url is not None:
         url = _checked_url(url)
@@ -89,7 +89,7 @@ def _sqlite_file(url: str) -> Path | None:
 
 @contextmanager
 def storage_errors(storage: Any) -> Iterator[None]:
-    """Convert errors of an open storage, raised in the block, to a MaskfoldError that names the cause."""
+    """Convert errors of an open storage in the `with` block to a MaskfoldError that names the cause."""
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -140,10 +140,10 @@ def _checked_url(url: str) -> str:
 
 @contextmanager
 def study_lock(storage: Any, name: str) -> Iterator[Any]:
-    """Lock a study while a process counts the trials and samples the next one; other processes wait.
+    """Lock a study while a process counts the trials and samples the next trial; other processes wait.
 
     Yields:
-        A function that releases the lock before the block ends.
+        A function that releases the lock before the `with` block ends.
     """
     released = False
     if storage.engine.dialect.name == "postgresql":

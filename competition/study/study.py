@@ -108,9 +108,8 @@ def open_study(source: ExperimentSource, storage: str | None = None) -> StudySes
     """Open or create the study of an experiment, after checking its configuration.
 
     A study is identified by the experiment, the search space, the data and the files that the YAML names (folds,
-    weights, own code), so the same command resumes the same study.
-    In version 0.1, the names of studies did not depend on the data. If a study has such a name, it is resumed only if
-    its trials were trained on the present data.
+    weights, own code), so the same command resumes the same study. In version 0.1, the names of studies did not depend
+    on the data. A study with such a name is resumed only if its trials were trained on the present data.
 
     Args:
         source: the experiment.
@@ -223,7 +222,7 @@ class StudyNames:
 
 @contextmanager
 def study_folder_lock(folder: Path, patience: float = FOLDER_PATIENCE) -> Iterator[None]:
-    """Hold the lock of a study's folder while files are written there, because several processes may run one study.
+    """Hold the lock of a study's folder while files are written there, because several processes may run the study.
 
     Raises:
         MaskfoldError: another process has held the lock for longer than `patience` seconds.
@@ -311,7 +310,7 @@ def _wait_for_others(session: StudySession, context: Context) -> bool:
 
 
 def requeue_stale_trials(session: StudySession, context: Context) -> None:
-    """Queue trials again whose process on this machine was killed; keep their finished folds."""
+    """Queue trials again if their process on this machine was killed; their finished folds are kept."""
     import optuna
     from optuna.storages import RetryHeartbeatStaleTrialCallback
 
@@ -357,7 +356,7 @@ def satisfies_constraints(trial: Any) -> bool:
 
 
 def _check_failures(session: StudySession) -> None:
-    """Raise an error if trial 0 has failed, or if all of the last trials have failed."""
+    """Raise an error if trial 0 has failed, or if several trials in a row have failed."""
     last = session.finished[-MAX_FAILURES:]
     trial_0 = [trial for trial in last if trial.user_attrs.get("own") and trial.state.name == "FAIL"]
     if trial_0 or (len(last) == MAX_FAILURES and all(trial.state.name == "FAIL" for trial in last)):
@@ -442,7 +441,7 @@ def _best(record: dict[str, Any]) -> list[int]:
 
 
 def _violations(session: StudySession, trial: Any) -> str | None:
-    """Return, as text, the constraints that a complete trial violates; None if it violates none."""
+    """Return, as text, the constraints that a complete trial violates; None if it satisfies all constraints."""
     if trial.state.name != "COMPLETE":
         return None
     bounds = session.config.constraints
@@ -515,7 +514,7 @@ def _save(session: StudySession, name: str, draw_axes: Any, drawn: list[Path], p
 
 @contextmanager
 def track_study(session: StudySession) -> Iterator[None]:
-    """Upload the study's folder to MLflow during the block.
+    """Upload the study's folder to MLflow during the `with` block.
 
     If several processes run the study, only the first one uploads.
     """

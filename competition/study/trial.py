@@ -105,7 +105,7 @@ def objective_directions(config: StudyConfig, metric: MetricConfig) -> list[Lite
 
 
 def tune_if_set(run: Run, summary: CvSummary, context: Context = Context()) -> None:
-    """Tune post-processing on a run's finished folds if `postprocess.tune` is set; its folder keeps the result."""
+    """Tune post-processing on a run's finished folds if `postprocess.tune` is set; store the result in its folder."""
     if not run.exp.postprocess.tune or not summary.cases:
         return
     from competition.ensembling.expected import estimate_score
@@ -178,16 +178,16 @@ MAX_EPOCHS = 100_000  # more than a fold has epochs; the steps of fold k begin a
 
 
 class TrialStopped(Exception):
-    """Stop a pruned trial; the message contains the epoch or the fold."""
+    """Signal that the pruner stops the trial; the message contains the epoch or the fold."""
 
 
 class PruningCallback:
     """Report scores to Optuna while folds run, and raise `TrialStopped` if the trial must stop.
 
     The pruner receives scores as steps. With `wilcoxon`, each validated case is a step, so that the cases of one fold
-    suffice for the paired test. The step is the case's index in the case table, and so does not depend on the order of
-    folds. With `median` and `hyperband`, each validation is a step, fold after fold. If folds run in parallel, a later
-    fold is reported after the earlier folds have finished.
+    suffice for the paired test. The number of the step is the case's index in the case table, which does not depend on
+    the order of folds. With `median` and `hyperband`, each validation is a step, fold after fold. If folds run in
+    parallel, a later fold is reported after the earlier folds have finished.
 
     Args:
         run: the trial's run.
@@ -216,7 +216,7 @@ class PruningCallback:
         """Report new scores to Optuna, and ask the pruner whether to stop.
 
         Raises:
-            TrialStopped: the trial must stop.
+            TrialStopped: the pruner stops the trial.
         """
         per_case = self.config.pruner == "wilcoxon"
         new_scores = self._case_scores() if per_case else self._validation_scores()
@@ -247,7 +247,7 @@ class PruningCallback:
         return [(step, score) for step, score in scores if step not in self.reported]
 
     def _validation_scores(self) -> list[tuple[int, float]]:
-        """Return (epoch counted fold by fold, score) of the validations since the last call."""
+        """Return (epoch, score) of the validations since the last call; epochs are counted through all folds."""
         scores: list[tuple[int, float]] = []
         for order, (fold, seed) in enumerate(self.run.members()):
             folder = self.run.member_folder(fold, seed)
@@ -269,7 +269,7 @@ HIGH_LOSS = 1e3  # if the training loss is higher, the learning rate is probably
 
 
 class DuplicateTrial(Exception):
-    """Report that the sampler repeated an existing trial, which then does not count (see `is_ignored`)."""
+    """Report that the sampler has repeated an existing trial; the repeated trial does not count (see `is_ignored`)."""
 
 
 class TrialRunner:
@@ -388,10 +388,10 @@ class TrialRunner:
 
 
 def _as_ranked(run: Run, trial: optuna.Trial) -> Run:
-    """Return a trial's run with `postprocess.tune` as in the first complete trial of the study.
+    """Return a trial's run with the value of `postprocess.tune` of the study's first complete trial.
 
-    So a study does not mix scores with and without tuned post-processing, even if the YAML changes, or if a version
-    that tuned no trial began the study.
+    So a study does not mix scores with and without tuned post-processing, even if the YAML changes, or if an older
+    version without tuning began the study.
     """
     complete = [other for other in trial.study.get_trials(deepcopy=False) if other.state.name == "COMPLETE"]
     if not complete:
@@ -416,10 +416,10 @@ def data_digest(tables: dict[str, pd.DataFrame]) -> str:
 
 
 def study_files(exp: Experiment) -> dict[str, str]:
-    """Return the SHA-256 of the files of a study's experiment, except the cases, by key; {} if it names none.
+    """Return the SHA-256, by key, of the files that a study's experiment names, without cases; {} if there are none.
 
-    These are the fold file, weight files and your own code, as for the hash of a run. Trials with other files have
-    scores that cannot be compared.
+    The files are the fold file, weight files and the user's own code, as for the hash of a run. Scores of trials with
+    different files cannot be compared.
 
     Raises:
         MaskfoldError: a file cannot be read (status 2).
@@ -440,9 +440,9 @@ def check_study_data(source: ExperimentSource, run: Run, data: str | None, files
 
     Args:
         source: the study's experiment.
-        run: run of the trial; its own keys may select other data than the study's experiment.
+        run: run of the trial, whose searched keys may select other data than the study's experiment.
         data: digest of the study's data; None: not checked.
-        files: digests of its other files, see `study_files`; None: not checked.
+        files: digests of the study's other files, see `study_files`; None: not checked.
 
     Raises:
         ChangedDataError: the data, or another file, have changed.
@@ -465,7 +465,7 @@ def check_study_data(source: ExperimentSource, run: Run, data: str | None, files
 def is_ignored(trial: Any) -> bool:
     """Return whether a trial does not count, because its process was killed or because it repeats another trial.
 
-    Such a trial has the state failed, but no stored reason.
+    A trial that does not count has the state failed, but no stored reason.
     """
     return trial.state.name == "FAIL" and REASON_ATTRIBUTE not in trial.user_attrs
 
@@ -497,7 +497,7 @@ def _write_stop_reason(run: Run, reason: str) -> None:
 def trial_runs_name(source: ExperimentSource, competition: str) -> str:
     """Return the name of the trials' runs.
 
-    It differs from the experiment's name, so that `maskfold submit FILE` uses no trial.
+    The name differs from the experiment's name, so that `maskfold submit FILE` uses no trial.
     """
     return f"{competition}-{source.file.stem}-trials"
 

@@ -1,7 +1,7 @@
 """Write submissions of label files instead of a CSV: a folder or a zip archive of one file per test case.
 
-The files have the same post-processed masks as a CSV would have, and the geometry of their images. Before the
-submission gets its final name, each file is read back, and names, sizes and types are compared with the host's sample.
+The files have the same post-processed masks as a CSV, and the geometry of their images. Before the submission gets its
+final name, each file is read back, and names, sizes and types are compared with the host's sample.
 """
 
 from __future__ import annotations
@@ -148,12 +148,12 @@ def file_names(comp: Competition, case_id: str) -> dict[str, str]:
 
 
 def _fill(pattern: str, case_id: str, cls: str) -> str:
-    """Fill in a file name's pattern; text such as `{id}` in the id or the class itself stays unchanged."""
+    """Fill in the pattern of a file name; text such as `{id}` inside an id or a class stays unchanged."""
     return re.sub(r"\{(id|class)\}", lambda match: case_id if match[1] == "id" else cls, pattern)
 
 
 def check_file_names(names: Mapping[str, Mapping[str, str]]) -> None:
-    """Check that no two files of a submission have the same name, even on a disk that ignores case and Unicode form.
+    """Check that no two files of a submission have the same name, apart from upper and lower case and Unicode form.
 
     Args:
         names: name of each file by case id and class, see `file_names`.
@@ -178,7 +178,7 @@ def check_file_names(names: Mapping[str, Mapping[str, str]]) -> None:
 
 
 def file_labels(prediction: CasePrediction, comp: Competition) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the label arrays of a case, (*spatial) uint8 or uint16, by the same classes as `file_names`."""
+    """Return the label arrays of a case, (*spatial) uint8 or uint16, by the keys of `file_names`."""
     values = comp.submission.labels
     by_class = "{class}" in str(comp.submission.files)
     if by_class:
@@ -278,7 +278,7 @@ def _write_checked(
     name: str,
     scratch: Path,
 ) -> None:
-    """Write one file with the type of the sample's file, and check that both have the same size."""
+    """Write one file with the type of the sample's file, and check that the two files have the same size."""
     source = next(iter(json.loads(row.images).values()))
     source = Path(comp.root) / (source if isinstance(source, str) else source[0])
     wanted = None if sample is None else sample.header(name, comp.dimensions, scratch)
@@ -338,7 +338,7 @@ def _zip(folder: Path, archive: Path) -> Path:
 def check_files_output(path: Path, comp: Competition, runs: Sequence[Run]) -> None:
     """Check that a submission of files may be written to a path.
 
-    A folder is replaced only if it has no other files than an earlier submission there.
+    A folder is replaced only if it contains nothing but an earlier submission.
 
     Raises:
         MaskfoldError: status 2; the path is not allowed.
@@ -367,7 +367,7 @@ def _summary_path(path: Path) -> Path:
 
 
 def _replace(staged: Path, path: Path, content: dict[str, Any], rows: Any, staging: Path) -> None:
-    """Replace the old submission by the complete new one: remove the old one, then move the JSON, then the files."""
+    """Replace an old submission by a complete new one: remove the old files, move the new JSON, then the new files."""
     if path.is_dir():
         os.replace(path, staging / "old")
     else:

@@ -52,7 +52,7 @@ class FolderScores:
 
     @property
     def classes(self) -> list[str]:
-        """The names of the classes, in the order of the table."""
+        """Names of the classes, in the order of the table."""
         return list(self.table["class"].unique())
 
     def estimate(self, column: str, cls: str = "") -> tuple[float, float, float, int]:

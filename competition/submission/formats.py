@@ -41,7 +41,7 @@ def check_writer(name: str) -> None:
     """Check that the package that writes a format is installed.
 
     Raises:
-        MaskfoldError: status 2; it is missing.
+        MaskfoldError: status 2; the package is missing.
     """
     if name.lower().endswith(".mha"):
         try:

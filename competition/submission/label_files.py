@@ -79,8 +79,8 @@ def label_arrays(prediction: CasePrediction, comp: Competition, label_map: bool 
 def region_values(comp: Competition) -> dict[int, int]:
     """Return the value of each class in a label map of nested classes, the largest region first.
 
-    Each class has exactly one label value that no smaller class inside it has. This value stands for the class. For
-    BraTS with `label_values: [[1, 2, 4], [1, 4], 4]`, the values are 2, 1 and 4.
+    Each class must have exactly one label value that no smaller class inside it has; this value represents the class.
+    For BraTS with `label_values: [[1, 2, 4], [1, 4], 4]`, the values are 2, 1 and 4.
 
     Returns:
         Values by class index (from 0), in the order in which the regions are drawn.
@@ -160,10 +160,10 @@ def predict_images(
 ) -> list[LabelFiles]:
     """Predict every image of a folder with every fold of every run.
 
-    Predictions of volumes are written as `{id}.nii.gz` with the image's affine and header, those of 2D images as
-    `{id}.png`. They have the axes of their format, (X, Y, Z) and (row, column), so that they match the image in any
-    format. The values are the label values of the classes; with `competition.instances` they are object numbers. If
-    classes overlap, each class has its own file, `{id}_{class}`.
+    Predictions of volumes are written as `{id}.nii.gz` with the image's affine and header; predictions of 2D images are
+    written as `{id}.png`. The axes are (X, Y, Z) in NIfTI and (row, column) in PNG, whatever the format of the image.
+    The values are the label values of the classes; with `competition.instances` they are object numbers. If classes
+    overlap, each class has its own file, `{id}_{class}`.
 
     Args:
         runs: finished runs of one competition, with equal weights. The `postprocess.steps` of the first run, or its
@@ -230,7 +230,7 @@ def _check_holds_no_image(output: Path, rows: Sequence[Any], comp: Competition) 
 
 
 def _check_file_names(rows: Sequence[Any], comp: Competition, label_map: bool) -> None:
-    """Raise `MaskfoldError` if two label files would have the same name: class c of case a_b, and class b_c of a."""
+    """Raise `MaskfoldError` if two label files would have the same name (class c of case a_b, class b_c of case a)."""
     if comp.labels != "overlapping" or label_map:
         return
     owners: dict[str, tuple[str, str]] = {}
@@ -246,7 +246,7 @@ def _check_file_names(rows: Sequence[Any], comp: Competition, label_map: bool) -
 
 
 def label_file_settings(runs: Sequence[Run]) -> PostprocessConfig:
-    """Return the post-processing of label files: the tuned steps of a single run, else the steps of the first run.
+    """Return the post-processing for label files: the tuned steps of a single run, else the steps of the first run.
 
     Raises:
         MaskfoldError: the tuned steps of a single run are damaged, or were edited.
@@ -370,7 +370,7 @@ def nifti_labels(labels: np.ndarray[Any, Any], source: Path, row: Any, order: tu
         labels: (X, Y, Z).
         source: an image file of the case; if it is NIfTI, its header is kept.
         row: the row of the case table.
-        order: the permutation from the case's axes to (X, Y, Z); None: they are the same.
+        order: the permutation from the case's axes to (X, Y, Z); None if the axes are the same.
     """
     import nibabel
 

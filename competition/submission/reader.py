@@ -1,7 +1,7 @@
 """Read CSV files in the host's format: the sample, a submission, and a solution with masks of all cases.
 
-`open_rows` yields rows, `read_submission` yields masks in the file's order, and `MaskFile` finds the masks of a case
-for any order of rows.
+`open_rows` yields rows. `read_submission` yields masks in the file's order. `MaskFile` finds the masks of a case in any
+order.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class SampleSubmission:
 
 @dataclass
 class IdLookup:
-    """Find a case by its name in a file: the id, or the id without the extension of an image."""
+    """Find a case by its name in a file, with or without the extension of an image."""
 
     cases: Iterable[str]
     ids: list[str] = field(init=False)
@@ -110,7 +110,7 @@ class IdLookup:
 
 
 class SubmissionRow(NamedTuple):
-    """Hold the masks of one case (and class, if the file has classes): one per object, none for an empty mask."""
+    """Hold the masks of one case (and class, if the file has classes): one mask per object; none without objects."""
 
     case_id: str
     class_name: str | None
@@ -243,7 +243,7 @@ def read_submission(
 
 
 def decode_objects(text: str, shape: tuple[int, ...], profile: Profile) -> list[BoolMask]:
-    """Decode the masks in one cell. Each mask has at least one pixel; the token of an empty mask gives no mask.
+    """Decode the masks in one cell. Each mask has at least one pixel; the text for an empty mask gives no mask.
 
     Raises:
         RleError: the text is not a mask of this shape.
@@ -253,7 +253,7 @@ def decode_objects(text: str, shape: tuple[int, ...], profile: Profile) -> list[
 
 
 def decode_object_runs(text: str, shape: tuple[int, ...], profile: Profile) -> list[Runs]:
-    """Decode the masks of `decode_objects` to runs, see `rle.decode_runs`, without building arrays.
+    """Decode the masks in one cell to runs (see `rle.decode_runs`), without building arrays.
 
     Raises:
         RleError: the text is not a mask of this shape.
@@ -263,7 +263,7 @@ def decode_object_runs(text: str, shape: tuple[int, ...], profile: Profile) -> l
 
 
 def _split_objects(text: str, profile: Profile) -> list[str]:
-    """Split one cell into the text of each object. The token of an empty mask gives no text."""
+    """Split one cell into the text of each object. The text for an empty mask gives no object."""
     text = text.strip()
     if text == profile.rle.empty.strip():
         return []
@@ -323,7 +323,7 @@ class RowIndex:
         kind: kind of the images (training or test), for messages.
         names: name of each case or slice in messages.
         slices: number of slices of a stack; 0 for a case that is a single file.
-        exact: (case id, None) by case id, except for cases with one row per slice.
+        exact: (case id, None) by case id, without the cases that have one row per slice.
         aliases: (case, slice) for other spellings of the names; None if a spelling is ambiguous.
     """
 

@@ -33,11 +33,12 @@ class ScoreCard:
     Attributes:
         metric: name of the competition's metric.
         score: score over all cases; nan if no case has a score.
-        low: lower end of the 95 % bootstrap interval over cases (over groups for training cases with groups); nan for
-            fewer than two.
+        low: lower end of the 95 % bootstrap interval over cases (or over groups of training cases); nan for fewer than
+            two cases (or groups).
         high: upper end of the interval.
         classes: score of each class; nan for a class that no case has.
-        dice: mean Dice of each class over the cases that have the class in truth or file; nan if there are none.
+        dice: mean Dice of each class over the cases that have the class in the truth or in the file; nan if no case has
+            it.
         cases: number of cases.
         table: a row per case and class: id, class, score, dice, iou, tp, fp, fn.
     """
@@ -67,11 +68,11 @@ def score_submission(path: str | Path, comp: Competition, solution: str | Path |
             out-of-fold predictions of training cases, and the truth is their masks.
 
     Returns:
-        The score, its interval, and the rows behind it.
+        The score, its interval, and the table of scores.
 
     Raises:
-        MaskfoldError: the file or the solution is invalid (the message names the line), or their cases differ. Status 2
-            if the metric is not available or there is no image.
+        MaskfoldError: the file or the solution is invalid (the message names the line), or their cases differ. The
+            status is 2 if the metric is not available or there is no image.
     """
     path, profile = Path(path), profile_of(comp)
     _check_profile(comp, profile)
@@ -131,9 +132,9 @@ class _Truth(NamedTuple):
 
 
 def _truth_from_masks(row: Any, comp: Competition, profile: Profile) -> _Truth:
-    """Return the training masks as in cross-validation.
+    """Return the training masks of a case, as cross-validation reads them.
 
-    If the host has its own grid, objects are connected components.
+    If the host's masks have their own grid, objects are connected components.
     """
     masks = load_mask(comp, row)
     if profile.grid is not None:

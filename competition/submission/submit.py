@@ -68,7 +68,7 @@ def submit(
 
     Args:
         runs: finished runs of one competition.
-        weights: weight of each run; `auto` fits them on out-of-fold predictions; None: equal.
+        weights: weight of each run; `auto` fits the weights on out-of-fold predictions; None: equal weights.
         output: the CSV; None: `submissions/<competition>/<experiment>-<run>.csv`.
         trust: additional packages that `target` may name.
         say: function that receives messages for the user.
@@ -130,7 +130,7 @@ def submit(
 def _replace(staged: Path, path: Path) -> None:
     """Move a complete CSV, its JSON and its scores to their final paths.
 
-    The old CSV is removed first, and the new CSV is moved last. So a CSV never lies next to the JSON of another one,
+    The old CSV is removed first, and the new CSV is moved last. So a CSV never lies next to the JSON of another CSV,
     even if the process is killed.
     """
     if path.exists() and sha256_of_file(path) != sha256_of_file(staged):
@@ -150,7 +150,7 @@ def fit_on_oof(
     """Fit ensemble weights (if `auto`) and post-processing on OOF predictions, and estimate the test score.
 
     Returns:
-        The ensemble with its weights, the fitted weights (None if they were given), and the expected score (None
+        The ensemble with its weights, the fitted weights (None if the user gave weights), and the expected score (None
         without out-of-fold predictions).
     """
     runs, fitted = ensemble.runs, None
@@ -278,7 +278,7 @@ def _without_tuning(ensemble: Ensemble) -> Ensemble:
 
 
 def normalize_weights(weights: Sequence[float] | str | None, count: int) -> tuple[float, ...]:
-    """Return the weights divided by their sum; equal weights if they are not given, or fitted later (`auto`).
+    """Return the weights divided by their sum; equal weights if none are given, or if they will be fitted (`auto`).
 
     Raises:
         MaskfoldError: status 2; the number of weights differs from `count`, or a weight is invalid.

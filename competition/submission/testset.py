@@ -126,8 +126,8 @@ def object_means(labels: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> 
 def host_id_suffix(comp: Competition) -> str:
     """Return the suffix that the host's ids add to the image's name without extension, e.g. `.jpg`; it may be empty.
 
-    The suffix comes from the profile, else from the ids of `train.rle`. Without both it is empty: the ids are the texts
-    that `{id}` matches.
+    The suffix comes from the profile, else from the ids of `train.rle`. Without profile and `train.rle`, the suffix is
+    empty: the ids are the texts that `{id}` matches.
 
     Raises:
         MaskfoldError: status 2; the ids of the profile are unknown.
@@ -189,7 +189,7 @@ def _check_classes(sample: SampleSubmission, profile: Profile) -> None:
 
 
 def _by_slice(row: Any, profile: Profile, sample: SampleSubmission | None) -> bool:
-    """Return whether the file has one row per slice: if the profile says so, or if the sample lacks the case's id."""
+    """Return whether the file has one row per slice, because the profile says so or the sample lacks the case's id."""
     if profile.rows == "slice_class":
         return True
     return sample is not None and row.id not in {key[0] for key in sample.keys}

@@ -86,8 +86,8 @@ def validate_submission(
     """Check a file against the sample, and its masks against the images.
 
     The function checks the header, the ids (missing, extra or duplicate) and their order, and height and width if there
-    are such columns. It also checks that each text is sorted, positive and within the image, that objects do not
-    overlap if the host forbids it, and that an empty mask is the host's token and never `nan`.
+    are such columns. It also checks that the numbers of each text are sorted, positive and within the image, that
+    objects do not overlap if the host forbids it, and that an empty mask has the host's text and never `nan`.
 
     Args:
         path: the file.
@@ -123,7 +123,7 @@ def validate_submission(
 def _check_rows(
     rows: Iterator[CsvRow], layout: Profile, names: IdLookup, shapes: Mapping[str, tuple[int, ...]], findings: _Findings
 ) -> list[RowKey]:
-    """Check the texts of all rows, and return their keys in order; consecutive objects of an image have one key."""
+    """Check the texts of all rows, and return the rows' keys in order; consecutive objects of an image have one key."""
     keys: list[RowKey] = []
     seen: set[RowKey] = set()
     for key, iterator in groupby(rows, key=lambda row: row.key):
@@ -158,7 +158,7 @@ def _check_rows(
 
 
 def _take(rows: Iterator[CsvRow]) -> tuple[list[CsvRow], MaskfoldError | None]:
-    """Return the rows of one image and None; if a line is invalid, the rows before it and its error."""
+    """Return the rows of one image and None; if a line is invalid, return the rows before this line and the error."""
     taken: list[CsvRow] = []
     try:
         for row in rows:
@@ -172,7 +172,7 @@ Decoded = list[Runs] | RleError | None
 
 
 def _decode_row(row: CsvRow, layout: Profile, shape: tuple[int, ...] | None) -> Decoded:
-    """Decode a row to objects or an error; return None if its empty mask is misspelt or it has no image."""
+    """Decode a row to objects or an error; return None if the row has no image, or a misspelt empty mask."""
     if shape is None or _empty_problem(row.text, layout) is not None:
         return None
     try:
@@ -217,7 +217,7 @@ def _shared_pixels(decoded: list[Decoded], size: int) -> list[list[int]]:
 def _check_row(
     row: CsvRow, layout: Profile, shape: tuple[int, ...] | None, decoded: Decoded, findings: _Findings
 ) -> None:
-    """Check one row; `decoded` is the result of `_decode_row`."""
+    """Check one row of a submission; `decoded` is the result of `_decode_row`."""
     if layout.rows_have_class and row.key[1] not in layout.classes:
         findings.add(f"{_location(row)}: unknown class, expected one of {', '.join(layout.classes)}.")
     if (found := _empty_problem(row.text, layout)) is not None:

@@ -39,7 +39,7 @@ class ObjectsItem(NamedTuple):
     """Hold all objects of one case and class; each object becomes one text, in the order of their numbers.
 
     Attributes:
-        case_id: the case, or the slice if rows are per slice.
+        case_id: id of the case; if rows are per slice, id of the slice.
         class_name: the class; ignored if rows have no class.
         labels: integers of any shape, 0 for background.
         confidences: confidence of each object by its number, for files with confidences; None means 1 for all.
@@ -65,11 +65,11 @@ def write_submission(
     Args:
         masks: (case id, class name or None, mask) in any order; the mask is bool or integers, non-zero is foreground.
             Every case is required, with an empty mask if nothing was found. Profiles with several objects take several
-            masks of one case. For `hubmap-vasculature` a fourth item is the object's confidence (default 1). The case
-            is the slice if rows are per slice. The class is ignored if rows have no class. An `ObjectsItem` has all
-            objects of a case, and is encoded in one pass.
+            masks of one case. For `hubmap-vasculature` a fourth item is the object's confidence (default 1). If rows
+            are per slice, the case id is the slice's id. If rows have no class, the class is ignored. An `ObjectsItem`
+            contains all objects of a case, which are encoded in one pass.
         profile: the file format, or the name of a known competition. If the profile has its own grid, masks of another
-            size are resized to it: a pixel is foreground if at least half of its area is.
+            size are resized to it: a pixel is foreground if at least half of its area is foreground.
         path: the CSV; replaced if it exists.
         sample: the host's sample, or the result of `read_sample`; None: rows are in the order of the masks.
 
@@ -187,7 +187,7 @@ class _TextStore:
             start += len(text)
 
     def size(self) -> int:
-        """Return the number of bytes of all texts, which is slightly less than the file's size."""
+        """Return the number of bytes of all texts, a lower bound of the file's size."""
         return sum(length for offsets in self._offsets.values() for _, length in offsets)
 
     def order(self) -> Iterator[RowKey]:
@@ -210,7 +210,7 @@ class _TextStore:
             yield key
 
     def of(self, key: RowKey) -> list[str]:
-        """Return the mask cells of all rows with a key: several cells only if each object has its own row."""
+        """Return the mask cells of all rows with a key; there are several cells only if each object has its own row."""
         cells = []
         for start, length in self._offsets[key]:
             if self._file.tell() != start:  # an unnecessary seek would discard the file's read-ahead buffer

@@ -1,7 +1,7 @@
 """Store weights as MLflow artifacts without a second copy on disk, as hard links if the store is a local folder.
 
-A hard link shares its content with the file in the run's folder. So a file may be linked only if it is never changed in
-place, but always replaced, as by `competition.io.atomic_write`.
+A hard link shares its content with the file in the run's folder. So a file may be linked only if it is always replaced,
+e.g. by `competition.io.atomic_write`, and never changed in place.
 """
 
 from __future__ import annotations

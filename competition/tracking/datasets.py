@@ -86,7 +86,7 @@ def validated_folds(run_folder: Path) -> set[int]:
 
 
 def log_case_sets(client: MlflowClient, run_id: str, sets: list[CaseSet]) -> None:
-    """Log datasets as the inputs of an MLflow run; MLflow drops those that the run already has."""
+    """Log datasets as the inputs of an MLflow run; MLflow ignores datasets that the run already has."""
     if sets:
         client.log_inputs(run_id, [_dataset_input(one) for one in sets])
 

@@ -103,7 +103,7 @@ class FoldModel:
 
 
 def link_outputs(client: MlflowClient, run_id: str, model_ids: Sequence[str]) -> None:
-    """Make models the outputs of an MLflow run; models that the run already has are left out."""
+    """Record models as outputs of an MLflow run, except models that the run already has."""
     from mlflow.entities import LoggedModelOutput
 
     outputs = client.get_run(run_id).outputs

@@ -38,7 +38,7 @@ class RegisteredVersion:
     """Describe a version of a registered model.
 
     Attributes:
-        name: name of the registered model, which is that of the competition.
+        name: name of the registered model, the name of the competition.
         number: number of the version.
         uri: argument of `mlflow.pyfunc.load_model`.
         store: URI of the store; the value of `MLFLOW_TRACKING_URI` on other machines.
@@ -68,7 +68,8 @@ def register_model(
         exp: experiment of the run.
         write: function that is called with two folders: it writes the MLflow model into the first folder, and may use
             the second one for temporary files.
-        fingerprint: text that identifies the model: if a version with this fingerprint exists, no other one is created.
+        fingerprint: text that identifies the model; if a version with this fingerprint exists, no new version is
+            created.
         tags: tags of the version.
         description: description of the version, one sentence.
         best: whether the version gets the alias `best`.
@@ -173,7 +174,7 @@ def _uploaded_run_id(store: MlflowStore, run_folder: Path, exp: Experiment) -> s
 
 
 def _copy_metrics(client: MlflowClient, run_id: str, model_id: str) -> None:
-    """Copy the run's scores to the table of models, with time and step, so that the run's history does not change."""
+    """Copy the run's scores to the model, with the same times and steps, so that the run's history does not change."""
     from mlflow.entities import Metric
 
     points: list[Any] = []

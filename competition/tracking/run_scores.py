@@ -1,4 +1,4 @@
-"""Prepare the scores of a run for MLflow: metrics, a tag that names the score that counts, and a note in Markdown."""
+"""Prepare the scores of a run for MLflow: metrics, a tag with the kind of the score that counts, and a description."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunPage:
-    """Hold the metrics, tags and curves that MLflow shows of a run with a summary.
+    """Hold the metrics, tags and curves that MLflow shows for a finished run.
 
     Attributes:
         metrics: the final metrics.
@@ -58,11 +58,11 @@ class RunPage:
 
 
 def read_run_page(folder: Path, summary: Mapping[str, Any], postprocess: PostprocessConfig | None) -> RunPage:
-    """Return the metrics, tags and curves that MLflow shows of a run.
+    """Return the metrics, tags and curves that MLflow shows for a run.
 
     Args:
         folder: the run's folder.
-        summary: content of its `summary.json`.
+        summary: content of the run's `summary.json`.
         postprocess: the section `postprocess` of the command; None: the run's own.
     """
     metrics = result_metrics({key: value for key, value in summary.items() if key not in ("score", "low", "high")})
@@ -86,7 +86,7 @@ def read_run_scores_of(
 
     Args:
         folder: the run's folder.
-        summary: content of its `summary.json`.
+        summary: content of the run's `summary.json`.
         postprocess: the section `postprocess` of the command; None: the run's own.
     """
     if not (folder / TUNING_FILE).exists():
@@ -102,7 +102,7 @@ def read_run_scores_of(
 
 
 def named_estimates(scores: RunScores) -> dict[str, ScoreEstimate]:
-    """Return the estimates of a run that exist, by the first part of their metrics' names."""
+    """Return the estimates of a run by the first part of their metrics' names; omit estimates that do not exist."""
     named = {
         "counted": scores.counted,
         "cv": scores.raw,
@@ -116,10 +116,10 @@ def named_estimates(scores: RunScores) -> dict[str, ScoreEstimate]:
 
 
 def score_metrics(scores: RunScores) -> dict[str, float]:
-    """Return `<name>_lower`, `<name>_score`, `<name>_upper` of each estimate; `counted_score` is the one that counts.
+    """Return `<name>_lower`, `<name>_score`, `<name>_upper` of each estimate; `counted_score` is the score that counts.
 
-    MLflow sorts columns by name. So the names put the score that counts first, and each score between the ends of its
-    interval.
+    MLflow sorts columns by name. With these names, the score that counts comes first, and each score stands between the
+    ends of its interval.
 
     Example:
         >>> score = ScoreEstimate(0.9, 0.8, 0.95)
@@ -139,7 +139,7 @@ def describe_scores(scores: RunScores, summary: Mapping[str, Any], files: Iterab
 
     Args:
         scores: the scores of the run.
-        summary: content of its `summary.json`.
+        summary: content of the run's `summary.json`.
         files: names of the run's artifacts that the text mentions.
     """
     counted = scores.counted
@@ -200,9 +200,9 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def mean_curves(folders: Iterable[Path]) -> dict[str, list[tuple[int, float]]]:
-    """Return the curves of a run: the mean of each curve over the folds, as (epoch, value), in the order of epochs.
+    """Return the mean curves of a run over its folds, as (epoch, value) in the order of epochs.
 
-    Only epochs that all folds with this curve have logged are included, so that no fold drops out of the mean.
+    A mean includes only epochs that all folds with this curve have logged, so that it always covers the same folds.
     """
     by_name: dict[str, list[dict[int, float]]] = {}
     for folder in folders:

@@ -42,8 +42,7 @@ logger = logging.getLogger(__name__)
 def mlflow_name(name: str) -> str:
     """Return a name that MLflow accepts for a metric or parameter, with letters, digits, `_ - . /` and space.
 
-    If a character is replaced, a checksum of the complete name is added, so that the classes `T1+` and `T1*` stay
-    distinct.
+    If a character is replaced, a checksum of the complete name is added, so that `T1+` and `T1*` get different names.
 
     Example:
         >>> mlflow_name("val/dice/left ventricle")
@@ -174,7 +173,7 @@ def build_saved_view(classes: Sequence[str], created: int) -> str:
 
 
 def is_outdated_view(stored: str | None, view: str) -> bool:
-    """Return whether the stored view lacks a column of `view`, because another version or no version stored it."""
+    """Return whether the stored view lacks a column of `view`, e.g. because an older version stored it."""
     try:
         columns = [json.loads(json.loads(text)["state"])["selectedColumns"] for text in (stored or "", view)]
     except (ValueError, LookupError, TypeError):
@@ -201,13 +200,13 @@ class RunMetadata:
     """Hold the metadata of a run in MLflow.
 
     Attributes:
-        experiment_name: name of MLflow's experiment, which is that of the competition.
+        experiment_name: name of MLflow's experiment: the name of the competition.
         run_name: name of the run in MLflow.
         tags: tags of the run.
         fold_tags: tags of each fold's run.
         parameters: the resolved YAML, flattened to dotted keys.
         view: the columns of MLflow's table of runs.
-        postprocess: the post-processing with which the command would submit the run; None: that of the run's folder.
+        postprocess: the post-processing with which the command would submit the run; None: the run's own.
     """
 
     experiment_name: str
@@ -260,7 +259,7 @@ def get_member_tags(folder: Path) -> dict[str, str]:
 
 
 def started_at(folder: Path) -> int:
-    """Return when a run or fold started, in ms since 1970: the older time of `job.json` and `experiment.yaml`."""
+    """Return the start time of a run or fold in ms since 1970: the older time of `job.json` and `experiment.yaml`."""
     times = [path.stat().st_mtime for name in ("job.json", "experiment.yaml") if (path := folder / name).exists()]
     return round(1000 * min(times, default=folder.stat().st_mtime))
 
@@ -282,7 +281,7 @@ def read_result_json(path: Path) -> dict[str, Any]:
 
 
 def matching_files(folder: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
-    """Yield the files of a folder that match the patterns, sorted; skip hidden files, which are still being written."""
+    """Yield the files of a folder that match the patterns, sorted, without hidden files, which are being written."""
     for pattern in patterns:
         yield from sorted(path for path in folder.glob(pattern) if path.is_file() and not path.name.startswith("."))
 

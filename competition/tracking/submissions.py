@@ -1,7 +1,7 @@
 """Log submissions and uploads in MLflow.
 
 A submission is logged as a child of the run whose networks predicted it, with the CSV (or the label files) and its
-summary JSON. An upload to the host adds the scores.
+summary JSON. An upload to the host adds the host's scores.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 def log_submission(run_folder: Path, exp: Experiment, submission: Path, summary_path: Path) -> str | None:
     """Log a submission; if the same file was logged before, use its MLflow run.
 
-    If the store cannot be reached, only a warning is logged, because the submission is complete without it.
+    If the store cannot be reached, only a warning is logged, because the submission itself is complete.
 
     Args:
         run_folder: folder of the run, or of the first of several runs.
@@ -109,9 +109,9 @@ def _log_counted_score(
 ) -> None:
     """Log the expected score of a single run's submission as `counted_score` of its cross-validation.
 
-    If post-processing was tuned, this is the nested score, and the run's tag records that the nested score counts. So
-    MLflow can sort the runs of an experiment by the expected scores of their submissions. The next upload of the run
-    adds the interval.
+    If post-processing was tuned, the expected score is the nested score, and the run's tag records that the nested
+    score counts. So MLflow can sort the runs of an experiment by the expected scores of their submissions. The next
+    upload of the run adds the interval.
     """
     score = (summary["expected"] or {}).get("score")
     parent = read_sync_state(run_folder, store.display_uri).uploaded(RUN_KEY).run_id

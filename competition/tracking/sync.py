@@ -192,7 +192,7 @@ class RunUploader:
             self._upload_file(name, path, path.relative_to(self.folder / name).parent.as_posix())
 
     def _upload_file(self, name: str, path: Path, parent: str) -> None:
-        """Upload a file that is new or has changed as an artifact below `parent`; `.` is the root."""
+        """Upload a file, if it is new or has changed, as an artifact below `parent`; `.` is the root."""
         key = path.name if parent == "." else f"{parent}/{path.name}"
         before = self.state.uploaded(name).files.get(key)
         try:
@@ -219,7 +219,7 @@ class RunUploader:
         return ArtifactFolders(self.client)
 
     def _upload_result(self, name: str, file: str) -> None:
-        """Upload the numbers in a result file as metrics, and the texts that become tags."""
+        """Upload the numbers in a result file as metrics, and some of its texts as tags."""
         path = self.folder / name / file
         if not path.exists():
             return
@@ -233,10 +233,10 @@ class RunUploader:
         self._log_final(name, points, result_tags(result), digest)
 
     def _upload_summary(self) -> None:
-        """Upload the scores of the run, which of them counts, its mean curves, and its description.
+        """Upload the scores of the run, the kind of the score that counts, the mean curves, and the description.
 
-        The digest also covers the result of the search for post-processing and the version of the metrics, so runs of
-        older versions get the metrics that they lack.
+        The digest of the upload also covers the tuning result and the version of the metrics, so that runs of older
+        versions get missing metrics.
         """
         files = [path for name in (SUMMARY_FILE, TUNING_FILE) if (path := self.folder / name).exists()]
         if not files or files[0].name != SUMMARY_FILE:
@@ -258,7 +258,7 @@ class RunUploader:
         self._log_final(RUN_KEY, points, page.tags, digest)
 
     def _log_final(self, name: str, points: Sequence[MetricPoint], tags: dict[str, str], digest: str) -> None:
-        """Log final metrics and tags, and record the digest of the files that they come from."""
+        """Log final metrics and tags, and record the digest of their source files."""
         from mlflow.entities import RunTag
 
         run_id = self._run_id(name)
@@ -293,9 +293,9 @@ class RunUploader:
         return case_sets(self.folder, self.metadata.experiment_name, number)
 
     def _upload_models(self, names: Sequence[str]) -> None:
-        """Make a logged model of the network of each finished fold, as an output of the fold's run.
+        """Create a logged model for the network of each finished fold, as an output of the fold's run.
 
-        The models are no outputs of the parent run, because MLflow would show the parent's scores as scores of one
+        The models are not outputs of the parent run, because MLflow would show the parent's scores as scores of one
         fold's model.
         """
         for name in names:
@@ -337,7 +337,7 @@ class RunUploader:
         self.state.write(self.folder)
 
     def _supersede(self, name: str) -> None:
-        """Start another MLflow run for a fold that was deleted and trained again, to keep both trainings separate."""
+        """Start another MLflow run for a fold that was deleted and trained again, to keep the trainings separate."""
         if self.state.uploaded(name).status == "RUNNING":
             self._set_ended(name, "KILLED")
         self.client.set_tag(self._run_id(name), "superseded", "true")
@@ -359,7 +359,7 @@ class RunUploader:
     def client(self) -> MlflowClient:
         """The client of the open store.
 
-        If the store has lost runs, opening it resets their state, so that these runs are uploaded again.
+        If the store has lost runs, their upload state is reset on opening, so that these runs are uploaded again.
         """
         if self._client is None:
             client = connect_mlflow(self.store)
@@ -495,8 +495,9 @@ LAST_ATTEMPTS = 3  # number of attempts for the last upload
 class MlflowSync:
     """Upload a run's folder to MLflow in the background of a `with` block; errors of MLflow do not reach the block.
 
-    If the body ends normally, the run becomes FINISHED; after a KeyboardInterrupt it becomes KILLED, after any other
-    exception FAILED. `set_status` overrides this. The next upload of the same folder completes an incomplete upload.
+    If the block ends normally, the run becomes FINISHED; after a KeyboardInterrupt it becomes KILLED, after any other
+    exception FAILED. `set_status` overrides this status. The next upload of the same folder completes an incomplete
+    upload.
 
     Args:
         run_folder: `mlruns/runs/<competition>-<experiment>/<hash>`, or a study's folder.
@@ -542,7 +543,7 @@ class MlflowSync:
         )
 
     def set_status(self, status: RunStatus) -> None:
-        """Set the run's final status, which is uploaded when the body ends."""
+        """Set the run's final status, which is uploaded when the `with` block ends."""
         self._status = status
 
     def __enter__(self) -> Self:
@@ -573,7 +574,7 @@ class MlflowSync:
             )
 
     def _work(self) -> None:
-        """Upload at each interval, and once more after the body has ended."""
+        """Upload at each interval, and once more after the `with` block has ended."""
         has_begun = False
         pause = 0.0
         while not self._stop.wait(pause):
@@ -587,7 +588,7 @@ class MlflowSync:
     def _try_upload(self, begin: bool = False, last: bool = False) -> bool:
         """Upload once; return whether the upload succeeded.
 
-        Of consecutive failures, only the first is logged, and then the next success.
+        Among consecutive failures, only the first is logged; the next success is logged too.
         """
         try:
             if begin:

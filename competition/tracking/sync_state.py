@@ -54,7 +54,7 @@ class JournalChunk:
     Attributes:
         points: new values, in the file's order.
         end: position up to which the file is now read.
-        is_restarted: whether the first line has changed, so that another training wrote the file.
+        is_restarted: whether the first line has changed, because the fold was trained again from the start.
         has_more: whether more lines can be read.
     """
 
@@ -137,8 +137,8 @@ class Uploaded:
     """Record the uploads from one folder.
 
     Attributes:
-        token: a tag of the MLflow run. It is stored before the run is created, so that the run can be found if the
-            process is killed in between.
+        token: a tag of the MLflow run. It is stored before the run is created, so that the run can be found even if the
+            process is killed before it has stored the run's id.
         run_id: id of the MLflow run; None: the run is not created yet.
         name: name of the MLflow run at the last upload; empty for runs of versions that did not store it.
         status: status in MLflow at the last upload: RUNNING, FINISHED, FAILED or KILLED.
@@ -148,7 +148,7 @@ class Uploaded:
         final: digest of the uploaded final metrics.
         cases: digest of the datasets that were logged; empty for runs of versions that logged none.
         model: id of the fold's logged model; empty for runs of versions that logged none.
-        model_result: digest of the result whose scores the model has.
+        model_result: digest of the result file whose scores were logged for the model.
         files: fingerprint of each uploaded file, by path relative to the folder.
     """
 
@@ -181,7 +181,7 @@ class SyncState:
     experiment: str = ""
 
     def uploaded(self, name: str) -> Uploaded:
-        """Return the entry of a folder; if there is none, a new one."""
+        """Return the entry of a folder; create the entry if it does not exist."""
         return self.folders.setdefault(name, Uploaded())
 
     def write(self, run_folder: Path) -> None:
@@ -193,8 +193,8 @@ class SyncState:
 def read_sync_state(run_folder: Path, store: str) -> SyncState:
     """Return the record of a run; empty if nothing was uploaded.
 
-    If the run was uploaded to another store, only the tokens are kept. If the other store is the same store under
-    another address, the tokens identify the runs.
+    If the run was uploaded under another store address, only the tokens are kept. If both addresses lead to the same
+    store, the tokens identify the runs.
     """
     path = run_folder / STATE_FILE
     try:

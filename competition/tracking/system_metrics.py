@@ -26,13 +26,13 @@ logger = logging.getLogger(__name__)
 class SystemMetricsSampler:
     """Append system metrics to a run's `metrics.jsonl` at intervals, in a `with` block.
 
-    The metrics are those of this process's machine, under MLflow's names. They are written to a file, so that none are
+    The metrics describe this process's machine, under MLflow's names. They are written to a file, so that no value is
     lost while MLflow cannot be reached.
 
     Args:
         run_folder: folder of the run.
-        is_paused: function that returns whether to skip samples, because a sample would set a finished run to RUNNING
-            again.
+        is_paused: function that returns whether to skip samples, e.g. because a sample would set a finished run to
+            RUNNING.
         interval: seconds between two samples.
     """
 

@@ -1,8 +1,8 @@
-"""Average a fold's checkpoints: those of the last or best epochs, and uniform model soups.
+"""Average a fold's checkpoints: of the last epochs, of the best epochs, or as uniform model soups.
 
 A soup is the average of the k best validated checkpoints (Wortsman et al. 2022, "Model soups",
-https://arxiv.org/abs/2203.05482). The checkpoints are ranked three times: on all validation cases and on each half of
-them. Each half then scores the average of the checkpoints that the other half selected.
+https://arxiv.org/abs/2203.05482). The checkpoints are ranked on all validation cases, and on each half of the cases.
+Each half then scores the average of the checkpoints that the other half selected.
 """
 
 # Torch's AveragedModel, which the moving average uses, averages networks in memory. It does not suit this module: here
@@ -113,7 +113,7 @@ class SoupCandidate(NamedTuple):
 
 
 class UniformSoup:
-    """Keep the k best checkpoints of three rankings: on all validation cases, and on each half of them.
+    """Keep the k best checkpoints of three rankings: on all validation cases, and on each of two halves.
 
     The scores are part of the file names, so that a file never exists without its score. If scores are equal, the later
     epoch ranks first; NaN (a half whose cases lack all classes) ranks last.
@@ -166,7 +166,7 @@ class UniformSoup:
         return sorted(candidate.epoch for candidate in self._best(self._candidates(), ranking))
 
     def average(self, ranking: int) -> dict[str, Tensor]:
-        """Return the mean of the checkpoints' weights; the caller must then re-estimate the batch statistics.
+        """Return the mean of the checkpoints' weights; the caller must re-estimate the batch statistics afterwards.
 
         Raises:
             MaskfoldError: a file is damaged, or the checkpoints were removed because the fold was finished before.

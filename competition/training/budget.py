@@ -5,7 +5,8 @@ The schedule depends on the completed fraction of training. Without a time budge
 (`competition.training.timing`). While the fold runs, the total is estimated again: at regular intervals, and as soon as
 a clearly different number of steps fits into the remaining time. Each estimate is a pair `[step, total]`: from that
 step on, the remaining fraction is spread evenly over the remaining steps, so the fraction never falls and ends at 1.
-The checkpoint and the fold's own YAML keep the estimates, so that a replay follows them instead of the clock.
+The checkpoint and the fold's own YAML store the estimates, so that a repeated run uses the estimates instead of the
+clock.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ TOLERANCE = 0.1  # the total is estimated at once if the steps that fit differ b
 
 
 class StepBudget:
-    """Estimate how many steps a fold takes, and how much of its training is complete.
+    """Estimate a fold's number of steps, and the completed fraction of its training.
 
     Args:
         total: number of steps that is assumed at the start.
         estimates: `[step, total]` pairs of an earlier process, or of a run that is replayed.
-        seconds: the time budget; if None, the clock is ignored and `estimates` (or `total`) decide.
+        seconds: the time budget; None: `estimates` or `total` determine the steps, without the clock.
         steps_per_epoch: number of steps of an epoch.
         validate_every: epochs between validations; None if the fold validates nothing.
-        validations_required: whether the result depends on each validation, so that none may be left out.
+        validations_required: whether no validation may be left out, because the result depends on each one.
         warmup: share of training in which the learning rate rises; training never ends before this share is complete.
     """
 
@@ -96,7 +97,7 @@ class StepBudget:
     # The clock
 
     def start(self, step: int, elapsed: float, reserve: float, validation_due: bool) -> None:
-        """Estimate the total from the pace that was measured before the first step of this process.
+        """Estimate the total number of steps from the speed that was measured before the first step of this process.
 
         Args:
             step: number of completed steps; 0 for a new fold.
@@ -114,7 +115,7 @@ class StepBudget:
             self._add_estimate(step, remaining)
 
     def reset_pace(self) -> None:
-        """Do not time the next step, because training has restored an earlier state."""
+        """Exclude the next step from the timing, because training has restored an earlier state."""
         self._last_elapsed = None
 
     def add_epoch_end(self, seconds: float, validation_seconds: float | None) -> None:
@@ -122,7 +123,7 @@ class StepBudget:
 
         Args:
             seconds: duration of the epoch's end.
-            validation_seconds: the part of it that the validation took; None without a validation.
+            validation_seconds: the part of `seconds` that the validation took; None without a validation.
         """
         self._pause += seconds
         self.pace.epoch_end = seconds - (validation_seconds or 0.0)
@@ -133,7 +134,8 @@ class StepBudget:
         """Time the last step. With a time budget, record a new estimate of the number of steps if it has changed.
 
         Args:
-            step: number of completed steps; if they complete an epoch, its end comes after this call.
+            step: number of completed steps. If the epoch is complete, call this function before the work at the end of
+                the epoch.
             elapsed: seconds since the fold started, including earlier processes.
             reserve: function that returns the seconds that the fold needs after the last step.
         """
@@ -160,7 +162,7 @@ class StepBudget:
         return self.pace.has_time_to_validate(self.seconds - elapsed - reserve(), self._validations_required)
 
     def _steps_left(self, step: int, seconds: float, validation_due: bool) -> int:
-        """Return how many steps fit into a time: at least one, and enough to complete the warm-up."""
+        """Return the number of steps that fit into a time: at least one, and enough to complete the warm-up."""
         period, until_validation = self._validation_period, None
         if period is not None:
             until_validation = period - step % period

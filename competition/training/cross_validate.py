@@ -46,9 +46,9 @@ class CvSummary:
     Attributes:
         metric: the competition's metric.
         score: the metric over all out-of-fold cases so far; None if no case was validated.
-        low: lower end of the 95 % bootstrap interval over cases (over groups, if there are groups).
+        low: lower end of the 95 % bootstrap interval over cases (or over groups).
         high: upper end of the interval.
-        dice: mean Dice of each class over the cases that have the class; None if no case has it.
+        dice: mean Dice of each class over the cases that have the class; None if no case has the class.
         dice_low: lower ends of the intervals of `dice`.
         dice_high: upper ends of the intervals of `dice`.
         cases: the number of cases predicted out of fold.
@@ -77,7 +77,7 @@ class CvSummary:
 
 
 def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS_FOLDER) -> Run:
-    """Return the run of an experiment, existing or new.
+    """Return the existing run of an experiment, or a new run.
 
     A run that an older version of Maskfold made keeps its name, which is a hash of version 1 (see
     `competition.runs.run.run_hash`); all other runs have a hash of version 2.
@@ -92,8 +92,8 @@ def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS
         The run; no file is written.
 
     Raises:
-        MaskfoldError: the data or the folds are invalid, a weight file does not exist, or the YAML's memory format or
-            optimizer kernel differs from the values that the run was started with.
+        MaskfoldError: the data or the folds are invalid, a weight file does not exist, or the YAML sets another memory
+            format or optimizer kernel than the run was started with.
     """
     from competition.data.cases import case_table
     from competition.data.splits import check_leaks, split
@@ -125,7 +125,7 @@ def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS
 
 
 def _with_saved_groups(run: Run) -> Run:
-    """Split the run again, so that cases of one group in the folder's `folds.csv` stay together; return the run."""
+    """Split the run again, so that each group in the folder's `folds.csv` stays in one fold; return the run."""
     from competition.data.splits import split
     from competition.runs.copies import in_several_groups
 
@@ -137,7 +137,7 @@ def _with_saved_groups(run: Run) -> Run:
 
 
 def _saved_groups(folder: Path, ids: set[str]) -> list[list[str]]:
-    """Return the cases of each split group in a run's folder; if its fold file is unreadable, an empty list."""
+    """Return the cases of each split group in a run's folder; an empty list if the fold file cannot be read."""
     from competition.data.splits import read_folds
 
     try:
@@ -194,8 +194,8 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
         The run. With `on_bad_case: skip`, it lacks the cases that cannot be preprocessed.
 
     Raises:
-        MaskfoldError: a target, its arguments, the patch or a case is invalid, or a file that the YAML refers to has
-            changed since the run was started; no run folder is written.
+        MaskfoldError: a target, its arguments, the patch or a case is invalid, or a file that the YAML names has
+            changed since the run was started. In this case, no run folder is written.
     """
     opened = run
     stored = stored_settings(run.folder)
@@ -313,7 +313,7 @@ def _record_sources(run: Run) -> Run:
 
 
 def _check_same_training(run: Run) -> None:
-    """Check that the finished folds were trained with the same settings as the remaining folds will be."""
+    """Check that the finished folds were trained with the settings that the remaining folds will use."""
     devices, batch_size, on_nan = run.exp.run.devices, run.exp.training.batch_size, run.exp.training.on_nan
     for result in run.results():
         if result.devices != devices:
@@ -477,10 +477,10 @@ def seed_ensemble_gain(
         groups: group of each case, for the interval.
 
     Returns:
-        A mapping with `alone` (`score` and `dice` of each class, by seed), `one` (mean score of one seed), `blended`
-        (score of all seeds together), each of these two with its interval (`one_low` and so on), `gain` (improvement of
-        `blended` over `one`), `low` and `high` (its paired 95 % interval over cases), and `folds` (number of folds).
-        None for one seed, or while no fold has all its seeds.
+        A mapping with `alone` (`score` and `dice` of each class, by seed); `one` (mean score of one seed) and `blended`
+        (score of all seeds together), each with its interval (`one_low` and so on); `gain` (improvement of `blended`
+        over `one`) with its paired 95 % interval over cases (`low`, `high`); and `folds` (number of folds). None for
+        one seed, or while no fold has all its seeds.
     """
     seeds, comp = run.exp.seeds, run.exp.competition
     complete = [fold for fold in run.fold_numbers() if sum(result.fold == fold for result in results) == len(seeds)]

@@ -1,6 +1,6 @@
-"""Run one fold in several processes, one per device: all take the same steps, each on its own samples.
+"""Run one fold in several processes, one per device; they take the same steps on different samples.
 
-Lightning Fabric starts the processes and averages their gradients.
+Lightning Fabric starts the processes and averages the gradients.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def make_fabric(exp: Experiment, bf16_is_deterministic: Callable[[], bool] = lam
 
     Args:
         exp: the experiment.
-        bf16_is_deterministic: function that is called if `training.precision: auto` would mean bf16 on a CPU; if it
+        bf16_is_deterministic: function that is called if `training.precision: auto` selects bf16 on a CPU. If it
             returns False, the precision is fp32. See `competition.training.guards`.
 
     Raises:
@@ -83,11 +83,11 @@ def _multi_device_options() -> dict[str, Any]:
 
 
 def with_workers(exp: Experiment, device: torch.device, threads: int) -> Experiment:
-    """Return the experiment with the number of loader processes in place of `run.workers: auto`.
+    """Return the experiment with a number of loader processes instead of `run.workers: auto`.
 
-    A GPU would wait for its data if one process prepared all of them. So a fold on a GPU gets one loader process per
-    thread, except for one thread, and at most `MAX_WORKERS`. A fold gets no loader processes on a CPU, or if the shared
-    memory through which they pass batches is small.
+    A single process could not prepare data fast enough for a GPU. So a fold on a GPU gets one loader process less than
+    it has threads, and at most `MAX_WORKERS`. A fold on a CPU gets no loader processes, nor does a fold with little
+    shared memory, through which loader processes pass batches.
 
     Args:
         exp: the experiment.
@@ -103,12 +103,12 @@ def with_workers(exp: Experiment, device: torch.device, threads: int) -> Experim
 
 
 def is_main_process() -> bool:
-    """Return whether this is the fold's main process, which starts the others, validates and writes files."""
+    """Return whether this is the fold's main process, which starts the other processes, validates and writes files."""
     return os.environ.get("LOCAL_RANK", "0") == "0"  # Fabric sets this number in the processes that it starts
 
 
 def launch_processes(fabric: Fabric) -> None:
-    """Start the other processes of the fold, if there are any, with the command line of this process."""
+    """Start the fold's other processes, if it needs any, with the command line of this process."""
     own_parent = os.environ.get(PARENT_VARIABLE)
     os.environ[PARENT_VARIABLE] = str(os.getpid())
     try:
@@ -130,10 +130,10 @@ class DistributedContext:
         self.fabric, self.world_size, self.rank = fabric, fabric.world_size, fabric.global_rank
 
     def check_devices(self, devices: int, checkpoint: Path) -> None:
-        """Check that a checkpoint was written with this number of processes.
+        """Check that a checkpoint was written with the present number of processes.
 
         Raises:
-            MaskfoldError: the number differs, so the steps would use other samples.
+            MaskfoldError: the number of processes differs, so the steps would use other samples.
         """
         if devices != self.world_size:
             raise MaskfoldError(
@@ -150,7 +150,7 @@ class DistributedContext:
         Args:
             action: function that is called in the main process only; an exception in it ends all processes.
             get_state: function that is then called in the main process and returns plain values.
-            load_state: function that is called with these values in the other processes.
+            load_state: function that is called in the other processes with the result of `get_state`.
 
         Raises:
             KeyboardInterrupt: in the other processes, if the action raised an exception.
@@ -172,7 +172,7 @@ class DistributedContext:
             load_state(state)
 
     def agree(self, decision: bool) -> bool:
-        """Return the decision of the main process to all processes."""
+        """Return the main process's decision in every process."""
         return decision if self.world_size == 1 else bool(self.fabric.broadcast(decision))
 
     def mean(self, values: Mapping[Key, Tensor]) -> dict[Key, float]:

@@ -1,4 +1,4 @@
-"""Predict and score the cases that a fold's network was not trained on."""
+"""Predict and score the validation cases of a fold."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Predict and score cases that a fold's network was not trained on.
+    """Predict and score the validation cases (or the test share) of a fold.
 
     Args:
         exp: the experiment.
@@ -98,14 +98,15 @@ class Evaluator:
     def time_cases(self, network: torch.nn.Module, fold: int, patience: float, folder: Path) -> tuple[float, float]:
         """Estimate the time for all cases from one case of median size.
 
-        The scoring is timed with the truth in place of the network's mask, because the mask of an untrained network is
-        noise, which may take far longer to score.
+        The scoring is timed with the truth as the prediction, because the mask of an untrained network is noise, and
+        scoring noise may take far longer.
 
         Args:
             network: the network in evaluation mode.
             fold: the fold.
-            patience: seconds; an action that takes less is timed again, because its first call also loads libraries.
-            folder: the fold's folder; a temporary folder in it gets the probabilities of the case.
+            patience: seconds; an action that takes less time is timed again, because the first call also loads
+                libraries.
+            folder: the fold's folder, in which the probabilities are written to a temporary folder.
 
         Returns:
             Seconds to predict and score all cases, and seconds to write and read their probabilities.
@@ -128,7 +129,7 @@ class Evaluator:
         return (predicting + scoring) * share, writing * share
 
     def _truth_as_probabilities(self, probabilities: np.ndarray[Any, Any], row: Any) -> np.ndarray[Any, Any]:
-        """Return probabilities of 0 and 1 whose masks are the case's truth; reuse the array if it is writeable."""
+        """Return probabilities of 0 and 1 that give the case's truth as masks; reuse the array if it is writeable."""
         comp = self.exp.competition
         result = probabilities if probabilities.flags.writeable else np.empty_like(probabilities)
         result[...] = 0
@@ -148,7 +149,7 @@ class Evaluator:
             self._save_picture(path, row, masks, truth, scores, f"epoch {epoch}")
 
     def predict_out_of_fold(self, network: torch.nn.Module, store: OofStore, fold: int) -> pd.DataFrame:
-        """Predict the cases that the store lacks, and score the masks that result from the stored probabilities."""
+        """Predict the cases that the store lacks; score all cases by the masks from the stored probabilities."""
         done = set(store.ids())
         scores = []
         for row in self.iter_cases():
@@ -199,7 +200,7 @@ def summary_metrics(scores: pd.DataFrame, exp: Experiment) -> dict[str, float]:
 
 
 def _time(action: Callable[[], T], patience: float) -> tuple[float, T]:
-    """Return the duration of an action in seconds, and its result; if it took less than `patience`, call it again."""
+    """Return an action's duration in seconds and its result; time a short action (below `patience`) again."""
     start = time.monotonic()
     result = action()
     seconds = time.monotonic() - start

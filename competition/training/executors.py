@@ -1,4 +1,4 @@
-"""Executors, which run the folds of a run; the local executor runs them as processes on this machine."""
+"""Define executors, which run the folds of a run; the local executor runs each fold as a process on this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ORPHAN_PATIENCE = 300.0  # seconds in which a fold must notice the death of its 
 
 
 class Executor(Protocol):
-    """Protocol of an executor: it runs folds, several at a time."""
+    """Define the protocol of an executor, which runs folds, several at a time."""
 
     def run(
         self, jobs: Sequence[FoldJob], say: Callable[[str], None], should_stop: Callable[[], None] = lambda: None
@@ -33,7 +33,7 @@ class Executor(Protocol):
                 checkpoint and stops.
 
         Raises:
-            MaskfoldError: a fold failed. The other folds wrote a checkpoint and were stopped.
+            MaskfoldError: a fold failed. All other folds wrote a checkpoint and were stopped.
         """
 
 
@@ -53,7 +53,7 @@ class RunningFold:
 
 
 class LocalExecutor:
-    """Run one process per fold, `parallel` folds at once; with several GPUs, each fold gets its own.
+    """Run one process per fold, `parallel` folds at once; if there are several GPUs, each fold gets its own GPUs.
 
     Args:
         parallel: number of folds that run at the same time.
@@ -70,7 +70,7 @@ class LocalExecutor:
     def run(
         self, jobs: Sequence[FoldJob], say: Callable[[str], None], should_stop: Callable[[], None] = lambda: None
     ) -> None:
-        """See `Executor.run`."""
+        """Run all jobs until they end; see `Executor.run`."""
         # This command holds the run's lock, so a fold's lock can only belong to a process whose parent was killed.
         waiting = [replace(job, patience=max(job.patience, ORPHAN_PATIENCE)) for job in jobs]
         running: dict[int, RunningFold] = {}
@@ -111,7 +111,7 @@ def make_local_executor(run: HardwareConfig) -> LocalExecutor:
 
 
 def may_fork(run: HardwareConfig) -> bool:
-    """Return whether folds may be forked: if each has one process on the CPU, because CUDA does not survive a fork."""
+    """Return whether folds may be forked; each must be one process on the CPU, because CUDA does not survive a fork."""
     if run.devices > 1 or run.accelerator not in ("auto", "cpu") or not is_supported():
         return False
     if run.accelerator == "cpu":
@@ -122,7 +122,7 @@ def may_fork(run: HardwareConfig) -> bool:
 
 
 def gpus_of_slot(slot: int, devices: int, parallel: int) -> list[str] | None:
-    """Return the GPUs of the `slot`-th parallel fold; None if the GPUs need not be divided."""
+    """Return the GPUs of parallel fold number `slot`; None if the GPUs need not be divided among folds."""
     gpus = _visible_gpus()
     if len(gpus) < 2 or parallel < 2:
         return None

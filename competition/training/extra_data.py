@@ -1,6 +1,7 @@
 """Build the additional training data of a fold: pseudo-labelled images and cases of other competitions, with weights.
 
-Pseudo-labels are predictions of teachers: members of other runs that were not trained on cases that the fold validates.
+Pseudo-labels are predictions of teachers. A teacher is a member of another run that was not trained on cases that the
+fold validates.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ExtraTrainingData:
-    """Preprocessed cases of additional training data.
+    """Hold the preprocessed cases of additional training data.
 
     Attributes:
         folders: folders of the preprocessed cases.
@@ -86,7 +87,7 @@ def split_by_weight(run: Run, fold: int, prepared: dict[str, Path]) -> tuple[lis
         prepared: folder of each preprocessed case, by id.
 
     Returns:
-        The folders of the cases with weight 1, and the other cases, one kind for each weight.
+        The folders of the cases with weight 1, and `ExtraTrainingData` with one kind of data for each other weight.
     """
     ids, weighted = run.training_ids(fold), ExtraTrainingData()
     if WEIGHT not in run.cases.columns:
@@ -110,7 +111,7 @@ def check_extra_data(run: Run, jobs: Sequence[FoldJob]) -> None:
 def prepare_extra_data(
     run: Run, jobs: Sequence[FoldJob], labelled: dict[str, Path], cache: Path, context: Context
 ) -> None:
-    """Prepare all additional images, and find copies of labelled cases among them.
+    """Preprocess all additional images, and find images that are copies of labelled cases.
 
     Raises:
         MaskfoldError: an image cannot be preprocessed, or no image would be left for a fold.
@@ -214,7 +215,7 @@ def build_extra_data(job: FoldJob, run: Run, context: Context) -> ExtraTrainingD
 
 
 def exclude_leaks(run: Run, table: pd.DataFrame, fold: int, key: str) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Return the images on which a fold may train: no copies of its validation cases, and no images of their groups.
+    """Return the additional images without copies of the fold's validation cases, and without images of their groups.
 
     Args:
         run: the run.
@@ -254,7 +255,7 @@ def exclude_leaks(run: Run, table: pd.DataFrame, fold: int, key: str) -> tuple[p
 def _pseudo_label_cases(
     rows: pd.DataFrame, teachers: Sequence[Teacher], exp: Experiment, job: FoldJob, context: Context
 ) -> tuple[dict[str, Path], dict[str, Any]]:
-    """Pseudo-label the images; return the folders of the images with confident labels by id, and statistics on all."""
+    """Pseudo-label the images; return the folders of confidently labelled images by id, and statistics."""
     from competition.io import remove_all_stale_temp
 
     assert exp.pseudo is not None
@@ -343,13 +344,14 @@ class Teacher:
 
 
 def find_teachers(run: Run, job: FoldJob) -> list[Teacher]:
-    """Return a fold's teachers: members of the runs in `pseudo.from` that were not trained on its validation cases.
+    """Return a fold's teachers: members of runs in `pseudo.from` that were not trained on the fold's validation cases.
 
-    If a teacher's run has the same folds, these are the members of the same fold. A run on data of another competition
-    contributes all members.
+    If a run in `pseudo.from` has the same folds, its members of the same fold are teachers. If it was trained on data
+    of another competition, all its members are teachers.
 
     Raises:
-        MaskfoldError: a run has no such member (the message shows each leak), or has other classes (status 2).
+        MaskfoldError: a run has no member that may teach the fold (the message shows each leak), or has other classes
+            (status 2).
     """
     pseudo, protected, teachers = run.exp.pseudo, HeldOutCases(run, job.fold), []
     context = Context(job.trust)
@@ -401,7 +403,7 @@ def _same_folds_setting(run: Run, teacher_run: Run) -> str:
 
 
 def _check_same_classes(exp: Experiment, teacher_run: Run) -> None:
-    """Check that a teacher predicts the same classes; its channels are checked when its network is built."""
+    """Check that a teacher predicts the same classes; its input channels are checked when its network is built."""
     comp, teacher_comp = exp.competition, teacher_run.exp.competition
     for key in ("dimensions", "classes", "labels"):
         if getattr(comp, key) != getattr(teacher_comp, key):
@@ -421,11 +423,11 @@ def _check_same_classes(exp: Experiment, teacher_run: Run) -> None:
 
 
 class TeacherEnsemble:
-    """Predict with an ensemble of teachers, whose networks are built for the first image.
+    """Predict with an ensemble of teachers; the networks are built when the first image is predicted.
 
     Args:
         teachers: the teachers; the predictions of their runs are averaged with equal weights.
-        exp: the experiment that trains on the pseudo-labels; it defines images and device.
+        exp: the experiment that trains on the pseudo-labels; it defines the images and the device.
         cache: folder of the preprocessed cases.
         context: context with the trusted packages.
     """
@@ -436,7 +438,7 @@ class TeacherEnsemble:
 
     @property
     def is_loaded(self) -> bool:
-        """Whether networks are loaded. They are loaded for the first image that is not in the cache."""
+        """Whether the networks are loaded, which happens for the first image that is not in the cache."""
         return bool(self._networks_by_teacher)
 
     def probabilities(self, row: Any) -> np.ndarray:
@@ -486,7 +488,9 @@ class TeacherEnsemble:
 def pseudo_label_case(
     folder: Path, row: Any, teachers: TeacherEnsemble, exp: Experiment, cache: Path
 ) -> dict[str, Any]:
-    """Write an image with its pseudo-label, or only a record if its label is uncertain; the `build` of `get_or_build`.
+    """Write an image with its pseudo-label; if the label is uncertain, write only a record.
+
+    `competition.data.cache.get_or_build` calls this function as `build`.
 
     Args:
         folder: empty folder for the files of a preprocessed case.
@@ -496,8 +500,7 @@ def pseudo_label_case(
         cache: folder of the preprocessed cases.
 
     Returns:
-        The content of `case.json`. In it, `pseudo.doubt` is the reason for not using the image; empty if the image is
-        used.
+        The content of `case.json`, in which `pseudo.doubt` is the reason for not using the image (empty if it is used).
 
     Raises:
         MaskfoldError: the image cannot be read or predicted.

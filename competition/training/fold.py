@@ -1,6 +1,6 @@
 """Run one fold in its own process: `python -m competition.training.fold job.json`.
 
-The process trains the fold's network, predicts and scores the cases of the fold, and writes `result.json`.
+The process trains the fold's network, predicts and scores the validation cases, and writes `result.json`.
 """
 # ruff: noqa: E402
 
@@ -61,7 +61,7 @@ from competition.viz.curves import plot_fold_curves
 
 
 def run_fold(job: FoldJob, say: Callable[[str], None] = print, start_time: float | None = None) -> FoldResult:
-    """Train a fold's network, predict out of fold, and score. If the process is killed, another call resumes.
+    """Train a fold's network, and predict and score its validation cases; after a kill, another call resumes.
 
     Args:
         job: the fold.
@@ -104,8 +104,8 @@ def load_run_for_job(job: FoldJob) -> Run:
     """Load the run, and give this process its share of the fold's threads.
 
     Raises:
-        MaskfoldError: the run's folder was edited, or one of these has changed since the run was started: a file that
-            the YAML names, or the weights of another run that this run starts from or learns from.
+        MaskfoldError: the run's folder was edited; or, since the run was started, a file that the YAML names has
+            changed, or weights of another run that this run starts from or learns from.
     """
     run = load_run(job.run, job.trust)
     check_contents(run.folder, run.exp, run_contents(run.exp, None, missing_ok=True), source_digests(run.exp))
@@ -115,9 +115,9 @@ def load_run_for_job(job: FoldJob) -> Run:
 
 
 def run_worker(job: FoldJob) -> None:
-    """Train in one of the fold's other processes.
+    """Train in one of the fold's additional processes.
 
-    There is one such process for each further device, and it only takes steps.
+    Each device except the first has an additional process, which only takes training steps.
 
     Raises:
         MaskfoldError: the fold failed in a way that the user can correct.
@@ -212,7 +212,7 @@ def _total_size(cases: pd.DataFrame) -> int:
 def predict_and_score(
     job: FoldJob, run: Run, trainer: Trainer, weights: Path
 ) -> tuple[float | None, dict[str, float | None]]:
-    """Predict and score the fold's cases, and the held-out test share if there is one, with the final weights."""
+    """Predict and score the fold's validation cases, and the held-out test share if any, with the final weights."""
     if trainer.evaluator is None:
         return None, {}
     network = trainer.unwrapped_model
@@ -307,7 +307,7 @@ class StopSignal:
 
 
 def main(path: str) -> int:
-    """Run the fold's process: log to standard output, write `error.json` for the parent, and return the exit status."""
+    """Run the fold's process: log to standard output, write errors to `error.json`, and return the exit status."""
     install_redaction()
     try:
         job = FoldJob.read(Path(path))
@@ -348,14 +348,14 @@ def main(path: str) -> int:
 
 
 def forked_main(path: str) -> int:
-    """Run `main` in a fork of a process that has imported the libraries; the time budget starts now."""
+    """Run `main` in a process that was forked after the imports; the time budget starts with this call."""
     global PROCESS_START
     PROCESS_START = time.monotonic()
     return main(path)
 
 
 def worker_main(job: FoldJob) -> int:
-    """Run one of the fold's other processes. If its exit status is not 0, Fabric ends the main process."""
+    """Run an additional process of the fold. If its exit status is not 0, Fabric ends the main process."""
     try:
         run_worker(job)
     # The error occurs in all processes or, if one of this process's cases caused it, only in this one.

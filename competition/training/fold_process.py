@@ -38,7 +38,7 @@ OPTIONAL_MODULES = ("albumentations.pytorch", "monai.losses", "monai.networks.ne
 
 
 class Process(Protocol):
-    """Protocol of a fold's process. `subprocess.Popen` and `ForkedProcess` have these methods."""
+    """Define the protocol of a fold's process, which `subprocess.Popen` and `ForkedProcess` satisfy."""
 
     def poll(self) -> int | None:
         """Return the exit status; None while the process runs."""
@@ -59,7 +59,7 @@ class ErrorPipe:
     pipe: int = -1
 
     def read_error(self) -> str:
-        """Return the error that ended the process, as JSON; empty if there was no error or the process was killed."""
+        """Return the error that ended the process, as JSON; empty without an error, or if the process was killed."""
         if self.pipe < 0:
             return ""
         pipe, self.pipe = self.pipe, -1
@@ -87,9 +87,9 @@ def start_fold(
     Args:
         job: the fold.
         command: command to which the path of `job.json` is appended; None: `python -m competition.training.fold`.
-        gpus: the GPUs that the process can see; None: as in the environment.
+        gpus: the GPUs that the process can see; None: the GPUs of the environment.
         forked: whether to fork the process from this process's server, see `competition.fork_server`. This requires
-            the CPU, and `command` None.
+            training on the CPU, and that `command` is None.
 
     Raises:
         MaskfoldError: the folder is not writable.
@@ -144,9 +144,9 @@ def _fork(path: Path, environment: Mapping[str, str], output: IO[bytes], writer:
 
 
 def stop_folds(processes: Sequence[Process]) -> None:
-    """Terminate processes, which then write a checkpoint and end.
+    """Stop folds: terminate their processes, so that each writes a checkpoint and ends.
 
-    Kill processes that do not end; after Ctrl-C, kill all.
+    Kill processes that do not end. On Ctrl-C during the wait, kill all processes.
     """
     try:
         for process in processes:
@@ -172,7 +172,7 @@ def raise_for_status(job: FoldJob, status: int, error: str = "") -> None:
 
     Raises:
         MaskfoldError: the fold failed.
-        KeyboardInterrupt: a signal stopped it.
+        KeyboardInterrupt: a signal stopped the fold.
     """
     if status == 0:
         return
@@ -212,7 +212,7 @@ class LogTail:
     """Follow the output of a fold; forward whole lines, except warnings of libraries.
 
     Args:
-        job: the fold, on this machine or on another machine that shares the folder.
+        job: the fold, which runs on this machine, or on another machine that shares the folder.
         say: function that receives lines for the user.
     """
 

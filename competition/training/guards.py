@@ -36,7 +36,7 @@ REPEATS = 5  # how often `bf16_is_deterministic` computes the gradients
 
 
 class MicroBatchResult(NamedTuple):
-    """Hold the result of one micro-batch, or of one part of a micro-batch."""
+    """Hold the losses and cases of one micro-batch, or of a part of a micro-batch."""
 
     losses: dict[str, Tensor]  # the loss and its terms, scalars
     cases: Tensor  # (b,) case indices
@@ -46,14 +46,14 @@ class MicroBatchResult(NamedTuple):
 class NonFiniteGuard:
     """Detect non-finite losses and gradients, and undo the step that caused them; `training.on_nan` sets the reaction.
 
-    All processes of a fold check the same values (means over the processes), so they all make the same decision.
+    All processes of a fold check the same values (means over the processes), so that all make the same decision.
 
     Args:
         exp: the experiment; `training.on_nan`, `training.on_oom` and `training.clip_gradient` are read.
-        fabric: launched.
+        fabric: Fabric after `launch`.
         distributed: the processes of the fold.
         network: network without Fabric's wrapper; `rollback` restores its buffers.
-        case_id: function that returns the id of a case, given its index.
+        case_id: function that returns the id of the case with an index.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class NonFiniteGuard:
         self._saved_buffers = [buffer.clone() for buffer in self._buffers]
 
     def snapshot(self) -> None:
-        """Copy the network's buffers (e.g. batch statistics), because the forward pass of a bad batch corrupts them."""
+        """Copy the network's buffers (e.g. batch statistics), because a non-finite forward pass corrupts them."""
         self._unscaled = False
         if self._buffers:
             torch._foreach_copy_(self._saved_buffers, self._buffers)
@@ -193,7 +193,7 @@ class OutOfMemoryGuard:
         self._logged_windows: int | None = None
 
     def micro_batch_size(self, halved: int) -> int:
-        """Return the number of samples in a micro-batch that was halved `halved` times."""
+        """Return the number of samples in a micro-batch after it was halved `halved` times."""
         return -(-self.batch_size // 2**halved)
 
     def split(self, batch: dict[str, Any], halved: int) -> list[dict[str, Any]]:
@@ -205,10 +205,10 @@ class OutOfMemoryGuard:
         return [dict(zip(chunks, part, strict=True)) for part in zip(*chunks.values(), strict=True)]
 
     def run(self, work: Callable[[], T], halved: int, step: int) -> T | None:
-        """Run the function `work` of a step; return None if memory ran out and smaller parts must be used.
+        """Run the function `work` of a step; return None if memory ran out, so that the caller must use smaller parts.
 
         Raises:
-            MaskfoldError: memory ran out and `training.on_oom` is `stop`, or the parts have one sample already.
+            MaskfoldError: memory ran out, and `training.on_oom` is `stop` or the parts have only one sample.
         """
         try:
             return work()
@@ -251,7 +251,7 @@ class OutOfMemoryGuard:
 
 @contextmanager
 def oom_as_error(doing: str) -> Iterator[None]:
-    """Convert an out-of-memory exception in the block to an error that names the YAML keys to lower.
+    """Convert an out-of-memory exception in the `with` block to an error that names the YAML keys to lower.
 
     Args:
         doing: description of the work for the message, e.g. `training fold 0`.

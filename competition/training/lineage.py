@@ -1,9 +1,9 @@
 """Record the lineage of a network: all cases on which the network was trained, directly or through other networks.
 
-A fold is trained on labelled cases and on images with pseudo-labels of other networks, and may start from weights
-(`init_from`). The lineage of the fold includes the training cases of these networks and weights; the fold must not
-validate any of these cases. The lineage of a run without such networks follows from its `cases.csv` and `folds.csv`.
-Other runs store the whole lineage in each member's `lineage.json`, so that it does not depend on the earlier runs.
+A fold may train on images with pseudo-labels of other networks, and may start from weights of another network
+(`init_from`). The lineage of the fold includes the training cases of these networks, and the fold must not validate any
+of these cases. If no other network is involved, the lineage follows from `cases.csv` and `folds.csv`. Otherwise each
+member stores its whole lineage in `lineage.json`, which does not depend on the earlier runs.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ MAX_SHOWN = 8  # maximum number of leaks in an error message
 
 @dataclass(frozen=True)
 class TrainingCases:
-    """Hold cases on which a network was trained in one way, such as by pseudo-labels.
+    """Hold the cases on which a network was trained in one way, e.g. by pseudo-labels.
 
     Attributes:
         how: `BY_LABELS`, `BY_PSEUDO_LABELS` or `BY_EXTRA_CASES`.
         competition: name of the cases' competition.
         root: the competition's folder at the time of the training.
         cases: (id, group, SHA-256 of the image) of each case.
-        chain: the networks through which the cases influenced this network, nearest first, e.g. `started from
-            name/hash/fold_0`.
-        weight: how often a case was drawn relative to a labelled case.
+        chain: descriptions of the networks through which the cases influenced this network, nearest first, e.g.
+            `started from name/hash/fold_0`.
+        weight: frequency with which a case was drawn, relative to a labelled case.
     """
 
     how: str
@@ -72,7 +72,7 @@ class Leak:
 
     Attributes:
         member: the network.
-        source: training cases of the network, some of which are the leak.
+        source: training cases of the network that include the leaked cases.
         cases: the cases in `source` that the fold validates, each with the reason as text.
     """
 
@@ -89,7 +89,7 @@ class Leak:
 
 @dataclass
 class HeldOutCases:
-    """Hold the cases that a fold validates and those of the test share, with ids, groups and image hashes.
+    """Hold ids, groups and image hashes of a fold's validation cases and of the test share.
 
     Args:
         run: the run.
@@ -187,13 +187,13 @@ def initial_weights_cases(run: Run, fold: int, context: Context = Context()) -> 
 
 
 def cases_via(how: str, run: Run, fold: int, seed: int, context: Context = Context()) -> list[TrainingCases]:
-    """Return the training cases of another run's member; their `chain` begins with `how` and the member's name."""
+    """Return the training cases of another run's member; put `how` and the member's name in front of each `chain`."""
     step = f"{how} {member_name(run, fold, seed)}"
     return [replace(source, chain=(step, *source.chain)) for source in training_cases(run, fold, seed, context)]
 
 
 def find_leaks(member: str, sources: Iterable[TrainingCases], protected: HeldOutCases) -> list[Leak]:
-    """Return a leak for each source that contains cases of a fold's validation set."""
+    """Return a leak for each source that contains cases that a fold validates."""
     return [Leak(member, source, cases) for source in sources if (cases := protected.overlaps(source))]
 
 
@@ -205,7 +205,7 @@ def format_leaks(all_leaks: Sequence[Leak]) -> str:
 
 
 def check_initial_weights(source: Path, job: FoldJob, run: Run) -> Path:
-    """Check the run `source` from which this fold starts, and return its weight file.
+    """Check the run `source` from which this fold starts, and return the weight file to start from.
 
     Args:
         source: another run's folder.
@@ -213,7 +213,7 @@ def check_initial_weights(source: Path, job: FoldJob, run: Run) -> Path:
         run: the run of the fold.
 
     Returns:
-        The path of the weights of the same fold; a fit on all cases starts from a fit on all cases.
+        The path of the weights of the same fold (for a fit on all cases, of the source's fit on all cases).
 
     Raises:
         MaskfoldError: the weights do not exist, were changed after the source's fold finished, or were trained on a
@@ -313,10 +313,10 @@ def checkpoint_origin(folder: Path, fold: int, seed: int) -> dict[str, Any]:
 def check_origin(found: Any, expected: dict[str, Any], path: Path) -> None:
     """Check that a checkpoint belongs to its fold.
 
-    The network of another fold was trained on cases that this fold validates.
+    A checkpoint of another fold must not be used, because its network was trained on cases that this fold validates.
 
     Args:
-        found: `checkpoint_origin` in the checkpoint; None if the checkpoint's version did not record it.
+        found: `checkpoint_origin` in the checkpoint; None if the checkpoint's version did not record an origin.
         expected: `checkpoint_origin` of the fold.
         path: path of the checkpoint.
 

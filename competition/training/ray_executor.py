@@ -40,7 +40,7 @@ SHARED_FOLDER_HINT = (
 class RayExecutor:
     """Run one Ray task per fold, `run.parallel_folds` tasks at once, on any machine with free resources.
 
-    If there is no cluster, Ray starts one on this machine, which ends with this process.
+    If there is no cluster, Ray starts a cluster on this machine, which ends with this process.
 
     Args:
         run: the experiment's `run:` section.
@@ -53,7 +53,7 @@ class RayExecutor:
     def run(
         self, jobs: Sequence[FoldJob], say: Callable[[str], None], should_stop: Callable[[], None] = lambda: None
     ) -> None:
-        """See `Executor.run`."""
+        """Run all jobs until they end; see `Executor.run`."""
         ray = connect_ray()
         resources = FoldResources.from_settings(
             self.settings, [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -101,7 +101,7 @@ class FoldResources:
             machines: number of `CPU` and `GPU` of each machine; a machine without CPUs gets no folds.
 
         Raises:
-            MaskfoldError: no machine has these resources.
+            MaskfoldError: no machine has the resources.
         """
         gpus = run.gpus
         if gpus is None:
@@ -153,7 +153,7 @@ def connect_ray() -> Any:
 def run_fold_task(
     job_json: str, working_folder: str, command: Sequence[str] | None, without_gpu: bool, version: str
 ) -> MaskfoldError | KeyboardInterrupt | None:
-    """Run the process of a fold on this machine, from the first step or the last checkpoint.
+    """Run the process of a fold on this machine; start it, or resume it from its last checkpoint.
 
     This function is the Ray task.
 

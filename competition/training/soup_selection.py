@@ -1,4 +1,4 @@
-"""Predict the cases of a fold with its soup, and select either the soups or the plain weights of a run.
+"""Predict the cases of a fold with its soup (averaged checkpoints), and select the soups or the plain weights of a run.
 
 The selection compares out-of-fold scores. For the reported nested score, the selection for each fold uses only the
 other folds.
@@ -40,9 +40,9 @@ def predict_with_soup(
 ) -> dict[str, Any] | None:
     """Write a fold's soup and the soup's out-of-fold predictions, next to the files of the plain weights.
 
-    Each half of the validation cases is predicted with the checkpoints that the other half selected, so no case
-    influences the selection that predicts it. The written weights are the average of the checkpoints that all cases
-    selected.
+    Each half of the validation cases is predicted with the checkpoints that the other half selected, so no case is
+    predicted by checkpoints that it helped to select. The written weights are the average of the checkpoints that all
+    cases selected.
 
     Args:
         job: the fold.
@@ -106,7 +106,7 @@ def _write_soup(path: Path, trainer: Trainer) -> None:
 
 
 def _in_case_order(tables: list[pd.DataFrame], ids: pd.Series[str]) -> pd.DataFrame:
-    """Return the rows of both halves in the order of the cases."""
+    """Return the score rows of both halves in the order of the cases."""
     import pandas as pd
 
     position = {case: number for number, case in enumerate(ids)}
@@ -196,8 +196,9 @@ def select_soup(run: Run) -> dict[str, Any] | None:
 
     Returns:
         The entries of `compare_soup`, and: `k`; `fewest` (smallest number of checkpoints in a member's soup, because a
-            time budget may end before k are validated); `flattered` (mean over members of the score on the cases that
-            selected the weights); `members` (mean over members of the cross-fitted score). None if there is no soup.
+            time budget may end before k are validated); `flattered` (optimistic score on the cases that selected the
+            weights, mean over members); `members` (mean over members of the cross-fitted score). None if there is no
+            soup.
     """
     import pandas as pd
 
@@ -241,7 +242,7 @@ def compare_soup(
 
     Args:
         plain: score rows of the plain weights.
-        soup: score rows of the same cases, predicted with averages that these cases did not select.
+        soup: score rows of the same cases; no case was predicted by checkpoints that it helped to select.
         metric: metric of the competition.
         part_of: part of each case, which is its fold, or its half if there is only one fold.
         seed: seed of the bootstrap.
@@ -249,9 +250,9 @@ def compare_soup(
 
     Returns:
         `plain` and `soup` (the scores), each with its 95 % interval (`plain_low`, `plain_high` and so on); `gain`,
-        `low` and `high` (the paired gain and its interval); `nested` (the nested score); `chosen` (the parts whose
-        selection in the nested score is the soup); `parts` (number of parts); `kept` (whether the soup is selected on
-        all cases together).
+        `low` and `high` (the paired gain and its interval); `nested` (the nested score); `chosen` (the parts for which
+        the nested score uses the soup); `parts` (number of parts); `kept` (whether the soup is selected on all cases
+        together).
     """
     import pandas as pd
 

@@ -52,7 +52,7 @@ PACE_STEP = 3  # without a time budget, a process logs its pace after this many 
 
 @dataclass
 class TrainerState:
-    """Count what a fold's training has done. The checkpoint stores these plain numbers under these names."""
+    """Hold the counters of a fold's training; the checkpoint stores them as plain numbers under the same names."""
 
     step: int = 0  # finished optimiser steps
     seconds: float = 0.0  # seconds since the fold started, including earlier processes
@@ -69,7 +69,7 @@ class TrainerState:
 
     @classmethod
     def from_checkpoint(cls, values: dict[str, Any]) -> TrainerState:
-        """Return the counters of a checkpoint; counters that an older checkpoint lacks have their default."""
+        """Return the counters of a checkpoint; counters that are missing in an older checkpoint have their default."""
         return cls(**{"ended": values["step"], **values})
 
     def add_losses(self, losses: dict[str, float]) -> None:
@@ -87,7 +87,7 @@ class TrainerState:
         return {name: count for name, count in counts.items() if count}
 
     def early_stop_reason(self, stopping: EarlyStoppingConfig, dice: list[float]) -> str:
-        """Return the reason to stop after a validation with this Dice per class; empty to continue."""
+        """Return the reason for early stopping after a validation with this Dice per class; empty to continue."""
         reason = ""
         if stopping.patience is not None and self.stale >= stopping.patience:
             reason = f"no better score in {self.stale} validations"
@@ -127,7 +127,7 @@ class Trainer:
         start_time: `time.monotonic()` at the start of the process.
         stop_reason: function that returns the reason to stop now, or an empty string.
         context: context with the trusted packages and the log.
-        compiled: `model` compiled by torch, for the training steps; if None, they use `model` itself.
+        compiled: `model` compiled by torch, for the training steps; None: the training steps use `model` itself.
         final_share: total size of the cases that the fold predicts at its end, divided by the total size of its
             validation cases.
     """
@@ -219,10 +219,10 @@ class Trainer:
         self.distributed.close()
 
     def _measure_pace(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """Time a few trial steps, which are undone, and a validation case; then estimate the number of steps.
+        """Time a few trial steps and a validation case, undo the steps, and estimate the number of training steps.
 
         Returns:
-            The same batches, from the first one on.
+            All batches, starting with the first.
         """
         assert self.budget.seconds is not None
         replayable = ReplayableBatches(batches)
@@ -308,21 +308,21 @@ class Trainer:
         torch.manual_seed(child_seed(self.seed, self.fold, epoch, sample, "torch"))
 
     def _set_learning_rate(self) -> None:
-        """Set the learning rate of this step from the schedule, halved once per restore after a non-finite step."""
+        """Set the learning rate of this step from the schedule; each restore after a non-finite step has halved it."""
         fraction_done = self.budget.fraction_done(self.state.step)
         multiplier = self.schedule.multiplier(fraction_done) * 0.5**self.state.restored
         for group, base_lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base_lr * multiplier
 
     def _freeze_encoder(self) -> None:
-        """Keep the encoder's weights in the first `training.freeze_encoder` steps, and train them from then on."""
+        """Freeze the encoder's weights in the first `training.freeze_encoder` steps, and train them afterwards."""
         if not self.exp.training.freeze_encoder:
             return
         frozen = self.state.step < self.exp.training.freeze_encoder
         find_encoder(self.unwrapped_model, "training.freeze_encoder").requires_grad_(not frozen)
 
     def _backward(self, batches: Iterator[Any]) -> list[MicroBatchResult]:
-        """Accumulate the gradient of one step over its micro-batches, which are split further if memory ran out."""
+        """Accumulate the gradient of one step over its micro-batches, which are smaller if memory has run out."""
         cfg, results = self.exp.training, []
         for micro_step in range(cfg.accumulate):
             parts = self.oom_guard.split(next(batches), self.state.halved)
@@ -362,7 +362,7 @@ class Trainer:
         return True
 
     def _after_step(self, step_start: float) -> None:
-        """Do the tasks of the main process after a step: time budget, end of an epoch, checkpoints, stop signals."""
+        """Handle time budget, end of an epoch, checkpoints and stop signals after a step, in the main process."""
         self.budget.update_from_clock(self.state.step, self.elapsed_seconds(), self.reserved_seconds)
         self.state.epoch_seconds += time.monotonic() - step_start
         if self._epoch_finished():
@@ -387,7 +387,7 @@ class Trainer:
         return step > self.state.ended and (step % self.steps_per_epoch == 0 or self.budget.is_done(step))
 
     def _end_epoch(self, last: bool) -> None:
-        """Log the epoch, validate if it is due, decide whether to stop, and save a checkpoint."""
+        """End an epoch: validate if a validation is due, log, decide whether to stop, and save a checkpoint."""
         cfg, state = self.exp.training, self.state
         epoch = self.epoch
         steps = state.step - (epoch - 1) * self.steps_per_epoch
@@ -443,7 +443,7 @@ class Trainer:
         return score
 
     def train_loader(self) -> DataLoader[Any]:
-        """Return the endless batches of this process, starting with those of the next step."""
+        """Return an endless iterator over the batches of this process, starting with the next step."""
         cfg, run = self.exp.training, self.exp.run
         sampler = BatchSampler(
             start=self.state.step * cfg.accumulate,
@@ -470,7 +470,7 @@ class Trainer:
         return self.eval_model
 
     def final_weights(self) -> dict[str, Tensor]:
-        """Return the weights for prediction: the last or the best weights, averaged over `training.average` epochs."""
+        """Return the weights for prediction: the last or best weights, averaged over `training.average` epochs."""
         return self.averager.average() or dict(self.ema_model().state_dict())
 
     # Checkpoints
@@ -486,7 +486,7 @@ class Trainer:
         self.schedule.load_state_dict(state["schedule"])
 
     def save_checkpoint(self, good: bool = False) -> None:
-        """Write the checkpoint; with `good`, also write the checkpoint to which `training.on_nan: restore` returns."""
+        """Write the checkpoint; if `good`, write also the checkpoint that `training.on_nan: restore` restores."""
         self.state.seconds = self.elapsed_seconds()
         for name in (GOOD_CHECKPOINT, LAST_CHECKPOINT) if good else (LAST_CHECKPOINT,):
             save_checkpoint(
@@ -502,10 +502,10 @@ class Trainer:
         self.last_save_time = time.monotonic()
 
     def drop_tensors(self) -> None:
-        """Replace the checkpoint by one without tensors, and remove the other files that only training reads.
+        """Replace the checkpoint by a checkpoint without tensors, and remove other files that only training reads.
 
-        `weights.safetensors` has the network, and nothing needs the optimiser's state any more. The checkpoint keeps
-        its plain values: if the fold's result is deleted, the fold can be scored again from its weights.
+        `weights.safetensors` has the network, and the optimiser's state is no longer needed. The plain values stay, so
+        that a fold whose result was deleted can be scored again from its weights.
         """
         if not (self.folder / PLAIN_WEIGHTS).exists():
             raise ValueError(f"{self.folder} has no {PLAIN_WEIGHTS}")
@@ -547,7 +547,7 @@ class Trainer:
         self.context.say(f"resumed from step {self.state.step}")
 
     def _check_trained(self, path: Path) -> None:
-        """Check that a fold with a checkpoint without tensors has finished training and has its weights.
+        """Check that a fold whose checkpoint has no tensors has finished training and has its weights.
 
         Raises:
             MaskfoldError: the training has not ended, or the weights are missing.

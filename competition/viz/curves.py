@@ -45,7 +45,7 @@ def plot_fold_curves(path: Path, metrics_jsonl: Path, direction: Direction = Dir
 
 
 def read_curves(metrics_jsonl: Path) -> dict[str, Curve]:
-    """Read every metric by epoch, in the order of the file; several values of one epoch are averaged.
+    """Read the values of every metric by epoch, in the order of the file; several values of one epoch are averaged.
 
     A non-finite value becomes nan, which is a gap in the curve.
     """

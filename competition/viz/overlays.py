@@ -65,8 +65,9 @@ def draw_case(
 ) -> None:
     """Draw image, truth and prediction side by side: one row for a 2D image, three orthogonal slices for a volume.
 
-    Without a truth, only image and prediction are drawn. The slices of a volume are those with the most truth, else
-    those with the most prediction, else the middle slices. All classes have the same weight in this choice.
+    Without a truth, only image and prediction are drawn. A volume is drawn in the slices with the most truth; without
+    truth, in the slices with the most prediction; without both, in the middle slices. All classes have the same weight
+    in this choice.
 
     Args:
         path: the PNG file, written atomically.
@@ -79,8 +80,8 @@ def draw_case(
         spacing: mm per voxel along each axis; None: isotropic.
         affine: 4×4 voxel to world of a volume, which is then drawn in radiological convention (head up, front up in
             axial slices, the patient's right side on the left); None: the volume is drawn in the file's orientation.
-        dice: Dice per class for the legend, nan for a class that is absent from truth and prediction; None: computed
-            here.
+        dice: Dice per class for the legend, nan for a class that is absent from truth and prediction; None: this
+            function computes it.
     """
     from matplotlib.figure import Figure
 
@@ -244,7 +245,7 @@ def draw_finding(
 ) -> None:
     """Draw truth, prediction and their difference side by side in one slice, and mark a point.
 
-    Of slices larger than `MAX_CROP` pixels, the part around the point is drawn.
+    If a slice is larger than `MAX_CROP` pixels, only the part around the point is drawn.
 
     Args:
         path: the PNG file, written atomically.
@@ -307,7 +308,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def class_colour(index: int) -> RGB:
-    """Return the colour of a class, which is the same in all figures: from the palette, then in golden-angle steps."""
+    """Return the colour of a class, which is the same in all figures: a palette colour, then golden-angle steps."""
     import colorsys
 
     if index < len(PALETTE):
@@ -386,7 +387,7 @@ class SlicePlane(NamedTuple):
 def _foreground_profiles(layers: Iterable[Array], shape: Sequence[int]) -> list[NDArray[np.float64]]:
     """Return the amount of foreground per slice for each axis.
 
-    Classes are normalised, so that small classes count as much as large ones.
+    Each class is normalised, so that small and large classes count equally.
     """
     profiles = [np.zeros(size) for size in shape]
     for layer in layers:  # process one layer at a time, because volumes are large
@@ -398,7 +399,7 @@ def _foreground_profiles(layers: Iterable[Array], shape: Sequence[int]) -> list[
 
 
 def _select_planes(profiles: Sequence[Array], spacing: Sequence[float] | None, is_stack: bool) -> list[SlicePlane]:
-    """Select slices and their orientation.
+    """Select the slices to draw, and their orientation.
 
     2D images and stacks have rows downwards; NIfTI volumes have x to the right and z up.
 
@@ -509,7 +510,7 @@ def _label(name: str, dice: Mapping[str, float] | None) -> str:
 def _draw_legend(figure: Figure, entries: Sequence[tuple[RGB, str]], ignored: bool) -> None:
     """Draw a legend of the classes that are present.
 
-    If there are more than `MAX_LEGEND_ENTRIES`, only their number is drawn.
+    If there are more than `MAX_LEGEND_ENTRIES` classes, only their number is drawn.
     """
     from matplotlib.patches import Patch
 
@@ -528,7 +529,7 @@ def _draw_legend(figure: Figure, entries: Sequence[tuple[RGB, str]], ignored: bo
 
 
 def _legend_entries(comp: Competition, truth: Array, masks: tuple[Array, Array]) -> list[tuple[RGB, str]]:
-    """Return legend entries for the classes that are present, then for the colours of the difference panel."""
+    """Return the legend's entries: first the classes that are present, then the colours of the difference panel."""
     present: list[Any] = [
         index
         for index, class_truth in enumerate(label_to_class_masks(truth, comp))

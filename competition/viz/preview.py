@@ -49,7 +49,7 @@ def load_picture(comp: Competition, row: Any) -> Image:
 
 
 def load_unchanged_picture(comp: Competition, row: Any) -> Image:
-    """Read the image of a case with `load_picture`, and check that its files have not changed since the run began.
+    """Read the image of a case with `load_picture`, and check that the files have not changed since the run began.
 
     Raises:
         ChangedDataError: a file has changed.
@@ -60,7 +60,7 @@ def load_unchanged_picture(comp: Competition, row: Any) -> Image:
 
 
 def _read_reduced(path: Path, exif: bool) -> NDArray[np.float32] | None:
-    """Return the reduced channels (C, rows, columns) of a TIFF; None if it is small or cannot be read in parts."""
+    """Return the reduced channels (C, rows, columns) of a TIFF; None if it is small or unreadable in parts."""
     import tifffile
 
     with open_tiff(path) as file:

@@ -24,7 +24,7 @@ BLOCK_PIXELS = 2**22
 
 
 def reduction_step(shape: Sequence[int]) -> int:
-    """Return how many rows and columns of a slice (rows, columns) are averaged to one pixel; 1: no reduction."""
+    """Return the side of the squares of pixels that are averaged for a slice (rows, columns); 1: no reduction."""
     longest = max(shape)
     return 1 if longest <= MAX_SIDE else math.ceil(longest / REDUCED_SIDE)
 
@@ -51,8 +51,8 @@ def reduce_mask(mask: Array, step: int, value: int | None = None) -> NDArray[np.
 
     Args:
         mask: (…, rows, columns).
-        step: side of the squares; for 1, the mask is returned.
-        value: value of the pixels in `mask` that count; None: `mask` is bool.
+        step: side of the squares; 1 returns the mask unchanged.
+        value: value in `mask` of the pixels to keep; None: `mask` is bool.
     """
     if step == 1:
         return np.asarray(mask if value is None else mask == value)
@@ -79,7 +79,7 @@ def reduce_truth(truth: Array, comp: Competition, step: int) -> NDArray[np.uint8
 
 
 def _blocks(shape: Sequence[int], step: int) -> Iterator[tuple[slice, slice]]:
-    """Yield, block by block, the range of rows in the result and the range of rows in the input (…, rows, columns)."""
+    """Yield blocks of rows: the range of rows in the result, and the range of rows in the input (…, rows, columns)."""
     rows, width = shape[-2], math.prod(shape[:-2]) * shape[-1]
     count = max(1, BLOCK_PIXELS // (step * width))  # number of rows of the result per block
     for first in range(0, math.ceil(rows / step), count):

@@ -74,7 +74,7 @@ def style_axes(axes: Axes, title: str, xlabel: str = "", ylabel: str = "") -> No
 
 
 def show_empty_text(axes: Axes, text: str) -> None:
-    """Write into an empty panel why it is empty."""
+    """Write a text into an empty panel, e.g. the reason why it is empty."""
     axes.text(
         0.5,
         0.5,

@@ -35,7 +35,7 @@ def test_servers_let_nobody_else_in_unless_they_are_asked_to(monkeypatch: pytest
     import inspect
     from types import SimpleNamespace
 
-    from competition.cli.main import ui
+    from competition.cli.commands_runs import ui
     from competition.tracking import server
     from competition.tracking.store import find_mlflow_store
     from competition.training import ray_executor as executor

@@ -51,7 +51,7 @@ def file_stamp(path: Path) -> FileStamp:
 
 
 def is_settled(stamp: FileStamp) -> bool:
-    """Return whether the last write of a file is so long ago that another write would change its stamp."""
+    """Return whether a file was last written long enough ago that another write would change its stamp."""
     return time.time() - max(stamp[2:4] + stamp[6:]) / 1e9 > SETTLED_SECONDS
 
 
@@ -100,7 +100,7 @@ def image_digest(comp: Competition, channels: list[Files], digest: Digest = file
 
 
 def label_files(masks: dict[str, Any] | None) -> list[Files]:
-    """Return the label files of a case as paths or lists of a stack's paths; the region mask comes last."""
+    """Return the label files of a case, the region mask last; a stack is a list of paths."""
     if masks is None:
         return []
     region = [masks["region"]] if "region" in masks else []
@@ -136,10 +136,10 @@ def truth_parts(comp: Competition, masks: dict[str, Any] | None, digest: Digest 
 def reading_parts(
     comp: Competition, header: Header, channels: list[Files], masks: dict[str, Any] | None
 ) -> list[bytes]:
-    """Return a part of the content hash for files that earlier versions read as different arrays; usually empty.
+    """Return a part of the content hash that marks files which earlier versions read differently; usually empty.
 
-    Examples are files whose axes are reordered, and files with a `Header.plain_spacing`. Because of this part, the hash
-    differs from that of earlier versions, so cases that earlier versions cached are not used.
+    Examples are files whose axes are reordered, and files with a `Header.plain_spacing`. This part changes the hash, so
+    that a case cached by an earlier version is not used.
 
     Args:
         comp: the competition.

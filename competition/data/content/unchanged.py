@@ -62,7 +62,7 @@ def load_unchanged_mask(comp: Competition, row: Any) -> np.ndarray:
 
 
 def load_unchanged_objects(comp: Competition, row: Any) -> CaseObjects:
-    """Number the objects of a case with `load_objects`, and check that its files have not changed.
+    """Number the objects of a case with `load_objects`, and check that its files have not changed since the run began.
 
     Raises:
         ChangedDataError: a file has changed.
@@ -79,8 +79,8 @@ def unchanged_files(
     """Check that a case's files, which the block reads, have the digests in the case table.
 
     The readers take paths, so the files are read twice: once for decoding and once for hashing. If a file changes
-    between the two, its stamp changes (see `file_stamp`). So stamps are taken before and after the block, and digests
-    in between. A change that restores inode, size and both times of a file is not noticed.
+    between the two reads, its stamp changes (see `file_stamp`). So the function takes stamps before and after the
+    block, and digests in between. It does not notice a change that restores inode, size and both times of a file.
 
     Args:
         comp: the competition.
@@ -119,7 +119,7 @@ def unchanged_files(
 def check_truth_unchanged(comp: Competition, rows: Iterable[Any]) -> int:
     """Check that the truth of cases has not changed.
 
-    Call this function if stored results are used and no mask is read again.
+    Call this function before stored results are used without reading the masks again.
 
     Args:
         comp: the competition.
@@ -151,7 +151,7 @@ def _check_image(comp: Competition, row: Any, digest: Digest) -> None:
 
 
 def _check_truth(comp: Competition, row: Any, digest: Digest) -> None:
-    """Check only the truth of a case: its digests and the table's `image_hash` must give the table's `hash`."""
+    """Check the truth of a case, but not its images: compare `hash` of the table with the truth's current digests."""
     masks, case_id = json.loads(get_column(row, "masks")), get_column(row, "id")
     channels = list(json.loads(get_column(row, "images")).values())
     names = ", ".join(display_name(files) for files in label_files(masks)[:3]) or str(comp.train.rle)

@@ -30,7 +30,7 @@ def itk_header(path: Path, dimensions: int) -> Header:
 
 
 def itk_pixels(path: Path, dimensions: int, labels: bool) -> Image:
-    """Read voxels as (C, X, Y, Z): components and a fourth axis become the channels.
+    """Read voxels as (C, X, Y, Z): the components of a voxel, or a fourth axis, become the channels.
 
     Integers keep their dtype; floating-point values become float32. `labels` is ignored.
     """

@@ -117,7 +117,7 @@ def _check_extensions(path: Path, head: bytes, file: gzip.GzipFile | BufferedRea
 
 @contextmanager
 def _read_to_end(path: Path, image: Any) -> Iterator[Any]:
-    """Yield the voxels. After the block, read a gzip file to its end, so that gzip verifies the checksum there."""
+    """Yield the voxels; after the block, read a gzip file to its end, where gzip verifies the checksum."""
     voxels = image.dataobj
     if path.suffix.lower() != ".gz":
         yield voxels
@@ -160,7 +160,7 @@ def _nifti_header(path: Path, image: Any, dimensions: int) -> Header:
 def _nifti_geometry(
     path: Path, image: Any, dimensions: int
 ) -> tuple[tuple[float, ...], tuple[float, ...] | None, np.ndarray]:
-    """Return the spacing, the spacing in pixdim if it differs, and the affine, all in mm.
+    """Return the spacing of the affine, the spacing in pixdim if it differs, and the affine, all in mm.
 
     The spacing comes from the affine, which determines the positions of voxels: it is the length of the affine's
     columns. If pixdim agrees with it within `PIXDIM_ROUNDING`, pixdim is returned, because it has no rounding errors.

@@ -65,7 +65,7 @@ def raster_pixels(path: Path, dimensions: int, labels: bool) -> Image:
         path: the file.
         dimensions: 2.
         labels: True returns a palette's indices and the raw values of 1-, 2- and 4-bit files; False returns the
-            palette's colours, and scales few bits to 0…255.
+            palette's colours, and scales 1-, 2- and 4-bit values to 0…255.
     """
     with open_raster(path) as image:
         head, depth = _raster_header(path, image, dimensions)
@@ -116,7 +116,7 @@ def _decoded_mode(image: PilImage) -> str:
 def _bits_per_sample(path: Path, image: PilImage) -> int:
     """Return the bits per sample.
 
-    Pillow hides those of a PNG; they are in byte 24 of the file (PNG specification, IHDR).
+    Pillow does not report them for a PNG, so they are read from byte 24 of the file (PNG specification, IHDR).
     """
     if image.format == JPEG_2000:
         return _jpeg_2000_bits(path)
@@ -232,7 +232,7 @@ def _unpacked_length(header: bytes) -> int:
 
 
 def _count_unpacked(decompressor: zlib._Decompress, body: bytes, limit: int) -> int:
-    """Count the bytes that a chunk unpacks to. Counting stops after `limit` bytes, or at most a block later."""
+    """Count the bytes that a chunk unpacks to; stop at most one block after `limit` bytes."""
     count = len(decompressor.decompress(body, PNG_BLOCK))
     while decompressor.unconsumed_tail and count < limit:
         count += len(decompressor.decompress(decompressor.unconsumed_tail, PNG_BLOCK))

@@ -44,10 +44,10 @@ UNCOMPRESSED, WHITE_IS_ZERO, PALETTE = 1, 0, 3  # TIFF 6.0, tags 259 and 262
 
 @contextmanager
 def open_tiff(path: Path) -> Iterator[TiffFile]:
-    """Open a TIFF that contains all of its pixels; its strips and tiles unpack to the declared size at most.
+    """Open a TIFF that contains all of its pixels; limit its strips and tiles to their declared size.
 
-    The metadata of an OME file may say that planes are in other files, in any folder. tifffile would read them, and
-    read a missing file as zeros.
+    The metadata of an OME file may name other files, in any folder, that contain planes. tifffile would read these
+    files, and would replace a missing file by zeros.
 
     Raises:
         MaskfoldError: pixels are in another file.
@@ -89,7 +89,8 @@ def tiff_pixels(path: Path, dimensions: int, labels: bool) -> Image:
         dimensions: 2 reads pages as channels, (C, H, W); 3 reads them as slices, (C, H, W, Z). The axes of an ImageJ
             or OME file that has both slices and channels are respected. A large 2D page is decoded strip by strip or
             tile by tile, see `competition.large_arrays`.
-        labels: True returns a palette's indices, and bits as 0 and 1; False its colours, and bits as 0 and 255.
+        labels: True returns a palette's indices, and 1-bit values as 0 and 1; False returns the palette's colours, and
+            1-bit values as 0 and 255.
     """
     with open_tiff(path) as file:
         series = file.series[0]
@@ -110,9 +111,9 @@ def tiff_pixels(path: Path, dimensions: int, labels: bool) -> Image:
 
 
 def _tiff_spacing(file: TiffFile, dimensions: int) -> tuple[float, ...] | None:
-    """Return the voxel size of a volume, mm along (H, W, Z), by the metadata of ImageJ or OME; None without them.
+    """Return the voxel size of a volume in mm along (H, W, Z), from metadata of ImageJ or OME; None without metadata.
 
-    In other files the resolution is that of a printer or scanner, and distances in 2D images are measured in pixels.
+    The resolution in other files describes a printer or scanner. Distances in 2D images are measured in pixels.
     """
     if dimensions != 3:
         return None
@@ -133,7 +134,7 @@ def _tiff_spacing(file: TiffFile, dimensions: int) -> tuple[float, ...] | None:
 
 
 def _in_millimetres(value: Any, unit: object) -> float:
-    """Convert a length to mm, rounded to six digits since resolutions are fractions; 0 if length or unit is unknown."""
+    """Convert a length to mm, rounded to six digits; return 0 if the length or its unit is unknown."""
     try:
         size = abs(float(value)) * UNIT_MILLIMETRES.get(str(unit).strip().lower(), 0.0)
     except (TypeError, ValueError):
@@ -142,7 +143,7 @@ def _in_millimetres(value: Any, unit: object) -> float:
 
 
 def _is_large_page(series: TiffPageSeries) -> bool:
-    """Return whether a series is one large page whose stored values are its pixels, so it can be read in parts."""
+    """Return whether a series is one large page that can be read in parts, because the stored values are its pixels."""
     page, dtype = series.keyframe, np.dtype(series.dtype)
     is_plain = dtype.kind in "uif" and page.photometric not in (WHITE_IS_ZERO, PALETTE)
     is_single = len(series.pages) == 1 and series.axes in ("YX", "YXS", "SYX")
@@ -173,12 +174,12 @@ def _read_large_page(page: TiffPage) -> np.ndarray | None:
 
 
 def check_tiff_size(path: Path, series: TiffPageSeries) -> None:
-    """Check that the file is large enough for uncompressed pages of the declared size, and is no decompression bomb.
+    """Check that the file can contain its uncompressed pages, and that it is no decompression bomb.
 
-    Pixels of few bits share a byte. Tiles of a compressed page may be larger than the page.
+    Pixels of less than 8 bits share a byte. Tiles of a compressed page may be larger than the page.
 
     Raises:
-        MaskfoldError: the file is too small, or unpacks to too much.
+        MaskfoldError: the file is too small, or unpacks to too many bytes.
     """
     unpacked = byte_count(series.shape, series.dtype)
     if series.keyframe.compression == UNCOMPRESSED:
@@ -198,7 +199,7 @@ def check_tiff_size(path: Path, series: TiffPageSeries) -> None:
 
 
 def _tiff_pages_and_channels(series: TiffPageSeries) -> tuple[int, int]:
-    """Return the number of slices and of channels of the pages; there is 1 channel unless the file declares both."""
+    """Return the number of slices and of channels of the pages; 1 channel unless the file declares channels too."""
     pages = math.prod(series.shape) // max(math.prod(series.keyframe.shape), 1)
     channels = dict(zip(series.axes, series.shape, strict=True)).get("C", 1)
     return (pages // channels, channels) if 1 < channels < pages else (pages, 1)

@@ -23,7 +23,7 @@ LZMA_MEMORY = 2**27  # bytes of a decoder; the highest preset of xz needs 65 MiB
 
 
 class BoundedDecoders(Mapping[int, Callable[..., Any]]):
-    """Replace the unbounded decoders in tifffile's table of decoders; other decoders are unchanged."""
+    """Replace the unbounded decoders in tifffile's table of decoders; keep all other decoders."""
 
     def __init__(self, decoders: Mapping[int, Callable[..., Any]]) -> None:
         self._decoders = decoders

@@ -1,4 +1,4 @@
-"""Make phantoms: synthetic data with the folders, formats, sizes, contrast and difficulty of restricted data sets.
+"""Make phantoms: synthetic data that resemble data sets with restricted access in folders, formats, sizes and contrast.
 
 All data are computed from a seed: no pixel, name, date or identifier belongs to a person.
 """

@@ -48,7 +48,7 @@ class SliceGrid:
     ) -> SliceGrid:
         """Return a grid with its middle at `centre`.
 
-        It is rotated about the patient's z axis, then about the x axis, by `turn` degrees.
+        The grid is rotated about the patient's z axis, then about the x axis, by `turn` degrees.
         """
         (ca, sa), (cb, sb) = ((np.cos(np.deg2rad(a)), np.sin(np.deg2rad(a))) for a in turn)
         about_z = np.array([[ca, -sa, 0], [sa, ca, 0], [0, 0, 1]])
@@ -105,7 +105,7 @@ class Study:
         self.date = f"{self.rng.integers(2015, 2024)}{self.rng.integers(1, 13):02d}{self.rng.integers(1, 29):02d}"
 
     def uid(self, *parts: object) -> UID:
-        """Return a UID that depends only on the study and `parts`."""
+        """Return a UID that depends only on the study and the arguments."""
         from pydicom.uid import generate_uid
 
         return generate_uid(entropy_srcs=["maskfold phantom", str(self.seed), self.patient, *map(str, parts)])

@@ -37,8 +37,8 @@ def write(folder: Path, cases: int, test_cases: int, seed: int) -> None:
     """Write the phantoms into an existing, empty folder.
 
     `semantic_MRs/Case_{number}_Week{week}_LFOV.nii.gz` (int16) with `semantic_labels_only/Case_…_SEMANTIC.nii.gz`
-    (uint8, 0 to 5), `cases` patients with one to three weeks each. There are no test cases: `cases` is the number of
-    patients, by which users can split the data.
+    (uint8, 0 to 5), `cases` patients with one to three weeks each. `cases` is the number of patients. There are no test
+    cases; users can split the data by patient.
     """
     for part in ("semantic_MRs", "semantic_labels_only"):
         (folder / part).mkdir()
@@ -76,7 +76,7 @@ class Pelvis:
 def draw_volume(
     rng: np.random.Generator, pelvis: Pelvis, shape: tuple[int, int, int]
 ) -> tuple[Array, Array, tuple[float, float, float]]:
-    """Draw one week of a patient, axes towards right, anterior and superior.
+    """Draw one week of a patient; the axes point to the right, to the front and to the head (RAS).
 
     Args:
         rng: random generator for the differences between weeks: filling, small shifts, bias field, noise.
@@ -156,7 +156,7 @@ def _draw_bowel(canvas: Canvas, scaled_points: Points, rng: np.random.Generator)
 def _draw_organs(
     canvas: Canvas, scaled_points: Points, pelvis: Pelvis, rng: np.random.Generator, patient_rng: np.random.Generator
 ) -> None:
-    """Draw the bladder above the prostate and the rectum behind both; their filling differs between weeks."""
+    """Draw the bladder above the prostate, and the rectum behind them; both differ in filling between weeks."""
     x, y, z = scaled_points
     filling = rng.uniform(0.75, 1.3)  # filling of the bladder
     gland = np.array([0.0, 2.0, pelvis.level - 24.0]) + rng.uniform(-3.0, 3.0, 3)

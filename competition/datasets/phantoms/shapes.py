@@ -50,7 +50,7 @@ class Canvas:
 
 
 def ellipsoid_rho(points: Points, centre: Vector, radii: Vector, power: float = 2.0) -> Array:
-    """Return `rho` of an ellipsoid; a higher power gives a squarer shape.
+    """Return `rho` (0 at the centre, 1 at the surface) of an ellipsoid; a higher power gives a squarer shape.
 
     If `centre` and `radii` omit the last axes, the shape is a cylinder along these axes.
     """

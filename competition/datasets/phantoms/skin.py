@@ -79,7 +79,7 @@ def draw_image(rng: np.random.Generator, ratio: tuple[int, int] = (4, 3)) -> tup
 
 
 def _draw_size(rng: np.random.Generator, ratio: tuple[int, int]) -> tuple[int, int]:
-    """Return height and width in pixels, within `SIDES`."""
+    """Draw height and width in pixels at random, within `SIDES`."""
     share = ratio[0] / ratio[1] * rng.uniform(0.97, 1.03)
     longest = rng.integers(max(280, int(SIDES[0] * max(share, 1 / share)) + 1), SIDES[1] + 1)
     height, width = (longest, longest * share) if share < 1 else (longest / share, longest)
@@ -87,7 +87,7 @@ def _draw_size(rng: np.random.Generator, ratio: tuple[int, int]) -> tuple[int, i
 
 
 def _draw_tone(rng: np.random.Generator) -> Array:
-    """Return a skin colour (3,), interpolated in `TONES`; light skin is more frequent, as in real archives."""
+    """Draw a skin colour (3,) at random, interpolated in `TONES`; light skin is more frequent, as in real archives."""
     position = (len(TONES) - 1.001) * rng.random() ** 1.6
     low = int(position)
     return np.asarray(TONES[low] + (position - low) * (TONES[low + 1] - TONES[low])) * rng.uniform(0.93, 1.05, 3)
@@ -99,7 +99,7 @@ def _draw_furrows(rng: np.random.Generator, points: Points) -> Array:
 
 
 def _blob_rho(rng: np.random.Generator, points: Points, centre: Array, radius: float, ragged: float) -> Array:
-    """Return `rho` of a stretched disc with an irregular border."""
+    """Return `rho` (0 at the centre, 1 at the border) of a stretched disc with an irregular border."""
     y, x = points[0] - centre[0], points[1] - centre[1]
     angle, stretch = rng.uniform(0, np.pi), rng.uniform(1.0, 1.35)
     a = (np.cos(angle) * y + np.sin(angle) * x) * stretch
@@ -196,7 +196,7 @@ def _draw_ruler(rng: np.random.Generator, colours: Array, points: Points) -> Non
 
 
 def _crop_around(skin: Array, points: Points, centre: Array, reach: float) -> tuple[Array, Points]:
-    """Return a view of the colours around a centre, and the points of the view."""
+    """Return a view of the skin's colours around a centre, and the points of the view."""
     rows, columns = window_around(points, centre, reach)
     return skin[rows, columns], (points[0][rows], points[1][:, columns])
 
@@ -207,7 +207,7 @@ def _tint(skin: Array, opacity: Array, factor: Array) -> None:
 
 
 def _largest_component(mask: Array) -> Array:
-    """Return the largest component of a mask, with holes filled; the irregular border may split off pieces."""
+    """Return the largest component of a mask, with holes filled, because an irregular border may split off pieces."""
     from scipy.ndimage import binary_fill_holes, label
 
     regions, _ = label(mask)

@@ -53,7 +53,7 @@ def write(folder: Path, cases: int, test_cases: int, seed: int) -> None:
 
 
 def draw_volume(rng: np.random.Generator) -> tuple[Array, Array, tuple[float, float, float]]:
-    """Draw one volume, axes towards right, anterior and superior.
+    """Draw one volume whose axes point to the right, to the front and to the head (RAS).
 
     Args:
         rng: source of all randomness.
@@ -101,7 +101,7 @@ class Column:
     """
 
     def __init__(self, rng: np.random.Generator) -> None:
-        """Draw the parameters of the column."""
+        """Draw the parameters of the column at random."""
         size = rng.uniform(0.9, 1.08)
         start = rng.uniform(3.0, 9.0)
         width, depth, marrow = size * rng.uniform(42, 47), size * rng.uniform(31, 35), MARROW * rng.uniform(0.75, 1.15)
@@ -126,7 +126,7 @@ class Column:
         self.start = rng.uniform((-5.0, 4.0), (5.0, 16.0))
 
     def curve_at(self, s: Array) -> tuple[Array, Array]:
-        """Return the position of the curve (mm towards right, mm towards anterior) at `s` mm below the top."""
+        """Return the position of the curve (mm to the right, mm to the front) at `s` mm below the top."""
         share = s / self.length
         right = self.start[0] + self.bend * np.sin(np.pi * share * 1.4) + self.lean * (s - self.length / 2)
         below = np.maximum(s - self.sacrum + 12.0, 0.0)
@@ -138,7 +138,7 @@ class Column:
     def straighten(self, points: Points) -> tuple[Array, Array, Array]:
         """Return the coordinates of each point relative to the curve.
 
-        They are mm towards right, towards anterior, and down along the curve.
+        The coordinates are mm to the right, to the front, and down along the curve.
         """
         x, y, z = points
         s = np.broadcast_to(-z, np.broadcast_shapes(x.shape, y.shape, z.shape)).astype(np.float64)
@@ -212,7 +212,7 @@ def _draw_bones(canvas: Canvas, column: Column, coordinates: Points, rng: np.ran
 def _draw_vertebra(
     canvas: Canvas, vertebra: Vertebra, level: int, coordinates: Points, rng: np.random.Generator
 ) -> None:
-    """Draw arch and processes, then the body on top."""
+    """Draw a vertebra: first the arch and the processes, then the body over them."""
     u, v, s = coordinates
     middle, height = (vertebra.top + vertebra.bottom) / 2, vertebra.bottom - vertebra.top
     side = np.abs(u)
@@ -237,7 +237,8 @@ def _draw_vertebra(
 def _draw_body(canvas: Canvas, vertebra: Vertebra, level: int, coordinates: Points, rng: np.random.Generator) -> None:
     """Draw the vertebral body.
 
-    It is a waisted cylinder with a hard shell and hard ends, hollow at the back for the spinal canal.
+    The body is a cylinder that is narrow in the middle, with a hard shell and hard ends; its back is hollow for the
+    spinal canal.
     """
     u, v, s = coordinates
     reach = s - vertebra.tilt * v
@@ -253,6 +254,6 @@ def _draw_body(canvas: Canvas, vertebra: Vertebra, level: int, coordinates: Poin
 
 
 def _outline_rho(u: Array, v: Array, width: float, depth: float) -> Array:
-    """Return `rho` of a kidney-shaped outline, which is hollow at the back."""
+    """Return `rho` (0 at the centre, 1 at the border) of a kidney-shaped outline, which is hollow at the back."""
     bent = v - 2.5 * np.cos(np.pi * np.clip(u / width, -0.5, 0.5)) * (v < 0)
     return ellipsoid_rho((u, bent), (0.0, 0.0), (width / 2, depth / 2), 2.5)

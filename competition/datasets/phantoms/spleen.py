@@ -210,9 +210,9 @@ LABEL_SERIES = 2  # the labels of every fourth patient are stored as a second se
 def write(folder: Path, cases: int, test_cases: int, seed: int) -> None:
     """Write the phantoms into an existing, empty folder.
 
-    - `dicom/train/{patient}/{study}/{8 digits}`: a CT series (int16, RescaleIntercept -1024) of each patient; a
-      DICOM-SEG of the spleen for three of four patients, for the others a second series `spleen labels` with values 0
-      and 1; some studies also have a localiser or a second reconstruction without labels;
+    - `dicom/train/{patient}/{study}/{8 digits}`: a CT series (int16, RescaleIntercept -1024) of each patient; for three
+      of four patients a DICOM-SEG of the spleen, for the fourth a second series `spleen labels` with values 0 and 1;
+      some studies also have a localiser or a second reconstruction without labels;
     - `dicom/test/{patient}/{study}/{8 digits}`: CT series (some with a localiser), no labels;
     - `solution/{patient}.nii.gz`: the hidden truth of the test patients (uint8), on their CT's grid.
     """

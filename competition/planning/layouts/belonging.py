@@ -1,4 +1,4 @@
-"""Choose the images to which a mask belongs, where several images have its id."""
+"""Choose the images to which a mask belongs, if several images have the mask's id."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from competition.planning.words import MASK_WORDS, has_word, tokens, without_rol
 
 
 def prefer_own_images(pairs: Sequence[Pair]) -> list[Pair]:
-    """Return the pairs without those of a mask and an image that belongs to another mask.
+    """Return the pairs of image and mask without the pairs whose image belongs to another mask.
 
-    A mask belongs to an image if its folders name those of the image (`01_GT/SEG` and `01`; `PNG/masks` and `PNG/raw`),
-    or if its name continues that of the image (`{id}_4CH_ED_gt` and `{id}_4CH_ED`). An image that belongs to no mask
-    stays, because it may be another channel.
+    A mask belongs to an image if the mask's folders name the image's folders (`01_GT/SEG` and `01`; `PNG/masks` and
+    `PNG/raw`), or if the mask's name continues the image's name (`{id}_4CH_ED_gt` and `{id}_4CH_ED`). An image that
+    belongs to no mask stays, because it may be another channel.
     """
     kept = list(pairs)
     for belongs in (_by_folder, _by_name):
@@ -36,7 +36,7 @@ def prefer_own_images(pairs: Sequence[Pair]) -> list[Pair]:
 
 
 def _file(series: Series) -> str:
-    """Return the first file, which identifies a series whether or not its ids are shortened."""
+    """Return the first file, which identifies a series even if its ids were shortened."""
     return min(paths[0] for paths in series.files.values())
 
 
@@ -48,13 +48,13 @@ def _folder_words(series: Series) -> set[str]:
 
 
 def _by_folder(image: Series, mask: Series, images: Sequence[Series]) -> bool:
-    """Return whether the mask's folders have all words that distinguish the image's folders from other images'."""
+    """Return whether the mask's folders have all words that distinguish the image's folders from other folders."""
     common = set.intersection(*map(_folder_words, images))
     own = _folder_words(image) - common
     return bool(own) and own <= _folder_words(mask)
 
 
 def _by_name(image: Series, mask: Series, _: Sequence[Series]) -> bool:
-    """Return whether the ends of both names are equal but for a word such as `gt`."""
+    """Return whether the names of image and mask end equally, apart from a word such as `gt`."""
     name = without_role_words(image.label)
     return bool(name) and has_word(mask.label, MASK_WORDS) and name == without_role_words(mask.label)

@@ -29,15 +29,15 @@ MAX_BYTES = 2**31
 
 @dataclass(frozen=True)
 class CocoFile:
-    """The objects of a COCO file.
+    """Hold the objects of a COCO file.
 
     Attributes:
         path: path of the file, below the folder.
         names: name of the class of each category.
         images: path below the folder, height and width of each image, by id.
         objects: category and segmentation of each object, by image.
-        left_out: number of crowds and of objects without a mask.
-        missing: number of images that the folder does not have, or that have the names of several files.
+        left_out: number of crowds and objects without a mask, which are not used.
+        missing: number of images without a file in the folder, or with several possible files.
     """
 
     path: str
@@ -102,7 +102,7 @@ def _read(host: HostFolder, path: str) -> CocoFile | None:
 
 
 def _looks_like_coco(file: Path) -> bool:
-    """Return whether the text of a file has the three keys of COCO; this avoids parsing other large files."""
+    """Return whether the text of a file has the three keys of COCO, to avoid parsing other large files."""
     content = file.read_bytes()
     return all(f'"{key}"'.encode() in content for key in ("images", "annotations", "categories"))
 
@@ -127,7 +127,7 @@ def _places(host: HostFolder, path: str, images: Sequence[Mapping[str, Any]]) ->
 
 
 def _nearest(paths: Sequence[str], folder: str) -> str:
-    """Return the only path in a folder, or in the nearest folder above that has such a path; empty if several do."""
+    """Return the only path in a folder, or in the nearest parent folder with a path; empty if there are several."""
     while folder and not any(path.startswith(f"{folder}/") for path in paths):
         folder = folder.rpartition("/")[0]
     below = [path for path in paths if not folder or path.startswith(f"{folder}/")]

@@ -1,4 +1,4 @@
-"""Masks whose classes are colours: the error that lists the colours, for the label files that the user writes."""
+"""Make the error for masks whose classes are colours; it lists the colours, so that the user can write label files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_COLOURS = 12  # colours that the message lists
 
 
 def colours_error(host: HostFolder, series: Series) -> MaskfoldError:
-    """Return the error for masks in colours: which colours they have, their names, and how to write label files.
+    """Return the error for masks in colours: the colours, their names, and instructions for writing label files.
 
     Args:
         host: the scanned folder.

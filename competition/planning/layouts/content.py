@@ -1,4 +1,4 @@
-"""Find out what a file contains: an image or a mask, 2D or 3D, and the label values of masks."""
+"""Determine the content of a file: image or mask, 2D or 3D, and the label values of a mask."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAX_CHANNELS = 4  # an array with three axes is a 2D image if its first or last 
 
 @dataclass(frozen=True)
 class LabelValues:
-    """The label values of one mask.
+    """Hold the label values of one mask.
 
     Attributes:
         counts: number of pixels of each value.
@@ -127,7 +127,7 @@ def _role_of_values(labels: np.ndarray) -> Role:
 
 
 def _are_compact(labels: np.ndarray) -> bool:
-    """Return whether 0 occurs and most other values fill their bounding box, as the numbers of objects do."""
+    """Return whether 0 occurs and most other values fill their bounding boxes, like the numbers of objects."""
     from scipy.ndimage import find_objects
 
     values, places = np.unique(labels, return_inverse=True)
@@ -156,7 +156,7 @@ def header_channels(path: Path) -> int:
 
 
 def _flat_share(labels: np.ndarray) -> float:
-    """Return which share of neighbours along the last axes are equal; pairs of background pixels do not count."""
+    """Return the share of equal neighbours along the last axes; pairs of background pixels do not count."""
     equal = total = 0
     for axis in range(max(0, labels.ndim - 2), labels.ndim):
         first = np.take(labels, range(labels.shape[axis] - 1), axis=axis)
@@ -183,7 +183,7 @@ def is_lossy(labels: np.ndarray) -> bool:
 
 @lru_cache(maxsize=65536)
 def label_values(path: Path, dimensions: int) -> LabelValues | None:
-    """Return the values of a mask; None if it cannot be read. The check of the cases reports such a mask."""
+    """Return the values of a mask; None if the mask cannot be read, which the check of the cases reports."""
     try:
         labels, _ = read_labels(path, dimensions)
     except MaskfoldError:
@@ -198,7 +198,7 @@ def _count(labels: np.ndarray) -> tuple[tuple[int, int], ...]:
 
 
 def read_mask(path: Path, dimensions: int) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
-    """Return where a mask is not 0, as bool (*spatial); None if the mask cannot be read."""
+    """Return the pixels in which a mask is not 0, as bool (*spatial); None if the mask cannot be read."""
     try:
         return read_labels(path, dimensions)[0] != 0
     except MaskfoldError:
@@ -206,7 +206,7 @@ def read_mask(path: Path, dimensions: int) -> np.ndarray[Any, np.dtype[np.bool_]
 
 
 def common_role(roles: list[Role]) -> Role:
-    """Return one role for files of one kind: `image` if any of them is an image, else their common role.
+    """Return one role for files of one kind: `image` if any file is an image, else the files' common role.
 
     Args:
         roles: roles of some of the files, at least one.

@@ -1,4 +1,4 @@
-"""Folders of a patient that have a folder for each scan: such cases lie one folder deeper than `{id}` reaches."""
+"""Advise on patient folders with a folder for each scan, because these cases are one folder deeper than `{id}`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from competition.text import format_count
 
 
 def mark_nested(layouts: Sequence[Layout]) -> list[Layout]:
-    """Return the layouts, with advice on those that differ only in one folder below `{id}`.
+    """Return the layouts; layouts that differ only in one folder below `{id}` get advice.
 
-    In `Patient 07/scan 1/T1.nii.gz` and `Patient 07/scan 2/T1.nii.gz`, each of the layouts `{id}/scan 1/T1.nii.gz` and
-    `{id}/scan 2/T1.nii.gz` leaves out the cases of the other. The advice is a command that links all cases into folders
-    of one level, so that `{id}` is a scan.
+    In `Patient 07/scan 1/T1.nii.gz` and `Patient 07/scan 2/T1.nii.gz`, the layout `{id}/scan 1/T1.nii.gz` leaves out
+    all cases of `{id}/scan 2/T1.nii.gz`, and the reverse. The advice is a command that links all scans into folders of
+    one level, so that `{id}` is a scan.
     """
     kinds: dict[str, list[tuple[str, Layout]]] = {}
     for layout in layouts:

@@ -36,7 +36,7 @@ BINARY_SAMPLE = 8  # masks per class that are read to check that each has one fo
 
 @dataclass(frozen=True)
 class Truth:
-    """Masks of the training cases: one file per case, one per class, or one per object."""
+    """Hold the masks of the training cases: one file per case, per class, or per object."""
 
     kind: str
     classes: tuple[tuple[str, Series], ...]  # one entry named "" for label files and objects
@@ -84,7 +84,7 @@ def _is_blank_mask(series: Series, roles: dict[str, Role]) -> bool:
 
 
 def _match(host: HostFolder, image: Series, mask: Series) -> Pair | None:
-    """Return both series with the ids that they share; None if they do not belong together."""
+    """Return image and mask series, reduced to the ids that they share; None if they do not belong together."""
     if image.pattern == mask.pattern or (image.split and mask.split and image.split != mask.split):
         return None
     if (image.kind, mask.kind) not in (("single", "single"), ("stack", "stack"), ("single", "objects")):
@@ -124,7 +124,7 @@ def _numbered_objects(mask: Series) -> Series | None:
 
 
 def _fits(host: HostFolder, image: Series, mask: Series) -> bool:
-    """Return whether an image and its mask have the same size, and stacks the same number of slices."""
+    """Return whether an image and its mask have the same size and, for stacks, the same number of slices."""
     shared = sorted(image.ids & mask.ids)
     if image.kind == "stack":
         equal = sum(len(image.files[case_id]) == len(mask.files[case_id]) for case_id in shared)
@@ -138,10 +138,11 @@ def _fits(host: HostFolder, image: Series, mask: Series) -> bool:
 
 
 def _prefer_whole_names(pairs: list[Pair], series: Sequence[Series]) -> list[Pair]:
-    """Return the pairs in which each folder is read in one way: its names whole, or split into several series.
+    """Return the pairs in which each folder is read in one way only: with whole names, or split into several series.
 
-    A folder is read whole if its whole series pairs with that of another folder, or if more cases pair so: `Masks/{id}`
-    belongs to `{id}_ch0` and `{id}_ch1`, although `Masks` can be split into `{id}_f01` and `{id}_f02`.
+    A folder is read with whole names if its whole series pairs with the whole series of another folder, or if more
+    cases pair in this way. For example, `Masks/{id}` belongs to `{id}_ch0` and `{id}_ch1`, although `Masks` can be
+    split into `{id}_f01` and `{id}_f02`.
     """
     split = {item.origin for item in series if item.whole}
 
@@ -171,9 +172,9 @@ def _prefer_whole_names(pairs: list[Pair], series: Sequence[Series]) -> list[Pai
 
 
 def _within_scans(pairs: list[Pair]) -> list[Pair]:
-    """Return the pairs without those of two scans: of two folders of a case that both have an image and a mask.
+    """Return the pairs without pairs of different scans, i.e. of two folders of a case that both have image and mask.
 
-    Otherwise the second scan of a patient would be read as a channel of the first one.
+    Otherwise the second scan of a patient would be read as a channel of the first scan.
     """
 
     def folder(series: Series) -> str:
@@ -191,7 +192,7 @@ def _within_scans(pairs: list[Pair]) -> list[Pair]:
 
 
 def _groups(pairs: list[Pair]) -> Iterator[tuple[list[Series], list[Series]]]:
-    """Yield groups of image series and mask series in which each mask series belongs to each image series."""
+    """Yield groups of image series and mask series; in a group, every mask series belongs to every image series."""
     images_of: dict[str, tuple[Series, dict[str, Series]]] = {}
     for image, mask in pairs:
         images_of.setdefault(mask.pattern, (mask, {}))[1][image.pattern] = image
@@ -253,9 +254,9 @@ def _is_binary(host: HostFolder, mask: Series) -> bool:
 
 
 def _are_alike(host: HostFolder, masks: Sequence[Series]) -> bool:
-    """Return whether a few masks of the same images nearly agree, as those of two annotators.
+    """Return whether a few masks of the same images nearly agree, like the masks of two annotators.
 
-    A part and its whole, such as a lesion in an organ, do not count: the one lies inside of the other.
+    Masks of a part and its whole, such as a lesion in an organ, do not count: one mask lies inside the other.
     """
     if len(masks) > MAX_OPINIONS:
         return False
@@ -350,7 +351,7 @@ def _layout(host: HostFolder, channels: list[tuple[str, Series]], truth: Truth) 
 
 
 def _is_further_mask(case_id: str, ids: frozenset[str]) -> bool:
-    """Return whether the id continues that of a case with a word for masks: `a_mask_1` beside `a`."""
+    """Return whether the id is another id plus a word for masks: `a_mask_1` beside `a`."""
     cuts = [match.start() for match in re.finditer(r"[_\-. ]", case_id)]
     return any(case_id[:cut] in ids and has_word(case_id[cut:], MASK_WORDS) for cut in cuts)
 
@@ -477,7 +478,7 @@ def find_test(host: HostFolder, layout: Layout, images: Sequence[Series]) -> Lay
 
 
 def _same_names(host: HostFolder, channels: dict[str, str]) -> list[tuple[dict[str, str], int]]:
-    """Return the channels' patterns and the number of cases for each test folder in which all channels match."""
+    """Return for each test folder in which all channels match: the channels' patterns, and the number of cases."""
     parts = {name: _fixed_folder(pattern) for name, pattern in channels.items()}
     own = {folder for folder, _ in parts.values()}
     folders = sorted(folder for folder in {*host.folders, *host.children} if split_of(folder) == "test")

@@ -26,7 +26,7 @@ def pool_series(host: HostFolder, series: Sequence[Series], roles: Mapping[str, 
         roles: role of each series, by pattern.
 
     Returns:
-        The merged series only. The attribute `members` of each has the patterns of the series that it combines.
+        The merged series only. Their attribute `members` has the patterns of the series that were merged.
     """
     # Folders above and below, split, end of the pattern, whole, role
     Key = tuple[tuple[str, ...], tuple[str, ...], str, str, bool, Role]
@@ -60,7 +60,7 @@ def pool_series(host: HostFolder, series: Sequence[Series], roles: Mapping[str, 
 
 
 def _are_parts(series: Sequence[Series]) -> bool:
-    """Return whether no case is in two series."""
+    """Return whether each case is in only one series."""
     return sum(len(item.ids) for item in series) == len(frozenset().union(*(item.ids for item in series)))
 
 
@@ -77,7 +77,7 @@ def _common_name(names: Sequence[str]) -> str:
 
 
 def _common_start(names: Sequence[str]) -> str:
-    """Return the common beginning of names, without a part of a word: `` for `berlin` and `bonn`."""
+    """Return the common beginning of names, up to the end of a whole word; empty for `berlin` and `bonn`."""
     first, last = min(names), max(names)  # all other names begin with what these two have in common
     count = next((place for place, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
     start = first[:count]
@@ -92,7 +92,7 @@ def _folders_of(host: HostFolder, origin: str) -> set[str]:
 
 
 def without_members(pairs: Sequence[Pair]) -> list[Pair]:
-    """Return the pairs without those that a pair of pooled series contains."""
+    """Return the pairs without the pairs that are part of a pair of merged series."""
 
     def contains(whole: Series, part: Series) -> bool:
         return part.origin in {whole.origin, *(member.rpartition("/")[0] for member in whole.members)}

@@ -54,7 +54,7 @@ def find_run_tables(
 
 
 def _named_by(table: RunTable, images: Sequence[Series], names: dict[str, set[str]]) -> list[Series]:
-    """Return the series whose cases the table names; per folder the series with the fewest cases that it lacks."""
+    """Return the series whose cases the table names; per folder, the series with the fewest missing cases."""
     wanted = {name for name, _, _ in table.rows}
     best: dict[str, tuple[float, Series]] = {}
     for item in images:

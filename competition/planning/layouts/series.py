@@ -45,16 +45,16 @@ Affixes = dict[str, tuple[str, str, str]]  # stem -> beginning, core, end
 
 @dataclass(frozen=True)
 class Series:
-    """Files that one pattern matches.
+    """Hold the files that one pattern matches.
 
     Attributes:
         pattern: pattern below the root, with {id}; a stack also has {z}, and a folder of objects `*`.
         kind: whether a case is one file, a stack of slices, or one file per object.
         files: paths of the files by id.
-        label: text that distinguishes the series from similar ones: the end of the name, or the folder.
-        origin: the folder if all files lie in one; empty for files in case folders.
+        label: text that distinguishes the series from similar series: the end of the name, or the folder.
+        origin: the folder if all files lie in one folder; empty for files in case folders.
         whole: whether the series has all images of its folder although their names can be split into several series.
-        members: patterns of the series of single folders that a series of several folders contains.
+        members: patterns of the merged series, if this series covers several folders.
     """
 
     pattern: str
@@ -110,9 +110,9 @@ def find_series(host: HostFolder) -> list[Series]:
 
 
 def _without_trees(host: HostFolder, parent: str) -> dict[str, list[str]]:
-    """Return the subfolders of a folder and the paths below them, without those that have folders of the others' names.
+    """Return the subfolders of a folder and the paths below them, without second trees of the same cases.
 
-    In a folder with `sub-01`, `sub-02` and `derivatives/sub-01`, the latter is a second tree of the same cases.
+    In a folder with `sub-01`, `sub-02` and `derivatives/sub-01`, `derivatives` is a second tree of the same cases.
     """
     children = host.children[parent]
     if len(children) <= MIN_FOLDERS:
@@ -126,7 +126,7 @@ def _without_trees(host: HostFolder, parent: str) -> dict[str, list[str]]:
 
 
 def _only_folders(host: HostFolder, parent: str) -> bool:
-    """Return whether no folder in a folder has images directly, as in `patient/patient_day1/…`."""
+    """Return whether the subfolders of a folder contain only folders and no images, as in `patient/patient_day1/…`."""
     return not any("/" not in path for paths in host.children[parent].values() for path in paths)
 
 
@@ -221,7 +221,7 @@ def _by_first_word(stems: set[str]) -> Affixes | None:
 
 
 def _repeated_affixes(stems: set[str], expression: re.Pattern[str], after: bool) -> Affixes | None:
-    """Split names into affix and core by an expression, if several affixes occur with mostly the same cores."""
+    """Split names into affix and core by a regular expression, if several affixes have mostly the same cores."""
     split: Affixes = {}
     cores: dict[str, set[str]] = {}
     for stem in stems:
@@ -281,7 +281,7 @@ def _case_folder_series(host: HostFolder, parent: str, depth: int) -> list[Serie
 
 
 def _have_roles(names: list[str]) -> bool:
-    """Return whether the names say what the folders contain, as `images` and `masks`, not `scan1` and `scan2`."""
+    """Return whether folder names describe the content, like `images` and `masks`, but unlike `scan1` and `scan2`."""
     kinds = {re.sub(r"\d+", "", name) for name in names}
     return (len(kinds) > 1 or len(names) == 1) and any(
         is_role_name(name) or has_word(name, LONG_WORDS) for name in names
@@ -340,7 +340,7 @@ def _have_own_masks(names: set[str]) -> bool:
 
 
 def _pooled_series(place: str, names: dict[str, list[tuple[str, str]]]) -> Iterator[Series]:
-    """Yield the series in which each file is a case, whatever its folder, if all names differ."""
+    """Yield the series in which each file of any folder is a case, if all file names differ."""
     path_of = {os.path.basename(path): path for items in names.values() for _, path in items}
     if len(path_of) == sum(map(len, names.values())):
         for item in _flat_series(place.replace("{id}", "*"), list(path_of)):
@@ -432,7 +432,7 @@ def trimmed(series: Series) -> Iterator[Series]:
 
 
 def _common_start(ids: Iterable[str]) -> str:
-    """Return the common beginning of the ids, up to a separator or to the number that follows a word."""
+    """Return the common beginning of the ids, up to a separator or up to the number that follows a word."""
     names = list(ids)
     start = _common_prefix(names)
     start = start.rstrip("0123456789")
@@ -459,5 +459,5 @@ def _common_prefix(names: list[str]) -> str:
 
 
 def has_slice_word(series: Series) -> bool:
-    """Return whether a word in a stack's pattern says that its files are slices."""
+    """Return whether a stack's pattern contains a word for slices."""
     return any(token in SLICE_WORDS for token in tokens(series.pattern.replace("{z}", " ").replace("{id}", " ")))

@@ -49,7 +49,7 @@ PROFILE_IDS = {
 
 @dataclass(frozen=True)
 class RunTable:
-    """A table with a column of run lengths.
+    """Hold a table with a column of run lengths.
 
     Attributes:
         path: path below the folder.
@@ -76,7 +76,7 @@ class RunTable:
 
 
 def read_run_table(root: Path, path: str, names: Iterable[str]) -> RunTable | None:
-    """Read a table; return None unless one column has run lengths and another one names of images.
+    """Read a table; return None unless one column has run lengths, and another column has names of images.
 
     Args:
         root: the folder.
@@ -175,7 +175,7 @@ def find_profile(table: RunTable, sample_header: Sequence[str] | None) -> Profil
 
 
 def _possible_columns(profile: Profile) -> list[set[str]]:
-    """Return the columns of a profile's training table, and those of its submission, which some hosts also trained on.
+    """Return the columns of a profile's training table and of its submission, which some hosts use for training too.
 
     See `competition.data.rle_tables`, which reads both.
     """
@@ -201,7 +201,7 @@ def _has_profile_ids(name: str, table: RunTable) -> bool:
 
 @dataclass(frozen=True)
 class Runs:
-    """Run lengths of one case and the size of its mask."""
+    """Hold the run lengths of one case, and the size of its mask."""
 
     texts: tuple[str, ...]
     shape: tuple[int, ...]
@@ -266,7 +266,7 @@ def vote_order(runs: Sequence[Runs], relative: bool) -> OrderVote:
 
 
 def find_base(runs: Sequence[Runs], order: Literal["row", "column"], relative: bool) -> tuple[Literal[0, 1], str]:
-    """Return the number of the first pixel (0 or 1) and the reason, which is empty if the data do not show it."""
+    """Return the number of the first pixel (0 or 1), and the reason; the reason is empty if the data do not show it."""
     if relative:
         return 1, "starts are relative, so they have no base"
     crossing = {0: 0, 1: 0}
@@ -292,7 +292,7 @@ def find_base(runs: Sequence[Runs], order: Literal["row", "column"], relative: b
 
 
 def find_overlap(runs: Mapping[str, Sequence[tuple[str, str]]]) -> str | None:
-    """Return a case in which two classes share a pixel, given each case's (class, runs); None without such a case."""
+    """Return a case in which two classes share a pixel; None without such a case."""
     for case_id, rows in runs.items():
         last: dict[str, list[tuple[int, int]]] = {}
         for cls, text in rows:

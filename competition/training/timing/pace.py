@@ -1,4 +1,4 @@
-"""Estimate the speed of training and prediction on this machine from measurements during the fold."""
+"""Estimate the seconds of training steps and of prediction on this machine, from measurements during the fold."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ MAX_DRIFT = 4.0  # a validation is estimated to take at most this many times as 
 
 @dataclass
 class Pace:
-    """Current estimates of the seconds of a step, of an epoch's end and of a validation.
+    """Hold the current estimates of the seconds of a step, of an epoch's end and of a validation.
 
     Attributes:
-        window: seconds that the mean over steps covers; longer if fewer than `WINDOW_STEPS` steps fit into them.
+        window: seconds that the mean over steps covers; longer if fewer than `WINDOW_STEPS` steps fit.
         steps_per_epoch: number of steps over which `epoch_end` is spread.
         step: seconds of a step; 0 until a step was measured.
         epoch_end: seconds of the end of an epoch (checkpoint, pictures) without a validation.
@@ -48,7 +48,7 @@ class Pace:
         self.step = self._time / self._steps
 
     def set_validation(self, seconds: float, writing: float | None = None) -> None:
-        """Set the seconds of a validation, and the further seconds that the final prediction takes."""
+        """Set the seconds of a validation, and the additional seconds that the final prediction takes."""
         # A validation that took longer than the last one shows a slower machine before the mean over steps does. When
         # later steps show the same slower pace, they must not raise the estimate of a validation a second time.
         step = self.step
@@ -60,7 +60,7 @@ class Pace:
 
     @property
     def validation(self) -> float:
-        """Seconds of a validation: the measured value times the slowdown of the steps since then."""
+        """Seconds of a validation: the measured seconds times the slowdown of training steps since the measurement."""
         return self._validation * self._drift
 
     @property
@@ -75,13 +75,13 @@ class Pace:
         return min(max(self.step / self._validation_step, 1.0), MAX_DRIFT)
 
     def steps_within(self, seconds: float, until_validation: int | None, period: int, required: bool) -> int:
-        """Return how many steps fit into a time, with the validations between them.
+        """Return the number of steps that fit into a time, together with the validations between the steps.
 
         Args:
             seconds: the time, without the time that the fold needs after its last step.
             until_validation: steps until the next validation; 0 if a validation is due now; None without validations.
             period: steps between validations.
-            required: whether the result depends on each validation, so that none may be left out; see
+            required: whether no validation may be left out, because the result depends on each one; see
                 `has_time_to_validate`.
         """
         if not self.step:
@@ -105,7 +105,7 @@ class Pace:
     def has_time_to_validate(self, seconds: float, required: bool) -> bool:
         """Return whether enough time for training remains after a validation.
 
-        Enough is the time of one step if `required`, otherwise the time of the validation.
+        Enough time means the time of one step if `required`, otherwise the time of the validation.
 
         Args:
             seconds: the time left, without the time that the fold needs after its last step.

@@ -1,6 +1,6 @@
-"""Report a fold's progress: with a line in the log from time to time, or with lines for a bar on the terminal.
+"""Report a fold's progress, as lines in the log or as lines for a progress bar on the terminal.
 
-The fold's process only writes lines. `competition.cli.progress` reads the lines for the bar and draws it.
+The fold's process only writes lines. `competition.cli.progress` reads the lines for the bar and draws the bar.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TICK_SECONDS = 1.0
 
 
 class ProgressLog:
-    """Write a fold's log; after `LINE_SECONDS` without a line, add one about the fold's progress.
+    """Write a fold's log; after `LINE_SECONDS` without a line, add a line about the fold's progress.
 
     Args:
         say: function that takes a line for the log and the user.
@@ -71,7 +71,7 @@ class ProgressLog:
 
     @contextmanager
     def ticking(self) -> Iterator[None]:
-        """Call `tick` from a thread inside the block, so that lines also appear during one long step."""
+        """Call `tick` from a thread during the `with` block, so that lines also appear during one long step."""
         done = threading.Event()
 
         def work() -> None:
@@ -88,7 +88,7 @@ class ProgressLog:
 
 
 def progress_of(say: Callable[[str], None]) -> ProgressLog:
-    """Return `say` as a `ProgressLog`; `say` itself if it is already one."""
+    """Return a `ProgressLog` that writes to `say`; if `say` is a `ProgressLog` already, return `say`."""
     return say if isinstance(say, ProgressLog) else ProgressLog(say)
 
 
@@ -116,7 +116,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def clock_time(seconds: float, now: datetime | None = None) -> str:
-    """Return the time of day some seconds from now, e.g. `14:32`; on another day, with the date."""
+    """Return the time of day some seconds from now, e.g. `14:32`; if it is on another day, include the date."""
     now = now or datetime.now()
     then = now + timedelta(seconds=seconds)
     return f"{then:%H:%M}" if then.date() == now.date() else f"{then:%Y-%m-%d %H:%M}"

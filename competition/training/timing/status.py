@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class FoldStatus:
-    """Return lines about the progress of a fold.
+    """Make the lines about the progress of a fold.
 
     Args:
         trainer: trainer of the fold.
@@ -24,7 +24,7 @@ class FoldStatus:
     def plan_lines(self, reserve: float) -> list[str]:
         """Return lines with the number of steps, for the start of training.
 
-        With a time budget, they also say when the fold ends.
+        With a time budget, the lines include the end of the fold.
 
         Args:
             reserve: seconds from the last step to the end of the fold.
@@ -50,7 +50,7 @@ class FoldStatus:
         return lines
 
     def pace_line(self) -> str:
-        """Return the seconds of a step and when the fold ends, for a fold without a time budget."""
+        """Return a line with the seconds of a step and the end of the fold, for a fold without a time budget."""
         trainer, pace = self.trainer, self.trainer.budget.pace
         validations = "" if trainer.evaluator is None else ", validations not included"
         return (
@@ -73,12 +73,12 @@ class FoldStatus:
         return " · ".join(parts), self._share_done()
 
     def of_cases(self, activity: str, done: int, total: int) -> tuple[str, float]:
-        """Return how many cases were validated or predicted, and the finished share of the fold."""
+        """Return the number of cases that were validated or predicted so far, and the finished share of the fold."""
         state, budget = self.trainer.state, self.trainer.budget
         return f"{activity}: {done} of {total} cases · after step {state.step} of {budget.total}", self._share_done()
 
     def seconds_left(self) -> float:
-        """Estimate the seconds to the fold's end; without a time budget, include validations once one was timed."""
+        """Estimate the seconds to the fold's end. Without a time budget, validations count only after one was timed."""
         trainer, budget, pace = self.trainer, self.trainer.budget, self.trainer.budget.pace
         steps = max(0, budget.total - trainer.state.step)
         seconds = steps * pace.step + trainer.reserved_seconds()

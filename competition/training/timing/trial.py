@@ -26,11 +26,11 @@ MAX_FIRST_SHARE = 0.05  # of the time budget
 def undone(
     modules: list[nn.Module], optimizer: Any, ema: ExponentialMovingAverage | None, fabric: Fabric
 ) -> Iterator[None]:
-    """Restore everything that training steps in the block change, when the block ends.
+    """Restore, at the end of the `with` block, everything that training steps in the block have changed.
 
     Args:
-        modules: the network and the loss; their parameters and buffers, including those that are in no state
-            dictionary.
+        modules: the network and the loss; all parameters and buffers are restored, even if no state dictionary has
+            them.
         optimizer: the network's optimiser.
         ema: the moving average of the network's weights; None without an average.
         fabric: the fabric that has the loss scaler.
@@ -70,14 +70,14 @@ def time_steps(
 ) -> float:
     """Time a few steps; return the seconds of one step.
 
-    The first step is slower than the rest, because memory is allocated and kernels are selected. So it counts only if
-    it uses so much of the budget that there is no time for a second step.
+    The first step is slower than later steps, because memory is allocated and kernels are selected. So it counts only
+    if the budget has no time for a second step.
 
     Args:
-        take_step: function that takes one step, and waits until it is done.
+        take_step: function that takes one step, and waits for its end.
         budget_seconds: the time budget.
-        agree: function that returns the main process's decision in all processes of the fold, so that all continue or
-            all stop.
+        agree: function that returns the main process's decision in every process of the fold, so that all processes
+            continue or stop.
         clock: function that returns seconds.
     """
     seconds: list[float] = []
@@ -98,7 +98,7 @@ def time_steps(
 
 
 class ReplayableBatches(Iterator[Any]):
-    """Keep the batches of the trial steps so that training reads them again, and loader processes start only once."""
+    """Keep the batches of the trial steps for the training, so that loader processes start only once."""
 
     def __init__(self, batches: Iterator[Any]) -> None:
         self._batches, self._read = batches, list[Any]()
@@ -109,7 +109,7 @@ class ReplayableBatches(Iterator[Any]):
         return batch
 
     def rewind(self) -> Iterator[Any]:
-        """Return all batches from the first one on."""
+        """Return all batches, starting with the first."""
         read = self._read
         while read:
             yield read.pop(0)  # a batch must not stay in memory after its step

@@ -1,0 +1,285 @@
+"""Define the arguments and help texts of the commands for predictions: submit, score, export and exchange them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from competition.cli.options import (
+    RUN_HELP,
+    RUNS_METAVAR,
+    AllowOption,
+    CompetitionOverridesArgument,
+    OverridesArgument,
+    TrustOption,
+)
+from competition.errors import MaskfoldError
+
+commands = typer.Typer()
+
+
+@commands.command(epilog="Example: maskfold submit experiments/demo2d/unet2d.yaml")
+def submit(
+    words: Annotated[list[str], typer.Argument(metavar=RUNS_METAVAR, help=RUN_HELP)],
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Ensemble weights of the runs: `auto`, or numbers such as 0.6,0.4; equal by default."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Output CSV.")] = None,
+    out_of_fold: Annotated[
+        bool,
+        typer.Option(
+            "--out-of-fold", help="Write the out-of-fold predictions of the training cases, to check the score."
+        ),
+    ] = False,
+    trust: TrustOption = None,
+    allow: AllowOption = None,
+) -> None:
+    """Predict the test cases with all folds, and write a valid submission CSV.
+
+    Fits weights and post-processing on the out-of-fold predictions; prints the expected score with its interval.
+    """
+    from competition.cli.submit import submit_command
+
+    submit_command(words, weights, output, out_of_fold, tuple(trust or []))
+
+
+@commands.command(epilog="Example: maskfold predict RUN --images scans -o predictions")
+def predict(
+    words: Annotated[list[str], typer.Argument(metavar=RUNS_METAVAR, help=RUN_HELP)],
+    images: Annotated[Path, typer.Option(help="Folder of 2D images or volumes.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Output folder of the masks.")],
+    pictures: Annotated[
+        int, typer.Option(min=0, help="Number of cases drawn as pictures, image and prediction side by side.")
+    ] = 3,
+    label_map: Annotated[
+        bool,
+        typer.Option(
+            "--label-map",
+            help="Write overlapping classes that are regions within regions (BraTS) into one file per case.",
+        ),
+    ] = False,
+    trust: TrustOption = None,
+    allow: AllowOption = None,
+) -> None:
+    """Predict the images of a folder and write label files: NIfTI with the image's affine, or PNG."""
+    from competition.cli.submit import predict_command
+
+    predict_command(words, images, output, pictures, tuple(trust or []), label_map)
+
+
+@commands.command(epilog="Example: maskfold upload submissions/demo2d/unet2d-15ba66a88b85.csv -m 'wider network'")
+def upload(
+    file: Annotated[Path | None, typer.Argument(help="Submission CSV; not needed with --notebook.")] = None,
+    overrides: CompetitionOverridesArgument = None,
+    message: Annotated[str | None, typer.Option("--message", "-m", help="Description shown by Kaggle.")] = None,
+    competition: Annotated[
+        str | None,
+        typer.Option(
+            help="The competition: its name in Kaggle's URL, or its YAML. Default: submission.kaggle of its YAML."
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
+    notebook: Annotated[str | None, typer.Option(help="Submit the output of this notebook: OWNER/NAME.")] = None,
+    version: Annotated[int | None, typer.Option(min=1, help="Version of the notebook.")] = None,
+    output: Annotated[str, typer.Option("--file", help="Output file of the notebook.")] = "submission.csv",
+) -> None:
+    """Submit a CSV to Kaggle, after checking it against the sample; asks before using one of today's submissions."""
+    from competition.cli.submit import upload_command
+
+    upload_command(file, overrides or [], message, competition, yes, notebook, version, output)
+
+
+@commands.command(epilog="Example: maskfold ledger -o ledger.png, or: maskfold ledger --add x.csv --public 0.71")
+def ledger(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME|KEY=VALUE", help="Competitions, default all; key=value overrides for --add."),
+    ] = None,
+    refresh: Annotated[
+        bool | None,
+        typer.Option("--refresh/--no-refresh", help="Fetch scores from Kaggle. Default: only if a score is missing."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Output plot (.png) or page (.html).")] = None,
+    competition: Annotated[str | None, typer.Option(help="With --add: the competition's YAML.")] = None,
+    add: Annotated[Path | None, typer.Option(help="Add a file that was submitted elsewhere.")] = None,
+    public: Annotated[float | None, typer.Option(help="With --add: public score.")] = None,
+    private: Annotated[float | None, typer.Option(help="With --add: private score.")] = None,
+    message: Annotated[str | None, typer.Option("--message", "-m", help="With --add: description.")] = None,
+) -> None:
+    """List all submissions with their CV, public and private scores, and mark the differences that are noise."""
+    from competition.cli.submit import ledger_command
+
+    ledger_command(words or [], refresh, output, competition, add, public, private, message)
+
+
+@commands.command(epilog="Example: maskfold export experiments/demo2d/unet2d.yaml -o bundle")
+def export(
+    words: Annotated[list[str], typer.Argument(metavar=RUNS_METAVAR, help=RUN_HELP)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Output folder; a bundle in it is replaced.")],
+    weights: Annotated[str | None, typer.Option(help="Ensemble weights of the runs, as for submit.")] = None,
+    zipped: Annotated[bool, typer.Option("--zip", help="Also write FOLDER.zip.")] = False,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Also export the networks as ONNX, for onnxruntime.")] = False,
+    wheels: Annotated[bool, typer.Option("--wheels", help="Download the packages' wheels, except PyTorch's.")] = False,
+    hours: Annotated[float, typer.Option(min=0.01, help="Time limit of the notebook.")] = 9.0,
+    container: Annotated[
+        str | None, typer.Option(help="grand-challenge: also write a Dockerfile and the entry point of its interface.")
+    ] = None,
+    input_slug: Annotated[
+        str | None, typer.Option(help="With --container: name of the input socket; default the only one.")
+    ] = None,
+    output_slug: Annotated[
+        str | None, typer.Option(help="With --container: name of the output socket; default the competition's name.")
+    ] = None,
+    trust: TrustOption = None,
+    allow: AllowOption = None,
+) -> None:
+    """Write a self-contained prediction bundle for offline notebooks: weights, code, script, notebook.
+
+    python FOLDER/run.py writes the same CSV as `maskfold submit`, for the test images present when it runs.
+    """
+    from competition.cli.submit import export_command
+
+    export_command(
+        words,
+        output,
+        weights,
+        tuple(trust or []),
+        zipped=zipped,
+        onnx=onnx,
+        wheels=wheels,
+        hours=hours,
+        container=container,
+        input_slug=input_slug,
+        output_slug=output_slug,
+    )
+
+
+@commands.command(
+    epilog="Example: maskfold score mine.csv --competition experiments/demo2d/competition.yaml --solution solution.csv"
+)
+def score(
+    file: Annotated[Path, typer.Argument(help="Submission CSV, or a folder of label files (with --truth).")],
+    overrides: CompetitionOverridesArgument = None,
+    competition: Annotated[Path | None, typer.Option(help="The competition's YAML; for a CSV.")] = None,
+    solution: Annotated[
+        Path | None,
+        typer.Option(help="CSV with the truth of the test cases. Without it, the file must contain training cases."),
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option("--table", "--output", "-o", help="Output CSV with the scores of each case.")
+    ] = None,
+    truth: Annotated[Path | None, typer.Option(help="Folder with the true label files.")] = None,
+    metrics: Annotated[
+        str, typer.Option(help="Metrics of label files, or import paths of your own, separated by commas.")
+    ] = "dice,hd95,nsd",
+    tolerances: Annotated[str, typer.Option(help="Tolerances of nsd in mm; a column for each.")] = "1,2,3",
+    classes: Annotated[
+        str | None, typer.Option(help="Label values, e.g. 1,2 or liver=1,tumour=2+3; default: all values.")
+    ] = None,
+    ignore: Annotated[int | None, typer.Option(help="Value of true pixels that do not count.")] = None,
+    dimensions: Annotated[
+        int | None, typer.Option(min=2, max=3, help="Axes of label files; default 3 for NIfTI, NRRD and MHA, else 2.")
+    ] = None,
+    missing: Annotated[
+        str, typer.Option(help="Cases that one folder lacks: error, skip, or empty (an empty prediction).")
+    ] = "error",
+    trust: TrustOption = None,
+) -> None:
+    """Score a CSV with the competition's metric, or a folder of label files with any metrics.
+
+    A CSV is compared with a solution, or with the training masks; a folder with the label files of the same names in
+    --truth.
+    """
+    if truth is not None:
+        from competition.cli.score_folder import score_folder_command
+
+        if competition is not None or solution is not None or overrides:
+            raise MaskfoldError(
+                "--truth: found --competition, --solution or KEY=VALUE as well, which apply only to a CSV.",
+                "Omit these arguments, or omit --truth.",
+                status=2,
+            )
+        score_folder_command(
+            file, truth, metrics, tolerances, classes, ignore, dimensions, missing, table, tuple(trust or [])
+        )
+        return
+    if file.is_dir():
+        raise MaskfoldError(f"{file} is a folder.", "Name the folder of true label files with --truth.", status=2)
+    if competition is None:
+        raise MaskfoldError(
+            "--competition is missing, which a CSV requires.", "Add --competition PATH/competition.yaml.", status=2
+        )
+    from competition.cli.submit import score_command
+
+    score_command(file, competition, solution, table, overrides or [], tuple(trust or []))
+
+
+@commands.command(
+    "import",
+    epilog="Example: maskfold import nnUNet_results/Dataset004/nnUNetTrainer__nnUNetPlans__3d_fullres "
+    "--competition experiments/hippocampus/competition.yaml --name nnunet --test predictions",
+)
+def import_(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of the predictions: nnU-Net's results, or fold_0/ID.npz, …, or oof/ID.nii.gz with --splits; "
+            "and test/ID.nii.gz."
+        ),
+    ],
+    competition: Annotated[Path, typer.Option(help="The competition's YAML.")],
+    name: Annotated[str, typer.Option(help="Name of the run, such as nnunet.")],
+    overrides: CompetitionOverridesArgument = None,
+    oof: Annotated[Path | None, typer.Option(help="Folder of the out-of-fold predictions; needs --splits.")] = None,
+    test: Annotated[Path | None, typer.Option(help="Folder of the test predictions; default FOLDER/test.")] = None,
+    splits: Annotated[
+        Path | None, typer.Option(help="The folds: nnU-Net's splits_final.json, or a CSV with the columns id and fold.")
+    ] = None,
+    kind: Annotated[str, typer.Option(help="Content of the files: labels, probabilities, or auto.")] = "auto",
+    axes: Annotated[
+        str | None,
+        typer.Option(help="Order of the spatial axes of NPY and NPZ files, e.g. zyx; default zyx for nnU-Net's."),
+    ] = None,
+    channels: Annotated[
+        str | None, typer.Option(help="Order of the files' channels, e.g. background,posterior,anterior.")
+    ] = None,
+    trust: TrustOption = None,
+) -> None:
+    """Make a run of predictions made elsewhere, such as nnU-Net's, for submit, compare and report.
+
+    Checks ids, shapes, values and folds; scores the predictions. A case whose fold is unknown counts as seen.
+    """
+    from competition.cli.exchange import import_command
+
+    import_command(
+        folder,
+        competition,
+        name,
+        overrides or [],
+        oof=oof,
+        test=test,
+        splits=splits,
+        kind=kind,
+        axes=axes,
+        channels=channels,
+        trust=tuple(trust or []),
+    )
+
+
+@commands.command(epilog="Example: maskfold folds experiments/hippocampus/unet3d.yaml --to nnunet -o splits_final.json")
+def folds(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="An experiment's YAML, a run's folder, or its hash.")],
+    overrides: OverridesArgument = None,
+    to: Annotated[str, typer.Option(help="nnunet (splits_final.json) or csv (columns id and fold).")] = "csv",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Output file; default splits_final.json or folds.csv.")
+    ] = None,
+    trust: TrustOption = None,
+) -> None:
+    """Write the folds of an experiment for other programs, so that team mates train on the same folds."""
+    from competition.cli.exchange import folds_command
+
+    folds_command(name, overrides or [], to, output, tuple(trust or []))

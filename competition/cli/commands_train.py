@@ -1,0 +1,183 @@
+"""Define the arguments and help texts of the commands that lead from data to a cross-validated run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from competition.cli.options import AllowOption, CompetitionOverridesArgument, OverridesArgument, TrustOption
+from competition.errors import MaskfoldError
+
+commands = typer.Typer()
+
+
+@commands.command(epilog="Example: maskfold init data/mine --minutes 15 --folds 5")
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder with the competition's files, unpacked.")],
+    name: Annotated[str | None, typer.Option(help="Name of the competition; default: the folder's name.")] = None,
+    layout: Annotated[
+        int | None, typer.Option(help="Number of the layout to use, if the folder can be read in several ways.")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="Time budget of a fold, in minutes; default 15.")] = None,
+    folds: Annotated[
+        int | None, typer.Option(help="Number of folds; default 5, or the number of groups if there are fewer.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing YAML files.")] = False,
+    measure: Annotated[
+        bool, typer.Option(help="Time training steps on this machine, to choose resolution, network and patch.")
+    ] = True,
+) -> None:
+    """Recognise a folder's layout, and write experiments/NAME/competition.yaml and a first experiment.yaml.
+
+    A comment on each line of both files gives the reason. The command then checks the data as maskfold explore does.
+    """
+    from competition.cli.init import init_command
+
+    init_command(folder, name, layout, minutes, folds, force, measure)
+
+
+@commands.command(epilog="Example: maskfold plan experiments/mine/experiment.yaml --minutes 120")
+def plan(
+    file: Annotated[Path, typer.Argument(help="The experiment's YAML.")],
+    overrides: OverridesArgument = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Time budget of a fold, in minutes; default: that of the YAML, or 15.")
+    ] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Write the plan; the former file is kept as FILE.bak.")
+    ] = False,
+    trust: TrustOption = None,
+    allow: AllowOption = None,
+) -> None:
+    """Plan an experiment again, for another budget or machine: time training steps, choose, and show the difference.
+
+    Keys that the plan does not set, and values that you changed since the last plan, stay as they are.
+    """
+    from competition.cli.init import plan_command
+
+    plan_command(file, overrides or [], minutes, write, tuple(trust or []))
+
+
+@commands.command(epilog="Example: maskfold cv experiments/demo2d/unet2d.yaml training.epochs=3")
+def cv(
+    file: Annotated[
+        Path, typer.Argument(help="The experiment's YAML; or a folder of data, which maskfold init then describes.")
+    ],
+    overrides: OverridesArgument = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="With a folder: time budget of a fold, in minutes; default 15.")
+    ] = None,
+    layout: Annotated[int | None, typer.Option(help="With a folder: number of the layout, as for init.")] = None,
+    new: Annotated[bool, typer.Option("--new", help="Start a new run even if one exists.")] = False,
+    trust: TrustOption = None,
+    allow: AllowOption = None,
+) -> None:
+    """Cross-validate an experiment: train its folds, score the out-of-fold predictions, log to MLflow.
+
+    Run the same command again to resume a stopped run, or to print the table of a finished one.
+    """
+    if file.is_dir():
+        from competition.cli.init import experiment_for
+
+        file = experiment_for(file, overrides or [], layout, minutes)
+    elif (minutes is not None or layout is not None) and not file.exists():
+        raise MaskfoldError(f"{file} does not exist.", "Name a folder with data, or an experiment's YAML.", status=2)
+    elif minutes is not None or layout is not None:
+        raise MaskfoldError(
+            f"{file} is no folder, so --minutes and --layout have no effect.",
+            f"Set training.budget_minutes={minutes or 15:g} instead, or plan again: maskfold plan {file}.",
+            status=2,
+        )
+    from competition.cli.train import cv_command
+
+    cv_command(file, overrides or [], new, tuple(trust or []))
+
+
+@commands.command(epilog="Example: maskfold demo 2d -o data/demo2d, or: maskfold demo spine")
+def demo(
+    name: Annotated[
+        str, typer.Argument(help="2d, 3d or gate, or a layout; with --layout, the name of the folder below data.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Output folder; default data/demo<name>, or data/<name> with --layout."),
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="Make phantoms with the folders, formats, sizes and difficulty of real data: spleen, spine, a02025 or "
+            "hipmri."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed; each seed gives different images.")] = 0,
+) -> None:
+    """Make a small competition: 2D images or volumes, masks, a sample submission and its hidden solution.
+
+    The YAML files are written to experiments/ in the working folder; existing files are kept.
+    """
+    from competition.cli.data import demo_command
+
+    demo_command(name, output, layout, seed)
+
+
+@commands.command(epilog="Example: maskfold explore experiments/a02025/competition.yaml root=data/a02025")
+def explore(
+    file: Annotated[Path, typer.Argument(help="The competition's YAML.")],
+    overrides: CompetitionOverridesArgument = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Output page; default reports/<name>.html.")
+    ] = None,
+) -> None:
+    """Check the data before training: sizes, intensities, classes, duplicates, faults; suggest folds and patch size."""
+    from competition.cli.data import explore_command
+
+    explore_command(file, overrides or [], output)
+
+
+@commands.command(epilog="Example: maskfold dicom exports -o data/spleen --layout imagesTr")
+def dicom(
+    folder: Annotated[Path, typer.Argument(help="Folder with DICOM files, also in subfolders.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Output folder for NIfTI files and series.csv.")],
+    layout: Annotated[
+        str, typer.Option(help="Subfolder of the images: imagesTr (masks in labelsTr) or imagesTs (masks in labelsTs).")
+    ] = "imagesTr",
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Regular expression: a series whose description matches contains labels. DICOM-SEG is always "
+            "recognised."
+        ),
+    ] = None,
+) -> None:
+    """Convert DICOM series to NIfTI; series.csv lists all series, with the reason if a series was refused."""
+    from competition.cli.data import dicom_command
+
+    dicom_command(folder, output, layout, labels)
+
+
+@commands.command(epilog="Example: maskfold doctor")
+def doctor() -> None:
+    """Check whether this machine can train: packages, GPUs, memory, disk, MLflow store, Kaggle credentials."""
+    from competition.doctor.checks import print_report  # not from `cli.data`, whose imports may be missing
+
+    if status := print_report():
+        raise typer.Exit(status)
+
+
+@commands.command(epilog="Example: maskfold fetch hippocampus -o data")
+def fetch(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A task of the Medical Segmentation Decathlon, e.g. spleen; kaggle:COMPETITION; or `list`."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Parent folder of the data set.")] = Path("data"),
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
+) -> None:
+    """Download a public data set, after printing its size and licence."""
+    from competition.cli.data import fetch_command
+
+    fetch_command(name, output, yes)
