@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def _report_missing(error: ImportError) -> NoReturn:
-    """Run `maskfold doctor`, which needs only the standard library; for any other command, name the missing package."""
+    """Handle a missing package: `maskfold doctor` runs, all other commands print the error and exit."""
     if (error.name or "").split(".")[0] == "competition":  # the missing module is part of Maskfold, so this is a bug
         raise error
     if sys.argv[1:2] == ["doctor"]:

@@ -123,7 +123,12 @@ def export(
     zipped: Annotated[bool, typer.Option("--zip", help="Also write FOLDER.zip.")] = False,
     onnx: Annotated[bool, typer.Option("--onnx", help="Also export the networks as ONNX, for onnxruntime.")] = False,
     wheels: Annotated[bool, typer.Option("--wheels", help="Download the packages' wheels, except PyTorch's.")] = False,
-    hours: Annotated[float, typer.Option(min=0.01, help="Time limit of the notebook.")] = 9.0,
+    hours: Annotated[
+        float,
+        typer.Option(
+            min=0.01, help="Hours that the bundle's notebook may run; if time is short, it drops TTA and networks."
+        ),
+    ] = 9.0,
     container: Annotated[
         str | None, typer.Option(help="grand-challenge: also write a Dockerfile and the entry point of its interface.")
     ] = None,
@@ -179,7 +184,12 @@ def score(
     classes: Annotated[
         str | None, typer.Option(help="Label values, e.g. 1,2 or liver=1,tumour=2+3; default: all values.")
     ] = None,
-    ignore: Annotated[int | None, typer.Option(help="Value of true pixels that do not count.")] = None,
+    ignore: Annotated[
+        int | None,
+        typer.Option(
+            help="Label value in the files of --truth whose pixels are left out of the score, for example 255."
+        ),
+    ] = None,
     dimensions: Annotated[
         int | None, typer.Option(min=2, max=3, help="Axes of label files; default 3 for NIfTI, NRRD and MHA, else 2.")
     ] = None,

@@ -125,7 +125,7 @@ def _parts(name: str) -> list[str]:
 
 
 def _names_something(name: str, value: Any) -> bool:
-    """Return whether the value of an argument with a refused name can name a file or address.
+    """Return whether a value can refer to a file or address; its argument has a suspicious name, such as `cache_dir`.
 
     A number names nothing (`drop_path_rate: 0.1`). True is refused only for a flag that starts a download.
     """

@@ -101,7 +101,7 @@ class PreprocessedCase:
             bool(record["normalised"]),
         )
         if not all(type(n) is int and n > 0 for n in case.geometry.shape):
-            raise ValueError(f"its grid is {case.geometry.shape}")
+            raise ValueError(f"its grid is {case.geometry.shape}, expected whole numbers above 0")
         return case
 
     @cached_property

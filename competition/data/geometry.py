@@ -231,7 +231,7 @@ def _to_tuples(value: Any) -> Any:
 def find_axes(
     affine: np.ndarray | None, dims: int, orientation: str | None, case: str
 ) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-    """Return the file axis of each preprocessed axis, and whether it is reversed, for axis codes such as "RAS"."""
+    """Return the axes and flips that turn a file to `orientation`, such as "RAS"; None keeps the file's axes."""
     if orientation is None:
         return tuple(range(dims)), (False,) * dims
     from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform

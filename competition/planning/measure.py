@@ -182,7 +182,7 @@ def main(folder: str) -> int:
 
 
 def measure_here(folder: Path) -> Measurement:
-    """Measure, in this process, the experiment that a folder describes.
+    """Measure time and memory of training steps and of one predicted case in this process; `folder` has the job.
 
     Raises:
         MaskfoldError: the experiment or a case is invalid.

@@ -254,7 +254,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if version != CHECKPOINT_VERSION:
         raise MaskfoldError(
             f"The checkpoint {path} has version {version}, expected {CHECKPOINT_VERSION}.",
-            "Finish the run with the version of Maskfold that started it, or start another with --new.",
+            "Finish the run with the version of Maskfold that started it, or start another run with --new.",
         )
     return state
 

@@ -241,8 +241,8 @@ class OofStore:
             tolerance = 0.02 + len(values) / 510  # tolerance for rounding to uint8: half a step per class
             if np.abs(decoded.sum(axis=0, dtype=np.float32) - 1).max(initial=0.0) > tolerance:
                 raise ValueError(
-                    f"{missing} of its {array.nchunks} chunks are missing: the probabilities of a pixel do not add up "
-                    "to 1"
+                    f"the probabilities of a pixel do not add up to 1; {missing} of its {array.nchunks} chunks are "
+                    "missing"
                 )
 
     def ids(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Write one label file in each format that hosts of file submissions accept, without loss, and read it back."""
+"""Write a label file as PNG, TIFF, NIfTI or MHA, then read it back and check that no label has changed."""
 
 from __future__ import annotations
 

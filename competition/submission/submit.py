@@ -325,7 +325,7 @@ def check_csv_output(path: Path, runs: Sequence[Run]) -> None:
     beside = [path.with_suffix(".json"), scores_path(path)]
     if folder := next((other for other in beside if other.is_dir()), None):
         raise MaskfoldError(
-            f"Output file: {folder}, which is written next to {path.name}, is a folder; expected a file or none.",
+            f"Output file: the command also writes the file {folder} next to {path.name}, but a folder has this name.",
             "Name another file with -o, or rename the folder.",
             status=2,
         )

@@ -96,7 +96,7 @@ class Evaluator:
         return pd.DataFrame(scores)
 
     def time_cases(self, network: torch.nn.Module, fold: int, patience: float, folder: Path) -> tuple[float, float]:
-        """Estimate the time for all cases from one case of median size.
+        """Estimate two times for all cases from one median case: to predict and score, and to store and read them.
 
         The scoring is timed with the truth as the prediction, because the mask of an untrained network is noise, and
         scoring noise may take far longer.

@@ -99,7 +99,7 @@ def split_by_weight(run: Run, fold: int, prepared: dict[str, Path]) -> tuple[lis
 
 
 def check_extra_data(run: Run, jobs: Sequence[FoldJob]) -> None:
-    """Check that no teacher was trained on cases that its fold validates.
+    """Check that each run in `pseudo.from` has, for each fold, a network that was not trained on its validation cases.
 
     Raises:
         MaskfoldError: a teacher was trained on such a case; the message shows the lineage of the leak.
@@ -410,7 +410,7 @@ def _check_same_classes(exp: Experiment, teacher_run: Run) -> None:
             raise MaskfoldError(
                 f"pseudo.from: {teacher_run.folder} has {key} {getattr(teacher_comp, key)}, expected "
                 f"{getattr(comp, key)} (competition.{key}).",
-                "Name a run that predicts the same classes.",
+                f"Name a run with the same {key}.",
                 status=2,
             )
     axes, teacher_axes = competition_axes(comp), competition_axes(teacher_comp)

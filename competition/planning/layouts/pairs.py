@@ -510,7 +510,7 @@ def _fixed_folder(pattern: str) -> tuple[str, str]:
 
 
 def _match_ids(host: HostFolder, pattern: str) -> frozenset[str]:
-    """Return the ids of the images that match a pattern; it compares only the scanned names."""
+    """Return the ids of the images that match a pattern; only paths in `host.images` are compared, without the disk."""
     start = _fixed_folder(pattern)[0] + "/" if pattern else ""
     expression, last, seen = "", 0, False
     for match in re.finditer(r"\{([a-z]+)\}|\*", pattern):
