@@ -348,6 +348,23 @@ def test_the_command_prints_the_score_and_a_report_can_be_written(elsewhere, cap
         import_command(folder, tmp_path / "competition.yaml", "other", [], kind="x", trust=(), **arguments)
 
 
+@pytest.mark.parametrize(
+    ("without", "command"), [("test", "maskfold compare RUN"), ("fold_*", "maskfold submit RUN {} --weights 0.5,0.5")]
+)
+def test_the_next_command_works_with_what_was_imported(elsewhere, capsys, tmp_path, without, command):
+    from competition.config.loading import write_yaml
+
+    own, folder = elsewhere()
+    for path in folder.glob(without):
+        shutil.rmtree(path)
+    plain = own.exp.competition.model_dump(by_alias=True, mode="json")
+    write_yaml(plain, tmp_path / "competition.yaml")
+    arguments = dict.fromkeys(("oof", "test", "splits", "axes", "channels"))
+    import_command(folder, tmp_path / "competition.yaml", "other", [], kind="auto", trust=(), **arguments)
+    name = find_run(f"{own.exp.competition.name}-other").folder.name
+    assert f"Next: {command.format(name)}" in capsys.readouterr().out
+
+
 def test_a_killed_import_leaves_no_run(elsewhere, monkeypatch):
     own, folder = elsewhere()
 
