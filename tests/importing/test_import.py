@@ -314,6 +314,21 @@ def test_an_import_of_test_predictions_alone_has_no_score(elsewhere):
     assert submit([own, find_run(done.run.folder.name)], [0.5, 0.5]).validation.rows > 0
 
 
+def test_a_run_that_is_better_than_the_blend_is_named(elsewhere):
+    own, folder = elsewhere()
+    done = import_predictions(own.exp.competition, folder, "other")
+    assert done.score == pytest.approx(1.0)
+    said: list[str] = []
+    result = submit([own, done.run], [0.9, 0.1], say=said.append)
+    assert result.expected is not None and result.expected.score < 0.9999
+    (note,) = [line for line in said if "alone" in line]
+    assert f"{done.run.name}/{done.run.folder.name}" in note and "1.0000" in note
+    said.clear()
+    submit([own], say=said.append)
+    submit([own, done.run], [0.0, 1.0], say=said.append)
+    assert not [line for line in said if "alone" in line], "a run is not compared with itself"
+
+
 def test_a_changed_test_image_is_refused(elsewhere, tmp_path):
     own, folder = elsewhere()
     root = tmp_path / "data"
