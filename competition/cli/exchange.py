@@ -16,6 +16,7 @@ from competition.text import format_number
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from competition.importing.importer import ImportedRun
     from competition.runs.run import Run
 
 AXES = ("xyz", "yxz", "zyx", "xy", "yx")
@@ -85,7 +86,15 @@ def import_command(
         say(f"{done.tests[0]} test cases; no out-of-fold prediction, so the score is unknown")
     for note in import_notes(done):
         say(f"note: {note}")
-    say(f"Next: maskfold submit RUN {done.run.folder.name} --weights auto   (RUN: a run of your own)")
+    say(f"Next: {_next_command(done)}   (RUN: a run of your own)")
+
+
+def _next_command(done: ImportedRun) -> str:
+    """Return a command that works with the import: a blend needs all test cases, fitted weights need a score."""
+    name = done.run.folder.name
+    if done.tests[0] < done.tests[1] or not done.tests[1]:
+        return f"maskfold compare RUN {name}" if done.predicted else f"maskfold report {name}"
+    return f"maskfold submit RUN {name} --weights " + ("auto" if done.predicted else "0.5,0.5")
 
 
 @exit_on_signal("stopped: nothing was written")

@@ -460,6 +460,10 @@ class Competition(ConfigModel):
             count = 0 if self.submission.labels is None else len(self.submission.labels)
             if count not in (0, len(self.classes)):
                 raise ValueError(f"`submission.labels` must have one value per class, found {count}")
+            if count and self.instances:
+                raise ValueError(
+                    "`submission.labels` and `instances` exclude each other: the values are object numbers"
+                )
         if isinstance(self.train.masks, dict) and set(self.train.masks) != set(self.classes):
             raise ValueError("`train.masks` must have exactly one entry per class in `classes`, keyed by class name")
         return self

@@ -146,7 +146,8 @@ def read_header(path: str | Path, dimensions: int | None = None, labels: bool = 
     Args:
         path: as for `read_image`.
         dimensions: as for `read_image`.
-        labels: whether the file is a label file; this matters only for archives of several arrays.
+        labels: whether the file is a label file: a palette's indices are one channel, and of an archive of several
+            arrays the one of the labels is described.
         exif: as for `read_image`.
 
     Returns:
@@ -158,9 +159,8 @@ def read_header(path: str | Path, dimensions: int | None = None, labels: bool = 
     """
     path = Path(path)
     file_format, dimensions = _reader(path, dimensions)
-    extra = {"labels": labels} if EXTENSIONS[extension_of(path.name)] == "numpy" else {}
     with convert_decoder_errors(path):
-        result: Header = file_format.header(path, dimensions, **extra)
+        result: Header = file_format.header(path, dimensions, labels)
     if 0 in (*result.shape, result.channels):
         raise unreadable_error(path, f"its shape is {'×'.join(map(str, result.shape))}")
     if exif and dimensions == 2 and exif_orientation(path) >= FIRST_SIDEWAYS:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 from competition.config.postprocess import PostprocessConfig
 from competition.context import Context
 from competition.data.content.unchanged import check_truth_unchanged
+from competition.errors import MaskfoldError
 from competition.metrics.bootstrap import cv_score, prediction_interval
 from competition.postprocessing.evaluation import OofScores
 from competition.postprocessing.tuning import TuningResult, load_tuning, save_tuning, tune_postprocessing
 from competition.runs.blend import Ensemble
 from competition.runs.lock import lock_if_free
 from competition.runs.run import Run
-from competition.runs.summary import tuning_key
+from competition.runs.summary import run_scores, tuning_key
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,6 +46,33 @@ class ExpectedScore:
     settings: PostprocessConfig
     tuning: TuningResult | None
     rows: pd.DataFrame
+
+
+def better_alone(ensemble: Ensemble, expected: ExpectedScore) -> list[str]:
+    """Return a line for each run of an ensemble whose stored score, for as many cases, is better than the ensemble's.
+
+    Weights are fitted before post-processing. So tuned steps may improve a single run by more than the ensemble.
+
+    Args:
+        ensemble: the runs and their weights.
+        expected: the expected score of the ensemble.
+    """
+    lines: list[str] = []
+    metric = ensemble.comp.metric
+    for run, _ in ensemble.active if len(ensemble.active) > 1 else []:
+        try:
+            scores = run_scores(run)
+        except MaskfoldError:  # a damaged record of one run must not stop the submission
+            continue
+        if scores is None or scores.cases != expected.cases:
+            continue
+        own = scores.counted.value
+        if metric.direction.rank(own) > metric.direction.rank(expected.score):
+            lines.append(
+                f"note: {run.name}/{run.folder.name} alone has a better {metric.label}, {own:.4f}, than these runs "
+                f"together, {expected.score:.4f}"
+            )
+    return lines
 
 
 def estimate_score(

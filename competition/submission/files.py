@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,11 +21,13 @@ from typing import Any
 import numpy as np
 
 from competition import large_arrays
+from competition.config.axes import permutation
 from competition.config.competition import Competition
 from competition.context import Context, no_log
 from competition.data.cases import case_rows, case_table
 from competition.data.image_types import check_not_bomb
 from competition.data.patterns import warn_skipped
+from competition.data.readers import row_axes
 from competition.ensembling.ensemble import EnsemblePredictor
 from competition.errors import MaskfoldError
 from competition.io import ensure_writable, json_digest, sha256_of_file, temporary_folder, write_json, write_table
@@ -35,7 +38,7 @@ from competition.runs.blend import Ensemble, check_same_competition
 from competition.runs.imported import check_test_predictions
 from competition.runs.outputs import check_output, competitions_of
 from competition.runs.run import Run
-from competition.submission.formats import FileHeader, check_writer, read_file_header, write_labels
+from competition.submission.formats import FileHeader, axes_of_format, check_writer, read_file_header, write_labels
 from competition.submission.label_files import label_arrays, region_values
 from competition.submission.submit import (
     SUBMISSIONS_FOLDER,
@@ -103,7 +106,8 @@ class SampleFiles:
             return
         missing, other = sorted(wanted - found), sorted(found - wanted)
         parts = [f"lacks {missing[0]}{and_more(len(missing), 1, 'file')}"] if missing else []
-        parts += [f"has {other[0]}{and_more(len(other), 1, 'file')}, which belongs to no test case"] if other else []
+        verb = "belongs" if len(other) == 1 else "belong"
+        parts += [f"has {other[0]}{and_more(len(other), 1, 'file')}, which {verb} to no test case"] if other else []
         raise MaskfoldError(
             f"The sample {self.path} {' and '.join(parts)}.",
             "Correct submission.files, whose pattern names the files, or test.images.",
@@ -234,10 +238,11 @@ def submit_files(
     check_file_names(names)
     every_name = [name for by_class in names.values() for name in by_class.values()]
     check_writer(every_name[0])
-    sample = None
+    headers: dict[str, FileHeader] = {}
     if comp.submission.sample is not None:
         sample = SampleFiles.open(Path(comp.root) / comp.submission.sample)
         sample.check_names(every_name)
+        headers = check_sample_headers(sample, comp, rows, names)
     suffix = ".zip" if comp.submission.zip else ""
     path = output or SUBMISSIONS_FOLDER / comp.name / f"{submission_name(runs, weights)}{suffix}"
     check_files_output(path, comp, runs)
@@ -256,7 +261,7 @@ def submit_files(
             arrays = file_labels(postprocess(probabilities, comp, settings, row, presence), comp)
             empty += sum(not labels.any() for labels in arrays.values())
             for cls, name in names[row.id].items():
-                _write_checked(folder / name, arrays[cls], row, comp, sample, name, staging)
+                _write_checked(folder / name, arrays[cls], row, comp, headers.get(name), name)
         validation = ValidationReport(path, len(every_name), empty, ())
         staged = _zip(folder, staging / path.name) if comp.submission.zip else folder
         digests = {name: sha256_of_file(folder / name) for name in sorted(every_name)}
@@ -269,19 +274,62 @@ def submit_files(
     return SubmissionResult(path, _summary_path(path), validation, ensemble, expected)
 
 
+def check_sample_headers(
+    sample: SampleFiles, comp: Competition, rows: Sequence[Any], names: Mapping[str, Mapping[str, str]]
+) -> dict[str, FileHeader]:
+    """Check the sizes and types of the sample's files before any prediction, and return them by name.
+
+    Args:
+        sample: the host's sample, with the right names.
+        comp: the competition.
+        rows: rows of the test cases.
+        names: name of each file by case id and class, see `file_names`.
+
+    Raises:
+        MaskfoldError: a file cannot be read, has another size than its image, or a type that cannot hold the labels.
+    """
+    headers = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for row in rows:
+            shape = tuple(json.loads(row.shape))
+            for cls, name in names[row.id].items():
+                header = sample.header(name, comp.dimensions, Path(scratch))
+                order = permutation(row_axes(comp, row), axes_of_format(Path(name), comp.dimensions))
+                expected = shape if order is None else tuple(shape[axis] for axis in order)
+                if header.shape != expected:
+                    found, wanted = ("×".join(map(str, sizes)) for sizes in (header.shape, expected))
+                    raise MaskfoldError(
+                        f"{name} in the sample {sample.path} has the shape {found}, expected {wanted}, the shape of "
+                        f"the image of {row.id}.",
+                        "Download the sample again, or omit submission.sample.",
+                    )
+                _as_type(np.array(file_values(comp, cls), np.int64), header.dtype, name)
+                headers[name] = header
+    return headers
+
+
+def file_values(comp: Competition, cls: str) -> list[int]:
+    """Return the values that a file has besides 0; cls is its class, or empty if it has all classes.
+
+    The numbers of objects depend on the prediction, so for them the list is empty.
+    """
+    values = comp.submission.labels
+    if comp.instances:
+        return []
+    if cls:
+        return [1 if values is None else values[comp.classes.index(cls)]]
+    if comp.labels == "overlapping" and len(comp.classes) > 1:
+        comp = comp if values is None else comp.model_copy(update={"label_values": values})
+        return list(region_values(comp).values())
+    return [int(value) for value in (comp.output_label_values if values is None else values)]
+
+
 def _write_checked(
-    path: Path,
-    labels: np.ndarray[Any, Any],
-    row: Any,
-    comp: Competition,
-    sample: SampleFiles | None,
-    name: str,
-    scratch: Path,
+    path: Path, labels: np.ndarray[Any, Any], row: Any, comp: Competition, wanted: FileHeader | None, name: str
 ) -> None:
-    """Write one file with the type of the sample's file, and check that the two files have the same size."""
+    """Write one file with the type of the sample's file, and check that it is stored so."""
     source = next(iter(json.loads(row.images).values()))
     source = Path(comp.root) / (source if isinstance(source, str) else source[0])
-    wanted = None if sample is None else sample.header(name, comp.dimensions, scratch)
     if wanted is not None:
         labels = _as_type(labels, wanted.dtype, name)
     write_labels(path, labels, source, row, comp)
@@ -289,7 +337,7 @@ def _write_checked(
     if wanted is not None and found != wanted:
         raise MaskfoldError(
             f"{name}: found the shape {found.shape} of {found.dtype}, expected {wanted.shape} of {wanted.dtype} as in "
-            f"the sample {sample.path if sample is not None else ''}.",
+            "the sample.",
             "Download the sample again, or omit submission.sample.",
         )
 

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from competition import large_arrays
 from competition.config.axes import permutation
 from competition.config.competition import Competition
+from competition.data.formats.itk import pixel_dtype
+from competition.data.formats.tiff import open_tiff
 from competition.data.readers import extension_of, read_header, read_labels, row_axes
 from competition.errors import MaskfoldError
 from competition.io import atomic_write
@@ -176,23 +178,27 @@ def read_file_header(path: Path, dimensions: int) -> FileHeader:
     Raises:
         MaskfoldError: the file cannot be read, or it has several channels.
     """
-    if extension_of(path.name) == ".mha":
-        check_writer(path.name)
-        import SimpleITK
-
-        reader = SimpleITK.ImageFileReader()
-        reader.SetFileName(str(path))
-        try:
-            reader.ReadImageInformation()
-        except RuntimeError as error:
-            raise MaskfoldError(f"{path.name} cannot be read: {error}.", "Copy the file again.") from error
-        name = SimpleITK.GetPixelIDValueAsString(reader.GetPixelIDValue())
-        names = {f"{bits}-bit {sign} integer": kind for bits in (8, 16, 32) for sign, kind in (
-            ("unsigned", f"uint{bits}"), ("signed", f"int{bits}"))}  # fmt: skip
-        return FileHeader(tuple(reader.GetSize()), names.get(name, name))
+    check_writer(path.name)
     header = read_header(path, dimensions, labels=True)
     if header.channels != 1:
         raise MaskfoldError(
             f"{path.name} has {header.channels} channels, expected 1, as in a label file.", "Correct submission.sample."
         )
-    return FileHeader(tuple(header.shape), str(header.dtype))
+    return FileHeader(tuple(header.shape), _stored_type(path) or header.dtype)
+
+
+def _stored_type(path: Path) -> str | None:
+    """Return the name of the dtype of a file's floats, which `read_header` calls float32; None for other formats."""
+    extension = extension_of(path.name)
+    if extension == ".mha":
+        return pixel_dtype(path).name
+    if extension in (".tif", ".tiff"):
+        with open_tiff(path) as file:
+            dtype = np.dtype(file.series[0].dtype)
+        return "uint8" if dtype.kind == "b" else dtype.newbyteorder("=").name
+    if extension in (".nii.gz", ".nii"):
+        import nibabel
+
+        image: Any = nibabel.load(path)
+        return str(image.get_data_dtype().newbyteorder("=").name)
+    return None

@@ -367,7 +367,7 @@ def nifti_labels(labels: np.ndarray[Any, Any], source: Path, row: Any, order: tu
     """Return labels as a NIfTI image with the affine and header of the case's image.
 
     Args:
-        labels: (X, Y, Z).
+        labels: (X, Y, Z), or (X, Y) of a picture.
         source: an image file of the case; if it is NIfTI, its header is kept.
         row: the row of the case table.
         order: the permutation from the case's axes to (X, Y, Z); None if the axes are the same.
@@ -385,5 +385,8 @@ def nifti_labels(labels: np.ndarray[Any, Any], source: Path, row: Any, order: tu
         spacing = json.loads(row.spacing)
         sizes = spacing if order is None else [spacing[axis] for axis in order]
         affine = read_header(source, 3).affine if EXTENSIONS.get(extension_of(source.name)) == "itk" else None
-        image = nibabel.Nifti1Image(labels, np.diag([*sizes, 1.0]) if affine is None else affine)
+        sizes = [*sizes, 1.0][:3]  # a picture is one voxel deep
+        # nibabel refuses 64-bit integers, which a host's sample may have, unless the type is named
+        matrix = np.diag([*sizes, 1.0]) if affine is None else affine
+        image = nibabel.Nifti1Image(labels, matrix, dtype=labels.dtype)
     return image

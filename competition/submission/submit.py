@@ -19,7 +19,7 @@ from competition.data.cases import case_table
 from competition.data.patterns import warn_skipped
 from competition.data.readers import load_image
 from competition.ensembling.ensemble import EnsemblePredictor
-from competition.ensembling.expected import ExpectedScore, estimate_score
+from competition.ensembling.expected import ExpectedScore, better_alone, estimate_score
 from competition.ensembling.weights import FittedWeights, fit_weights
 from competition.errors import MaskfoldError
 from competition.io import ensure_writable, finite_or_none, sha256_of_file, temporary_folder, write_json, write_table
@@ -163,6 +163,8 @@ def fit_on_oof(
     if expected is not None and expected.tuning is not None:
         for line in expected.tuning.report_lines():
             context.say(line)
+    for line in better_alone(ensemble, expected) if expected is not None else []:
+        context.say(line)
     return ensemble, fitted, expected
 
 

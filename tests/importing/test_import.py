@@ -314,6 +314,21 @@ def test_an_import_of_test_predictions_alone_has_no_score(elsewhere):
     assert submit([own, find_run(done.run.folder.name)], [0.5, 0.5]).validation.rows > 0
 
 
+def test_a_run_that_is_better_than_the_blend_is_named(elsewhere):
+    own, folder = elsewhere()
+    done = import_predictions(own.exp.competition, folder, "other")
+    assert done.score == pytest.approx(1.0)
+    said: list[str] = []
+    result = submit([own, done.run], [0.9, 0.1], say=said.append)
+    assert result.expected is not None and result.expected.score < 0.9999
+    (note,) = [line for line in said if "alone" in line]
+    assert f"{done.run.name}/{done.run.folder.name}" in note and "1.0000" in note
+    said.clear()
+    submit([own], say=said.append)
+    submit([own, done.run], [0.0, 1.0], say=said.append)
+    assert not [line for line in said if "alone" in line], "a run is not compared with itself"
+
+
 def test_a_changed_test_image_is_refused(elsewhere, tmp_path):
     own, folder = elsewhere()
     root = tmp_path / "data"
@@ -346,6 +361,23 @@ def test_the_command_prints_the_score_and_a_report_can_be_written(elsewhere, cap
     assert not [text for text in ("The network was", "steps</td>", "peak memory", "PyTorch") if text in page]
     with pytest.raises(MaskfoldError, match="--kind"):
         import_command(folder, tmp_path / "competition.yaml", "other", [], kind="x", trust=(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("without", "command"), [("test", "maskfold compare RUN"), ("fold_*", "maskfold submit RUN {} --weights 0.5,0.5")]
+)
+def test_the_next_command_works_with_what_was_imported(elsewhere, capsys, tmp_path, without, command):
+    from competition.config.loading import write_yaml
+
+    own, folder = elsewhere()
+    for path in folder.glob(without):
+        shutil.rmtree(path)
+    plain = own.exp.competition.model_dump(by_alias=True, mode="json")
+    write_yaml(plain, tmp_path / "competition.yaml")
+    arguments = dict.fromkeys(("oof", "test", "splits", "axes", "channels"))
+    import_command(folder, tmp_path / "competition.yaml", "other", [], kind="auto", trust=(), **arguments)
+    name = find_run(f"{own.exp.competition.name}-other").folder.name
+    assert f"Next: {command.format(name)}" in capsys.readouterr().out
 
 
 def test_a_killed_import_leaves_no_run(elsewhere, monkeypatch):

@@ -174,7 +174,9 @@ def test_a_missing_chunk_is_not_read_as_zeros(tmp_path: Path, dtype: str, monkey
         store.read("a")
     without_members(store.path("a"), forget=OLD)  # as an old file: found only where the sum is known
     assert (store.read("a") != before).any()
-    with pytest.raises(MaskfoldError, match=r"probabilities of a pixel do not add up to 1; 1 of its .* chunks are missing"):
+    with pytest.raises(
+        MaskfoldError, match=r"probabilities of a pixel do not add up to 1; 1 of its .* chunks are missing"
+    ):
         OofStore(tmp_path, dtype, exclusive=True).read("a")  # type: ignore[arg-type]
 
 

@@ -22,7 +22,14 @@ from competition.postprocessing.pipeline import postprocess
 from competition.records import SUBMISSION_DIGEST, is_unedited
 from competition.runs.blend import Ensemble
 from competition.runs.run import hashed_settings
-from competition.submission.files import SampleFiles, check_file_names, file_labels, file_names, submit_files
+from competition.submission.files import (
+    SampleFiles,
+    check_file_names,
+    file_labels,
+    file_names,
+    file_values,
+    submit_files,
+)
 
 
 def with_format(run, **keys):
@@ -114,6 +121,43 @@ def test_a_sample_that_differs_is_refused_and_nothing_is_left(finished, tiny, tm
     with pytest.raises(MaskfoldError, match="sample"):
         submit_files([run], output=tmp_path / "out")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.parametrize("fault", ["shape", "type"])
+def test_sizes_and_types_of_the_sample_are_checked_before_the_prediction(finished, tiny, tmp_path, monkeypatch, fault):
+    run = finished(tiny(2))
+    folder = tmp_path / "sample"
+    folder.mkdir()
+    rows = case_rows(case_table(run.exp.competition, "test"))
+    for row in rows:
+        height, width = json.loads(row.shape)
+        is_wrong = fault == "shape" and row is rows[-1]
+        cv2.imwrite(str(folder / f"{row.id}.png"), np.zeros((height + is_wrong, width), np.uint8))
+    count = len(run.exp.competition.classes)
+    run = with_format(run, files="{id}.png", sample=str(folder), labels=[300] * count if fault == "type" else None)
+    monkeypatch.setattr("competition.submission.files.EnsemblePredictor", lambda *args: pytest.fail("it predicts"))
+    with pytest.raises(MaskfoldError, match=rows[-1].id if fault == "shape" else "cannot hold"):
+        submit_files([run], output=tmp_path / "out")
+
+
+def test_the_values_that_files_have():
+    keys = {
+        "name": "x",
+        "root": ".",
+        "dimensions": 2,
+        "classes": ["a", "b"],
+        "train": {"images": "{id}.png", "masks": "m/{id}.png"},
+    }
+    one_file = Competition.model_validate({**keys, "submission": {"files": "{id}.png", "labels": [3, 300]}})
+    assert file_values(one_file, "") == [3, 300]
+    by_class = Competition.model_validate({**keys, "submission": {"files": "{class}/{id}.png", "labels": [3, 300]}})
+    assert file_values(by_class, "b") == [300]
+    plain = Competition.model_validate({**keys, "submission": {"files": "{class}/{id}.png"}})
+    assert file_values(plain, "b") == [1]
+    nested = {**keys, "labels": "overlapping", "label_values": [[1, 2], 2], "submission": {"files": "{id}.png"}}
+    assert sorted(file_values(Competition.model_validate(nested), "")) == [1, 2]
+    objects = {**keys, "classes": ["a"], "instances": True, "submission": {"files": "{id}.png"}}
+    assert file_values(Competition.model_validate(objects), "") == []
 
 
 def test_a_folder_with_other_files_is_kept(finished, tiny, tmp_path):

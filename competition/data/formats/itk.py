@@ -24,8 +24,8 @@ from competition.errors import MaskfoldError
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])  # ITK's axes point to the left and back, NIfTI's to the right and front
 
 
-def itk_header(path: Path, dimensions: int) -> Header:
-    """Read shape, spacing and affine without a voxel."""
+def itk_header(path: Path, dimensions: int, labels: bool = False) -> Header:
+    """Read shape, spacing and affine without a voxel; `labels` is ignored."""
     return _header(path, _open(path), dimensions)
 
 
@@ -65,6 +65,17 @@ def itk_geometry(path: Path) -> ItkGeometry:
     """
     reader = _open(path)
     return ItkGeometry(tuple(reader.GetSpacing()), tuple(reader.GetOrigin()), tuple(reader.GetDirection()))
+
+
+def pixel_dtype(path: Path) -> np.dtype[Any]:
+    """Return the dtype of a component as the file stores it.
+
+    Raises:
+        MaskfoldError: as for `itk_header`.
+    """
+    import SimpleITK
+
+    return _dtype(SimpleITK.GetPixelIDValueAsString(_open(path).GetPixelID()))
 
 
 def _open(path: Path) -> Any:

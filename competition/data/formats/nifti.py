@@ -32,8 +32,8 @@ MAX_TRAILING = 2**24  # maximum number of bytes after the last voxel
 MAX_EXTENSIONS = 2**26  # maximum number of bytes between header and first voxel
 
 
-def nifti_header(path: Path, dimensions: int) -> Header:
-    """Read shape, spacing and affine without unpacking a voxel."""
+def nifti_header(path: Path, dimensions: int, labels: bool = False) -> Header:
+    """Read shape, spacing and affine without unpacking a voxel; `labels` is ignored."""
     return _nifti_header(path, _load_nifti(path), dimensions)
 
 

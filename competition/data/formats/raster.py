@@ -7,6 +7,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -41,10 +42,11 @@ JPEG_2000_START = b"\xff\x4f\xff\x51"  # markers SOC and SIZ of a codestream (IS
 JPEG_2000_HEADER = 2**16  # a codestream begins within this many bytes, after boxes such as a colour profile
 
 
-def raster_header(path: Path, dimensions: int) -> Header:
-    """Read size, channels and depth without decoding a pixel."""
+def raster_header(path: Path, dimensions: int, labels: bool = False) -> Header:
+    """Read size, channels and depth without decoding a pixel; with `labels`, a palette's indices are one channel."""
     with open_raster(path) as image:
-        return _raster_header(path, image, dimensions)[0]
+        head = _raster_header(path, image, dimensions)[0]
+        return replace(head, channels=1) if labels and image.mode == "P" else head
 
 
 def _raster_header(path: Path, image: PilImage, dimensions: int) -> tuple[Header, int]:

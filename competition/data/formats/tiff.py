@@ -66,15 +66,15 @@ def open_tiff(path: Path) -> Iterator[TiffFile]:
         yield file
 
 
-def tiff_header(path: Path, dimensions: int) -> Header:
-    """Read size, pages and depth without decoding a pixel."""
+def tiff_header(path: Path, dimensions: int, labels: bool = False) -> Header:
+    """Read size, pages and depth without decoding a pixel; with `labels`, a palette's indices are one channel."""
     with open_tiff(path) as file:
         series = file.series[0]
         shape, channels = _tiff_layout(path, series, dimensions)
         dtype = np.dtype(series.dtype)
         spacing = _tiff_spacing(file, dimensions)
         name = {"b": "uint8", "f": "float32"}.get(dtype.kind, dtype.newbyteorder("=").name)
-        if series.keyframe.photometric == PALETTE:
+        if series.keyframe.photometric == PALETTE and not labels:
             channels, name = channels * 3, "uint8"
         ones = (1.0,) * dimensions
         plain_spacing = None if spacing in (None, ones) else ones
