@@ -11,7 +11,6 @@ from competition.config.experiment import Experiment
 from competition.runs.run import hashed_settings, run_hash
 from tests.prepared import experiment
 
-
 VOLUME, SLICED = "331c398708d2", "6efe82f9b3ce"  # hashes of the first version without the key
 
 
@@ -64,5 +63,3 @@ def test_the_default_changes_no_hash() -> None:
         assert "axes" not in hashed_settings(exp, 2)["patch"] and run_hash(exp, "data") == name
     assert run_hash(sliced(axes=[2]), "data") == SLICED
     assert len({run_hash(sliced(axes=axes), "data", 2) for axes in ([2], [1], [0], [0, 1, 2], [0, 2])}) == 5
-
-

@@ -137,7 +137,7 @@ def test_a_flipped_network_sees_the_flipped_volume_along_each_axis() -> None:
     flipped = predict_image([network], np.ascontiguousarray(array[..., ::-1]), along([0, 1]))[..., ::-1]
     plain = predict_image([network], array, along([0, 1]))
     third = predict_image([network], array, along([2]))
-    expected = ((plain.astype(np.float64) + flipped) / 2 * 2 + third) / 3
+    expected = (plain.astype(np.float64) + flipped + third) / 3
     np.testing.assert_allclose(found, expected, rtol=0, atol=2 * HALF)
 
 
@@ -200,7 +200,9 @@ def test_presence_is_mapped_to_the_slices_of_the_file(orientation: str, crop: st
     geometry = Geometry.plan(volume, (1.0, 2.0, 1.5), np.diag([1.0, 2.0, 1.5, 1.0]), prepare, background=False)
     gate = generator.random((2, geometry.shape[axis])).astype(np.float32)
     found = presence_on_file_grid(gate, geometry, by_slice=True, axis=axis)
-    constant = np.moveaxis(np.broadcast_to(gate, (*geometry.shape[:axis], *geometry.shape[axis + 1 :], *gate.shape)), -2, 0)
+    constant = np.moveaxis(
+        np.broadcast_to(gate, (*geometry.shape[:axis], *geometry.shape[axis + 1 :], *gate.shape)), -2, 0
+    )
     whole = geometry.inverse(np.ascontiguousarray(np.moveaxis(constant, -1, axis + 1)))
     others = tuple(other + 1 for other in range(3) if other != geometry.axes[axis])
     np.testing.assert_allclose(found, whole.max(axis=others, keepdims=True), atol=1e-6)
