@@ -242,7 +242,7 @@ class AugmentConfig(ConfigModel):
     """Set the augmentation: a preset, or an explicit list of transforms."""
 
     preset: Literal["none", "light", "medium", "heavy"] = "none"
-    # Axes that presets may flip; false keeps left and right.
+    # Axes that presets may flip, also in 2.5D axes of the volume; false keeps left and right.
     flip: bool | list[Annotated[int, Field(ge=0, le=2)]] = True
     transforms: list[TargetConfig] | None = None  # 2D: albumentations; volumes: MONAI dictionary transforms
 
