@@ -10,7 +10,12 @@ Example:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import numpy as np
+
+T = TypeVar("T")
 
 # The index of a purpose is part of the address, so append new purposes, and never reorder them.
 PURPOSES = ("order", "patch", "augment", "torch", "init", "bootstrap", "folds", "demo", "pictures", "tune", "soup")
@@ -46,3 +51,11 @@ def rng(seed: int, fold: int, epoch: int, position: int, purpose: str) -> np.ran
 def child_seed(seed: int, fold: int, epoch: int, position: int, purpose: str) -> int:
     """Return a 63-bit seed for generators of other libraries; see `seed_sequence`."""
     return int(seed_sequence(seed, fold, epoch, position, purpose).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def choose_by_seed(choices: Sequence[T], seed: int) -> T:
+    """Return one of the choices, each for as many of the 63-bit seeds of `child_seed` as the others.
+
+    Functions that know only a sample's seed make the same choice.
+    """
+    return choices[seed % len(choices)]

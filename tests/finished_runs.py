@@ -102,7 +102,9 @@ def finish_run(exp: Any, name: str, noise: float, spoil: Spoil | None = None, se
     for fold, member in run.members():
         folder = run.member_folder(fold, member)
         folder.mkdir(parents=True)
-        save_weights(folder / "weights.safetensors", build_network(exp, 1, pretrained=False).state_dict())
+        save_weights(
+            folder / "weights.safetensors", build_network(exp, exp.patch.slices or 1, pretrained=False).state_dict()
+        )
         store = OofStore(folder / "oof", exp.inference.store)
         for row in run.cases[run.cases["id"].isin(run.folds.loc[run.folds["fold"] == fold, "id"])].itertuples(
             index=False

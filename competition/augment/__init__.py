@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from competition.augment.presets import explicit_flips, preset_flips
 from competition.config.experiment import AugmentConfig, Experiment
 from competition.context import Context
+from competition.errors import MaskfoldError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from competition.augment.volumes import VolumeAugment
+    from competition.augment.volumes import PlanesAugment, VolumeAugment
 
 
 def build_loader_transform(
@@ -39,7 +40,7 @@ def build_loader_transform(
     return None
 
 
-def build_batch_transform(exp: Experiment) -> VolumeAugment | None:
+def build_batch_transform(exp: Experiment) -> VolumeAugment | PlanesAugment | None:
     """Build the augmentation of batches on the training device; None unless the experiment sets a preset for volumes.
 
     Raises:
@@ -47,10 +48,41 @@ def build_batch_transform(exp: Experiment) -> VolumeAugment | None:
     """
     if exp.competition.dimensions == 2 or exp.augment.transforms or exp.augment.preset == "none":
         return None
-    from competition.augment.volumes import VolumeAugment
+    from competition.augment.volumes import PlanesAugment, VolumeAugment
 
     dims, spacing = exp.network_dimensions, exp.prepare.spacing
-    return VolumeAugment(exp.augment, dims, spacing[:dims] if spacing else None)
+    if exp.patch.slices is None:
+        return VolumeAugment(exp.augment, dims, spacing)
+    planes = [
+        VolumeAugment(
+            augment_in_plane(exp, axis), dims, [spacing[other] for other in exp.patch.plane(axis)] if spacing else None
+        )
+        for axis in exp.patch.axes
+    ]
+    return planes[0] if len(planes) == 1 else PlanesAugment(planes)
+
+
+def augment_in_plane(exp: Experiment, axis: int) -> AugmentConfig:
+    """Return the section `augment` for 2.5D patches whose slices lie along an axis of the volume.
+
+    `augment.flip` names axes of the volume. In the result, it names axes of the patch. Axes of the volume in which only
+    patches with slices along another axis lie are left out.
+
+    Raises:
+        MaskfoldError: status 2; a preset would flip an axis of the volume in which no patch lies.
+    """
+    flip = exp.augment.flip
+    if exp.patch.slices is None or isinstance(flip, bool):
+        return exp.augment
+    plane = exp.patch.plane(axis)
+    if exp.patch.axes == [axis] and axis in flip and exp.augment.preset != "none":
+        raise MaskfoldError(
+            f"augment.flip: found axis {axis}, along which the slices lie (patch.axes).",
+            f"Set augment.flip to axes from {list(plane)}, true or false.",
+            status=2,
+        )
+    positions = [plane.index(other) for other in flip if other in plane]
+    return exp.augment.model_copy(update={"flip": positions})
 
 
 def flip_axes(augment: AugmentConfig, dims: int) -> tuple[int, ...]:

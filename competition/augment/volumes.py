@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from competition.augment.presets import TRANSFORMS, VOLUME_PRESETS, Range, preset_flips
 from competition.config.experiment import AugmentConfig
+from competition.seeding import choose_by_seed
 
 KNOTS = 7  # control points along each axis of an elastic field, a cubic B-spline of four spans
 MIN_DIVISOR = 1e-7
@@ -131,14 +132,27 @@ class VolumeAugment:
         Returns:
             New tensors of the same shapes and dtypes on the same device; the arguments are unchanged.
         """
-        if not self.transforms:
-            return image, mask
-        drawn = zip(*(self.sample(image.shape[2:], int(seed)) for seed in seeds), strict=True)
-        image, mask = image.clone(), mask.clone()
-        with torch.autocast(image.device.type, enabled=False):  # bf16 matrix products would make coordinates inexact
-            for transform, parameters in zip(self.transforms, drawn, strict=True):
-                apply_to_samples(transform, image, mask, parameters)
-        return image, mask
+        drawn = [self.sample(image.shape[2:], int(seed)) for seed in seeds]
+        return apply_to_batch(self.transforms, image, mask, drawn)
+
+
+class PlanesAugment:
+    """Apply a preset to batches of 2.5D patches whose slices lie along several axes of the volume.
+
+    The planes differ in spacing and flips. The sample's seed chooses the plane, as it does in `PatchDataset`.
+
+    Args:
+        planes: the augmentation of each plane, in the order of `patch.axes`.
+    """
+
+    def __init__(self, planes: Sequence[VolumeAugment]) -> None:
+        self.planes = tuple(planes)
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor, mask: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Augment images and masks together; see `VolumeAugment.__call__`."""
+        drawn = [choose_by_seed(self.planes, int(seed)).sample(image.shape[2:], int(seed)) for seed in seeds]
+        return apply_to_batch(self.planes[0].transforms, image, mask, drawn)
 
 
 def build_preset(name: str) -> list[VolumeTransform]:
@@ -148,6 +162,19 @@ def build_preset(name: str) -> list[VolumeTransform]:
     """
     preset = VOLUME_PRESETS[name]
     return [TRANSFORMS.get(transform)(**preset.get(transform, {})) for transform in TRANSFORMS.names()]
+
+
+def apply_to_batch(
+    transforms: Sequence[VolumeTransform], image: Tensor, mask: Tensor, drawn: Sequence[Sequence[Any]]
+) -> tuple[Tensor, Tensor]:
+    """Apply transforms to a batch, with the parameters of each sample and transform in `drawn`; return new tensors."""
+    if not transforms:
+        return image, mask
+    image, mask = image.clone(), mask.clone()
+    with torch.autocast(image.device.type, enabled=False):  # bf16 matrix products would make coordinates inexact
+        for transform, parameters in zip(transforms, zip(*drawn, strict=True), strict=True):
+            apply_to_samples(transform, image, mask, parameters)
+    return image, mask
 
 
 def apply_to_samples(transform: VolumeTransform, image: Tensor, mask: Tensor, drawn: Sequence[Any]) -> None:

@@ -22,6 +22,9 @@ EXECUTORS: Registry[Callable[[HardwareConfig], Any]] = Registry(
     "executor", modules={"local": "competition.training.executors", "ray": "competition.training.ray_executor"}
 )
 MAX_NETWORK_CHANNELS = 254  # masks are uint8, and 255 marks ignored pixels
+LAST_AXIS = 2  # the last axis of a volume, along which 2.5D slices lie by default
+# The plane of slices along an axis, by the axis's letter in `prepare.orientation`.
+PLANES = {"R": "sagittal", "L": "sagittal", "A": "coronal", "P": "coronal", "S": "axial", "I": "axial"}
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")  # extensions of weight files
 
 
@@ -210,21 +213,36 @@ class PatchConfig(ConfigModel):
     foreground: UnitInterval = 0.5  # share of training patches that are centred on a foreground pixel
     # 2.5D: number of neighbouring slices of a volume that are the channels of a 2D network.
     slices: PositiveInt | None = None
+    # 2.5D: axes of the preprocessed volume along which the slices lie, in ascending order. With several axes, each
+    # training patch has its slices along one of them, drawn evenly, and predictions along each axis are averaged.
+    axes: Annotated[list[Annotated[int, Field(ge=0, le=2)]], Field(min_length=1), AfterValidator(sorted)] = [LAST_AXIS]
 
     @model_validator(mode="after")
     def _check_consistency(self) -> PatchConfig:
+        if len(set(self.axes)) != len(self.axes):
+            raise ValueError(f"`axes` must not contain duplicates, found {self.axes}")
+        if self.slices is None and self.axes != [LAST_AXIS]:
+            raise ValueError(
+                f"`axes` requires `slices`, the number of neighbouring slices of a volume that a 2D network sees; "
+                f"found axes {self.axes} without slices"
+            )
         if self.slices is not None and (self.slices % 2 == 0 or len(self.size) != 2):
             raise ValueError(
                 f"`slices` must be odd and requires a `size` of two numbers, found {self.slices} and size {self.size}"
             )
         return self
 
+    @staticmethod
+    def plane(axis: int) -> tuple[int, ...]:
+        """Return the axes of the volume in which 2.5D patches lie whose slices lie along `axis`, in ascending order."""
+        return tuple(other for other in range(LAST_AXIS + 1) if other != axis)
+
 
 class AugmentConfig(ConfigModel):
     """Set the augmentation: a preset, or an explicit list of transforms."""
 
     preset: Literal["none", "light", "medium", "heavy"] = "none"
-    # Axes that presets may flip; false keeps left and right.
+    # Axes that presets may flip, also in 2.5D axes of the volume; false keeps left and right.
     flip: bool | list[Annotated[int, Field(ge=0, le=2)]] = True
     transforms: list[TargetConfig] | None = None  # 2D: albumentations; volumes: MONAI dictionary transforms
 
@@ -513,6 +531,17 @@ class Experiment(ConfigModel):
     def losses(self) -> list[LossConfig]:
         """The terms of the loss as a list."""
         return [self.loss] if isinstance(self.loss, LossConfig) else list(self.loss)
+
+    @property
+    def slice_planes(self) -> list[str] | None:
+        """The planes of 2.5D slices along each axis of `patch.axes`; None without `prepare.orientation`."""
+        letters = self.prepare.orientation
+        return None if letters is None else [PLANES[letters[axis]] for axis in self.patch.axes]
+
+    @property
+    def presence_axis(self) -> int | None:
+        """The axis of the preprocessed volume whose slices have one class presence each; None: each case has one."""
+        return self.patch.axes[0] if self.patch.slices is not None and len(self.patch.axes) == 1 else None
 
     @property
     def network_dimensions(self) -> int:

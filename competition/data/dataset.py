@@ -14,7 +14,7 @@ import numpy as np
 from competition.config.experiment import Experiment
 from competition.data.cache import MemoryBudget, PreprocessedCase
 from competition.errors import MaskfoldError
-from competition.seeding import child_seed, rng
+from competition.seeding import child_seed, choose_by_seed, rng
 
 KEPT_CYCLES = 4  # case orders kept in memory
 MAX_OPEN_CASES = 128  # cases that a process keeps open: each maps three files, and a process may have 1024 files open
@@ -33,7 +33,8 @@ class PatchDataset:
 
     A sample is a dict of `image` (C', *patch.size) float32, normalised; `mask` (M, *patch.size) uint8; `case`, the
     index into `folders`; `seed`, 63 bits for the augmentation of volumes on the training device. With `patch.slices`,
-    C' is C * slices: the neighbouring slices along the last axis, with edge slices repeated.
+    C' is C * slices: the neighbouring slices along an axis of `patch.axes`, with edge slices repeated. If there are
+    several axes, the sample's seed chooses one of them (`choose_by_seed`), and the patch lies in the two other axes.
 
     Args:
         folders: preprocessed cases with masks.
@@ -89,10 +90,11 @@ class PatchDataset:
         if not self.train:
             epoch, position = 0, index
         case = self._open_case(index)
-        with self.memory_budget.reading(case.prepared):
-            centre = self._draw_centre(case, rng(self.seed, self.fold, epoch, position, "patch"))
-            image, mask = case.patch(centre, self.exp)
         seed = child_seed(self.seed, self.fold, epoch, position, "augment")
+        axis = choose_by_seed(self.exp.patch.axes, seed)
+        with self.memory_budget.reading(case.prepared):
+            centre = self._draw_centre(case, axis, rng(self.seed, self.fold, epoch, position, "patch"))
+            image, mask = case.patch(centre, self.exp, axis)
         if self.augment is not None:
             image, mask = self._apply_augment(image, mask, seed)
         if not case.prepared.normalised:
@@ -122,14 +124,15 @@ class PatchDataset:
         self._open_cases.move_to_end(index)
         return self._open_cases[index]
 
-    def _draw_centre(self, case: _OpenCase, generator: np.random.Generator) -> Array:
-        """Draw the coordinates (one per axis of the case) of the patch's centre voxel."""
+    def _draw_centre(self, case: _OpenCase, axis: int, generator: np.random.Generator) -> Array:
+        """Draw the coordinates (one per axis of the case) of the patch's centre voxel; 2.5D slices lie along `axis`."""
         if generator.random() < self.exp.patch.foreground:
             voxel = case.draw_foreground_voxel(generator)
             if voxel is not None:
                 return voxel
         shape, size = np.array(case.prepared.image.shape[1:]), np.ones(case.prepared.image.ndim - 1, np.int64)
-        size[: len(self.exp.patch.size)] = self.exp.patch.size  # 2.5D: one slice of the last axis
+        patch = self.exp.patch
+        size[list(patch.plane(axis)) if patch.slices is not None else slice(None)] = patch.size
         return generator.integers(np.maximum(shape - size, 0) + 1) + size // 2
 
     def _apply_augment(self, image: Array, mask: Array, seed: int) -> tuple[Array, Array]:
@@ -165,10 +168,16 @@ class _OpenCase:
         rows = self._rows_of_class[generator.integers(len(self._rows_of_class))]
         return np.array(self.prepared.foreground[rows[generator.integers(len(rows))], 1:], np.int64)
 
-    def patch(self, centre: Array, exp: Experiment) -> tuple[Array, Array]:
-        """Copy the patch around `centre`: image (C', *size) with its own dtype, mask (M, *size) uint8."""
+    def patch(self, centre: Array, exp: Experiment, axis: int) -> tuple[Array, Array]:
+        """Copy the patch around `centre`: image (C', *size) with its own dtype, mask (M, *size) uint8.
+
+        With `patch.slices`, the slices lie along `axis`.
+        """
         image, mask, size = self.prepared.image, self.prepared.mask, exp.patch.size
         assert mask is not None
+        if exp.patch.slices is not None:
+            image, mask = np.moveaxis(image, axis + 1, -1), np.moveaxis(mask, axis + 1, -1)
+            centre = centre[[*exp.patch.plane(axis), axis]]
         inside, padding = _window(centre[: len(size)], image.shape[1 : len(size) + 1], size)
         if exp.patch.slices is None:
             image, mask = image[(slice(None), *inside)], mask[(slice(None), *inside)]

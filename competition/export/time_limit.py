@@ -40,18 +40,19 @@ class EffortLevel:
     tta: bool
     networks: tuple[int, ...]
 
-    def passes(self, views: Sequence[int]) -> list[int]:
+    def passes(self, views: Sequence[float]) -> list[float]:
         """Return the number of forward passes per window, for each run."""
         return [networks * (count if self.tta else 1) for networks, count in zip(self.networks, views, strict=True)]
 
 
-def effort_levels(weights: Sequence[float], networks: Sequence[int], views: Sequence[int]) -> list[EffortLevel]:
+def effort_levels(weights: Sequence[float], networks: Sequence[int], views: Sequence[float]) -> list[EffortLevel]:
     """Return the levels from the complete ensemble down to a single network.
 
     Args:
         weights: weight of each run, above 0.
         networks: number of networks of each run.
-        views: number of views of each run's test-time augmentation; 1 without augmentation.
+        views: number of views of each run's test-time augmentation, the mean over the axes of slices; 1 without
+            augmentation.
     """
     remaining = list(networks)
     levels = [EffortLevel(True, tuple(remaining))]
@@ -81,7 +82,7 @@ class TimeBudget:
     """
 
     levels: Sequence[EffortLevel]
-    views: Sequence[int]
+    views: Sequence[float]
     sizes: Sequence[int]
     limit: float | None
     started: float = 0.0
@@ -203,11 +204,12 @@ class DegradableEnsemble:
     """
 
     def __init__(self, predictor: EnsemblePredictor, clock: Clock) -> None:
-        from competition.inference.tta import tta_views
+        from competition.inference.tta import count_passes
 
         self.predictor, self.clock = predictor, clock
         self.all_runs = [(TimedNetworks(networks, clock), weight) for networks, weight in predictor.weighted_runs]
-        self.views = [len(tta_views(timed.run.exp)) for timed, _ in self.all_runs]
+        # Per axis of slices, because a run without test-time augmentation still predicts along each axis.
+        self.views = [count_passes(timed.run.exp) / len(timed.run.exp.patch.axes) for timed, _ in self.all_runs]
         self.levels = effort_levels(
             [weight for _, weight in self.all_runs],
             [len(timed.networks.members) for timed, _ in self.all_runs],

@@ -45,7 +45,7 @@ class Prediction(NamedTuple):
         probabilities: (P, *file shape) float16, P = `exp.output_channels`. If classes are exclusive, the background is
             first; the boundary class of `prepare.boundary`, if there is one, is last.
         presence: (K, 1, …, 1) float32 in [0, 1], the probability that the case contains each class. The array has as
-            many axes as `probabilities`. With `patch.slices`, its slice axis is as long as the slice axis of the file.
+            many axes as `probabilities`. With `patch.slices` along one axis, this axis is as long as that of the file.
             None without `exp.gate`.
     """
 
@@ -96,7 +96,8 @@ def predict_case_with_presence(
             f"Case {prepared.id} cannot be predicted: {error.message}", error.hint, status=error.status
         ) from error
     if presence is not None:
-        presence = presence_on_file_grid(presence, prepared.geometry, exp.patch.slices is not None)
+        by_slice, axis = exp.presence_axis is not None, exp.patch.axes[0]
+        presence = presence_on_file_grid(presence, prepared.geometry, by_slice, axis if by_slice else -1)
     return Prediction(prepared.geometry.inverse(probabilities), presence)
 
 

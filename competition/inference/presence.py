@@ -1,6 +1,6 @@
 """Compute the class presence of a case from presence heads.
 
-There is one value per class; for 2.5D networks, there is one value per class and slice.
+There is one value per class; for 2.5D networks with slices along one axis, there is one value per class and slice.
 """
 
 from __future__ import annotations
@@ -62,6 +62,29 @@ def case_presence(windows: Sequence[torch.Tensor], slices: int | None) -> np.nda
     Raises:
         MaskfoldError: a value is not finite.
     """
+    return _combine(_maxima(windows, slices))
+
+
+def mean_presence_along_axes(passes: Sequence[Sequence[torch.Tensor]]) -> np.ndarray:
+    """Compute the presence of each class in a case that a 2.5D network predicted along several axes of slices.
+
+    As test-time views are, the axes are averaged for each network. A voxel lies in one slice along each axis, so there
+    is one value per case, and not per slice.
+
+    Args:
+        passes: for each axis, the windows as for `case_presence`.
+
+    Returns:
+        (K, 1) float64 for K classes.
+
+    Raises:
+        MaskfoldError: a value is not finite.
+    """
+    return _combine(np.mean([_maxima(windows, None) for windows in passes], axis=0))
+
+
+def _maxima(windows: Sequence[torch.Tensor], slices: int | None) -> np.ndarray:
+    """Return the maxima over windows, (slices or 1, N, K) float64; the arguments are those of `case_presence`."""
     import torch
 
     values = torch.cat(list(windows)).double().cpu()
@@ -70,17 +93,22 @@ def case_presence(windows: Sequence[torch.Tensor], slices: int | None) -> np.nda
             "The presence head (gate) returns non-finite values.",
             "Train with a lower learning rate or with training.precision=fp32.",
         )
-    maxima = values.reshape(slices or 1, -1, *values.shape[1:]).amax(1)  # (slices, N, K)
-    return np.ascontiguousarray(mean_log_odds(list(maxima.numpy().swapaxes(0, 1))).T)
+    return values.reshape(slices or 1, -1, *values.shape[1:]).amax(1).numpy()
 
 
-def presence_on_file_grid(gate: np.ndarray, geometry: Geometry, by_slice: bool) -> np.ndarray:
+def _combine(maxima: np.ndarray) -> np.ndarray:
+    """Combine the networks of (slices, N, K); return (K, slices)."""
+    return np.ascontiguousarray(mean_log_odds(list(maxima.swapaxes(0, 1))).T)
+
+
+def presence_on_file_grid(gate: np.ndarray, geometry: Geometry, by_slice: bool, axis: int = -1) -> np.ndarray:
     """Map class presence to the file's grid, in a shape that broadcasts to the case's masks.
 
     Args:
         gate: presence (K, 1), or (K, slices of the preprocessed volume).
         geometry: geometry of the case.
         by_slice: whether there is one value per slice.
+        axis: axis of the preprocessed volume along which the slices lie.
 
     Returns:
         (K, 1, …, 1) float32. With `by_slice`, the slice axis has the file's number of slices, and the presence is 0 in
@@ -89,12 +117,12 @@ def presence_on_file_grid(gate: np.ndarray, geometry: Geometry, by_slice: bool) 
     dims = len(geometry.file_shape)
     if not by_slice:
         return gate.astype(np.float32).reshape(len(gate), *[1] * dims)
-    slice_axis, (pad_before, _), kept = geometry.axes[-1], geometry.pad[-1], geometry.resampled[-1]
-    low, high = geometry.crop[-1]
+    slice_axis, (pad_before, _), kept = geometry.axes[axis], geometry.pad[axis], geometry.resampled[axis]
+    low, high = geometry.crop[axis]
     result = np.zeros((len(gate), geometry.file_shape[slice_axis]), np.float32)
     for row, values in zip(result, gate[:, pad_before : pad_before + kept], strict=True):
         row[low:high] = resample(values.reshape(1, 1, -1), (1, 1, high - low)).ravel()
-    if geometry.flips[-1]:
+    if geometry.flips[axis]:
         result = result[:, ::-1]
-    shape = (result.shape[1] if axis == slice_axis else 1 for axis in range(dims))
+    shape = (result.shape[1] if place == slice_axis else 1 for place in range(dims))
     return np.ascontiguousarray(result).reshape(len(gate), *shape)

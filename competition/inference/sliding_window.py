@@ -21,7 +21,7 @@ from competition import large_arrays
 from competition.config.experiment import Experiment
 from competition.data.cache import NormalisedWindows
 from competition.errors import MaskfoldError
-from competition.inference.presence import case_presence
+from competition.inference.presence import case_presence, mean_presence_along_axes
 from competition.inference.tta import TTAView, tta_views
 from competition.models.execution import arrange
 from competition.models.interface import format_shapes, main_output, split_presence
@@ -45,7 +45,8 @@ def predict_image(
     An image that fits into one patch is padded to the patch size: volumes with 0, 2D images with their edge pixels. A
     larger image is predicted in windows of `patch.size` that overlap by `inference.overlap`. The windows are blended
     with Gaussian weights whose standard deviation is 1/8 of the patch (Isensee et al., nnU-Net, Nature Methods 2021).
-    With `patch.slices`, a 2D network predicts a volume slice by slice along its last axis.
+    With `patch.slices`, a 2D network predicts a volume slice by slice along each axis of `patch.axes`, and the
+    probabilities along these axes are averaged. For several axes, this takes another 4 bytes per value of the result.
 
     Args:
         networks: the networks, on `device`; during the prediction they are in evaluation mode.
@@ -71,25 +72,32 @@ def predict_image_with_presence(
     autocast: Autocast = nullcontext,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the result of `predict_image`, and the class presence of `case_presence` (None without `exp.gate`)."""
-    all_views, slices = tta_views(exp), exp.patch.slices
-    # Presence in each window, in order; with slices, first all windows of the first slice.
-    presences: list[torch.Tensor] = []
+    # Presence in each window, in order, for each axis of slices; with slices, first all windows of the first slice.
+    presences: dict[int, list[torch.Tensor]] = {axis: [] for axis in exp.patch.axes}
 
-    def predict(batch: torch.Tensor) -> torch.Tensor:
-        probabilities, presence = _predict_batch(networks, batch.to(device), all_views, exp, autocast)
-        if presence is not None:
-            presences.append(presence)
-        return probabilities
+    def predict_along(axis: int) -> Predict:
+        all_views = tta_views(exp, axis)
+
+        def predict(batch: torch.Tensor) -> torch.Tensor:
+            probabilities, presence = _predict_batch(networks, batch.to(device), all_views, exp, autocast)
+            if presence is not None:
+                presences[axis].append(presence)
+            return probabilities
+
+        return predict
 
     with torch.no_grad(), _evaluation_mode(networks):
-        if slices is not None:
+        if exp.patch.slices is not None:
             assert isinstance(image, np.ndarray)  # volumes are stored normalised
-            probabilities = _predict_slices(predict, image, exp)
+            probabilities = _predict_slices(predict_along, image, exp)
         else:
-            probabilities = _predict_windows(predict, image, exp, torch.device(device))
+            probabilities = _predict_windows(predict_along(exp.patch.axes[0]), image, exp, torch.device(device))
     if exp.gate is None:
         return probabilities, None
-    return probabilities, case_presence(presences, image.shape[-1] if slices is not None else None)
+    if len(exp.patch.axes) > 1:
+        return probabilities, mean_presence_along_axes(list(presences.values()))
+    axis = exp.presence_axis
+    return probabilities, case_presence(presences[exp.patch.axes[0]], None if axis is None else image.shape[axis + 1])
 
 
 def window_starts(length: int, patch: int, overlap: float) -> list[int]:
@@ -159,8 +167,39 @@ def _predict_windows(predict: Predict, image: NetworkInput, exp: Experiment, dev
     return result
 
 
-def _predict_slices(predict: Predict, image: np.ndarray, exp: Experiment) -> np.ndarray:
-    """Predict each slice of a volume (C, X, Y, Z) with a 2D network, in blocks of slices."""
+def _predict_slices(predict_along: Callable[[int], Predict], image: np.ndarray, exp: Experiment) -> np.ndarray:
+    """Predict each slice of a volume (C, X, Y, Z) with a 2D network; return the mean over the axes of the slices.
+
+    Args:
+        predict_along: function that returns the prediction of windows whose slices lie along an axis.
+        image: the volume.
+        exp: the experiment.
+    """
+    all_axes, shape = exp.patch.axes, (exp.output_channels, *image.shape[1:])
+    if len(all_axes) == 1:
+        result = large_arrays.empty(shape, np.float16)
+        for place, block in _predict_slice_blocks(predict_along(all_axes[0]), image, exp, all_axes[0]):
+            result[place] = _to_float16(block)
+        return result
+    sums = large_arrays.zeros(shape, np.float32)
+    for axis in all_axes:
+        for place, block in _predict_slice_blocks(predict_along(axis), image, exp, axis):
+            sums[place] += block.numpy()
+    result = large_arrays.empty(shape, np.float16)
+    for rows in large_arrays.row_blocks(shape[1:]):  # blocks along the first axis of the volume
+        result[:, rows] = _to_float16(torch.from_numpy(sums[:, rows] / len(all_axes)))
+    return result
+
+
+def _predict_slice_blocks(
+    predict: Predict, image: np.ndarray, exp: Experiment, axis: int
+) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
+    """Predict each slice of a volume (C, X, Y, Z) along an axis, in blocks of slices.
+
+    Yields:
+        The place of a block in the result (P, X, Y, Z), and its probabilities on the CPU, float32.
+    """
+    image = np.moveaxis(image, axis + 1, -1)
     patch, shape, outputs, slices = exp.patch.size, image.shape[1:3], exp.output_channels, exp.patch.slices or 1
     padded, pad_before = _pad_to_patch(shape, patch)
     all_starts = [window_starts(length, size, exp.inference.overlap) for length, size in zip(shape, patch, strict=True)]
@@ -170,12 +209,11 @@ def _predict_slices(predict: Predict, image: np.ndarray, exp: Experiment) -> np.
     ]
     unpadded = tuple(slice(pad, pad + length) for pad, length in zip(pad_before, shape, strict=True))
     depth, margin = image.shape[-1], slices // 2
-    result = large_arrays.empty((outputs, *image.shape[1:]), np.float16)
     for low in range(0, depth, SLICES_PER_BLOCK):
         high = min(low + SLICES_PER_BLOCK, depth)
         block_start = max(0, low - margin)
-        # Slices are read in blocks. The last axis is contiguous on disk, so reading a single slice touches every page
-        # of the file.
+        # Slices are read in blocks. The last axis is contiguous on disk, so reading a single slice along it touches
+        # every page of the file.
         block = np.ascontiguousarray(image[..., block_start : min(depth, high + margin)])
         sums = torch.zeros((high - low, outputs, *padded))
         window_indices = list(product(range(low, high), *(range(len(axis_starts)) for axis_starts in all_starts)))
@@ -197,8 +235,9 @@ def _predict_slices(predict: Predict, image: np.ndarray, exp: Experiment) -> np.
             for indices, corner, prediction in zip(group, corners, predictions, strict=True):
                 target = tuple(slice(start, start + size) for start, size in zip(corner, patch, strict=True))
                 _add_weighted(sums[(indices[0] - low, slice(None), *target)], prediction, weights, indices[1:])
-        result[..., low:high] = np.moveaxis(_to_float16(sums[(slice(None), slice(None), *unpadded)]), 0, -1)
-    return result
+        place = [slice(None)] * image.ndim
+        place[axis + 1] = slice(low, high)
+        yield tuple(place), sums[(slice(None), slice(None), *unpadded)].movedim(0, axis + 1)
 
 
 def _pad_to_patch(shape: Sequence[int], patch: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -29,25 +29,35 @@ class TTAView:
         return torch.rot90(flipped, -self.quarter_turns, (-2, -1)) if self.quarter_turns else flipped
 
 
-def tta_views(exp: Experiment) -> list[TTAView]:
+def count_passes(exp: Experiment) -> int:
+    """Return the number of views of a case that are averaged: those of `inference.tta` along each axis of slices."""
+    return sum(len(tta_views(exp, axis)) for axis in exp.patch.axes)
+
+
+def tta_views(exp: Experiment, axis: int | None = None) -> list[TTAView]:
     """Return the views of `inference.tta`; the first is the identity.
 
     `flip` gives one flipped view for every subset of the axes in `augment.flip`; `auto` uses the axes that training
     flipped. `rotate90` gives the four quarter turns; together with flips, it gives the eight symmetries of the square.
 
+    Args:
+        exp: the experiment.
+        axis: for 2.5D networks, the axis of `patch.axes` along which the slices lie; None: the first one.
+
     Raises:
         MaskfoldError: `augment.flip` allows no flips, or quarter turns are set for volumes or a non-square patch.
     """
+    from competition.augment import augment_in_plane, flip_axes
+
     tta, dims = exp.inference.tta, exp.network_dimensions
     axes: tuple[int, ...] = ()
+    augment = augment_in_plane(exp, exp.patch.axes[0] if axis is None else axis) if tta else exp.augment
     if tta == "auto":
-        from competition.augment import flip_axes
-
-        axes = flip_axes(exp.augment, dims)
+        axes = flip_axes(augment, dims)
     elif "flip" in tta:
-        allowed = range(dims) if exp.augment.flip is True else exp.augment.flip or ()
+        allowed = range(dims) if augment.flip is True else augment.flip or ()
         axes = tuple(axis for axis in allowed if axis < dims)
-        if not axes:
+        if not axes and (len(exp.patch.axes) == 1 or not exp.augment.flip):
             raise MaskfoldError(
                 "inference.tta: found flip, but augment.flip allows no axis.",
                 "Remove flip from inference.tta, or set axes in augment.flip.",

@@ -106,7 +106,10 @@ class Triplet(Step):
 
 @STEPS.register("gate")
 class Gate(Step):
-    """Empty the mask if the presence head's probability is below `value` (for 2.5D networks, slice by slice)."""
+    """Empty the mask if the presence head's probability is below `value`.
+
+    For 2.5D networks with slices along one axis, the mask is emptied slice by slice.
+    """
 
     needs_presence = True
     slot = MASK_SLOT
@@ -121,8 +124,8 @@ class Gate(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[Gate] | None:
-        """Return thresholds; None if there is no presence head, or (except in 2.5D) if too few cases are empty."""
-        by_slice = search.exp.patch.slices is not None
+        """Return thresholds; None if there is no presence head, or (except by slices) if too few cases are empty."""
+        by_slice = search.exp.presence_axis is not None
         non_empty = sum(truth.pixels > 0 for truth in search.truths)
         if not search.presence or (not by_slice and non_empty > (1 - MIN_EMPTY_SHARE) * len(search.truths)):
             return None

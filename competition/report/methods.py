@@ -14,9 +14,9 @@ import yaml
 from markupsafe import Markup
 
 from competition import __version__
-from competition.config.experiment import Experiment
+from competition.config.experiment import LAST_AXIS, Experiment
 from competition.errors import MaskfoldError
-from competition.inference.tta import tta_views
+from competition.inference.tta import count_passes, tta_views
 from competition.io import read_record
 from competition.metrics.bootstrap import FEW_CASES
 from competition.report.html import Table, render
@@ -176,8 +176,19 @@ def _network(run: Run, citations: Citations) -> str:
         text += f"; it learned each object as {exp.prepare.rings} rings from its edge to its centre"
         text += citations.cite("rings", "rings")
     if exp.patch.slices is not None:
-        text += f"; its input was {exp.patch.slices} neighbouring slices (2.5D)"
+        text += f"; its input was {exp.patch.slices} neighbouring {_slices(exp)} (2.5D)"
     return f"{text}."
+
+
+def _slices(exp: Experiment) -> str:
+    """Return the slices of a 2.5D network, with the names of their planes if the orientation is known."""
+    axes = exp.patch.axes
+    if (planes := exp.slice_planes) is not None:
+        return f"{join_names(planes).replace(' and ', ' or ')} slices"
+    if axes == [LAST_AXIS]:
+        return "slices"
+    one = "axis" if len(axes) == 1 else "one of the axes"
+    return f"slices along {one} {join_names([str(axis) for axis in axes])} of the volume"
 
 
 def _training(results: RunResults, citations: Citations) -> str:
@@ -235,11 +246,13 @@ def _training(results: RunResults, citations: Citations) -> str:
 
 def _inference(exp: Experiment) -> str:
     text = f"Cases were predicted with windows that overlap by {100 * exp.inference.overlap:g} %"
-    views = tta_views(exp)
-    if len(views) > 1:
+    passes, views = count_passes(exp), [view for axis in exp.patch.axes for view in tta_views(exp, axis)]
+    if len(exp.patch.axes) > 1:
+        text += f", and their probabilities along {len(exp.patch.axes)} axes were averaged"
+    if passes > len(exp.patch.axes):
         kinds = {"flips": any(view.flips for view in views), "quarter turns": any(view.quarter_turns for view in views)}
         names = join_names([name for name, is_used in kinds.items() if is_used])
-        text += f", averaged over {len(views)} views of the image (test-time augmentation by {names})"
+        text += f", averaged over {passes} views of the image (test-time augmentation by {names})"
     return f"{text}."
 
 

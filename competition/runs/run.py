@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from competition import __version__
 from competition.config.competition import drop_keys_without_effect
-from competition.config.experiment import Experiment
+from competition.config.experiment import LAST_AXIS, Experiment
 from competition.config.loading import load_experiment, resolve_config, write_yaml
 from competition.config.yaml import read_yaml
 from competition.context import Context
@@ -569,6 +569,8 @@ def hashed_settings(
             del plain[key]
     if plain["folds"]["duplicates"] == "exact":  # off
         del plain["folds"]["duplicates"]
+    if plain["patch"]["axes"] == [LAST_AXIS]:  # slices as before the key
+        del plain["patch"]["axes"]
     if plain["training"]["soup"] == 1:  # off
         del plain["training"]["soup"]
     for section, key in RESUMABLE_KEYS:

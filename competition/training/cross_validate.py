@@ -35,7 +35,7 @@ from competition.runs.lock import run_lock
 from competition.runs.oof import open_store, stored_shapes
 from competition.runs.run import CACHE_FOLDER, FOLDS_FILE, RUNS_FOLDER, Run, edited_error, read_skipped, run_hash
 from competition.runs.summary import SCORES_FILE, write_summary
-from competition.text import format_number
+from competition.text import format_number, join_names
 from competition.training.soup_selection import fold_scores, score_interval, select_soup
 
 
@@ -213,7 +213,7 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
     from competition.data.cache import PreprocessedCase
     from competition.data.normalisation import find_other_channels
     from competition.data.preprocessing import preprocess_cases
-    from competition.inference.tta import tta_views
+    from competition.inference.tta import count_passes
     from competition.models.build import suits_channels_last, validate_network
     from competition.models.initial_weights import check_initial_file
     from competition.runs.copies import keep_copies_together
@@ -233,7 +233,9 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
     check_targets(run.exp, context.trust)
     build_loader_transform(run.exp, context)  # this function and the next two only check their sections of the YAML
     build_batch_transform(run.exp)
-    tta_views(run.exp)
+    count_passes(run.exp)
+    if run.exp.patch.slices is not None:
+        context.say(_describe_slices(run.exp))
     one_by_one = (
         preprocess_cases(run.cases.iloc[[index]], run.exp, CACHE_FOLDER, 1) for index in range(len(run.cases))
     )
@@ -279,6 +281,13 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
         return prepare_run(opened, context)
     run.write()
     return run
+
+
+def _describe_slices(exp: Experiment) -> str:
+    """Return the line that says along which axes of the volumes the slices of a 2.5D network lie."""
+    planes = exp.slice_planes or ["in the file's order of axes"] * len(exp.patch.axes)
+    axes = join_names([f"{axis} ({plane})" for axis, plane in zip(exp.patch.axes, planes, strict=True)])
+    return f"2.5D: {exp.patch.slices} slices along {'axis' if len(exp.patch.axes) == 1 else 'one of the axes'} {axes}"
 
 
 def _check_same_contents(run: Run) -> None:

@@ -14,7 +14,7 @@ import torch
 from competition.augment import build_batch_transform, build_loader_transform, flip_axes
 from competition.augment.custom import MonaiTransforms
 from competition.augment.images import ImageAugment
-from competition.augment.volumes import Flip, VolumeAugment
+from competition.augment.volumes import Flip, PlanesAugment, VolumeAugment
 from competition.config.experiment import AugmentConfig
 from competition.data.dataset import BatchSampler, PatchDataset
 from competition.errors import MaskfoldError
@@ -46,6 +46,51 @@ def test_slices_are_augmented_in_their_plane() -> None:
     assert augment is not None and augment.dims == 2 and augment.spacing == (1.0, 2.0)
     flip = augment.transforms[0]
     assert isinstance(flip, Flip) and flip.axes == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("axis", "spacing", "flips"), [(0, (2.0, 5.0), (0,)), (1, (1.0, 5.0), ()), (2, (1.0, 2.0), (1,))]
+)
+def test_slices_along_an_axis_have_the_spacing_and_flips_of_their_plane(
+    axis: int, spacing: tuple[float, float], flips: tuple[int, ...]
+) -> None:
+    """`augment.flip` names axis 1 of the volume, which is axis 0 or 1 of a patch, or the axis of the slices."""
+    sections: dict[str, Any] = {"augment": {"preset": "light", "flip": [1]}, "prepare": {"spacing": [1.0, 2.0, 5.0]}}
+    exp = experiment(3, [8, 8], patch={"slices": 3, "axes": [axis]}, **sections)
+    several = build_batch_transform(experiment(3, [8, 8], patch={"slices": 3, "axes": [0, 1, 2]}, **sections))
+    assert isinstance(several, PlanesAugment)
+    planes = [several.planes[axis]]
+    if axis == 1:
+        with pytest.raises(MaskfoldError, match=r"augment\.flip"):
+            build_batch_transform(exp)
+    else:
+        one = build_batch_transform(exp)
+        assert isinstance(one, VolumeAugment)
+        planes.append(one)
+    for augment in planes:
+        flip = augment.transforms[0]
+        assert augment.dims == 2 and augment.spacing == spacing and isinstance(flip, Flip) and flip.axes == flips
+
+
+def test_each_sample_is_augmented_in_the_plane_of_its_seed() -> None:
+    exp = experiment(
+        3,
+        [8, 8],
+        patch={"slices": 1, "axes": [0, 1, 2]},
+        augment={"preset": "heavy", "flip": [0, 2]},
+        prepare={"spacing": [1.0, 2.0, 5.0]},
+    )
+    several = build_batch_transform(exp)
+    assert isinstance(several, PlanesAugment)
+    draw = np.random.default_rng(0)
+    image = torch.from_numpy(draw.normal(size=(9, 1, 8, 8)).astype(np.float32))
+    mask, seeds = (image > 0).to(torch.uint8), [int(seed) for seed in draw.integers(2**63 - 1, size=9)]
+    found = several(image, mask, seeds)
+    for number, seed in enumerate(seeds):
+        one = slice(number, number + 1)
+        for both, alone in zip(found, several.planes[seed % 3](image[one], mask[one], [seed]), strict=True):
+            torch.testing.assert_close(both[one], alone)
+    assert {seed % 3 for seed in seeds} == {0, 1, 2} and not torch.equal(found[0], image)
 
 
 def test_preset_and_list() -> None:

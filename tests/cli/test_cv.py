@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -126,9 +127,49 @@ def test_repeated_command_prints_the_table_of_the_finished_run(data, tmp_path, r
     assert len(list((tmp_path / "mlruns" / "runs").glob("*/*"))) == 2
 
 
+def test_axes_of_slices_from_cv_to_predictions(demo3d, tmp_path, run_in_process, empty_database):
+    import nibabel
+    import numpy as np
+
+    from competition.config.loading import load_experiment
+    from competition.config.profiles import profile_of
+    from competition.submission.reader import read_submission
+
+    add_mlflow_database(tmp_path, empty_database)
+    words: list[Any] = [
+        ROOT / "experiments" / "demo3d" / "unet3d.yaml",
+        f"competition.root={demo3d}",
+        *SMALL[: -len(TINY[2])],
+        *TINY[3],
+        "patch={size: [32, 32], slices: 3, axes: [2, 0, 1]}",
+        "prepare.orientation=RAS",
+    ]
+    done = run_in_process("cv", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 (sagittal), 1 (coronal) and 2 (axial)" in done.stdout
+    (folder,) = [path.parent for path in (tmp_path / "mlruns" / "runs").glob("*/*/cases.csv")]
+    assert run_in_process("cv", *words).returncode == 0  # the finished run: axes are a set
+    for more in (
+        ["submit", *words, "-o", "submit.csv"],
+        ["predict", *words, "--images", demo3d / "imagesTs", "-o", "out"],
+    ):
+        said = run_in_process(*more)
+        assert said.returncode == 0, said.stdout + said.stderr
+    comp = load_experiment(words[0], words[1:]).competition
+    labels = {path.name.split(".")[0]: np.asarray(nibabel.load(path).dataobj) for path in tmp_path.glob("out/*.nii.gz")}
+    shapes = {case: array.shape for case, array in labels.items()}
+    entries = list(read_submission(tmp_path / "submit.csv", profile_of(comp), shapes))
+    assert len(entries) == len(labels) * len(comp.classes) and any(entry.mask.any() for entry in entries)
+    for entry in entries:
+        number = comp.classes.index(entry.class_name) + 1
+        np.testing.assert_array_equal(entry.mask, labels[entry.case_id] == number)
+    assert [path.parent for path in (tmp_path / "mlruns" / "runs").glob("*/*/cases.csv")] == [folder]
+
+
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
+        (["patch.axes=[0]"], ["patch.axes", "slices"]),
         (["training.epoch=3"], ["command line", "training.epoch", "epochs"]),
         (["folds.k=1"], ["folds.k", "2"]),
         (["training.batch_size=many"], ["training.batch_size"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from competition.config.experiment import Experiment
 from competition.data.cache import PreprocessedCase
 from competition.data.dataset import MAX_OPEN_CASES, BatchSampler, PatchDataset
 from competition.errors import MaskfoldError
+from competition.inference.sliding_window import stack_neighbour_slices
+from competition.seeding import choose_by_seed
 from tests.prepared import experiment, prepared_case
 
 
@@ -236,8 +239,6 @@ def _never(image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, 
 
 
 def test_slices_are_the_neighbours_of_inference(tmp_path: Path) -> None:
-    from competition.inference.sliding_window import stack_neighbour_slices
-
     exp = experiment(3, [8, 6], prepare={"intensity": "none"}, patch={"slices": 5, "size": [8, 6]})
     folder = volumes(tmp_path, exp, [(8, 6, 4)])[0]
     case = PreprocessedCase.open(folder)
@@ -251,6 +252,56 @@ def test_slices_are_the_neighbours_of_inference(tmp_path: Path) -> None:
         np.testing.assert_array_equal(sample["image"], stack_neighbour_slices(case.image, middle, 5))
         np.testing.assert_array_equal(sample["mask"], case.mask[..., middle])
     assert seen == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("axes", [[0], [1], [2], [0, 1, 2]])
+@pytest.mark.parametrize("shape", [(12, 9, 7), (2, 9, 7), (12, 1, 3)])  # also thinner than the slices or the patch
+def test_slices_along_an_axis_are_those_of_the_transposed_volume(
+    tmp_path: Path, axes: list[int], shape: tuple[int, ...]
+) -> None:
+    """The image holds coordinates and the mask has a voxel of each class, so a patch says where it lies."""
+    patch = {"slices": 5, "size": [8, 6]}
+    exp = experiment(3, [8, 6], prepare={"intensity": "none"}, patch={**patch, "axes": axes})
+    folder = volumes(tmp_path, exp, [shape])[0]
+    case = PreprocessedCase.open(folder)
+    assert case.mask is not None
+    dataset, seen = PatchDataset([folder], exp, 0, 1), collections.Counter[int]()
+    for position in range(60):
+        sample = dataset[0, position]
+        axis = choose_by_seed(axes, sample["seed"])
+        turned = np.moveaxis(case.image, axis + 1, -1)
+        middle = int(sample["image"][axis * 5 + 2].max())  # the coordinate along the axis, in the middle of five slices
+        stack = stack_neighbour_slices(turned, middle, 5)
+        mask = np.moveaxis(case.mask, axis + 1, -1)[..., middle]
+        windows = list(_windows(stack, mask, (8, 6)))
+        assert any(
+            np.array_equal(sample["image"], image) and np.array_equal(sample["mask"], labels)
+            for image, labels in windows
+        )
+        seen[axis] += 1
+    assert sorted(seen) == axes and min(seen.values()) >= 60 / len(axes) / 2
+    single = experiment(3, [8, 6], prepare={"intensity": "none"}, patch=patch)
+    if axes == [2]:
+        assert equal(PatchDataset([folder], single, 0, 1)[3, 4], dataset[3, 4])
+
+
+def _windows(image: np.ndarray, mask: np.ndarray, size: tuple[int, int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Every window of a slice that is centred and padded with 0 where it is smaller than a window."""
+    gaps = [max(0, want - have) for want, have in zip(size, mask.shape[1:], strict=True)]
+    padding = [(0, 0), *((gap // 2, gap - gap // 2) for gap in gaps)]
+    image, mask = np.pad(image, padding), np.pad(mask, padding)
+    for top in range(mask.shape[1] - size[0] + 1):
+        for left in range(mask.shape[2] - size[1] + 1):
+            place = (slice(None), slice(top, top + size[0]), slice(left, left + size[1]))
+            yield image[place], mask[place]
+
+
+def test_foreground_is_in_patches_along_each_axis(tmp_path: Path) -> None:
+    exp = experiment(
+        3, [4, 4], prepare={"intensity": "none"}, patch={"slices": 3, "axes": [0, 1, 2], "foreground": 1.0}
+    )
+    dataset = PatchDataset(volumes(tmp_path, exp, [(12, 9, 7)]), exp, 0, 1)
+    assert all(dataset[0, position]["mask"].any() for position in range(30))
 
 
 # Pictures

@@ -19,6 +19,7 @@ import nbformat
 import pytest
 
 import competition
+from competition.config.loading import load_experiment
 from competition.errors import MaskfoldError
 from competition.export import run_script
 from competition.export.bundle import ExportOptions, export_runs
@@ -45,6 +46,18 @@ def test_a_bundle_of_two_runs_writes_what_submit_writes(finished, tiny, bundled,
     assert done.validation.empty < done.validation.rows  # there is something to compare
     assert "5 networks of 2 runs" in capsys.readouterr().out
     assert json.loads((folder / "bundle.json").read_text())["postprocess"]["steps"]
+
+
+@pytest.mark.parametrize("axes", ["[0]", "[0, 1, 2]"])
+def test_a_bundle_of_slices_along_other_axes_writes_what_submit_writes(finished, tiny, bundled, tmp_path, axes):
+    words = [f"patch={{size: [32, 32], slices: 3, axes: {axes}}}", "gate={}"]
+    run = finished(tiny(3, *words, "inference.tta=[flip]", "augment.flip=[1, 2]"), "demo3d-tiny")
+    done = submit([run], output=tmp_path / "submit.csv")
+    folder = bundled([run])
+    assert run_bundle(folder, run.exp.competition.root, tmp_path / "bundle.csv") == 0
+    assert (tmp_path / "bundle.csv").read_bytes() == done.path.read_bytes()
+    (plan,) = folder.rglob("experiment.yaml")
+    assert load_experiment(plan).patch.axes == json.loads(axes)
 
 
 def test_what_was_tuned_out_of_fold_comes_along_and_the_store_does_not(finished, nuclei, bundled, tmp_path):

@@ -47,6 +47,15 @@ def test_volumes_from_files_arrays_and_tables(finished, tiny, demo3d, tmp_path):
     model.predict([np.asarray(volumes[0].dataobj)])  # nobody says how it lies: as prepare.orientation asks for
 
 
+def test_slices_along_all_axes(finished, tiny, demo3d, tmp_path):
+    run = finished(tiny(3, "patch={size: [32, 32], slices: 3, axes: [0, 1, 2]}"), "demo3d-tiny")
+    done = predict_images([run], demo3d / "imagesTs", tmp_path / "out")
+    found = packed(run, tmp_path).predict([demo3d / "imagesTs" / f"{one.case_id}.nii.gz" for one in done])
+    for mask, one in zip(found, done, strict=True):
+        np.testing.assert_array_equal(mask, np.asarray(nibabel.load(one.files[0]).dataobj))
+    assert any(mask.any() for mask in found)
+
+
 def test_pictures_and_what_the_search_found(finished, tiny, demo2d, tmp_path):
     run = finished(tiny(2, "postprocess={steps: [{threshold: 0.1}, {remove_small: 3}]}"))
     done = predict_images([run], demo2d / "test", tmp_path / "out")

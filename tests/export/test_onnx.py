@@ -34,6 +34,18 @@ def test_logits_are_torchs_for_any_number_of_patches(tiny, tmp_path, dimensions)
             np.testing.assert_allclose(other(batch), network(batch), atol=1e-4)
 
 
+def test_slices_along_all_axes_are_predicted_by_one_network(finished, tiny, bundled, tmp_path):
+    run = finished(tiny(3, "folds.run=[0]", "patch={size: [32, 32], slices: 3, axes: [0, 1, 2]}"), "demo3d-tiny")
+    folder, root = bundled([run], options=ExportOptions(onnx=True)), run.exp.competition.root
+    assert (
+        run_bundle(folder, root, tmp_path / "torch.csv")
+        == run_bundle(folder, root, tmp_path / "onnx.csv", "--onnx")
+        == 0
+    )
+    rows = [(tmp_path / name).read_text().splitlines() for name in ("torch.csv", "onnx.csv")]
+    assert rows[0] == rows[1] and any(len(line.split(",")[-1]) > 1 for line in rows[0][1:])
+
+
 def test_a_network_that_differs_is_refused_with_the_figure(tiny, tmp_path, monkeypatch):
     exp = tiny(2)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import dataclass
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ import pytest
 from competition.context import Context
 from competition.export import runtime_cases, time_limit
 from competition.export.runtime_cases import Bundle, find_test_cases
-from competition.export.time_limit import EffortLevel, TimeBudget, effort_levels
+from competition.export.time_limit import DegradableEnsemble, EffortLevel, TimeBudget, effort_levels
+from competition.inference.tta import count_passes
 from competition.submission.submit import submit
 from tests.export.bundles import run_bundle
 
@@ -235,3 +238,23 @@ def test_empty_cases_have_the_images_shape():
     )
     found = runtime_cases.empty_prediction(SimpleNamespace(id="c", shape=json.dumps([5, 7])), comp)
     assert found.outcome.masks.shape == (2, 5, 7) and not found.outcome.masks.any()
+
+
+def test_views_are_counted_for_each_axis_of_slices(tiny):
+    """Without test-time augmentation, a network still predicts along each axis."""
+    axes = "patch={size: [32, 32], slices: 3, axes: [0, 1, 2]}"
+    exps = [tiny(3, axes, "augment.flip=[2]", "inference.tta=[flip]"), tiny(3, axes), tiny(2, "inference.tta=[flip]")]
+    runs = [(SimpleNamespace(run=Named(exp), networks=["one", "two"], members=[(0, 0), (1, 0)]), 1.0) for exp in exps]
+    ensemble = DegradableEnsemble(SimpleNamespace(weighted_runs=runs), lambda: 0.0)  # type: ignore[arg-type]
+    assert ensemble.views == [(2 + 2 + 1) / 3, 1.0, 4.0]
+    assert ensemble.levels[1].passes(ensemble.views) == [2, 2, 2]
+    ensemble.set_level(ensemble.levels[1])
+    (first, _), *_ = ensemble.predictor.weighted_runs
+    assert first.run.exp.inference.tta == [] and count_passes(first.run.exp) == 3
+
+
+@dataclass(frozen=True)
+class Named:
+    """A run of which only the experiment matters."""
+
+    exp: Any

@@ -177,6 +177,7 @@ def test_an_older_yaml_without_todays_keys_gets_their_defaults(tiny: Any, tmp_pa
         plain["competition"]["train"]["exclude"],
         plain["competition"]["train"]["weights"],
         plain["folds"]["duplicates"],
+        plain["patch"]["axes"],
         plain["competition"]["submission"]["kaggle"],
         plain["competition"]["submission"]["public_share"],
     )

@@ -19,7 +19,7 @@ from competition.data.masks import load_mask
 from competition.data.readers import load_image
 from competition.inference.masks import to_masks
 from competition.report import viewer
-from competition.report.methods import _inference, find_reference, load_references
+from competition.report.methods import _inference, _slices, find_reference, load_references
 from competition.report.results import RunResults
 from competition.report.viewer import LIMITS, MAX_CASES, TOTAL_BYTES, encode_runs, select_slices, viewer_cases
 from tests.conftest import ROOT
@@ -153,6 +153,27 @@ def test_the_methods_name_the_views_that_were_averaged(
 ) -> None:
     text = _inference(tiny(2, "augment.preset=light", *settings))
     assert said in text if said else "test-time" not in text
+
+
+@pytest.mark.parametrize(
+    ("axes", "orientation", "slices", "averaged"),
+    [
+        ([2], "null", "slices", ""),
+        ([2], "LPS", "axial slices", ""),
+        ([0], "null", "slices along axis 0 of the volume", ""),
+        ([2, 0], "RAS", "sagittal or axial slices", "2 axes"),
+        ([0, 1, 2], "ASR", "coronal, axial or sagittal slices", "3 axes"),
+        ([0, 1, 2], "null", "slices along one of the axes 0, 1 and 2 of the volume", "3 axes"),
+    ],
+)
+def test_the_methods_name_the_planes_of_slices(
+    tiny: Callable[..., Any], axes: list[int], orientation: str, slices: str, averaged: str
+) -> None:
+    words = [f"patch={{size: [32, 32], slices: 3, axes: {axes}}}", f"prepare.orientation={orientation}"]
+    assert _slices(tiny(3, *words)) == slices
+    text = _inference(tiny(3, *words, "inference.tta=[flip]", "augment.flip=true"))
+    assert averaged in text and f"{4 * len(axes)} views of the image (test-time augmentation by flips)" in text
+    assert "test-time" not in _inference(tiny(3, *words))
 
 
 def test_the_shipped_experiments_have_references() -> None:

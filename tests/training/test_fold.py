@@ -76,6 +76,7 @@ def killed_after(monkeypatch, steps: int) -> None:
         (2, ["schedule={name: onecycle}", "training.ema=0.9", "training.accumulate=2"]),
         (2, ["schedule={name: plateau, patience: 1}", "training.average=2"]),
         (3, ["schedule={name: cosine, warmup: 0.2}", "training.ema=0.9"]),
+        (3, ["patch={size: [32, 32], slices: 3, axes: [0, 1, 2]}", "augment={preset: medium, flip: [1, 2]}"]),
     ],
 )
 def test_a_killed_fold_ends_with_the_same_weights_bit_for_bit(tiny, tmp_path, monkeypatch, dimensions, settings):

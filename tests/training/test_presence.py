@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 
 import cv2
+import nibabel
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 
+from competition.config.postprocess import StepConfig
 from competition.errors import MaskfoldError
 from competition.models.build import build_network
+from competition.postprocessing.case import CaseProbabilities
+from competition.postprocessing.pipeline import run_steps
 from competition.runs.checkpoint import load_weights
 from competition.runs.oof import OofPredictions, OofStore
 from competition.training.fold import run_fold
@@ -75,11 +80,12 @@ def test_weights_without_a_gate_do_not_start_one_with_it(tiny, tmp_path):
     load_weights(build_network(tiny(2), 1, pretrained=False), tmp_path / "weights.safetensors")
 
 
-def test_slices_have_a_gate_each(tiny, tmp_path):
+@pytest.mark.parametrize(("axes", "letters"), [([2], "SI"), ([0], "RL"), ([0, 1, 2], None)])
+def test_slices_have_a_gate_each(tiny, tmp_path, axes, letters):
     exp = tiny(
         3,
         "gate={}",
-        "patch={size: [32, 32], slices: 3}",
+        f"patch={{size: [32, 32], slices: 3, axes: {axes}}}",
         "folds.k=3",
         "training.epochs=1",
         "training.steps_per_epoch=1",
@@ -90,6 +96,17 @@ def test_slices_have_a_gate_each(tiny, tmp_path):
     store = OofStore(job.folder / "oof")
     for case in store.ids():
         gate, probabilities = store.presence(case), store.read(case)
-        assert gate.ndim == 4 and sum(n > 1 for n in gate.shape[1:]) == 1
+        assert gate.ndim == 4
+        certain = np.zeros_like(probabilities)
+        certain[1] = 1
+        value = float(np.median(gate[0]))
+        mask = run_steps(CaseProbabilities(certain, exp.competition, gate), 0, (StepConfig(gate=value),)).mask
+        np.testing.assert_array_equal(mask, np.broadcast_to(gate[0] >= value, mask.shape))
+        if letters is None:  # a voxel is in a slice along each axis, so that the case has one value
+            assert gate.shape[1:] == (1, 1, 1)
+            continue
+        assert sum(n > 1 for n in gate.shape[1:]) == 1
         axis = int(np.argmax(gate.shape[1:])) + 1
         assert gate.shape[axis] == probabilities.shape[axis] and np.unique(gate[0]).size > 1
+        image = nibabel.load(exp.competition.root / "imagesTr" / f"{case}.nii.gz")
+        assert nibabel.aff2axcodes(image.affine)[axis - 1] in letters
