@@ -157,12 +157,11 @@ class Ledger:
         table = self._scores(record)
         if scores is not None:
             write_table(scores, table)
-            digest = sha256_of_file(table)
-        else:
-            digest = self._digests(record).get(table.name)
-        digests = {} if digest is None else {DIGESTS_KEY: {table.name: digest}}
+        kept = {name: digest for name, digest in self._digests(record).items() if name == table.name}
+        digests = kept if scores is None else {table.name: sha256_of_file(table)}
         write_json(
-            self._file(record), with_own_digest({"version": VERSION, **asdict(record), **digests}, RECORD_DIGEST)
+            self._file(record),
+            with_own_digest({"version": VERSION, **asdict(record), DIGESTS_KEY: digests}, RECORD_DIGEST),
         )
 
     def remove(self, record: UploadRecord) -> None:
