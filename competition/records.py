@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from competition.errors import MaskfoldError
-from competition.io import RESTORE_HINT, json_digest, nan_to_none, read_record
+from competition.io import RESTORE_HINT, json_digest, nan_to_none, read_record, sha256_of_file
 
 DIGESTS_KEY = "digests"  # {"digests": {"summary.json": …, "scores.csv": …}}: of the record itself, and of its tables
 SUBMISSION_DIGEST = "submission"  # key of the own digest of the JSON next to a submission, which the user may rename
@@ -68,6 +68,25 @@ def read_unedited_record(path: Path, name: str, hint: str = RESTORE_HINT) -> dic
     plain = read_record(path, hint)
     check_unedited(path, plain, name, hint)
     return plain
+
+
+def changed_tables(folder: Path, plain: Mapping[str, Any]) -> list[str]:
+    """Return the names of the tables in a record's folder whose content does not match their digests in the record.
+
+    The record of another folder has a valid digest of its own content; the tables show that it was copied. Tables that
+    were deleted, e.g. to save space, are not compared.
+
+    Args:
+        folder: the folder of the record and its tables.
+        plain: as for `is_unedited`. Digests of files other than CSV and TSV are ignored.
+    """
+    digests = plain.get(DIGESTS_KEY)
+    return [
+        name
+        for name, expected in (digests.items() if isinstance(digests, dict) else ())
+        if name == Path(name).name and name.endswith((".csv", ".tsv"))
+        if (folder / name).is_file() and sha256_of_file(folder / name) != expected
+    ]
 
 
 def _digest(plain: Mapping[str, Any], name: str) -> str:

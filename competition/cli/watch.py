@@ -21,7 +21,7 @@ from rich.table import Table
 
 from competition.errors import MaskfoldError
 from competition.io import parse_json_object, parse_metrics_line
-from competition.records import is_unedited
+from competition.records import changed_tables, is_unedited
 from competition.runs.fold import MEMBER_FOLDER, RESULT_FILE
 from competition.runs.lock import is_alive, read_owner
 from competition.text import format_number
@@ -313,4 +313,4 @@ def _read_json(path: Path) -> dict[str, Any]:
         plain = parse_json_object(path.read_bytes())
     except (OSError, ValueError, json.JSONDecodeError):
         return {}
-    return plain if is_unedited(plain, path.name) else {}
+    return plain if is_unedited(plain, path.name) and not changed_tables(path.parent, plain) else {}

@@ -17,8 +17,16 @@ from pydantic import TypeAdapter, ValidationError
 from competition.config.competition import MetricConfig
 from competition.config.metric import Direction
 from competition.errors import MaskfoldError
-from competition.io import damaged_error, parse_json_object, separator_of, write_json, write_table
-from competition.records import DIGESTS_KEY, check_unedited, with_own_digest
+from competition.io import (
+    damaged_error,
+    parse_json_object,
+    read_record,
+    separator_of,
+    sha256_of_file,
+    write_json,
+    write_table,
+)
+from competition.records import DIGESTS_KEY, changed_tables, check_unedited, with_own_digest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -143,30 +151,36 @@ class Ledger:
         )
 
     def write(self, record: UploadRecord, scores: pd.DataFrame | None = None) -> None:
-        """Write a record and its out-of-fold scores by case and class atomically."""
+        """Write a record and its out-of-fold scores by case and class atomically; None keeps the stored scores."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        table = self._scores(record)
         if scores is not None:
-            write_table(scores, self._scores(record))
+            write_table(scores, table)
+        kept = {name: digest for name, digest in self._digests(record).items() if name == table.name}
+        digests = kept if scores is None else {table.name: sha256_of_file(table)}
         write_json(
-            self.folder / f"{record.id}.json", with_own_digest({"version": VERSION, **asdict(record)}, RECORD_DIGEST)
+            self._file(record),
+            with_own_digest({"version": VERSION, **asdict(record), DIGESTS_KEY: digests}, RECORD_DIGEST),
         )
 
     def remove(self, record: UploadRecord) -> None:
         """Delete a record and its scores."""
-        for path in (self.folder / f"{record.id}.json", self._scores(record), self._old_scores(record)):
+        for path in (self._file(record), self._scores(record), self._old_scores(record)):
             path.unlink(missing_ok=True)
 
     def scores(self, record: UploadRecord) -> pd.DataFrame | None:
         """Return the out-of-fold scores by case and class; None if they are unknown.
 
         Raises:
-            MaskfoldError: the table is damaged.
+            MaskfoldError: the table is damaged, or was changed after it was written.
         """
         import pandas as pd
 
         path = self._scores(record)
         if not path.exists() and not (path := self._old_scores(record)).exists():
             return None
+        if changed_tables(self.folder, {DIGESTS_KEY: self._digests(record)}):
+            raise damaged_error(path, f"its content does not match its digest in {record.id}.json", DAMAGED_HINT)
         try:
             rows = pd.read_csv(
                 path,
@@ -179,6 +193,17 @@ class Ledger:
             return rows.astype({"id": str, "class": str, "score": float})
         except (OSError, ValueError, KeyError) as error:
             raise damaged_error(path, error, DAMAGED_HINT) from error
+
+    def _digests(self, record: UploadRecord) -> dict[str, str]:
+        """Return the digests in a record's file; empty without the file, or in a record of an earlier version."""
+        try:
+            digests = read_record(self._file(record), DAMAGED_HINT).get(DIGESTS_KEY)
+        except FileNotFoundError:
+            return {}
+        return digests if isinstance(digests, dict) else {}
+
+    def _file(self, record: UploadRecord) -> Path:
+        return self.folder / f"{record.id}.json"
 
     def _scores(self, record: UploadRecord) -> Path:
         return self.folder / f"{record.id}.scores.tsv"
@@ -288,6 +313,8 @@ def _read(path: Path) -> UploadRecord:
                 "the scores.",
             )
         record = UploadRecord(**plain)  # raises an error for an unknown key
+        if record.id != path.stem:
+            raise ValueError(f"id: found {record.id!r}, expected {path.stem!r}, the name of the file")
         to_timestamp(record.time)
         if record.metric:
             metric_of_record(record.metric)

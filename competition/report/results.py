@@ -13,7 +13,7 @@ from competition.errors import MaskfoldError
 from competition.metrics.bootstrap import bootstrap_interval, cv_score
 from competition.runs.fold import FoldResult
 from competition.runs.run import Run
-from competition.runs.summary import RunScores, ScoreEstimate, read_run_scores, read_summary, run_scores
+from competition.runs.summary import RunScores, ScoreEstimate, other_results, parse_summary, read_run_scores, run_scores
 from competition.training.soup_selection import fold_scores
 
 if TYPE_CHECKING:
@@ -132,9 +132,10 @@ class RunResults:
 def _summary(run: Run, members: set[tuple[int, int]]) -> dict[str, Any]:
     """Return the content of `summary.json`; {} if it is missing, invalid, edited or describes other members."""
     try:
-        summary = read_summary(run.folder)
+        summary = parse_summary(run.folder)
         summarised = {(result["fold"], result["seed"]) for result in summary["folds"]}
         is_current = summarised == members and (run.folder / "scores.csv").exists() | (summary["score"] is None)
+        is_current &= not other_results(run.folder, summary)
         is_current &= all(isinstance(summary[key], float | int | None) for key in ("score", "low", "high"))
     except (OSError, ValueError, LookupError, TypeError, MaskfoldError):
         return {}

@@ -17,6 +17,7 @@ from competition.metrics.baseline import best_threshold
 from competition.metrics.bootstrap import cv_score, paired_gain
 from competition.metrics.constant_mask import CoarseTruth, constant_mask_dice
 from competition.metrics.scoring import IGNORE_LABEL, split_classes
+from competition.records import is_unedited, with_own_digest
 from competition.runs.run import Run
 from competition.runs.summary import SCORES_FILE, read_run_scores
 from competition.seeding import rng
@@ -48,13 +49,13 @@ def baseline_lines(run: Run, clock: Callable[[], float] = time.monotonic) -> lis
     digest = sha256_of_file(scores)
     try:
         record = parse_json_object(path.read_bytes())
-        if record["scores"] == digest:
+        if record["scores"] == digest and is_unedited(record, BASELINES_FILE):
             return [str(line) for line in record["lines"]]
     except (OSError, ValueError, LookupError, TypeError):
         pass  # the record is missing or damaged, and is written again
     lines = compare_with_baselines(run, clock)
     with contextlib.suppress(OSError):  # if the folder cannot be written, the lines are computed each time
-        write_json(path, {"scores": digest, "lines": lines})
+        write_json(path, with_own_digest({"scores": digest, "lines": lines}, BASELINES_FILE))
     return lines
 
 

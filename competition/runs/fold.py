@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # File of a member's weights after the last epoch (or averaged over the last epochs).
 PLAIN_WEIGHTS = "weights.safetensors"
 SOUP_WEIGHTS = "soup.safetensors"  # file of the average of its best checkpoints
-MEMBER_FOLDER = re.compile(r"(?:full|fold_(?P<fold>\d+))(?:_seed_(?P<seed>\d+))?")  # see `Run.member_folder`
+MEMBER_FOLDER = re.compile(r"(?:full|fold_(?P<fold>\d+))(?:_seed_(?P<seed>\d+))?")  # see `member_folder_name`
 RESULT_FILE = "result.json"  # file with the `FoldResult` in a member's folder; it is written last
 IMPORTED = "imported"  # `FoldResult.stopped` of a member whose predictions were made elsewhere
 
@@ -246,6 +246,11 @@ def mixed_environments(results: Sequence[FoldResult]) -> list[str]:
             text = ", ".join(f"{value} ({', '.join(names)})" for value, names in members.items())
             remarks.append(f"the folds were trained with different {what}: {text}")
     return remarks
+
+
+def member_folder_name(fold: int, seed: int) -> str:
+    """Return the name of a member's folder: `fold_0`, `fold_0_seed_1`, `full`; fold -1 is the fit on all cases."""
+    return ("full" if fold < 0 else f"fold_{fold}") + (f"_seed_{seed}" if seed else "")
 
 
 def describe_member(fold: int, seed: int) -> str:

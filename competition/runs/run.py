@@ -25,7 +25,7 @@ from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.io import read_csv, sha256_of_file, write_json, write_table
 from competition.runs.contents import RunRecord, change_to_version_2, table_digest
-from competition.runs.fold import PLAIN_WEIGHTS, FoldResult, exchanged_error
+from competition.runs.fold import PLAIN_WEIGHTS, FoldResult, exchanged_error, member_folder_name
 from competition.runs.imported import is_imported, refuse_imported
 from competition.runs.kept_settings import drop_execution_keys
 
@@ -195,7 +195,7 @@ class Run:
 
     def member_folder(self, fold: int, seed: int) -> Path:
         """Return the folder of a member: `fold_0`, `fold_0_seed_1`, `full`."""
-        return self.folder / (("full" if fold < 0 else f"fold_{fold}") + (f"_seed_{seed}" if seed else ""))
+        return self.folder / member_folder_name(fold, seed)
 
     def result(self, fold: int, seed: int) -> FoldResult | None:
         """Read the result of a member; None if the member is not finished.

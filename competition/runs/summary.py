@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from math import isfinite, nan
 from pathlib import Path
@@ -16,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from competition.config.postprocess import own_step_digest
 from competition.errors import MaskfoldError
 from competition.io import damaged_error, json_digest, nan_to_none, parse_json_object, sha256_of_file, write_json
-from competition.records import check_unedited, with_own_digest
-from competition.runs.fold import RESULT_FILE
+from competition.records import changed_tables, check_unedited, with_own_digest
+from competition.runs.fold import RESULT_FILE, FoldResult, member_folder_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 SUMMARY_FILE, SCORES_FILE = "summary.json", "scores.csv"
 TUNING_FILE, TUNING_SCORES_FILE = "postprocess.json", "postprocess_scores.csv"
+REWRITE_HINT = "Delete the file and repeat the run's `maskfold cv`, which writes it again from the scores of the folds."
 TUNING_VERSION = 1  # increase this version when the search for post-processing changes
 
 
@@ -40,12 +42,36 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """Read a run's `summary.json`.
+    """Read a run's `summary.json`, and check that it is of the scores and results in the run's folder.
 
-    A summary without a digest (written before 0.2) is not checked.
+    The summary of another run, copied into this folder, has a valid digest of its own. Files that were deleted to save
+    space are not compared.
 
     Args:
         folder: the run's folder.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        MaskfoldError: the file is invalid, see `parse_summary`; it is of other scores or results; or the result of a
+            member is damaged.
+    """
+    summary, path = parse_summary(folder), folder / SUMMARY_FILE
+    if other := other_results(folder, summary):
+        raise MaskfoldError(f"{path} does not belong to {', '.join(other)} in the same folder.", REWRITE_HINT)
+    if other := changed_tables(folder, summary):
+        names = ", ".join(other)
+        raise MaskfoldError(
+            f"{path} does not belong to {names} in the same folder: it is of another run, or {names} was changed after "
+            "it was written.",
+            REWRITE_HINT,
+        )
+    return summary
+
+
+def parse_summary(folder: Path) -> dict[str, Any]:
+    """Read a run's `summary.json`, which may be of earlier results; see `read_summary`.
+
+    The content of a summary without a digest (written before 0.2) is not checked.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -60,9 +86,25 @@ def read_summary(folder: Path) -> dict[str, Any]:
         raise MaskfoldError(
             f"{path} cannot be read: {error}.", "Delete it and repeat the run's `maskfold cv`, which writes a new file."
         ) from error
-    hint = "Delete the file and repeat the run's `maskfold cv`, which writes it again from the scores of the folds."
-    check_unedited(path, summary, SUMMARY_FILE, hint)
+    check_unedited(path, summary, SUMMARY_FILE, REWRITE_HINT)
     return summary
+
+
+def other_results(folder: Path, summary: Mapping[str, Any]) -> list[str]:
+    """Return the names of the members' results in a run's folder that differ from those in a summary.
+
+    Raises:
+        MaskfoldError: a result is damaged.
+    """
+    names = []
+    for plain in summary.get("folds") or []:
+        if not isinstance(plain, Mapping) or not all(type(plain.get(key)) is int for key in ("fold", "seed")):
+            continue
+        name = member_folder_name(plain["fold"], plain["seed"])
+        result = FoldResult.read(folder / name)
+        if result is not None and any(plain.get(key) != getattr(result, key) for key in ("score", "steps", "minutes")):
+            names.append(f"{name}/{RESULT_FILE}")
+    return names
 
 
 def read_run_scores(folder: Path) -> pd.DataFrame:
@@ -70,21 +112,14 @@ def read_run_scores(folder: Path) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        MaskfoldError: the file is damaged, or was changed after `summary.json` was written.
+        MaskfoldError: the file is damaged, or was changed after `summary.json` was written; or the summary is invalid,
+            see `read_summary`.
     """
     from competition.metrics.scoring import read_scores
 
     table = read_scores(folder / SCORES_FILE)
-    try:
-        expected = (read_summary(folder).get("digests") or {}).get(SCORES_FILE)
-    except (OSError, ValueError, AttributeError, MaskfoldError):
-        expected = None  # the code that uses the numbers of the summary reports a damaged file
-    if expected is not None and sha256_of_file(folder / SCORES_FILE) != expected:
-        raise MaskfoldError(
-            f"{folder / SCORES_FILE} was changed after it was written: its checksum differs from the one in "
-            f"{SUMMARY_FILE}.",
-            "Delete it and repeat `maskfold cv`, which writes it again from the scores of the folds.",
-        )
+    with suppress(FileNotFoundError):
+        read_summary(folder)
     return table
 
 
@@ -166,7 +201,7 @@ def run_scores(run: Run, summary: Mapping[str, Any] | None = None) -> RunScores 
 
     Args:
         run: the run.
-        summary: content of the run's `summary.json`; None: read the file.
+        summary: content of the run's `summary.json`, see `read_summary`; None: read the file.
 
     Returns:
         The scores; None if no case was validated.
@@ -179,7 +214,6 @@ def run_scores(run: Run, summary: Mapping[str, Any] | None = None) -> RunScores 
     record = read_tuning_record(run) if run.exp.postprocess.tune else None
     try:
         summary = read_summary(run.folder) if summary is None else summary
-        _check_own_summary(run, summary)
         stored = stored_scores(summary)
     except FileNotFoundError as error:
         if record is None:
@@ -196,31 +230,6 @@ def run_scores(run: Run, summary: Mapping[str, Any] | None = None) -> RunScores 
         metric, cases = run.exp.competition.metric.name, int(rows["id"].nunique())
         return RunScores(metric, "nested" if is_used else "raw", counted, None, nested, cases=cases)
     return replace(stored, counting="nested" if is_used else stored.counting, counted=counted, nested=nested)
-
-
-def _check_own_summary(run: Run, summary: Mapping[str, Any]) -> None:
-    """Check that a summary belongs to the scores and results in the run's folder.
-
-    A summary that was copied from another run has a valid digest, so its digest alone does not show this. Files that
-    were deleted to save space are not compared.
-
-    Raises:
-        MaskfoldError: `scores.csv` or the result of a member differs from the summary.
-    """
-    table, results = run.folder / SCORES_FILE, {(result.fold, result.seed): result for result in run.results()}
-    expected = (summary.get("digests") or {}).get(SCORES_FILE)
-    other = [SCORES_FILE] if expected is not None and table.exists() and sha256_of_file(table) != expected else []
-    for plain in summary.get("folds") or []:
-        result = results.get((plain.get("fold"), plain.get("seed")))
-        if result is not None and any(
-            plain.get(name) != getattr(result, name) for name in ("score", "steps", "minutes")
-        ):
-            other.append(f"{run.member_folder(result.fold, result.seed).name}/{RESULT_FILE}")
-    if other:
-        raise MaskfoldError(
-            f"{run.folder / SUMMARY_FILE} does not belong to {', '.join(other)} in the same folder.",
-            "Delete it and repeat the run's `maskfold cv`, which writes it again from the scores of the folds.",
-        )
 
 
 def stored_scores(summary: Mapping[str, Any]) -> RunScores | None:

@@ -19,14 +19,16 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from competition.config.experiment import Experiment
+from competition.errors import MaskfoldError
+from competition.records import changed_tables
 from competition.redact import redact
 from competition.runs.contents import CONTENTS_FILE
 from competition.runs.fold import PLAIN_WEIGHTS, RESULT_FILE
 from competition.runs.run import CASES_FILE, FOLDS_FILE
-from competition.runs.summary import SUMMARY_FILE, TUNING_FILE
+from competition.runs.summary import SUMMARY_FILE, TUNING_FILE, read_summary
 from competition.tracking.artifacts import ArtifactFolders
 from competition.tracking.datasets import CaseSet, case_sets, log_case_sets
 from competition.tracking.models import FoldModel, link_outputs
@@ -142,7 +144,7 @@ class RunUploader:
                 self._set_ended(name, "FINISHED")
         if self.metadata.tags["kind"] == "cv":
             self._upload_case_sets((RUN_KEY, *names))
-            self._upload_summary()
+            self._upload_summary(last)
             self._upload_pictures_of_folds(names)
         else:
             self._upload_result(RUN_KEY, SUMMARY_FILE)
@@ -226,14 +228,18 @@ class RunUploader:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         if digest == self.state.uploaded(name).final:
             return
-        result = read_result_json(path)
+        result = _read_own_result(path)
         numbers = result_metrics(result)
         timestamp = round(1000 * path.stat().st_mtime)
         points = [MetricPoint(key, value, timestamp, 0) for key, value in numbers.items()]
         self._log_final(name, points, result_tags(result), digest)
 
-    def _upload_summary(self) -> None:
+    def _upload_summary(self, last: bool) -> None:
         """Upload the scores of the run, the kind of the score that counts, the mean curves, and the description.
+
+        While folds are trained again, the summary may belong to earlier results; it is uploaded when it has been
+        written again. A summary that still belongs to other results at the last upload was edited or copied: it is not
+        uploaded.
 
         The digest of the upload also covers the tuning result and the version of the metrics, so that runs of older
         versions get missing metrics.
@@ -249,7 +255,13 @@ class RunUploader:
             return
         from competition.tracking.run_scores import read_run_page
 
-        page = read_run_page(self.folder, read_result_json(files[0]), settings)
+        try:
+            summary = read_summary(self.folder)
+        except (OSError, MaskfoldError) as error:
+            if last:
+                logger.warning("The scores of the run are not uploaded to MLflow: %s", error)
+            return
+        page = read_run_page(self.folder, summary, settings)
         timestamp = round(1000 * max(path.stat().st_mtime for path in files))
         points = [MetricPoint(key, value, timestamp, 0) for key, value in page.metrics.items()]
         points += [
@@ -302,7 +314,7 @@ class RunUploader:
             uploaded = self.state.uploaded(name)
             if uploaded.status != "FINISHED" or not uploaded.final or uploaded.model_result == uploaded.final:
                 continue
-            result = read_result_json(self.folder / name / RESULT_FILE)
+            result = _read_own_result(self.folder / name / RESULT_FILE)
             weights = self.folder / name / str(result.get("weights") or PLAIN_WEIGHTS)
             if not weights.exists():
                 continue
@@ -466,6 +478,18 @@ def _has_run(client: MlflowClient, run_id: str) -> bool:
         raise
 
 
+def _read_own_result(path: Path) -> dict[str, Any]:
+    """Return the content of a result; empty if it is invalid, or if it is not of the score tables in its folder.
+
+    In these cases, the function also logs a warning.
+    """
+    result = read_result_json(path)
+    if other := changed_tables(path.parent, result):
+        logger.warning("%s does not belong to %s in the same folder.", path, ", ".join(other))
+        return {}
+    return result
+
+
 def upload_finished_run(run_folder: Path, exp: Experiment) -> bool:
     """Upload the files of a finished run that MLflow does not have yet; the caller must hold the run's lock.
 
@@ -477,7 +501,7 @@ def upload_finished_run(run_folder: Path, exp: Experiment) -> bool:
     if not uploader.is_finished:  # `maskfold cv` uploads the run
         return False
     try:
-        uploader.upload()
+        uploader.upload(last=True)
     except Exception as error:  # noqa: BLE001 - no error of MLflow, its database or the network may stop a command
         logger.warning("MLflow (%s) cannot be updated: %s.", store.display_uri, _first_line(error))
         return False

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from competition.config.axes import file_axes, permutation
 from competition.config.competition import Competition
 from competition.data.content.unchanged import unchanged_files
-from competition.data.formats.tiff import PALETTE, WHITE_IS_ZERO, check_tiff_size, open_tiff
+from competition.data.formats.tiff import PALETTE, WHITE_IS_ZERO, check_tiff_size, lacks_decoder, open_tiff
 from competition.data.image_types import Image, convert_decoder_errors
 from competition.data.readers import EXTENSIONS, exif_orientation, extension_of, get_column, load_image, row_axes
 from competition.viz.reduction import reduce_image, reduction_step
@@ -78,7 +78,7 @@ def _read_reduced(path: Path, exif: bool) -> NDArray[np.float32] | None:
         try:
             return _sum_segments(page, step)
         except ValueError as error:  # tifffile lacks the decoder, but `load_image` has other decoders
-            if "imagecodecs" not in str(error):
+            if not lacks_decoder(page, error):
                 raise
             return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -153,10 +153,12 @@ def test_an_image_with_a_row_stays_although_another_row_is_misspelt(folder: Host
     folder.assert_truth(folder.load(on_bad_case="skip"))
 
 
-def test_accents_in_another_unicode_form(folder: Host) -> None:
-    decomposed = unicodedata.normalize("NFD", "café")
-    folder.add([f"{decomposed}.png", "tea.png"])
-    folder.write_table(spelling=lambda case_id: unicodedata.normalize("NFC", case_id))
+@pytest.mark.parametrize(("files", "rows"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_accents_in_another_unicode_form(
+    folder: Host, files: Literal["NFC", "NFD"], rows: Literal["NFC", "NFD"]
+) -> None:
+    folder.add([f"{unicodedata.normalize(files, 'café')}.png", "tea.png"])
+    folder.write_table(spelling=lambda case_id: unicodedata.normalize(rows, case_id))
     folder.assert_truth(folder.load())
 
 

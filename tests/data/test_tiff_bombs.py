@@ -35,10 +35,11 @@ def write(
     size: tuple[int, int] = (64, 64),
     tile: int = 0,
     rows: int = 0,
+    bits: int = 8,
 ) -> Path:
-    """Write an 8 bit TIFF of `size` with these compressed strips (of `rows` rows) or square tiles."""
+    """Write a TIFF of `size` and `bits` per pixel with these compressed strips (of `rows` rows) or square tiles."""
     height, width = size
-    tags = {256: width, 257: height, 258: 8, 259: compression, 262: 1, 277: 1}
+    tags = {256: width, 257: height, 258: bits, 259: compression, 262: 1, 277: 1}
     tags |= {322: tile, 323: tile} if tile else {278: rows or height}
     offset_tag, count_tag = (324, 325) if tile else (273, 279)
     entries = len(tags) + 2

@@ -5,23 +5,27 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from competition.cleaning.protection import _in_studies
 from competition.cli.watch import read_member_status
 from competition.config.competition import MetricConfig
 from competition.errors import MaskfoldError
-from competition.io import write_json
+from competition.io import sha256_of_file, write_json
 from competition.leaderboard.ledger import Ledger, UploadRecord
 from competition.leaderboard.upload import _read_summary
-from competition.records import SUBMISSION_DIGEST, is_unedited, with_own_digest
+from competition.records import SUBMISSION_DIGEST, changed_tables, is_unedited, with_own_digest
+from competition.report.results import RunResults
+from competition.runs.baselines import BASELINES_FILE, baseline_lines
 from competition.runs.find import TRIALS_FILE, _study_error
 from competition.runs.fold import RESULT_FILE, FoldResult
 from competition.runs.run import Run
-from competition.runs.summary import SCORES_FILE, SUMMARY_FILE, read_summary, run_scores, write_summary
+from competition.runs.summary import SCORES_FILE, SUMMARY_FILE, read_run_scores, read_summary, run_scores, write_summary
 from competition.study.study import read_trials
 from competition.tracking.store import read_result_json
 from competition.training.cross_validate import summarize_run
@@ -144,8 +148,64 @@ def test_the_summary_of_another_run(finished: Callable[..., Run], tiny: Callable
     write_summary(run.folder, {**summary, "folds": [{**fold, "steps": 10} for fold in summary["folds"]]})
     with pytest.raises(MaskfoldError, match=r"does not belong to fold_0/result\.json, fold_1/result\.json "):
         run_scores(run)
+    for read in (lambda: read_summary(run.folder), lambda: read_run_scores(run.folder)):
+        with pytest.raises(MaskfoldError, match=r"does not belong to fold_0/result\.json, fold_1/result\.json "):
+            read()
+    found = RunResults.load(run)
+    assert found.table is not None and not found.summary, "combined from the scores of the folds"
+    own = pd.read_csv(scores, dtype={"id": str})
+    assert found.table.sort_values("id")["dice"].tolist() == pytest.approx(own.sort_values("id")["dice"].tolist())
+    assert found.counted().value == pytest.approx(before.value)
     shutil.copy(scores, run.folder)
     (run.folder / SUMMARY_FILE).write_bytes(kept)
     assert run_scores(run) == before
     shutil.rmtree(run.folder / "fold_0")
     assert run_scores(run) == before, "a fold that was deleted to save space says nothing"
+
+
+def test_a_record_without_its_tables_is_accepted(tmp_path: Path) -> None:
+    (tmp_path / "scores.csv").write_text("id,score\na,0.5\n")
+    record = {"digests": {"scores.csv": sha256_of_file(tmp_path / "scores.csv"), "deleted.csv": "1", "a.json": "1"}}
+    assert changed_tables(tmp_path, record) == [] == changed_tables(tmp_path, {})
+    (tmp_path / "scores.csv").write_text("id,score\na,0.9\n")
+    assert changed_tables(tmp_path, record) == ["scores.csv"]
+    assert changed_tables(tmp_path, {"digests": {"../scores.csv": "1", "other.tsv": 2}}) == []
+
+
+def test_watch_shows_no_score_of_another_run(tmp_path: Path) -> None:
+    folder = tmp_path / "fold_0"
+    folder.mkdir()
+    (folder / SCORES_FILE).write_text("id,score\na,0.5\n")
+    FoldResult(0, 0, 0.5, digests={SCORES_FILE: sha256_of_file(folder / SCORES_FILE)}, **VALUES, **WORDS).write(folder)
+    assert read_member_status(folder).score == "0.5000"
+    FoldResult(0, 0, 0.99, digests={SCORES_FILE: "1"}, **VALUES, **WORDS).write(folder)
+    assert read_member_status(folder).score in ("", "–")
+
+
+def test_edited_baselines_are_computed_again(finished: Callable[..., Run], tiny: Callable[..., Any]) -> None:
+    run = finished(tiny(2))
+    lines = baseline_lines(run)
+    assert lines and baseline_lines(run) == lines
+    edit(run.folder / BASELINES_FILE, lines=["baseline without training: threshold 0.9999"])
+    assert baseline_lines(run) == lines
+
+
+def test_the_ledger_refuses_scores_and_records_of_other_uploads(tmp_path: Path) -> None:
+    metric = MetricConfig(name="dice").model_dump()
+    record = UploadRecord(
+        "r", "toy", "kaggle", "toy", "2026-01-01T10:00:00+00:00", "s.csv", "0" * 64, "", metric=metric
+    )
+    ledger, rows = Ledger("toy", tmp_path), pd.DataFrame({"id": ["a"], "class": ["x"], "score": [0.5], "dice": [0.5]})
+    ledger.write(record, rows)
+    ledger.write(replace(record, public=0.4))  # the host's score, which arrives later
+    stored = ledger.scores(record)
+    assert stored is not None and stored["score"].tolist() == [0.5]
+    table = ledger.folder / "r.scores.tsv"
+    kept = table.read_text()
+    table.write_text(kept.replace("0.5", "0.9"))
+    with pytest.raises(MaskfoldError, match=r"r\.scores\.tsv"):
+        ledger.scores(record)
+    table.write_text(kept)
+    shutil.copy(ledger.folder / "r.json", ledger.folder / "s.json")
+    with pytest.raises(MaskfoldError, match=r"s\.json"):
+        ledger.read()

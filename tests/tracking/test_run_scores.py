@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from competition.runs.summary import RunScores, ScoreEstimate
+from competition.io import sha256_of_file
+from competition.records import with_own_digest
+from competition.runs.summary import RunScores, ScoreEstimate, write_summary
 from competition.tracking.run_scores import describe_scores, mean_curves, score_metrics
 from competition.tracking.store import MAX_TAG_LENGTH, RunMetadata, build_saved_view, is_outdated_view
 from competition.tracking.sync import RunUploader
@@ -73,6 +75,42 @@ def upload(delivery: New) -> RunUploader:
     new.upload(last=True)
     new.close("FINISHED")
     return new
+
+
+def test_the_scores_of_another_run_are_not_uploaded(
+    finished_run: Path, delivery: New, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The summary has a valid digest of its own content, but is of another `scores.csv`."""
+    (finished_run / "scores.csv").write_text("id,score\na,0.625\n")
+    own = {"metric": "dice", "score": 0.625, "low": 0.5, "high": 0.75, "dice": {"a": 0.5}}
+    other = {**own, "score": 0.99, "dice": {"a": 0.99}, "digests": {"scores.csv": "1"}}
+    write_summary(finished_run, other)
+    new = delivery()
+    new.upload()
+    assert not caplog.records, "folds that are trained again have new scores before the run has"
+    new.upload(last=True)
+    assert ["summary.json" in record.message for record in caplog.records] == [True]
+    found = fetch(finished_run)[1]["."].data
+    assert found.metrics["counted_score"] == found.metrics["cv_score"] == 0.625 and "dice_a" not in found.metrics
+    assert found.tags["mlflow.note.content"].startswith("**0.6250** dice")
+    write_summary(
+        finished_run, {**own, "score": 0.75, "digests": {"scores.csv": sha256_of_file(finished_run / "scores.csv")}}
+    )
+    new.upload()
+    assert fetch(finished_run)[1]["."].data.metrics["counted_score"] == 0.75
+
+
+def test_the_result_of_another_fold_is_not_uploaded(
+    run_folder: Path, delivery: New, caplog: pytest.LogCaptureFixture
+) -> None:
+    fold = run_folder / "fold_0"
+    finish_fold(fold, 0.5)
+    (fold / "scores.csv").write_text("id,score\na,0.5\n")
+    other = {**json.loads((fold / "result.json").read_text()), "score": 0.99, "digests": {"scores.csv": "1"}}
+    (fold / "result.json").write_text(json.dumps(with_own_digest(other, "result.json")))
+    upload(delivery)
+    assert "score" not in fetch(run_folder)[1]["fold_0"].data.metrics
+    assert any("result.json does not belong to scores.csv" in record.message for record in caplog.records)
 
 
 def test_the_run_has_curves_pictures_datasets_and_models(finished_run: Path) -> None:

@@ -26,9 +26,10 @@ from competition.data.image_types import (
     wrong_dimensions_error,
     wrong_values_error,
 )
+from competition.errors import MaskfoldError
 
 if TYPE_CHECKING:
-    from tifffile import TiffFile, TiffPage, TiffPageSeries
+    from tifffile import TiffFile, TiffFrame, TiffPage, TiffPageSeries
 
 UNIT_MILLIMETRES = {  # units of ImageJ and OME
     **dict.fromkeys(("mm", "millimeter", "millimetre"), 1.0),
@@ -167,10 +168,20 @@ def _read_large_page(page: TiffPage) -> np.ndarray | None:
             part = page.nodata if segment is None else segment[:, : page.imagelength - top, : page.imagewidth - left]
             target[sample, :, top : top + height, left : left + width] = part
     except ValueError as error:
-        if "imagecodecs" not in str(error):
+        if not lacks_decoder(page, error):
             raise
         return None
     return result
+
+
+def lacks_decoder(page: TiffPage | TiffFrame, error: ValueError) -> bool:
+    """Return whether tifffile raised an error because there is no decoder of the page's compression or packed values.
+
+    Newer versions say that the package imagecodecs has one; older ones do not know some compressions, e.g. fax codes.
+    """
+    from tifffile import TIFF
+
+    return "imagecodecs" in str(error) or page.compression not in TIFF.DECOMPRESSORS
 
 
 def check_tiff_size(path: Path, series: TiffPageSeries) -> None:
@@ -226,12 +237,16 @@ def _decode_series(path: Path, series: TiffPageSeries) -> np.ndarray:
     try:
         array = np.asarray(series.asarray())
     except ValueError as error:
-        if "imagecodecs" not in str(error):
+        if not lacks_decoder(series.keyframe, error):
             raise
         pages = _decode_pages(path, series)
         if sum(page.size for page in pages) != math.prod(series.shape):
             compression = getattr(series.keyframe.compression, "name", "unknown")
-            raise unreadable_error(path, f"its compression {compression} has no decoder") from error
+            raise MaskfoldError(  # with status 1, `on_bad_case: skip` would skip every case
+                f"{path} cannot be read: no installed package decodes its compression {compression}.",
+                "Install a package that does: pip install imagecodecs; or save the file with the compression Deflate.",
+                status=2,
+            ) from error
         return np.stack(pages).reshape(series.shape)
     if series.keyframe.photometric == WHITE_IS_ZERO:
         return ~array if array.dtype == bool else np.iinfo(array.dtype).max - array

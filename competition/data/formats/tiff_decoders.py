@@ -23,18 +23,25 @@ LZMA_MEMORY = 2**27  # bytes of a decoder; the highest preset of xz needs 65 MiB
 
 
 class BoundedDecoders(Mapping[int, Callable[..., Any]]):
-    """Replace the unbounded decoders in tifffile's table of decoders; keep all other decoders."""
+    """Replace the unbounded decoders in tifffile's table of decoders; keep all other decoders.
+
+    A decoder whose module this version of Python lacks is not in the table. tifffile would raise ImportError when it
+    decodes, although other libraries may decode the file.
+    """
 
     def __init__(self, decoders: Mapping[int, Callable[..., Any]]) -> None:
         self._decoders = decoders
 
     def __getitem__(self, compression: int) -> Callable[..., Any]:
         decoder = self._decoders[compression]
-        is_own = getattr(decoder, "__module__", "").endswith("_imagecodecs") and compression in MODULES
-        return bounded_decoder(MODULES[compression], decoder) if is_own else decoder
-
-    def __contains__(self, compression: object) -> bool:  # the method of `Mapping` would not find tifffile's decoders
-        return compression in self._decoders
+        if not getattr(decoder, "__module__", "").endswith("_imagecodecs") or compression not in MODULES:
+            return decoder
+        module = MODULES[compression]
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise KeyError(f"compression {compression} requires the 'imagecodecs' package") from error
+        return bounded_decoder(module, decoder)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._decoders)
