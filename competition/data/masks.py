@@ -541,9 +541,7 @@ def _check_known(unknown: list[int], path: Path, comp: Competition) -> None:
         known = ", ".join(
             f"{'+'.join(map(str, values))} {name}" for values, name in zip(comp.class_values, comp.classes, strict=True)
         )
-        hint = (
-            f"Set competition.label_values or competition.ignore; at present {comp.background} is background, {known}."
-        )
+        hint = f"Set competition.label_values or competition.ignore; now {comp.background} is background, {known}."
         if extension_of(path.name) in (".jpg", ".jpeg"):
             hint = (
                 "Set train.threshold=128 for masks of 0 and 255, or save masks as PNG: JPEG changes values near edges."
