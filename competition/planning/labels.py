@@ -19,7 +19,16 @@ from competition.planning.folder import HostFolder
 from competition.planning.layout import Layout
 from competition.planning.layouts.content import LabelValues, label_values, read_mask
 from competition.planning.polygon_names import names_by_polygons
-from competition.planning.words import FORMAT_WORDS, MASK_WORDS, OPINION_WORDS, has_word, tokens, without_role_words
+from competition.planning.words import (
+    FORMAT_WORDS,
+    MASK_WORDS,
+    OPINION_WORDS,
+    PART_WORDS,
+    has_word,
+    split_of,
+    tokens,
+    without_role_words,
+)
 from competition.text import name_problem
 
 MAX_MASKS = 3000  # maximum number of masks that are read; of more masks, an evenly spaced sample is read
@@ -299,6 +308,7 @@ def _single_name(layout: Layout) -> str:
             and name_problem(own) is None
             and len(own) > 2
             and "*" not in own
+            and not (has_word(own, PART_WORDS) and split_of(own))
         ):
             return own
     return "foreground"

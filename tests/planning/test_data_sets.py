@@ -246,6 +246,19 @@ def test_test_cases_beside_the_training_cases_are_left_out(tmp_path: Path) -> No
     assert any("5 labelled cases" in note for note in layout.notes)
 
 
+def test_folders_of_splits_with_glued_names_are_no_cases(tmp_path: Path) -> None:
+    for split in ("train", "test", "val"):
+        for number in range(6):
+            image, mask = picture(number)
+            name = f"2016022{number}_165{number}34_1_361"
+            write_png(tmp_path / f"{split}crop" / f"{split}crop" / f"{name}.jpg", image)
+            write_png(tmp_path / f"{split}crop" / f"{split}crop" / f"{name}.png", binary(mask))
+    layout = only(tmp_path)
+    assert (layout.images, layout.masks) == ("traincrop/traincrop/{id}.jpg", "traincrop/traincrop/{id}.png")
+    assert layout.cases == 6 and layout.test == "testcrop/testcrop/{id}.jpg"
+    assert layout.keys["classes"] == ["foreground"]
+
+
 def test_numbers_after_a_word_are_cases_not_channels(tmp_path: Path) -> None:
     for number in range(4):
         image, mask = volume(number)
