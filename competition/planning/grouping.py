@@ -46,7 +46,7 @@ def find_groups(layout: Layout) -> Layout:
             f"{format_count(counts[example], 'case')}"
         )
         if _are_kinds(counts):
-            layout = layout.with_remarks(
+            layout = layout.with_keys({}, {"group": "the beginnings of the ids name kinds of cases"}).with_remarks(
                 f"{shown}: not used, because these name kinds of cases rather than patients; if each is a patient, set "
                 f"group: '{rule}'"
             )

@@ -228,7 +228,8 @@ def competition_lines(layout: Layout, name: str) -> list[Line]:
     if "group" in keys:
         lines.append(line("group", keys["group"]))
     else:
-        lines.append(line("group", None, "no two ids begin alike, and no table has a column of patients"))
+        none = "no two ids begin alike, and no table has a column of patients"
+        lines.append(line("group", None, reasons.get("group", none)))
     lines += optional("stratum")
     lines += _metric_lines(layout)
     lines += optional("submission.profile", "submission.sample", "submission.columns", "submission.rle")

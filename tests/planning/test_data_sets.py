@@ -386,7 +386,8 @@ def test_the_beginning_of_an_id_is_a_group_only_if_it_may_be_a_patient(
         write_png(tmp_path / "labels" / f"{case_id}.png", mask)
     layout = only(tmp_path)
     if group is None:
-        assert "group" not in layout.keys and any("kinds of cases" in remark for remark in layout.remarks)
+        assert "group" not in layout.keys and "group" in layout.reasons
+        assert any("kinds of cases" in remark for remark in layout.remarks)
         return
     groups = {match[1] for case_id in ids if (match := re.match(layout.keys["group"], case_id))}
     assert group in groups and len(groups) in (4, 12)
