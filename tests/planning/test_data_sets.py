@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from competition.errors import MaskfoldError
 from competition.planning.choice import describe_candidates, order_candidates
 from competition.planning.find import find_layouts
 from competition.planning.folder import scan_folder
@@ -189,6 +190,27 @@ def test_slices_with_one_flat_mask_are_channels_within_a_region(tmp_path: Path) 
     assert (first.images, first.masks) == ("train/{id}/surface_volume/{c}.tif", "train/{id}/inklabels.png")
     assert first.keys["train.region"] == "train/{id}/mask.png" and first.test == "test/{id}/surface_volume/{c}.tif"
     assert "train.region" not in found[1].keys and found[2].masks == "train/{id}/mask.png"
+
+
+def test_masks_of_single_slices_are_not_those_of_all_slices(tmp_path: Path) -> None:
+    for patient in range(4):
+        for number in range(10, 17):
+            image, mask = picture(20 * patient + number)
+            write_png(tmp_path / f"{patient + 49:03d}" / "brain" / f"{number}.png", image)
+            if number == 12:
+                write_png(tmp_path / f"{patient + 49:03d}" / "brain" / f"{number}_Seg.png", binary(mask))
+    with pytest.raises(MaskfoldError) as caught:
+        candidates(tmp_path)
+    assert caught.value.status == 2
+
+
+def test_frames_that_are_read_as_slices_are_told(tmp_path: Path) -> None:
+    for number in range(21):
+        image, mask = picture(number)
+        for kind, array in (("images", image), ("masks", binary(mask))):
+            write_png(tmp_path / f"video{number // 7}" / kind / f"frame{number % 7:03d}.png", array)
+    layout = only(tmp_path)
+    assert layout.dimensions == 3 and any("slices of a volume" in remark for remark in layout.remarks)
 
 
 def breast(root: Path, moved: int) -> None:

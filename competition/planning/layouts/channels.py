@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -39,16 +40,25 @@ def channel_choices(images: list[Series]) -> Iterator[list[tuple[str, Series]]]:
 
 
 def as_channels(host: HostFolder, stack: Series, mask: Series) -> Series | None:
-    """Return the files of a stack as channels {c} if each case has one 2D mask, as large as its slices; else None."""
+    """Return the files of a stack as channels {c} if each case has one 2D mask, as large as its slices; else None.
+
+    A mask with the number of a slice in its name, such as `12_mask.png` beside `12.png`, is one of that slice alone.
+    """
     counts = {len(files) for files in stack.files.values()}
     shared = sorted(stack.ids & mask.ids)
-    if len(counts) != 1 or not shared:
+    slices = {_numbers(path) for path in stack.files[shared[0]]} if shared else set()
+    if len(counts) != 1 or not shared or _numbers(mask.pattern) in slices:
         return None
     for case_id in shared[:3]:
         one, other = (header_of(host.root / item.files[case_id][0]) for item in (stack, mask))
         if one is None or other is None or len(other.shape) != 2 or one.shape != other.shape:
             return None
     return replace(stack, pattern=stack.pattern.replace("{z}", "{c}"), kind="channels")
+
+
+def _numbers(path: str) -> tuple[int, ...]:
+    """Return the numbers in a file's name."""
+    return tuple(map(int, re.findall(r"\d+", path.rpartition("/")[2])))
 
 
 def _without_common_start(names: list[str]) -> list[str]:

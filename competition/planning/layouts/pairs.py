@@ -235,6 +235,11 @@ def _layouts(host: HostFolder, channels: list[tuple[str, Series]], truth: Truth)
     if truth.region is not None:
         keys["train.region"] = truth.region.pattern
         reasons["train.region"] = "these masks cover most of each image and contain the others, as a field of view does"
+    if first.kind == "stack" and not has_slice_word(first):
+        remarks.append(
+            f"the files of each case, such as {first.sample(1)[0]}, are read as the slices of a volume; if they are "
+            "images of their own (frames), give them names that differ between the cases, all in one folder"
+        )
     if truth.kind == "objects":
         keys["instances"] = True
         reasons["instances"] = "the masks of a case are one file per object"
