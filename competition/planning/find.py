@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from competition.data.readers import ITK_EXTENSIONS, extension_of, strip_extension
 from competition.errors import MaskfoldError
+from competition.planning.classes.labels import read_labels_of
 from competition.planning.folder import ARCHIVES, HostFolder, is_dicom
 from competition.planning.grouping import find_groups
-from competition.planning.labels import read_labels_of
 from competition.planning.layout import Layout, first_path, role_of
 from competition.planning.layouts.coco import find_coco
 from competition.planning.layouts.colours import colours_error

@@ -9,15 +9,15 @@ from typing import Any
 
 from competition.planning.folder import HostFolder
 from competition.planning.layout import Layout, Patterns, first_path, join_patterns
-from competition.planning.layouts.belonging import prefer_own_images
-from competition.planning.layouts.channels import as_channels, channel_choices
 from competition.planning.layouts.content import Role, dimensions_of, header_of
-from competition.planning.layouts.further_masks import is_further_mask, with_further_masks
-from competition.planning.layouts.held_out import find_test, structure
-from competition.planning.layouts.named_splits import keep_training_ids
+from competition.planning.layouts.matching.belonging import prefer_own_images
+from competition.planning.layouts.matching.channels import as_channels, channel_choices
+from competition.planning.layouts.matching.further_masks import is_further_mask, with_further_masks
+from competition.planning.layouts.matching.held_out import find_test, structure
+from competition.planning.layouts.matching.named_splits import keep_training_ids
+from competition.planning.layouts.matching.truths import Truth, truths_of
 from competition.planning.layouts.pooled import without_members
 from competition.planning.layouts.series import MOST, Pair, Series, has_slice_word, trimmed
-from competition.planning.layouts.truths import Truth, truths_of
 from competition.planning.words import MASK_WORDS, has_word, split_of
 from competition.text import format_count
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from competition.errors import MaskfoldError
-from competition.planning.background import NAMES as BACKGROUND_NAMES
-from competition.planning.background import doubt_background, named_background
+from competition.planning.classes.background import NAMES as BACKGROUND_NAMES
+from competition.planning.classes.background import doubt_background, named_background
+from competition.planning.classes.polygon_names import names_by_polygons
 from competition.planning.folder import HostFolder
 from competition.planning.layout import Layout
 from competition.planning.layouts.content import LabelValues, label_values, read_mask
-from competition.planning.polygon_names import names_by_polygons
 from competition.planning.words import (
     FORMAT_WORDS,
     MASK_WORDS,
