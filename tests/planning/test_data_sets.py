@@ -167,6 +167,18 @@ def test_test_images_are_not_set_if_their_pattern_matches_masks(tmp_path: Path) 
     assert all("as test cases" not in note for note in layout.notes)
 
 
+def test_results_among_the_test_images_are_told(tmp_path: Path) -> None:
+    for number in range(6):
+        image, mask = picture(number)
+        write_png(tmp_path / "train" / "image" / f"{number}.png", image)
+        write_png(tmp_path / "train" / "label" / f"{number}.png", binary(mask))
+        write_png(tmp_path / "test" / f"{number}.png", picture(50 + number)[0])
+        if number:
+            write_png(tmp_path / "test" / f"{number}_predict.png", picture(80 + number)[0])
+    [remark] = [remark for remark in only(tmp_path).remarks if "test images" in remark]
+    assert remark.startswith("5 test images such as test/1_predict.png")
+
+
 # Pictures
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from competition.planning.folder import HostFolder
@@ -67,11 +67,23 @@ def find_test(host: HostFolder, layout: Layout, images: Sequence[Series], masks:
     if not possible:
         return layout
     patterns, count = possible[0]
+    longer = _longer_names(_matches(host, next(iter(patterns.values()))))
+    if longer:
+        layout = layout.with_remarks(
+            f"{format_count(len(longer), 'test image')} such as {longer[0]} have the names of others and an addition: "
+            "if they are results or masks, move them out of that folder"
+        )
     return replace(
         layout,
         test=patterns if isinstance(layout.images, dict) else next(iter(patterns.values())),
         reasons=layout.reasons | {"test.images": format_count(count, "case")},
     )
+
+
+def _longer_names(files: Mapping[str, str]) -> list[str]:
+    """Return the files whose ids continue another id with a word: `0_predict` beside `0`."""
+    cuts = {case_id: re.match(r"(.+?)[_\-. ][A-Za-z]\w*$", case_id) for case_id in files}
+    return sorted(files[case_id] for case_id, match in cuts.items() if match and match[1] in files)
 
 
 def _same_names(host: HostFolder, channels: dict[str, str]) -> list[tuple[dict[str, str], int]]:
