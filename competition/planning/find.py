@@ -17,6 +17,7 @@ from competition.planning.layouts.colours import colours_error
 from competition.planning.layouts.content import Role, header_of
 from competition.planning.layouts.depths import mark_depths
 from competition.planning.layouts.described import find_described
+from competition.planning.layouts.ends import find_ends
 from competition.planning.layouts.nested import mark_nested
 from competition.planning.layouts.pairs import find_pairs
 from competition.planning.layouts.pooled import pool_series
@@ -56,7 +57,7 @@ def find_layouts(host: HostFolder) -> list[Layout]:
     roles: dict[str, Role] = {}
     if not found:
         series = find_series(host)
-        series += find_sessions(host, series)
+        series += find_sessions(host, series) + find_ends(series)
         if len(series) > MAX_SERIES:
             raise MaskfoldError(
                 f"{host.root} has more than {MAX_SERIES} kinds of file names, such as {series[0].pattern}.",

@@ -32,7 +32,7 @@ CHANNEL_WORDS = words(
 # Folders of these names say nothing about the class of their masks.
 FORMAT_WORDS = words(
     "png jpg jpeg tif tiff bmp gif nii nifti mhd npy anat dwi func derivatives derivative rawdata bids ses session "
-    "part fold batch subset site center centre"
+    "part fold batch subset site center centre semantic sem class classes object objects instance instances binary"
 )
 PART_WORDS = words("crop crops cropped patch patches tile tiles set sets dataset split")  # as in `traincrop`
 SLICE_WORDS = words("slice slices sl z layer page plane")

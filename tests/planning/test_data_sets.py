@@ -265,6 +265,21 @@ def test_superpixels_beside_the_images_are_no_cases(tmp_path: Path) -> None:
     assert layout.cases == 6 and layout.listed is None and layout.test == "Test_Data/{id}.jpg"
 
 
+def test_ends_of_several_words_are_classes_of_the_ids_of_another_folder(tmp_path: Path) -> None:
+    names = ("globules", "milia_like_cyst", "negative_network", "pigment_network")
+    for number in range(8):
+        image, mask = picture(number)
+        write_png(tmp_path / "Training_Input" / f"ISIC_{number:07d}.jpg", image)
+        for index, name in enumerate(names):
+            part = np.roll(binary(mask == 1), 9 * index, axis=0)
+            write_png(tmp_path / "Training_GroundTruth" / f"ISIC_{number:07d}_attribute_{name}.png", part)
+    layout = only(tmp_path)
+    assert layout.images == "Training_Input/{id}.jpg" and layout.cases == 8
+    assert isinstance(layout.masks, dict)
+    assert list(layout.masks.values()) == [f"Training_GroundTruth/{{id}}_attribute_{name}.png" for name in names]
+    assert layout.keys["classes"] == list(names)
+
+
 def test_test_cases_beside_the_training_cases_are_left_out(tmp_path: Path) -> None:
     rows = []
     for split, count in (("train", 6), ("testA", 3), ("testB", 2)):
@@ -370,6 +385,14 @@ def test_a_table_with_tabs_names_the_classes(tmp_path: Path) -> None:
         write_png(tmp_path / "annotations" / f"a{number}.png", mask)
     write_text(tmp_path / "objectInfo.txt", "Idx\tRatio\tName\n1\t0.6\twall\n2\t0.4\tbuilding, edifice\n")
     assert only(tmp_path).keys["classes"] == ["wall", "building, edifice"]
+
+
+def test_a_folder_that_names_the_kind_of_its_masks_names_no_class(tmp_path: Path) -> None:
+    for number in range(6):
+        image, mask = picture(number)
+        write_png(tmp_path / "JPEGImages" / f"a{number}.jpg", image)
+        write_png(tmp_path / "SegmentationClass" / f"a{number}.png", binary(mask))
+    assert only(tmp_path).keys["classes"] == ["foreground"]
 
 
 @pytest.mark.parametrize(
