@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from competition.data.cases import case_rows, case_table
+from competition.data.masks import load_mask
 from competition.errors import MaskfoldError
 from competition.planning.choice import describe_candidates, order_candidates
 from competition.planning.find import find_layouts
 from competition.planning.folder import scan_folder
 from competition.planning.layout import Layout
-from tests.host import write_nifti, write_png, write_text
+from tests.host import competition, write_nifti, write_png, write_text
 from tests.planning.phantoms import affine, picture, table, volume
 
 Maker = Callable[[Path], None]
@@ -359,6 +361,22 @@ def test_masks_without_0_are_a_choice_of_the_background(tmp_path: Path) -> None:
     plain, other = candidates(tmp_path)
     assert plain.keys["classes"] == ["class_1", "class_2", "class_3"] and "background" not in plain.keys
     assert other.keys["background"] == 2 and other.keys["label_values"] == [1, 3]
+
+
+def test_0_may_be_a_class_beside_an_ignored_255(tmp_path: Path) -> None:
+    """Train ids: 0 is the road, 255 is ignored. No value is the background."""
+    for number in range(4):
+        image, mask = picture(number)
+        write_png(tmp_path / "images" / f"a{number}.png", image)
+        write_png(tmp_path / "labels" / f"a{number}.png", np.array([0, 13, 255], np.uint8)[mask])
+    first = candidates(tmp_path)[0]
+    assert first.keys["ignore"] == 255 and any("background" in text and "254" in text for text in first.remarks)
+    comp = competition(
+        tmp_path, classes=["road", "car"], label_values=[0, 13], ignore=255, background=254,
+        train={"images": "images/{id}.png", "masks": "labels/{id}.png"},
+    )  # fmt: skip
+    for number, row in enumerate(case_rows(case_table(comp))):
+        np.testing.assert_array_equal(load_mask(comp, row)[0], np.array([1, 2, 255])[picture(number)[1]])
 
 
 def test_a_background_of_255_is_a_choice(tmp_path: Path) -> None:

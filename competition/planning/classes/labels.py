@@ -35,6 +35,7 @@ MAX_MASKS = 3000  # maximum number of masks that are read; of more masks, an eve
 MAX_OVERLAPS = 300  # maximum number of cases in which the masks of the classes are compared
 MIN_NUMBERED = 8  # if one case has at least this many values 1, 2, …, they number objects, not classes
 MAX_CLASSES = 250
+UNUSED = 254  # a label value that no mask has, beside an ignored 255
 MAX_TABLE_BYTES = 2**20  # a larger table has no names of classes
 MANY_VALUES = 12  # if more values have no name, the user is told that they may be object numbers
 # A line that names a class, with its label value before the name and its colour after it, both optional.
@@ -179,8 +180,13 @@ def _label_files(layout: Layout, found: Sequence[LabelValues]) -> list[Layout]:
     if 255 in values and len(values) > 1 and not _evenly_spaced(values):
         without = [value for value in values if value != 255]
         return [
-            replace_name(_with_classes(layout, found, without), "255 is ignored").with_keys(
+            replace_name(_with_classes(layout, found, without), "255 is ignored")
+            .with_keys(
                 {"ignore": 255}, {"ignore": "the other values are small, so 255 marks ignored pixels, as in Pascal VOC"}
+            )
+            .with_remarks(
+                "0 is read as the background; if it is a class, as in the train ids of street scenes, add it to "
+                f"`classes` and `label_values`, and set background to a value that no mask has, such as {UNUSED}"
             ),
             replace_name(_with_classes(layout, found, values), "255 is a class"),
         ]
