@@ -66,7 +66,7 @@ def truths_of(host: HostFolder, masks: list[Series]) -> Iterator[Truth]:
     if is_classes:
         yield Truth("classes", tuple(sorted(zip(names, singles, strict=True))[:250]))
     if not is_classes:
-        for region in singles:
+        for region in [mask for mask in singles if len(singles) > 1 and _covers_most(host, mask)]:
             yield from (Truth("labels", (("", mask),), region) for mask in singles if _is_region_of(host, region, mask))
     if not is_classes or _are_alike(host, singles):
         yield from (Truth("labels", (("", mask),)) for mask in singles)
@@ -94,6 +94,13 @@ def class_names(masks: Sequence[Series]) -> list[str]:
     shared = set.intersection(*map(set, labels))
     whole = ["_".join(part for part in own if part not in shared) for own in labels]
     return [name or other for name, other in zip(short, whole, strict=True)]
+
+
+def _covers_most(host: HostFolder, mask: Series) -> bool:
+    """Return whether the first mask covers most of its image; most masks do not, so few need to be compared."""
+    path = host.root / mask.sample(1)[0]
+    pixels = read_mask(path, dimensions_of(path))
+    return pixels is not None and np.count_nonzero(pixels) >= REGION_SHARE * pixels.size
 
 
 def _is_region_of(host: HostFolder, region: Series, mask: Series) -> bool:
