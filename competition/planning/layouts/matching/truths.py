@@ -100,7 +100,7 @@ def _covers_most(host: HostFolder, mask: Series) -> bool:
     """Return whether the first mask covers most of its image; most masks do not, so few need to be compared."""
     path = host.root / mask.sample(1)[0]
     pixels = read_mask(path, dimensions_of(path))
-    return pixels is not None and np.count_nonzero(pixels) >= REGION_SHARE * pixels.size
+    return pixels is not None and bool(np.count_nonzero(pixels) >= REGION_SHARE * pixels.size)
 
 
 def _is_region_of(host: HostFolder, region: Series, mask: Series) -> bool:
