@@ -11,7 +11,7 @@ from competition.errors import MaskfoldError
 from competition.export.bundle import BUNDLE_FILE, MANIFEST, check_replaceable
 from competition.export.runtime_cases import Bundle
 from competition.leaderboard.upload import _read_summary
-from competition.planning.labels import _read_names
+from competition.planning.classes.labels import _read_names
 from competition.rle import RleError, RleFormat, decode
 from competition.training.lineage import LINEAGE_FILE, read_lineage_summary
 

@@ -396,6 +396,8 @@ class Competition(ConfigModel):
     # Exclusive: softmax and argmax; overlapping: sigmoid and thresholds.
     labels: Literal["exclusive", "overlapping"] = "exclusive"
     ignore: int | None = None  # label value of pixels that are excluded from loss and score
+    # The label value of pixels without a class. If it is not 0, then 0 is a class, the ignored value, or unused.
+    background: Annotated[int, Field(ge=0, le=65535)] = 0
     instances: bool = False  # whether the submission has one row per object
     # Order of axes of NPY and NPZ files; None: that of the case's other files.
     array_axes: Literal["xy", "yx", "xyz", "yxz", "zyx"] | None = None
@@ -436,10 +438,27 @@ class Competition(ConfigModel):
         all_values = [value for values in self.class_values for value in values]
         has_duplicates = len(set(all_values)) != len(all_values)
         must_be_unique = self.labels == "exclusive" or self.train.rle is not None
-        if len(self.class_values) != len(self.classes) or 0 in all_values or (has_duplicates and must_be_unique):
-            raise ValueError("`label_values` must have one value or list of values per class, all different and not 0")
-        if self.ignore is not None and self.ignore in (0, *all_values):
-            raise ValueError(f"`ignore` must differ from all class values and from 0 (background), found {self.ignore}")
+        is_class = self.background in all_values
+        if len(self.class_values) != len(self.classes) or is_class or (has_duplicates and must_be_unique):
+            raise ValueError(
+                "`label_values` must have one value or list of values per class, all different and not "
+                f"{self.background}" + (" (background)" if self.background else "")
+            )
+        if self.ignore is not None and self.ignore in (self.background, *all_values):
+            raise ValueError(
+                f"`ignore` must differ from all class values and from {self.background} (background), found "
+                f"{self.ignore}"
+            )
+        if self.background and (
+            not isinstance(self.train.masks, str)
+            or self.instances
+            or self.train.threshold is not None
+            or self.labels == "overlapping"
+        ):
+            raise ValueError(
+                f"`background: {self.background}` needs one label file per case and exclusive classes (`train.masks` "
+                "with one pattern, without `instances` and `train.threshold`)"
+            )
         if self.train.threshold is not None:
             if isinstance(self.train.masks, str) and len(self.classes) > 1:
                 raise ValueError(
@@ -501,8 +520,8 @@ def drop_keys_without_effect(plain: dict[str, Any]) -> None:
     Args:
         plain: the competition as plain values; changed in place.
     """
-    for key in ("array_axes", "spacing"):
-        if plain.get(key) is None:
+    for key in ("array_axes", "spacing", "background"):
+        if not plain.get(key):
             plain.pop(key, None)
     if plain["train"].get("missing_masks") == "error":
         del plain["train"]["missing_masks"]

@@ -235,6 +235,7 @@ def _shared_key_parts(exp: Experiment) -> dict[str, Any]:
         "ignore": comp.ignore,
         "rle": _rle_settings(comp) if comp.train.rle else None,
         **({"exif": "apply"} if comp.applies_exif else {}),
+        **({"background": comp.background} if comp.background else {}),
     }
     _last_parts = exp, parts
     return parts

@@ -269,10 +269,26 @@ def _drop_masks(comp: Competition, cases: dict[str, CaseFiles]) -> None:
     case_of = {case.paths[0]: case_id for case_id, case in cases.items() if case.paths}
     patterns = list(masks.values()) if isinstance(masks, dict) else [masks] if masks else []
     for pattern in [*patterns, *([region] if region else [])]:
+        if "*" in pattern:
+            _drop_matches(comp, pattern, cases, case_of)
+            continue
         for case_id in list(cases):
             mask = case_of.get(pattern.replace("{id}", case_id))
             if mask is not None and mask != case_id:
                 cases.pop(mask, None)
+
+
+def _drop_matches(comp: Competition, pattern: str, cases: dict[str, CaseFiles], case_of: dict[str, str]) -> None:
+    """Drop label files of a pattern with `*`, as `*/{id}_mask.png`, whose images are cases."""
+    try:
+        masks = match_files(Path(comp.root), pattern, "train.masks")
+    except MaskfoldError:  # `find_masks` reports a pattern without a match
+        return
+    for case_id, paths in masks.items():
+        for path in paths if case_id in cases else ():
+            other = case_of.get(path)
+            if other is not None and other != case_id:
+                cases.pop(other, None)
 
 
 def find_masks(

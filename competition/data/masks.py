@@ -524,7 +524,7 @@ def _labels_to_mask(labels: np.ndarray, path: Path, comp: Competition) -> np.nda
     """Convert label values to the array that `load_mask` returns."""
     ignored = {} if comp.ignore is None else {comp.ignore: IGNORED}
     values = _present_values(labels)
-    known = {0, *ignored, *(value for values_of in comp.class_values for value in values_of)}
+    known = {comp.background, *ignored, *(value for values_of in comp.class_values for value in values_of)}
     _check_known([value for value in values if value not in known], path, comp)
     if comp.labels == "exclusive":
         numbers = {value: number for number, values_of in enumerate(comp.class_values, 1) for value in values_of}
@@ -541,7 +541,7 @@ def _check_known(unknown: list[int], path: Path, comp: Competition) -> None:
         known = ", ".join(
             f"{'+'.join(map(str, values))} {name}" for values, name in zip(comp.class_values, comp.classes, strict=True)
         )
-        hint = f"Set competition.label_values or competition.ignore; at present 0 is background, {known}."
+        hint = f"Set competition.label_values or competition.ignore; now {comp.background} is background, {known}."
         if extension_of(path.name) in (".jpg", ".jpeg"):
             hint = (
                 "Set train.threshold=128 for masks of 0 and 255, or save masks as PNG: JPEG changes values near edges."

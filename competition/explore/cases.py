@@ -133,7 +133,7 @@ def _read_truth(
 
 def count_undeclared_labels(comp: Competition, files: str | list[str]) -> dict[int, int]:
     """Return the number of voxels of each label value that belongs to no class; unreadable files are ignored."""
-    declared = {0, comp.ignore, *(value for values in comp.class_values for value in values)}
+    declared = {comp.background, comp.ignore, *(value for values in comp.class_values for value in values)}
     counts: dict[int, int] = {}
     for path in _as_list(files):
         try:

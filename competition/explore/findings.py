@@ -31,6 +31,10 @@ GROUP_PATTERNS = (
     r"^(.+)[_-][^_-]+$",  # the id without its last part
     r"^([A-Za-z]*[_-]?[0-9]+)[_-].+$",  # the id up to its first number
 )
+# A beginning such as `site3`, `exp2` or a year, which several patients have in common
+COLLECTION = re.compile(
+    r"(?i)(site|cent(?:er|re)|exp|experiment|batch|plate|fold|part|set|cohort|study|year)[_-]?\d+|(19|20)\d\d"
+)
 MAX_SHOWN_IDS = 5
 
 
@@ -112,8 +116,11 @@ def _guess_rule(cases: Sequence[CaseStats], findings: Findings) -> None:
 def guess_group_rule(ids: Sequence[str]) -> tuple[str, Counter[str]] | None:
     """Return a regular expression that groups the ids by their beginnings, and the number of ids in each group.
 
-    If the beginnings do not repeat, return None.
+    Of several expressions, return the one with fewer groups: if `patient1_view1_ED` were grouped by patient and view,
+    a patient would be in two folds. Beginnings that name a collection (`site1`, `2007`) do not count as groups if a
+    longer beginning repeats. If no beginning repeats, return None.
     """
+    found: list[tuple[str, Counter[str]]] = []
     for rule in GROUP_PATTERNS:
         matches = [re.match(rule, case_id) for case_id in ids]
         if not ids or not all(matches):
@@ -121,8 +128,11 @@ def guess_group_rule(ids: Sequence[str]) -> tuple[str, Counter[str]] | None:
         counts = Counter(match.group(1) for match in matches if match)
         repeated = sum(count for count in counts.values() if count > 1)
         if len(counts) >= 3 and len(counts) <= 0.8 * len(ids) and repeated >= 0.5 * len(ids):
-            return rule, counts
-    return None
+            found.append((rule, counts))
+    if not found:
+        return None
+    individuals = [(rule, counts) for rule, counts in found if not all(map(COLLECTION.fullmatch, counts))]
+    return min(individuals or found[:1], key=lambda item: len(item[1]))
 
 
 def limit_ids(ids: Sequence[str]) -> list[str]:

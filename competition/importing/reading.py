@@ -294,7 +294,7 @@ def _check_finite(array: Array, path: Path) -> None:
 
 def _are_labels(array: Array, comp: Competition) -> bool:
     """Return whether a single channel has only values of label files; 0 and 1 are also valid probabilities."""
-    known = {0, *(value for values in comp.class_values for value in values)}
+    known = {comp.background, *(value for values in comp.class_values for value in values)}
     if comp.instances:
         return False
     present = np.unique(array)
@@ -308,7 +308,7 @@ def labels_to_probabilities(labels: Array, comp: Competition, path: Path) -> Arr
     Raises:
         MaskfoldError: a value belongs to no class.
     """
-    known = {0, *(value for values in comp.class_values for value in values)}
+    known = {comp.background, *(value for values in comp.class_values for value in values)}
     present = np.unique(labels)
     if unknown := [value for value in present.tolist() if value not in known]:
         raise MaskfoldError(

@@ -8,6 +8,7 @@ from competition.errors import MaskfoldError
 from competition.planning.layout import Layout
 from competition.text import format_count
 
+MIN_OBJECT_NUMBER = 1000  # classes rarely have label values from this one on
 Ask = Callable[[Sequence[str]], int]  # function that shows numbered lines, and returns the number that the user chose
 
 
@@ -44,7 +45,7 @@ def choose_layout(layouts: Sequence[Layout], number: int | None, ask: Ask | None
 
 
 def order_candidates(layouts: Sequence[Layout]) -> list[Layout]:
-    """Return the layouts to choose from, in descending order of their numbers of cases.
+    """Return the layouts to choose from, those with more cases first, and those with object numbers last.
 
     If a description of the host names the files, layouts that were recognised only by file names are dropped. If two
     layouts have the same files and keys, only one of them is kept.
@@ -54,7 +55,13 @@ def order_candidates(layouts: Sequence[Layout]) -> list[Layout]:
     for layout in layouts:
         if layout.rank == best:
             kept.setdefault(f"{layout.folder.root} {layout.images} {layout.masks} {layout.keys}", layout)
-    return sorted(kept.values(), key=lambda layout: -layout.cases)
+    return sorted(kept.values(), key=lambda layout: (-layout.cases, _has_object_numbers(layout)))
+
+
+def _has_object_numbers(layout: Layout) -> bool:
+    """Return whether some label values are so high that they rather number objects, as 26001 in Cityscapes."""
+    values = layout.keys.get("label_values", [])
+    return any(isinstance(value, int) and value >= MIN_OBJECT_NUMBER for value in values)
 
 
 def describe_candidates(candidates: Sequence[Layout]) -> list[str]:

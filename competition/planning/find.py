@@ -8,19 +8,22 @@ from dataclasses import replace
 
 from competition.data.readers import ITK_EXTENSIONS, extension_of, strip_extension
 from competition.errors import MaskfoldError
+from competition.planning.classes.labels import read_labels_of
 from competition.planning.folder import ARCHIVES, HostFolder, is_dicom
 from competition.planning.grouping import find_groups
-from competition.planning.labels import read_labels_of
 from competition.planning.layout import Layout, first_path, role_of
 from competition.planning.layouts.coco import find_coco
 from competition.planning.layouts.colours import colours_error
 from competition.planning.layouts.content import Role, header_of
+from competition.planning.layouts.depths import mark_depths
 from competition.planning.layouts.described import find_described
+from competition.planning.layouts.ends import find_ends
 from competition.planning.layouts.nested import mark_nested
 from competition.planning.layouts.pairs import find_pairs
 from competition.planning.layouts.pooled import pool_series
 from competition.planning.layouts.run_lengths import find_run_tables
 from competition.planning.layouts.series import MOST, Series, find_series
+from competition.planning.layouts.sessions import find_sessions
 from competition.planning.sample import add_submission
 from competition.planning.words import MASK_WORDS, has_word, is_role_name
 from competition.text import format_count
@@ -54,6 +57,7 @@ def find_layouts(host: HostFolder) -> list[Layout]:
     roles: dict[str, Role] = {}
     if not found:
         series = find_series(host)
+        series += find_sessions(host, series) + find_ends(series)
         if len(series) > MAX_SERIES:
             raise MaskfoldError(
                 f"{host.root} has more than {MAX_SERIES} kinds of file names, such as {series[0].pattern}.",
@@ -66,7 +70,7 @@ def find_layouts(host: HostFolder) -> list[Layout]:
         series += pooled
         tests = [item for item in series if roles[item.pattern] == "image" and item.kind != "objects"]
         found = [
-            *mark_nested(find_pairs(host, series, roles)),
+            *mark_depths(mark_nested(find_pairs(host, series, roles))),
             *find_run_tables(host, series, roles, tests),
             *find_coco(host),
         ]

@@ -6,13 +6,14 @@ cases.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from competition.data.readers import strip_extension
 from competition.errors import MaskfoldError
-from competition.explore.findings import guess_group_rule
+from competition.explore.findings import COLLECTION, guess_group_rule
 from competition.io import read_csv
 from competition.planning.layout import Layout
 from competition.planning.words import tokens, words
@@ -22,9 +23,12 @@ if TYPE_CHECKING:
     import pandas
 
 GROUP_WORDS = words(
-    "patient patients subject subjects person donor donors animal mouse case group individual participant pid"
+    "patient patients subject subjects person donor donors animal mouse case group individual participant pid lesion "
+    "lesions video videos sequenceid"
 )
 STRATUM_WORDS = words("stratum strata diagnosis grade organ tissue stain cohort sex gender modality")
+SUBJECT = r"^((?:sub|subj|subject|patient|pat)[_-]?[A-Za-z0-9]+)[_-].+$"
+MISSING = ("", "na", "n/a", "nan", "none", "null", "unknown", "-")  # texts of a table that name no group or stratum
 MAX_TABLE_BYTES = 2**27
 MIN_FOLDER_GROUPS = 8  # fewer folders above the cases are probably kinds of cases, not patients
 MAX_FOLDER_SHARE = 0.2  # share of the cases; a folder with more cases is probably a kind of cases, not a patient
@@ -34,18 +38,41 @@ def find_groups(layout: Layout) -> Layout:
     """Return the layout, with the key `group` or `stratum` added if ids or a table of the host define it."""
     group, group_reason = _from_tables(layout, GROUP_WORDS, _groups_several)
     stratum, stratum_reason = _from_tables(layout, STRATUM_WORDS, _is_stratum)
-    if not group and (found := guess_group_rule(layout.ids)) is not None:
-        group, counts = found
+    if not group and (found := guess_group_rule(layout.ids) or _by_subject(layout.ids)) is not None:
+        rule, counts = found
         example = next(name for name, count in counts.items() if count > 1)
-        group_reason = (
+        shown = (
             f"{format_count(len(counts), 'group')} by the beginning of the ids, such as {example} with "
-            f"{format_count(counts[example], 'case')}; they stay in one fold"
+            f"{format_count(counts[example], 'case')}"
         )
+        if _are_kinds(counts):
+            layout = layout.with_keys({}, {"group": "the beginnings of the ids name kinds of cases"}).with_remarks(
+                f"{shown}: not used, because these name kinds of cases rather than patients; if each is a patient, set "
+                f"group: '{rule}'"
+            )
+        else:
+            group, group_reason = rule, f"{shown}; they stay in one fold"
     if group:
         layout = layout.with_keys({"group": group}, {"group": group_reason})
     if stratum:
         layout = layout.with_keys({"stratum": stratum}, {"stratum": stratum_reason})
     return layout
+
+
+def _by_subject(ids: Sequence[str]) -> tuple[str, Counter[str]] | None:
+    """Return the rule for ids that begin with a word for a subject, such as `sub-01_ses-1`, if any subject repeats.
+
+    These words are certain enough to group cases although few of them repeat.
+    """
+    matches = [re.match(SUBJECT, case_id) for case_id in ids]
+    counts = Counter(match[1] for match in matches if match)
+    return (SUBJECT, counts) if all(matches) and len(counts) > 1 and max(counts.values()) > 1 else None
+
+
+def _are_kinds(counts: Counter[str]) -> bool:
+    """Return whether beginnings of ids name kinds of cases: most are years or have no digit, such as `Abyssinian`."""
+    kinds = sum(COLLECTION.fullmatch(name) is not None or not any(map(str.isdigit, name)) for name in counts)
+    return kinds > 0.5 * len(counts)
 
 
 def _from_tables(layout: Layout, some: frozenset[str], accept: Callable[[Counter[str]], bool]) -> tuple[str, str]:
@@ -62,19 +89,24 @@ def _from_tables(layout: Layout, some: frozenset[str], accept: Callable[[Counter
             continue
         for column in table.columns:
             name = str(column)
-            if name == ids or some.isdisjoint({*tokens(name), name.casefold().removesuffix("id").strip("_ ")}):
+            if name == ids or some.isdisjoint(_words_of_column(name)):
                 continue
             values = dict(zip(table[ids], table[column], strict=True))
             plain = {strip_extension(case_id): value for case_id, value in values.items()}
             found = [values.get(case_id, plain.get(case_id, "")) for case_id in layout.ids]
             counts = Counter(found)
-            if all(found) and accept(counts):
+            if not any(value.strip().casefold() in MISSING for value in counts) and accept(counts):
                 return (
                     f"{path}:{name}",
                     f"the column {name} of {path}: {format_count(len(counts), 'value')} of "
                     f"{format_count(len(found), 'case')}",
                 )
     return "", ""
+
+
+def _words_of_column(name: str) -> set[str]:
+    """Return the words of a column's name, the name without `id`, and the whole name, such as `sequenceid`."""
+    return {*tokens(name), name.casefold().removesuffix("id").strip("_ "), "".join(tokens(name))}
 
 
 def _groups_several(counts: Counter[str]) -> bool:

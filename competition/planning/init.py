@@ -208,25 +208,28 @@ def competition_lines(layout: Layout, name: str) -> list[Line]:
         ),
         line("dimensions", layout.dimensions),
         line("classes", keys["classes"]),
-        *optional("label_values", "labels", "ignore"),
+        *optional("label_values", "labels", "ignore", "background"),
         *([line("instances", True)] if keys.get("instances") else []),
         *_pattern_lines(("train", "images"), layout.images, reasons.get("train.images", "")),
     ]
     if layout.masks is not None:
         lines += _pattern_lines(("train", "masks"), layout.masks, reasons.get("train.masks", ""))
-    lines += optional("train.missing_masks", "train.threshold", "train.rle")
+    lines += optional("train.region", "train.missing_masks", "train.threshold", "train.rle")
     if "train.rle" in keys and "columns" in keys:
         lines.append(line("train.columns", keys["columns"], reasons.get("columns", "by their content")))
     lines += optional("train.rle_format")
     lines += optional("train.cases")
     if layout.listed is not None:
-        lines.append(line("train.cases", _listed(layout, name), "the images that have a mask"))
+        lines.append(
+            line("train.cases", _listed(layout, name), reasons.get("train.cases", "the images that have a mask"))
+        )
     if layout.test is not None:
         lines += _pattern_lines(("test", "images"), layout.test, reasons.get("test.images", ""))
     if "group" in keys:
         lines.append(line("group", keys["group"]))
     else:
-        lines.append(line("group", None, "no two ids begin alike, and no table has a column of patients"))
+        none = "no two ids begin alike, and no table has a column of patients"
+        lines.append(line("group", None, reasons.get("group", none)))
     lines += optional("stratum")
     lines += _metric_lines(layout)
     lines += optional("submission.profile", "submission.sample", "submission.columns", "submission.rle")

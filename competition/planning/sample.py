@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import permutations
@@ -156,6 +157,8 @@ def _read(layout: Layout, path: str, names: set[str]) -> Sample | None:
             and (len(classes) > 1 or set(distinct) <= {*classes, *values})
         ):
             cls, found = column, distinct
+    if mask.casefold().strip() not in MASK_NAMES and any(re.fullmatch(r"-?\d*\.\d+", text) for text in table[mask]):
+        return None  # numbers such as probabilities are no masks
     ids = table[id_column].tolist()
     known = sum(text in names or strip_extension(text) in names for text in ids)
     if cls is None and names and known < MIN_SHARE * len(ids):

@@ -32,8 +32,9 @@ CHANNEL_WORDS = words(
 # Folders of these names say nothing about the class of their masks.
 FORMAT_WORDS = words(
     "png jpg jpeg tif tiff bmp gif nii nifti mhd npy anat dwi func derivatives derivative rawdata bids ses session "
-    "part fold batch subset site center centre"
+    "part fold batch subset site center centre semantic sem class classes object objects instance instances binary"
 )
+PART_WORDS = words("crop crops cropped patch patches tile tiles set sets dataset split")  # as in `traincrop`
 SLICE_WORDS = words("slice slices sl z layer page plane")
 # If the names of several masks of an image have such words, the masks are versions of the same objects, not classes.
 OPINION_WORDS = words(
@@ -57,7 +58,7 @@ def _unglue(token: str) -> list[str]:
     """Split a word such as `trainannot` into its two words."""
     for start in ("training", "train", "testing", "test", "validation", "valid", "val"):
         rest = token.removeprefix(start)
-        if rest != token and rest in MASK_WORDS | IMAGE_WORDS:
+        if rest != token and rest in MASK_WORDS | IMAGE_WORDS | PART_WORDS:
             return [start, rest]
     return [token]
 

@@ -194,7 +194,7 @@ def file_labels(prediction: CasePrediction, comp: Competition) -> dict[str, np.n
     if comp.labels == "overlapping" and len(comp.classes) == 1 and not comp.instances:
         comp = comp.model_copy(update={"labels": "exclusive"})  # a label map of a single class
     if values is not None:
-        comp = comp.model_copy(update={"label_values": values})
+        comp = comp.model_copy(update={"label_values": values, "background": 0})
     return dict(label_arrays(prediction, comp, label_map=comp.labels == "overlapping"))
 
 

@@ -70,7 +70,11 @@ def label_arrays(prediction: CasePrediction, comp: Competition, label_map: bool 
     if comp.instances:
         return {"": _objects(prediction, range(len(comp.classes)))}
     values = [int(value) for value in comp.output_label_values]
-    labels = large_arrays.zeros(prediction.masks.shape[1:], np.uint8 if max(values) < 256 else np.uint16)
+    labels = large_arrays.zeros(
+        prediction.masks.shape[1:], np.uint8 if max(*values, comp.background) < 256 else np.uint16
+    )
+    if comp.background:
+        labels[...] = comp.background
     for mask, value in zip(prediction.masks, values, strict=True):
         labels[mask] = value
     return {"": labels}

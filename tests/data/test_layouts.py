@@ -16,7 +16,7 @@ from competition.data.masks import load_mask
 from competition.data.readers import load_image
 from competition.errors import MaskfoldError
 from competition.explore import explore
-from tests.host import competition, write_nifti
+from tests.host import competition, write_nifti, write_png
 
 TRAIN = {"images": "imagesTr/{id}.nii.gz", "masks": "labelsTr/{id}.nii.gz"}
 
@@ -121,3 +121,16 @@ def test_a_large_label_file_of_one_organ_in_float64_is_judged_by_the_free_memory
     comp = competition(tmp_path, dimensions=3, train=TRAIN)
     [row] = rows(comp)
     assert load_mask(comp, row)[0].sum() == 30 * 25 * 20 and json.loads(row.shape) == [128, 128, 170]
+
+
+@pytest.mark.parametrize("masks", ["*/{id}_mask.png", "*/{id}_mask*.png"])
+def test_masks_beside_the_images_of_several_folders_are_no_cases(masks: str, tmp_path: Path) -> None:
+    for number in range(4):
+        folder = tmp_path / f"patient{number // 2}"
+        write_png(folder / f"p{number}.png", np.full((6, 8), 9 * number, np.uint8))
+        write_png(folder / f"p{number}_mask.png", np.eye(6, 8, dtype=np.uint8))
+    write_png(tmp_path / "patient1" / "p3_mask_1.png", np.eye(6, 8, 3, dtype=np.uint8))
+    if masks == "*/{id}_mask.png":
+        (tmp_path / "patient1" / "p3_mask_1.png").unlink()
+    comp = competition(tmp_path, train={"images": "*/{id}.png", "masks": masks})
+    assert list(case_table(comp)["id"]) == ["p0", "p1", "p2", "p3"]

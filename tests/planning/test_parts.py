@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from competition.explore.suggest import MAX_PATCH_PIXELS, patch_size
+from competition.planning.classes.labels import _names_of_lines
 from competition.planning.folder import HostFolder
-from competition.planning.labels import _names_of_lines
 from competition.planning.layouts.content import is_lossy, role_of_file
-from competition.planning.layouts.pairs import structure
+from competition.planning.layouts.matching.held_out import structure
 from competition.planning.layouts.series import Series, find_series, trimmed
 from competition.planning.layouts.tables import Runs, find_base, find_overlap, is_relative
 from competition.planning.lines import Line, format_value, to_yaml

@@ -6,8 +6,8 @@ import numpy as np
 
 from competition.data.readers import read_image
 from competition.errors import MaskfoldError
+from competition.planning.classes.labels import named_colours
 from competition.planning.folder import HostFolder
-from competition.planning.labels import named_colours
 from competition.planning.layouts.series import Series
 from competition.text import format_count
 

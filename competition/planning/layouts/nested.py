@@ -21,7 +21,7 @@ def mark_nested(layouts: Sequence[Layout]) -> list[Layout]:
     kinds: dict[str, list[tuple[str, Layout]]] = {}
     for layout in layouts:
         above, folder, rest = _split(_first(layout.images))
-        if folder and _split(_first(layout.masks or ""))[1] in ("", folder):
+        if folder and _split(_first(layout.masks or ""))[1] == folder:
             key = f"{layout.folder.root} {above} {rest} {str(layout.masks).replace(f'/{folder}/', '/*/')}"
             kinds.setdefault(key, []).append((folder, layout))
     marked = {}

@@ -2,59 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
-
-import numpy as np
 
 from competition.planning.folder import HostFolder
 from competition.planning.layout import Layout, Patterns, first_path, join_patterns
-from competition.planning.layouts.belonging import prefer_own_images
-from competition.planning.layouts.content import Role, dimensions_of, header_of, label_values, read_mask
+from competition.planning.layouts.content import Role, dimensions_of, header_of
+from competition.planning.layouts.matching.belonging import prefer_own_images
+from competition.planning.layouts.matching.channels import as_channels, channel_choices
+from competition.planning.layouts.matching.further_masks import is_further_mask, with_further_masks
+from competition.planning.layouts.matching.held_out import find_test, structure
+from competition.planning.layouts.matching.named_splits import keep_training_ids
+from competition.planning.layouts.matching.truths import Truth, truths_of
 from competition.planning.layouts.pooled import without_members
 from competition.planning.layouts.series import MOST, Pair, Series, has_slice_word, trimmed
-from competition.planning.words import (
-    MASK_WORDS,
-    OPINION_WORDS,
-    TEST_WORDS,
-    TRAIN_WORDS,
-    VALIDATION_WORDS,
-    has_word,
-    is_channel_name,
-    split_of,
-    tokens,
-    without_role_words,
-)
-from competition.text import format_count, name_problem
+from competition.planning.words import MASK_WORDS, has_word, split_of
+from competition.text import format_count
 
-OPINION_DICE, MAX_OPINIONS = 0.6, 4  # Dice of two masks from which they may be of one object; masks of an image
-BINARY_SAMPLE = 8  # masks per class that are read to check that each has one foreground value
-
-
-@dataclass(frozen=True)
-class Truth:
-    """Hold the masks of the training cases: one file per case, per class, or per object."""
-
-    kind: str
-    classes: tuple[tuple[str, Series], ...]  # one entry named "" for label files and objects
-
-    @property
-    def patterns(self) -> Patterns:
-        """The patterns in the form of `train.masks`."""
-        return {name: series.pattern for name, series in self.classes} if self.kind == "classes" else self.first.pattern
-
-    @property
-    def first(self) -> Series:
-        """The series of the first class."""
-        return self.classes[0][1]
-
-    @property
-    def ids(self) -> frozenset[str]:
-        """Cases with a mask of any class."""
-        return frozenset().union(*(series.ids for _, series in self.classes))
+USED_FOR_TEST = "only their images are used, as test cases"
 
 
 def find_pairs(host: HostFolder, series: Sequence[Series], roles: dict[str, Role]) -> list[Layout]:
@@ -71,9 +38,14 @@ def find_pairs(host: HostFolder, series: Sequence[Series], roles: dict[str, Role
     pairs = without_members(_within_scans(_prefer_whole_names(pairs, series)))
     pairs = prefer_own_images(pairs)
     layouts = [
-        _layout(host, channels, truth) for group in _groups(pairs) for truth, channels in _combinations(host, *group)
+        layout
+        for group in _groups(pairs)
+        for truth, channels in _combinations(host, *group)
+        for layout in _layouts(host, channels, truth)
     ]
-    return [find_test(host, layout, images) for layout in _merge_splits(layouts)]
+    return [
+        keep_training_ids(_correct_notes(find_test(host, layout, images, masks))) for layout in _merge_splits(layouts)
+    ]
 
 
 def _is_blank_mask(series: Series, roles: dict[str, Role]) -> bool:
@@ -87,7 +59,14 @@ def _match(host: HostFolder, image: Series, mask: Series) -> Pair | None:
     """Return image and mask series, reduced to the ids that they share; None if they do not belong together."""
     if image.pattern == mask.pattern or (image.split and mask.split and image.split != mask.split):
         return None
-    if (image.kind, mask.kind) not in (("single", "single"), ("stack", "stack"), ("single", "objects")):
+    if image.kind == "stack" and mask.kind == "single":
+        image = as_channels(host, image, mask) or image
+    if (image.kind, mask.kind) not in (
+        ("single", "single"),
+        ("stack", "stack"),
+        ("single", "objects"),
+        ("channels", "single"),
+    ):
         return None
     for own_mask in (mask, *trimmed(mask)):
         if _share(own_mask.ids, image.ids) >= MOST:
@@ -126,6 +105,8 @@ def _numbered_objects(mask: Series) -> Series | None:
 def _fits(host: HostFolder, image: Series, mask: Series) -> bool:
     """Return whether an image and its mask have the same size and, for stacks, the same number of slices."""
     shared = sorted(image.ids & mask.ids)
+    if image.kind in ("stack", "channels") and any(_differ_in_size(host, image.files[i]) for i in shared[:3]):
+        return False
     if image.kind == "stack":
         equal = sum(len(image.files[case_id]) == len(mask.files[case_id]) for case_id in shared)
         if equal < MOST * len(shared):
@@ -135,6 +116,12 @@ def _fits(host: HostFolder, image: Series, mask: Series) -> bool:
         if one is not None and other is not None:
             return sorted(one.shape) == sorted(other.shape)
     return True
+
+
+def _differ_in_size(host: HostFolder, paths: Sequence[str]) -> bool:
+    """Return whether some of the files have different sizes, so that they are no slices of one case."""
+    headers = [header_of(host.root / path) for path in paths[:: max(1, len(paths) // 8)]]
+    return len({header.shape for header in headers if header is not None}) > 1
 
 
 def _prefer_whole_names(pairs: list[Pair], series: Sequence[Series]) -> list[Pair]:
@@ -155,6 +142,7 @@ def _prefer_whole_names(pairs: list[Pair], series: Sequence[Series]) -> list[Pai
         if is_whole(image) and is_whole(mask) and image.origin != mask.origin
         for item in (image, mask)
     } & split
+    matched -= _with_plain_names(pairs)
 
     def fits(item: Series) -> bool:
         return item.whole == (item.origin in matched) or item.origin not in split
@@ -169,6 +157,17 @@ def _prefer_whole_names(pairs: list[Pair], series: Sequence[Series]) -> list[Pai
             if counts[True] > counts[False]:
                 matched.add(origin)
     return [(image, mask) for image, mask in pairs if fits(image) and fits(mask)]
+
+
+def _with_plain_names(pairs: Sequence[Pair]) -> set[str]:
+    """Return the folders whose plain names, as `a.jpg` beside `a_superpixels.png`, have all masks of the folder."""
+    counts: dict[tuple[str, bool], int] = {}
+    for image, mask in pairs:
+        is_plain = image.pattern.rpartition("/")[2].startswith("{id}.")
+        if is_plain and image.origin and image.origin != mask.origin:
+            key = (image.origin, image.whole)
+            counts[key] = max(counts.get(key, 0), len(image.ids & mask.ids))
+    return {origin for origin, whole in counts if not whole and counts[origin, False] >= counts.get((origin, True), 0)}
 
 
 def _within_scans(pairs: list[Pair]) -> list[Pair]:
@@ -208,98 +207,21 @@ def _combinations(
     stacked = [item for item in images if item.kind == "stack"]
     if stacked and any(has_slice_word(item) for item in stacked if "{id}/" in item.pattern):
         images = stacked  # the folders' names say that their files are slices
-    for kind in ("single", "stack"):
+    for kind in ("single", "stack", "channels"):
         channels = [item for item in images if item.kind == kind]
         if channels:
-            for truth in _truths(host, [mask for mask in masks if (mask.kind == "stack") == (kind == "stack")]):
-                for choice in _channel_choices(channels):
+            for truth in truths_of(host, [mask for mask in masks if (mask.kind == "stack") == (kind == "stack")]):
+                for choice in (
+                    channel_choices(channels) if kind != "channels" else [[("image", item)] for item in channels]
+                ):
                     yield truth, choice
-
-
-def _truths(host: HostFolder, masks: list[Series]) -> Iterator[Truth]:
-    """Yield the ways to read several masks of the same images: one class each, or alternatives to choose from."""
-    singles = [mask for mask in masks if mask.kind != "objects"]
-    names = [_class_name(mask) for mask in singles]
-    is_classes = (
-        len(singles) > 1
-        and len(set(map(str.casefold, names))) == len(names)
-        and all(name and name_problem(name) is None for name in names)
-        and not any(_is_opinion(name) for name in names)
-        and all(_is_binary(host, mask) for mask in singles)
-    )
-    if is_classes:
-        yield Truth("classes", tuple(sorted(zip(names, singles, strict=True))[:250]))
-    if not is_classes or _are_alike(host, singles):
-        yield from (Truth("labels", (("", mask),)) for mask in singles)
-    yield from (Truth("objects", (("", mask),)) for mask in masks if mask.kind == "objects")
-
-
-def _class_name(mask: Series) -> str:
-    return without_role_words(mask.label)
-
-
-def _is_opinion(name: str) -> bool:
-    words = tokens(name)
-    return all(word.isdigit() or word in OPINION_WORDS or len(word) == 1 for word in words) or any(
-        word in ("annotator", "observer", "reader", "rater", "expert", "grader", "radiologist") for word in words
-    ) or re.fullmatch(r"v\d+", name) is not None  # fmt: skip
-
-
-def _is_binary(host: HostFolder, mask: Series) -> bool:
-    for path in mask.sample(BINARY_SAMPLE):
-        values = label_values(host.root / path, dimensions_of(host.root / path))
-        if values is not None and not values.lossy and len(values.foreground) > 1:
-            return False
-    return True
-
-
-def _are_alike(host: HostFolder, masks: Sequence[Series]) -> bool:
-    """Return whether a few masks of the same images nearly agree, like the masks of two annotators.
-
-    Masks of a part and its whole, such as a lesion in an organ, do not count: one mask lies inside the other.
-    """
-    if len(masks) > MAX_OPINIONS:
-        return False
-    for one, other in itertools.combinations(masks, 2):
-        shared = sorted(one.ids & other.ids)
-        step = max(1, len(shared) // BINARY_SAMPLE)
-        agreeing = compared = 0
-        for case_id in shared[::step]:
-            paths = [host.root / item.files[case_id][0] for item in (one, other)]
-            first, second = (read_mask(path, dimensions_of(path)) for path in paths)
-            if first is None or second is None or first.shape != second.shape or not (first.any() and second.any()):
-                continue
-            both, sizes = np.count_nonzero(first & second), (np.count_nonzero(first), np.count_nonzero(second))
-            compared += 1
-            is_part = both >= 0.98 * min(sizes) and min(sizes) < 0.9 * max(sizes)
-            agreeing += int(2 * both >= OPINION_DICE * sum(sizes) and not is_part)
-        if compared and agreeing > 0.5 * compared:
-            return True
-    return False
-
-
-def _channel_choices(images: list[Series]) -> Iterator[list[tuple[str, Series]]]:
-    """Yield the ways to read several images of the same cases: as channels, or as alternatives to choose from."""
-    images = sorted(images, key=lambda item: item.pattern)
-    if len(images) == 1:
-        yield [("image", images[0])]
-        return
-    names = [without_role_words(item.label) or item.label for item in images]
-    channels = [
-        (f"channel_{int(name)}" if name.isdigit() else name, item) for name, item in zip(names, images, strict=True)
-    ]
-    if len({name for name, _ in channels}) < len(channels):
-        channels = [(f"{name}_{number}", item) for number, (name, item) in enumerate(channels)]
-    yield channels
-    in_folders = len({item.origin for item in images}) > 1  # folders `01` and `02` may also be two sequences
-    if not all(is_channel_name(name) and not (in_folders and name.isdigit()) for name in names):
-        yield from ([("image", item)] for item in images)
 
 
 # Layouts
 
 
-def _layout(host: HostFolder, channels: list[tuple[str, Series]], truth: Truth) -> Layout:
+def _layouts(host: HostFolder, channels: list[tuple[str, Series]], truth: Truth) -> Iterator[Layout]:
+    """Yield the layout of images and masks; several if further masks of the same images may belong to them."""
     image_ids = frozenset.intersection(*(series.ids for _, series in channels))
     ids = sorted(image_ids & truth.ids)
     first = channels[0][1]
@@ -311,18 +233,24 @@ def _layout(host: HostFolder, channels: list[tuple[str, Series]], truth: Truth) 
     }
     keys: dict[str, Any] = {}
     remarks = []
+    if truth.region is not None:
+        keys["train.region"] = truth.region.pattern
+        reasons["train.region"] = "these masks cover most of each image and contain the others, as a field of view does"
+    if first.kind == "stack" and not has_slice_word(first):
+        remarks.append(
+            f"the files of each case, such as {first.sample(1)[0]}, are read as the slices of a volume; if they are "
+            "images of their own (frames), give them names that differ between the cases, all in one folder"
+        )
     if truth.kind == "objects":
         keys["instances"] = True
         reasons["instances"] = "the masks of a case are one file per object"
     unlabelled = len(image_ids) - len(ids)
-    further = [case_id for case_id in sorted(image_ids - truth.ids) if _is_further_mask(case_id, truth.ids)]
-    if further:
-        file = first.files[further[0]][0]
-        remarks.append(
-            f"{format_count(len(further), 'file')} such as {file} may be further masks of images that have one "
-            "already: not used; if they are, write one mask for each image"
-        )
-        unlabelled -= len(further)
+    further = {
+        case_id: first.files[case_id][0]
+        for case_id in sorted(image_ids - truth.ids)
+        if is_further_mask(case_id, truth.ids)
+    }
+    unlabelled -= len(further)
     if unlabelled:
         remarks.append(f"{format_count(unlabelled, 'image')} without a mask: left out of training (train.cases)")
     partial = [name for name, series in truth.classes if not set(ids) <= series.ids]
@@ -332,7 +260,7 @@ def _layout(host: HostFolder, channels: list[tuple[str, Series]], truth: Truth) 
             f"not every case has a file of {', '.join(partial[:4])}: then it has no such object"
         )
         remarks.append("a missing file of a class is taken as a case without that class (train.missing_masks)")
-    return Layout(
+    layout = Layout(
         _layout_name(first, truth),
         host,
         len(ids),
@@ -348,21 +276,24 @@ def _layout(host: HostFolder, channels: list[tuple[str, Series]], truth: Truth) 
         listed=tuple(ids) if unlabelled or further else None,
         ids=tuple(ids),
     )
-
-
-def _is_further_mask(case_id: str, ids: frozenset[str]) -> bool:
-    """Return whether the id is another id plus a word for masks: `a_mask_1` beside `a`."""
-    cuts = [match.start() for match in re.finditer(r"[_\-. ]", case_id)]
-    return any(case_id[:cut] in ids and has_word(case_id[cut:], MASK_WORDS) for cut in cuts)
+    if further:
+        yield from with_further_masks(host, layout, further)
+    else:
+        yield layout
 
 
 def _layout_name(image: Series, truth: Truth) -> str:
+    name = _kind_name(image, truth)
+    return name if truth.region is None else f"{name}; within {truth.region.pattern}"
+
+
+def _kind_name(image: Series, truth: Truth) -> str:
     if truth.kind == "objects":
         return (
             "an image and a folder of objects for each case" if "{id}/" in image.pattern else "a file for each object"
         )
-    if image.kind == "stack":
-        return "slice stacks"
+    if image.kind in ("stack", "channels"):
+        return "slice stacks" if image.kind == "stack" else "slices as channels"
     if truth.kind == "classes":
         return "a mask for each class"
     if "{id}/" in image.pattern:
@@ -378,6 +309,8 @@ def _images_reason(channels: list[tuple[str, Series]]) -> str:
     )
     if "{z}" in channels[0][1].pattern:
         reason += "; {z} is the number of the slice"
+    if "{c}" in channels[0][1].pattern:
+        reason += "; {c} is the number of the channel: a case has many files, but one 2D mask"
     return reason
 
 
@@ -397,14 +330,6 @@ def _dimensions_reason(image: Series, dimensions: int) -> str:
 
 
 # Training, validation and test
-
-
-def structure(pattern: str) -> str:
-    """Return a pattern's words, without the extension and without words for training, validation and test."""
-    splits = TRAIN_WORDS | TEST_WORDS | VALIDATION_WORDS
-    plain = re.sub(r"\.[A-Za-z*][\w.*]*$", "", pattern)
-    parts = ["_".join(word for word in tokens(part) if word not in splits) for part in plain.split("/")]
-    return "/".join(part for part in parts if part)
 
 
 def _merge_splits(layouts: list[Layout]) -> list[Layout]:
@@ -429,98 +354,17 @@ def _merge_splits(layouts: list[Layout]) -> list[Layout]:
         for other in layouts:
             if split(layout) in ("train", "") and split(other) in ("test", "val") and same(layout, other):
                 what = f"{format_count(other.cases, 'labelled case')} in {_first_pattern(other.images)}"
-                use = "only their images are used, as test cases" if split(other) == "test" else "not used"
+                use = USED_FOR_TEST if split(other) == "test" else "not used"
                 kept[-1] = replace(kept[-1], notes=tuple(dict.fromkeys((*kept[-1].notes, f"{what}: {use}"))))
     return kept
 
 
+def _correct_notes(layout: Layout) -> Layout:
+    """Return the layout with notes that labelled test cases are not used, if no test images were found."""
+    if layout.test is not None:
+        return layout
+    return replace(layout, notes=tuple(note.replace(USED_FOR_TEST, "not used") for note in layout.notes))
+
+
 def _first_pattern(patterns: Patterns) -> str:
     return patterns if isinstance(patterns, str) else next(iter(patterns.values()))
-
-
-def find_test(host: HostFolder, layout: Layout, images: Sequence[Series]) -> Layout:
-    """Return the layout with the test images: the images in a test folder, named like the training images.
-
-    Args:
-        host: the scanned folder.
-        layout: layout with training images.
-        images: all series of images; one of them is taken if the test images have other names or another format.
-    """
-    channels = layout.images if isinstance(layout.images, dict) else {"image": layout.images}
-    possible = _same_names(host, channels)
-    if not possible and len(channels) == 1:
-        name, pattern = next(iter(channels.items()))
-        possible = [
-            ({name: item.pattern}, len(item.ids))
-            for item in images
-            if item.split == "test"
-            and not item.whole
-            and (item.kind == "stack") == ("{z}" in pattern)
-            and (item.kind == "stack" or dimensions_of(first_path(host, item)) == layout.dimensions)
-        ]
-    same = [
-        (patterns, count)
-        for patterns, count in possible
-        if all(structure(patterns[name]) == structure(channels[name]) for name in channels)
-    ]
-    possible = same if len(same) == 1 else possible
-    if len(possible) > 1:
-        listed = ", ".join(next(iter(patterns.values())) for patterns, _ in possible[:4])
-        return layout.with_remarks(f"several folders may hold the test images: {listed}; set `test` to one of them")
-    if not possible:
-        return layout
-    patterns, count = possible[0]
-    return replace(
-        layout,
-        test=patterns if isinstance(layout.images, dict) else next(iter(patterns.values())),
-        reasons=layout.reasons | {"test.images": format_count(count, "case")},
-    )
-
-
-def _same_names(host: HostFolder, channels: dict[str, str]) -> list[tuple[dict[str, str], int]]:
-    """Return for each test folder in which all channels match: the channels' patterns, and the number of cases."""
-    parts = {name: _fixed_folder(pattern) for name, pattern in channels.items()}
-    own = {folder for folder, _ in parts.values()}
-    folders = sorted(folder for folder in {*host.folders, *host.children} if split_of(folder) == "test")
-    found = []
-    for folder in folders:
-        if folder in own or (has_word(folder, MASK_WORDS) and not any(has_word(name, MASK_WORDS) for name in own)):
-            continue
-        if len(own) == 1:
-            patterns = {name: f"{folder}/{rest}" for name, (_, rest) in parts.items()}
-        else:  # a folder for each channel
-            patterns = {name: _sibling(above, rest, folders) for name, (above, rest) in parts.items()}
-        common = frozenset.intersection(*(_match_ids(host, pattern) for pattern in patterns.values()))
-        if common and (patterns, len(common)) not in found:
-            found.append((patterns, len(common)))
-    return found
-
-
-def _sibling(folder: str, rest: str, folders: Sequence[str]) -> str:
-    """Return the pattern for the test folder that corresponds to a training folder; empty without such a folder."""
-    same = [other for other in folders if structure(f"{other}/x") == structure(f"{folder}/x")]
-    return f"{same[0]}/{rest}" if same else ""
-
-
-def _fixed_folder(pattern: str) -> tuple[str, str]:
-    """Split a pattern into its leading folders, which have no placeholder, and the rest."""
-    parts = pattern.split("/")
-    count = next(number for number, part in enumerate(parts) if "{" in part or "*" in part)
-    return "/".join(parts[:count]), "/".join(parts[count:])
-
-
-def _match_ids(host: HostFolder, pattern: str) -> frozenset[str]:
-    """Return the ids of the images that match a pattern; only paths in `host.images` are compared, without the disk."""
-    start = _fixed_folder(pattern)[0] + "/" if pattern else ""
-    expression, last, seen = "", 0, False
-    for match in re.finditer(r"\{([a-z]+)\}|\*", pattern):
-        expression += re.escape(pattern[last : match.start()])
-        if match[1] == "id":
-            expression += "(?P=id)" if seen else "(?P<id>[^/]+)"
-            seen = True
-        else:
-            expression += "[0-9]+" if match[1] else "[^/]*"
-        last = match.end()
-    whole = re.compile(expression + re.escape(pattern[last:]), re.IGNORECASE)
-    matches = (whole.fullmatch(path) for path in host.images if path.startswith(start)) if pattern else ()
-    return frozenset(match["id"] for match in matches if match)

@@ -95,6 +95,8 @@ def without_members(pairs: Sequence[Pair]) -> list[Pair]:
     """Return the pairs without the pairs that are part of a pair of merged series."""
 
     def contains(whole: Series, part: Series) -> bool:
+        if not part.origin:
+            return part.pattern in whole.members
         return part.origin in {whole.origin, *(member.rpartition("/")[0] for member in whole.members)}
 
     def is_part(pair: Pair) -> bool:

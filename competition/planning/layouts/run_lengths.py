@@ -12,7 +12,7 @@ from competition.data.readers import strip_extension
 from competition.planning.folder import HostFolder
 from competition.planning.layout import Layout, first_path
 from competition.planning.layouts.content import Role, dimensions_of
-from competition.planning.layouts.pairs import find_test
+from competition.planning.layouts.matching.held_out import find_test
 from competition.planning.layouts.series import MOST, Series
 from competition.planning.layouts.tables import (
     MIN_SHARE,

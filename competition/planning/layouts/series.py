@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
-from competition.data.readers import extension_of, strip_extension
+from competition.data.readers import EXTENSIONS, extension_of, strip_extension
 from competition.planning.folder import HostFolder
 from competition.planning.words import (
     IMAGE_WORDS,
@@ -28,7 +28,7 @@ from competition.planning.words import (
     without_role_words,
 )
 
-Kind = Literal["single", "stack", "objects"]
+Kind = Literal["single", "stack", "objects", "channels"]
 MIN_WORD = 4  # letters of a word; ids may contain shorter words by chance
 MIN_CASES = 2  # cases of a series
 MIN_FOLDERS = 3  # case folders in one folder; two folders are more often one of images and one of masks
@@ -49,7 +49,7 @@ class Series:
 
     Attributes:
         pattern: pattern below the root, with {id}; a stack also has {z}, and a folder of objects `*`.
-        kind: whether a case is one file, a stack of slices, or one file per object.
+        kind: whether a case is one file, a stack of slices, one file per object, or one file per channel.
         files: paths of the files by id.
         label: text that distinguishes the series from similar series: the end of the name, or the folder.
         origin: the folder if all files lie in one folder; empty for files in case folders.
@@ -93,20 +93,37 @@ Pair = tuple[Series, Series]  # images and masks, reduced to the ids that both h
 def find_series(host: HostFolder) -> list[Series]:
     """Find all series of a folder: files of several cases in one folder, and case folders."""
     found: list[Series] = []
-    consumed: list[str] = []
+    consumed: list[str] = []  # folders below which no other series is searched
+    used: list[str] = []  # case folders that have files of a series
     for parent in sorted(host.children, key=lambda name: (name.count("/"), name)):
-        if any(parent == folder or parent.startswith(f"{folder}/") for folder in consumed):
+        if _is_within(parent, used) or (
+            _is_within(parent, consumed) and any(_is_within(folder, [parent]) for folder in used)
+        ):
             continue
         for depth in (2, 1) if _only_folders(host, parent) else (1,):
             series = _case_folder_series(host, parent, depth)
             if series:
                 found += series
+                used += _used_folders(parent, depth, series)
                 consumed += [f"{parent}/{name}".strip("/") for name in _without_trees(host, parent)]
                 break
     for folder, names in sorted(host.folders.items()):
-        if not any(folder == inner or folder.startswith(f"{inner}/") for inner in consumed):
-            found += _flat_series(folder, names)
+        if not _is_within(folder, consumed):
+            found += flat_series(folder, names)
     return found
+
+
+def _is_within(folder: str, others: Iterable[str]) -> bool:
+    """Return whether a folder is one of the others, or below one."""
+    return any(folder == other or folder.startswith(f"{other}/") for other in others)
+
+
+def _used_folders(parent: str, depth: int, series: Sequence[Series]) -> list[str]:
+    """Return the case folders that have a file of a series of several cases; others may be of another layout."""
+    level = depth + (parent.count("/") + 1 if parent else 0)
+    common = [item for item in series if len(item.files) >= MIN_CASES]
+    paths = (path for item in common for files in item.files.values() for path in files)
+    return sorted({"/".join(path.split("/")[:level]) for path in paths})
 
 
 def _without_trees(host: HostFolder, parent: str) -> dict[str, list[str]]:
@@ -133,7 +150,7 @@ def _only_folders(host: HostFolder, parent: str) -> bool:
 # Files of several cases in one folder
 
 
-def _flat_series(folder: str, names: list[str]) -> list[Series]:
+def flat_series(folder: str, names: list[str]) -> list[Series]:
     """Return the series of the files in one folder; the ends or beginnings of the names separate the series."""
     stems = {name: strip_extension(name) for name in names}
     split = (
@@ -211,7 +228,9 @@ def _by_last_word(stems: set[str]) -> Affixes | None:
 
 
 def _by_channel_number(stems: set[str]) -> Affixes | None:
-    """Split names that end in a channel of four digits, as in nnU-Net: `a_0000`, `a_0001`."""
+    """Split names that end in a channel of four digits, as in nnU-Net: `a_0000`, `a_0001`; not `IMG_0000`."""
+    if any(is_role_name(stem.rpartition("_")[0]) for stem in stems):
+        return None
     return _repeated_affixes(stems, re.compile(r"(?P<core>.+)(?P<affix>_00[0-9]{2})"), after=True)
 
 
@@ -262,7 +281,7 @@ def _numbered_slices(folder: str, stems: dict[str, str]) -> list[Series]:
 
 def _case_folder_series(host: HostFolder, parent: str, depth: int) -> list[Series]:
     """Return the series of case folders in a folder, or (depth 2) in its subfolders; empty without case folders."""
-    cases = _case_folders(host, parent, depth)
+    cases = case_folders(host, parent, depth)
     if len(cases) < MIN_FOLDERS or _have_roles(list(cases)):
         return []
     prefix = _join(parent, "*/{id}" if depth == 2 else "{id}")
@@ -288,7 +307,7 @@ def _have_roles(names: list[str]) -> bool:
     )
 
 
-def _case_folders(host: HostFolder, parent: str, depth: int) -> dict[str, tuple[str, list[str]]]:
+def case_folders(host: HostFolder, parent: str, depth: int) -> dict[str, tuple[str, list[str]]]:
     """Return the folder and the images below it of each possible case; empty if two folders have the same name."""
     children = _without_trees(host, parent)
     if depth == 1:
@@ -310,7 +329,7 @@ def _inner_series(prefix: str, folder: str, names: dict[str, list[tuple[str, str
     label = folder.rpartition("/")[2]
     many, rest = _split_numbered(names)
     for template, files in many.items():
-        if (pattern := _slice_pattern(template, files)) is not None:
+        if not is_volume_name(template) and (pattern := _slice_pattern(template, files)) is not None:
             yield Series(
                 _join(place, pattern), "stack", {i: [path for _, path in items] for i, items in files.items()}, label
             )
@@ -342,8 +361,8 @@ def _have_own_masks(names: set[str]) -> bool:
 def _pooled_series(place: str, names: dict[str, list[tuple[str, str]]]) -> Iterator[Series]:
     """Yield the series in which each file of any folder is a case, if all file names differ."""
     path_of = {os.path.basename(path): path for items in names.values() for _, path in items}
-    if len(path_of) == sum(map(len, names.values())):
-        for item in _flat_series(place.replace("{id}", "*"), list(path_of)):
+    if len(names) >= MIN_CASES and len(path_of) == sum(map(len, names.values())):
+        for item in flat_series(place.replace("{id}", "*"), list(path_of)):
             if item.kind == "single":
                 files = {
                     case_id: [path_of[os.path.basename(path)] for path in paths]
@@ -409,6 +428,11 @@ def _slice_pattern(template: str, files: Names) -> str | None:
         values = {row[index] for rows in numbers.values() for row in rows}
         text += ("{z}" if index == position else values.pop() if len(values) == 1 else "*") + part
     return re.sub(r"\*(?:[.\-]\*)+", "*", text)
+
+
+def is_volume_name(name: str) -> bool:
+    """Return whether a file is a volume by its extension, so that several of them are no slices of one case."""
+    return EXTENSIONS.get(extension_of(name)) in ("nifti", "itk")
 
 
 # Ids without the parts that all names share

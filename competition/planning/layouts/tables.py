@@ -57,7 +57,6 @@ class RunTable:
         classes: values of the class column, in the order of their first rows.
         rows: id without class, class, and run lengths of each row.
         empty: text that stands for an empty mask.
-        class_in_id: whether the id also has the class, as in `name_class`.
     """
 
     path: str

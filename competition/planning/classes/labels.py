@@ -13,19 +13,31 @@ from pathlib import Path
 from typing import Any
 
 from competition.errors import MaskfoldError
+from competition.planning.classes.background import NAMES as BACKGROUND_NAMES
+from competition.planning.classes.background import doubt_background, named_background
+from competition.planning.classes.polygon_names import names_by_polygons
 from competition.planning.folder import HostFolder
 from competition.planning.layout import Layout
 from competition.planning.layouts.content import LabelValues, label_values, read_mask
-from competition.planning.words import FORMAT_WORDS, MASK_WORDS, OPINION_WORDS, has_word, tokens, without_role_words
+from competition.planning.words import (
+    FORMAT_WORDS,
+    MASK_WORDS,
+    OPINION_WORDS,
+    PART_WORDS,
+    has_word,
+    split_of,
+    tokens,
+    without_role_words,
+)
 from competition.text import name_problem
 
 MAX_MASKS = 3000  # maximum number of masks that are read; of more masks, an evenly spaced sample is read
 MAX_OVERLAPS = 300  # maximum number of cases in which the masks of the classes are compared
 MIN_NUMBERED = 8  # if one case has at least this many values 1, 2, …, they number objects, not classes
 MAX_CLASSES = 250
-MIN_EDGE_SHARE = 0.6  # a value that covers this share of the masks' edges may be the background
+UNUSED = 254  # a label value that no mask has, beside an ignored 255
+MAX_TABLE_BYTES = 2**20  # a larger table has no names of classes
 MANY_VALUES = 12  # if more values have no name, the user is told that they may be object numbers
-BACKGROUND_NAMES = ("background", "bg", "_background_", "__background__")
 # A line that names a class, with its label value before the name and its colour after it, both optional.
 CLASS_LINE = re.compile(
     r"(?:(?P<value>\d{1,3})(?:\s*[:=,;]\s*|\s+))?(?P<name>[^\s:,;\d][^:,;]*?)"
@@ -64,7 +76,7 @@ def read_labels_of(layout: Layout) -> list[Layout]:
         raise MaskfoldError(
             f"All masks of `{layout.masks}` are empty or cannot be read.", "Name the folder with the masks.", status=2
         )
-    if layout.keys.get("instances"):
+    if layout.keys.get("instances") or "*" in layout.masks.rpartition("/")[2]:
         return [_objects(layout, found)]
     if any(values.lossy for values in found):
         return [_lossy(layout)]
@@ -168,12 +180,51 @@ def _label_files(layout: Layout, found: Sequence[LabelValues]) -> list[Layout]:
     if 255 in values and len(values) > 1 and not _evenly_spaced(values):
         without = [value for value in values if value != 255]
         return [
-            replace_name(_with_classes(layout, found, without), "255 is ignored").with_keys(
+            replace_name(_with_classes(layout, found, without), "255 is ignored")
+            .with_keys(
                 {"ignore": 255}, {"ignore": "the other values are small, so 255 marks ignored pixels, as in Pascal VOC"}
+            )
+            .with_remarks(
+                "0 is read as the background; if it is a class, as in the train ids of street scenes, add it to "
+                f"`classes` and `label_values`, and set background to a value that no mask has, such as {UNUSED}"
             ),
             replace_name(_with_classes(layout, found, values), "255 is a class"),
         ]
-    return [_with_classes(layout, found, values)]
+    return _with_background(layout, found, values)
+
+
+def _with_background(layout: Layout, found: Sequence[LabelValues], values: list[int]) -> list[Layout]:
+    """Return the layout with its classes; and, if another value than 0 is probably the background, with this reading.
+
+    A file of the host that names the values decides without a question.
+    """
+    names, source = _names_of(layout, values)
+    place = named_background(names)
+    if place is not None and len(values) > 1:
+        return [_with_other_background(layout, found, values, values[place], f"as {source.removeprefix('as ')}")]
+    doubt = doubt_background(found)
+    plain = _with_classes(layout, found, values)
+    if doubt is None or (names and not any(0 in dict(item.counts) for item in found)):
+        return [plain]
+    plain = plain.with_remarks(doubt.remark)
+    if names or not doubt.asks:
+        return [plain]
+    present = any(0 in dict(item.counts) for item in found)
+    return [
+        replace_name(plain, "0 is the background" if present else "each value is a class"),
+        replace_name(
+            _with_other_background(layout, found, values, doubt.value, "chosen by you; most pixels have it"),
+            f"{doubt.value} is the background",
+        ),
+    ]
+
+
+def _with_other_background(
+    layout: Layout, found: Sequence[LabelValues], values: list[int], background: int, reason: str
+) -> Layout:
+    present = {value for item in found for value, _ in item.counts}
+    others = [value for value in (0, *values) if value in present and value != background]
+    return _with_classes(layout, found, others).with_keys({"background": background}, {"background": reason})
 
 
 def replace_name(layout: Layout, addition: str) -> Layout:
@@ -208,18 +259,18 @@ def _numbered_objects(layout: Layout, values: list[int]) -> Layout:
 
 
 def _with_classes(layout: Layout, found: Sequence[LabelValues], values: list[int]) -> Layout:
-    names, source = _find_names(layout.folder, values)
+    names, source = _names_of(layout, values)
     if not names:
         single = _single_name(layout) if len(values) == 1 else ""
         names = [single] if single else [f"class_{value}" for value in values]
         source = f"{_named(single)}" if single else "no file contains their names: rename them"
-    present = Counter(value for item in found for value in item.foreground)
-    shown = ", ".join(f"{value} in {present[value]}" for value in values[:6]) + (", …" if len(values) > 6 else "")
     keys: dict[str, Any] = {"classes": names, "labels": "exclusive"}
     reasons = {
         "classes": source,
         "labels": "each pixel has one value" if len(values) > 1 else "one class and the background",
     }
+    present = Counter(value for item in found for value, _ in item.counts)
+    shown = ", ".join(f"{value} in {present[value]}" for value in values[:6]) + (", …" if len(values) > 6 else "")
     if values != list(range(1, len(values) + 1)):
         keys["label_values"] = values
     reasons["label_values"] = f"values of the masks, with the number of files: {shown}"
@@ -232,29 +283,11 @@ def _with_classes(layout: Layout, found: Sequence[LabelValues], values: list[int
             f"true`, one class, and `label_values: [[{_shown(values)}]]` with all values"
         )
     if "rename" in source:
-        layout = layout.with_remarks("no file contains the names of the classes: rename them in `classes`")
-    return layout.with_remarks(*_doubts_about_background(found))
-
-
-def _doubts_about_background(found: Sequence[LabelValues]) -> list[str]:
-    """Return a remark if the masks have no value 0, or if another value than 0 covers most of the masks' edges."""
-    whole: Counter[int] = Counter()
-    edges: Counter[int] = Counter()
-    for item in found:
-        whole.update(dict(item.counts))
-        edges.update(dict(item.edges))
-    most, count = (whole if 0 not in whole else edges).most_common(1)[0]
-    if 0 not in whole:
-        return [
-            f"no mask has the value 0, so each value is read as a class; {most} is the most frequent "
-            f"({count / whole.total():.0%} of the pixels): if it is the background, write 0 in its place"
-        ]
-    if most == 0 or count < MIN_EDGE_SHARE * edges.total():
-        return []
-    return [
-        f"0 is read as the background, but {most} covers {count / edges.total():.0%} of the masks' edges: if {most} is "
-        "the background, write label files in which the background is 0"
-    ]
+        layout = layout.with_remarks(
+            "no file contains the names of the classes: rename them in `classes`"
+            + ("; if the host ignores one of the values, remove its class, and set ignore to it" * (len(values) > 1))
+        )
+    return layout
 
 
 def _shown(values: Sequence[int]) -> str:
@@ -281,6 +314,7 @@ def _single_name(layout: Layout) -> str:
             and name_problem(own) is None
             and len(own) > 2
             and "*" not in own
+            and not (has_word(own, PART_WORDS) and split_of(own))
         ):
             return own
     return "foreground"
@@ -288,6 +322,15 @@ def _single_name(layout: Layout) -> str:
 
 def _named(name: str) -> str:
     return "no file contains its name: rename it" if name == "foreground" else "named like the masks' folder or files"
+
+
+def _names_of(layout: Layout, values: Sequence[int]) -> tuple[list[str], str]:
+    """Return the classes' names from a list of the host or from polygons, and the reason; empty without names."""
+    names, source = _find_names(layout.folder, values)
+    if not names and len(values) > 1:
+        names, file = names_by_polygons(layout, values)
+        source = f"as the polygons in files such as {file} name them"
+    return ([], "") if any(map(name_problem, names)) else (names, source)
 
 
 def _find_names(host: HostFolder, values: Sequence[int]) -> tuple[list[str], str]:
@@ -300,6 +343,11 @@ def _find_names(host: HostFolder, values: Sequence[int]) -> tuple[list[str], str
             and extension.lower() in ("txt", "json", "csv", "names")
         ):
             by_value = _read_names(host.root / path)
+            names = [by_value.get(value, "") for value in values]
+            if all(names) and len(set(map(str.casefold, names))) == len(names) and not any(map(name_problem, names)):
+                return names, f"as {path} names them"
+        elif path.count("/") <= 1 and extension.lower() in ("txt", "tsv"):
+            by_value = _names_of_tabs(host.root / path)
             names = [by_value.get(value, "") for value in values]
             if all(names) and len(set(map(str.casefold, names))) == len(names) and not any(map(name_problem, names)):
                 return names, f"as {path} names them"
@@ -375,7 +423,19 @@ def _names_of_json(content: Any) -> dict[int, str]:
     return names
 
 
-VALUE_COLUMNS = ("value", "id", "label", "index", "label_id", "pixel value")
+def _names_of_tabs(path: Path) -> dict[int, str]:
+    """Return the names by value of a table with tabs whose header has a column of values and one of names."""
+    if path.stat().st_size > MAX_TABLE_BYTES:
+        return {}
+    try:
+        rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines(), delimiter="\t"))
+    except (ValueError, OSError, csv.Error):
+        return {}
+    header = {str(column).strip().casefold() for column in (rows[0] if rows else {})}
+    return _names_of_table(rows) if header & {"idx", "index", "value", "pixel value"} else {}
+
+
+VALUE_COLUMNS = ("value", "id", "label", "index", "idx", "label_id", "pixel value")
 
 
 def _names_of_table(rows: list[dict[str, Any]]) -> dict[int, str]:

@@ -1,0 +1,1 @@
+"""Find the classes of masks: label values, their names, and the background."""

@@ -1,0 +1,61 @@
+"""Find out which label value is the background, if the masks suggest another one than 0."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from competition.planning.layouts.content import LabelValues
+
+MIN_EDGE_SHARE = 0.6  # a value that covers this share of the masks' edges may be the background
+ASKED_EDGE_SHARE = 0.95  # from this share on, the user is asked
+NAMES = ("background", "bg", "_background_", "__background__")
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """Describe a label value other than 0 that may be the background.
+
+    Attributes:
+        value: the label value.
+        remark: what the user should check if 0 is read as the background.
+        asks: whether the evidence is so strong that the user has to choose.
+    """
+
+    value: int
+    remark: str
+    asks: bool
+
+
+def doubt_background(found: Sequence[LabelValues]) -> Doubt | None:
+    """Return a value that may be the background: if no mask has a 0, or if the value covers most of the edges."""
+    whole: Counter[int] = Counter()
+    edges: Counter[int] = Counter()
+    for item in found:
+        whole.update(dict(item.counts))
+        edges.update(dict(item.edges))
+    most, count = (whole if 0 not in whole else edges).most_common(1)[0]
+    if 0 not in whole:
+        return Doubt(
+            most,
+            f"no mask has the value 0, so each value is read as a class; {most} is the most frequent "
+            f"({count / whole.total():.0%} of the pixels): if it is the background, set background: {most} and remove "
+            "it from `classes` and `label_values`",
+            len(whole) > 1,
+        )
+    share = count / edges.total()
+    if most == 0 or share < MIN_EDGE_SHARE:
+        return None
+    return Doubt(
+        most,
+        f"0 is read as the background, but {most} covers {share:.0%} of the masks' edges: if {most} is the background, "
+        f"set background: {most}, and 0 in its place in `label_values`",
+        share >= ASKED_EDGE_SHARE and whole.most_common(1)[0][0] == most,
+    )
+
+
+def named_background(names: Sequence[str]) -> int | None:
+    """Return the place of the only name that means the background; None without such a name."""
+    places = [place for place, name in enumerate(names) if name.casefold() in NAMES]
+    return places[0] if len(places) == 1 else None

@@ -1,0 +1,1 @@
+"""Match images and masks: channels, versions, further masks, and the split into training and test."""

@@ -1,0 +1,140 @@
+"""Find the test images: a folder that is called so, with images named like the training images."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from competition.planning.folder import HostFolder
+from competition.planning.layout import Layout, first_path
+from competition.planning.layouts.content import dimensions_of
+from competition.planning.layouts.series import Series
+from competition.planning.words import MASK_WORDS, TEST_WORDS, TRAIN_WORDS, VALIDATION_WORDS, has_word, split_of, tokens
+from competition.text import format_count
+
+
+def structure(pattern: str) -> str:
+    """Return a pattern's words, without the extension and without words for training, validation and test."""
+    splits = TRAIN_WORDS | TEST_WORDS | VALIDATION_WORDS
+    plain = re.sub(r"\.[A-Za-z*][\w.*]*$", "", pattern)
+    parts = ["_".join(word for word in tokens(part) if word not in splits) for part in plain.split("/")]
+    return "/".join(part for part in parts if part)
+
+
+def find_test(host: HostFolder, layout: Layout, images: Sequence[Series], masks: Sequence[Series] = ()) -> Layout:
+    """Return the layout with the test images: the images in a test folder, named like the training images.
+
+    Args:
+        host: the scanned folder.
+        layout: layout with training images.
+        images: all series of images; one of them is taken if the test images have other names or another format.
+        masks: all series of masks. Test images whose pattern would also match masks are not taken.
+    """
+    channels = layout.images if isinstance(layout.images, dict) else {"image": layout.images}
+    possible = _same_names(host, channels)
+    if not possible and len(channels) == 1:
+        name, pattern = next(iter(channels.items()))
+        possible = [
+            ({name: item.pattern}, len(item.ids))
+            for item in images
+            if item.split == "test"
+            and not item.whole
+            and (item.kind == "stack") == ("{z}" in pattern)
+            and (item.kind == "stack" or dimensions_of(first_path(host, item)) == layout.dimensions)
+        ]
+    same = [
+        (patterns, count)
+        for patterns, count in possible
+        if all(structure(patterns[name]) == structure(channels[name]) for name in channels)
+    ]
+    possible = same if len(same) == 1 else possible
+    mask_files = {path for item in masks for paths in item.files.values() for path in paths}
+    mixed = [
+        patterns
+        for patterns, _ in possible
+        if any(not mask_files.isdisjoint(_matches(host, pattern).values()) for pattern in patterns.values())
+    ]
+    if mixed:
+        layout = layout.with_remarks(
+            f"the test images are not set, because `{next(iter(mixed[0].values()))}` would also match masks: move the "
+            "masks out of that folder, or predict the images with maskfold predict RUN --images FOLDER"
+        )
+    possible = [(patterns, count) for patterns, count in possible if patterns not in mixed]
+    if len(possible) > 1:
+        listed = ", ".join(next(iter(patterns.values())) for patterns, _ in possible[:4])
+        return layout.with_remarks(f"several folders may hold the test images: {listed}; set `test` to one of them")
+    if not possible:
+        return layout
+    patterns, count = possible[0]
+    longer = _longer_names(_matches(host, next(iter(patterns.values()))))
+    if longer:
+        layout = layout.with_remarks(
+            f"{format_count(len(longer), 'test image')} such as {longer[0]} have the names of others and an addition: "
+            "if they are results or masks, move them out of that folder"
+        )
+    return replace(
+        layout,
+        test=patterns if isinstance(layout.images, dict) else next(iter(patterns.values())),
+        reasons=layout.reasons | {"test.images": format_count(count, "case")},
+    )
+
+
+def _longer_names(files: Mapping[str, str]) -> list[str]:
+    """Return the files whose ids continue another id with a word: `0_predict` beside `0`."""
+    cuts = {case_id: re.match(r"(.+?)[_\-. ][A-Za-z]\w*$", case_id) for case_id in files}
+    return sorted(files[case_id] for case_id, match in cuts.items() if match and match[1] in files)
+
+
+def _same_names(host: HostFolder, channels: dict[str, str]) -> list[tuple[dict[str, str], int]]:
+    """Return the channels' patterns and the number of cases for each test folder in which all channels match."""
+    parts = {name: _fixed_folder(pattern) for name, pattern in channels.items()}
+    own = {folder for folder, _ in parts.values()}
+    folders = sorted(folder for folder in {*host.folders, *host.children} if split_of(folder) == "test")
+    found = []
+    for folder in folders:
+        if folder in own or (has_word(folder, MASK_WORDS) and not any(has_word(name, MASK_WORDS) for name in own)):
+            continue
+        if len(own) == 1:
+            patterns = {name: f"{folder}/{rest}" for name, (_, rest) in parts.items()}
+        else:  # a folder for each channel
+            patterns = {name: _sibling(above, rest, folders) for name, (above, rest) in parts.items()}
+        common = frozenset.intersection(*(_match_ids(host, pattern) for pattern in patterns.values()))
+        if common and (patterns, len(common)) not in found:
+            found.append((patterns, len(common)))
+    return found
+
+
+def _sibling(folder: str, rest: str, folders: Sequence[str]) -> str:
+    """Return the pattern for the test folder that corresponds to a training folder; empty without such a folder."""
+    same = [other for other in folders if structure(f"{other}/x") == structure(f"{folder}/x")]
+    return f"{same[0]}/{rest}" if same else ""
+
+
+def _fixed_folder(pattern: str) -> tuple[str, str]:
+    """Split a pattern into its leading folders, which have no placeholder, and the rest."""
+    parts = pattern.split("/")
+    count = next(number for number, part in enumerate(parts) if "{" in part or "*" in part)
+    return "/".join(parts[:count]), "/".join(parts[count:])
+
+
+def _match_ids(host: HostFolder, pattern: str) -> frozenset[str]:
+    """Return the ids of the images that match a pattern."""
+    return frozenset(_matches(host, pattern))
+
+
+def _matches(host: HostFolder, pattern: str) -> dict[str, str]:
+    """Return a file of each id that matches a pattern; it compares only the scanned names."""
+    start = _fixed_folder(pattern)[0] + "/" if pattern else ""
+    expression, last, seen = "", 0, False
+    for match in re.finditer(r"\{([a-z]+)\}|\*", pattern):
+        expression += re.escape(pattern[last : match.start()])
+        if match[1] == "id":
+            expression += "(?P=id)" if seen else "(?P<id>[^/]+)"
+            seen = True
+        else:
+            expression += "[0-9]+" if match[1] else "[^/]*"
+        last = match.end()
+    whole = re.compile(expression + re.escape(pattern[last:]), re.IGNORECASE)
+    matches = (whole.fullmatch(path) for path in host.images if path.startswith(start)) if pattern else ()
+    return {match["id"]: match[0] for match in matches if match}

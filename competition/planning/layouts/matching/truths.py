@@ -1,0 +1,161 @@
+"""Read several masks of the same images: as one class each, as alternatives, or as files of objects."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from competition.planning.folder import HostFolder
+from competition.planning.layout import Patterns
+from competition.planning.layouts.content import dimensions_of, label_values, read_mask
+from competition.planning.layouts.series import Series
+from competition.planning.words import OPINION_WORDS, tokens, without_role_words
+from competition.text import name_problem
+
+OPINION_DICE, MAX_OPINIONS = 0.6, 4  # Dice of two masks from which they may be of one object; masks of an image
+REGION_SHARE, PART_SHARE = 0.5, 0.9  # a region covers more of the image; the masks in it less of the region
+SEPARATORS = re.compile(r"[\s_\-.]+")
+BINARY_SAMPLE = 8  # masks per class that are read to check that each has one foreground value
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Masks of the training cases: one file per case, one per class, or one per object.
+
+    Attributes:
+        kind: labels, classes or objects.
+        classes: name and masks of each class; one entry named "" for label files and objects.
+        region: masks that are 0 where pixels are neither trained on nor scored.
+    """
+
+    kind: str
+    classes: tuple[tuple[str, Series], ...]
+    region: Series | None = None
+
+    @property
+    def patterns(self) -> Patterns:
+        """The patterns in the form of `train.masks`."""
+        return {name: series.pattern for name, series in self.classes} if self.kind == "classes" else self.first.pattern
+
+    @property
+    def first(self) -> Series:
+        """The series of the first class."""
+        return self.classes[0][1]
+
+    @property
+    def ids(self) -> frozenset[str]:
+        """Cases with a mask of any class."""
+        return frozenset().union(*(series.ids for _, series in self.classes))
+
+
+def truths_of(host: HostFolder, masks: list[Series]) -> Iterator[Truth]:
+    """Yield the ways to read several masks of the same images: one class each, or alternatives to choose from."""
+    singles = [mask for mask in masks if mask.kind != "objects"]
+    names = class_names(singles)
+    is_classes = (
+        len(singles) > 1
+        and len(set(map(str.casefold, names))) == len(names)
+        and all(name and name_problem(name) is None for name in names)
+        and not any(_is_opinion(name) for name in names)
+        and all(_is_binary(host, mask) for mask in singles)
+    )
+    if is_classes:
+        yield Truth("classes", tuple(sorted(zip(names, singles, strict=True))[:250]))
+    if not is_classes:
+        for region in [mask for mask in singles if len(singles) > 1 and _covers_most(host, mask)]:
+            yield from (Truth("labels", (("", mask),), region) for mask in singles if _is_region_of(host, region, mask))
+    if not is_classes or _are_alike(host, singles):
+        yield from (Truth("labels", (("", mask),)) for mask in singles)
+    yield from (Truth("objects", (("", mask),)) for mask in masks if mask.kind == "objects")
+
+
+def _class_name(mask: Series) -> str:
+    return without_role_words(mask.label)
+
+
+def class_names(masks: Sequence[Series]) -> list[str]:
+    """Return the names of masks without words for masks, and without the words that all names have in common.
+
+    `lesion-manual` and `seg-manual` are named `lesion` and `seg`.
+    """
+    names = [_class_name(mask) for mask in masks]
+    if len(masks) < 2:
+        return names
+    parts = [SEPARATORS.split(name) for name in names]
+    common = set.intersection(*map(set, parts))
+    short = ["_".join(part for part in own if part not in common) for own in parts]
+    if all(short) or not common:
+        return short
+    labels = [SEPARATORS.split(mask.label) for mask in masks]
+    shared = set.intersection(*map(set, labels))
+    whole = ["_".join(part for part in own if part not in shared) for own in labels]
+    return [name or other for name, other in zip(short, whole, strict=True)]
+
+
+def _covers_most(host: HostFolder, mask: Series) -> bool:
+    """Return whether the first mask covers most of its image; most masks do not, so few need to be compared."""
+    path = host.root / mask.sample(1)[0]
+    pixels = read_mask(path, dimensions_of(path))
+    return pixels is not None and bool(np.count_nonzero(pixels) >= REGION_SHARE * pixels.size)
+
+
+def _is_region_of(host: HostFolder, region: Series, mask: Series) -> bool:
+    """Return whether masks cover most of each image and contain the other masks, as a field of view does."""
+    shared = sorted(region.ids & mask.ids)
+    if region is mask or not shared:
+        return False
+    for case_id in shared[:: max(1, len(shared) // BINARY_SAMPLE)]:
+        paths = [host.root / item.files[case_id][0] for item in (region, mask)]
+        outer, inner = (read_mask(path, dimensions_of(path)) for path in paths)
+        if outer is None or inner is None or outer.shape != inner.shape:
+            return False
+        sizes = np.count_nonzero(outer), np.count_nonzero(inner)
+        if sizes[0] < REGION_SHARE * outer.size or sizes[1] > PART_SHARE * sizes[0]:
+            return False
+        if np.count_nonzero(outer & inner) < 0.99 * sizes[1]:
+            return False
+    return True
+
+
+def _is_opinion(name: str) -> bool:
+    words = tokens(name)
+    return all(word.isdigit() or word in OPINION_WORDS or len(word) == 1 for word in words) or any(
+        word in ("annotator", "observer", "reader", "rater", "expert", "grader", "radiologist") for word in words
+    ) or re.fullmatch(r"v\d+", name) is not None  # fmt: skip
+
+
+def _is_binary(host: HostFolder, mask: Series) -> bool:
+    for path in mask.sample(BINARY_SAMPLE):
+        values = label_values(host.root / path, dimensions_of(host.root / path))
+        if values is not None and not values.lossy and len(values.foreground) > 1:
+            return False
+    return True
+
+
+def _are_alike(host: HostFolder, masks: Sequence[Series]) -> bool:
+    """Return whether a few masks of the same images nearly agree, as those of two annotators.
+
+    A part and its whole, such as a lesion in an organ, do not count: the one lies inside of the other.
+    """
+    if len(masks) > MAX_OPINIONS:
+        return False
+    for one, other in itertools.combinations(masks, 2):
+        shared = sorted(one.ids & other.ids)
+        step = max(1, len(shared) // BINARY_SAMPLE)
+        agreeing = compared = 0
+        for case_id in shared[::step]:
+            paths = [host.root / item.files[case_id][0] for item in (one, other)]
+            first, second = (read_mask(path, dimensions_of(path)) for path in paths)
+            if first is None or second is None or first.shape != second.shape or not (first.any() and second.any()):
+                continue
+            both, sizes = np.count_nonzero(first & second), (np.count_nonzero(first), np.count_nonzero(second))
+            compared += 1
+            is_part = both >= 0.98 * min(sizes) and min(sizes) < 0.9 * max(sizes)
+            agreeing += int(2 * both >= OPINION_DICE * sum(sizes) and not is_part)
+        if compared and agreeing > 0.5 * compared:
+            return True
+    return False

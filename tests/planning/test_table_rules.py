@@ -1,0 +1,103 @@
+"""Tables that name classes: at the end of ids, in a column, or only in the sample submission."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from competition.config.loading import load_competition
+from competition.data.cases import case_rows, case_table
+from competition.data.masks import load_mask
+from competition.planning.choice import order_candidates
+from competition.planning.find import find_layouts
+from competition.planning.folder import scan_folder
+from competition.planning.layout import Layout
+from competition.rle import RleFormat, encode
+from tests.host import write_png, write_text
+from tests.planning.conftest import Start
+from tests.planning.phantoms import picture, table
+
+NAMES = {1: "ring", 2: "grain"}
+FORMAT = RleFormat("column", 1)
+
+
+def only(root: Path) -> Layout:
+    (layout,) = order_candidates(find_layouts(scan_folder(root)))
+    return layout
+
+
+def ends_of_ids(root: Path) -> None:
+    """Rows such as `x0.png_ring`; the sample has the same form."""
+    rows = []
+    for number in range(6):
+        image, mask = picture(number)
+        write_png(root / "train_images" / f"x{number}.png", image)
+        rows += [(f"x{number}.png_{name}", encode(mask == value, FORMAT)) for value, name in NAMES.items()]
+    test = []
+    for number in (7, 8):
+        write_png(root / "test_images" / f"x{number}.png", picture(number)[0])
+        test += [(f"x{number}.png_{name}", "") for name in NAMES.values()]
+    table(root / "train.csv", ("Image_Label", "Pixels"), rows)
+    table(root / "sample_submission.csv", ("Image_Label", "Pixels"), test)
+
+
+def test_ids_that_end_in_class_names(start: Start) -> None:
+    done = start(ends_of_ids)
+    comp = load_competition(done.competition)
+    assert comp.classes == ["ring", "grain"] and done.layout.cases == 6 and done.exploration.faults == []
+    assert (comp.train.columns.id, comp.train.columns.cls) == ("Image_Label", None)
+    assert (comp.submission.columns.id, comp.submission.columns.cls) == ("Image_Label", None)
+    for number, row in enumerate(case_rows(case_table(comp))):
+        np.testing.assert_array_equal(load_mask(comp, row)[0], picture(number)[1])
+
+
+def masks_and_sample(root: Path, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    for number in range(6):
+        image, mask = picture(number)
+        write_png(root / "train" / "images" / f"a{number}.png", image)
+        write_png(root / "train" / "masks" / f"a{number}.png", mask)
+    for number in (1, 2):
+        write_png(root / "test" / "images" / f"b{number}.png", picture(70 + number)[0])
+    write_text(root / "classes.txt", "background\nring\ngrain\n")
+    table(root / "sample_submission.csv", header, rows)
+
+
+@pytest.mark.parametrize("cells", [("ring", "grain"), ("1", "2")])
+def test_the_class_column_of_the_sample(tmp_path: Path, cells: tuple[str, ...]) -> None:
+    rows = [(f"b{number}", cell, "x", "") for number in (1, 2) for cell in cells]
+    masks_and_sample(tmp_path, ("img", "organ", "usage", "rle"), rows)
+    layout = only(tmp_path)
+    assert layout.keys["submission.columns"] == {"id": "img", "class": "organ", "mask": "rle"}
+    assert layout.keys["classes"] == ["ring", "grain"] and layout.test == "test/images/{id}.png"
+
+
+def test_ids_of_the_sample_that_end_in_class_names(tmp_path: Path) -> None:
+    masks_and_sample(
+        tmp_path, ("id", "rle"), [(f"b{number}_{name}", "") for number in (1, 2) for name in NAMES.values()]
+    )
+    layout = only(tmp_path)
+    assert layout.keys["submission.columns"] == {"id": "id", "class": None, "mask": "rle"}
+    assert layout.reasons["submission.sample"] == "4 rows, 4 of them with a test image"
+    assert not any("have no test image" in remark for remark in layout.remarks)
+
+
+def test_the_sample_may_list_only_some_classes_of_the_training_table(tmp_path: Path) -> None:
+    rows = []
+    for number in range(6):
+        image, mask = picture(number)
+        write_png(tmp_path / "train_images" / f"x{number}.png", image)
+        rows += [(f"x{number}", name, encode(mask == value, FORMAT)) for value, name in NAMES.items()]
+    write_png(tmp_path / "test_images" / "x7.png", picture(7)[0])
+    write_png(tmp_path / "test_images" / "x8.png", picture(8)[0])
+    table(tmp_path / "train.csv", ("picture", "kind", "rle"), rows)
+    table(tmp_path / "sample_submission.csv", ("picture", "kind", "rle"), [("x7", "ring", ""), ("x8", "ring", "")])
+    layout = only(tmp_path)
+    assert layout.keys["submission.columns"] == {"id": "picture", "class": "kind", "mask": "rle"}
+    assert layout.keys["classes"] == ["ring", "grain"]
+
+
+def test_a_sample_of_probabilities_has_no_masks(tmp_path: Path) -> None:
+    masks_and_sample(tmp_path, ("id", "x", "score"), [(f"b{number}", "3", "0.5") for number in (1, 2)])
+    assert "submission.sample" not in only(tmp_path).keys
