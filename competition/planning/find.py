@@ -15,10 +15,9 @@ from competition.planning.layout import Layout, first_path, role_of
 from competition.planning.layouts.coco import find_coco
 from competition.planning.layouts.colours import colours_error
 from competition.planning.layouts.content import Role, header_of
-from competition.planning.layouts.depths import mark_depths
+from competition.planning.layouts.depths import mark_depths, mark_nested
 from competition.planning.layouts.described import find_described
 from competition.planning.layouts.ends import find_ends
-from competition.planning.layouts.nested import mark_nested
 from competition.planning.layouts.pairs import find_pairs
 from competition.planning.layouts.pooled import pool_series
 from competition.planning.layouts.run_lengths import find_run_tables

@@ -13,8 +13,7 @@ from competition.planning.layouts.content import Role, dimensions_of, header_of
 from competition.planning.layouts.matching.belonging import prefer_own_images
 from competition.planning.layouts.matching.channels import as_channels, channel_choices
 from competition.planning.layouts.matching.further_masks import is_further_mask, with_further_masks
-from competition.planning.layouts.matching.held_out import find_test, structure
-from competition.planning.layouts.matching.named_splits import keep_training_ids
+from competition.planning.layouts.matching.held_out import find_test, keep_training_ids, structure
 from competition.planning.layouts.matching.truths import Truth, truths_of
 from competition.planning.layouts.pooled import without_members
 from competition.planning.layouts.series import MOST, Pair, Series, has_slice_word, trimmed

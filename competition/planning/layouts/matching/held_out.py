@@ -1,4 +1,8 @@
-"""Find the test images: a folder that is called so, with images named like the training images."""
+"""Find the test images, and leave out cases whose names say that they are of the validation or test split.
+
+Test images lie in a folder named so, and are named like the training images; or names begin with the split:
+`train_1.bmp`, `testA_1.bmp`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,16 @@ from competition.planning.folder import HostFolder
 from competition.planning.layout import Layout, first_path
 from competition.planning.layouts.content import dimensions_of
 from competition.planning.layouts.series import Series
-from competition.planning.words import MASK_WORDS, TEST_WORDS, TRAIN_WORDS, VALIDATION_WORDS, has_word, split_of, tokens
+from competition.planning.words import (
+    MASK_WORDS,
+    TEST_WORDS,
+    TRAIN_WORDS,
+    VALIDATION_WORDS,
+    Split,
+    has_word,
+    split_of,
+    tokens,
+)
 from competition.text import format_count
 
 
@@ -138,3 +151,36 @@ def _matches(host: HostFolder, pattern: str) -> dict[str, str]:
     whole = re.compile(expression + re.escape(pattern[last:]), re.IGNORECASE)
     matches = (whole.fullmatch(path) for path in host.images if path.startswith(start)) if pattern else ()
     return {match["id"]: match[0] for match in matches if match}
+
+
+def keep_training_ids(layout: Layout) -> Layout:
+    """Return the layout with only the training cases, if all ids begin with a word for a split, and some with `train`.
+
+    A note counts the other cases.
+    """
+    splits = {case_id: _split_of_name(case_id) for case_id in layout.ids}
+    kinds = set(splits.values())
+    if "train" not in kinds or "" in kinds or len(kinds) < 2:
+        return layout
+    ids = tuple(case_id for case_id in layout.ids if splits[case_id] == "train")
+    others = [case_id for case_id in layout.ids if splits[case_id] != "train"]
+    note = f"{format_count(len(others), 'labelled case')} such as {others[0]}, of validation or test by name: not used"
+    return replace(
+        layout,
+        cases=len(ids),
+        ids=ids,
+        listed=ids,
+        mask_files={
+            name: {case_id: paths for case_id, paths in files.items() if case_id in ids}
+            for name, files in layout.mask_files.items()
+        },
+        notes=(*layout.notes, note),
+        reasons=layout.reasons | {"train.cases": "the images whose names begin with a word for training"},
+    )
+
+
+def _split_of_name(case_id: str) -> Split:
+    first = next(iter(tokens(case_id)), "")
+    if first in TRAIN_WORDS:
+        return "train"
+    return "test" if first in TEST_WORDS else "val" if first in VALIDATION_WORDS else ""
