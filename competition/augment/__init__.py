@@ -49,7 +49,8 @@ def build_batch_transform(exp: Experiment) -> VolumeAugment | None:
     from competition.augment.volumes import VolumeAugment
 
     dims, spacing = exp.network_dimensions, exp.prepare.spacing
-    return VolumeAugment(exp.augment, dims, spacing[:dims] if spacing else None)
+    probabilities = exp.first_stage_channels * (exp.patch.slices or 1)
+    return VolumeAugment(exp.augment, dims, spacing[:dims] if spacing else None, probabilities)
 
 
 def flip_axes(augment: AugmentConfig, dims: int) -> tuple[int, ...]:

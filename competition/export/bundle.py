@@ -39,6 +39,7 @@ from competition.io import atomic_write, ensure_writable, sha256_of_file, write_
 from competition.runs.blend import Ensemble, check_same_competition
 from competition.runs.checkpoint import read_weights
 from competition.runs.find import SUBMIT_TIME_KEYS
+from competition.runs.first_stage import refuse_first_stage
 from competition.runs.fold import RESULT_FILE
 from competition.runs.imported import refuse_imported
 from competition.runs.outputs import check_output, competitions_of
@@ -107,6 +108,7 @@ def export_runs(
     """
     check_same_competition(runs)
     refuse_imported(runs, "be exported")
+    refuse_first_stage(runs, "be exported")
     check_container(options.container, runs[0].exp.competition, options.input_slug, options.output_slug)
     check_output([folder], competitions_of(runs))
     check_replaceable(folder)

@@ -98,13 +98,13 @@ def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS
     from competition.data.cases import case_table
     from competition.data.splits import check_leaks, split
     from competition.runs.extra_cases import combined_data_hash, extra_case_tables
-    from competition.runs.find import resolve_teachers
+    from competition.runs.find import resolve_source_runs
 
     if is_imported(exp):
         raise MaskfoldError(
             "This YAML is that of an imported run, which has no network to train.", IMPORT_HINT, status=2
         )
-    exp = resolve_teachers(exp)
+    exp = resolve_source_runs(exp)
     cases = case_table(exp.competition, "train")
     folds = split(cases, exp.competition, exp.folds, exp.seeds[0])
     check_leaks(cases, folds)
@@ -217,6 +217,7 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
     from competition.models.build import suits_channels_last, validate_network
     from competition.models.initial_weights import check_initial_file
     from competition.runs.copies import keep_copies_together
+    from competition.runs.first_stage import check_same_cases, join_first_stage, open_first_stage
     from competition.training.averaging import check_soup
     from competition.training.extra_data import check_extra_data, prepare_extra_data
     from competition.training.guards import oom_as_error
@@ -230,6 +231,8 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
         for job in unfinished_jobs(run, context):
             check_initial_weights(Path(run.exp.initial_run), job, run)
     check_extra_data(run, unfinished_jobs(run, context))
+    if run.exp.first_stage is not None:  # an early check, before the cases are preprocessed
+        check_same_cases(run, open_first_stage(run.exp, context.trust))
     check_targets(run.exp, context.trust)
     build_loader_transform(run.exp, context)  # this function and the next two only check their sections of the YAML
     build_batch_transform(run.exp)
@@ -240,7 +243,7 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
     folder = next((folder for cases in one_by_one for folder in cases.values()), None)
     if folder is None:
         raise MaskfoldError("No case can be prepared.", "Set competition.on_bad_case=stop to see the reason.")
-    channels = int(PreprocessedCase.open(folder).image.shape[0])
+    channels = int(PreprocessedCase.open(folder).image.shape[0]) + run.exp.first_stage_channels
     validate_network(run.exp, channels * (run.exp.patch.slices or 1), context)
     check_initial_file(run.exp, channels * (run.exp.patch.slices or 1), context)
     if stored is None:
@@ -256,7 +259,8 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
             skipped=skipped,
             bar=context.bar("cases preprocessed"),
         )
-    counts = {case: int(PreprocessedCase.open(path).image.shape[0]) for case, path in prepared.items()}
+    added = run.exp.first_stage_channels
+    counts = {case: int(PreprocessedCase.open(path).image.shape[0]) + added for case, path in prepared.items()}
     comp = run.exp.competition
     for case, error in find_other_channels(counts, comp.dimensions).items():
         if comp.on_bad_case == "stop" or comp.dimensions == 2:  # because all 2D images can be converted to grey or rgb
@@ -274,6 +278,7 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
             check_initial_weights(Path(str(run.exp.initial_run)), job, together)
     run = together.without_cases(skipped)
     prepare_extra_data(run, unfinished_jobs(run, context), prepared, CACHE_FOLDER, context)
+    join_first_stage(run, prepared, CACHE_FOLDER, context)
     before_write()
     if not started and (run.folder / FOLDS_FILE).exists():  # another command has started the run and written this file
         return prepare_run(opened, context)

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +20,7 @@ from competition.config.axes import competition_axes, permutation
 from competition.config.competition import drop_keys_without_effect
 from competition.config.experiment import Experiment, ExtraCasesConfig
 from competition.context import Context
+from competition.data.added_channels import link_or_copy
 from competition.data.cache import RECORD_FILE, PreprocessedCase, cache_key, get_or_build
 from competition.data.cases import case_rows
 from competition.data.selection import WEIGHT
@@ -520,7 +519,7 @@ def pseudo_label_case(
     if doubt:
         return {"id": row.id, **summary}
     source = PreprocessedCase.open(preprocess_case(row, exp, cache))
-    _link_or_copy(source.folder / "image.npy", folder / "image.npy")
+    link_or_copy(source.folder / "image.npy", folder / "image.npy")
     write_mask(folder, mask, source.geometry, exp, row.id, _objects(mask, exp))
     record = json.loads((source.folder / RECORD_FILE).read_bytes())
     record.pop("sizes")
@@ -584,11 +583,3 @@ def _objects(mask: np.ndarray, exp: Experiment) -> np.ndarray | None:
 
     labels = np.where(mask[0] == 255, 0, mask[0]).astype(np.uint8)
     return np.asarray(cc3d.connected_components(labels, connectivity=8 if labels.ndim == 2 else 26)).astype(np.int32)
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    """Hard-link a file, or copy it if the file system has no hard links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -42,6 +42,7 @@ from competition.process import exit_with_parent, keep_freed_memory, parent_proc
 from competition.redact import install_redaction
 from competition.runs.checkpoint import LAST_CHECKPOINT, load_weights, save_weights
 from competition.runs.contents import check_contents, run_contents, source_digests
+from competition.runs.first_stage import join_first_stage
 from competition.runs.fold import PLAIN_WEIGHTS, SOUP_WEIGHTS, FoldJob, FoldResult
 from competition.runs.lock import run_lock
 from competition.runs.oof import open_store, stored_shapes
@@ -133,7 +134,7 @@ def setup_fold(job: FoldJob, run: Run, context: Context, start_time: float) -> T
     exp = run.exp
     progress = progress_of(context.say)
     context = replace(context, say=progress)
-    prepared = preprocess_cases(run.cases, exp, job.cache, workers=1)
+    prepared = join_first_stage(run, preprocess_cases(run.cases, exp, job.cache, workers=1), job.cache, context)
     train, weighted = split_by_weight(run, job.fold, prepared)
     extra = build_extra_data(job, run, context)
     channels = PreprocessedCase.open([*train, *weighted.folders][0]).image.shape[0] * (exp.patch.slices or 1)
