@@ -499,8 +499,8 @@ def register_command(words: list[str], best: bool, trust: tuple[str, ...]) -> No
 
     from competition.export.mlflow_model import describe_run, model_fingerprint, version_tags, write_model
     from competition.postprocessing.ranking import best_run
+    from competition.runs.cascade.first_stage import refuse_first_stage
     from competition.runs.find import find_run
-    from competition.runs.first_stage import refuse_first_stage
     from competition.runs.imported import refuse_imported
     from competition.runs.lock import ensure_lock
     from competition.tracking.registry import register_model

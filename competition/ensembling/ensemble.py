@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from competition.context import Context
-from competition.data.added_channels import write_with_channels
 from competition.data.cache import PreprocessedCase, get_or_build
 from competition.data.image_types import Image
-from competition.data.preprocessing import preprocess_case, write_image
+from competition.data.preprocessing import preprocess_case, write_image, write_with_channels
 from competition.errors import MaskfoldError
 from competition.inference.predict import Prediction, device_context, predict_case_with_presence
 from competition.io import temporary_folder
 from competition.runs.blend import Ensemble, WeightedMean
-from competition.runs.first_stage import class_probabilities, first_stage_for_prediction, fold_members
+from competition.runs.cascade.channels import class_probabilities
+from competition.runs.cascade.first_stage import first_stage_for_prediction, fold_members
 from competition.runs.imported import StoredTestPredictions, is_imported
 from competition.runs.run import CACHE_FOLDER, Run
 

@@ -37,9 +37,9 @@ from competition.export.requirements import (
 from competition.export.runtime_cases import BUNDLE_FILE, BUNDLE_FORMAT, id_suffix
 from competition.io import atomic_write, ensure_writable, sha256_of_file, write_json
 from competition.runs.blend import Ensemble, check_same_competition
+from competition.runs.cascade.first_stage import refuse_first_stage
 from competition.runs.checkpoint import read_weights
 from competition.runs.find import SUBMIT_TIME_KEYS
-from competition.runs.first_stage import refuse_first_stage
 from competition.runs.fold import RESULT_FILE
 from competition.runs.imported import refuse_imported
 from competition.runs.outputs import check_output, competitions_of

@@ -132,12 +132,11 @@ def run_contents(exp: Experiment, folds: pd.DataFrame | None, *, missing_ok: boo
     Returns:
         Digests by key. `folds` has the digest of the fold of each case; a key of the YAML such as `encoder_weights` or
         `model.args.weights_file` has the SHA-256 of the file that it names; `code of NAME` has the digest of one of the
-        user's packages, see `package_digest`; the entries of a first stage are those of
-        `competition.runs.first_stage.first_stage_contents`. Weights that a library downloads by name have no digest.
+        user's packages, see `package_digest`. Weights that a library downloads by name have no digest. The digests of a
+        first stage come from `competition.runs.cascade.first_stage.first_stage_contents`.
 
     Raises:
-        MaskfoldError: a weight file does not exist or cannot be read (status 2); or the first stage is not a finished
-            run with unchanged files.
+        MaskfoldError: a weight file does not exist or cannot be read (status 2).
     """
     contents = {} if folds is None else {FOLDS_KEY: folds_digest(folds)}
     for key, path in _named_files(exp, missing_ok).items():
@@ -152,10 +151,6 @@ def run_contents(exp: Experiment, folds: pd.DataFrame | None, *, missing_ok: boo
     for package in own_packages(exp):
         if (digest := package_digest(package)) is not None:
             contents[CODE_PREFIX + package] = digest
-    if exp.first_stage is not None and (not missing_ok or Path(exp.first_stage).exists()):
-        from competition.runs.first_stage import first_stage_contents
-
-        contents |= first_stage_contents(exp)
     return contents
 
 

@@ -27,6 +27,7 @@ from competition.runs.contents import (
     describe_content,
     run_contents,
     source_digests,
+    source_name,
 )
 from competition.runs.fold import FoldJob, FoldResult
 from competition.runs.imported import IMPORT_HINT, is_imported
@@ -35,7 +36,7 @@ from competition.runs.lock import run_lock
 from competition.runs.oof import open_store, stored_shapes
 from competition.runs.run import CACHE_FOLDER, FOLDS_FILE, RUNS_FOLDER, Run, edited_error, read_skipped, run_hash
 from competition.runs.summary import SCORES_FILE, write_summary
-from competition.text import format_number
+from competition.text import format_number, join_names
 from competition.training.soup_selection import fold_scores, score_interval, select_soup
 
 
@@ -97,6 +98,7 @@ def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS
     """
     from competition.data.cases import case_table
     from competition.data.splits import check_leaks, split
+    from competition.runs.cascade.first_stage import first_stage_contents
     from competition.runs.extra_cases import combined_data_hash, extra_case_tables
     from competition.runs.find import resolve_source_runs
 
@@ -111,7 +113,8 @@ def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS
     extra_tables = extra_case_tables(exp, cases)
     data = combined_data_hash(cases, extra_tables)
     base = root / name / run_hash(exp, data)
-    contents = run_contents(exp, folds, missing_ok=base.exists())
+    known = base.exists()
+    contents = run_contents(exp, folds, missing_ok=known) | first_stage_contents(exp, missing_ok=known)
     record = RunRecord({"1": base.name, "2": run_hash(exp, data, 2, contents)}, data, contents)
     if not base.exists():
         base = base.with_name(record.names["2"])
@@ -216,8 +219,9 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
     from competition.inference.tta import tta_views
     from competition.models.build import suits_channels_last, validate_network
     from competition.models.initial_weights import check_initial_file
+    from competition.runs.cascade.channels import join_first_stage
+    from competition.runs.cascade.first_stage import check_same_cases, open_first_stage
     from competition.runs.copies import keep_copies_together
-    from competition.runs.first_stage import check_same_cases, join_first_stage, open_first_stage
     from competition.training.averaging import check_soup
     from competition.training.extra_data import check_extra_data, prepare_extra_data
     from competition.training.guards import oom_as_error
@@ -232,7 +236,9 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
             check_initial_weights(Path(run.exp.initial_run), job, run)
     check_extra_data(run, unfinished_jobs(run, context))
     if run.exp.first_stage is not None:  # an early check, before the cases are preprocessed
-        check_same_cases(run, open_first_stage(run.exp, context.trust))
+        first = open_first_stage(run.exp, context.trust)
+        ids = set(run.cases["id"])
+        check_same_cases(run.without_cases({case: why for case, why in first.skipped if case in ids}), first)
     check_targets(run.exp, context.trust)
     build_loader_transform(run.exp, context)  # this function and the next two only check their sections of the YAML
     build_batch_transform(run.exp)
@@ -279,6 +285,9 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
     run = together.without_cases(skipped)
     prepare_extra_data(run, unfinished_jobs(run, context), prepared, CACHE_FOLDER, context)
     join_first_stage(run, prepared, CACHE_FOLDER, context)
+    if run.exp.first_stage is not None:
+        names = join_names(comp.classes)
+        context.say(f"{source_name(run.exp.first_stage)} adds {added} input channels: the probabilities of {names}")
     before_write()
     if not started and (run.folder / FOLDS_FILE).exists():  # another command has started the run and written this file
         return prepare_run(opened, context)

@@ -20,12 +20,12 @@ from competition.config.axes import competition_axes, permutation
 from competition.config.competition import drop_keys_without_effect
 from competition.config.experiment import Experiment, ExtraCasesConfig
 from competition.context import Context
-from competition.data.added_channels import link_or_copy
 from competition.data.cache import RECORD_FILE, PreprocessedCase, cache_key, get_or_build
 from competition.data.cases import case_rows
 from competition.data.selection import WEIGHT
 from competition.errors import MaskfoldError
 from competition.io import json_digest, sha256_of_file
+from competition.runs.cascade.first_stage import refuse_first_stage
 from competition.runs.checkpoint import LAST_CHECKPOINT
 from competition.runs.extra_cases import extra_section, mark_near_duplicates, same_competition
 from competition.runs.fold import FoldJob
@@ -354,6 +354,7 @@ def find_teachers(run: Run, job: FoldJob) -> list[Teacher]:
     context = Context(job.trust)
     for name in pseudo.teacher_names if pseudo is not None else ():
         teacher_run = load_run(Path(name), job.trust)
+        refuse_first_stage([teacher_run], "teach (pseudo.from)")
         _check_same_classes(run.exp, teacher_run)
         clean_members: list[tuple[int, int]] = []
         sources: dict[TrainingCases, None] = {}
@@ -501,7 +502,7 @@ def pseudo_label_case(
     Raises:
         MaskfoldError: the image cannot be read or predicted.
     """
-    from competition.data.preprocessing import preprocess_case, write_mask
+    from competition.data.preprocessing import link_or_copy, preprocess_case, write_mask
     from competition.inference.confidence import foreground_entropy, pseudo_mask, self_dice
 
     assert exp.pseudo is not None

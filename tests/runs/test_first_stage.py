@@ -12,22 +12,28 @@ import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
 
+from competition.cleaning.candidates import _needed_cases
+from competition.config.experiment import PseudoLabelConfig
 from competition.config.loading import load_experiment, resolve_config, write_yaml
+from competition.context import Context
 from competition.data.cache import PreprocessedCase
 from competition.data.cases import case_rows, case_table
 from competition.data.preprocessing import preprocess_case, preprocess_cases
 from competition.ensembling.ensemble import EnsemblePredictor
 from competition.errors import MaskfoldError
+from competition.export.bundle import export_runs
 from competition.inference.predict import predict_case
-from competition.io import sha256_of_file, write_json
+from competition.io import write_json
 from competition.planning.replan import replan
 from competition.runs.blend import Ensemble
+from competition.runs.cascade.channels import join_first_stage
+from competition.runs.cascade.first_stage import check_same_cases
 from competition.runs.find import find_run
-from competition.runs.first_stage import join_first_stage, refuse_first_stage
 from competition.runs.fold import RESULT_FILE
 from competition.runs.oof import OofStore
 from competition.runs.run import hashed_settings, load_run
 from competition.training.cross_validate import make_jobs, open_run, prepare_run
+from competition.training.extra_data import find_teachers
 from competition.training.fold import load_run_for_job, run_fold, setup_fold
 
 OWN_GRID = ("prepare.spacing=null", "prepare.orientation=null")  # the grid of the file
@@ -60,13 +66,9 @@ def mark_folds(run):
             store.write(case, values)
 
 
-def record_weights(run):
-    """Write the digests of the weights into the results, as training does."""
-    for fold in run.fold_numbers():
-        path = run.member_folder(fold, 0) / RESULT_FILE
-        plain = json.loads(path.read_text())
-        plain["digests"]["weights.safetensors"] = sha256_of_file(path.parent / "weights.safetensors")
-        write_json(path, plain)
+def new_rows(run):
+    """The rows of the test cases."""
+    return case_rows(case_table(run.exp.competition, "test"))
 
 
 # Channels
@@ -106,16 +108,10 @@ def test_a_2_5d_network_gets_the_neighbouring_slices_of_the_channels(first, tiny
     run = prepare_run(second_run(tiny, first, *OWN_GRID, *shape, *network))
     job = replace(make_jobs(run)[0], threads=1)
     job.folder.mkdir()
-    trainer = setup_fold(job, run, *context_and_start())
+    trainer = setup_fold(job, run, Context(), 0.0)
     sample = trainer.dataset[(0, 0)]
     assert sample["image"].shape == (9, 16, 16)
     assert trainer.augment.probabilities == 6
-
-
-def context_and_start():
-    from competition.context import Context
-
-    return Context(), 0.0
 
 
 # Leaks
@@ -127,7 +123,7 @@ def test_each_case_gets_the_prediction_of_the_fold_that_was_not_trained_on_it(fi
     fold_of = run.fold_of()
     for job in make_jobs(run):
         job.folder.mkdir(exist_ok=True)
-        trainer = setup_fold(replace(job, threads=1), load_run_for_job(job), *context_and_start())
+        trainer = setup_fold(replace(job, threads=1), load_run_for_job(job), Context(), 0.0)
         training = {PreprocessedCase.open(folder).id for folder in trainer.dataset.folders}
         validation = set(trainer.evaluator.cases["id"])
         assert training and validation and not training & validation
@@ -192,7 +188,7 @@ def test_a_changed_first_stage_is_refused_by_a_started_run(first, tiny, what):
         load_run_for_job(make_jobs(run)[0])
     if what == "weights":
         with pytest.raises(MaskfoldError, match="first_stage: the weights"):
-            EnsemblePredictor(Ensemble((run,), (1.0,)), test_rows(run)[0])
+            EnsemblePredictor(Ensemble((run,), (1.0,)), new_rows(run)[0])
 
 
 def test_a_damaged_prediction_is_refused(first, tiny):
@@ -241,6 +237,14 @@ def test_other_cases_are_refused_in_both_directions(first, finished, tiny):
     assert left_out in str(caught.value) and caught.value.status == 2
 
 
+def test_a_case_that_only_the_second_run_skips_is_no_other_case(first, tiny):
+    run = second_run(tiny, first)
+    case = next(iter(first.fold_of()))
+    check_same_cases(run.without_cases({case: "unreadable"}), first)
+    with pytest.raises(MaskfoldError, match="is not a case of that run"):
+        check_same_cases(run, first.without_cases({case: "unreadable"}))
+
+
 def test_cases_without_an_out_of_fold_prediction_are_refused(finished, tiny):
     shares = ("folds.scheme=holdout", "folds.shares=[0.6,0.4]")
     held_out = finished(tiny(3, *OWN_GRID, *shares), "demo3d-holdout")
@@ -282,12 +286,19 @@ def test_settings_that_a_first_stage_does_not_support_are_refused(tiny, dimensio
     assert caught.value.status == 2
 
 
-def test_export_register_and_plan_are_refused(first, tiny, tmp_path):
-    run = second_run(tiny, first)
+def test_export_teaching_and_a_plan_are_refused_before_any_work(first, tiny, tmp_path):
+    run = prepare_run(second_run(tiny, first))
     with pytest.raises(MaskfoldError, match="cannot be exported: .*first_stage") as caught:
-        refuse_first_stage([first, run], "be exported")
+        export_runs([run], tmp_path / "bundle")
+    assert caught.value.status == 2 and not (tmp_path / "bundle").exists()
+    student = open_run(tiny(3), "demo3d-student")
+    taught = replace(
+        student,
+        exp=student.exp.model_copy(update={"pseudo": PseudoLabelConfig.model_validate({"from": str(run.folder)})}),
+    )
+    with pytest.raises(MaskfoldError, match="cannot teach .*first_stage") as caught:
+        find_teachers(taught, make_jobs(student)[0])
     assert caught.value.status == 2
-    refuse_first_stage([first], "be exported")
     write_yaml(resolve_config(run.exp), tmp_path / "cascade.yaml")
 
     def unread(exp):
@@ -299,13 +310,6 @@ def test_export_register_and_plan_are_refused(first, tiny, tmp_path):
 
 
 # From training to new cases
-
-
-def test_rows(run):
-    return case_rows(case_table(run.exp.competition, "test"))
-
-
-test_rows.__test__ = False
 
 
 def test_a_cascade_trains_resumes_and_predicts_new_cases_with_both_stages(tiny, tmp_path, monkeypatch):
@@ -326,7 +330,7 @@ def test_a_cascade_trains_resumes_and_predicts_new_cases_with_both_stages(tiny, 
     result.pop("digests")
     write_json(first.folder / "full" / RESULT_FILE, result | {"fold": -1})
 
-    row = test_rows(run)[0]
+    row = new_rows(run)[0]
     found = EnsemblePredictor(Ensemble((run,), (1.0,)), row).probabilities(row)
     coarse = PreprocessedCase.open(preprocess_case(row, first.exp, tmp_path / "coarse"))
     members = [(fold, 0) for fold in first.fold_numbers()]
@@ -344,6 +348,12 @@ class _Joined:
 
     def __init__(self, case, image):
         self.id, self.geometry, self.network_input = case.id, case.geometry, image
+
+
+def test_clean_keeps_the_prepared_cases_with_channels(first, tiny):
+    run = second_run(tiny, first)
+    run.write()
+    assert _needed_cases([run])[1] == set(run.cases["id"]) and _needed_cases([first])[1] == set()
 
 
 def test_a_loaded_run_keeps_its_first_stage(first, tiny):

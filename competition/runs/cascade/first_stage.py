@@ -9,29 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from competition.config.competition import Competition
 from competition.config.experiment import Experiment
 from competition.context import Context
-from competition.data.added_channels import write_with_channels
-from competition.data.cache import PreprocessedCase, get_or_build
 from competition.errors import MaskfoldError
-from competition.inference.masks import merge_boundary_class
 from competition.io import json_digest
 from competition.runs.contents import FIRST_STAGE_PREDICTIONS, FIRST_STAGE_WEIGHTS, RunRecord, describe_content
 from competition.runs.fold import describe_member
 from competition.runs.imported import refuse_imported
 from competition.runs.run import FOLDS_FILE, Run, load_run
+from competition.text import format_count
 
 if TYPE_CHECKING:
     from types import SimpleNamespace
-
-JOINED_FORMAT = 1  # increase it when the channels that are added to a case change
 
 
 def open_first_stage(exp: Experiment, trust: tuple[str, ...] | None = ()) -> Run:
@@ -97,7 +89,8 @@ def check_same_cases(run: Run, first: Run) -> None:
     for problem, cases in problems:
         if cases:
             raise MaskfoldError(
-                f"first_stage: {len(cases)} cases differ from those of the run {first.folder}: {min(cases)} {problem}.",
+                f"first_stage: the cases differ from those of the run {first.folder}: {min(cases)} {problem} "
+                f"({format_count(len(cases), 'such case')}).",
                 "Train the first stage on the same cases (train.cases, train.exclude), or name another run.",
                 status=2,
             )
@@ -127,12 +120,21 @@ def _differing(
 # Identity
 
 
-def first_stage_contents(exp: Experiment) -> dict[str, str]:
+def first_stage_contents(exp: Experiment, *, missing_ok: bool = False) -> dict[str, str]:
     """Return the digests of the predictions and of the weights of the run in `first_stage`, for the hash of a run.
+
+    Args:
+        exp: the experiment; its `first_stage` is a folder, see `competition.runs.find.resolve_source_runs`.
+        missing_ok: whether to omit the digests of a folder that does not exist.
+
+    Returns:
+        The digests, in addition to those of `competition.runs.contents.run_contents`; empty without a first stage.
 
     Raises:
         MaskfoldError: as for `open_first_stage`; or a prediction or a weight file is missing, damaged or was changed.
     """
+    if exp.first_stage is None or (missing_ok and not Path(exp.first_stage).exists()):
+        return {}
     first = open_first_stage(exp, None)
     oof = first.oof()
     predictions = [(case, fold, oof.digests(case)) for case, fold in sorted(oof.fold_of.items())]
@@ -181,53 +183,3 @@ def refuse_first_stage(runs: Iterable[Run], purpose: str) -> None:
                 "Predict with `maskfold submit` or `maskfold predict`, or name a run without first_stage.",
                 status=2,
             )
-
-
-# Channels
-
-
-def class_probabilities(probabilities: np.ndarray, comp: Competition) -> np.ndarray:
-    """Return the probabilities of the classes (K, *spatial), without the background and with the boundary merged.
-
-    Args:
-        probabilities: (P, *spatial), P = `comp.output_channels`, or one more with the boundary class last.
-        comp: the competition.
-    """
-    merged = merge_boundary_class(probabilities, comp) if len(probabilities) > comp.output_channels else probabilities
-    return merged[len(merged) - len(comp.classes) :]
-
-
-def join_first_stage(
-    run: Run, prepared: Mapping[str, Path], cache: Path, context: Context = Context()
-) -> dict[str, Path]:
-    """Return the preprocessed cases with the out-of-fold probabilities of the first stage as further channels.
-
-    The folder of such a case has a name of its own in the cache: a hash of the folder without the channels and of the
-    stored predictions.
-
-    Args:
-        run: the run.
-        prepared: folder of each preprocessed case, by id.
-        cache: folder of the preprocessed cases.
-        context: context with the trusted packages and the log.
-
-    Returns:
-        The folders by id; `prepared` itself, if the run has no first stage.
-
-    Raises:
-        MaskfoldError: as for `open_first_stage` and `check_same_cases`; or a prediction is damaged.
-    """
-    if run.exp.first_stage is None:
-        return dict(prepared)
-    first = open_first_stage(run.exp, context.trust)
-    check_same_cases(run, first)
-    oof, comp = first.oof(), run.exp.competition
-
-    def build(target: Path, case: str, folder: Path) -> dict[str, Any]:
-        return write_with_channels(target, PreprocessedCase.open(folder), class_probabilities(oof.read(case), comp))
-
-    joined = {}
-    for case, folder in prepared.items():
-        key = json_digest(["first stage", JOINED_FORMAT, folder.name, oof.digests(case), first.exp.output_channels])
-        joined[case] = get_or_build(cache, key[:32], partial(build, case=case, folder=folder))
-    return joined
