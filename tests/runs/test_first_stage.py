@@ -27,7 +27,7 @@ from competition.io import write_json
 from competition.planning.replan import replan
 from competition.runs.blend import Ensemble
 from competition.runs.cascade.channels import join_first_stage
-from competition.runs.cascade.first_stage import check_same_cases
+from competition.runs.cascade.first_stage import check_same_cases, first_stage_for_prediction
 from competition.runs.find import find_run
 from competition.runs.fold import RESULT_FILE
 from competition.runs.oof import OofStore
@@ -348,6 +348,17 @@ class _Joined:
 
     def __init__(self, case, image):
         self.id, self.geometry, self.network_input = case.id, case.geometry, image
+
+
+def test_a_moved_first_stage_is_named_on_the_command_line(first, tiny):
+    run = prepare_run(second_run(tiny, first))
+    first.folder.rename("elsewhere")
+    row = new_rows(run)[0]
+    with pytest.raises(MaskfoldError, match="does not exist") as caught:
+        EnsemblePredictor(Ensemble((load_run(run.folder),), (1.0,)), row)
+    assert "first_stage=FOLDER" in caught.value.hint
+    moved = load_run(run.folder, overrides=["first_stage=elsewhere"])
+    assert first_stage_for_prediction(moved).fold_of() == first.fold_of()
 
 
 def test_clean_keeps_the_prepared_cases_with_channels(first, tiny):

@@ -34,11 +34,17 @@ def open_first_stage(exp: Experiment, trust: tuple[str, ...] | None = ()) -> Run
         trust: additional packages that `target` may name; None: all packages, because no class of the run is built.
 
     Raises:
-        MaskfoldError: the folder is not a run or was edited; the run was imported, belongs to another competition, has
-            other classes, or is not finished.
+        MaskfoldError: the folder does not exist, is not a run or was edited; the run was imported, belongs to another
+            competition, has other classes, or is not finished.
     """
+    folder = Path(str(exp.first_stage))
+    if not folder.is_dir():
+        raise MaskfoldError(
+            f"first_stage: the run {folder} does not exist.",
+            "Copy its folder back, or name its present folder: add first_stage=FOLDER to the command.",
+        )
     try:
-        first = load_run(Path(str(exp.first_stage)), trust)
+        first = load_run(folder, trust)
     except MaskfoldError as error:
         raise MaskfoldError(f"first_stage: {error.message}", error.hint, status=error.status) from error
     refuse_imported([first], "be a first stage")
