@@ -52,10 +52,14 @@ def build_batch_transform(exp: Experiment) -> VolumeAugment | PlanesAugment | No
 
     dims, spacing = exp.network_dimensions, exp.prepare.spacing
     if exp.patch.slices is None:
-        return VolumeAugment(exp.augment, dims, spacing)
+        return VolumeAugment(exp.augment, dims, spacing, exp.first_stage_channels)
+    probabilities = exp.first_stage_channels * exp.patch.slices
     planes = [
         VolumeAugment(
-            augment_in_plane(exp, axis), dims, [spacing[other] for other in exp.patch.plane(axis)] if spacing else None
+            augment_in_plane(exp, axis),
+            dims,
+            [spacing[other] for other in exp.patch.plane(axis)] if spacing else None,
+            probabilities,
         )
         for axis in exp.patch.axes
     ]

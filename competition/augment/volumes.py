@@ -91,6 +91,8 @@ class VolumeAugment:
         augment: section `augment` of the experiment, with a preset.
         dims: number of spatial axes of a patch, 2 or 3.
         spacing: size of a voxel along each axis; None: isotropic. Rotations are rigid in these units.
+        probabilities: number of the last channels that are probabilities: they move with the image, but no intensity
+            transform changes them.
 
     Attributes:
         transforms: the transforms, in the order of sampling and application.
@@ -102,8 +104,10 @@ class VolumeAugment:
         (torch.Size([2, 1, 8, 8, 8]), torch.uint8)
     """
 
-    def __init__(self, augment: AugmentConfig, dims: int, spacing: Sequence[float] | None = None) -> None:
-        self.dims = dims
+    def __init__(
+        self, augment: AugmentConfig, dims: int, spacing: Sequence[float] | None = None, probabilities: int = 0
+    ) -> None:
+        self.dims, self.probabilities = dims, probabilities
         self.spacing = tuple(spacing) if spacing is not None else (1.0,) * dims
         self.transforms: tuple[VolumeTransform, ...] = ()
         if augment.preset != "none":
@@ -133,7 +137,7 @@ class VolumeAugment:
             New tensors of the same shapes and dtypes on the same device; the arguments are unchanged.
         """
         drawn = [self.sample(image.shape[2:], int(seed)) for seed in seeds]
-        return apply_to_batch(self.transforms, image, mask, drawn)
+        return apply_to_batch(self.transforms, image, mask, drawn, self.probabilities)
 
 
 class PlanesAugment:
@@ -152,7 +156,8 @@ class PlanesAugment:
     def __call__(self, image: Tensor, mask: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Augment images and masks together; see `VolumeAugment.__call__`."""
         drawn = [choose_by_seed(self.planes, int(seed)).sample(image.shape[2:], int(seed)) for seed in seeds]
-        return apply_to_batch(self.planes[0].transforms, image, mask, drawn)
+        first = self.planes[0]
+        return apply_to_batch(first.transforms, image, mask, drawn, first.probabilities)
 
 
 def build_preset(name: str) -> list[VolumeTransform]:
@@ -165,19 +170,28 @@ def build_preset(name: str) -> list[VolumeTransform]:
 
 
 def apply_to_batch(
-    transforms: Sequence[VolumeTransform], image: Tensor, mask: Tensor, drawn: Sequence[Sequence[Any]]
+    transforms: Sequence[VolumeTransform],
+    image: Tensor,
+    mask: Tensor,
+    drawn: Sequence[Sequence[Any]],
+    probabilities: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Apply transforms to a batch, with the parameters of each sample and transform in `drawn`; return new tensors."""
+    """Apply transforms to a batch, with the parameters of each sample and transform in `drawn`; return new tensors.
+
+    Intensity transforms leave the last `probabilities` channels unchanged.
+    """
     if not transforms:
         return image, mask
     image, mask = image.clone(), mask.clone()
     with torch.autocast(image.device.type, enabled=False):  # bf16 matrix products would make coordinates inexact
         for transform, parameters in zip(transforms, zip(*drawn, strict=True), strict=True):
-            apply_to_samples(transform, image, mask, parameters)
+            apply_to_samples(transform, image, mask, parameters, probabilities)
     return image, mask
 
 
-def apply_to_samples(transform: VolumeTransform, image: Tensor, mask: Tensor, drawn: Sequence[Any]) -> None:
+def apply_to_samples(
+    transform: VolumeTransform, image: Tensor, mask: Tensor, drawn: Sequence[Any], probabilities: int = 0
+) -> None:
     """Apply a transform in place to the samples that have parameters; all other samples stay bit-identical.
 
     Args:
@@ -185,6 +199,7 @@ def apply_to_samples(transform: VolumeTransform, image: Tensor, mask: Tensor, dr
         image: (B, C, *spatial) float32.
         mask: (B, M, *spatial) uint8.
         drawn: the parameters of each sample; None: unchanged.
+        probabilities: number of the last channels that intensity transforms leave unchanged.
     """
     indices = [index for index, parameters in enumerate(drawn) if parameters is not None]
     if not indices:
@@ -194,7 +209,8 @@ def apply_to_samples(transform: VolumeTransform, image: Tensor, mask: Tensor, dr
     if isinstance(transform, GeometricTransform):
         image[rows], mask[rows] = transform.apply(image[rows], mask[rows], parameters)
     elif isinstance(transform, IntensityTransform):
-        image[rows] = transform.apply(image[rows], parameters)
+        intensities = image[:, : image.shape[1] - probabilities]  # a view
+        intensities[rows] = transform.apply(intensities[rows], parameters)
     else:
         raise TypeError(f"{type(transform).__name__} is neither a GeometricTransform nor an IntensityTransform")
 

@@ -243,8 +243,9 @@ def _unneeded_cases(
 
     Maskfold preprocesses a missing case again when needed.
 
-    The cache key of a pseudo-labelled case depends on the teachers and is not known here. So a pseudo-labelled case
-    stays if a remaining run has an additional training case with the same id.
+    The cache key of a pseudo-labelled case depends on the teachers, and that of a case with the channels of a first
+    stage on its predictions; both are not known here. So such a case stays if a remaining run has an additional
+    training case, or with `first_stage` any case, with the same id.
     """
     cache = root / CACHE_FOLDER
     if not cache.is_dir():
@@ -260,10 +261,8 @@ def _unneeded_cases(
     if unread := [path for path in folders if path not in runs and (path / "experiment.yaml").exists()]:
         plan.notes.append(f"all prepared cases stay, because {unread[0]} may need some of them")
         return
-    needed, extra_ids = _needed_cases([run for folder, run in runs.items() if folder not in deleted])
-    unneeded = {
-        name: found for name, found in old.items() if name not in needed and _case_id(found[0]) not in extra_ids
-    }
+    needed, kept_ids = _needed_cases([run for folder, run in runs.items() if folder not in deleted])
+    unneeded = {name: found for name, found in old.items() if name not in needed and _case_id(found[0]) not in kept_ids}
     if unneeded:
         paths = tuple(path for path, _ in sorted(unneeded.values()))
         changed = max(time for _, time in unneeded.values())
@@ -272,18 +271,18 @@ def _unneeded_cases(
 
 
 def _needed_cases(runs: Sequence[Run]) -> tuple[set[str], set[str]]:
-    """Return the folder names of the runs' preprocessed cases, and the ids of their additional training cases."""
+    """Return the folder names of the runs' preprocessed cases, and the ids of cases with further, unknown folders."""
     from competition.data.cache import cache_key
     from competition.data.cases import case_rows
 
     needed: dict[str, set[str]] = {}
-    extra_ids: set[str] = set()
+    kept_ids: set[str] = set()
     for run in runs:
-        for table in run.extra_tables.values():
-            extra_ids |= {str(case) for case in table["id"]}
+        for table in (*run.extra_tables.values(), *([run.cases] if run.exp.first_stage is not None else [])):
+            kept_ids |= {str(case) for case in table["id"]}
         if (settings := _cache_settings(run.exp, run.folder)) not in needed:  # many runs share their cases
             needed[settings] = {cache_key(row, run.exp) for row in case_rows(run.cases)}
-    return set().union(*needed.values()), extra_ids
+    return set().union(*needed.values()), kept_ids
 
 
 def _cache_settings(exp: Experiment, folder: Path) -> str:

@@ -87,7 +87,7 @@ def _in_studies(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _in_runs(runs: Sequence[Path], names: set[str]) -> Iterator[tuple[str, str]]:
-    """Yield the runs that another run's files name: in `pseudo.from` or `init_from`, or as part of a path."""
+    """Yield the runs that another run's files name: in a key for another run (see `_sources`), or as part of a path."""
     for run in runs:
         for path in (run / name for name in RUN_TEXTS):
             if path.exists():
@@ -120,7 +120,7 @@ def _words(path: Path) -> set[str]:
 
 
 def _sources(path: Path) -> list[str]:
-    """Return the values of `pseudo.from` and `init_from` in a YAML; an empty list if the YAML cannot be read."""
+    """Return the values of `pseudo.from`, `init_from` and `first_stage` in a YAML; none if it cannot be read."""
     try:
         tree: Any = read_yaml(path).tree
         with suppress(MaskfoldError):  # without its base, the file's own keys are used
@@ -130,7 +130,11 @@ def _sources(path: Path) -> list[str]:
     if not isinstance(tree, dict):
         return []
     pseudo = tree.get("pseudo")
-    values = [tree.get("init_from"), pseudo.get("from") if isinstance(pseudo, dict) else pseudo]
+    values = [
+        tree.get("init_from"),
+        tree.get("first_stage"),
+        pseudo.get("from") if isinstance(pseudo, dict) else pseudo,
+    ]
     flat = [one for value in values for one in (value if isinstance(value, list) else [value])]
     # a hash may consist of digits only, so YAML may read it as a number
     return [str(one) for one in flat if isinstance(one, str | int) and str(one)]

@@ -499,6 +499,7 @@ def register_command(words: list[str], best: bool, trust: tuple[str, ...]) -> No
 
     from competition.export.mlflow_model import describe_run, model_fingerprint, version_tags, write_model
     from competition.postprocessing.ranking import best_run
+    from competition.runs.cascade.first_stage import refuse_first_stage
     from competition.runs.find import find_run
     from competition.runs.imported import refuse_imported
     from competition.runs.lock import ensure_lock
@@ -506,6 +507,7 @@ def register_command(words: list[str], best: bool, trust: tuple[str, ...]) -> No
 
     run: Run = (best_run if best else find_run)(names[0], overrides, trust, say)
     refuse_imported([run], "be registered")
+    refuse_first_stage([run], "be registered")
     say(f"run {run.folder}: {describe_run(run)}")
     with ensure_lock(run.folder, LOCK_PATIENCE, say):  # the run's folder records what was uploaded to MLflow
         version = register_model(

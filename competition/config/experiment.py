@@ -383,6 +383,9 @@ class Experiment(ConfigModel):
     # A run's folder: each fold starts from the weights of the same fold of that run. Or a file of weights, or
     # package:NAME: each fold starts from the tensors that fit the network.
     init_from: str | None = None
+    # A finished run of the same competition, with the same folds: the probabilities of its classes are further channels
+    # of the network's input. Training and validation cases get the out-of-fold predictions.
+    first_stage: str | None = None
     loss: LossConfig | Annotated[list[LossConfig], Field(min_length=1)]
     # Presence head: the network also predicts which classes a case contains; null: no head.
     gate: PresenceHeadConfig | None = None
@@ -437,8 +440,26 @@ class Experiment(ConfigModel):
             raise ValueError(
                 f"`gate` with `prepare.{object_key}` requires a single class; found {len(self.competition.classes)}"
             )
+        self._check_first_stage()
         self._check_postprocess()
         return self
+
+    def _check_first_stage(self) -> None:
+        if self.first_stage is None:
+            return
+        if self.competition.dimensions == 2:
+            raise ValueError("`first_stage` requires volumes (competition.dimensions: 3)")
+        if self.augment.transforms:
+            raise ValueError(
+                "`first_stage` requires `augment.preset`: the transforms of `augment.transforms` would change the "
+                "probabilities of the first stage like intensities; remove `augment.transforms`"
+            )
+        for key in ("pseudo", "extra"):
+            if getattr(self, key) is not None:
+                raise ValueError(
+                    f"`first_stage` cannot be combined with `{key}`, whose cases have no out-of-fold predictions; "
+                    "remove one of them"
+                )
 
     def _check_dimensions(self) -> None:
         dims, size = self.competition.dimensions, self.patch.size
@@ -504,6 +525,11 @@ class Experiment(ConfigModel):
     def initial_run(self) -> str | None:
         """The run's folder of `init_from`; None if it names a weight file."""
         return self.init_from if self.initial_weights is None else None
+
+    @property
+    def first_stage_channels(self) -> int:
+        """Number of channels that `first_stage` adds to each case: one per class, or 0 without a first stage."""
+        return 0 if self.first_stage is None else len(self.competition.classes)
 
     @property
     def extras(self) -> list[ExtraCasesConfig]:

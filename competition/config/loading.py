@@ -43,8 +43,8 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = (), trust: Sequ
     The experiment may have a base, see `competition.config.base.read_experiment_yaml`. The competition's path is
     relative to the file that names it; a path from the command line (`competition=other.yaml`) is looked up in the
     working folder first. `competition.root` is searched in the working folder, then in the folder of the YAML that sets
-    it, and becomes absolute. The files of `folds.file`, `init_from` and `encoder_weights` are searched in the same
-    folders.
+    it, and becomes absolute. The files of `folds.file`, `init_from`, `first_stage` and `encoder_weights` are searched
+    in the same folders.
 
     Args:
         path: the file.
@@ -81,7 +81,8 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = (), trust: Sequ
     _resolve_root(document, ("competition", "root"), folder)
     for name in CASE_FILES:
         _resolve_file(document, ("competition", "train", name), folder)
-    for key in (("folds", "file"), ("init_from",), ("encoder_weights",), *_item_keys(document, ("pseudo", "from"))):
+    files: list[KeyPath] = [("folds", "file"), ("init_from",), ("first_stage",), ("encoder_weights",)]
+    for key in (*files, *_item_keys(document, ("pseudo", "from"))):
         _resolve_file(document, key, file.parent)
     if trust is not None:
         _load_own_steps(document, trust)

@@ -14,11 +14,13 @@ import numpy as np
 from competition.context import Context
 from competition.data.cache import PreprocessedCase, get_or_build
 from competition.data.image_types import Image
-from competition.data.preprocessing import preprocess_case, write_image
+from competition.data.preprocessing import preprocess_case, write_image, write_with_channels
 from competition.errors import MaskfoldError
 from competition.inference.predict import Prediction, device_context, predict_case_with_presence
 from competition.io import temporary_folder
 from competition.runs.blend import Ensemble, WeightedMean
+from competition.runs.cascade.channels import class_probabilities
+from competition.runs.cascade.first_stage import first_stage_for_prediction, fold_members
 from competition.runs.imported import StoredTestPredictions, is_imported
 from competition.runs.run import CACHE_FOLDER, Run
 
@@ -51,14 +53,21 @@ class EnsemblePredictor:
         row: a row of the case table, or `InMemoryCase`. The networks are built for the number of channels of this case.
         context: context with the trusted packages.
         scratch: the folder in which cases are preprocessed; its content is deleted afterwards.
+        only_folds: whether a fit on all cases is left out of the mean, as for a first stage.
 
     Raises:
-        MaskfoldError: a weight file is missing or damaged, or belongs to another network; or the case cannot be
-            preprocessed.
+        MaskfoldError: a weight file is missing or damaged, or belongs to another network; the case cannot be
+            preprocessed; or the first stage of a run is missing or has changed.
     """
 
     def __init__(
-        self, ensemble: Ensemble, row: Any, context: Context = Context(), scratch: Path = CACHE_FOLDER
+        self,
+        ensemble: Ensemble,
+        row: Any,
+        context: Context = Context(),
+        scratch: Path = CACHE_FOLDER,
+        *,
+        only_folds: bool = False,
     ) -> None:
         self.comp, self.scratch = ensemble.comp, scratch
         self.checkpoints = {str(run.folder): run.checkpoints() for run in ensemble.runs}
@@ -74,8 +83,16 @@ class EnsemblePredictor:
             folder = str(run.folder)
             if folder not in channels:
                 channels[folder] = count_channels(row, run, scratch)
-            networks = _RunNetworks(run, channels[folder], size <= MAX_WEIGHT_BYTES_IN_MEMORY, context)
+            members = fold_members(run) if only_folds else run.finished_members()
+            networks = _RunNetworks(run, channels[folder], size <= MAX_WEIGHT_BYTES_IN_MEMORY, context, members)
             self.weighted_runs.append((networks, weight))
+        # Runs that have the same first stage share its networks.
+        self.first_stages: dict[str, EnsemblePredictor] = {}
+        for run in trained:
+            if run.exp.first_stage is not None and run.exp.first_stage not in self.first_stages:
+                first = Ensemble((first_stage_for_prediction(run, context),), (1.0,))
+                predictor = EnsemblePredictor(first, row, context, scratch, only_folds=True)
+                self.first_stages[run.exp.first_stage] = predictor
 
     def probabilities(self, row: Any) -> np.ndarray[Any, Any]:
         """Return the probabilities of one case, (P, *file shape) float16.
@@ -92,11 +109,15 @@ class EnsemblePredictor:
     def predict(self, row: Any) -> Prediction:
         """Return probabilities and presence of one case; see `probabilities`."""
         mean = WeightedMean(self.comp)
+        first_stages: dict[str, np.ndarray[Any, Any]] = {
+            name: class_probabilities(first.probabilities(row), self.comp) for name, first in self.first_stages.items()
+        }
         for networks, weight in self.weighted_runs:
             if isinstance(networks, StoredTestPredictions):
                 mean.add(networks.read(row).probabilities, weight)
                 continue
-            with _preprocessed(row, networks.run, self.scratch) as case:
+            added = first_stages.get(str(networks.run.exp.first_stage))
+            with _preprocessed(row, networks.run, self.scratch, added) as case:
                 prediction = networks.predict(case)
                 mean.add(prediction.probabilities, weight)
                 mean.add_presence(prediction.presence, weight)
@@ -104,17 +125,18 @@ class EnsemblePredictor:
 
 
 def count_channels(row: Any, run: Run, scratch: Path) -> int:
-    """Return the number of channels of a case after preprocessing for a run."""
+    """Return the number of channels of a case after preprocessing for a run, with those of its first stage."""
     with _preprocessed(row, run, scratch) as case:
-        return int(case.image.shape[0])
+        return int(case.image.shape[0]) + run.exp.first_stage_channels
 
 
 class _RunNetworks:
     """Hold the networks of one run, on the device of the run."""
 
-    def __init__(self, run: Run, channels: int, in_memory: bool, context: Context) -> None:
-        self.run, self.channels, self.context = run, channels, context
-        self.members = run.finished_members()
+    def __init__(
+        self, run: Run, channels: int, in_memory: bool, context: Context, members: list[tuple[int, int]]
+    ) -> None:
+        self.run, self.channels, self.context, self.members = run, channels, context, members
         self.device_context = device_context(run.exp)
         self.networks: list[Any] = list(self._iterate()) if in_memory else []
         if not in_memory:
@@ -147,18 +169,33 @@ class _RunNetworks:
 
 
 @contextmanager
-def _preprocessed(row: Any, run: Run, scratch: Path) -> Iterator[PreprocessedCase]:
-    """Preprocess a case in a temporary folder, because the disk may not hold the whole preprocessed test set."""
+def _preprocessed(
+    row: Any, run: Run, scratch: Path, added: np.ndarray[Any, Any] | None = None
+) -> Iterator[PreprocessedCase]:
+    """Preprocess a case in a temporary folder, because the disk may not hold the whole preprocessed test set.
+
+    Args:
+        row: a row of the case table, or `InMemoryCase`.
+        run: the run.
+        scratch: folder of the temporary folder.
+        added: channels (A, *file shape) that are added to those of the image; None: none.
+    """
     scratch.mkdir(parents=True, exist_ok=True)
     with temporary_folder(scratch / "test") as folder:
         if isinstance(row, InMemoryCase):
-            yield PreprocessedCase.open(
-                get_or_build(
-                    folder, "loose", lambda target: write_image(target, row.image, run.exp, row.id), durable=False
-                )
+            path = get_or_build(
+                folder, "loose", lambda target: write_image(target, row.image, run.exp, row.id), durable=False
             )
         else:
-            yield PreprocessedCase.open(preprocess_case(row, run.exp, folder, durable=False))
+            path = preprocess_case(row, run.exp, folder, durable=False)
+        case = PreprocessedCase.open(path)
+        if added is not None:
+            joined = get_or_build(
+                folder, "joined", lambda target: write_with_channels(target, case, added), durable=False
+            )
+            yield PreprocessedCase.open(joined)
+        else:
+            yield case
 
 
 def list_slices(row: Any) -> list[tuple[str, str]] | None:

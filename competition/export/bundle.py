@@ -37,6 +37,7 @@ from competition.export.requirements import (
 from competition.export.runtime_cases import BUNDLE_FILE, BUNDLE_FORMAT, id_suffix
 from competition.io import atomic_write, ensure_writable, sha256_of_file, write_json
 from competition.runs.blend import Ensemble, check_same_competition
+from competition.runs.cascade.first_stage import refuse_first_stage
 from competition.runs.checkpoint import read_weights
 from competition.runs.find import SUBMIT_TIME_KEYS
 from competition.runs.fold import RESULT_FILE
@@ -107,6 +108,7 @@ def export_runs(
     """
     check_same_competition(runs)
     refuse_imported(runs, "be exported")
+    refuse_first_stage(runs, "be exported")
     check_container(options.container, runs[0].exp.competition, options.input_slug, options.output_slug)
     check_output([folder], competitions_of(runs))
     check_replaceable(folder)

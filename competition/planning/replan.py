@@ -99,8 +99,8 @@ def replan(
         say: function that takes lines about the progress.
 
     Raises:
-        MaskfoldError: the file is invalid or sets `patch.slices` (status 2), no training case can be read, or nothing
-            can be measured.
+        MaskfoldError: the file is invalid or sets `patch.slices` or `first_stage` (status 2), no training case can be
+            read, or nothing can be measured.
     """
     document, old = read_yaml(path), path.read_text(encoding="utf-8-sig")
     last = _last_values(path)
@@ -115,6 +115,12 @@ def replan(
         raise MaskfoldError(
             f"{path} sets patch.slices: 2D networks on slices of volumes cannot be planned.",
             "Remove patch.slices to plan a 3D network, or train the file as it is.",
+            status=2,
+        )
+    if exp.first_stage is not None:
+        raise MaskfoldError(
+            f"{path} sets first_stage: networks with the predictions of another run as input cannot be planned.",
+            "Remove first_stage to plan the experiment, and add it again afterwards.",
             status=2,
         )
     edited = {key: value for key, value in own.items() if key in last and value != last[key] and key[0] not in fixed}

@@ -177,6 +177,11 @@ def _network(run: Run, citations: Citations) -> str:
         text += citations.cite("rings", "rings")
     if exp.patch.slices is not None:
         text += f"; its input was {exp.patch.slices} neighbouring {_slices(exp)} (2.5D)"
+    if exp.first_stage is not None:
+        text += (
+            "; further input channels were the class probabilities of a first network (a cascade), in training and "
+            "validation those of networks that were not trained on the case"
+        )
     return f"{text}."
 
 

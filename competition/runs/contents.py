@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 CONTENTS_FILE = "contents.json"  # file with the `RunRecord` in a run's folder
 FOLDS_KEY = "folds"  # key for the digest of the fold of each case
+# Keys for the digests of the predictions and of the weights of the run in `first_stage`.
+FIRST_STAGE_PREDICTIONS, FIRST_STAGE_WEIGHTS = "predictions of the first stage", "weights of the first stage"
 CODE_PREFIX = "code of "  # prefix of the key for the digest of a package
 CODE_SUFFIXES = (".py", ".so", ".pyd")
 # Further keys that do not change the result; only the hash of version 1 includes them. `inference.batch_size` is not
@@ -130,7 +132,8 @@ def run_contents(exp: Experiment, folds: pd.DataFrame | None, *, missing_ok: boo
     Returns:
         Digests by key. `folds` has the digest of the fold of each case; a key of the YAML such as `encoder_weights` or
         `model.args.weights_file` has the SHA-256 of the file that it names; `code of NAME` has the digest of one of the
-        user's packages, see `package_digest`. Weights that a library downloads by name have no digest.
+        user's packages, see `package_digest`. Weights that a library downloads by name have no digest. The digests of a
+        first stage come from `competition.runs.cascade.first_stage.first_stage_contents`.
 
     Raises:
         MaskfoldError: a weight file does not exist or cannot be read (status 2).
@@ -280,7 +283,7 @@ def source_digests(exp: Experiment) -> dict[str, str]:
     """Return the SHA-256 of the weights of the runs in `init_from` and `pseudo.from`.
 
     Args:
-        exp: the experiment; its teachers are folders, see `competition.runs.find.resolve_teachers`.
+        exp: the experiment; its teachers are folders, see `competition.runs.find.resolve_source_runs`.
 
     Returns:
         Digests by experiment, hash and file, e.g. `demo2d-unet2d/2cb50ff146c0/fold_0/weights.safetensors`. Each fold of
@@ -392,6 +395,8 @@ def describe_content(key: str, exp: Experiment) -> str:
         spec = _find_package(package)
         places = [*(spec.submodule_search_locations or ()), spec.origin] if spec is not None else []
         return f"The code of {package}" + (f" ({places[0]})" if places else "")
+    if key in (FIRST_STAGE_PREDICTIONS, FIRST_STAGE_WEIGHTS):
+        return f"first_stage: the {key.removesuffix(' of the first stage')} of the run {exp.first_stage}"
     value = get_key(resolve_config(exp), key)
     return f"{key}: the file {value}" if value is not None else f"The weights {key}"
 

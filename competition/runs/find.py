@@ -82,26 +82,31 @@ def find_study(name: str) -> Path | None:
     return None
 
 
-def resolve_teachers(exp: Experiment) -> Experiment:
-    """Return the experiment with each teacher of `pseudo.from` replaced by its run's folder.
+def resolve_source_runs(exp: Experiment) -> Experiment:
+    """Return the experiment with each teacher of `pseudo.from`, and `first_stage`, replaced by its run's folder.
 
     Raises:
-        MaskfoldError: a teacher is not a finished run.
+        MaskfoldError: a teacher or the first stage is not a finished run.
     """
+    if exp.first_stage is not None:
+        exp = exp.model_copy(update={"first_stage": _run_folder(exp.first_stage, "first_stage", "be a first stage")})
     if exp.pseudo is None:
         return exp
-    folders = []
-    for name in exp.pseudo.teacher_names:
-        try:
-            teacher = find_run(name, trust=None)  # type: ignore[arg-type]
-            refuse_imported([teacher], "teach")
-            folders.append(str(teacher.folder))
-        except MaskfoldError as error:
-            raise MaskfoldError(f"pseudo.from: {error.message}", error.hint, status=error.status) from error
+    folders = [_run_folder(name, "pseudo.from", "teach") for name in exp.pseudo.teacher_names]
     if duplicates := [folder for folder in folders if folders.count(folder) > 1]:
         raise MaskfoldError(f"pseudo.from names the run {duplicates[0]} twice.", "Name it once.", status=2)
     teachers = folders[0] if isinstance(exp.pseudo.teachers, str) else folders
     return exp.model_copy(update={"pseudo": exp.pseudo.model_copy(update={"teachers": teachers})})
+
+
+def _run_folder(name: str, key: str, purpose: str) -> str:
+    """Return the folder of a run that a key of the YAML names; `purpose` is for the error of an imported run."""
+    try:
+        run = find_run(name, trust=None)  # type: ignore[arg-type]
+        refuse_imported([run], purpose)
+    except MaskfoldError as error:
+        raise MaskfoldError(f"{key}: {error.message}", error.hint, status=error.status) from error
+    return str(run.folder)
 
 
 def with_current_settings(trained: Experiment, yaml: Experiment) -> Experiment:
@@ -116,7 +121,7 @@ def with_current_settings(trained: Experiment, yaml: Experiment) -> Experiment:
 def _latest_run(file: Path, overrides: Sequence[str], trust: tuple[str, ...], say: Callable[[str], None]) -> Run:
     exp = load_experiment(file, overrides, trust)
     with suppress(MaskfoldError):  # a finished run does not need its teachers, so they may be deleted
-        exp = resolve_teachers(exp)
+        exp = resolve_source_runs(exp)
     base = RUNS_FOLDER / f"{exp.competition.name}-{file.stem}"
     run = _latest_finished(base, trust)
     if run is None:

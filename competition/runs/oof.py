@@ -176,6 +176,21 @@ class OofStore:
 
         return self._read(case, read_attribute)
 
+    def digest(self, case: str) -> str:
+        """Return the SHA-256 (hexadecimal) of the values of a case, as its file records it; the values are not read.
+
+        Raises:
+            MaskfoldError: the case is missing or damaged, or a version before 0.2 wrote it, without a checksum.
+        """
+
+        def read_attribute(array: Any) -> str:
+            digest = array.attrs.get(DIGEST_ATTRIBUTE)
+            if not isinstance(digest, str):
+                raise ValueError("it has no checksum")
+            return digest
+
+        return self._read(case, read_attribute)
+
     def _read(self, case: str, extract: Callable[[Any], T]) -> T:
         """Open a case's Zarr array and return `extract(array)`."""
         import zarr
@@ -327,6 +342,10 @@ class OofPredictions:
             mean += store.read(case)
         mean /= len(stores)
         return large_arrays.copy(mean, np.float16)
+
+    def digests(self, case: str) -> list[str]:
+        """Return the SHA-256 of the stored probabilities of a case, one per seed; see `OofStore.digest`."""
+        return [store.digest(case) for store in self.stores[self.fold_of[case]]]
 
     def presence(self, case: str) -> np.ndarray[Any, Any] | None:
         """Return the presence head's probabilities of a case, (K, 1, …) float32, combined over the seeds of its fold.

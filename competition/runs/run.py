@@ -24,7 +24,7 @@ from competition.config.yaml import read_yaml
 from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.io import read_csv, sha256_of_file, write_json, write_table
-from competition.runs.contents import RunRecord, change_to_version_2, table_digest
+from competition.runs.contents import RunRecord, change_to_version_2, source_name, table_digest
 from competition.runs.fold import PLAIN_WEIGHTS, FoldResult, exchanged_error, member_folder_name
 from competition.runs.imported import is_imported, refuse_imported
 from competition.runs.kept_settings import drop_execution_keys
@@ -49,7 +49,7 @@ KEYS_ADDED_LATER = (
     ("optimizer", "encoder_rate"),
     ("training", "freeze_encoder"),
 )
-SECTIONS_ADDED_LATER = ("gate",)
+SECTIONS_ADDED_LATER = ("gate", "first_stage")
 # Keys that do not change the result: a stopped run can resume with other values of these keys.
 RESUMABLE_KEYS = (("training", "on_nan"), ("training", "on_oom"), ("prepare", "cache_gib"))
 # Name of a run's folder; the number comes from `maskfold cv --new`.
@@ -594,7 +594,9 @@ def _remove_extra_keys(plain: dict[str, Any]) -> None:
             plain.pop(key, None)
     if (pseudo := plain.get("pseudo")) is not None:  # the name identifies a run, in whatever folder it is
         teachers = pseudo["from"] if isinstance(pseudo["from"], list) else [pseudo["from"]]
-        pseudo["from"] = ["/".join(Path(teacher).resolve().parts[-2:]) for teacher in teachers]
+        pseudo["from"] = [source_name(teacher) for teacher in teachers]
+    if plain.get("first_stage") is not None:
+        plain["first_stage"] = source_name(plain["first_stage"])
     extras = plain.get("extra") or []
     for extra in extras if isinstance(extras, list) else [extras]:
         for key in ("root", "test", "submission", "metric"):

@@ -16,8 +16,10 @@ from competition.config.study import StudyConfig
 from competition.context import Context
 from competition.errors import ChangedDataError, MaskfoldError
 from competition.io import read_metrics_lines, sha256_of_file
+from competition.runs.cascade.first_stage import first_stage_contents
 from competition.runs.contents import run_contents
 from competition.runs.extra_cases import combined_data_hash, extra_case_tables
+from competition.runs.find import resolve_source_runs
 from competition.runs.run import CASES_FILE, Run
 from competition.runs.summary import read_summary, run_scores, write_summary
 from competition.study.space import ExperimentSource, suggest_overrides
@@ -418,13 +420,15 @@ def data_digest(tables: dict[str, pd.DataFrame]) -> str:
 def study_files(exp: Experiment) -> dict[str, str]:
     """Return the SHA-256, by key, of the files that a study's experiment names, without cases; {} if there are none.
 
-    The files are the fold file, weight files and the user's own code, as for the hash of a run. Scores of trials with
-    different files cannot be compared.
+    The files are the fold file, weight files, the user's own code and the predictions of a first stage, as for the hash
+    of a run. Scores of trials with different files cannot be compared.
 
     Raises:
         MaskfoldError: a file cannot be read (status 2).
     """
     files = run_contents(exp, None)
+    if exp.first_stage is not None:
+        files |= first_stage_contents(resolve_source_runs(exp))
     if exp.folds.file is not None:
         try:
             files["folds.file"] = sha256_of_file(exp.folds.file)

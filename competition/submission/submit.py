@@ -27,6 +27,7 @@ from competition.metrics.bootstrap import cv_score
 from competition.postprocessing.pipeline import postprocess
 from competition.records import SUBMISSION_DIGEST, with_own_digest
 from competition.runs.blend import Ensemble, check_same_competition
+from competition.runs.contents import source_name
 from competition.runs.imported import check_test_predictions, is_imported
 from competition.runs.outputs import check_output, competitions_of
 from competition.runs.run import Checkpoint, Run
@@ -98,6 +99,8 @@ def submit(
     for run in runs:
         if is_imported(run.exp):
             say(f"the predictions of {run.full_name} were imported")
+        if run.exp.first_stage is not None:
+            say(f"{source_name(run.exp.first_stage)} predicts each case first, for {run.full_name}")
         if missing := [member for member in run.members() if member not in run.finished_members()]:
             say(
                 f"note: {len(missing)} of {len(run.members())} networks of {run.folder} are not finished; "
@@ -184,6 +187,7 @@ def submission_summary(
             "experiment": run.name,
             "hash": run.folder.name,
             "weight": weight,
+            **({} if run.exp.first_stage is None else {"first_stage": source_name(run.exp.first_stage)}),
             "checkpoints": [
                 {
                     "file": str(checkpoint.path),

@@ -27,6 +27,7 @@ from competition.runs.contents import (
     describe_content,
     run_contents,
     source_digests,
+    source_name,
 )
 from competition.runs.fold import FoldJob, FoldResult
 from competition.runs.imported import IMPORT_HINT, is_imported
@@ -97,21 +98,23 @@ def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS
     """
     from competition.data.cases import case_table
     from competition.data.splits import check_leaks, split
+    from competition.runs.cascade.first_stage import first_stage_contents
     from competition.runs.extra_cases import combined_data_hash, extra_case_tables
-    from competition.runs.find import resolve_teachers
+    from competition.runs.find import resolve_source_runs
 
     if is_imported(exp):
         raise MaskfoldError(
             "This YAML is that of an imported run, which has no network to train.", IMPORT_HINT, status=2
         )
-    exp = resolve_teachers(exp)
+    exp = resolve_source_runs(exp)
     cases = case_table(exp.competition, "train")
     folds = split(cases, exp.competition, exp.folds, exp.seeds[0])
     check_leaks(cases, folds)
     extra_tables = extra_case_tables(exp, cases)
     data = combined_data_hash(cases, extra_tables)
     base = root / name / run_hash(exp, data)
-    contents = run_contents(exp, folds, missing_ok=base.exists())
+    known = base.exists()
+    contents = run_contents(exp, folds, missing_ok=known) | first_stage_contents(exp, missing_ok=known)
     record = RunRecord({"1": base.name, "2": run_hash(exp, data, 2, contents)}, data, contents)
     if not base.exists():
         base = base.with_name(record.names["2"])
@@ -216,6 +219,8 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
     from competition.inference.tta import count_passes
     from competition.models.build import suits_channels_last, validate_network
     from competition.models.initial_weights import check_initial_file
+    from competition.runs.cascade.channels import join_first_stage
+    from competition.runs.cascade.first_stage import check_same_cases, open_first_stage
     from competition.runs.copies import keep_copies_together
     from competition.training.averaging import check_soup
     from competition.training.extra_data import check_extra_data, prepare_extra_data
@@ -230,6 +235,10 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
         for job in unfinished_jobs(run, context):
             check_initial_weights(Path(run.exp.initial_run), job, run)
     check_extra_data(run, unfinished_jobs(run, context))
+    if run.exp.first_stage is not None:  # an early check, before the cases are preprocessed
+        first = open_first_stage(run.exp, context.trust)
+        ids = set(run.cases["id"])
+        check_same_cases(run.without_cases({case: why for case, why in first.skipped if case in ids}), first)
     check_targets(run.exp, context.trust)
     build_loader_transform(run.exp, context)  # this function and the next two only check their sections of the YAML
     build_batch_transform(run.exp)
@@ -242,7 +251,7 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
     folder = next((folder for cases in one_by_one for folder in cases.values()), None)
     if folder is None:
         raise MaskfoldError("No case can be prepared.", "Set competition.on_bad_case=stop to see the reason.")
-    channels = int(PreprocessedCase.open(folder).image.shape[0])
+    channels = int(PreprocessedCase.open(folder).image.shape[0]) + run.exp.first_stage_channels
     validate_network(run.exp, channels * (run.exp.patch.slices or 1), context)
     check_initial_file(run.exp, channels * (run.exp.patch.slices or 1), context)
     if stored is None:
@@ -258,7 +267,8 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
             skipped=skipped,
             bar=context.bar("cases preprocessed"),
         )
-    counts = {case: int(PreprocessedCase.open(path).image.shape[0]) for case, path in prepared.items()}
+    added = run.exp.first_stage_channels
+    counts = {case: int(PreprocessedCase.open(path).image.shape[0]) + added for case, path in prepared.items()}
     comp = run.exp.competition
     for case, error in find_other_channels(counts, comp.dimensions).items():
         if comp.on_bad_case == "stop" or comp.dimensions == 2:  # because all 2D images can be converted to grey or rgb
@@ -276,6 +286,10 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
             check_initial_weights(Path(str(run.exp.initial_run)), job, together)
     run = together.without_cases(skipped)
     prepare_extra_data(run, unfinished_jobs(run, context), prepared, CACHE_FOLDER, context)
+    join_first_stage(run, prepared, CACHE_FOLDER, context)
+    if run.exp.first_stage is not None:
+        names = join_names(comp.classes)
+        context.say(f"{source_name(run.exp.first_stage)} adds {added} input channels: the probabilities of {names}")
     before_write()
     if not started and (run.folder / FOLDS_FILE).exists():  # another command has started the run and written this file
         return prepare_run(opened, context)

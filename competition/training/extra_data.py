@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,6 +26,7 @@ from competition.data.cases import case_rows
 from competition.data.selection import WEIGHT
 from competition.errors import MaskfoldError
 from competition.io import json_digest, sha256_of_file
+from competition.runs.cascade.first_stage import refuse_first_stage
 from competition.runs.checkpoint import LAST_CHECKPOINT
 from competition.runs.extra_cases import extra_section, mark_near_duplicates, same_competition
 from competition.runs.fold import FoldJob
@@ -357,6 +356,7 @@ def find_teachers(run: Run, job: FoldJob) -> list[Teacher]:
     context = Context(job.trust)
     for name in pseudo.teacher_names if pseudo is not None else ():
         teacher_run = load_run(Path(name), job.trust)
+        refuse_first_stage([teacher_run], "teach (pseudo.from)")
         _check_same_classes(run.exp, teacher_run)
         clean_members: list[tuple[int, int]] = []
         sources: dict[TrainingCases, None] = {}
@@ -505,7 +505,7 @@ def pseudo_label_case(
     Raises:
         MaskfoldError: the image cannot be read or predicted.
     """
-    from competition.data.preprocessing import preprocess_case, write_mask
+    from competition.data.preprocessing import link_or_copy, preprocess_case, write_mask
     from competition.inference.confidence import foreground_entropy, pseudo_mask, self_dice
 
     assert exp.pseudo is not None
@@ -523,7 +523,7 @@ def pseudo_label_case(
     if doubt:
         return {"id": row.id, **summary}
     source = PreprocessedCase.open(preprocess_case(row, exp, cache))
-    _link_or_copy(source.folder / "image.npy", folder / "image.npy")
+    link_or_copy(source.folder / "image.npy", folder / "image.npy")
     write_mask(folder, mask, source.geometry, exp, row.id, _objects(mask, exp))
     record = json.loads((source.folder / RECORD_FILE).read_bytes())
     record.pop("sizes")
@@ -587,11 +587,3 @@ def _objects(mask: np.ndarray, exp: Experiment) -> np.ndarray | None:
 
     labels = np.where(mask[0] == 255, 0, mask[0]).astype(np.uint8)
     return np.asarray(cc3d.connected_components(labels, connectivity=8 if labels.ndim == 2 else 26)).astype(np.int32)
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    """Hard-link a file, or copy it if the file system has no hard links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -40,6 +40,8 @@ from competition.models.execution import compile_network, wants_compilation
 from competition.models.initial_weights import load_initial_weights
 from competition.process import exit_with_parent, keep_freed_memory, parent_process
 from competition.redact import install_redaction
+from competition.runs.cascade.channels import join_first_stage
+from competition.runs.cascade.first_stage import first_stage_contents
 from competition.runs.checkpoint import LAST_CHECKPOINT, load_weights, save_weights
 from competition.runs.contents import check_contents, run_contents, source_digests
 from competition.runs.fold import PLAIN_WEIGHTS, SOUP_WEIGHTS, FoldJob, FoldResult
@@ -108,7 +110,8 @@ def load_run_for_job(job: FoldJob) -> Run:
             changed, or weights of another run that this run starts from or learns from.
     """
     run = load_run(job.run, job.trust)
-    check_contents(run.folder, run.exp, run_contents(run.exp, None, missing_ok=True), source_digests(run.exp))
+    contents = run_contents(run.exp, None, missing_ok=True) | first_stage_contents(run.exp, missing_ok=True)
+    check_contents(run.folder, run.exp, contents, source_digests(run.exp))
     torch.set_num_threads(max(1, job.threads // run.exp.run.devices))
     keep_freed_memory()
     return run
@@ -133,7 +136,7 @@ def setup_fold(job: FoldJob, run: Run, context: Context, start_time: float) -> T
     exp = run.exp
     progress = progress_of(context.say)
     context = replace(context, say=progress)
-    prepared = preprocess_cases(run.cases, exp, job.cache, workers=1)
+    prepared = join_first_stage(run, preprocess_cases(run.cases, exp, job.cache, workers=1), job.cache, context)
     train, weighted = split_by_weight(run, job.fold, prepared)
     extra = build_extra_data(job, run, context)
     channels = PreprocessedCase.open([*train, *weighted.folders][0]).image.shape[0] * (exp.patch.slices or 1)

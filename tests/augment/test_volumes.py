@@ -99,6 +99,23 @@ def test_image_and_mask_move_together(name: str, shape: tuple[int, ...]) -> None
     assert moved > 20
 
 
+@pytest.mark.parametrize("name", LEVELS)
+@pytest.mark.parametrize("shape", [(12, 16, 10), (24, 20)])
+def test_probabilities_move_with_the_image_and_keep_their_values(name: str, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    image, mask = torch.randn(4, 2, *shape), torch.zeros(4, 1, *shape, dtype=torch.uint8)
+    added, changed = torch.rand(4, 3, *shape), 0
+    for first in range(0, 40, 4):
+        seeds = list(range(first, first + 4))
+        augment = VolumeAugment(AugmentConfig(preset=name), len(shape), probabilities=3)  # type: ignore[arg-type]
+        together = augment(torch.cat([image, added], 1), mask, seeds)[0]
+        assert torch.equal(together[:, :2], level(name, len(shape))(image, mask, seeds)[0]), "as without the channels"
+        moved = geometry_only(level(name, len(shape)))(torch.cat([image, added], 1), mask, seeds)[0]
+        assert torch.equal(together[:, 2:], moved[:, 2:])
+        changed += not torch.equal(together[:, :2], moved[:, :2])
+    assert changed > 5, "intensities of the image change"
+
+
 @pytest.mark.parametrize("shape", [(12, 16, 10), (24, 20)])
 def test_samples_are_independent_of_the_batch(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)

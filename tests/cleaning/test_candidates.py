@@ -99,6 +99,10 @@ def in_users_yaml_by_experiment(_run: Path, _make: Make) -> None:
     write_yaml("init_from: experiments/demo2d/tiny.yaml\n")
 
 
+def in_users_yaml_as_first_stage(_run: Path, _make: Make) -> None:
+    write_yaml("first_stage: experiments/demo2d/tiny.yaml\n")
+
+
 def in_broken_yaml(run: Path, _make: Make) -> None:
     write_yaml(f"pseudo: {{from: mlruns/runs/demo2d-tiny/{run.name}\n")
 
@@ -120,6 +124,7 @@ def write_yaml(text: str) -> None:
         (in_weights_of_another_run, f"the run demo2d-tiny/{OTHER} names it"),
         (in_users_yaml, "next.yaml names it"),
         (in_users_yaml_by_experiment, "next.yaml names it"),
+        (in_users_yaml_as_first_stage, "next.yaml names it"),
         (in_broken_yaml, "next.yaml names it"),
     ],
 )

@@ -163,7 +163,7 @@ def test_an_older_yaml_without_todays_keys_gets_their_defaults(tiny: Any, tmp_pa
         del plain[section][key]
     for key in (*KEPT_SETTINGS, "compile"):
         del plain["training"][key]
-    for key in ("pseudo", "extra", "gate"):
+    for key in ("pseudo", "extra", "gate", "first_stage"):
         del plain[key]
     del (
         plain["competition"]["array_axes"],

@@ -409,7 +409,7 @@ def test_the_name_of_a_run_follows_what_it_learns_from(tiny, demo2d):
     tree = {
         key: value
         for key, value in plain.items()
-        if key not in ("run", "study", "postprocess", "pseudo", "extra", "gate")
+        if key not in ("run", "study", "postprocess", "pseudo", "extra", "gate", "first_stage")
     }
     for key in ("cases", "masks_on_image_grid", "missing_masks", "exif", "threshold", "region", "exclude", "weights"):
         tree["competition"]["train"].pop(key)

@@ -1,0 +1,191 @@
+"""Read the run in `first_stage`, whose class probabilities are further channels of another run's network input.
+
+In training and validation, a case gets the out-of-fold prediction of the first run: that of the networks which were not
+trained on the case. A new case gets the mean prediction of the first run's folds, see
+`competition.ensembling.ensemble`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from competition.config.experiment import Experiment
+from competition.context import Context
+from competition.errors import MaskfoldError
+from competition.io import json_digest
+from competition.runs.contents import FIRST_STAGE_PREDICTIONS, FIRST_STAGE_WEIGHTS, RunRecord, describe_content
+from competition.runs.fold import describe_member
+from competition.runs.imported import refuse_imported
+from competition.runs.run import FOLDS_FILE, Run, load_run
+from competition.text import format_count
+
+if TYPE_CHECKING:
+    from types import SimpleNamespace
+
+
+def open_first_stage(exp: Experiment, trust: tuple[str, ...] | None = ()) -> Run:
+    """Read the run in `first_stage`.
+
+    Args:
+        exp: an experiment with `first_stage`.
+        trust: additional packages that `target` may name; None: all packages, because no class of the run is built.
+
+    Raises:
+        MaskfoldError: the folder does not exist, is not a run or was edited; the run was imported, belongs to another
+            competition, has other classes, or is not finished.
+    """
+    folder = Path(str(exp.first_stage))
+    if not folder.is_dir():
+        raise MaskfoldError(
+            f"first_stage: the run {folder} does not exist.",
+            "Copy its folder back, or name its present folder: add first_stage=FOLDER to the command.",
+        )
+    try:
+        first = load_run(folder, trust)
+    except MaskfoldError as error:
+        raise MaskfoldError(f"first_stage: {error.message}", error.hint, status=error.status) from error
+    refuse_imported([first], "be a first stage")
+    for key in ("name", "dimensions", "classes", "labels", "instances"):
+        found, expected = (getattr(comp, key) for comp in (first.exp.competition, exp.competition))
+        if found != expected:
+            raise MaskfoldError(
+                f"first_stage: the run {first.folder} has the competition's {key} {found}, expected {expected}.",
+                "Name a run of the same competition, with the same classes.",
+                status=2,
+            )
+    members = [(fold, seed) for fold in first.fold_numbers() for seed in range(len(first.exp.seeds))]
+    if missing := [member for member in members if first.result(*member) is None]:
+        raise MaskfoldError(
+            f"first_stage: {len(missing)} of {len(members)} networks of the run {first.folder} are not finished, e.g. "
+            f"{describe_member(*missing[0])}; every fold must have predicted its cases.",
+            "Finish the run with the same `maskfold cv` command, without folds.run.",
+        )
+    return first
+
+
+def fold_members(run: Run) -> list[tuple[int, int]]:
+    """Return the finished (fold, seed) pairs of a first stage that predict new cases: all except a fit on all cases."""
+    return [(fold, seed) for fold, seed in run.finished_members() if fold >= 0]
+
+
+def check_same_cases(run: Run, first: Run) -> None:
+    """Check that a run and its first stage have the same cases in the same folds.
+
+    Otherwise, networks of the first stage may have been trained on images of a group that the run validates.
+
+    Args:
+        run: the run.
+        first: the run in its `first_stage`.
+
+    Raises:
+        MaskfoldError: status 2; a case is in only one of the runs, has other files or is in another fold, or no fold
+            of the first stage has predicted it.
+    """
+    folds, first_folds = run.fold_of(), first.fold_of()
+    rows, first_rows = run.rows(), first.rows()
+    skipped = {case for case, _ in run.skipped}
+    problems = (
+        ("is not a case of that run", [case for case in folds if case not in first_folds]),
+        ("is a case only of that run", [case for case in first_folds if case not in folds and case not in skipped]),
+        ("has other files now", _differing(folds, rows, first_rows)),
+    )
+    for problem, cases in problems:
+        if cases:
+            raise MaskfoldError(
+                f"first_stage: the cases differ from those of the run {first.folder}: {min(cases)} {problem} "
+                f"({format_count(len(cases), 'such case')}).",
+                "Train the first stage on the same cases (train.cases, train.exclude), or name another run.",
+                status=2,
+            )
+    if moved := [case for case, fold in folds.items() if first_folds[case] != fold]:
+        case = min(moved)
+        raise MaskfoldError(
+            f"first_stage: {len(moved)} of {len(folds)} cases are in another fold than in the run {first.folder}: "
+            f"{case} is in fold {folds[case]}, expected {first_folds[case]}.",
+            f"Use the same folds: folds.scheme=file folds.file={first.folder / FOLDS_FILE}",
+            status=2,
+        )
+    if unpredicted := [case for case, fold in folds.items() if fold < 0]:
+        raise MaskfoldError(
+            f"first_stage: {len(unpredicted)} of {len(folds)} cases are validated by no fold of the run "
+            f"{first.folder}, so it has no out-of-fold prediction of them, e.g. of {min(unpredicted)}.",
+            "Use a scheme in which every case is in a fold, such as folds.scheme=kfold, in both experiments.",
+            status=2,
+        )
+
+
+def _differing(
+    cases: Iterable[str], rows: Mapping[str, SimpleNamespace], first_rows: Mapping[str, SimpleNamespace]
+) -> list[str]:
+    return [case for case in cases if case in first_rows and rows[case].hash != first_rows[case].hash]
+
+
+# Identity
+
+
+def first_stage_contents(exp: Experiment, *, missing_ok: bool = False) -> dict[str, str]:
+    """Return the digests of the predictions and of the weights of the run in `first_stage`, for the hash of a run.
+
+    Args:
+        exp: the experiment; its `first_stage` is a folder, see `competition.runs.find.resolve_source_runs`.
+        missing_ok: whether to omit the digests of a folder that does not exist.
+
+    Returns:
+        The digests, in addition to those of `competition.runs.contents.run_contents`; empty without a first stage.
+
+    Raises:
+        MaskfoldError: as for `open_first_stage`; or a prediction or a weight file is missing, damaged or was changed.
+    """
+    if exp.first_stage is None or (missing_ok and not Path(exp.first_stage).exists()):
+        return {}
+    first = open_first_stage(exp, None)
+    oof = first.oof()
+    predictions = [(case, fold, oof.digests(case)) for case, fold in sorted(oof.fold_of.items())]
+    return {FIRST_STAGE_PREDICTIONS: json_digest(predictions), FIRST_STAGE_WEIGHTS: _weights_digest(first)}
+
+
+def _weights_digest(first: Run) -> str:
+    return json_digest([(file.fold, file.seed, file.sha256) for file in first.checkpoints() if file.fold >= 0])
+
+
+def first_stage_for_prediction(run: Run, context: Context = Context()) -> Run:
+    """Return the first stage of a run, with the images and the device of the run's experiment.
+
+    Raises:
+        MaskfoldError: as for `open_first_stage`; or its weights have changed since the run was started.
+    """
+    from competition.runs.find import with_current_settings
+
+    first = open_first_stage(run.exp, context.trust)
+    record = RunRecord.read(run.folder)
+    expected = None if record is None else record.contents.get(FIRST_STAGE_WEIGHTS)
+    if expected is not None and _weights_digest(first) != expected:
+        raise MaskfoldError(
+            f"{describe_content(FIRST_STAGE_WEIGHTS, run.exp)} changed after the run {run.folder} was started, so its "
+            "networks would get other predictions than those they were trained on.",
+            "Restore the former weights, or start another run with --new.",
+        )
+    return replace(first, exp=with_current_settings(first.exp, run.exp))
+
+
+def refuse_first_stage(runs: Iterable[Run], purpose: str) -> None:
+    """Check that no run has a first stage, before a command that handles only the networks of the runs themselves.
+
+    Args:
+        runs: the runs of a command.
+        purpose: what the command would do, e.g. `be exported`.
+
+    Raises:
+        MaskfoldError: status 2; a run has a first stage.
+    """
+    for run in runs:
+        if run.exp.first_stage is not None:
+            raise MaskfoldError(
+                f"The run {run.folder} cannot {purpose}: its networks need the predictions of another run "
+                f"(first_stage: {run.exp.first_stage}), which would be missing.",
+                "Predict with `maskfold submit` or `maskfold predict`, or name a run without first_stage.",
+                status=2,
+            )
