@@ -83,10 +83,10 @@ def find_study(name: str) -> Path | None:
 
 
 def resolve_teachers(exp: Experiment) -> Experiment:
-    """Return the experiment with each teacher of `pseudo.from` replaced by its run's folder.
+    """Return the experiment with the runs in `pseudo.from`, which make pseudo-labels, replaced by their folders.
 
     Raises:
-        MaskfoldError: a teacher is not a finished run.
+        MaskfoldError: a name in `pseudo.from` is not a finished run.
     """
     if exp.pseudo is None:
         return exp
@@ -186,7 +186,7 @@ def _find_by_hash(name: str) -> Path:
 
 
 def _unfinished_error(file: Path, base: Path, trust: tuple[str, ...]) -> MaskfoldError:
-    """Return an error that states the progress of an experiment's latest run, and its latest study."""
+    """Return the error that an experiment has no finished run, with the latest run's progress and the latest study."""
     problem, hint = f"No finished run of {file} is below {base}", f"Run `maskfold cv {file}` first"
     if saved := sorted(base.glob("*/experiment.yaml")):
         yaml = max(saved, key=lambda path: path.stat().st_mtime)
