@@ -139,7 +139,7 @@ class MonaiTransforms:
 
 
 def _complete_args(cls: Any, args: dict[str, Any], key: str) -> dict[str, Any]:
-    """Fill in `keys` and the interpolation mode; raise an error for a mode that would interpolate between labels."""
+    """Complete a transform's `keys` and interpolation mode; raise an error for a mode that would interpolate labels."""
     names = inspect.signature(cls.__init__).parameters
     package, _, part = cls.__module__.removesuffix(".dictionary").rpartition(".")
     known = package == "monai.transforms" and part in SPATIAL_MODULES + INTENSITY_MODULES

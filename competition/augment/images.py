@@ -99,7 +99,7 @@ def _type_name(array: Any) -> str:
 
 
 def is_applicable(transform: Transform, shape: tuple[int, ...]) -> bool:
-    """Return whether a transform works on a patch.
+    """Return whether a transform can be applied to patches of a shape.
 
     Quarter turns need a square patch; grid distortions need at least one pixel per cell.
     """
@@ -109,7 +109,7 @@ def is_applicable(transform: Transform, shape: tuple[int, ...]) -> bool:
 
 
 def reseed(transform: Transform, seed: int) -> None:
-    """Give a transform, and every nested transform, its own generators.
+    """Give a transform and each of its nested transforms new random generators, seeded from `seed`.
 
     A transform needs two generators: albumentations draws probabilities from a generator of Python's `random`, and
     fields and noise from a generator of numpy.

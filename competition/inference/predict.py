@@ -216,7 +216,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_unused_memory(device: torch.device | str) -> None:
-    """Free unused memory.
+    """Free memory that is no longer used: collect garbage, and on a GPU empty torch's cache.
 
     Call this function outside of `except` blocks, because a traceback keeps the tensors of its frames alive.
     """

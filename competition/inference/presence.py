@@ -46,7 +46,7 @@ def mean_log_odds(gates: Sequence[np.ndarray], weights: Sequence[float] | None =
 
 
 def case_presence(windows: Sequence[torch.Tensor], slices: int | None) -> np.ndarray:
-    """Compute the presence of each class in a case from the class's presence in the windows.
+    """Compute the probability that a case contains each class from the probabilities for the case's windows.
 
     A case contains a class if one of its windows contains the class, so each network's value is the maximum over
     windows. `mean_log_odds` then combines the networks.
@@ -84,7 +84,10 @@ def mean_presence_along_axes(passes: Sequence[Sequence[torch.Tensor]]) -> np.nda
 
 
 def _maxima(windows: Sequence[torch.Tensor], slices: int | None) -> np.ndarray:
-    """Return the maxima over windows, (slices or 1, N, K) float64; the arguments are those of `case_presence`."""
+    """Return each network's maxima over the windows of a slice or the case, (slices or 1, N, K) float64.
+
+    The arguments are those of `case_presence`.
+    """
     import torch
 
     values = torch.cat(list(windows)).double().cpu()
@@ -97,7 +100,7 @@ def _maxima(windows: Sequence[torch.Tensor], slices: int | None) -> np.ndarray:
 
 
 def _combine(maxima: np.ndarray) -> np.ndarray:
-    """Combine the networks of (slices, N, K); return (K, slices)."""
+    """Combine the presence (slices, N, K) of N networks by the mean of their log odds; return (K, slices)."""
     return np.ascontiguousarray(mean_log_odds(list(maxima.swapaxes(0, 1))).T)
 
 

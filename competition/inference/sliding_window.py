@@ -71,7 +71,7 @@ def predict_image_with_presence(
     device: torch.device | str = "cpu",
     autocast: Autocast = nullcontext,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the result of `predict_image`, and the class presence of `case_presence` (None without `exp.gate`)."""
+    """Return the result of `predict_image`, and each class's presence in the case (None without a presence head)."""
     # Presence in each window, in order, for each axis of slices; with slices, first all windows of the first slice.
     presences: dict[int, list[torch.Tensor]] = {axis: [] for axis in exp.patch.axes}
 
@@ -101,7 +101,7 @@ def predict_image_with_presence(
 
 
 def window_starts(length: int, patch: int, overlap: float) -> list[int]:
-    """Return the first voxel of each of the evenly spaced windows along an axis; `overlap` is their least overlap."""
+    """Return the first voxels of evenly spaced windows along an axis, which overlap by at least the share `overlap`."""
     if length <= patch:
         return [0]
     step = max(1.0, patch * (1 - overlap))
@@ -132,7 +132,7 @@ def stack_neighbour_slices(image: np.ndarray, position: int, slices: int) -> np.
 
 
 def _predict_windows(predict: Predict, image: NetworkInput, exp: Experiment, device: torch.device) -> np.ndarray:
-    """Predict an image in windows.
+    """Predict an image in overlapping windows, and return the weighted mean of the windows' probabilities.
 
     A slab along the first axis is finished, and leaves memory, as soon as no later window overlaps it.
     """
@@ -291,7 +291,7 @@ def _predict_batch(
 
 
 def merge_rings(probabilities: torch.Tensor, rings: int) -> torch.Tensor:
-    """Convert ring probabilities to the channels of `prepare.boundary`: background, interiors, boundary.
+    """Convert the probabilities of rings (nested layers of objects) to channels: background, interiors, boundary.
 
     The interior of a class is its expected depth: the sum of its R ring probabilities with the weights 1/R (outermost
     ring) to 1 (innermost ring). The boundary gets the remaining probability of the classes.

@@ -30,7 +30,7 @@ class TTAView:
 
 
 def count_passes(exp: Experiment) -> int:
-    """Return the number of views of a case that are averaged: those of `inference.tta` along each axis of slices."""
+    """Return the number of test-time views of a case over which the prediction is averaged, on all axes of slices."""
     return sum(len(tta_views(exp, axis)) for axis in exp.patch.axes)
 
 

@@ -268,7 +268,7 @@ def _builds_without_weights(cls: type, args: dict[str, Any]) -> bool:
 
 
 def _args_error(exp: Experiment, cls: type, error: Exception) -> MaskfoldError:
-    """Convert a constructor's exception to an error that names the key, and a similar name for an unknown encoder."""
+    """Convert a constructor's exception to an error with the YAML key and, for an unknown encoder, a similar name."""
     if isinstance(error, ImportError):
         missing = re.search(r"No module named '([\w.]+)'", str(error))
         name = missing[1].split(".")[0] if missing else "it"

@@ -211,7 +211,10 @@ def _fits(source: tuple[int, ...], target: tuple[int, ...], channels: int) -> bo
 
 
 def _splits(name: str) -> Iterator[tuple[str, str]]:
-    """Yield (prefix, rest) of a name; a prefix has no digits, because `layer1` and `layer2` differ."""
+    """Yield the ways to split a tensor's name into a prefix, which is empty or has no digits, and the rest.
+
+    Digits distinguish layers, such as `layer1` and `layer2`.
+    """
     parts = name.split(".")
     for count in range(min(MAX_PREFIX, len(parts) - 1) + 1):
         prefix = "".join(f"{part}." for part in parts[:count])
@@ -221,7 +224,7 @@ def _splits(name: str) -> Iterator[tuple[str, str]]:
 
 
 def _by_name(targets: Shapes, sources: Shapes, channels: int) -> dict[str, str]:
-    """Pair names that are equal without their prefixes, for the pairs of prefixes that match most tensors."""
+    """Pair tensors whose names are equal without a prefix; use the pairs of prefixes that match most tensors."""
     behind: dict[str, list[tuple[str, str]]] = {}
     for name in sources:
         for prefix, rest in _splits(name):

@@ -257,7 +257,7 @@ class LossTerm(nn.Module):
         return MaskfoldError(f"{self.key}{message}.", hint, status=2)
 
     def _check_supported(self, cls: type, args: dict[str, Any]) -> None:
-        """Raise an error for a loss that does not support these labels with any arguments."""
+        """Raise an error for a loss that cannot be used with these labels or with logits, or that returns no scalar."""
         replacement = LOGIT_REPLACEMENTS.get((self.library, cls.__name__))
         if replacement is not None:
             raise self._error(

@@ -23,7 +23,7 @@ EPSILON = 1e-7
 
 
 class Muon(torch.optim.Optimizer):
-    """Update the kernels of convolutions and matrices with Muon, and all other parameters with AdamW.
+    """Update matrices and convolution kernels with Muon, and all other parameters with AdamW.
 
     AdamW updates parameters of fewer than two axes (biases, normalisation), kernels with a single filter or a single
     input value, and depthwise kernels. Muon and AdamW use the same learning rate. An update of Muon is scaled to a root

@@ -25,7 +25,7 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 def build_optimizer(
     exp: Experiment, network: nn.Module, context: Context = Context(), *, fused: bool = False
 ) -> torch.optim.Optimizer:
-    """Build `optimizer.target` over all trainable parameters, in one group, or in two with `optimizer.encoder_rate`.
+    """Build `optimizer.target` over all trainable parameters, in two groups if `optimizer.encoder_rate` is set.
 
     The second group has the parameters of the network's encoder.
 
@@ -81,7 +81,7 @@ def build_optimizer(
 
 
 def _parameter_groups(exp: Experiment, network: nn.Module, rate: float) -> list[Any]:
-    """Return the trainable parameters; with `rate`, return two groups with their learning rates, the encoder's last."""
+    """Return the trainable parameters, in two groups (encoder last) if `optimizer.encoder_rate` is set."""
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if exp.optimizer.encoder_rate is None:
         return trainable

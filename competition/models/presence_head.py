@@ -160,7 +160,7 @@ def presence_target(mask: Tensor, comp: Competition) -> tuple[Tensor, Tensor]:
 
 
 def presence_loss(logits: Tensor, mask: Tensor, comp: Competition) -> Tensor:
-    """Compute the binary cross-entropy of the presence head, averaged over known patches and classes: a float32 scalar.
+    """Compute the presence head's mean binary cross-entropy over the patches and classes whose presence is known.
 
     Args:
         logits: presence logits (B, K).

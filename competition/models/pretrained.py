@@ -141,7 +141,7 @@ def load_encoder(network: nn.Module, path: Path, channels: int) -> EncoderMatch:
 
 
 def match_encoder(network: nn.Module, path: Path, channels: int) -> EncoderMatch:
-    """Match each tensor of an encoder with a tensor of a file, by name without prefix or by order if all shapes agree.
+    """Match each tensor of an encoder with a tensor of a file: by name (without prefix), else by order.
 
     Args:
         network: a network on any device, including the meta device.

@@ -32,7 +32,7 @@ def with_warmup(schedule: Schedule) -> Schedule:
 
 
 def warmup_share(cfg: ScheduleConfig) -> float:
-    """Return the share of training in which the learning rate rises: `warmup`, or if 0, the default of `onecycle`."""
+    """Return the share of training in which the learning rate rises; `onecycle` without `warmup` has a default."""
     return cfg.warmup or (ONECYCLE_PEAK if cfg.name == "onecycle" else 0.0)
 
 

@@ -33,7 +33,7 @@ DICE = MetricConfig(name="dice", both_empty=None)
 
 
 def baseline_lines(run: Run, clock: Callable[[], float] = time.monotonic) -> list[str]:
-    """Return the lines of `compare_with_baselines`, from the run's folder if its scores have not changed.
+    """Return the lines of `compare_with_baselines`, or the lines stored in the run's folder for the same scores.
 
     Args:
         run: the run, with finished folds.
@@ -131,7 +131,7 @@ def _warning(name: str, baseline: pd.DataFrame, network: pd.DataFrame, run: Run)
 
 
 def _network_dice(run: Run, ids: list[str]) -> pd.DataFrame | None:
-    """Return the network's sorted score rows of the pairs whose case has the class; None if there are no such pairs."""
+    """Return the network's Dice for each case and each class in the case, sorted; None if there are no such pairs."""
     try:
         scores = read_run_scores(run.folder)
     except FileNotFoundError:

@@ -74,7 +74,7 @@ class WeightedMean:
             self._boundary_weight += weight
 
     def add_presence(self, presence: Probabilities | None, weight: float) -> None:
-        """Add a run's presence of the case, (K, 1, …); None if the run has no presence head."""
+        """Add a run's probabilities of class presence, (K, 1, …), with the run's weight; ignore None."""
         if presence is not None and weight > 0:
             self._presences.append((presence, weight))
 
@@ -171,7 +171,7 @@ class EnsembleOof:
 
     @property
     def has_presence(self) -> bool:
-        """Whether every out-of-fold case and every test case gets a class presence."""
+        """Whether at least one run with a presence head has a positive weight, for every out-of-fold and test case."""
         has_head = [oof.run.exp.gate is not None for oof in self.oofs]
         return all(
             any(weight > 0 and has for weight, has in zip(weights, has_head, strict=True))
@@ -196,7 +196,7 @@ def check_same_competition(
     one_competition: str = "Name runs of one competition.",
     once: str = "Name each run once; set weights with --weights.",
 ) -> None:
-    """Check that runs can be mixed or compared.
+    """Check that runs are different runs of one competition, so that they can be averaged or compared.
 
     Args:
         runs: different runs of one competition.

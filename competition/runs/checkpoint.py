@@ -102,7 +102,7 @@ def load_weights(network: nn.Module, path: Path | str, sha256: str | None = None
 def read_weights(
     path: Path, hint: str = "Replace the file by an intact copy.", sha256: str | None = None
 ) -> dict[str, torch.Tensor]:
-    """Read the tensors of a file by name to the CPU; `sha256` as for `load_weights`.
+    """Read the tensors of a weight file to the CPU, by name; `sha256` is the expected SHA-256 of the file, if known.
 
     Raises:
         MaskfoldError: the file is missing or damaged.
@@ -171,7 +171,7 @@ def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[tuple[int, ...]
 
 
 def _mismatch(expected: dict[str, torch.Tensor], found: dict[str, tuple[tuple[int, ...], int]]) -> str | None:
-    """Describe the first difference in names, shapes or (if larger) bytes per value; None if there is none."""
+    """Describe the first tensor whose name or shape differs, or whose values have too many bytes; None if all match."""
     for name, tensor in expected.items():
         if name not in found:
             return f"{name} is missing"
@@ -260,9 +260,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _check_archive(path: Path) -> None:
-    """Check the archive of a checkpoint.
+    """Check that a checkpoint's archive has the right checksums, and that loading a small file cannot fill the memory.
 
-    Checksums must be right (torch does not check them), and a small file must not fill the memory when it is unpacked.
+    torch itself does not check the checksums.
 
     Raises:
         ValueError: a checksum is wrong, the archive is compressed, or its pickle creates a `bytearray`, which needs
@@ -281,7 +281,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _check_tensors(state: Any) -> None:
-    """Check that the file contains all values of each tensor.
+    """Check that the file of a loaded checkpoint contains all values of each tensor.
 
     Loading an expanded or sparse tensor could fill the memory.
 
@@ -344,7 +344,7 @@ class MetricsLog:
         self.append_line(self.format_line(step, epoch, metrics))
 
     def has_metric(self, step: int, name: str) -> bool:
-        """Return whether a line of this step contains the metric, because a resumed process may finish a fold twice."""
+        """Return whether the log already has a metric of a step, so that a resumed process writes no second line."""
         lines = self.path.read_bytes().splitlines() if self.path.exists() else []
         records = (parse_metrics_line(line) for line in lines)
         return any(record is not None and record.step == step and name in record.metrics for record in records)

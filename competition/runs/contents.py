@@ -336,7 +336,7 @@ def change_to_version_2(plain: dict[str, Any], saved: dict[str, Any], contents: 
 
 
 def _with_extras(plain: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the sections that have a competition: the YAML itself, and the entries of `extra`."""
+    """Return all mappings that have a key `competition`: the whole YAML, and each entry of `extra`."""
     extras = plain.get("extra") or []
     return [plain, *(extras if isinstance(extras, list) else [extras])]
 

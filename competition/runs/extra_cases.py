@@ -126,7 +126,7 @@ def mark_near_duplicates(run: Run, labelled: dict[str, Path], others: dict[str, 
 
 
 def extra_section(exp: Experiment, table: str) -> ExtraCasesConfig | None:
-    """Return the `extra` section of a table, by the table's name; None for the table of `pseudo`."""
+    """Return the entry of `extra` whose cases a table contains; None for the table of images for pseudo-labels."""
     return None if table == PSEUDO_TABLE else exp.extras[int(table.rpartition("_")[2])]
 
 

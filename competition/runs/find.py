@@ -83,10 +83,10 @@ def find_study(name: str) -> Path | None:
 
 
 def resolve_source_runs(exp: Experiment) -> Experiment:
-    """Return the experiment with each teacher of `pseudo.from`, and `first_stage`, replaced by its run's folder.
+    """Return the experiment with the runs in `pseudo.from` and `first_stage` replaced by their folders.
 
     Raises:
-        MaskfoldError: a teacher or the first stage is not a finished run.
+        MaskfoldError: a name in `pseudo.from` or `first_stage` is not a finished run.
     """
     if exp.first_stage is not None:
         exp = exp.model_copy(update={"first_stage": _run_folder(exp.first_stage, "first_stage", "be a first stage")})
@@ -191,7 +191,7 @@ def _find_by_hash(name: str) -> Path:
 
 
 def _unfinished_error(file: Path, base: Path, trust: tuple[str, ...]) -> MaskfoldError:
-    """Return an error that states the progress of an experiment's latest run, and its latest study."""
+    """Return the error that an experiment has no finished run, with the latest run's progress and the latest study."""
     problem, hint = f"No finished run of {file} is below {base}", f"Run `maskfold cv {file}` first"
     if saved := sorted(base.glob("*/experiment.yaml")):
         yaml = max(saved, key=lambda path: path.stat().st_mtime)

@@ -218,7 +218,7 @@ class FoldResult:
         return table
 
     def write(self, folder: Path) -> None:
-        """Write the result, with the digest of its content, into a member's folder; it is the last file of the member.
+        """Write `result.json`, with a digest of its content, into a member's folder, after the member's other files.
 
         Raises:
             DiskFullError: the disk has too little free space.

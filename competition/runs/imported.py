@@ -42,7 +42,7 @@ def is_imported(exp: Experiment) -> bool:
 
 
 def refuse_imported(runs: Iterable[Run], purpose: str) -> None:
-    """Check that no run was imported, before a command that needs networks.
+    """Raise an error if a run was imported, because the command needs networks, which imported runs lack.
 
     Args:
         runs: the runs of a command.
@@ -61,7 +61,7 @@ def refuse_imported(runs: Iterable[Run], purpose: str) -> None:
 
 
 def stored_tests(run: Run, shapes: dict[str, tuple[int, ...]] | None = None) -> OofStore:
-    """Return the store of an imported run's test predictions; the store refuses predictions of another import."""
+    """Return the store of an imported run's test predictions; reading a prediction of another import is an error."""
     from competition.runs.oof import open_store
 
     origin = None if run.record is None else run.record.contents.get(PREDICTIONS_KEY)

@@ -21,7 +21,7 @@ OWN_KERNEL_ARGS = ("fused", "foreach", "capturable", "differentiable")  # these 
 
 
 def drop_execution_keys(training: dict[str, Any], *, kept: bool) -> None:
-    """Remove the keys of `training` that only set how a network is executed, because the run's hash excludes them.
+    """Remove the keys of `training` that the run's hash excludes, because they set only how a network is executed.
 
     Args:
         training: the section as plain data; it is changed in place.
@@ -62,7 +62,7 @@ def stored_settings(folder: Path) -> dict[str, str] | None:
 
 
 def kept_settings(exp: Experiment) -> dict[str, str]:
-    """Return the settings of a run's experiment, as its checkpoints store them."""
+    """Return the settings in an experiment that its run keeps, in the form that the checkpoints store."""
     return _resolved({key: getattr(exp.training, key) for key in KEPT_SETTINGS})
 
 

@@ -210,7 +210,7 @@ def _wait_for_lock(descriptor: int, folder: Path, patience: float, say: Callable
 
 
 def _try_lock(descriptor: int) -> bool | None:
-    """Try to take the kernel's lock; return whether this process has it now, None if the file system has no locks."""
+    """Try to take the kernel's lock; return True if taken, False if another process has it, None if unsupported."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -223,7 +223,7 @@ def _try_lock(descriptor: int) -> bool | None:
 
 
 def _is_dead(owner: LockOwner, has_kernel_lock: bool) -> bool:
-    """Return whether the last owner has certainly ended, if the kernel's lock is free or not supported."""
+    """Return whether a lock's last owner has certainly ended; the kernel's lock must be free or unsupported."""
     if owner.is_local:
         return has_kernel_lock or _start_time(owner.process) != owner.born
     return time.time() - owner.beat > DEAD_SECONDS

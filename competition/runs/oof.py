@@ -235,7 +235,7 @@ class OofStore:
             )
 
     def _check_values(self, path: Path, array: Any, values: np.ndarray) -> None:
-        """Check the stored values by their checksum or, without a checksum, by the sum of exclusive classes.
+        """Check stored values by their checksum, or by the sum of exclusive probabilities if there is no checksum.
 
         Raises:
             ValueError: the values have changed since they were written.
@@ -441,7 +441,9 @@ def _check_shape(array: Any, expected: tuple[int, ...] | None) -> None:
 
 
 def _check_attributes(array: Any, case: str) -> None:
-    """Check the id and shape in an array's attributes. Arrays of version 0.1 store no shape, older arrays no id.
+    """Check that the id and shape in an array's attributes, if stored, are those of the case and the array.
+
+    Arrays of version 0.1 store no shape, older arrays no id.
 
     Raises:
         ValueError: the id or shape belongs to another case.

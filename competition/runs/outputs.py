@@ -70,7 +70,7 @@ def _describe_data(real: Path, comp: Competition) -> str:
 
 
 def _describe_links(real: Path, root: Path, comp: Competition) -> str:
-    """Describe the data that a path would overwrite in a folder of images or masks that is a link to another folder."""
+    """Describe the folder of images or masks in which a path lies after links are resolved; an empty text if none."""
     for pattern in patterns_of(comp):
         fixed = pattern.split("{")[0].split("*")[0].rpartition("/")[0]
         if fixed and real.is_relative_to(os.path.realpath(root / fixed)):

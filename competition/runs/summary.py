@@ -1,4 +1,4 @@
-"""Read the stored scores of a run, and select the score that counts.
+"""Read the stored scores of a run, and select the score that counts: the score of the masks to submit.
 
 The scores are in `summary.json`, `scores.csv` and `postprocess.json`, whose digests show edits. Only the function
 `run_scores` selects the score that counts.
@@ -42,7 +42,7 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """Read a run's `summary.json`, and check that it is of the scores and results in the run's folder.
+    """Read a run's `summary.json`, and check that it belongs to the scores and results in the same folder.
 
     The summary of another run, copied into this folder, has a valid digest of its own. Files that were deleted to save
     space are not compared.
@@ -69,7 +69,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def parse_summary(folder: Path) -> dict[str, Any]:
-    """Read a run's `summary.json`, which may be of earlier results; see `read_summary`.
+    """Read a run's `summary.json` without comparing it with the scores and results in the folder; see `read_summary`.
 
     The content of a summary without a digest (written before 0.2) is not checked.
 
@@ -146,7 +146,7 @@ class ScoreEstimate(NamedTuple):
 
 @dataclass(frozen=True)
 class RunScores:
-    """Hold the out-of-fold scores of a run, and the score that counts.
+    """Hold a run's out-of-fold scores, and the score that counts: the score of the masks to submit.
 
     Attributes:
         metric: name of the competition's metric.
@@ -183,17 +183,17 @@ class RunScores:
 
     @property
     def is_nested(self) -> bool:
-        """Whether the score that counts has steps tuned on the other folds."""
+        """Whether the run's score is nested: for each fold, post-processing was tuned on the other folds."""
         return self.counting == "nested"
 
     @property
     def note(self) -> str:
-        """A description of the score that counts: nested, or without tuned steps."""
+        """A description of the run's score: post-processing tuned on the other folds, or no tuned post-processing."""
         return "post-processing tuned on the other folds" if self.is_nested else "no tuned post-processing"
 
 
 def run_scores(run: Run, summary: Mapping[str, Any] | None = None) -> RunScores | None:
-    """Return the scores of a run from its stored results, and select the score that counts.
+    """Return a run's stored out-of-fold scores, and select the score that counts: the score of the masks to submit.
 
     If `postprocess.tune` is set and there is a valid tuning result, the nested score counts if the tuned steps are
     used, else the score of the YAML's steps. Otherwise the score in `summary.json` counts, which includes all seeds,
@@ -330,7 +330,7 @@ def _read_search(run: Run) -> dict[str, Any]:
 
 
 def _tuned_rows(run: Run) -> pd.DataFrame:
-    """Return the stored scores in the order of `scores.csv`; the last digits of an interval depend on the order."""
+    """Return the score rows of the tuning in the order of `scores.csv`, on which an interval's last digits depend."""
     from competition.metrics.scoring import read_scores
 
     return read_scores(run.folder / TUNING_SCORES_FILE).sort_values("fold", kind="stable")

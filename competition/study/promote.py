@@ -40,7 +40,7 @@ class PromotionResult:
 
 
 def promote_best_trials(session: StudySession, count: int, say: Callable[[str], None]) -> list[PromotionResult]:
-    """Train the best trials and trial 0 on every fold; finished folds are not trained again.
+    """Train the best trials, and trial 0 with the YAML's own values, on all folds; skip folds that are finished.
 
     The study selected the trials by their scores on its own folds, so these scores are optimistic. Scores on folds that
     the study did not use are not optimistic.
@@ -91,7 +91,7 @@ def promote_best_trials(session: StudySession, count: int, say: Callable[[str], 
 
 
 def _train(session: StudySession, overrides: list[str], number: int, context: Context) -> tuple[Any, pd.DataFrame]:
-    """Train a trial on all folds; return its run, and the score table of the score that counts."""
+    """Train a trial on all folds; return its run and its score rows, with tuned post-processing if that is set."""
     from competition.postprocessing.tuning import load_tuning
     from competition.runs.summary import read_run_scores
     from competition.tracking.sync import MlflowSync

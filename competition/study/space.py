@@ -25,7 +25,7 @@ EXCLUDED_SECTIONS = ("competition", "run", "study", "postprocess", "folds")
 
 
 class ExperimentSource(NamedTuple):
-    """Load an experiment from its file, for each trial with additional overrides."""
+    """Hold the file, overrides and trusted packages from which the experiments of a study's trials are loaded."""
 
     file: Path
     overrides: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ def suggest_overrides(trial: optuna.Trial, config: StudyConfig) -> list[str]:
 
 
 def values_from_yaml(source: ExperimentSource, exp: Experiment, config: StudyConfig) -> dict[str, Any]:
-    """Return the YAML's own values of all searched keys, in the form that Optuna stores, for trial 0.
+    """Return the YAML's own values of all searched keys, which are the values of trial 0, as Optuna stores them.
 
     Raises:
         MaskfoldError: a value of the YAML is outside its range, or is not among its choices.
@@ -128,7 +128,7 @@ def format_override(key: str, value: Any) -> str:
 
 
 def decode_stored_value(dimension: SearchDimension, stored: Any) -> Any:
-    """Return the YAML's value for a value that Optuna stores."""
+    """Convert a value that Optuna stores, e.g. the label of a choice, to the value of the key in the YAML."""
     return dict(dimension.labelled_choices)[stored] if dimension.choices is not None else stored
 
 
@@ -234,7 +234,7 @@ def _applies(dimension: SearchDimension, stored: dict[str, Any], config: StudyCo
 
 
 def _allowed_value(parent: SearchDimension, allowed: Any) -> Any:
-    """Return a value of a parent key that `when` allows.
+    """Return one value of a searched key that the condition `when` of another key allows.
 
     `allowed` is a value, a label, or a list of values and labels.
     """

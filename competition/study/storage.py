@@ -113,7 +113,7 @@ def storage_errors(storage: Any) -> Iterator[None]:
 
 
 def _checked_url(url: str) -> str:
-    """Check a URL, and return it for SQLAlchemy with the driver that `maskfold[postgres]` installs.
+    """Check a database's URL; return it with the driver of `maskfold[postgres]` for PostgreSQL, unchanged for SQLite.
 
     Raises:
         MaskfoldError: status 2; the URL is invalid, or its database is neither PostgreSQL nor SQLite. `study_lock`
@@ -140,7 +140,7 @@ def _checked_url(url: str) -> str:
 
 @contextmanager
 def study_lock(storage: Any, name: str) -> Iterator[Any]:
-    """Lock a study while a process counts the trials and samples the next trial; other processes wait.
+    """Hold a study's lock, so that only one process at a time counts the trials and samples the next trial.
 
     Yields:
         A function that releases the lock before the `with` block ends.

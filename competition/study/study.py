@@ -95,7 +95,7 @@ class StudySession:
 
     @property
     def trials(self) -> list[Any]:
-        """The trials in order, without duplicates and without trials that were queued again after a crash."""
+        """The trials in order, without trials that repeat others and without trials whose process was killed."""
         return [trial for trial in self.optuna_study.get_trials(deepcopy=False) if not is_ignored(trial)]
 
     @property
@@ -191,7 +191,7 @@ class StudyNames:
     tables: dict[str, pd.DataFrame]
 
     def find(self, storage: Any) -> str:
-        """Return the old name if the storage has a study of this name on the present data; else the present name."""
+        """Return the old name if only a study of this name exists and its data are unchanged; else the present name."""
         import optuna
 
         names = set(optuna.get_all_study_names(storage))
@@ -205,7 +205,7 @@ class StudyNames:
         return self.present
 
     def _has_changed(self, run: str | None) -> bool:
-        """Return whether a trial's run was trained on other data; False if its tables cannot be read."""
+        """Return whether a run's case tables differ from the present case tables; unreadable tables count as equal."""
         import pandas as pd
 
         for name, table in self.tables.items():

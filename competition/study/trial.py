@@ -60,7 +60,7 @@ def make_sampler(config: StudyConfig, seed: int, number: int, is_duplicate: bool
 
 
 def make_pruner(config: StudyConfig) -> Any:
-    """Return the pruner."""
+    """Return Optuna's pruner for the settings in `study`."""
     from optuna import pruners
 
     if config.pruner == "wilcoxon":
@@ -107,7 +107,7 @@ def objective_directions(config: StudyConfig, metric: MetricConfig) -> list[Lite
 
 
 def tune_if_set(run: Run, summary: CvSummary, context: Context = Context()) -> None:
-    """Tune post-processing on a run's finished folds if `postprocess.tune` is set; store the result in its folder."""
+    """Tune post-processing on a run's finished folds if `postprocess.tune` is set; store the result with the run."""
     if not run.exp.postprocess.tune or not summary.cases:
         return
     from competition.ensembling.expected import estimate_score
@@ -152,7 +152,7 @@ def measure_objectives(
 
 
 def inference_seconds(run: Run, context: Context = Context()) -> float:
-    """Return the mean time in seconds per case of the first member's network, including preprocessing."""
+    """Return the mean seconds to preprocess and predict a case with the first of a run's networks."""
     from competition.data.cases import case_rows
     from competition.ensembling.ensemble import EnsemblePredictor
     from competition.runs.blend import Ensemble
@@ -271,7 +271,7 @@ HIGH_LOSS = 1e3  # if the training loss is higher, the learning rate is probably
 
 
 class DuplicateTrial(Exception):
-    """Report that the sampler has repeated an existing trial; the repeated trial does not count (see `is_ignored`)."""
+    """Report that the sampler has repeated an existing trial; the new trial does not count (see `is_ignored`)."""
 
 
 class TrialRunner:
@@ -390,7 +390,7 @@ class TrialRunner:
 
 
 def _as_ranked(run: Run, trial: optuna.Trial) -> Run:
-    """Return a trial's run with the value of `postprocess.tune` of the study's first complete trial.
+    """Return a trial's run with `postprocess.tune` set as in the first complete trial of the study.
 
     So a study does not mix scores with and without tuned post-processing, even if the YAML changes, or if an older
     version without tuning began the study.
@@ -418,10 +418,13 @@ def data_digest(tables: dict[str, pd.DataFrame]) -> str:
 
 
 def study_files(exp: Experiment) -> dict[str, str]:
-    """Return the SHA-256, by key, of the files that a study's experiment names, without cases; {} if there are none.
+    """Return the digests of the fold file, weight files and user's code that an experiment names.
 
-    The files are the fold file, weight files, the user's own code and the predictions of a first stage, as for the hash
-    of a run. Scores of trials with different files cannot be compared.
+    Scores of trials with different files cannot be compared. The files include the predictions of a first stage, but no
+    images and masks.
+
+    Returns:
+        Digests by key, as from `run_contents`, and the fold file's by `folds.file`.
 
     Raises:
         MaskfoldError: a file cannot be read (status 2).

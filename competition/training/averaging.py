@@ -1,4 +1,4 @@
-"""Average a fold's checkpoints: of the last epochs, of the best epochs, or as uniform model soups.
+"""Average the weights of a fold's last or best checkpoints, or of the checkpoints that form a uniform soup.
 
 A soup is the average of the k best validated checkpoints (Wortsman et al. 2022, "Model soups",
 https://arxiv.org/abs/2203.05482). The checkpoints are ranked on all validation cases, and on each half of the cases.
@@ -36,7 +36,7 @@ ALL_CASES, HALVES = 0, (1, 2)
 
 
 class CheckpointAverager:
-    """Keep the weights of `k` epochs in files such as `epoch_000012_0.831200000.safetensors`.
+    """Average the weights of the last or best `k` epochs, from files such as `epoch_000012_0.831200000.safetensors`.
 
     Args:
         folder: folder of the files; created when the first file is kept.
@@ -50,7 +50,7 @@ class CheckpointAverager:
         self.folder, self.k, self.by_score, self.direction = folder, k, by_score, direction
 
     def add(self, epoch: int, score: float | None, weights: Callable[[], dict[str, Tensor]]) -> None:
-        """Keep these weights if their epoch ranks among the k epochs; remove the file of the epoch that drops out."""
+        """Save the weights of an epoch among the last or best `k`; remove the file of the epoch that drops out."""
         if self.k == 1 and not self.by_score:
             return  # the checkpoint contains these weights
         self.folder.mkdir(exist_ok=True)
@@ -166,7 +166,7 @@ class UniformSoup:
         return sorted(candidate.epoch for candidate in self._best(self._candidates(), ranking))
 
     def average(self, ranking: int) -> dict[str, Tensor]:
-        """Return the mean of the checkpoints' weights; the caller must re-estimate the batch statistics afterwards.
+        """Return the mean weights of a ranking's k best checkpoints; the caller must re-estimate batch statistics.
 
         Raises:
             MaskfoldError: a file is damaged, or the checkpoints were removed because the fold was finished before.

@@ -119,7 +119,7 @@ class StepBudget:
         self._last_elapsed = None
 
     def add_epoch_end(self, seconds: float, validation_seconds: float | None) -> None:
-        """Count the time at the end of an epoch, which belongs to no step.
+        """Record the time that the work at an epoch's end took, because this time is not part of the next step.
 
         Args:
             seconds: duration of the epoch's end.
@@ -131,7 +131,7 @@ class StepBudget:
             self.pace.set_validation(validation_seconds)
 
     def update_from_clock(self, step: int, elapsed: float, reserve: Callable[[], float]) -> None:
-        """Time the last step. With a time budget, record a new estimate of the number of steps if it has changed.
+        """Measure the time of the last step and, with a time budget, update the estimated number of steps.
 
         Args:
             step: number of completed steps. If the epoch is complete, call this function before the work at the end of
@@ -162,7 +162,7 @@ class StepBudget:
         return self.pace.has_time_to_validate(self.seconds - elapsed - reserve(), self._validations_required)
 
     def _steps_left(self, step: int, seconds: float, validation_due: bool) -> int:
-        """Return the number of steps that fit into a time: at least one, and enough to complete the warm-up."""
+        """Return the number of steps that fit into a time, or more if the warm-up or `MIN_STEPS` requires more."""
         period, until_validation = self._validation_period, None
         if period is not None:
             until_validation = period - step % period

@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Predict and score the validation cases (or the test share) of a fold.
+    """Predict and score cases with the network of a fold: its validation cases, or cases held out for a final test.
 
     Args:
         exp: the experiment.
@@ -96,7 +96,7 @@ class Evaluator:
         return pd.DataFrame(scores)
 
     def time_cases(self, network: torch.nn.Module, fold: int, patience: float, folder: Path) -> tuple[float, float]:
-        """Estimate two times for all cases from one median case: to predict and score, and to store and read them.
+        """Estimate the seconds to validate all cases, and to write and read their probabilities, from one median case.
 
         The scoring is timed with the truth as the prediction, because the mask of an untrained network is noise, and
         scoring noise may take far longer.
@@ -129,7 +129,7 @@ class Evaluator:
         return (predicting + scoring) * share, writing * share
 
     def _truth_as_probabilities(self, probabilities: np.ndarray[Any, Any], row: Any) -> np.ndarray[Any, Any]:
-        """Return probabilities of 0 and 1 that give the case's truth as masks; reuse the array if it is writeable."""
+        """Return a case's true masks as probabilities of 0 and 1, written into the given array if possible."""
         comp = self.exp.competition
         result = probabilities if probabilities.flags.writeable else np.empty_like(probabilities)
         result[...] = 0
@@ -149,7 +149,7 @@ class Evaluator:
             self._save_picture(path, row, masks, truth, scores, f"epoch {epoch}")
 
     def predict_out_of_fold(self, network: torch.nn.Module, store: OofStore, fold: int) -> pd.DataFrame:
-        """Predict the cases that the store lacks; score all cases by the masks from the stored probabilities."""
+        """Predict the cases that are missing in the store, then score all cases from the stored probabilities."""
         done = set(store.ids())
         scores = []
         for row in self.iter_cases():
@@ -190,7 +190,7 @@ class Evaluator:
 
 
 def summary_metrics(scores: pd.DataFrame, exp: Experiment) -> dict[str, float]:
-    """Return `val/score`, `val/dice` and, for each class that a case has, `val/dice/<class>`."""
+    """Summarise scores as `val/score`, `val/dice` and, for each class that occurs in a case, `val/dice/<class>`."""
     metrics = {"val/score": cv_score(scores, exp.competition.metric)}
     for name, dice in dice_per_class(scores, exp.competition.classes).items():
         if dice is not None:

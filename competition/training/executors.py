@@ -111,7 +111,7 @@ def make_local_executor(run: HardwareConfig) -> LocalExecutor:
 
 
 def may_fork(run: HardwareConfig) -> bool:
-    """Return whether folds may be forked; each must be one process on the CPU, because CUDA does not survive a fork."""
+    """Return whether folds may be forked: each must be one process without a GPU, because CUDA fails after a fork."""
     if run.devices > 1 or run.accelerator not in ("auto", "cpu") or not is_supported():
         return False
     if run.accelerator == "cpu":
@@ -122,7 +122,7 @@ def may_fork(run: HardwareConfig) -> bool:
 
 
 def gpus_of_slot(slot: int, devices: int, parallel: int) -> list[str] | None:
-    """Return the GPUs of parallel fold number `slot`; None if the GPUs need not be divided among folds."""
+    """Return the GPUs of the fold in `slot`, one of `parallel` simultaneous folds; None with one fold or one GPU."""
     gpus = _visible_gpus()
     if len(gpus) < 2 or parallel < 2:
         return None

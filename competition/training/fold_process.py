@@ -82,7 +82,7 @@ class ForkedFold(ErrorPipe, ForkedProcess):
 def start_fold(
     job: FoldJob, command: Sequence[str] | None = None, gpus: Sequence[str] | None = None, forked: bool = False
 ) -> FoldProcess | ForkedFold:
-    """Start a fold's process; its output is appended to `output.txt` in its folder.
+    """Start a fold's process, whose output is appended to `output.txt` in the fold's folder.
 
     Args:
         job: the fold.

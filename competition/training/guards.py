@@ -205,7 +205,7 @@ class OutOfMemoryGuard:
         return [dict(zip(chunks, part, strict=True)) for part in zip(*chunks.values(), strict=True)]
 
     def run(self, work: Callable[[], T], halved: int, step: int) -> T | None:
-        """Run the function `work` of a step; return None if memory ran out, so that the caller must use smaller parts.
+        """Return the result of `work`, or None if memory ran out and the caller must repeat `work` in smaller parts.
 
         Raises:
             MaskfoldError: memory ran out, and `training.on_oom` is `stop` or the parts have only one sample.
@@ -290,7 +290,7 @@ def peak_gib(device: torch.device) -> float:
 
 
 def bf16_is_deterministic(exp: Experiment, channels: int, cache: Path, context: Context = Context()) -> bool:
-    """Compute the gradients of one batch several times, and compare them bit for bit.
+    """Return whether bf16 gradients are repeatable: compute the gradients of one batch several times and compare them.
 
     Args:
         exp: the experiment; its model, memory format, patch and batch size are used.

@@ -56,7 +56,7 @@ class TrainingCases:
 
     @classmethod
     def from_table(cls, how: str, run: Run, table: Any, weight: float = 1.0, comp: Any = None) -> TrainingCases:
-        """Return the cases of a table."""
+        """Return the ids, groups and image hashes in a case table as `TrainingCases`."""
         comp = comp or run.exp.competition
         hashes = table["image_hash"] if "image_hash" in table.columns else [""] * len(table)
         rows = tuple(
@@ -68,7 +68,7 @@ class TrainingCases:
 
 @dataclass(frozen=True)
 class Leak:
-    """Describe a leak: training cases of a network that a fold validates.
+    """Describe a leak: cases on which a network was trained, although a fold validates them.
 
     Attributes:
         member: the network.
@@ -89,7 +89,7 @@ class Leak:
 
 @dataclass
 class HeldOutCases:
-    """Hold ids, groups and image hashes of a fold's validation cases and of the test share.
+    """Hold the ids, groups and image hashes of a fold's validation cases and of the cases held out for a final test.
 
     Args:
         run: the run.
@@ -147,7 +147,7 @@ def member_name(run: Run, fold: int, seed: int) -> str:
 
 
 def training_cases(run: Run, fold: int, seed: int, context: Context = Context()) -> list[TrainingCases]:
-    """Return all cases on which a member was trained.
+    """Return all cases on which the network of a fold and seed was trained.
 
     Args:
         run: the member's run.
@@ -187,13 +187,13 @@ def initial_weights_cases(run: Run, fold: int, context: Context = Context()) -> 
 
 
 def cases_via(how: str, run: Run, fold: int, seed: int, context: Context = Context()) -> list[TrainingCases]:
-    """Return the training cases of another run's member; put `how` and the member's name in front of each `chain`."""
+    """Return the training cases of another run's network; prepend `how` and the network's name to each `chain`."""
     step = f"{how} {member_name(run, fold, seed)}"
     return [replace(source, chain=(step, *source.chain)) for source in training_cases(run, fold, seed, context)]
 
 
 def find_leaks(member: str, sources: Iterable[TrainingCases], protected: HeldOutCases) -> list[Leak]:
-    """Return a leak for each source that contains cases that a fold validates."""
+    """Return a `Leak` for each entry of `sources` whose training cases include held-out cases (`protected`)."""
     return [Leak(member, source, cases) for source in sources if (cases := protected.overlaps(source))]
 
 
@@ -311,7 +311,7 @@ def checkpoint_origin(folder: Path, fold: int, seed: int) -> dict[str, Any]:
 
 
 def check_origin(found: Any, expected: dict[str, Any], path: Path) -> None:
-    """Check that a checkpoint belongs to its fold.
+    """Check that the run, fold and seed that a checkpoint records are the expected ones.
 
     A checkpoint of another fold must not be used, because its network was trained on cases that this fold validates.
 

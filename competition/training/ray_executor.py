@@ -94,7 +94,7 @@ class FoldResources:
 
     @classmethod
     def from_settings(cls, run: HardwareConfig, machines: Sequence[Mapping[str, float]]) -> FoldResources:
-        """Return the resources that `run:` sets. For a resource that is not set, each fold gets an equal share.
+        """Return a fold's CPUs, GPUs and threads: the values in `run:`, or defaults for these machines.
 
         Args:
             run: the `run:` section.

@@ -38,7 +38,7 @@ SOUP_PREFIX = FoldResult.prefix_of(SOUP_WEIGHTS)
 def predict_with_soup(
     job: FoldJob, run: Run, trainer: Trainer, score: float | None, dice: dict[str, float | None]
 ) -> dict[str, Any] | None:
-    """Write a fold's soup and the soup's out-of-fold predictions, next to the files of the plain weights.
+    """Average a fold's checkpoints into a soup, and write the soup's weights and out-of-fold predictions to disk.
 
     Each half of the validation cases is predicted with the checkpoints that the other half selected, so no case is
     predicted by checkpoints that it helped to select. The written weights are the average of the checkpoints that all
@@ -92,7 +92,7 @@ def predict_with_soup(
 
 
 def _write_soup(path: Path, trainer: Trainer) -> None:
-    """Write the average of the checkpoints that all cases selected, and load it into the network."""
+    """Write the average of the checkpoints that score best on all validation cases, and load it into the network."""
     from competition.runs.checkpoint import load_weights, save_weights
     from competition.training.averaging import ALL_CASES
 
@@ -160,7 +160,7 @@ def _training_images(trainer: Trainer) -> Iterator[Tensor]:
 
 
 def fold_scores(run: Run, fold: int, members: list[FoldResult], weights: str | None = None) -> pd.DataFrame:
-    """Return the scores of one fold's cases, for its member or for the mean probabilities of its members.
+    """Return the scores of one fold's cases; with several members (seeds), score their mean probabilities.
 
     Args:
         run: the run.
@@ -235,7 +235,7 @@ def compare_soup(
     seed: int,
     groups: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Compare the soup with the plain weights on all cases, and estimate the score of the selection.
+    """Compare the scores of soup and plain weights, select one of the two, and estimate the selection's score.
 
     The soup is selected if the 95 % interval of its paired gain over the plain weights lies above 0. For the nested
     score, the weights of each part are selected on the cases of all other parts.

@@ -87,7 +87,7 @@ class TrainerState:
         return {name: count for name, count in counts.items() if count}
 
     def early_stop_reason(self, stopping: EarlyStoppingConfig, dice: list[float]) -> str:
-        """Return the reason for early stopping after a validation with this Dice per class; empty to continue."""
+        """Return the reason to stop after a validation with this Dice per class; an empty text if there is none."""
         reason = ""
         if stopping.patience is not None and self.stale >= stopping.patience:
             reason = f"no better score in {self.stale} validations"
@@ -308,7 +308,7 @@ class Trainer:
         torch.manual_seed(child_seed(self.seed, self.fold, epoch, sample, "torch"))
 
     def _set_learning_rate(self) -> None:
-        """Set the learning rate of this step from the schedule; each restore after a non-finite step has halved it."""
+        """Set the learning rate of this step: the schedule's value, halved for each restore after a non-finite step."""
         fraction_done = self.budget.fraction_done(self.state.step)
         multiplier = self.schedule.multiplier(fraction_done) * 0.5**self.state.restored
         for group, base_lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
@@ -341,7 +341,7 @@ class Trainer:
         return results
 
     def _handle_non_finite(self, problem: str) -> bool:
-        """Skip the step, or restore the last good checkpoint with half the learning rate; return True to repeat it."""
+        """Skip the step, or restore the last good checkpoint and halve the learning rate; return True for a restore."""
         decision = self.nan_guard.decide(problem, self.state.skipped, self.state.restored)
         self.nan_guard.rollback(self.optimizer)
         if decision == "skip":
@@ -547,7 +547,7 @@ class Trainer:
         self.context.say(f"resumed from step {self.state.step}")
 
     def _check_trained(self, path: Path) -> None:
-        """Check that a fold whose checkpoint has no tensors has finished training and has its weights.
+        """Check that a fold has finished training and has its weights, because its checkpoint contains no tensors.
 
         Raises:
             MaskfoldError: the training has not ended, or the weights are missing.

@@ -48,7 +48,7 @@ class Pace:
         self.step = self._time / self._steps
 
     def set_validation(self, seconds: float, writing: float | None = None) -> None:
-        """Set the seconds of a validation, and the additional seconds that the final prediction takes."""
+        """Record the seconds of a validation, and the additional seconds of the final prediction (`writing`)."""
         # A validation that took longer than the last one shows a slower machine before the mean over steps does. When
         # later steps show the same slower pace, they must not raise the estimate of a validation a second time.
         step = self.step

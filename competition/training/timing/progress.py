@@ -93,12 +93,12 @@ def progress_of(say: Callable[[str], None]) -> ProgressLog:
 
 
 def wants_bar() -> bool:
-    """Return whether the command that started this process draws a bar."""
+    """Return whether the command that started this process draws a progress bar."""
     return os.environ.get(BAR_VARIABLE) == "1"
 
 
 def parse_bar(line: str) -> tuple[float, str] | None:
-    """Return the finished share and the text in a line for the bar; None for any other line."""
+    """Return the finished share and the text in a line for the progress bar; None for any other line."""
     share, _, text = line.removeprefix(BAR_MARK).partition(" ")
     try:
         return (min(max(float(share), 0.0), 1.0), text) if line.startswith(BAR_MARK) else None
@@ -116,7 +116,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def clock_time(seconds: float, now: datetime | None = None) -> str:
-    """Return the time of day some seconds from now, e.g. `14:32`; if it is on another day, include the date."""
+    """Return the time of day `seconds` from now, e.g. `14:32`, with the date if that day is not today."""
     now = now or datetime.now()
     then = now + timedelta(seconds=seconds)
     return f"{then:%H:%M}" if then.date() == now.date() else f"{then:%Y-%m-%d %H:%M}"

@@ -78,7 +78,10 @@ class FoldStatus:
         return f"{activity}: {done} of {total} cases · after step {state.step} of {budget.total}", self._share_done()
 
     def seconds_left(self) -> float:
-        """Estimate the seconds to the fold's end. Without a time budget, validations count only after one was timed."""
+        """Estimate the seconds to the fold's end.
+
+        Without a time budget, validations are included only after a validation was timed.
+        """
         trainer, budget, pace = self.trainer, self.trainer.budget, self.trainer.budget.pace
         steps = max(0, budget.total - trainer.state.step)
         seconds = steps * pace.step + trainer.reserved_seconds()
