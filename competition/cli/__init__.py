@@ -16,7 +16,7 @@ except ImportError as error:
 
 
 def main() -> None:
-    """Run the command line; name a missing package. `maskfold doctor` runs even if packages are missing."""
+    """Run the command line, and call `_report_missing` if a package is missing."""
     if _import_error is not None:
         _report_missing(_import_error)
     try:
@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def _report_missing(error: ImportError) -> NoReturn:
-    """Handle a missing package: `maskfold doctor` runs, all other commands print the error and exit."""
+    """Print which package is missing and exit, or run `maskfold doctor` if that is the command."""
     if (error.name or "").split(".")[0] == "competition":  # the missing module is part of Maskfold, so this is a bug
         raise error
     if sys.argv[1:2] == ["doctor"]:

@@ -71,7 +71,7 @@ def clean_command(dry_run: bool, older_than: str, keep_best: int | None, yes: bo
 
 
 def candidate_cells(candidate: Candidate, size: int) -> tuple[str, ...]:
-    """Return the cells of a candidate's row."""
+    """Return the table row, as cells, of a run, cache or file that `maskfold clean` may delete."""
     days = max(0.0, time.time() - candidate.changed) / 86_400
     age = f"{days:.0f} days ago" if days >= 2 else f"{24 * days:.0f} h ago"
     return (candidate.kind, candidate.name, format_bytes(size), age, candidate.reason)

@@ -152,7 +152,7 @@ def clean(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Free disk space: unfinished runs, prepared cases and MLflow artifacts that nothing needs, temporary files.
+    """Free disk space: delete temporary files, unfinished runs, and unneeded prepared cases and MLflow artifacts.
 
     The command lists the files with sizes and reasons, then asks. A run stays if a submission, the ledger, a registered
     model or another run names it, if it is a best trial of a study, or if a process works in it.
@@ -180,7 +180,7 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="Print the table once; the default without a terminal.")] = False,
     seconds: Annotated[float, typer.Option(help="Seconds between two readings of the files.")] = 2.0,
 ) -> None:
-    """Show the folds and trials that run in this folder: step, seconds per step, end, score, memory; Ctrl-C ends it.
+    """Show step, seconds per step, end, score and memory of the folds and trials that run in this folder, until Ctrl-C.
 
     The command reads the files of the runs only, so it works over ssh and beside Ray, and names killed processes.
     """

@@ -86,7 +86,7 @@ def upload(
     version: Annotated[int | None, typer.Option(min=1, help="Version of the notebook.")] = None,
     output: Annotated[str, typer.Option("--file", help="Output file of the notebook.")] = "submission.csv",
 ) -> None:
-    """Submit a CSV to Kaggle, after checking it against the sample; asks before using one of today's submissions."""
+    """Check a CSV against the sample, and submit it to Kaggle after asking to use one of today's submissions."""
     from competition.cli.submit import upload_command
 
     upload_command(file, overrides or [], message, competition, yes, notebook, version, output)
@@ -258,7 +258,7 @@ def import_(
     ] = None,
     trust: TrustOption = None,
 ) -> None:
-    """Make a run of predictions made elsewhere, such as nnU-Net's, for submit, compare and report.
+    """Make a run, for submit, compare and report, from predictions of another program such as nnU-Net.
 
     Checks ids, shapes, values and folds; scores the predictions. A case whose fold is unknown counts as seen.
     """

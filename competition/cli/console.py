@@ -115,7 +115,7 @@ def progress_bar(console: Console, what: str = "cases predicted") -> Callable[[I
 
 
 def terminal_bar(console: Console) -> Callable[[str], Bar | None]:
-    """Return a function for `Context.bar` that makes progress bars on a terminal; elsewhere it returns None."""
+    """Return a function for `Context.bar`, which makes a progress bar on a terminal and returns None elsewhere."""
     return lambda what: progress_bar(console, what) if console.is_terminal else None
 
 
@@ -171,9 +171,9 @@ def cv_table(summary: CvSummary, run: Run) -> Table:
 
 
 def _transposed_table(summary: CvSummary, run: Run) -> Table:
-    """Return a table with a row for the metric and for each class.
+    """Return a table with a row for the metric and a row for the Dice of each class.
 
-    Its columns are the folds, all cases, the interval, and the held-out test share.
+    The columns are the folds, all cases, the interval, and the held-out test share.
     """
     table = Table(
         title=f"{run.name}: {summary.metric} and Dice per class, out of fold", caption=skipped_cases_line(run)
@@ -217,13 +217,13 @@ def _overall(summary: CvSummary, classes: list[str]) -> list[str]:
 
 
 def _fold_label(result: dict[str, Any]) -> str:
-    """Return a fold's name, with the seed unless it is the first seed."""
+    """Return a fold's number as text, or `full` for a fit on all cases, followed by the seed if it is not 0."""
     label = "full" if result["fold"] < 0 else str(result["fold"])
     return label + (f" seed {result['seed']}" if result["seed"] else "")
 
 
 def _fold_number(result: dict[str, Any], value: float | None) -> str:
-    """Format a fold's value; return an empty text for a fit on all cases, which has no validation cases."""
+    """Format a score of a fold; return an empty text for a fit on all cases, which has no validation cases."""
     return "" if result["fold"] < 0 else format_number(value)
 
 

@@ -90,7 +90,7 @@ def import_command(
 
 
 def _next_command(done: ImportedRun) -> str:
-    """Return a command that works with the import: a blend needs all test cases, fitted weights need a score."""
+    """Return the next command for an imported run: `submit` with all test predictions, else `compare` or `report`."""
     name = done.run.folder.name
     if done.tests[0] < done.tests[1] or not done.tests[1]:
         return f"maskfold compare RUN {name}" if done.predicted else f"maskfold report {name}"

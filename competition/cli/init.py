@@ -82,7 +82,7 @@ def check_minutes(minutes: float | None) -> None:
 
 
 def print_plan(plan: Plan, is_default: bool, console: Console) -> None:
-    """Print the table of candidates, and the plan's warnings."""
+    """Print the table of the settings that the plan compared, and the plan's warnings."""
     from competition.planning.plan import HEADER, table_rows
 
     say = plain_printer(console)
@@ -167,7 +167,7 @@ def experiment_for(folder: Path, overrides: list[str], layout: int | None, minut
 
 
 def _ask(lines: Sequence[str]) -> int:
-    """Show numbered candidates, and return the number that the user enters."""
+    """Print the numbered ways to read a folder, and return the number that the user enters."""
     typer.echo(f"The folder can be read in {len(lines)} ways:")
     for line in lines:
         typer.echo(line)

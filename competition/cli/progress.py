@@ -99,7 +99,7 @@ def _size(folder: Path) -> int:
 
 
 def _last_progress(folder: Path) -> tuple[float, str] | None:
-    """Return the finished share and the text of the latest line for the bar in a fold's output."""
+    """Return the finished share and the text of the latest progress line in a fold's output; None without a line."""
     from competition.training.fold_process import OUTPUT_FILE
     from competition.training.timing.progress import parse_bar
 

@@ -77,7 +77,7 @@ def _parse_tolerances(text: str) -> list[float]:
 
 
 def _case_lines(scores: FolderScores) -> list[str]:
-    """Return the rows of all cases; if there are many, only the cases with the worst scores of the first metric."""
+    """Return the lines of a table of scores by case and class: at most `MAX_ROWS`, the worst by the first metric."""
     table, first = scores.table, next(iter(scores.metrics))
     rows = table
     title = []

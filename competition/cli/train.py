@@ -104,7 +104,7 @@ def _run_cv(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...])
 
 
 def _table_link(run: Run) -> str:
-    """Return a text with the link that opens the table of runs, once `maskfold ui` or the MLflow server runs."""
+    """Return a text that names the table of runs, with a link to MLflow's page if the run was logged there."""
     from competition.tracking.store import DEFAULT_ADDRESS, find_mlflow_store, project_root, view_link
     from competition.tracking.sync_state import read_sync_state
 
@@ -142,7 +142,7 @@ def _case_warnings(run: Run) -> list[str]:
 
 
 def _tune_postprocessing(run: Run, summary: CvSummary, context: Context) -> list[str]:
-    """Tune post-processing if `postprocess.tune` is set and all folds are finished; return its report lines."""
+    """Tune post-processing if `postprocess.tune` is set and all folds are finished; return lines with the result."""
     if not run.exp.postprocess.tune:
         return []
     validated_folds = {result["fold"] for result in summary.folds}
@@ -172,10 +172,10 @@ def skipped_lines(run: Run) -> list[str]:
 
 
 def _next_command(file: Path, comp: Competition, overrides: list[str], cases: int, trust: tuple[str, ...] = ()) -> str:
-    """Return the suggested next command.
+    """Return a line that suggests the next command after `maskfold cv`.
 
-    This is `export` if the test set seems to be hidden, `predict` (for label files) if the host defines no submission
-    file, and otherwise `submit`.
+    The command is `report` if the competition has no test cases, `export` if the test set seems to be hidden, `predict`
+    (for label files) if the host defines no submission file, and otherwise `submit`.
 
     Args:
         file: the experiment.
@@ -206,7 +206,7 @@ def _next_command(file: Path, comp: Competition, overrides: list[str], cases: in
 
 
 def _trust_options(trust: tuple[str, ...]) -> list[str]:
-    """Return the options `--trust` and `--allow` of this command; the suggested next command needs them too."""
+    """Return the options `--trust` and `--allow` that the user gave, which the suggested next command needs too."""
     from competition.config.arguments import allowed_keys
 
     pairs = [*(("--trust", package) for package in trust), *(("--allow", key) for key in allowed_keys())]
@@ -255,7 +255,7 @@ def study_command(
 
 
 def print_results(search: StudySession, console: Console, say: Callable[[str], None], command: list[str]) -> None:
-    """Print the table of trials, and write the figures and the page; `command` is the suggested next command."""
+    """Print a study's trials as a table, and write its figures and page; `command` is the suggested next command."""
     from competition.report.study import write_study_page
     from competition.study.study import draw_figures, read_trials, study_folder_lock, write_trials
 
@@ -303,7 +303,7 @@ def _format_value(value: Any) -> str:
 
 
 def _next_study_command(file: Path, overrides: list[str], storage: str | None, trust: tuple[str, ...]) -> list[str]:
-    """Return the command that promotes the best trials, with this command's overrides, which identify the study."""
+    """Return the command that trains the best trials on all folds, with the overrides that identify the study."""
     from competition.study.storage import hide_password
 
     return [

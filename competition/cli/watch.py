@@ -189,7 +189,10 @@ def read_member_status(folder: Path) -> MemberStatus:
 
 
 def _state_without_owner(output: Path) -> State:
-    """Return the state of a fold that no process has locked; a starting process is still importing libraries."""
+    """Return the state of an unlocked fold by its output file: missing is `waiting`, empty `starting`, other `stopped`.
+
+    While the file is empty, the fold's process is still importing libraries and has not taken the lock.
+    """
     try:
         return "stopped" if output.stat().st_size else "starting"
     except OSError:
@@ -257,7 +260,7 @@ def _last_metrics(path: Path) -> tuple[str, str, str]:
 
 
 def _machine(path: Path) -> str:
-    """Return the memory and load of each GPU from the latest system metrics of a run."""
+    """Return a text with the memory and load of each GPU, from the latest system metrics of a run."""
     for text in reversed(_tail(path)):
         line = parse_metrics_line(text.encode(), {"step": 0, "time": 0.0}) if text.strip() else None
         if line is None:
@@ -277,7 +280,7 @@ def _machine(path: Path) -> str:
 
 
 def _parse_lines(lines: list[str]) -> dict[str, str]:
-    """Return the latest value of each part of the progress lines."""
+    """Return each part (step, pace, …) of a fold's progress, from the latest line that contains the part."""
     parts: dict[str, str] = {}
     for line in reversed(lines):
         found = {name: match.group(1) for name, pattern in PARTS.items() if (match := pattern.search(line))}

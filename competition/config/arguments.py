@@ -125,7 +125,7 @@ def _parts(name: str) -> list[str]:
 
 
 def _names_something(name: str, value: Any) -> bool:
-    """Return whether a value can refer to a file or address; its argument has a suspicious name, such as `cache_dir`.
+    """Return whether the value of an argument with a suspicious name, such as `cache_dir`, can name a file or address.
 
     A number names nothing (`drop_path_rate: 0.1`). True is refused only for a flag that starts a download.
     """
@@ -199,7 +199,7 @@ def is_allowed(key: str) -> bool:
 
 
 def allows_any_below(key: str) -> bool:
-    """Return whether the user allows any argument of a target, e.g. of `model.args`."""
+    """Return whether the user allows a key such as `model.args`, or at least one key below it."""
     return is_allowed(key) or any(allowed.startswith(f"{key}.") for allowed in allowed_keys())
 
 

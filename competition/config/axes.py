@@ -46,7 +46,7 @@ def file_axes(comp: Competition, files: str | Sequence[str]) -> str | None:
 
 
 def competition_axes(comp: Competition) -> str | None:
-    """Return the order of axes of `train.images`, which all arrays have; None if file names do not show the order."""
+    """Return the order of axes of a competition's arrays, which the names of its images show; None if unknown."""
     images = comp.train.images
     pattern = images if isinstance(images, str) else next(iter(images.values()))
     return file_axes(comp, [pattern] if "{z}" in pattern else pattern)
@@ -95,7 +95,7 @@ def rle_counts_in_pictures(comp: Competition) -> bool:
 
 
 def rle_format_of_arrays(comp: Competition, fmt: RleFormat) -> RleFormat:
-    """Return the RLE format that gives for the 2D arrays of `comp` the same run lengths as `fmt` for the pictures."""
+    """Convert the RLE format of pictures to the format that gives the same run lengths for the 2D arrays of `comp`."""
     if fmt.container != "pairs" or not rle_counts_in_pictures(comp):
         return fmt
     return replace(fmt, order="row" if fmt.order == "column" else "column")

@@ -113,7 +113,7 @@ class TrainFiles(ConfigModel):
 
     @property
     def selects_cases(self) -> bool:
-        """Whether `train.cases` or `train.exclude` leaves out cases; masks and rows without a case are then allowed."""
+        """Whether `train.cases` or `train.exclude` is set, which also allows masks and table rows without a case."""
         return self.cases is not None or self.exclude is not None
 
 
@@ -150,7 +150,7 @@ class MetricTerm(ConfigModel):
         return self.name or str(self.target).rpartition(".")[2]
 
     def config(self, trust: Sequence[str] = ()) -> MetricConfig:
-        """Return the section `metric` of this term alone.
+        """Return a section `metric` whose only metric is that of this term, without the weight.
 
         Args:
             trust: additional packages from which `target` may be imported.

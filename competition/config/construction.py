@@ -85,7 +85,7 @@ _installed = False
 
 
 class ConstructionGuard:
-    """Guard the construction of one class of the YAML, as a context manager.
+    """Prevent, in a `with` block, the constructor of a class from writing files, connecting or starting processes.
 
     The class's arguments are checked on entry. In the block, an error is raised if this thread tries to write, rename
     or delete a file, to connect to another machine, to start a process or to unpickle. If the library catches the

@@ -180,7 +180,7 @@ def check_targets(exp: Experiment, trust: Sequence[str] = ()) -> None:
 
 
 def _add_working_folder(root: str) -> None:
-    """Append the working folder to `sys.path`, for a user's own module; installed packages take precedence."""
+    """Append the working folder to `sys.path` to find a user's own module; installed packages take precedence."""
     folder = os.getcwd()
     if root not in sys.modules and folder not in sys.path and importlib.util.find_spec(root) is None:
         sys.path.append(folder)
@@ -310,12 +310,12 @@ def is_user_trusted(root: str, extra: Sequence[str] = ()) -> bool:
 
 
 def is_wholly_trusted(root: str, extra: Sequence[str] = ()) -> bool:
-    """Return whether the command line or the environment trusts a whole package, including `ACTIVE_PARTS`."""
+    """Return whether the command line or the environment trusts a package, even its parts that may use files."""
     return root in _user_trusted(extra)
 
 
 def find_active_part(name: str, extra: Sequence[str] = ()) -> str | None:
-    """Return the entry of `ACTIVE_PARTS` that contains a class; None if the class is allowed.
+    """Return the entry of `ACTIVE_PARTS` (code that may use files) that contains a class; None if the class is allowed.
 
     Args:
         name: the class's defining module and name.

@@ -230,7 +230,7 @@ def _item_keys(document: YamlDocument, key: KeyPath) -> list[KeyPath]:
 
 
 def _insert_defaults(document: YamlDocument, keys: Sequence[str]) -> None:
-    """Insert default sections.
+    """Insert the default value of each missing section, such as `optimizer`, to which one of the `keys` belongs.
 
     If the file has no optimizer, `optimizer.args.lr=…` then changes the default optimizer.
     """
@@ -322,7 +322,7 @@ def _load_own_steps(document: YamlDocument, trust: Sequence[str]) -> None:
 
 
 def _metric_key(above: KeyPath, section: str) -> KeyPath:
-    """Return the YAML key of a metric or of one term of a sum; `MetricConfig.targets` names terms like `sum.0`."""
+    """Return the YAML key of a metric, or of the term of a weighted sum that `section` names, e.g. `sum.0`."""
     parts: list[str | int] = [int(part) if part.isdecimal() else part for part in section.split(".") if part]
     return (*above, "metric", *parts)
 

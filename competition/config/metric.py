@@ -80,7 +80,7 @@ class PooledScore(NamedTuple):
 
 @dataclass(frozen=True)
 class Metric:
-    """Describe a metric.
+    """Hold a metric: a name, a function, and whether higher or lower scores are better.
 
     Attributes:
         name: the metric's name in tables and messages.
@@ -99,7 +99,7 @@ class Metric:
 
     @classmethod
     def from_declaration(cls, declared: Any, name: str) -> Metric:
-        """Make a metric from a function or class; its attribute `higher_is_better` states the direction.
+        """Make a metric from a function or class whose attribute `higher_is_better` states the direction.
 
         Raises:
             ValueError: `declared` has no attribute `higher_is_better`.
@@ -116,7 +116,7 @@ class Metric:
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:
-        """The inputs that the metric compares."""
+        """The names of the inputs, such as `mask` and `truth`, that the metric's function takes."""
         if (known := getattr(self.function, "inputs", None)) is not None:  # a sum of metrics
             return tuple(known)
         return tuple(name for name in _parameters(self.function, called=True) if name in INPUTS)
@@ -151,7 +151,7 @@ class Metric:
         return [name for name in _parameters(self.function) if name not in INPUTS]
 
     def bind(self, args: Mapping[str, Any], defaults: Mapping[str, Any]) -> Metric:
-        """Return the metric with fixed settings.
+        """Return the metric with fixed values of its settings, such as `tolerance_mm`.
 
         Args:
             args: values of settings by name.
@@ -187,14 +187,14 @@ class Metric:
         return function(*function.sums(**selected)) if self.has_sums else function(**selected)
 
     def sums(self, **inputs: Any) -> tuple[float, ...]:
-        """Return the numbers of one class of one case; `average: global` adds them up over all cases."""
+        """Return the numbers of one class of one case, e.g. pixel counts, that `average: global` adds up over cases."""
         if not self.has_sums:
             return tuple(float(inputs[name]) for name in COUNTS)
         function: Any = self.function
         return tuple(float(value) for value in function.sums(**{name: inputs[name] for name in self.inputs}))
 
     def score_sums(self, *sums: Any) -> Any:
-        """Return the score from sums over cases: of pixel counts or of `Metric.sums`, as numbers or arrays."""
+        """Return the score from the results of `sums`, e.g. pixel counts, added up over cases, as numbers or arrays."""
         if self.has_sums:
             return self.function(*sums)
         return self.function(**dict(zip(COUNTS, sums, strict=True)))

@@ -61,7 +61,7 @@ class Step(ConfigModel):
 
     @classmethod
     def candidates(cls, search: Any) -> Sequence[Step] | None:
-        """Return the steps that `postprocess.tune` tries, in this order. The search also tries to omit the step.
+        """Return this class's steps that `postprocess.tune` tries, in order. The search also tries to omit the step.
 
         Args:
             search: `SearchContext` of `competition.postprocessing.steps`.
@@ -174,7 +174,10 @@ class StepConfig(ConfigModel):
     @model_validator(mode="before")
     @classmethod
     def _parse(cls, data: Any) -> Any:
-        """Replace the key of the YAML by the step. Pydantic adds the key's location to errors in the key's value."""
+        """Convert an entry of the YAML, such as `remove_small: 30`, to the name and the object of the step.
+
+        Pydantic adds the location of the key to errors in the value.
+        """
         if not isinstance(data, dict) or isinstance(data.get("step"), Step):
             return data
         values = _yaml_model(**{name: STEPS.get(name) for name in STEPS.names()}).model_validate(data)
@@ -246,7 +249,7 @@ def _build_own_step(target: str, args: dict[str, Any]) -> Step:
 
 
 class LabelOrdering(ConfigModel):
-    """Assign classes to similar objects in a row by their order; see `competition.postprocessing.ordering`."""
+    """Assign classes to similar objects in a row (vertebrae) by order; see `competition.postprocessing.ordering`."""
 
     # The end of the row at which the first class lies: S if the first class is the most superior one.
     along: Literal["R", "L", "A", "P", "S", "I"]

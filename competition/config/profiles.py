@@ -129,7 +129,7 @@ class Profile:
 
 
 def _profile(name: str, columns: str, order: Literal["row", "column"], **fields: object) -> Profile:
-    """Build a profile.
+    """Build a profile from comma-separated column names and the pixel order of the run lengths.
 
     By default, the first column is the id and the last column is the mask; `fields` override this.
     """

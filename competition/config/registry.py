@@ -60,7 +60,7 @@ class Registry(Generic[Entry]):
 
     @contextmanager
     def temporary(self, name: str, entry: Entry) -> Iterator[Entry]:
-        """Add an entry for the duration of a `with` block, as tests need."""
+        """Add an entry, and remove the entry at the end of the `with` block; tests use this method."""
         self._import_package()
         self.add(name, entry)
         try:

@@ -186,7 +186,7 @@ def value_kind(value: Any) -> str:
 
 
 class _NodeChecker:
-    """Check all nodes: record the line of each key, and reject unsafe tags, duplicate keys and alias loops."""
+    """Check all nodes in YAML: record the line of each key, and reject unsafe tags, duplicate keys and alias loops."""
 
     def __init__(self, document: YamlDocument, *, has_lines: bool) -> None:
         self.document = document
@@ -319,7 +319,7 @@ def apply_overrides(document: YamlDocument, overrides: Sequence[Override]) -> No
 
 
 def _key_path(config: Any, key: str) -> KeyPath:
-    """Return the keys and list indices of a dotted key."""
+    """Return the keys and list indices in a dotted key, such as `folds.run.0`."""
     from omegaconf import DictConfig, ListConfig
 
     path: KeyPath = ()

@@ -264,7 +264,7 @@ def find_images(comp: Competition, split: str, skipped: SkippedCases) -> dict[st
 
 
 def _drop_masks(comp: Competition, cases: dict[str, CaseFiles]) -> None:
-    """Drop label files that the image pattern also matches: `{id}.png` also matches `a_mask.png`."""
+    """Remove from `cases` the label files that the image pattern also matches: `{id}.png` also matches `a_mask.png`."""
     masks, region = comp.train.masks, comp.train.region
     case_of = {case.paths[0]: case_id for case_id, case in cases.items() if case.paths}
     patterns = list(masks.values()) if isinstance(masks, dict) else [masks] if masks else []
@@ -279,7 +279,7 @@ def _drop_masks(comp: Competition, cases: dict[str, CaseFiles]) -> None:
 
 
 def _drop_matches(comp: Competition, pattern: str, cases: dict[str, CaseFiles], case_of: dict[str, str]) -> None:
-    """Drop label files of a pattern with `*`, as `*/{id}_mask.png`, whose images are cases."""
+    """Remove from `cases` the label files that a pattern with `*`, e.g. `*/{id}_mask.png`, finds for other cases."""
     try:
         masks = match_files(Path(comp.root), pattern, "train.masks")
     except MaskfoldError:  # `find_masks` reports a pattern without a match
@@ -380,7 +380,7 @@ def _find_truth(
 def _find_instances(
     comp: Competition, patterns: dict[str, str], images: dict[str, ImagesByChannel], skipped: SkippedCases
 ) -> dict[str, dict[str, Any]]:
-    """Find folders of instance masks, one file per object."""
+    """Find the instance masks (one file per object) of every training case."""
     if not isinstance(comp.train.masks, dict) and len(comp.classes) > 1:
         raise MaskfoldError(
             f"train.masks is one folder of instances, but competition.classes has {len(comp.classes)} classes.",
@@ -418,7 +418,7 @@ def _find_instances(
 def _skip_all(
     ids: list[str], problem: str, hint: str, skipped: SkippedCases, images: dict[str, ImagesByChannel] | None = None
 ) -> None:
-    """Skip all ids if allowed; otherwise raise one error that names the first id and the number of other ids."""
+    """Skip the cases `ids` if bad cases may be skipped; otherwise raise one error that names the first case."""
     more = f" (and {len(ids) - 1} more)" if len(ids) > 1 and not skipped.allowed else ""
     for case_id in ids:
         files = next(iter(images[case_id].values())).files if images else ""
@@ -429,7 +429,7 @@ def _skip_all(
 def _skip_masks_without_image(
     comp: Competition, ids: list[str], images: dict[str, ImagesByChannel], source: str, skipped: SkippedCases
 ) -> None:
-    """Skip masks without an image, but ignore them if `train.cases` or `train.exclude` leaves out cases."""
+    """Skip cases with a mask but no image, or raise an error, unless `train.cases` or `train.exclude` is set."""
     without_image = [
         case_id
         for case_id in ids

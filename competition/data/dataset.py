@@ -77,7 +77,7 @@ class PatchDataset:
         self._open_cases: OrderedDict[int, _OpenCase] = OrderedDict()
 
     def __len__(self) -> int:
-        """Return the average number of samples per cycle: the sum of the weights of all cases."""
+        """Return the average number of samples per cycle, which is the sum of the weights of all cases, rounded up."""
         return self.sampler.cycle_length
 
     def __getstate__(self) -> dict[str, Any]:
@@ -159,7 +159,7 @@ class _OpenCase:
         self._rows_of_class = np.split(rows, borders) if len(rows) else []
 
     def draw_foreground_voxel(self, generator: np.random.Generator) -> Array | None:
-        """Draw a class evenly, then one of its voxels.
+        """Draw one of the case's foreground classes, each with the same probability, then a voxel of this class.
 
         Return the voxel's coordinates; None if the case has no foreground.
         """
@@ -284,7 +284,7 @@ class WeightedCaseSampler:
 
     @property
     def cycle_length(self) -> int:
-        """Average number of samples per cycle, rounded up."""
+        """Average number of samples in a cycle, which contains every labelled case once, rounded up."""
         return math.ceil(self._mean_length)
 
     @property
@@ -310,7 +310,7 @@ class WeightedCaseSampler:
         return int(self._orders[cycle][sample - self._start(cycle)])
 
     def _start(self, cycle: int) -> int:
-        """Return the number of a cycle's first sample."""
+        """Return the index of a cycle's first sample, counted from the start of training."""
         return cycle * self.labelled + sum(math.floor(cycle * rate) for _, rate in self.extra)
 
     def _case_order(self, cycle: int, seed: int, fold: int) -> np.ndarray:

@@ -39,7 +39,7 @@ Floats = NDArray[np.float32]
 
 
 def find_duplicates(table: pandas.DataFrame) -> list[list[str]]:
-    """Return the ids that share one image byte for byte, each list sorted."""
+    """Return a sorted list of ids for each set of cases whose image files are equal byte for byte."""
     if "image_hash" not in table.columns:
         return []
     sets = table.groupby("image_hash", sort=False)["id"].apply(lambda ids: sorted(map(str, ids)))
@@ -146,7 +146,7 @@ def find_similar_images(prepared: Mapping[str, Path]) -> list[list[str]]:
 
 @dataclass(frozen=True)
 class ImagePair:
-    """Two near-duplicate images.
+    """Hold the indices of two near-duplicate images, and the correlation of their thumbnails.
 
     Attributes:
         first: index of the first image.

@@ -64,7 +64,7 @@ class Geometry:
         background: bool = True,
         case: str = "",
     ) -> Geometry:
-        """Compute the grid of one case.
+        """Compute how one case is reoriented, cropped, resampled and padded.
 
         Args:
             array: the image, (C, *file shape); its values matter only for `prepare.crop`.
@@ -103,7 +103,7 @@ class Geometry:
 
     @property
     def spacing(self) -> tuple[float, ...]:
-        """mm per axis of the preprocessed grid."""
+        """Voxel size of the preprocessed grid in mm along each axis."""
         return tuple(
             self.file_spacing[axis] * (stop - start) / n
             for axis, (start, stop), n in zip(self.axes, self.crop, self.resampled, strict=True)
@@ -270,7 +270,7 @@ MAX_DISTANCE = 0.05
 def check_same_grid(
     case_id: str, first: tuple[str, Header], other: tuple[str, Header], is_mask: bool, compare_affines: bool = True
 ) -> None:
-    """Check by their headers that two files of a case have the same grid.
+    """Check that two files of a case have the same grid, by comparing their headers.
 
     Args:
         case_id: id of the case, for messages.
@@ -314,7 +314,7 @@ def check_same_grid(
 
 
 def corner_distance(first: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
-    """Return the corner of the grid at which the positions by two affines differ most, and the distance there.
+    """Return (distance, corner) for the corner of the grid whose positions by two affines are farthest apart.
 
     Args:
         first: 4×4 voxel to world.

@@ -117,7 +117,7 @@ def tiff_orientation(series: TiffPageSeries) -> int:
 
 
 def unreadable_error(path: Path, reason: object, solution: str = "Replace it by an intact copy") -> MaskfoldError:
-    """Return the error for a file that is not a valid image; the default hint is to skip the case."""
+    """Return the error for a file that is not a valid image; the hint is to follow `solution` or to skip the case."""
     return MaskfoldError(
         f"{path} cannot be read ({reason}).", f"{solution}, or skip the case with competition.on_bad_case=skip."
     )

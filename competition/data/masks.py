@@ -70,7 +70,7 @@ class CaseObjects:
         return CaseObjects(labels, tuple(part for part in cut if part.mask.any()))
 
     def without(self, outside: np.ndarray) -> CaseObjects:
-        """Return the objects, with unchanged numbers, without the pixels of a mask (*spatial) bool."""
+        """Return the objects without the pixels of a mask (*spatial) bool; the objects keep their numbers."""
         cut = (part._replace(mask=part.mask & ~outside[part.box]) for part in self.hidden)
         return replace(
             self, labels=np.where(outside, 0, self.labels), hidden=tuple(part for part in cut if part.mask.any())
@@ -451,7 +451,7 @@ def _parts(comp: Competition, row: Any, masks: dict[str, Any], shape: tuple[int,
 def _decode_rows(
     comp: Competition, case_id: str, lines: list[int], shape: tuple[int, ...]
 ) -> tuple[np.ndarray, tuple[HiddenPixels, ...]]:
-    """Decode some lines of the table: return objects on the case's axes, and the pixels that later objects cover."""
+    """Decode lines of `train.rle` to a label image on the case's axes, and the pixels that later objects cover."""
     texts, fmt = row_texts(comp, lines), rle_format(comp)
     grid = rle_grid(comp) if len(shape) == 2 else None
     in_pictures = len(shape) == 2 and rle_counts_in_pictures(comp)
@@ -593,7 +593,7 @@ def _check_binary(path: Path, values: np.ndarray, cls: str) -> None:
 
 
 def _merge_classes(comp: Competition, case_id: str, class_masks: np.ndarray, ignored: np.ndarray) -> np.ndarray:
-    """Convert (K, *spatial) bool to the array that `load_mask` returns."""
+    """Merge the masks of all classes (K, *spatial) bool into the array that `load_mask` returns."""
     if comp.labels == "overlapping":
         mask = class_masks.astype(np.uint8)
         mask[:, ignored] = IGNORED

@@ -57,7 +57,7 @@ T = TypeVar("T", CaseFiles, list[str])
 
 
 def match_cases(root: Path, pattern: str, key: str) -> dict[str, CaseFiles]:
-    """Find one file, or one stack of slices, per id.
+    """Find the file, or the stack of slices, of each id that a pattern matches.
 
     `{id}`, `{z}` and `{c}` (digits) match the same text wherever they occur, in folders and in the name; `*` matches
     anything within one name. The extension matches in upper and lower case: `{id}.png` matches a.PNG. Names that begin
@@ -87,7 +87,7 @@ def match_cases(root: Path, pattern: str, key: str) -> dict[str, CaseFiles]:
 
 
 def match_channels(root: Path, pattern: str, key: str) -> dict[str, dict[str, CaseFiles]]:
-    """Find one file, or one stack of slices, per id and channel, for a pattern with {c}.
+    """Find the file, or the stack of slices, of each id and channel that a pattern with {c} matches.
 
     Returns:
         A mapping from each channel (the text that {c} matched, sorted by number) to its cases by id, sorted by id.
@@ -129,7 +129,7 @@ def _group_by_id(matches: Iterable[tuple[str, dict[str, str]]], pattern: str, ke
 
 
 def match_files(root: Path, pattern: str, key: str) -> dict[str, list[str]]:
-    """Find any number of files per id, for a folder of instance masks such as `{id}/masks/*.png`.
+    """Find all files of each id that a pattern of instance masks, such as `{id}/masks/*.png`, matches.
 
     Returns:
         Sorted paths by id; an empty list for an id whose folder exists but has no matching file.
@@ -401,7 +401,7 @@ def _names(folder: Path, part: str, bound: dict[str, str], folders: bool) -> lis
 
 
 def _expression(part: str, bound: dict[str, str]) -> str:
-    """Build a regular expression for one part; a placeholder in `bound` matches only the text given there."""
+    """Build a regular expression for one name in a pattern, in which `bound` gives the texts of known placeholders."""
     # (?s): names with a line break match too, and the check of ids rejects them later.
     text, last, named = "(?s)", 0, set(bound)
     for match in PLACEHOLDER.finditer(part):
@@ -535,7 +535,7 @@ def _path_expression(pattern: str) -> str:
 
 
 class SkippedCases:
-    """Collect bad cases if `on_bad_case` is `skip`; raise an error at the first bad case if it is `stop`.
+    """Collect bad cases if `on_bad_case` is `skip`; raise an error at the first bad case if `on_bad_case` is `stop`.
 
     Attributes:
         allowed: whether bad cases may be skipped.

@@ -53,7 +53,7 @@ ITK_EXTENSIONS = (".gipl", ".vtk")  # medical formats that ITK reads, and Maskfo
 
 
 def read_image(path: str | Path, dimensions: int | None = None, exif: bool = False) -> Image:
-    """Read an image.
+    """Read an image file of any supported format.
 
     16-bit values stay 16-bit. An alpha channel is kept (`prepare.channels` drops it). Palette indices become colours.
 
@@ -93,7 +93,7 @@ def read_image(path: str | Path, dimensions: int | None = None, exif: bool = Fal
 def read_labels(
     path: str | Path, dimensions: int | None = None, exif: bool = False
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read a label file.
+    """Read the integer labels of a file of any supported format, and the file's affine.
 
     If the file has a palette, its indices are the labels. Several equal channels (a grey mask saved as RGB) count as
     one; a constant alpha channel is ignored.

@@ -36,7 +36,7 @@ _CLEAR_SCATTER, _CLEAR_EDGES = 4.0, 2.0  # the same ratios for clear evidence: o
 
 @dataclass(frozen=True)
 class OrderVote:
-    """Count the cases whose data indicate one order of run lengths.
+    """Hold the more likely pixel order of run lengths, and the number of cases that indicate this order.
 
     Attributes:
         order: the more likely order; None if no case votes.
@@ -63,7 +63,7 @@ class OrderVote:
 
 
 def count_votes(opinions: Iterable[Order | None], clear: Iterable[Order] = ()) -> OrderVote:
-    """Count the votes of the cases for each order.
+    """Count the cases that indicate each pixel order of run lengths.
 
     Args:
         opinions: the order that each case indicates; None: no vote.
@@ -122,7 +122,7 @@ def _probe(
     grid: tuple[int, int] | None,
     exif: bool,
 ) -> OrderVote:
-    """Detect the order from samples, each of which is an image file and its run lengths."""
+    """Detect the pixel order of run lengths from samples, each of which is an image file and its run lengths."""
     not_square: list[tuple[Path, tuple[int, ...], tuple[str, ...]]] = []
     square: list[tuple[Path, tuple[int, ...], tuple[str, ...]]] = []
     for path, texts in samples:
@@ -146,7 +146,7 @@ def _probe(
 def _vote(
     texts: Sequence[str], shape: tuple[int, ...], fmt: RleFormat, path: Path | None = None, exif: bool = False
 ) -> Opinion | None:
-    """Return a case's vote; None for an unreadable case, which is reported when it is loaded."""
+    """Return a case's more likely pixel order, and whether the evidence is clear; None if undecided or unreadable."""
     try:
         image = None
         if path is not None and len(shape) == 2:
@@ -187,7 +187,10 @@ def likely_order(
 def _compare_orders(
     texts: Sequence[str], shape: Sequence[int], fmt: RleFormat, image: NDArray[np.generic] | None
 ) -> Opinion | None:
-    """Compare the plausibility of a case's masks in both orders; see `likely_order` for the arguments."""
+    """Return the pixel order in which a case's masks are plausible, and whether this is clear; None if undecided.
+
+    See `likely_order` for the arguments.
+    """
     if shape[0] != shape[-1]:
         column, row = (sum(count_pieces(text, line, fmt) for text in texts) for line in (shape[0], shape[-1]))
         if max(column, row) >= _SCATTER_RATIO * min(column, row) and column != row:

@@ -139,7 +139,7 @@ def find_blank_rows(comp: Competition, cases: dict[str, CaseFiles]) -> dict[str,
 
 
 def row_texts(comp: Competition, lines: Sequence[int]) -> list[str]:
-    """Return the run lengths in some lines of `train.rle`.
+    """Return the run lengths in the given lines of `train.rle`.
 
     The function checks once, not for each line, whether the file has changed.
 
@@ -227,7 +227,7 @@ def rle_format(comp: Competition) -> RleFormat:
 
 
 def keep_table_format(comp: Competition, trained: Competition) -> Competition:
-    """Return `comp` with the training table's format of `trained`.
+    """Return `comp` with the run-length format of the training table in `trained`, unless the user has set another.
 
     Without `train.rle_format`, a training table is read in the format of the submission. A later change of `submission`
     must not change how a run reads its training table.
@@ -247,7 +247,7 @@ def keep_table_format(comp: Competition, trained: Competition) -> Competition:
 
 
 def rle_grid(comp: Competition) -> tuple[int, int] | None:
-    """Return (H, W) of the masks of `train.rle`; None: the image's own size."""
+    """Return the size (H, W) of the masks in `train.rle`; None if each mask has the size of its image."""
     profile = _profile(comp)
     return None if profile is None else profile.train.grid
 
@@ -307,7 +307,7 @@ def _variants(profile: Profile) -> list[Profile]:
 
 
 def _layouts(profile: Profile) -> list[RleTableColumns]:
-    """Return the possible layouts of a profile's training table: `train`, and the layout of the submission."""
+    """Return the possible columns of a profile's training table: those in `train`, and those of the submission."""
     layouts = []
     for variant in _variants(profile):
         train = variant.train

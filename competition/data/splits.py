@@ -78,7 +78,7 @@ def split(
 
 
 def _kfold(groups: list[str], k: int, seed: int) -> list[int]:
-    """Apply scikit-learn's KFold to split groups.
+    """Return the fold of each case, as scikit-learn's KFold would assign the groups.
 
     If a group has several cases, the result equals a shuffled GroupKFold.
     """
@@ -92,7 +92,7 @@ def _kfold(groups: list[str], k: int, seed: int) -> list[int]:
 
 
 def _stratified(groups: list[str], case_strata: list[str], k: int, seed: int) -> list[int]:
-    """Apply scikit-learn's StratifiedKFold, or StratifiedGroupKFold if a split group has several cases."""
+    """Return each case's fold by StratifiedKFold, or by StratifiedGroupKFold if a group has several cases."""
     names = _check_enough(groups, k)
     strata = merge_rare_strata(case_strata, k)
     if len(names) == len(groups):
@@ -199,7 +199,7 @@ def _random_state(seed: int) -> int:
 
 
 def group_values(comp: Competition, ids: list[str], key: str) -> list[str] | None:
-    """Apply `competition.group` or `competition.stratum` to cases.
+    """Return the group or stratum of each case, by the rule in `competition.group` or `competition.stratum`.
 
     Args:
         comp: the competition.
@@ -222,7 +222,7 @@ def group_values(comp: Competition, ids: list[str], key: str) -> list[str] | Non
 
 
 def known_groups(comp: Competition, ids: list[str]) -> dict[str, str]:
-    """Return the groups by id. An id is missing if `competition.group` gives no group for it.
+    """Return the group of each case by id; leave out ids for which `competition.group` gives no group.
 
     Args:
         comp: the competition.
@@ -237,7 +237,7 @@ def known_groups(comp: Competition, ids: list[str]) -> dict[str, str]:
 
 
 def _from_ids(rule: str, ids: list[str], key: str) -> list[str]:
-    """Match a regular expression with each id; return its first group, or the whole match if it has no group."""
+    """Match a regular expression with each id; return the first capture group, or the whole match if there is none."""
     try:
         expression = re.compile(rule)
     except re.error as error:

@@ -118,7 +118,7 @@ def write_tables(
 
 
 def _is_up_to_date(folder: Path, marker: dict[str, Any]) -> bool:
-    """Return whether the folder has this marker.
+    """Return whether the content of a folder's marker file, which describes the demo in the folder, equals `marker`.
 
     Raises:
         MaskfoldError: the folder has content that is not a demo, or phantoms of another layout.
@@ -142,7 +142,7 @@ def _is_up_to_date(folder: Path, marker: dict[str, Any]) -> bool:
 
 
 def _read_marker(folder: Path) -> dict[str, Any] | None:
-    """Return the marker of a folder; None if the marker is missing or damaged, so that the demo is made again."""
+    """Return the content of a folder's marker file, which describes the demo; None for a missing or damaged file."""
     try:
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -24,7 +24,7 @@ COVERAGE = 0.22
 
 
 def draw_image(rng: np.random.Generator, kind: str = "full") -> tuple[Array, Array]:
-    """Draw one image.
+    """Draw one image of the 2D demo (rings and grains), and its label map.
 
     Args:
         rng: source of all randomness.
@@ -177,7 +177,7 @@ VESSEL_CONTRAST = {"contrast": (0.10, 0.34), "plain": (-0.16, 0.02)}  # range of
 
 
 def draw_gate_image(rng: np.random.Generator, kind: str = "contrast") -> tuple[Array, Array]:
-    """Draw one image.
+    """Draw one image of the presence-head demo, and its label map.
 
     Args:
         rng: source of all randomness.

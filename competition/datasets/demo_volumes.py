@@ -20,7 +20,7 @@ BODY, ORGAN = 0.45, 0.62  # brightness of soft tissue and of both organs
 
 
 def draw_volume(rng: np.random.Generator, kind: str = "both") -> tuple[Array, Array, tuple[float, float, float]]:
-    """Draw one volume whose axes point to the right, to the front and to the head (RAS).
+    """Draw one volume and its label map; the axes point to the right, to the front and to the head (RAS).
 
     Args:
         rng: source of all randomness.
@@ -62,7 +62,7 @@ def random_affine(rng: np.random.Generator, shape: tuple[int, ...], spacing: tup
 
 
 def reorient(array: Array, affine: Array, codes: str) -> tuple[Array, Array]:
-    """Reorient an array and its affine.
+    """Permute and flip the axes of an array to the directions `codes`, and adapt the affine.
 
     Args:
         array: (X, Y, Z), axes towards right, anterior and superior.

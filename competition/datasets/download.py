@@ -494,9 +494,9 @@ def _check_path(name: str, archive: Path) -> PurePosixPath:
 
 
 def _check_members(members: list[Member | None], archive: Path) -> list[Member]:
-    """Return the members without the files that macOS adds.
+    """Check the members of an archive, and return them without the files that macOS adds.
 
-    Raise an error if a path occurs twice, or is both a file and a folder.
+    Raise an error if a path occurs twice or is both a file and a folder, or if there are no files.
     """
     files = [member for member in members if member is not None and not member.path.name.startswith(JUNK_PREFIXES)]
     paths = {member.path for member in files}

@@ -228,7 +228,7 @@ MASKED = "***"
 
 
 def find_private_patterns(dataset: Any) -> frozenset[str]:
-    """Return patterns for the private texts of a header.
+    """Return regular expressions that match the patient's name and the dates in a header.
 
     Args:
         dataset: a header with PatientName and dates.
@@ -273,7 +273,7 @@ def _is_long(word: str, min_letters: int) -> bool:
 
 
 def hide_private(text: str, patterns: Iterable[str]) -> str:
-    """Replace private patterns in a text with `***`."""
+    """Replace each part of a text that matches one of the `patterns` with `***`."""
     longest_first = sorted(patterns, key=lambda pattern: (-len(pattern), pattern))
     return re.sub("|".join(longest_first), MASKED, text, flags=re.IGNORECASE) if longest_first else text
 

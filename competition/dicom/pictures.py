@@ -20,7 +20,7 @@ INVERTED = "MONOCHROME1"  # photometric interpretation in which the lowest value
 
 
 def name_pictures(series: Sequence[Series], ids: Mapping[str, str], taken: Set[str]) -> dict[tuple[str, str], str]:
-    """Return an id for each picture.
+    """Return the case id of each 2D picture.
 
     The id of a picture is the name of its file, because hosts' tables use it. If the file name contains a private text,
     is not a valid name, or is the name of another picture, the picture gets the id of the series. If the series has
@@ -58,7 +58,7 @@ def _stem(instance: Instance, private_patterns: Iterable[str]) -> str:
 
 
 def read_picture(instance: Instance, pixels: PixelReader) -> np.ndarray:
-    """Read a picture.
+    """Read the pixels of a 2D DICOM image as uint8 or uint16, so that higher values are brighter.
 
     Args:
         instance: the picture's file, with the headers of its frames.

@@ -154,7 +154,7 @@ def scan_folder(folder: Path) -> Scan:
 
 
 def _name_pattern(name: str) -> str | None:
-    """Return a path whose numbers are replaced by a placeholder; None if the file name has no number."""
+    """Return a path with each number replaced by `#`; None if the file name contains no number."""
     return re.sub(r"\d+", "#", name) if re.search(r"\d[^/]*$", name) else None
 
 

@@ -175,7 +175,7 @@ class MaskBuilder:
         return _new_mask(image, array, [slices.series.uid], notes + slices.notes)
 
     def reject(self, uids: list[str], reason: str) -> None:
-        """Record the reason why a mask lacks (a part of) these series."""
+        """Record the reason why the series `uids`, which contain labels, are missing from a mask, wholly or in part."""
         for uid in uids:
             reasons = self.rejections.setdefault(uid, [])
             if reason not in reasons:
@@ -495,7 +495,7 @@ def grid_mismatch(segmentation: Segmentation, grid: Grid) -> str:
 
 
 def paint_segments(segmentation: Segmentation, canvas: MaskCanvas, values: dict[int, int]) -> None:
-    """Paint all segments of a file.
+    """Paint all segments of a DICOM-SEG file on the canvas.
 
     Args:
         segmentation: result of `read_segmentation`.

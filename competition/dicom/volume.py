@@ -266,7 +266,7 @@ INT16 = np.iinfo(np.int16)
 
 
 def load_volume(slices: SliceStack, pixels: PixelReader) -> np.ndarray:
-    """Read a volume.
+    """Read the values of sorted slices as one array.
 
     Args:
         slices: the sorted slices.
@@ -367,7 +367,7 @@ GZIP_LEVEL = 4  # compression level: twice as fast as the default 9, with hardly
 
 
 def write_nifti(path: Path, array: np.ndarray, grid: Grid) -> None:
-    """Write a volume.
+    """Write an array as a compressed NIfTI file on a voxel grid, atomically.
 
     Args:
         path: path of the file, ending in .nii.gz. A missing folder is created.
@@ -470,7 +470,7 @@ def check_orientation(orientation: np.ndarray, name: str) -> None:
 
 
 def resample_onto(grid: Grid, affine: np.ndarray, points: np.ndarray, extent: tuple[int, int, int]) -> np.ndarray:
-    """Map voxels of another grid to voxels of `grid`, without interpolation.
+    """Convert voxel indices of another grid to voxel indices of `grid`, without interpolation.
 
     The other grid may have permuted or flipped axes and may cover another part of the patient; its voxel centres must
     coincide with those of `grid`.

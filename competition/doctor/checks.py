@@ -12,7 +12,7 @@ Check = Callable[[Path], list[CheckResult]]
 
 
 def all_checks() -> dict[str, Check]:
-    """Return all checks by name; if a check raises an error, the table shows the error under its name."""
+    """Return all checks by name; the table shows an error that a check raises under the check's name."""
     from competition.doctor import machine, packages, stores
 
     return {

@@ -88,7 +88,7 @@ PROBE_TAG = "maskfold.doctor"
 
 
 def probe_imports(say: Report, *modules: str) -> None:
-    """Import modules in order.
+    """Import modules in order, and report the start and the result of each import.
 
     Each module is reported before its import, so that a crash can be attributed to the module.
     """

@@ -70,7 +70,7 @@ def nearest_existing(folder: Path) -> Path:
 
 
 def find_write_error(folder: Path) -> tuple[str, str] | None:
-    """Write a test file of one mebibyte and remove it.
+    """Test whether a folder is writable: write a file of one mebibyte and remove it.
 
     Returns:
         None, or the problem and a hint.

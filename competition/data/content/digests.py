@@ -56,7 +56,9 @@ def is_settled(stamp: FileStamp) -> bool:
 
 
 def remembered_digest(path: Path) -> bytes:
-    """Return the result of `file_digest`; a file is hashed only once per process unless its stamp changes.
+    """Return the SHA-256 of a file; an unchanged file that this process has hashed before is not hashed again.
+
+    A file that was written a moment ago is hashed at every call; see `is_settled`.
 
     Raises:
         MaskfoldError: the file cannot be read.
@@ -114,7 +116,7 @@ def label_files(masks: dict[str, Any] | None) -> list[Files]:
 
 
 def truth_parts(comp: Competition, masks: dict[str, Any] | None, digest: Digest = file_digest) -> list[bytes]:
-    """Return the part of the content hash for the ground truth: digests of its files, or the text of its rows.
+    """Return the ground truth's parts of a case's content hash: texts of table rows, and digests of label files.
 
     Args:
         comp: the competition.
@@ -136,10 +138,10 @@ def truth_parts(comp: Competition, masks: dict[str, Any] | None, digest: Digest 
 def reading_parts(
     comp: Competition, header: Header, channels: list[Files], masks: dict[str, Any] | None
 ) -> list[bytes]:
-    """Return a part of the content hash that marks files which earlier versions read differently; usually empty.
+    """Return parts of a case's content hash that mark files which earlier versions read differently; usually none.
 
-    Examples are files whose axes are reordered, and files with a `Header.plain_spacing`. This part changes the hash, so
-    that a case cached by an earlier version is not used.
+    Examples are files whose axes are reordered, and files with a `Header.plain_spacing`. These parts change the hash,
+    so that a case cached by an earlier version is not used.
 
     Args:
         comp: the competition.

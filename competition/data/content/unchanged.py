@@ -76,7 +76,7 @@ def load_unchanged_objects(comp: Competition, row: Any) -> CaseObjects:
 def unchanged_files(
     comp: Competition, row: Any, *, image: bool = True, truth: bool = True, fresh: bool = False
 ) -> Iterator[None]:
-    """Check that a case's files, which the block reads, have the digests in the case table.
+    """Check that a case's files have the digests in the case table, and do not change while a `with` block reads them.
 
     The readers take paths, so the files are read twice: once for decoding and once for hashing. If a file changes
     between the two reads, its stamp changes (see `file_stamp`). So the function takes stamps before and after the

@@ -160,7 +160,7 @@ def _nifti_header(path: Path, image: Any, dimensions: int) -> Header:
 def _nifti_geometry(
     path: Path, image: Any, dimensions: int
 ) -> tuple[tuple[float, ...], tuple[float, ...] | None, np.ndarray]:
-    """Return the spacing of the affine, the spacing in pixdim if it differs, and the affine, all in mm.
+    """Return three values in mm: the spacing, the spacing in pixdim (None unless it differs), and the affine.
 
     The spacing comes from the affine, which determines the positions of voxels: it is the length of the affine's
     columns. If pixdim agrees with it within `PIXDIM_ROUNDING`, pixdim is returned, because it has no rounding errors.

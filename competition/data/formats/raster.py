@@ -43,7 +43,7 @@ JPEG_2000_HEADER = 2**16  # a codestream begins within this many bytes, after bo
 
 
 def raster_header(path: Path, dimensions: int, labels: bool = False) -> Header:
-    """Read size, channels and depth without decoding a pixel; with `labels`, a palette's indices are one channel."""
+    """Read shape, channels and dtype without decoding a pixel; with `labels`, palette indices are one channel."""
     with open_raster(path) as image:
         head = _raster_header(path, image, dimensions)[0]
         return replace(head, channels=1) if labels and image.mode == "P" else head
@@ -206,7 +206,7 @@ def check_png(path: Path) -> None:
 
 
 def _pixel_chunks(path: Path, file: IO[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """Yield type and content of the chunks that affect pixels, with verified checksums."""
+    """Yield the type and content of each PNG chunk that affects pixels, after verifying the chunk's checksum."""
     while head := file.read(8):
         length, kind = struct.unpack(">I4s", head.ljust(8, b"\0"))
         if kind[:1].islower() and kind != b"tRNS":  # metadata
@@ -222,7 +222,7 @@ def _pixel_chunks(path: Path, file: IO[bytes]) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _unpacked_length(header: bytes) -> int:
-    """Return the bytes of the unpacked lines, each with its filter byte."""
+    """Return the number of bytes of a PNG's unpacked rows of pixels, each with its filter byte."""
     width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
     passes = PNG_PASSES if interlaced else ((0, 0, 1, 1),)
     total = 0

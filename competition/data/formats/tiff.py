@@ -45,7 +45,7 @@ UNCOMPRESSED, WHITE_IS_ZERO, PALETTE = 1, 0, 3  # TIFF 6.0, tags 259 and 262
 
 @contextmanager
 def open_tiff(path: Path) -> Iterator[TiffFile]:
-    """Open a TIFF that contains all of its pixels; limit its strips and tiles to their declared size.
+    """Open a TIFF whose pixels are all in this file; unpack strips and tiles only up to their declared size.
 
     The metadata of an OME file may name other files, in any folder, that contain planes. tifffile would read these
     files, and would replace a missing file by zeros.
@@ -68,7 +68,7 @@ def open_tiff(path: Path) -> Iterator[TiffFile]:
 
 
 def tiff_header(path: Path, dimensions: int, labels: bool = False) -> Header:
-    """Read size, pages and depth without decoding a pixel; with `labels`, a palette's indices are one channel."""
+    """Read shape, channels and dtype without decoding a pixel; with `labels`, palette indices are one channel."""
     with open_tiff(path) as file:
         series = file.series[0]
         shape, channels = _tiff_layout(path, series, dimensions)

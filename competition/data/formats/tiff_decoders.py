@@ -1,4 +1,4 @@
-"""Bound the decoders that tifffile uses without imagecodecs: Deflate, LZMA and, from Python 3.14 on, Zstandard.
+"""Limit the output of tifffile's decoders of Deflate, LZMA and (from Python 3.14 on) Zstandard without imagecodecs.
 
 tifffile tells a decoder how many bytes a strip or tile may have, but its own decoders ignore this number: a strip of
 1 MB may fill 1 GiB (Deflate) or 7 GiB (LZMA), whatever the header declares. The decoders of imagecodecs respect it.
@@ -23,7 +23,7 @@ LZMA_MEMORY = 2**27  # bytes of a decoder; the highest preset of xz needs 65 MiB
 
 
 class BoundedDecoders(Mapping[int, Callable[..., Any]]):
-    """Replace the unbounded decoders in tifffile's table of decoders; keep all other decoders.
+    """Replace the decoders in tifffile's table whose output has no size limit; keep all other decoders.
 
     A decoder whose module this version of Python lacks is not in the table. tifffile would raise ImportError when it
     decodes, although other libraries may decode the file.
@@ -51,7 +51,7 @@ class BoundedDecoders(Mapping[int, Callable[..., Any]]):
 
 
 def bound_decoders() -> None:
-    """Bound tifffile's own decoders in this process. Further calls do nothing."""
+    """Limit the output size of tifffile's own decoders in this process; further calls do nothing."""
     from tifffile import TIFF
 
     if not isinstance(TIFF.DECOMPRESSORS, BoundedDecoders):
@@ -59,7 +59,7 @@ def bound_decoders() -> None:
 
 
 def bounded_decoder(module: str, unbounded: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a decoder `decode(data, out=BYTES)` for a strip or tile.
+    """Return a decoder of a strip or tile, `decode(data, out=BYTES)`, that returns at most `BYTES` bytes.
 
     Args:
         module: name of the module of Python that decompresses: zlib, lzma or compression.zstd.

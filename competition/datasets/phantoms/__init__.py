@@ -27,7 +27,7 @@ Writer = Callable[[Path, int, int, int], None]
 def make_phantom(
     layout: str, folder: Path, seed: int = 0, cases: int | None = None, test_cases: int | None = None
 ) -> bool:
-    """Make phantoms, completely or not at all.
+    """Make phantoms (synthetic data in the layout of a real data set), completely or not at all.
 
     Args:
         layout: `spleen` (CT as DICOM), `spine` (NIfTI), `a02025` (skin photographs) or `hipmri` (MR of the pelvis);

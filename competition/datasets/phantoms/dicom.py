@@ -260,7 +260,7 @@ def write_segmentation(
 
 
 def _describe(study: Study, ds: Dataset) -> None:
-    """Add the description of the segment, its creator, and the dimensions of the frames."""
+    """Add the attributes that describe a DICOM-SEG's segment, creator and dimensions of the frames."""
     ds.SegmentationType, ds.LossyImageCompression = "BINARY", "00"
     ds.ContentLabel, ds.ContentDescription, ds.ContentCreatorName = "SEGMENTATION", "", ""
     ds.SegmentSequence = [

@@ -76,7 +76,7 @@ class Pelvis:
 def draw_volume(
     rng: np.random.Generator, pelvis: Pelvis, shape: tuple[int, int, int]
 ) -> tuple[Array, Array, tuple[float, float, float]]:
-    """Draw one week of a patient; the axes point to the right, to the front and to the head (RAS).
+    """Draw a patient's MR volume in one week, and its label map; the axes point to the right, front and head (RAS).
 
     Args:
         rng: random generator for the differences between weeks: filling, small shifts, bias field, noise.

@@ -48,7 +48,7 @@ def write(folder: Path, cases: int, test_cases: int, seed: int) -> None:
 
 
 def draw_image(rng: np.random.Generator, ratio: tuple[int, int] = (4, 3)) -> tuple[Array, Array]:
-    """Draw one image.
+    """Draw one photograph of skin, and the mask of its lesion.
 
     Args:
         rng: source of all randomness.

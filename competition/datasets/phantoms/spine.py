@@ -53,7 +53,7 @@ def write(folder: Path, cases: int, test_cases: int, seed: int) -> None:
 
 
 def draw_volume(rng: np.random.Generator) -> tuple[Array, Array, tuple[float, float, float]]:
-    """Draw one volume whose axes point to the right, to the front and to the head (RAS).
+    """Draw a CT volume and its label map; the axes point to the right, to the front and to the head (RAS).
 
     Args:
         rng: source of all randomness.

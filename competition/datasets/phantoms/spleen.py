@@ -58,7 +58,7 @@ class Abdomen:
         ]
 
     def render(self, points: Points) -> tuple[Array, Array]:
-        """Render the anatomy on a grid, without noise.
+        """Compute the CT values of the anatomy, without noise, and the mask of the spleen at the given points.
 
         Args:
             points: x, y, z of each voxel in mm, three arrays that broadcast to (*spatial).
@@ -222,7 +222,7 @@ def write(folder: Path, cases: int, test_cases: int, seed: int) -> None:
 
 
 def write_patient(folder: Path, patient: str, index: int, train_index: int | None, seed: int) -> None:
-    """Write one patient's study.
+    """Write the scan and the labels of one patient.
 
     Args:
         folder: folder of the phantoms.
@@ -262,7 +262,7 @@ def write_patient(folder: Path, patient: str, index: int, train_index: int | Non
 def simulate_ct(
     rng: np.random.Generator, anatomy: Abdomen, grid: SliceGrid, noise: float | None = None
 ) -> tuple[Array, Array]:
-    """Simulate a CT scan of an anatomy.
+    """Simulate a CT scan of an anatomy, and return the CT values and the mask of the spleen.
 
     Args:
         rng: random generator for the noise.
