@@ -171,7 +171,7 @@ def _rows(path: Path, layout: Profile, lines: Iterator[tuple[int, list[str]]]) -
 
 
 def read_sample(path: str | Path, profile: Profile) -> SampleSubmission:
-    """Read the rows that the host requires.
+    """Read the host's sample submission: the required rows, in their order.
 
     Raises:
         MaskfoldError: the file is missing or empty, its header differs from the profile's, a row is a duplicate, or a
