@@ -124,7 +124,7 @@ class Gate(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[Gate] | None:
-        """Return thresholds; None without a presence head, or if the head rates whole cases, too few of which are empty."""
+        """Return thresholds; None without a presence head, or if it rates whole cases, too few of which are empty."""
         by_slice = search.exp.presence_axis is not None
         non_empty = sum(truth.pixels > 0 for truth in search.truths)
         if not search.presence or (not by_slice and non_empty > (1 - MIN_EMPTY_SHARE) * len(search.truths)):
