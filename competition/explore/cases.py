@@ -197,7 +197,7 @@ def _each_truth(row: SimpleNamespace) -> Iterator[SimpleNamespace]:
 
 
 def _row_without_image(comp: Competition, case_id: str, masks: Masks) -> SimpleNamespace | None:
-    """Return a case-table row with the label file's shape, for a case without a matching image; None if unreadable."""
+    """Build a case-table row from the label file alone, because the case has no usable image; None on a read error."""
     files = masks["files"]
     try:
         shape = _label_header(comp, files).shape
@@ -236,7 +236,7 @@ COLOURS = ("red", "green", "blue")
 
 
 def used_channels(array: np.ndarray, comp: Competition, case_id: str) -> np.ndarray:
-    """Return the channels (C, *spatial) of `prepare.channels: keep`, which removes the alpha channel of 2D images."""
+    """Remove the alpha channel of a 2D image, as `prepare.channels: keep` does; return volumes unchanged."""
     if comp.dimensions == 3:
         return array
     return convert_channels(array, "keep", may_have_alpha(comp.train.images), case_id)

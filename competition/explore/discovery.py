@@ -86,7 +86,7 @@ def find_cases(
 def _discover(
     comp: Competition, copies: Sequence[Competition], split: str, findings: Findings, duplicate_ids: set[str]
 ) -> tuple[dict[str, ImagesByChannel], dict[str, dict[str, Any]]]:
-    """Run discovery on one or several copies of the competition.
+    """Find the images and masks of all cases in one or several copies of the competition; record errors as findings.
 
     The first of `copies` has all files. Each further copy has one of the ids that differ only in upper and lower case.
     """
@@ -114,7 +114,7 @@ def _discover(
 
 
 def _find_empty_objects(comp: Competition, images: dict[str, ImagesByChannel], findings: Findings) -> None:
-    """If rows are objects, add a remark about rows without a mask whose images have other rows."""
+    """If each row of the table is an object, add a remark about rows without a mask for images that have other rows."""
     if not comp.instances:
         return
     rows = find_blank_rows(comp, {case_id: next(iter(channels.values())) for case_id, channels in images.items()})
@@ -133,7 +133,7 @@ def _find_empty_objects(comp: Competition, images: dict[str, ImagesByChannel], f
 def _discover_images(
     copies: Sequence[Competition], split: str, collector: ErrorCollector
 ) -> dict[str, ImagesByChannel]:
-    """Return the images of all copies."""
+    """Find the images in each copy of the competition, and return them by case id."""
     images = find_images(copies[0], split, collector)
     for copy in copies[1:]:
         try:
@@ -189,7 +189,7 @@ def _find_case_twins(comp: Competition, split: str, findings: Findings) -> list[
 
 
 def _allows_many_files(key: str, pattern: str) -> bool:
-    """Return whether a case may have many files for a pattern: for a pattern of masks (not of images) with `*`."""
+    """Return whether several files of a case may match a pattern: only if it contains `*` and is a pattern of masks."""
     return key.startswith("train.masks") and matches_many_files(pattern)
 
 
@@ -212,7 +212,7 @@ def _all_files(root: Path, pattern: str, key: str) -> dict[str, list[str]]:
 
 
 def _mirror_names(comp: Competition, split: str, excluded: set[str], folder: Path) -> None:
-    """Create an empty file with the name of each file, except for files of the excluded ids."""
+    """Create empty files in `folder` with the names of the competition's files, except files of excluded ids."""
     for key, pattern in _patterns(comp, split):
         for case_id, paths in _all_files(Path(comp.root), pattern, key).items():
             if case_id in excluded:
@@ -232,7 +232,7 @@ def _touch(folder: Path, paths: list[str]) -> None:
 def _read_rows(
     comp: Competition, images: dict[str, ImagesByChannel], collector: ErrorCollector
 ) -> dict[str, dict[str, Any]]:
-    """Return the rows of each case.
+    """Read the masks of each case from the table of run lengths; record each invalid row, and continue without it.
 
     If a row stops discovery, record its error, and blank the row in a copy of the table.
 

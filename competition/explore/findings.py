@@ -54,7 +54,7 @@ def assign_groups(comp: Competition, cases: Sequence[CaseStats], findings: Findi
 
 
 def _rule_values(comp: Competition, ids: list[str], split: str, key: str, findings: Findings) -> dict[str, str]:
-    """Return the group (or stratum) of each id to which the rule applies."""
+    """Return the group or stratum (`key`) of each id; add a fault for each training id that the rule does not cover."""
     if getattr(comp, key) is None or not ids:
         return {}
     try:
@@ -147,7 +147,7 @@ MIN_CLASS_CASES = 5  # with fewer cases, a class cannot be in each of five folds
 
 
 def compare_cases(comp: Competition, cases: Sequence[CaseStats], findings: Findings) -> list[ImagePair]:
-    """Compare all cases and add findings.
+    """Compare all cases, add findings such as copies and rare classes, and return the pairs of near-duplicates.
 
     Returns:
         Near-duplicates as indices of `cases`, without identical files.
@@ -173,7 +173,7 @@ def compare_cases(comp: Competition, cases: Sequence[CaseStats], findings: Findi
 
 
 def _find_copies(cases: Sequence[CaseStats], findings: Findings) -> None:
-    """Find identical image files, as `cv` does, and also between train and test."""
+    """Find cases with identical images: within training, as `cv` does, within test, and between training and test."""
     import pandas
 
     def to_table(cases: list[CaseStats]) -> pandas.DataFrame:
@@ -238,7 +238,7 @@ def _find_copies(cases: Sequence[CaseStats], findings: Findings) -> None:
 
 
 def _add_near_duplicates(cases: list[CaseStats], pairs: Sequence[ImagePair], findings: Findings) -> None:
-    """Add a remark about one cluster of near-duplicates, and about its pairs."""
+    """Add a remark about a cluster of cases whose images look nearly the same."""
     correlation = max(pair.correlation for pair in pairs)
     turned = sum(pair.turned for pair in pairs)
     way = "" if not turned else " after a turn or a mirroring" if turned == len(pairs) else ", some of them turned"

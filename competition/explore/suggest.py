@@ -316,5 +316,5 @@ def _round_up(length: float, step: int) -> int:
 
 
 def _to_ras(code: str) -> list[int]:
-    """Return the axis of the file for each axis of RAS."""
+    """Return, for each axis of RAS, the index of the parallel axis in the file, from axis codes such as `LPS`."""
     return [next(axis for axis, letter in enumerate(code) if letter in pair) for pair in ("RL", "AP", "SI")]

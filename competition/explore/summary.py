@@ -68,7 +68,7 @@ def overview_rows(exploration: Exploration) -> list[Row]:
 
 
 def _intensity_rows(splits: Sequence[Sequence[CaseStats]]) -> list[Row]:
-    """Return rows with the means of the cases and the range of all values, for each channel."""
+    """Return one row per channel: the range of the cases' mean intensities, and the full range of intensities."""
     rows = []
     names = list(dict.fromkeys(channel.name for cases in splits for case in cases for channel in case.stats or []))
     for name in names[:MAX_CHANNELS]:

@@ -45,7 +45,7 @@ class Sidedness:
 
 
 def frequency_map(layers: Sequence[NDArray[np.bool_]]) -> NDArray[np.float32]:
-    """Return the share of each cell of a coarse grid over the case that each class fills.
+    """Divide a case into a coarse grid of cells, and return the share of each cell's voxels that each class fills.
 
     Args:
         layers: mask (*spatial) of each class.
@@ -73,7 +73,7 @@ def frequency_map(layers: Sequence[NDArray[np.bool_]]) -> NDArray[np.float32]:
 
 
 def find_sides(train: Sequence[CaseStats]) -> list[Sidedness]:
-    """Return whether the classes prefer a side, for each axis of the preprocessed cases; empty if this is unknown.
+    """Measure, for each axis, how strongly the classes prefer one side; return an empty list for too few cases.
 
     If files have an orientation, their maps are turned to RAS, as preprocessing turns the cases. An asymmetry counts
     only if each half of the cases shows it, because the mean map of a few cases is never symmetric.

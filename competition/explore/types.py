@@ -57,10 +57,7 @@ class Findings:
         self.add(Finding("fault", kind, split, case, error.message, error.hint))
 
     def add_bad_case(self, kind: str, split: str, case: str, error: MaskfoldError) -> None:
-        """Add an error of one case as a fault.
-
-        With `on_bad_case: skip`, the error is a remark, because `cv` skips the case.
-        """
+        """Add an error of one case: as a fault, or as a remark if `on_bad_case: skip` leaves the case out."""
         if not self.skip:
             self.add_fault(kind, split, case, error)
             return
@@ -217,7 +214,7 @@ class CaseStats:
 
     @property
     def aspect(self) -> float | None:
-        """The longest side divided by the shortest, in mm."""
+        """Ratio of the longest side of the image to the shortest, both in mm."""
         if self.shape is None or self.spacing is None:
             return None
         sides = [n * mm for n, mm in zip(self.shape, self.spacing, strict=True)]

@@ -58,7 +58,7 @@ class ThresholdBaseline:
 
 
 def best_threshold(cases: Iterable[tuple[Array, Array]], comp: Competition) -> ThresholdBaseline:
-    """Find the threshold of `score_threshold_baseline`; also return its Dice per case and class."""
+    """Find the intensity threshold with the best Dice; return its scores, its name, and its Dice by case and class."""
     candidates: list[_Candidate] = []
     both_empty = comp.metric.both_empty
     if both_empty is not None and comp.metric.direction is Direction.LOWER:
@@ -121,13 +121,13 @@ class _Counts:
         return cls(counts[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:], counts.sum(axis=1))
 
     def class_dice(self, polarity: str, both_empty: float | None) -> Array:
-        """Return the Dice (K, T) of each class; the Dice of an absent class is `both_empty`, or nan if that is None."""
+        """Return the Dice (K, T) of each class; a class that the label lacks gets `both_empty` (nan for None)."""
         dice = self._dice(polarity)[1:]
         dice[self.total[2:] == 0] = np.nan if both_empty is None else both_empty
         return dice
 
     def foreground_dice(self, polarity: str, both_empty: float | None) -> Array:
-        """Return the foreground Dice (1, T); if label and prediction are empty, it is `both_empty`, or nan for None."""
+        """Return the foreground Dice (1, T): `both_empty` (nan for None) where both label and prediction are empty."""
         dice = self._dice(polarity)[:1]
         return dice if both_empty is None else np.where(np.isnan(dice), both_empty, dice)
 
@@ -139,7 +139,7 @@ class _Counts:
 
 
 def _best_mean(case_scores: list[Array]) -> float:
-    """Return the mean score of the best threshold; nan values do not count."""
+    """Return the highest mean score that one threshold reaches over all rows of the cases; nan values do not count."""
     return float(_means(case_scores).max())
 
 

@@ -169,7 +169,7 @@ class ScoreGain(NamedTuple):
     high: float
 
     def as_difference(self, direction: Direction) -> ScoreGain:
-        """Return the difference `after` minus `before` with its interval; it is negative if a distance falls."""
+        """Convert the gain to the difference `after` minus `before`, which is negative if a distance decreases."""
         return self if direction is Direction.HIGHER else ScoreGain(-self.value, -self.high, -self.low)
 
 
@@ -314,7 +314,7 @@ def paired_difference(
     seed: int = 0,
     direction: Direction | None = None,
 ) -> PairedDifference:
-    """Compare the scores of two runs.
+    """Compare a measure of two runs on the same cases: difference, bootstrap interval, p-value, counts of better cases.
 
     Args:
         a: rows of the first run with the columns id, class, dice, `measure`, and for `average: global` tp, fp, fn.
@@ -381,7 +381,7 @@ def _mean_value(rows: pd.DataFrame, metric: MetricConfig, cls: str) -> float:
 
 
 def _group_means(differences: pd.Series[float], groups: Mapping[str, str] | None) -> NDArray[np.float64]:
-    """Return the difference of each case; with groups, the mean of each group, whose cases are not independent."""
+    """Return the differences of all cases, or, if groups are given, the mean difference of each group."""
     if groups is None:
         return np.asarray(differences, np.float64)
     names = np.array([groups[str(case)] for case in differences.index])

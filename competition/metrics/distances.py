@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 
 
 class BorderDistances:
-    """Compute the distances between the borders of mask and truth; the terms of a weighted sum share the result.
+    """Compute the distances between the borders of mask and truth, once for all metrics that use them.
 
     A border voxel shares a face (2D: an edge) with the background. Voxels beyond the image's edge count as background.
 
@@ -35,7 +35,7 @@ class BorderDistances:
 
     @property
     def undefined(self) -> float | None:
-        """The distance if only one mask is empty (the image's diagonal) or both masks are empty (0); otherwise None."""
+        """Distance for empty masks: the image's diagonal if one mask is empty, 0 if both are; None if neither is."""
         empty = [not self.mask.any(), not self.truth.any()]
         if not any(empty):
             return None

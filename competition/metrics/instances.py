@@ -169,7 +169,7 @@ def _add_hidden(
     predicted: tuple[Labels, Hidden],
     truth: tuple[Labels, Hidden],
 ) -> None:
-    """Add covered pixels to the areas, because the label images contain only the later object at these pixels."""
+    """Add pixels that later objects cover to the areas, because a label image has only the last object at a pixel."""
     for part in predicted[1]:
         predicted_areas[part.number] += int(np.count_nonzero(part.mask))
         for number, count in _value_counts(truth[0][part.box][part.mask]).items():

@@ -55,7 +55,7 @@ def fbeta(tp: ArrayLike, fp: ArrayLike, fn: ArrayLike, beta: float) -> Any:
 
 
 def score_from_counts(config: MetricConfig, *sums: ArrayLike) -> Any:
-    """Compute a metric from sums over cases of the columns `sum_columns`; the metric must support `average: global`."""
+    """Compute a metric that supports `average: global` from the sums over cases of its columns (`sum_columns`)."""
     return config.resolve().score_sums(*sums)
 
 

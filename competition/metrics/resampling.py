@@ -101,7 +101,7 @@ class ScoreTable:
 
     @staticmethod
     def add_pooled(rest: Floats, *sums: Floats) -> Floats:
-        """Add the metric's pooled term to `rest` if there is one; `sums` has the term's sum and number of items."""
+        """Add the metric's pooled term, the quotient of the two `sums`, to `rest`; without `sums`, return `rest`."""
         return rest + divide(*sums) if sums else rest
 
 
@@ -222,7 +222,7 @@ def _score_bounds(scores: Floats, metric: MetricConfig) -> tuple[float, float]:
 
 
 def _extreme_sums(sums: list[Floats], metric: MetricConfig) -> tuple[tuple[Floats, ...], tuple[Floats, ...]]:
-    """Return for each class the sums of two imagined clusters, with the lowest and with the highest score.
+    """Return, for each class, the sums of the cluster with the lowest score and of the cluster with the highest score.
 
     The possible values of a metric's own sums are unknown, so an imagined cluster is a copy of an observed cluster.
     """

@@ -158,7 +158,7 @@ def read_scores(path: Path) -> pd.DataFrame:
 
 
 def _split_score(score: float | PooledScore, comp: Competition) -> tuple[float, dict[str, Any]]:
-    """Return the score, and the columns `pooled` and `items` of a metric with a pooled term.
+    """Return the score of a class and, for a metric with a pooled term, the table's columns `pooled` and `items`.
 
     A class that is in neither mask nor truth counts as one item with the value `metric.both_empty`; if `both_empty` is
     null, the class does not count.
@@ -266,7 +266,7 @@ def _score(metric: Metric, inputs: dict[str, Any], counts: OverlapCounts, cls: s
 
 
 def is_empty(metric: Metric, inputs: dict[str, Any], counts: OverlapCounts) -> bool:
-    """Return whether mask and truth are both empty; for a metric of objects, whether both have no objects."""
+    """Return whether mask and truth are both empty or, for a metric of objects, both without objects."""
     if not metric.needs_objects or isinstance(metric.function, WeightedSum):
         return not any(counts)
     names = ("predicted_objects", "true_objects", "predicted_hidden", "true_hidden")

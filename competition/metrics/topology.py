@@ -112,7 +112,7 @@ def variation_of_information(predicted_objects: Labels, true_objects: Labels, ba
 
 @metric("voi_score", higher_is_better=True)
 def voi_score(predicted_objects: Labels, true_objects: Labels, alpha: float = 0.3, background: bool = False) -> float:
-    """Return 1 / (1 + alpha × variation of information), from 0 to 1, for weighted sums of metrics.
+    """Return 1 / (1 + alpha × variation of information), a score from 0 to 1 that weighted sums of metrics can use.
 
     Args:
         predicted_objects: integers of any shape, 0 for background, one label per object.

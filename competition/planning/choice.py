@@ -45,10 +45,11 @@ def choose_layout(layouts: Sequence[Layout], number: int | None, ask: Ask | None
 
 
 def order_candidates(layouts: Sequence[Layout]) -> list[Layout]:
-    """Return the layouts to choose from, those with more cases first, and those with object numbers last.
+    """Return the layouts from which the user may choose, sorted by their number of cases, the largest number first.
 
-    If a description of the host names the files, layouts that were recognised only by file names are dropped. If two
-    layouts have the same files and keys, only one of them is kept.
+    Among layouts with equally many cases, those whose label values number objects come last. If a description of the
+    host names the files, layouts that were recognised only by file names are dropped. If two layouts have the same
+    files and keys, only one of them is kept.
     """
     best = min(layout.rank for layout in layouts)
     kept: dict[str, Layout] = {}
@@ -59,7 +60,7 @@ def order_candidates(layouts: Sequence[Layout]) -> list[Layout]:
 
 
 def _has_object_numbers(layout: Layout) -> bool:
-    """Return whether some label values are so high that they rather number objects, as 26001 in Cityscapes."""
+    """Return whether a label value is so high (26001 in Cityscapes) that it is probably the number of an object."""
     values = layout.keys.get("label_values", [])
     return any(isinstance(value, int) and value >= MIN_OBJECT_NUMBER for value in values)
 

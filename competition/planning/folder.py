@@ -69,7 +69,7 @@ class HostFolder:
 
 
 def scan_folder(path: Path) -> HostFolder:
-    """List the files of a folder; if it contains only one other folder, list that folder instead.
+    """List the files of a folder; skip outer folders that contain nothing but one folder.
 
     The list leaves out hidden files, `__MACOSX`, `Thumbs.db` and the like.
 

@@ -35,7 +35,7 @@ MAX_FOLDER_SHARE = 0.2  # share of the cases; a folder with more cases is probab
 
 
 def find_groups(layout: Layout) -> Layout:
-    """Return the layout, with the key `group` or `stratum` added if ids or a table of the host define it."""
+    """Add the keys `group` and `stratum` to a layout if the ids of its cases or a table of the host define them."""
     group, group_reason = _from_tables(layout, GROUP_WORDS, _groups_several)
     stratum, stratum_reason = _from_tables(layout, STRATUM_WORDS, _is_stratum)
     if not group and (found := guess_group_rule(layout.ids) or _by_subject(layout.ids)) is not None:
@@ -60,9 +60,10 @@ def find_groups(layout: Layout) -> Layout:
 
 
 def _by_subject(ids: Sequence[str]) -> tuple[str, Counter[str]] | None:
-    """Return the rule for ids that begin with a word for a subject, such as `sub-01_ses-1`, if any subject repeats.
+    """Return a regular expression of the subject in ids such as `sub-01_ses-1`, and the number of cases per subject.
 
-    These words are certain enough to group cases although few of them repeat.
+    The result is None unless all ids begin with a word for a subject, and at least one of several subjects repeats.
+    Such words are certain enough to group cases even if few subjects repeat.
     """
     matches = [re.match(SUBJECT, case_id) for case_id in ids]
     counts = Counter(match[1] for match in matches if match)
@@ -70,7 +71,7 @@ def _by_subject(ids: Sequence[str]) -> tuple[str, Counter[str]] | None:
 
 
 def _are_kinds(counts: Counter[str]) -> bool:
-    """Return whether beginnings of ids name kinds of cases: most are years or have no digit, such as `Abyssinian`."""
+    """Return whether most beginnings of ids are years or have no digit, and so name kinds of cases (`Abyssinian`)."""
     kinds = sum(COLLECTION.fullmatch(name) is not None or not any(map(str.isdigit, name)) for name in counts)
     return kinds > 0.5 * len(counts)
 
@@ -105,7 +106,7 @@ def _from_tables(layout: Layout, some: frozenset[str], accept: Callable[[Counter
 
 
 def _words_of_column(name: str) -> set[str]:
-    """Return the words of a column's name, the name without `id`, and the whole name, such as `sequenceid`."""
+    """Return the words of a column's name, the name without a final `id`, and the name as one word (`sequenceid`)."""
     return {*tokens(name), name.casefold().removesuffix("id").strip("_ "), "".join(tokens(name))}
 
 
@@ -134,7 +135,7 @@ def _id_column(table: pandas.DataFrame, ids: tuple[str, ...]) -> str | None:
 
 
 def group_by_folder(layout: Layout, name: str) -> Layout:
-    """Return the layout with one group per folder that a `*` before `{id}` matches, if the folders may be patients.
+    """Group cases by the folder that `*` in a pattern such as `*/{id}/T1.nii` matches, if such folders may be patients.
 
     In `Patient 07/2019-03-01/T1.nii.gz`, the id is the scan, so the ids do not show which scans belong to one patient.
     Many folders with few cases each count as patients; a table beside the data then names the patient of each case. A
@@ -163,7 +164,7 @@ def group_by_folder(layout: Layout, name: str) -> Layout:
 
 
 def folders_of_cases(layout: Layout) -> dict[str, str]:
-    """Return the folder of each training case, which a `*` right before `{id}` matches; empty without such a `*`."""
+    """Return, by training case, the folder that `*` in a pattern such as `*/{id}.png` matches; empty without a `*`."""
     for pattern in [layout.masks] if isinstance(layout.masks, str) else list((layout.masks or {}).values()):
         parts = pattern.split("/")
         places = [index for index, part in enumerate(parts[1:]) if "{id}" in part and parts[index] == "*"]

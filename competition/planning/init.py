@@ -253,7 +253,7 @@ def _metric_lines(layout: Layout) -> list[Line]:
 
 
 def _listed(layout: Layout, name: str) -> list[str] | str:
-    """Return the ids of the training cases, or the path of a new table beside the data if there are many."""
+    """Return the ids of the training cases; if there are many, write them into a table, and return the table's path."""
     listed = list(layout.listed or ())
     return listed if len(listed) <= MAX_LISTED else write_ids(layout.folder, listed, name)
 

@@ -1,4 +1,4 @@
-"""Measure the time and memory of the plan's candidates on this machine: for training steps, and for one case.
+"""Measure the time and memory that a possible experiment takes on this machine, in training steps and on one case.
 
 Each candidate runs in a process of its own with the environment of a fold's process, and takes the trainer's own steps
 on a few cases in a temporary folder. So data, augmentation, precision, memory layout, optimiser and averaged weights
@@ -61,7 +61,7 @@ class Measurement:
     processor: float
 
     def step_seconds(self, threads: int) -> float:
-        """Return the seconds of a step on an otherwise idle machine.
+        """Return the seconds that a training step takes on an otherwise idle machine.
 
         With one thread on a CPU, the result is the processor time, which other programs do not lengthen.
         """
@@ -70,7 +70,7 @@ class Measurement:
         return self.step_processor if threads == 1 else max(self.step_processor / threads, self.step_least)
 
     def case_seconds(self, threads: int) -> float:
-        """Return the seconds of a case on an otherwise idle machine."""
+        """Return the seconds to predict, store and score one case on an otherwise idle machine."""
         if not self.device.startswith("cpu"):
             return self.case_wall
         return (
@@ -95,7 +95,7 @@ class Measurement:
 def measure(
     plain: dict[str, Any], rows: Sequence[dict[str, Any]], folder: Path, threads: int, limit: float
 ) -> Measurement | str:
-    """Measure an experiment in a process of its own.
+    """Measure the time and memory of an experiment's training steps and of its prediction of a case, in a new process.
 
     Args:
         plain: the experiment as plain data, with its competition.
@@ -131,7 +131,7 @@ def measure(
 
 
 def libraries_of(plain: dict[str, Any]) -> list[str]:
-    """Return the names of the modules that a candidate needs and that its server imports once for all candidates."""
+    """Return the names of the optional modules that an experiment needs, to import them once for all timings."""
     from competition.training.fold_process import OPTIONAL_MODULES
 
     text = json.dumps(plain, default=str)
@@ -168,7 +168,7 @@ def _start(folder: Path, threads: int, output: Any, libraries: list[str]) -> Any
 
 
 def main(folder: str) -> int:
-    """Measure the experiment in a folder, and write `result.json` there; return the exit status."""
+    """Measure time and memory of the experiment in a folder, write `result.json` there, and return the exit status."""
     from competition.process import exit_with_parent, parent_process
 
     exit_with_parent(parent_process())
@@ -311,7 +311,7 @@ def _time_steps(trainer: Any, seconds: float) -> dict[str, Any]:
 
 
 def _time_case(trainer: Any, folder: Path) -> tuple[float, float]:
-    """Return the time to predict, store and score the evaluator's case: processor seconds, and seconds by the clock."""
+    """Predict, store and score one validation case; return the processor seconds and the elapsed seconds."""
     network = trainer.ema_model()
     for repeat in range(2):
         start, processor = time.monotonic(), time.process_time()

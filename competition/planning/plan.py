@@ -138,7 +138,7 @@ def default_candidate(candidates: Sequence[Candidate]) -> Candidate:
 
 
 class _Planner:
-    """Measure the candidate that the known timings recommend; repeat until the recommended candidate was measured."""
+    """Find the best candidate: time the recommended candidate, until the timings recommend a timed candidate."""
 
     def __init__(
         self,
@@ -190,7 +190,7 @@ class _Planner:
         return [item for item in self.candidates if item not in self.failed]
 
     def _expected_seconds(self, candidate: Candidate) -> float:
-        """Return the seconds of a measurement on an otherwise idle machine."""
+        """Return the seconds that the measurement of a candidate would take on an otherwise idle machine."""
         timing = extrapolate(candidate, self.known)
         predictions = 1 if timing.case > REPEATED_CASE else 2
         return self.overhead + (MIN_TIMED + 1) * timing.step + predictions * timing.case

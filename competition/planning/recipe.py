@@ -119,7 +119,7 @@ def read_facts(exploration: Exploration, k: int | None = None) -> Facts | None:
 
 
 def _object_side(comp: Competition, train: Sequence[CaseStats], spacing: Sequence[float]) -> float:
-    """Return the side of a cube (square) as large as the median object of the smallest class, in pixels.
+    """Convert each class's median object to the side of an equal cube (2D: square); return the smallest, in pixels.
 
     An object is one instance, or all voxels of a class in a case if the competition scores no instances.
     """
@@ -200,7 +200,7 @@ def _resolution(candidate: Candidate, reason: str) -> list[Line]:
 
 
 def _crop(comp: Competition, train: Sequence[CaseStats]) -> list[Line]:
-    """Crop to voxels that are not 0 if at least half of most cases is 0, as in images without skull or table."""
+    """Crop volumes to the box of the nonzero voxels if, in most volumes, at least half of the voxels are 0."""
     stats = [case.stats[0] for case in train if case.stats]
     empty = [item for item in stats if item.median == 0 and item.minimum == 0]
     if comp.dimensions == 3 and len(empty) > 0.5 * len(stats):
@@ -213,7 +213,7 @@ def _crop(comp: Competition, train: Sequence[CaseStats]) -> list[Line]:
 
 
 def _boundary(comp: Competition, train: Sequence[CaseStats]) -> list[Line]:
-    """Add a border class for touching objects if the median object is wide enough."""
+    """Plan a class for object borders if the competition scores objects and the median object is wide enough."""
     if not comp.instances or comp.labels != "exclusive":
         return []
     sizes = [size for case in train if case.truth is not None for size in case.truth.object_sizes.tolist()]
@@ -327,7 +327,10 @@ def _network_3d(candidate: Candidate) -> list[Line]:
 
 
 def network_strides(size: Sequence[int]) -> list[Any]:
-    """Return the strides of the network's levels; axes of few voxels are not halved, and thin axes are halved later."""
+    """Return the strides of each network level: 2 along axes that are even and long enough, otherwise 1.
+
+    An axis is long enough if it has at least 4 pixels and is not much shorter than the longest axis.
+    """
     left, strides = list(size), []
     for _ in range(LEVELS):
         step = [2 if side % 2 == 0 and side >= 4 and side >= max(left) / ANISOTROPY else 1 for side in left]
@@ -353,7 +356,7 @@ def _loss(comp: Competition) -> Line:
 
 
 def _gate(facts: Facts) -> list[Line]:
-    """Add a presence head if many cases are empty, but not nearly all."""
+    """Plan a presence head if many, but not nearly all, training cases are empty, and objects are not scored."""
     truths = [case.truth for case in facts.train if case.truth is not None]
     empty = sum(truth.foreground == 0 for truth in truths)
     if not truths or not GATE_SHARES[0] <= empty / len(truths) <= GATE_SHARES[1] or facts.comp.instances:

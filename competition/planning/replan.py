@@ -84,7 +84,7 @@ def replan(
     read: Callable[[Experiment], Exploration],
     say: Callable[[str], None],
 ) -> Replanned:
-    """Plan an experiment again.
+    """Plan an existing experiment again, and keep the values that the user changed since the last plan.
 
     Values that the user has changed since the last plan stay, and the candidates are measured with them. Without a
     `plan.json` beside the file, the user's values cannot be distinguished from planned values, so the plan replaces
@@ -212,7 +212,7 @@ def _is_planned(section: str, own: dict[tuple[str, ...], Any], last: dict[tuple[
 
 
 def _planned_with(key: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Return the keys that keep the user's values if this key was changed; all keys of a network stay together."""
+    """Return all keys that must keep the user's values if the user changed this key, such as both keys of `model`."""
     if key[0] == "model":
         return [("model", "target"), ("model", "args")]
     return [key[:1] if key[0] in (*WHOLE_SECTIONS, "inference") else key[:2]]

@@ -66,7 +66,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Hold the settings that determine the duration of a step.
+    """Hold the settings of a possible experiment that determine the duration of a training step.
 
     Attributes:
         grid: resolution.
@@ -89,7 +89,7 @@ class Candidate:
 
     @property
     def seen(self) -> float:
-        """Number of median cases whose voxels one step sees; each sample counts at most as one case."""
+        """Size of a step's samples, as a number of median cases; each sample counts as at most one case."""
         return self.batch * min(1.0, math.prod(self.patch) / max(1, math.prod(self.grid.shape)))
 
     @property
@@ -247,7 +247,7 @@ def candidates_of(found: Sequence[Grid], *, may_cut: bool = False) -> list[Candi
 
 
 def extrapolate(candidate: Candidate, known: Mapping[Candidate, Timing]) -> Timing:
-    """Extrapolate the timing of a candidate from the measured candidate with the most similar work.
+    """Estimate a candidate's timing from the measured candidate of most similar work, preferably of the same network.
 
     The seconds of a step are proportional to the candidate's work. For the same work, the forward pass of a case takes
     a third of the seconds of a step. Reading, resampling and scoring take the same time for every candidate.
@@ -270,7 +270,7 @@ FORWARD_SHARE = 1 / 3  # the forward pass's share of a training step
 
 
 def _predicted_work(candidate: Candidate) -> float:
-    """Return the work of all windows of a median case."""
+    """Return the work to predict a median case: the voxels of all its windows, times the network's relative cost."""
     dims = len(candidate.patch)
     windows = count_windows(candidate.grid.shape, candidate.patch, OVERLAP[dims])
     return windows * math.prod(candidate.patch) * NETWORK_COST[dims][candidate.network]
@@ -281,7 +281,7 @@ LEAST_OVERLAP = 0.25
 
 
 def count_windows(shape: Sequence[int], patch: Sequence[int], overlap: float) -> int:
-    """Return the number of windows that cover a case."""
+    """Return the number of sliding windows of size `patch` that cover a case with the given overlap."""
     return math.prod(
         1 if side <= window else 1 + math.ceil((side - window) / max(1.0, window * (1 - overlap)))
         for side, window in zip(shape, patch, strict=True)
@@ -322,7 +322,7 @@ NO_VALIDATION = 1000  # epochs: no validation before the end
 
 
 def ema_decay(steps: int) -> float:
-    """Return the decay with which the averaged weights cover at most the last `EMA_SHARE` of the steps."""
+    """Return the decay of the weights' moving average, whose window is about the share `EMA_SHARE` of the steps."""
     window = min(MAX_EMA_WINDOW, max(5.0, EMA_SHARE * steps))
     return round(1.0 - 1.0 / window, 3)
 

@@ -43,7 +43,7 @@ class Sample:
 
 
 def add_submission(layout: Layout) -> list[Layout]:
-    """Return the layout with the section `submission`, and with class names that occur only in the sample.
+    """Add the section `submission` to a layout, and class names from the sample submission if the layout has none.
 
     If the sample names a few classes, but no file shows the classes' label values, return a layout for each order of
     the classes.
@@ -76,7 +76,7 @@ def add_submission(layout: Layout) -> list[Layout]:
 
 
 def _find_test(layout: Layout, sample: Sample) -> Layout:
-    """Return the layout with the images that the sample names as test images, if they are in one folder."""
+    """Set the test images to the images that the sample submission names, if these images are in one folder."""
     if not isinstance(layout.images, str) or "{z}" in layout.images or layout.images.count("{id}") != 1:
         return layout
     table = read_csv(layout.folder.root / sample.path, {})
@@ -96,14 +96,14 @@ def _find_test(layout: Layout, sample: Sample) -> Layout:
 
 
 def _format_only(layout: Layout) -> Layout:
-    """Return the layout with the table's format in the section `train`, because there is no sample submission."""
+    """If a layout has run lengths but no sample submission, set `train.rle_format` to the format of the run lengths."""
     if "rle" not in layout.keys:
         return layout
     return layout.with_keys({"train.rle_format": layout.keys["rle"]}, {"train.rle_format": layout.reasons["rle"]})
 
 
 def find_sample(layout: Layout) -> Sample | None:
-    """Return the sample submission whose ids have test images, or the only sample; None without a sample."""
+    """Return the sample submission with the largest share of rows that have a test image; None without a sample."""
     names = _test_names(layout)
     found = []
     for path in layout.folder.tables:
@@ -174,7 +174,7 @@ def _known(ids: Iterable[str], names: set[str]) -> int:
 
 
 def _name_classes(layout: Layout, sample: Sample) -> list[Layout]:
-    """Return the layout with class names in the sample's spelling; without class names, add the sample's names."""
+    """Name the classes as in the sample submission; if the order of its names is unknown, return a layout per order."""
     classes = [str(name) for name in layout.keys.get("classes", [])]
     names = list(sample.classes)
     folded = {name.casefold(): name for name in names}

@@ -9,7 +9,7 @@ Split = Literal["train", "val", "test", ""]
 
 
 def words(text: str) -> frozenset[str]:
-    """Return the words of a text."""
+    """Split a text at spaces into a set of words."""
     return frozenset(text.split())
 
 

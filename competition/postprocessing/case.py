@@ -104,7 +104,7 @@ class CaseProbabilities:
         return np.asarray(self.probabilities[index + (self.comp.labels == "exclusive")])
 
     def present(self, index: int, threshold: float) -> NDArray[Any]:
-        """Return whether a class's presence probability reaches a threshold: (1, …) bool, or one value per slice.
+        """Return whether a class's presence probability reaches a threshold: one bool (1, …) or one bool per slice.
 
         Raises:
             MaskfoldError: the prediction has no class presence.

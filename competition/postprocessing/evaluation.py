@@ -63,7 +63,7 @@ class OofScores:
         self.pool.__exit__(kind, *rest)
 
     def score(self, requests: StepsByClass) -> None:
-        """Compute the requested scores that are not in `scores` yet, and add them."""
+        """Score the requested lists of steps on all cases, except lists whose results are in `scores` already."""
         new = {
             index: tuple(dict.fromkeys(steps for steps in lists if (index, steps) not in self.scores))
             for index, lists in requests.items()
@@ -76,7 +76,7 @@ class OofScores:
                 self.scores.setdefault(key, {})[case] = row
 
     def truth_sizes(self) -> list[list[TruthSizes]]:
-        """Return the true sizes of each case, one entry per class."""
+        """Return, for each case and class, the numbers of pixels of the true mask and of its objects."""
         return list(self.pool.map(CaseScorer.truth_sizes, self.cases))
 
     def score_table(self, steps: Callable[[str, int], Steps]) -> pd.DataFrame:
@@ -166,7 +166,7 @@ class CaseScorer:
         return result
 
     def truth_sizes(self, case: str) -> list[TruthSizes]:
-        """Return the sizes of each class in the truth of a case."""
+        """Return, for each class, the numbers of pixels of a case's true mask and of its objects."""
         comp, row = self.oof.comp, self.rows[case]
         objects = load_unchanged_objects(comp, row) if comp.instances else None
         masks = split_classes(load_unchanged_mask(comp, row), comp)

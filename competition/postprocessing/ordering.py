@@ -34,7 +34,7 @@ MIN_CLASS_SHARE = 0.25  # minimum share of a double object's voxels for a class 
 def relabel_by_order(
     probabilities: Floats, comp: Competition, number: LabelOrdering, affine: NDArray[np.float64]
 ) -> Floats:
-    """Give every object in a row one class by its position, and return the changed probabilities.
+    """Assign classes by position to objects that lie in a row, such as vertebrae; return the changed probabilities.
 
     A network is often sure that a voxel is a vertebra, but not which one. So the probabilities of the classes are
     combined: their sum if classes are exclusive, else their maximum. Objects are the connected components of the
@@ -112,7 +112,7 @@ def case_affine(row: Any, comp: Competition) -> NDArray[np.float64]:
 def split_touching(
     row: Mask, votes: NDArray[Any], split: float | None, spacing: NDArray[np.float64], upwards: NDArray[np.float64]
 ) -> Labels:
-    """Split the mask of a row into objects, also where objects touch.
+    """Split the mask of a row of objects, such as vertebrae, into single objects, even where objects touch.
 
     The core of an object is its thick part, where the distance to the edge exceeds `split` times the maximum distance
     in the row. Vertebrae that touch at their joints have one core each, the vertebral body. Each voxel is assigned to
@@ -266,7 +266,7 @@ def _inside_row(pieces: Labels, row: Mask) -> Mask:
 
 
 def _split_large(labels: Labels, votes: NDArray[Any]) -> None:
-    """Split, in place, each object that is as large as two objects, by the network's labels."""
+    """Use the network's labels to split, in place, each object that is much larger than the median object."""
     sizes = np.bincount(labels[labels != 0])
     median = np.sort(sizes[sizes > 0])[(np.count_nonzero(sizes) - 1) // 2]
     for large in np.flatnonzero(sizes > DOUBLE_OBJECT_RATIO * median):

@@ -92,7 +92,7 @@ class Triplet(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[Triplet]:
-        """Return triplets; None if too few cases are empty, because the step could then only remove true masks."""
+        """Return triplets; an empty list if few cases are empty, because the step could then only remove true masks."""
         areas = [truth.pixels for truth in search.truths if truth.pixels]
         if not areas or len(areas) > (1 - MIN_EMPTY_SHARE) * len(search.truths):
             return []
@@ -124,7 +124,7 @@ class Gate(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[Gate] | None:
-        """Return thresholds; None if there is no presence head, or (except by slices) if too few cases are empty."""
+        """Return thresholds; None without a presence head, or if it rates whole cases, too few of which are empty."""
         by_slice = search.exp.presence_axis is not None
         non_empty = sum(truth.pixels > 0 for truth in search.truths)
         if not search.presence or (not by_slice and non_empty > (1 - MIN_EMPTY_SHARE) * len(search.truths)):

@@ -184,7 +184,7 @@ def tuning_parts(rows: Mapping[str, Any], fold_of: Mapping[str, int], seed: int)
 
 
 class _CoordinateDescent:
-    """Run several coordinate descents together, which share the scores of one pass over the cases."""
+    """Search the best steps on several subsets of the cases at once, by coordinate descents that share all scores."""
 
     def __init__(
         self,
@@ -250,7 +250,7 @@ class _CoordinateDescent:
                 self.best[part, index], best = steps, value
 
     def _score(self, part: int | None, index: int, steps: Steps) -> float:
-        """Return the metric of one class on the cases of one coordinate descent."""
+        """Return the score of a class after the given steps, over all cases that are not in `part`."""
         scores = self.evaluation.scores[index, steps]
         return class_score([scores[case] for case in self.evaluation.cases], self.metric, self.selected[part])
 
@@ -303,7 +303,7 @@ def search_slots(
     start: Steps,
     presence: bool = False,
 ) -> list[StepSlot]:
-    """Return the slots of one class in search order: first the registered steps, then the user's own steps.
+    """Return the alternatives to try for each step of a class, in search order: registered steps, then the user's.
 
     Args:
         exp: the experiment.

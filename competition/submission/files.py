@@ -309,7 +309,7 @@ def check_sample_headers(
 
 
 def file_values(comp: Competition, cls: str) -> list[int]:
-    """Return the values that a file has besides 0; cls is its class, or empty if it has all classes.
+    """Return the label values besides 0 that a file may have: of the class `cls` or, if `cls` is empty, of all classes.
 
     The numbers of objects depend on the prediction, so for them the list is empty.
     """

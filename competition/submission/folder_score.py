@@ -170,7 +170,7 @@ def parse_classes(text: str) -> dict[str, list[int]]:
 
 
 def _sections(names: Sequence[str], tolerances: Sequence[float], trust: Sequence[str]) -> dict[str, MetricConfig]:
-    """Return the metrics by the names of their columns."""
+    """Return the configuration of each metric by the name of its column in the table of scores."""
     sections: dict[str, MetricConfig] = {}
     for name in names:
         if name == "nsd":
@@ -291,7 +291,7 @@ def _values(labels: Labels, file: Path | None, chosen: Mapping[str, list[int]] |
 
 
 def _check_values(predicted: set[int], true: set[int], chosen: Mapping[str, list[int]] | None) -> None:
-    """Check that predictions and truth share a value."""
+    """Check that predictions and truth share a label value, or that a file has a value of the `chosen` classes."""
     if chosen is None and predicted and true and not predicted & true:
         first, second = (", ".join(map(str, sorted(values)[:SHOWN_IDS])) for values in (predicted, true))
         raise MaskfoldError(

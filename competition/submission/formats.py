@@ -34,7 +34,7 @@ class FileHeader(NamedTuple):
 
 
 def axes_of_format(path: Path, dimensions: int) -> str:
-    """Return the order of the axes of a label file: (X, Y, Z) of NIfTI and MHA, row and column of pictures."""
+    """Return the order in which a format stores axes: `xyz` for NIfTI and MHA, `yxz` for pictures; no z in 2D."""
     axes = "xyz" if extension_of(path.name) in (".nii.gz", ".nii", ".mha") else "yxz"
     return axes if dimensions == 3 else axes.replace("z", "")
 
@@ -188,7 +188,7 @@ def read_file_header(path: Path, dimensions: int) -> FileHeader:
 
 
 def _stored_type(path: Path) -> str | None:
-    """Return the name of the dtype of a file's floats, which `read_header` calls float32; None for other formats."""
+    """Return the exact dtype that an MHA, TIFF or NIfTI file stores; None for other formats."""
     extension = extension_of(path.name)
     if extension == ".mha":
         return pixel_dtype(path).name

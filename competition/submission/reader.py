@@ -90,7 +90,7 @@ class SampleSubmission:
 
 @dataclass
 class IdLookup:
-    """Find a case by its name in a file, with or without the extension of an image."""
+    """Find a case by a name from a file; the extension of an image may be present or missing in the name."""
 
     cases: Iterable[str]
     ids: list[str] = field(init=False)
@@ -171,7 +171,7 @@ def _rows(path: Path, layout: Profile, lines: Iterator[tuple[int, list[str]]]) -
 
 
 def read_sample(path: str | Path, profile: Profile) -> SampleSubmission:
-    """Read the rows that the host requires.
+    """Read the host's sample submission: the required rows, in their order.
 
     Raises:
         MaskfoldError: the file is missing or empty, its header differs from the profile's, a row is a duplicate, or a
@@ -354,7 +354,7 @@ class RowIndex:
             self.aliases[name] = case_slice if self.aliases.setdefault(name, case_slice) == case_slice else None
 
     def get(self, name: str) -> CaseSlice | None:
-        """Return the case and slice of a name, with or without the extension of an image."""
+        """Return the case and slice that a name (with or without extension) denotes; None if unknown or ambiguous."""
         return self.exact.get(name) or self.aliases.get(name) or self.aliases.get(strip_extension(name))
 
 

@@ -307,7 +307,7 @@ def normalize_weights(weights: Sequence[float] | str | None, count: int) -> tupl
 
 
 def submission_name(runs: Sequence[Run], weights: Sequence[float] | str | None) -> str:
-    """Return `unet2d-15ba66a88b85` for one run, or `blend-` and a hash of the runs and the requested weights."""
+    """Name a submission: `unet2d-15ba66a88b85` for a single run, or `blend-` and a hash of the runs and weights."""
     if len(runs) == 1:
         experiment = runs[0].name.removeprefix(f"{runs[0].exp.competition.name}-")
         return f"{experiment}-{runs[0].folder.name}"

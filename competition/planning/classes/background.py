@@ -29,7 +29,10 @@ class Doubt:
 
 
 def doubt_background(found: Sequence[LabelValues]) -> Doubt | None:
-    """Return a value that may be the background: if no mask has a 0, or if the value covers most of the edges."""
+    """Return the label value other than 0 that may be the background; None if the masks suggest no such value.
+
+    The masks suggest the most frequent value if no mask has a 0, and else a value that covers most of the masks' edges.
+    """
     whole: Counter[int] = Counter()
     edges: Counter[int] = Counter()
     for item in found:
@@ -56,6 +59,6 @@ def doubt_background(found: Sequence[LabelValues]) -> Doubt | None:
 
 
 def named_background(names: Sequence[str]) -> int | None:
-    """Return the place of the only name that means the background; None without such a name."""
+    """Return the index of the class name that means background; None if no name does, or if several names do."""
     places = [place for place, name in enumerate(names) if name.casefold() in NAMES]
     return places[0] if len(places) == 1 else None

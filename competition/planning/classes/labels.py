@@ -194,9 +194,9 @@ def _label_files(layout: Layout, found: Sequence[LabelValues]) -> list[Layout]:
 
 
 def _with_background(layout: Layout, found: Sequence[LabelValues], values: list[int]) -> list[Layout]:
-    """Return the layout with its classes; and, if another value than 0 is probably the background, with this reading.
+    """Return the layout with its classes; return two layouts if the background may be 0 or another label value.
 
-    A file of the host that names the values decides without a question.
+    If a file of the host names the label values, these names decide, and only one layout is returned.
     """
     names, source = _names_of(layout, values)
     place = named_background(names)
@@ -298,7 +298,7 @@ def _shown(values: Sequence[int]) -> str:
 
 
 def _single_name(layout: Layout) -> str:
-    """Return the name of the only class from the folder or the end of the file names, otherwise `foreground`."""
+    """Name the only class by the end of the mask files' names or by their folder; otherwise return `foreground`."""
     if not isinstance(layout.masks, str):
         return "foreground"
     folder, _, name = layout.masks.rpartition("/")
@@ -325,7 +325,7 @@ def _named(name: str) -> str:
 
 
 def _names_of(layout: Layout, values: Sequence[int]) -> tuple[list[str], str]:
-    """Return the classes' names from a list of the host or from polygons, and the reason; empty without names."""
+    """Return the class names of label values, and a phrase that states their source; both are empty without names."""
     names, source = _find_names(layout.folder, values)
     if not names and len(values) > 1:
         names, file = names_by_polygons(layout, values)
@@ -334,7 +334,10 @@ def _names_of(layout: Layout, values: Sequence[int]) -> tuple[list[str], str]:
 
 
 def _find_names(host: HostFolder, values: Sequence[int]) -> tuple[list[str], str]:
-    """Return the class names that a host's file lists for the values, and the reason; empty without such a file."""
+    """Search the host's files for the class names of label values; return the names, and a phrase with the file's path.
+
+    Both are empty if no file has a different, valid name for each value.
+    """
     for path in host.files:
         stem, _, extension = path.rpartition("/")[2].rpartition(".")
         if (
@@ -424,7 +427,7 @@ def _names_of_json(content: Any) -> dict[int, str]:
 
 
 def _names_of_tabs(path: Path) -> dict[int, str]:
-    """Return the names by value of a table with tabs whose header has a column of values and one of names."""
+    """Return the class names by label value in a tab-separated table; empty if its header has no column of values."""
     if path.stat().st_size > MAX_TABLE_BYTES:
         return {}
     try:

@@ -21,7 +21,7 @@ Polygon = tuple[str, np.ndarray]  # name, and corners (N, 2) as x and y
 
 
 def names_by_polygons(layout: Layout, values: Sequence[int]) -> tuple[list[str], str]:
-    """Return the names of label values, and an example of a file with polygons; an empty list if a name is unclear.
+    """Return the class name of each label value, and an example of a polygon file; both are empty if a name is unclear.
 
     Args:
         layout: layout of 2D images with a label file for each case.
@@ -47,7 +47,7 @@ def names_by_polygons(layout: Layout, values: Sequence[int]) -> tuple[list[str],
 
 
 def _polygon_file(layout: Layout, case_id: str, mask: str) -> str:
-    """Return the JSON file with the most similar name among those that have the case's id; empty without one."""
+    """Return a JSON file whose name contains the case's id, preferably in the mask's folder; empty without a match."""
     named = [path for path in layout.folder.jsons if case_id in path.rpartition("/")[2]]
     folder = mask.rpartition("/")[0]
     return max(named, key=lambda path: (path.rpartition("/")[0] == folder, -len(path)), default="")

@@ -127,7 +127,7 @@ def _places(host: HostFolder, path: str, images: Sequence[Mapping[str, Any]]) ->
 
 
 def _nearest(paths: Sequence[str], folder: str) -> str:
-    """Return the only path in a folder, or in the nearest parent folder with a path; empty if there are several."""
+    """Go up from a folder until a path lies below it; return this path, or an empty text if several paths lie there."""
     while folder and not any(path.startswith(f"{folder}/") for path in paths):
         folder = folder.rpartition("/")[0]
     below = [path for path in paths if not folder or path.startswith(f"{folder}/")]

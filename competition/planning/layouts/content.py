@@ -47,7 +47,7 @@ class LabelValues:
 
 
 def dimensions_of(path: Path) -> int:
-    """Return whether a file is a 2D image or a volume.
+    """Return the number of spatial dimensions of a file: 2 for an image, 3 for a volume.
 
     Raises:
         MaskfoldError: the file cannot be read.
@@ -127,7 +127,7 @@ def _role_of_values(labels: np.ndarray) -> Role:
 
 
 def _are_compact(labels: np.ndarray) -> bool:
-    """Return whether 0 occurs and most other values fill their bounding boxes, like the numbers of objects."""
+    """Return whether labels look like object numbers: 0 occurs, and most other values fill much of their boxes."""
     from scipy.ndimage import find_objects
 
     values, places = np.unique(labels, return_inverse=True)
@@ -156,7 +156,7 @@ def header_channels(path: Path) -> int:
 
 
 def _flat_share(labels: np.ndarray) -> float:
-    """Return the share of equal neighbours along the last axes; pairs of background pixels do not count."""
+    """Return the share of neighbouring pixels (last two axes) with equal values; pairs of zeros do not count."""
     equal = total = 0
     for axis in range(max(0, labels.ndim - 2), labels.ndim):
         first = np.take(labels, range(labels.shape[axis] - 1), axis=axis)
@@ -168,7 +168,7 @@ def _flat_share(labels: np.ndarray) -> float:
 
 
 def is_lossy(labels: np.ndarray) -> bool:
-    """Return whether a mask was saved as JPEG or has soft edges: nearly all values, but not all, are near 0 or 255."""
+    """Return whether a black-and-white mask has inexact values from JPEG compression, or grey values at soft edges."""
     if labels.dtype != np.uint8:
         return False
     values = np.unique(labels)
@@ -183,7 +183,7 @@ def is_lossy(labels: np.ndarray) -> bool:
 
 @lru_cache(maxsize=65536)
 def label_values(path: Path, dimensions: int) -> LabelValues | None:
-    """Return the values of a mask; None if the mask cannot be read, which the check of the cases reports."""
+    """Return the label values of a mask, with their pixel counts; None if the mask cannot be read."""
     try:
         labels, _ = read_labels(path, dimensions)
     except MaskfoldError:

@@ -15,7 +15,7 @@ from competition.text import format_count
 
 
 def mark_nested(layouts: Sequence[Layout]) -> list[Layout]:
-    """Return the layouts; layouts that differ only in one folder below `{id}` get advice.
+    """Add advice to layouts that differ only in the name of one folder below `{id}`, and return all layouts.
 
     In `Patient 07/scan 1/T1.nii.gz` and `Patient 07/scan 2/T1.nii.gz`, the layout `{id}/scan 1/T1.nii.gz` leaves out
     all cases of `{id}/scan 2/T1.nii.gz`, and the reverse. The advice is a command that links all scans into folders of
@@ -44,7 +44,7 @@ def _first_pattern(patterns: Patterns) -> str:
 
 
 def _split_scan(pattern: str) -> tuple[str, str, str]:
-    """Split `a/{id}/scan 1/T1.nii` into `a`, `scan 1` and `T1.nii`; the folder is empty if the pattern differs."""
+    """Split `a/{id}/scan 1/T1.nii` into `a`, `scan 1` and `T1.nii`; return empty texts for any other pattern."""
     match = re.fullmatch(r"(?:([^{}*]+)/)?\{id\}/([^/{}*]+)/(.+)", pattern)
     return (match[1] or "", match[2], match[3]) if match else ("", "", "")
 
@@ -63,7 +63,7 @@ def _scan_advice(layout: Layout, folders: Sequence[str], total: int) -> str:
 
 
 def mark_depths(layouts: Sequence[Layout]) -> list[Layout]:
-    """Return the layouts, with advice on those with equal files in case folders at different places.
+    """Add advice to layouts whose case folders have equal files but lie in different places, and return all layouts.
 
     The advice is a command that links all case folders into one folder.
     """
@@ -87,7 +87,7 @@ def _patterns(patterns: str | dict[str, str] | None) -> list[str]:
 
 
 def _split_case(pattern: str) -> tuple[str | None, str]:
-    """Split `a/{id}/T1.nii` into `a` and `{id}/T1.nii`; None if {id} is not the name of a folder."""
+    """Split `a/{id}/T1.nii` into `a` and `{id}/T1.nii`; return None and the pattern if {id} is not a folder's name."""
     match = re.fullmatch(r"(?:(.+)/)?(\{id\}/.+)", pattern)
     return (match[1] or "", match[2]) if match else (None, pattern)
 

@@ -145,7 +145,7 @@ def _images(
 
 
 def _labels(labels: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the keys for classes, their values, regions and the ignored value, and the reasons.
+    """Convert the labels in a `dataset.json` to keys of competition.yaml; return the keys, and the reason for each key.
 
     nnU-Net version 1 writes names by value, version 2 values by name.
 

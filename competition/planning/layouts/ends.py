@@ -1,4 +1,4 @@
-"""Split the names of a folder by the ids of another, such as `a_attribute_globules.png` by `a.jpg`.
+"""Read file names that continue an id of another folder, such as `a_attribute_globules.png` beside `a.jpg`.
 
 The ends may have several words, so that the names of the folder alone do not show where the id ends.
 """
@@ -14,7 +14,7 @@ MARKS = "_-. "
 
 
 def find_ends(series: Sequence[Series]) -> list[Series]:
-    """Return a series for each end of the names of a folder, if another folder has their beginnings as ids.
+    """Find folders whose file names are another folder's ids plus an end, and return one series for each end.
 
     Args:
         series: result of `find_series`. Folders whose names it has divided already are left out.
@@ -37,7 +37,10 @@ def _is_plain(series: Series) -> bool:
 
 
 def _divide(series: Series, ids: frozenset[str]) -> list[Series]:
-    """Return the series by ends of names; empty unless most names begin with an id, and several ends repeat."""
+    """Divide a series by the text that follows an id in the file names; return an empty list if the names do not fit.
+
+    The names fit if most of them begin with an id, and if several ends (but not too many) repeat.
+    """
     groups: dict[tuple[str, str], dict[str, list[str]]] = {}
     for paths in series.files.values():
         name = paths[0].rpartition("/")[2]

@@ -55,7 +55,7 @@ def _is_blank_mask(series: Series, roles: dict[str, Role]) -> bool:
 
 
 def _match(host: HostFolder, image: Series, mask: Series) -> Pair | None:
-    """Return image and mask series, reduced to the ids that they share; None if they do not belong together."""
+    """Pair a series of images with a series of masks, with shortened ids if necessary; None if the two do not match."""
     if image.pattern == mask.pattern or (image.split and mask.split and image.split != mask.split):
         return None
     if image.kind == "stack" and mask.kind == "single":
@@ -124,7 +124,7 @@ def _differ_in_size(host: HostFolder, paths: Sequence[str]) -> bool:
 
 
 def _prefer_whole_names(pairs: list[Pair], series: Sequence[Series]) -> list[Pair]:
-    """Return the pairs in which each folder is read in one way only: with whole names, or split into several series.
+    """Read each folder either by whole file names or as several series; drop pairs that read a folder otherwise.
 
     A folder is read with whole names if its whole series pairs with the whole series of another folder, or if more
     cases pair in this way. For example, `Masks/{id}` belongs to `{id}_ch0` and `{id}_ch1`, although `Masks` can be
@@ -159,7 +159,7 @@ def _prefer_whole_names(pairs: list[Pair], series: Sequence[Series]) -> list[Pai
 
 
 def _with_plain_names(pairs: Sequence[Pair]) -> set[str]:
-    """Return the folders whose plain names, as `a.jpg` beside `a_superpixels.png`, have all masks of the folder."""
+    """Return the folders in which the plainly named images (`a.jpg` beside `a_superpixels.png`) have all the masks."""
     counts: dict[tuple[str, bool], int] = {}
     for image, mask in pairs:
         is_plain = image.pattern.rpartition("/")[2].startswith("{id}.")
@@ -170,7 +170,7 @@ def _with_plain_names(pairs: Sequence[Pair]) -> set[str]:
 
 
 def _within_scans(pairs: list[Pair]) -> list[Pair]:
-    """Return the pairs without pairs of different scans, i.e. of two folders of a case that both have image and mask.
+    """Drop pairs of image and mask from different scans; a scan is a folder of a case with both an image and a mask.
 
     Otherwise the second scan of a patient would be read as a channel of the first scan.
     """
@@ -220,7 +220,7 @@ def _combinations(
 
 
 def _layouts(host: HostFolder, channels: list[tuple[str, Series]], truth: Truth) -> Iterator[Layout]:
-    """Yield the layout of images and masks; several if further masks of the same images may belong to them."""
+    """Yield the layout of images and masks, or several layouts if there are further masks of the same images."""
     image_ids = frozenset.intersection(*(series.ids for _, series in channels))
     ids = sorted(image_ids & truth.ids)
     first = channels[0][1]
@@ -332,7 +332,7 @@ def _dimensions_reason(image: Series, dimensions: int) -> str:
 
 
 def _merge_splits(layouts: list[Layout]) -> list[Layout]:
-    """Return the layouts of training cases; add a note for labelled test or validation cases of the same structure."""
+    """Drop layouts of labelled test and validation cases; add a note to the training layout of the same structure."""
 
     def split(layout: Layout) -> str:
         return split_of(_first_pattern(layout.images)) or split_of(_first_pattern(layout.masks or ""))
@@ -359,7 +359,7 @@ def _merge_splits(layouts: list[Layout]) -> list[Layout]:
 
 
 def _correct_notes(layout: Layout) -> Layout:
-    """Return the layout with notes that labelled test cases are not used, if no test images were found."""
+    """If a layout has no test images, correct its notes: labelled test cases are not used."""
     if layout.test is not None:
         return layout
     return replace(layout, notes=tuple(note.replace(USED_FOR_TEST, "not used") for note in layout.notes))

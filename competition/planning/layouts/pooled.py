@@ -92,7 +92,7 @@ def _folders_of(host: HostFolder, origin: str) -> set[str]:
 
 
 def without_members(pairs: Sequence[Pair]) -> list[Pair]:
-    """Return the pairs without the pairs that are part of a pair of merged series."""
+    """Drop the pairs of image and mask series that a larger pair of merged series contains."""
 
     def contains(whole: Series, part: Series) -> bool:
         if not part.origin:

@@ -54,7 +54,7 @@ def find_run_tables(
 
 
 def _named_by(table: RunTable, images: Sequence[Series], names: dict[str, set[str]]) -> list[Series]:
-    """Return the series whose cases the table names; per folder, the series with the fewest missing cases."""
+    """Return the image series whose cases a table names; per folder, only the series with the most complete match."""
     wanted = {name for name, _, _ in table.rows}
     best: dict[str, tuple[float, Series]] = {}
     for item in images:
@@ -77,7 +77,7 @@ def _names(host: HostFolder, series: Series) -> set[str]:
 
 
 def _prefer_stacks(layouts: list[Layout]) -> list[Layout]:
-    """Drop a layout that reads slices as 2D cases if the table names the stacks of these slices."""
+    """Drop layouts that read slices as 2D cases if another layout reads stacks with the same table."""
     stacked = {layout.keys["train.rle"] for layout in layouts if layout.dimensions == 3}
     return [layout for layout in layouts if layout.dimensions == 3 or layout.keys["train.rle"] not in stacked]
 

@@ -127,7 +127,7 @@ def _used_folders(parent: str, depth: int, series: Sequence[Series]) -> list[str
 
 
 def _without_trees(host: HostFolder, parent: str) -> dict[str, list[str]]:
-    """Return the subfolders of a folder and the paths below them, without second trees of the same cases.
+    """Return the image paths by subfolder, without subfolders that repeat the case folders, such as `derivatives`.
 
     In a folder with `sub-01`, `sub-02` and `derivatives/sub-01`, `derivatives` is a second tree of the same cases.
     """
@@ -143,7 +143,7 @@ def _without_trees(host: HostFolder, parent: str) -> dict[str, list[str]]:
 
 
 def _only_folders(host: HostFolder, parent: str) -> bool:
-    """Return whether the subfolders of a folder contain only folders and no images, as in `patient/patient_day1/…`."""
+    """Return whether no subfolder of a folder directly contains an image, as in `patient/patient_day1/image.png`."""
     return not any("/" not in path for paths in host.children[parent].values() for path in paths)
 
 
@@ -240,7 +240,7 @@ def _by_first_word(stems: set[str]) -> Affixes | None:
 
 
 def _repeated_affixes(stems: set[str], expression: re.Pattern[str], after: bool) -> Affixes | None:
-    """Split names into affix and core by a regular expression, if several affixes have mostly the same cores."""
+    """Split names into affix and core by a regular expression; return None unless several affixes share most cores."""
     split: Affixes = {}
     cores: dict[str, set[str]] = {}
     for stem in stems:
@@ -308,7 +308,7 @@ def _have_roles(names: list[str]) -> bool:
 
 
 def case_folders(host: HostFolder, parent: str, depth: int) -> dict[str, tuple[str, list[str]]]:
-    """Return the folder and the images below it of each possible case; empty if two folders have the same name."""
+    """Return the folder of each possible case, with the images below the folder; empty if two folders share a name."""
     children = _without_trees(host, parent)
     if depth == 1:
         return {name: (_join(parent, name), paths) for name, paths in children.items()}
@@ -324,7 +324,7 @@ def case_folders(host: HostFolder, parent: str, depth: int) -> dict[str, tuple[s
 
 
 def _inner_series(prefix: str, folder: str, names: dict[str, list[tuple[str, str]]]) -> Iterator[Series]:
-    """Yield the series of the files with one extension that lie in the same subfolder of every case folder."""
+    """Yield the series of files (`names`, of one extension) that lie in the same subfolder of every case folder."""
     place = _join(prefix, folder) if folder else prefix
     label = folder.rpartition("/")[2]
     many, rest = _split_numbered(names)
@@ -359,7 +359,7 @@ def _have_own_masks(names: set[str]) -> bool:
 
 
 def _pooled_series(place: str, names: dict[str, list[tuple[str, str]]]) -> Iterator[Series]:
-    """Yield the series in which each file of any folder is a case, if all file names differ."""
+    """Yield series in which each file is a case of its own, if the files of all folders have different names."""
     path_of = {os.path.basename(path): path for items in names.values() for _, path in items}
     if len(names) >= MIN_CASES and len(path_of) == sum(map(len, names.values())):
         for item in flat_series(place.replace("{id}", "*"), list(path_of)):
@@ -412,7 +412,7 @@ def tokens_after_id(name: str) -> str:
 
 
 def _slice_pattern(template: str, files: Names) -> str | None:
-    """Return the pattern of a stack; {z} stands for the first number that differs between all files of a case."""
+    """Return a stack's pattern, with {z} for the first number that differs in all files of a case; None without {z}."""
     numbers = {case_id: [re.findall(r"\d+", name) for name, _ in items] for case_id, items in files.items()}
     count = template.count("#")
     position = None

@@ -1,4 +1,4 @@
-"""Case folders with a folder for each session, as in BIDS: `sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz`."""
+"""Read case folders that have a folder for each session, as in BIDS: `sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CaseFolders = Mapping[str, tuple[str, list[str]]]  # id -> folder, and the image
 
 
 def find_sessions(host: HostFolder, series: Sequence[Series]) -> list[Series]:
-    """Return series in which each session is a case, if the file names are unique; they contain those of one session.
+    """Return series in which each session of a subject is one case, if all file names are unique.
 
     Args:
         host: the scanned folder.
@@ -60,7 +60,7 @@ def _sessions_of(parent: str, cases: CaseFolders, series: Sequence[Series]) -> l
 
 
 def _name_their_folders(paths: Sequence[str], cases: CaseFolders) -> bool:
-    """Return whether each file's name begins with the name of its case folder, so that ids have the subject."""
+    """Return whether each file's name begins with its case folder's name, so that ids contain the subject."""
     names = {folder: case_id for case_id, (folder, _) in cases.items()}
     level = next(iter(names)).count("/") + 1
     return all(path.rpartition("/")[2].startswith(names["/".join(path.split("/")[:level])]) for path in paths)

@@ -75,7 +75,7 @@ class RunTable:
 
 
 def read_run_table(root: Path, path: str, names: Iterable[str]) -> RunTable | None:
-    """Read a table; return None unless one column has run lengths, and another column has names of images.
+    """Read a table of run lengths; return None if no column has run lengths, or if no other column names the images.
 
     Args:
         root: the folder.
@@ -174,7 +174,7 @@ def find_profile(table: RunTable, sample_header: Sequence[str] | None) -> Profil
 
 
 def _possible_columns(profile: Profile) -> list[set[str]]:
-    """Return the columns of a profile's training table and of its submission, which some hosts use for training too.
+    """Return the two sets of columns that a training table may have: the host's training or submission columns.
 
     See `competition.data.rle_tables`, which reads both.
     """
@@ -244,7 +244,7 @@ def _file_of(case: CaseFiles, index: int | None) -> str:
 
 
 def is_relative(runs: Sequence[Runs]) -> bool:
-    """Return whether starts count from the end of the previous run; such starts do not always increase."""
+    """Return whether runs start relative to the previous run's end, as shown by starts that do not increase."""
     texts = [text for item in runs for text in item.texts if len(text.split()) >= 6]
     decreasing = sum(bool((np.diff(parse_numbers(text)[::2]) <= 0).any()) for text in texts)
     return bool(texts) and decreasing >= 0.5 * len(texts)
@@ -265,7 +265,7 @@ def vote_order(runs: Sequence[Runs], relative: bool) -> OrderVote:
 
 
 def find_base(runs: Sequence[Runs], order: Literal["row", "column"], relative: bool) -> tuple[Literal[0, 1], str]:
-    """Return the number of the first pixel (0 or 1), and the reason; the reason is empty if the data do not show it."""
+    """Return whether pixels are counted from 0 or 1, and the evidence; without evidence, return 1 and an empty text."""
     if relative:
         return 1, "starts are relative, so they have no base"
     crossing = {0: 0, 1: 0}

@@ -9,7 +9,7 @@ from competition.planning.words import MASK_WORDS, has_word, tokens, without_rol
 
 
 def prefer_own_images(pairs: Sequence[Pair]) -> list[Pair]:
-    """Return the pairs of image and mask without the pairs whose image belongs to another mask.
+    """Drop each pair whose image belongs to another mask and whose mask belongs to another image; return the others.
 
     A mask belongs to an image if the mask's folders name the image's folders (`01_GT/SEG` and `01`; `PNG/masks` and
     `PNG/raw`), or if the mask's name continues the image's name (`{id}_4CH_ED_gt` and `{id}_4CH_ED`). An image that
@@ -36,7 +36,7 @@ def prefer_own_images(pairs: Sequence[Pair]) -> list[Pair]:
 
 
 def _file(series: Series) -> str:
-    """Return the first file, which identifies a series even if its ids were shortened."""
+    """Return the first file path of a series, which identifies the series even after the ids were shortened."""
     return min(paths[0] for paths in series.files.values())
 
 
@@ -48,13 +48,13 @@ def _folder_words(series: Series) -> set[str]:
 
 
 def _by_folder(image: Series, mask: Series, images: Sequence[Series]) -> bool:
-    """Return whether the mask's folders have all words that distinguish the image's folders from other folders."""
+    """Return whether the mask's folders have all words that distinguish the image's folders from other `images`."""
     common = set.intersection(*map(_folder_words, images))
     own = _folder_words(image) - common
     return bool(own) and own <= _folder_words(mask)
 
 
 def _by_name(image: Series, mask: Series, _: Sequence[Series]) -> bool:
-    """Return whether the names of image and mask end equally, apart from a word such as `gt`."""
+    """Return whether image and mask names end equally, except for words such as `gt`: `{id}_ED` and `{id}_ED_gt`."""
     name = without_role_words(image.label)
     return bool(name) and has_word(mask.label, MASK_WORDS) and name == without_role_words(mask.label)

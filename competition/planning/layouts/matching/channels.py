@@ -40,7 +40,7 @@ def channel_choices(images: list[Series]) -> Iterator[list[tuple[str, Series]]]:
 
 
 def as_channels(host: HostFolder, stack: Series, mask: Series) -> Series | None:
-    """Return the files of a stack as channels {c} if each case has one 2D mask, as large as its slices; else None.
+    """Return a stack as channels {c} if all cases have equally many files and one 2D mask of equal size; else None.
 
     A mask with the number of a slice in its name, such as `12_mask.png` beside `12.png`, is one of that slice alone.
     """
@@ -74,7 +74,7 @@ def _folder_name(series: Series) -> str:
 
 
 def _versions(channels: list[tuple[str, Series]]) -> list[list[tuple[str, Series]]]:
-    """Return the channels of each folder if the folders have the same ones, as `orig/T1` and `pre/T1`; else nothing."""
+    """Group channels by folder if all folders have the same channels (`orig/T1` and `pre/T1`); otherwise return []."""
     folders: dict[str, list[tuple[str, Series]]] = {}
     for name, item in channels:
         folders.setdefault(item.pattern.rpartition("/")[0], []).append((name, item))

@@ -1,4 +1,4 @@
-"""Images that have several masks, such as `x_mask.png` and `x_mask_1.png`: read together if they do not overlap."""
+"""Find further masks of an image, such as `x_mask_1.png` beside `x_mask.png`, to read all masks together."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ MAX_SHARED = 0.02  # share of the smaller mask that two masks of different objec
 
 
 def is_further_mask(case_id: str, ids: frozenset[str]) -> bool:
-    """Return whether the id continues that of a case with a word for masks: `a_mask_1` beside `a`."""
+    """Return whether an id is a case's id followed by a word for masks, such as `a_mask_1` for the case `a`."""
     cuts = [match.start() for match in re.finditer(r"[_\-. ]", case_id)]
     return any(case_id[:cut] in ids and has_word(case_id[cut:], MASK_WORDS) for cut in cuts)
 
 
 def with_further_masks(host: HostFolder, layout: Layout, further: Mapping[str, str]) -> Iterator[Layout]:
-    """Yield the layout with all masks of an image together, and without the further masks if masks overlap.
+    """Yield a layout that reads all masks of an image together, a layout that ignores the further masks, or both.
+
+    Both are yielded if masks overlap; only the second if a further mask's name does not show to which mask it belongs.
 
     Args:
         host: the scanned folder.
@@ -59,7 +61,7 @@ def _pattern(layout: Layout) -> str:
 
 
 def _together(layout: Layout, further: Mapping[str, str]) -> dict[str, list[str]] | None:
-    """Return the masks of each case; None if a further mask is not named like the first one with an addition."""
+    """Return all mask files of each case; None if a further mask's name does not continue the name of a first mask."""
     if not isinstance(layout.masks, str) or "{z}" in layout.masks or set(layout.mask_files) != {""}:
         return None
     files = {case_id: list(paths) for case_id, paths in layout.mask_files[""].items()}

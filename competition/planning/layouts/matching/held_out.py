@@ -36,7 +36,7 @@ def structure(pattern: str) -> str:
 
 
 def find_test(host: HostFolder, layout: Layout, images: Sequence[Series], masks: Sequence[Series] = ()) -> Layout:
-    """Return the layout with the test images: the images in a test folder, named like the training images.
+    """Add the test images to a layout: the images of a test folder, preferably those named like the training images.
 
     Args:
         host: the scanned folder.
@@ -94,13 +94,13 @@ def find_test(host: HostFolder, layout: Layout, images: Sequence[Series], masks:
 
 
 def _longer_names(files: Mapping[str, str]) -> list[str]:
-    """Return the files whose ids continue another id with a word: `0_predict` beside `0`."""
+    """Return the files whose id is another file's id followed by a word, such as `0_predict` beside `0`."""
     cuts = {case_id: re.match(r"(.+?)[_\-. ][A-Za-z]\w*$", case_id) for case_id in files}
     return sorted(files[case_id] for case_id, match in cuts.items() if match and match[1] in files)
 
 
 def _same_names(host: HostFolder, channels: dict[str, str]) -> list[tuple[dict[str, str], int]]:
-    """Return the channels' patterns and the number of cases for each test folder in which all channels match."""
+    """Find test folders with files named like all training channels; return the patterns and numbers of cases."""
     parts = {name: _fixed_folder(pattern) for name, pattern in channels.items()}
     own = {folder for folder, _ in parts.values()}
     folders = sorted(folder for folder in {*host.folders, *host.children} if split_of(folder) == "test")
@@ -137,7 +137,7 @@ def _match_ids(host: HostFolder, pattern: str) -> frozenset[str]:
 
 
 def _matches(host: HostFolder, pattern: str) -> dict[str, str]:
-    """Return a file of each id that matches a pattern; it compares only the scanned names."""
+    """Match the paths found by the scan with a pattern, and return a matching path for each id."""
     start = _fixed_folder(pattern)[0] + "/" if pattern else ""
     expression, last, seen = "", 0, False
     for match in re.finditer(r"\{([a-z]+)\}|\*", pattern):
@@ -154,7 +154,9 @@ def _matches(host: HostFolder, pattern: str) -> dict[str, str]:
 
 
 def keep_training_ids(layout: Layout) -> Layout:
-    """Return the layout with only the training cases, if all ids begin with a word for a split, and some with `train`.
+    """If all ids begin with a word for a split (training, validation, test), keep only the training cases.
+
+    Without a training case, the layout stays unchanged.
 
     A note counts the other cases.
     """

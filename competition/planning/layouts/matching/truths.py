@@ -97,14 +97,14 @@ def class_names(masks: Sequence[Series]) -> list[str]:
 
 
 def _covers_most(host: HostFolder, mask: Series) -> bool:
-    """Return whether the first mask covers most of its image; most masks do not, so few need to be compared."""
+    """Return whether one sampled mask covers most of its image, a quick check before all masks are compared."""
     path = host.root / mask.sample(1)[0]
     pixels = read_mask(path, dimensions_of(path))
     return pixels is not None and bool(np.count_nonzero(pixels) >= REGION_SHARE * pixels.size)
 
 
 def _is_region_of(host: HostFolder, region: Series, mask: Series) -> bool:
-    """Return whether masks cover most of each image and contain the other masks, as a field of view does."""
+    """Return whether, in sampled cases, `region` covers most of the image and contains `mask`, like a field of view."""
     shared = sorted(region.ids & mask.ids)
     if region is mask or not shared:
         return False
