@@ -1,4 +1,4 @@
-"""Measure the time of augmentation: batched volumes compared with MONAI's per-sample transforms, and 2D images.
+"""Measure the time to augment batches of volumes, compared with MONAI's transforms, and the time to augment 2D images.
 
     python benchmarks/augment.py            # preset medium
     python benchmarks/augment.py heavy 4    # another preset, 4 threads

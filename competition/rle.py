@@ -484,7 +484,7 @@ def _block_to_text(pairs: IntArray) -> str:
 
 @cache
 def _digits(count: int, tail: str) -> NDArray[np.uint32]:
-    """Return texts of 4 bytes, each a number below 10**count and `tail`.
+    """Return texts of 4 bytes, each of which is a number below 10**count, followed by `tail`.
 
     First come all numbers without leading zeros, then all numbers with leading zeros. NUL bytes replace missing
     leading zeros. In the first entry, they replace the whole number.

@@ -131,7 +131,7 @@ def _read_mlflow(root: Path, plan: CleaningPlan, has_runs: bool) -> MlflowRecord
 
 
 def _read_runs(folders: Sequence[Path], plan: CleaningPlan) -> dict[Path, Run]:
-    """Return the runs that can be read; add a note to `plan` about any other run, which stays."""
+    """Return the readable runs by folder; for each run that cannot be read, add a note to `plan` that the run stays."""
     runs = {}
     for folder in folders:
         if (folder / "experiment.yaml").exists():

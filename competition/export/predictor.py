@@ -86,7 +86,7 @@ def _read_settings(path: Path) -> PostprocessConfig:
 
 
 def adapt_to_machine(exp: Experiment) -> Experiment:
-    """Adapt the experiment to this machine: use one device, and any accelerator if the YAML's is missing."""
+    """Return the experiment with one device, and with accelerator `auto` if this machine lacks the YAML's choice."""
     import torch
 
     accelerator = exp.run.accelerator

@@ -183,7 +183,7 @@ class TimedNetworks:
 
     @property
     def run(self) -> Any:
-        """The run."""
+        """The run to which the networks belong."""
         return self.networks.run
 
     def predict(self, case: Any) -> Any:

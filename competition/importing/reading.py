@@ -347,7 +347,7 @@ def _scale(array: Array, path: Path) -> Array:
 
 
 def _binary(part: Array) -> Array:
-    """Return the probabilities in the file of one class, which holds floats in [0, 1] or 0 and one other value."""
+    """Return the probabilities in one class's file: floats unchanged, masks as 0 and 1, other integers scaled."""
     if part.dtype.kind == "f":
         return part.astype(np.float32)
     present = np.unique(part)

@@ -124,7 +124,7 @@ class UploadRecord:
 
 
 def metric_of_record(plain: dict[str, Any]) -> MetricConfig:
-    """Return the metric with which the scores of a record are averaged; its direction comes from the record."""
+    """Return the metric that averages a record's scores, from plain data; ignore the direction in the data."""
     return MetricConfig.model_validate({key: value for key, value in plain.items() if key != "higher_is_better"})
 
 

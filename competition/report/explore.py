@@ -243,7 +243,7 @@ def _channel_values(exploration: Exploration, split: str, name: str, key: str) -
 
 
 def draw_class_shares(exploration: Exploration, path: Path) -> list[int]:
-    """Draw the share of each class in the cases that have the class; return the drawn classes."""
+    """Draw, for each class, a histogram of the share of a case that the class covers; return the drawn classes."""
     truths = [case.truth for case in exploration.used_cases("train") if case.truth is not None]
     totals = [sum(int(truth.voxels[index]) for truth in truths) for index in range(len(exploration.comp.classes))]
     shown = select_drawn_classes(totals)
@@ -302,7 +302,7 @@ def draw_near_duplicates(exploration: Exploration, path: Path) -> None:
 
 
 def _split_histogram(axes: Axes, values_by_split: Mapping[str, Sequence[float]]) -> None:
-    """Draw shares in common bins, so that few test cases can be compared with many training cases."""
+    """Draw one histogram per split, as shares of the split's cases, so that splits of unequal size are comparable."""
     values = np.array([value for split_values in values_by_split.values() for value in split_values], np.float64)
     if not values.size:
         show_empty_text(axes, "absent")

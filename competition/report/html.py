@@ -62,7 +62,7 @@ class Table:
 
 
 def format_score(value: float | None, digits: int = 4) -> str:
-    """Format a score; `absent` for None or nan (no case has the class)."""
+    """Format a score; return `absent` for None or nan, which mean that no case has the class."""
     return ABSENT_LABEL if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
@@ -176,7 +176,7 @@ def staged_figures(output: Path, old_names: str) -> Iterator[Path]:
 
 @contextmanager
 def output_lock(folder: Path, output: Path) -> Iterator[None]:
-    """Hold the lock of a run's or study's folder while a page is written there; a page in another folder needs no lock.
+    """Hold the lock of a run's or study's folder in the `with` block if the page `output` lies in this folder.
 
     Raises:
         MaskfoldError: another process works in the folder.

@@ -388,7 +388,7 @@ class RunUploader:
         return self._client
 
     def _run_id(self, name: str) -> str:
-        """Return the id of a folder's MLflow run; if the id is unknown, find the run by its token, or create it."""
+        """Return the id of a folder's MLflow run; if no id is stored, find the run by its token tag, or create it."""
         client = self.client
         uploaded = self.state.uploaded(name)
         if uploaded.run_id is None:
@@ -479,7 +479,7 @@ def _has_run(client: MlflowClient, run_id: str) -> bool:
 
 
 def _read_own_result(path: Path) -> dict[str, Any]:
-    """Return the content of a result; empty if it is invalid, or if it is not of the score tables in its folder.
+    """Return the content of a result file; empty if the file is invalid or does not match the score tables beside it.
 
     In these cases, the function also logs a warning.
     """
