@@ -1,4 +1,4 @@
-"""Make arrays that may be too large for the memory; from the size `MASKFOLD_LARGE_MIB` on, they are in temporary files.
+"""Make arrays that may exceed the memory; an array of at least `MASKFOLD_LARGE_MIB` MiB lies in a temporary file.
 
 A picture of 30,000 × 30,000 pixels takes 0.8 GiB at one byte per pixel, and prediction needs several such arrays. If
 memory is short, the kernel writes the pages of a file to the disk, which it cannot do with other memory.

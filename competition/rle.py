@@ -1,4 +1,4 @@
-"""Encode masks as run-length text (RLE) and decode them, for tables of Kaggle and other hosts.
+"""Encode masks as the run-length text (RLE) of Kaggle and other hosts, and decode such text to masks.
 
 A mask is flattened in the order of the format. Each run of foreground becomes two numbers, the run's start and length:
 

@@ -184,7 +184,7 @@ def find_test_cases(comp: Competition, suffix: str, context: Context) -> TestCas
 
 
 def write_empty_submission(found: TestCases, path: Path) -> int:
-    """Write the sample's rows with empty masks; without a sample, write only the header.
+    """Write a submission file with an empty mask in each row of the sample, or only a header if there is no sample.
 
     A notebook needs this file, because it is saved before the test set exists.
 

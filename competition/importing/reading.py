@@ -293,7 +293,7 @@ def _check_finite(array: Array, path: Path) -> None:
 
 
 def _are_labels(array: Array, comp: Competition) -> bool:
-    """Return whether a single channel has only values of label files; 0 and 1 are also valid probabilities."""
+    """Return whether all values of a single channel are label values of the competition, such as 0 and 1."""
     known = {comp.background, *(value for values in comp.class_values for value in values)}
     if comp.instances:
         return False

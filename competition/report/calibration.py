@@ -303,7 +303,7 @@ def count_calibration(oof: OofPredictions, cases: Sequence[str]) -> list[Calibra
 
 
 def _histograms(probabilities: NDArray[Any], truth: NDArray[Any], comp: Competition) -> list[tuple[Ints, Ints, Floats]]:
-    """Return one case's histograms of each class, without ignored pixels; a boundary class counts for the classes."""
+    """Return one case's histograms of each class, without ignored pixels; boundary probability goes to the classes."""
     bins = HISTOGRAM_STEPS + 1
     histograms = [(np.zeros(bins, np.int64), np.zeros(bins, np.int64), np.zeros(bins)) for _ in comp.classes]
     step = max(1, PIXELS_PER_CHUNK // max(1, truth[0, 0].size))

@@ -279,7 +279,7 @@ def draw_objects(exploration: Exploration, path: Path) -> None:
 
 
 def draw_near_duplicates(exploration: Exploration, path: Path) -> None:
-    """Draw the thumbnails of near-duplicates side by side; for volumes, the middle slice."""
+    """Draw the thumbnails of near-duplicates side by side, each as a whole 2D image or as a volume's middle slice."""
     pairs = exploration.pairs[:MAX_PAIRS]
     figure, grid = panel_grid(2 * len(pairs), height=2.7, columns=4)
     for number, pair in enumerate(pairs):
@@ -347,7 +347,7 @@ MAX_CASES = 8
 
 
 def draw_samples(exploration: Exploration, path: Path) -> list[str]:
-    """Draw at most eight cases, evenly spaced by share of foreground; for volumes, the slice with most foreground.
+    """Draw at most eight cases, evenly spaced by share of foreground; of a volume, draw the slice with most foreground.
 
     Returns:
         The ids of the drawn cases. If no case has truth, the list is empty and no figure is written.

@@ -1,4 +1,4 @@
-"""Write self-contained HTML pages from jinja2 templates, with embedded images and styles, and without network.
+"""Write self-contained HTML pages from jinja2 templates; the pages embed images and styles, and need no network.
 
 A page has no script, or one script that the caller passes to `write_page`. The page's security policy contains the hash
 of this script, so no other script runs.
@@ -145,7 +145,7 @@ def create_figure_folder(output: Path) -> Path:
 
 @contextmanager
 def staged_figures(output: Path, old_names: str) -> Iterator[Path]:
-    """Yield a temporary folder for a page's PNGs; after the `with` block, move its files to the page's folder.
+    """Yield a temporary folder for a page's PNGs; after the `with` block, move the PNGs to the page's folder.
 
     If the block fails, e.g. because the data have changed, the figures of an earlier page are unchanged.
 

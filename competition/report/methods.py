@@ -68,7 +68,7 @@ class Citations:
 
 @cache
 def load_references() -> dict[str, str]:
-    """Return the references by key; see references.yaml."""
+    """Return the texts of the references in references.yaml by key."""
     text = (resources.files("competition.report") / "references.yaml").read_text(encoding="utf-8")
     return {key: entry["text"] for entry in yaml.safe_load(text) for key in entry["keys"]}
 

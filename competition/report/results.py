@@ -94,7 +94,7 @@ class RunResults:
         return self._estimate(self.rows(fold, cls), self.metric)
 
     def counted(self) -> RunScores:
-        """Return the run's stored scores and which of them counts; if they are unusable, only that of `score()`."""
+        """Return the run's stored scores and which of them counts; if none is usable, return the result of `score()`."""
         try:
             scores = run_scores(self.run, self.summary)
         except MaskfoldError:
@@ -130,7 +130,7 @@ class RunResults:
 
 
 def _summary(run: Run, members: set[tuple[int, int]]) -> dict[str, Any]:
-    """Return the content of `summary.json`; {} if it is missing, invalid, edited or describes other members."""
+    """Return the content of `summary.json`; {} if the file is missing, invalid or edited, or lists other members."""
     try:
         summary = parse_summary(run.folder)
         summarised = {(result["fold"], result["seed"]) for result in summary["folds"]}

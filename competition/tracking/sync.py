@@ -156,7 +156,7 @@ class RunUploader:
         self._upload_models(names)
 
     def close(self, status: str) -> None:
-        """Set the run's final status: FINISHED, FAILED or KILLED; folds without a result never become FINISHED."""
+        """Set the run's final status; set folds that are still RUNNING to FAILED if the run failed, else to KILLED."""
         for folder in list_member_folders(self.folder):
             if self.state.uploaded(folder.name).status == "RUNNING":
                 self._set_ended(folder.name, "KILLED" if status == "FINISHED" else status)

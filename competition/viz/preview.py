@@ -1,4 +1,4 @@
-"""Read images for drawing, as training reads them, except that a large TIFF is reduced while it is read."""
+"""Read images for drawing in the same way as training, but reduce a large TIFF while reading its parts."""
 
 from __future__ import annotations
 
