@@ -94,7 +94,7 @@ class RunResults:
         return self._estimate(self.rows(fold, cls), self.metric)
 
     def counted(self) -> RunScores:
-        """Return the run's stored scores and which of them counts; if none is usable, return the result of `score()`."""
+        """Return the run's stored scores and which of them counts; if none is usable, return that of `score()`."""
         try:
             scores = run_scores(self.run, self.summary)
         except MaskfoldError:
