@@ -326,7 +326,7 @@ _marked = 0
 
 
 def _mark_memory() -> None:
-    """Start to measure the growth of memory."""
+    """Reset the peak memory of this process, so that the growth from now on can be measured."""
     global _marked
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     _marked = _peak()

@@ -1,4 +1,4 @@
-"""Measure the time of an optimiser's step, for two networks of `maskfold init`, on one thread.
+"""Measure the time of an optimiser's step on one thread, for two of the networks that `maskfold init` selects.
 
     python benchmarks/optimizers.py
 

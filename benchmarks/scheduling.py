@@ -69,7 +69,7 @@ def run_bare(folds: list[FoldJob]) -> float:
 
 
 def run_folds(executor: Executor, folds: list[FoldJob]) -> float:
-    """Run the folds by an executor; return the seconds."""
+    """Run the folds with an executor; return the seconds."""
     start_time = time.perf_counter()
     executor.run(folds, lambda line: None)
     seconds = time.perf_counter() - start_time
