@@ -293,7 +293,7 @@ def _check_finite(array: Array, path: Path) -> None:
 
 
 def _are_labels(array: Array, comp: Competition) -> bool:
-    """Return whether all values of a single channel are label values of the competition, such as 0 and 1."""
+    """Return whether all values of a single channel are label values of the competition; False with instances."""
     known = {comp.background, *(value for values in comp.class_values for value in values)}
     if comp.instances:
         return False
