@@ -87,7 +87,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Data:
-    """A data set: its competition, the YAML, and the folds of its cases."""
+    """Hold a data set: its name, the YAML file of its competition, the competition, and the CSV of its folds."""
 
     name: str
     yaml: Path
@@ -166,7 +166,7 @@ def call(command: Sequence[str], folder: Path) -> None:
 
 
 def run_own(data: Data, recipe: Recipe, minutes: float, seed: int, fold: int, work: Path) -> Row:
-    """Train and predict a fold with an experiment of Maskfold."""
+    """Train an experiment of Maskfold for `minutes`, predict the fold's held-out cases, and return the scores."""
     folder = work / "runs" / f"{data.name}-{recipe.name}-{minutes:g}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     experiment = recipe.experiment.resolve() if recipe.experiment is not None else None
@@ -197,7 +197,7 @@ def run_own(data: Data, recipe: Recipe, minutes: float, seed: int, fold: int, wo
 
 
 def plan_own(data: Data, minutes: float, folder: Path, experiment: Path) -> None:
-    """Run `maskfold init`, replace the competition's YAML by the shipped one, and plan the experiment again."""
+    """Run `maskfold init`, replace its competition YAML by the data set's own YAML, and plan the experiment again."""
     # The first of several layouts: the shipped YAML has the right one.
     words = ["init", str(data.comp.root), "--name", data.name, "--layout", "1", "--no-measure"]
     maskfold(words, folder)
@@ -208,7 +208,7 @@ def plan_own(data: Data, minutes: float, folder: Path, experiment: Path) -> None
 
 
 def run_rival(data: Data, recipe: Recipe, seconds: float, seed: int, fold: int, work: Path) -> Row:
-    """Train and predict a fold with a rival's script, for some processor seconds."""
+    """Train and predict a fold with a rival's script in `seconds` of processor time; return the scores."""
     folder = work / "runs" / f"{data.name}-{recipe.name}-{seconds:.0f}s-{seed}-{fold}"
     folder.mkdir(parents=True, exist_ok=True)
     words = {

@@ -1,4 +1,4 @@
-"""Measure the time of augmentation: batched volumes compared with MONAI's per-sample transforms, and 2D images.
+"""Measure the time to augment batches of volumes, compared with MONAI's transforms, and the time to augment 2D images.
 
     python benchmarks/augment.py            # preset medium
     python benchmarks/augment.py heavy 4    # another preset, 4 threads
@@ -207,7 +207,7 @@ def nnunet_function() -> Callable[[int], object]:
 
 
 def main(name: str = "medium", threads: str = "2") -> None:
-    """Compare volumes in torch with MONAI, and time 2D images."""
+    """Print the time to augment volumes with Maskfold and with MONAI, and the time to augment 2D images."""
     torch.set_num_threads(int(threads))
     count = format_count(int(threads), "thread")
     print(f"preset {name}, {count}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")

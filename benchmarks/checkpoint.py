@@ -1,4 +1,4 @@
-"""Compare the time to write a checkpoint with torch.save, which neither syncs nor atomically replaces the file.
+"""Compare the time of Maskfold's checkpoint writer with that of torch.save, which neither syncs nor renames the file.
 
     python benchmarks/checkpoint.py                    # 24 M parameters, Adam's moments, averaged weights: 366 MiB
     python benchmarks/checkpoint.py --million 0.1      # milliseconds, for a test
@@ -31,7 +31,7 @@ def make_state(million: float) -> dict[str, Any]:
 
 
 def main(million: float, pairs: int, folder: Path | None) -> float:
-    """Print the median times of our checkpoint and of torch.save; return the ratio of the processor times."""
+    """Print the median times of Maskfold's writer and of torch.save; return the ratio of their processor times."""
     import torch
 
     from competition.runs.checkpoint import save_checkpoint

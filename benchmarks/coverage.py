@@ -50,12 +50,12 @@ Ends = tuple[float, float]
 
 
 def draw_dice(count: int, failed: NDArray[np.bool_], draw: Generator) -> Floats:
-    """Return the Dice of good and failed cases."""
+    """Draw a random Dice for each of `count` cases, low for the failed cases and high for the other cases."""
     return np.where(failed, draw.beta(*FAILED, count), draw.beta(*GOOD, count))
 
 
 def true_dice(p: float) -> float:
-    """Return the mean Dice."""
+    """Return the expected Dice of a case that fails with probability `p`."""
     return (1 - p) * GOOD[0] / sum(GOOD) + p * FAILED[0] / sum(FAILED)
 
 
@@ -69,20 +69,20 @@ def table(scores: Floats, **columns: Any) -> pd.DataFrame:
 
 
 def dice(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, float]:
-    """Simulate the interval of mean Dice."""
+    """Simulate the Dice of n cases; return the interval of the mean Dice, and the true mean."""
     scores = table(draw_dice(n, draw.random(n) < p, draw))
     return bootstrap_interval(scores, MetricConfig(), SAMPLES, seed), true_dice(p)
 
 
 def patients(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, float]:
-    """Simulate the interval of mean Dice for patients with three cases each."""
+    """Simulate patients with three cases each; return the interval of the mean Dice, and the true mean."""
     scores = table(draw_dice(3 * n, np.repeat(draw.random(n) < p, 3), draw))
     groups = {case: str(index // 3) for index, case in enumerate(scores["id"])}
     return bootstrap_interval(scores, MetricConfig(), SAMPLES, seed, groups), true_dice(p)
 
 
 def classes(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, float]:
-    """Simulate the interval of the mean over three classes, each absent in some cases."""
+    """Simulate three classes, each absent in some cases; return the interval of the mean, and the true mean."""
     failed = draw.random(n) < p
     values = [np.where(draw.random(n) < 1 / 3, np.nan, draw_dice(n, failed, draw)) for _ in range(3)]
     scores = pd.concat([table(dice).assign(**{"class": name}) for name, dice in zip("abc", values, strict=True)])
@@ -91,7 +91,7 @@ def classes(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, float]:
 
 
 def global_dice(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, float]:
-    """Simulate the interval of Dice with pixels counted over all cases."""
+    """Simulate n cases; return the interval of the Dice with pixels counted over all cases, and the true Dice."""
     size = draw.lognormal(7, 0.5, n)
     share = draw_dice(n, draw.random(n) < p, draw)  # Dice of masks of the true size is tp / size
     rows = table(share, tp=share * size, fp=(1 - share) * size, fn=(1 - share) * size)
@@ -99,7 +99,7 @@ def global_dice(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, flo
 
 
 def distance(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, float]:
-    """Simulate the interval of a mean distance in mm."""
+    """Simulate distances in mm of n cases; return the interval of the mean distance, and the true mean."""
     failed = draw.random(n) < p
     scores = np.where(failed, draw.uniform(60, 100, n), draw.lognormal(np.log(3), 0.6, n))
     mean = (1 - p) * 3 * np.exp(0.6**2 / 2) + p * 80
@@ -107,14 +107,14 @@ def distance(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, float]
 
 
 def test(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, float]:
-    """Simulate the prediction interval of mean Dice on a test set."""
+    """Simulate n cases and a test set; return the prediction interval of the test set's mean Dice, and this mean."""
     scores = table(draw_dice(n, draw.random(n) < p, draw))
     outcome = draw_dice(TEST_CASES, draw.random(TEST_CASES) < p, draw).mean()
     return prediction_interval(scores, MetricConfig(), TEST_CASES, SAMPLES, seed), float(outcome)
 
 
 def gain(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, float]:
-    """Simulate the interval of the paired gain between two equally good networks."""
+    """Simulate two equally good networks; return the interval of the paired gain, and the true gain 0."""
     common, own = draw.random(n) < 0.8 * p, draw.random((2, n)) < 0.2 * p
     runs = [table(draw_dice(n, common | failed, draw)) for failed in own]
     result = paired_gain(*runs, MetricConfig(), SAMPLES, seed)
@@ -125,7 +125,7 @@ def gain(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, float]:
 
 
 def bootstrap_means(scores: Floats, draw: Generator) -> Floats:
-    """Return the means of bootstrap samples."""
+    """Return the mean score of each bootstrap sample of the scores."""
     return np.asarray(scores[draw.integers(0, len(scores), (SAMPLES, len(scores)))].mean(axis=1))
 
 
@@ -138,13 +138,13 @@ def expanded(scores: Floats, draw: Generator) -> Ends:
 
 
 def student(scores: Floats, draw: Generator) -> Ends:
-    """Student's t interval."""
+    """Return Student's t interval of the mean score."""
     half = t.ppf(0.975, len(scores) - 1) * scores.std(ddof=1) / len(scores) ** 0.5
     return float(scores.mean() - half), float(scores.mean() + half)
 
 
 def bca(scores: Floats, draw: Generator) -> Ends:
-    """Efron's bias-corrected and accelerated interval."""
+    """Return Efron's bias-corrected and accelerated bootstrap interval of the mean score."""
     means, mean, n = bootstrap_means(scores, draw), scores.mean(), len(scores)
     bias = norm.ppf(np.clip(((means < mean).mean() + (means <= mean).mean()) / 2, 0.001, 0.999))
     left_out = (mean - scores) / (n - 1)
@@ -155,7 +155,7 @@ def bca(scores: Floats, draw: Generator) -> Ends:
 
 
 def studentised(scores: Floats, draw: Generator) -> Ends:
-    """The bootstrap-t interval."""
+    """Return the bootstrap-t interval of the mean score."""
     n = len(scores)
     drawn = scores[draw.integers(0, n, (SAMPLES, n))]
     errors = drawn.std(axis=1, ddof=1) / n**0.5
@@ -166,7 +166,10 @@ def studentised(scores: Floats, draw: Generator) -> Ends:
 
 
 def imagined(weight: float) -> Callable[[Floats, Generator], Ends]:
-    """Return a Bayesian bootstrap with one added case of Dice 0 or 1; Maskfold uses `weight` 1 for few cases."""
+    """Return a function that computes a Bayesian bootstrap interval with one added case of this weight and Dice 0 or 1.
+
+    Maskfold uses weight 1 for few cases.
+    """
 
     def ends(scores: Floats, draw: Generator) -> Ends:
         weights = draw.standard_gamma([1.0] * len(scores) + [weight], (SAMPLES, len(scores) + 1))
@@ -180,7 +183,7 @@ def imagined(weight: float) -> Callable[[Floats, Generator], Ends]:
 def of_dice(
     interval: Callable[[Floats, Generator], Ends],
 ) -> Callable[[int, float, Generator, int], tuple[Ends, float]]:
-    """Return a simulation of mean Dice that computes its interval with the function `interval`."""
+    """Return a simulation like `dice` that computes the interval of the mean Dice with the function `interval`."""
     return lambda n, p, draw, _: (interval(draw_dice(n, draw.random(n) < p, draw), draw), true_dice(p))
 
 
@@ -206,7 +209,7 @@ SIMULATIONS: dict[str, dict[str, Callable[[int, float, Generator, int], tuple[En
 
 
 def main() -> int:
-    """Print coverage in percent and mean width: one line per number of cases and failure probability."""
+    """Print each interval's coverage in percent and mean width, a line per number of cases and failure probability."""
     parser = argparse.ArgumentParser(description="Coverage of 95 % intervals.")
     parser.add_argument("what", nargs="?", choices=[*SIMULATIONS], default="maskfold")
     parser.add_argument("--simulations", type=int, default=300)

@@ -1,4 +1,4 @@
-"""Score the thresholds of presence heads, for single networks and for three ways to combine all networks.
+"""Score a run with each threshold of the presence head, for single networks and for three ways to combine networks.
 
     maskfold cv experiments/demo_gate/unet2d.yaml && maskfold demo gate --seed 7 -o data/demogate7
     python benchmarks/gate.py mlruns/runs/demogate-unet2d/HASH data/demogate7
@@ -48,7 +48,7 @@ def predict_per_network(run: Run, scratch: Path) -> tuple[list[list[Prediction]]
 
 
 def main(run_name: str, root: str) -> int:
-    """Print the table of scores."""
+    """Print the scores of single and combined networks, a line per threshold of the step `gate`."""
     run = find_run(run_name, [f"competition.root={Path(root).resolve()}"])
     comp, tuning = run.exp.competition, load_tuning(run)
     if tuning is not None:

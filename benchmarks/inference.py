@@ -59,7 +59,7 @@ def make_experiment(dimensions: int, patch: int) -> Experiment:
 def predict_with_monai(
     network: nn.Module, image: np.ndarray, patch: int, buffer_steps: int | None = None
 ) -> np.ndarray:
-    """Return the probabilities (P, *image shape), float16."""
+    """Predict an image with MONAI's sliding windows; return the probabilities (P, *image shape), float16."""
     dimensions = image.ndim - 1
     buffer: dict[str, Any] = {} if buffer_steps is None else {"buffer_steps": buffer_steps, "buffer_dim": 0}
     with torch.no_grad():
@@ -78,7 +78,7 @@ def predict_with_monai(
 
 
 def ratios(small: bool) -> list[Ratio]:
-    """Return the times of Maskfold and MONAI; `small` means smaller images and fewer rounds."""
+    """Return the ratios of Maskfold's prediction times to MONAI's; `small` means smaller images and fewer rounds."""
     rows = []
     torch.manual_seed(0)
     for dimensions, (shape, patch) in (SMALL if small else FULL).items():

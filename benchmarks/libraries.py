@@ -71,7 +71,7 @@ def sleep(folder: str, item: int, seconds: float) -> int:
 
 
 class Sleeper:
-    """Calls `sleep` in a pool."""
+    """Give the worker processes of a pool the function `sleep` as a method."""
 
     def __init__(self, folder: str, seconds: float) -> None:
         self.folder, self.seconds = folder, seconds
@@ -136,7 +136,7 @@ WINDOW_SHAPES, PATCH, CHANNELS = {"160 slices": (256, 256, 160), "640 slices": (
 
 
 def measure_windows() -> None:
-    """Print the memory of sliding-window prediction, with a network that itself needs almost no memory."""
+    """Print the memory and time of sliding-window prediction with a network that needs almost no memory."""
     for size, shape in WINDOW_SHAPES.items():
         for kind in ("own", "MONAI", "MONAI, buffer_steps=1"):
             seconds, growth = _in_new_process(run_windows, f"{size}, {kind}")
@@ -233,7 +233,7 @@ def run_surface(kind: str) -> float:
 
 
 def measure_bootstrap() -> None:
-    """Print the time of a 95 % interval of the mean over three classes and 500 cases, with 2,000 samples."""
+    """Print the time to bootstrap a 95 % interval of the mean over three classes and 500 cases from 2,000 samples."""
     import pandas as pd
     from scipy.stats import bootstrap
 
@@ -273,7 +273,7 @@ def measure_bootstrap() -> None:
 
 
 def measure_yaml() -> None:
-    """Print the time to read an experiment's file with line numbers, and the numbers of nodes of nested aliases."""
+    """Print the times of two YAML readers for an experiment, and what ruamel makes of aliases and Python tags."""
     from ruamel.yaml import YAML
 
     from competition.config.yaml import read_yaml
@@ -302,7 +302,7 @@ def measure_yaml() -> None:
 
 
 def measure_system() -> None:
-    """Print the number of system-metrics samples of 6 s that are kept while MLflow is unreachable."""
+    """Print how many samples of system metrics Maskfold and MLflow keep in 6 s in which MLflow is unreachable."""
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
@@ -326,7 +326,7 @@ _marked = 0
 
 
 def _mark_memory() -> None:
-    """Start to measure the growth of memory."""
+    """Reset the peak memory of this process, so that the growth from now on can be measured."""
     global _marked
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     _marked = _peak()

@@ -87,7 +87,7 @@ def write_phantom(root: Path, shape: tuple[int, int, int]) -> None:
 
 
 def dice(masks: np.ndarray, truth: np.ndarray) -> list[float]:
-    """Return the Dice of each class of (K, *spatial) bool and label values 1..K, computed plane by plane."""
+    """Return the Dice of each class mask in `masks` (K, *spatial) bool with the class's label, 1 to K, in `truth`."""
     intersections, sizes = np.zeros(len(masks)), np.zeros(len(masks))
     for plane in range(truth.shape[0]):
         for index, mask in enumerate(masks):

@@ -1,10 +1,12 @@
-"""Measure the time to write and to check the objects of a picture: `python benchmarks/objects.py [--smallest]`.
+"""Measure the time to write a picture's objects as rows of a submission, and to check the rows.
+
+    python benchmarks/objects.py [--smallest]
 
 Three ways to write one row per object give the same bytes:
 
-* labels: `write_submission` of one `ObjectsItem`, which stays a label image until its text is written; * masks:
-`write_submission` of a mask for each object; * plain: no file; encode a mask for each object, decode the text, and
-compare the masks, as in a notebook.
+* labels: `write_submission` of one `ObjectsItem`, which stays a label image until its text is written;
+* masks: `write_submission` of a mask for each object;
+* plain: no file; encode a mask for each object, decode the text, and compare the masks, as in a notebook.
 
 The last column is the time to check a row of the finished file with `validate_submission`. Times are processor times.
 """
@@ -52,7 +54,7 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    """Print one line per size of the picture."""
+    """Print the times to write and to check the objects, one line per size of the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smallest", action="store_true", help="only the smallest size")
     sizes = dict(list(SIZES.items())[:1]) if parser.parse_args().smallest else SIZES

@@ -1,4 +1,4 @@
-"""Measure the time of an optimiser's step, for two networks of `maskfold init`, on one thread.
+"""Measure the time of an optimiser's step on one thread, for two of the networks that `maskfold init` selects.
 
     python benchmarks/optimizers.py
 
@@ -43,7 +43,7 @@ def seconds_per_step(optimizer: torch.optim.Optimizer) -> float:
 
 
 def main() -> None:
-    """Print the table."""
+    """Print a table with the seconds per step of each optimiser for each network."""
     torch.set_num_threads(1)
     print("| network | optimizer | seconds | of AdamW |\n|---|---|---|---|")
     for network_name, build in NETWORKS.items():

@@ -53,7 +53,7 @@ def experiment(root: Path) -> Experiment:
 
 
 def main() -> None:
-    """Print one line per number of cases."""
+    """Print the times to prepare a case, one line per number of cases."""
     print(f"{'cases':>7} {'one process':>12} {'all cores':>10} {'in the cache':>13}  ms a case")
     for count in [int(text) for text in sys.argv[1:]] or CASES:
         with tempfile.TemporaryDirectory() as folder:

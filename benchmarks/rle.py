@@ -1,4 +1,4 @@
-"""Compare the time of RLE encoding and decoding with the two common implementations: `python benchmarks/rle.py`.
+"""Compare the time of RLE encoding and decoding with a Kaggle notebook and pycocotools: `python benchmarks/rle.py`.
 
 Each encodes a C-ordered mask to text and decodes it, column by column:
 
@@ -68,12 +68,12 @@ def kaggle_decode(text: str, shape: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def coco_encode(mask: Mask) -> str:
-    """Encode by pycocotools to its own text."""
+    """Encode a mask with pycocotools as COCO's compressed counts."""
     return str(coco.encode(np.asfortranarray(mask.view(np.uint8)))["counts"].decode("ascii"))
 
 
 def coco_decode(text: str, shape: tuple[int, int]) -> NDArray[np.uint8]:
-    """Decode by pycocotools from its own text."""
+    """Decode COCO's compressed counts with pycocotools."""
     return np.asarray(coco.decode({"size": list(shape), "counts": text.encode("ascii")}))
 
 
@@ -129,7 +129,7 @@ def ratios(small: bool) -> list[Ratio]:
 
 
 def main() -> int:
-    """Print one line per size and direction."""
+    """Print the times to encode and to decode, one line per mask size and direction."""
     print(f"{'size':>11} {'runs':>7} {'':6} {'maskfold':>9} {'kaggle':>9} {'coco':>9}  ms   ratio  bytes/pixel")
     missed = []
     for shape, rounds in SIZES.items():

@@ -156,7 +156,7 @@ def format_times(times: Times, noun: str) -> list[str]:
 
 
 def main() -> None:
-    """Print the tables of cases and of runs."""
+    """Print a table of the times by number of cases, a table of the times by number of runs, and the peak memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, nargs="+", default=[1_000, 10_000])
     parser.add_argument("--runs", type=int, nargs="+", default=[50, 500])

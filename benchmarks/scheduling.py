@@ -1,4 +1,4 @@
-"""Measure an executor's overhead per fold, with 200 folds that do nothing, for `local` and `ray`.
+"""Measure the time that the executors `local` and `ray` add to each of 200 folds that do nothing.
 
     python benchmarks/scheduling.py
     python benchmarks/scheduling.py 50 ray
@@ -34,7 +34,7 @@ EMPTY_FOLD = (sys.executable, "-S", "-c", PROGRAM)
 
 
 def main(count: int, names: list[str]) -> None:
-    """Print the overhead of each executor."""
+    """Print the milliseconds that each executor adds per fold."""
     with tempfile.TemporaryDirectory() as folder:
         bare = run_bare(jobs(Path(folder) / "bare", count))
         print(f"{count} folds that do nothing, one at a time; the program alone takes {1000 * bare / count:.1f} ms")
@@ -69,7 +69,7 @@ def run_bare(folds: list[FoldJob]) -> float:
 
 
 def run_folds(executor: Executor, folds: list[FoldJob]) -> float:
-    """Run the folds by an executor; return the seconds."""
+    """Run the folds with an executor; return the seconds."""
     start_time = time.perf_counter()
     executor.run(folds, lambda line: None)
     seconds = time.perf_counter() - start_time

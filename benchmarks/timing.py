@@ -43,7 +43,7 @@ def alternate(functions: Mapping[str, Callable[[], object]], rounds: int) -> dic
 
 
 def compare(subject: str, functions: Mapping[str, Callable[[], object]], rounds: int) -> list[Ratio]:
-    """Compare the first function, which is Maskfold's, with each other function."""
+    """Return the ratio of the time of the first function, which is Maskfold's, to the time of each other function."""
     own, *rivals = alternate(functions, rounds).items()
     return [
         Ratio(

@@ -15,7 +15,7 @@ Bar = Callable[[Iterator[Any], int], Iterator[Any]]  # function that shows the p
 
 
 def no_bar(what: str) -> Bar | None:
-    """Return no progress bar (None), so that the iteration writes its progress to the log."""
+    """Return None instead of a progress bar, so that the progress of the iteration appears in the log."""
     return None
 
 

@@ -46,7 +46,7 @@ BLOCKED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class ServerLost(Exception):
-    """Report that the server has ended; its children have ended too."""
+    """Report that the server and all of its children have ended."""
 
 
 class ForkedProcess:
@@ -98,7 +98,7 @@ class ForkedProcess:
 
 
 class ForkServer:
-    """Start a server, which begins its imports at once, and start its children; the first child waits for the imports.
+    """Run a server that imports modules, and fork children from this server; the first child waits for the imports.
 
     Args:
         modules: names of the modules to import. If an import fails, the children import the module again and report the
@@ -279,7 +279,7 @@ def _is_readable(descriptor: int, timeout: float | None) -> bool:
 
 
 def serve(channel: socket.socket, command: int, modules: Sequence[str]) -> tuple[dict[str, Any], list[int]]:
-    """Import the modules, then fork a child for each request until the command ends; only children return.
+    """Import the modules, then fork a child for each request until the command ends; return only in a child.
 
     Args:
         channel: the connection to the command.

@@ -103,7 +103,7 @@ def atomic_append(path: Path, line: bytes) -> None:
 
 
 def write_array(path: Path, shape: tuple[int, ...], dtype: Any, parts: Iterable[np.ndarray]) -> None:
-    """Write a .npy file part by part along axis 0, so that the whole array is never in memory; do not sync it.
+    """Write a .npy file part by part along axis 0, so that the whole array is never in memory; do not sync the file.
 
     The file is not memory-mapped, because on a full disk a memory map kills the process, whereas a write raises an
     error.
@@ -245,7 +245,7 @@ def disk_full_as_error(path: Path, needed: int = 0) -> Iterator[None]:
 
 
 def _final_name(path: Path) -> Path:
-    """Replace temporary names in a path by the final names, for messages."""
+    """Return a path for use in messages, in which the final names replace temporary names."""
     names = []
     for name in path.parts:
         while TEMPORARY_NAME.fullmatch(name):
@@ -522,7 +522,7 @@ def nan_to_none(data: Any) -> Any:
 
 
 def finite_or_none(value: float) -> float | None:
-    """Return a number for JSON; None if it is NaN or infinite (as the end of an interval may be)."""
+    """Return a number that JSON can store: None if `value` is NaN or infinite, as the end of an interval may be."""
     return float(value) if math.isfinite(value) else None
 
 

@@ -1,4 +1,4 @@
-"""Make arrays that may be too large for the memory; from the size `MASKFOLD_LARGE_MIB` on, they are in temporary files.
+"""Make arrays that may exceed the memory; an array of at least `MASKFOLD_LARGE_MIB` MiB lies in a temporary file.
 
 A picture of 30,000 × 30,000 pixels takes 0.8 GiB at one byte per pixel, and prediction needs several such arrays. If
 memory is short, the kernel writes the pages of a file to the disk, which it cannot do with other memory.
@@ -62,7 +62,7 @@ def empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
 
 
 def zeros(shape: Sequence[int], dtype: Any) -> np.ndarray:
-    """Return a new array of zeros, see `empty`."""
+    """Return a new array of zeros; a large array is a memory map of a temporary file, as from `empty`."""
     if not is_large(shape, dtype):
         return np.zeros(tuple(shape), dtype)
     array = empty(shape, dtype)
@@ -72,14 +72,14 @@ def zeros(shape: Sequence[int], dtype: Any) -> np.ndarray:
 
 
 def copy(array: np.ndarray, dtype: Any = None) -> np.ndarray:
-    """Return a C-ordered copy of an array, converted to `dtype`, see `empty`."""
+    """Return a C-ordered copy of an array as `dtype`; a large copy is a memory map of a temporary file."""
     result = empty(array.shape, array.dtype if dtype is None else dtype)
     np.copyto(result, array, casting="unsafe")
     return result
 
 
 def are_equal(first: np.ndarray, second: np.ndarray) -> bool:
-    """Return whether two arrays have the same shape and values, without a temporary array of their size.
+    """Compare two arrays without a temporary array of the same size; return whether shape and values are equal.
 
     Pictures are compared in squares. Decoded run lengths are arrays in Fortran order, and reading a block of rows would
     touch every page of such an array.
@@ -99,7 +99,7 @@ def are_equal(first: np.ndarray, second: np.ndarray) -> bool:
 
 
 def row_blocks(shape: Sequence[int]) -> Iterator[slice]:
-    """Yield slices along the first axis that together cover an array of this shape, with `BLOCK_VALUES` values each.
+    """Yield slices of the first axis that together cover an array, each of at most `BLOCK_VALUES` values or one row.
 
     Work in blocks needs no temporary array of the full size. An array of up to `BLOCK_VALUES` values is one block.
     """

@@ -15,7 +15,7 @@ SUBMISSION_DIGEST = "submission"  # key of the own digest of the JSON next to a 
 
 
 def with_own_digest(plain: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return a record with the digest of its content.
+    """Return a copy of a record that also contains a digest of the record's content.
 
     Args:
         plain: JSON data; NaN becomes None. Its key `digests`, if present, contains digests of other files.

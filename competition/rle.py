@@ -1,4 +1,4 @@
-"""Encode masks as run-length text (RLE) and decode them, for tables of Kaggle and other hosts.
+"""Encode masks as the run-length text (RLE) of Kaggle and other hosts, and decode such text to masks.
 
 A mask is flattened in the order of the format. Each run of foreground becomes two numbers, the run's start and length:
 
@@ -484,7 +484,7 @@ def _block_to_text(pairs: IntArray) -> str:
 
 @cache
 def _digits(count: int, tail: str) -> NDArray[np.uint32]:
-    """Return texts of 4 bytes, each a number below 10**count and `tail`.
+    """Return texts of 4 bytes, each of which is a number below 10**count, followed by `tail`.
 
     First come all numbers without leading zeros, then all numbers with leading zeros. NUL bytes replace missing
     leading zeros. In the first entry, they replace the whole number.

@@ -1,4 +1,4 @@
-"""Derive the generator of every random choice from seed, fold, epoch, position and purpose, its address.
+"""Derive the generator of a random choice from the choice's seed, fold, epoch, position and purpose.
 
 No two choices share a generator. Therefore, neither the number of loader processes nor a resume in the middle of an
 epoch changes a choice, and no generator state must be saved.
@@ -22,7 +22,7 @@ PURPOSES = ("order", "patch", "augment", "torch", "init", "bootstrap", "folds", 
 
 
 def seed_sequence(seed: int, fold: int, epoch: int, position: int, purpose: str) -> np.random.SeedSequence:
-    """Return numpy's `SeedSequence` of an address, which hashes neighbouring addresses to independent states.
+    """Return numpy's `SeedSequence` of a random choice; similar arguments give independent states of the generator.
 
     Args:
         seed: seed of the experiment.
@@ -54,7 +54,7 @@ def child_seed(seed: int, fold: int, epoch: int, position: int, purpose: str) ->
 
 
 def choose_by_seed(choices: Sequence[T], seed: int) -> T:
-    """Return one of the choices, each for as many of the 63-bit seeds of `child_seed` as the others.
+    """Return the choice that a seed selects; over the seeds of `child_seed`, all choices are equally likely.
 
     Functions that know only a sample's seed make the same choice.
     """

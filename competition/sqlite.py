@@ -1,4 +1,4 @@
-"""Check a SQLite database before Optuna or MLflow opens it; both retry for minutes without a message."""
+"""Check a SQLite database before Optuna or MLflow opens it, because both retry for minutes without a message."""
 
 from __future__ import annotations
 

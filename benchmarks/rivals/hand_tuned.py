@@ -60,7 +60,7 @@ class Preparation:
         return np.flip(array.transpose(0, *(axis + 1 for axis in order)), [axis + 1 for axis in flips])
 
     def image(self, case: Case) -> np.ndarray:
-        """Return the prepared image."""
+        """Return a case's image, reoriented, with normalised intensity, and resampled to the common spacing."""
         image = self._turn(case.image, case)
         if self.is_ct:
             image = np.clip(image, *CT_WINDOW)
@@ -69,7 +69,7 @@ class Preparation:
         return resample(image, self._shape(case, image.shape[1:]), nearest=False).astype(np.float32)
 
     def label(self, case: Case) -> np.ndarray:
-        """Return the prepared label."""
+        """Return a case's label, reoriented, and resampled to the common spacing."""
         label = self._turn(case.label, case)
         return resample(label, self._shape(case, label.shape[1:]), nearest=True).astype(np.uint8)
 
@@ -111,7 +111,7 @@ def draw_patch(image: np.ndarray, label: np.ndarray, size: tuple[int, ...], rng:
 
 
 def build(fold: Fold, size: tuple[int, ...]) -> nn.Module:
-    """Return the network: four levels, down to an eighth of the patch (2D: ResNet-34, a 32nd)."""
+    """Return the network: a U-Net with ResNet-34 encoder for 2D, a DynUNet with four levels for 3D."""
     if fold.comp.dimensions == 2:
         network: nn.Module = smp.Unet("resnet34", encoder_weights=None, in_channels=fold.channels, classes=fold.outputs)
         return network

@@ -61,7 +61,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Case:
-    """A case in memory: image (C, *spatial) float32, label (1 or K, *spatial) uint8 without ignored pixels."""
+    """Hold a case in memory: image (C, *spatial) float32, label (1 or K, *spatial) uint8 without ignored pixels."""
 
     row: Any
     image: np.ndarray
@@ -74,7 +74,7 @@ Predict = Callable[[Case], np.ndarray]  # the class masks (K, *spatial) bool of 
 
 
 class Fold:
-    """The cases of a task, and the clock of its processor seconds."""
+    """Load the training and held-out cases of a task, and watch its budget of processor seconds."""
 
     def __init__(self, task: Task) -> None:
         torch.set_num_threads(1)
@@ -97,7 +97,7 @@ class Fold:
 
     @property
     def outputs(self) -> int:
-        """Number of channels of the network's output; with a background if the classes exclude each other."""
+        """Number of output channels of the network, including a background if the classes exclude each other."""
         return len(self.comp.classes) + self.exclusive
 
     @property
@@ -113,7 +113,7 @@ class Fold:
         return np.stack([labels == number for number in range(1, self.outputs)])
 
     def measure_prediction(self, predict: Predict) -> None:
-        """Measure the time of predicting one case, to reserve time for the final prediction."""
+        """Predict the largest held-out case, and reserve time for the final prediction accordingly."""
         case = max(self.validation, key=lambda one: one.image.size)
         start = time.process_time()
         predict(case)

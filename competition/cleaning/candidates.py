@@ -131,7 +131,7 @@ def _read_mlflow(root: Path, plan: CleaningPlan, has_runs: bool) -> MlflowRecord
 
 
 def _read_runs(folders: Sequence[Path], plan: CleaningPlan) -> dict[Path, Run]:
-    """Return the runs that can be read; add a note to `plan` about any other run, which stays."""
+    """Return the readable runs by folder; for each run that cannot be read, add a note to `plan` that the run stays."""
     runs = {}
     for folder in folders:
         if (folder / "experiment.yaml").exists():
@@ -207,7 +207,7 @@ def is_unlocked(folder: Path) -> bool:
 
 
 def _mlflow_ids(folder: Path, key: str = "run_id") -> list[str]:
-    """Return the MLflow ids of a run and its folds; with the key `model`, return the ids of their logged models."""
+    """Return the MLflow ids of a run and its folds (key `run_id`), or of the folds' logged models (key `model`)."""
     try:
         entries = parse_json_object((folder / UPLOADED_FILE).read_bytes())["folders"].values()
         return [str(entry[key]) for entry in entries if entry.get(key)]

@@ -13,7 +13,7 @@ from competition.runs.lock import lock_if_free
 
 
 def freed_bytes(paths: Iterable[Path]) -> int:
-    """Return the bytes that become free if all `paths` are deleted.
+    """Return the number of bytes that become free if all `paths` are deleted.
 
     A file frees nothing if it has a hard link elsewhere, such as weights that are also artifacts in MLflow.
     """
@@ -39,7 +39,7 @@ def _stats(paths: Iterable[Path]) -> Iterator[os.stat_result]:
 
 
 def delete(candidate: Candidate) -> bool:
-    """Delete a candidate and return True; return False if a process works in the run now, and delete nothing.
+    """Delete a candidate and return True, or delete nothing and return False if a process works in the run.
 
     The run's folder is deleted first. So if the deletion stops halfway, every remaining run still has its artifacts in
     MLflow.

@@ -127,7 +127,7 @@ def _folder_is_gone(root: Path, folder: str) -> bool:
 
 
 def _model_runs(client: MlflowClient, store: MlflowStore) -> dict[str, str]:
-    """Return the run of each logged model that has artifacts in the store's folder, by the model's id."""
+    """Return, by the id of each logged model, the id of its MLflow run; empty if the store's folder has no models."""
     if store.artifacts is None or not (store.artifacts / MODELS_FOLDER).is_dir():
         return {}
     experiments = [one.experiment_id for one in _pages(client.search_experiments)]

@@ -96,7 +96,7 @@ def _in_runs(runs: Sequence[Path], names: set[str]) -> Iterator[tuple[str, str]]
 
 
 def _in_yamls(root: Path, runs: Sequence[Path], names: set[str]) -> Iterator[tuple[str, str]]:
-    """Yield the runs that the YAML of a study or of the user names.
+    """Yield the runs that are named in a YAML file of a study or of the user.
 
     The YAML may name a run by its hash, by the first digits of the hash, or by its experiment.
     """

@@ -291,7 +291,7 @@ def _write_pages(
 
 
 def _id_suffix(ensemble: Ensemble) -> str:
-    """Return the suffix that the host's ids add to the image's name, e.g. `.png`, from the sample or the profile."""
+    """Return the suffix, e.g. `.png`, that the host's ids add to the image's name, as in the sample if there is one."""
     comp = ensemble.comp
     path = Path(comp.root) / str(comp.submission.sample)
     if comp.submission.sample is None or not path.is_file():

@@ -81,7 +81,7 @@ def describe_run(run: Run) -> str:
 
 
 def version_tags(run: Run) -> dict[str, str]:
-    """Return the tags of a model version; users can search the registry by them."""
+    """Return the tags of a model version, by which users can search the registry."""
     summary = _summary(run)
     tags = {
         "competition": run.exp.competition.name,

@@ -86,7 +86,7 @@ def _read_settings(path: Path) -> PostprocessConfig:
 
 
 def adapt_to_machine(exp: Experiment) -> Experiment:
-    """Adapt the experiment to this machine: use one device, and any accelerator if the YAML's is missing."""
+    """Return the experiment with one device, and with accelerator `auto` if this machine lacks the YAML's choice."""
     import torch
 
     accelerator = exp.run.accelerator
@@ -152,7 +152,7 @@ def iter_images(images: Any, exp: Experiment) -> Iterator[InMemoryCase]:
 
 
 def _items(images: Any, comp: Competition) -> list[Any]:
-    """Return the items of a list, of a table, or of a batch (N, …) with a channel axis, which servers may send."""
+    """Return a list of images from a list, from a table, or from an array with a batch axis and a channel axis."""
     if hasattr(images, "to_dict") and hasattr(images, "columns"):
         if "image" not in images.columns:
             raise MaskfoldError(

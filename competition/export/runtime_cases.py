@@ -130,7 +130,7 @@ class TestCases:
     rows_without_images: tuple[RowKey, ...] = ()
 
     def empty_masks(self) -> Iterator[MaskItem]:
-        """Yield empty masks for the rows without an image."""
+        """Yield an empty mask for each row of the sample submission whose image is missing."""
         for name, cls in self.rows_without_images:
             yield name, cls, np.zeros((1, 1), np.bool_)
 
@@ -184,7 +184,7 @@ def find_test_cases(comp: Competition, suffix: str, context: Context) -> TestCas
 
 
 def write_empty_submission(found: TestCases, path: Path) -> int:
-    """Write the sample's rows with empty masks; without a sample, write only the header.
+    """Write a submission file with an empty mask in each row of the sample, or only a header if there is no sample.
 
     A notebook needs this file, because it is saved before the test set exists.
 
@@ -210,7 +210,7 @@ def id_suffix(keys: tuple[RowKey, ...]) -> str:
 
 
 def _read_sample(comp: Competition, context: Context) -> tuple[Profile, SampleSubmission | None]:
-    """Return the file format, and the host's sample (None if it has no rows)."""
+    """Return the submission's file format, and the host's sample (None if the sample is missing or has no rows)."""
     profile = profile_of(comp)
     if comp.submission.sample is None:
         return profile, None
@@ -226,7 +226,7 @@ def _read_sample(comp: Competition, context: Context) -> tuple[Profile, SampleSu
 
 
 def _read_rows(comp: Competition, context: Context) -> list[Any]:
-    """Return rows of the test cases; an empty list if the folder contains the competition's data but no test image."""
+    """Return the rows of the test cases; an empty list if the root has the competition's data but no test image."""
     try:
         return list(case_rows(case_table(comp, "test")))
     except MaskfoldError as error:

@@ -183,7 +183,7 @@ class TimedNetworks:
 
     @property
     def run(self) -> Any:
-        """The run."""
+        """The run to which the networks belong."""
         return self.networks.run
 
     def predict(self, case: Any) -> Any:
@@ -242,7 +242,7 @@ class DegradableEnsemble:
 
 
 def _first_networks(networks: Any, count: int, tta: bool) -> Any:
-    """Return a run's first `count` networks; remove test-time augmentation unless `tta` is set."""
+    """Return a run's first `count` networks, with test-time augmentation only if `tta` is set."""
     reduced = copy.copy(networks)
     reduced.networks, reduced.members = networks.networks[:count], networks.members[:count]
     if not tta:

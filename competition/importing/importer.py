@@ -50,7 +50,7 @@ DEFAULT_OPTIONS = ReadingOptions()
 
 @dataclass(frozen=True)
 class ImportedRun:
-    """Hold the result of an import: the run, its scores, and the cases that do not count.
+    """Hold the result of an import: the run, its scores, and the cases without a prediction that counts.
 
     Attributes:
         run: the run.
@@ -341,7 +341,7 @@ class CaseImporter:
 
 
 def _write_member(run: Run, fold: int, scores: pd.DataFrame, origin: str) -> None:
-    """Write the scores and the result of one fold; fold -1 is an import of test cases only.
+    """Write the scores and the result of one fold, or of fold -1 if only test cases were imported.
 
     The digest of the imported files is stored as the digest of the weights, so that predictions of another import are
     refused.

@@ -293,7 +293,7 @@ def _check_finite(array: Array, path: Path) -> None:
 
 
 def _are_labels(array: Array, comp: Competition) -> bool:
-    """Return whether a single channel has only values of label files; 0 and 1 are also valid probabilities."""
+    """Return whether all values of a single channel are label values of the competition; False with instances."""
     known = {comp.background, *(value for values in comp.class_values for value in values)}
     if comp.instances:
         return False
@@ -347,7 +347,7 @@ def _scale(array: Array, path: Path) -> Array:
 
 
 def _binary(part: Array) -> Array:
-    """Return the probabilities in the file of one class, which holds floats in [0, 1] or 0 and one other value."""
+    """Return the probabilities in one class's file: floats unchanged, masks as 0 and 1, other integers scaled."""
     if part.dtype.kind == "f":
         return part.astype(np.float32)
     present = np.unique(part)

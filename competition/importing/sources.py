@@ -163,7 +163,7 @@ def _add_fold(sources: Sources, number: int, place: Path, ids: list[str], classe
 
 
 def _check_agreement(sources: Sources, known: Mapping[str, int | None], name: str) -> None:
-    """Check that fold folders agree with the file of folds; a case that no fold validates counts as trained on."""
+    """Check that fold folders agree with the file of folds; a case without a fold in this file loses its fold."""
     for case, number in list(sources.fold_of.items()):
         listed = known.get(case)
         if listed is None:
@@ -228,7 +228,7 @@ def files_by_case(
 
 
 def _one_prediction(case: str, paths: list[Path]) -> CaseFiles:
-    """Return an array and the label file next to it, or the only file of a case."""
+    """Return a case's files: an array with the label file next to the array, or the case's only file."""
     arrays = [path for path in paths if extension_of(path.name) in ARRAYS]
     others = [path for path in paths if extension_of(path.name) not in ARRAYS]
     if len(arrays) > 1 or len(others) > 1:
@@ -253,7 +253,7 @@ def _channel_names(folder: Path) -> list[str]:
 
 
 def seen_cases(sources: Sources, cases: pd.DataFrame) -> dict[str, str]:
-    """Return the reason, by id, for each training case whose prediction is not out of fold.
+    """Return, by case id, the reason why a prediction of a training case is not out of fold; omit the other cases.
 
     A case is out of fold if its fold is known, and if all cases of its group (or with the same image) are in the same
     fold. A case in another fold, or with an unknown fold, may have been used in training.

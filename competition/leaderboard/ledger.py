@@ -124,7 +124,7 @@ class UploadRecord:
 
 
 def metric_of_record(plain: dict[str, Any]) -> MetricConfig:
-    """Return the metric with which the scores of a record are averaged; its direction comes from the record."""
+    """Return the metric that averages a record's scores, from plain data; ignore the direction in the data."""
     return MetricConfig.model_validate({key: value for key, value in plain.items() if key != "higher_is_better"})
 
 
@@ -151,7 +151,7 @@ class Ledger:
         )
 
     def write(self, record: UploadRecord, scores: pd.DataFrame | None = None) -> None:
-        """Write a record and its out-of-fold scores by case and class atomically; None keeps the stored scores."""
+        """Write a record and, unless `scores` is None, its out-of-fold scores by case and class, both atomically."""
         self.folder.mkdir(parents=True, exist_ok=True)
         table = self._scores(record)
         if scores is not None:
@@ -195,7 +195,7 @@ class Ledger:
             raise damaged_error(path, error, DAMAGED_HINT) from error
 
     def _digests(self, record: UploadRecord) -> dict[str, str]:
-        """Return the digests in a record's file; empty without the file, or in a record of an earlier version."""
+        """Return the digests in a record's file; empty if the file is missing or an earlier version wrote the file."""
         try:
             digests = read_record(self._file(record), DAMAGED_HINT).get(DIGESTS_KEY)
         except FileNotFoundError:
@@ -213,7 +213,7 @@ class Ledger:
 
 
 def list_ledgers(root: Path = Path()) -> list[Ledger]:
-    """Return the ledgers of all competitions that have one, sorted by name."""
+    """Return all existing ledgers, one per competition, sorted by name."""
     return [
         Ledger(folder.parent.name, root)
         for folder in sorted((root / SUBMISSIONS_FOLDER).glob(f"*/{LEDGER_FOLDER}"))

@@ -28,9 +28,7 @@ NOISE_FORMULA = (
 
 @dataclass(frozen=True)
 class ScoreNoise:
-    """Hold the noise of the difference between two public scores: its size if the two files are equally good.
-
-    If two files are equally good, 95 % of the differences are smaller.
+    """Hold the noise of the difference of two public scores: 95 % of differences of equally good files are smaller.
 
     Attributes:
         value: half the width of the interval that contains 95 % of the differences.
@@ -170,7 +168,7 @@ def cv_lb_correlation(records: Sequence[UploadRecord]) -> Correlation:
 
 
 def selection_advice(records: Sequence[UploadRecord], tables: Mapping[str, pd.DataFrame | None]) -> str | None:
-    """Return advice if the best file by CV is not the best file on the public board; otherwise, or if unknown, None.
+    """Return advice if the best file by CV is not the best on the public board; None if it is, or if this is unknown.
 
     The best file is unknown if no file has both scores, or if the direction of the user's own metric is unknown.
     """

@@ -279,7 +279,7 @@ def table_groups(rows: pd.DataFrame) -> dict[str, str] | None:
 
 
 def _metric(metric: MetricConfig, expected: dict[str, Any]) -> dict[str, Any]:
-    """Return the metric as plain data; add the direction of the user's own metric if the summary has a score."""
+    """Return the metric as plain data, with a direction if the metric is the user's own and the summary has a score."""
     plain = metric.model_dump()
     if not metric.has_own_code or not expected:
         return plain

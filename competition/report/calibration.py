@@ -1,4 +1,4 @@
-"""Write the report section with reliability diagrams, calibration errors, and Dice by threshold."""
+"""Write the report section with reliability diagrams, calibration errors, and Dice at each probability threshold."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def calibration_section(results: RunResults, oof: OofPredictions, folder: Path, 
 
 
 def mean_scored_dice(results: RunResults, cases: list[str]) -> list[float]:
-    """Return the run's mean Dice of each class over the cases whose truth has the class; nan if there are none."""
+    """Return the run's mean Dice of each class over the cases whose truth has the class; nan without such cases."""
     rows = results.rows()
     rows = rows[rows["id"].isin(cases) & (rows["tp"] + rows["fn"] > 0)]
     means = rows.groupby("class")["dice"].mean()
@@ -107,7 +107,7 @@ def _row(name: str, class_tally: CalibrationCounts, scored: float) -> list[str]:
 
 
 def draw_reliability(tallies: list[CalibrationCounts], classes: list[str], shown: list[int], path: Path) -> None:
-    """Draw, for each class, the share of pixels that belong to the class against their mean probability."""
+    """Draw a reliability diagram of each class: the share of the class among pixels of similar probability."""
     figure, grid = panel_grid(len(shown), height=3.2, columns=3)
     for axes, index in zip(grid, shown, strict=True):
         class_tally = tallies[index]
@@ -149,7 +149,7 @@ def draw_thresholds(
     exclusive: bool,
     path: Path,
 ) -> None:
-    """Draw, for each class, the Dice against the threshold, and mark the run's score."""
+    """Draw each class's mean Dice as a function of the probability threshold, and mark the run's own mean Dice."""
     figure, grid = panel_grid(len(shown), height=2.9, columns=3)
     for axes, index in zip(grid, shown, strict=True):
         style_axes(axes, classes[index], xlabel="threshold", ylabel="mean Dice")
@@ -205,7 +205,7 @@ PIXELS_PER_CHUNK = 2**21  # number of pixels that are processed at once
 
 @dataclass
 class CalibrationCounts:
-    """Count pixels and probabilities of one class over all cases.
+    """Collect, over all cases, one class's histograms of the probability, and its Dice at each threshold.
 
     Attributes:
         pixels: (61,) number of pixels with a probability in ((k - 1)/60, k/60] at index k; index 0 is probability 0.
@@ -240,7 +240,7 @@ class CalibrationCounts:
         return not self.positives.any()
 
     def bins(self) -> tuple[Ints, Floats, Floats]:
-        """Return pixels, mean probability and share of the class of each bin, (15,) each; nan for empty bins."""
+        """Return each bin's number of pixels, mean probability and share of the class, (15,) each; nan if empty."""
         pixels, positives, sums = (_to_bins(values) for values in (self.pixels, self.positives, self.sums))
         return (
             pixels.astype(np.int64),
@@ -266,11 +266,11 @@ class CalibrationCounts:
         return float(np.nansum(pixels * np.abs(mean - share)) / pixels.sum())
 
     def mean_dice(self) -> Floats:
-        """Return the mean Dice (19,) over the cases with the class; nan if no case has the class."""
+        """Return the mean Dice at each of 19 thresholds over the cases with the class; nan if no case has the class."""
         return np.mean(self.dice, axis=0) if self.dice else np.full(len(THRESHOLDS), nan)
 
     def share_left_empty(self) -> Floats | None:
-        """Return the share (19,) of the cases without the class that have no pixel above the threshold.
+        """Return, of the cases without the class, the share that has no pixel above each of the 19 thresholds.
 
         None if all cases have the class.
         """
@@ -303,7 +303,7 @@ def count_calibration(oof: OofPredictions, cases: Sequence[str]) -> list[Calibra
 
 
 def _histograms(probabilities: NDArray[Any], truth: NDArray[Any], comp: Competition) -> list[tuple[Ints, Ints, Floats]]:
-    """Return one case's histograms of each class, without ignored pixels and with the boundary class merged."""
+    """Return one case's histograms of each class, without ignored pixels; boundary probability goes to the classes."""
     bins = HISTOGRAM_STEPS + 1
     histograms = [(np.zeros(bins, np.int64), np.zeros(bins, np.int64), np.zeros(bins)) for _ in comp.classes]
     step = max(1, PIXELS_PER_CHUNK // max(1, truth[0, 0].size))

@@ -87,7 +87,7 @@ def measure_label(difference: PairedDifference, comparison: Comparison) -> str:
 
 
 def difference_cells(difference: PairedDifference, comparison: Comparison) -> tuple[str, ...]:
-    """Return a row of the table: measure, class, A, B, B − A, interval, p, better and worse cases."""
+    """Return one difference as a table row: measure, class, A, B, B − A, interval, p, better and worse cases."""
     digits = MEASURE_DIGITS.get(difference.measure, 4)
     low, high, p = difference.low, difference.high, difference.p
     interval = "" if isnan(low) else f"{low:+.{digits}f} to {high:+.{digits}f}"
@@ -109,7 +109,7 @@ DIFFERENCE_HEADER = ("measure", "class", "A", "B", "B − A", "95 %", "p", "bett
 
 
 def draw_differences(comparison: Comparison, path: Path) -> None:
-    """Draw, for each class, the Dice and the HD95 of each case, B against A."""
+    """Draw, for each class, a panel with each case's Dice in run A and in run B, and such a panel of the HD95."""
     comp = comparison.comp
     sizes = [float((comparison.tables[0]["class"] == name).sum()) for name in comp.classes]
     shown = select_drawn_classes(sizes)

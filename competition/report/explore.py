@@ -243,7 +243,7 @@ def _channel_values(exploration: Exploration, split: str, name: str, key: str) -
 
 
 def draw_class_shares(exploration: Exploration, path: Path) -> list[int]:
-    """Draw the share of each class in the cases that have the class; return the drawn classes."""
+    """Draw, for each class, a histogram of the share of a case that the class covers; return the drawn classes."""
     truths = [case.truth for case in exploration.used_cases("train") if case.truth is not None]
     totals = [sum(int(truth.voxels[index]) for truth in truths) for index in range(len(exploration.comp.classes))]
     shown = select_drawn_classes(totals)
@@ -279,7 +279,7 @@ def draw_objects(exploration: Exploration, path: Path) -> None:
 
 
 def draw_near_duplicates(exploration: Exploration, path: Path) -> None:
-    """Draw the thumbnails of near-duplicates side by side; for volumes, the middle slice."""
+    """Draw the thumbnails of near-duplicates side by side, each as a whole 2D image or as a volume's middle slice."""
     pairs = exploration.pairs[:MAX_PAIRS]
     figure, grid = panel_grid(2 * len(pairs), height=2.7, columns=4)
     for number, pair in enumerate(pairs):
@@ -302,7 +302,7 @@ def draw_near_duplicates(exploration: Exploration, path: Path) -> None:
 
 
 def _split_histogram(axes: Axes, values_by_split: Mapping[str, Sequence[float]]) -> None:
-    """Draw shares in common bins, so that few test cases can be compared with many training cases."""
+    """Draw one histogram per split, as shares of the split's cases, so that splits of unequal size are comparable."""
     values = np.array([value for split_values in values_by_split.values() for value in split_values], np.float64)
     if not values.size:
         show_empty_text(axes, "absent")
@@ -347,7 +347,7 @@ MAX_CASES = 8
 
 
 def draw_samples(exploration: Exploration, path: Path) -> list[str]:
-    """Draw at most eight cases, evenly spaced by share of foreground; for volumes, the slice with most foreground.
+    """Draw at most eight cases, evenly spaced by share of foreground; of a volume, draw the slice with most foreground.
 
     Returns:
         The ids of the drawn cases. If no case has truth, the list is empty and no figure is written.

@@ -1,4 +1,4 @@
-"""Write self-contained HTML pages from jinja2 templates, with embedded images and styles, and without network.
+"""Write self-contained HTML pages from jinja2 templates; the pages embed images and styles, and need no network.
 
 A page has no script, or one script that the caller passes to `write_page`. The page's security policy contains the hash
 of this script, so no other script runs.
@@ -62,7 +62,7 @@ class Table:
 
 
 def format_score(value: float | None, digits: int = 4) -> str:
-    """Format a score; `absent` for None or nan (no case has the class)."""
+    """Format a score; return `absent` for None or nan, which mean that no case has the class."""
     return ABSENT_LABEL if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
@@ -145,7 +145,7 @@ def create_figure_folder(output: Path) -> Path:
 
 @contextmanager
 def staged_figures(output: Path, old_names: str) -> Iterator[Path]:
-    """Yield a temporary folder for a page's PNGs; after the `with` block, move its files to the page's folder.
+    """Yield a temporary folder for a page's PNGs; after the `with` block, move the PNGs to the page's folder.
 
     If the block fails, e.g. because the data have changed, the figures of an earlier page are unchanged.
 
@@ -176,7 +176,7 @@ def staged_figures(output: Path, old_names: str) -> Iterator[Path]:
 
 @contextmanager
 def output_lock(folder: Path, output: Path) -> Iterator[None]:
-    """Hold the lock of a run's or study's folder while a page is written there; a page in another folder needs no lock.
+    """Hold the lock of a run's or study's folder in the `with` block if the page `output` lies in this folder.
 
     Raises:
         MaskfoldError: another process works in the folder.

@@ -60,7 +60,7 @@ def learning_section(run: Run, folder: Path) -> Markup:
 
 
 def read_member_curves(run: Run) -> dict[Member, dict[str, Curve]]:
-    """Return the curves of each fold and seed that has curves."""
+    """Return the learning curves, by metric, of each fold and seed with values in `metrics.jsonl`."""
     all_curves = {
         member: read_curves(run.member_folder(*member) / "metrics.jsonl") for member in run.possible_members()
     }
@@ -251,7 +251,7 @@ def rank_cases(results: RunResults) -> list[tuple[str, float]]:
 
 
 def select_cases(ranking: list[tuple[str, float]]) -> list[SelectedCase]:
-    """Select the two best, two median and three worst cases, in order of rank; one of each if there are few cases."""
+    """Select the two best, two median and three worst cases, or (of fewer than seven cases) one of each, by rank."""
     count = len(ranking)
     counts = SELECTED_COUNTS if count >= sum(SELECTED_COUNTS.values()) else dict.fromkeys(SELECTED_COUNTS, 1)
     middle = (count - counts["median"]) // 2

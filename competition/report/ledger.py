@@ -33,7 +33,7 @@ def write_ledger(
     changed: Sequence[Sequence[str]],
     notes: Sequence[str],
 ) -> Path:
-    """Write the plot (`….png`), or a page with plot, table and notes (`….html`).
+    """Write the ledger to `output`: as a plot in a .png file, or as a page with plot, table and notes in a .html file.
 
     Args:
         output: the file; its suffix selects plot or page.

@@ -53,7 +53,7 @@ class Citations:
         self.used: dict[str, str] = {}  # what each reference is cited for, by the reference
 
     def cite(self, key: str, what: str) -> str:
-        """Return the citation ` [n]` for a key of references.yaml, e.g. an import path; empty without a reference."""
+        """Return the citation ` [n]` for a key, e.g. an import path; an empty text if references.yaml lacks the key."""
         text = find_reference(key)
         if text is None:
             return ""
@@ -68,7 +68,7 @@ class Citations:
 
 @cache
 def load_references() -> dict[str, str]:
-    """Return the references by key; see references.yaml."""
+    """Return the texts of the references in references.yaml by key."""
     text = (resources.files("competition.report") / "references.yaml").read_text(encoding="utf-8")
     return {key: entry["text"] for entry in yaml.safe_load(text) for key in entry["keys"]}
 
@@ -186,7 +186,7 @@ def _network(run: Run, citations: Citations) -> str:
 
 
 def _slices(exp: Experiment) -> str:
-    """Return the slices of a 2.5D network, with the names of their planes if the orientation is known."""
+    """Return the noun for the slices of a 2.5D network, such as `axial slices`, or `slices` if the plane is unknown."""
     axes = exp.patch.axes
     if (planes := exp.slice_planes) is not None:
         return f"{join_names(planes).replace(' and ', ' or ')} slices"
@@ -312,7 +312,7 @@ def _software(results: RunResults, citations: Citations) -> str:
 
 
 def _weights_count(run: Run) -> int:
-    """Return the number of values in a member's weight file; 0 if there is none that can be read."""
+    """Return the number of weights in one network of a run; 0 if no weight file of the run can be read."""
     from safetensors import SafetensorError, safe_open
 
     for member in run.possible_members():

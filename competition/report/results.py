@@ -87,14 +87,14 @@ class RunResults:
         return self.table[mask]
 
     def score(self, fold: int | None = None, cls: str | None = None) -> ScoreEstimate:
-        """Return the competition's metric of one fold, of one class, or of all cases (the score in `summary.json`)."""
+        """Return the competition's metric over one fold, over one class, or (without arguments) over all cases."""
         if fold is None and cls is None and self.summary:
             values = [self.summary[key] for key in ("score", "low", "high")]
             return ScoreEstimate(*(nan if value is None else float(value) for value in values))
         return self._estimate(self.rows(fold, cls), self.metric)
 
     def counted(self) -> RunScores:
-        """Return the run's scores, with the score that counts; see `run_scores`. `summary.json` may be outdated."""
+        """Return the run's stored scores and which of them counts; if none is usable, return that of `score()`."""
         try:
             scores = run_scores(self.run, self.summary)
         except MaskfoldError:
@@ -130,7 +130,7 @@ class RunResults:
 
 
 def _summary(run: Run, members: set[tuple[int, int]]) -> dict[str, Any]:
-    """Return the content of `summary.json`; {} if it is missing, invalid, edited or describes other members."""
+    """Return the content of `summary.json`; {} if the file is missing, invalid or edited, or lists other members."""
     try:
         summary = parse_summary(run.folder)
         summarised = {(result["fold"], result["seed"]) for result in summary["folds"]}

@@ -227,7 +227,7 @@ def gain_over_run(results: RunResults, folder: Path) -> tuple[ScoreGain | None, 
 
 
 def _tuned_tables(run: Run, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-    """Return the nested score rows of a run and of the run in `folder`; None unless both are tuned."""
+    """Return the nested scores per case of a run and of the run in `folder`; None unless both runs are tuned."""
     try:
         other = load_run(folder, None)  # no class of the run is built
         tables = [load_tuning(each) if each.exp.postprocess.tune else None for each in (run, other)]

@@ -312,7 +312,7 @@ def sizes_section(results: RunResults, oof: OofPredictions, folder: Path, contex
 
 
 def case_size_errors(results: RunResults) -> list[SizeError]:
-    """Return size and Dice of the cases whose truth has a class, for each class."""
+    """Return, for each class, the sizes and the Dice of the cases whose truth has the class."""
     comp = results.run.exp.competition
     scale = {
         row.id: float(np.prod(json.loads(str(row.spacing)))) if comp.dimensions == 3 else 1.0
@@ -328,7 +328,7 @@ def case_size_errors(results: RunResults) -> list[SizeError]:
 
 
 def object_size_errors(oof: OofPredictions, cases: list[str]) -> list[SizeError]:
-    """Return size and best IoU of the true objects, and best IoU of the predicted objects, for each class.
+    """Return, for each class, the sizes and best IoUs of the true objects, and the best IoUs of the predicted objects.
 
     One case is in memory at a time.
     """
@@ -351,7 +351,7 @@ def object_size_errors(oof: OofPredictions, cases: list[str]) -> list[SizeError]
 
 
 def group_quartiles(sizes: Floats, values: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-    """Group values by size; return each group's geometric mean size, lower quartile, median and upper quartile."""
+    """Group values by size; return each group's geometric mean size, and its values' three quartiles, lowest first."""
     groups = min(MAX_GROUPS, len(sizes) // MIN_GROUP_SIZE)
     if groups < 2:
         return np.empty(0), np.empty(0), np.empty(0), np.empty(0)
@@ -361,7 +361,7 @@ def group_quartiles(sizes: Floats, values: Floats) -> tuple[Floats, Floats, Floa
 
 
 def draw_size_errors(sized: list[SizeError], classes: list[str], ylabel: str, xlabel: str, path: Path) -> None:
-    """Draw one panel per class, at most `MAX_PANELS`."""
+    """Draw scores against sizes of cases or objects, in one panel for each of at most `MAX_PANELS` classes."""
     shown = select_drawn_classes([len(class_sizes.sizes) for class_sizes in sized])
     figure, grid = panel_grid(len(shown), height=3.0, columns=3)
     for axes, index in zip(grid, shown, strict=True):
@@ -402,7 +402,7 @@ def _objects_row(name: str, sized: SizeError) -> list[str]:
 
 
 def _thirds_table(sized_by_class: list[SizeError], classes: list[str], unit: str, what: str) -> Table:
-    """Return a table of the smallest, middle and largest third of the cases or objects."""
+    """Return a table of each class's mean Dice, or recall of objects, in the smallest, middle and largest third."""
     rows: list[list[str | Cell]] = []
     for name, sized in zip(classes, sized_by_class, strict=True):
         if len(sized.sizes) < 3 * MIN_GROUP_SIZE:

@@ -201,7 +201,7 @@ def select_slices(
 
 
 def _to_shape(plane: NDArray[Any], shape: Sequence[int], step: int, full: Sequence[int]) -> NDArray[Any]:
-    """Reduce the channels of a slice to a shape; `load_picture` may already have reduced the slice by another step."""
+    """Reduce the channels of a slice to `shape`, even if `load_picture` has already reduced them by another step."""
     if tuple(plane.shape[1:]) == tuple(full):
         return reduce_image(np.ascontiguousarray(plane), step)
     rows, columns = (np.arange(new) * old // new for new, old in zip(shape, plane.shape[1:], strict=True))
@@ -257,7 +257,7 @@ def _encode(slices: Slices) -> dict[str, Any]:
 
 
 def _set_numbers(masks: NDArray[np.bool_], sets: list[tuple[int, ...]]) -> NDArray[np.uint8]:
-    """Return for each pixel (slices, rows, columns) the number of its set of classes; 0 is the empty set.
+    """Return, for each pixel (slices, rows, columns), the number of the set of classes at this pixel; 0: no class.
 
     Args:
         masks: (slices, K, rows, columns) bool.

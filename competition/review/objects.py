@@ -73,7 +73,7 @@ class _Objects:
         evidence: NDArray[np.floating[Any]],
         count: int,
     ) -> _Objects:
-        """Find the components of `labels` and sum the evidence of their suspect pixels by the label `by`."""
+        """Find the components of `labels`; sum each component's evidence over suspect pixels, per label in `by`."""
         import cc3d
 
         components = cc3d.connected_components(np.ascontiguousarray(labels), connectivity=8)

@@ -73,7 +73,7 @@ Counts = dict[int, list[list[ClassCounts]]]  # counts by fold, set of labels and
 
 
 def _count(oof: OofPredictions, context: Context) -> tuple[Counts, list[NDArray[np.float64]]]:
-    """Return the voxel counts of each fold, and the median object size of each label in each set of labels."""
+    """Return each fold's voxel counts and each label's median object size, both for each set of exclusive labels."""
     comp, rows = oof.run.exp.competition, oof.rows()
     counts: Counts = {}
     sizes: dict[tuple[int, int], list[int]] = defaultdict(list)
@@ -111,7 +111,7 @@ def _object_sizes(labels: Labels) -> Iterator[tuple[int, int]]:
 
 
 def _fit_rules(counts: Counts, folds: set[int]) -> dict[int, list[Rule]]:
-    """Return the rules for the cases of each fold, fitted on all other folds; a single fold is fitted on itself."""
+    """Return, for each fold, rules that were fitted on all other folds, or (if there is only one fold) on this fold."""
     rules = {}
     for fold in folds:
         others = [sets for number, sets in counts.items() if number != fold] or [counts[fold]]
@@ -124,7 +124,7 @@ def _fit_rules(counts: Counts, folds: set[int]) -> dict[int, list[Rule]]:
 
 @dataclass(frozen=True)
 class _Case:
-    """Hold the results for one case after its voxels were compared.
+    """Hold the results of the comparison of one case's truth with its out-of-fold prediction.
 
     Attributes:
         findings: the findings about the case's objects.
@@ -259,7 +259,7 @@ class _Tracks:
                 open_tracks.remove(track)
 
     def merged(self) -> Iterator[tuple[int, int, SliceFinding, float, int]]:
-        """Yield the merged findings: the slice with most evidence, and its finding, of each object, with the sums.
+        """Yield one merged finding per object: its finding in the slice with most evidence, and sums over its slices.
 
         The order is: index of the slice, total area, finding of the slice, total evidence, total suspect pixels.
         """

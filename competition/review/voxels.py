@@ -129,7 +129,7 @@ class Rule:
 def label_problems(
     probabilities: np.ndarray, truth: np.ndarray, comp: Competition
 ) -> Iterator[tuple[tuple[str, ...], ReadRows, Labels]]:
-    """Yield sets of exclusive labels: one for exclusive classes, one for each overlapping class.
+    """Yield one set of labels with all classes if the classes exclude each other, else one set of labels per class.
 
     Args:
         probabilities: (P, *spatial) as the out-of-fold store has them.

@@ -19,7 +19,7 @@ LINKED_SUFFIXES = (".safetensors", ".pt")  # these files are replaced and never 
 
 
 class ArtifactFolders:
-    """Find the local folders of the artifacts of MLflow runs; MLflow is asked once for each run.
+    """Find the local folders that contain the artifacts of MLflow runs, with one request to MLflow per run.
 
     Args:
         client: client of the open store.

@@ -115,7 +115,7 @@ def _mlflow_errors(store: MlflowStore) -> Iterator[None]:
 
 
 def _find_version(client: MlflowClient, name: str, fingerprint: str) -> int | None:
-    """Return the oldest complete version with a fingerprint."""
+    """Return the number of the model's oldest complete version with this fingerprint; None if there is none."""
     quoted = name.replace("'", "''")
     versions = client.search_model_versions(f"name = '{quoted}' and tags.{FINGERPRINT_TAG} = '{fingerprint}'")
     return min((int(version.version) for version in versions if version.status == "READY"), default=None)

@@ -102,7 +102,7 @@ def read_run_scores_of(
 
 
 def named_estimates(scores: RunScores) -> dict[str, ScoreEstimate]:
-    """Return the estimates of a run by the first part of their metrics' names; omit estimates that do not exist."""
+    """Return a run's existing score estimates by the prefix of their metrics in MLflow, e.g. `nested`."""
     named = {
         "counted": scores.counted,
         "cv": scores.raw,

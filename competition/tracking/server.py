@@ -151,7 +151,7 @@ def _url(host: str, port: int) -> str:
 
 
 def _link_lines(shown_address: str, address: str) -> list[str]:
-    """Return a line with the link to the table of runs of each competition, or one line with the list of competitions.
+    """Return a line per competition with the link to its runs; if no competition is found, a link to the list of all.
 
     Args:
         shown_address: address of the server in the links, without a password.
@@ -166,7 +166,7 @@ def _link_lines(shown_address: str, address: str) -> list[str]:
 
 
 def _views(address: str) -> list[tuple[str, str]]:
-    """Return the name and MLflow's id of each competition."""
+    """Return the name and the MLflow experiment id of each competition that has a saved view."""
     request = urllib.request.Request(
         f"{address}/api/2.0/mlflow/experiments/search",
         data=b'{"max_results": 20}',

@@ -130,7 +130,7 @@ def result_metrics(result: Mapping[str, Any]) -> dict[str, float]:
 
 
 def result_tags(result: Mapping[str, Any]) -> dict[str, str]:
-    """Return the texts of a result file that become tags."""
+    """Return the texts of a result file that become tags in MLflow."""
     return {key: str(result[key]) for key in RESULT_TAGS if result.get(key)}
 
 

@@ -107,7 +107,7 @@ def _log_submission(store: MlflowStore, run_folder: Path, exp: Experiment, submi
 def _log_counted_score(
     client: MlflowClient, store: MlflowStore, run_folder: Path, summary: Mapping[str, Any], summary_path: Path
 ) -> None:
-    """Log the expected score of a single run's submission as `counted_score` of its cross-validation.
+    """Log the expected score of a submission from a single run as the metric `counted_score` of this run in MLflow.
 
     If post-processing was tuned, the expected score is the nested score, and the run's tag records that the nested
     score counts. So MLflow can sort the runs of an experiment by the expected scores of their submissions. The next

@@ -156,7 +156,7 @@ class RunUploader:
         self._upload_models(names)
 
     def close(self, status: str) -> None:
-        """Set the run's final status: FINISHED, FAILED or KILLED; folds without a result never become FINISHED."""
+        """Set the run's final status; set folds that are still RUNNING to FAILED if the run failed, else to KILLED."""
         for folder in list_member_folders(self.folder):
             if self.state.uploaded(folder.name).status == "RUNNING":
                 self._set_ended(folder.name, "KILLED" if status == "FINISHED" else status)
@@ -388,7 +388,7 @@ class RunUploader:
         return self._client
 
     def _run_id(self, name: str) -> str:
-        """Return the id of a folder's MLflow run; if the id is unknown, find the run by its token, or create it."""
+        """Return the id of a folder's MLflow run; if no id is stored, find the run by its token tag, or create it."""
         client = self.client
         uploaded = self.state.uploaded(name)
         if uploaded.run_id is None:
@@ -479,7 +479,7 @@ def _has_run(client: MlflowClient, run_id: str) -> bool:
 
 
 def _read_own_result(path: Path) -> dict[str, Any]:
-    """Return the content of a result; empty if it is invalid, or if it is not of the score tables in its folder.
+    """Return the content of a result file; empty if the file is invalid or does not match the score tables beside it.
 
     In these cases, the function also logs a warning.
     """

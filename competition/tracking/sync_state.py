@@ -101,7 +101,7 @@ def _digest(content: bytes) -> str:
 
 
 def _points(line: bytes, path: Path) -> list[MetricPoint]:
-    """Return the metrics in a line; infinity becomes nan, because MLflow would plot it as 1.8e308."""
+    """Return the metrics in a line of a file; infinity becomes nan, because MLflow would plot infinity as 1.8e308."""
     parsed = parse_metrics_line(line)
     if parsed is None:
         logger.warning("%s has a line that cannot be read; it is skipped: %.80r", path, line[:200])
@@ -114,7 +114,7 @@ def _points(line: bytes, path: Path) -> list[MetricPoint]:
 
 @dataclass(frozen=True)
 class FileFingerprint:
-    """Show whether a file has changed, by its size, its time (ns) and, for small files, a digest."""
+    """Hold what shows a change of a file: the file's size, its time of change (ns) and, for small files, a digest."""
 
     size: int
     time: int
@@ -122,7 +122,7 @@ class FileFingerprint:
 
     @classmethod
     def of(cls, path: Path, before: FileFingerprint | None) -> FileFingerprint:
-        """Return the fingerprint of a file; return `before` if the file was rewritten with the same content."""
+        """Return the fingerprint of a file; return `before` if the content equals that of the fingerprint `before`."""
         stat = path.stat()
         if before is not None and (before.size, before.time) == (stat.st_size, stat.st_mtime_ns):
             return before

@@ -308,7 +308,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def class_colour(index: int) -> RGB:
-    """Return the colour of a class, which is the same in all figures: a palette colour, then golden-angle steps."""
+    """Return the colour of a class, the same in all figures: from the palette, or a computed hue beyond its end."""
     import colorsys
 
     if index < len(PALETTE):

@@ -1,4 +1,4 @@
-"""Read images for drawing, as training reads them, except that a large TIFF is reduced while it is read."""
+"""Read images for drawing in the same way as training, but reduce a large TIFF while reading its parts."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def load_unchanged_picture(comp: Competition, row: Any) -> Image:
 
 
 def _read_reduced(path: Path, exif: bool) -> NDArray[np.float32] | None:
-    """Return the reduced channels (C, rows, columns) of a TIFF; None if it is small or unreadable in parts."""
+    """Return a large TIFF's channels (C, rows, columns) reduced for drawing; None for a small or unusual TIFF."""
     import tifffile
 
     with open_tiff(path) as file:

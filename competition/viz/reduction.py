@@ -24,7 +24,7 @@ BLOCK_PIXELS = 2**22
 
 
 def reduction_step(shape: Sequence[int]) -> int:
-    """Return the side of the squares of pixels that are averaged for a slice (rows, columns); 1: no reduction."""
+    """Return the side of the pixel squares to average when a slice (rows, columns) is drawn; 1 means no reduction."""
     longest = max(shape)
     return 1 if longest <= MAX_SIDE else math.ceil(longest / REDUCED_SIDE)
 
@@ -45,7 +45,7 @@ def reduce_image(channels: Array, step: int) -> Array:
 
 
 def reduce_mask(mask: Array, step: int, value: int | None = None) -> NDArray[np.bool_]:
-    """Reduce a mask.
+    """Return a mask whose rows and columns are reduced by the factor `step`.
 
     A square of `step` pixels is set if it contains any pixel of the mask, so that small objects stay visible.
 
@@ -66,7 +66,7 @@ def reduce_mask(mask: Array, step: int, value: int | None = None) -> NDArray[np.
 
 
 def reduce_truth(truth: Array, comp: Competition, step: int) -> NDArray[np.uint8]:
-    """Reduce a stored mask (M, rows, columns) uint8.
+    """Return a stored mask (M, rows, columns) uint8 whose rows and columns are reduced by the factor `step`.
 
     If a square of `step` pixels contains several exclusive classes, the last class wins.
     """

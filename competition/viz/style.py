@@ -131,7 +131,7 @@ def add_legend(target: Any, below: bool = False, columns: int = 1) -> None:
 
 
 def dark_class_colour(index: int) -> RGB:
-    """Return the colour of a class for a white page, which is darker than on images."""
+    """Return the colour of a class on a white page, a darker shade of the class's colour on images."""
     hue, light, saturation = colorsys.rgb_to_hls(*class_colour(index))
     return colorsys.hls_to_rgb(hue, min(light, 0.40), saturation * 0.9)
 
