@@ -63,7 +63,10 @@ def plan(
 @commands.command(epilog="Example: maskfold cv experiments/demo2d/unet2d.yaml training.epochs=3")
 def cv(
     file: Annotated[
-        Path, typer.Argument(help="The experiment's YAML; or a folder of data, which maskfold init then describes.")
+        Path,
+        typer.Argument(
+            help="The experiment's YAML; or a folder of data, for which it is first written as by maskfold init."
+        ),
     ],
     overrides: OverridesArgument = None,
     minutes: Annotated[

@@ -217,7 +217,7 @@ def _may_be_null(path: KeyPath) -> bool:
 
 
 def _is_section(path: KeyPath) -> bool:
-    """Return whether null at a key means the default: the key is known, and null is not one of its values."""
+    """Return whether null at a key stands for its default: the schema has the key, and does not allow null there."""
     types = _types_at(path)
     return bool(types) and Any not in types and NoneType not in types
 

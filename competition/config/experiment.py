@@ -313,7 +313,7 @@ class TrainingConfig(ConfigModel):
     @model_validator(mode="after")
     def _check_consistency(self) -> TrainingConfig:
         if self.plan is not None and any(len(pair) != 2 or pair[0] < 0 or pair[1] <= pair[0] for pair in self.plan):
-            raise ValueError("`plan` must be a list of [step, total steps]")
+            raise ValueError("`plan` must be a list of pairs [step, total steps] with 0 ≤ step < total steps")
         if self.soup > 1 and self.weights == "best":
             raise ValueError(
                 "`soup` is compared with the last weights, so it cannot be combined with `weights: best`, whose score "

@@ -23,6 +23,14 @@ Augment = Callable[[Array, Array, int], tuple[Array, Array]]
 SampleKey = tuple[int, int]  # epoch, position in the epoch
 
 
+def no_training_cases_error(fold: int) -> MaskfoldError:
+    """Return the error for a fold without training cases, for example because all of them were skipped."""
+    return MaskfoldError(
+        f"Fold {fold} has 0 training cases, expected at least 1.",
+        "Add cases to the other folds; a note in the output names skipped cases.",
+    )
+
+
 class PatchDataset:
     """Return training samples by (epoch, position), as a map-style dataset. Each sample has its own random generator.
 
@@ -63,9 +71,7 @@ class PatchDataset:
         sampler: WeightedCaseSampler | None = None,
     ) -> None:
         if not folders:
-            raise MaskfoldError(
-                f"Fold {fold} has 0 training cases, expected at least 1.", "Decrease folds.k, or add cases."
-            )
+            raise no_training_cases_error(fold)
         self.folders = [Path(folder) for folder in folders]
         self.exp, self.fold, self.seed, self.train = exp, fold, seed, train
         self.augment = augment if train else None

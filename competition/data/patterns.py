@@ -495,7 +495,7 @@ def patterns_of(comp: Competition) -> list[str]:
 
 
 def is_in_pattern_folder(root: Path, pattern: str, path: str) -> bool:
-    """Return whether a path is a folder of a pattern's files, is below such a folder, or matches the pattern.
+    """Return whether a path matches a pattern, or is or lies below a folder that the pattern names.
 
     Folders with a placeholder in their name, as in `{id}/image.png`, count only if a file in them matches.
 

@@ -1,4 +1,4 @@
-"""Estimate the test score of an ensemble from its out-of-fold score, with an interval for the size of the test set."""
+"""Estimate the test score of an ensemble from its out-of-fold score, with an interval for a test set of N cases."""
 
 from __future__ import annotations
 

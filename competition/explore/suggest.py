@@ -309,7 +309,7 @@ def patch_size(shape: Sequence[int], most: int | None = None) -> list[int]:
 
 
 def _round_up(length: float, step: int) -> int:
-    """Round a length up to a multiple of `step`; round a short length of a volume up to a power of two."""
+    """Round a length up to a multiple of `step`; in volumes, round a length below `step` up to a power of two."""
     if step < STEP[2] and length < step:
         return int(2 ** max(0, math.ceil(math.log2(max(1.0, length)))))
     return int(step * max(1, math.ceil(length / step)))

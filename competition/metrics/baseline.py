@@ -114,7 +114,7 @@ class _Counts:
 
     @classmethod
     def from_values(cls, values: Array, truth: Array, thresholds: Array) -> _Counts:
-        """Count values (N,) above thresholds (T,) for truth (K, N) bool."""
+        """Count the values (N,) above each threshold (T,): all, in the foreground and in each class of truth (K, N)."""
         bins = np.searchsorted(thresholds, values, side="left")  # number of thresholds below each value
         groups = [np.ones(len(values), bool), truth.any(axis=0), *truth]
         counts = np.stack([np.bincount(bins[group], minlength=len(thresholds) + 1) for group in groups])

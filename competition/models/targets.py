@@ -47,7 +47,7 @@ class LossTarget:
 
     @cached_property
     def native(self) -> Tensor:
-        """(B, 1, *spatial) int64 if classes are exclusive, or (B, K, *spatial) float32 of 0 and 1 if they overlap."""
+        """Class indices (B, 1, *spatial) int64 if classes are exclusive, else 0 or 1 per class (B, K, ...) float32."""
         return self.class_indices if self.exclusive else self.binary_channels
 
     def mask_ignored(self, logits: Tensor) -> Tensor:

@@ -399,7 +399,7 @@ def stored_shapes(exp: Experiment, cases: pd.DataFrame) -> dict[str, tuple[int, 
         shape = json.loads(text)
         if not isinstance(shape, list) or not all(type(length) is int and length > 0 for length in shape):
             raise MaskfoldError(
-                f"The table of cases has the shape {text[:60]} for the case {case}, expected positive integers.",
+                f"The case table of the run has the shape {text[:60]} for the case {case}, expected positive integers.",
                 "Copy the run's folder again from where it was made, or start another run with --new.",
             )
         shapes[str(case)] = (exp.output_channels, *shape)

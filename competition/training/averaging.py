@@ -166,10 +166,9 @@ class UniformSoup:
         return sorted(candidate.epoch for candidate in self._best(self._candidates(), ranking))
 
     def average(self, ranking: int) -> dict[str, Tensor]:
-        """Return the mean weights of a ranking's k best checkpoints; the caller must re-estimate batch statistics.
+        """Return the mean weights of the k best checkpoints by `ranking` (`ALL_CASES` or one of `HALVES`).
 
-        Raises:
-            MaskfoldError: a file is damaged, or the checkpoints were removed because the fold was finished before.
+        The caller must estimate the batch statistics again.
         """
         files = [candidate.path for candidate in sorted(self._best(self._candidates(), ranking))]
         if not files:

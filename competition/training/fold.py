@@ -29,7 +29,7 @@ from competition.augment import build_batch_transform, build_loader_transform
 from competition.config.experiment import Experiment
 from competition.context import Context
 from competition.data.cache import PreprocessedCase
-from competition.data.dataset import PatchDataset, WeightedCaseSampler
+from competition.data.dataset import PatchDataset, WeightedCaseSampler, no_training_cases_error
 from competition.data.preprocessing import preprocess_cases
 from competition.data.splits import HELD_OUT
 from competition.errors import MaskfoldError
@@ -139,6 +139,8 @@ def setup_fold(job: FoldJob, run: Run, context: Context, start_time: float) -> T
     prepared = join_first_stage(run, preprocess_cases(run.cases, exp, job.cache, workers=1), job.cache, context)
     train, weighted = split_by_weight(run, job.fold, prepared)
     extra = build_extra_data(job, run, context)
+    if not train and not weighted.folders:
+        raise no_training_cases_error(job.fold)
     channels = PreprocessedCase.open([*train, *weighted.folders][0]).image.shape[0] * (exp.patch.slices or 1)
 
     def check_bf16() -> bool:
@@ -277,7 +279,7 @@ def write_result(
 
 
 def final_files(folder: Path) -> list[Path]:
-    """Return the files of a member whose digests are in its result: score tables, weights, and `lineage.json`."""
+    """Return the existing score tables, weights and `lineage.json`, whose digests are recorded in `result.json`."""
     others = [folder / name for name in (SOUP_WEIGHTS, PLAIN_WEIGHTS, LINEAGE_FILE)]
     return [*sorted(folder.glob("*scores.csv")), *(path for path in others if path.exists())]
 

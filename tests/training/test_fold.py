@@ -292,6 +292,13 @@ def test_a_held_out_share_is_scored_and_never_trained_on(tiny, tmp_path):
     assert set(OofStore(job.folder / "test", "float16").ids()) == held_out
 
 
+def test_a_fold_without_training_cases_is_an_error(tiny, tmp_path):
+    run, job = start(tiny(2), tmp_path, tmp_path / "cache")
+    run = dataclasses.replace(run, folds=run.folds.assign(fold=job.fold))
+    with pytest.raises(MaskfoldError, match=f"Fold {job.fold} has 0 training cases"):
+        setup_fold(job, run, Context(), 0.0)
+
+
 def test_deep_supervision_loss_parts_and_a_list_of_losses(tiny, tmp_path):
     exp = tiny(
         3,

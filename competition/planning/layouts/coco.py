@@ -90,7 +90,7 @@ def _read(host: HostFolder, path: str) -> CocoFile | None:
             objects.setdefault(int(item["image_id"]), []).append((int(item["category_id"]), segmentation))
         unknown = {category for items in objects.values() for category, _ in items} - set(names)
         if unknown:
-            raise ValueError(f"annotations have the category {min(unknown)}, which is not in its categories")
+            raise ValueError(f"annotations have the category_id {min(unknown)}, which the list `categories` lacks")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, ArithmeticError) as error:
         raise MaskfoldError(
             f"{file} looks like COCO but cannot be read ({type(error).__name__}: {str(error)[:100]}).",

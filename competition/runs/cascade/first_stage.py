@@ -52,7 +52,7 @@ def open_first_stage(exp: Experiment, trust: tuple[str, ...] | None = ()) -> Run
         found, expected = (getattr(comp, key) for comp in (first.exp.competition, exp.competition))
         if found != expected:
             raise MaskfoldError(
-                f"first_stage: the run {first.folder} has the competition's {key} {found}, expected {expected}.",
+                f"first_stage: competition.{key} of the run {first.folder} is {found}, expected {expected}.",
                 "Name a run of the same competition, with the same classes.",
                 status=2,
             )
