@@ -169,6 +169,9 @@ class UniformSoup:
         """Return the mean weights of the k best checkpoints by `ranking` (`ALL_CASES` or one of `HALVES`).
 
         The caller must estimate the batch statistics again.
+
+        Raises:
+            MaskfoldError: a file is damaged, or the checkpoints were removed because the fold was finished before.
         """
         files = [candidate.path for candidate in sorted(self._best(self._candidates(), ranking))]
         if not files:
