@@ -40,7 +40,7 @@ POINTS: dict[str, tuple[str, str, str]] = {
     "picture": ("competition.training.evaluator", "draw_case", ""),
     "result": ("competition.training.fold", "write_result", ""),
     # in the command
-    "prepared": ("competition.data.preprocessing", "get_or_build", ""),
+    "prepared": ("competition.data.cache", "BuiltCase.publish", ""),
     "array": ("competition.data.preprocessing", "write_array", ""),
     "run written": ("competition.runs.run", "Run.write", ""),
     "making the database": ("alembic.operations", "Operations.create_table", ""),

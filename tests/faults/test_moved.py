@@ -167,6 +167,7 @@ def test_an_older_yaml_without_todays_keys_gets_their_defaults(tiny: Any, tmp_pa
         del plain[key]
     del (
         plain["competition"]["array_axes"],
+        plain["competition"]["background"],
         plain["competition"]["spacing"],
         plain["competition"]["train"]["cases"],
         plain["competition"]["train"]["masks_on_image_grid"],
