@@ -82,7 +82,8 @@ def test_a_demo_removes_the_folder_of_a_killed_one(tmp_path: Path) -> None:
 def test_a_submission_removes_the_test_case_of_a_killed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kill_while_writing(tmp_path / "file", tmp_path / "test")
 
-    def preprocess(_row: Any, _exp: Any, folder: Path) -> Path:
+    def preprocess(_row: Any, _exp: Any, folder: Path, *, durable: bool) -> Path:
+        assert not durable  # the folder is removed at the end of the block
         return folder
 
     monkeypatch.setattr(ensemble, "preprocess_case", preprocess)
