@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import signal
 import sys
@@ -196,7 +197,7 @@ def _next_command(file: Path, comp: Competition, overrides: list[str], cases: in
     files = comp.submission.files
     if comp.submission.sample is None and comp.submission.profile is None and files is None:
         images = comp.test.images if isinstance(comp.test.images, str) else next(iter(comp.test.images.values()))
-        folder = comp.root / images.partition("{")[0].rpartition("/")[0]
+        folder = comp.root / re.split(r"[{*]", images)[0].rpartition("/")[0]
         return (
             f"Next: maskfold predict {run_arguments} --images {shlex.quote(str(folder))} -o submissions/{comp.name}   "
             "(label files of the test cases)"

@@ -35,6 +35,19 @@ class TrainTable:
     grid: tuple[int, int] | None = None
 
 
+def split_class(text: str, classes: Sequence[str]) -> tuple[str, str]:
+    """Split `name_class` into (name, class), e.g. `tile_1_class_2` with the classes `class_1` and `class_2`.
+
+    If several classes fit the end of the text, the longest one is taken. If none fits, the text is split at its last
+    underscore; without an underscore, the name is empty.
+    """
+    found = max((cls for cls in classes if text.endswith(f"_{cls}")), key=len, default=None)
+    if found is not None:
+        return text[: -len(found) - 1], found
+    name, _, cls = text.rpartition("_")
+    return name, cls
+
+
 @dataclass(frozen=True)
 class Profile:
     """Describe the submission format of one competition.
@@ -100,11 +113,8 @@ class Profile:
         return self.rows == "object" or self.confidence or self.rle.container == "json"
 
     def split_id(self, text: str) -> tuple[str, str | None]:
-        """Split an id cell into (image, class); the class is None if the cell has none."""
-        if not self.class_in_id:
-            return text, None
-        image, _, cls = text.rpartition("_")
-        return image, cls
+        """Split an id cell into (image, class) by `split_class`; the class is None if the cell has none."""
+        return split_class(text, self.classes) if self.class_in_id else (text, None)
 
     def match_header(self, header: Sequence[str], path: Path) -> Profile:
         """Return the format whose header a file has: this profile, or its `alternative`.

@@ -12,7 +12,7 @@ from typing import Any
 
 from competition.config.axes import rle_counts_in_pictures
 from competition.config.competition import Competition, RleConfig, TableColumns
-from competition.config.profiles import Profile, profile_of
+from competition.config.profiles import Profile, profile_of, split_class
 from competition.data.patterns import CaseFiles, SkippedCases, SliceFile, slice_aliases
 from competition.data.readers import get_column, strip_extension
 from competition.data.rle_order import check_order, detect_order
@@ -299,7 +299,11 @@ def _open_table(comp: Competition) -> tuple[Path, Any, RleTableColumns]:
 def _ids_end_in_classes(comp: Competition, ids: Any) -> bool:
     """Return whether the first ids of a table end in the name of one of several classes, as in `name.jpg_Fish`."""
     first = ids.head(20).tolist()
-    return len(comp.classes) > 1 and bool(first) and {text.rpartition("_")[2] for text in first} <= set(comp.classes)
+    return (
+        len(comp.classes) > 1
+        and bool(first)
+        and {split_class(text, comp.classes)[1] for text in first} <= set(comp.classes)
+    )
 
 
 def _variants(profile: Profile) -> list[Profile]:
@@ -340,14 +344,14 @@ def _names_and_classes(
         return names, table[layout.cls].tolist()
     if not layout.class_in_id:
         return names, [comp.classes[0]] * len(names)
-    parts = [name.rpartition("_") for name in names]
-    for line, name, (image, _, _) in zip(table.index, names, parts, strict=True):
+    parts = [split_class(name, comp.classes) for name in names]
+    for line, name, (image, _) in zip(table.index, names, parts, strict=True):
         if not image:
             raise MaskfoldError(
                 f"{path}, line {line}: the id has no class: found {name}, expected `{name}_{comp.classes[0]}`.",
                 "Correct the row, or set train.columns.class.",
             )
-    return [image for image, _, _ in parts], [cls for _, _, cls in parts]
+    return [image for image, _ in parts], [cls for _, cls in parts]
 
 
 def _check_order(

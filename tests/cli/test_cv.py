@@ -281,6 +281,10 @@ def test_signal_writes_a_checkpoint_and_a_message(data, tmp_path, empty_database
             "maskfold predict mine.yaml 'competition.root=/data/my x' --images '/data/my x/scans/new' "
             "-o submissions/x ",
         ),
+        (
+            {"submission": {}, "test": {"images": "scans/*/{id}/t1.png"}},
+            "maskfold predict mine.yaml 'competition.root=/data/my x' --images '/data/my x/scans' -o submissions/x ",
+        ),
         ({"test": None}, "maskfold report mine.yaml 'competition.root=/data/my x' "),
     ],
 )

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from competition.config.competition import MetricConfig
-from competition.config.profiles import PROFILES, profile_of
+from competition.config.competition import Competition, MetricConfig
+from competition.config.profiles import PROFILES, profile_of, split_class
 from competition.context import Context
 from competition.data.cases import case_table
 from competition.errors import MaskfoldError
@@ -165,6 +165,36 @@ def test_golden_files(name: str, tmp_path: Path) -> None:
     assert [entry.class_name for entry in back] == [cls] * 3
     for entry, mask in zip(back, (CORNERS, FULL, EMPTY), strict=True):
         assert np.array_equal(entry.mask, mask)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("tile_1_class_2", ("tile_1", "class_2")),
+        ("tile_class_1", ("tile", "class_1")),
+        ("a.jpg_fish", ("a.jpg", "fish")),
+        ("tile_1_other", ("tile_1", "other")),  # no class of the list: the last underscore
+        ("tile", ("", "tile")),
+    ],
+)
+def test_a_class_with_underscores_is_split_from_the_id(text: str, expected: tuple[str, str]) -> None:
+    assert split_class(text, ("class_1", "class_2", "fish", "1")) == expected
+
+
+def test_a_file_of_classes_with_underscores_is_read_back(tmp_path: Path) -> None:
+    comp = Competition.model_validate(
+        {
+            "name": "x", "root": str(tmp_path), "dimensions": 2, "classes": ["class_1", "class_2"],
+            "labels": "overlapping",
+            "train": {"images": "{id}.png", "masks": {"class_1": "{id}_1.png", "class_2": "{id}_2.png"}},
+        }
+    )  # fmt: skip
+    profile = profile_of(comp)
+    masks = [("tile_1", cls, mask) for cls, mask in (("class_1", CORNERS), ("class_2", EMPTY))]
+    write_submission(masks, profile, tmp_path / "s.csv")
+    back = list(read_submission(tmp_path / "s.csv", profile, {"tile_1": (2, 3)}))
+    assert [entry.class_name for entry in back] == ["class_1", "class_2"]
+    assert np.array_equal(back[0].mask, CORNERS)
 
 
 def test_vasculature_file(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,7 @@ def stopped(command: Command, number: signal.Signals, cwd: Path) -> None:
     command.until(marker.exists)
     family = [process.pid for process in command.family()]
     command.signal(number)
+    time.sleep(1.0)  # the command forwards the signal to its folds; let it arrive before the step goes on
     marker.unlink()
     assert command.wait() == STATUS[number], command.said
     last = command.said.strip().splitlines()[-1]
