@@ -106,10 +106,10 @@ def progress_bar(console: Console, what: str = "cases predicted") -> Callable[[I
 
             yield from track(rows, what, total=count, console=console)
             return
-        for done, row in enumerate(rows):
-            if done and done % max(1, count // 10) == 0:
-                console.print(f"{done} of {count} {what}")
+        for done, row in enumerate(rows, start=1):
             yield row
+            if done % max(1, count // 10) == 0 or done == count:
+                console.print(f"{done} of {count} {what}")
 
     return watch
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from competition.cli.console import progress_bar
 from competition.cli.progress import FoldBars
 from competition.training.fold_process import LogTail
 from competition.training.timing.progress import BAR_MARK, BAR_VARIABLE, wants_bar
@@ -61,3 +62,13 @@ def test_lines_of_the_bar_are_not_lines_for_the_user(tmp_path):
     write(tmp_path, "epoch 1")
     tail.read()
     assert said == [f"{tmp_path.name} | epoch 1"]
+
+
+@pytest.mark.parametrize(
+    ("count", "lines"), [(3, ["1 of 3", "2 of 3", "3 of 3"]), (25, ["2 of 25", "24 of 25", "25 of 25"])]
+)
+def test_lines_of_progress_end_with_the_last_case(count: int, lines: list[str]) -> None:
+    console = Console(file=io.StringIO(), width=80)
+    assert list(progress_bar(console, "cases read")(iter(range(count)), count)) == list(range(count))
+    said = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert [said[0], said[-2], said[-1]] == [f"{line} cases read" for line in lines]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from competition.text import format_count
 from competition.training.guards import peak_gib
 from competition.training.timing.progress import clock_time, format_seconds
 
@@ -31,13 +32,13 @@ class FoldStatus:
         """
         trainer, budget = self.trainer, self.trainer.budget
         if budget.seconds is None:
-            return [f"{budget.total} steps in all, {trainer.steps_per_epoch} an epoch"]
+            return [f"{format_count(budget.total, 'step')} in all, {trainer.steps_per_epoch} an epoch"]
         cases = ""
         if trainer.evaluator is not None:
             seconds = format_seconds(budget.pace.validation)
             cases = f"{len(trainer.evaluator.cases)} cases validated in about {seconds} · "
         lines = [
-            f"about {budget.total} steps in all, {trainer.steps_per_epoch} an epoch, "
+            f"about {format_count(budget.total, 'step')} in all, {trainer.steps_per_epoch} an epoch, "
             f"{format_seconds(budget.pace.step)} a step · {cases}ends about {clock_time(self.seconds_left())} · "
             f"{peak_gib(trainer.fabric.device):.1f} GiB"
         ]
