@@ -165,7 +165,7 @@ def test_test_images_are_not_set_if_their_pattern_matches_masks(tmp_path: Path) 
                 write_nifti(stem.with_name(f"{stem.name}_gt.nii.gz"), mask, SPACING)
     layout = candidates(tmp_path)[0]
     assert layout.images == "training/*/{id}.nii.gz" and layout.cases == 8 and layout.test is None
-    assert any("would also match masks" in remark for remark in layout.remarks)
+    assert any("that may be masks" in remark and "_gt.nii.gz" in remark for remark in layout.remarks)
     assert all("as test cases" not in note for note in layout.notes)
 
 

@@ -63,17 +63,25 @@ def find_test(host: HostFolder, layout: Layout, images: Sequence[Series], masks:
     ]
     possible = same if len(same) == 1 else possible
     mask_files = {path for item in masks for paths in item.files.values() for path in paths}
-    mixed = [
-        patterns
-        for patterns, _ in possible
-        if any(not mask_files.isdisjoint(_matches(host, pattern).values()) for pattern in patterns.values())
-    ]
+    mixed: list[tuple[str, str]] = []  # patterns that match files that look like masks, and the first of these files
+    unmixed = []
+    for patterns, count in possible:
+        like_masks = [
+            (pattern, min(matched))
+            for pattern in patterns.values()
+            if (matched := mask_files & set(_matches(host, pattern).values()))
+        ]
+        mixed += like_masks
+        if not like_masks:
+            unmixed.append((patterns, count))
     if mixed:
+        pattern, example = mixed[0]
         layout = layout.with_remarks(
-            f"the test images are not set, because `{next(iter(mixed[0].values()))}` would also match masks: move the "
-            "masks out of that folder, or predict the images with maskfold predict RUN --images FOLDER"
+            f"the test images are not set, because `{pattern}` would also match files that may be masks or previews, "
+            f"such as {example}: move these files out of that folder, or predict the images with maskfold predict RUN "
+            "--images FOLDER"
         )
-    possible = [(patterns, count) for patterns, count in possible if patterns not in mixed]
+    possible = unmixed
     if len(possible) > 1:
         listed = ", ".join(next(iter(patterns.values())) for patterns, _ in possible[:4])
         return layout.with_remarks(f"several folders may hold the test images: {listed}; set `test` to one of them")
