@@ -450,6 +450,12 @@ def test_tables_of_pixel_values_and_of_greys_name_the_classes(
         ([f"site{s}_p{p}_{z}" for s in range(3) for p in range(4) for z in range(2)], "site1_p2"),
         ([f"{kind}_{number}" for kind in ("Abyssinian", "great_pyrenees", "pug") for number in range(4)], None),
         ([f"{year}_{number:06d}" for year in range(2007, 2011) for number in range(5)], None),
+        ([f"20190{day}_MR{number}" for day in (301, 907, 430) for number in range(3)], None),
+        ([f"2019-0{day}_MR{number}" for day in ("3-01", "9-07", "4-30") for number in range(3)], None),
+        ([f"2019-0{month}-0{day}" for month in (1, 2, 3) for day in (1, 2, 3)], None),
+        ([f"190{day}_MR{number}" for day in (301, 907, 430) for number in range(3)], None),
+        ([f"190{number}_{scan}" for number in (301, 907, 430, 399) for scan in range(3)], "190399"),
+        ([f"2019{number}_{scan}" for number in (1301, 9907, 4430, 5399) for scan in range(3)], "20191301"),
     ],
 )
 def test_the_beginning_of_an_id_is_a_group_only_if_it_may_be_a_patient(
@@ -462,7 +468,7 @@ def test_the_beginning_of_an_id_is_a_group_only_if_it_may_be_a_patient(
     layout = only(tmp_path)
     if group is None:
         assert "group" not in layout.keys and "group" in layout.reasons
-        assert any("kinds of cases" in remark for remark in layout.remarks)
+        assert any(re.search("these name (dates|kinds of cases) rather", remark) for remark in layout.remarks)
         return
     groups = {match[1] for case_id in ids if (match := re.match(layout.keys["group"], case_id))}
     assert group in groups and len(groups) in (4, 12)
