@@ -389,6 +389,56 @@ def test_a_background_of_255_is_a_choice(tmp_path: Path) -> None:
     assert other.keys["background"] == 255 and other.keys["label_values"] == [0, 128]
 
 
+@pytest.mark.parametrize("values", [[255, 0, 1], [255, 1, 2]])
+def test_255_may_be_the_background_beside_small_values(tmp_path: Path, values: list[int]) -> None:
+    labelled_pictures(tmp_path, values)
+    ignored, plain, other = candidates(tmp_path)
+    assert ignored.keys["ignore"] == 255 and "background" not in ignored.keys
+    assert any("no mask has the value 0" in remark for remark in ignored.remarks) == (0 not in values)
+    assert plain.keys["label_values"] == [value for value in values[1:] if value] + [255]
+    assert other.name.endswith("255 is the background") and other.keys["background"] == 255
+    assert other.keys["classes"] == [f"class_{value}" for value in values[1:]] and "ignore" not in other.keys
+
+
+def test_255_is_no_background_if_0_is(tmp_path: Path) -> None:
+    """255 covers a part of the edges, or a file calls 0 the background."""
+    labelled_pictures(tmp_path / "part", [0, 1, 2], border=255)
+    assert [layout.keys.get("background") for layout in candidates(tmp_path / "part")] == [None, None]
+    labelled_pictures(tmp_path / "named", [255, 0, 1])
+    write_text(tmp_path / "named" / "labels.json", '{"0": "background", "1": "tree", "255": "rim"}')
+    assert [layout.keys.get("background") for layout in candidates(tmp_path / "named")] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "classes"),
+    [
+        ([255, 0, 1], {"0": "field", "1": "tree", "255": "background"}, ["field", "tree"]),
+        ([255, 1, 2], {"1": "field", "2": "tree", "255": "background"}, ["field", "tree"]),
+        ([255, 0, 1], {"255": "background"}, ["class_0", "class_1"]),
+        ([255, 0, 0], {"0": "field", "255": "background"}, ["field"]),
+    ],
+)
+def test_a_file_that_calls_255_the_background_decides(
+    tmp_path: Path, values: list[int], names: dict[str, str], classes: list[str]
+) -> None:
+    labelled_pictures(tmp_path, values)
+    write_text(tmp_path / "labels.json", json.dumps(names))
+    layout = only(tmp_path)
+    assert layout.keys["background"] == 255 and layout.keys["classes"] == classes and "ignore" not in layout.keys
+    assert layout.reasons["background"] == "as labels.json names them"
+
+
+def labelled_pictures(root: Path, values: list[int], border: int | None = None) -> None:
+    """Write pictures with masks of three label values; the border is the value of the masks' first rows."""
+    for number in range(6):
+        image, mask = picture(number)
+        labels = np.array(values, np.uint8)[mask]
+        if border is not None:
+            labels[:2] = border
+        write_png(root / "images" / f"a{number}.png", image)
+        write_png(root / "labels" / f"a{number}.png", labels)
+
+
 def test_a_file_that_names_the_background_decides(tmp_path: Path) -> None:
     trimaps(tmp_path)
     write_text(tmp_path / "classes.txt", "1: animal\n2: background\n3: rim\n")
