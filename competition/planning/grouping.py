@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import date
+from statistics import median
 from typing import TYPE_CHECKING
 
 from competition.data.readers import strip_extension
@@ -30,8 +32,15 @@ STRATUM_WORDS = words("stratum strata diagnosis grade organ tissue stain cohort 
 SUBJECT = r"^((?:sub|subj|subject|patient|pat)[_-]?[A-Za-z0-9]+)[_-].+$"
 MISSING = ("", "na", "n/a", "nan", "none", "null", "unknown", "-")  # texts of a table that name no group or stratum
 MAX_TABLE_BYTES = 2**27
-MIN_FOLDER_GROUPS = 8  # fewer folders above the cases are probably kinds of cases, not patients
+MIN_FOLDER_GROUPS = 8  # fewer folders of many cases are probably kinds of cases, not patients
 MAX_FOLDER_SHARE = 0.2  # share of the cases; a folder with more cases is probably a kind of cases, not a patient
+MIN_SMALL_FOLDERS, MAX_SMALL_FOLDER = (
+    4,
+    5,
+)  # so many folders may be patients if their median number of cases is so small
+LONG_DATE = re.compile(r"((?:19|20)\d\d)([_.-]?)([01]\d)\2([0-3]\d)(?:T\d{4,6})?")  # 20190301, 2019-03-01
+MONTH = re.compile(r"(?:19|20)\d\d[_.-](?:0[1-9]|1[0-2])")  # 2019-03
+SHORT_DATE = re.compile(r"([0-4]\d)([01]\d)([0-3]\d)")  # 190301
 
 
 def find_groups(layout: Layout) -> Layout:
@@ -45,13 +54,23 @@ def find_groups(layout: Layout) -> Layout:
             f"{format_count(len(counts), 'group')} by the beginning of the ids, such as {example} with "
             f"{format_count(counts[example], 'case')}"
         )
-        if _are_kinds(counts):
-            layout = layout.with_keys({}, {"group": "the beginnings of the ids name kinds of cases"}).with_remarks(
-                f"{shown}: not used, because these name kinds of cases rather than patients; if each is a patient, set "
+        beginnings = {case_id: match[1] for case_id in layout.ids if (match := re.match(rule, case_id))}
+        folders = folders_of_cases(layout)
+        splits_folder = len(_pairs(folders, beginnings)) > len(set(folders.values()))
+        splits_beginning = len(_pairs(folders, beginnings)) > len(set(beginnings.values()))
+        kind = _kind_of(counts)
+        if _may_be_patients(folders) and (kind or splits_folder):
+            if not kind and splits_beginning:
+                layout = layout.with_remarks(f"{shown}: not used, because the folders above the cases are the groups")
+        elif kind:
+            layout = layout.with_keys({}, {"group": f"the beginnings of the ids name {kind}"}).with_remarks(
+                f"{shown}: not used, because these name {kind} rather than patients; if each is a patient, set "
                 f"group: '{rule}'"
             )
         else:
             group, group_reason = rule, f"{shown}; they stay in one fold"
+            if splits_folder and not _kind_of(Counter(folders.values())):
+                layout = layout.with_remarks(f"{shown}: {_advice(folders)}")
     if group:
         layout = layout.with_keys({"group": group}, {"group": group_reason})
     if stratum:
@@ -70,10 +89,41 @@ def _by_subject(ids: Sequence[str]) -> tuple[str, Counter[str]] | None:
     return (SUBJECT, counts) if all(matches) and len(counts) > 1 and max(counts.values()) > 1 else None
 
 
-def _are_kinds(counts: Counter[str]) -> bool:
-    """Return whether most beginnings of ids are years or have no digit, and so name kinds of cases (`Abyssinian`)."""
-    kinds = sum(COLLECTION.fullmatch(name) is not None or not any(map(str.isdigit, name)) for name in counts)
-    return kinds > 0.5 * len(counts)
+def _kind_of(names: Iterable[str]) -> str:
+    """Return what names of groups mean if they name no patients: `dates` or `kinds of cases`; otherwise "".
+
+    Most of the names are dates, or are years or collections, or have no digit (`Abyssinian`).
+    """
+    names = list(names)
+    if _are_dates(names):
+        return "dates"
+    kinds = sum(COLLECTION.fullmatch(name) is not None or not any(map(str.isdigit, name)) for name in names)
+    return "kinds of cases" if kinds > 0.5 * len(names) else ""
+
+
+def _are_dates(names: Sequence[str]) -> bool:
+    """Return whether most names are dates (20190301, 2019-03-01, 2019-03), or all are short dates (190301).
+
+    Numbers of six digits may be the numbers of patients, so one that is no date shows that none is.
+    """
+    long = sum(MONTH.fullmatch(name) is not None or _is_date(LONG_DATE.fullmatch(name), (1, 3, 4), 0) for name in names)
+    return long > 0.5 * len(names) or all(_is_date(SHORT_DATE.fullmatch(name), (1, 2, 3), 2000) for name in names)
+
+
+def _is_date(match: re.Match[str] | None, places: tuple[int, int, int], century: int) -> bool:
+    if match is None:
+        return False
+    year, month, day = (int(match[place]) for place in places)
+    try:
+        date(century + year, month, day)
+    except ValueError:
+        return False
+    return True
+
+
+def _pairs(folders: Mapping[str, str], beginnings: Mapping[str, str]) -> set[tuple[str, str]]:
+    """Return the different pairs of folder and beginning of the id that the cases have; empty without folders."""
+    return {(folder, beginnings.get(case_id, "")) for case_id, folder in folders.items()}
 
 
 def _from_tables(layout: Layout, some: frozenset[str], accept: Callable[[Counter[str]], bool]) -> tuple[str, str]:
@@ -139,7 +189,7 @@ def group_by_folder(layout: Layout, name: str) -> Layout:
 
     In `Patient 07/2019-03-01/T1.nii.gz`, the id is the scan, so the ids do not show which scans belong to one patient.
     Many folders with few cases each count as patients; a table beside the data then names the patient of each case. A
-    few folders with many cases each (`benign`, `malignant`) only get a remark.
+    few folders with many cases each (`benign`, `malignant`), and folders of dates, only get a remark.
 
     Args:
         layout: the chosen layout; a layout that already has a group is returned unchanged.
@@ -151,16 +201,40 @@ def group_by_folder(layout: Layout, name: str) -> Layout:
     counts = Counter(folders.values())
     if "group" in layout.keys or len(counts) < 2 or max(counts.values()) == 1:
         return layout
-    most, most_cases = counts.most_common(1)[0]
-    shown = f"{format_count(len(counts), 'folder')} above the cases, such as {most} with {most_cases}"
-    if len(counts) < MIN_FOLDER_GROUPS or most_cases > MAX_FOLDER_SHARE * len(folders):
-        return layout.with_remarks(
-            f"{shown}: if each is a patient, write a table with the columns id and patient, and set group: "
-            "TABLE.csv:patient, so that no patient is in two folds"
-        )
+    if not _may_be_patients(folders):
+        return layout.with_remarks(_advice(folders))
     table = write_table(layout.folder, f"{name}-groups.csv", ("id", "group"), sorted(folders.items()))
-    reason = f"{shown}; the cases of a folder stay in one fold"
+    reason = f"{_shown(folders)}; the cases of a folder stay in one fold"
     return layout.with_keys({"group": f"{table}:group"}, {"group": reason})
+
+
+def _may_be_patients(folders: Mapping[str, str]) -> bool:
+    """Return whether the folders above the cases may be patients: there are many folders of a few cases each.
+
+    Args:
+        folders: the folder of each case.
+    """
+    counts = Counter(folders.values())
+    if len(counts) < 2 or max(counts.values()) == 1 or _are_dates(list(counts)):
+        return False
+    if len(counts) >= MIN_FOLDER_GROUPS and max(counts.values()) <= MAX_FOLDER_SHARE * len(folders):
+        return True
+    usual = median(counts.values())
+    are_small = usual <= MAX_SMALL_FOLDER and usual < len(counts)
+    return len(counts) >= MIN_SMALL_FOLDERS and are_small and not _kind_of(counts)
+
+
+def _shown(folders: Mapping[str, str]) -> str:
+    counts = Counter(folders.values())
+    most, most_cases = counts.most_common(1)[0]
+    return f"{format_count(len(counts), 'folder')} above the cases, such as {most} with {most_cases}"
+
+
+def _advice(folders: Mapping[str, str]) -> str:
+    return (
+        f"{_shown(folders)}: if each is a patient, write a table with the columns id and patient, and set group: "
+        "TABLE.csv:patient, so that no patient is in two folds"
+    )
 
 
 def folders_of_cases(layout: Layout) -> dict[str, str]:

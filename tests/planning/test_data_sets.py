@@ -389,6 +389,56 @@ def test_a_background_of_255_is_a_choice(tmp_path: Path) -> None:
     assert other.keys["background"] == 255 and other.keys["label_values"] == [0, 128]
 
 
+@pytest.mark.parametrize("values", [[255, 0, 1], [255, 1, 2]])
+def test_255_may_be_the_background_beside_small_values(tmp_path: Path, values: list[int]) -> None:
+    labelled_pictures(tmp_path, values)
+    ignored, plain, other = candidates(tmp_path)
+    assert ignored.keys["ignore"] == 255 and "background" not in ignored.keys
+    assert any("no mask has the value 0" in remark for remark in ignored.remarks) == (0 not in values)
+    assert plain.keys["label_values"] == [value for value in values[1:] if value] + [255]
+    assert other.name.endswith("255 is the background") and other.keys["background"] == 255
+    assert other.keys["classes"] == [f"class_{value}" for value in values[1:]] and "ignore" not in other.keys
+
+
+def test_255_is_no_background_if_0_is(tmp_path: Path) -> None:
+    """255 covers a part of the edges, or a file calls 0 the background."""
+    labelled_pictures(tmp_path / "part", [0, 1, 2], border=255)
+    assert [layout.keys.get("background") for layout in candidates(tmp_path / "part")] == [None, None]
+    labelled_pictures(tmp_path / "named", [255, 0, 1])
+    write_text(tmp_path / "named" / "labels.json", '{"0": "background", "1": "tree", "255": "rim"}')
+    assert [layout.keys.get("background") for layout in candidates(tmp_path / "named")] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "classes"),
+    [
+        ([255, 0, 1], {"0": "field", "1": "tree", "255": "background"}, ["field", "tree"]),
+        ([255, 1, 2], {"1": "field", "2": "tree", "255": "background"}, ["field", "tree"]),
+        ([255, 0, 1], {"255": "background"}, ["class_0", "class_1"]),
+        ([255, 0, 0], {"0": "field", "255": "background"}, ["field"]),
+    ],
+)
+def test_a_file_that_calls_255_the_background_decides(
+    tmp_path: Path, values: list[int], names: dict[str, str], classes: list[str]
+) -> None:
+    labelled_pictures(tmp_path, values)
+    write_text(tmp_path / "labels.json", json.dumps(names))
+    layout = only(tmp_path)
+    assert layout.keys["background"] == 255 and layout.keys["classes"] == classes and "ignore" not in layout.keys
+    assert layout.reasons["background"] == "as labels.json names them"
+
+
+def labelled_pictures(root: Path, values: list[int], border: int | None = None) -> None:
+    """Write pictures with masks of three label values; the border is the value of the masks' first rows."""
+    for number in range(6):
+        image, mask = picture(number)
+        labels = np.array(values, np.uint8)[mask]
+        if border is not None:
+            labels[:2] = border
+        write_png(root / "images" / f"a{number}.png", image)
+        write_png(root / "labels" / f"a{number}.png", labels)
+
+
 def test_a_file_that_names_the_background_decides(tmp_path: Path) -> None:
     trimaps(tmp_path)
     write_text(tmp_path / "classes.txt", "1: animal\n2: background\n3: rim\n")
@@ -450,6 +500,12 @@ def test_tables_of_pixel_values_and_of_greys_name_the_classes(
         ([f"site{s}_p{p}_{z}" for s in range(3) for p in range(4) for z in range(2)], "site1_p2"),
         ([f"{kind}_{number}" for kind in ("Abyssinian", "great_pyrenees", "pug") for number in range(4)], None),
         ([f"{year}_{number:06d}" for year in range(2007, 2011) for number in range(5)], None),
+        ([f"20190{day}_MR{number}" for day in (301, 907, 430) for number in range(3)], None),
+        ([f"2019-0{day}_MR{number}" for day in ("3-01", "9-07", "4-30") for number in range(3)], None),
+        ([f"2019-0{month}-0{day}" for month in (1, 2, 3) for day in (1, 2, 3)], None),
+        ([f"190{day}_MR{number}" for day in (301, 907, 430) for number in range(3)], None),
+        ([f"190{number}_{scan}" for number in (301, 907, 430, 399) for scan in range(3)], "190399"),
+        ([f"2019{number}_{scan}" for number in (1301, 9907, 4430, 5399) for scan in range(3)], "20191301"),
     ],
 )
 def test_the_beginning_of_an_id_is_a_group_only_if_it_may_be_a_patient(
@@ -462,7 +518,7 @@ def test_the_beginning_of_an_id_is_a_group_only_if_it_may_be_a_patient(
     layout = only(tmp_path)
     if group is None:
         assert "group" not in layout.keys and "group" in layout.reasons
-        assert any("kinds of cases" in remark for remark in layout.remarks)
+        assert any(re.search("these name (dates|kinds of cases) rather", remark) for remark in layout.remarks)
         return
     groups = {match[1] for case_id in ids if (match := re.match(layout.keys["group"], case_id))}
     assert group in groups and len(groups) in (4, 12)

@@ -292,6 +292,75 @@ def test_folders_above_the_cases_are_groups_if_they_may_be_patients(start: Start
     assert group_values(comp, ids, "group") == [f"Patient {case_id[1:3]}" for case_id in ids]
 
 
+def _scans_in_folders(folders: dict[str, list[str]]) -> Callable[[Path], None]:
+    """Make a folder for each case, named by its id, in a folder of several cases."""
+
+    def maker(root: Path) -> None:
+        for place, (folder, ids) in enumerate(folders.items()):
+            for number, case_id in enumerate(ids):
+                image, mask = picture(20 * place + number)
+                write_png(root / folder / case_id / "image.png", image)
+                write_png(root / folder / case_id / "mask.png", mask)
+
+    return maker
+
+
+def _visits(folders: Sequence[str], cases: Sequence[int], beginnings: Sequence[str]) -> dict[str, list[str]]:
+    return {
+        folder: [f"{beginnings[number % len(beginnings)]}_MR{20 * place + number}" for number in range(count)]
+        for place, (folder, count) in enumerate(zip(folders, cases, strict=True))
+    }
+
+
+PATIENTS = [f"PAT{number:04d}" for number in range(3, 9)]
+DAYS = ("20190301", "20190907", "20200110")
+
+
+@pytest.mark.parametrize(("beginnings", "remark"), [(DAYS, False), (("V1", "V2", "V3"), True), (("scan",), False)])
+def test_folders_of_patients_win_over_beginnings_of_the_ids(
+    start: Start, beginnings: tuple[str, ...], remark: bool
+) -> None:
+    folders = _visits(PATIENTS, (2, 3, 2, 3, 2, 3), beginnings)
+    done = start(_scans_in_folders(folders), folder="visits", measures=False)
+    comp, experiment = load_competition(done.competition), load_experiment(done.experiment)
+    wanted = {case_id: folder for folder, ids in folders.items() for case_id in ids}
+    ids = case_table(comp)["id"].tolist()
+    assert group_values(comp, ids, "group") == [wanted[case_id] for case_id in ids]
+    assert experiment.folds.scheme in ("group", "stratified_group")
+    assert any("because the folders above the cases are the groups" in text for text in remarks_of(done)) == remark
+
+
+def test_the_beginning_of_an_id_stays_the_group_if_it_divides_no_folder(start: Start) -> None:
+    folders = {f"day{day}": [f"pat{day // 2}_{day}{scan}" for scan in range(2)] for day in range(8)}
+    done = start(_scans_in_folders(folders), folder="days", measures=False)
+    assert load_competition(done.competition).group == "^(.+)[_-][^_-]+$"
+
+
+@pytest.mark.parametrize(
+    ("folders", "cases"),
+    [
+        (("benign", "malignant"), (6, 7)),
+        (("ash", "birch", "elm", "oak", "yew"), (3, 2, 3, 2, 3)),
+        (("P1", "P2", "P3"), (3, 3, 3)),
+        (("P1", "P2", "P3", "P4"), (7, 8, 7, 8)),
+        (DAYS + ("20200111", "20200112"), (3, 2, 3, 2, 3)),
+    ],
+)
+def test_folders_that_may_be_kinds_of_cases_or_dates_are_only_named(
+    start: Start, folders: tuple[str, ...], cases: tuple[int, ...]
+) -> None:
+    done = start(_scans_in_folders(_visits(folders, cases, ("scan",))), folder="kinds", measures=False)
+    assert load_competition(done.competition).group is None
+    assert any(f"{len(folders)} folders above the cases, such as" in text for text in remarks_of(done))
+
+
+def test_a_few_folders_that_beginnings_of_the_ids_divide_are_named(start: Start) -> None:
+    folders = _visits(("P1", "P2", "P3"), (3, 3, 3), ("V1", "V2", "V3"))
+    done = start(_scans_in_folders(folders), folder="few", measures=False)
+    assert load_competition(done.competition).group == "^(.+)[_-][^_-]+$"
+    assert any("3 folders above the cases, such as" in text for text in remarks_of(done))
+
+
 def test_a_few_folders_above_many_cases_are_only_named(start: Start) -> None:
     done = start(_scans_of_patients(3, 6), folder="kinds", measures=False)
     assert load_competition(done.competition).group is None

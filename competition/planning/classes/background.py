@@ -58,6 +58,21 @@ def doubt_background(found: Sequence[LabelValues]) -> Doubt | None:
     )
 
 
+def may_be_background(found: Sequence[LabelValues], value: int) -> bool:
+    """Return whether a label value that may also be ignored, such as 255, may be the background.
+
+    This is the case if no mask has a 0, if most pixels have the value, or if it covers most of the masks' edges.
+    """
+    whole: Counter[int] = Counter()
+    edges: Counter[int] = Counter()
+    for item in found:
+        whole.update(dict(item.counts))
+        edges.update(dict(item.edges))
+    return (
+        0 not in whole or whole.most_common(1)[0][0] == value or edges[value] >= MIN_EDGE_SHARE * max(1, edges.total())
+    )
+
+
 def named_background(names: Sequence[str]) -> int | None:
     """Return the index of the class name that means background; None if no name does, or if several names do."""
     places = [place for place, name in enumerate(names) if name.casefold() in NAMES]

@@ -14,7 +14,7 @@ from typing import Any
 
 from competition.errors import MaskfoldError
 from competition.planning.classes.background import NAMES as BACKGROUND_NAMES
-from competition.planning.classes.background import doubt_background, named_background
+from competition.planning.classes.background import doubt_background, may_be_background, named_background
 from competition.planning.classes.polygon_names import names_by_polygons
 from competition.planning.folder import HostFolder
 from competition.planning.layout import Layout
@@ -178,19 +178,39 @@ def _label_files(layout: Layout, found: Sequence[LabelValues]) -> list[Layout]:
             status=2,
         )
     if 255 in values and len(values) > 1 and not _evenly_spaced(values):
-        without = [value for value in values if value != 255]
-        return [
-            replace_name(_with_classes(layout, found, without), "255 is ignored")
-            .with_keys(
-                {"ignore": 255}, {"ignore": "the other values are small, so 255 marks ignored pixels, as in Pascal VOC"}
-            )
-            .with_remarks(
-                "0 is read as the background; if it is a class, as in the train ids of street scenes, add it to "
-                f"`classes` and `label_values`, and set background to a value that no mask has, such as {UNUSED}"
-            ),
-            replace_name(_with_classes(layout, found, values), "255 is a class"),
-        ]
+        return _with_255(layout, found, values)
     return _with_background(layout, found, values)
+
+
+def _with_255(layout: Layout, found: Sequence[LabelValues], values: list[int]) -> list[Layout]:
+    """Return a layout for each meaning that 255 may have beside small values: ignored, a class, or the background.
+
+    If a file of the host calls 255 the background, only this layout is returned.
+    """
+    names, source = _find_names(layout.folder, [255])
+    zero_is_named = named_background(_find_names(layout.folder, [0])[0]) is not None
+    if named_background(names) is not None and not zero_is_named:
+        return [_with_other_background(layout, found, values, 255, source)]
+    has_zero = any(0 in dict(item.counts) for item in found)
+    remark = "no mask has the value 0, so each value other than 255 is read as a class"
+    if has_zero:
+        remark = (
+            "0 is read as the background; if it is a class, as in the train ids of street scenes, add it to "
+            f"`classes` and `label_values`, and set background to a value that no mask has, such as {UNUSED}"
+        )
+    without = [value for value in values if value != 255]
+    layouts = [
+        replace_name(_with_classes(layout, found, without), "255 is ignored")
+        .with_keys(
+            {"ignore": 255}, {"ignore": "the other values are small, so 255 marks ignored pixels, as in Pascal VOC"}
+        )
+        .with_remarks(remark),
+        replace_name(_with_classes(layout, found, values), "255 is a class"),
+    ]
+    if may_be_background(found, 255) and not zero_is_named:
+        other = _with_other_background(layout, found, values, 255, "chosen by you")
+        layouts.append(replace_name(other, "255 is the background"))
+    return layouts
 
 
 def _with_background(layout: Layout, found: Sequence[LabelValues], values: list[int]) -> list[Layout]:
@@ -200,18 +220,18 @@ def _with_background(layout: Layout, found: Sequence[LabelValues], values: list[
     """
     names, source = _names_of(layout, values)
     place = named_background(names)
-    if place is not None and len(values) > 1:
+    has_zero = any(0 in dict(item.counts) for item in found)
+    if place is not None and (len(values) > 1 or has_zero):
         return [_with_other_background(layout, found, values, values[place], f"as {source.removeprefix('as ')}")]
     doubt = doubt_background(found)
     plain = _with_classes(layout, found, values)
-    if doubt is None or (names and not any(0 in dict(item.counts) for item in found)):
+    if doubt is None or (names and not has_zero):
         return [plain]
     plain = plain.with_remarks(doubt.remark)
     if names or not doubt.asks:
         return [plain]
-    present = any(0 in dict(item.counts) for item in found)
     return [
-        replace_name(plain, "0 is the background" if present else "each value is a class"),
+        replace_name(plain, "0 is the background" if has_zero else "each value is a class"),
         replace_name(
             _with_other_background(layout, found, values, doubt.value, "chosen by you; most pixels have it"),
             f"{doubt.value} is the background",
