@@ -68,7 +68,10 @@ HERE = f"unet.yaml, line {LAST + 1}: "
         ),
         ("folds: {scheme: file}", "folds.scheme: `scheme: file` requires `file`, a CSV with the columns id and fold."),
         ("prepare: {spacing: [1]}", "`prepare.spacing` must have 2 numbers"),
-        ("training: {plan: [[3, 1]]}", "training.plan: `plan` must be a list of [step, total steps]."),
+        (
+            "training: {plan: [[3, 1]]}",
+            "training.plan: `plan` must be a list of pairs [step, total steps] with 0 ≤ step < total steps.",
+        ),
     ],
 )
 def test_one_problem_is_one_line(more: str, expected: str, refusal: Refusal) -> None:
