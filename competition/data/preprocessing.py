@@ -194,28 +194,20 @@ def _publish(cases: Iterable[BuiltCase | MaskfoldError]) -> Iterator[Path | Mask
     syncs many files as fast as one.
     """
 
-    def publish(case: BuiltCase) -> Path | MaskfoldError:
+    def publish(case: BuiltCase | MaskfoldError) -> Path | MaskfoldError:
         try:
-            return case.publish()
+            return case if isinstance(case, MaskfoldError) else case.publish()
         except MaskfoldError as error:
             return error
 
-    waiting: deque[MaskfoldError | Future[Path | MaskfoldError]] = deque()
+    waiting: deque[Future[Path | MaskfoldError]] = deque()
     with ThreadPoolExecutor(SYNC_THREADS) as threads:
         for case in cases:
-            waiting.append(case if isinstance(case, MaskfoldError) else threads.submit(publish, case))
-            while waiting and (len(waiting) > 2 * SYNC_THREADS or _is_done(waiting[0])):
-                yield _result(waiting.popleft())
+            waiting.append(threads.submit(publish, case))
+            while waiting and (len(waiting) > 2 * SYNC_THREADS or waiting[0].done()):
+                yield waiting.popleft().result()
         while waiting:
-            yield _result(waiting.popleft())
-
-
-def _is_done(item: MaskfoldError | Future[Path | MaskfoldError]) -> bool:
-    return isinstance(item, MaskfoldError) or item.done()
-
-
-def _result(item: MaskfoldError | Future[Path | MaskfoldError]) -> Path | MaskfoldError:
-    return item if isinstance(item, MaskfoldError) else item.result()
+            yield waiting.popleft().result()
 
 
 def _count_workers(rows: list[SimpleNamespace]) -> int:
