@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from competition.io import separator_of
 from competition.runs.run import CASES_FILE, FOLDS_FILE
+from competition.tracking.store import retry_after_conflict
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
@@ -88,7 +89,8 @@ def validated_folds(run_folder: Path) -> set[int]:
 def log_case_sets(client: MlflowClient, run_id: str, sets: list[CaseSet]) -> None:
     """Log datasets as the inputs of an MLflow run; MLflow ignores datasets that the run already has."""
     if sets:
-        client.log_inputs(run_id, [_dataset_input(one) for one in sets])
+        inputs = [_dataset_input(one) for one in sets]
+        retry_after_conflict(lambda: client.log_inputs(run_id, inputs))
 
 
 def _dataset_input(one: CaseSet) -> DatasetInput:

@@ -11,7 +11,7 @@ import os
 import re
 import threading
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -444,3 +444,22 @@ def get_or_create_experiment(client: MlflowClient, store: MlflowStore, name: str
         logger.warning("MLflow's experiment %s was deleted; it is restored for new runs", name)
         client.restore_experiment(experiment.experiment_id)
     return str(experiment.experiment_id)
+
+
+def retry_after_conflict(call: Callable[[], None]) -> None:
+    """Make a call that looks up rows and inserts the missing ones; if another command was faster, make it once more.
+
+    MLflow looks up a data set or a tag, and then inserts it. If two commands do this at the same time, both find
+    nothing, and the second insertion violates a unique constraint. Another call finds the row of the other command.
+
+    Raises:
+        mlflow.exceptions.MlflowException: of the second call, or of the first one if it is not a conflict.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        call()
+    except MlflowException as error:
+        if "IntegrityError" not in str(error):
+            raise
+        call()

@@ -49,6 +49,7 @@ from competition.tracking.store import (
     read_result_json,
     result_metrics,
     result_tags,
+    retry_after_conflict,
     started_at,
 )
 from competition.tracking.sync_state import (
@@ -379,7 +380,8 @@ class RunUploader:
             self.state.experiment = self._experiment_id
             stored_view = client.get_experiment(self._experiment_id).tags.get(VIEW_TAG)
             if is_outdated_view(stored_view, self.metadata.view):
-                client.set_experiment_tag(self._experiment_id, VIEW_TAG, self.metadata.view)
+                experiment, view = self._experiment_id, self.metadata.view
+                retry_after_conflict(lambda: client.set_experiment_tag(experiment, VIEW_TAG, view))
             for name, uploaded in list(self.state.folders.items()):
                 if uploaded.run_id is not None and not _has_run(client, uploaded.run_id):
                     logger.warning("MLflow no longer has the run of %s; it is uploaded again", self.folder / name)
