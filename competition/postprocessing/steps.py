@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from competition.config.competition import PositiveInt, UnitInterval
 from competition.config.experiment import Experiment
@@ -193,7 +193,7 @@ class FillHoles(Step):
 class Split(Step):
     """Separate touching objects by a watershed.
 
-    Its seeds come from the distance to the edge, or from the boundary class.
+    Its seeds come from the distance to the edge, from the boundary class, or, with `boundary` and `depth`, from both.
     """
 
     searched_twice = True
@@ -203,19 +203,32 @@ class Split(Step):
     smooth: Annotated[float, Field(ge=0)] = 1.0
     # Seeds are the pixels whose probability of being inside an object is above this value.
     boundary: UnitInterval | None = None
-    smallest: PositiveInt = 4  # minimum seed size in pixels
+    smallest: PositiveInt = 4  # minimum seed size in pixels; only without `depth`
+    # Seeds are the peaks of probability and distance together: the minimum rise of a peak above its saddle. The
+    # distance is the distance to the pixels whose probability is at most `boundary`.
+    depth: Annotated[float, Field(gt=0)] | None = None
 
     @model_validator(mode="after")
     def _check_method(self) -> Split:
         if (self.distance is None) == (self.boundary is None):
             raise ValueError("`split` requires exactly one of `distance` and `boundary`")
+        if self.depth is not None and self.boundary is None:
+            raise ValueError("`split` with `depth` requires `boundary`")
         return self
+
+    @model_serializer(mode="wrap")
+    def _omit_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out `depth` without a value, so that stored steps of earlier versions stay equal."""
+        return {key: value for key, value in handler(self).items() if key != "depth" or value is not None}
 
     def apply(self, current: ClassMask, case: CaseProbabilities, index: int) -> ClassMask:
         """Apply this step to one class; see `Step.apply`."""
         if self.boundary is not None:
-            interior = case.interior(index)
-            objects = mask_operations.split_seeds(current.mask, interior, self.boundary, self.smallest)
+            mask, interior = current.mask, case.interior(index)
+            if self.depth is not None:
+                objects = mask_operations.split_inner_peaks(mask, interior, self.boundary, self.depth, self.smooth)
+            else:
+                objects = mask_operations.split_seeds(mask, interior, self.boundary, self.smallest)
         else:
             assert self.distance is not None  # `_check_method`
             objects = mask_operations.split_distance(current.mask, self.smooth, self.distance)
@@ -230,6 +243,7 @@ class Split(Step):
         splits = [cls(distance=depth, smooth=smooth) for depth, smooth in pairs]
         if search.has_boundary:
             splits += [cls(boundary=level) for level in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)]
+            splits += [cls(boundary=0.7, depth=depth, smooth=1.5) for depth in (0.3, 0.4, 0.5, 0.6, 0.8)]
         return splits
 
     def find_problem(self, exp: Experiment) -> str | None:
