@@ -236,14 +236,18 @@ class Split(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[Split] | None:
-        """Return splits by distance and, if there is a boundary class, by boundary; None if objects are not scored."""
+        """Return splits by distance and, if there is a boundary class, by boundary and by both.
+
+        Return None if the competition does not score objects.
+        """
         if not search.exp.competition.instances:
             return None
         pairs = ((1.0, 1.0),) if search.has_boundary else ((0.5, 1.0), (1.0, 1.0), (2.0, 1.0), (1.0, 2.0))
         splits = [cls(distance=depth, smooth=smooth) for depth, smooth in pairs]
         if search.has_boundary:
             splits += [cls(boundary=level) for level in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)]
-            splits += [cls(boundary=0.7, depth=depth, smooth=1.5) for depth in (0.3, 0.4, 0.5, 0.6, 0.8)]
+            both = product((0.6, 0.8), (0.4, 0.6, 0.8))
+            splits += [cls(boundary=level, depth=depth, smooth=1.5) for level, depth in both]
         return splits
 
     def find_problem(self, exp: Experiment) -> str | None:
