@@ -21,10 +21,10 @@ def no_bar(what: str) -> Bar | None:
 
 @dataclass(frozen=True)
 class Context:
-    """Hold the trusted packages and the log of a command.
+    """Hold what a command passes to the functions it calls: trusted packages, the log and progress bars.
 
-    Some functions take the log `say` instead of a context, because another argument (a `FoldJob`, an
-    `ExperimentSource`) contains the trusted packages, or because they load no `target`.
+    Some functions take only the log function `say` instead of a context. They import no `target`, or they get the
+    trusted packages from another argument (a `FoldJob` or an `ExperimentSource`).
 
     Attributes:
         trust: packages from which a `target` may be imported, in addition to

@@ -9,7 +9,9 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    r"""Return a text that can be printed and saved; a byte that is not UTF-8 becomes text such as `\xe9`.
+    r"""Return a text that can be printed and saved, in which a file name's invalid UTF-8 bytes are escaped.
+
+    Python represents such a byte as a surrogate character. The byte becomes text such as `\xe9`.
 
     Example:
         >>> printable("caf\udce9.png") == r"caf\xe9.png"
@@ -49,7 +51,10 @@ class MaskfoldError(Exception):
 
 
 class ChangedDataError(MaskfoldError):
-    """Report that a case's file has changed since the case table was made; `on_bad_case: skip` does not skip it."""
+    """Report that a case's file has changed since the case table was made.
+
+    A changed case always stops the command: the setting `on_bad_case: skip` does not skip the case.
+    """
 
 
 def _rebuild(kind: type[MaskfoldError], message: str, hint: str, status: int) -> MaskfoldError:

@@ -50,7 +50,7 @@ class ServerLost(Exception):
 
 
 class ForkedProcess:
-    """Control a child of a server, with the methods of `subprocess.Popen` that wait for a process or end it.
+    """Control a child of a server, like `subprocess.Popen` controls a process that it started.
 
     Args:
         server: the server that forked the child.
@@ -63,7 +63,10 @@ class ForkedProcess:
         self._descriptor = os.pidfd_open(pid)  # the server does not reap the child before `poll` asks for its status
 
     def poll(self) -> int | None:
-        """Return the exit status, negative for a signal; None while the child runs."""
+        """Return the child's exit status, or None while the child runs.
+
+        As in `subprocess`, a child that signal number n ended has the status -n.
+        """
         return self.returncode if self._has_ended(0.0) else None
 
     def wait(self, timeout: float | None = None) -> int:
@@ -98,7 +101,9 @@ class ForkedProcess:
 
 
 class ForkServer:
-    """Run a server that imports modules, and fork children from this server; the first child waits for the imports.
+    """Start a server process that imports modules once, and fork children from it.
+
+    The first child waits until the server has imported the modules; later children start at once.
 
     Args:
         modules: names of the modules to import. If an import fails, the children import the module again and report the
@@ -118,7 +123,7 @@ class ForkServer:
 
     @property
     def has_children(self) -> bool:
-        """Whether the exit status of a child has not been read yet."""
+        """Whether the server has a child whose exit status `take_status` has not returned yet."""
         return self._children > 0
 
     def start(
@@ -135,9 +140,9 @@ class ForkServer:
             function: the function, as `module:name`.
             arguments: the function's arguments.
             output: descriptor of the file for standard output and error.
-            descriptors: file descriptors for the child, by the environment variable in which the child finds the
-                number.
-            modules: modules that the server imports first, so that later children have them too.
+            descriptors: file descriptors that the child gets. The key is the name of the environment variable from which
+                the child reads the descriptor's number.
+            modules: modules that the server imports before it forks the child, so that later children have them too.
 
         Returns:
             The child's process id.
@@ -157,7 +162,10 @@ class ForkServer:
         return pid
 
     def take_status(self, pid: int) -> int:
-        """Return the exit status of a child that has ended; -9 if the server has ended and the status is lost."""
+        """Return the exit status of a child that has ended; call this once per child.
+
+        If the server has ended, the status is unknown, and the result is -9 as for a killed child.
+        """
         self._children -= 1
         try:
             return self._ask({"status": pid}, [])
@@ -179,15 +187,15 @@ class ForkServer:
         return int(json.loads(answer))
 
     def close(self) -> None:
-        """End the server. Children that still run notice that their parent has ended."""
+        """End the server. Each child that still runs checks by itself whether its parent has ended."""
         self._channel.close()
         self._process.kill()  # a server that is importing would notice the closed channel only later
         self._process.wait()
 
     def forget(self) -> None:
-        """Close the connection to the server in this process, without ending the server.
+        """Close this process's connection to the server without ending the server.
 
-        A fork of the command calls this method.
+        A process that was forked from the command calls this method, because the server belongs to the command.
         """
         self._channel.close()
         self._process.returncode = 0  # the server is no child of this process
@@ -210,7 +218,10 @@ def _launch(modules: Sequence[str], environment: Mapping[str, str]) -> tuple[soc
 
 
 def is_supported() -> bool:
-    """Return whether `MASKFOLD_FORKSERVER` is not 0 and this platform can fork and signal children safely."""
+    """Return whether a fork server can be used.
+
+    This needs Linux with `pidfd_open`, which signals a child safely. `MASKFOLD_FORKSERVER=0` switches the server off.
+    """
     if os.environ.get(SWITCH) == "0" or sys.platform != "linux" or not hasattr(os, "pidfd_open"):
         return False
     try:
@@ -224,15 +235,15 @@ _shared: ForkServer | None = None
 
 
 def shared_server(modules: Sequence[str], environment: Mapping[str, str]) -> ForkServer | None:
-    """Return this process's server for an environment; tasks with the same environment share one server.
+    """Return this process's server for an environment, and start the server if needed.
 
     Args:
-        modules: see `ForkServer`.
-        environment: environment variables of the children. Libraries read them at import, so another environment needs
-            another server.
+        modules: names of the modules that the server imports.
+        environment: environment variables of the children. Libraries read some of them at import, so a server with
+            another environment is closed and replaced.
 
     Returns:
-        The server; None if the previous server has another environment and still has children.
+        The server; None if the present server has another environment and still has children.
     """
     global _shared
     environment = {name: value for name, value in environment.items() if name != PARENT_VARIABLE}
@@ -251,7 +262,10 @@ def shared_server(modules: Sequence[str], environment: Mapping[str, str]) -> For
 
 
 def close_shared_server() -> None:
-    """End this process's server, which frees the memory of its imports; the next task starts another server."""
+    """End this process's server, which frees the memory of its imports.
+
+    The next call of `shared_server` starts another server.
+    """
     global _shared
     server, _shared = _shared, None
     if server is not None:
@@ -279,15 +293,17 @@ def _is_readable(descriptor: int, timeout: float | None) -> bool:
 
 
 def serve(channel: socket.socket, command: int, modules: Sequence[str]) -> tuple[dict[str, Any], list[int]]:
-    """Import the modules, then fork a child for each request until the command ends; return only in a child.
+    """Import the modules, then fork a child for each request until the command ends.
+
+    The function returns only in the forked children. In the server, it ends the process when the command has ended.
 
     Args:
         channel: the connection to the command.
         command: process id of the command.
-        modules: see `ForkServer`.
+        modules: names of the modules to import.
 
     Returns:
-        The request and its descriptors.
+        The child's request and the file descriptors that came with it.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED_SIGNALS)
     if quiet := ARROW_ALLOCATOR not in os.environ:
@@ -322,7 +338,8 @@ def serve(channel: socket.socket, command: int, modules: Sequence[str]) -> tuple
 
 def _import(modules: Sequence[str]) -> None:
     if new := [name for name in modules if name not in sys.modules]:
-        gc.disable()  # what is imported stays; to look through it again and again takes a quarter of the imports' time
+        # Imported objects stay alive. Without this line, a quarter of the time would go to checking them for garbage.
+        gc.disable()
         for name in new:
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
@@ -352,7 +369,7 @@ def run_child(request: Mapping[str, Any], descriptors: Sequence[int]) -> int | N
 
 
 def end_with(work: Callable[[], int | None]) -> NoReturn:
-    """Call a function, and exit as Python does, but without unloading all modules, which takes seconds."""
+    """Call a function, and exit with its result as Python does, but without the seconds for unloading all modules."""
     status: object = 1
     interrupted = False
     try:

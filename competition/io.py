@@ -59,8 +59,8 @@ def atomic_write(path: Path, write: Callable[[IO[bytes]], object], needed: int =
     Args:
         path: the final path.
         write: function that writes the content to an open binary file.
-        needed: size of the content in bytes, for the error message; 0 means unknown, and the message says how many
-            bytes were written.
+        needed: size of the content in bytes, for the error message. With 0, the message reports the number of bytes
+            that were written before the error.
 
     Raises:
         DiskFullError: the disk is full or cannot be written; the old file is unchanged.
@@ -103,14 +103,20 @@ def atomic_append(path: Path, line: bytes) -> None:
 
 
 def write_array(path: Path, shape: tuple[int, ...], dtype: Any, parts: Iterable[np.ndarray]) -> None:
-    """Write a .npy file part by part along axis 0, so that the whole array is never in memory; do not sync the file.
+    """Write a .npy file part by part along axis 0, so that the whole array is never in memory.
 
-    The file is not memory-mapped, because on a full disk a memory map kills the process, whereas a write raises an
-    error.
+    The file is not memory-mapped: on a full disk, a memory map kills the process, whereas a write raises an error. The
+    file is not synced to the disk.
+
+    Args:
+        path: path of the file.
+        shape: shape of the whole array.
+        dtype: dtype of the file; the parts are converted to it.
+        parts: the parts, in order.
 
     Raises:
         DiskFullError: the disk is full or cannot be written.
-        ValueError: the parts together do not have the shape.
+        ValueError: the number of bytes of all parts is not that of an array with this shape and dtype.
     """
     dtype = np.dtype(dtype)
     needed = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
@@ -144,10 +150,10 @@ def open_atomic(path: Path, needed: int = 0) -> Iterator[Any]:
 
 
 def ensure_writable(folder: Path) -> None:
-    """Create a folder if needed, check that files can be written there, and remove stale temporary files.
+    """Create a folder if needed, remove stale temporary files, and check that files can be written.
 
     Raises:
-        MaskfoldError: no file can be written there.
+        MaskfoldError: no file can be written in this folder.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -178,13 +184,13 @@ def json_digest(data: Any) -> str:
 
 
 def sync_file(path: Path) -> None:
-    """Sync a file that was written and closed to the disk."""
+    """Sync a closed file to the disk."""
     with open(path, "rb") as stream:
         os.fsync(stream.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Sync a folder to the disk, so that a file that was renamed in it survives a crash."""
+    """Sync a folder's entries to the disk, so that a file renamed in this folder survives a crash."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -204,8 +210,8 @@ def as_disk_error(error: OSError, path: Path | str | None, needed: int = 0) -> D
 
     Args:
         error: the system's error.
-        path: the file that was being written; None: the path in `error`.
-        needed: number of bytes of the file or of the appended text; 0: unknown.
+        path: the file that was being written; None means the path that `error` contains.
+        needed: number of bytes of the file or of the appended text; 0 means unknown.
     """
     path = _final_name(Path(path if path is not None else error.filename or "a file"))
     size = f"{needed:,} bytes" if needed else "a few bytes"
@@ -245,7 +251,7 @@ def disk_full_as_error(path: Path, needed: int = 0) -> Iterator[None]:
 
 
 def _final_name(path: Path) -> Path:
-    """Return a path for use in messages, in which the final names replace temporary names."""
+    """Return a path for use in messages: each temporary name in the path is replaced by the name it stands for."""
     names = []
     for name in path.parts:
         while TEMPORARY_NAME.fullmatch(name):
@@ -258,9 +264,10 @@ def _final_name(path: Path) -> Path:
 
 
 def make_temporary_path(final: Path) -> Path:
-    """Return a free path in the folder of `final` whose name identifies the writer: host, process and a random number.
+    """Return a path in the folder of `final` that no file has yet, under a name that identifies the writing process.
 
-    If the temporary name would be too long, it contains a shortened form of the file's name.
+    The name consists of the final name, the host, the process id and a random number. If it would be too long, it
+    contains a shortened form of the final name.
     """
     return final.with_name(
         f"{_temporary_start(final.name)}~{socket.gethostname()}~{os.getpid()}~{secrets.token_hex(4)}.tmp"
@@ -268,7 +275,10 @@ def make_temporary_path(final: Path) -> Path:
 
 
 def _temporary_start(name: str) -> str:
-    """Return the beginning of a file's temporary names: the file's name, or a part of a long name and a checksum."""
+    """Return the beginning of the temporary names of a file.
+
+    It contains the file's name. For a long name, it contains the beginning of the name and a checksum of the name.
+    """
     if len(os.fsencode(name)) <= MAX_NAME_BYTES - WRITER_BYTES:
         return f".{name}"
     part = os.fsencode(name)[: MAX_NAME_BYTES - WRITER_BYTES - 9].decode("utf-8", "ignore")
@@ -306,9 +316,9 @@ def remove_all_stale_temp(folder: Path, locked: bool = False) -> None:
     """Remove all temporary files that dead processes left in `folder`.
 
     Args:
-        folder: the folder, which may be missing; subfolders are included only if `locked`.
-        locked: whether this process holds the folder's lock. If so, every earlier writer has ended, even if its process
-            id exists again.
+        folder: the folder, which may be missing. Subfolders are searched only if `locked` is True.
+        locked: whether this process holds the folder's lock. If so, every other process that wrote there has ended, and
+            all temporary files are removed. This includes files whose process id now belongs to a new process.
     """
     with suppress(OSError):  # the folder was just deleted or is not writable; later writes report this
         paths = folder.rglob(".*") if locked else folder.iterdir()
@@ -367,9 +377,12 @@ def _is_abandoned(path: Path) -> bool:
 
 
 def _is_alive(process: int, written: float) -> bool:
-    """Return whether the process that wrote a file at `written` (in seconds since 1970) is still alive.
+    """Return whether the process that wrote a file is still alive.
 
-    A process that started after this time is another process with the same process id.
+    Args:
+        process: the process id in the file's name.
+        written: modification time of the file, in seconds since 1970. A process that started later is not the writer,
+            but a new process with the same id.
     """
     import psutil
 
@@ -389,10 +402,10 @@ def read_csv(path: Path, columns: dict[str, str]) -> pandas.DataFrame:
 
     Args:
         path: path of the file.
-        columns: the required columns, by the YAML key that names each column.
+        columns: names of the required columns. The keys are the YAML keys that set these names, for error messages.
 
     Returns:
-        All columns as str; the index is the line in the file (the header is line 1). Blank lines are dropped.
+        All columns as str; the index is the line number in the file (the header is line 1). Blank lines are dropped.
 
     Raises:
         MaskfoldError: the file is missing, broken or empty, or lacks a column.
@@ -417,7 +430,7 @@ def read_csv(path: Path, columns: dict[str, str]) -> pandas.DataFrame:
 
 
 def write_table(table: pandas.DataFrame, path: Path) -> None:
-    """Write a pandas table atomically as CSV (with tabs if the path ends in `.tsv`), with all digits."""
+    """Write a pandas table atomically as CSV, or with tabs if the path ends in `.tsv`; numbers are not rounded."""
     content = table.to_csv(index=False, sep=separator_of(path), lineterminator="\n").encode()
     atomic_write(path, lambda file: file.write(content), len(content))
 
@@ -429,9 +442,10 @@ def separator_of(path: Path) -> str:
 
 @lru_cache(maxsize=4)
 def _read_table(path: Path, modified: int, size: int) -> pandas.DataFrame:
-    """Read a table.
+    """Read a table as `read_csv` does, without the check for required columns.
 
-    The result is cached until the file changes, because every case reads the table of run lengths.
+    The result is cached until the file's modification time or size changes, because each case reads the same table of
+    run lengths.
     """
     import pandas
 
@@ -454,7 +468,9 @@ def _unreadable_table_error(path: Path, reason: str) -> MaskfoldError:
 
 
 def _check_header(path: Path) -> str:
-    """Check the header of a table, and return the separator: a comma if the header has any, else a semicolon or tab.
+    """Check the header of a table, and return the character that separates its cells.
+
+    The separator is a comma if the header contains one, otherwise a semicolon or a tab.
 
     Raises:
         MaskfoldError: the file is JSON; a column occurs twice (pandas would rename it); or there are more columns than
@@ -495,10 +511,9 @@ def read_record(path: Path, hint: str = RESTORE_HINT) -> dict[str, Any]:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON atomically.
+    """Write JSON atomically, with null for each NaN, because JSON has no NaN.
 
-    JSON has no NaN, so NaN is written as null. A score is NaN if no case defines it (the class is in neither truth nor
-    prediction, and `metric.both_empty` is null).
+    A score is NaN if no case defines it: the class is in no truth and no prediction, and `metric.both_empty` is null.
 
     Raises:
         ValueError: a number is infinite.
@@ -522,7 +537,7 @@ def nan_to_none(data: Any) -> Any:
 
 
 def finite_or_none(value: float) -> float | None:
-    """Return a number that JSON can store: None if `value` is NaN or infinite, as the end of an interval may be."""
+    """Return a number that JSON can store: None if `value` is NaN or infinite, like some ends of intervals."""
     return float(value) if math.isfinite(value) else None
 
 
@@ -555,7 +570,14 @@ def _reject_constant(constant: str) -> float:
 
 
 class MetricsLine(NamedTuple):
-    """Hold a line of a `metrics.jsonl`: time in seconds since 1970, and the metrics whose values are numbers."""
+    """Hold a line of a `metrics.jsonl`, which training writes.
+
+    Attributes:
+        step: number of optimiser steps.
+        epoch: number of epochs, which may be a fraction.
+        time: seconds since 1970.
+        metrics: the metrics by name; only metrics whose values are numbers.
+    """
 
     step: int
     epoch: float
@@ -566,11 +588,11 @@ class MetricsLine(NamedTuple):
 def parse_metrics_line(content: bytes, defaults: Mapping[str, float] = MappingProxyType({})) -> MetricsLine | None:
     """Parse a line of a `metrics.jsonl`; return None if a kill truncated the line, or if it is damaged.
 
-    A metric that is not finite becomes nan.
+    A metric that is infinite becomes NaN.
 
     Args:
         content: the line.
-        defaults: values for missing keys. A key without a default is required in every line.
+        defaults: values for keys that the line lacks. A key without a default is required.
     """
     try:
         plain = {**defaults, **json.loads(content)}
@@ -583,9 +605,9 @@ def parse_metrics_line(content: bytes, defaults: Mapping[str, float] = MappingPr
 
 
 def read_metrics_lines(path: Path) -> list[MetricsLine]:
-    """Read the intact lines of a `metrics.jsonl`; a missing step or time becomes 0.
+    """Read the intact lines of a `metrics.jsonl`, in the order of the file.
 
-    Return an empty list if the file is missing.
+    A missing step or time becomes 0. The list is empty if the file cannot be read.
     """
     try:
         lines = [parse_metrics_line(line, {"step": 0, "time": 0.0}) for line in path.read_bytes().split(b"\n")]

@@ -1,7 +1,9 @@
-"""Make arrays that may exceed the memory; an array of at least `MASKFOLD_LARGE_MIB` MiB lies in a temporary file.
+"""Make arrays that may exceed the memory, by storing them in temporary files.
 
-A picture of 30,000 × 30,000 pixels takes 0.8 GiB at one byte per pixel, and prediction needs several such arrays. If
-memory is short, the kernel writes the pages of a file to the disk, which it cannot do with other memory.
+An array of at least `MASKFOLD_LARGE_MIB` MiB is stored in a file and mapped into memory. A picture of
+30,000 × 30,000 pixels takes 0.8 GiB at one byte per pixel, and prediction needs several such arrays. If memory is
+short, the kernel can write the mapped memory of a file back to the disk. Other memory cannot leave the RAM without
+swap space.
 """
 
 from __future__ import annotations
@@ -31,15 +33,16 @@ def is_large(shape: Sequence[int], dtype: Any) -> bool:
 def empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
     """Return a new C-ordered array with arbitrary values; a large array is a memory map of a temporary file.
 
-    The file has no name, so that nothing is left behind if the process is killed. Its disk space is reserved before it
-    is mapped, because a memory map on a full disk kills the process. If the disk has no space, the array is in memory.
+    The file has no name, so that nothing is left behind if the process is killed. Its disk space is reserved before the
+    file is mapped, because a memory map on a full disk kills the process. If the disk has too little space, the array
+    is in memory.
 
     Args:
-        shape: the shape.
-        dtype: the dtype.
+        shape: the array's shape.
+        dtype: the array's dtype.
 
     Raises:
-        MemoryError: neither the disk nor the free memory has the space.
+        MemoryError: the array fits neither on the disk nor in the free memory.
     """
     if not is_large(shape, dtype):
         return np.empty(tuple(shape), dtype)
@@ -62,7 +65,7 @@ def empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
 
 
 def zeros(shape: Sequence[int], dtype: Any) -> np.ndarray:
-    """Return a new array of zeros; a large array is a memory map of a temporary file, as from `empty`."""
+    """Return a new array of zeros; like in `empty`, a large array is a memory map of a temporary file."""
     if not is_large(shape, dtype):
         return np.zeros(tuple(shape), dtype)
     array = empty(shape, dtype)
@@ -79,10 +82,10 @@ def copy(array: np.ndarray, dtype: Any = None) -> np.ndarray:
 
 
 def are_equal(first: np.ndarray, second: np.ndarray) -> bool:
-    """Compare two arrays without a temporary array of the same size; return whether shape and values are equal.
+    """Return whether two arrays have equal shapes and values, without a temporary array of the same size.
 
-    Pictures are compared in squares. Decoded run lengths are arrays in Fortran order, and reading a block of rows would
-    touch every page of such an array.
+    2D arrays are compared in square blocks. Decoded run lengths are arrays in Fortran order. A block of whole rows would
+    read every memory page of such an array.
     """
     if first.shape != second.shape:
         return False
@@ -101,7 +104,8 @@ def are_equal(first: np.ndarray, second: np.ndarray) -> bool:
 def row_blocks(shape: Sequence[int]) -> Iterator[slice]:
     """Yield slices of the first axis that together cover an array, each of at most `BLOCK_VALUES` values or one row.
 
-    Work in blocks needs no temporary array of the full size. An array of up to `BLOCK_VALUES` values is one block.
+    A caller that works block by block needs no temporary array of the full size. An array of up to `BLOCK_VALUES` values
+    is one block.
     """
     rows = max(1, BLOCK_VALUES // max(1, math.prod(shape[1:])))
     for start in range(0, shape[0], rows):
@@ -109,7 +113,10 @@ def row_blocks(shape: Sequence[int]) -> Iterator[slice]:
 
 
 def _folder() -> Path:
-    """Return $TMPDIR, else /var/tmp (many systems have /tmp in memory), else the usual temporary folder."""
+    """Return the folder for the temporary files: $TMPDIR, /var/tmp or the usual temporary folder, in this order.
+
+    /var/tmp is preferred to /tmp because many systems keep /tmp in memory.
+    """
     persistent = Path("/var/tmp")
     if "TMPDIR" not in os.environ and os.access(persistent, os.W_OK):
         return persistent

@@ -28,7 +28,7 @@ MOVED = {
 
 
 class _Alias(Loader):
-    """Load the module of the new path for an old path, so that both paths give one module object."""
+    """Load the new module for an old import path, so that both paths give the same module object."""
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = importlib.import_module(MOVED[spec.name])

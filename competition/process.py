@@ -28,14 +28,18 @@ PARENT_VARIABLE = "MASKFOLD_PARENT"  # in a fold process: the id of the process 
 
 
 def parent_process() -> int:
-    """Return the id of the process that started this process, even if it has ended."""
+    """Return the id of the process that started this process, even if that process has ended."""
     return int(os.environ.get(PARENT_VARIABLE) or os.getppid())
 
 
 def exit_with_parent(process: int) -> None:
-    """End this process soon after the parent `process` has ended.
+    """End this process within a second after its parent has ended.
 
-    Without this function, this process could wait forever in a collective call.
+    Otherwise this process could wait forever for other processes, for example in a collective operation of
+    `torch.distributed`.
+
+    Args:
+        process: the parent's process id.
     """
 
     def watch() -> None:
@@ -75,17 +79,19 @@ LARGE_BLOCK, MAX_INT = 32 * 2**20, 2**31 - 1  # bytes; 32 MiB is the largest val
 
 
 class ProcessPool:
-    """Run processes that call methods of one object, in a `with` block; the processes end with the block.
+    """Start processes that call methods of one object; use the pool in a `with` block, whose end ends the processes.
 
     Ctrl-C interrupts only this process, which then ends the worker processes. If this process is killed, the worker
     processes end within a second.
 
     Args:
         worker: the object, which is pickled once per process.
-        count: number of processes; 0: the methods run in this process.
-        task: verb in the past tense with its object, e.g. `scored cases`, for the error if a process is killed.
+        count: number of processes. With 0, the methods run in this process.
+        task: what the processes did, for the error if one is killed: a verb in the past tense with its object, e.g.
+            `scored cases`.
         hint: the hint of the error if a process is killed.
-        environment: environment variables of the processes; None: `OMP_NUM_THREADS=1`, so that each uses one thread.
+        environment: environment variables of the processes. None means `OMP_NUM_THREADS=1`, so that each process uses
+            one thread.
 
     Example:
         >>> with ProcessPool("a-b", 0, "split a text", "") as pool:
@@ -172,10 +178,10 @@ class ProcessPool:
 
 @contextmanager
 def _inherited(environment: Mapping[str, str]) -> Iterator[None]:
-    """Let processes that start in the `with` block inherit the variables `environment`, and ignore Ctrl-C.
+    """Set environment variables and block Ctrl-C, for processes that start in the `with` block.
 
     The variables must be set before a process starts, because libraries read them when they are imported. A terminal
-    sends Ctrl-C to all processes, but only this one must react.
+    sends Ctrl-C to all processes, but only this process must react.
     """
     previous = {name: os.environ.get(name) for name in environment}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

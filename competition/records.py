@@ -18,7 +18,8 @@ def with_own_digest(plain: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return a copy of a record that also contains a digest of the record's content.
 
     Args:
-        plain: JSON data; NaN becomes None. Its key `digests`, if present, contains digests of other files.
+        plain: the record as JSON data; NaN becomes None. If it has the key `digests`, the value contains digests of
+            other files.
         name: the key of the digest in `digests`; usually the name of the record's file.
 
     Example:
@@ -31,11 +32,11 @@ def with_own_digest(plain: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def is_unedited(plain: Mapping[str, Any], name: str) -> bool:
-    """Return whether a record was not edited since it was written. A record without a digest is accepted.
+    """Return whether a record was not edited since it was written; a record without a digest is accepted.
 
     Args:
         plain: the record, as read from its file.
-        name: as for `with_own_digest`.
+        name: key of the record's digest in `digests`, as for `with_own_digest`.
     """
     digests = plain.get(DIGESTS_KEY)
     expected = digests.get(name) if isinstance(digests, dict) else None
@@ -43,12 +44,12 @@ def is_unedited(plain: Mapping[str, Any], name: str) -> bool:
 
 
 def check_unedited(path: Path, plain: Mapping[str, Any], name: str, hint: str) -> None:
-    """Check that a record was not edited since it was written.
+    """Check that a record was not edited since it was written; a record without a digest is accepted.
 
     Args:
         path: the record's file, for the message.
-        plain: as for `is_unedited`.
-        name: as for `with_own_digest`.
+        plain: the record, as read from its file.
+        name: key of the record's digest in `digests`, as for `with_own_digest`.
         hint: what the user can do.
 
     Raises:
@@ -59,7 +60,12 @@ def check_unedited(path: Path, plain: Mapping[str, Any], name: str, hint: str) -
 
 
 def read_unedited_record(path: Path, name: str, hint: str = RESTORE_HINT) -> dict[str, Any]:
-    """Read a record, and check that it was not edited; see `check_unedited`.
+    """Read a record, and check that it was not edited.
+
+    Args:
+        path: the record's JSON file.
+        name: key of the record's digest in `digests`, as for `with_own_digest`.
+        hint: what the user can do if the record is damaged or was changed.
 
     Raises:
         FileNotFoundError: the file is missing.
@@ -71,14 +77,14 @@ def read_unedited_record(path: Path, name: str, hint: str = RESTORE_HINT) -> dic
 
 
 def changed_tables(folder: Path, plain: Mapping[str, Any]) -> list[str]:
-    """Return the names of the tables in a record's folder whose content does not match their digests in the record.
+    """Return the names of the tables in a record's folder whose content does not match the record's digests.
 
-    The record of another folder has a valid digest of its own content; the tables show that it was copied. Tables that
-    were deleted, e.g. to save space, are not compared.
+    A record that was copied from another folder matches its own digest. The tables show that it does not belong to this
+    folder. Tables that were deleted, e.g. to save space, are not compared.
 
     Args:
         folder: the folder of the record and its tables.
-        plain: as for `is_unedited`. Digests of files other than CSV and TSV are ignored.
+        plain: the record, as read from its file. Digests of files other than CSV and TSV are ignored.
     """
     digests = plain.get(DIGESTS_KEY)
     return [
@@ -90,6 +96,6 @@ def changed_tables(folder: Path, plain: Mapping[str, Any]) -> list[str]:
 
 
 def _digest(plain: Mapping[str, Any], name: str) -> str:
-    """Return the digest of a record, without the entry for the record's own digest."""
+    """Return the digest of a record; the record's own digest is left out of the content."""
     others = {key: value for key, value in (plain.get(DIGESTS_KEY) or {}).items() if key != name}
     return json_digest({**plain, DIGESTS_KEY: others})

@@ -37,7 +37,7 @@ PLACE_WORDS = frozenset(("dir", "directory", "file", "folder", "path"))
 
 
 def redact(text: str) -> str:
-    """Return the text without the passwords of URLs and the secrets in environment variables.
+    """Return a text in which the passwords of URLs and the secrets in environment variables are replaced by `…`.
 
     Secrets are also found if they are percent-encoded, or part of a base64 text such as an HTTP header.
 
@@ -99,7 +99,7 @@ def _known_secrets() -> list[str]:
         passwords = _url_passwords(value) if "://" in value else set()
         secrets |= passwords
         is_secret = is_secret_name(name) and name not in FOLDER_VARIABLES
-        # The path of a file with a secret.
+        # A value that is the path of an existing file is not secret.
         if is_secret and not passwords and not (value.startswith("/") and os.path.exists(value)):
             secrets.add(value)
         if is_secret or ";" in value:  # a connection string, e.g. AccountName=me;AccountKey=…
@@ -112,7 +112,8 @@ def _known_secrets() -> list[str]:
 def _base64_cores(secrets: tuple[str, ...]) -> list[str]:
     """Return the parts of the secrets' base64 forms that do not depend on the text around the secret.
 
-    Base64 encodes groups of three bytes, so each secret has three forms, in both alphabets (usual and URL-safe).
+    Base64 encodes groups of three bytes. A secret can start at any of the three bytes of a group, so it has three forms.
+    Each form exists in the usual and in the URL-safe alphabet.
     """
     cores: set[str] = set()
     for secret in (secret.encode() for secret in secrets):
@@ -124,7 +125,11 @@ def _base64_cores(secrets: tuple[str, ...]) -> list[str]:
 
 
 def _is_authorization(scheme: str, value: str) -> bool:
-    """Return whether the word after `Basic` or `Bearer` is a secret: `user:password` in base64, or a long token."""
+    """Return whether the word after `Basic` or `Bearer` is a secret.
+
+    After `Basic`, a secret is `user:password` in base64. After `Bearer`, it is a text of at least 16 characters with a
+    digit.
+    """
     if scheme.lower() == "bearer":
         return len(value) >= 16 and any(letter.isdigit() for letter in value)
     try:

@@ -50,11 +50,11 @@ class RleFormat:
     """Describe the RLE format of a competition.
 
     Attributes:
-        order: `column` varies the first axis fastest (Fortran order, most of Kaggle), `row` the last axis.
-            In a volume (X, Y, Z): X with `column`, Z with `row`.
-        base: index of the first pixel.
-        relative: whether each start is counted from the end of the previous run, and the first from pixel 0 (as in
-            SIIM-ACR). If True, `base` is ignored.
+        order: order in which pixels are numbered. `column` varies the first axis fastest (Fortran order, most of
+            Kaggle), and `row` the last axis. In a volume (X, Y, Z), this is X for `column` and Z for `row`.
+        base: number of the first pixel.
+        relative: whether each start is the distance from the end of the previous run (as in SIIM-ACR). The first start
+            is then the distance from the first pixel, and `base` is ignored.
         empty: text that stands for a mask without foreground, such as `-1` or `1 0`.
         container: `pairs` are numbers separated by spaces; `coco` is pycocotools' compressed counts; `coco_zlib` is
             `coco`, zlib-compressed and in base64 (HuBMAP); `json` is one list such as `[1, 3, 10, 5]` per object,
@@ -91,11 +91,11 @@ class RleFormat:
 
 
 def encode(mask: NDArray[Any], fmt: RleFormat = RleFormat()) -> str:
-    """Encode a mask.
+    """Encode a mask as run-length text.
 
     Args:
         mask: bool or integers of any shape and memory order; all values except 0 are foreground.
-        fmt: the format.
+        fmt: the RLE format.
 
     Returns:
         The text; `fmt.empty` for a mask without foreground.
@@ -111,12 +111,12 @@ def encode(mask: NDArray[Any], fmt: RleFormat = RleFormat()) -> str:
 
 
 def decode(text: str, shape: Sequence[int], fmt: RleFormat = RleFormat(), strict: bool = True) -> Mask:
-    """Decode a mask.
+    """Decode run-length text to a mask.
 
     Args:
         text: run lengths from `encode` or a host. `fmt.empty` and blank text mean a mask without foreground.
         shape: the shape of the mask.
-        fmt: the format.
+        fmt: the RLE format.
         strict: if False, accept texts that break the rules: merge unsorted or overlapping runs, skip runs of length 0,
             and clip runs at the end of the mask.
 
@@ -124,7 +124,7 @@ def decode(text: str, shape: Sequence[int], fmt: RleFormat = RleFormat(), strict
         bool array of `shape`, in Fortran memory order if `fmt.order` is `column`.
 
     Raises:
-        RleError: the text breaks a rule; the message names the position of the value, counted from 1.
+        RleError: the text breaks a rule. The message names the position of the wrong value in the text, counted from 1.
     """
     size = math.prod(shape)
     flat = _repeat_runs(*_text_to_runs(text, size, fmt, strict), np.True_, size)
@@ -134,17 +134,17 @@ def decode(text: str, shape: Sequence[int], fmt: RleFormat = RleFormat(), strict
 def decode_runs(
     text: str, shape: Sequence[int], fmt: RleFormat = RleFormat(), strict: bool = True
 ) -> tuple[IntArray, IntArray]:
-    """Decode a mask to its runs, without building the array.
+    """Decode run-length text to the starts and ends of its runs, without building the array.
 
     Args:
         text: as for `decode`.
         shape: the shape of the mask.
-        fmt: the format.
+        fmt: the RLE format.
         strict: as for `decode`.
 
     Returns:
-        Starts and ends, each (n,) int64: positions in the format's order, from 0. A run does not include its end.
-        Runs are sorted, have at least one pixel and do not overlap.
+        Starts and ends, each (n,) int64. They are pixel numbers in the format's order, counted from 0. A run does not
+        include its end. Runs are sorted, have at least one pixel and do not overlap.
 
     Raises:
         RleError: as for `decode`.
@@ -157,10 +157,13 @@ def encode_labels(labels: NDArray[Any], fmt: RleFormat = RleFormat()) -> dict[in
 
     Args:
         labels: integers of any shape, 0 for background.
-        fmt: the format.
+        fmt: the RLE format.
 
     Returns:
-        One text per object by its label, in ascending order of labels.
+        The text of each object. The keys are the labels, in ascending order.
+
+    Raises:
+        RleError: the array is not integer.
     """
     if labels.dtype.kind not in "bui":
         raise RleError(
@@ -185,16 +188,20 @@ def encode_labels(labels: NDArray[Any], fmt: RleFormat = RleFormat()) -> dict[in
 def decode_labels(
     texts: Sequence[str], shape: Sequence[int], fmt: RleFormat = RleFormat(), strict: bool = True
 ) -> NDArray[np.int32]:
-    """Decode the objects of an image.
+    """Decode the texts of an image's objects to a label image.
 
     Args:
         texts: one text per object.
         shape: the shape of the image.
-        fmt: the format.
+        fmt: the RLE format.
         strict: as in `decode`.
 
     Returns:
-        int32 array of `shape`: the object of text number n has the value n; later objects overwrite earlier objects.
+        int32 array of `shape`. Pixels of the object in text number n, counted from 1, have the value n. Later objects
+        overwrite earlier objects.
+
+    Raises:
+        RleError: as for `decode`.
     """
     return decode_overlapping_labels(texts, shape, fmt, strict)[0]
 
@@ -202,17 +209,20 @@ def decode_labels(
 def decode_overlapping_labels(
     texts: Sequence[str], shape: Sequence[int], fmt: RleFormat = RleFormat(), strict: bool = True
 ) -> tuple[NDArray[np.int32], dict[int, IntArray]]:
-    """Decode the objects of an image, some of which may share pixels.
+    """Decode the texts of an image's objects, some of which may share pixels.
 
     Args:
         texts: one text per object.
         shape: the shape of the image.
-        fmt: the format.
+        fmt: the RLE format.
         strict: as in `decode`.
 
     Returns:
-        The array of `decode_labels`, and for each label the positions (n,) int64 of the pixels that later objects
-        overwrote. Positions are counted in the order of the format.
+        The label image of `decode_labels`, and a dictionary for the objects that later objects partly overwrote. It maps
+        the label of such an object to its overwritten pixels, (n,) int64. Pixels are numbered in the format's order.
+
+    Raises:
+        RleError: as for `decode`.
     """
     size = math.prod(shape)
     runs = [_text_to_runs(text, size, fmt, strict) for text in texts]
@@ -233,11 +243,11 @@ def draw_objects(runs: Sequence[tuple[IntArray, IntArray]], size: int) -> NDArra
     """Write the runs of several objects into a label array.
 
     Args:
-        runs: starts and ends of each object, see `decode_runs`.
+        runs: starts and ends of each object's runs, see `decode_runs`.
         size: number of pixels of the image.
 
     Returns:
-        (size,) int32 in the format's order: 0 for background, n for object number n; later objects overwrite earlier
+        (size,) int32 in the format's order: 0 for background, n for object number n. Later objects overwrite earlier
         objects.
     """
     if not runs or not size:
@@ -264,7 +274,14 @@ def runs_overlap(runs: Sequence[tuple[IntArray, IntArray]]) -> bool:
 
 
 def _repeat_runs(starts: IntArray, ends: IntArray, values: Any, size: int) -> NDArray[Any]:
-    """Return an array (size,) that is 0 except in the runs, with one value for all runs, or one value per run."""
+    """Return an array (size,) that is 0 outside the runs.
+
+    Args:
+        starts: first position of each run, in ascending order.
+        ends: position after each run.
+        values: value inside the runs: a scalar for all runs, or an array with one value per run.
+        size: length of the array.
+    """
     counts = np.empty(2 * len(starts) + 1, np.int64)  # lengths of background and run, alternating
     counts[0:-1:2], counts[1:-1:2], counts[-1] = starts, ends, size
     counts[1:] -= counts[:-1].copy()  # several times as fast as `np.diff` for few runs
@@ -290,9 +307,9 @@ def _as_mask(mask: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _change_positions(values: NDArray[Any]) -> IntArray:
-    """Return the sorted positions, in Fortran order, whose value differs from the previous value.
+    """Return the positions, in Fortran order and ascending, at which the value differs from the previous value.
 
-    The value before the first is taken as 0.
+    The first value is compared with 0.
     """
     if values.size == 0:
         return np.empty(0, np.int64)
@@ -371,7 +388,7 @@ def _text_to_runs(text: str, size: int, fmt: RleFormat, strict: bool) -> tuple[I
 def _pairs_to_runs(
     numbers: IntArray, size: int, fmt: RleFormat, strict: bool, where: str = "RLE"
 ) -> tuple[IntArray, IntArray]:
-    """Check the pairs of one object, and convert them to runs; error messages begin with `where`."""
+    """Check the start-length pairs of one object, and convert them to runs; error messages begin with `where`."""
     if len(numbers) % 2:
         raise RleError(
             f"{where}: found {len(numbers)} values, expected an even number; value {len(numbers)} ({numbers[-1]}) is "
@@ -382,7 +399,7 @@ def _pairs_to_runs(
     def check(invalid: Mask, first: int, expected: str, hint: str) -> None:
         """Raise an error if an item of `invalid` is true.
 
-        Item i checks the value number `first + 2 * i` of the text, counted from 1.
+        Item i belongs to value number `first + 2 * i` of the text, counted from 1.
         """
         if invalid.any():
             index = first + 2 * int(invalid.argmax())
@@ -415,7 +432,7 @@ def _pairs_to_runs(
 
 
 def _are_valid(numbers: IntArray, base: int, size: int) -> bool:
-    """Return whether pairs obey all rules; if not, the caller finds the broken rule."""
+    """Return whether the start-length pairs obey all rules; if not, the caller finds the broken rule."""
     if len(numbers) < _FEW_NUMBERS:
         end = base
         values = iter(numbers.tolist())
@@ -438,7 +455,7 @@ def _merge_runs(starts: IntArray, ends: IntArray) -> tuple[IntArray, IntArray]:
     order = np.argsort(starts[kept], kind="stable")
     starts, ends = starts[kept][order], ends[kept][order]
     max_ends = np.maximum.accumulate(ends)
-    is_first = np.append(True, starts[1:] > max_ends[:-1])[: len(starts)]  # index of the last run of a merged run
+    is_first = np.append(True, starts[1:] > max_ends[:-1])[: len(starts)]  # a gap before the run: a merged run begins
     is_last = np.append(is_first[1:], True)[: len(starts)]
     return starts[is_first], max_ends[is_last]
 
@@ -447,7 +464,11 @@ def _merge_runs(starts: IntArray, ends: IntArray) -> tuple[IntArray, IntArray]:
 
 
 def parse_numbers(text: str) -> IntArray:
-    """Parse whole numbers separated by white space."""
+    """Parse whole numbers separated by white space to an int64 array.
+
+    Raises:
+        RleError: a word is not a whole number.
+    """
     unusual = text.encode("utf-8", "replace").translate(None, b"0123456789 ")
     if unusual:  # a sign, other white space, or an invalid value
         values = text.split()
@@ -470,7 +491,10 @@ def format_pairs(pairs: IntArray) -> str:
 
 
 def _block_to_text(pairs: IntArray) -> str:
-    """Format a block of pairs: look up the digits of each column as 4-byte texts in tables, and remove NUL bytes."""
+    """Format a block of pairs as text.
+
+    Tables contain the digits of each column as texts of 4 bytes. Missing digits are NUL bytes, which are removed last.
+    """
     columns: list[NDArray[np.uint32]] = []
     for numbers in (pairs[:, 1], pairs[:, 0]):  # from the last column to the first
         rest = numbers // 1000  # NumPy divides by a constant much faster than it computes divmod
@@ -484,10 +508,10 @@ def _block_to_text(pairs: IntArray) -> str:
 
 @cache
 def _digits(count: int, tail: str) -> NDArray[np.uint32]:
-    """Return texts of 4 bytes, each of which is a number below 10**count, followed by `tail`.
+    """Return the table of texts for the numbers below 10**count: each entry is the digits, then `tail`, in 4 bytes.
 
-    First come all numbers without leading zeros, then all numbers with leading zeros. NUL bytes replace missing
-    leading zeros. In the first entry, they replace the whole number.
+    The first 10**count entries have no leading zeros: NUL bytes stand in their place, and the number 0 consists of NUL
+    bytes only. The next 10**count entries are the same numbers with leading zeros.
     """
     without_zeros = ["" if number == 0 else str(number) for number in range(10**count)]
     with_zeros = [f"{number:0{count}d}" for number in range(10**count)]
@@ -501,9 +525,10 @@ def _digits(count: int, tail: str) -> NDArray[np.uint32]:
 def format_counts(starts: IntArray, ends: IntArray, size: int) -> str:
     """Format runs `starts[i]:ends[i]` of `size` pixels as COCO's compressed counts.
 
-    The counts are alternating lengths of background and foreground. From the fourth count on, the difference to the
-    count two positions before is stored. Numbers are written in groups of five bits, lowest first, one character per
-    group (`rleToString` in https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.c).
+    The counts are the lengths of background and foreground runs, in turn. From the fourth count on, the text stores the
+    difference between a count and the count two positions before. A number is written in groups of five bits, lowest
+    first, with one character per group (`rleToString` in
+    https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.c).
     """
     edges = np.empty(2 * len(starts) + 1, np.int64)
     edges[0:-1:2], edges[1:-1:2], edges[-1] = starts, ends, size
@@ -571,7 +596,11 @@ def compress_counts(text: str) -> str:
 
 
 def decompress_counts(text: str, size: int) -> str:
-    """Decompress the result of `compress_counts`."""
+    """Decompress the result of `compress_counts` for a mask of `size` pixels.
+
+    Raises:
+        RleError: the text is not base64 of zlib-compressed data, is truncated, or is too long for `size` pixels.
+    """
     limit = 11 * (size + 2)  # a pixel needs at most 11 characters; more would be a decompression bomb
     try:
         raw = base64.b64decode(text, validate=True)
@@ -598,7 +627,11 @@ def decompress_counts(text: str, size: int) -> str:
 
 
 def parse_json_lists(text: str) -> list[IntArray]:
-    """Parse lists such as `[1, 3, 10, 5];[20, 2]`."""
+    """Parse lists such as `[1, 3, 10, 5];[20, 2]`, one int64 array per list.
+
+    Raises:
+        RleError: a part is not a JSON list of whole numbers.
+    """
     lists = []
     for index, part in enumerate(text.split(";"), start=1):
         try:

@@ -1,4 +1,4 @@
-"""Derive the generator of a random choice from the choice's seed, fold, epoch, position and purpose.
+"""Derive a random generator for each random choice from a seed, fold, epoch, position and purpose.
 
 No two choices share a generator. Therefore, neither the number of loader processes nor a resume in the middle of an
 epoch changes a choice, and no generator state must be saved.
@@ -22,7 +22,7 @@ PURPOSES = ("order", "patch", "augment", "torch", "init", "bootstrap", "folds", 
 
 
 def seed_sequence(seed: int, fold: int, epoch: int, position: int, purpose: str) -> np.random.SeedSequence:
-    """Return numpy's `SeedSequence` of a random choice; similar arguments give independent states of the generator.
+    """Return numpy's `SeedSequence` for a random choice; different arguments give independent generators.
 
     Args:
         seed: seed of the experiment.
@@ -54,8 +54,8 @@ def child_seed(seed: int, fold: int, epoch: int, position: int, purpose: str) ->
 
 
 def choose_by_seed(choices: Sequence[T], seed: int) -> T:
-    """Return the choice that a seed selects; over the seeds of `child_seed`, all choices are equally likely.
+    """Return one of `choices`, which depends only on the seed. All choices are equally likely for seeds of `child_seed`.
 
-    Functions that know only a sample's seed make the same choice.
+    Functions that get the same seed of a sample make the same choice.
     """
     return choices[seed % len(choices)]

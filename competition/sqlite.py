@@ -1,4 +1,7 @@
-"""Check a SQLite database before Optuna or MLflow opens it, because both retry for minutes without a message."""
+"""Check that a SQLite database can be read and locked, before Optuna or MLflow opens it.
+
+Both libraries would retry for minutes without a message.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,13 @@ logger = logging.getLogger(__name__)
 
 
 def check_sqlite(path: Path, consequence: str, patience: float = PATIENCE_SECONDS) -> None:
-    """Check that a database's file, if it exists, can be read and locked; wait while another program locks it.
+    """Check that a database's file can be read and locked; wait while another program locks the file.
+
+    A missing file is accepted.
 
     Args:
         path: the file.
-        consequence: end of the hint, a main clause about the effect of moving a damaged file away.
+        consequence: end of the error's hint: a main clause that says what follows if the user moves a damaged file away.
         patience: maximum time to wait for a lock, in seconds.
 
     Raises:
@@ -77,10 +82,11 @@ def damaged_error(path: Path | str, error: BaseException, consequence: str) -> M
 
 
 def _probe(path: Path) -> None:
-    """Check the pages of a database, then acquire and release its write lock.
+    """Check the content of a database, then acquire and release its write lock.
 
     Raises:
-        sqlite3.DatabaseError: the file is damaged, or it is locked (`sqlite3.OperationalError`).
+        sqlite3.OperationalError: the database is locked, or the system does not allow the access.
+        sqlite3.DatabaseError: the file is damaged.
     """
     uri = f"file:{quote(str(path.absolute()))}?mode=rw"
     with closing(sqlite3.connect(uri, uri=True, timeout=POLL_SECONDS, isolation_level=None)) as connection:

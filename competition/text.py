@@ -47,7 +47,9 @@ def name_problem(name: str) -> str | None:
 
 
 def fold_name(name: str) -> str:
-    """Return a normal form of a name; names with the same form may be the same file on some file systems.
+    r"""Return a normal form of a name: two names with the same form are the same file on some file systems.
+
+    Some file systems ignore case, or treat composed and decomposed Unicode characters as equal.
 
     Example:
         >>> fold_name("E\\u0301") == fold_name("\\u00e9")
@@ -85,7 +87,9 @@ def nearest_names(word: str, known: Iterable[str], count: int = 1, cutoff: float
 
 
 def nearest_hint(word: str, known: Iterable[str]) -> str:
-    """Return the end of a sentence about an unknown name; an empty text if no known name is similar.
+    """Return the words that name the most similar known name, to append to an error message.
+
+    The text is empty if no known name is similar.
 
     Example:
         >>> nearest_hint("case_7", ["case_07", "spleen"])
@@ -119,7 +123,7 @@ def and_more(total: int, shown: int, noun: str) -> str:
     Args:
         total: number of all items.
         shown: maximum number of items that the list names.
-        noun: noun for one item, in the singular.
+        noun: singular noun for one item.
     """
     return f" and {format_count(total - shown, f'more {noun}')}" if total > shown else ""
 
@@ -140,17 +144,17 @@ def shorten_id(case_id: str) -> str:
 
 
 def format_listed_case(case_id: str, path: str) -> str:
-    """Format one of several listed cases: the id with its file, or a shortened id without the file if it is long."""
+    """Format a case for a list of several cases: id and file, or only a shortened id if the id is long."""
     return f"{case_id} ({path})" if len(case_id) <= MAX_ID_LENGTH else shorten_id(case_id)
 
 
 def format_single_case(case_id: str, path: str) -> str:
-    """Format a single case: the full id with its file, or only the id if it is long and part of the file's path."""
+    """Format a single case for a message: id and file, or only the id if it is long and occurs in the file's path."""
     return case_id if len(case_id) > MAX_ID_LENGTH and case_id in path else f"{case_id} ({path})"
 
 
 def format_number(value: float | None, spec: str = ".4f") -> str:
-    """Format a score; `absent` for None, which means that no case has a score.
+    """Format a score for a message; None, which means that no case has a score, becomes `absent`.
 
     Example:
         >>> format_number(0.25), format_number(None)
