@@ -140,8 +140,8 @@ class ForkServer:
             function: the function, as `module:name`.
             arguments: the function's arguments.
             output: descriptor of the file for standard output and error.
-            descriptors: file descriptors that the child gets. The key is the name of the environment variable from which
-                the child reads the descriptor's number.
+            descriptors: file descriptors that the child gets. The key is the name of the environment variable from
+                which the child reads the descriptor's number.
             modules: modules that the server imports before it forks the child, so that later children have them too.
 
         Returns:

@@ -136,9 +136,11 @@ def write_array(path: Path, shape: tuple[int, ...], dtype: Any, parts: Iterable[
 def open_atomic(path: Path, needed: int = 0) -> Iterator[Any]:
     """Open a binary file for writing, and sync it to the disk when the `with` block ends.
 
+    The file is written under the name `path`. A caller that needs an atomic write passes a temporary path.
+
     Args:
         path: path of the file.
-        needed: size of the file in bytes, for the error message.
+        needed: size of the file in bytes, for the error message; 0 means unknown.
 
     Raises:
         DiskFullError: the disk is full or cannot be written.

@@ -84,8 +84,8 @@ def copy(array: np.ndarray, dtype: Any = None) -> np.ndarray:
 def are_equal(first: np.ndarray, second: np.ndarray) -> bool:
     """Return whether two arrays have equal shapes and values, without a temporary array of the same size.
 
-    2D arrays are compared in square blocks. Decoded run lengths are arrays in Fortran order. A block of whole rows would
-    read every memory page of such an array.
+    2D arrays are compared in square blocks. Decoded run lengths are arrays in Fortran order. A block of whole rows
+    would read every memory page of such an array.
     """
     if first.shape != second.shape:
         return False
@@ -104,8 +104,8 @@ def are_equal(first: np.ndarray, second: np.ndarray) -> bool:
 def row_blocks(shape: Sequence[int]) -> Iterator[slice]:
     """Yield slices of the first axis that together cover an array, each of at most `BLOCK_VALUES` values or one row.
 
-    A caller that works block by block needs no temporary array of the full size. An array of up to `BLOCK_VALUES` values
-    is one block.
+    A caller that works block by block needs no temporary array of the full size. An array of up to `BLOCK_VALUES`
+    values is one block.
     """
     rows = max(1, BLOCK_VALUES // max(1, math.prod(shape[1:])))
     for start in range(0, shape[0], rows):

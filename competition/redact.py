@@ -112,8 +112,8 @@ def _known_secrets() -> list[str]:
 def _base64_cores(secrets: tuple[str, ...]) -> list[str]:
     """Return the parts of the secrets' base64 forms that do not depend on the text around the secret.
 
-    Base64 encodes groups of three bytes. A secret can start at any of the three bytes of a group, so it has three forms.
-    Each form exists in the usual and in the URL-safe alphabet.
+    Base64 encodes groups of three bytes. A secret can start at any of the three bytes of a group, so it has three
+    forms. Each form exists in the usual and in the URL-safe alphabet.
     """
     cores: set[str] = set()
     for secret in (secret.encode() for secret in secrets):

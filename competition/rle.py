@@ -218,8 +218,9 @@ def decode_overlapping_labels(
         strict: as in `decode`.
 
     Returns:
-        The label image of `decode_labels`, and a dictionary for the objects that later objects partly overwrote. It maps
-        the label of such an object to its overwritten pixels, (n,) int64. Pixels are numbered in the format's order.
+        The label image of `decode_labels`, and a dictionary for the objects that later objects partly overwrote. It
+        maps the label of such an object to its overwritten pixels, (n,) int64. Pixels are numbered in the format's
+        order.
 
     Raises:
         RleError: as for `decode`.

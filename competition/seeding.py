@@ -54,7 +54,7 @@ def child_seed(seed: int, fold: int, epoch: int, position: int, purpose: str) ->
 
 
 def choose_by_seed(choices: Sequence[T], seed: int) -> T:
-    """Return one of `choices`, which depends only on the seed. All choices are equally likely for seeds of `child_seed`.
+    """Return one of `choices`, selected by the seed alone; seeds of `child_seed` select all choices equally often.
 
     Functions that get the same seed of a sample make the same choice.
     """

@@ -29,7 +29,8 @@ def check_sqlite(path: Path, consequence: str, patience: float = PATIENCE_SECOND
 
     Args:
         path: the file.
-        consequence: end of the error's hint: a main clause that says what follows if the user moves a damaged file away.
+        consequence: end of the error's hint: a main clause that says what follows if the user moves a damaged file
+            away.
         patience: maximum time to wait for a lock, in seconds.
 
     Raises:

@@ -25,7 +25,7 @@ def build_loader_transform(
     transforms.
 
     Raises:
-        MaskfoldError: status 2; `augment` is invalid.
+        MaskfoldError (exit status 2): `augment` is invalid.
     """
     if exp.augment.preset == "none" and not exp.augment.transforms:
         return None
@@ -44,7 +44,7 @@ def build_batch_transform(exp: Experiment) -> VolumeAugment | PlanesAugment | No
     """Build the augmentation of batches on the training device; None unless the experiment sets a preset for volumes.
 
     Raises:
-        MaskfoldError: status 2; `augment` is invalid.
+        MaskfoldError (exit status 2): `augment` is invalid.
     """
     if exp.competition.dimensions == 2 or exp.augment.transforms or exp.augment.preset == "none":
         return None
@@ -73,7 +73,7 @@ def augment_in_plane(exp: Experiment, axis: int) -> AugmentConfig:
     patches with slices along another axis lie are left out.
 
     Raises:
-        MaskfoldError: status 2; a preset would flip an axis of the volume in which no patch lies.
+        MaskfoldError (exit status 2): a preset would flip an axis of the volume in which no patch lies.
     """
     flip = exp.augment.flip
     if exp.patch.slices is None or isinstance(flip, bool):

@@ -43,7 +43,7 @@ def build_explicit_transforms(
         context: context with the trusted packages.
 
     Raises:
-        MaskfoldError: status 2; a target or an argument is wrong, or a preset is set too.
+        MaskfoldError (exit status 2): a target or an argument is wrong, or a preset is set too.
     """
     if augment.preset != "none":
         raise MaskfoldError(
@@ -101,8 +101,8 @@ class MonaiTransforms:
         context: context with the trusted packages.
 
     Raises:
-        MaskfoldError: status 2; a target or an argument is wrong, or a transform would interpolate between the mask's
-            labels.
+        MaskfoldError (exit status 2): a target or an argument is wrong, or a transform would interpolate between the
+            mask's labels.
     """
 
     def __init__(self, augment: AugmentConfig, context: Context = Context()) -> None:
@@ -117,7 +117,7 @@ class MonaiTransforms:
             seed: seed of this sample; the same seed gives the same result in any process.
 
         Raises:
-            MaskfoldError: status 2; a transform changes the shape.
+            MaskfoldError (exit status 2): a transform changes the shape.
         """
         data: dict[str, Any] = {
             "image": torch.from_numpy(np.array(image)),

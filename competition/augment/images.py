@@ -37,7 +37,7 @@ class ImageAugment:
         context: context with the trusted packages, for `augment.transforms`.
 
     Raises:
-        MaskfoldError: status 2; a target or an argument in `augment.transforms` is wrong.
+        MaskfoldError (exit status 2): a target or an argument in `augment.transforms` is wrong.
 
     Example:
         >>> augment = ImageAugment(AugmentConfig(preset="medium"))
@@ -69,7 +69,7 @@ class ImageAugment:
             The augmented image and mask, of the same shapes and dtypes.
 
         Raises:
-            MaskfoldError: status 2; a transform of an explicit list changes the shape or the dtype.
+            MaskfoldError (exit status 2): a transform of an explicit list changes the shape or the dtype.
         """
         data = {"image": np.ascontiguousarray(image), "mask": np.ascontiguousarray(mask)}
         children = np.random.SeedSequence(seed).generate_state(max(len(self.transforms), 1), np.uint64)

@@ -172,7 +172,7 @@ def preset_flips(augment: AugmentConfig, dims: int) -> tuple[int, ...]:
     """Return the spatial axes that a preset flips: all axes, the axes in `augment.flip`, or no axes.
 
     Raises:
-        MaskfoldError: status 2; `augment.flip` contains an axis that patches do not have.
+        MaskfoldError (exit status 2): `augment.flip` contains an axis that patches do not have.
     """
     if augment.preset == "none" or augment.flip is False:
         return ()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from competition.cleaning.candidates import Candidate
 
 HEADER = ("what", "path", "frees", "last change", "reason")
-SHOWN_CASES = 20  # number of runs that stay whose names are printed
+SHOWN_CASES = 20  # maximum number of runs that are printed with the reason why they stay
 
 
 @exit_on_signal("stopped: the same command deletes the rest")
@@ -71,7 +71,7 @@ def clean_command(dry_run: bool, older_than: str, keep_best: int | None, yes: bo
 
 
 def candidate_cells(candidate: Candidate, size: int) -> tuple[str, ...]:
-    """Return the table row, as cells, of a run, cache or file that `maskfold clean` may delete."""
+    """Return the table cells of a run, cache or file that `maskfold clean` may delete; `size` is in bytes."""
     days = max(0.0, time.time() - candidate.changed) / 86_400
     age = f"{days:.0f} days ago" if days >= 2 else f"{24 * days:.0f} h ago"
     return (candidate.kind, candidate.name, format_bytes(size), age, candidate.reason)

@@ -70,10 +70,12 @@ def raise_interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 def confirm_or_exit(question: str, yes: bool, hint: str, declined: str) -> None:
-    """Ask for confirmation, unless `yes` is set; if the user declines, exit with the message `declined` and status 1.
+    """Ask the user for confirmation, unless `yes` is True.
+
+    If the user declines, print the message `declined` and exit with status 1.
 
     Raises:
-        MaskfoldError: status 2; standard input is not a terminal. The error has the hint `hint`.
+        MaskfoldError: standard input is not a terminal (exit status 2); `hint` is the hint of this error.
     """
     if yes:
         return
@@ -98,7 +100,10 @@ def format_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list
 
 
 def progress_bar(console: Console, what: str = "cases predicted") -> Callable[[Iterator[Any], int], Iterator[Any]]:
-    """Return a function that takes an iterator and its length, and shows the progress of the iteration."""
+    """Return a function that takes an iterator and its length, and shows the progress of the iteration.
+
+    On a terminal it draws a bar with the label `what`. Elsewhere it prints about ten lines.
+    """
 
     def watch(rows: Iterator[Any], count: int) -> Iterator[Any]:
         if console.is_terminal:
@@ -125,9 +130,11 @@ MAX_CLASS_COLUMNS = 3  # with more classes, the table has one row per class
 
 
 def cv_table(summary: CvSummary, run: Run) -> Table:
-    """Return a table with one row per fold, and a row for all out-of-fold cases with 95 % intervals.
+    """Return the result of a cross-validation as a table with one row per fold.
 
-    If there are more than `MAX_CLASS_COLUMNS` classes, the table is transposed.
+    A row for all out-of-fold cases with 95 % intervals follows. Further rows show each seed and the held-out test
+    share, if the run has them. If there are more than `MAX_CLASS_COLUMNS` classes, the folds are columns instead of
+    rows.
     """
     if len(run.exp.competition.classes) > MAX_CLASS_COLUMNS:
         return _transposed_table(summary, run)
@@ -210,14 +217,17 @@ def _transposed_table(summary: CvSummary, run: Run) -> Table:
 
 
 def _overall(summary: CvSummary, classes: list[str]) -> list[str]:
-    """Return the metric and the Dice of each class over all folds; empty texts if there are no validation cases."""
+    """Return cells with the metric and the Dice of each class over all folds.
+
+    The cells are empty texts if the run has no validation cases.
+    """
     if not summary.cases:
         return [""] * (1 + len(classes))
     return [format_number(summary.score), *(format_number(summary.dice.get(name)) for name in classes)]
 
 
 def _fold_label(result: dict[str, Any]) -> str:
-    """Return a fold's number as text, or `full` for a fit on all cases, followed by the seed if it is not 0."""
+    """Return the label of a fold: its number, or `full` for a fit on all cases. A seed other than 0 is appended."""
     label = "full" if result["fold"] < 0 else str(result["fold"])
     return label + (f" seed {result['seed']}" if result["seed"] else "")
 
@@ -228,7 +238,7 @@ def _fold_number(result: dict[str, Any], value: float | None) -> str:
 
 
 def skipped_cases_line(run: Run) -> str | None:
-    """Return a line with the number of skipped cases, which the scores do not include; None if there are none."""
+    """Return a line with the number of skipped cases, which the scores do not include; None if no case was skipped."""
     count = len(run.skipped)
     if not count:
         return None
@@ -237,5 +247,5 @@ def skipped_cases_line(run: Run) -> str | None:
 
 
 def format_interval(low: float | None, high: float | None) -> str:
-    """Format an interval, e.g. `0.871–0.902`."""
+    """Format an interval, e.g. `0.871–0.902`; return an empty text if an end is None."""
     return "" if low is None or high is None else f"{low:.3f}–{high:.3f}"

@@ -90,7 +90,11 @@ def import_command(
 
 
 def _next_command(done: ImportedRun) -> str:
-    """Return the next command for an imported run: `submit` with all test predictions, else `compare` or `report`."""
+    """Return the suggested next command for an imported run.
+
+    The command is `submit` if the run has predictions of all test cases. Otherwise it is `compare` if the run has
+    out-of-fold predictions, and `report` if not.
+    """
     name = done.run.folder.name
     if done.tests[0] < done.tests[1] or not done.tests[1]:
         return f"maskfold compare RUN {name}" if done.predicted else f"maskfold report {name}"
@@ -122,7 +126,10 @@ def folds_command(name: str, overrides: list[str], form: str, output: Path | Non
 
 
 def _run_with_folds(name: str, overrides: list[str], trust: tuple[str, ...], say: Callable[[str], None]) -> Run:
-    """Return the run that a name, or an experiment's YAML, identifies; the run need not have started."""
+    """Return a run that has folds, from the name of a run or from an experiment's YAML.
+
+    For a YAML, training need not have started; in this case, the folds are those that training would use.
+    """
     from competition.data.splits import read_folds
     from competition.runs.find import find_run
     from competition.runs.run import FOLDS_FILE

@@ -75,14 +75,20 @@ def check_minutes(minutes: float | None) -> None:
     """Check the option --minutes.
 
     Raises:
-        MaskfoldError: status 2; the minutes are not a positive number.
+        MaskfoldError (exit status 2): the minutes are not a positive number.
     """
     if minutes is not None and not 0 < minutes < float("inf"):
         raise MaskfoldError(f"--minutes: found {minutes}, expected a positive number.", "Correct --minutes.", status=2)
 
 
 def print_plan(plan: Plan, is_default: bool, console: Console) -> None:
-    """Print the table of the settings that the plan compared, and the plan's warnings."""
+    """Print the table of the settings that the plan compared, and the plan's warnings.
+
+    Args:
+        plan: the plan.
+        is_default: whether the time budget is the default, because the user gave no --minutes.
+        console: the console to print on.
+    """
     from competition.planning.plan import HEADER, table_rows
 
     say = plain_printer(console)
@@ -131,10 +137,16 @@ def plan_command(file: Path, overrides: list[str], minutes: float | None, write:
 
 
 def experiment_for(folder: Path, overrides: list[str], layout: int | None, minutes: float | None) -> Path:
-    """Return the experiment of a folder for `maskfold cv FOLDER`; initialise the folder unless that was done before.
+    """Return the experiment's YAML for `maskfold cv FOLDER`; write it first if it does not exist.
+
+    Args:
+        folder: folder of the competition's data.
+        overrides: `key=value` overrides of the command, of which only `run.threads` is used here.
+        layout: number of the layout, if the folder can be read in several ways.
+        minutes: time budget of a fold in minutes; None means the default, or the budget of an existing experiment.
 
     Raises:
-        MaskfoldError: the experiment exists for another folder, or with another budget (status 2).
+        MaskfoldError: the existing experiment has another data folder or another budget (exit status 2).
     """
     from competition.config.loading import load_experiment
     from competition.config.yaml import parse_yaml

@@ -65,8 +65,8 @@ def version() -> None:
 def main() -> None:
     """Run the command line; print errors that a user can cause as one message without a traceback."""
     install_redaction()
-    # Libraries create millions of objects that stay; with Python's 700, a sixth of their import time goes into looking
-    # for garbage among them.
+    # Libraries create millions of objects that stay alive. With Python's default threshold of 700, the search for
+    # garbage among these objects takes a sixth of the import time.
     gc.set_threshold(5_000)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

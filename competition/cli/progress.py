@@ -1,4 +1,4 @@
-"""Draw a progress bar for each running fold on a terminal."""
+"""Draw a progress bar for each running fold, if the output is a terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ READ_BYTES = 4096  # number of bytes at the end of a fold's output that contain 
 
 
 class FoldBars:
-    """Draw progress bars of a run's folds from the lines that the folds write; draw nothing without a terminal.
+    """Draw progress bars of a run's folds on a terminal, and nothing elsewhere.
+
+    The progress is read from the output files of the folds' processes.
 
     Args:
         run: the run.
@@ -99,7 +101,10 @@ def _size(folder: Path) -> int:
 
 
 def _last_progress(folder: Path) -> tuple[float, str] | None:
-    """Return the finished share and the text of the latest progress line in a fold's output; None without a line."""
+    """Return the finished share in [0, 1] and the text of the last progress line in a fold's output file.
+
+    Return None if the file has no such line.
+    """
     from competition.training.fold_process import OUTPUT_FILE
     from competition.training.timing.progress import parse_bar
 

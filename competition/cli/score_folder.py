@@ -77,7 +77,10 @@ def _parse_tolerances(text: str) -> list[float]:
 
 
 def _case_lines(scores: FolderScores) -> list[str]:
-    """Return the lines of a table of scores by case and class: at most `MAX_ROWS`, the worst by the first metric."""
+    """Return the lines of a table with one row per case and class.
+
+    If there are more than `MAX_ROWS` rows, only the rows with the worst values of the first metric are shown.
+    """
     table, first = scores.table, next(iter(scores.metrics))
     rows = table
     title = []
@@ -94,7 +97,10 @@ def _case_lines(scores: FolderScores) -> list[str]:
 
 
 def _summary_lines(scores: FolderScores) -> list[str]:
-    """Return the means over cases with their 95 % intervals, per class and over all pairs of case and class."""
+    """Return lines with each metric's mean over the cases and its 95 % interval.
+
+    There is one row per class, and with several classes, a last row over all pairs of case and class.
+    """
     rows = []
     classes = scores.classes
     for cls in [*classes, ""] if len(classes) > 1 else classes:

@@ -95,7 +95,11 @@ def _write_out_of_fold(runs: list[Run], output: Path | None, say: Callable[[str]
 
 
 def parse_weights(text: str | None) -> list[float] | str | None:
-    """Parse --weights: `auto`, numbers, or None."""
+    """Parse the option --weights to `auto`, a list of numbers, or None if the option is missing.
+
+    Raises:
+        MaskfoldError: the text is neither `auto` nor numbers (exit status 2).
+    """
     if text is None or text == "auto":
         return text
     try:
@@ -219,7 +223,7 @@ def score_command(
 
 
 def _score_table(card: ScoreCard, name: str) -> Table:
-    """Return a table with one row per class, then a row for all classes together with the 95 % interval."""
+    """Return a table with one row per class, then the score of all classes together and its 95 % interval."""
     table = Table(title=escape(name))
     table.add_column("class")
     for column in (card.metric, "Dice"):
@@ -314,10 +318,10 @@ def upload_command(
 def _code_submission(
     file: Path | None, notebook: str | None, version: int | None, output: str
 ) -> dict[str, object] | None:
-    """Return the notebook, version and output file to submit; None for a CSV.
+    """Return the notebook, version and output file to submit; return None if the user submits a CSV.
 
     Raises:
-        MaskfoldError: the options contradict each other (status 2).
+        MaskfoldError: the options contradict each other (exit status 2).
     """
     if notebook is None:
         if version is not None:
@@ -409,7 +413,10 @@ def _add_upload(
 
 
 def _fetch_scores(ledger: Ledger, refresh: bool | None, say: Callable[[str], None]) -> None:
-    """Fetch scores from Kaggle; without --refresh, a failure is only a warning."""
+    """Fetch scores from Kaggle if the user asked for them, or if a score is missing.
+
+    An error of Kaggle is only a warning, except if the user gave --refresh.
+    """
     from competition.leaderboard import upload
     from competition.leaderboard.kaggle import connect_kaggle
     from competition.tracking.submissions import log_upload

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from competition.training.cross_validate import CvSummary
 
 
-# seconds to wait for a run's lock; a command that only prints the table of a finished run releases it earlier
+# Seconds to wait for a run's lock. A command that only prints the table of a finished run holds the lock for less time.
 LOCK_PATIENCE = 3.0
 LOG_WIDTH = 160  # columns of tables if the output is not a terminal
 SHOWN_FINDINGS = 10  # maximum number of findings that `maskfold review` prints
@@ -105,7 +105,10 @@ def _run_cv(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...])
 
 
 def _table_link(run: Run) -> str:
-    """Return a text that names the table of runs, with a link to MLflow's page if the run was logged there."""
+    """Return a text that names the table of runs.
+
+    If the run was logged to MLflow, the text contains a link to MLflow's page.
+    """
     from competition.tracking.store import DEFAULT_ADDRESS, find_mlflow_store, project_root, view_link
     from competition.tracking.sync_state import read_sync_state
 
@@ -117,7 +120,7 @@ def _table_link(run: Run) -> str:
 
 
 def _selection_note(run: Run) -> str:
-    """Return a text with the numbers of excluded and of weighted cases; empty if there are none."""
+    """Return a note with the numbers of excluded cases and of cases with a weight; an empty text if there are none."""
     from competition.data.selection import WEIGHT
 
     excluded = len(run.cases.attrs.get("excluded", []))
@@ -162,7 +165,7 @@ def _tune_postprocessing(run: Run, summary: CvSummary, context: Context) -> list
 
 
 def skipped_lines(run: Run) -> list[str]:
-    """Return a list with one line that names the skipped cases; an empty list if there are none."""
+    """Return a list with one line that names the skipped cases; an empty list if no case was skipped."""
     from competition.runs.run import SKIPPED_FILE
 
     ids = [case for case, _ in run.skipped]
@@ -207,7 +210,10 @@ def _next_command(file: Path, comp: Competition, overrides: list[str], cases: in
 
 
 def _trust_options(trust: tuple[str, ...]) -> list[str]:
-    """Return the options `--trust` and `--allow` that the user gave, which the suggested next command needs too."""
+    """Return the options `--trust` and `--allow` that the user gave.
+
+    The suggested next command needs the same options.
+    """
     from competition.config.arguments import allowed_keys
 
     pairs = [*(("--trust", package) for package in trust), *(("--allow", key) for key in allowed_keys())]
@@ -256,7 +262,14 @@ def study_command(
 
 
 def print_results(search: StudySession, console: Console, say: Callable[[str], None], command: list[str]) -> None:
-    """Print a study's trials as a table, and write its figures and page; `command` is the suggested next command."""
+    """Print a study's trials as a table, write its figures and its page, and suggest the next command.
+
+    Args:
+        search: the study.
+        console: console for the table.
+        say: function that prints a line.
+        command: the suggested next command as words; an empty list means that none is suggested.
+    """
     from competition.report.study import write_study_page
     from competition.study.study import draw_figures, read_trials, study_folder_lock, write_trials
 
@@ -281,7 +294,10 @@ def print_results(search: StudySession, console: Console, say: Callable[[str], N
 
 
 def trials_table(search: StudySession, trials: list[dict[str, Any]]) -> Table:
-    """Return a table with one row per trial. The study's page says why a trial failed or violates a constraint."""
+    """Return a table with one row per trial.
+
+    The table does not say why a trial failed or violates a constraint; the study's HTML page does.
+    """
     keys = list(search.config.space)
     table = Table(title=f"{search.name}: {len(trials)} trials")
     for name in ("trial", "state", *search.config.objectives, "minutes", *(key.rpartition(".")[2] for key in keys)):
@@ -320,7 +336,11 @@ def _next_study_command(file: Path, overrides: list[str], storage: str | None, t
 
 
 def promote_best(search: StudySession, count: int, console: Console, say: Callable[[str], None]) -> list[Any]:
-    """Train the best trials on all folds, and print their gain on folds that the study did not use."""
+    """Train the best trials on all folds, and print each trial's gain over the YAML's own settings.
+
+    The gain is computed on the folds that the study did not use. If the study used all folds, the gain is computed on
+    these folds, and a warning says that it is biased.
+    """
     from competition.study.promote import promote_best_trials
 
     promoted = promote_best_trials(search, count, say)
@@ -392,7 +412,7 @@ def report_command(words: list[str], output: Path | None, trust: tuple[str, ...]
 
 
 def _upload_page(run: Run, say: Callable[[str], None]) -> None:
-    """Upload the page of a run to MLflow, if the run is there; an error of MLflow is only a warning."""
+    """Upload the HTML page of a run to MLflow, if MLflow has the run; print an error of MLflow only as a warning."""
     from competition.runs.lock import lock_if_free
     from competition.tracking.sync import upload_finished_run
 

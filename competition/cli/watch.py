@@ -1,7 +1,7 @@
 """Show a table of the folds and trials that run in this project.
 
-The table comes only from the files of their folders. So it also works over ssh, beside Ray, and for runs of other
-machines that share the folder.
+The table is made only from the files in the folders of the runs. So it also works over ssh, beside Ray, and for runs
+that other machines write to a shared folder.
 """
 
 from __future__ import annotations
@@ -48,18 +48,19 @@ State = Literal["running", "killed", "stopped", "finished", "starting", "waiting
 
 @dataclass(frozen=True)
 class MemberStatus:
-    """Hold the progress of one fold, as texts for the table; an unknown value is an empty text.
+    """Hold the progress of one fold (trained with one seed) as texts; an unknown value is an empty text.
 
     Attributes:
         name: name of the folder, e.g. `fold_0_seed_1`.
-        state: `killed` if the fold's process ended without finishing or stopping; `waiting` before its first start;
-            `starting` until its process has written a line.
-        step: steps so far and in all.
+        state: `waiting` before the first start, `starting` until the fold's process has written a line, then
+            `running`. At the end: `finished`; `stopped` if the process released the lock before the fold was finished;
+            `killed` if the process ended without releasing the lock.
+        step: number of finished steps and of all steps, e.g. `120 of 500`.
         pace: duration of a step.
-        ends: estimated end, time of day.
+        ends: estimated time of day at which training ends.
         score: score of the last validation, or of the finished fold.
         memory: peak memory of the GPU; without a GPU, of the process.
-        epoch: epoch, or the current work if the fold does not train.
+        epoch: number of the epoch; while the fold does not train, the name of its current work.
         silent: seconds since the fold wrote its last line.
     """
 
@@ -80,9 +81,9 @@ class RunStatus:
 
     Attributes:
         name: experiment and hash; for a trial of a study, also the number of the trial.
-        owner: the process that holds the run; empty if there is none.
-        state: `running`, or `killed` if its process ended without releasing the run.
-        members: the folds that have a folder.
+        owner: the process that holds the run's lock; empty if the run is not locked.
+        state: `running`, or `killed` if a process ended without releasing the run's or a fold's lock.
+        members: the progress of each fold and seed that has a folder.
         machine: load of the GPUs, from the system metrics of the run; empty without a GPU.
     """
 
@@ -126,7 +127,7 @@ def watch_command(once: bool, seconds: float, root: Path = Path()) -> None:
 def read_active_runs(root: Path = Path()) -> list[RunStatus]:
     """Return the runs in which a process works, followed by the runs whose process was killed.
 
-    A run is left out if its folder vanishes or cannot be read meanwhile.
+    A run is left out if its folder is deleted during the call or cannot be read.
     """
     found = []
     for folder in sorted((root / RUNS_FOLDER).glob("*/*")):
@@ -139,7 +140,10 @@ def read_active_runs(root: Path = Path()) -> list[RunStatus]:
 
 
 def read_run_status(folder: Path) -> RunStatus | None:
-    """Return the status of a run; None if no process works in the run, and no process was killed in it."""
+    """Return the status of a run, or None if the run is not active.
+
+    A run is not active if no process works in it, and no process was killed in it.
+    """
     members = [read_member_status(path) for path in _member_folders(folder)]
     owner = read_owner(folder)
     states = {member.state for member in members}
@@ -189,9 +193,10 @@ def read_member_status(folder: Path) -> MemberStatus:
 
 
 def _state_without_owner(output: Path) -> State:
-    """Return the state of an unlocked fold by its output file: missing is `waiting`, empty `starting`, other `stopped`.
+    """Return the state of a fold that no process has locked, from the fold's output file.
 
-    While the file is empty, the fold's process is still importing libraries and has not taken the lock.
+    If the file is missing, the state is `waiting`. If the file is empty, the state is `starting`: the fold's process
+    is still importing libraries and has not taken the lock. Otherwise the state is `stopped`.
     """
     try:
         return "stopped" if output.stat().st_size else "starting"
@@ -232,7 +237,10 @@ def _member_folders(folder: Path) -> Iterator[Path]:
 
 
 def _run_name(folder: Path) -> str:
-    """Return a run's experiment and hash; for a trial, add its number from the run's name in MLflow."""
+    """Return a run's experiment and hash; for a trial of a study, append the trial's number.
+
+    The number is read from the run's name in MLflow, which `shipped.json` contains.
+    """
     record = _read_json(folder / "shipped.json")
     try:
         name = str(record["folders"]["."]["name"])
@@ -243,7 +251,7 @@ def _run_name(folder: Path) -> str:
 
 
 def _last_metrics(path: Path) -> tuple[str, str, str]:
-    """Return the last score, peak memory and epoch in a fold's `metrics.jsonl`."""
+    """Return the last score, peak memory and epoch in a fold's `metrics.jsonl`, as texts; a missing value is empty."""
     score = memory = epoch = ""
     for text in reversed(_tail(path)):
         line = parse_metrics_line(text.encode(), {"step": 0, "time": 0.0}) if text.strip() else None
@@ -280,7 +288,10 @@ def _machine(path: Path) -> str:
 
 
 def _parse_lines(lines: list[str]) -> dict[str, str]:
-    """Return each part (step, pace, …) of a fold's progress, from the latest line that contains the part."""
+    """Return the parts of a fold's progress (the keys of `PARTS`), each from the last line that contains it.
+
+    A missing part has no key. The part `activity` is used only if it is in the last line that contains any part.
+    """
     parts: dict[str, str] = {}
     for line in reversed(lines):
         found = {name: match.group(1) for name, pattern in PARTS.items() if (match := pattern.search(line))}
@@ -293,7 +304,7 @@ def _parse_lines(lines: list[str]) -> dict[str, str]:
 
 
 def _tail(path: Path) -> list[str]:
-    """Return the last complete lines of a file; empty if it cannot be read."""
+    """Return the last complete lines of a file; an empty list if the file cannot be read."""
     try:
         with open(path, "rb") as file:
             start = max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES)

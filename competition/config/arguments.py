@@ -1,8 +1,8 @@
 """Refuse arguments in the YAML that name files, addresses, caches or hubs, unless the user allows them.
 
-A `target` class is trusted, but the YAML may come from a stranger: with a path in `cache_dir`, a class can write files
-anywhere, and with `checkpoint_path`, it may unpickle a file. The check needs names and values only, so it imports
-nothing. Classes in packages that the user trusts (`--trust`) are not checked.
+The class that a `target` names is trusted, but the YAML may come from a stranger. With a path in `cache_dir`, a class
+can write files anywhere, and with `checkpoint_path`, it may unpickle a file. The check needs names and values only, so
+it imports nothing. Arguments of classes in packages that the user trusts (`--trust`) are not checked.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def check_argument_values(
         where: the file and line, for the message.
 
     Raises:
-        MaskfoldError: status 2; an argument names a file, an address, a cache or a hub, and the user did not allow its
-            key.
+        MaskfoldError (exit status 2): an argument names a file, an address, a cache or a hub, and the user did not
+            allow its key.
     """
     if is_wholly_trusted(target.split(".")[0], trust):
         return
@@ -90,8 +90,8 @@ def refused_arguments(args: Mapping[str, Any], key: str, trust: Sequence[str] = 
     """Yield the arguments whose name or value may refer to a file, an address, a cache or a hub.
 
     Args:
-        args: the arguments in the YAML; if they are a group of transforms, its nested targets and their arguments are
-            checked too.
+        args: the arguments in the YAML. An argument may contain other targets, such as the transforms of a group;
+            their arguments are checked too.
         key: the key of these arguments in the YAML.
         trust: packages trusted on the command line; arguments of classes in these packages are not yielded.
     """
@@ -125,9 +125,10 @@ def _parts(name: str) -> list[str]:
 
 
 def _names_something(name: str, value: Any) -> bool:
-    """Return whether the value of an argument with a suspicious name, such as `cache_dir`, can name a file or address.
+    """Return whether the value of an argument with a suspicious name, such as `cache_dir`, can name a file.
 
-    A number names nothing (`drop_path_rate: 0.1`). True is refused only for a flag that starts a download.
+    A number names no file (`drop_path_rate: 0.1`). The value True is refused only if the argument's name means a
+    download.
     """
     if value is True:
         return not DOWNLOAD_PARTS.isdisjoint(_parts(name))
@@ -153,7 +154,7 @@ def _refused_values(value: Any, key: str, trust: Sequence[str]) -> Iterator[Refu
 
 
 def _describe_text(text: str) -> str | None:
-    """Return the kind of thing that a text names, e.g. `a path` or `an address`; None if it names nothing outside."""
+    """Return what a text refers to, e.g. `a path` or `an address`; None if it refers to no file, address or hub."""
     if "://" in text:
         return "an address"
     if HUB_PREFIX.search(text):
@@ -175,10 +176,11 @@ def allow_arguments(keys: Sequence[str]) -> None:
     """Allow arguments in this process and in the processes that it starts (`--allow` on the command line).
 
     Args:
-        keys: keys of the arguments in the YAML, e.g. `model.args.checkpoint_path`; a key allows all arguments below it.
+        keys: keys of the arguments in the YAML, e.g. `model.args.checkpoint_path`. A key also allows all arguments
+            below it, so `model.args` allows all arguments of the network.
 
     Raises:
-        MaskfoldError: status 2; a key does not belong to a section with a `target`.
+        MaskfoldError (exit status 2): a key does not belong to a section with a `target`.
     """
     if keys:
         os.environ[ALLOW_VARIABLE] = ",".join([*allowed_keys(), *_split(keys, "--allow")])
@@ -188,7 +190,7 @@ def allowed_keys() -> tuple[str, ...]:
     """Return the keys in the environment variable `MASKFOLD_ALLOW`.
 
     Raises:
-        MaskfoldError: status 2; a key does not belong to a section with a `target`.
+        MaskfoldError (exit status 2): a key does not belong to a section with a `target`.
     """
     return _split([os.environ.get(ALLOW_VARIABLE, "")], ALLOW_VARIABLE)
 

@@ -46,19 +46,29 @@ def file_axes(comp: Competition, files: str | Sequence[str]) -> str | None:
 
 
 def competition_axes(comp: Competition) -> str | None:
-    """Return the order of axes of a competition's arrays, which the names of its images show; None if unknown."""
+    """Return the order of axes of a competition's arrays, from the file format of its training images.
+
+    Return None if the format does not determine the order.
+    """
     images = comp.train.images
     pattern = images if isinstance(images, str) else next(iter(images.values()))
     return file_axes(comp, [pattern] if "{z}" in pattern else pattern)
 
 
 def case_axes(comp: Competition, files: str | Sequence[str]) -> str | None:
-    """Return the order of axes of a case's arrays, from the files of its first channel; None if unknown."""
+    """Return the order of axes of a case's arrays, or None if it is unknown.
+
+    The competition's order is used if it is known; otherwise the order of the files `files` of the case's first
+    channel.
+    """
     return competition_axes(comp) or file_axes(comp, files)
 
 
 def permutation(source: str | None, target: str | None) -> tuple[int, ...] | None:
-    """Return, for each axis of `target`, its index in `source`; None if no axis must be transposed."""
+    """Return, for each axis of the order `target`, its index in the order `source`.
+
+    Return None if the orders are equal, if one is unknown, or if they have different axes.
+    """
     if source is None or target is None or source == target or sorted(source) != sorted(target):
         return None
     return tuple(source.index(axis) for axis in target)
@@ -79,10 +89,10 @@ def plausible_array_axes(comp: Competition, partner: str, is_stack: bool) -> lis
 
 
 def rle_counts_in_pictures(comp: Competition) -> bool:
-    """Return whether run lengths count pixels in the (row, column) order of a picture, although the arrays are (X, Y).
+    """Return whether run lengths number pixels in (row, column) order, although arrays have the order (X, Y).
 
-    The result is True if 2D NIfTI images (or NIfTI slices) come together with data of another format: a table of run
-    lengths, or masks or test images that are not NIfTI. If all files are NIfTI, run lengths count in the order of the
+    This is the case if 2D NIfTI images (or NIfTI slices) come together with data of another format: a table of run
+    lengths, or masks or test images that are not NIfTI. If all files are NIfTI, run lengths use the order of the
     arrays.
     """
     axes = competition_axes(comp)

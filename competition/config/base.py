@@ -37,7 +37,7 @@ def read_experiment_yaml(file: Path, overrides: Sequence[str] = ()) -> YamlDocum
         The document without the key `base`. The location of each key is the file that sets it.
 
     Raises:
-        MaskfoldError: status 2; a file is missing or is not an experiment, or the bases form a cycle.
+        MaskfoldError (exit status 2): a file is missing or is not an experiment, or the bases form a cycle.
     """
     document = read_yaml(file)
     apply_overrides(document, [override for override in parse_overrides(overrides) if override.key == KEY])
@@ -51,16 +51,19 @@ def folder_of(document: YamlDocument, key: KeyPath, default: Path) -> Path:
 
 
 def inline_file(document: YamlDocument, key: KeyPath, default: Path, kind: str) -> Path:
-    """Replace the path at `key` with the content of the YAML file; return the folder of the content.
+    """Replace the path of a YAML file in the document by the content of this file; return the content's folder.
 
     Args:
         document: the document.
-        key: the key of the path. If its value is not text, nothing changes.
-        default: folder for relative paths of the command line, after the working folder.
+        key: the key whose value is the path. If its value is not text, nothing changes.
+        default: folder in which a relative path from the command line is searched after the working folder.
         kind: the kind of file, for messages, e.g. `a competition`.
 
+    Returns:
+        The folder of the file. If nothing changes, the folder of the file that sets the key.
+
     Raises:
-        MaskfoldError: status 2; the file does not exist or cannot be read.
+        MaskfoldError (exit status 2): the file does not exist or cannot be read.
     """
     parent: Any = document.tree
     for part in key[:-1]:
@@ -79,10 +82,17 @@ def inline_file(document: YamlDocument, key: KeyPath, default: Path, kind: str) 
 
 
 def find_file(document: YamlDocument, key: KeyPath, value: str, default: Path, kind: str) -> Path:
-    """Return the YAML file that the text `value` at `key` refers to.
+    """Return the YAML file that the value of a key names.
+
+    Args:
+        document: the document.
+        key: the key.
+        value: the path in the YAML, relative to the file that sets the key.
+        default: folder in which a relative path from the command line is searched after the working folder.
+        kind: the kind of file, for messages, e.g. `a competition`.
 
     Raises:
-        MaskfoldError: status 2; the file does not exist.
+        MaskfoldError (exit status 2): the file does not exist.
     """
     place, name = document.locate(key), ".".join(map(str, key))
     path = expand_home(document, key, value)
@@ -102,7 +112,7 @@ def expand_home(document: YamlDocument, key: KeyPath, value: str) -> Path:
     """Return the path `value` at `key`, with `~` and `~name` replaced by the home folder.
 
     Raises:
-        MaskfoldError: status 2; the user of `~name` is unknown.
+        MaskfoldError (exit status 2): the user of `~name` is unknown.
     """
     try:
         return Path(value).expanduser()
@@ -118,7 +128,7 @@ def file_exists(document: YamlDocument, key: KeyPath, path: Path) -> bool:
     """Return whether a file or folder that the key `key` names exists.
 
     Raises:
-        MaskfoldError: status 2; the path is too long, or a folder above it cannot be searched.
+        MaskfoldError (exit status 2): the path is too long, or a folder above it cannot be searched.
     """
     try:
         return path.exists()
@@ -176,7 +186,15 @@ def _merge_bases(document: YamlDocument, file: Path, chain: list[Path]) -> YamlD
 
 
 def _merged(base: YamlDocument, own: YamlDocument, below: Any, above: Any, path: KeyPath) -> dict[Any, Any]:
-    """Merge the mapping `above` (of `own`) over the mapping `below` (of `base`), which are both at `path`."""
+    """Return a mapping of the experiment merged over the mapping of its base at the same key.
+
+    Args:
+        base: document of the base, for the locations of its keys.
+        own: document of the experiment; gets the locations of the keys that come from the base.
+        below: the base's mapping.
+        above: the experiment's mapping.
+        path: the key of both mappings.
+    """
     result: dict[Any, Any] = {}
     for key, value in below.items():
         here = (*path, key)
@@ -217,7 +235,10 @@ def _may_be_null(path: KeyPath) -> bool:
 
 
 def _is_section(path: KeyPath) -> bool:
-    """Return whether null at a key stands for its default: the schema has the key, and does not allow null there."""
+    """Return whether null as the value of a key means the key's default.
+
+    This holds if the schema has the key and does not allow null as a value.
+    """
     types = _types_at(path)
     return bool(types) and Any not in types and NoneType not in types
 

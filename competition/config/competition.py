@@ -34,7 +34,7 @@ DEFAULT_METRIC = "dice"
 
 
 class ConfigModel(BaseModel):
-    """Check a YAML section: types are strict, unknown keys are errors, and the object is immutable.
+    """Define the rules of all YAML sections: strict types, no unknown keys, no change after construction.
 
     This is the base class of all sections.
     """
@@ -113,7 +113,10 @@ class TrainFiles(ConfigModel):
 
     @property
     def selects_cases(self) -> bool:
-        """Whether `train.cases` or `train.exclude` is set, which also allows masks and table rows without a case."""
+        """Whether `train.cases` or `train.exclude` is set.
+
+        If so, masks and table rows that belong to no selected case are not an error.
+        """
         return self.cases is not None or self.exclude is not None
 
 
@@ -150,7 +153,7 @@ class MetricTerm(ConfigModel):
         return self.name or str(self.target).rpartition(".")[2]
 
     def config(self, trust: Sequence[str] = ()) -> MetricConfig:
-        """Return a section `metric` whose only metric is that of this term, without the weight.
+        """Return a section `metric` with the metric of this term alone, without the term's weight.
 
         Args:
             trust: additional packages from which `target` may be imported.
@@ -229,7 +232,10 @@ class MetricConfig(ConfigModel):
 
     @model_serializer(mode="wrap")
     def _omit_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Omit `target`, `args` and `sum` if not set, so that hashes and files of other metrics do not change."""
+        """Omit `target`, `args` and `sum` if they are not set.
+
+        Files and hashes of runs from before these keys existed then stay valid.
+        """
         plain: dict[str, Any] = handler(self)
         return {key: value for key, value in plain.items() if value or key not in ("target", "args", "sum")}
 
@@ -245,8 +251,9 @@ class MetricConfig(ConfigModel):
         """Return the metric with its settings.
 
         Raises:
-            MaskfoldError: status 2; `target` cannot be imported, is not trusted, or does not fit `args`; `average:
-                global` does not fit the user's own metric; the terms of a sum have different directions.
+            MaskfoldError (exit status 2): either `target` cannot be imported, is not trusted, or does not fit `args`.
+                Or the user's own metric does not support `average: global`. Or the terms of a sum have different
+                directions.
         """
         if self.sum is not None:
             terms = [(term.weight, term.config(self._trust).resolve()) for term in self.sum]
@@ -306,7 +313,7 @@ class MetricConfig(ConfigModel):
 
     @property
     def has_pooled_term(self) -> bool:
-        """Whether a part of the metric is averaged over the items (such as slices) of all cases together."""
+        """Whether a term of the metric is averaged over the slices (or other items) of all cases, not over cases."""
         # see `load_own_metric` and `MetricTerm`
         return self.target is None and self.sum is None and METRICS.get(self.name).pooled_share > 0
 
@@ -379,7 +386,10 @@ class SubmissionFormat(ConfigModel):
 
     @model_serializer(mode="wrap")
     def _omit_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Omit the keys of label files if they are not set, so that hashes and files of other formats do not change."""
+        """Omit the keys of label files if they are not set.
+
+        Files and hashes of runs from before these keys existed then stay valid.
+        """
         plain: dict[str, Any] = handler(self)
         return {key: value for key, value in plain.items() if value or key not in ("files", "zip", "labels")}
 
@@ -405,7 +415,8 @@ class Competition(ConfigModel):
     spacing: list[Annotated[float, Field(gt=0.0)]] | None = None
     train: TrainFiles
     test: TestFiles | None = None
-    group: str | None = None  # a regular expression that matches the id (its first group counts), or `file.csv:column`
+    # Group of each case: `file.csv:column`, or a regular expression whose first group matches the group in the id.
+    group: str | None = None
     stratum: str | None = None  # written like `group`; used by `folds.scheme: stratified`
     on_bad_case: Literal["stop", "skip"] = "stop"
     metric: MetricConfig = MetricConfig()
@@ -515,7 +526,9 @@ class Competition(ConfigModel):
 
 
 def drop_keys_without_effect(plain: dict[str, Any]) -> None:
-    """Remove keys that change no result, and newer keys with their default value, so that old hashes stay valid.
+    """Remove keys that do not change a run's results, so that they are not part of the run's hash.
+
+    Newer keys with their default value are also removed, so that the hashes of older runs stay valid.
 
     Args:
         plain: the competition as plain values; changed in place.

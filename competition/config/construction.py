@@ -85,12 +85,12 @@ _installed = False
 
 
 class ConstructionGuard:
-    """Prevent, in a `with` block, the constructor of a class from writing files, connecting or starting processes.
+    """Prevent the constructor of a class from writing files, connecting or starting processes, in a `with` block.
 
     The class's arguments are checked on entry. In the block, an error is raised if this thread tries to write, rename
     or delete a file, to connect to another machine, to start a process or to unpickle. If the library catches the
-    error, it is raised again at the end of the block. Module imports are exempt, because they write bytecode caches and
-    query the machine's properties. The guard does not apply to classes of packages that the user trusts.
+    error, it is raised again at the end of the block. Module imports are exempt, because they write bytecode caches
+    and query the machine's properties. Classes of packages that the user trusts are exempt too.
 
     Args:
         cls: the class.
@@ -101,7 +101,7 @@ class ConstructionGuard:
             of torch and Hugging Face and in the system's temporary folder are allowed.
 
     Raises:
-        MaskfoldError: status 2.
+        MaskfoldError (exit status 2): an argument is refused, or the constructor tried a forbidden action.
 
     Example:
         >>> import torch
@@ -148,7 +148,7 @@ class ConstructionGuard:
             frame: the frame that caused the event.
 
         Raises:
-            MaskfoldError: status 2.
+            MaskfoldError (exit status 2): the event is not allowed.
         """
         action = self._describe(event, args)
         if action is None or self._is_importing(frame):
@@ -232,9 +232,9 @@ def _is_opened_for_writing(args: tuple[Any, ...]) -> bool:
 
 
 def _download_folders() -> Iterator[Path]:
-    """Yield the folders in which libraries store downloads.
+    """Yield the folders in which the imported libraries store downloads.
 
-    Only libraries that are already imported are asked, because no other library can download.
+    A library that is not imported cannot download, so its folder is not needed.
     """
     torch_hub, constants = sys.modules.get("torch.hub"), sys.modules.get("huggingface_hub.constants")
     if torch_hub is not None:

@@ -88,7 +88,7 @@ class ExtraCasesConfig(ConfigModel):
         return {name: own_name for name, own_name in self.classes.items() if own_name is not None}
 
     def find_mismatch(self, comp: Competition) -> str | None:
-        """Return the reason why the cases cannot train a network of `comp`; None if there is none."""
+        """Return why the cases cannot train a network of `comp`; None if they can."""
         extra = self.competition
         if extra.train.weights is not None:
             return "`extra.competition` must not have `train.weights`; `extra.weight` is the weight of all its cases"
@@ -234,7 +234,7 @@ class PatchConfig(ConfigModel):
 
     @staticmethod
     def plane(axis: int) -> tuple[int, ...]:
-        """Return the axes of the volume in which 2.5D patches lie whose slices lie along `axis`, in ascending order."""
+        """Return the two axes of the volume that a slice along `axis` spans, in ascending order."""
         return tuple(other for other in range(LAST_AXIS + 1) if other != axis)
 
 
@@ -285,7 +285,7 @@ class TrainingConfig(ConfigModel):
     accumulate: PositiveInt = 1  # micro-batches per optimizer step
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     clip_gradient: Annotated[float, Field(gt=0)] | None = 12.0  # maximum norm of the gradient
-    # First steps in which the weights of the module `encoder` stay as they are, so that they are faster.
+    # Number of first steps in which the weights of the module `encoder` are not trained, which makes the steps faster.
     freeze_encoder: Annotated[int, Field(ge=0)] = 0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay per step; 0 disables the average
     validate_every: PositiveInt = 1  # epochs
@@ -304,8 +304,8 @@ class TrainingConfig(ConfigModel):
     # If memory runs out: stop, or halve the micro-batch; the optimizer step stays the same.
     on_oom: Literal["stop", "halve"] = "stop"
     # The memory layout of the network's tensors, and whether the optimizer updates all weights in one kernel. A run
-    # keeps the values it was started with. In a run's own YAML, `auto` means channels_first and off; see
-    # runs/kept_settings.py.
+    # that is resumed uses the values with which it was started. In the YAML that a run has saved, `auto` means
+    # channels_first and off; see runs/kept_settings.py.
     memory_format: Literal["auto", "channels_first", "channels_last"] = "auto"
     fused: Literal["auto", "off", "on"] = "auto"
     compile: Literal["auto", "off", "on"] = "auto"  # torch.compile; auto: on a GPU with a budget of 10 minutes or more
@@ -365,7 +365,10 @@ class HardwareConfig(ConfigModel):
 
     @property
     def loader_processes(self) -> int:
-        """Number of loader processes per device; 0 for `auto`, which `training.distributed.with_workers` replaces."""
+        """Number of loader processes per device; 0 if `workers` is `auto`.
+
+        Before training, `training.distributed.with_workers` replaces `auto` by a number.
+        """
         return 0 if self.workers == "auto" else self.workers
 
 
@@ -543,12 +546,20 @@ class Experiment(ConfigModel):
 
     @property
     def output_channels(self) -> int:
-        """Number of channels of a prediction: `competition.output_channels`, plus one for a boundary class."""
+        """Number of channels of a prediction.
+
+        This is `competition.output_channels`, plus a channel for the borders of objects if the network learns to
+        separate touching objects (`prepare.boundary` or `prepare.rings`).
+        """
         return self.competition.output_channels + (self.prepare.object_key is not None)
 
     @property
     def network_channels(self) -> int:
-        """Number of output channels of the network: `output_channels`; with `prepare.rings`, rings replace classes."""
+        """Number of output channels of the network, which equals `output_channels` without `prepare.rings`.
+
+        With `prepare.rings`, the network has one channel for the background and one channel for each ring of each
+        class.
+        """
         if self.prepare.rings is None:
             return self.output_channels
         return 1 + len(self.competition.classes) * self.prepare.rings
@@ -560,13 +571,19 @@ class Experiment(ConfigModel):
 
     @property
     def slice_planes(self) -> list[str] | None:
-        """The planes of 2.5D slices along each axis of `patch.axes`; None without `prepare.orientation`."""
+        """The anatomical plane of the 2.5D slices along each axis of `patch.axes`, e.g. `axial`.
+
+        None if `prepare.orientation` is not set, because the axes then have no anatomical meaning.
+        """
         letters = self.prepare.orientation
         return None if letters is None else [PLANES[letters[axis]] for axis in self.patch.axes]
 
     @property
     def presence_axis(self) -> int | None:
-        """The axis of the preprocessed volume whose slices have one class presence each; None: each case has one."""
+        """The axis along which each slice has its own list of present classes, as 2.5D training needs; otherwise None.
+
+        The axis belongs to the preprocessed volume. With None, one list of present classes describes the whole case.
+        """
         return self.patch.axes[0] if self.patch.slices is not None and len(self.patch.axes) == 1 else None
 
     @property

@@ -79,7 +79,8 @@ def resolve_target(path: str, kind: type | tuple[type, ...] | None, key: str, tr
         The class; if `kind` is None, it may be a function.
 
     Raises:
-        MaskfoldError: status 2; an unknown name is reported with the nearest existing names.
+        MaskfoldError (exit status 2): the path is invalid, not trusted, or not of the required kind. If a name in it
+            is unknown, the message lists the nearest existing names.
 
     Example:
         >>> import torch
@@ -121,7 +122,7 @@ def check_arguments(cls: Any, args: Mapping[str, Any], key: str, partial: bool =
         partial: whether missing arguments are accepted, because the caller adds them later.
 
     Raises:
-        MaskfoldError: status 2; an argument is unknown or missing.
+        MaskfoldError (exit status 2): an argument is unknown or missing.
     """
     parameters = _parameters(cls)
     if parameters is None:
@@ -159,7 +160,7 @@ def check_targets(exp: Experiment, trust: Sequence[str] = ()) -> None:
         trust: additional trusted packages.
 
     Raises:
-        MaskfoldError: status 2, naming the key.
+        MaskfoldError (exit status 2): a target or an argument is invalid. The message names its key.
     """
     import torch
 
@@ -180,7 +181,10 @@ def check_targets(exp: Experiment, trust: Sequence[str] = ()) -> None:
 
 
 def _add_working_folder(root: str) -> None:
-    """Append the working folder to `sys.path` to find a user's own module; installed packages take precedence."""
+    """Append the working folder to `sys.path`, if this is needed to find a user's own module.
+
+    Modules of installed packages take precedence.
+    """
     folder = os.getcwd()
     if root not in sys.modules and folder not in sys.path and importlib.util.find_spec(root) is None:
         sys.path.append(folder)
@@ -299,7 +303,7 @@ def trusted_packages(extra: Sequence[str] = ()) -> frozenset[str]:
             `MASKFOLD_TRUST` (such as `a,b`) are added.
 
     Raises:
-        MaskfoldError: status 2; an entry is not a package name.
+        MaskfoldError (exit status 2): an entry is not a package name.
     """
     return frozenset(TRUSTED_PACKAGES) | _user_trusted(extra)
 
@@ -310,15 +314,18 @@ def is_user_trusted(root: str, extra: Sequence[str] = ()) -> bool:
 
 
 def is_wholly_trusted(root: str, extra: Sequence[str] = ()) -> bool:
-    """Return whether the command line or the environment trusts a package, even its parts that may use files."""
+    """Return whether the user trusts a package on the command line or in the environment.
+
+    If so, even the package's classes that may use files are allowed (see `ACTIVE_PARTS`).
+    """
     return root in _user_trusted(extra)
 
 
 def find_active_part(name: str, extra: Sequence[str] = ()) -> str | None:
-    """Return the entry of `ACTIVE_PARTS` (code that may use files) that contains a class; None if the class is allowed.
+    """Return the entry of `ACTIVE_PARTS` (code that may use files) that contains a class, or None.
 
     Args:
-        name: the class's defining module and name.
+        name: the class's defining module and name, joined by a dot.
         extra: packages trusted on the command line, as for `trusted_packages`.
     """
     if is_wholly_trusted(name.split(".")[0], extra):
@@ -329,8 +336,13 @@ def find_active_part(name: str, extra: Sequence[str] = ()) -> str | None:
 def check_import_path(path: str, key: str, extra: Sequence[str] = ()) -> list[str]:
     """Check a class's import path without importing anything, and return its parts.
 
+    Args:
+        path: the import path.
+        key: the key in the YAML, for error messages.
+        extra: packages trusted on the command line, as for `trusted_packages`.
+
     Raises:
-        MaskfoldError: status 2; `path` is not an import path, has a private part, or its package is not trusted.
+        MaskfoldError (exit status 2): `path` is not an import path, has a private part, or its package is not trusted.
     """
     parts = path.split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):

@@ -58,7 +58,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = (), trust: Sequ
         `competition.config.instantiate.check_targets` checks them.
 
     Raises:
-        MaskfoldError: status 2; the message lists all errors, each with file, line and key.
+        MaskfoldError (exit status 2): the message lists all errors, each with file, line and key.
 
     Example:
         >>> load_experiment("experiments/demo2d/unet2d.yaml", ["training.epochs=3"])  # doctest: +SKIP
@@ -109,7 +109,7 @@ def load_competition(
         The competition; its `root` is absolute.
 
     Raises:
-        MaskfoldError: status 2; see `load_experiment`.
+        MaskfoldError (exit status 2): see `load_experiment`.
     """
     file = Path(path)
     document = read_yaml(file)
@@ -224,7 +224,7 @@ def _inline_extras(document: YamlDocument, folder: Path) -> None:
 
 
 def _item_keys(document: YamlDocument, key: KeyPath) -> list[KeyPath]:
-    """Return the keys of a list's items, or the key itself if its value is not a list."""
+    """Return the key of each item if the value of `key` is a list; otherwise return `key` alone."""
     _, value = _value(document, key)
     return [(*key, number) for number in range(len(value))] if isinstance(value, list) else [key]
 
@@ -242,7 +242,7 @@ def _insert_defaults(document: YamlDocument, keys: Sequence[str]) -> None:
 
 
 def _value(document: YamlDocument, key: KeyPath) -> tuple[Any, Any]:
-    """Return the value of a key, and the mapping or list that contains the key."""
+    """Return the mapping or list that contains a key, and the value of the key (None if it is missing)."""
     node = parent = document.tree
     for part in key:
         parent = node
@@ -256,7 +256,8 @@ def _value(document: YamlDocument, key: KeyPath) -> tuple[Any, Any]:
 def _resolve_root(document: YamlDocument, key: KeyPath, folder: Path) -> None:
     """Make the path at `key` absolute.
 
-    The path is relative to the YAML's folder if it exists only there; otherwise it is relative to the working folder.
+    A relative path that exists only below the YAML's folder is taken from there. Any other relative path is taken from
+    the working folder.
     """
     parent, value = _value(document, key)
     if isinstance(value, str) and value:
@@ -292,7 +293,7 @@ def _check_run_name(file: Path, competition: str) -> None:
 
 
 def _resolve_file(document: YamlDocument, key: KeyPath, folder: Path) -> None:
-    """Put the YAML's folder before the path at `key` if the file exists only below the YAML's folder."""
+    """Put the YAML's folder before the path at `key`, if the file exists only there and not in the working folder."""
     parent, value = _value(document, key)
     folder = folder_of(document, key, folder)
     if not isinstance(value, str) or not value or file_exists(document, key, Path(value)):
@@ -309,7 +310,7 @@ def _validate(model: type[ModelT], document: YamlDocument) -> ModelT:
 
 
 def _load_own_steps(document: YamlDocument, trust: Sequence[str]) -> None:
-    """Import the user's own post-processing steps, because the fields of these classes define the keys of the YAML."""
+    """Import the user's own post-processing steps, because their fields are the keys that the YAML may have."""
     key: KeyPath = ("postprocess", "steps")
     _, value = _value(document, key)
     lists = {(*key, name): steps for name, steps in value.items()} if isinstance(value, dict) else {key: value}
@@ -322,7 +323,12 @@ def _load_own_steps(document: YamlDocument, trust: Sequence[str]) -> None:
 
 
 def _metric_key(above: KeyPath, section: str) -> KeyPath:
-    """Return the YAML key of a metric, or of the term of a weighted sum that `section` names, e.g. `sum.0`."""
+    """Return the YAML key of a metric.
+
+    Args:
+        above: the key of the section that contains `metric`.
+        section: empty for the metric itself; `sum.0` for the first term of a weighted sum.
+    """
     parts: list[str | int] = [int(part) if part.isdecimal() else part for part in section.split(".") if part]
     return (*above, "metric", *parts)
 

@@ -43,15 +43,15 @@ MAX_SHOWN_ERRORS = 50
 
 @dataclass
 class Problem:
-    """Hold one pydantic error, and the model's description of the key that caused the error.
+    """Hold one pydantic error, and what the schema says about the key that caused the error.
 
     Attributes:
         error: the error.
-        path: the key's path in the data. Unlike pydantic's `loc`, this path has no entries for members of unions.
+        path: the key's path in the YAML. Pydantic's `loc` also contains names of union members, which this path omits.
         expected: the types that the key's value may have.
-        section: the model that the key belongs to.
-        union_members: for each union type along the key's path, the union's path, its members, and the member that
-            failed.
+        section: the model class that has the key as a field; None if no model has it.
+        union_members: for each key along the path whose type is a union: the path of this key, the types of the union,
+            and the type for which pydantic reported the error.
     """
 
     error: ErrorDetails
@@ -91,7 +91,7 @@ def format_validation_error(error: ValidationError, model: type[BaseModel], docu
 
 
 def _locate(error: ErrorDetails, model: type[BaseModel]) -> Problem:
-    """Find the section and the key in the model to which pydantic's location refers."""
+    """Find the key in the schema, and its section, to which the location in a pydantic error refers."""
     problem = Problem(error, expected=[model])
     for part in error["loc"]:
         if len(problem.expected) > 1:
@@ -115,9 +115,11 @@ def _locate(error: ErrorDetails, model: type[BaseModel]) -> Problem:
 
 
 def _select_union_members(problems: list[Problem]) -> list[Problem]:
-    """Keep the errors of the union member that the user meant; if that member is unclear, keep one error for the union.
+    """Keep only the errors that concern the union type which the user meant.
 
-    A member was not meant if the value has another type, e.g. text where the member is a list.
+    For a key with a union type, pydantic reports errors for every type of the union. A type was not meant if the value
+    has another type, e.g. text instead of a list. If no type of the union was meant, one error that names all types
+    remains.
     """
     mismatches = {
         (path, member)
@@ -249,7 +251,10 @@ def _path_in_message(message: str, path: KeyPath, document: YamlDocument) -> Key
 
 
 def _suggest_keys(problem: Problem) -> str:
-    """Return a hint with the key that the user may mean: a similar key, or the same key of a nested section."""
+    """Return a hint for an unknown key: a similar key, or a nested section that has this key.
+
+    If there is neither, the hint lists the known keys.
+    """
     if problem.section is None:
         return ""
     key, known = str(problem.path[-1]), _keys(problem.section)
@@ -277,7 +282,7 @@ def _fields(section: type[BaseModel]) -> dict[str, FieldInfo]:
 
 
 def _suggest_value(problem: Problem) -> str:
-    """Return a hint that names the nearest allowed value."""
+    """Return a hint with the allowed value that is most similar to the value found; an empty text if there is none."""
     values = [str(arg) for member in problem.expected if get_origin(member) is Literal for arg in get_args(member)]
     value = problem.error["input"]
     near = nearest_names(value, values) if isinstance(value, str) and len(values) > 1 else []

@@ -1,8 +1,8 @@
-"""Define and register metrics: a metric has a name, a function and a direction.
+"""Define metrics and their registry: a metric has a name, a function and a direction (whether higher is better).
 
-`WeightedSum` is the function of `metric: {sum: [{name: surface_dice, weight: 0.35}, …]}`.
-The decorator `metric` adds a metric to the registry. `METRICS` contains the metrics of `competition.metrics`. All
-comparisons of scores use `Direction`.
+The decorator `metric` adds a metric to the registry `METRICS`, which contains the metrics of `competition.metrics`.
+`WeightedSum` is the function of `metric: {sum: [{name: surface_dice, weight: 0.35}, …]}`. All comparisons of scores
+use `Direction`.
 """
 
 from __future__ import annotations
@@ -65,12 +65,14 @@ class Direction(enum.Enum):
 
 
 class PooledScore(NamedTuple):
-    """Hold the score of a metric with two terms; the pooled term is averaged over the items (e.g. slices) of all cases.
+    """Hold the score of one class of one case, for a metric that is a weighted mean of two terms.
+
+    The pooled term is averaged over the items (e.g. slices) of all cases, the other term over cases and classes.
 
     Attributes:
-        pooled: mean of the pooled term over the items of one class in one case.
+        pooled: mean of the pooled term over the items of this class in this case.
         items: number of these items.
-        rest: the other term, which is averaged over cases and classes.
+        rest: the other term.
     """
 
     pooled: float
@@ -87,8 +89,9 @@ class Metric:
         function: a function that returns the score of one class of one case, or a class whose objects are such
             functions; see `metric`.
         direction: whether higher or lower scores are better.
-        from_counts: whether the function's only inputs are the pixel counts `tp`, `fp` and `fn`, numbers or arrays.
-        pooled_share: share of the pooled term in the score, if the function returns a `PooledScore`; else 0.
+        from_counts: whether the function takes only pixel counts (`tp`, `fp`, `fn`) and settings. The counts may be
+            numbers or arrays.
+        pooled_share: share of the pooled term in the score, if the function returns a `PooledScore`; otherwise 0.
     """
 
     name: str
@@ -123,12 +126,12 @@ class Metric:
 
     @property
     def has_sums(self) -> bool:
-        """Whether the metric is a class with the method `sums`, whose numbers are added up over cases; see `metric`."""
+        """Whether the metric is a class with the method `sums`, whose results are added up over cases; see `metric`."""
         return getattr(self.function, "sums", None) is not None
 
     @property
     def sum_count(self) -> int:
-        """The number of values that `sums` returns."""
+        """The number of values that the method `sums` returns."""
         if not self.has_sums:
             return len(COUNTS)
         if isinstance(known := getattr(self.function, "sum_count", None), int):  # a sum of metrics
@@ -142,12 +145,12 @@ class Metric:
 
     @property
     def needs_objects(self) -> bool:
-        """Whether the metric compares objects."""
+        """Whether the metric compares the objects of prediction and truth instead of their masks."""
         return bool(set(self.inputs) & set(OBJECTS))
 
     @property
     def settings(self) -> list[str]:
-        """The parameters that are not inputs; for a class, the parameters of its constructor."""
+        """The names of the parameters that are not inputs; for a class, the parameters of its constructor."""
         return [name for name in _parameters(self.function) if name not in INPUTS]
 
     def bind(self, args: Mapping[str, Any], defaults: Mapping[str, Any]) -> Metric:
@@ -181,7 +184,10 @@ class Metric:
         return replace(self, function=partial(self.function, **values)) if values else self
 
     def __call__(self, **inputs: Any) -> Any:
-        """Return the score of one class of one case; pass the function only the inputs that its parameters name."""
+        """Return the score of one class of one case.
+
+        `inputs` may contain more inputs than the function takes; only those that its parameters name are passed on.
+        """
         selected = {name: inputs[name] for name in self.inputs}
         function: Any = self.function
         return function(*function.sums(**selected)) if self.has_sums else function(**selected)
@@ -194,7 +200,7 @@ class Metric:
         return tuple(float(value) for value in function.sums(**{name: inputs[name] for name in self.inputs}))
 
     def score_sums(self, *sums: Any) -> Any:
-        """Return the score from the results of `sums`, e.g. pixel counts, added up over cases, as numbers or arrays."""
+        """Return the score from the results of `sums` that were added up over cases; each is a number or an array."""
         if self.has_sums:
             return self.function(*sums)
         return self.function(**dict(zip(COUNTS, sums, strict=True)))
@@ -269,7 +275,7 @@ def load_own_metric(target: str, name: str, trust: Sequence[str], key: str) -> M
         key: the key of the import path, for messages.
 
     Raises:
-        MaskfoldError: status 2; the target is not trusted, cannot be imported, or states no direction.
+        MaskfoldError (exit status 2): the target is not trusted, cannot be imported, or states no direction.
     """
     try:
         found = Metric.from_declaration(resolve_target(target, None, key, trust), name)
@@ -286,9 +292,10 @@ def load_own_metric(target: str, name: str, trust: Sequence[str], key: str) -> M
 
 
 def _parameters(function: Any, called: bool = False) -> dict[str, inspect.Parameter]:
-    """Return the named parameters of a function.
+    """Return the named parameters of a function or class.
 
-    For a class, return the parameters of its constructor or, if `called`, of the method `sums` or `__call__`.
+    For a class, these are the parameters of its constructor. With `called`, they are the parameters of its method
+    `sums`, or of `__call__` if it has no such method.
     """
     if called and isinstance(function, type):
         # the bound method, whose parameters do not include `self`
@@ -311,11 +318,11 @@ def _listed_values(function: Any) -> dict[str, tuple[Any, ...]]:
 class WeightedSum:
     """Compute a weighted sum of metrics, as the `function` of a `Metric`.
 
-    A term that compares objects has no score if neither mask nor truth has an object. If another term has a score, a
-    term without a score counts with its best score: 1, or 0 if lower scores are better.
+    A term that compares objects gives nan if neither mask nor truth has an object. If another term has a score, the
+    nan is replaced by the term's best score: 1, or 0 if lower scores are better.
 
     Args:
-        terms: pairs of weight and metric; the metrics have their settings.
+        terms: pairs of weight and metric, whose settings are bound.
     """
 
     def __init__(self, terms: Sequence[tuple[float, Metric]]) -> None:
@@ -325,7 +332,7 @@ class WeightedSum:
         self.sums = self._sums if all(metric.supports_global for _, metric in self.terms) else None
 
     def __call__(self, *sums: Any, **inputs: Any) -> Any:
-        """Return the weighted sum for the inputs of one case, or for numbers that `sums` added up over cases."""
+        """Return the weighted sum from the inputs of one case, or from the results of `sums` added up over cases."""
         import numpy as np  # inside, because commands that only read a YAML do not need it
 
         if sums:
@@ -348,7 +355,7 @@ class WeightedSum:
 
 
 def sum_direction(terms: Sequence[tuple[float, str, Direction]]) -> Direction:
-    """Return the direction of a weighted sum.
+    """Return whether higher or lower values of a weighted sum are better.
 
     Args:
         terms: weight, name and direction of each term.

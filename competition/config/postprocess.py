@@ -27,17 +27,17 @@ class Step(ConfigModel):
     """Define the interface of a post-processing step; `competition.postprocessing.steps` has Maskfold's own steps.
 
     The pydantic fields of a step are its keys in the YAML. A step whose only field is `value` is written
-    `remove_small: 30`; any other step is written as a mapping: `triplet: {high: 0.75, pixels: 100, low: 0.4}`. A user's
-    own step is written `{target: my_steps.Erode, args: {radius: 1}}`.
+    `remove_small: 30`; any other step is written as a mapping: `triplet: {high: 0.75, pixels: 100, low: 0.4}`. A
+    user's own step is written `{target: my_steps.Erode, args: {radius: 1}}`.
 
     Attributes:
         creates_mask: whether the step makes the mask from the probabilities. Only the first step may do so.
         needs_presence: whether the step requires the output of the presence head.
-        slot: name of a group of alternative steps, of which the search uses at most one. None: the step has no
-            alternatives.
-        combines: whether the search adds the step to each alternative of its slot, instead of replacing the
-            alternative.
-        searched_twice: whether the search visits the step's slot again after all other slots.
+        slot: name of a group of alternative steps, of which the search (`postprocess.tune`) uses at most one. With
+            None, the step has no alternatives.
+        combines: whether the search tries the step together with each alternative of its group, instead of in place of
+            the alternative.
+        searched_twice: whether the search tries the steps of this group a second time, after all other groups.
     """
 
     creates_mask: ClassVar[bool] = False
@@ -61,18 +61,20 @@ class Step(ConfigModel):
 
     @classmethod
     def candidates(cls, search: Any) -> Sequence[Step] | None:
-        """Return this class's steps that `postprocess.tune` tries, in order. The search also tries to omit the step.
+        """Return the settings of this step that `postprocess.tune` tries, in order.
+
+        The search also tries to omit the step.
 
         Args:
             search: `SearchContext` of `competition.postprocessing.steps`.
 
         Returns:
-            Instances of this class with the values to try; None if the search leaves this step out.
+            Instances of this class with the values to try; None if the search does not use this step.
         """
         return None
 
     def find_problem(self, exp: Experiment) -> str | None:
-        """Return the conflict between the step and other sections of the experiment; None if there is none."""
+        """Return why the step does not fit other sections of the experiment; None if it fits."""
         return None
 
     @classmethod
@@ -117,8 +119,8 @@ def load_own_step(target: str, args: Any, key: str, trust: Sequence[str]) -> Non
         trust: additional trusted packages.
 
     Raises:
-        MaskfoldError: status 2; the target is not trusted, cannot be imported, is not a step or has no `apply`, or
-            an argument is unknown.
+        MaskfoldError (exit status 2): the target is not trusted, cannot be imported, is not a step or has no `apply`,
+            or an argument is unknown.
     """
     cls = resolve_target(target, Step, f"{key}.target", trust)
     if inspect.isabstract(cls):

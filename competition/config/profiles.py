@@ -20,12 +20,12 @@ RowKind = Literal["image", "object", "slice_class", "image_class"]
 
 @dataclass(frozen=True)
 class TrainTable:
-    """Describe the differences between the format of the training table and that of the submission.
+    """Describe how the format of the training table differs from that of the submission.
 
     Attributes:
         id_column, mask_column, class_column: names of the table's columns; None means the submission's column name.
         rows_are_parts: whether the rows of one image are parts of one mask, which are merged.
-        grid: (H, W) of the table's masks; None: the image's own size.
+        grid: (H, W) of the table's masks; None means the size of the image.
     """
 
     id_column: str | None = None
@@ -60,18 +60,20 @@ class Profile:
             `class_column`, the cell is `{name}_{class}`.
         mask_column: the column with the encoded mask.
         class_column: the column with the class; None if there is none.
-        rows: meaning of a row: `image`; `object` (an image without objects has one empty row); `image_class`, an
+        rows: what a row describes: `image`; `object` (an image without objects has one empty row); `image_class`, an
             image and a class; `slice_class`, a slice of a volume (and a class, if there are several).
         classes: the competition's class names, if it has several.
         overlap_allowed: whether two objects of one image may share a pixel.
-        grid: (H, W) of the submitted masks; None: the image's own size.
+        grid: (H, W) of the submitted masks; None means the size of the image.
         extra_columns: additional columns with the mask's shape: `height` and `width`.
         confidence: whether one cell contains all objects of an image, each as `0 confidence mask`.
-        metric: the host's metric as a value of `metric.name`, or `format only`.
+        metric: the host's metric as a value of `metric.name`. `format only` means that Maskfold does not have the
+            metric.
         metric_keys: other keys of `metric` that the host's rule sets, see `docs/submission.md`.
-        id_suffix: text that the host's ids add to the image's name without extension, e.g. `.jpg`; None: unknown.
+        id_suffix: text that the host's ids add to the image's name without extension, e.g. `.jpg`; None if unknown.
         train: how the training table differs from the submission.
-        alternative: a second format, if there is one; the header of the sample submission selects between the two.
+        alternative: a second format that the host accepts, if there is one. The header of the sample submission tells
+            which of the two formats applies.
     """
 
     name: str
@@ -277,9 +279,10 @@ def get_profile(name: str) -> Profile:
 
 
 def profile_of(comp: Competition) -> Profile:
-    """Return a competition's submission format: its known profile, or a profile from `submission.columns` and `.rle`.
+    """Return a competition's submission format.
 
-    If there is a sample submission, its header sets the order of the columns.
+    This is the known profile that `submission.profile` names. Without a profile, it is built from `submission.columns`
+    and `submission.rle`, with the columns in the order of the sample submission's header.
 
     Raises:
         MaskfoldError: the profile is unknown, or the classes differ from the profile's.
@@ -326,7 +329,10 @@ def _custom_profile(comp: Competition) -> Profile:
 
 
 def _order_columns(comp: Competition, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the columns in the order of the sample submission; unchanged if the sample has other columns."""
+    """Return the columns in the order of the sample submission.
+
+    Return them unchanged if there is no sample, or if it has other columns.
+    """
     path = Path(comp.root) / str(comp.submission.sample)
     if comp.submission.sample is None or not path.is_file():
         return names

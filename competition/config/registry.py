@@ -16,8 +16,8 @@ Entry = TypeVar("Entry")
 class Registry(Generic[Entry]):
     """Map names to entries. The module that defines an entry adds it to the registry.
 
-    A module adds its entries while it is imported, and the first lookup imports the module. The registry names modules
-    by text, so that a lookup may import a package of a higher layer.
+    A module adds its entries while it is imported, and the first lookup imports the module. The registry stores the
+    modules' names instead of importing them, so that a lookup may import a package of a higher layer.
 
     Args:
         kind: the noun for an entry in messages, e.g. `metric`.
@@ -60,7 +60,7 @@ class Registry(Generic[Entry]):
 
     @contextmanager
     def temporary(self, name: str, entry: Entry) -> Iterator[Entry]:
-        """Add an entry, and remove the entry at the end of the `with` block; tests use this method."""
+        """Add an entry for the duration of a `with` block; tests use this method."""
         self._import_package()
         self.add(name, entry)
         try:

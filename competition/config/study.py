@@ -74,7 +74,10 @@ class SearchDimension(ConfigModel):
 
 
 def _exact(value: int | float) -> Fraction:
-    """Return a number as an exact fraction of its decimal notation; a float cannot represent 0.3 exactly."""
+    """Return a number as the exact fraction that its decimal notation denotes.
+
+    A float cannot represent most decimal numbers, such as 0.3, exactly.
+    """
     return Fraction(str(value))
 
 

@@ -25,7 +25,7 @@ KeyPath = tuple[str | int, ...]
 MAX_NODES = 100_000  # a limit, because nested aliases expand a small file exponentially
 MAX_DEPTH = 40  # levels of mappings and lists; OmegaConf and pydantic descend one level with several calls
 MAX_BYTES = 2**22  # maximum size of a file; a resolved experiment has a few kilobytes
-MAX_REMEMBERED = 2**16  # characters; a longer text is parsed each time
+MAX_REMEMBERED = 2**16  # characters; the result of parsing a longer text is not cached
 
 FLOAT_PATTERN = re.compile(
     r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"
@@ -57,7 +57,7 @@ for _name, (_pattern, _first) in SCALAR_TYPES.items():
 
 
 class SourceLocation(NamedTuple):
-    """Hold the file and line of a key; for a key from the command line, the line is None."""
+    """Hold the file and line in which a key is set; the line is None for a key from the command line."""
 
     file: str
     line: int | None = None
@@ -94,7 +94,10 @@ class YamlDocument:
         return SourceLocation(self.file, 1)
 
     def replace_locations(self, path: KeyPath, source: YamlDocument) -> None:
-        """Record that the value at `path` now comes from the document `source`, so that messages name its lines."""
+        """Set the locations of the key `path` and of all keys below it to those in the document `source`.
+
+        Error messages then name the file and line from which the value now comes.
+        """
         self.locations = {key: place for key, place in self.locations.items() if key[: len(path)] != path}
         for length in range(1, len(path)):
             self.locations.setdefault(path[:length], source.locate(()))
@@ -106,8 +109,8 @@ def read_yaml(path: Path) -> YamlDocument:
     """Read a YAML file that holds one mapping.
 
     Raises:
-        MaskfoldError: status 2; the file is missing, empty, not YAML or not a mapping, or it has a duplicate key or a
-            tag that needs more than plain data.
+        MaskfoldError (exit status 2): the file is missing, empty, not YAML or not a mapping, or it has a duplicate key
+            or a tag that needs more than plain data.
     """
     try:
         if path.exists() and not path.is_file() and not path.is_dir():  # reading from a device might never end
@@ -139,10 +142,15 @@ def read_yaml(path: Path) -> YamlDocument:
 
 
 def parse_yaml(text: str, file: str | None = None) -> YamlDocument:
-    """Parse YAML text. Without `file`, messages name the command line as the source.
+    """Parse YAML text to a document.
+
+    Args:
+        text: the text.
+        file: name of the text's source, for messages; None means the command line.
 
     Raises:
-        MaskfoldError: status 2; see `read_yaml`.
+        MaskfoldError (exit status 2): the text is not YAML, or has a duplicate key or a tag that needs more than plain
+            data.
     """
     if len(text) > MAX_REMEMBERED:
         return _parse(text, file)
@@ -186,7 +194,10 @@ def value_kind(value: Any) -> str:
 
 
 class _NodeChecker:
-    """Check all nodes in YAML: record the line of each key, and reject unsafe tags, duplicate keys and alias loops."""
+    """Check all nodes of a YAML text, and record the line of each key.
+
+    Unsafe tags, duplicate keys, interpolation and aliases that expand endlessly are errors.
+    """
 
     def __init__(self, document: YamlDocument, *, has_lines: bool) -> None:
         self.document = document
@@ -261,7 +272,7 @@ def _syntax_hint(error: yaml.MarkedYAMLError) -> str:
 
 
 class Override(NamedTuple):
-    """Hold one parsed `key=value`."""
+    """Hold one parsed `key=value` argument; the value is a YAML document."""
 
     key: str
     value: YamlDocument
@@ -271,7 +282,7 @@ def parse_overrides(words: Sequence[str]) -> list[Override]:
     """Parse `key=value` arguments. A value is YAML, and the same rules apply as in files.
 
     Raises:
-        MaskfoldError: status 2; an argument is not `key=value`, or its value is not YAML.
+        MaskfoldError (exit status 2): an argument is not `key=value`, or its value is not YAML.
 
     Example:
         >>> [(key, value.tree) for key, value in parse_overrides(["folds.run=[0,1]", "optimizer.args.lr=1e-3"])]
@@ -304,7 +315,7 @@ def apply_overrides(document: YamlDocument, overrides: Sequence[Override]) -> No
     """Set keys of a document, in order. A mapping or list replaces the previous value and is not merged with it.
 
     Raises:
-        MaskfoldError: status 2; a key contains the index of a list item that does not exist.
+        MaskfoldError (exit status 2): a key contains the index of a list item that does not exist.
     """
     if not overrides:
         return

@@ -106,7 +106,10 @@ class PreprocessedCase:
 
     @cached_property
     def image(self) -> np.ndarray:
-        """(C, *preprocessed): volumes float32, normalised; 2D images uint8, or float32 in [0, 1], not normalised."""
+        """The image (C, *preprocessed shape): volumes are float32 and normalised.
+
+        2D images are uint8, or float32 in [0, 1], and not normalised.
+        """
         return self._load_array(
             "image.npy",
             len(self.intensity.shift),
@@ -116,14 +119,21 @@ class PreprocessedCase:
 
     @cached_property
     def mask(self) -> np.ndarray | None:
-        """(M, *preprocessed) uint8, 255 where ignored; None for a test case."""
+        """The mask (M, *preprocessed shape) uint8, 255 where ignored; None for a test case.
+
+        M is 1 for exclusive classes, else the number of classes. `competition.data.preprocessing.write_mask` describes
+        the values.
+        """
         if not (self.folder / "mask.npy").exists():
             return None
         return self._load_array("mask.npy", None, self.geometry.shape, ("uint8",))
 
     @cached_property
     def foreground(self) -> np.ndarray:
-        """Evenly spread voxels, up to 10,000 per class: (n, 1 + d) int32, the class 1..K and the coordinates."""
+        """A sample of foreground voxels, (n, 1 + d) int32: the class (1 to K) and the d coordinates of each voxel.
+
+        The sample is spread evenly and has at most 10,000 voxels per class.
+        """
         return self._load_array("foreground.npy", None, (1 + len(self.geometry.shape),), ("int32",))
 
     @cached_property
@@ -133,13 +143,22 @@ class PreprocessedCase:
 
     @property
     def network_input(self) -> np.ndarray | NormalisedWindows:
-        """The network's input without augmentation: (C, *preprocessed) float32; windows are normalised on reading."""
+        """The input of the network without augmentation, (C, *preprocessed shape) float32 and normalised.
+
+        2D images are stored without normalisation, so the result normalises each window when the window is read.
+        """
         return self.image if self.normalised else NormalisedWindows(self.image, self.intensity)
 
     def _load_array(
         self, name: str, length: int | None, item_shape: tuple[int, ...], dtypes: tuple[str, ...]
     ) -> np.ndarray:
-        """Map an array file into memory, and check its shape (`length` or any length, *item_shape) and its dtype.
+        """Map an array file into memory, and check its shape and dtype.
+
+        Args:
+            name: name of the file.
+            length: expected length of the first axis; None accepts any length.
+            item_shape: expected lengths of the other axes.
+            dtypes: names of the accepted dtypes.
 
         Raises:
             MaskfoldError: the header has another shape or dtype. The values are not checked.
@@ -279,14 +298,14 @@ def get_or_build(root: Path, key: str, build: Callable[[Path], dict[str, Any]], 
 
 @dataclass(frozen=True)
 class BuiltCase:
-    """A folder of the cache that is built but may not have its final name yet.
+    """Hold a folder of the cache that is built but may not have its final name yet.
 
     Building takes processor time, and `publish` waits for the disk. So a command can publish cases in threads while it
     builds the next ones.
 
     Attributes:
         final: the final folder.
-        folder: the temporary folder; None if an intact final folder exists.
+        folder: the temporary folder; None if the final folder already exists and is intact.
     """
 
     final: Path
@@ -315,7 +334,12 @@ class BuiltCase:
 
 
 def build_case(root: Path, key: str, build: Callable[[Path], dict[str, Any]]) -> BuiltCase:
-    """Build the folder `root / key` under a temporary name, unless it is intact; arguments as for `get_or_build`.
+    """Build the folder `root / key` under a temporary name, unless this folder exists and is intact.
+
+    Args:
+        root: the cache's folder.
+        key: the folder's name.
+        build: function that fills the folder, see `get_or_build`.
 
     Raises:
         DiskFullError: the disk is full or cannot be written.
@@ -373,7 +397,11 @@ _intact_headers: set[tuple[Any, ...]] = set()
 
 
 def _read_headers(case: PreprocessedCase) -> list[tuple[Any, ...]] | None:
-    """Return the values of each array's header that the check needs; None if the check must map an array."""
+    """Return what determines whether the headers of a case's arrays are valid, as one tuple per array.
+
+    Two cases with equal tuples have equally valid arrays. Return None if the files must be mapped for the check,
+    because one is missing or was not written by Maskfold.
+    """
     names = [name for name in ARRAY_FILES if name != "mask.npy" or (case.folder / name).exists()]
     expected = (case.geometry.shape, len(case.intensity.shift), case.normalised)
     headers = []
@@ -452,7 +480,7 @@ def _try_rename(folder: Path, final: Path) -> bool:
 def _exclusive(root: Path) -> Iterator[None]:
     """Lock the cache, as a context manager.
 
-    Without the lock, one process could remove the intact case with which another has just replaced a damaged case.
+    If two processes replaced the same damaged case without the lock, one could remove the other's intact case.
     """
     descriptor = os.open(root, os.O_RDONLY)
     try:
@@ -469,12 +497,12 @@ def _exclusive(root: Path) -> Iterator[None]:
 class MemoryBudget:
     """Limit the memory of the cases that one process has mapped, by releasing the least recently used cases.
 
-    Each case counts with its full size on disk, even if only a part was read, because it would take long to ask the
-    kernel for the used size. Before a case larger than the budget is read, all other cases are released. Such a case is
+    The size of a case is its full size on disk, even if only a part was read, because asking the kernel for the used
+    size would take long. Before a case larger than the budget is read, all other cases are released. Such a case is
     released after it was read.
 
     Args:
-        max_bytes: the budget; None: unbounded.
+        max_bytes: the budget in bytes; None means no limit.
 
     Example:
         >>> budget = MemoryBudget(2**30)
@@ -501,7 +529,7 @@ class MemoryBudget:
 
     @contextmanager
     def reading(self, case: PreprocessedCase) -> Iterator[None]:
-        """Release other cases until `case` fits the budget; read the case inside the `with` block."""
+        """Make room for a case that is read in the `with` block, by releasing other cases until the budget suffices."""
         if self.max_bytes is None:
             yield
             return
@@ -517,7 +545,7 @@ class MemoryBudget:
                 self.release(case)
 
     def release(self, case: PreprocessedCase) -> None:
-        """Release the pages of a case. If the case is read again, its bytes count again."""
+        """Drop a case from memory and from the budget. A later read maps and counts the case again."""
         if self._held.pop(id(case), None) is not None:
             release_pages(case)
 
@@ -528,7 +556,7 @@ def mapped_bytes(case: PreprocessedCase) -> int:
 
 
 def release_pages(case: PreprocessedCase) -> None:
-    """Drop the pages of a case's open maps from this process's memory, if the system supports it (Linux)."""
+    """Remove the mapped arrays of a case from this process's memory, if the system supports this (Linux)."""
     for array in vars(case).values():
         if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
             array.base.madvise(mmap.MADV_DONTNEED)

@@ -126,7 +126,7 @@ def find_turned_images(comp: Competition, files: Iterable[CaseFiles]) -> list[st
 
     Args:
         comp: the competition.
-        files: the images of its cases.
+        files: the images of the competition's cases.
     """
     if comp.train.exif is not None:
         return []
@@ -204,13 +204,15 @@ def find_images(comp: Competition, split: str, skipped: SkippedCases) -> dict[st
     Args:
         comp: the competition.
         split: train or test.
-        skipped: collection that receives cases that lack a channel.
+        skipped: receives the cases that are bad, for example because a channel is missing. If `on_bad_case` is `stop`,
+            the first bad case is an error instead.
 
     Returns:
         Files by channel for each id, sorted by id. If there is one pattern, its channel is called `image`.
 
     Raises:
-        MaskfoldError: see `match_cases`; or an id lacks a channel; or channels have different slices.
+        MaskfoldError: a pattern is invalid or matches no file (see `match_cases`), or a case is bad and `on_bad_case`
+            is `stop`.
     """
     section = comp.train if split == "train" else comp.test
     if section is None:
@@ -299,7 +301,8 @@ def find_masks(
     Args:
         comp: the competition.
         images: as `find_images` returns them.
-        skipped: collection that receives cases without a mask, masks without a case, and rows of unknown ids.
+        skipped: receives cases without a mask, masks without a case, and table rows with unknown ids. If `on_bad_case`
+            is `stop`, the first of these is an error instead.
 
     Returns:
         By id, one of: ``{"kind": "labels", "files": path or slices}``, ``{"kind": "classes", "files": {class: path or
@@ -429,7 +432,10 @@ def _skip_all(
 def _skip_masks_without_image(
     comp: Competition, ids: list[str], images: dict[str, ImagesByChannel], source: str, skipped: SkippedCases
 ) -> None:
-    """Skip cases with a mask but no image, or raise an error, unless `train.cases` or `train.exclude` is set."""
+    """Skip cases with a mask but no image, or raise an error if bad cases must not be skipped.
+
+    If `train.cases` or `train.exclude` is set, such masks are ignored.
+    """
     without_image = [
         case_id
         for case_id in ids
@@ -445,7 +451,10 @@ def _skip_masks_without_image(
 
 
 def _channel_suffix_hint(comp: Competition, images: dict[str, ImagesByChannel], mask_ids: list[str]) -> str | None:
-    """Return a hint if images are named as in nnU-Net: the mask's id and a channel number (`a_0000`)."""
+    """Return a hint if images are named as in nnU-Net, otherwise None.
+
+    nnU-Net appends a channel number to the id, e.g. `a_0000`, but not to the name of the mask.
+    """
     patterns = comp.train.images
     if isinstance(patterns, dict) or not any(f"{mask_id}_0000" in images for mask_id in mask_ids):
         return None
@@ -539,10 +548,11 @@ def check_files_agree(
 def _check_turned(
     comp: Competition, case_id: str, first: tuple[str | list[str], Header], other: tuple[str | list[str], Header]
 ) -> None:
-    """Raise an error if rows and columns of two files differ because of an EXIF orientation.
+    """Check that an EXIF orientation does not exchange rows and columns between two files of a case.
 
     Raises:
-        MaskfoldError: rows and columns are exchanged, and an EXIF orientation explains it.
+        MaskfoldError: the shapes of the files differ in the order of rows and columns, and one file has an EXIF
+            orientation that exchanges rows and columns.
     """
     (name, header), (other_name, other_header) = first, other
     if not isinstance(name, str) or not isinstance(other_name, str) or comp.applies_exif or comp.dimensions == 3:
@@ -561,9 +571,10 @@ def _check_turned(
 def _check_array_axes(
     comp: Competition, case_id: str, first: tuple[str | list[str], Header], other: tuple[str | list[str], Header]
 ) -> None:
-    """Check that the order of axes of an NPY file is known if another file of the case has another format.
+    """Check that the order of axes of an NPY file is unambiguous, if another file of the case has another format.
 
-    The order is known if the file's shape fits the order of the other file and no other usual order.
+    NPY files do not store their order. It is unambiguous if the NPY file's shape fits the order of the other file's
+    axes, and fits no other usual order.
 
     Raises:
         MaskfoldError: several orders fit, or only another order fits.

@@ -16,7 +16,7 @@ from competition.data.cache import MemoryBudget, PreprocessedCase
 from competition.errors import MaskfoldError
 from competition.seeding import child_seed, choose_by_seed, rng
 
-KEPT_CYCLES = 4  # case orders kept in memory
+KEPT_CYCLES = 4  # number of cycles whose case order stays in memory
 MAX_OPEN_CASES = 128  # cases that a process keeps open: each maps three files, and a process may have 1024 files open
 Array = np.ndarray
 Augment = Callable[[Array, Array, int], tuple[Array, Array]]
@@ -32,28 +32,35 @@ def no_training_cases_error(fold: int) -> MaskfoldError:
 
 
 class PatchDataset:
-    """Return training samples by (epoch, position), as a map-style dataset. Each sample has its own random generator.
+    """Return training samples by (epoch, position), as a map-style dataset of torch.
 
-    Cases come in cycles: each cycle contains every case once in a new random order, independent of where epochs begin.
-    A share `patch.foreground` of the patches is centred on a foreground voxel; its class is drawn evenly from the
-    classes of the case. All other patches are drawn uniformly. Patches lie inside the image if it is large enough. A
-    smaller image is centred and padded as in inference: volumes and masks with 0, 2D images with their edge pixels.
+    Each sample has its own random generator. Cases come in cycles: each cycle contains every case once in a new random
+    order, independent of where epochs begin. A share `patch.foreground` of the patches is centred on a foreground
+    voxel; its class is drawn evenly from the classes of the case. All other patches are drawn uniformly. Patches lie
+    inside the image if it is large enough. A smaller image is centred and padded as in inference: volumes and masks
+    with 0, 2D images with their edge pixels.
 
-    A sample is a dict of `image` (C', *patch.size) float32, normalised; `mask` (M, *patch.size) uint8; `case`, the
-    index into `folders`; `seed`, 63 bits for the augmentation of volumes on the training device. With `patch.slices`,
-    C' is C * slices: the neighbouring slices along an axis of `patch.axes`, with edge slices repeated. If there are
-    several axes, the sample's seed chooses one of them (`choose_by_seed`), and the patch lies in the two other axes.
+    A sample is a dict with the following entries:
+    - `image`: (C', *patch.size) float32, normalised. C' is the number of channels C of the case;
+    - `mask`: (M, *patch.size) uint8, where M is 1 for exclusive classes, else the number of classes;
+    - `case`: the index into `folders`;
+    - `seed`: 63 bits, for the augmentation of volumes on the training device.
+
+    With `patch.slices`, C' is C * slices: the neighbouring slices along an axis of `patch.axes`, with edge slices
+    repeated. If there are several axes, the sample's seed chooses one of them (`choose_by_seed`), and the patch lies
+    in the two other axes.
 
     Args:
         folders: preprocessed cases with masks.
         exp: the experiment.
         fold: the fold that is validated; -1 trains on all cases.
         seed: seed of the network that is trained (each fold trains one network per seed).
-        augment: (image, mask, seed) -> (image, mask). 2D images are passed as (H, W, C) uint8 or float32 in [0, 1] with
-            (H, W, M), before normalisation; volumes as (C', *patch.size) with (M, *patch.size), normalised.
-        positions_per_epoch: number of samples per epoch in all processes; None: computed from the experiment.
+        augment: function (image, mask, seed) -> (image, mask). It gets volumes normalised, as (C', *patch.size) with
+            (M, *patch.size). It gets 2D images before normalisation, as (H, W, C) uint8 or float32 in [0, 1] with
+            (H, W, M).
+        positions_per_epoch: number of samples per epoch in all processes; None computes it from the experiment.
         train: if False, every epoch has the same patch of a case, without augmentation.
-        sampler: sampler that determines how often each case is drawn; None: all cases are drawn equally often.
+        sampler: sampler that determines how often each case is drawn; None draws all cases equally often.
 
     Raises:
         MaskfoldError: `folders` is empty.
@@ -83,7 +90,7 @@ class PatchDataset:
         self._open_cases: OrderedDict[int, _OpenCase] = OrderedDict()
 
     def __len__(self) -> int:
-        """Return the average number of samples per cycle, which is the sum of the weights of all cases, rounded up."""
+        """Return the average number of samples per cycle, rounded up: the sum of the weights of all cases."""
         return self.sampler.cycle_length
 
     def __getstate__(self) -> dict[str, Any]:
@@ -113,7 +120,7 @@ class PatchDataset:
         }
 
     def case_index(self, epoch: int, position: int) -> int:
-        """Return the index of the case of a sample."""
+        """Return the index of the case to which a sample belongs."""
         if not self.train:
             return position % len(self.folders)
         return self.sampler.index_at(epoch * self.positions_per_epoch + position, self.seed, self.fold)
@@ -131,7 +138,10 @@ class PatchDataset:
         return self._open_cases[index]
 
     def _draw_centre(self, case: _OpenCase, axis: int, generator: np.random.Generator) -> Array:
-        """Draw the coordinates (one per axis of the case) of the patch's centre voxel; 2.5D slices lie along `axis`."""
+        """Draw the centre voxel of a patch whose 2.5D slices lie along `axis`.
+
+        Return its coordinates on the axes of the case.
+        """
         if generator.random() < self.exp.patch.foreground:
             voxel = case.draw_foreground_voxel(generator)
             if voxel is not None:
@@ -151,7 +161,7 @@ class PatchDataset:
 
 
 class _OpenCase:
-    """Hold a preprocessed case with an index of its foreground voxels by class."""
+    """Hold a preprocessed case, and the rows of its array `foreground` by class."""
 
     def __init__(self, prepared: PreprocessedCase) -> None:
         if prepared.mask is None:
@@ -175,9 +185,9 @@ class _OpenCase:
         return np.array(self.prepared.foreground[rows[generator.integers(len(rows))], 1:], np.int64)
 
     def patch(self, centre: Array, exp: Experiment, axis: int) -> tuple[Array, Array]:
-        """Copy the patch around `centre`: image (C', *size) with its own dtype, mask (M, *size) uint8.
+        """Copy the patch around `centre`: image (C', *size) with the case's dtype, mask (M, *size) uint8.
 
-        With `patch.slices`, the slices lie along `axis`.
+        With `patch.slices`, the slices lie along `axis`. See `PatchDataset` for C' and M.
         """
         image, mask, size = self.prepared.image, self.prepared.mask, exp.patch.size
         assert mask is not None
@@ -230,8 +240,8 @@ class BatchSampler:
     """Yield batches of sample keys in order, from any step on: the `batch_sampler` of a torch `DataLoader`.
 
     Args:
-        start: the first step.
-        total: number of the step after the last one; None: endless.
+        start: number of the first step.
+        total: number of the step after the last one; None for an endless sequence.
         steps_per_epoch: steps in an epoch.
         batch: samples per step of this process.
         rank: number of this process.
@@ -260,8 +270,9 @@ class BatchSampler:
 
 
 class WeightedCaseSampler:
-    """Assign a case to each training sample. Samples are counted from the first sample of training.
+    """Assign a case to each training sample. Samples are numbered from the first sample of training.
 
+    Labelled cases are the cases of the competition. Extra cases come from other competitions, or have pseudo-labels.
     A cycle contains every labelled case once. A set of n extra cases with the weight w contributes w·n samples per
     cycle, rounded down or up so that the average over all cycles is exactly w·n. Extra cases are drawn in rounds; each
     round contains every extra case once in random order. So each extra case is drawn w times as often as a labelled
@@ -270,7 +281,7 @@ class WeightedCaseSampler:
 
     Args:
         labelled: number of labelled cases; they have the first indices.
-        extra: (number, weight) of each further kind of case, in the order of their indices.
+        extra: (number, weight) of each set of extra cases, in the order of their indices.
 
     Example:
         >>> sampler = WeightedCaseSampler(4, [(6, 0.5)])
@@ -290,7 +301,7 @@ class WeightedCaseSampler:
 
     @property
     def cycle_length(self) -> int:
-        """Average number of samples in a cycle, which contains every labelled case once, rounded up."""
+        """Average number of samples in a cycle, rounded up. A cycle contains every labelled case once."""
         return math.ceil(self._mean_length)
 
     @property
@@ -298,7 +309,7 @@ class WeightedCaseSampler:
         return Fraction(self.labelled) + sum((rate for _, rate in self.extra), Fraction(0))
 
     def index_at(self, sample: int, seed: int, fold: int) -> int:
-        """Return the index of the case of a sample.
+        """Return the index of the case to which a sample belongs.
 
         Args:
             sample: number of the sample since training began.

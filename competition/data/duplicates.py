@@ -47,7 +47,7 @@ def find_duplicates(table: pandas.DataFrame) -> list[list[str]]:
 
 
 def duplicates_with_other_masks(table: pandas.DataFrame) -> list[list[str]]:
-    """Return the lists of `find_duplicates` in which the masks differ."""
+    """Return the lists of `find_duplicates` whose cases have different masks."""
     content = dict(zip(table["id"], table["hash"], strict=True))
     return [ids for ids in find_duplicates(table) if len({content[case_id] for case_id in ids}) > 1]
 
@@ -81,9 +81,9 @@ def split_groups(table: pandas.DataFrame, alike: Iterable[Sequence[str]] = ()) -
 
 
 def find_equal_images(prepared: Mapping[str, Path]) -> list[list[str]]:
-    """Return the ids of prepared images with equal pixels; constant images do not count as copies.
+    """Return the ids of preprocessed images with equal pixels, as lists; constant images do not count as copies.
 
-    A few values of each image are compared first. Only images with equal values there are read completely.
+    A few values of each image are compared first. Only images that agree in these values are read completely.
 
     Args:
         prepared: folder of each preprocessed case, by id.
@@ -115,7 +115,9 @@ def find_equal_images(prepared: Mapping[str, Path]) -> list[list[str]]:
 
 
 def find_similar_images(prepared: Mapping[str, Path]) -> list[list[str]]:
-    """Return the ids of prepared images that look the same, also mirrored or turned, as connected clusters.
+    """Return the ids of preprocessed images that look the same, possibly after mirroring or rotation, as lists.
+
+    If A looks like B and B looks like C, all three are in one list.
 
     Args:
         prepared: folder of each preprocessed case, by id.
@@ -152,7 +154,7 @@ class ImagePair:
         first: index of the first image.
         second: index of the second image, larger than `first`.
         correlation: correlation of the thumbnails.
-        turned: whether they look the same only after one of them is mirrored or rotated.
+        turned: whether the images look the same only after one of them is mirrored or rotated.
     """
 
     first: int
@@ -190,9 +192,9 @@ def find_near_duplicates(thumbnails: Sequence[Floats | None], turned: bool = Fal
     square of the number of images: some seconds for 5,000 images.
 
     Args:
-        thumbnails: thumbnails with the same number of axes; None matches nothing.
-        turned: also find mirrored copies and copies rotated by 90°, 180° and 270°; this takes 8 times as long (volumes:
-            48 times).
+        thumbnails: thumbnails with the same number of axes; an entry None (a constant image) is in no pair.
+        turned: whether to find also mirrored copies and copies rotated by 90°, 180° and 270°. This takes 8 times as
+            long (volumes: 48 times).
 
     Returns:
         Pairs with first < second, highest correlation first.
@@ -233,7 +235,13 @@ def _views(dims: int, turned: bool) -> Iterator[tuple[tuple[int, ...], tuple[sli
 
 
 def _matches(first: Sequence[Floats], second: Sequence[Floats], dims: int) -> Iterator[tuple[int, int, float]]:
-    """Yield pairs of similar thumbnails: index in `first`, larger index in `second`, and correlation."""
+    """Yield pairs of similar thumbnails: index in `first`, larger index in `second`, and correlation.
+
+    Args:
+        first: features of the thumbnails: coarse thumbnails, thumbnails and details, each (N, values) and normalised.
+        second: the same for a rotated or mirrored version of the thumbnails.
+        dims: number of spatial axes.
+    """
     (coarse, whole, details), (coarse_2, whole_2, details_2) = first, second
     for start in range(0, len(whole), BLOCK):
         block = slice(start, start + BLOCK)
@@ -251,7 +259,7 @@ def _matches(first: Sequence[Floats], second: Sequence[Floats], dims: int) -> It
 
 
 def cluster_pairs(pairs: Sequence[ImagePair]) -> list[list[int]]:
-    """Return the connected components of pairs, each as sorted indices (union-find)."""
+    """Return the connected components of a graph whose edges are the pairs, each as sorted indices."""
     parent: dict[int, int] = {}
 
     def root(index: int) -> int:

@@ -36,12 +36,12 @@ class Geometry:
         file_spacing: mm per axis of the file (1.0 for 2D images).
         affine: the file's 4×4 voxel-to-world matrix as rows of numbers; None if the format stores no affine.
         axes: for each preprocessed axis, the number of the file's axis that it comes from.
-        flips: for each preprocessed axis, whether it is reversed.
+        flips: for each preprocessed axis, whether its direction is reversed.
         crop: (start, stop) per axis of the reoriented grid.
         resampled: shape after resampling; the outer edges of the first and last voxels stay where they are.
         pad: (before, after) voxels that are added along each axis at the end.
-        background: whether channel 0 of the probabilities is the background. The background gets probability 1 in the
-            region that was cropped off.
+        background: whether channel 0 of the probabilities is the background. If so, its probability is 1 in the region
+            that was cropped off.
     """
 
     file_shape: tuple[int, ...]
@@ -149,9 +149,9 @@ class Geometry:
         return channel if channel.shape == self.shape else np.pad(channel, self.pad)
 
     def inverse(self, probabilities: np.ndarray) -> np.ndarray:
-        """Map probabilities back to the file's grid: the inverse of `forward`, channel by channel.
+        """Map probabilities back to the file's grid, channel by channel; this is the inverse of `forward`.
 
-        Voxels outside the crop box get the background with probability 1.
+        Outside the crop box, the probability of the background is 1, and that of each class is 0.
 
         Args:
             probabilities: (P, *preprocessed shape) float16 or float32.
@@ -231,7 +231,20 @@ def _to_tuples(value: Any) -> Any:
 def find_axes(
     affine: np.ndarray | None, dims: int, orientation: str | None, case: str
 ) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-    """Return the axes and flips that turn a file to `orientation`, such as "RAS"; None keeps the file's axes."""
+    """Return which axes of a file, and which of them reversed, give the orientation `orientation`, such as "RAS".
+
+    Args:
+        affine: 4×4 voxel to world; None if the file has no affine.
+        dims: number of spatial axes.
+        orientation: the orientation; None keeps the file's axes.
+        case: id of the case, for messages.
+
+    Returns:
+        For each new axis, the number of the file's axis, and whether its direction is reversed.
+
+    Raises:
+        MaskfoldError: the orientation is invalid, or the affine is missing or singular.
+    """
     if orientation is None:
         return tuple(range(dims)), (False,) * dims
     from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
@@ -256,7 +269,7 @@ def find_axes(
 
 
 def reorient(array: np.ndarray, axes: tuple[int, ...], flips: tuple[bool, ...]) -> np.ndarray:
-    """Return a view of (C, *file shape) with the preprocessed order and direction of axes."""
+    """Return a view of an array (C, *file shape) on the axes that `find_axes` returns."""
     transposed = array.transpose(0, *(axis + 1 for axis in axes))
     return transposed[(slice(None), *(slice(None, None, -1) if flip else slice(None) for flip in flips))]
 
@@ -280,8 +293,8 @@ def check_same_grid(
         compare_affines: whether to compare the affines in addition to the shapes.
 
     Raises:
-        MaskfoldError: their shapes differ, or their affines place a corner of the grid more than `MAX_DISTANCE` voxels
-            apart.
+        MaskfoldError: the shapes differ, or the positions of a corner of the grid by the two affines are more than
+            `MAX_DISTANCE` voxels apart.
     """
     (first_name, first_header), (name, header) = first, other
     hint = "Resample both files to one grid, or skip the case with competition.on_bad_case=skip."
@@ -314,10 +327,10 @@ def check_same_grid(
 
 
 def corner_distance(first: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
-    """Return (distance, corner) for the corner of the grid whose positions by two affines are farthest apart.
+    """Return how far apart two affines place a corner of the grid, for the corner with the largest distance.
 
     Args:
-        first: 4×4 voxel to world.
+        first: 4×4 voxel to world of the first file.
         other: 4×4 voxel to world of the other file.
         shape: shape of both files, 2 or 3 axes.
 
@@ -379,7 +392,11 @@ def _resample_into(target: np.ndarray, channel: np.ndarray) -> None:
 
 
 def _linear_weights(length: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the two neighbours of each new value on the old axis (index arrays), and the second neighbour's weight."""
+    """Return the weights of linear interpolation along one axis, from `length` to `new` values.
+
+    Returns:
+        For each new value: the indices of its two neighbours on the old axis, and the weight of the second neighbour.
+    """
     position = np.clip((np.arange(new) + 0.5) * (length / new) - 0.5, 0, length - 1)
     lower = position.astype(np.int64)
     return lower, np.minimum(lower + 1, length - 1), (position - lower).astype(np.float32)
@@ -398,12 +415,12 @@ def resample_2d(channel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def resample_labels(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Resample label values of (*spatial) uint8: each voxel gets the label with the largest interpolated share.
+    """Resample a label volume (*spatial) uint8: each voxel gets the label with the largest interpolated share.
 
     This is closer to the truth than nearest neighbours: a ball of 1,000 voxels of 1 mm resampled to 1.1 mm and back
     keeps a Dice of 0.984 instead of 0.965. If shares tie, the nearest voxel's label wins, so that thin structures do
-    not vanish systematically. Two label values are never averaged, so the ignore value is kept. Labels of another dtype
-    (object numbers) take the nearest voxel's value.
+    not vanish systematically. Two label values are never averaged, so the ignore value is kept. Object numbers (labels
+    of another dtype) are resampled by nearest neighbours.
     """
     source = np.ascontiguousarray(mask)
     if source.shape == tuple(shape):

@@ -63,16 +63,16 @@ class Header:
     """Hold the metadata of an image file, which are read without its pixels.
 
     Attributes:
-        shape: the spatial axes.
+        shape: the spatial shape.
         spacing: mm along each spatial axis; ones if the file does not store it.
         affine: 4×4 float64, voxel to world in mm; None if the format stores no affine.
-        channels: channels of the image.
+        channels: number of channels of the image.
         dtype: numpy's name of the dtype that `read_image` returns.
         has_spacing: whether the file stores its spacing.
         in_patient_space: whether the affine refers to the patient; False for a NIfTI file whose `qform_code` and
             `sform_code` are 0.
-        plain_spacing: the spacing in mm that versions before 0.2 used, if it differs from `spacing`: pixdim of NIfTI, 1
-            mm for TIFF. The hash of such a case has changed since then.
+        plain_spacing: the spacing in mm that versions before 0.2 used: pixdim of NIfTI, 1 mm for TIFF. None if it
+            equals `spacing`. If it differs, the hash of the case differs from the hash in those versions.
     """
 
     shape: tuple[int, ...]
@@ -117,7 +117,10 @@ def tiff_orientation(series: TiffPageSeries) -> int:
 
 
 def unreadable_error(path: Path, reason: object, solution: str = "Replace it by an intact copy") -> MaskfoldError:
-    """Return the error for a file that is not a valid image; the hint is to follow `solution` or to skip the case."""
+    """Return the error for a file that is not a valid image.
+
+    The hint tells the user to follow `solution`, an imperative clause, or to skip the case.
+    """
     return MaskfoldError(
         f"{path} cannot be read ({reason}).", f"{solution}, or skip the case with competition.on_bad_case=skip."
     )
@@ -135,7 +138,7 @@ def convert_decoder_errors(path: Path) -> Iterator[None]:
     """Convert any error of a decoder into one `MaskfoldError` that names the file.
 
     Raises:
-        MaskfoldError: any error inside the block; status 2 if a package is missing.
+        MaskfoldError: an error was raised inside the block. The exit status is 2 if a package is missing, otherwise 1.
     """
     try:
         yield
@@ -253,8 +256,8 @@ def byte_count(shape: tuple[int, ...], dtype: np.dtype | str, channels: int = 1)
 def file_digest(path: Path) -> bytes:
     """Return the SHA-256 of a file's bytes.
 
-    The digest of a gzip file leaves out its header, which stores the name of the original file (RFC 1952, section 2.3):
-    otherwise two copies of a volume under two ids would have different digests.
+    The digest of a gzip file leaves out the gzip header, which stores the name of the original file (RFC 1952, section
+    2.3). Otherwise two copies of a volume under two ids would have different digests.
 
     The digest of an MHD or NHDR file includes the file with the voxels.
 
@@ -275,8 +278,9 @@ def detached_data_file(path: Path) -> Path | None:
     """Return the file with the voxels of an MHD or NHDR file; None for other files, which contain their voxels.
 
     Raises:
-        MaskfoldError: the header names several files or a file in another folder; an MHA or NRRD file names any file;
-            or ITK might find a file name in the header that this function does not find.
+        MaskfoldError: the header of an MHD or NHDR file names several files or a file in another folder; the header of
+            an MHA or NRRD file names any file; or the header is ambiguous, so that ITK might read another file name
+            from it.
     """
     suffix = path.suffix.lower()
     if suffix not in DATA_FILE_LINES:
@@ -321,7 +325,7 @@ def _count_in_rest(file: IO[bytes], header: bytes) -> int:
 
 
 def has_detached_voxels(path: Path) -> bool:
-    """Return whether a file has its voxels in a second file, by its extension (MHD, NHDR)."""
+    """Return whether the extension of a file (MHD, NHDR) means that its voxels are in a second file."""
     return path.suffix.lower() in (".mhd", ".nhdr")
 
 

@@ -40,12 +40,12 @@ class CaseObjects:
     """Hold the numbered objects of a case, which may share pixels.
 
     Attributes:
-        labels: (*spatial) integers: 0 background, 1…N the objects. Where two objects overlap, it is the number of the
-            later object.
+        labels: (*spatial) integers: 0 for background, 1 to N for the objects. Where two objects overlap, the value is
+            the number of the later object.
         hidden: pixels of objects that a later object covers; empty if no objects overlap.
-        class_of: (N + 1,) class index of each object number; None: all objects have one class.
-        empty: number of mask files (or rows of run lengths) that have no pixels; for label files, number of absent
-            classes.
+        class_of: (N + 1,) integers, the class index of each object number. None means that all objects have one class.
+        empty: number of mask files (or rows of run lengths) that have no pixels. For label files, this is the number
+            of classes without pixels.
     """
 
     labels: np.ndarray
@@ -54,11 +54,16 @@ class CaseObjects:
     empty: int = 0
 
     def any(self) -> bool:
-        """Return whether there is an object."""
+        """Return whether the case has at least one object."""
         return bool(self.labels.any()) or bool(self.hidden)
 
     def of_class(self, mask: np.ndarray, index: int) -> CaseObjects:
-        """Return the objects of a class, without pixels outside the mask of the class (*spatial) bool."""
+        """Return the objects of one class.
+
+        Args:
+            mask: (*spatial) bool, the mask of the class. Pixels of objects outside the mask are removed.
+            index: the class, from 0.
+        """
         labels = np.where(mask, self.labels, 0)
         if not self.hidden:
             return CaseObjects(labels)
@@ -70,14 +75,18 @@ class CaseObjects:
         return CaseObjects(labels, tuple(part for part in cut if part.mask.any()))
 
     def without(self, outside: np.ndarray) -> CaseObjects:
-        """Return the objects without the pixels of a mask (*spatial) bool; the objects keep their numbers."""
+        """Return the objects without the pixels of a mask; the objects keep their numbers.
+
+        Args:
+            outside: (*spatial) bool, the pixels to remove.
+        """
         cut = (part._replace(mask=part.mask & ~outside[part.box]) for part in self.hidden)
         return replace(
             self, labels=np.where(outside, 0, self.labels), hidden=tuple(part for part in cut if part.mask.any())
         )
 
     def mask_in(self, box: tuple[slice, ...], number: int) -> np.ndarray:
-        """Return the pixels of an object in a region, as bool of the region's shape."""
+        """Return the pixels of object number `number` inside the region `box`, as bool of the region's shape."""
         mask = self.labels[box] == number
         for part in self.hidden:
             if part.number == number:
@@ -86,7 +95,10 @@ class CaseObjects:
         return np.asarray(mask)
 
     def sizes(self) -> np.ndarray:
-        """Return the number of pixels of each object that has pixels, (N,) int64, in order of the objects' numbers."""
+        """Return the number of pixels of each object, in order of the objects' numbers, as int64 (n,).
+
+        Objects without pixels are left out.
+        """
         counts = np.bincount(self.labels.ravel().astype(np.int64))
         for part in self.hidden:
             if part.number >= len(counts):
@@ -96,15 +108,15 @@ class CaseObjects:
 
 
 def load_mask(comp: Competition, row: Any) -> np.ndarray:
-    """Read the ground truth of a training case.
+    """Read the ground truth of a training case as class masks.
 
     Args:
         comp: the competition.
         row: a row of the case table.
 
     Returns:
-        (M, *spatial) uint8. Exclusive classes: M = 1, 0 is background, 1…K the classes in order, 255 ignored.
-        Overlapping classes: M = K, 0 or 1 each, 255 ignored.
+        (M, *spatial) uint8. Exclusive classes: M = 1; 0 is background, 1 to K are the classes in order, and 255 is
+        ignored. Overlapping classes: M = K; each channel has the values 0 and 1, and 255 where it is ignored.
 
     Raises:
         MaskfoldError: a file or row cannot be read, has a value without a class, or assigns a pixel to two exclusive
@@ -136,7 +148,9 @@ def _load_truth(comp: Competition, row: Any, masks: dict[str, Any], shape: tuple
 
 
 def load_instances(comp: Competition, row: Any) -> np.ndarray:
-    """Number the objects of a training case in a label image; a pixel of two objects gets the later object's number.
+    """Number the objects of a training case in a label image.
+
+    A pixel that belongs to two objects gets the number of the later object.
 
     Args:
         comp: the competition.
@@ -197,7 +211,7 @@ class _Canvas:
         self.empty = 0
 
     def add(self, comp: Competition, part: _Part) -> None:
-        """Add the objects of a part with the next free numbers."""
+        """Add the objects of a mask file or table row, numbered from the next free number."""
         region, is_object, count = self.labels[part.where], part.objects != 0, len(self.class_of) - 1
         if region[is_object].any():
             self.hidden += map(part.place, find_covered(region, is_object))
@@ -208,12 +222,15 @@ class _Canvas:
         self.empty += number == 0
 
     def objects(self) -> CaseObjects:
-        """Return the objects that were added."""
+        """Return all objects that were added."""
         return CaseObjects(self.labels, tuple(self.hidden), np.array(self.class_of, np.intp), self.empty)
 
 
 def find_covered(labels: np.ndarray, mask: np.ndarray) -> Iterator[HiddenPixels]:
-    """Yield, for each object in a label image, its pixels inside a mask, which a later object will cover."""
+    """Yield, for each object in a label image, its pixels inside a mask.
+
+    The mask is that of a later object, which will cover these pixels in the label image.
+    """
     box = bounding_box(mask)
     covered = np.where(mask[box], labels[box], 0)
     for number in np.unique(covered[covered != 0]).tolist():
@@ -232,12 +249,12 @@ def shared_region(first: tuple[slice, ...], second: tuple[slice, ...]) -> tuple[
 
 
 def crop_hidden(number: int, mask: np.ndarray, box: tuple[slice, ...] | None = None) -> HiddenPixels:
-    """Return covered pixels of an object, cropped to their bounding box.
+    """Return the covered pixels of an object, cropped to their bounding box.
 
     Args:
         number: number of the object.
-        mask: bool with at least one pixel.
-        box: region of the case that the mask covers; None: the whole case.
+        mask: bool array of the covered pixels, with at least one True.
+        box: region of the case that the mask covers; None means the whole case.
     """
     inner = bounding_box(mask)
     starts = [0] * mask.ndim if box is None else [axis.start for axis in box]
@@ -246,7 +263,12 @@ def crop_hidden(number: int, mask: np.ndarray, box: tuple[slice, ...] | None = N
 
 
 def _hidden_at(number: int, coordinates: tuple[np.ndarray, ...]) -> HiddenPixels:
-    """Return the covered pixels of an object from their coordinates, one array per axis, with at least one pixel."""
+    """Return the covered pixels of an object from their coordinates.
+
+    Args:
+        number: number of the object.
+        coordinates: one array per axis, each with one entry per pixel; at least one pixel.
+    """
     box = tuple(slice(int(values.min()), int(values.max()) + 1) for values in coordinates)
     mask = np.zeros([axis.stop - axis.start for axis in box], bool)
     mask[tuple(values - axis.start for values, axis in zip(coordinates, box, strict=True))] = True
@@ -263,11 +285,11 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
 
 
 def load_relabelled_mask(source: Competition, row: Any, target: Competition, mapping: dict[str, str]) -> np.ndarray:
-    """Read the ground truth of another competition's case (the source) in the classes of the target competition.
+    """Read the mask of another competition's case (the source) in the classes of the trained one (the target).
 
-    Source classes without a mapping become background. A target class is unknown if no source class maps to it. The
-    mask of an unknown class is 255 everywhere if classes overlap; if classes are exclusive, 255 replaces the
-    background.
+    Source classes without a mapping become background. A target class is unknown if no source class maps to it. For
+    overlapping classes, the mask of an unknown class is 255 everywhere. For exclusive classes, 255 replaces the
+    background if any class is unknown.
 
     Args:
         source: the other competition.
@@ -276,7 +298,7 @@ def load_relabelled_mask(source: Competition, row: Any, target: Competition, map
         mapping: source class to target class.
 
     Returns:
-        (M, *spatial) uint8 in the target's classes; 255 where the class is unknown.
+        (M, *spatial) uint8 in the target's classes, as from `load_mask`; 255 where the class is unknown.
 
     Raises:
         MaskfoldError: the ground truth cannot be read, or a voxel maps to two exclusive classes.
@@ -366,7 +388,10 @@ def ring_mask(objects: np.ndarray, rings: int) -> np.ndarray:
 
 
 def _edge_distance(inside: np.ndarray) -> np.ndarray:
-    """Return the distance (*spatial) of each pixel to the nearest pixel outside; 1 if no pixel is outside."""
+    """Return the distance (*spatial) of each pixel of a mask to the nearest pixel outside the mask.
+
+    If no pixel is outside the mask, all distances are 1.
+    """
     if inside.all():
         return np.ones(inside.shape)
     if inside.ndim == 2:
@@ -379,7 +404,13 @@ def _edge_distance(inside: np.ndarray) -> np.ndarray:
 
 
 def _has_neighbour(objects: np.ndarray, radius: int, highest: int) -> np.ndarray:
-    """Return a mask (*spatial) of the pixels with another number within `radius` pixels, along axes or diagonals."""
+    """Return a mask (*spatial) of the pixels that have a pixel with another number near them.
+
+    Args:
+        objects: (*spatial) integers.
+        radius: largest distance of the other pixel, in pixels along each axis (a square or cube).
+        highest: the largest number in `objects`.
+    """
     size = 2 * radius + 1
     if objects.ndim == 2 and objects.size and highest < 2**24:  # float32 is exact here, and much faster
         import cv2
@@ -404,9 +435,14 @@ def _mask_sources(row: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """Hold objects of one class: an array with their numbers 1…n (0 elsewhere), and the region that the array covers.
+    """Hold the objects of one class that come from one mask file, or from the rows of one slice.
 
-    `hidden` has the pixels that later objects of the part cover, with boxes in the part's own region.
+    Attributes:
+        cls: name of the class.
+        objects: integers 1 to n for the objects, and 0 elsewhere.
+        where: index of the region of the case that `objects` covers: the whole case, or one slice of it.
+        ignored: mask of the ignored pixels; None if there are none.
+        hidden: pixels that later objects of this part cover, in coordinates of the region.
     """
 
     cls: str
@@ -416,7 +452,7 @@ class _Part:
     hidden: tuple[HiddenPixels, ...] = ()
 
     def place(self, hidden: HiddenPixels) -> HiddenPixels:
-        """Convert hidden pixels from coordinates of the part's region to coordinates of the case."""
+        """Convert covered pixels from coordinates of the part's region to coordinates of the case."""
         if len(self.where) == 1:
             return hidden
         index = self.where[1]  # a slice of a stack, along the last axis
@@ -451,7 +487,20 @@ def _parts(comp: Competition, row: Any, masks: dict[str, Any], shape: tuple[int,
 def _decode_rows(
     comp: Competition, case_id: str, lines: list[int], shape: tuple[int, ...]
 ) -> tuple[np.ndarray, tuple[HiddenPixels, ...]]:
-    """Decode lines of `train.rle` to a label image on the case's axes, and the pixels that later objects cover."""
+    """Decode lines of `train.rle` to a label image on the case's axes, and return the covered pixels too.
+
+    Args:
+        comp: the competition.
+        case_id: id of the case, for messages.
+        lines: lines of the table.
+        shape: shape of the case, or of one slice.
+
+    Returns:
+        The label image (*shape), and the pixels of objects that later objects cover.
+
+    Raises:
+        MaskfoldError: a text is not valid RLE.
+    """
     texts, fmt = row_texts(comp, lines), rle_format(comp)
     grid = rle_grid(comp) if len(shape) == 2 else None
     in_pictures = len(shape) == 2 and rle_counts_in_pictures(comp)
@@ -552,7 +601,13 @@ def _check_known(unknown: list[int], path: Path, comp: Competition) -> None:
 
 
 def _recode(labels: np.ndarray, values: list[int], codes: dict[int, int]) -> np.ndarray:
-    """Replace label values by their codes (uint8); values without a code become 0."""
+    """Return the codes (uint8) of label values; a value without a code becomes 0.
+
+    Args:
+        labels: (*spatial) integers.
+        values: the values that occur in `labels`.
+        codes: the code of each value.
+    """
     coded = large_arrays.zeros(labels.shape, np.uint8)
     for block in large_arrays.row_blocks(labels.shape):
         for value in values:

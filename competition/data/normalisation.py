@@ -23,7 +23,7 @@ CAST_BLOCK = 8192  # NumPy converts this many values at a time in a sum, so it s
 
 
 def find_other_channels(channels: Mapping[str, int], dimensions: int) -> dict[str, MaskfoldError]:
-    """Return an error for each case whose number of channels differs from the most frequent number.
+    """Return an error for each case whose number of channels differs from that of most cases.
 
     Args:
         channels: number of channels by case id, in order, for cases that train one network.
@@ -41,7 +41,7 @@ def find_other_channels(channels: Mapping[str, int], dimensions: int) -> dict[st
 
 
 def channels_error(case_id: str, count: int, expected: int, example: str, dimensions: int) -> MaskfoldError:
-    """Return the error for a case with another number of channels than the case `example`."""
+    """Return the error for a case whose number of channels differs from that of the case `example`."""
     hint = "Set prepare.channels to grey or rgb, or correct the case."
     if dimensions == 3:
         common = ",".join(map(str, range(min(count, expected))))
@@ -55,7 +55,14 @@ def channels_error(case_id: str, count: int, expected: int, example: str, dimens
 
 @dataclass(frozen=True)
 class Intensity:
-    """Normalise each channel: x' = (clip(x, lo, hi) - shift) * scale, without the clip if `lo` and `hi` are None."""
+    """Normalise each channel: x' = (clip(x, lo, hi) - shift) * scale, without the clip if `lo` and `hi` are None.
+
+    Attributes:
+        lo: lower limit of each channel.
+        hi: upper limit of each channel.
+        shift: number that is subtracted from each channel.
+        scale: factor of each channel.
+    """
 
     lo: tuple[float | None, ...]
     hi: tuple[float | None, ...]
@@ -126,10 +133,10 @@ def channel_statistics(channel: np.ndarray, prepare: PreprocessingConfig, unit: 
 
 
 def to_uint8_or_unit_range(array: np.ndarray) -> np.ndarray:
-    """Convert the values of a 2D image (C, H, W): uint8 stays; everything else becomes float32 in [0, 1].
+    """Convert the values of a 2D image (C, H, W): uint8 is kept; everything else becomes float32 in [0, 1].
 
-    uint16 is divided by 65535, bool by 1. Other integers and floats stay unchanged if they are in [0, 1]; otherwise the
-    image's lowest and highest value become 0 and 1.
+    uint16 is divided by 65535. Values of other types are kept if they are all in [0, 1]. Otherwise the image's lowest
+    and highest value become 0 and 1.
     """
     if array.dtype == np.uint8:
         return array
@@ -159,7 +166,10 @@ def select_channels(array: np.ndarray, numbers: Sequence[int], case: str) -> np.
 
 
 def may_have_alpha(images: str | dict[str, str]) -> bool:
-    """Return whether the last channel may be transparency, which is possible only if one file contains all channels."""
+    """Return whether the last channel of an image may be transparency.
+
+    This is possible only if one file contains all channels.
+    """
     return isinstance(images, str) and "{c}" not in images
 
 
@@ -191,10 +201,10 @@ def convert_channels(array: np.ndarray, channels: str | Sequence[int], alpha: bo
 
 
 def percentiles(channel: np.ndarray, shares: Sequence[float]) -> list[float]:
-    """Compute percentiles with the exact result of `np.percentile`; count values instead of sorting where possible.
+    """Compute percentiles with the exact result of `np.percentile`, but faster.
 
-    Values can be counted if they are 8-bit, or float32 values of 16-bit data: k / 65535, or whole numbers from a range
-    of 65,536.
+    Values are counted instead of sorted if they are 8-bit, or float32 values of 16-bit data: k / 65535, or whole
+    numbers from a range of 65,536.
 
     Args:
         channel: (*spatial), finite, with at least one value; uint8 or float32.
@@ -216,7 +226,10 @@ def percentiles(channel: np.ndarray, shares: Sequence[float]) -> list[float]:
 
 
 def _count_values(channel: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the counts of up to 65,536 distinct values, and the sorted values; None if counting is impossible."""
+    """Return how often each of up to 65,536 possible values occurs, and these values in ascending order.
+
+    Return None if the channel has other values, which must be sorted instead.
+    """
     if channel.dtype == np.uint8:
         counts = _count_blocks(channel, lambda block: block, 256)
         return None if counts is None else (counts, np.arange(256, dtype=np.uint8))
@@ -244,7 +257,16 @@ def _count_values(channel: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
 def _count_blocks(
     channel: np.ndarray, codes: Callable[[np.ndarray], np.ndarray | None], length: int
 ) -> np.ndarray | None:
-    """Count the codes of an array in blocks, because `np.bincount` copies to int64; None if a value has no code."""
+    """Count the codes of an array's values block by block, because `np.bincount` copies its input to int64.
+
+    Args:
+        channel: array of any shape.
+        codes: function that returns the codes (integers below `length`) of a block; None if a value has no code.
+        length: number of possible codes.
+
+    Returns:
+        (length,) int64; None if a value has no code.
+    """
     counts, flat = np.zeros(length, np.int64), channel.reshape(-1)
     for start in range(0, flat.size, BLOCK):
         block = codes(flat[start : start + BLOCK])
@@ -255,7 +277,10 @@ def _count_blocks(
 
 
 def _moments(channel: np.ndarray, lo: float, hi: float) -> tuple[float, float]:
-    """Return mean and standard deviation of the clipped channel; sum in float64, plane by plane."""
+    """Return mean and standard deviation of a channel whose values are clipped to [lo, hi].
+
+    The sums are computed in float64, plane by plane.
+    """
     total, squares = 0.0, 0.0
     width = channel[:1].size
     if width <= CAST_BLOCK and channel.flags.c_contiguous:

@@ -29,7 +29,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SliceFile:
-    """Hold one file of a stack: the text that {z} matched, and the path below the root."""
+    """Hold one file of a stack of slices.
+
+    Attributes:
+        z: the text that {z} matched.
+        path: the path below the root.
+    """
 
     z: str
     path: str
@@ -72,8 +77,8 @@ def match_cases(root: Path, pattern: str, key: str) -> dict[str, CaseFiles]:
         Cases by id, sorted by id. For a pattern with {c}, each case has the files of its first channel.
 
     Raises:
-        MaskfoldError: the pattern is invalid (status 2), the root is not a folder, no file matches, or two files match
-            the same id (and slice).
+        MaskfoldError: the pattern is invalid (exit status 2), the root is not a folder, no file matches, or two files
+            match the same id (and slice).
     """
     if "{c}" in pattern:
         first: dict[str, CaseFiles] = {}
@@ -209,7 +214,7 @@ def check_root(root: Path) -> None:
 
 
 def check_ids_differ_by_more_than_case(ids: list[str], key: str) -> None:
-    """Check that no two ids are equal apart from upper and lower case or Unicode form; ids become file names.
+    """Check that all ids remain different if case and Unicode form are ignored, because ids become file names.
 
     Raises:
         MaskfoldError: two ids differ only in case, or only in the Unicode form of a letter.
@@ -232,7 +237,7 @@ def drop_undecodable(cases: Mapping[str, T], key: str, root: Path, skipped: Skip
         cases: the files by id, from `match_cases` or `match_files`.
         key: the pattern's key in the YAML, for messages.
         root: the competition's folder, for the hint.
-        skipped: collection that receives the other cases.
+        skipped: receives the cases that are not returned.
     """
     kept: dict[str, T] = {}
     for case_id, case in cases.items():
@@ -263,10 +268,10 @@ def oof_file_name(case_id: str) -> str:
 
 
 def id_problem(comp: Competition, case_id: str) -> str | None:
-    """Return the problem of a case id for a message, e.g. "is too long"; None if the id is valid.
+    """Return what is wrong with a case id, for a message, e.g. "is too long"; None if the id is valid.
 
-    The id must leave room for the suffixes of the files that are named after it: out-of-fold predictions (see
-    `competition.runs.oof.OofStore.path`) and label files.
+    Files for out-of-fold predictions (see `competition.runs.oof.OofStore.path`) and label files are named after the
+    id. So the id must be short enough for their suffixes.
     """
     if (problem := name_problem(case_id)) is not None:
         return problem
@@ -302,7 +307,7 @@ def no_match_error(root: Path, pattern: str, key: str) -> MaskfoldError:
 
 
 def _check_pattern(pattern: str, parts: list[str], key: str) -> None:
-    """Raise `MaskfoldError` (status 2) for an invalid pattern."""
+    """Raise `MaskfoldError` (exit status 2) for an invalid pattern."""
     problem = None
     names = {match.group(1) for match in PLACEHOLDER.finditer(pattern)} - {None}
     if pattern.startswith("/") or re.match(r"[A-Za-z]:", pattern):
@@ -354,7 +359,10 @@ def _some_files(root: Path) -> Iterator[str]:
 
 
 def _matches(root: Path, pattern: str, key: str, folders: bool = False) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield (path below the root, text of each placeholder) of each file (or folder) that matches."""
+    """Yield the path below the root of each matching file, and the text of each placeholder.
+
+    With `folders`, yield matching folders instead of files.
+    """
     check_root(root)
     parts = [part for part in pattern.split("/") if part not in ("", ".")]
     _check_pattern(pattern, parts, key)
@@ -379,6 +387,12 @@ def _names(folder: Path, part: str, bound: dict[str, str], folders: bool) -> lis
     """Return the sorted names in a folder that match one part of a pattern.
 
     If the part ends in `*`, only names of readable file types are returned.
+
+    Args:
+        folder: the folder.
+        part: the part of the pattern between two slashes.
+        bound: texts of the placeholders that earlier parts matched.
+        folders: whether to return folders instead of files.
     """
     literal = PLACEHOLDER.sub(lambda match: bound.get(match.group(1) or "*", match.group(0)), part)
     # If the name is known, the folder is listed only because the extension may have upper- and lower-case letters.
@@ -401,7 +415,12 @@ def _names(folder: Path, part: str, bound: dict[str, str], folders: bool) -> lis
 
 
 def _expression(part: str, bound: dict[str, str]) -> str:
-    """Build a regular expression for one name in a pattern, in which `bound` gives the texts of known placeholders."""
+    """Build a regular expression for one part of a pattern (between two slashes).
+
+    Args:
+        part: the part.
+        bound: texts of the placeholders that earlier parts matched.
+    """
     # (?s): names with a line break match too, and the check of ids rejects them later.
     text, last, named = "(?s)", 0, set(bound)
     for match in PLACEHOLDER.finditer(part):
@@ -420,7 +439,7 @@ def _expression(part: str, bound: dict[str, str]) -> str:
 
 
 def _escape_extension(tail: str) -> str:
-    """Return a regular expression for the end of a name; an image's extension matches in upper and lower case."""
+    """Return a regular expression for the end of a name, in which an image's extension ignores case."""
     name = f"_{tail}"  # `.png` alone would be a hidden file without an extension
     length = len(extension_of(name)) if has_reader(name) else 0
     return re.escape(tail[: len(tail) - length]) + (f"(?i:{re.escape(tail[-length:])})" if length else "")
@@ -437,7 +456,10 @@ MAX_PLACEHOLDERS, PLACEHOLDER_SHARE = 10, 0.05
 
 
 def count_test_images(comp: Competition) -> int | None:
-    """Return the number of test cases with an image; None if unknown, or if the competition has no `test` section."""
+    """Return the number of test cases with an image.
+
+    Return None if the competition has no `test` section, or if its folder is missing.
+    """
     if comp.test is None or not Path(comp.root).is_dir():
         return None
     pattern = next(iter(_as_list(comp.test.images)))
@@ -495,9 +517,10 @@ def patterns_of(comp: Competition) -> list[str]:
 
 
 def is_in_pattern_folder(root: Path, pattern: str, path: str) -> bool:
-    """Return whether a path matches a pattern, or is or lies below a folder that the pattern names.
+    """Return whether a path matches a pattern, or belongs to a folder that the pattern names.
 
-    Folders with a placeholder in their name, as in `{id}/image.png`, count only if a file in them matches.
+    A folder with a placeholder in its name, as in `{id}/image.png`, belongs to the pattern only if a file in this
+    folder matches.
 
     Args:
         root: the competition's folder.
@@ -522,7 +545,7 @@ def _as_list(source: str | dict[str, str] | None) -> list[str]:
 
 
 def _path_expression(pattern: str) -> str:
-    """Build a regular expression for whole paths; placeholders of one name may match different texts."""
+    """Build a regular expression for whole paths, in which {id} may match different texts in different places."""
     parts = [part for part in pattern.split("/") if part not in ("", ".")]
     text, last, path = "(?s)", 0, "/".join(parts)
     for match in PLACEHOLDER.finditer(path):
@@ -535,10 +558,10 @@ def _path_expression(pattern: str) -> str:
 
 
 class SkippedCases:
-    """Collect bad cases if `on_bad_case` is `skip`; raise an error at the first bad case if `on_bad_case` is `stop`.
+    """Collect bad cases, or raise an error at the first bad case, as `competition.on_bad_case` sets.
 
     Attributes:
-        allowed: whether bad cases may be skipped.
+        allowed: whether `on_bad_case` is `skip`, so that bad cases are collected.
         reasons: reason for skipping each case, by id.
         excluded: ids of the cases that `train.exclude` leaves out.
     """
@@ -549,10 +572,10 @@ class SkippedCases:
         self.excluded: list[str] = []
 
     def add(self, case_id: str, error: MaskfoldError) -> None:
-        """Record a bad case.
+        """Record a bad case if bad cases may be skipped.
 
         Raises:
-            MaskfoldError: `on_bad_case` is not `skip`; `error` is raised.
+            MaskfoldError: bad cases must not be skipped, so `error` is raised.
         """
         if not self.allowed:
             raise error
@@ -560,7 +583,7 @@ class SkippedCases:
 
 
 def warn_skipped(table: pandas.DataFrame) -> pandas.DataFrame:
-    """Log a warning for each skipped case, for commands that do not list skipped cases; return the table."""
+    """Log a warning for each skipped case, and return the table. Commands that do not list skipped cases use this."""
     for case_id, reason in table.attrs.get("skipped", []):
         log.warning("Case %s is skipped: %s", case_id, reason)
     return table

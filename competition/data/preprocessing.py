@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PreprocessedCase", "preprocess_case", "preprocess_cases"]
 
-MAX_FOREGROUND = 10_000  # coordinates kept per class
+MAX_FOREGROUND = 10_000  # maximum number of voxels of a class whose coordinates are stored
 # A process takes about PROBE_SECONDS to start, so a pool must save more time than that.
 PROBE_SECONDS, POOL_SECONDS = 1.0, 5.0
 BYTES_PER_VALUE, PROCESS_BYTES = 24, 2**29  # bytes of memory per value of an image, and per process
@@ -107,11 +107,11 @@ def preprocess_cases(
         table: the case table, or rows of it.
         exp: the experiment.
         root: the cache's folder. If a case is missing, files of killed processes are removed from it.
-        workers: number of processes. If None, this process starts alone; if much work remains after a second, one
-            process per core takes over, or fewer if the memory holds fewer cases.
-        progress: function that is called about ten times with a line of progress; it is not called if the cache has
+        workers: number of processes. With None, this process starts alone. If much work remains after a second, one
+            process per core takes over, or fewer processes if the memory is too small for so many cases.
+        progress: function that is called about ten times with a line of progress. It is not called if the cache has
             all cases, or if there is a `bar`.
-        skipped: collection that receives the reason for each skipped case, by id.
+        skipped: receives the reason for each skipped case, by id.
         bar: function that wraps the iteration over the missing cases to show progress; it receives the iterator and
             the number of cases.
 
@@ -211,7 +211,10 @@ def _publish(cases: Iterable[BuiltCase | MaskfoldError]) -> Iterator[Path | Mask
 
 
 def _count_workers(rows: list[SimpleNamespace]) -> int:
-    """Return the number of cores, or fewer if the free memory holds fewer of the largest cases."""
+    """Return the number of worker processes: one per core, or fewer if the free memory is too small.
+
+    The memory of a process is estimated from the largest case.
+    """
     import psutil
 
     largest = max(math.prod(json.loads(row.shape)) * int(row.channels) for row in rows)
@@ -234,13 +237,16 @@ class _Preprocessor:
 
 
 def write_image(folder: Path, image: Image, exp: Experiment, case: str) -> dict[str, Any]:
-    """Write image.npy, channel by channel, and return the case's record.
+    """Write image.npy, channel by channel, and return the case's record (the content of case.json).
 
     Args:
         folder: folder of the preprocessed case.
         image: array (C, *file shape) of any dtype, spacing in mm, affine or None.
         exp: the experiment.
         case: id of the case.
+
+    Raises:
+        MaskfoldError: the image is empty, or preprocessing is impossible.
     """
     prepare, is_2d = exp.prepare, exp.competition.dimensions == 2
     array = image.array
@@ -278,14 +284,21 @@ def write_mask(
 ) -> None:
     """Write mask.npy and foreground.npy.
 
+    mask.npy contains the values of `load_mask` on the preprocessed grid. There are two exceptions for K exclusive
+    classes of objects. With `prepare.boundary`, the borders of objects have the value K + 1. With R rings
+    (`prepare.rings`), ring r of class k has the value (k - 1) * R + r.
+
     Args:
         folder: folder of the preprocessed case.
         mask: (M, *file shape) uint8; see `competition.data.masks.load_mask`.
         geometry: geometry of the image.
         exp: the experiment.
         case: id of the case.
-        objects: (*file shape) integers, see `competition.data.masks.load_instances`; for `prepare.boundary` and
-            `prepare.rings`.
+        objects: (*file shape) integers, see `competition.data.masks.load_instances`; required for `prepare.boundary`
+            and `prepare.rings`.
+
+    Raises:
+        MaskfoldError: mask and image have different shapes.
     """
     classes, exclusive = len(exp.competition.classes), exp.competition.labels == "exclusive"
     points: list[np.ndarray] = []
@@ -321,10 +334,10 @@ def write_mask(
 
 
 def write_with_channels(folder: Path, case: PreprocessedCase, channels: np.ndarray) -> dict[str, Any]:
-    """Write a preprocessed volume with further channels behind its own; the `build` of `get_or_build`.
+    """Write a preprocessed volume with further channels behind its own channels.
 
-    The channels are mapped to the grid of the case like an image: linearly, without normalisation, and with 0 in the
-    padding. If both grids are equal, the values are copied.
+    This is a `build` function of `get_or_build`. The further channels are mapped to the grid of the case like an
+    image: linearly, without normalisation, and with 0 in the padding. If both grids are equal, the values are copied.
 
     Args:
         folder: empty folder for the files of a preprocessed case.
@@ -335,7 +348,7 @@ def write_with_channels(folder: Path, case: PreprocessedCase, channels: np.ndarr
         The content of `case.json`.
 
     Raises:
-        MaskfoldError: the channels are on another grid than the case's file.
+        MaskfoldError: the channels do not have the shape of the case's file.
     """
     if channels.shape[1:] != case.geometry.file_shape:
         raise MaskfoldError(
@@ -389,7 +402,10 @@ def _warn_of_cropped_classes(mask: np.ndarray, geometry: Geometry, exp: Experime
 
 
 def sample_voxels(mask: np.ndarray, value: int, most: int) -> np.ndarray:
-    """Return the coordinates (n, d) int32 of up to `most` voxels equal to `value`, evenly spread in C order."""
+    """Return the coordinates of up to `most` voxels whose value is `value`, as int32 (n, number of axes).
+
+    If there are more such voxels, the sample is spread evenly over them, in C order.
+    """
     if mask.size <= MAX_WHOLE:
         flat = np.flatnonzero(mask == value)
         chosen = flat[_spread_ranks(len(flat), most)]
@@ -408,7 +424,7 @@ def sample_voxels(mask: np.ndarray, value: int, most: int) -> np.ndarray:
 
 
 def _spread_ranks(total: int, most: int) -> np.ndarray:
-    """Return up to `most` of the numbers 0…total - 1, evenly spread and in ascending order."""
+    """Return up to `most` whole numbers from 0 to total - 1, evenly spread and in ascending order."""
     if total <= most:
         return np.arange(total)
     ranks = np.linspace(0, total - 1, most).round().astype(np.int64)

@@ -59,8 +59,8 @@ def read_image(path: str | Path, dimensions: int | None = None, exif: bool = Fal
 
     Args:
         path: a PNG, JPEG, JPEG 2000, BMP, GIF, TIFF, NIfTI, NPY, NPZ, NRRD, NHDR, MHA or MHD file.
-        dimensions: number of spatial axes, 2 or 3; 2 reads the pages of a TIFF as channels, 3 as slices. None: 3 for
-            NIfTI, NRRD and MHA, else 2.
+        dimensions: number of spatial axes, 2 or 3. In a TIFF, 2 reads the pages as channels, and 3 as slices. None
+            means 3 for NIfTI, NRRD and MHA, and 2 for other formats.
         exif: whether a 2D image is rotated by its EXIF orientation. Most masks and run lengths refer to the pixels as
             they are stored.
 
@@ -95,8 +95,8 @@ def read_labels(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Read the integer labels of a file of any supported format, and the file's affine.
 
-    If the file has a palette, its indices are the labels. Several equal channels (a grey mask saved as RGB) count as
-    one; a constant alpha channel is ignored.
+    If the file has a palette, its indices are the labels. If the file has several channels, they must be equal (a grey
+    mask saved as RGB), apart from a constant alpha channel.
 
     Args:
         path: as for `read_image`.
@@ -107,7 +107,7 @@ def read_labels(
         The labels as (*spatial) integers, unchanged, and the affine (4×4 float64, mm) or None.
 
     Raises:
-        MaskfoldError: as for `read_image`; the channels differ; or a value is not an integer.
+        MaskfoldError: as for `read_image`; or the channels differ; or a value is not an integer.
     """
     path = Path(path)
     file_format, dimensions = _reader(path, dimensions)
@@ -146,8 +146,8 @@ def read_header(path: str | Path, dimensions: int | None = None, labels: bool = 
     Args:
         path: as for `read_image`.
         dimensions: as for `read_image`.
-        labels: whether the file is a label file: a palette's indices are one channel, and of an archive of several
-            arrays the one of the labels is described.
+        labels: whether the file is a label file. If so, a palette image has one channel, the indices. In an archive
+            with several arrays, the array with the labels is described.
         exif: as for `read_image`.
 
     Returns:
@@ -169,7 +169,10 @@ def read_header(path: str | Path, dimensions: int | None = None, labels: bool = 
 
 
 def exif_orientation(path: str | Path) -> int:
-    """Return the EXIF orientation of a raster or TIFF file, 1 (as stored) to 8; 1 if there is no valid value."""
+    """Return the EXIF orientation of a raster or TIFF file, 1 (as stored) to 8.
+
+    Return 1 if the file has no valid orientation, or is of another format.
+    """
     path, value = Path(path), 1
     kind = EXTENSIONS.get(extension_of(path.name))
     if kind not in ("raster", "tiff"):
@@ -284,13 +287,13 @@ def load_image(comp: Competition, row: Any) -> Image:
 
 
 def read_case_header(comp: Competition, files: str | list[str], labels: bool, axes: str | None) -> Header:
-    """Read the header of a case's file, or of the volume (H, W, Z) of a stack of slices, in the case's order of axes.
+    """Read the header of a case's file in the case's order of axes. A stack of slices has one header, of (H, W, Z).
 
     Args:
         comp: the competition.
         files: a path below the root, or a stack's paths.
         labels: whether the file is a label file.
-        axes: the case's order of axes; None: unknown.
+        axes: the case's order of axes, such as `xyz`; None if it is unknown.
 
     Raises:
         MaskfoldError: a file cannot be read, or the slices of a stack differ.
@@ -328,7 +331,7 @@ def read_case_labels(comp: Competition, files: str | list[str], axes: str | None
     Args:
         comp: the competition.
         files: a path below the root, or a stack's paths.
-        axes: the case's order of axes; None: unknown.
+        axes: the case's order of axes, such as `xyz`; None if it is unknown.
 
     Raises:
         MaskfoldError: as for `read_labels`.
@@ -372,9 +375,12 @@ def _format_size(header: Header) -> str:
 
 
 def get_column(row: Any, column: str) -> Any:
-    """Return one cell of a row: a Series, a tuple of `itertuples`, or an object with the columns as attributes.
+    """Return one cell of a row of the case table.
 
-    A Series is read by key, because it has attributes such as `shape` that hide columns of the same name.
+    Args:
+        row: a Series, a tuple of `itertuples`, or an object with the columns as attributes. A Series is read by key,
+            because attributes such as `shape` hide its columns of the same name.
+        column: name of the column.
     """
     return row[column] if hasattr(row, "iloc") else getattr(row, column)
 
@@ -412,7 +418,7 @@ def extension_of(name: str) -> str:
 
 
 def has_reader(name: str) -> bool:
-    """Return whether a file of this name has a reader."""
+    """Return whether Maskfold can read files with the extension of this name."""
     return extension_of(name) in EXTENSIONS
 
 

@@ -23,10 +23,10 @@ from competition.errors import MaskfoldError
 from competition.rle import RleFormat, decode, parse_numbers
 
 Order = Literal["row", "column"]
-Opinion = tuple[Order, bool]  # the more likely order, and whether this case alone is clear evidence
+Opinion = tuple[Order, bool]  # the order that one case indicates, and whether this case alone is clear evidence
 
-MIN_CASES = 5  # votes required before the data may contradict the YAML
-MIN_SHARE = 0.9  # share of the votes that must agree
+MIN_CASES = 5  # number of cases that must indicate an order before the data may contradict the YAML
+MIN_SHARE = 0.9  # share of these cases that must indicate the same order
 _MAX_HEADERS = 200  # number of cases whose size is read
 _MAX_CASES, _MAX_TEXTS = 24, 10  # number of cases whose masks are decoded, and of masks per case
 _SCATTER_RATIO = 1.5  # ratio of pieces above which an order counts as wrong
@@ -38,11 +38,13 @@ _CLEAR_SCATTER, _CLEAR_EDGES = 4.0, 2.0  # the same ratios for clear evidence: o
 class OrderVote:
     """Hold the more likely pixel order of run lengths, and the number of cases that indicate this order.
 
+    A case votes for an order if its masks are plausible in this order and not in the other.
+
     Attributes:
-        order: the more likely order; None if no case votes.
+        order: the order with more votes; None if no case votes.
         votes: number of cases that vote for `order`.
-        cases: number of cases that vote.
-        strong: number of cases in `votes` whose data are clear evidence.
+        cases: number of cases that vote for either order.
+        strong: number of the cases in `votes` whose data are clear evidence.
     """
 
     order: Order | None
@@ -52,7 +54,7 @@ class OrderVote:
 
     @property
     def confidence(self) -> float:
-        """Share of the voting cases that vote for `order`; 0 without votes."""
+        """Share of the voting cases that vote for `order`; 0 if no case votes."""
         return self.votes / self.cases if self.cases else 0.0
 
     @property
@@ -66,8 +68,8 @@ def count_votes(opinions: Iterable[Order | None], clear: Iterable[Order] = ()) -
     """Count the cases that indicate each pixel order of run lengths.
 
     Args:
-        opinions: the order that each case indicates; None: no vote.
-        clear: votes of those cases that are clear evidence.
+        opinions: the order that each case indicates; None for a case that indicates no order.
+        clear: the orders that are indicated by clear evidence, one for each such case.
     """
     votes = [vote for vote in opinions if vote is not None]
     if not votes:
@@ -95,9 +97,9 @@ def detect_order(
         cases: the first channel's files, by id.
         rows: [line, class, slice] of each row that is not empty, by case id; see
             `competition.data.rle_tables.assign_rows`.
-        texts: the text of each line.
+        texts: the run lengths in each line of the table.
         fmt: the format in the YAML or its profile.
-        grid: (H, W) of the masks; None: the image's own size.
+        grid: (H, W) of the masks; None means the size of each image.
     """
     if fmt.container != "pairs":  # the other containers of run lengths define their order
         return count_votes([])
@@ -146,7 +148,17 @@ def _probe(
 def _vote(
     texts: Sequence[str], shape: tuple[int, ...], fmt: RleFormat, path: Path | None = None, exif: bool = False
 ) -> Opinion | None:
-    """Return a case's more likely pixel order, and whether the evidence is clear; None if undecided or unreadable."""
+    """Return the pixel order that one case indicates, and whether its evidence is clear.
+
+    Return None if the case indicates no order, or cannot be read.
+
+    Args:
+        texts: run lengths of the case's masks.
+        shape: shape of the masks.
+        fmt: the format in the YAML or its profile.
+        path: the image, which is needed only if the masks are square.
+        exif: whether the image is rotated by its EXIF orientation.
+    """
     try:
         image = None
         if path is not None and len(shape) == 2:
@@ -166,7 +178,7 @@ def _evenly_spaced(values: Sequence[Any], count: int) -> list[Any]:
 def likely_order(
     texts: Sequence[str], shape: Sequence[int], fmt: RleFormat, image: NDArray[np.generic] | None = None
 ) -> Order | None:
-    """Return the order in which the masks of one case look plausible.
+    """Return the pixel order in which the masks of one case are plausible.
 
     Args:
         texts: one or several masks of the case, as pairs of start and length.
@@ -175,7 +187,7 @@ def likely_order(
         image: grey image (*shape), required only if all sides are equal.
 
     Returns:
-        The order; None if the case does not distinguish between the two orders.
+        The order; None if the masks are about equally plausible in both orders.
 
     Raises:
         RleError: a text is not a list of numbers.
@@ -187,9 +199,9 @@ def likely_order(
 def _compare_orders(
     texts: Sequence[str], shape: Sequence[int], fmt: RleFormat, image: NDArray[np.generic] | None
 ) -> Opinion | None:
-    """Return the pixel order in which a case's masks are plausible, and whether this is clear; None if undecided.
+    """Return the pixel order in which a case's masks are plausible, and whether the evidence is clear.
 
-    See `likely_order` for the arguments.
+    Return None if both orders are about equally plausible. See `likely_order` for the arguments.
     """
     if shape[0] != shape[-1]:
         column, row = (sum(count_pieces(text, line, fmt) for text in texts) for line in (shape[0], shape[-1]))
@@ -212,7 +224,9 @@ def _compare_orders(
 
 
 def count_pieces(text: str, line: int, fmt: RleFormat) -> int:
-    """Count the runs that touch no run of the previous line, an upper bound of the number of connected pieces.
+    """Count the runs of a mask that touch no run of the previous line.
+
+    This number is at least the number of connected pieces of the mask.
 
     Args:
         text: the mask as pairs of start and length.
@@ -245,10 +259,11 @@ def check_order(vote: OrderVote, fmt: RleFormat, path: object, key: str) -> None
         vote: the order that the data indicate.
         fmt: the format in the YAML or its profile.
         path: the table, for the message.
-        key: the source of the format: train.rle_format, submission.rle, or submission.profile and its name.
+        key: the source of the format, for the message: `train.rle_format`, `submission.rle`, or `submission.profile`
+            and the profile's name.
 
     Raises:
-        MaskfoldError: the order in the YAML clearly contradicts the data (status 2).
+        MaskfoldError: the order in the YAML clearly contradicts the data (exit status 2).
     """
     if vote.order is not None and vote.order != fmt.order and vote.clear:
         # The hint repeats the whole format, because train.rle_format overrides all its keys.
@@ -276,7 +291,7 @@ def _format_yaml(fmt: RleFormat, order: Order) -> str:
 
 
 def _edge_strength(image: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Return the gradient magnitude (L1) of the image, float32."""
+    """Return the gradient of an image, float32 of the same shape: the sum of its absolute values along all axes."""
     grey = image.astype(np.float32)
     strength = np.zeros(grey.shape, np.float32)
     for axis in range(grey.ndim):

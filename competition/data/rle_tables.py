@@ -48,20 +48,20 @@ class RleTableColumns:
 def assign_rows(comp: Competition, cases: dict[str, CaseFiles], skipped: SkippedCases) -> dict[str, list[RleRow]]:
     """Assign the rows of `train.rle` to the cases.
 
-    Ids in the table may include the file's extension. For a stack they may also name slices, see `slice_aliases`. A
-    case without a row has an empty mask.
+    Ids in the table may include the file's extension. If a case is a stack of slices, an id may also name one slice,
+    see `slice_aliases`. A case without a row has an empty mask.
 
     Args:
         comp: the competition.
         cases: the first channel's files, by id.
-        skipped: collection that receives rows of unknown ids.
+        skipped: receives the rows with unknown ids.
 
     Returns:
         [line, class, slice] of each row that is not empty, by id.
 
     Raises:
         MaskfoldError: the table lacks a column, no id matches, a row's id has no image, its class is unknown, or the
-            data clearly contradict the YAML's or profile's order of run lengths (see `competition.data.rle_order`).
+            data clearly contradict the order of run lengths in the YAML or profile (see `competition.data.rle_order`).
     """
     if not cases:  # all cases are skipped
         return {}
@@ -101,7 +101,9 @@ def assign_rows(comp: Competition, cases: dict[str, CaseFiles], skipped: Skipped
 
 
 def table_id_suffix(comp: Competition) -> str:
-    """Return the suffix, such as `.jpg`, that all ids of `train.rle` add to the image's name; empty without a suffix.
+    """Return the text, such as `.jpg`, that all ids of `train.rle` have after the image's name.
+
+    Return an empty text if the ids have no such text, or different ones.
 
     Raises:
         MaskfoldError: the table cannot be read, or lacks a column.
@@ -113,9 +115,9 @@ def table_id_suffix(comp: Competition) -> str:
 
 
 def find_blank_rows(comp: Competition, cases: dict[str, CaseFiles]) -> dict[str, list[int]]:
-    """Return the lines of rows without a mask, by case, for cases that also have rows with a mask.
+    """Return the lines of rows without a mask, by case, for images (or slices) that also have rows with a mask.
 
-    A case whose only row has no mask is a case without objects, and is not returned.
+    If no row of an image has a mask, the image has no objects, and its rows are not returned.
 
     Args:
         comp: the competition, whose table `assign_rows` accepts.
@@ -141,10 +143,10 @@ def find_blank_rows(comp: Competition, cases: dict[str, CaseFiles]) -> dict[str,
 def row_texts(comp: Competition, lines: Sequence[int]) -> list[str]:
     """Return the run lengths in the given lines of `train.rle`.
 
-    The function checks once, not for each line, whether the file has changed.
+    The file is checked for changes once per call, not for each line.
 
     Raises:
-        KeyError: the table has fewer lines, or one of these lines is blank.
+        KeyError: the table has no row in one of these lines, because it is shorter or the line is blank.
     """
     global _last_texts
     if not lines:
@@ -188,7 +190,7 @@ def current_rows(comp: Competition, row: Any) -> list[RleRow]:
 def _mask_texts(comp: Competition, table: Any, layout: RleTableColumns) -> Any:
     """Return the column of run lengths.
 
-    If the YAML names a profile, remove spaces around each cell, because the tables of SIIM-ACR have such spaces.
+    If the YAML names a profile, spaces around each cell are removed, because the tables of SIIM-ACR have such spaces.
     """
     texts = table[layout.mask]
     return texts if comp.submission.profile is None else texts.str.strip()
@@ -205,7 +207,11 @@ _last_index: tuple[Any, Competition, _RowIndex] | None = None  # index of the ta
 
 
 def _index_rows(comp: Competition, path: Path, table: Any, layout: RleTableColumns) -> _RowIndex:
-    """Return image, class and run lengths of each row, and the positions of the rows by case or slice name."""
+    """Return the image name, class and run lengths of each row, and an index of the rows.
+
+    The index maps each spelling of a row's image or slice name to the positions of the rows with this name. The result
+    is cached for the table that was used last.
+    """
     global _last_index
     if _last_index is None or _last_index[0] is not table or _last_index[1] is not comp:
         names, classes = _names_and_classes(comp, path, table, layout)
@@ -227,10 +233,11 @@ def rle_format(comp: Competition) -> RleFormat:
 
 
 def keep_table_format(comp: Competition, trained: Competition) -> Competition:
-    """Return `comp` with the run-length format of the training table in `trained`, unless the user has set another.
+    """Return `comp` with the run-length format in which `trained` reads the training table.
 
-    Without `train.rle_format`, a training table is read in the format of the submission. A later change of `submission`
-    must not change how a run reads its training table.
+    Without `train.rle_format`, a training table is read in the format of the submission. A later change of
+    `submission` must not change how a run reads its training table. If the user has changed `train.rle_format` itself,
+    `comp` is returned unchanged.
 
     Args:
         comp: the competition.
@@ -264,14 +271,14 @@ def _profile(comp: Competition) -> Profile | None:
 
 
 def _open_table(comp: Competition) -> tuple[Path, Any, RleTableColumns]:
-    """Return the path of `train.rle`, its content as a pandas table, and its layout.
+    """Return the path of `train.rle`, its content as a pandas table, and the columns with id, mask and class.
 
-    Column names in the YAML take precedence over the profile's. A profile may have several layouts, and the table's
-    header selects one, because the header often differs from the submission's, and some hosts changed it during the
-    competition.
+    Column names in the YAML take precedence over those of the profile. A profile may know several headers of the
+    training table: it often differs from the submission's, and some hosts changed it during the competition. The
+    table's own header selects one of them.
 
     Raises:
-        MaskfoldError: a column is missing (status 2).
+        MaskfoldError: a column is missing (exit status 2).
     """
     path, columns, profile = Path(comp.root) / str(comp.train.rle), comp.train.columns, _profile(comp)
     class_in_id = profile is not None and any(variant.class_in_id for variant in _variants(profile))
@@ -311,7 +318,7 @@ def _variants(profile: Profile) -> list[Profile]:
 
 
 def _layouts(profile: Profile) -> list[RleTableColumns]:
-    """Return the possible columns of a profile's training table: those in `train`, and those of the submission."""
+    """Return the columns that a profile's training table may have: those of `profile.train`, and the submission's."""
     layouts = []
     for variant in _variants(profile):
         train = variant.train
@@ -398,7 +405,10 @@ def _skip_images_of_misspelt_rows(
     ids: list[str],
     skipped: SkippedCases,
 ) -> None:
-    """Skip images whose only row has a misspelt id; without this check, their masks would count as empty."""
+    """Skip images whose only row has a misspelt id.
+
+    Otherwise such an image would have no row, and its mask would be taken as empty.
+    """
     if not skipped.allowed:
         return
     with_row = {target[0] for target in target_of.values() if target is not None}
@@ -440,7 +450,7 @@ def _skip_rows_without_image(path: Path, unknown: list[tuple[Any, str]], ids: li
 
 
 def _class_name(comp: Competition, path: Path, line: Any, text: str) -> str:
-    """Return the class in a cell, which contains the class's name or its label value."""
+    """Return the class that a cell of the table names, by the class's name or its label value."""
     if text in comp.classes:
         return text
     values = [str(value) for value in comp.output_label_values]

@@ -32,10 +32,10 @@ def select_training_cases(comp: Competition, ids: list[str]) -> tuple[list[str],
         ids: sorted ids of all cases that have images.
 
     Returns:
-        Two sorted lists: the ids of the selected cases, and the ids that `train.exclude` excluded.
+        Two sorted lists: the ids of the selected cases, and the ids that `train.exclude` leaves out.
 
     Raises:
-        MaskfoldError: status 2; a table cannot be read or lists a case that has no image, or no case is left.
+        MaskfoldError (exit status 2): a table cannot be read or lists a case that has no image, or no case is left.
     """
     excluded = excluded_ids(comp, ids)
     listed = set(_listed_cases(comp, ids))
@@ -72,14 +72,15 @@ def _listed_ids(comp: Competition) -> tuple[list[str], str]:
 
 
 def excluded_ids(comp: Competition, ids: Iterable[str]) -> set[str]:
-    """Return the training cases that `train.exclude` excludes.
+    """Return the ids of the training cases that `train.exclude` leaves out.
 
     Args:
         comp: the competition.
         ids: ids of all cases that have images.
 
     Raises:
-        MaskfoldError: status 2; the table cannot be read, an answer is neither yes nor no, or an id is unknown.
+        MaskfoldError (exit status 2): the table cannot be read, a cell of the column `exclude` is neither yes nor no,
+            or an id is unknown.
     """
     listed = comp.train.exclude
     if listed is None:
@@ -96,15 +97,15 @@ def excluded_ids(comp: Competition, ids: Iterable[str]) -> set[str]:
 
 
 def case_weights(comp: Competition, ids: Iterable[str]) -> dict[str, str]:
-    """Return the weights in `train.weights`, as text without trailing zeros, of cases whose weight is not 1.
+    """Return the weight of each case whose weight in `train.weights` is not 1, as text without trailing zeros.
 
     Args:
         comp: the competition.
         ids: ids of all cases that have images.
 
     Raises:
-        MaskfoldError: status 2; the table cannot be read, a weight is not a number in (0, 100], a case has two weights,
-            or an id is unknown.
+        MaskfoldError (exit status 2): the table cannot be read, a weight is not a number in (0, 100], a case has two
+            weights, or an id is unknown.
     """
     listed = comp.train.weights
     if listed is None:
@@ -133,10 +134,12 @@ def case_weights(comp: Competition, ids: Iterable[str]) -> dict[str, str]:
 
 
 def read_answers(path: Path) -> dict[str, tuple[str, str]]:
-    """Return the user's answers (exclude, weight) in a review's CSV by case id; cases without answers are omitted.
+    """Return the columns exclude and weight of the CSV of `maskfold review` by case id, as the user filled them.
+
+    Cases for which the user has filled neither column are omitted.
 
     Raises:
-        MaskfoldError: the file is not a review's CSV, or has several answers for a case.
+        MaskfoldError: the file is not a review's CSV.
     """
     table = read_csv(path, {"the name of the file": "id"})
     if missing := [name for name in (EXCLUDE, WEIGHT) if name not in table.columns]:

@@ -1,6 +1,7 @@
 """Split cases into folds: groups, schemes, strata, checks for leaks, and fold files.
 
-A split group (a group, merged with groups that share an image) is kept in one fold.
+All cases of a split group stay in one fold. A split group is a group of cases, merged with the groups that share an
+image with it.
 """
 
 from __future__ import annotations
@@ -46,12 +47,12 @@ def split(
 
     Returns:
         Columns id, fold and group (the split group), sorted by id. With the scheme `holdout`, validation cases have
-        fold 0, training cases -1, and held-out cases (the third share) -2. ``attrs["duplicates"]`` lists the ids that
-        share an image, ``attrs["conflicting"]`` the duplicates whose masks differ.
+        fold 0, training cases -1, and held-out cases (the third of `folds.shares`) -2. ``attrs["duplicates"]`` lists
+        the ids that share an image, ``attrs["conflicting"]`` the duplicates whose masks differ.
 
     Raises:
-        MaskfoldError: too few cases or groups, no groups for a scheme that requires them, an invalid fold file, or a
-            leak (status 2).
+        MaskfoldError (exit status 2): there are too few cases or groups, the scheme requires groups and there are
+            none, the fold file is invalid, or two folds share a group or an image.
     """
     import pandas
 
@@ -115,7 +116,10 @@ def _stratified(groups: list[str], case_strata: list[str], k: int, seed: int) ->
 
 
 def _stratified_without_groups(strata: Sequence[str], k: int, seed: int) -> list[int]:
-    """Compute the folds of scikit-learn's StratifiedKFold: deal each stratum to the folds in turn, then shuffle."""
+    """Compute the folds of scikit-learn's StratifiedKFold.
+
+    The cases of each stratum are dealt to the folds in turn, and then shuffled.
+    """
     # This does not call scikit-learn; `_kfold` gives the reason.
     random = np.random.RandomState(_random_state(seed))
     names = list(dict.fromkeys(strata))
@@ -150,7 +154,10 @@ def merge_rare_strata(case_strata: Sequence[str], k: int) -> list[str]:
 
 
 def _holdout(groups: list[str], shares: list[float], seed: int) -> list[int]:
-    """Split the groups by shares into validation (fold 0), training (-1) and held-out cases (-2); no part is empty."""
+    """Split the groups by shares into validation cases (fold 0), training cases (-1) and held-out cases (-2).
+
+    Every part with a share above 0 has at least one group. Return the fold of each case.
+    """
     if shares[0] == 0 or shares[1] == 0:
         raise MaskfoldError(
             f"Invalid folds.shares: found {shares}, expected training and validation shares above 0.",
@@ -173,7 +180,7 @@ def _holdout(groups: list[str], shares: list[float], seed: int) -> list[int]:
 
 
 def _check_enough(groups: list[str], k: int) -> list[str]:
-    """Return the sorted names of the split groups; raise an error if there are fewer than k."""
+    """Return the sorted names of the split groups, after checking that there are at least k."""
     names = sorted(set(groups))
     if len(names) < k:
         raise MaskfoldError(
@@ -210,7 +217,7 @@ def group_values(comp: Competition, ids: list[str], key: str) -> list[str] | Non
         One value per id; None if the key is not set.
 
     Raises:
-        MaskfoldError: the key's rule is invalid (status 2), or gives no value for a case.
+        MaskfoldError: the key's rule is invalid (exit status 2), or gives no value for a case.
     """
     rule = getattr(comp, key)
     if rule is None:
@@ -222,7 +229,7 @@ def group_values(comp: Competition, ids: list[str], key: str) -> list[str] | Non
 
 
 def known_groups(comp: Competition, ids: list[str]) -> dict[str, str]:
-    """Return the group of each case by id; leave out ids for which `competition.group` gives no group.
+    """Return the group of each case by id. Cases for which `competition.group` gives no group are left out.
 
     Args:
         comp: the competition.
@@ -237,7 +244,10 @@ def known_groups(comp: Competition, ids: list[str]) -> dict[str, str]:
 
 
 def _from_ids(rule: str, ids: list[str], key: str) -> list[str]:
-    """Match a regular expression with each id; return the first capture group, or the whole match if there is none."""
+    """Return the group or stratum in each id: the text that the first group of a regular expression matches.
+
+    If the expression has no group, the text is the whole match.
+    """
     try:
         expression = re.compile(rule)
     except re.error as error:
@@ -261,10 +271,13 @@ def _from_ids(rule: str, ids: list[str], key: str) -> list[str]:
 
 
 def _id_column(path: Path, table: pandas.DataFrame, comp: Competition, ids: list[str]) -> str:
-    """Return the column with the case ids: `id`, else `train.columns.id`, else the only column that contains every id.
+    """Return the name of the column with the case ids.
+
+    This is `id`; if the table has no such column, `train.columns.id`; otherwise the only column that contains every
+    id.
 
     Raises:
-        MaskfoldError: no column, or more than one column, contains every id (status 2).
+        MaskfoldError: no column, or more than one column, contains every id (exit status 2).
     """
     for name in ("id", comp.train.columns.id):
         if name in table.columns:
@@ -285,7 +298,7 @@ def _id_column(path: Path, table: pandas.DataFrame, comp: Competition, ids: list
 
 
 def _from_table(path: Path, column: str, comp: Competition, ids: list[str], key: str) -> list[str]:
-    """Return the value of a table's column for each case; ids in the table may include the file's extension."""
+    """Return the value of a table's column for each case. Ids in the table may include the file's extension."""
     table = read_csv(path, {f"competition.{key}": column})
     if not ids:
         return []
@@ -360,7 +373,7 @@ def check_leaks(table: pandas.DataFrame, folds: pandas.DataFrame) -> None:
         folds: columns id and fold.
 
     Raises:
-        MaskfoldError: a group, or one image under two ids, is in two folds (status 2).
+        MaskfoldError: a group, or one image under two ids, is in two folds (exit status 2).
     """
     fold_of = {str(case_id): int(number) for case_id, number in zip(folds["id"], folds["fold"], strict=True)}
     first_case: dict[str, str] = {}
@@ -425,7 +438,7 @@ def folds_from_file(path: Path, ids: list[str], excluded: Sequence[str] = ()) ->
         excluded: ids of other cases, whose rows are ignored.
 
     Raises:
-        MaskfoldError: a case is missing or unknown, or there is no case to train on or to validate (status 2).
+        MaskfoldError: a case is missing or unknown, or there is no case to train on or to validate (exit status 2).
     """
     rows = [row for row in _read_rows(path) if row[1] not in set(excluded)]
     fold_of = {case_id: fold for _, case_id, fold, _ in rows}

@@ -55,7 +55,7 @@ def find_task(name: str) -> DecathlonTask:
     """Return a task by its name in any case: `spleen`, `Task09_Spleen` and `task09` are the same task.
 
     Raises:
-        MaskfoldError: no task has this name (status 2).
+        MaskfoldError: no task has this name (exit status 2).
     """
     key = name.casefold()
     for task in TASKS:

@@ -29,7 +29,7 @@ Array = np.ndarray[Any, Any]
 
 
 def make_folder(folder: Path, marker: dict[str, Any], fill: Callable[[Path], None]) -> bool:
-    """Make a folder atomically: fill a temporary folder next to it, write a marker, and rename the folder.
+    """Make a folder atomically: fill a temporary folder next to it, write a marker file, and rename the folder.
 
     Args:
         folder: the folder to create. It replaces an older demo; phantoms replace only phantoms of the same layout.
@@ -71,7 +71,7 @@ def shuffled_case_ids(prefix: str, count: int, seed: int) -> list[str]:
 
 
 def write_png(path: Path, array: Array) -> None:
-    """Write a (H, W) uint8 array."""
+    """Write a (H, W) uint8 array as PNG."""
     import cv2
 
     _, data = cv2.imencode(".png", array)
@@ -79,7 +79,7 @@ def write_png(path: Path, array: Array) -> None:
 
 
 def write_nifti(path: Path, array: Array, affine: Array) -> None:
-    """Write an (X, Y, Z) array with its affine (4, 4), in mm."""
+    """Write an (X, Y, Z) array as NIfTI, with its affine (4, 4) in mm."""
     import nibabel
 
     image = nibabel.Nifti1Image(array, affine)
@@ -170,14 +170,14 @@ EXPERIMENTS = {
 def make_demo(
     name: str, folder: Path, seed: int = DEFAULT_SEED, cases: int | None = None, test_cases: int | None = None
 ) -> bool:
-    """Make a demo competition, completely or not at all.
+    """Make a demo competition. If the process is killed, the folder does not exist or has its old content.
 
     Args:
         name: `2d`, `3d` or `gate`.
         folder: the folder to create; it replaces an older demo.
         seed: random seed; the same seed gives the same competition.
-        cases: number of training cases; None: default of the demo.
-        test_cases: number of test cases; None: default of the demo.
+        cases: number of training cases; None means the demo's default.
+        test_cases: number of test cases; None means the demo's default.
 
     Returns:
         True if the demo was made, False if the same demo already exists.
@@ -257,8 +257,8 @@ def _write_bytes(content: bytes, file: IO[bytes]) -> None:
 def make_demo_2d(folder: Path, cases: int = 72, test_cases: int = 24, seed: int = DEFAULT_SEED) -> None:
     """Write the 2D demo into an existing, empty folder.
 
-    `images/{id}.png` (uint8 grey, mixed sizes) with `masks/{id}.png` (uint8: 0 background, 1 ring, 2 grain),
-    `test/{id}.png`, `sample_submission.csv` and `solution.csv`.
+    The files are `images/{id}.png` (uint8 grey, mixed sizes) with `masks/{id}.png` (uint8: 0 background, 1 ring, 2
+    grain), `test/{id}.png`, `sample_submission.csv` and `solution.csv`.
     """
     from competition.datasets.demo_images import CLASSES, KINDS, draw_image
 
@@ -272,9 +272,9 @@ def make_demo_2d(folder: Path, cases: int = 72, test_cases: int = 24, seed: int 
 def make_demo_3d(folder: Path, cases: int = 24, test_cases: int = 8, seed: int = DEFAULT_SEED) -> None:
     """Write the 3D demo into an existing, empty folder.
 
-    `imagesTr/{id}.nii.gz` (int16, anisotropic, mixed orientations) with `labelsTr/{id}.nii.gz` (uint8: 0 background,
-    1 liver, 2 spleen), `imagesTs/{id}.nii.gz`, `sample_submission.csv` and `solution.csv`. Run lengths follow the order
-    of the file's axes, as with hosts.
+    The files are `imagesTr/{id}.nii.gz` (int16, anisotropic, mixed orientations) with `labelsTr/{id}.nii.gz` (uint8: 0
+    background, 1 liver, 2 spleen), `imagesTs/{id}.nii.gz`, `sample_submission.csv` and `solution.csv`. As in most
+    competitions, run lengths use the order of axes in the file.
     """
     from competition.datasets.demo_volumes import CLASSES, KINDS, ORIENTATIONS, draw_volume, random_affine, reorient
 
@@ -298,10 +298,10 @@ def make_demo_3d(folder: Path, cases: int = 24, test_cases: int = 8, seed: int =
 
 
 def make_demo_gate(folder: Path, cases: int = 120, test_cases: int = 30, seed: int = DEFAULT_SEED) -> None:
-    """Write the demo of the presence head, in which a third of the cases are empty, into an existing, empty folder.
+    """Write the demo of the presence head into an existing, empty folder.
 
-    `images/{id}.png` (uint8 grey) with `masks/{id}.png` (uint8: 0 background, 1 lesion), `test/{id}.png`,
-    `sample_submission.csv` and `solution.csv`.
+    A third of the cases have no lesion. The files are `images/{id}.png` (uint8 grey) with `masks/{id}.png` (uint8: 0
+    background, 1 lesion), `test/{id}.png`, `sample_submission.csv` and `solution.csv`.
     """
     from competition.datasets.demo_images import GATE_CLASSES, GATE_KINDS, draw_gate_image
 
@@ -315,7 +315,15 @@ def make_demo_gate(folder: Path, cases: int = 120, test_cases: int = 30, seed: i
 def _write_images(
     folder: Path, ids: Sequence[str], cases: int, draw: Callable[[int, int], tuple[Array, Array]]
 ) -> dict[str, Array]:
-    """Draw and write the cases; return the label maps of the test cases by id."""
+    """Draw and write the cases; return the label maps of the test cases by id.
+
+    Args:
+        folder: folder of the demo.
+        ids: ids of the training cases, then of the test cases.
+        cases: number of training cases.
+        draw: function that draws image and label map. It gets the index among all cases, and the index among the
+            training or test cases.
+    """
     for part in ("images", "masks", "test"):
         (folder / part).mkdir()
     truth: dict[str, Array] = {}

@@ -145,10 +145,14 @@ def interpolate_lattice(coarse: Array, height: int, width: int, step: float) -> 
 
 
 def plane_waves(rng: np.random.Generator, height: int, width: int, count: int, longest: float) -> Array:
-    """Return a smooth random field (height, width), mean 0, deviation about 1: a sum of `count` plane waves.
+    """Return a smooth random field (height, width), mean 0, deviation about 1: a sum of plane waves.
 
     Args:
-        longest: number of periods across the image of the wave with most periods.
+        rng: source of all randomness.
+        height: height in pixels.
+        width: width in pixels.
+        count: number of waves.
+        longest: maximum number of periods of a wave along each side of the image.
     """
     y, x = np.linspace(0, 1, height)[:, None], np.linspace(0, 1, width)[None, :]
     field = np.zeros((height, width))
@@ -202,7 +206,16 @@ def draw_gate_image(rng: np.random.Generator, kind: str = "contrast") -> tuple[A
 def _draw_spots(
     rng: np.random.Generator, values: Array, occupied: Array, count: int, labels: Array | None, mottled: bool = True
 ) -> None:
-    """Draw spots that touch no other structure; only mottled spots look like a lesion."""
+    """Draw spots that touch no other structure; only mottled spots look like lesions.
+
+    Args:
+        rng: source of all randomness.
+        values: (SIDE, SIDE) brightness, changed in place.
+        occupied: (SIDE, SIDE) bool, pixels of other structures, changed in place.
+        count: maximum number of spots.
+        labels: label map in which the spots become lesions; None if they are background.
+        mottled: whether the spots are mottled.
+    """
     for _ in range(60):
         if count == 0:
             return

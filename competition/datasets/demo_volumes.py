@@ -92,7 +92,10 @@ def _draw_distractors(rng: np.random.Generator, image: Array, labels: Array, gri
 
 
 def _ellipsoid(grid: list[Array], centre: Array, radii: Array) -> Array:
-    """Return the distance from the centre of an ellipsoid, scaled so that the surface is at 1. Arguments are in mm."""
+    """Return each point's distance from the centre of an ellipsoid, scaled so that the surface is at 1.
+
+    Points, centre and radii are in mm.
+    """
     return np.sqrt(sum(((g - c) / r) ** 2 for g, c, r in zip(grid, centre, radii, strict=True)))
 
 

@@ -69,15 +69,15 @@ def download_and_unpack(
 ) -> int:
     """Download an archive and unpack it.
 
-    If the user has put the archive next to the folder, the function unpacks and keeps this file. It deletes an archive
-    that it has downloaded.
+    If the user has put the archive next to the folder, the function unpacks this file and does not delete it. It
+    deletes an archive that it has downloaded.
 
     Args:
         source: the archive.
         folder: the folder to create; it must not exist, or must be empty.
         new_progress: function that receives a label and returns a progress bar.
         say: function that receives lines for the user.
-        pause: seconds before the next attempt.
+        pause: seconds before the second attempt, if the first fails.
 
     Returns:
         Number of files.
@@ -197,7 +197,9 @@ def format_size(size: int) -> str:
 
 
 def suggest_next_command(name: str, folder: Path, experiments: Path = Path("experiments")) -> list[str]:
-    """Return the command that trains on a data set, if an experiment for it exists.
+    """Return lines that suggest the next command: `maskfold cv` with an experiment for the data set.
+
+    If there is no such experiment, the line says which YAML to write.
 
     Args:
         name: name of the data set.
@@ -252,18 +254,18 @@ RETRY_STATUS = {408, 429, 500, 502, 503, 504}  # HTTP errors that may be tempora
 def download(
     source: RemoteFile, part: Path, progress: ProgressWrapper, *, pause: float = 1.0, timeout: float = 60.0
 ) -> None:
-    """Download a file to `part`; if `part` exists, resume.
+    """Download a file to `part`. If `part` exists, download only the missing rest.
 
     Args:
         source: the file on the network.
-        part: path of the partial file, which is kept if the network fails or the process is killed.
+        part: path of the partial file, which remains if the network fails or the process is killed.
         progress: function that wraps the iterator of blocks of 1 MiB; it also receives their number.
-        pause: seconds before the next attempt; doubled each time.
+        pause: seconds before the second attempt; doubled for each further attempt.
         timeout: seconds without data after which the connection is closed.
 
     Raises:
-        MaskfoldError: the host cannot be reached, refuses the request, or sends another file; or another process
-            downloads the file.
+        MaskfoldError: the host cannot be reached, refuses the request, or sends a file with another checksum; or
+            another process downloads the file.
         DiskFullError: the disk is full.
     """
     with _download_lock(part):
@@ -294,7 +296,10 @@ def compute_md5(path: Path) -> str:
 
 
 def _download(url: str, part: Path, progress: ProgressWrapper, pause: float, timeout: float) -> None:
-    """Retry the download until the file is complete, or until `MAX_TRIES` attempts in a row receive no byte."""
+    """Download a file, with several attempts if the connection fails.
+
+    Give up if `MAX_TRIES` attempts in a row receive no byte.
+    """
     failures = 0
     while True:
         size_before = part.stat().st_size
@@ -468,7 +473,7 @@ def _open_archive(archive: Path) -> Iterator[tuple[list[Member], Any]]:
 
 
 def _tar_member(info: tarfile.TarInfo, archive: Path) -> Member | None:
-    """Return the member for a file; None for a folder, because unpacking its files creates it."""
+    """Return the member for a file. Return None for a folder, because unpacking its files creates the folder."""
     if not (info.isfile() or info.isdir()):
         kind = "a link" if info.issym() or info.islnk() else "a device or pipe"
         raise _unsafe_member(archive, info.name, f"is {kind}")

@@ -29,8 +29,8 @@ class Conversion:
     """Hold the result of converting a folder.
 
     Attributes:
-        rows: the rows of series.csv for the series of this folder, one per series.
-        segments: by value in the masks, the name of each label, as in segments.csv.
+        rows: the rows of series.csv for the series of this folder, one per series or 2D picture.
+        segments: the name of each label, as in segments.csv. The keys are the label values in the masks.
     """
 
     rows: list[SeriesRow]
@@ -65,7 +65,7 @@ def convert_folder(
         The rows and the labels. If no series was converted, no error is raised; the rows contain the reasons.
 
     Raises:
-        MaskfoldError: an argument is invalid (status 2), the folder has no DICOM files, or the output cannot be
+        MaskfoldError: an argument is invalid (exit status 2), the folder has no DICOM files, or the output cannot be
             written.
 
     Example:
@@ -120,8 +120,8 @@ def _check_arguments(folder: Path, layout: str, labels: str | None) -> re.Patter
 class _Converter:
     """Convert one folder, step by step.
 
-    `rows` contains one row per SeriesInstanceUID; for pictures, one row per id. Each method fills in a part of the
-    rows.
+    `rows` contains one row per SeriesInstanceUID, and for pictures one row per case id. Each method fills in a part of
+    the rows.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class _Converter:
         )
 
     def convert_images(self) -> None:
-        """Write all image series that are volumes."""
+        """Write the volume or the pictures of each image series, and report each series that is not a mask."""
         for series in self.series:
             row = self.rows[series.uid]
             if series.kind == "image":
@@ -275,7 +275,7 @@ class _Converter:
             self._say(f"without a mask: {listed}{more} (training skips them with on_bad_case: skip)")
 
     def add_unreadable(self, scanned: Scan) -> None:
-        """Add one row to series.csv that lists all files whose series is unknown."""
+        """Add one row to series.csv that lists the files whose series is unknown."""
         if not scanned.unreadable:
             return
         private = (
@@ -304,9 +304,9 @@ class _Converter:
 
 
 def _write_series_csv(output: Path, converter: _Converter, previous_rows: list[SeriesRow]) -> None:
-    """Write series.csv.
+    """Write series.csv, which also contains the rows of earlier conversions.
 
-    Remove files that an earlier conversion wrote for these series, unless this conversion wrote them again.
+    If an earlier conversion wrote other files for the series of this conversion, these files are removed.
     """
     new_rows = list(converter.rows.values())
     replaced = {(row.layout, row.series) for row in new_rows}

@@ -99,11 +99,11 @@ class Frame:
 
 
 def read_frames(dataset: Any, path: Path, name: str) -> tuple[Frame, ...]:
-    """Read the geometry of every frame (PS3.3 C.7.6.2, C.7.6.16).
+    """Read the geometry of every frame of a file (PS3.3 C.7.6.2, C.7.6.16).
 
     Raises:
-        SeriesRejected: the file has several frames that do not all have a position, or a modality look-up table instead
-            of slope and intercept.
+        SeriesRejected: the file has several frames that do not all have a position, or a modality look-up table
+            instead of slope and intercept.
         ValueError, TypeError: a numeric attribute is not a number.
     """
     if "PerFrameFunctionalGroupsSequence" in dataset:
@@ -140,7 +140,11 @@ def _read_enhanced(dataset: Any, path: Path, name: str) -> tuple[Frame, ...]:
 
 
 def functional_group(dataset: Any, group: Any, sequence: str) -> Any:
-    """Return an item of a functional group: the item of this frame, else the item that all frames share, else {}."""
+    """Return an item of a functional group of an enhanced file.
+
+    This is the item of the frame `group`; if the frame has none, the item that all frames share; otherwise an empty
+    dictionary.
+    """
     shared = dataset.get("SharedFunctionalGroupsSequence") or [{}]
     for holder in (group, shared[0]):
         items = holder.get(sequence)
@@ -183,7 +187,10 @@ def _get_float(holder: Any, keyword: str, default: float) -> float:
 
 
 def parse_numbers(value: Any, count: int) -> np.ndarray | None:
-    """Return a multi-valued attribute as `count` float64; None if it is absent, incomplete or not finite."""
+    """Return a multi-valued attribute as an array of `count` float64.
+
+    Return None if the attribute is absent, has another number of values, or is not finite.
+    """
     if value is None or isinstance(value, str | float) or len(value) != count:
         return None
     array = np.array([float(item) for item in value])
@@ -234,8 +241,8 @@ def find_private_patterns(dataset: Any) -> frozenset[str]:
         dataset: a header with PatientName and dates.
 
     Returns:
-        Regular expressions (for `hide_private`) for the parts of the name, for the joined parts, and for the dates. A
-        part of the name that contains a digit is treated as a code and gets no pattern.
+        Regular expressions (for `hide_private`) for the parts of the name, for pairs of parts without a space between
+        them, and for the dates. A part of the name that contains a digit is treated as a code and gets no pattern.
     """
     parts = re.split(r"[\s^=,]+", str(dataset.get("PatientName") or "").casefold())
     codes = [part for part in parts if any(character.isdigit() for character in part)]

@@ -22,9 +22,9 @@ INVERTED = "MONOCHROME1"  # photometric interpretation in which the lowest value
 def name_pictures(series: Sequence[Series], ids: Mapping[str, str], taken: Set[str]) -> dict[tuple[str, str], str]:
     """Return the case id of each 2D picture.
 
-    The id of a picture is the name of its file, because hosts' tables use it. If the file name contains a private text,
-    is not a valid name, or is the name of another picture, the picture gets the id of the series. If the series has
-    several pictures, the SOPInstanceUID is added.
+    The id of a picture is the name of its file, because hosts' tables use this name. If the file name contains a
+    private text, is not a valid name, or is also the name of another picture, the picture gets the id of the series.
+    If the series has several pictures, the SOPInstanceUID is appended.
 
     Args:
         series: all series of the kind picture.
@@ -62,13 +62,14 @@ def read_picture(instance: Instance, pixels: PixelReader) -> np.ndarray:
 
     Args:
         instance: the picture's file, with the headers of its frames.
-        pixels: function that decodes the file.
+        pixels: reader that decodes the file.
 
     Returns:
-        (rows, columns) uint8, or uint16 if a value is above 255; higher is brighter.
+        (rows, columns) uint8, or uint16 if a value is above 255.
 
     Raises:
-        SeriesRejected: the file is damaged, cannot be decoded, or has values that are negative, fractions or too large.
+        SeriesRejected: the file is damaged, cannot be decoded, or has values that are negative, fractions or too
+            large.
     """
     if instance.fault or not instance.frame_headers:
         raise SeriesRejected(instance.fault or f"{instance.name} contains no image")

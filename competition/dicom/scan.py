@@ -79,16 +79,23 @@ TAGS = [
 
 @dataclass(eq=False)
 class Instance:
-    """Hold the header of one DICOM file.
+    """Hold the header of one DICOM file. Texts that the header lacks are empty.
 
     Attributes:
+        path: path of the file.
         name: path of the file below the folder, for messages.
-        patient_id … modality: texts of the header; empty if absent. private_patterns: see `find_private_patterns`.
-        instance_number: InstanceNumber; None if absent. transfer_syntax: UID of the transfer syntax. size: number of
-            rows, columns and frames. frame_headers: geometry of each frame; empty for segmentations and files without
-            pixels.
-        source_uids: UIDs of the instances and series from which the file was derived. fault: reason why the pixels
-            cannot be used; empty if there is none.
+        instance_uid, sop_class, study_uid, series_uid, frame_of_reference: UIDs in the header.
+        patient_id, series_number, description, modality: other texts in the header.
+        private_patterns: see `find_private_patterns`.
+        instance_number: InstanceNumber; None if absent.
+        image_type: values of ImageType, in upper case.
+        photometric: PhotometricInterpretation.
+        transfer_syntax: UID of the transfer syntax.
+        size: number of rows, columns and frames.
+        frame_headers: geometry of each frame; empty for segmentations and files without pixels.
+        source_uids: UIDs of the instances and series from which the file was derived.
+        has_pixels: whether the file is an image.
+        fault: reason why the pixels cannot be used; empty if they can be used.
     """
 
     path: Path
@@ -120,9 +127,9 @@ class Scan:
 
     Attributes:
         instances: headers of the DICOM files, sorted by name.
-        unreadable: by file, the reason why its series is unknown; only files that are DICOM or are named like DICOM
-            files.
-        non_dicom_count: number of files that are not DICOM.
+        unreadable: reason why the series of a file is unknown, by file. Only files that are DICOM or are named like
+            DICOM files are listed.
+        non_dicom_count: number of the other files.
         links: paths of links to folders, which are not followed.
     """
 
@@ -210,7 +217,10 @@ def _read_header(path: Path) -> tuple[Any | None, bool]:
 
 
 def _check_deflated_size(path: Path, start: bytes) -> None:
-    """Check the size of a deflated dataset block by block, because pydicom inflates the whole dataset at once."""
+    """Check the unpacked size of a deflated file by unpacking it block by block.
+
+    pydicom would unpack the whole file at once, and a decompression bomb would then fill the memory.
+    """
     inflater, count = zlib.decompressobj(-zlib.MAX_WBITS), 0
     with open(path, "rb") as stream:
         stream.seek(144 + int.from_bytes(start[140:144], "little"))  # after the file meta information group
@@ -492,7 +502,7 @@ def assign_case_ids(
         series: image series of the folder. Damaged series are included, so that repairing a series does not change the
             id of another.
         patient_of: result of `name_patients`.
-        known_ids: ids from earlier conversions by SeriesInstanceUID; they are kept.
+        known_ids: ids from earlier conversions by SeriesInstanceUID; series that have one keep it.
         taken_ids: ids that other series got in earlier conversions.
 
     Returns:

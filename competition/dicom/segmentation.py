@@ -43,8 +43,10 @@ class Mask:
     """Hold a mask on the grid of its image.
 
     Attributes:
+        image: the image.
         array: (X, Y, Z) uint8.
         series: SeriesInstanceUIDs of the DICOM-SEG files or label series from which the mask was made.
+        notes: remarks on the conversion.
     """
 
     image: ConvertedImage
@@ -59,7 +61,7 @@ class MaskBuilder:
     If a file cannot be used, the reason is recorded, and all other masks are built.
 
     Attributes:
-        rejections: by SeriesInstanceUID, the reasons why a mask lacks (a part of) this series.
+        rejections: reasons why a series of labels is missing from the masks, wholly or in part, by SeriesInstanceUID.
         ignored: ignored files by SeriesInstanceUID.
     """
 
@@ -72,7 +74,7 @@ class MaskBuilder:
         self.ignored: dict[str, list[str]] = {}
 
     def add_segmentations(self, series: list[Series]) -> None:
-        """Read the headers of all DICOM-SEG files, number their labels, and find their images."""
+        """Read the headers of all DICOM-SEG files, assign a value to each label, and find the images of the files."""
         segmentations: list[Segmentation] = []
         for item in series:
             for instance in drop_copies(item.instances, self.ignored.setdefault(item.uid, [])):
@@ -106,7 +108,12 @@ class MaskBuilder:
                 self._label_series.setdefault(image.id, []).append((image, slices))
 
     def build(self, case: str, pixels: PixelReader) -> Mask | None:
-        """Build the mask of an image; None if the image has no labels or its labels were rejected."""
+        """Build the mask of an image; return None if the image has no labels or its labels were rejected.
+
+        Args:
+            case: id of the image.
+            pixels: reader that decodes the label series.
+        """
         mask = None
         if case in self._segmentations:
             uids = [segmentation.instance.series_uid for _, segmentation in self._segmentations[case]]
@@ -175,7 +182,7 @@ class MaskBuilder:
         return _new_mask(image, array, [slices.series.uid], notes + slices.notes)
 
     def reject(self, uids: list[str], reason: str) -> None:
-        """Record the reason why the series `uids`, which contain labels, are missing from a mask, wholly or in part."""
+        """Record why the label series `uids` are missing from a mask, wholly or in part."""
         for uid in uids:
             reasons = self.rejections.setdefault(uid, [])
             if reason not in reasons:
@@ -189,7 +196,7 @@ def _new_mask(image: ConvertedImage, array: np.ndarray, series: list[str], notes
 
 
 def _stack_mismatch(slices: SliceStack, grid: Grid) -> str:
-    """Return the reason why a label series is not on a grid; an empty text if the series is on the grid."""
+    """Return why the voxels of a label series do not lie on a grid; an empty text if they do."""
     try:
         resample_onto(grid, slices.grid.affine, np.empty((0, 3), np.int64), slices.grid.shape)
     except SeriesRejected as error:
@@ -207,7 +214,7 @@ class LabelMap:
     """Assign values to labels and store them in segments.csv; the value of a label never changes.
 
     Args:
-        path: path of segments.csv. The values in an existing table are kept, even if a user wrote them.
+        path: path of segments.csv. Values in an existing table are never changed, even if a user wrote them.
 
     Raises:
         MaskfoldError: the table is damaged, or a value or a label occurs twice in it.
@@ -259,7 +266,7 @@ class LabelMap:
             self.labels[value] = label
 
     def add_values(self, values: Iterable[int]) -> None:
-        """Add the values of a label series; each value becomes a label, because a label series contains no names."""
+        """Add the values of a label series under names such as `value 3`, because a label series contains no names."""
         for value in values:
             self.labels.setdefault(value, f"value {value}")
 
@@ -309,13 +316,14 @@ class ReferenceMatcher:
 
         Args:
             instance: a file of the mask.
-            find_mismatch: function that returns the reason why the mask is not on an image's grid; an empty text if
-                there is none.
-            strict: whether the referenced image must be in the folder; if False, any image of the study may match.
+            find_mismatch: function that returns why the mask does not lie on an image's grid; an empty text if it
+                does.
+            strict: whether a referenced image must be in the folder. If False and it is missing, any image of the
+                study may match.
 
         Returns:
-            The referenced image that has the mask's grid. If the file references no image, the only image in the same
-            study and frame of reference that has the mask's grid.
+            The referenced image that has the mask's grid. If the file references no image of the folder, the only
+            image in the same study and frame of reference that has the mask's grid.
 
         Raises:
             SeriesRejected: no image matches, or several images match.
@@ -350,7 +358,7 @@ class ReferenceMatcher:
 
 
 def _same_frame(image: Instance, mask: Instance) -> bool:
-    """Return whether image and mask belong to the same study, and their frames of reference do not differ."""
+    """Return whether image and mask belong to the same study, and do not have different frames of reference."""
     frames_of_reference = {image.frame_of_reference, mask.frame_of_reference} - {""}
     return image.study_uid == mask.study_uid and len(frames_of_reference) < 2
 
@@ -385,8 +393,9 @@ class MaskCanvas:
     """Paint a mask segment by segment.
 
     Attributes:
+        grid: grid of the image.
         mask: (X, Y, Z) uint8.
-        overlap_count: number of voxels in more than one segment.
+        overlap_count: number of times that a segment was painted on a voxel of another segment.
     """
 
     grid: Grid
@@ -400,8 +409,8 @@ class MaskCanvas:
     def set_voxels(self, voxels: np.ndarray, value: int, fraction: np.ndarray | float = 1.0) -> None:
         """Set the mask to a value at the voxels (N, 3).
 
-        If several calls set a voxel, the value with the largest fraction wins; among equal fractions, the highest
-        value.
+        If several calls set the same voxel, the value with the largest fraction is used. If fractions are equal, this
+        is the highest value.
         """
         index = tuple(voxels.T)
         old_value, old_fraction = self.mask[index], self._fraction[index]
@@ -481,7 +490,7 @@ def _read_frame_geometry(dataset: Any, instance: Instance, kind: str) -> Iterato
 
 
 def grid_mismatch(segmentation: Segmentation, grid: Grid) -> str:
-    """Return the reason why the frames of a segmentation are not on a grid; an empty text if they are on the grid.
+    """Return why the frames of a segmentation do not lie on a grid; an empty text if they do.
 
     Frames may lie outside of the grid's extent.
     """

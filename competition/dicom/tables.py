@@ -17,13 +17,16 @@ CELL_SEPARATOR = "; "  # separator between files or remarks in one cell
 
 @dataclass
 class SeriesRow:
-    """Hold the result of converting one series.
+    """Hold the result of converting one series or one 2D picture.
 
     Attributes:
-        id: id of the case; for a label series, id of the labelled case. If there is no case, the value of `patient`.
+        id: id of the case; for a label series, id of the labelled case. If the series is no case, the value of
+            `patient`.
         patient: cleaned PatientID; see `scan.name_patients`.
         study, series: UIDs.
         number: SeriesNumber.
+        description: SeriesDescription, without private texts.
+        modality: Modality, e.g. CT.
         layout: imagesTr or imagesTs.
         slices: number of frames; for a converted series, number of slices of the volume.
         shape: size along X, Y, Z, e.g. 512x512x40.
@@ -66,7 +69,7 @@ COLUMNS = [column.name for column in fields(SeriesRow)]
 
 
 def read_rows(path: Path) -> list[SeriesRow]:
-    """Read the rows of earlier conversions; empty if the table does not exist.
+    """Read the rows of earlier conversions; return an empty list if the table does not exist.
 
     Raises:
         MaskfoldError: the file cannot be read, or has other columns.
@@ -81,10 +84,10 @@ def write_rows(path: Path, rows: list[SeriesRow]) -> None:
 
 
 def read_table(path: Path, columns: list[str]) -> list[dict[str, str]]:
-    """Read the rows of a CSV as text; empty if the file does not exist.
+    """Read the rows of a CSV as text; return an empty list if the file does not exist.
 
     Raises:
-        MaskfoldError: the file cannot be read, or has other columns.
+        MaskfoldError: the file cannot be read, or lacks a column.
     """
     if not path.exists():
         return []

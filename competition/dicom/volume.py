@@ -45,7 +45,7 @@ class SliceStack:
 
 
 def build_stack(series: Series, pixels: PixelReader) -> SliceStack:
-    """Sort a series by position along its slice normal, and measure its spacing from the positions.
+    """Sort the slices of a series by position along their normal, and measure their distance from the positions.
 
     Args:
         series: a series of kind image or label.
@@ -92,7 +92,7 @@ def _usable_instances(series: Series, ignored: list[str]) -> list[Instance]:
 
 
 def drop_copies(instances: list[Instance], ignored: list[str]) -> list[Instance]:
-    """Drop byte-identical copies of files.
+    """Return the files without byte-identical copies, and add a remark about each copy to `ignored`.
 
     Copies with equal pixels but other headers are found later, by their position.
     """
@@ -166,7 +166,7 @@ def _sort_frames(
 ) -> tuple[list[Frame], np.ndarray]:
     """Return the slices, sorted along the slice normal, and their positions (N,) on the normal in mm.
 
-    Of duplicate slices, only the first is kept.
+    If slices at the same position have equal pixels, only the first of them is returned.
     """
     normal = slice_normal(np.asarray(frames[0].orientation))
     positions = np.array([frame.position for frame in frames])
@@ -190,7 +190,7 @@ def _sort_frames(
 
 
 def _duplicate_reason(frames: list[Frame], duplicates: list[tuple[int, int]], first: Instance, second: Instance) -> str:
-    """Return the reason why two slices at the same position are not copies of each other."""
+    """Return the reason for refusing a series in which slices at the same position have different pixels."""
     if first.instance_uid == second.instance_uid and first.path != second.path:
         return f"{first.name} and {second.name} share one SOPInstanceUID and differ in their pixels"
     keys = [key for key in frames[0].acquisition if len({frame.acquisition.get(key) for frame in frames}) > 1]
@@ -229,10 +229,7 @@ def _measure_step(frames: list[Frame], along: np.ndarray) -> float:
 
 
 def _check_upright(frames: list[Frame], along: np.ndarray) -> None:
-    """Check that slices are not shifted sideways.
-
-    With a tilted gantry, slices are shifted and would form a sheared volume.
-    """
+    """Check that slices are not shifted sideways, as from a tilted gantry: they would form a sheared volume."""
     normal = slice_normal(np.asarray(frames[0].orientation))
     positions = np.array([frame.position for frame in frames])
     sideways = positions - positions[0] - np.outer(along - along[0], normal)
@@ -303,7 +300,7 @@ def load_volume(slices: SliceStack, pixels: PixelReader) -> np.ndarray:
 
 
 class PixelReader:
-    """Decode frames; cache the last decoded file, because callers read all frames of a file one after the other."""
+    """Decode frames. The last decoded file is cached, because callers read all frames of a file one after the other."""
 
     def __init__(self) -> None:
         self._path: Path | None = None
@@ -472,14 +469,14 @@ def check_orientation(orientation: np.ndarray, name: str) -> None:
 def resample_onto(grid: Grid, affine: np.ndarray, points: np.ndarray, extent: tuple[int, int, int]) -> np.ndarray:
     """Convert voxel indices of another grid to voxel indices of `grid`, without interpolation.
 
-    The other grid may have permuted or flipped axes and may cover another part of the patient; its voxel centres must
+    The other grid may have permuted or flipped axes and may cover another part of the patient. Its voxel centres must
     coincide with those of `grid`.
 
     Args:
         grid: grid of the image.
         affine: 4×4 matrix from voxels of the other grid to RAS mm.
         points: (N, 3) int, voxels of the other grid.
-        extent: shape of the other grid; an axis with only one voxel has no direction.
+        extent: shape of the other grid. The direction of an axis with only one voxel is ignored.
 
     Returns:
         (N, 3) int64, voxels of `grid`.

@@ -12,7 +12,7 @@ Check = Callable[[Path], list[CheckResult]]
 
 
 def all_checks() -> dict[str, Check]:
-    """Return all checks by name; the table shows an error that a check raises under the check's name."""
+    """Return all checks by name; if a check raises an error, the table has a row of this name with the error."""
     from competition.doctor import machine, packages, stores
 
     return {
@@ -32,7 +32,7 @@ def run_checks(root: Path | None = None) -> list[CheckResult]:
     """Run all checks.
 
     Args:
-        root: the folder that contains `mlruns/`; the working folder by default.
+        root: the folder that contains `mlruns/`; None means the working folder.
 
     Returns:
         The rows of the table. If a check raises an error, the error becomes a row.
@@ -54,10 +54,10 @@ def print_report(root: Path | None = None) -> int:
     """Run all checks and print the table.
 
     Args:
-        root: the folder that contains `mlruns/`; the working folder by default.
+        root: the folder that contains `mlruns/`; None means the working folder.
 
     Returns:
-        The exit status: 1 if a row has the state `unusable`, else 0.
+        The exit status: 1 if a row has the state `unusable`, otherwise 0.
     """
     if sys.stderr.isatty():
         print("checking; importing all packages takes a while …", file=sys.stderr)
@@ -90,7 +90,7 @@ def print_table(findings: list[CheckResult]) -> None:
 
 
 def summary_line(findings: list[CheckResult]) -> str:
-    """Return the last line, which lists the checks with problems."""
+    """Return the last line of the report, which lists the checks with problems."""
     names = {state: [row.name for row in findings if row.state == state] for state in ("unusable", "warning")}
     parts = [f"{state}: {', '.join(checks)}" for state, checks in names.items() if checks]
     return "; ".join(parts) or "all checks passed"

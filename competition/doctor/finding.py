@@ -14,8 +14,9 @@ class CheckResult:
 
     Attributes:
         name: the subject of the check, e.g. `memory`.
-        state: `ok`; `warning`: training works, with the limitation in `detail`; `unusable`: training does not work.
-        detail: one line.
+        state: `ok`; `warning` if training works with a limitation, which `detail` describes; `unusable` if training
+            does not work.
+        detail: the result in one line.
         hint: a sentence that says what to do; empty if nothing needs to be done.
     """
 

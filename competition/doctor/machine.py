@@ -74,7 +74,7 @@ def _device_result(row: dict[str, Any]) -> CheckResult:
 
 
 def _no_device(build: dict[str, Any]) -> CheckResult:
-    """Return a row with the reason why torch finds no accelerator."""
+    """Return a row that says why torch finds no accelerator."""
     precision = PRECISIONS.get(build["cpu"], "precision unknown")
     detail = f"no GPU; training on the CPU ({precision}, torch uses {build['threads']} threads)"
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -292,7 +292,7 @@ def check_shared_memory(folder: Path = Path("/dev/shm")) -> list[CheckResult]:
 
 
 def check_open_files() -> list[CheckResult]:
-    """Check the number of files that a process may open."""
+    """Check the limit on the number of files that a process may open."""
     if sys.platform == "win32":
         return []
     import resource
@@ -315,7 +315,7 @@ def check_open_files() -> list[CheckResult]:
 
 # Software
 
-FALSE_VALUES = {"0", "false", "no", "off", ""}  # values of an environment variable that mean true
+FALSE_VALUES = {"0", "false", "no", "off", ""}  # values of an environment variable that mean false
 
 
 def check_software() -> list[CheckResult]:

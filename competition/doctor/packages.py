@@ -60,7 +60,10 @@ class ProjectRequirements:
 
 
 def read_requirements() -> ProjectRequirements | None:
-    """Return the project's requirements; None if there is neither a file nor an installation."""
+    """Return the project's requirements from pyproject.toml or, without this file, from the installed package.
+
+    Return None if the project has neither.
+    """
     file = Path(competition.__file__).resolve().parents[1] / "pyproject.toml"
     try:
         project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
@@ -80,7 +83,10 @@ def read_requirements() -> ProjectRequirements | None:
 
 
 def _read_installed() -> ProjectRequirements | None:
-    """Read the requirements from the metadata of the installed package, in which markers name the extras."""
+    """Read the requirements from the metadata of the installed package; return None if it is not installed.
+
+    In the metadata, the marker of a requirement says to which extra it belongs.
+    """
     try:
         project = metadata.metadata(PROJECT)
     except metadata.PackageNotFoundError:
@@ -183,7 +189,7 @@ def check_packages() -> list[CheckResult]:
 
 
 def check_extras() -> list[CheckResult]:
-    """Return a row for each optional extra."""
+    """Return a row for each extra, which is a group of optional packages."""
     needs = read_requirements()
     rows = []
     for extra, requirements in (needs.extras if needs is not None else {}).items():
@@ -235,7 +241,14 @@ def import_errors(packages: Iterable[str]) -> dict[str, str]:
 
 
 def find_conflicts(needs: list[PackageRequirement]) -> dict[str, list[str]]:
-    """Return the unsatisfied requirements of installed packages, by package name, like `pip check`."""
+    """Return the unsatisfied requirements of installed packages, as `pip check` does.
+
+    Args:
+        needs: the packages to start from; the packages that they require are checked too.
+
+    Returns:
+        Descriptions of the unsatisfied requirements, by the name of the package that has them.
+    """
     try:
         from packaging.requirements import Requirement
     except ImportError:
@@ -276,7 +289,10 @@ def module_name(package: str) -> str:
 
 
 def _check_version(need: PackageRequirement) -> tuple[CheckResult | None, str | None]:
-    """Return the problem with a package (None if there is no problem), and the package's installed version."""
+    """Return the problem with a package's version, and the installed version.
+
+    The problem is None if the version is right. The version is None if the package is not installed.
+    """
     state = _failure_state(need.name)
     version = installed_version(need.name)
     command = f'python -m pip install "{need.text}"'

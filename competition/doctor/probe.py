@@ -1,7 +1,6 @@
 """Probe libraries in a separate process, because a probe may crash or hang.
 
-`run_probe` starts the process; `main` runs in it.
-
+`run_probe` starts the process, and `main` runs in this process.
 `python -m competition.doctor.probe QUESTION ARGUMENTS…` prints one JSON object per line.
 """
 
@@ -38,10 +37,13 @@ def run_probe(question: str, *words: str, root: Path | None = None, seconds: flo
     """Run a probe in a separate process.
 
     Args:
-        question: a key of `PROBES`.
+        question: name of the probe, a key of `PROBES`.
         words: arguments of the probe.
-        root: working folder of the process; the current working folder by default.
-        seconds: timeout.
+        root: working folder of the process; None means the current one.
+        seconds: time after which the process is ended.
+
+    Returns:
+        The output of the process. If the process fails, the output so far and the reason.
     """
     package_root = str(Path(competition.__file__).resolve().parents[1])
     paths = [path for path in (os.environ.get("PYTHONPATH"), package_root) if path]
@@ -157,7 +159,10 @@ def _describe_device(index: int) -> dict[str, Any]:
 
 
 def _precision(accelerator: str) -> str | None:
-    """Return the precision that `precision: auto` selects; None if the module that selects it cannot be imported."""
+    """Return the precision that `precision: auto` selects.
+
+    Return None if the module that selects the precision cannot be imported.
+    """
     try:
         from competition.inference.predict import native_precision
     except ImportError:

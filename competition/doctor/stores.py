@@ -41,9 +41,9 @@ def check_disk(root: Path) -> list[CheckResult]:
 
 
 def check_folder(name: str, folder: Path) -> CheckResult:
-    """Check that a folder is writable and has enough space.
+    """Check that a folder is writable and that its disk has enough space.
 
-    If the folder does not exist, check its nearest existing parent.
+    If the folder does not exist, its nearest existing parent is checked.
     """
     existing = nearest_existing(folder)
     label = f"{folder}" if existing == folder else f"{folder} (not created yet)"
@@ -62,7 +62,7 @@ def check_folder(name: str, folder: Path) -> CheckResult:
 
 
 def nearest_existing(folder: Path) -> Path:
-    """Return the folder itself, or its nearest existing parent."""
+    """Return the folder if it exists; otherwise its nearest existing parent."""
     folder = folder.absolute()
     while not folder.exists() and not folder.is_symlink() and folder != folder.parent:
         folder = folder.parent
@@ -70,10 +70,10 @@ def nearest_existing(folder: Path) -> Path:
 
 
 def find_write_error(folder: Path) -> tuple[str, str] | None:
-    """Test whether a folder is writable: write a file of one mebibyte and remove it.
+    """Test whether a folder is writable: write a file of one mebibyte and remove the file.
 
     Returns:
-        None, or the problem and a hint.
+        None if the folder is writable; otherwise the problem and a hint.
     """
     if not folder.is_dir():
         is_broken_link = folder.is_symlink() and not folder.exists()
@@ -167,9 +167,9 @@ def check_optuna_storage(root: Path) -> list[CheckResult]:
 
 
 def check_database(name: str, database: Path) -> CheckResult | None:
-    """Return the problem with a SQLite file, or None.
+    """Return the problem with a SQLite file; None if there is no problem.
 
-    If the file does not exist, check that SQLite works in its folder.
+    If the file does not exist, the check is whether SQLite works in its folder.
     """
     try:
         if database.exists():
@@ -234,10 +234,10 @@ def probe_new_database(folder: Path) -> None:
 
 
 def connection_error(uri: str, seconds: float = 10.0) -> str | None:
-    """Return the reason why the host of a URL cannot be reached; None if there is no problem or no host.
+    """Return the reason why the host of a URL cannot be reached.
 
-    Call this function before a library connects, because libraries retry for minutes before they report an unreachable
-    server.
+    Return None if the host can be reached, or if the URL has no host or is reached through a proxy. Call this function
+    before a library connects, because libraries retry for minutes before they report an unreachable server.
     """
     parts = urlsplit(uri)
     scheme = parts.scheme.partition("+")[0]
@@ -263,7 +263,7 @@ def without_password(uri: str) -> str:
 
 
 def remove_password(text: str, uri: str) -> str:
-    """Hide the password of a URL in a text, whether the text has it percent-encoded or decoded."""
+    """Return a text in which the password of a URL is hidden, both percent-encoded and decoded."""
     password = urlsplit(uri).password
     for secret in {password, unquote(password)} if password else ():
         text = text.replace(secret, "…")

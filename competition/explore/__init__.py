@@ -43,7 +43,7 @@ class Exploration:
         cases: training cases, then test cases, each sorted by id; unreadable cases are included.
         findings: faults and remarks.
         pairs: near-duplicates, as indices of `cases`.
-        contrasts: channels, highest contrast first.
+        contrasts: contrast between foreground and background in each channel, highest contrast first.
         shifts: comparisons of training and test cases.
         snippet: suggested sections of an experiment, in YAML.
     """
@@ -71,7 +71,7 @@ class Exploration:
         return [case for case in self.cases if case.split == split]
 
     def used_cases(self, split: str) -> list[CaseStats]:
-        """Return the cases of train or test that `cv` uses, i.e. does not skip."""
+        """Return the cases of train or test that `cv` uses; skipped cases are left out."""
         return [case for case in self.cases_of(split) if not case.skipped]
 
     def undeclared_labels(self) -> dict[int, tuple[int, int]]:
@@ -90,14 +90,17 @@ def _remark_on_hidden_test(comp: Competition, train: int, test: int, findings: F
 
 
 def explore(comp: Competition, progress: Progress = lambda rows, _: rows) -> Exploration:
-    """Read every case once in the same way as `cv`, with one case in memory at a time; continue after a fault.
+    """Read every case once in the same way as `cv`, and collect all faults instead of stopping at the first.
+
+    Only one case is in memory at a time.
 
     Args:
-        comp: the competition; with `on_bad_case: skip` a bad case is a remark, because `cv` skips it.
-        progress: function that wraps the iterator of the cases, given their number, and shows the progress.
+        comp: the competition. With `on_bad_case: skip`, a bad case is only a remark, because `cv` skips such cases.
+        progress: function that wraps the iterator of the cases and shows the progress; it also receives the number of
+            cases.
 
     Raises:
-        MaskfoldError: the folder does not exist, or no image matches `train.images` (status 2).
+        MaskfoldError: the folder does not exist, or no image matches `train.images` (exit status 2).
     """
     findings = Findings(skip=comp.on_bad_case == "skip")
     # with `stop`, the loaders raise each error, and the checks below record it
@@ -157,7 +160,7 @@ def explore(comp: Competition, progress: Progress = lambda rows, _: rows) -> Exp
 
 
 def find_other_metric(comp: Competition, findings: Findings) -> None:
-    """Add a remark if the YAML names a host's profile but has another metric than the host."""
+    """Add a remark if the YAML names the profile of a host but sets another metric than this host."""
     profile = PROFILES.get(str(comp.submission.profile))
     host = None if profile is None else profile.host_metric
     if host is None:

@@ -42,8 +42,11 @@ def measure_case(
         split: train or test.
         case_id: id of the case.
         images: the case's images, from `discovery.find_cases`.
-        masks: the case's masks, from `discovery.find_cases`; None: no truth.
-        findings: collection that receives a finding for each file or row that stops `cv`.
+        masks: the case's masks, from `discovery.find_cases`; None for a case without a truth.
+        findings: receives a finding for each file or row that stops `cv`.
+
+    Returns:
+        The measurements. Attributes that cannot be measured are None.
     """
     case = CaseStats(case_id, split, [path for channel in images.values() for path in _as_list(channel.files)])
     checks = _Checks(findings, split, case_id)
@@ -85,13 +88,14 @@ class _Checks:
     ) -> Any:
         """Return the result of `check(whole)`, or None if the check fails.
 
-        If the check raises an error, record the errors of all parts (or of `whole`).
+        If the check raises an error, each part of `whole` is checked alone, so that the errors of all parts are
+        recorded.
 
         Args:
             kind: kind of the findings.
             check: the check.
             whole: argument of the check.
-            parts: parts of `whole`, which are checked one by one to record all errors.
+            parts: parts of `whole`; empty if it has none.
             skippable: whether `cv` may skip the case because of the error.
         """
         try:
@@ -113,9 +117,16 @@ class _Checks:
 def _read_truth(
     case: CaseStats, comp: Competition, row: SimpleNamespace | None, masks: Masks, checks: _Checks
 ) -> np.ndarray | None:
-    """Return the mask (M, *spatial) on the image's grid and set `case.truth`.
+    """Return the mask (M, *spatial) on the image's grid and set `case.truth`; return None if there is no such mask.
 
-    A mask without a matching image is also checked for faults; the result is then None.
+    If the case has no readable image, its label file is read only to find faults.
+
+    Args:
+        case: measurements of the case; changed in place.
+        comp: the competition.
+        row: row of the case table; None if the case has no readable image.
+        masks: the case's masks.
+        checks: the checks of the case.
     """
     has_image = row is not None
     if not has_image and masks["kind"] == "labels":
@@ -197,7 +208,10 @@ def _each_truth(row: SimpleNamespace) -> Iterator[SimpleNamespace]:
 
 
 def _row_without_image(comp: Competition, case_id: str, masks: Masks) -> SimpleNamespace | None:
-    """Build a case-table row from the label file alone, because the case has no usable image; None on a read error."""
+    """Build a row of the case table from a label file, for a case without a usable image.
+
+    Return None if the label file cannot be read.
+    """
     files = masks["files"]
     try:
         shape = _label_header(comp, files).shape
@@ -236,7 +250,7 @@ COLOURS = ("red", "green", "blue")
 
 
 def used_channels(array: np.ndarray, comp: Competition, case_id: str) -> np.ndarray:
-    """Remove the alpha channel of a 2D image, as `prepare.channels: keep` does; return volumes unchanged."""
+    """Return an image without its alpha channel, as `prepare.channels: keep` does; return volumes unchanged."""
     if comp.dimensions == 3:
         return array
     return convert_channels(array, "keep", may_have_alpha(comp.train.images), case_id)
@@ -270,8 +284,8 @@ def measure_channels(
     Args:
         array: (C, *spatial), finite.
         names: names of the channels.
-        is_foreground: (*spatial) bool; None: unknown.
-        is_valid: (*spatial) bool, False where the truth is ignored; None: no pixel is ignored.
+        is_foreground: (*spatial) bool; None if the foreground is unknown.
+        is_valid: (*spatial) bool, False where the truth is ignored; None if no pixel is ignored.
     """
     stats = [
         _measure_channel(
@@ -379,8 +393,9 @@ def measure_truth(comp: Competition, row: Any, mask: np.ndarray, kind: str) -> T
         comp: the competition.
         row: row of the case table.
         mask: (M, *spatial) from `load_mask`.
-        kind: kind of the truth, see `competition.data.cases.find_masks`. If the truth has object labels, these are
-            counted; otherwise an object is a connected component of a class, as in `load_instances`.
+        kind: kind of the truth, see `competition.data.cases.find_masks`. If the truth consists of objects (rows of run
+            lengths or instance masks), these are counted. Otherwise an object is a connected component of a class, as
+            in `load_instances`.
 
     Raises:
         MaskfoldError: the objects cannot be read.
@@ -406,7 +421,12 @@ def measure_truth(comp: Competition, row: Any, mask: np.ndarray, kind: str) -> T
 
 
 def _count_overlaps(objects: CaseObjects) -> tuple[int, int, int]:
-    """Return the numbers of partly covered objects, of objects that copy another object, and of empty files."""
+    """Count the objects that share pixels with others.
+
+    Returns:
+        The number of objects that a later object covers at least partly, the number of these that are copies of
+        another object, and the number of files or rows without a pixel.
+    """
     boxes: dict[int, list[tuple[slice, ...]]] = {}
     for part in objects.hidden:
         boxes.setdefault(part.number, []).append(part.box)
@@ -443,7 +463,7 @@ def class_layers(mask: np.ndarray, comp: Competition) -> list[NDArray[np.bool_]]
 
 
 def component_sizes(layer: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Count the voxels of each connected component: 8 neighbours in 2D, 26 in 3D."""
+    """Return the number of voxels of each connected component: 8 neighbours in 2D, 26 in 3D."""
     import cc3d
 
     if not layer.any():
@@ -458,7 +478,10 @@ def component_sizes(layer: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def _component_sizes_in_strips(layer: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Count the pixels of each component of a large mask (H, W): label strips of rows, and unite parts that touch."""
+    """Return the number of pixels of each component of a large mask (H, W), with little memory.
+
+    Components are labelled in strips of rows. Then the components of neighbouring strips that touch are united.
+    """
     import cc3d
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -482,7 +505,10 @@ def _component_sizes_in_strips(layer: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def instance_sizes(instances: NDArray[np.int32], layers: list[NDArray[np.bool_]]) -> list[NDArray[np.int64]]:
-    """Count the voxels of each labelled object; an object belongs to the class that contains most of its voxels."""
+    """Return the number of voxels of each labelled object, one array per class.
+
+    An object belongs to the class that contains most of its voxels, and only voxels of this class are counted.
+    """
     n_labels = int(instances.max(initial=0)) + 1
     shares = np.array([np.bincount(instances[layer], minlength=n_labels)[:n_labels] for layer in layers])
     shares[:, 0] = 0

@@ -40,14 +40,14 @@ def find_cases(
     Args:
         comp: the competition.
         split: train or test.
-        findings: collection that receives missing channels, masks and images, duplicate ids, and rows without a case.
+        findings: receives missing channels, masks and images, duplicate ids, and rows without a case.
 
     Returns:
         Images and masks by id, from `find_images` and `find_masks` of `competition.data.cases`. A case may have no
         truth.
 
     Raises:
-        MaskfoldError: the folder does not exist, or no image matches the pattern (status 2).
+        MaskfoldError: the folder does not exist, or no image matches the pattern (exit status 2).
     """
     if unmatched := unmatched_images(comp, split):
         findings.add_remark(
@@ -86,9 +86,15 @@ def find_cases(
 def _discover(
     comp: Competition, copies: Sequence[Competition], split: str, findings: Findings, duplicate_ids: set[str]
 ) -> tuple[dict[str, ImagesByChannel], dict[str, dict[str, Any]]]:
-    """Find the images and masks of all cases in one or several copies of the competition; record errors as findings.
+    """Find the images and masks of all cases; record errors as findings.
 
-    The first of `copies` has all files. Each further copy has one of the ids that differ only in upper and lower case.
+    Args:
+        comp: the competition.
+        copies: the competition itself, or copies of it on temporary folders. The first copy has all files. Each
+            further copy has only one of several ids that differ in upper and lower case.
+        split: train or test.
+        findings: receives the errors.
+        duplicate_ids: ids whose errors are recorded already.
     """
     collector = ErrorCollector(comp)
     images = _discover_images(copies[1:] or copies, split, collector)
@@ -114,7 +120,10 @@ def _discover(
 
 
 def _find_empty_objects(comp: Competition, images: dict[str, ImagesByChannel], findings: Findings) -> None:
-    """If each row of the table is an object, add a remark about rows without a mask for images that have other rows."""
+    """Add a remark about rows without a mask for images that also have rows with a mask.
+
+    This applies only if each row of the table is an object.
+    """
     if not comp.instances:
         return
     rows = find_blank_rows(comp, {case_id: next(iter(channels.values())) for case_id, channels in images.items()})
@@ -171,7 +180,7 @@ def _find_duplicate_ids(comp: Competition, split: str, findings: Findings) -> se
 
 
 def _find_case_twins(comp: Competition, split: str, findings: Findings) -> list[list[str]]:
-    """Return sets of ids that differ only in upper and lower case.
+    """Return sets of ids that differ only in upper and lower case, and add a fault for each set.
 
     `cv` stops at such ids, but each case can be measured.
     """
@@ -189,7 +198,7 @@ def _find_case_twins(comp: Competition, split: str, findings: Findings) -> list[
 
 
 def _allows_many_files(key: str, pattern: str) -> bool:
-    """Return whether several files of a case may match a pattern: only if it contains `*` and is a pattern of masks."""
+    """Return whether several files of a case may match a pattern. This needs a pattern of masks with `*` in the file name."""
     return key.startswith("train.masks") and matches_many_files(pattern)
 
 
@@ -204,7 +213,7 @@ def _failing(check: Callable[[], object], ids: list[str], split: str, findings: 
 
 
 def _all_files(root: Path, pattern: str, key: str) -> dict[str, list[str]]:
-    """Return all files of each id; empty if no file matches, because discovery reports this error."""
+    """Return all files of each id. If no file matches, return an empty dictionary, because discovery reports this error."""
     try:
         return match_files(root, pattern, key)
     except MaskfoldError:
@@ -269,7 +278,7 @@ def _read_with_blank_lines(path: Path) -> Any:
 
 
 def _blank_rows(comp: Competition, table: Any, error: MaskfoldError, collector: ErrorCollector) -> None:
-    """Blank the row of an error and all rows with the same class, and record an error for each."""
+    """Blank the row that an error message names and all rows with the same class; record an error for each row."""
     match = LINE_PATTERN.search(error.message)
     line, column = int(match.group(1)) if match else 0, comp.train.columns.cls
     lines = [line]

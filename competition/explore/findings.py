@@ -54,7 +54,17 @@ def assign_groups(comp: Competition, cases: Sequence[CaseStats], findings: Findi
 
 
 def _rule_values(comp: Competition, ids: list[str], split: str, key: str, findings: Findings) -> dict[str, str]:
-    """Return the group or stratum (`key`) of each id; add a fault for each training id that the rule does not cover."""
+    """Return the group or stratum of each id by the rule in the YAML.
+
+    For each training id without a value, a fault is added.
+
+    Args:
+        comp: the competition.
+        ids: ids of the cases.
+        split: train or test.
+        key: group or stratum.
+        findings: receives the faults.
+    """
     if getattr(comp, key) is None or not ids:
         return {}
     try:
@@ -77,7 +87,7 @@ def _rule_values(comp: Competition, ids: list[str], split: str, key: str, findin
 
 
 def _find_shared_groups(cases: Sequence[CaseStats], findings: Findings) -> None:
-    """Find groups that have both training and test cases."""
+    """Add a remark for each group that has both training and test cases."""
     members: dict[str, dict[str, list[str]]] = {}
     for case in cases:
         if case.group is not None:
@@ -96,7 +106,7 @@ def _find_shared_groups(cases: Sequence[CaseStats], findings: Findings) -> None:
 
 
 def _guess_rule(cases: Sequence[CaseStats], findings: Findings) -> None:
-    """Add a remark if training ids share prefixes that form several groups."""
+    """Add a remark if training ids seem to name groups by their beginnings."""
     ids = [case.id for case in cases if case.split == "train"]
     found = guess_group_rule(ids)
     if found is None:
@@ -116,9 +126,9 @@ def _guess_rule(cases: Sequence[CaseStats], findings: Findings) -> None:
 def guess_group_rule(ids: Sequence[str]) -> tuple[str, Counter[str]] | None:
     """Return a regular expression that groups the ids by their beginnings, and the number of ids in each group.
 
-    Of several expressions, return the one with fewer groups: if `patient1_view1_ED` were grouped by patient and view,
-    a patient would be in two folds. Beginnings that name a collection (`site1`, `2007`) do not count as groups if a
-    longer beginning repeats. If no beginning repeats, return None.
+    Several expressions may fit. Then the one with fewer groups is returned: if `patient1_view1_ED` were grouped by
+    patient and view, a patient would be in two folds. Beginnings that name a collection (`site1`, `2007`) are ignored
+    if longer beginnings form groups. If no beginning repeats, return None.
     """
     found: list[tuple[str, Counter[str]]] = []
     for rule in GROUP_PATTERNS:
@@ -136,7 +146,7 @@ def guess_group_rule(ids: Sequence[str]) -> tuple[str, Counter[str]] | None:
 
 
 def limit_ids(ids: Sequence[str]) -> list[str]:
-    """Return a list of the first ids, with the number of further ids."""
+    """Return the first ids, followed by a text with the number of the remaining ids."""
     return list(ids) if len(ids) <= MAX_SHOWN_IDS else [*ids[:MAX_SHOWN_IDS], f"and {len(ids) - MAX_SHOWN_IDS} more"]
 
 
@@ -147,7 +157,7 @@ MIN_CLASS_CASES = 5  # with fewer cases, a class cannot be in each of five folds
 
 
 def compare_cases(comp: Competition, cases: Sequence[CaseStats], findings: Findings) -> list[ImagePair]:
-    """Compare all cases, add findings such as copies and rare classes, and return the pairs of near-duplicates.
+    """Compare all cases, and add findings such as copies and rare classes.
 
     Returns:
         Near-duplicates as indices of `cases`, without identical files.
@@ -173,7 +183,7 @@ def compare_cases(comp: Competition, cases: Sequence[CaseStats], findings: Findi
 
 
 def _find_copies(cases: Sequence[CaseStats], findings: Findings) -> None:
-    """Find cases with identical images: within training, as `cv` does, within test, and between training and test."""
+    """Add findings for cases with identical images: within training, within test, and between training and test."""
     import pandas
 
     def to_table(cases: list[CaseStats]) -> pandas.DataFrame:
@@ -268,7 +278,7 @@ def _add_near_duplicates(cases: list[CaseStats], pairs: Sequence[ImagePair], fin
 
 
 def _find_unusual_cases(comp: Competition, cases: Sequence[CaseStats], findings: Findings) -> None:
-    """Find constant channels, label files with several channels, and fully ignored cases."""
+    """Add remarks about constant channels, label files with several channels, and cases that are ignored completely."""
     for case in cases:
         for channel in case.stats or []:
             if channel.minimum == channel.maximum:
@@ -304,7 +314,7 @@ def _find_unusual_cases(comp: Competition, cases: Sequence[CaseStats], findings:
 
 
 def _find_unusual_objects(cases: Sequence[CaseStats], findings: Findings) -> None:
-    """Find objects that overlap, that are copies of other objects, or that have no pixel."""
+    """Add remarks about objects that overlap, that are copies of other objects, or that have no pixel."""
     kinds: list[tuple[Callable[[TruthStats], int], str, str]] = [
         (
             lambda truth: truth.covered - truth.copies,
@@ -341,7 +351,7 @@ def _find_unusual_objects(cases: Sequence[CaseStats], findings: Findings) -> Non
 
 
 def _find_rare_classes(comp: Competition, cases: Sequence[CaseStats], findings: Findings) -> None:
-    """Find empty masks, and classes that are rare or absent."""
+    """Add findings for empty masks, and for classes that are rare or absent."""
     cases = [case for case in cases if case.truth is not None and not case.skipped]
     for case in cases:
         if case.truth is not None and case.truth.foreground == 0:
@@ -378,7 +388,7 @@ def _find_rare_classes(comp: Competition, cases: Sequence[CaseStats], findings: 
 
 
 def find_mixed_channels(comp: Competition, cases: Sequence[CaseStats], findings: Findings) -> None:
-    """Find volumes with another number of channels than most training cases; `cv` stops at such volumes.
+    """Add findings for volumes whose number of channels differs from that of most training cases; `cv` stops at them.
 
     For 2D images, `_find_mixed_formats` adds only a remark, because `prepare.channels` can convert their channels.
     """
@@ -396,7 +406,7 @@ def find_mixed_channels(comp: Competition, cases: Sequence[CaseStats], findings:
 
 
 def _find_mixed_formats(cases: Sequence[CaseStats], comp: Competition, findings: Findings) -> None:
-    """Find differing dtypes, orientations and (for 2D images) channels."""
+    """Add remarks if cases differ in dtype, orientation or (for 2D images) number of channels."""
     properties: list[tuple[str, Callable[[CaseStats], object], str]] = [
         ("dtype", lambda case: case.dtype, "Check that all cases have one range of values, or use zscore intensities."),
         (
@@ -426,7 +436,7 @@ def _find_mixed_formats(cases: Sequence[CaseStats], comp: Competition, findings:
 
 
 def _find_contradictory_spacings(cases: Sequence[CaseStats], findings: Findings) -> None:
-    """Find NIfTI files whose pixdim differs from the voxel size of their affine by more than 1 %."""
+    """Add a remark about NIfTI files whose pixdim and affine give voxel sizes that differ by more than 1 %."""
     different = [
         case
         for case in cases
@@ -534,7 +544,10 @@ class DistributionShift:
 
 
 def find_shifts(cases: Sequence[CaseStats], findings: Findings) -> list[DistributionShift]:
-    """Compare sizes, spacings and intensities, one value per case; add a remark for each significant difference."""
+    """Compare sizes, spacings and intensities between training and test cases.
+
+    Each measure has one value per case. A remark is added for each significant difference.
+    """
     shifts = []
     all_measures = get_measures(cases)
     for name, get in all_measures.items():
@@ -563,7 +576,7 @@ def find_shifts(cases: Sequence[CaseStats], findings: Findings) -> list[Distribu
 
 
 def get_measures(cases: Sequence[CaseStats]) -> dict[str, Callable[[CaseStats], float | None]]:
-    """Return a function for each measure to compare, by name. Each function maps a case to a number or None."""
+    """Return the measures to compare, by name. Each is a function that returns a number for a case, or None."""
     first = next((case for case in cases if case.shape is not None), None)
     functions: dict[str, Callable[[CaseStats], float | None]] = {}
     if first is None or first.shape is None:

@@ -30,7 +30,14 @@ ANISOTROPY = 3.0
 
 @dataclass(frozen=True)
 class SuggestedKey:
-    """Hold one key of the snippet, with its value in YAML, the reason, and alternatives."""
+    """Hold one key of the suggested YAML.
+
+    Attributes:
+        key: the key, e.g. `prepare.spacing`.
+        value: its value in YAML.
+        reason: reason for the value, for a comment.
+        alternatives: other settings, for further comments.
+    """
 
     key: str
     value: str
@@ -40,7 +47,7 @@ class SuggestedKey:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Hold the suggested keys, and the grid of the preprocessed cases.
+    """Hold the suggested keys, and the grid of cases that are preprocessed with them.
 
     Attributes:
         keys: keys of the sections `folds` and `prepare`.
@@ -106,7 +113,7 @@ def _to_yaml(lines: Sequence[SuggestedKey]) -> str:
 
 
 def _folds(comp: Competition, train: Sequence[CaseStats], most: int) -> SuggestedKey:
-    """Suggest the scheme and number of folds, by groups and rare classes."""
+    """Suggest the scheme and number of folds, depending on groups and rare classes."""
     group_sizes = Counter(case.group or case.id for case in train)
     is_grouped = comp.group is not None and len(group_sizes) < len(train)
     k = max(2, min(most, len(group_sizes)))
@@ -133,7 +140,11 @@ def _folds(comp: Competition, train: Sequence[CaseStats], most: int) -> Suggeste
 
 
 def _grid(comp: Competition, train: Sequence[CaseStats]) -> tuple[list[SuggestedKey], list[int], list[float]]:
-    """Suggest orientation, spacing and size; return them with the median shape and spacing of preprocessed cases."""
+    """Suggest orientation, spacing and size.
+
+    Returns:
+        The suggested keys, and the median shape and median spacing of cases that are preprocessed with them.
+    """
     lines: list[SuggestedKey] = []
     shapes, spacings = [case.shape or () for case in train], [case.spacing or () for case in train]
     if comp.dimensions == 3 and all(case.orientation and "?" not in case.orientation for case in train):
@@ -166,7 +177,7 @@ def _grid(comp: Competition, train: Sequence[CaseStats]) -> tuple[list[Suggested
 
 
 def _resize(median_shape: Sequence[float], shapes: Sequence[tuple[int, ...]]) -> SuggestedKey:
-    """Suggest no resizing of 2D images, with resizing as an alternative."""
+    """Return a key that leaves the size of 2D images unchanged, with two ways of resizing as alternatives."""
     scale = min(1.0, MAX_RESIZED_SIDE / max(median_shape))
     size = [_round_up(n * scale, STEP[2]) for n in median_shape]
     sides = sorted(max(shape) for shape in shapes)
@@ -283,7 +294,7 @@ def _without_grey(case: CaseStats) -> list[ChannelStats]:
 
 
 def _patch(shape: Sequence[int]) -> SuggestedKey:
-    """Suggest the patch that the planner chooses on the data's own grid."""
+    """Suggest a patch size for cases of the median shape `shape`."""
     size = patch_size(shape)
     median_size = "×".join(map(str, shape))
     limit = f"at most {MAX_PATCH_PIXELS[len(size)]:,} {pixel_or_voxel(len(size))}s"
@@ -291,14 +302,15 @@ def _patch(shape: Sequence[int]) -> SuggestedKey:
 
 
 def patch_size(shape: Sequence[int], most: int | None = None) -> list[int]:
-    """Return a patch size for a U-Net: at most the median case, and at most `most` pixels.
+    """Return a patch size for a U-Net.
 
-    Sides are multiples of `STEP`; if a 3D case is thinner, of a smaller power of two. The longest side is shortened
-    first.
+    The sides are multiples of `STEP`. If a 3D case is thinner than `STEP` along an axis, the side is a smaller power
+    of two. The patch is at most as large as the median case, rounded up in this way. If it has more than `most`
+    pixels, its longest side is shortened repeatedly.
 
     Args:
         shape: median shape of preprocessed cases.
-        most: maximum number of pixels or voxels; None: `MAX_PATCH_PIXELS`.
+        most: maximum number of pixels or voxels; None means `MAX_PATCH_PIXELS`.
     """
     step = STEP[len(shape)]
     most = MAX_PATCH_PIXELS[len(shape)] if most is None else most
@@ -309,7 +321,10 @@ def patch_size(shape: Sequence[int], most: int | None = None) -> list[int]:
 
 
 def _round_up(length: float, step: int) -> int:
-    """Round a length up to a multiple of `step`; in volumes, round a length below `step` up to a power of two."""
+    """Round a length up to a multiple of `step`.
+
+    In volumes, a length below `step` is rounded up to a power of two.
+    """
     if step < STEP[2] and length < step:
         return int(2 ** max(0, math.ceil(math.log2(max(1.0, length)))))
     return int(step * max(1, math.ceil(length / step)))

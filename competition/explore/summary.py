@@ -173,7 +173,7 @@ CONTRAST_HEADER = ["channel", "contrast |d|", "foreground brighter in"]
 
 
 def format_range(values: Sequence[float], percent: bool = False) -> str:
-    """Format minimum, median and maximum; if all values are equal, format only one number."""
+    """Format minimum, median and maximum of the values, or a single number if all values are equal."""
     if not len(values):
         return NO_VALUE
     stats = [min(values), median(values), max(values)]
@@ -220,12 +220,13 @@ CHANNEL_COLUMNS = {  # attribute of `ChannelStats` by the suffix of the column's
 
 
 def case_rows(exploration: Exploration) -> pandas.DataFrame:
-    """Return one row per case; unknown values are empty.
+    """Return a table with one row per case; unknown values are empty.
 
-    The columns are: id, split, images, faults (number of faults), size and spacing along each axis, orientation, dtype,
-    channels, group, aspect; for each channel least (minimum), low (0.5 %), median, high (99.5 %), most (maximum), mean,
-    deviation, contrast (Cohen's d); empty, foreground, ignored (voxels), objects, object_median (voxels); for each
-    class voxels and objects.
+    The columns are: id, split, images, faults (number of faults), size and spacing along each axis, orientation,
+    dtype, channels, group, aspect (ratio of the longest to the shortest side). For each channel: least (minimum), low
+    (0.5 %), median, high (99.5 %), most (maximum), mean, deviation, contrast (Cohen's d). For the truth: empty,
+    foreground and ignored (voxels), objects, object_median (voxels); for each class, voxels and objects;
+    strange_labels (label values without a class).
     """
     import pandas
 
@@ -238,7 +239,7 @@ def case_rows(exploration: Exploration) -> pandas.DataFrame:
 
 
 def finding_rows(exploration: Exploration) -> pandas.DataFrame:
-    """Return one row per finding: weight, kind, split, case, message, hint."""
+    """Return a table with one row per finding: weight (fault or remark), kind, split, case, message, hint."""
     import pandas
 
     columns = ["weight", "kind", "split", "case", "message", "hint"]

@@ -1,4 +1,7 @@
-"""Find axes along which cases may be mirrored, because no class prefers a side; find classes that form a row."""
+"""Find axes along which cases may be mirrored, and classes that lie in a row.
+
+Cases may be mirrored along an axis if no class prefers one side of this axis.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +33,9 @@ class Sidedness:
     Attributes:
         axis: axis of the preprocessed case.
         asymmetry: share of the frequency maps of the classes that does not overlap with the mirrored maps, 0 to 1.
-        consistency: mean of the cases' asymmetries divided by their standard deviation. The sign of an asymmetry is its
-            agreement with all other cases, so the value is about 0 if the classes lie on random sides.
+        consistency: mean of the cases' asymmetries divided by their standard deviation. The asymmetry of a case is
+            positive if the case prefers the same side as the other cases. So the value is about 0 if the classes lie
+            on random sides.
     """
 
     axis: int
@@ -73,10 +77,10 @@ def frequency_map(layers: Sequence[NDArray[np.bool_]]) -> NDArray[np.float32]:
 
 
 def find_sides(train: Sequence[CaseStats]) -> list[Sidedness]:
-    """Measure, for each axis, how strongly the classes prefer one side; return an empty list for too few cases.
+    """Measure, for each axis, how strongly the classes prefer one side; return an empty list if there are too few cases.
 
-    If files have an orientation, their maps are turned to RAS, as preprocessing turns the cases. An asymmetry counts
-    only if each half of the cases shows it, because the mean map of a few cases is never symmetric.
+    If files have an orientation, their maps are turned to RAS, as preprocessing turns the cases. The consistency is
+    measured between two halves of the cases, because the mean map of a few cases is never symmetric.
     """
     maps = [
         turned_to_ras(case.truth.frequency, case.orientation)
@@ -115,8 +119,8 @@ class ClassRow:
     """Hold classes that lie in the same spatial order in nearly all cases, such as vertebrae.
 
     Attributes:
-        along: the end of the axis from which classes are counted: R (right), A (anterior) or S (superior).
-        classes: names of the classes; the first is the nearest to this end.
+        along: the end of the row at which the first class lies: R (right), A (anterior) or S (superior).
+        classes: names of the classes in this order.
     """
 
     along: str

@@ -45,7 +45,7 @@ class Findings:
     Attributes:
         all: the findings.
         skip: whether the competition sets `on_bad_case: skip`.
-        skipped: split and id of each case that `cv` skips because of `on_bad_case: skip`.
+        skipped: split and id of each bad case that `cv` skips because of this setting.
     """
 
     all: list[Finding] = field(default_factory=list)
@@ -57,7 +57,7 @@ class Findings:
         self.add(Finding("fault", kind, split, case, error.message, error.hint))
 
     def add_bad_case(self, kind: str, split: str, case: str, error: MaskfoldError) -> None:
-        """Add an error of one case: as a fault, or as a remark if `on_bad_case: skip` leaves the case out."""
+        """Add an error of one case: as a remark if `cv` skips the case (`on_bad_case: skip`), otherwise as a fault."""
         if not self.skip:
             self.add_fault(kind, split, case, error)
             return
@@ -89,7 +89,7 @@ class ErrorCollector(SkippedCases):
         self.fatal_errors: list[tuple[str, MaskfoldError]] = []
 
     def add(self, case_id: str, error: MaskfoldError) -> None:
-        """Record the error with its hint."""
+        """Record the error of a bad case."""
         super().add(case_id, error)
         self.errors.append((case_id, error))
 
@@ -161,7 +161,7 @@ class TruthStats:
 
 @dataclass(eq=False)
 class CaseStats:
-    """Hold the measurements of one case; attributes of unreadable files are None.
+    """Hold the measurements of one case; measurements that need an unreadable file are None.
 
     Attributes:
         id: id of the case.
@@ -180,8 +180,7 @@ class CaseStats:
         undeclared_labels: number of voxels of each label value that belongs to no class.
         thumbnail: float32; see `competition.data.duplicates.make_thumbnail`.
         group: group from `competition.group`.
-        image_hash: see `competition.data.cases`.
-        hash: see `competition.data.cases`.
+        image_hash, hash: columns of the case table, see `competition.data.cases.case_table`.
         row: row of the case table, to read the case again.
         skipped: whether `cv` skips the case because of `on_bad_case: skip`.
     """

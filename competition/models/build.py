@@ -64,7 +64,8 @@ def build_network(
         layout of its weights in memory.
 
     Raises:
-        MaskfoldError: `model.target` or `model.args` are wrong (status 2), or weights cannot be loaded (status 1).
+        MaskfoldError: `model.target` or `model.args` is wrong (exit status 2), or weights cannot be loaded (exit
+            status 1).
 
     Example:
         >>> build_network(exp, channels=1)  # doctest: +SKIP
@@ -107,8 +108,9 @@ def validate_network(exp: Experiment, channels: int, context: Context = Context(
         context: context with the trusted packages.
 
     Raises:
-        MaskfoldError: status 2; one of these keys is wrong, and the message names it: `model.target`, `model.args`,
-            `encoder_weights`, `loss`, `optimizer`, `training.batch_size`, `patch.size` (with the nearest valid sizes).
+        MaskfoldError (exit status 2): one of these keys is wrong, and the message names it: `model.target`,
+            `model.args`, `encoder_weights`, `loss`, `optimizer`, `training.batch_size`, `patch.size` (with the nearest
+            valid sizes).
     """
     cls = resolve_target(exp.model.target, nn.Module, "model.target", context.trust)
     args = complete_network_args(exp, cls, channels)
@@ -148,7 +150,7 @@ def suits_channels_last(exp: Experiment, channels: int, context: Context = Conte
         context: context with the trusted packages.
 
     Raises:
-        MaskfoldError: status 2; `training.memory_format` is channels_last, but the network fails in this format.
+        MaskfoldError (exit status 2): `training.memory_format` is channels_last, but the network fails in this format.
     """
     asked, dims = exp.training.memory_format, exp.network_dimensions
     if asked == "channels_first" or (asked == "auto" and dims == 3):

@@ -89,8 +89,8 @@ def load_initial_weights(network: nn.Module, exp: Experiment, channels: int) -> 
         The assignment of tensors.
 
     Raises:
-        MaskfoldError: status 2; the file is missing, cannot be read without executing code, contains non-finite values,
-            or fits no tensor of the network.
+        MaskfoldError (exit status 2): the file is missing, cannot be read without executing code, contains non-finite
+            values, or fits no tensor of the network.
     """
     name = str(exp.initial_weights)
     path = find_weights_file(name, KEY)
@@ -142,7 +142,7 @@ def match_tensors(
         outputs: number of output channels of the network.
 
     Raises:
-        MaskfoldError: status 2; no tensor matches.
+        MaskfoldError (exit status 2): no tensor matches.
     """
     heads = _heads(network, outputs)
     stored = network.state_dict().keys()

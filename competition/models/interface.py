@@ -37,7 +37,7 @@ def complete_network_args(exp: Experiment, cls: type, channels: int) -> dict[str
         The keyword arguments.
 
     Raises:
-        MaskfoldError: status 2; an argument is unknown, missing, or contradicts the data.
+        MaskfoldError (exit status 2): an argument is unknown, missing, or contradicts the data.
     """
     parameters = constructor_parameters(cls)
     args = dict(exp.model.args)

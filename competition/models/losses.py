@@ -68,7 +68,7 @@ class SegmentationLoss(nn.Module):
         context: context with the trusted packages.
 
     Raises:
-        MaskfoldError: status 2; a term's target or arguments are wrong.
+        MaskfoldError (exit status 2): a term's target or arguments are wrong.
 
     Example:
         >>> total, parts = SegmentationLoss(exp)(network(image), mask)  # doctest: +SKIP
@@ -147,7 +147,7 @@ def validate_loss(exp: Experiment, context: Context = Context()) -> None:
         context: context with the trusted packages.
 
     Raises:
-        MaskfoldError: status 2; a term cannot be built, or fails on a batch.
+        MaskfoldError (exit status 2): a term cannot be built, or fails on a batch.
     """
     comp, dims = exp.competition, exp.network_dimensions
     loss = SegmentationLoss(exp, context)
@@ -198,7 +198,7 @@ class LossTerm(nn.Module):
         context: context with the trusted packages.
 
     Raises:
-        MaskfoldError: status 2; the target or its arguments are wrong, or contradict `competition.labels`.
+        MaskfoldError (exit status 2): the target or its arguments are wrong, or contradict `competition.labels`.
     """
 
     def __init__(self, spec: LossConfig, exp: Experiment, key: str, context: Context = Context()) -> None:

@@ -37,8 +37,9 @@ def build_optimizer(
             `uses_fused_kernel`.
 
     Raises:
-        MaskfoldError: status 2; the target or its arguments are wrong, `lr` is missing, the optimiser needs more than
-            one dense gradient per step (LBFGS), or `training.fused` is on for an optimiser without a fused kernel.
+        MaskfoldError (exit status 2): the target or its arguments are wrong, `lr` is missing, the optimiser needs more
+            than one dense gradient per step (LBFGS), or `training.fused` is on for an optimiser without a fused
+            kernel.
 
     Example:
         >>> build_optimizer(exp, network)  # doctest: +SKIP

@@ -81,7 +81,7 @@ def find_deepest_feature_map(
         The module's name and the number of channels of its feature map.
 
     Raises:
-        MaskfoldError: status 2; no module is a candidate.
+        MaskfoldError (exit status 2): no module is a candidate.
     """
     try:
         maps, device = _feature_maps(network, channels, size, "meta"), "meta"

@@ -56,7 +56,7 @@ def configured_encoder_weights(exp: Experiment) -> str | None:
     """Return the encoder weights that the YAML sets.
 
     Raises:
-        MaskfoldError: status 2; `encoder_weights` and `model.args` contradict each other.
+        MaskfoldError (exit status 2): `encoder_weights` and `model.args` contradict each other.
     """
     argument = exp.model.args.get("encoder_weights", exp.model.args.get("pretrained"))
     argument = "imagenet" if argument is True else argument or None
@@ -77,7 +77,7 @@ def find_weights_file(weights: str | None, key: str = "encoder_weights") -> Path
         key: the key of the value in the YAML, for messages.
 
     Raises:
-        MaskfoldError: status 2; the file or the package is missing.
+        MaskfoldError (exit status 2): the file or the package is missing.
     """
     if weights is None:
         return None
@@ -95,7 +95,7 @@ def pretrained_args(cls: type, args: Mapping[str, Any], hub: str | None) -> dict
     """Return the constructor arguments with which the library downloads the weights `hub`; empty if `hub` is None.
 
     Raises:
-        MaskfoldError: status 2; the network has no weights to download.
+        MaskfoldError (exit status 2): the network has no weights to download.
     """
     parameters = constructor_parameters(cls)
     if "encoder_weights" in parameters:
@@ -128,7 +128,7 @@ def load_encoder(network: nn.Module, path: Path, channels: int) -> EncoderMatch:
         The assignment of tensors.
 
     Raises:
-        MaskfoldError: status 2; see `match_encoder`.
+        MaskfoldError (exit status 2): see `match_encoder`.
     """
     tensors = read_tensors(path)
     match = _match(network, tensors, path, channels)
@@ -149,8 +149,8 @@ def match_encoder(network: nn.Module, path: Path, channels: int) -> EncoderMatch
         channels: channels of the network's input.
 
     Raises:
-        MaskfoldError: status 2; the network has no `encoder`, the file cannot be read, or a tensor of the encoder
-            (other than batch counters) has no match.
+        MaskfoldError (exit status 2): the network has no `encoder`, the file cannot be read, or a tensor of the
+            encoder (other than batch counters) has no match.
     """
     return _match(network, read_tensors(path), path, channels)
 
@@ -163,7 +163,7 @@ def read_tensors(path: Path, key: str = "encoder_weights") -> dict[str, Tensor]:
         key: the key of the file in the YAML, for messages.
 
     Raises:
-        MaskfoldError: status 2; the file does not contain weights.
+        MaskfoldError (exit status 2): the file does not contain weights.
     """
     try:
         if path.suffix == ".safetensors":
@@ -249,7 +249,7 @@ def find_encoder(network: nn.Module, key: str) -> nn.Module:
         key: key of the YAML that needs the encoder, for the message.
 
     Raises:
-        MaskfoldError: status 2; the network has no module with this name.
+        MaskfoldError (exit status 2): the network has no module with this name.
     """
     for name, module in network.named_modules():
         if name.rpartition(".")[2] == "encoder":

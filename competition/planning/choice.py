@@ -21,7 +21,7 @@ def choose_layout(layouts: Sequence[Layout], number: int | None, ask: Ask | None
         ask: function that asks on a terminal; None without a terminal.
 
     Raises:
-        MaskfoldError: no candidate has the number; or there are several candidates and no terminal (status 2).
+        MaskfoldError: no candidate has the number; or there are several candidates and no terminal (exit status 2).
     """
     candidates = order_candidates(layouts)
     lines = describe_candidates(candidates)

@@ -48,8 +48,8 @@ def find_layouts(host: HostFolder) -> list[Layout]:
     """Return every layout that fits a folder, with its classes, groups and submission format.
 
     Raises:
-        MaskfoldError: status 2; no layout fits (the message describes the folder), or no mask of the layouts that fit
-            can be read.
+        MaskfoldError (exit status 2): no layout fits (the message describes the folder), or no mask of the layouts
+            that fit can be read.
     """
     found = find_described(host)
     series: list[Series] = []

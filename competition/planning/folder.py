@@ -74,7 +74,7 @@ def scan_folder(path: Path) -> HostFolder:
     The list leaves out hidden files, `__MACOSX`, `Thumbs.db` and the like.
 
     Raises:
-        MaskfoldError: the path does not exist, is a file, or has no files (status 2).
+        MaskfoldError: the path does not exist, is a file, or has no files (exit status 2).
     """
     if not path.is_dir():
         raise _not_a_folder(path)

@@ -90,8 +90,8 @@ def initialise(
         say: function that takes lines about the timing of candidates.
 
     Raises:
-        MaskfoldError: status 2; the folder is missing, empty or without a known layout; the files exist already; or
-            several layouts fit, and neither an option nor the user chooses one.
+        MaskfoldError (exit status 2): the folder is missing, empty or without a known layout; the files exist already;
+            or several layouts fit, and neither an option nor the user chooses one.
     """
     host = scan_folder(folder)
     name = _name(folder, options.name)

@@ -99,8 +99,8 @@ def replan(
         say: function that takes lines about the progress.
 
     Raises:
-        MaskfoldError: the file is invalid or sets `patch.slices` or `first_stage` (status 2), no training case can be
-            read, or nothing can be measured.
+        MaskfoldError: the file is invalid or sets `patch.slices` or `first_stage` (exit status 2), no training case can
+            be read, or nothing can be measured.
     """
     document, old = read_yaml(path), path.read_text(encoding="utf-8-sig")
     last = _last_values(path)

@@ -51,7 +51,7 @@ def file_stamp(path: Path) -> FileStamp:
 
 
 def is_settled(stamp: FileStamp) -> bool:
-    """Return whether a file was last written long enough ago that another write would change its stamp."""
+    """Return whether a file is old enough that another write would change its stamp (see `SETTLED_SECONDS`)."""
     return time.time() - max(stamp[2:4] + stamp[6:]) / 1e9 > SETTLED_SECONDS
 
 
@@ -102,7 +102,7 @@ def image_digest(comp: Competition, channels: list[Files], digest: Digest = file
 
 
 def label_files(masks: dict[str, Any] | None) -> list[Files]:
-    """Return the label files of a case, the region mask last; a stack is a list of paths."""
+    """Return the label files of a case, including its region mask as the last entry; a stack is a list of paths."""
     if masks is None:
         return []
     region = [masks["region"]] if "region" in masks else []
@@ -116,7 +116,9 @@ def label_files(masks: dict[str, Any] | None) -> list[Files]:
 
 
 def truth_parts(comp: Competition, masks: dict[str, Any] | None, digest: Digest = file_digest) -> list[bytes]:
-    """Return the ground truth's parts of a case's content hash: texts of table rows, and digests of label files.
+    """Return the parts of a case's content hash that come from its ground truth.
+
+    These are the texts of table rows and the digests of label files.
 
     Args:
         comp: the competition.
@@ -125,7 +127,7 @@ def truth_parts(comp: Competition, masks: dict[str, Any] | None, digest: Digest 
 
     Raises:
         MaskfoldError: a file or the table cannot be read.
-        KeyError: the table has fewer lines.
+        KeyError: the table no longer has a line that belongs to the case.
     """
     if masks is None:
         return []
@@ -138,10 +140,10 @@ def truth_parts(comp: Competition, masks: dict[str, Any] | None, digest: Digest 
 def reading_parts(
     comp: Competition, header: Header, channels: list[Files], masks: dict[str, Any] | None
 ) -> list[bytes]:
-    """Return parts of a case's content hash that mark files which earlier versions read differently; usually none.
+    """Return the parts of a case's content hash that mark files which earlier versions read differently.
 
-    Examples are files whose axes are reordered, and files with a `Header.plain_spacing`. These parts change the hash,
-    so that a case cached by an earlier version is not used.
+    Most cases have no such part. Examples are files whose axes are reordered, and files with a `Header.plain_spacing`.
+    The parts change the hash, so that a case cached by an earlier version is not used.
 
     Args:
         comp: the competition.

@@ -76,7 +76,7 @@ def load_unchanged_objects(comp: Competition, row: Any) -> CaseObjects:
 def unchanged_files(
     comp: Competition, row: Any, *, image: bool = True, truth: bool = True, fresh: bool = False
 ) -> Iterator[None]:
-    """Check that a case's files have the digests in the case table, and do not change while a `with` block reads them.
+    """Check that a case's files match the case table, and do not change while a `with` block reads them.
 
     The readers take paths, so the files are read twice: once for decoding and once for hashing. If a file changes
     between the two reads, its stamp changes (see `file_stamp`). So the function takes stamps before and after the
@@ -84,11 +84,11 @@ def unchanged_files(
 
     Args:
         comp: the competition.
-        row: a row of the case table.
-        image: check the image.
-        truth: check the truth, if the case has one.
-        fresh: hash all files after the block, without cached digests. Otherwise hash them before the block, except
-            those that this process has hashed before.
+        row: a row of the case table, which contains digests of the files.
+        image: whether to check the image.
+        truth: whether to check the truth, if the case has one.
+        fresh: if True, all files are hashed after the block. If False, they are hashed before the block, and files
+            that this process has hashed before are not hashed again.
 
     Raises:
         ChangedDataError: the digest of a file differs from that in the case table, or the file changed inside the
@@ -117,7 +117,7 @@ def unchanged_files(
 
 
 def check_truth_unchanged(comp: Competition, rows: Iterable[Any]) -> int:
-    """Check that the truth of cases has not changed.
+    """Check that the truth of cases has not changed since the run began.
 
     Call this function before stored results are used without reading the masks again.
 
@@ -126,8 +126,8 @@ def check_truth_unchanged(comp: Competition, rows: Iterable[Any]) -> int:
         rows: rows of the case table.
 
     Returns:
-        The number of cases that cannot be checked because a file of their truth is missing: a copied run may be used
-            without its training data.
+        The number of cases that cannot be checked because a file of their truth is missing. A copied run may be used
+        without its training data, so this is no error.
 
     Raises:
         ChangedDataError: the truth of a case has changed since the run began.
@@ -194,9 +194,10 @@ def _changed_error(message: str) -> ChangedDataError:
 
 
 def check_files_belong(comp: Competition, table: pandas.DataFrame) -> None:
-    """Check that each file in a run's case table matches the pattern and id of its case.
+    """Check that each file in a run's case table matches the id of its case and the pattern in the YAML.
 
-    The content of the files is compared with the table's digests when they are read.
+    The pattern is that of the file's channel or class. This function does not compare contents with the table's
+    digests; the functions that read the files do this.
 
     Args:
         comp: the competition of the table.
@@ -234,7 +235,13 @@ def _check_file_names(
 ) -> None:
     """Check that a pattern matches the files of a case.
 
-    `texts` are the texts that {z} matched in the image's slices.
+    Args:
+        case_id: id of the case.
+        key: key of the pattern in the YAML, for the message.
+        pattern: the pattern; None if the YAML has no pattern for these files.
+        files: path below the root, or the paths of a stack's slices.
+        channel: name of the channel or class.
+        texts: the texts that {z} matched in the image's slices; None for a case without slices.
     """
     paths = [files] if isinstance(files, str) else files
     for index, path in enumerate(paths):

@@ -28,7 +28,13 @@ ARRAY_NAMES = {False: ("image", "img", "arr_0"), True: ("mask", "label", "labels
 
 
 def numpy_header(path: Path, dimensions: int, labels: bool = False) -> Header:
-    """Read shape and dtype without reading a value."""
+    """Read the shape and dtype of an array from its header, without its values.
+
+    Args:
+        path: an .npy file or .npz archive, see `numpy_pixels`.
+        dimensions: 2 or 3.
+        labels: whether to select the mask or the image if an archive has several arrays.
+    """
     shape, dtype = _declared_array(path, labels)
     if dtype.kind not in "biuf":
         raise wrong_values_error(path, dtype)

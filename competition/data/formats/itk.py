@@ -25,7 +25,7 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])  # ITK's axes point to the left and back
 
 
 def itk_header(path: Path, dimensions: int, labels: bool = False) -> Header:
-    """Read shape, spacing and affine without a voxel; `labels` is ignored."""
+    """Read shape, spacing and affine from the header, without the voxels; `labels` is ignored."""
     return _header(path, _open(path), dimensions)
 
 
@@ -50,7 +50,10 @@ def itk_pixels(path: Path, dimensions: int, labels: bool) -> Image:
 
 
 class ItkGeometry(NamedTuple):
-    """Spacing (mm), origin (mm) and direction of a file in ITK's coordinates (LPS), with one entry per axis."""
+    """Hold spacing (mm), origin (mm) and direction matrix of a file in ITK's coordinates (LPS).
+
+    Spacing and origin have one number per axis; the direction is the matrix row by row.
+    """
 
     spacing: tuple[float, ...]
     origin: tuple[float, ...]
@@ -58,7 +61,7 @@ class ItkGeometry(NamedTuple):
 
 
 def itk_geometry(path: Path) -> ItkGeometry:
-    """Read the geometry of a file without a voxel.
+    """Read the geometry of a file from its header, without the voxels.
 
     Raises:
         MaskfoldError: as for `itk_header`.
@@ -68,7 +71,7 @@ def itk_geometry(path: Path) -> ItkGeometry:
 
 
 def pixel_dtype(path: Path) -> np.dtype[Any]:
-    """Return the dtype of a component as the file stores it.
+    """Return the dtype in which the file stores one component of a voxel.
 
     Raises:
         MaskfoldError: as for `itk_header`.
@@ -82,7 +85,7 @@ def _open(path: Path) -> Any:
     """Return a reader that has read the header.
 
     Raises:
-        MaskfoldError: SimpleITK is missing (status 2), or the header is damaged.
+        MaskfoldError: SimpleITK is missing (exit status 2), or the header is damaged.
         RuntimeError: the header is damaged.
     """
     try:

@@ -33,7 +33,7 @@ MAX_EXTENSIONS = 2**26  # maximum number of bytes between header and first voxel
 
 
 def nifti_header(path: Path, dimensions: int, labels: bool = False) -> Header:
-    """Read shape, spacing and affine without unpacking a voxel; `labels` is ignored."""
+    """Read shape, spacing and affine from the header, without unpacking the voxels; `labels` is ignored."""
     return _nifti_header(path, _load_nifti(path), dimensions)
 
 
@@ -117,7 +117,10 @@ def _check_extensions(path: Path, head: bytes, file: gzip.GzipFile | BufferedRea
 
 @contextmanager
 def _read_to_end(path: Path, image: Any) -> Iterator[Any]:
-    """Yield the voxels; after the block, read a gzip file to its end, where gzip verifies the checksum."""
+    """Yield an object that reads the voxels; after the block, read a gzip file to its end.
+
+    At the end of the file, gzip verifies the checksum.
+    """
     voxels = image.dataobj
     if path.suffix.lower() != ".gz":
         yield voxels
@@ -160,10 +163,11 @@ def _nifti_header(path: Path, image: Any, dimensions: int) -> Header:
 def _nifti_geometry(
     path: Path, image: Any, dimensions: int
 ) -> tuple[tuple[float, ...], tuple[float, ...] | None, np.ndarray]:
-    """Return three values in mm: the spacing, the spacing in pixdim (None unless it differs), and the affine.
+    """Return the spacing, the header's field pixdim, and the affine of a file, all in mm.
 
-    The spacing comes from the affine, which determines the positions of voxels: it is the length of the affine's
-    columns. If pixdim agrees with it within `PIXDIM_ROUNDING`, pixdim is returned, because it has no rounding errors.
+    The affine determines the positions of voxels, so the spacing is the length of the affine's columns. If pixdim
+    agrees within `PIXDIM_ROUNDING`, the spacing is taken from pixdim, which has no rounding errors. In this case, None
+    is returned instead of pixdim.
     """
     import nibabel
 

@@ -43,7 +43,13 @@ JPEG_2000_HEADER = 2**16  # a codestream begins within this many bytes, after bo
 
 
 def raster_header(path: Path, dimensions: int, labels: bool = False) -> Header:
-    """Read shape, channels and dtype without decoding a pixel; with `labels`, palette indices are one channel."""
+    """Read shape, number of channels and dtype without decoding a pixel.
+
+    Args:
+        path: the file.
+        dimensions: 2.
+        labels: whether the file is a label file. If so, a palette image has one channel, the indices.
+    """
     with open_raster(path) as image:
         head = _raster_header(path, image, dimensions)[0]
         return replace(head, channels=1) if labels and image.mode == "P" else head
@@ -116,9 +122,9 @@ def _decoded_mode(image: PilImage) -> str:
 
 
 def _bits_per_sample(path: Path, image: PilImage) -> int:
-    """Return the bits per sample.
+    """Return the number of bits per channel of a pixel.
 
-    Pillow does not report them for a PNG, so they are read from byte 24 of the file (PNG specification, IHDR).
+    Pillow does not report this number for a PNG, so it is read from byte 24 of the file (PNG specification, IHDR).
     """
     if image.format == JPEG_2000:
         return _jpeg_2000_bits(path)
@@ -206,7 +212,11 @@ def check_png(path: Path) -> None:
 
 
 def _pixel_chunks(path: Path, file: IO[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the type and content of each PNG chunk that affects pixels, after verifying the chunk's checksum."""
+    """Yield the type and content of each PNG chunk that affects pixels, after verifying its checksum.
+
+    Raises:
+        MaskfoldError: a checksum is wrong, or the file is truncated.
+    """
     while head := file.read(8):
         length, kind = struct.unpack(">I4s", head.ljust(8, b"\0"))
         if kind[:1].islower() and kind != b"tRNS":  # metadata

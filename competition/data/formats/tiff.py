@@ -68,7 +68,13 @@ def open_tiff(path: Path) -> Iterator[TiffFile]:
 
 
 def tiff_header(path: Path, dimensions: int, labels: bool = False) -> Header:
-    """Read shape, channels and dtype without decoding a pixel; with `labels`, palette indices are one channel."""
+    """Read shape, number of channels and dtype without decoding a pixel.
+
+    Args:
+        path: the file.
+        dimensions: 2 reads pages as channels; 3 reads pages as slices.
+        labels: whether the file is a label file. If so, a palette image has one channel, the indices.
+    """
     with open_tiff(path) as file:
         series = file.series[0]
         shape, channels = _tiff_layout(path, series, dimensions)
@@ -112,9 +118,10 @@ def tiff_pixels(path: Path, dimensions: int, labels: bool) -> Image:
 
 
 def _tiff_spacing(file: TiffFile, dimensions: int) -> tuple[float, ...] | None:
-    """Return the voxel size of a volume in mm along (H, W, Z), from metadata of ImageJ or OME; None without metadata.
+    """Return the voxel size of a volume in mm along (H, W, Z), from the metadata of ImageJ or OME.
 
-    The resolution in other files describes a printer or scanner. Distances in 2D images are measured in pixels.
+    Return None for 2D images, whose distances are measured in pixels, and for files without such metadata. Their
+    resolution describes a printer or scanner.
     """
     if dimensions != 3:
         return None
@@ -144,7 +151,10 @@ def _in_millimetres(value: Any, unit: object) -> float:
 
 
 def _is_large_page(series: TiffPageSeries) -> bool:
-    """Return whether a series is one large page that can be read in parts, because the stored values are its pixels."""
+    """Return whether a series is one large page that can be read in parts.
+
+    The page's stored values must be its pixels: a palette or inverted grey values would need conversion.
+    """
     page, dtype = series.keyframe, np.dtype(series.dtype)
     is_plain = dtype.kind in "uif" and page.photometric not in (WHITE_IS_ZERO, PALETTE)
     is_single = len(series.pages) == 1 and series.axes in ("YX", "YXS", "SYX")
@@ -175,9 +185,10 @@ def _read_large_page(page: TiffPage) -> np.ndarray | None:
 
 
 def lacks_decoder(page: TiffPage | TiffFrame, error: ValueError) -> bool:
-    """Return whether tifffile raised an error because there is no decoder of the page's compression or packed values.
+    """Return whether tifffile raised `error` because it cannot decode the page's compression or packed values.
 
-    Newer versions say that the package imagecodecs has one; older ones do not know some compressions, e.g. fax codes.
+    Newer versions of tifffile say that the package imagecodecs has the decoder. Older versions do not know some
+    compressions, e.g. fax codes.
     """
     from tifffile import TIFF
 
@@ -210,7 +221,10 @@ def check_tiff_size(path: Path, series: TiffPageSeries) -> None:
 
 
 def _tiff_pages_and_channels(series: TiffPageSeries) -> tuple[int, int]:
-    """Return the number of slices and of channels of the pages; 1 channel unless the file declares channels too."""
+    """Return the number of slices and the number of channels into which the pages of a series are divided.
+
+    The number of channels is 1 unless the file declares channels in addition to slices.
+    """
     pages = math.prod(series.shape) // max(math.prod(series.keyframe.shape), 1)
     channels = dict(zip(series.axes, series.shape, strict=True)).get("C", 1)
     return (pages // channels, channels) if 1 < channels < pages else (pages, 1)

@@ -62,8 +62,9 @@ def bounded_decoder(module: str, unbounded: Callable[..., Any]) -> Callable[...,
     """Return a decoder of a strip or tile, `decode(data, out=BYTES)`, that returns at most `BYTES` bytes.
 
     Args:
-        module: name of the module of Python that decompresses: zlib, lzma or compression.zstd.
-        unbounded: tifffile's decoder, for calls without a number of bytes, which tifffile does not make for strips.
+        module: name of the Python module that decompresses: zlib, lzma or compression.zstd.
+        unbounded: tifffile's own decoder. It is used only for calls without a number of bytes, which tifffile does not
+            make for strips and tiles.
     """
 
     def decode(data: bytes, /, *, out: Any = None) -> bytes:

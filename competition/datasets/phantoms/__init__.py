@@ -27,21 +27,23 @@ Writer = Callable[[Path, int, int, int], None]
 def make_phantom(
     layout: str, folder: Path, seed: int = 0, cases: int | None = None, test_cases: int | None = None
 ) -> bool:
-    """Make phantoms (synthetic data in the layout of a real data set), completely or not at all.
+    """Make phantoms: synthetic data in the layout of a real data set.
+
+    If the process is killed, the folder does not exist or has its old content.
 
     Args:
         layout: `spleen` (CT as DICOM), `spine` (NIfTI), `a02025` (skin photographs) or `hipmri` (MR of the pelvis);
             `write` in each module describes the files.
         folder: the folder to create; it replaces older phantoms of this layout.
         seed: random seed; the same seed gives the same pixels on every machine.
-        cases: number of training cases (hipmri: patients); None: default of the layout.
-        test_cases: number of test cases; None: default of the layout. hipmri has no test cases.
+        cases: number of training cases (hipmri: patients); None means the layout's default.
+        test_cases: number of test cases; None means the layout's default. hipmri has no test cases.
 
     Returns:
         True if the phantoms were made, False if the same phantoms already exist.
 
     Raises:
-        MaskfoldError: the layout or a number is invalid (status 2), or the folder has other content or cannot be
+        MaskfoldError: the layout or a number is invalid (exit status 2), or the folder has other content or cannot be
             written.
 
     Example:
@@ -80,7 +82,7 @@ def next_command(layout: str, folder: Path) -> str:
         folder: the folder of the phantoms.
 
     Raises:
-        MaskfoldError: the layout does not exist (status 2).
+        MaskfoldError: the layout does not exist (exit status 2).
 
     Example:
         >>> next_command("spine", Path("data/spine"))
@@ -102,7 +104,7 @@ def _check_layout(layout: str) -> str:
     """Return the layout if it exists.
 
     Raises:
-        MaskfoldError: the layout does not exist (status 2).
+        MaskfoldError: the layout does not exist (exit status 2).
     """
     if layout not in LAYOUTS:
         matches = nearest_names(layout, LAYOUTS)

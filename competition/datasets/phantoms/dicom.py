@@ -105,7 +105,7 @@ class Study:
         self.date = f"{self.rng.integers(2015, 2024)}{self.rng.integers(1, 13):02d}{self.rng.integers(1, 29):02d}"
 
     def uid(self, *parts: object) -> UID:
-        """Return a UID that depends only on the study and the arguments."""
+        """Return a UID that depends only on the seed, the patient and the arguments."""
         from pydicom.uid import generate_uid
 
         return generate_uid(entropy_srcs=["maskfold phantom", str(self.seed), self.patient, *map(str, parts)])
@@ -311,7 +311,7 @@ def _code_item(value: str, meaning: str, scheme: str = "SCT") -> Dataset:
 
 
 def _item(**elements: object) -> Dataset:
-    """Return an item of a sequence."""
+    """Return an item of a DICOM sequence with the attributes `elements`."""
     from pydicom.dataset import Dataset
 
     item = Dataset()

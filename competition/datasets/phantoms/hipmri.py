@@ -1,8 +1,8 @@
 """Make phantoms of the male pelvis in MR over several weeks: six classes, two of them small.
 
-Unlike real data, the pelvis is drawn, with voxels of about 5×5×6 mm instead of 1.6 mm. These properties are as in real
-data: file names, classes, bias field and noise of a coil, and the similarity of a patient's weeks, which differ only in
-the filling of bladder and rectum.
+Unlike real data, the pelvis is drawn, with voxels of about 5×5×6 mm instead of 1.6 mm. The following properties are as
+in real data: file names, classes, bias field and noise of a coil. Scans of a patient in several weeks are also as
+similar as in real data: they differ only in the filling of bladder and rectum.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ BLUR = 5.0  # width of the slope at a surface, mm
 def write(folder: Path, cases: int, test_cases: int, seed: int) -> None:
     """Write the phantoms into an existing, empty folder.
 
-    `semantic_MRs/Case_{number}_Week{week}_LFOV.nii.gz` (int16) with `semantic_labels_only/Case_…_SEMANTIC.nii.gz`
-    (uint8, 0 to 5), `cases` patients with one to three weeks each. `cases` is the number of patients. There are no test
-    cases; users can split the data by patient.
+    The files are `semantic_MRs/Case_{number}_Week{week}_LFOV.nii.gz` (int16) with
+    `semantic_labels_only/Case_…_SEMANTIC.nii.gz` (uint8, 0 to 5). `cases` is the number of patients, each of whom has
+    scans in one to three weeks. There are no test cases; users can split the data by patient.
     """
     for part in ("semantic_MRs", "semantic_labels_only"):
         (folder / part).mkdir()
@@ -156,7 +156,10 @@ def _draw_bowel(canvas: Canvas, scaled_points: Points, rng: np.random.Generator)
 def _draw_organs(
     canvas: Canvas, scaled_points: Points, pelvis: Pelvis, rng: np.random.Generator, patient_rng: np.random.Generator
 ) -> None:
-    """Draw the bladder above the prostate, and the rectum behind them; both differ in filling between weeks."""
+    """Draw the bladder above the prostate, and the rectum behind both.
+
+    Bladder and rectum differ in filling between weeks.
+    """
     x, y, z = scaled_points
     filling = rng.uniform(0.75, 1.3)  # filling of the bladder
     gland = np.array([0.0, 2.0, pelvis.level - 24.0]) + rng.uniform(-3.0, 3.0, 3)

@@ -43,7 +43,7 @@ class Canvas:
             self.labels[np.broadcast_to(share >= 0.5, self.labels.shape)] = label
 
     def view(self, slices: tuple[slice, ...]) -> Canvas:
-        """Return a part of this canvas that shares its memory."""
+        """Return a canvas for a part of this canvas; both share their memory."""
         view = Canvas.__new__(Canvas)
         view.values, view.labels = self.values[slices], self.labels[slices]
         return view
@@ -72,6 +72,8 @@ def smooth_field(rng: np.random.Generator, points: Points, shortest: float, coun
     """Return a smooth random field with mean 0 and deviation about 1: a sum of plane waves with random directions.
 
     Args:
+        rng: source of all randomness.
+        points: points in mm at which the field is computed.
         shortest: shortest wavelength in mm; the longest is four times as long.
         count: number of waves.
     """
@@ -127,7 +129,7 @@ def grid_points(shape: Sequence[int], spacing: Sequence[float]) -> list[Array]:
 
 
 def window_around(points: Points, centre: Vector, reach: float) -> tuple[slice, ...]:
-    """Return the part of a grid that lies within `reach` of a centre along every axis.
+    """Return the slices of a grid's part that lies within `reach` mm of a centre along every axis.
 
     Drawing only in this part is faster.
     """

@@ -31,8 +31,8 @@ PIGMENTS = np.array(
 def write(folder: Path, cases: int, test_cases: int, seed: int) -> None:
     """Write the phantoms into an existing, empty folder.
 
-    `Train/Image/{id}.jpg` (RGB) with `Train/Mask/{id}.png` (uint8, 0 and 255), `Test/Image/{id}.jpg`,
-    `sample_submission.csv` and `solution.csv` (hidden truth), with the columns id and rle.
+    The files are `Train/Image/{id}.jpg` (RGB) with `Train/Mask/{id}.png` (uint8, 0 and 255), `Test/Image/{id}.jpg`,
+    `sample_submission.csv` and `solution.csv` (hidden truth). The tables have the columns id and rle.
     """
     for part in ("Train/Image", "Train/Mask", "Test/Image"):
         (folder / part).mkdir(parents=True)
@@ -171,7 +171,10 @@ def _draw_bubbles(rng: np.random.Generator, skin: Array, points: Points) -> None
 
 
 def _draw_vignette(rng: np.random.Generator, points: Points) -> Array:
-    """Return the vignette (H, W) in [0, 1]: images are darker towards the corners, some are black outside the lens."""
+    """Return the vignette (H, W): a factor in [0, 1] that falls towards the corners.
+
+    Some images are almost black outside the lens.
+    """
     half = [np.abs(p).max() for p in points]
     centre = rng.normal(0.0, 3.0, 2)
     distance = np.sqrt((points[0] - centre[0]) ** 2 + (points[1] - centre[1]) ** 2)
@@ -207,7 +210,10 @@ def _tint(skin: Array, opacity: Array, factor: Array) -> None:
 
 
 def _largest_component(mask: Array) -> Array:
-    """Return the largest component of a mask, with holes filled, because an irregular border may split off pieces."""
+    """Return the largest component of a mask, with its holes filled.
+
+    An irregular border may split off small components.
+    """
     from scipy.ndimage import binary_fill_holes, label
 
     regions, _ = label(mask)

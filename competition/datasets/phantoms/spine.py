@@ -36,8 +36,8 @@ BLUR = 2.6  # width of the slope at a surface, mm
 def write(folder: Path, cases: int, test_cases: int, seed: int) -> None:
     """Write the phantoms into an existing, empty folder.
 
-    `images/{id}.nii.gz` (int16, Hounsfield units) with `labels/{id}.nii.gz` (uint8: 0 background, 1 to 5 the vertebrae
-    L1 to L5, 6 discs), `test_images/{id}.nii.gz`, and their hidden truth `solution/{id}.nii.gz`.
+    The files are `images/{id}.nii.gz` (int16, Hounsfield units) with `labels/{id}.nii.gz` (uint8: 0 background, 1 to 5
+    the vertebrae L1 to L5, 6 discs), `test_images/{id}.nii.gz`, and their hidden truth `solution/{id}.nii.gz`.
     """
     for part in ("images", "labels", "test_images", "solution"):
         (folder / part).mkdir()
@@ -81,7 +81,14 @@ def draw_volume(rng: np.random.Generator) -> tuple[Array, Array, tuple[float, fl
 
 @dataclass
 class Vertebra:
-    """Hold a vertebra's parameters: start and end of its body along the column (mm from the top), tilt and size."""
+    """Hold the parameters of a vertebra.
+
+    Attributes:
+        top, bottom: start and end of the vertebral body along the column, mm from the top.
+        tilt: slope of the ends of the body from back to front.
+        width, depth: size of the body from side to side and from back to front, mm.
+        marrow: brightness inside the body, Hounsfield units.
+    """
 
     top: float
     bottom: float

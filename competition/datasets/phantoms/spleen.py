@@ -210,11 +210,11 @@ LABEL_SERIES = 2  # the labels of every fourth patient are stored as a second se
 def write(folder: Path, cases: int, test_cases: int, seed: int) -> None:
     """Write the phantoms into an existing, empty folder.
 
-    - `dicom/train/{patient}/{study}/{8 digits}`: a CT series (int16, RescaleIntercept -1024) of each patient; for three
-      of four patients a DICOM-SEG of the spleen, for the fourth a second series `spleen labels` with values 0 and 1;
-      some studies also have a localiser or a second reconstruction without labels;
+    - `dicom/train/{patient}/{study}/{8 digits}`: a CT series (int16, RescaleIntercept -1024) of each patient. Three of
+      four patients have a DICOM-SEG of the spleen; the fourth has a second series `spleen labels` with values 0 and 1.
+      Some studies also have a localiser or a second reconstruction without labels;
     - `dicom/test/{patient}/{study}/{8 digits}`: CT series (some with a localiser), no labels;
-    - `solution/{patient}.nii.gz`: the hidden truth of the test patients (uint8), on their CT's grid.
+    - `solution/{patient}.nii.gz`: the hidden truth of the test patients (uint8), on the grid of their CT.
     """
     (folder / "solution").mkdir()
     for index, patient in enumerate(shuffled_case_ids("PAT", cases + test_cases, seed)):
@@ -268,7 +268,7 @@ def simulate_ct(
         rng: random generator for the noise.
         anatomy: anatomy of the patient.
         grid: grid of the scan.
-        noise: standard deviation of the noise in HU; None: drawn from `rng`.
+        noise: standard deviation of the noise in HU; None draws it from `rng`.
 
     Returns:
         Hounsfield units (slices, rows, columns) float64, and the spleen (slices, rows, columns) uint8.

@@ -64,7 +64,7 @@ def read_labels_of(layout: Layout) -> list[Layout]:
     """Return the layout with its classes; if the masks can be read in several ways, return several layouts.
 
     Raises:
-        MaskfoldError: the masks have no foreground, or cannot be read as labels (status 2).
+        MaskfoldError: the masks have no foreground, or cannot be read as labels (exit status 2).
     """
     if "classes" in layout.keys or layout.masks is None:
         return [layout]

@@ -205,7 +205,7 @@ def convert_coco(layout: Layout, name: str) -> Layout:
         name: the competition's name, which the names of the tables contain: a folder may have several COCO files.
 
     Raises:
-        MaskfoldError: an outline or the size of an image is invalid (status 2), or the folder cannot be written.
+        MaskfoldError: an outline or the size of an image is invalid (exit status 2), or the folder cannot be written.
     """
     coco: CocoFile = layout.keys["coco"]
     folder, place = folder_beside(layout.folder)

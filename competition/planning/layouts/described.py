@@ -150,7 +150,7 @@ def _labels(labels: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     nnU-Net version 1 writes names by value, version 2 values by name.
 
     Raises:
-        MaskfoldError: the labels are neither names by value nor values by name (status 2).
+        MaskfoldError: the labels are neither names by value nor values by name (exit status 2).
     """
     values: dict[str, list[int]] = {}
     ignore = None
