@@ -198,7 +198,10 @@ def _find_case_twins(comp: Competition, split: str, findings: Findings) -> list[
 
 
 def _allows_many_files(key: str, pattern: str) -> bool:
-    """Return whether several files of a case may match a pattern. This needs a pattern of masks with `*` in the file name."""
+    """Return whether several files of one case may match a pattern.
+
+    This is so if the pattern is one of masks and has a `*` in its file name.
+    """
     return key.startswith("train.masks") and matches_many_files(pattern)
 
 
@@ -213,7 +216,10 @@ def _failing(check: Callable[[], object], ids: list[str], split: str, findings: 
 
 
 def _all_files(root: Path, pattern: str, key: str) -> dict[str, list[str]]:
-    """Return all files of each id. If no file matches, return an empty dictionary, because discovery reports this error."""
+    """Return all files of each id that a pattern matches.
+
+    Return an empty dictionary if no file matches, because discovery reports this error.
+    """
     try:
         return match_files(root, pattern, key)
     except MaskfoldError:

@@ -388,9 +388,10 @@ def _find_rare_classes(comp: Competition, cases: Sequence[CaseStats], findings: 
 
 
 def find_mixed_channels(comp: Competition, cases: Sequence[CaseStats], findings: Findings) -> None:
-    """Add findings for volumes whose number of channels differs from that of most training cases; `cv` stops at them.
+    """Add findings for volumes whose number of channels differs from that of most training cases.
 
-    For 2D images, `_find_mixed_formats` adds only a remark, because `prepare.channels` can convert their channels.
+    `cv` stops at such volumes. For 2D images, `_find_mixed_formats` adds only a remark, because `prepare.channels` can
+    convert their channels.
     """
     counts = {case.id: case.channels for case in cases if case.split == "train" and case.readable and case.channels}
     if comp.dimensions == 2 or not counts:

@@ -77,10 +77,11 @@ def frequency_map(layers: Sequence[NDArray[np.bool_]]) -> NDArray[np.float32]:
 
 
 def find_sides(train: Sequence[CaseStats]) -> list[Sidedness]:
-    """Measure, for each axis, how strongly the classes prefer one side; return an empty list if there are too few cases.
+    """Measure, for each axis, how strongly the classes prefer one side.
 
-    If files have an orientation, their maps are turned to RAS, as preprocessing turns the cases. The consistency is
-    measured between two halves of the cases, because the mean map of a few cases is never symmetric.
+    Return an empty list if there are too few cases. If files have an orientation, their maps are turned to RAS, as
+    preprocessing turns the cases. The consistency is measured between two halves of the cases, because the mean map of
+    a few cases is never symmetric.
     """
     maps = [
         turned_to_ras(case.truth.frequency, case.orientation)

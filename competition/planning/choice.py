@@ -13,7 +13,7 @@ Ask = Callable[[Sequence[str]], int]  # function that shows numbered lines, and 
 
 
 def choose_layout(layouts: Sequence[Layout], number: int | None, ask: Ask | None) -> Layout:
-    """Return the only layout, or the layout that the user chooses.
+    """Return the only layout that fits, or the layout that the user chooses.
 
     Args:
         layouts: the layouts that fit, at least one.
@@ -21,7 +21,7 @@ def choose_layout(layouts: Sequence[Layout], number: int | None, ask: Ask | None
         ask: function that asks on a terminal; None without a terminal.
 
     Raises:
-        MaskfoldError: no candidate has the number; or there are several candidates and no terminal (exit status 2).
+        MaskfoldError (exit status 2): no layout has the number, or several layouts fit and there is no terminal.
     """
     candidates = order_candidates(layouts)
     lines = describe_candidates(candidates)
@@ -47,9 +47,9 @@ def choose_layout(layouts: Sequence[Layout], number: int | None, ask: Ask | None
 def order_candidates(layouts: Sequence[Layout]) -> list[Layout]:
     """Return the layouts from which the user may choose, sorted by their number of cases, the largest number first.
 
-    Among layouts with equally many cases, those whose label values number objects come last. If a description of the
-    host names the files, layouts that were recognised only by file names are dropped. If two layouts have the same
-    files and keys, only one of them is kept.
+    If layouts have equally many cases, those whose label values seem to be object numbers come last. If a description
+    of the host names the files, layouts that were recognised only by file names are dropped. If two layouts have the
+    same files and keys, only one of them is returned.
     """
     best = min(layout.rank for layout in layouts)
     kept: dict[str, Layout] = {}

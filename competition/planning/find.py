@@ -48,8 +48,8 @@ def find_layouts(host: HostFolder) -> list[Layout]:
     """Return every layout that fits a folder, with its classes, groups and submission format.
 
     Raises:
-        MaskfoldError (exit status 2): no layout fits (the message describes the folder), or no mask of the layouts
-            that fit can be read.
+        MaskfoldError (exit status 2): no layout fits (the message describes the folder), or the masks of no layout can
+            be read.
     """
     found = find_described(host)
     series: list[Series] = []
@@ -145,7 +145,10 @@ def _no_layout(host: HostFolder, series: Sequence[Series], roles: dict[str, Role
 
 
 def _unread_truth(host: HostFolder, series: Sequence[Series], counts: str) -> MaskfoldError | None:
-    """Return the error for truth in a form that Maskfold does not read; None if no file looks like truth."""
+    """Return the error for masks in a form that Maskfold does not read, such as outlines.
+
+    Return None if no file looks like a mask or an outline.
+    """
     for item in series:
         header = header_of(first_path(host, item)) if has_word(item.pattern, MASK_WORDS) else None
         if header is not None and header.channels > 1 and item.kind == "single":
@@ -172,7 +175,7 @@ def _unread_truth(host: HostFolder, series: Sequence[Series], counts: str) -> Ma
 
 
 def _different_sizes(host: HostFolder, series: Sequence[Series], roles: Mapping[str, Role]) -> MaskfoldError | None:
-    """Return the error for images and masks with the same ids but different sizes; None if no ids are equal."""
+    """Return the error for images and masks that have the same ids but different sizes; None if there are none."""
     for mask in series:
         for image in series:
             shared = sorted(image.ids & mask.ids)

@@ -23,7 +23,8 @@ class HostFolder:
     """Hold a competition's folder and the files below it.
 
     Attributes:
-        root: the folder with the files; below `given` if outer folders contain only one other folder.
+        root: the folder with the files. If the folder that the user named contains only one other folder, this is the
+            inner folder.
         files: paths below the root with forward slashes, sorted.
         given: the folder that the user named; Maskfold writes nothing into it.
     """
@@ -34,17 +35,17 @@ class HostFolder:
 
     @cached_property
     def images(self) -> tuple[str, ...]:
-        """Files that a reader of images can open."""
+        """Paths of the files with an extension that Maskfold can read as images."""
         return tuple(path for path in self.files if has_reader(path) and not PATTERN_CHARACTERS & set(path))
 
     @cached_property
     def tables(self) -> tuple[str, ...]:
-        """Tables of comma- or tab-separated values."""
+        """Paths of the tables of comma- or tab-separated values."""
         return tuple(path for path in self.files if path.lower().endswith(TABLES))
 
     @cached_property
     def jsons(self) -> tuple[str, ...]:
-        """JSON files."""
+        """Paths of the JSON files."""
         return tuple(path for path in self.files if path.lower().endswith(".json"))
 
     @cached_property
@@ -58,7 +59,10 @@ class HostFolder:
 
     @cached_property
     def children(self) -> dict[str, dict[str, list[str]]]:
-        """Paths of the images below each subfolder, by folder and subfolder; paths are relative to the subfolder."""
+        """Paths of the images below each subfolder: first key the folder, second key the subfolder's name.
+
+        The paths are relative to the subfolder.
+        """
         below: dict[str, dict[str, list[str]]] = {}
         for path in self.images:
             parts = path.split("/")
@@ -69,12 +73,12 @@ class HostFolder:
 
 
 def scan_folder(path: Path) -> HostFolder:
-    """List the files of a folder; skip outer folders that contain nothing but one folder.
+    """List the files of a folder, without hidden files, `__MACOSX`, `Thumbs.db` and the like.
 
-    The list leaves out hidden files, `__MACOSX`, `Thumbs.db` and the like.
+    If the folder contains nothing but one folder, the inner folder is listed instead.
 
     Raises:
-        MaskfoldError: the path does not exist, is a file, or has no files (exit status 2).
+        MaskfoldError (exit status 2): the path does not exist, is a file, or has no files.
     """
     if not path.is_dir():
         raise _not_a_folder(path)

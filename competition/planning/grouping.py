@@ -44,7 +44,7 @@ SHORT_DATE = re.compile(r"([0-4]\d)([01]\d)([0-3]\d)")  # 190301
 
 
 def find_groups(layout: Layout) -> Layout:
-    """Add the keys `group` and `stratum` to a layout if the ids of its cases or a table of the host define them."""
+    """Add the keys `group` and `stratum` to a layout, if its case ids or a table of the host define them."""
     group, group_reason = _from_tables(layout, GROUP_WORDS, _groups_several)
     stratum, stratum_reason = _from_tables(layout, STRATUM_WORDS, _is_stratum)
     if not group and (found := guess_group_rule(layout.ids) or _by_subject(layout.ids)) is not None:
@@ -81,8 +81,8 @@ def find_groups(layout: Layout) -> Layout:
 def _by_subject(ids: Sequence[str]) -> tuple[str, Counter[str]] | None:
     """Return a regular expression of the subject in ids such as `sub-01_ses-1`, and the number of cases per subject.
 
-    The result is None unless all ids begin with a word for a subject, and at least one of several subjects repeats.
-    Such words are certain enough to group cases even if few subjects repeat.
+    All ids must begin with a word for a subject, there must be several subjects, and one must have several cases;
+    otherwise return None. Such words are certain enough to group cases even if few subjects have several cases.
     """
     matches = [re.match(SUBJECT, case_id) for case_id in ids]
     counts = Counter(match[1] for match in matches if match)
@@ -90,9 +90,10 @@ def _by_subject(ids: Sequence[str]) -> tuple[str, Counter[str]] | None:
 
 
 def _kind_of(names: Iterable[str]) -> str:
-    """Return what names of groups mean if they name no patients: `dates` or `kinds of cases`; otherwise "".
+    """Return what the names of groups mean if they do not name patients: `dates` or `kinds of cases`.
 
-    Most of the names are dates, or are years or collections, or have no digit (`Abyssinian`).
+    Names mean kinds of cases if most of them are years or collections, or have no digit (`Abyssinian`). Return an
+    empty text if the names may be those of patients.
     """
     names = list(names)
     if _are_dates(names):
@@ -104,7 +105,7 @@ def _kind_of(names: Iterable[str]) -> str:
 def _are_dates(names: Sequence[str]) -> bool:
     """Return whether most names are dates (20190301, 2019-03-01, 2019-03), or all are short dates (190301).
 
-    Numbers of six digits may be the numbers of patients, so one that is no date shows that none is.
+    A number of six digits may also be the number of a patient. So short dates are accepted only if every name is one.
     """
     long = sum(MONTH.fullmatch(name) is not None or _is_date(LONG_DATE.fullmatch(name), (1, 3, 4), 0) for name in names)
     return long > 0.5 * len(names) or all(_is_date(SHORT_DATE.fullmatch(name), (1, 2, 3), 2000) for name in names)
@@ -122,7 +123,10 @@ def _is_date(match: re.Match[str] | None, places: tuple[int, int, int], century:
 
 
 def _pairs(folders: Mapping[str, str], beginnings: Mapping[str, str]) -> set[tuple[str, str]]:
-    """Return the different pairs of folder and beginning of the id that the cases have; empty without folders."""
+    """Return the different pairs (folder, beginning of the id) of the cases, as a set.
+
+    The set is empty if the cases have no folders.
+    """
     return {(folder, beginnings.get(case_id, "")) for case_id, folder in folders.items()}
 
 
@@ -156,7 +160,10 @@ def _from_tables(layout: Layout, some: frozenset[str], accept: Callable[[Counter
 
 
 def _words_of_column(name: str) -> set[str]:
-    """Return the words of a column's name, the name without a final `id`, and the name as one word (`sequenceid`)."""
+    """Return the words that a column's name may consist of.
+
+    These are its words, the name without a final `id`, and the name as one word (`sequenceid`).
+    """
     return {*tokens(name), name.casefold().removesuffix("id").strip("_ "), "".join(tokens(name))}
 
 
@@ -169,7 +176,10 @@ def _is_stratum(counts: Counter[str]) -> bool:
 
 
 def _id_column(table: pandas.DataFrame, ids: tuple[str, ...]) -> str | None:
-    """Return the column of a table that contains all training ids: `id`, else the only column with all ids."""
+    """Return the column of a table that contains the ids of all training cases.
+
+    This is the column `id`, or, without such a column, the only column with all ids. Return None if there is none.
+    """
     wanted = set(ids)
     complete = []
     for column in table.columns:
@@ -185,11 +195,12 @@ def _id_column(table: pandas.DataFrame, ids: tuple[str, ...]) -> str | None:
 
 
 def group_by_folder(layout: Layout, name: str) -> Layout:
-    """Group cases by the folder that `*` in a pattern such as `*/{id}/T1.nii` matches, if such folders may be patients.
+    """Group cases by the folders above them, if these may be patients.
 
-    In `Patient 07/2019-03-01/T1.nii.gz`, the id is the scan, so the ids do not show which scans belong to one patient.
-    Many folders with few cases each count as patients; a table beside the data then names the patient of each case. A
-    few folders with many cases each (`benign`, `malignant`), and folders of dates, only get a remark.
+    In `Patient 07/2019-03-01/T1.nii.gz` with the pattern `*/{id}/T1.nii.gz`, the id is the scan, and only the folder
+    that `*` matches shows which scans belong to one patient. If there are many folders with few cases each, each
+    folder counts as a patient, and a table that is written beside the data names the folder of each case. A few
+    folders with many cases each (`benign`, `malignant`), and folders of dates, only get a remark.
 
     Args:
         layout: the chosen layout; a layout that already has a group is returned unchanged.
@@ -209,7 +220,7 @@ def group_by_folder(layout: Layout, name: str) -> Layout:
 
 
 def _may_be_patients(folders: Mapping[str, str]) -> bool:
-    """Return whether the folders above the cases may be patients: there are many folders of a few cases each.
+    """Return whether the folders above the cases may be patients: there must be many folders of a few cases each.
 
     Args:
         folders: the folder of each case.
@@ -238,7 +249,10 @@ def _advice(folders: Mapping[str, str]) -> str:
 
 
 def folders_of_cases(layout: Layout) -> dict[str, str]:
-    """Return, by training case, the folder that `*` in a pattern such as `*/{id}.png` matches; empty without a `*`."""
+    """Return, by training case, the folder that `*` in a pattern such as `*/{id}.png` matches.
+
+    Return an empty dictionary if the pattern has no `*`.
+    """
     for pattern in [layout.masks] if isinstance(layout.masks, str) else list((layout.masks or {}).values()):
         parts = pattern.split("/")
         places = [index for index, part in enumerate(parts[1:]) if "{id}" in part and parts[index] == "*"]

@@ -1,4 +1,7 @@
-"""Recognise a folder, write competition.yaml and a first experiment.yaml, and check both with the loader."""
+"""Recognise the layout of a folder, and write competition.yaml and a first experiment.yaml.
+
+Both files are checked with the loader that `maskfold cv` uses.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ class Initialised:
     Attributes:
         competition, experiment: paths of the YAML files; experiment is None if no training case could be read.
         layout: the chosen layout.
-        exploration: result of the loader's check of the data.
+        exploration: result of reading all data, as in `maskfold explore`.
         plan: the plan in experiment.yaml; None if no training case could be read.
     """
 
@@ -57,13 +60,13 @@ class Options:
     """Hold the options of `maskfold init` that the user sets.
 
     Attributes:
-        name: name of the competition; None: the folder's name.
-        layout: number of the chosen candidate, from 1; None if the user named no number.
-        minutes: time budget of a fold; None: the default of the plan.
-        folds: number of folds.
+        name: name of the competition; None means the folder's name.
+        layout: number of the layout among those that fit, from 1; None if the user named no number.
+        minutes: time budget of a fold in minutes; None means the plan's default.
+        folds: number of folds; None means the plan's default.
         force: whether to replace existing YAML files.
         measures: whether to time candidates on this machine; see `competition.planning.plan`.
-        threads: threads of a fold for which the plan is made; None: all cores.
+        threads: threads of a fold for which the plan is made; None means all cores.
     """
 
     name: str | None = None
@@ -80,7 +83,8 @@ def initialise(
 ) -> Initialised:
     """Write the two YAML files of a folder into `experiments/<name>/` of the working folder.
 
-    Before the files are written, the loader reads the data with them. Faults in the data do not prevent the writing.
+    Before the files are written, all data are read with the new competition.yaml. Faults in the data do not prevent
+    the writing.
 
     Args:
         folder: the competition's folder.
@@ -118,7 +122,10 @@ def initialise(
 
 
 def _plan(exploration: Exploration, options: PlanOptions, say: Callable[[str], None]) -> Plan | None:
-    """Return the plan; if no step can be timed, for example on a busy machine, plan without timing, with a warning."""
+    """Return the plan for an explored competition.
+
+    If no step can be timed, for example on a busy machine, plan without timing, and add a warning.
+    """
     try:
         return make_plan(exploration, options, say)
     except MaskfoldError as error:
@@ -139,10 +146,12 @@ def experiment_of(folder: Path, name: str | None = None) -> Path:
 
 
 def _name(folder: Path, given: str | None) -> str:
-    """Return the competition's name: the given name, or the folder's name with unsuitable characters replaced by `_`.
+    """Return the competition's name: the name that the user gave, or a name made from the folder's.
+
+    In the latter, `_` replaces characters other than letters, digits, `_` and `-`.
 
     Raises:
-        MaskfoldError: the given name has characters besides letters, digits, `_` and `-`, or the folder has no name.
+        MaskfoldError: the given name has other characters, or the folder has no name.
     """
     if given is not None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", given):
@@ -253,7 +262,10 @@ def _metric_lines(layout: Layout) -> list[Line]:
 
 
 def _listed(layout: Layout, name: str) -> list[str] | str:
-    """Return the ids of the training cases; if there are many, write them into a table, and return the table's path."""
+    """Return the ids of the training cases for `train.cases`.
+
+    If there are many ids, write them into a table, and return the table's path.
+    """
     listed = list(layout.listed or ())
     return listed if len(listed) <= MAX_LISTED else write_ids(layout.folder, listed, name)
 

@@ -18,10 +18,10 @@ Rank = Literal[0, 1]
 
 @dataclass(frozen=True)
 class Layout:
-    """Describe one way to read a folder.
+    """Describe one way to read a folder as a competition.
 
     Attributes:
-        name: name of the layout in the list of candidates.
+        name: name of the layout in the list from which the user chooses.
         folder: the scanned folder, or the part of it that the layout describes.
         cases: number of training cases.
         images: pattern of the images, or patterns by channel.
@@ -57,11 +57,11 @@ class Layout:
     advice: str = ""
 
     def with_keys(self, keys: dict[str, Any], reasons: dict[str, str]) -> Layout:
-        """Return the layout with more keys and reasons."""
+        """Return a copy of the layout with additional keys and reasons; they replace those with the same path."""
         return replace(self, keys=self.keys | keys, reasons=self.reasons | reasons)
 
     def with_remarks(self, *remarks: str) -> Layout:
-        """Return the layout with more remarks."""
+        """Return a copy of the layout with additional remarks."""
         return replace(self, remarks=self.remarks + tuple(remark for remark in remarks if remark not in self.remarks))
 
     @property
@@ -80,17 +80,20 @@ def _short(patterns: Any) -> str:
 
 
 def role_of(host: HostFolder, series: Series) -> Role:
-    """Return the role of a series: whether its files contain images or masks; see `role_of_file`."""
+    """Return whether the files of a series (files with names of one pattern) are images or masks.
+
+    The possible roles are those of `role_of_file`.
+    """
     return common_role([role_of_file(host.root / path) for path in series.sample(ROLE_SAMPLE)])
 
 
 def join_patterns(channels: Sequence[tuple[str, Series]]) -> Patterns:
-    """Return one pattern, or the patterns by channel."""
+    """Return the pattern of the only channel, or the patterns by channel if there are several."""
     if len(channels) == 1:
         return channels[0][1].pattern
     return {name: series.pattern for name, series in channels}
 
 
 def first_path(host: HostFolder, series: Series) -> Path:
-    """Return the path of one file of a series, an example of its content."""
+    """Return the path of one file of a series, as an example of the series' content."""
     return host.root / series.sample(1)[0]

@@ -21,9 +21,9 @@ class Line:
     """Hold one key of a YAML file.
 
     Attributes:
-        path: the key and the keys above it.
+        path: the key, preceded by the keys above it.
         value: value as plain data.
-        reason: reason for the value; an empty text writes no comment.
+        reason: reason for the value, for a comment; an empty text writes no comment.
     """
 
     path: tuple[str, ...]
@@ -32,7 +32,7 @@ class Line:
 
 
 def key_path(dotted: str) -> tuple[str, ...]:
-    """Split a dotted key."""
+    """Split a dotted key such as `training.epochs` into its parts."""
     return tuple(dotted.split("."))
 
 
@@ -63,7 +63,7 @@ def to_yaml(lines: Sequence[Line], title: Sequence[str]) -> str:
 
 
 def _with_reason(text: str, indent: str, reason: str) -> list[str]:
-    """Return a line followed by its reason; if the line would be too long, put the reason on the line above."""
+    """Return a line with its reason as a comment; if the line would be too long, return the comment first."""
     reason = _one_line(reason)
     if not reason:
         return [text]

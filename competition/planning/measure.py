@@ -1,6 +1,6 @@
-"""Measure the time and memory that a possible experiment takes on this machine, in training steps and on one case.
+"""Measure the time and memory that candidate experiments take on this machine, in training steps and on one case.
 
-Each candidate runs in a process of its own with the environment of a fold's process, and takes the trainer's own steps
+Each candidate runs in a process of its own with the environment of a fold's process. It takes the trainer's own steps
 on a few cases in a temporary folder. So data, augmentation, precision, memory layout, optimiser and averaged weights
 are the same as in training.
 """
@@ -35,11 +35,13 @@ class Measurement:
     """Hold the times and memory that a candidate's process measured. Processor times are sums over all threads.
 
     Attributes:
-        step_processor, step_wall, step_least: seconds of a step: processor time, time by the clock, time of the fastest
-        step.
-        case_processor, case_wall: seconds to predict, store and score one case: processor time, time by the clock.
-        network_share: share of a step in network, loss and optimiser.
-        memory_gib: peak memory of the process, or of the GPU.
+        step_processor: processor seconds of a step.
+        step_wall: elapsed seconds of a step.
+        step_least: elapsed seconds of the fastest step.
+        case_processor: processor seconds to predict, store and score one case.
+        case_wall: elapsed seconds to predict, store and score one case.
+        network_share: share of a step that network, loss and optimiser take.
+        memory_gib: peak memory of the process, or of the GPU, in GiB.
         case_bytes: bytes of a preprocessed case.
         device: device of the network, e.g. `cpu`.
         precision: precision of the training, e.g. `fp32`.
@@ -84,7 +86,7 @@ class Measurement:
 
         Args:
             cases: number of training cases.
-            share: share of a case that patches read.
+            share: share of a case that patches cover, 0 to 1.
         """
         if not self.device.startswith("cpu"):
             return self.memory_gib
@@ -95,7 +97,7 @@ class Measurement:
 def measure(
     plain: dict[str, Any], rows: Sequence[dict[str, Any]], folder: Path, threads: int, limit: float
 ) -> Measurement | str:
-    """Measure the time and memory of an experiment's training steps and of its prediction of a case, in a new process.
+    """Measure an experiment in a new process: time and memory of training steps and of the prediction of a case.
 
     Args:
         plain: the experiment as plain data, with its competition.
@@ -168,7 +170,7 @@ def _start(folder: Path, threads: int, output: Any, libraries: list[str]) -> Any
 
 
 def main(folder: str) -> int:
-    """Measure time and memory of the experiment in a folder, write `result.json` there, and return the exit status."""
+    """Measure the experiment in a folder, write `result.json` into the folder, and return the exit status."""
     from competition.process import exit_with_parent, parent_process
 
     exit_with_parent(parent_process())
@@ -182,7 +184,10 @@ def main(folder: str) -> int:
 
 
 def measure_here(folder: Path) -> Measurement:
-    """Measure time and memory of training steps and of one predicted case in this process; `folder` has the job.
+    """Measure time and memory of training steps and of one predicted case in this process.
+
+    Args:
+        folder: folder with the experiment's YAML and `job.json` (cases, threads, seconds).
 
     Raises:
         MaskfoldError: the experiment or a case is invalid.
@@ -219,7 +224,7 @@ def measure_here(folder: Path) -> Measurement:
 
 
 def _make_trainer(exp: Any, cases: Any, prepared: dict[str, Path], folder: Path, threads: int, context: Any) -> Any:
-    """Return the trainer of a fold that trains on all of the cases and validates the first case."""
+    """Return the trainer of a fold that trains on all the given cases and validates the first of them."""
     import torch
 
     from competition.augment import build_batch_transform, build_loader_transform
@@ -278,7 +283,10 @@ class _Timed:
 
 
 def _time_steps(trainer: Any, seconds: float) -> dict[str, Any]:
-    """Time steps for about `seconds`; the first step counts only if it takes longer than `seconds`."""
+    """Time training steps for about `seconds` seconds.
+
+    The first step is slower than the next ones, so it is used only if it is the only one.
+    """
     from competition.training.timing.trial import wait_for
 
     loader = iter(trainer.train_loader())
@@ -323,7 +331,7 @@ def _time_case(trainer: Any, folder: Path) -> tuple[float, float]:
 
 
 def sample_rows(train: Sequence[Any]) -> list[dict[str, Any]]:
-    """Return the case-table rows of a few training cases of about median size, the median case first.
+    """Return rows of the case table for a few training cases of about median size; the median case comes first.
 
     Args:
         train: measurements of the training cases, see `competition.explore.types.CaseStats`.
@@ -335,7 +343,7 @@ def sample_rows(train: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def largest_row(train: Sequence[Any]) -> tuple[dict[str, Any], float] | None:
-    """Return the case-table row of the largest training case, and its size in units of the median size.
+    """Return the row of the case table for the largest training case, and its size divided by the median size.
 
     Args:
         train: as for `sample_rows`.

@@ -1,4 +1,7 @@
-"""Plan an experiment: read facts about the data, measure candidates on this machine, choose one, give reasons."""
+"""Plan an experiment: read facts about the data, measure candidates on this machine, and choose one.
+
+The plan is a list of YAML keys with reasons.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ class Row:
         timing: its timing, measured or extrapolated.
         measurement: the measurement; None if the timing is extrapolated.
         steps: steps that fit into the budget.
-        enough: whether these steps are enough.
+        enough: whether this number of steps is enough.
         chosen: whether the plan uses this candidate.
         note: reason why the candidate could not be measured; empty if it was measured.
     """
@@ -67,7 +70,7 @@ class Plan:
 
     Attributes:
         lines: keys of experiment.yaml with their reasons, without the user's own values.
-        minutes: time budget of a fold.
+        minutes: time budget of a fold; None trains a fixed number of steps.
         threads: threads for which the candidates were measured.
         rows: the measured candidates and the chosen one; empty if nothing was measured.
         seconds: seconds that the measurements took.
@@ -87,10 +90,10 @@ class PlanOptions:
     """Hold the settings of a plan that the user chooses.
 
     Attributes:
-        minutes: time budget of a fold; None: `DEFAULT_MINUTES`.
-        folds: number of folds; None: five, or the number of groups if there are fewer groups.
+        minutes: time budget of a fold in minutes; None means `DEFAULT_MINUTES`.
+        folds: number of folds; None means five, or the number of groups if there are fewer groups.
         threads: threads of a fold.
-        pins: values that the user has set; the plan keeps them.
+        pins: values that the user has set; the plan does not change them.
         measures: whether to time steps on this machine.
     """
 
@@ -108,14 +111,14 @@ def make_plan(
     measure: Measure = measure,
     clock: Callable[[], float] = time.monotonic,
 ) -> Plan | None:
-    """Return the plan of a first experiment; None without a readable training case.
+    """Return the plan of a first experiment; None if no training case is readable.
 
     Args:
         exploration: exploration of the competition.
         options: settings that the user chooses.
         say: function that takes lines about the progress.
-        measure: function that measures an experiment.
-        clock: function that returns seconds.
+        measure: function that measures an experiment, as `competition.planning.measure.measure` does.
+        clock: function that returns the time in seconds.
 
     Raises:
         MaskfoldError: no candidate could be measured.
@@ -138,7 +141,7 @@ def default_candidate(candidates: Sequence[Candidate]) -> Candidate:
 
 
 class _Planner:
-    """Find the best candidate: time the recommended candidate, until the timings recommend a timed candidate."""
+    """Find the best candidate: time candidates until the one that the timings recommend has been timed itself."""
 
     def __init__(
         self,
@@ -204,7 +207,7 @@ class _Planner:
             self.measurements[candidate], self.known[candidate] = found, self._timing(candidate, found)
 
     def _try_fp32(self, pick: Candidate, folder: Path, limit: float) -> None:
-        """If the chosen candidate was measured in bf16 on a CPU, measure it in fp32 too, and keep the faster precision.
+        """Measure the chosen candidate in fp32 too, if it was measured in bf16 on a CPU; use the faster precision.
 
         On some processors, bf16 halves the time of a 3D network's step, but small 2D networks can be slower in bf16.
         """
@@ -258,14 +261,17 @@ class _Planner:
         precision: Precision,
         rows: Sequence[dict[str, Any]] | None = None,
     ) -> Measurement | str:
-        """Measure a candidate, and add the elapsed seconds to the total.
+        """Measure a candidate, and add the seconds to the time used so far.
 
         Args:
             candidate: the candidate.
             folder: folder for the files of all measurements.
             limit: seconds after which the measurement is stopped.
             precision: the precision of the network.
-            rows: the cases; None: cases of median size.
+            rows: rows of the case table; None means cases of median size.
+
+        Returns:
+            The measurement, or the reason for its failure as text.
         """
         start, threads = self.clock(), self.options.threads
         lines = experiment_lines(self.facts, candidate, None, self.minutes, precision=precision)
@@ -315,7 +321,7 @@ class _Planner:
         return Row(candidate, timing, self.measurements.get(candidate), schedule.steps, enough, chosen)
 
     def _grid_reason(self, pick: Candidate) -> str:
-        """Return the reason why the grid is coarser than the data's own grid; empty for the own grid."""
+        """Return why the grid is coarser than the data's own grid; an empty text if it is not."""
         if pick.grid.factor == 1:
             return ""
         own = next(item for item in self.candidates if item.network == pick.network)
@@ -340,7 +346,7 @@ class _Planner:
 
 
 def nested(lines: Sequence[Line]) -> dict[str, Any]:
-    """Return the values of lines as nested mappings."""
+    """Return the values of lines as nested mappings, by the lines' paths of keys."""
     tree: dict[str, Any] = {}
     for line in lines:
         place = tree
@@ -351,7 +357,7 @@ def nested(lines: Sequence[Line]) -> dict[str, Any]:
 
 
 def apply_pins(tree: dict[str, Any], pins: Pins) -> dict[str, Any]:
-    """Set the user's values in a tree of settings, in place, and return the tree."""
+    """Set the user's values in a tree of settings, in place; return the tree."""
     for path, value in pins.items():
         place = tree
         for key in path[:-1]:

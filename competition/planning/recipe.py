@@ -1,4 +1,4 @@
-"""Write the plan as YAML keys with reasons; each value follows from the data, the candidate and the budget."""
+"""Write the plan as YAML keys with reasons. Each value follows from the data, the candidate and the budget."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Facts:
         shape: median shape of preprocessed cases on the data's own grid.
         spacing: mm along each axis of the data's own grid; None in 2D.
         object_side: side of a typical object of the smallest class, in pixels or voxels of the data's own grid.
-        sides: for each axis, whether the classes prefer one side.
+        sides: how strongly the classes prefer one side, for each axis; empty if there are too few cases.
         folds: number of folds.
     """
 
@@ -88,17 +88,17 @@ class Facts:
 
     @property
     def validated(self) -> float:
-        """Total size of a fold's validation cases, as a number of cases of median size."""
+        """Total size of a fold's validation cases, divided by the size of the median case."""
         sizes = sorted(math.prod(case.shape) for case in self.train if case.shape)
         return sum(sizes) / max(1, sizes[len(sizes) // 2]) / self.folds
 
 
 def read_facts(exploration: Exploration, k: int | None = None) -> Facts | None:
-    """Return the facts about explored data; None without a readable training case.
+    """Return the facts about explored data; None if no training case is readable.
 
     Args:
         exploration: exploration of the competition.
-        k: number of folds; None takes five. If there are fewer groups, there are fewer folds.
+        k: number of folds; None means five. If there are fewer groups, there are fewer folds.
     """
     comp = exploration.comp
     found = suggest_keys(comp, exploration.cases, exploration.contrasts, k or DEFAULT_FOLDS)
@@ -119,9 +119,10 @@ def read_facts(exploration: Exploration, k: int | None = None) -> Facts | None:
 
 
 def _object_side(comp: Competition, train: Sequence[CaseStats], spacing: Sequence[float]) -> float:
-    """Convert each class's median object to the side of an equal cube (2D: square); return the smallest, in pixels.
+    """Return the side of a typical object of the smallest class, in pixels or voxels.
 
-    An object is one instance, or all voxels of a class in a case if the competition scores no instances.
+    For each class, the median object is converted to a cube (2D: square) of equal size. The result is the smallest
+    side. An object is one instance, or all voxels of a class in a case if the competition scores no instances.
     """
     dims, sides = comp.dimensions, []
     for index in range(len(comp.classes)):
@@ -153,9 +154,9 @@ def experiment_lines(
     """Return the keys of experiment.yaml with their reasons.
 
     Args:
-        facts: the data.
+        facts: facts about the data.
         candidate: the chosen candidate.
-        schedule: the candidate's use of the budget; None if no candidate was measured.
+        schedule: steps and validations that fit into the budget; None if no candidate was measured.
         minutes: time budget of a fold; None trains a fixed number of steps.
         grid_reason: reason for the grid, if it is not the data's own grid.
         precision: precision of the training.
@@ -213,7 +214,7 @@ def _crop(comp: Competition, train: Sequence[CaseStats]) -> list[Line]:
 
 
 def _boundary(comp: Competition, train: Sequence[CaseStats]) -> list[Line]:
-    """Plan a class for object borders if the competition scores objects and the median object is wide enough."""
+    """Plan a class for object borders, if the competition scores objects and the median object is large enough."""
     if not comp.instances or comp.labels != "exclusive":
         return []
     sizes = [size for case in train if case.truth is not None for size in case.truth.object_sizes.tolist()]
@@ -291,7 +292,7 @@ def _network_2d(candidate: Candidate) -> list[Line]:
 
 
 def has_encoder_package() -> bool:
-    """Return whether the package with the weights of an encoder is installed."""
+    """Return whether the package `ENCODER_PACKAGE`, which contains the ImageNet weights of an encoder, is installed."""
     return importlib.util.find_spec(ENCODER_PACKAGE) is not None
 
 
@@ -356,7 +357,7 @@ def _loss(comp: Competition) -> Line:
 
 
 def _gate(facts: Facts) -> list[Line]:
-    """Plan a presence head if many, but not nearly all, training cases are empty, and objects are not scored."""
+    """Plan a presence head, if many but not nearly all training cases are empty and the competition scores no objects."""
     truths = [case.truth for case in facts.train if case.truth is not None]
     empty = sum(truth.foreground == 0 for truth in truths)
     if not truths or not GATE_SHARES[0] <= empty / len(truths) <= GATE_SHARES[1] or facts.comp.instances:

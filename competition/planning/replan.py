@@ -19,7 +19,7 @@ from competition.planning.lines import Line, to_yaml
 from competition.planning.measure import thread_count
 from competition.planning.plan import PLAN_FILE, Plan, PlanOptions, make_plan, plan_record
 
-# The file's values of these keys stay: they decide which cases are compared, or the plan never measures them.
+# The plan does not change these sections: they decide which cases are compared, or the plan never measures them.
 FIXED_SECTIONS = ("competition", "seed", "folds", "postprocess", "study")
 # The plan replaces these sections as a whole, because their keys depend on each other.
 WHOLE_SECTIONS = (
@@ -33,7 +33,7 @@ WHOLE_SECTIONS = (
     "augment",
     "postprocess",
 )
-# The plan decides these keys of `prepare` together, and drops those that it does not set.
+# The plan sets these keys of `prepare` together. Keys of the list that it does not set are removed from the file.
 GRID_KEYS = (
     "spacing",
     "resize",
@@ -58,8 +58,9 @@ class Replanned:
         path: the experiment's YAML.
         plan: the plan.
         old: text of the file.
-        new: text with the plan.
-        kept: the keys that the user has edited since the last plan, with the value of the new plan.
+        new: text of the file with the plan's values.
+        kept: keys that the user has edited since the last plan and that therefore do not change; the values are those
+            of the new plan.
     """
 
     path: Path
@@ -69,7 +70,7 @@ class Replanned:
     kept: dict[str, Any]
 
     def difference(self) -> list[str]:
-        """Return the lines of a unified difference; empty if nothing changes."""
+        """Return the lines of a unified difference between the old and the new text; empty if nothing changes."""
         lines = difflib.unified_diff(
             self.old.splitlines(), self.new.splitlines(), str(self.path), f"{self.path} (new plan)", lineterm="", n=1
         )
@@ -84,23 +85,22 @@ def replan(
     read: Callable[[Experiment], Exploration],
     say: Callable[[str], None],
 ) -> Replanned:
-    """Plan an existing experiment again, and keep the values that the user changed since the last plan.
+    """Plan an existing experiment again, without changing the values that the user has edited since the last plan.
 
-    Values that the user has changed since the last plan stay, and the candidates are measured with them. Without a
-    `plan.json` beside the file, the user's values cannot be distinguished from planned values, so the plan replaces
-    them too.
+    The candidates are measured with the user's values. Without a `plan.json` beside the file, the user's values cannot
+    be distinguished from planned values, so the plan replaces them too.
 
     Args:
         path: the experiment's YAML.
-        overrides: `key=value` arguments; they are measured, but not written.
-        minutes: time budget of a fold; None: the budget in the file, or the default.
+        overrides: `key=value` arguments, with which the candidates are measured; they are not written.
+        minutes: time budget of a fold in minutes; None means the budget in the file or, without one, the default.
         trust: packages that `target` may name.
         read: function that explores the experiment's competition.
         say: function that takes lines about the progress.
 
     Raises:
-        MaskfoldError: the file is invalid or sets `patch.slices` or `first_stage` (exit status 2), no training case can
-            be read, or nothing can be measured.
+        MaskfoldError: the file is invalid or sets `patch.slices` or `first_stage` (exit status 2), no training case
+            can be read, or nothing can be measured.
     """
     document, old = read_yaml(path), path.read_text(encoding="utf-8-sig")
     last = _last_values(path)
@@ -180,7 +180,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _last_values(path: Path) -> dict[tuple[str, ...], Any]:
-    """Return the values of the last plan by key; empty without a plan."""
+    """Return the values of the last plan by key; an empty dictionary if there was no plan."""
     try:
         values = read_record(plan_file(path), "Delete the file.").get("values", {})
     except FileNotFoundError:
@@ -212,7 +212,10 @@ def _is_planned(section: str, own: dict[tuple[str, ...], Any], last: dict[tuple[
 
 
 def _planned_with(key: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Return all keys that must keep the user's values if the user changed this key, such as both keys of `model`."""
+    """Return the keys that depend on a key, including itself.
+
+    If the user has changed the key, all of them keep the user's values, for example both keys of `model`.
+    """
     if key[0] == "model":
         return [("model", "target"), ("model", "args")]
     return [key[:1] if key[0] in (*WHOLE_SECTIONS, "inference") else key[:2]]
@@ -239,11 +242,11 @@ def _override(exp: Experiment, word: str) -> Any:
 def merge(text: str, tree: dict[str, Any], lines: Sequence[Line]) -> str:
     """Replace sections in the text of an experiment by the plan's sections, and return the new text.
 
-    Sections that the plan does not have keep their text and comments. Keys that the plan does not set stay in their
-    section.
+    Sections that the plan does not contain keep their text and comments. Within a replaced section, keys that the plan
+    does not set keep their values.
 
     Args:
-        text: the file.
+        text: text of the file.
         tree: the values in the file.
         lines: the plan.
     """
@@ -277,9 +280,9 @@ def merge(text: str, tree: dict[str, Any], lines: Sequence[Line]) -> str:
 
 
 def split_blocks(text: str) -> list[tuple[str, str]]:
-    """Split YAML into its top-level keys, each with its lines and the comments right above it.
+    """Split YAML into its top-level keys, each with its lines and the comments directly above it.
 
-    The first block has an empty key if the file begins with comments that a blank line or another comment separates.
+    Comments at the beginning of the file belong to no key; they form a first block with an empty key.
     """
     blocks: list[tuple[str, list[str]]] = [("", [])]
     for line in text.splitlines(keepends=True):

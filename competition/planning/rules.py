@@ -69,7 +69,7 @@ class Candidate:
     """Hold the settings of a possible experiment that determine the duration of a training step.
 
     Attributes:
-        grid: resolution.
+        grid: resolution of the preprocessed cases.
         network: size of the network.
         patch: pixels or voxels along each axis.
         batch: samples of a step.
@@ -84,12 +84,12 @@ class Candidate:
 
     @property
     def work(self) -> float:
-        """Voxels of a step times the relative cost of the network: proportional to the seconds of a step."""
+        """Voxels of a step times the relative cost of the network, which is proportional to the seconds of a step."""
         return self.batch * math.prod(self.patch) * NETWORK_COST[len(self.patch)][self.network]
 
     @property
     def seen(self) -> float:
-        """Size of a step's samples, as a number of median cases; each sample counts as at most one case."""
+        """Size of a step's samples divided by the size of the median case; each sample is counted as at most one case."""
         return self.batch * min(1.0, math.prod(self.patch) / max(1, math.prod(self.grid.shape)))
 
     @property
@@ -113,8 +113,8 @@ class Timing:
     Attributes:
         step: seconds of a step on this machine when nothing else runs.
         case: seconds to predict and score a median case, without mirrored views.
-        step_wall: seconds of a step by the clock.
-        memory_gib: peak memory of the process (on a GPU, of the device); 0 if unknown.
+        step_wall: elapsed seconds of a step, while other programs may run.
+        memory_gib: peak memory of the process (on a GPU, of the device) in GiB; 0 if unknown.
         network_share: share of the step in network, loss and optimiser; the rest is data and augmentation.
         measured: whether the figures were measured; False if they are extrapolated from another candidate.
     """
@@ -129,11 +129,11 @@ class Timing:
 
 @dataclass(frozen=True)
 class Budget:
-    """Hold the time of a fold, and the work that must fit into it.
+    """Hold the time of a fold, and the predictions that must fit into it.
 
     Attributes:
         minutes: minutes of a fold.
-        validated: cases of median size that the fold predicts at its end, and at each validation.
+        validated: size of all cases that the fold predicts at its end and at each validation, in cases of median size.
         views: number of mirrored views that `inference.tta: auto` would predict, 1 without mirroring.
     """
 
@@ -154,7 +154,7 @@ class Schedule:
         validations: expected number of validations during training.
         ema: decay of the averaged weights.
         warmup: share of the steps in which the learning rate rises.
-        overlap: overlap of the windows.
+        overlap: overlap of neighbouring sliding windows, as a share of the window.
         mirrored: whether the prediction is averaged over mirrored views.
         prediction: share of the budget that the final prediction takes.
     """
@@ -178,14 +178,14 @@ def grids(
 ) -> list[Grid]:
     """Return the grids to choose from, the finest first.
 
-    A coarser grid first resamples only the fine axes, until they are as coarse as the other axes. No grid may make the
-    smallest class smaller than `MIN_OBJECT_SIDE`.
+    A coarser grid first resamples only the fine axes, until they are as coarse as the other axes. A grid is left out
+    if the objects of the smallest class would be smaller than `MIN_OBJECT_SIDE` on it.
 
     Args:
         shape: median shape of the cases on their own grid.
         spacing: mm along each axis of the cases' own grid; None in 2D.
         object_side: side of a typical object of the smallest class, in pixels or voxels of the cases' own grid.
-        may_resample: False keeps the data's own grid.
+        may_resample: if False, only the data's own grid is returned.
     """
     found = [Grid(1.0, None, None, tuple(shape))]
     for factor in FACTORS[1:]:
@@ -205,7 +205,7 @@ def grids(
 def candidates_of(found: Sequence[Grid], *, may_cut: bool = False) -> list[Candidate]:
     """Return the candidates in the order of preference: the finest grid first, then network and batch, then patch.
 
-    In 3D, a batch of one is no candidate: on a CPU, its steps take as long as steps of two samples. If a whole case
+    In 3D, no candidate has a batch of one: on a CPU, its steps take as long as steps of two samples. If a whole case
     fits into a patch, there are also candidates whose patch is a part of the case.
 
     Args:
@@ -247,10 +247,11 @@ def candidates_of(found: Sequence[Grid], *, may_cut: bool = False) -> list[Candi
 
 
 def extrapolate(candidate: Candidate, known: Mapping[Candidate, Timing]) -> Timing:
-    """Estimate a candidate's timing from the measured candidate of most similar work, preferably of the same network.
+    """Estimate a candidate's timing from that of a measured candidate.
 
-    The seconds of a step are proportional to the candidate's work. For the same work, the forward pass of a case takes
-    a third of the seconds of a step. Reading, resampling and scoring take the same time for every candidate.
+    The measured candidate is the one with the most similar work, preferably with the same network. The seconds of a
+    step are proportional to the work. For the same work, the forward pass of a case takes a third of the seconds of a
+    step. Reading, resampling and scoring take the same time for every candidate.
     """
     nearest = min(
         known, key=lambda other: (other.network != candidate.network, abs(math.log(other.work / candidate.work)))
@@ -270,7 +271,7 @@ FORWARD_SHARE = 1 / 3  # the forward pass's share of a training step
 
 
 def _predicted_work(candidate: Candidate) -> float:
-    """Return the work to predict a median case: the voxels of all its windows, times the network's relative cost."""
+    """Return the work to predict a median case: the voxels of all its windows times the relative cost of the network."""
     dims = len(candidate.patch)
     windows = count_windows(candidate.grid.shape, candidate.patch, OVERLAP[dims])
     return windows * math.prod(candidate.patch) * NETWORK_COST[dims][candidate.network]
@@ -322,20 +323,23 @@ NO_VALIDATION = 1000  # epochs: no validation before the end
 
 
 def ema_decay(steps: int) -> float:
-    """Return the decay of the weights' moving average, whose window is about the share `EMA_SHARE` of the steps."""
+    """Return the decay of the moving average of the weights.
+
+    The average covers about the share `EMA_SHARE` of the steps.
+    """
     window = min(MAX_EMA_WINDOW, max(5.0, EMA_SHARE * steps))
     return round(1.0 - 1.0 / window, 3)
 
 
 def is_enough(candidate: Candidate, schedule: Schedule, share: float = 1.0) -> bool:
-    """Return whether a candidate gets at least the share `share` of its required steps and of its required voxels."""
+    """Return whether a candidate gets at least `share` times the steps and the voxels that are enough for it."""
     return schedule.steps >= share * candidate.enough and schedule.steps * candidate.seen >= share * MIN_CASES_SEEN
 
 
 def choose(
     candidates: Sequence[Candidate], known: Mapping[Candidate, Timing], budget: Budget, *, hope: float = 1.0
 ) -> Candidate:
-    """Return the first candidate, in the order of preference, that gets enough steps; otherwise the fastest candidate.
+    """Return the first candidate that gets enough steps; if none does, the candidate that gets the most steps.
 
     Args:
         candidates: in the order of preference.

@@ -1,4 +1,7 @@
-"""Read the sample submission: find the meaning of its columns by their content, its test images and its classes."""
+"""Read the sample submission.
+
+The meaning of its columns, its test images and its classes are found by the content of the columns.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ class Sample:
         id, mask, cls: names of the columns; cls is None without a column of classes.
         classes: values of the class column, or the ends of the ids, in the order of their first rows.
         rows: number of rows.
-        known: number of rows whose id has a test image.
+        known: number of rows whose id belongs to a test image.
     """
 
     path: str
@@ -45,7 +48,7 @@ class Sample:
 def add_submission(layout: Layout) -> list[Layout]:
     """Add the section `submission` to a layout, and class names from the sample submission if the layout has none.
 
-    If the sample names a few classes, but no file shows the classes' label values, return a layout for each order of
+    If the sample names a few classes, but no file shows which label value each has, return a layout for each order of
     the classes.
     """
     sample = find_sample(layout)
@@ -96,14 +99,17 @@ def _find_test(layout: Layout, sample: Sample) -> Layout:
 
 
 def _format_only(layout: Layout) -> Layout:
-    """If a layout has run lengths but no sample submission, set `train.rle_format` to the format of the run lengths."""
+    """Set `train.rle_format` in a layout that has run lengths but no sample submission."""
     if "rle" not in layout.keys:
         return layout
     return layout.with_keys({"train.rle_format": layout.keys["rle"]}, {"train.rle_format": layout.reasons["rle"]})
 
 
 def find_sample(layout: Layout) -> Sample | None:
-    """Return the sample submission with the largest share of rows that have a test image; None without a sample."""
+    """Return the sample submission; None if the folder has none.
+
+    If there are several, return the one with the largest share of rows that have a test image.
+    """
     names = _test_names(layout)
     found = []
     for path in layout.folder.tables:
@@ -174,7 +180,10 @@ def _known(ids: Iterable[str], names: set[str]) -> int:
 
 
 def _name_classes(layout: Layout, sample: Sample) -> list[Layout]:
-    """Name the classes as in the sample submission; if the order of its names is unknown, return a layout per order."""
+    """Return the layout with the class names of the sample submission.
+
+    If it is unknown which name belongs to which label value, return a layout for each order of the names.
+    """
     classes = [str(name) for name in layout.keys.get("classes", [])]
     names = list(sample.classes)
     folded = {name.casefold(): name for name in names}

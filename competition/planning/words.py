@@ -1,4 +1,4 @@
-"""Interpret names of folders and files: mask or image, training or test, channels such as `flair`."""
+"""Interpret names of folders and files: mask or image, training or test, and channels such as `flair`."""
 
 from __future__ import annotations
 
@@ -64,12 +64,15 @@ def _unglue(token: str) -> list[str]:
 
 
 def has_word(text: str, some: frozenset[str]) -> bool:
-    """Return whether one of the words is in a name."""
+    """Return whether a name contains one of the words `some`."""
     return not some.isdisjoint(tokens(text))
 
 
 def split_of(path: str) -> Split:
-    """Return the split (train, val, test) that a path or pattern names outside of braces; "" if it names none."""
+    """Return the split (train, val or test) that a path or pattern names; an empty text if it names none.
+
+    Placeholders such as {id} are ignored.
+    """
     fixed = re.sub(r"\{[a-z]+\}", " ", path)
     named: list[tuple[Split, frozenset[str]]] = [
         ("test", TEST_WORDS),
@@ -87,7 +90,7 @@ def is_role_name(name: str) -> bool:
 
 
 def without_role_words(name: str) -> str:
-    """Return a name without words for mask or image; the rest is the name of a class or channel.
+    """Return a name without words for mask, image or split; the rest is the name of a class or channel.
 
     Example:
         >>> without_role_words("liver_masks"), without_role_words("labelsTr")

@@ -1,4 +1,4 @@
-"""Find suspect objects in one slice: missing, extra, of another class, or shifted."""
+"""Find suspect objects in one slice: objects that are missing, extra, shifted, or of another class."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from competition.review.findings import EXTRA, MISSING, SHIFTED, WRONG_CLASS
 from competition.review.voxels import Labels
 
+# Evidence is a number per pixel: the probability of the suggested label minus that of the given label (`Rule.suspects`).
 MIN_SHARE = 0.3  # minimum evidence per pixel of an object
 MIN_SHIFTED_SHARE = 0.12  # minimum evidence per pixel of a shifted object, which still overlaps its prediction
 MIN_ALIGNED_IOU = 0.6  # minimum IoU after the shift
@@ -25,11 +26,12 @@ class SliceFinding:
         kind: kind of the finding.
         label: label of the object in the truth or, if the truth lacks the object, in the prediction.
         suggested: label that the network suggests.
-        object: number of the object among the components of its label; 0: the whole mask.
-        centre: (row, column).
-        area: number of pixels of the object; for a shifted object, of its true and predicted objects together.
+        object: number of the object among the connected components of its label, from 1.
+        centre: (row, column) of the object's centre.
+        area: number of pixels of the object. For a shifted object, number of pixels of the union of its true and its
+            predicted object.
         pixels: number of suspect pixels.
-        evidence: sum of the evidence over the suspect pixels.
+        evidence: sum of the evidence over the suspect pixels; see `competition.review.voxels.Rule.suspects`.
         move: translation of a shifted object (rows, columns).
     """
 
@@ -46,15 +48,17 @@ class SliceFinding:
 
 @dataclass(frozen=True)
 class _Objects:
-    """Hold the connected components of all labels of a slice.
+    """Hold the connected components (objects) of all labels of a slice.
+
+    The evidence in an object is summed separately for each label of a second label image, `by` in `find`.
 
     Attributes:
         components: (H, W) number of the component, 0 for background.
         labels: label of each component; index 0 is unused.
         numbers: number of each component among the components of its label, from 1.
         sizes: number of pixels of each component.
-        evidence: (components, labels + 1) sum of the evidence by the label in `by`.
-        pixels: (components, labels + 1) number of suspect pixels by the label in `by`.
+        evidence: (components, labels + 1) sum of the evidence, by component and by label of the second label image.
+        pixels: (components, labels + 1) number of suspect pixels, by component and by label of the second label image.
     """
 
     components: NDArray[Any]
@@ -73,7 +77,15 @@ class _Objects:
         evidence: NDArray[np.floating[Any]],
         count: int,
     ) -> _Objects:
-        """Find the components of `labels`; sum each component's evidence over suspect pixels, per label in `by`."""
+        """Find the connected components of a label image, and sum the evidence of the suspect pixels in each component.
+
+        Args:
+            labels: (H, W) label image whose components are found.
+            by: (H, W) second label image, by whose labels the sums are divided.
+            suspect: (H, W) whether the label of a pixel is suspect.
+            evidence: (H, W) evidence of each pixel.
+            count: number of labels, with background.
+        """
         import cc3d
 
         components = cc3d.connected_components(np.ascontiguousarray(labels), connectivity=8)
@@ -103,7 +115,7 @@ class _Objects:
         return float(self.evidence[index].sum() / self.sizes[index])
 
     def finding(self, kind: str, index: int, suggested: int, **changes: Any) -> SliceFinding:
-        """Return a finding about an object."""
+        """Return a finding about the object number `index`; `changes` replace attributes of the finding."""
         rows, columns = np.nonzero(self.components == index)
         found = SliceFinding(
             kind,
@@ -127,7 +139,7 @@ def find_in_slice(
         truth: labels (H, W), 0 where ignored.
         predicted: predicted labels (H, W), 0 where ignored.
         suggested: suggested label plus 1, (H, W), 0 where the label is not suspect; see `Rule.suspects`.
-        evidence: (H, W) floats.
+        evidence: (H, W) evidence of each pixel, see `Rule.suspects`.
         count: number of labels, with background.
     """
     suspect = suggested > 0
@@ -163,7 +175,7 @@ def find_in_slice(
 
 
 def _find_shifted(true: _Objects, seen: _Objects) -> tuple[list[SliceFinding], set[int], set[int]]:
-    """Return the findings about shifted objects, and the true and predicted objects of these findings."""
+    """Return the findings about shifted objects, and the numbers of the true and of the predicted objects in them."""
     findings: list[SliceFinding] = []
     used_true: set[int] = set()
     used_seen: set[int] = set()

@@ -33,7 +33,8 @@ class Review:
         run: the run.
         findings: the findings, most suspect first.
         cases: number of cases that were compared.
-        rules: rules by fold, one for each set of labels; see `competition.review.voxels.label_problems`.
+        rules: rules by fold. Each fold has one rule for each set of labels; see
+            `competition.review.voxels.label_problems`.
     """
 
     run: Run
@@ -45,11 +46,12 @@ class Review:
 def review_run(run: Run, context: Context = Context()) -> Review:
     """Search a run's out-of-fold predictions for wrong labels.
 
-    Each case is read twice: first for thresholds and calibration, then for findings. One case is in memory at a time.
+    Each case is read twice: first to compute thresholds and calibration, then to find suspect labels. Only one case is
+    in memory at a time.
 
     Args:
         run: the run; its finished folds are searched.
-        context: progress messages go to its log.
+        context: its log receives messages about the progress.
 
     Raises:
         MaskfoldError: no fold is finished, or a prediction or a truth is missing, damaged or has changed.
@@ -73,7 +75,10 @@ Counts = dict[int, list[list[ClassCounts]]]  # counts by fold, set of labels and
 
 
 def _count(oof: OofPredictions, context: Context) -> tuple[Counts, list[NDArray[np.float64]]]:
-    """Return each fold's voxel counts and each label's median object size, both for each set of exclusive labels."""
+    """Return each fold's voxel counts, and the median object size of each label.
+
+    Both exist for each set of labels; see `competition.review.voxels.label_problems`.
+    """
     comp, rows = oof.run.exp.competition, oof.rows()
     counts: Counts = {}
     sizes: dict[tuple[int, int], list[int]] = defaultdict(list)
@@ -111,7 +116,10 @@ def _object_sizes(labels: Labels) -> Iterator[tuple[int, int]]:
 
 
 def _fit_rules(counts: Counts, folds: set[int]) -> dict[int, list[Rule]]:
-    """Return, for each fold, rules that were fitted on all other folds, or (if there is only one fold) on this fold."""
+    """Return the rules of each fold, fitted on all other folds.
+
+    If there is only one fold, its rules are fitted on this fold.
+    """
     rules = {}
     for fold in folds:
         others = [sets for number, sets in counts.items() if number != fold] or [counts[fold]]
@@ -128,8 +136,8 @@ class _Case:
 
     Attributes:
         findings: the findings about the case's objects.
-        suspicion: evidence per pixel of the foreground of truth and prediction.
-        whole: a finding about the whole mask, without kind.
+        suspicion: evidence per pixel of the foreground of truth and prediction together.
+        whole: a finding about the whole mask, whose kind is not set yet.
     """
 
     findings: list[Finding]
@@ -228,7 +236,7 @@ def _search_case(
 
 
 def _score(evidence: float, area: int, median: float) -> float:
-    """Return the evidence per pixel, lowered for areas that are small relative to the median object."""
+    """Return the evidence per pixel of an area, lowered if the area is small compared with the median object."""
     return min(1.0, evidence / area) * area / (area + SMALL_SHARE * median)
 
 
@@ -242,7 +250,10 @@ def _planes(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
 
 
 class _Tracks:
-    """Merge findings in neighbouring slices of a volume that concern the same object."""
+    """Merge findings in neighbouring slices of a volume that concern the same object.
+
+    A track is the list of an object's findings, one per slice.
+    """
 
     def __init__(self) -> None:
         self._tracks: list[list[tuple[int, SliceFinding]]] = []
@@ -259,9 +270,10 @@ class _Tracks:
                 open_tracks.remove(track)
 
     def merged(self) -> Iterator[tuple[int, int, SliceFinding, float, int]]:
-        """Yield one merged finding per object: its finding in the slice with most evidence, and sums over its slices.
+        """Yield one merged finding per object.
 
-        The order is: index of the slice, total area, finding of the slice, total evidence, total suspect pixels.
+        Each is a tuple: index of the slice with the most evidence, total area of the object's findings, finding in
+        this slice, total evidence, and total number of suspect pixels.
         """
         for track in self._tracks:
             index, best = max(track, key=lambda item: item[1].evidence)
@@ -276,7 +288,7 @@ class _Tracks:
 
 
 def _continues(before: SliceFinding, after: SliceFinding) -> bool:
-    """Return whether a finding in the next slice is about the same object."""
+    """Return whether the finding `after`, in the slice after that of `before`, is about the same object."""
     if (before.kind, before.label, before.suggested) != (after.kind, after.label, after.suggested):
         return False
     distance = np.hypot(before.centre[0] - after.centre[0], before.centre[1] - after.centre[1])

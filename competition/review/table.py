@@ -20,7 +20,7 @@ COLUMNS = (
 
 
 def write_review_table(findings: Sequence[Finding], path: Path) -> int:
-    """Write the findings as CSV, and keep the answers in an existing file.
+    """Write the findings as CSV; if the file exists, copy the user's answers from it.
 
     Args:
         findings: the findings, in the order of the rows.
@@ -28,7 +28,7 @@ def write_review_table(findings: Sequence[Finding], path: Path) -> int:
             finding get a row at the end.
 
     Returns:
-        The number of cases whose answers were kept.
+        The number of cases with answers in the existing file.
 
     Raises:
         MaskfoldError: the existing file is not a table of this kind, or the file cannot be written.

@@ -1,8 +1,9 @@
 """Find suspect voxels by confident learning, with a threshold and a calibration for each class.
 
-In confident learning (Northcutt et al. 2021, https://arxiv.org/abs/1911.00068), a voxel's label is suspect if the
-probability of another class is at least that class's mean probability over the voxels with its label. All probabilities
-are out of fold, and thresholds and calibration for the cases of a fold come from the other folds.
+In confident learning (Northcutt et al. 2021, https://arxiv.org/abs/1911.00068), a voxel's label is suspect if another
+class has a high probability. The threshold of a class is its mean probability over the voxels that are labelled as
+this class. All probabilities are out of fold. Thresholds and calibration for the cases of a fold come from the other
+folds.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ ReadRows = Callable[[slice], NDArray[np.float32]]
 
 @dataclass
 class ClassCounts:
-    """Count voxels by the probability of one class: all voxels, and the voxels whose label is the class.
+    """Count voxels by the probability of one class.
 
     Attributes:
         voxels: (61,) number of voxels with a probability in ((k - 1)/60, k/60] at index k; index 0: probability 0.
-        labelled: (61,) number of the voxels in `voxels` whose label is the class.
+        labelled: (61,) number of these voxels whose label is the class.
         confidence: sum of the probabilities over the voxels whose label is the class.
     """
 
@@ -40,7 +41,12 @@ class ClassCounts:
     confidence: float = 0.0
 
     def add(self, probability: NDArray[np.float32], has_label: NDArray[np.bool_]) -> None:
-        """Add voxels; both arrays are (N,)."""
+        """Count further voxels.
+
+        Args:
+            probability: (N,) probability of the class.
+            has_label: (N,) whether the label of the voxel is the class.
+        """
         codes = _codes(probability)
         self.voxels += np.bincount(codes, minlength=STEPS + 1)
         self.labelled += np.bincount(codes[has_label], minlength=STEPS + 1)
@@ -63,7 +69,10 @@ class ClassCounts:
         return self.confidence / total if total else 1.0
 
     def calibration(self) -> NDArray[np.float32]:
-        """Return the share of voxels with the label at each of 61 steps of probability: (61,), non-decreasing."""
+        """Return the calibrated probability of the class at each of 61 steps of the predicted probability.
+
+        This is the share of voxels with the label, made non-decreasing by isotonic regression: (61,) float32.
+        """
         from scipy.optimize import isotonic_regression
 
         filled = np.flatnonzero(self.voxels)
@@ -80,7 +89,7 @@ class Rule:
 
     Attributes:
         thresholds: threshold of each label, background first.
-        shares: calibrated probability of each label by step, (labels, 61).
+        shares: calibrated probability of each label at each step of the predicted probability, (labels, 61).
     """
 
     thresholds: tuple[float, ...]
@@ -95,7 +104,8 @@ class Rule:
         """Find the voxels whose label is suspect.
 
         Args:
-            read: returns the probabilities (labels, rows, …) float32 of some rows, a slice of the first spatial axis.
+            read: function that takes a slice of the first spatial axis, and returns the probabilities (labels, rows,
+                …) float32 of these rows.
             labels: (*spatial) uint8; 255 is ignored.
 
         Returns:
@@ -129,7 +139,10 @@ class Rule:
 def label_problems(
     probabilities: np.ndarray, truth: np.ndarray, comp: Competition
 ) -> Iterator[tuple[tuple[str, ...], ReadRows, Labels]]:
-    """Yield one set of labels with all classes if the classes exclude each other, else one set of labels per class.
+    """Yield the sets of exclusive labels of a case.
+
+    If the classes exclude each other, there is one set: the background and all classes. Otherwise there is one set for
+    each class: the background and this class.
 
     Args:
         probabilities: (P, *spatial) as the out-of-fold store has them.
@@ -154,7 +167,13 @@ def _with_complement(probability: np.ndarray, part: slice) -> NDArray[np.float32
 
 
 def count_labels(read: ReadRows, labels: Labels, count: int) -> list[ClassCounts]:
-    """Count the voxels of one case for each of `count` labels; see `Rule.suspects` for `read` and `labels`."""
+    """Count the voxels of one case for each of `count` labels.
+
+    Args:
+        read: function that returns the probabilities of some rows, as for `Rule.suspects`.
+        labels: (*spatial) uint8; 255 is ignored.
+        count: number of labels, with background.
+    """
     counts = [ClassCounts() for _ in range(count)]
     rows = max(1, VOXELS_PER_CHUNK // max(1, int(np.prod(labels.shape[1:]))))
     for first in range(0, labels.shape[0], rows):

@@ -24,9 +24,9 @@ class WholeMask:
     Attributes:
         id: id of the case.
         shape: shape of the file.
-        truth: labels, every `step`-th voxel.
-        predicted: predicted labels at the same voxels.
-        step: distance between the kept voxels, in voxels of the file.
+        truth: true labels of every `step`-th voxel along each axis.
+        predicted: predicted labels of the same voxels.
+        step: distance between these voxels, in voxels of the file.
     """
 
     id: str
@@ -37,22 +37,30 @@ class WholeMask:
 
     @classmethod
     def reduce(cls, case_id: str, truth: Labels, predicted: Labels) -> WholeMask:
-        """Reduce the true and predicted labels of a case, (*spatial) uint8, to at most `MAX_SIDE` voxels per axis."""
+        """Return the true and predicted labels of a case, reduced to at most `MAX_SIDE` voxels per axis.
+
+        Args:
+            case_id: id of the case.
+            truth: (*spatial) uint8.
+            predicted: (*spatial) uint8.
+        """
         step = max(1, -(-max(truth.shape) // MAX_SIDE[truth.ndim]))
         part = (slice(None, None, step),) * truth.ndim
         return cls(case_id, truth.shape, truth[part].copy(), predicted[part].copy(), step)
 
 
 def agreement(truth: Labels, predicted: Labels) -> float:
-    """Return the Dice of all foreground labels together; 0 if both are empty."""
+    """Return the Dice of all foreground labels together; 0 if both masks are empty."""
     size = np.count_nonzero(truth) + np.count_nonzero(predicted)
     return 2 * np.count_nonzero((truth == predicted) & (truth > 0)) / size if size else 0.0
 
 
 def find_move(mask: WholeMask) -> tuple[tuple[int, ...], float] | None:
-    """Find the translation of the truth, in voxels of the file, that best fits the prediction; also return the Dice.
+    """Find the translation with which the truth of a case best fits its prediction.
 
-    Return None if no translation makes truth and prediction agree much better.
+    Returns:
+        The translation in voxels of the file, and the Dice after it; None if no translation makes truth and prediction
+        agree much better.
     """
     from scipy.fft import irfftn, next_fast_len, rfftn
 
@@ -74,12 +82,13 @@ def find_move(mask: WholeMask) -> tuple[tuple[int, ...], float] | None:
 
 
 def find_exchanged(masks: Sequence[WholeMask]) -> dict[str, str]:
-    """Find pairs of cases with exchanged masks, where the truth of each fits the prediction of the other.
-
-    Return the id of the partner, by case id.
+    """Find pairs of cases with exchanged masks: the truth of each fits the prediction of the other.
 
     Args:
-        masks: the suspect cases, most suspect first; only the first 200 are compared.
+        masks: the suspect cases, most suspect first; only the first `MAX_SUSPECTS` are compared.
+
+    Returns:
+        The id of the partner, by case id.
     """
     found: list[tuple[float, str, str]] = []
     for first, second in combinations(masks[:MAX_SUSPECTS], 2):

@@ -31,7 +31,11 @@ class Doubt:
 def doubt_background(found: Sequence[LabelValues]) -> Doubt | None:
     """Return the label value other than 0 that may be the background; None if the masks suggest no such value.
 
-    The masks suggest the most frequent value if no mask has a 0, and else a value that covers most of the masks' edges.
+    If no mask has a 0, this is the most frequent value. Otherwise it is the value that covers most of the masks'
+    edges.
+
+    Args:
+        found: label values of each mask.
     """
     whole: Counter[int] = Counter()
     edges: Counter[int] = Counter()
@@ -59,9 +63,13 @@ def doubt_background(found: Sequence[LabelValues]) -> Doubt | None:
 
 
 def may_be_background(found: Sequence[LabelValues], value: int) -> bool:
-    """Return whether a label value that may also be ignored, such as 255, may be the background.
+    """Return whether a label value that usually marks ignored pixels, such as 255, may be the background.
 
     This is the case if no mask has a 0, if most pixels have the value, or if it covers most of the masks' edges.
+
+    Args:
+        found: label values of each mask.
+        value: the label value.
     """
     whole: Counter[int] = Counter()
     edges: Counter[int] = Counter()
@@ -74,6 +82,9 @@ def may_be_background(found: Sequence[LabelValues], value: int) -> bool:
 
 
 def named_background(names: Sequence[str]) -> int | None:
-    """Return the index of the class name that means background; None if no name does, or if several names do."""
+    """Return the index of the class name that means background.
+
+    Return None if no name means background, or if several names do.
+    """
     places = [place for place, name in enumerate(names) if name.casefold() in NAMES]
     return places[0] if len(places) == 1 else None

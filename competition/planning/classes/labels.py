@@ -61,10 +61,12 @@ NAME_FILES = (
 
 
 def read_labels_of(layout: Layout) -> list[Layout]:
-    """Return the layout with its classes; if the masks can be read in several ways, return several layouts.
+    """Return a layout with its classes, which are found in the masks and in the host's lists of names.
+
+    If the masks can be read in several ways, return one layout for each way.
 
     Raises:
-        MaskfoldError: the masks have no foreground, or cannot be read as labels (exit status 2).
+        MaskfoldError (exit status 2): the masks have no foreground, or cannot be read as labels.
     """
     if "classes" in layout.keys or layout.masks is None:
         return [layout]
@@ -135,7 +137,10 @@ def _one_file_per_class(layout: Layout) -> Layout:
 
 
 def _find_overlap(layout: Layout) -> str:
-    """Return a sentence about the first case in which two classes share pixels; an empty text without such a case."""
+    """Return a sentence about the first case in which two classes share pixels.
+
+    Return an empty text if the classes share no pixels in the sampled cases.
+    """
     ids = layout.ids
     chosen = (
         [ids[number * len(ids) // MAX_OVERLAPS] for number in range(MAX_OVERLAPS)] if len(ids) > MAX_OVERLAPS else ids
@@ -183,9 +188,9 @@ def _label_files(layout: Layout, found: Sequence[LabelValues]) -> list[Layout]:
 
 
 def _with_255(layout: Layout, found: Sequence[LabelValues], values: list[int]) -> list[Layout]:
-    """Return a layout for each meaning that 255 may have beside small values: ignored, a class, or the background.
+    """Return one layout for each meaning that the label value 255 may have: ignored, a class, or the background.
 
-    If a file of the host calls 255 the background, only this layout is returned.
+    The other label values are small. If a file of the host calls 255 the background, only this layout is returned.
     """
     names, source = _find_names(layout.folder, [255])
     zero_is_named = named_background(_find_names(layout.folder, [0])[0]) is not None
@@ -214,7 +219,7 @@ def _with_255(layout: Layout, found: Sequence[LabelValues], values: list[int]) -
 
 
 def _with_background(layout: Layout, found: Sequence[LabelValues], values: list[int]) -> list[Layout]:
-    """Return the layout with its classes; return two layouts if the background may be 0 or another label value.
+    """Return the layout with its classes, or two layouts if two label values may be the background.
 
     If a file of the host names the label values, these names decide, and only one layout is returned.
     """
@@ -248,18 +253,24 @@ def _with_other_background(
 
 
 def replace_name(layout: Layout, addition: str) -> Layout:
-    """Return the layout with a longer name, which distinguishes two ways to read the same masks."""
+    """Return the layout with an addition to its name, to distinguish several ways to read the same masks."""
     return replace(layout, name=f"{layout.name}; {addition}")
 
 
 def _evenly_spaced(values: Sequence[int]) -> bool:
-    """Return whether the values divide 0 to 255 evenly, such as 128 and 255, as visible grey levels do."""
+    """Return whether the values divide 0 to 255 evenly, such as 128 and 255.
+
+    Programs write such grey levels so that the classes are visible.
+    """
     step = 255 / len(values)
     return all(abs(value - step * (number + 1)) <= 2 for number, value in enumerate(values))
 
 
 def _are_numbered_objects(found: Sequence[LabelValues]) -> bool:
-    """Return whether the values number objects: each mask has 1, 2, … up to its own high number."""
+    """Return whether the label values are object numbers.
+
+    If so, each mask has the values 1, 2, … without a gap, up to a number that differs between masks.
+    """
     counts = [len(item.foreground) for item in found if item.foreground]
     is_counting = all(item.foreground == list(range(1, len(item.foreground) + 1)) for item in found if item.foreground)
     return is_counting and len(set(counts)) > 1 and max(counts) >= MIN_NUMBERED
@@ -318,7 +329,10 @@ def _shown(values: Sequence[int]) -> str:
 
 
 def _single_name(layout: Layout) -> str:
-    """Name the only class by the end of the mask files' names or by their folder; otherwise return `foreground`."""
+    """Return a name for the only class, from the end of the mask files' names or from their folder.
+
+    Return `foreground` if neither is a suitable name.
+    """
     if not isinstance(layout.masks, str):
         return "foreground"
     folder, _, name = layout.masks.rpartition("/")
@@ -345,7 +359,10 @@ def _named(name: str) -> str:
 
 
 def _names_of(layout: Layout, values: Sequence[int]) -> tuple[list[str], str]:
-    """Return the class names of label values, and a phrase that states their source; both are empty without names."""
+    """Return the class names of label values, and a phrase that states their source.
+
+    Both are empty if no source has a valid name for each value.
+    """
     names, source = _find_names(layout.folder, values)
     if not names and len(values) > 1:
         names, file = names_by_polygons(layout, values)
@@ -354,9 +371,11 @@ def _names_of(layout: Layout, values: Sequence[int]) -> tuple[list[str], str]:
 
 
 def _find_names(host: HostFolder, values: Sequence[int]) -> tuple[list[str], str]:
-    """Search the host's files for the class names of label values; return the names, and a phrase with the file's path.
+    """Search the host's files for the class names of label values.
 
-    Both are empty if no file has a different, valid name for each value.
+    Returns:
+        The names, and a phrase with the path of the file. Both are empty if no file has a different, valid name for
+        each value.
     """
     for path in host.files:
         stem, _, extension = path.rpartition("/")[2].rpartition(".")
@@ -383,7 +402,7 @@ def _find_names(host: HostFolder, values: Sequence[int]) -> tuple[list[str], str
 
 
 def _read_names(path: Path) -> dict[int, str]:
-    """Return the names of label values from a list, a JSON mapping or a table; empty for any other file."""
+    """Return the class names by label value from a list, a JSON mapping or a CSV; return {} for any other file."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() == ".json":
@@ -396,11 +415,11 @@ def _read_names(path: Path) -> dict[int, str]:
 
 
 def _names_of_lines(text: str) -> tuple[dict[int, str], dict[tuple[int, ...], str]]:
-    """Return names by label value and by colour, from lines that each name a class.
+    """Return class names by label value and by colour, from lines that each name a class.
 
-    Lines may be `liver`, `1: liver`, `1 liver 255 0 0` or `liver:255,0,0::`; lines that begin with # are left out. The
-    value of a name without a value is the number of its line, counted from 0 if the first name means the background,
-    otherwise from 1.
+    Lines may be `liver`, `1: liver`, `1 liver 255 0 0` or `liver:255,0,0::`; lines that begin with # are left out. If
+    lines have no label values, the values are the numbers of the lines. They begin with 0 if the first name means the
+    background, otherwise with 1.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     lines = [COLOUR_FIRST.sub(r"\2 \1", line) for line in lines]
@@ -447,7 +466,7 @@ def _names_of_json(content: Any) -> dict[int, str]:
 
 
 def _names_of_tabs(path: Path) -> dict[int, str]:
-    """Return the class names by label value in a tab-separated table; empty if its header has no column of values."""
+    """Return class names by label value from a tab-separated table; return {} if its header has no column of values."""
     if path.stat().st_size > MAX_TABLE_BYTES:
         return {}
     try:

@@ -21,7 +21,9 @@ Polygon = tuple[str, np.ndarray]  # name, and corners (N, 2) as x and y
 
 
 def names_by_polygons(layout: Layout, values: Sequence[int]) -> tuple[list[str], str]:
-    """Return the class name of each label value, and an example of a polygon file; both are empty if a name is unclear.
+    """Return the class name of each label value, as polygons in JSON files name it, and one such file's path.
+
+    The names and the path are empty if the name of any value is unclear.
 
     Args:
         layout: layout of 2D images with a label file for each case.
@@ -47,7 +49,10 @@ def names_by_polygons(layout: Layout, values: Sequence[int]) -> tuple[list[str],
 
 
 def _polygon_file(layout: Layout, case_id: str, mask: str) -> str:
-    """Return a JSON file whose name contains the case's id, preferably in the mask's folder; empty without a match."""
+    """Return a JSON file whose name contains the case's id, preferably in the mask's folder.
+
+    Return an empty text if no file name contains the id.
+    """
     named = [path for path in layout.folder.jsons if case_id in path.rpartition("/")[2]]
     folder = mask.rpartition("/")[0]
     return max(named, key=lambda path: (path.rpartition("/")[0] == folder, -len(path)), default="")
@@ -70,7 +75,15 @@ def _corners(item: dict[str, Any]) -> np.ndarray:
 
 
 def _vote(mask: Path, polygons: Sequence[Polygon], votes: dict[int, Counter[str]]) -> None:
-    """Count the pixels of each label value in the polygons of each name; later polygons cover earlier ones."""
+    """Count, for each label value, how many of its pixels lie in polygons of each name.
+
+    Where polygons overlap, the later one is used.
+
+    Args:
+        mask: path of the label file.
+        polygons: the polygons of the same image.
+        votes: number of pixels by label value and name; changed in place.
+    """
     import cv2
 
     try:

@@ -36,7 +36,7 @@ class CocoFile:
         names: name of the class of each category.
         images: path below the folder, height and width of each image, by id.
         objects: category and segmentation of each object, by image.
-        left_out: number of crowds and objects without a mask, which are not used.
+        left_out: number of annotations that are not used, because they describe crowds or have no segmentation.
         missing: number of images without a file in the folder, or with several possible files.
     """
 
@@ -102,13 +102,19 @@ def _read(host: HostFolder, path: str) -> CocoFile | None:
 
 
 def _looks_like_coco(file: Path) -> bool:
-    """Return whether the text of a file has the three keys of COCO, to avoid parsing other large files."""
+    """Return whether the text of a file contains the three main keys of COCO.
+
+    With this check, other large files are not parsed.
+    """
     content = file.read_bytes()
     return all(f'"{key}"'.encode() in content for key in ("images", "annotations", "categories"))
 
 
 def _places(host: HostFolder, path: str, images: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return the path below the folder of each existing image that a COCO file lists."""
+    """Return the path below the folder of each image that a COCO file lists, by the file name in the COCO file.
+
+    Images that are not in the folder are left out.
+    """
     known = set(host.images)
     by_name: dict[str, list[str]] = {}
     for image in host.images:
@@ -127,7 +133,10 @@ def _places(host: HostFolder, path: str, images: Sequence[Mapping[str, Any]]) ->
 
 
 def _nearest(paths: Sequence[str], folder: str) -> str:
-    """Go up from a folder until a path lies below it; return this path, or an empty text if several paths lie there."""
+    """Return the only one of the paths that lies below a folder or, if none does, below its nearest parent.
+
+    Return an empty text if several of the paths lie there.
+    """
     while folder and not any(path.startswith(f"{folder}/") for path in paths):
         folder = folder.rpartition("/")[0]
     below = [path for path in paths if not folder or path.startswith(f"{folder}/")]
@@ -179,7 +188,7 @@ def _id(path: str) -> str:
 
 
 def _pattern(paths: Sequence[str]) -> str:
-    """Return the pattern that matches the images; `*` replaces the folders in which their paths differ."""
+    """Return a pattern that matches all images. In it, `*` replaces each folder in which the paths differ."""
     extensions = {path[len(strip_extension(path)) :].lower() for path in paths if has_reader(path)}
     extension = extensions.pop() if len(extensions) == 1 else ".*"
     parts = [path.split("/")[:-1] for path in paths]
@@ -197,8 +206,8 @@ def _pattern(paths: Sequence[str]) -> str:
 def convert_coco(layout: Layout, name: str) -> Layout:
     """Write the table of run lengths of a COCO layout, and return the layout that reads this table.
 
-    The table lies in a folder beside the data, which has the data's name with `-maskfold`; the data's own folder is not
-    changed.
+    The table is written into a folder beside the data, whose name is that of the data followed by `-maskfold`. The
+    data's own folder is not changed.
 
     Args:
         layout: the layout.
@@ -245,9 +254,9 @@ def convert_coco(layout: Layout, name: str) -> Layout:
 
 
 def folder_beside(host: HostFolder) -> tuple[Path, str]:
-    """Return the folder beside the data for the tables of `maskfold init`, and its path relative to the root.
+    """Return the folder beside the data for the tables of `maskfold init`, and its path relative to the data's root.
 
-    Create the folder if it is missing.
+    The folder is created if it is missing.
     """
     given = host.given.absolute()
     folder = given.with_name(given.name + SUFFIX)
@@ -271,14 +280,20 @@ def write_ids(host: HostFolder, ids: Sequence[str], name: str) -> str:
 
 
 def write_table(host: HostFolder, table: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a CSV into the folder beside the data; return its path relative to the root of the data."""
+    """Write a CSV into the folder beside the data, and return its path relative to the root of the data."""
     folder, place = folder_beside(host)
     _write(folder / table, header, rows)
     return f"{place}/{table}"
 
 
 def _check_size(image: Path, size: tuple[int, int], described_by: str) -> None:
-    """Check that an image has the height and width in the COCO file, because the outlines refer to this size."""
+    """Check that an image has the size that the COCO file states, because the outlines refer to this size.
+
+    Args:
+        image: path of the image.
+        size: height and width in the COCO file.
+        described_by: name of the COCO file, for the message.
+    """
     found = read_header(image, 2).shape
     if tuple(found) != size:
         raise MaskfoldError(
@@ -299,7 +314,7 @@ def _write(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 def _mask(segmentation: Any, height: int, width: int, where: str) -> np.ndarray:
-    """Return an object's mask (H, W), bool, from polygons, counts, or compressed counts."""
+    """Return an object's mask (H, W) bool from its COCO segmentation: polygons, counts, or compressed counts."""
     try:
         if isinstance(segmentation, list):
             return _draw(segmentation, height, width)
@@ -324,7 +339,10 @@ def _expand(counts: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _draw(polygons: Sequence[Sequence[float]], height: int, width: int) -> np.ndarray:
-    """Draw polygons; a pixel belongs to the object if its centre lies inside. Pixel i has its centre at i + 0.5."""
+    """Return the mask (H, W) of an object's polygons.
+
+    A pixel belongs to the object if its centre lies in a polygon. The centre of pixel i is at i + 0.5.
+    """
     from skimage.draw import polygon
 
     mask = np.zeros((height, width), bool)

@@ -1,4 +1,7 @@
-"""Make the error for masks whose classes are colours; it lists the colours, so that the user can write label files."""
+"""Make the error for masks whose classes are colours.
+
+The message lists the colours, so that the user can write label files.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,11 @@ MAX_COLOURS = 12  # colours that the message lists
 
 
 def colours_error(host: HostFolder, series: Series) -> MaskfoldError:
-    """Return the error for masks in colours: the colours, their names, and instructions for writing label files.
+    """Return the error for masks in colours; its message lists the colours and their names.
 
     Args:
         host: the scanned folder.
-        series: masks in colours.
+        series: the masks.
     """
     counts: dict[tuple[int, ...], int] = {}
     sample = series.sample(COLOUR_SAMPLE)

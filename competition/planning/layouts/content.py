@@ -17,8 +17,9 @@ from competition.errors import MaskfoldError
 
 Role = Literal["mask", "image", "either", "colours", "unreadable"]
 MAX_LABELS = 64  # distinct values of a mask; only masks of numbered objects have more
-FLAT_SHARE = 0.5  # in a mask, this share of the neighbours that are not both background are equal
-SMALL_FLAT_SHARE = 0.4  # the same for numbered objects of few pixels
+# Minimum share of pairs of neighbouring pixels with equal values in a mask, without pairs in the background.
+FLAT_SHARE = 0.5
+SMALL_FLAT_SHARE = 0.4  # the same share for numbered objects of few pixels
 COMPACT_SHARE = 0.4  # share of its bounding box that a numbered object fills at least; a disc fills 0.79
 MIN_PIXELS = 9  # pixels of a numbered object; grey levels of a noisy 16-bit image have fewer
 EXTREME_SHARE, EXTREME_WIDTH = 0.9, 24  # a lossy mask has this share of its values near 0 and 255
@@ -31,9 +32,9 @@ class LabelValues:
     """Hold the label values of one mask.
 
     Attributes:
-        counts: number of pixels of each value.
+        counts: pairs of value and number of pixels.
         lossy: whether the values scatter around 0 and 255, as in a JPEG.
-        edges: number of pixels of each value at the mask's edges.
+        edges: pairs of value and number of pixels along the sides of the mask.
     """
 
     counts: tuple[tuple[int, int], ...]
@@ -93,10 +94,13 @@ def header_of(path: Path) -> Header | None:
 
 @lru_cache(maxsize=4096)
 def role_of_file(path: Path) -> Role:
-    """Return the role that a file's values suggest: `image`, `mask`, `colours`, `either` or `unreadable`.
+    """Return whether a file's values suggest an image or a mask.
 
-    A mask has few values in flat regions, or only values near 0 and 255. `colours` is a mask whose classes are colours.
-    `either` means that the file has a single value, so it may be an image or a mask.
+    - `image`: an image;
+    - `mask`: few values in flat regions, or only values near 0 and 255;
+    - `colours`: a mask whose classes are colours;
+    - `either`: all pixels have the same value, so the file may be an image or a mask;
+    - `unreadable`: the file cannot be read.
     """
     try:
         dimensions = dimensions_of(path)
@@ -127,7 +131,10 @@ def _role_of_values(labels: np.ndarray) -> Role:
 
 
 def _are_compact(labels: np.ndarray) -> bool:
-    """Return whether labels look like object numbers: 0 occurs, and most other values fill much of their boxes."""
+    """Return whether labels look like object numbers.
+
+    If so, 0 occurs, and the pixels of most other values fill much of their bounding boxes.
+    """
     from scipy.ndimage import find_objects
 
     values, places = np.unique(labels, return_inverse=True)
@@ -156,7 +163,10 @@ def header_channels(path: Path) -> int:
 
 
 def _flat_share(labels: np.ndarray) -> float:
-    """Return the share of neighbouring pixels (last two axes) with equal values; pairs of zeros do not count."""
+    """Return the share of pairs of neighbouring pixels (along the last two axes) that have equal values.
+
+    Pairs of zeros are left out, so that a large background does not matter.
+    """
     equal = total = 0
     for axis in range(max(0, labels.ndim - 2), labels.ndim):
         first = np.take(labels, range(labels.shape[axis] - 1), axis=axis)
@@ -168,7 +178,7 @@ def _flat_share(labels: np.ndarray) -> float:
 
 
 def is_lossy(labels: np.ndarray) -> bool:
-    """Return whether a black-and-white mask has inexact values from JPEG compression, or grey values at soft edges."""
+    """Return whether the values of a black-and-white mask are inexact, because of JPEG compression or soft edges."""
     if labels.dtype != np.uint8:
         return False
     values = np.unique(labels)
@@ -183,7 +193,7 @@ def is_lossy(labels: np.ndarray) -> bool:
 
 @lru_cache(maxsize=65536)
 def label_values(path: Path, dimensions: int) -> LabelValues | None:
-    """Return the label values of a mask, with their pixel counts; None if the mask cannot be read."""
+    """Return the label values of a mask with their numbers of pixels; None if the mask cannot be read."""
     try:
         labels, _ = read_labels(path, dimensions)
     except MaskfoldError:
@@ -206,7 +216,10 @@ def read_mask(path: Path, dimensions: int) -> np.ndarray[Any, np.dtype[np.bool_]
 
 
 def common_role(roles: list[Role]) -> Role:
-    """Return one role for files of one kind: `image` if any file is an image, else the files' common role.
+    """Return one role for files of one kind.
+
+    This is `image` if any file is an image; otherwise `colours`, `mask` or `unreadable`, in this order, if any file
+    has this role. Files with the role `either` decide only if all files have it.
 
     Args:
         roles: roles of some of the files, at least one.

@@ -1,6 +1,7 @@
-"""Give advice on case folders that no single pattern covers: cases one folder deeper, or at several depths.
+"""Give advice on folders whose cases no single pattern matches.
 
-Examples are `Patient 07/scan 1`, where each scan is a case, and `Utrecht/0` beside `Amsterdam/GE3T/100`.
+In `Patient 07/scan 1`, each scan is a case in a folder of its patient. In `Utrecht/0` beside `Amsterdam/GE3T/100`, the
+case folders lie at different depths.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from competition.text import format_count
 
 
 def mark_nested(layouts: Sequence[Layout]) -> list[Layout]:
-    """Add advice to layouts that differ only in the name of one folder below `{id}`, and return all layouts.
+    """Return the layouts; add advice to those that differ only in the name of one folder below `{id}`.
 
     In `Patient 07/scan 1/T1.nii.gz` and `Patient 07/scan 2/T1.nii.gz`, the layout `{id}/scan 1/T1.nii.gz` leaves out
-    all cases of `{id}/scan 2/T1.nii.gz`, and the reverse. The advice is a command that links all scans into folders of
-    one level, so that `{id}` is a scan.
+    all cases of `{id}/scan 2/T1.nii.gz`, and the reverse. The advice is a command that links all scans into one
+    folder, so that `{id}` is a scan.
     """
     kinds: dict[str, list[tuple[str, Layout]]] = {}
     for layout in layouts:
@@ -63,7 +64,7 @@ def _scan_advice(layout: Layout, folders: Sequence[str], total: int) -> str:
 
 
 def mark_depths(layouts: Sequence[Layout]) -> list[Layout]:
-    """Add advice to layouts whose case folders have equal files but lie in different places, and return all layouts.
+    """Return the layouts; add advice to those whose case folders have equal files but lie in different places.
 
     The advice is a command that links all case folders into one folder.
     """
@@ -87,7 +88,10 @@ def _patterns(patterns: str | dict[str, str] | None) -> list[str]:
 
 
 def _split_case(pattern: str) -> tuple[str | None, str]:
-    """Split `a/{id}/T1.nii` into `a` and `{id}/T1.nii`; return None and the pattern if {id} is not a folder's name."""
+    """Split `a/{id}/T1.nii` into `a` and `{id}/T1.nii`.
+
+    If {id} is not the name of a folder, return None and the pattern.
+    """
     match = re.fullmatch(r"(?:(.+)/)?(\{id\}/.+)", pattern)
     return (match[1] or "", match[2]) if match else (None, pattern)
 

@@ -125,7 +125,15 @@ def _stem(name: str, ending: str) -> str:
 def _images(
     host: HostFolder, folder: str, ending: str, names: list[str], numbered: bool
 ) -> tuple[Patterns, set[str], list[str]]:
-    """Return the patterns and ids of a folder's images, and remarks about them."""
+    """Return the patterns and ids of the images in a folder, and remarks about them.
+
+    Args:
+        host: the scanned folder.
+        folder: imagesTr or imagesTs.
+        ending: extension of the files.
+        names: names of the channels in `dataset.json`.
+        numbered: whether file names end in the number of a channel, as in nnU-Net.
+    """
     stems = {_stem(name, ending) for name in _files(host, folder, ending)}
     if not numbered:
         return f"{folder}/{{id}}{ending}", stems, []
@@ -145,9 +153,12 @@ def _images(
 
 
 def _labels(labels: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Convert the labels in a `dataset.json` to keys of competition.yaml; return the keys, and the reason for each key.
+    """Convert the labels in a `dataset.json` to keys of competition.yaml.
 
     nnU-Net version 1 writes names by value, version 2 values by name.
+
+    Returns:
+        The keys, and the reason for each key.
 
     Raises:
         MaskfoldError: the labels are neither names by value nor values by name (exit status 2).

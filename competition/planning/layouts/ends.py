@@ -1,6 +1,6 @@
-"""Read file names that continue an id of another folder, such as `a_attribute_globules.png` beside `a.jpg`.
+"""Recognise file names that consist of an id and an end, such as `a_attribute_globules.png` beside `a.jpg`.
 
-The ends may have several words, so that the names of the folder alone do not show where the id ends.
+The end may have several words. So only the ids in another folder show where the id stops.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def find_ends(series: Sequence[Series]) -> list[Series]:
     """Find folders whose file names are another folder's ids plus an end, and return one series for each end.
 
     Args:
-        series: result of `find_series`. Folders whose names it has divided already are left out.
+        series: result of `find_series`. Folders whose names `find_series` has already divided are left out.
     """
     plain = [item for item in series if item.kind == "single" and item.origin and _is_plain(item)]
     divided = {item.origin for item in series if item.whole or (item.origin and not _is_plain(item))}
@@ -37,9 +37,10 @@ def _is_plain(series: Series) -> bool:
 
 
 def _divide(series: Series, ids: frozenset[str]) -> list[Series]:
-    """Divide a series by the text that follows an id in the file names; return an empty list if the names do not fit.
+    """Divide a series by the text that follows an id in the file names.
 
-    The names fit if most of them begin with an id, and if several ends (but not too many) repeat.
+    Return an empty list if the names do not fit. They fit if most of them begin with an id, and if several ends (but
+    not too many) occur in several cases.
     """
     groups: dict[tuple[str, str], dict[str, list[str]]] = {}
     for paths in series.files.values():

@@ -1,4 +1,8 @@
-"""Pair images and mask files by their names: paired folders, paired names, case folders, stacks, objects."""
+"""Pair images and mask files by their names.
+
+The files may lie in paired folders, have paired names in one folder, or lie in one folder per case. Cases may be
+stacks of slices, and masks may be files of single objects.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +59,10 @@ def _is_blank_mask(series: Series, roles: dict[str, Role]) -> bool:
 
 
 def _match(host: HostFolder, image: Series, mask: Series) -> Pair | None:
-    """Pair a series of images with a series of masks, with shortened ids if necessary; None if the two do not match."""
+    """Pair a series of images with a series of masks, with shortened ids if necessary.
+
+    Return None if the two do not match.
+    """
     if image.pattern == mask.pattern or (image.split and mask.split and image.split != mask.split):
         return None
     if image.kind == "stack" and mask.kind == "single":
@@ -86,7 +93,10 @@ def _share(ids: frozenset[str], others: frozenset[str]) -> float:
 
 
 def _numbered_objects(mask: Series) -> Series | None:
-    """Return files such as `a_1`, `a_2` as objects of the case `a`; None if no case has several such files."""
+    """Return a series of files such as `a_1`, `a_2` as objects of the case `a`.
+
+    Return None if the names do not end in numbers, or if no case has several such files.
+    """
     if mask.kind != "single" or mask.pattern.count("{id}") != 1:
         return None
     files: dict[str, list[str]] = {}
@@ -102,7 +112,7 @@ def _numbered_objects(mask: Series) -> Series | None:
 
 
 def _fits(host: HostFolder, image: Series, mask: Series) -> bool:
-    """Return whether an image and its mask have the same size and, for stacks, the same number of slices."""
+    """Return whether images and masks have the same size and, for stacks, the same number of slices."""
     shared = sorted(image.ids & mask.ids)
     if image.kind in ("stack", "channels") and any(_differ_in_size(host, image.files[i]) for i in shared[:3]):
         return False
@@ -118,17 +128,18 @@ def _fits(host: HostFolder, image: Series, mask: Series) -> bool:
 
 
 def _differ_in_size(host: HostFolder, paths: Sequence[str]) -> bool:
-    """Return whether some of the files have different sizes, so that they are no slices of one case."""
+    """Return whether some of the files have different sizes, so that they cannot be slices of one case."""
     headers = [header_of(host.root / path) for path in paths[:: max(1, len(paths) // 8)]]
     return len({header.shape for header in headers if header is not None}) > 1
 
 
 def _prefer_whole_names(pairs: list[Pair], series: Sequence[Series]) -> list[Pair]:
-    """Read each folder either by whole file names or as several series; drop pairs that read a folder otherwise.
+    """Decide for each folder whether a case id is the whole file name or a part of the name.
 
-    A folder is read with whole names if its whole series pairs with the whole series of another folder, or if more
-    cases pair in this way. For example, `Masks/{id}` belongs to `{id}_ch0` and `{id}_ch1`, although `Masks` can be
-    split into `{id}_f01` and `{id}_f02`.
+    `Series.whole` says which of the two a series assumes. Pairs that contradict the decision are dropped. A folder is
+    read with whole names if these pair with the whole names of another folder, or if more cases pair in this way. For
+    example, `Masks/{id}` belongs to `{id}_ch0` and `{id}_ch1`, although the names in `Masks` can be divided into
+    `{id}_f01` and `{id}_f02`.
     """
     split = {item.origin for item in series if item.whole}
 
@@ -159,7 +170,7 @@ def _prefer_whole_names(pairs: list[Pair], series: Sequence[Series]) -> list[Pai
 
 
 def _with_plain_names(pairs: Sequence[Pair]) -> set[str]:
-    """Return the folders in which the plainly named images (`a.jpg` beside `a_superpixels.png`) have all the masks."""
+    """Return the folders in which images with plain names (`a.jpg` beside `a_superpixels.png`) match all masks."""
     counts: dict[tuple[str, bool], int] = {}
     for image, mask in pairs:
         is_plain = image.pattern.rpartition("/")[2].startswith("{id}.")
@@ -170,9 +181,10 @@ def _with_plain_names(pairs: Sequence[Pair]) -> set[str]:
 
 
 def _within_scans(pairs: list[Pair]) -> list[Pair]:
-    """Drop pairs of image and mask from different scans; a scan is a folder of a case with both an image and a mask.
+    """Drop pairs of image and mask from different scans.
 
-    Otherwise the second scan of a patient would be read as a channel of the first scan.
+    A scan is a folder of a case that contains both an image and a mask. Otherwise the second scan of a patient would
+    be read as a channel of the first scan.
     """
 
     def folder(series: Series) -> str:
@@ -190,7 +202,7 @@ def _within_scans(pairs: list[Pair]) -> list[Pair]:
 
 
 def _groups(pairs: list[Pair]) -> Iterator[tuple[list[Series], list[Series]]]:
-    """Yield groups of image series and mask series; in a group, every mask series belongs to every image series."""
+    """Yield image series and mask series that belong together: each of these masks belongs to each of these images."""
     images_of: dict[str, tuple[Series, dict[str, Series]]] = {}
     for image, mask in pairs:
         images_of.setdefault(mask.pattern, (mask, {}))[1][image.pattern] = image
@@ -220,7 +232,7 @@ def _combinations(
 
 
 def _layouts(host: HostFolder, channels: list[tuple[str, Series]], truth: Truth) -> Iterator[Layout]:
-    """Yield the layout of images and masks, or several layouts if there are further masks of the same images."""
+    """Yield the layout of images and masks; yield several layouts if images have further masks."""
     image_ids = frozenset.intersection(*(series.ids for _, series in channels))
     ids = sorted(image_ids & truth.ids)
     first = channels[0][1]
@@ -332,7 +344,10 @@ def _dimensions_reason(image: Series, dimensions: int) -> str:
 
 
 def _merge_splits(layouts: list[Layout]) -> list[Layout]:
-    """Drop layouts of labelled test and validation cases; add a note to the training layout of the same structure."""
+    """Drop layouts of labelled test and validation cases if a training layout has the same structure.
+
+    The training layout gets a note about the dropped cases.
+    """
 
     def split(layout: Layout) -> str:
         return split_of(_first_pattern(layout.images)) or split_of(_first_pattern(layout.masks or ""))
@@ -359,7 +374,7 @@ def _merge_splits(layouts: list[Layout]) -> list[Layout]:
 
 
 def _correct_notes(layout: Layout) -> Layout:
-    """If a layout has no test images, correct its notes: labelled test cases are not used."""
+    """Correct the notes of a layout without test images: labelled test cases are not used at all."""
     if layout.test is not None:
         return layout
     return replace(layout, notes=tuple(note.replace(USED_FOR_TEST, "not used") for note in layout.notes))

@@ -1,4 +1,4 @@
-"""Read sibling folders as one, such as `Training Batch 1` and `Training Batch 2`, if they share no case."""
+"""Read sibling folders such as `Training Batch 1` and `Training Batch 2` as one folder, if they share no case."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from competition.planning.words import CHANNEL_WORDS, MASK_WORDS, has_word, spli
 def pool_series(host: HostFolder, series: Sequence[Series], roles: Mapping[str, Role]) -> list[Series]:
     """Merge the series of sibling folders into one series if each folder has different cases of the same kind.
 
-    `a/train/x/{id}.png` and `a/train/y/{id}.png` become `a/train/*/{id}.png`. Folders are not merged if they share an
-    id (then they are channels, classes or masks of several annotators), if their names indicate different splits or
-    modalities, or if the pattern would match other folders too.
+    `a/train/x/{id}.png` and `a/train/y/{id}.png` become `a/train/*/{id}.png`. Folders are not merged in three cases:
+    they share an id (then they are channels, classes or masks of several annotators); their names indicate different
+    splits or modalities; or the pattern would match other folders too.
 
     Args:
         host: the scanned folder.
@@ -60,12 +60,12 @@ def pool_series(host: HostFolder, series: Sequence[Series], roles: Mapping[str, 
 
 
 def _are_parts(series: Sequence[Series]) -> bool:
-    """Return whether each case is in only one series."""
+    """Return whether no case occurs in more than one of the series."""
     return sum(len(item.ids) for item in series) == len(frozenset().union(*(item.ids for item in series)))
 
 
 def _differ_in_modality(names: Sequence[str]) -> bool:
-    """Return whether folders have different modalities, so that reading them together would be a guess."""
+    """Return whether the names of folders indicate different modalities, such as `T1` and `T2`."""
     return len({CHANNEL_WORDS.intersection(tokens(name)) for name in names}) > 1
 
 
@@ -77,7 +77,7 @@ def _common_name(names: Sequence[str]) -> str:
 
 
 def _common_start(names: Sequence[str]) -> str:
-    """Return the common beginning of names, up to the end of a whole word; empty for `berlin` and `bonn`."""
+    """Return the common beginning of names, which ends at the end of a word; empty for `berlin` and `bonn`."""
     first, last = min(names), max(names)  # all other names begin with what these two have in common
     count = next((place for place, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
     start = first[:count]
@@ -92,7 +92,7 @@ def _folders_of(host: HostFolder, origin: str) -> set[str]:
 
 
 def without_members(pairs: Sequence[Pair]) -> list[Pair]:
-    """Drop the pairs of image and mask series that a larger pair of merged series contains."""
+    """Drop each pair of image and mask series that is part of a larger pair of merged series."""
 
     def contains(whole: Series, part: Series) -> bool:
         if not part.origin:

@@ -1,4 +1,7 @@
-"""Find images with a table of run lengths: known competitions by header and ids, other tables by content."""
+"""Find images that belong to a table of run lengths.
+
+Tables of known competitions are recognised by their header and ids, other tables by their content.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,10 @@ def find_run_tables(
 
 
 def _named_by(table: RunTable, images: Sequence[Series], names: dict[str, set[str]]) -> list[Series]:
-    """Return the image series whose cases a table names; per folder, only the series with the most complete match."""
+    """Return the series of images whose cases a table names.
+
+    If several series of one folder match, only the one with the largest matching share is returned.
+    """
     wanted = {name for name, _, _ in table.rows}
     best: dict[str, tuple[float, Series]] = {}
     for item in images:
@@ -77,7 +83,7 @@ def _names(host: HostFolder, series: Series) -> set[str]:
 
 
 def _prefer_stacks(layouts: list[Layout]) -> list[Layout]:
-    """Drop layouts that read slices as 2D cases if another layout reads stacks with the same table."""
+    """Drop layouts that read slices as 2D cases, if another layout reads them as stacks with the same table."""
     stacked = {layout.keys["train.rle"] for layout in layouts if layout.dimensions == 3}
     return [layout for layout in layouts if layout.dimensions == 3 or layout.keys["train.rle"] not in stacked]
 

@@ -1,4 +1,4 @@
-"""Find series of files: a pattern, and the files that it matches for each case."""
+"""Find series of files. A series is a pattern with {id}, and the files that it matches for each case."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ from competition.planning.words import (
 
 Kind = Literal["single", "stack", "objects", "channels"]
 MIN_WORD = 4  # letters of a word; ids may contain shorter words by chance
-MIN_CASES = 2  # cases of a series
-MIN_FOLDERS = 3  # case folders in one folder; two folders are more often one of images and one of masks
+MIN_CASES = 2  # minimum number of cases of a series
+# Minimum number of case folders in one folder. Two folders are more often one of images and one of masks.
+MIN_FOLDERS = 3
 MAX_AFFIXES = 24  # different ends of file names in one folder
 MOST = 0.8  # a layout must fit at least this share of the files (or folders)
 LONG_WORDS = frozenset(
@@ -49,12 +50,14 @@ class Series:
 
     Attributes:
         pattern: pattern below the root, with {id}; a stack also has {z}, and a folder of objects `*`.
-        kind: whether a case is one file, a stack of slices, one file per object, or one file per channel.
+        kind: `single` if a case is one file, `stack` for files of slices, `objects` for one file per object,
+            `channels` for one file per channel.
         files: paths of the files by id.
         label: text that distinguishes the series from similar series: the end of the name, or the folder.
         origin: the folder if all files lie in one folder; empty for files in case folders.
-        whole: whether the series has all images of its folder although their names can be split into several series.
-        members: patterns of the merged series, if this series covers several folders.
+        whole: whether the id is the whole file name, although the names of the folder can be divided into several
+            series.
+        members: patterns of the merged series, if this series was merged from several.
     """
 
     pattern: str
@@ -72,7 +75,7 @@ class Series:
 
     @property
     def split(self) -> Split:
-        """Part of the data (training, validation, test) that the folders' names suggest."""
+        """The split (train, val or test) that the folders' names suggest; empty if they suggest none."""
         return split_of(self.pattern)
 
     @property
@@ -91,7 +94,7 @@ Pair = tuple[Series, Series]  # images and masks, reduced to the ids that both h
 
 
 def find_series(host: HostFolder) -> list[Series]:
-    """Find all series of a folder: files of several cases in one folder, and case folders."""
+    """Find all series of a folder: files of several cases in one folder, and files in case folders."""
     found: list[Series] = []
     consumed: list[str] = []  # folders below which no other series is searched
     used: list[str] = []  # case folders that have files of a series
@@ -114,12 +117,15 @@ def find_series(host: HostFolder) -> list[Series]:
 
 
 def _is_within(folder: str, others: Iterable[str]) -> bool:
-    """Return whether a folder is one of the others, or below one."""
+    """Return whether a folder is one of the folders `others`, or lies below one of them."""
     return any(folder == other or folder.startswith(f"{other}/") for other in others)
 
 
 def _used_folders(parent: str, depth: int, series: Sequence[Series]) -> list[str]:
-    """Return the case folders that have a file of a series of several cases; others may be of another layout."""
+    """Return the case folders that contain a file of a series with several cases.
+
+    The remaining case folders may belong to another layout.
+    """
     level = depth + (parent.count("/") + 1 if parent else 0)
     common = [item for item in series if len(item.files) >= MIN_CASES]
     paths = (path for item in common for files in item.files.values() for path in files)
@@ -129,7 +135,7 @@ def _used_folders(parent: str, depth: int, series: Sequence[Series]) -> list[str
 def _without_trees(host: HostFolder, parent: str) -> dict[str, list[str]]:
     """Return the image paths by subfolder, without subfolders that repeat the case folders, such as `derivatives`.
 
-    In a folder with `sub-01`, `sub-02` and `derivatives/sub-01`, `derivatives` is a second tree of the same cases.
+    In a folder with `sub-01`, `sub-02` and `derivatives/sub-01`, `derivatives` contains the same cases a second time.
     """
     children = host.children[parent]
     if len(children) <= MIN_FOLDERS:
@@ -143,7 +149,10 @@ def _without_trees(host: HostFolder, parent: str) -> dict[str, list[str]]:
 
 
 def _only_folders(host: HostFolder, parent: str) -> bool:
-    """Return whether no subfolder of a folder directly contains an image, as in `patient/patient_day1/image.png`."""
+    """Return whether the subfolders of a folder contain only folders and no images.
+
+    An example is `patient/patient_day1/image.png`.
+    """
     return not any("/" not in path for paths in host.children[parent].values() for path in paths)
 
 
@@ -151,7 +160,7 @@ def _only_folders(host: HostFolder, parent: str) -> bool:
 
 
 def flat_series(folder: str, names: list[str]) -> list[Series]:
-    """Return the series of the files in one folder; the ends or beginnings of the names separate the series."""
+    """Return the series of the files in one folder, which differ in the ends or beginnings of the file names."""
     stems = {name: strip_extension(name) for name in names}
     split = (
         _by_longer_names(set(stems.values()))
@@ -190,7 +199,7 @@ def _join(folder: str, name: str) -> str:
 def _merge_extensions(
     groups: dict[tuple[str, str, str], dict[str, list[str]]],
 ) -> dict[tuple[str, str, str], dict[str, list[str]]]:
-    """Merge groups of 2D images that differ only in the extension, such as .jpg and .jpeg, if they share no id."""
+    """Merge groups of 2D images that differ only in the extension, such as .jpg and .jpeg, if no id is in two groups."""
     merged: dict[tuple[str, str, str], dict[str, list[str]]] = {}
     by_affix: dict[tuple[str, str], list[str]] = {}
     for before, after, extension in groups:
@@ -209,7 +218,7 @@ def _merge_extensions(
 
 
 def _by_longer_names(stems: set[str]) -> Affixes | None:
-    """Split names that continue another name of the folder: `a` and `a_mask`."""
+    """Divide names that continue another name of the folder into id and end: `a` and `a_mask`."""
     split: Affixes = {}
     for stem in stems:
         cuts = (match.start() for match in re.finditer(r"[_\-. ]+(?=[A-Za-z0-9])", stem))
@@ -223,24 +232,32 @@ def _by_longer_names(stems: set[str]) -> Affixes | None:
 
 
 def _by_last_word(stems: set[str]) -> Affixes | None:
-    """Split names whose last word repeats: `a_flair`, `a_t1`, `a_seg`."""
+    """Divide names whose last word repeats into id and last word: `a_flair`, `a_t1`, `a_seg`."""
     return _repeated_affixes(stems, re.compile(r"(?P<core>.+?)(?P<affix>[_\-. ][A-Za-z][A-Za-z0-9]*)"), after=True)
 
 
 def _by_channel_number(stems: set[str]) -> Affixes | None:
-    """Split names that end in a channel of four digits, as in nnU-Net: `a_0000`, `a_0001`; not `IMG_0000`."""
+    """Divide names that end in a channel number of four digits, as in nnU-Net: `a_0000`, `a_0001`; not `IMG_0000`."""
     if any(is_role_name(stem.rpartition("_")[0]) for stem in stems):
         return None
     return _repeated_affixes(stems, re.compile(r"(?P<core>.+)(?P<affix>_00[0-9]{2})"), after=True)
 
 
 def _by_first_word(stems: set[str]) -> Affixes | None:
-    """Split names whose first word repeats: `image_01`, `mask_01`."""
+    """Divide names whose first word repeats into first word and id: `image_01`, `mask_01`."""
     return _repeated_affixes(stems, re.compile(r"(?P<affix>[A-Za-z]+[_\-. ]?)(?P<core>.+)"), after=False)
 
 
 def _repeated_affixes(stems: set[str], expression: re.Pattern[str], after: bool) -> Affixes | None:
-    """Split names into affix and core by a regular expression; return None unless several affixes share most cores."""
+    """Divide names into affix and core by a regular expression.
+
+    Return None unless there are several affixes that occur with mostly the same cores.
+
+    Args:
+        stems: file names without extension.
+        expression: regular expression with the groups `affix` and `core`.
+        after: whether the affix follows the core.
+    """
     split: Affixes = {}
     cores: dict[str, set[str]] = {}
     for stem in stems:
@@ -280,7 +297,10 @@ def _numbered_slices(folder: str, stems: dict[str, str]) -> list[Series]:
 
 
 def _case_folder_series(host: HostFolder, parent: str, depth: int) -> list[Series]:
-    """Return the series of case folders in a folder, or (depth 2) in its subfolders; empty without case folders."""
+    """Return the series of the case folders in a folder, or, with depth 2, in its subfolders.
+
+    Return an empty list if there are no case folders.
+    """
     cases = case_folders(host, parent, depth)
     if len(cases) < MIN_FOLDERS or _have_roles(list(cases)):
         return []
@@ -300,7 +320,10 @@ def _case_folder_series(host: HostFolder, parent: str, depth: int) -> list[Serie
 
 
 def _have_roles(names: list[str]) -> bool:
-    """Return whether folder names describe the content, like `images` and `masks`, but unlike `scan1` and `scan2`."""
+    """Return whether folder names describe their content, like `images` and `masks`.
+
+    Names such as `scan1` and `scan2`, which differ only in a number, do not.
+    """
     kinds = {re.sub(r"\d+", "", name) for name in names}
     return (len(kinds) > 1 or len(names) == 1) and any(
         is_role_name(name) or has_word(name, LONG_WORDS) for name in names
@@ -308,7 +331,10 @@ def _have_roles(names: list[str]) -> bool:
 
 
 def case_folders(host: HostFolder, parent: str, depth: int) -> dict[str, tuple[str, list[str]]]:
-    """Return the folder of each possible case, with the images below the folder; empty if two folders share a name."""
+    """Return the path of each folder that may be a case, and the images below it, by the folder's name.
+
+    Return an empty dictionary if two folders have the same name.
+    """
     children = _without_trees(host, parent)
     if depth == 1:
         return {name: (_join(parent, name), paths) for name, paths in children.items()}
@@ -324,7 +350,13 @@ def case_folders(host: HostFolder, parent: str, depth: int) -> dict[str, tuple[s
 
 
 def _inner_series(prefix: str, folder: str, names: dict[str, list[tuple[str, str]]]) -> Iterator[Series]:
-    """Yield the series of files (`names`, of one extension) that lie in the same subfolder of every case folder."""
+    """Yield the series of files that lie in the same subfolder of every case folder.
+
+    Args:
+        prefix: pattern of the case folders.
+        folder: the subfolder; empty for the case folder itself.
+        names: file name (with {id}) and path of each file, by case. All files have one extension.
+    """
     place = _join(prefix, folder) if folder else prefix
     label = folder.rpartition("/")[2]
     many, rest = _split_numbered(names)
@@ -359,7 +391,7 @@ def _have_own_masks(names: set[str]) -> bool:
 
 
 def _pooled_series(place: str, names: dict[str, list[tuple[str, str]]]) -> Iterator[Series]:
-    """Yield series in which each file is a case of its own, if the files of all folders have different names."""
+    """Yield series in which each file is a case of its own, if no two folders contain files of the same name."""
     path_of = {os.path.basename(path): path for items in names.values() for _, path in items}
     if len(names) >= MIN_CASES and len(path_of) == sum(map(len, names.values())):
         for item in flat_series(place.replace("{id}", "*"), list(path_of)):
@@ -381,7 +413,7 @@ Names = dict[str, list[tuple[str, str]]]
 
 
 def _split_numbered(names: Names) -> tuple[dict[str, Names], Names]:
-    """Separate files of a case that differ only in a number (slices, objects) from files with other names."""
+    """Separate files of a case that differ only in a number (slices, objects) from the remaining files."""
     templates: dict[str, Names] = {}
     for case_id, items in names.items():
         for name, path in items:
@@ -412,7 +444,10 @@ def tokens_after_id(name: str) -> str:
 
 
 def _slice_pattern(template: str, files: Names) -> str | None:
-    """Return a stack's pattern, with {z} for the first number that differs in all files of a case; None without {z}."""
+    """Return a stack's pattern, in which {z} replaces the first number that differs between all files of a case.
+
+    Return None if there is no such number.
+    """
     numbers = {case_id: [re.findall(r"\d+", name) for name, _ in items] for case_id, items in files.items()}
     count = template.count("#")
     position = None
@@ -431,7 +466,7 @@ def _slice_pattern(template: str, files: Names) -> str | None:
 
 
 def is_volume_name(name: str) -> bool:
-    """Return whether a file is a volume by its extension, so that several of them are no slices of one case."""
+    """Return whether a file's extension is that of a volume. Several volumes cannot be slices of one case."""
     return EXTENSIONS.get(extension_of(name)) in ("nifti", "itk")
 
 
@@ -439,7 +474,7 @@ def is_volume_name(name: str) -> bool:
 
 
 def trimmed(series: Series) -> Iterator[Series]:
-    """Yield copies of a series with shorter ids: without the common end, the common beginning, or both."""
+    """Yield copies of a series with shorter ids: without the end that all ids share, without the beginning, or both."""
     if series.kind == "objects" or series.pattern.rpartition("/")[2].count("{id}") != 1 or "{id}/" in series.pattern:
         return
     ids = sorted(series.files)
@@ -456,7 +491,7 @@ def trimmed(series: Series) -> Iterator[Series]:
 
 
 def _common_start(ids: Iterable[str]) -> str:
-    """Return the common beginning of the ids, up to a separator or up to the number that follows a word."""
+    """Return the beginning that all ids share, up to a separator or up to the number that follows a word."""
     names = list(ids)
     start = _common_prefix(names)
     start = start.rstrip("0123456789")
@@ -466,7 +501,7 @@ def _common_start(ids: Iterable[str]) -> str:
 
 
 def _common_end(ids: Iterable[str]) -> str:
-    """Return the common end of the ids, from a separator on."""
+    """Return the end that all ids share, starting with a separator."""
     names = list(ids)
     end = _common_prefix([name[::-1] for name in names])[::-1]
     positions = [position for mark in "_-. " if (position := end.find(mark)) >= 0]

@@ -1,4 +1,7 @@
-"""Read case folders that have a folder for each session, as in BIDS: `sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz`."""
+"""Find series in case folders that contain one folder per session.
+
+An example is BIDS: `sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz`.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,12 @@ CaseFolders = Mapping[str, tuple[str, list[str]]]  # id -> folder, and the image
 
 
 def find_sessions(host: HostFolder, series: Sequence[Series]) -> list[Series]:
-    """Return series in which each session of a subject is one case, if all file names are unique.
+    """Return series in which each session of a subject is one case; the names of all files must differ.
 
     Args:
         host: the scanned folder.
-        series: result of `find_series`. The series of one session are the members of the series of all sessions.
+        series: result of `find_series`. The attribute `members` of a returned series lists the series of single
+            sessions that it contains.
     """
     matches = (re.match(r"(?:([^{}*]+)/)?\{id\}/", item.pattern) for item in series)
     parents = sorted({match[1] or "" for match in matches if match})
@@ -60,14 +64,17 @@ def _sessions_of(parent: str, cases: CaseFolders, series: Sequence[Series]) -> l
 
 
 def _name_their_folders(paths: Sequence[str], cases: CaseFolders) -> bool:
-    """Return whether each file's name begins with its case folder's name, so that ids contain the subject."""
+    """Return whether the name of each file begins with the name of its case folder.
+
+    The case ids then contain the subject.
+    """
     names = {folder: case_id for case_id, (folder, _) in cases.items()}
     level = next(iter(names)).count("/") + 1
     return all(path.rpartition("/")[2].startswith(names["/".join(path.split("/")[:level])]) for path in paths)
 
 
 def _common(names: Sequence[str]) -> str:
-    """Return the letters that all names begin with."""
+    """Return the letters with which all names begin, without digits at the end."""
     first, last = min(names), max(names)
     count = next((place for place, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
     return first[:count].rstrip("0123456789")

@@ -1,4 +1,7 @@
-"""Read tables of run lengths; find the meaning of each column and the order and base of the runs by content."""
+"""Read tables of run lengths.
+
+The meaning of each column and the order and base of the run lengths are found by their content.
+"""
 
 from __future__ import annotations
 
@@ -53,10 +56,11 @@ class RunTable:
 
     Attributes:
         path: path below the folder.
-        id, mask, cls: names of the columns.
-        classes: values of the class column, in the order of their first rows.
-        rows: id without class, class, and run lengths of each row.
+        id, mask, cls: names of the columns; cls is None without a column of classes.
+        classes: values of the class column, or the ends of the ids, in the order of their first rows.
+        rows: for each row, the id (without the class), the class and the run lengths.
         empty: text that stands for an empty mask.
+        header: names of all columns.
     """
 
     path: str
@@ -70,12 +74,14 @@ class RunTable:
 
     @property
     def filled(self) -> list[tuple[str, str, str]]:
-        """The rows with a mask."""
+        """The rows that have run lengths."""
         return [row for row in self.rows if RUNS.fullmatch(row[2])]
 
 
 def read_run_table(root: Path, path: str, names: Iterable[str]) -> RunTable | None:
-    """Read a table of run lengths; return None if no column has run lengths, or if no other column names the images.
+    """Read a table of run lengths.
+
+    Return None if no column has run lengths, or if no other column names the images.
 
     Args:
         root: the folder.
@@ -122,7 +128,10 @@ def read_run_table(root: Path, path: str, names: Iterable[str]) -> RunTable | No
 
 
 def _mask_column(table: pandas.DataFrame) -> str | None:
-    """Return the column of run lengths: each cell is empty or has pairs of numbers, and some have several pairs."""
+    """Return the column of run lengths; None if there is none.
+
+    Each cell of this column is empty or has pairs of numbers, and some cells have several pairs.
+    """
     for column in table.columns:
         cells = table[column].head(MAX_CELLS).tolist()
         runs = [cell for cell in cells if RUNS.fullmatch(cell)]
@@ -156,7 +165,12 @@ def _class_column(table: pandas.DataFrame, id_column: str, mask: str) -> str | N
 
 
 def find_profile(table: RunTable, sample_header: Sequence[str] | None) -> Profile | None:
-    """Return the known competition with the same columns and form of ids as a training table; None without a match."""
+    """Return the known competition whose columns and form of ids a training table has; None if there is none.
+
+    Args:
+        table: the training table.
+        sample_header: header of the sample submission; None without a sample.
+    """
     for name, profile in PROFILES.items():
         for variant in (profile, profile.alternative):
             if variant is None or name not in PROFILE_IDS:
@@ -174,9 +188,9 @@ def find_profile(table: RunTable, sample_header: Sequence[str] | None) -> Profil
 
 
 def _possible_columns(profile: Profile) -> list[set[str]]:
-    """Return the two sets of columns that a training table may have: the host's training or submission columns.
+    """Return the two sets of columns that a host's training table may have: its own columns, or those of the submission.
 
-    See `competition.data.rle_tables`, which reads both.
+    `competition.data.rle_tables` reads tables with either set.
     """
     train = profile.train
     cls = train.class_column or profile.class_column
@@ -200,7 +214,13 @@ def _has_profile_ids(name: str, table: RunTable) -> bool:
 
 @dataclass(frozen=True)
 class Runs:
-    """Hold the run lengths of one case, and the size of its mask."""
+    """Hold the run lengths of one case or slice.
+
+    Attributes:
+        texts: run lengths of some of its masks.
+        shape: shape of the image.
+        image: path of the image; None for a volume.
+    """
 
     texts: tuple[str, ...]
     shape: tuple[int, ...]
@@ -208,7 +228,7 @@ class Runs:
 
 
 def collect_runs(root: Path, pattern: str, dimensions: int, table: RunTable) -> list[Runs]:
-    """Return the runs of some cases (or slices) with the sizes of their images.
+    """Return the run lengths of some cases (or slices) with the sizes of their images.
 
     Args:
         root: the folder.
@@ -244,14 +264,17 @@ def _file_of(case: CaseFiles, index: int | None) -> str:
 
 
 def is_relative(runs: Sequence[Runs]) -> bool:
-    """Return whether runs start relative to the previous run's end, as shown by starts that do not increase."""
+    """Return whether each run starts relative to the end of the previous run.
+
+    If so, the starts do not increase from run to run.
+    """
     texts = [text for item in runs for text in item.texts if len(text.split()) >= 6]
     decreasing = sum(bool((np.diff(parse_numbers(text)[::2]) <= 0).any()) for text in texts)
     return bool(texts) and decreasing >= 0.5 * len(texts)
 
 
 def vote_order(runs: Sequence[Runs], relative: bool) -> OrderVote:
-    """Return the order of the pixels that fits the data best; see `competition.data.rle_order`."""
+    """Return the pixel order that most cases indicate; see `competition.data.rle_order`."""
     votes = []
     for item in runs:
         image = None
@@ -265,7 +288,10 @@ def vote_order(runs: Sequence[Runs], relative: bool) -> OrderVote:
 
 
 def find_base(runs: Sequence[Runs], order: Literal["row", "column"], relative: bool) -> tuple[Literal[0, 1], str]:
-    """Return whether pixels are counted from 0 or 1, and the evidence; without evidence, return 1 and an empty text."""
+    """Return whether pixels are numbered from 0 or 1, and a phrase with the evidence.
+
+    Without evidence, return 1 and an empty text.
+    """
     if relative:
         return 1, "starts are relative, so they have no base"
     crossing = {0: 0, 1: 0}
@@ -291,7 +317,7 @@ def find_base(runs: Sequence[Runs], order: Literal["row", "column"], relative: b
 
 
 def find_overlap(runs: Mapping[str, Sequence[tuple[str, str]]]) -> str | None:
-    """Return a case in which two classes share a pixel; None without such a case."""
+    """Return the id of a case in which two classes share a pixel; None if there is no such case."""
     for case_id, rows in runs.items():
         last: dict[str, list[tuple[int, int]]] = {}
         for cls, text in rows:

@@ -9,11 +9,12 @@ from competition.planning.words import MASK_WORDS, has_word, tokens, without_rol
 
 
 def prefer_own_images(pairs: Sequence[Pair]) -> list[Pair]:
-    """Drop each pair whose image belongs to another mask and whose mask belongs to another image; return the others.
+    """Choose the images of each mask, and return the remaining pairs of image and mask.
 
     A mask belongs to an image if the mask's folders name the image's folders (`01_GT/SEG` and `01`; `PNG/masks` and
-    `PNG/raw`), or if the mask's name continues the image's name (`{id}_4CH_ED_gt` and `{id}_4CH_ED`). An image that
-    belongs to no mask stays, because it may be another channel.
+    `PNG/raw`), or if the mask's name continues the image's name (`{id}_4CH_ED_gt` and `{id}_4CH_ED`). A pair is
+    dropped if its image belongs to another mask and its mask belongs to another image. An image that belongs to no
+    mask stays, because it may be another channel.
     """
     kept = list(pairs)
     for belongs in (_by_folder, _by_name):
@@ -48,13 +49,16 @@ def _folder_words(series: Series) -> set[str]:
 
 
 def _by_folder(image: Series, mask: Series, images: Sequence[Series]) -> bool:
-    """Return whether the mask's folders have all words that distinguish the image's folders from other `images`."""
+    """Return whether the mask's folders name the image's folders.
+
+    Only words that distinguish the image's folders from those of all `images` are compared.
+    """
     common = set.intersection(*map(_folder_words, images))
     own = _folder_words(image) - common
     return bool(own) and own <= _folder_words(mask)
 
 
 def _by_name(image: Series, mask: Series, _: Sequence[Series]) -> bool:
-    """Return whether image and mask names end equally, except for words such as `gt`: `{id}_ED` and `{id}_ED_gt`."""
+    """Return whether image and mask names end equally, apart from words such as `gt`: `{id}_ED` and `{id}_ED_gt`."""
     name = without_role_words(image.label)
     return bool(name) and has_word(mask.label, MASK_WORDS) and name == without_role_words(mask.label)

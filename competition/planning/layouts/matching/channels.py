@@ -1,4 +1,7 @@
-"""Read several images of the same cases: as channels, as versions of the same channels, or as alternatives."""
+"""Interpret several images of the same cases.
+
+They may be channels, several versions of the same channels, or alternatives of which the user chooses one.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from competition.planning.words import is_channel_name, without_role_words
 
 
 def channel_choices(images: list[Series]) -> Iterator[list[tuple[str, Series]]]:
-    """Yield the ways to read several images of the same cases: as channels, or as alternatives to choose from."""
+    """Yield the ways to read several images of the same cases, each as a list of channels (name, series)."""
     images = sorted(images, key=lambda item: item.pattern)
     if len(images) == 1:
         yield [("image", images[0])]
@@ -40,9 +43,10 @@ def channel_choices(images: list[Series]) -> Iterator[list[tuple[str, Series]]]:
 
 
 def as_channels(host: HostFolder, stack: Series, mask: Series) -> Series | None:
-    """Return a stack as channels {c} if all cases have equally many files and one 2D mask of equal size; else None.
+    """Return a stack of files as channels {c} instead of slices, or None if they are no channels.
 
-    A mask with the number of a slice in its name, such as `12_mask.png` beside `12.png`, is one of that slice alone.
+    They are channels if all cases have equally many files, and one 2D mask that has the size of each file. A mask with
+    the number of a slice in its name, such as `12_mask.png` beside `12.png`, belongs to this slice alone.
     """
     counts = {len(files) for files in stack.files.values()}
     shared = sorted(stack.ids & mask.ids)
@@ -62,7 +66,10 @@ def _numbers(path: str) -> tuple[int, ...]:
 
 
 def _without_common_start(names: list[str]) -> list[str]:
-    """Return names without the words that all of them begin with: `adc` and `dwi` of `ses_0001_adc`, `ses_0001_dwi`."""
+    """Return names without the words with which all of them begin.
+
+    For example, `ses_0001_adc` and `ses_0001_dwi` become `adc` and `dwi`.
+    """
     parts = [name.split("_") for name in names]
     while all(len(own) > 1 for own in parts) and len({own[0] for own in parts}) == 1:
         parts = [own[1:] for own in parts]

@@ -25,9 +25,11 @@ def is_further_mask(case_id: str, ids: frozenset[str]) -> bool:
 
 
 def with_further_masks(host: HostFolder, layout: Layout, further: Mapping[str, str]) -> Iterator[Layout]:
-    """Yield a layout that reads all masks of an image together, a layout that ignores the further masks, or both.
+    """Yield the layouts for images some of which have several masks.
 
-    Both are yielded if masks overlap; only the second if a further mask's name does not show to which mask it belongs.
+    One layout reads all masks of an image together, and another ignores the further masks. Both are yielded if masks
+    overlap. Only the first is yielded if they do not. Only the second is yielded if the name of a further mask does
+    not show to which mask it belongs.
 
     Args:
         host: the scanned folder.
@@ -61,7 +63,10 @@ def _pattern(layout: Layout) -> str:
 
 
 def _together(layout: Layout, further: Mapping[str, str]) -> dict[str, list[str]] | None:
-    """Return all mask files of each case; None if a further mask's name does not continue the name of a first mask."""
+    """Return all mask files of each case.
+
+    Return None if the name of a further mask does not begin with the name of a first mask.
+    """
     if not isinstance(layout.masks, str) or "{z}" in layout.masks or set(layout.mask_files) != {""}:
         return None
     files = {case_id: list(paths) for case_id, paths in layout.mask_files[""].items()}

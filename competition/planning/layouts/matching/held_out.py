@@ -1,7 +1,7 @@
-"""Find the test images, and leave out cases whose names say that they are of the validation or test split.
+"""Find the test images, and leave out labelled cases of the validation and test split.
 
-Test images lie in a folder named so, and are named like the training images; or names begin with the split:
-`train_1.bmp`, `testA_1.bmp`.
+Test images lie in a folder with a name such as `test`, and are named like the training images. In other competitions,
+file names begin with the split: `train_1.bmp`, `testA_1.bmp`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ from competition.text import format_count
 
 
 def structure(pattern: str) -> str:
-    """Return a pattern's words, without the extension and without words for training, validation and test."""
+    """Return the words of a pattern, without the extension and without words such as train, val and test.
+
+    Patterns of training and test images that correspond have equal results.
+    """
     splits = TRAIN_WORDS | TEST_WORDS | VALIDATION_WORDS
     plain = re.sub(r"\.[A-Za-z*][\w.*]*$", "", pattern)
     parts = ["_".join(word for word in tokens(part) if word not in splits) for part in plain.split("/")]
@@ -36,7 +39,9 @@ def structure(pattern: str) -> str:
 
 
 def find_test(host: HostFolder, layout: Layout, images: Sequence[Series], masks: Sequence[Series] = ()) -> Layout:
-    """Add the test images to a layout: the images of a test folder, preferably those named like the training images.
+    """Return a layout with the test images, which are the images in a test folder.
+
+    If there are several such folders, the one whose files are named like the training images is taken.
 
     Args:
         host: the scanned folder.
@@ -108,7 +113,7 @@ def _longer_names(files: Mapping[str, str]) -> list[str]:
 
 
 def _same_names(host: HostFolder, channels: dict[str, str]) -> list[tuple[dict[str, str], int]]:
-    """Find test folders with files named like all training channels; return the patterns and numbers of cases."""
+    """Return the patterns of test folders with files named like all training channels, and their numbers of cases."""
     parts = {name: _fixed_folder(pattern) for name, pattern in channels.items()}
     own = {folder for folder, _ in parts.values()}
     folders = sorted(folder for folder in {*host.folders, *host.children} if split_of(folder) == "test")
@@ -127,7 +132,10 @@ def _same_names(host: HostFolder, channels: dict[str, str]) -> list[tuple[dict[s
 
 
 def _sibling(folder: str, rest: str, folders: Sequence[str]) -> str:
-    """Return the pattern for the test folder that corresponds to a training folder; empty without such a folder."""
+    """Return the pattern of a channel in the test folder that corresponds to a training folder.
+
+    Return an empty text if there is no such folder.
+    """
     same = [other for other in folders if structure(f"{other}/x") == structure(f"{folder}/x")]
     return f"{same[0]}/{rest}" if same else ""
 
@@ -162,11 +170,10 @@ def _matches(host: HostFolder, pattern: str) -> dict[str, str]:
 
 
 def keep_training_ids(layout: Layout) -> Layout:
-    """If all ids begin with a word for a split (training, validation, test), keep only the training cases.
+    """Return a layout with only the training cases, if the name of each case begins with its split.
 
-    Without a training case, the layout stays unchanged.
-
-    A note counts the other cases.
+    The splits are training, validation and test. A note counts the cases that are left out. If a name begins with
+    another word, or if no case is a training case, the layout is returned unchanged.
     """
     splits = {case_id: _split_of_name(case_id) for case_id in layout.ids}
     kinds = set(splits.values())

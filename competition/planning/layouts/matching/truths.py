@@ -1,4 +1,7 @@
-"""Read several masks of the same images: as one class each, as alternatives, or as files of objects."""
+"""Interpret several masks of the same images.
+
+They may be one mask per class, alternatives of which the user chooses one, or files of objects.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +19,22 @@ from competition.planning.layouts.series import Series
 from competition.planning.words import OPINION_WORDS, tokens, without_role_words
 from competition.text import name_problem
 
-OPINION_DICE, MAX_OPINIONS = 0.6, 4  # Dice of two masks from which they may be of one object; masks of an image
-REGION_SHARE, PART_SHARE = 0.5, 0.9  # a region covers more of the image; the masks in it less of the region
+OPINION_DICE = 0.6  # minimum Dice of two annotators' masks of the same object
+MAX_OPINIONS = 4  # maximum number of annotators' masks of one image
+# A region mask covers more than REGION_SHARE of the image, and each mask in the region less than PART_SHARE of it.
+REGION_SHARE, PART_SHARE = 0.5, 0.9
 SEPARATORS = re.compile(r"[\s_\-.]+")
 BINARY_SAMPLE = 8  # masks per class that are read to check that each has one foreground value
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Masks of the training cases: one file per case, one per class, or one per object.
+    """Describe one way to read the masks of the training cases.
 
     Attributes:
-        kind: labels, classes or objects.
-        classes: name and masks of each class; one entry named "" for label files and objects.
-        region: masks that are 0 where pixels are neither trained on nor scored.
+        kind: labels (one label file per case), classes (one file per class) or objects (one file per object).
+        classes: name and masks of each class. For labels and objects, one entry with an empty name.
+        region: masks that are 0 where pixels are excluded from training and scoring; None if there are none.
     """
 
     kind: str
@@ -48,12 +53,12 @@ class Truth:
 
     @property
     def ids(self) -> frozenset[str]:
-        """Cases with a mask of any class."""
+        """Ids of the cases that have a mask of at least one class."""
         return frozenset().union(*(series.ids for _, series in self.classes))
 
 
 def truths_of(host: HostFolder, masks: list[Series]) -> Iterator[Truth]:
-    """Yield the ways to read several masks of the same images: one class each, or alternatives to choose from."""
+    """Yield the ways to read several masks of the same images: as one class each, or as alternatives to choose from."""
     singles = [mask for mask in masks if mask.kind != "objects"]
     names = class_names(singles)
     is_classes = (
@@ -78,9 +83,9 @@ def _class_name(mask: Series) -> str:
 
 
 def class_names(masks: Sequence[Series]) -> list[str]:
-    """Return the names of masks without words for masks, and without the words that all names have in common.
+    """Return the class names of masks: their names without words for masks and without words that all of them have.
 
-    `lesion-manual` and `seg-manual` are named `lesion` and `seg`.
+    `lesion-manual` and `seg-manual` become `lesion` and `seg`.
     """
     names = [_class_name(mask) for mask in masks]
     if len(masks) < 2:
@@ -97,7 +102,10 @@ def class_names(masks: Sequence[Series]) -> list[str]:
 
 
 def _covers_most(host: HostFolder, mask: Series) -> bool:
-    """Return whether one sampled mask covers most of its image, a quick check before all masks are compared."""
+    """Return whether one mask of a series covers most of its image.
+
+    This is a quick check before `_is_region_of` compares several masks.
+    """
     path = host.root / mask.sample(1)[0]
     pixels = read_mask(path, dimensions_of(path))
     return pixels is not None and bool(np.count_nonzero(pixels) >= REGION_SHARE * pixels.size)
@@ -137,9 +145,9 @@ def _is_binary(host: HostFolder, mask: Series) -> bool:
 
 
 def _are_alike(host: HostFolder, masks: Sequence[Series]) -> bool:
-    """Return whether a few masks of the same images nearly agree, as those of two annotators.
+    """Return whether a few masks of the same images nearly agree, like masks of several annotators.
 
-    A part and its whole, such as a lesion in an organ, do not count: the one lies inside of the other.
+    A mask that lies inside another, such as a lesion in an organ, does not count as agreement.
     """
     if len(masks) > MAX_OPINIONS:
         return False
