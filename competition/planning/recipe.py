@@ -357,7 +357,10 @@ def _loss(comp: Competition) -> Line:
 
 
 def _gate(facts: Facts) -> list[Line]:
-    """Plan a presence head, if many but not nearly all training cases are empty and the competition scores no objects."""
+    """Plan a presence head if many training cases, but not nearly all, are empty.
+
+    If the competition scores single objects, the plan gets no presence head.
+    """
     truths = [case.truth for case in facts.train if case.truth is not None]
     empty = sum(truth.foreground == 0 for truth in truths)
     if not truths or not GATE_SHARES[0] <= empty / len(truths) <= GATE_SHARES[1] or facts.comp.instances:

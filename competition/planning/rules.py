@@ -89,7 +89,10 @@ class Candidate:
 
     @property
     def seen(self) -> float:
-        """Size of a step's samples divided by the size of the median case; each sample is counted as at most one case."""
+        """Number of voxels in a training step's samples, in units of the median case's number of voxels.
+
+        A sample that is larger than the median case is counted as one case.
+        """
         return self.batch * min(1.0, math.prod(self.patch) / max(1, math.prod(self.grid.shape)))
 
     @property
@@ -271,7 +274,10 @@ FORWARD_SHARE = 1 / 3  # the forward pass's share of a training step
 
 
 def _predicted_work(candidate: Candidate) -> float:
-    """Return the work to predict a median case: the voxels of all its windows times the relative cost of the network."""
+    """Return the work to predict a median case.
+
+    This is the number of voxels in all windows, multiplied by the network's relative cost.
+    """
     dims = len(candidate.patch)
     windows = count_windows(candidate.grid.shape, candidate.patch, OVERLAP[dims])
     return windows * math.prod(candidate.patch) * NETWORK_COST[dims][candidate.network]

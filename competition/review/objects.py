@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from competition.review.findings import EXTRA, MISSING, SHIFTED, WRONG_CLASS
 from competition.review.voxels import Labels
 
-# Evidence is a number per pixel: the probability of the suggested label minus that of the given label (`Rule.suspects`).
+# Evidence is a number per pixel: the probability of the suggested label, minus the probability of the given label
+# (see `Rule.suspects`).
 MIN_SHARE = 0.3  # minimum evidence per pixel of an object
 MIN_SHIFTED_SHARE = 0.12  # minimum evidence per pixel of a shifted object, which still overlaps its prediction
 MIN_ALIGNED_IOU = 0.6  # minimum IoU after the shift

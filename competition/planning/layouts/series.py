@@ -199,7 +199,7 @@ def _join(folder: str, name: str) -> str:
 def _merge_extensions(
     groups: dict[tuple[str, str, str], dict[str, list[str]]],
 ) -> dict[tuple[str, str, str], dict[str, list[str]]]:
-    """Merge groups of 2D images that differ only in the extension, such as .jpg and .jpeg, if no id is in two groups."""
+    """Merge groups of 2D images that differ only in the extension (.jpg, .jpeg), if no id is in two of the groups."""
     merged: dict[tuple[str, str, str], dict[str, list[str]]] = {}
     by_affix: dict[tuple[str, str], list[str]] = {}
     for before, after, extension in groups:

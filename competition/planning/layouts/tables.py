@@ -188,7 +188,9 @@ def find_profile(table: RunTable, sample_header: Sequence[str] | None) -> Profil
 
 
 def _possible_columns(profile: Profile) -> list[set[str]]:
-    """Return the two sets of columns that a host's training table may have: its own columns, or those of the submission.
+    """Return the two sets of columns that a host's training table may have.
+
+    The first set holds the columns of the training table itself, the second set the columns of the submission.
 
     `competition.data.rle_tables` reads tables with either set.
     """
