@@ -19,13 +19,17 @@ if TYPE_CHECKING:
 def build_loader_transform(
     exp: Experiment, context: Context = Context()
 ) -> Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]] | None:
-    """Build the augmentation for the data loader; None if the loader does not augment.
+    """Build the augmentation that the data loader applies to each sample.
 
-    The loader augments 2D images with albumentations. It augments volumes only with an explicit list of MONAI's
+    The loader augments 2D images with albumentations. It augments volumes only if `augment.transforms` lists MONAI's
     transforms.
 
+    Returns:
+        A callable that maps an image, a mask and a seed to the augmented image and mask. The result is None if the
+        loader does not augment.
+
     Raises:
-        MaskfoldError (exit status 2): `augment` is invalid.
+        MaskfoldError (exit status 2): the section `augment` is invalid.
     """
     if exp.augment.preset == "none" and not exp.augment.transforms:
         return None
@@ -41,10 +45,14 @@ def build_loader_transform(
 
 
 def build_batch_transform(exp: Experiment) -> VolumeAugment | PlanesAugment | None:
-    """Build the augmentation of batches on the training device; None unless the experiment sets a preset for volumes.
+    """Build the augmentation that is applied to batches of volumes on the training device.
+
+    Returns:
+        The augmentation with the experiment's preset. The result is None for 2D images, for an explicit list of
+        transforms (`augment.transforms`) and for the preset `none`.
 
     Raises:
-        MaskfoldError (exit status 2): `augment` is invalid.
+        MaskfoldError (exit status 2): the section `augment` is invalid.
     """
     if exp.competition.dimensions == 2 or exp.augment.transforms or exp.augment.preset == "none":
         return None
@@ -67,13 +75,18 @@ def build_batch_transform(exp: Experiment) -> VolumeAugment | PlanesAugment | No
 
 
 def augment_in_plane(exp: Experiment, axis: int) -> AugmentConfig:
-    """Return the section `augment` for 2.5D patches whose slices lie along an axis of the volume.
+    """Return the section `augment` for 2.5D patches whose slices are stacked along one axis of the volume.
 
-    `augment.flip` names axes of the volume. In the result, it names axes of the patch. Axes of the volume in which only
-    patches with slices along another axis lie are left out.
+    A patch spans only the other two axes of the volume. In the YAML, `augment.flip` contains axes of the volume. In
+    the result, `flip` contains axes of the patch (0 or 1). An axis of the volume that the patch does not span is left
+    out.
+
+    Args:
+        exp: experiment.
+        axis: axis of the volume along which the slices are stacked.
 
     Raises:
-        MaskfoldError (exit status 2): a preset would flip an axis of the volume in which no patch lies.
+        MaskfoldError (exit status 2): a preset would flip an axis of the volume that no patch spans.
     """
     flip = exp.augment.flip
     if exp.patch.slices is None or isinstance(flip, bool):
@@ -90,9 +103,9 @@ def augment_in_plane(exp: Experiment, axis: int) -> AugmentConfig:
 
 
 def flip_axes(augment: AugmentConfig, dims: int) -> tuple[int, ...]:
-    """Return the spatial axes that training flips independently of each other.
+    """Return the spatial axes of a patch that training flips independently of each other.
 
-    `inference.tta: auto` flips the same axes.
+    Test-time augmentation with `inference.tta: auto` flips the same axes.
 
     Args:
         augment: section `augment` of the experiment.

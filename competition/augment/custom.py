@@ -32,18 +32,20 @@ MODE_ARGUMENTS = ("mode", "grid_mode")  # arguments that set the interpolation
 def build_explicit_transforms(
     augment: AugmentConfig, single: type, group: type, complete: Complete, context: Context
 ) -> list[Any]:
-    """Build the transforms of `augment.transforms`, including groups such as `OneOf` with their own `transforms`.
+    """Build the transforms that `augment.transforms` lists.
+
+    A group such as `OneOf` can contain further transforms, in its own argument `transforms`.
 
     Args:
         augment: section `augment` of the experiment.
-        single: base class of a transform.
-        group: base class of a composition of transforms.
-        complete: function that receives the class, arguments and YAML key of a transform, and returns the final
+        single: base class of single transforms.
+        group: base class of groups of transforms.
+        complete: function that receives the class, the arguments and the YAML key of a transform. It returns the final
             arguments.
-        context: context with the trusted packages.
+        context: context, which contains the packages that the user trusts.
 
     Raises:
-        MaskfoldError (exit status 2): a target or an argument is wrong, or a preset is set too.
+        MaskfoldError (exit status 2): a target or an argument is wrong, or the section sets a preset too.
     """
     if augment.preset != "none":
         raise MaskfoldError(
@@ -87,18 +89,19 @@ def _nested(child: Any, key: str) -> TargetConfig:
     return TargetConfig(target=child["target"], args=child.get("args") or {})
 
 
-# MONAI's dictionary transforms for one volume (or 2.5D patch) in the loader
+# MONAI's dictionary transforms, which the loader applies to single volumes (or 2.5D patches)
 
 
 class MonaiTransforms:
-    """Apply the MONAI transforms of `augment.transforms` to the keys `image` and `mask`.
+    """Apply the MONAI transforms of `augment.transforms` to an image and its mask.
 
-    If the YAML does not set `keys`, transforms that move voxels apply to both keys, and other transforms only to the
-    image. If the YAML does not set `mode`, the image is interpolated linearly and the mask by nearest neighbour.
+    The transforms find the two arrays under the keys `image` and `mask`. If the YAML does not set a transform's
+    `keys`, a transform that moves voxels is applied to both arrays, and any other transform only to the image. If the
+    YAML does not set `mode`, the image is interpolated linearly, and the mask by nearest neighbour.
 
     Args:
         augment: section `augment` of the experiment.
-        context: context with the trusted packages.
+        context: context, which contains the packages that the user trusts.
 
     Raises:
         MaskfoldError (exit status 2): a target or an argument is wrong, or a transform would interpolate between the
@@ -114,7 +117,10 @@ class MonaiTransforms:
         Args:
             image: (C, *spatial) float32.
             mask: (M, *spatial) uint8.
-            seed: seed of this sample; the same seed gives the same result in any process.
+            seed: seed of this sample. The same seed gives the same result in any process.
+
+        Returns:
+            The augmented image (float32) and mask (uint8), with the same shapes as the arguments.
 
         Raises:
             MaskfoldError (exit status 2): a transform changes the shape.
@@ -139,7 +145,12 @@ class MonaiTransforms:
 
 
 def _complete_args(cls: Any, args: dict[str, Any], key: str) -> dict[str, Any]:
-    """Complete a transform's `keys` and interpolation mode; raise an error for a mode that would interpolate labels."""
+    """Add the arguments `keys` and interpolation mode of a transform, if the YAML does not set them.
+
+    Raises:
+        MaskfoldError (exit status 2): `keys` is needed or wrong, or the mode would interpolate between the mask's
+            labels.
+    """
     names = inspect.signature(cls.__init__).parameters
     package, _, part = cls.__module__.removesuffix(".dictionary").rpartition(".")
     known = package == "monai.transforms" and part in SPATIAL_MODULES + INTENSITY_MODULES

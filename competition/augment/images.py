@@ -1,7 +1,8 @@
-"""Augment 2D images with albumentations, one by one in loader workers.
+"""Augment 2D images with albumentations, one by one in the data loader's worker processes.
 
-In albumentations, `set_random_seed` gives one seed to all transforms of a `Compose`, so two flips with p=0.5 would
-always agree. This module gives every transform, including nested ones, its own random generators for each sample.
+In albumentations, `set_random_seed` gives the same seed to all transforms of a `Compose`. Two flips with p=0.5 would
+then always make the same decision. Therefore, this module gives each transform, also each nested one, its own random
+generators for each sample.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ cv2.setNumThreads(0)  # OpenCV's threads can deadlock a forked loader worker, an
 
 
 class ImageAugment:
-    """Apply a preset, or an explicit list of transforms of albumentations, to one 2D image and its mask.
+    """Apply a preset, or the albumentations transforms that the YAML lists, to one 2D image and its mask.
 
     Args:
         augment: section `augment` of the experiment.
-        context: context with the trusted packages, for `augment.transforms`.
+        context: context, which contains the packages that the user trusts, for `augment.transforms`.
 
     Raises:
         MaskfoldError (exit status 2): a target or an argument in `augment.transforms` is wrong.
@@ -62,8 +63,8 @@ class ImageAugment:
 
         Args:
             image: (H, W, C) uint8, or float32 in [0, 1].
-            mask: (H, W, M) uint8; no new value appears in it.
-            seed: seed of this sample; the same seed gives the same result in any process.
+            mask: (H, W, M) uint8. A preset never adds a value that the mask does not contain.
+            seed: seed of this sample. The same seed gives the same result in any process.
 
         Returns:
             The augmented image and mask, of the same shapes and dtypes.
@@ -99,9 +100,9 @@ def _type_name(array: Any) -> str:
 
 
 def is_applicable(transform: Transform, shape: tuple[int, ...]) -> bool:
-    """Return whether a transform can be applied to patches of a shape.
+    """Return whether a preset's transform can be applied to a patch of this shape.
 
-    Quarter turns need a square patch; grid distortions need at least one pixel per cell.
+    A quarter turn needs a square patch. A grid distortion needs at least one pixel per grid cell.
     """
     if isinstance(transform, A.RandomRotate90):
         return shape[0] == shape[1]
@@ -111,8 +112,8 @@ def is_applicable(transform: Transform, shape: tuple[int, ...]) -> bool:
 def reseed(transform: Transform, seed: int) -> None:
     """Give a transform and each of its nested transforms new random generators, seeded from `seed`.
 
-    A transform needs two generators: albumentations draws probabilities from a generator of Python's `random`, and
-    fields and noise from a generator of numpy.
+    Each transform gets two generators. Albumentations draws probabilities from a generator of Python's `random`. It
+    draws deformation fields and noise from a generator of numpy.
     """
     seeds = np.random.SeedSequence(seed).generate_state(2 + len(getattr(transform, "transforms", ())), np.uint64)
     transform.py_random = random.Random(int(seeds[0]))
@@ -122,7 +123,12 @@ def reseed(transform: Transform, seed: int) -> None:
 
 
 def preset_transforms(preset: ImagePreset, flips: tuple[int, ...]) -> list[Transform]:
-    """Return the transforms of a preset: geometry first, then intensity."""
+    """Return the transforms of a preset in the order of application: geometry first, then intensity.
+
+    Args:
+        preset: values of the preset.
+        flips: axes of the image that are flipped, 0 (rows) and 1 (columns).
+    """
     transforms: list[Transform] = []
     if 0 in flips:
         transforms.append(A.VerticalFlip(p=0.5))

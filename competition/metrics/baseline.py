@@ -14,26 +14,31 @@ from competition.metrics.scoring import IGNORE_LABEL, split_classes
 
 Array = np.ndarray[Any, Any]
 
-MAX_BINS = 2**16  # bins for whole numbers, one for each; other values are counted in 256 bins
+MAX_BINS = 2**16  # maximum number of bins if each whole number has a bin; other values are counted in 256 bins
 MAX_THRESHOLDS = 256  # number of candidates for the global threshold
 
 
 def score_threshold_baseline(cases: Iterable[tuple[Array, Array]], comp: Competition) -> dict[str, float]:
-    """Score the best intensity threshold: Otsu or one global threshold, bright or dark, on the best channel.
+    """Score the best intensity threshold on the best channel of the images.
 
-    Both scores are optimistic, because the method, polarity, channel and global threshold are selected on the labels
-    against which they are scored. A threshold does not separate classes. So the first score also uses the truth to
-    assign classes: the whole foreground is the prediction of each class that the case has, and all other classes are
-    empty. The second score is the Dice of foreground against background, and assigns no classes.
+    The threshold is Otsu's threshold of each image, or one threshold for all images. The foreground is brighter or
+    darker than the threshold. Threshold, side and channel are selected with the labels against which they are scored.
+    Therefore, both scores are optimistic.
+
+    A threshold does not separate classes. The first score, the Dice of each class, uses the truth to assign classes:
+    for each class that the case has, the prediction is the whole foreground. For all other classes, the prediction is
+    empty. The second score is the Dice of foreground against background, for which no classes are assigned.
 
     Args:
-        cases: (image (C, *spatial), mask (M, *spatial) uint8) pairs; pixels of 255 in the mask are ignored.
-        comp: the competition; it defines the classes, and the score of a class that is absent from label and prediction
-            (`metric.both_empty`; 1 if lower scores are better, because then that value is not a Dice).
+        cases: pairs of image (C, *spatial) and mask (M, *spatial) uint8. Pixels of 255 in the mask are ignored.
+        comp: competition, which defines the classes. `metric.both_empty` is the score of a class that is absent from
+            label and prediction. If lower scores of the metric are better, 1 is used instead, because `both_empty` is
+            no Dice.
 
     Returns:
-        Two scores by a name that describes the selected threshold: the mean Dice over (case, class) pairs, and the mean
-            foreground Dice over cases. Empty if there are no cases.
+        Two scores by name: the mean Dice over pairs of case and class, and the mean foreground Dice over cases. Each
+            name
+        describes the selected threshold. The result is empty if there are no cases.
 
     Reference:
         N. Otsu, "A threshold selection method from gray-level histograms", IEEE Trans. SMC 9(1), 1979.
@@ -47,9 +52,9 @@ class ThresholdBaseline:
 
     Attributes:
         scores: result of `score_threshold_baseline`.
-        name: name of the threshold with the best mean Dice over (case, class) pairs; empty without cases.
-        case_dice: Dice (cases, K) of this threshold, with the whole foreground as the prediction of each class that the
-            case has; nan for all other classes.
+        name: name of the threshold with the best mean Dice over pairs of case and class; empty if there are no cases.
+        case_dice: Dice (cases, K) of this threshold. For each class that the case has, the prediction is the whole
+            foreground. For all other classes, the value is nan.
     """
 
     scores: dict[str, float]
@@ -58,7 +63,10 @@ class ThresholdBaseline:
 
 
 def best_threshold(cases: Iterable[tuple[Array, Array]], comp: Competition) -> ThresholdBaseline:
-    """Find the intensity threshold with the best Dice; return its scores, its name, and its Dice by case and class."""
+    """Find the intensity threshold with the best Dice; return its scores, its name, and its Dice by case and class.
+
+    The arguments are those of `score_threshold_baseline`.
+    """
     candidates: list[_Candidate] = []
     both_empty = comp.metric.both_empty
     if both_empty is not None and comp.metric.direction is Direction.LOWER:
@@ -102,11 +110,12 @@ class _Candidate:
 
 @dataclass(frozen=True)
 class _Counts:
-    """Hold the numbers of pixels of one case above each of T thresholds: all pixels, foreground, and each class.
+    """Count the pixels of one case that lie above each of T thresholds.
 
     Attributes:
-        above: (2 + K, T) int64; rows are all pixels, foreground pixels, and pixels of each class.
-        total: (2 + K,) int64; the same counts without a threshold.
+        above: (2 + K, T) int64, numbers of pixels above each threshold. The first row counts all pixels, the second
+            row the foreground pixels, and each further row the pixels of one class.
+        total: (2 + K,) int64, numbers of pixels of the same rows, whatever their value.
     """
 
     above: Array
@@ -114,20 +123,32 @@ class _Counts:
 
     @classmethod
     def from_values(cls, values: Array, truth: Array, thresholds: Array) -> _Counts:
-        """Count the values (N,) above each threshold (T,): all, in the foreground and in each class of truth (K, N)."""
+        """Count the pixels above each threshold.
+
+        Args:
+            values: (N,) values of the pixels.
+            truth: (K, N) bool, classes of the pixels.
+            thresholds: (T,) thresholds in ascending order.
+        """
         bins = np.searchsorted(thresholds, values, side="left")  # number of thresholds below each value
         groups = [np.ones(len(values), bool), truth.any(axis=0), *truth]
         counts = np.stack([np.bincount(bins[group], minlength=len(thresholds) + 1) for group in groups])
         return cls(counts[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:], counts.sum(axis=1))
 
     def class_dice(self, polarity: str, both_empty: float | None) -> Array:
-        """Return the Dice (K, T) of each class; a class that the label lacks gets `both_empty` (nan for None)."""
+        """Return the Dice (K, T) of each class; a class that the label lacks gets `both_empty`, or nan if that is None.
+
+        The prediction is all pixels above the threshold (polarity `bright`), or all other pixels (polarity `dark`).
+        """
         dice = self._dice(polarity)[1:]
         dice[self.total[2:] == 0] = np.nan if both_empty is None else both_empty
         return dice
 
     def foreground_dice(self, polarity: str, both_empty: float | None) -> Array:
-        """Return the foreground Dice (1, T): `both_empty` (nan for None) where both label and prediction are empty."""
+        """Return the Dice (1, T) of the foreground.
+
+        Where label and prediction are both empty, the value is `both_empty`, or nan if `both_empty` is None.
+        """
         dice = self._dice(polarity)[:1]
         return dice if both_empty is None else np.where(np.isnan(dice), both_empty, dice)
 
@@ -139,12 +160,20 @@ class _Counts:
 
 
 def _best_mean(case_scores: list[Array]) -> float:
-    """Return the highest mean score that one threshold reaches over all rows of the cases; nan values do not count."""
+    """Return the best threshold's mean score over all rows of all cases; nan values are left out of the mean.
+
+    Args:
+        case_scores: one array (rows, thresholds) per case.
+    """
     return float(_means(case_scores).max())
 
 
 def _best_column(case_scores: list[Array]) -> int:
-    """Return the index of the threshold whose mean over the rows of all cases is highest."""
+    """Return the index of the threshold with the best mean score over all rows of all cases.
+
+    Args:
+        case_scores: one array (rows, thresholds) per case.
+    """
     return int(_means(case_scores).argmax())
 
 
@@ -156,7 +185,10 @@ def _means(case_scores: list[Array]) -> Array:
 
 
 def _candidate_thresholds(case_values: list[Array]) -> Array:
-    """Return the distinct values of all cases or, if there are too many, `MAX_THRESHOLDS` quantiles."""
+    """Return the distinct values of all cases as thresholds.
+
+    If there are more than `MAX_THRESHOLDS` values, the result is this number of quantiles instead.
+    """
     distinct = np.unique(np.concatenate([np.unique(values) for values in case_values]))
     if len(distinct) <= MAX_THRESHOLDS:
         return distinct
@@ -165,7 +197,7 @@ def _candidate_thresholds(case_values: list[Array]) -> Array:
 
 
 def _otsu(values: Array) -> Array:
-    """Return Otsu's threshold (1,) of one case; infinity if all values are equal."""
+    """Return Otsu's threshold of one case as an array (1,); the threshold is infinite if all values are equal."""
     # This is the computation of skimage.filters.threshold_otsu, whose import takes longer than everything else in a
     # command on a finished run.
     if len(values) == 0 or (low := values.min()) == (high := values.max()):
@@ -185,5 +217,5 @@ def _otsu(values: Array) -> Array:
 
 
 def _valid_pixels(mask: Array) -> Array:
-    """Return a mask (*spatial) bool of the pixels that are not ignored in any mask channel."""
+    """Return a mask (*spatial) bool of the pixels that no mask channel ignores."""
     return np.asarray((np.asarray(mask) != IGNORE_LABEL).all(axis=0))

@@ -1,13 +1,13 @@
 """Compute scores over all cases with bootstrap intervals, and compare two runs on the same cases.
 
-With fewer than 50 cases (`FEW_CASES`), bootstrap intervals are too narrow, because the few cases often contain none of
-the network's failures. `FewClusters` describes the interval that is used instead; `benchmarks/coverage.py` measures how
+With fewer than 50 cases (`FEW_CASES`), bootstrap intervals are too narrow, because few cases often contain none of the
+network's failures. `FewClusters` describes the interval that is used instead. `benchmarks/coverage.py` measures how
 often both intervals contain the true score.
 """
 
-# This module does not use scipy.stats.bootstrap, although that is nearly as fast (61 ms instead of 44 ms: python
-# benchmarks/libraries.py bootstrap). It draws neither groups of cases nor test sets, and lacks the expanded interval
-# that few cases need.
+# This module does not use scipy.stats.bootstrap, although that function is nearly as fast (61 ms instead of 44 ms:
+# python benchmarks/libraries.py bootstrap). scipy's function draws neither groups of cases nor test sets. It also
+# lacks the expanded percentile interval.
 
 from __future__ import annotations
 
@@ -26,26 +26,27 @@ from competition.seeding import rng
 if TYPE_CHECKING:
     import pandas as pd
 
-FEW_CASES = 50  # with fewer cases (or groups), intervals allow for a failure that does not occur in any case
-PLAIN_MEAN = MetricConfig(both_empty=None)  # a metric section for the plain mean over all finite values
+FEW_CASES = 50  # with fewer cases (or groups), intervals take into account failures that occur in none of the cases
+PLAIN_MEAN = MetricConfig(both_empty=None)  # section `metric` for the plain mean over all finite values
 
 
 def cv_score(scores: pd.DataFrame, metric: MetricConfig) -> float:
     """Compute the competition's metric over all cases.
 
-    A class that occurs in no truth and no prediction is excluded, because empty masks say nothing about the network. If
-    all classes are excluded, the score is `metric.both_empty`, the mean of the cases' scores.
+    A class that occurs in no truth and no prediction is left out, because empty masks say nothing about the network.
+    If all classes are left out, the score is the mean of the cases' scores, which all equal `metric.both_empty`.
 
     Args:
-        scores: rows of `competition.metrics.scoring.score_case` with the columns id, class, score and dice; for
-            `average: global` also tp, fp and fn; for a metric with a pooled term also pooled and items.
-        metric: the section `metric` of the YAML; `average` in it defines the mean over cases and classes.
+        scores: rows of `competition.metrics.scoring.score_case` with the columns id, class, score and dice. The
+            setting `average: global` also needs tp, fp and fn. A metric with a term that is averaged over slices also
+            needs pooled and items.
+        metric: section `metric` of the YAML. Its setting `average` defines the mean over cases and classes.
 
     Returns:
-        The score; nan if there is no scored case, or if no case has a class and `both_empty` is null.
+        The score. It is nan if there is no scored case, or if no case has a class and `both_empty` is null.
 
     Raises:
-        MaskfoldError: a case has two scores, or the metric does not support `average: global`.
+        MaskfoldError: a case has two scores of the same class, or the metric does not support `average: global`.
     """
     table = ScoreTable.from_scores(scores, metric)
     if not table.classes:
@@ -54,18 +55,29 @@ def cv_score(scores: pd.DataFrame, metric: MetricConfig) -> float:
 
 
 def dice_per_class(scores: pd.DataFrame, classes: Iterable[str]) -> dict[str, float | None]:
-    """Return each class's mean Dice over the cases with the class in truth or prediction; None if no case has it."""
+    """Return the mean Dice of each class over the cases that have the class in truth or prediction.
+
+    Args:
+        scores: rows with the columns class and dice.
+        classes: names of the classes.
+
+    Returns:
+        Mean Dice by name of the class, or None for a class that no case has.
+    """
     means = scores.groupby("class")["dice"].mean()
     values = {name: float(means.get(name, nan)) for name in classes}
     return {name: None if isnan(value) else value for name, value in values.items()}
 
 
 def class_scores(scores: pd.DataFrame, metric: MetricConfig) -> dict[str, float]:
-    """Compute the competition's metric of each class over all cases; nan for a class that no case has.
+    """Compute the competition's metric of each class over all cases.
 
     Args:
         scores: as in `cv_score`.
-        metric: as in `cv_score`.
+        metric: section `metric` of the YAML.
+
+    Returns:
+        Score by name of the class, or nan for a class that no case has.
     """
     table = ScoreTable.from_scores(scores, metric)
     values = table.per_class(np.ones((1, len(table.ids))))[0]
@@ -82,22 +94,23 @@ def bootstrap_interval(
     groups: Mapping[str, str] | None = None,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Compute a confidence interval of `cv_score` from samples of cases (or groups of cases), drawn with replacement.
+    """Compute a confidence interval of `cv_score` from bootstrap samples of the cases (or groups of cases).
 
     With at least `FEW_CASES` cases or groups, this is Hesterberg's expanded percentile interval ("What Teachers Should
-    Know About the Bootstrap", 2015, https://arxiv.org/abs/1411.5279). With fewer cases, failures are often missing from
-    the sample. The interval then also includes the effect of one more case with the worst or best possible score.
+    Know About the Bootstrap", 2015, https://arxiv.org/abs/1411.5279). With fewer cases, the sample often contains no
+    failures. So the interval then also includes the effect of one more case with the worst or best possible score.
 
     Args:
         scores: as in `cv_score`.
-        metric: as in `cv_score`.
+        metric: section `metric` of the YAML.
         n: number of bootstrap samples.
         seed: seed of the experiment.
-        groups: group of each case id, for dependent cases such as those of one patient.
+        groups: case id -> group. Use groups for cases that depend on each other, such as the cases of one patient.
+            None means that all cases are independent.
         level: confidence level, e.g. 0.95.
 
     Returns:
-        (low, high); nan for fewer than two cases or groups.
+        Lower and upper end of the interval; nan if there are fewer than two cases or groups.
     """
     table = ScoreTable.from_scores(scores, metric)
     clusters = table.clusters(groups)
@@ -121,21 +134,22 @@ def prediction_interval(
 ) -> tuple[float, float]:
     """Compute a prediction interval for the score of a test set of `n_test` cases from the same distribution.
 
-    The interval is wider than `bootstrap_interval`, because the test set is a random sample too: each iteration draws a
-    bootstrap sample of the cases, and then a test set from this sample. With fewer than `FEW_CASES` cases, a test set
-    may also have cases of the worst or best possible score; see `bootstrap_interval`.
+    The interval is wider than the interval of `bootstrap_interval`, because the test set is a random sample too. Each
+    iteration draws a bootstrap sample of the cases, and then a test set from this sample. With fewer than `FEW_CASES`
+    cases, the test set may also contain cases with the worst or best possible score; see `bootstrap_interval`.
 
     Args:
         scores: as in `cv_score`.
-        metric: as in `cv_score`.
+        metric: section `metric` of the YAML.
         n_test: number of test cases.
         n: number of bootstrap samples.
         seed: seed of the experiment.
-        groups: as in `bootstrap_interval`; the groups of the test set are assumed to have the same sizes.
-        level: confidence level: the share of test sets whose score would lie in the interval.
+        groups: as in `bootstrap_interval`. The groups of the test set are assumed to be as large on average as these
+            groups.
+        level: share of test sets whose score is expected to lie in the interval.
 
     Returns:
-        (low, high); nan for fewer than two cases or groups.
+        Lower and upper end of the interval; nan if there are fewer than two cases or groups.
     """
     table = ScoreTable.from_scores(scores, metric)
     clusters = table.clusters(groups)
@@ -161,7 +175,13 @@ def prediction_interval(
 class ScoreGain(NamedTuple):
     """Hold the improvement from one score to another on the same cases, with its confidence interval.
 
-    The value has the metric's unit and is positive for an improvement. For a distance, it is `before` minus `after`.
+    All values have the metric's unit. An improvement is positive. If lower scores are better, as for a distance, the
+    gain is the first score minus the second.
+
+    Attributes:
+        value: the improvement.
+        low: lower end of the interval.
+        high: upper end of the interval.
     """
 
     value: float
@@ -169,7 +189,7 @@ class ScoreGain(NamedTuple):
     high: float
 
     def as_difference(self, direction: Direction) -> ScoreGain:
-        """Convert the gain to the difference `after` minus `before`, which is negative if a distance decreases."""
+        """Convert the gain to the second score minus the first, which is negative if a distance decreases."""
         return self if direction is Direction.HIGHER else ScoreGain(-self.value, -self.high, -self.low)
 
 
@@ -184,23 +204,25 @@ def paired_gain(
 ) -> ScoreGain:
     """Compute the gain of `after` over `before` on the same cases, with its paired bootstrap interval.
 
-    The interval is a bootstrap interval even for few cases. Most failures occur in both scores, so the interval of a
-    difference is more reliable than that of a score. Maskfold accepts tuned steps, weights and soups by this interval.
+    The interval is a bootstrap interval even for few cases. Most failures occur in both scores. Therefore, the
+    interval of a difference is more reliable than the interval of a score. Maskfold uses this interval to decide
+    whether to accept tuned post-processing, ensemble weights and soups.
 
     Args:
         before: scores as in `cv_score`.
         after: scores of the same cases and classes.
-        metric: as in `cv_score`.
+        metric: section `metric` of the YAML.
         n: number of bootstrap samples.
         seed: seed of the experiment.
         groups: as in `bootstrap_interval`.
         level: confidence level.
 
     Returns:
-        The gain, which is positive if `after` is better; its interval is nan for fewer than two cases or groups.
+        The gain, which is positive if `after` is better. The ends of its interval are nan if there are fewer than two
+        cases or groups.
 
     Raises:
-        ValueError: the case ids of the tables differ.
+        ValueError: the case ids of the two tables differ.
     """
     if metric.direction is Direction.LOWER:
         before, after = after, before
@@ -230,25 +252,25 @@ def paired_difference_noise(
 ) -> float:
     """Estimate the sampling noise of the difference of two scores on the same `n_test` test cases.
 
-    Test sets of `n_test` cases are drawn with replacement from the given cases. The result is half the width of the
-    interval that contains the share `level` of the differences. For a mean over cases it is about 1.96 s / √n_test,
-    where s is the standard deviation of the differences per case.
+    Test sets of `n_test` cases are drawn with replacement from the given cases. An interval contains the share `level`
+    of the differences on these test sets, and the result is half its width. For a mean over cases, the result is about
+    1.96 s / √n_test, where s is the standard deviation of the differences per case.
 
     Args:
         before: scores as in `cv_score`.
         after: scores of the same cases and classes.
-        metric: as in `cv_score`.
+        metric: section `metric` of the YAML.
         n_test: number of test cases.
-        n: number of bootstrap samples.
+        n: number of test sets that are drawn.
         seed: seed of the draws.
         groups: as in `prediction_interval`.
-        level: share of test sets.
+        level: share of test sets whose difference lies in the interval.
 
     Returns:
-        Half the width of the interval; nan for fewer than two cases or groups.
+        Half the width of the interval; nan if there are fewer than two cases or groups.
 
     Raises:
-        ValueError: the case ids of the tables differ.
+        ValueError: the case ids of the two tables differ.
     """
     tables = _paired_tables(before, after, metric)
     clusters = tables[0].clusters(groups)
@@ -278,17 +300,17 @@ class PairedDifference(NamedTuple):
 
     Attributes:
         measure: name of the measure, e.g. `dice`.
-        cls: name of the class; empty: all classes.
+        cls: name of the class. An empty name means all classes.
         cases: number of cases for which both runs have the measure.
         a: value of the first run.
         b: value of the second run.
         value: b − a.
-        low: lower end of the 95 % paired bootstrap interval of `value`; nan for fewer than two cases.
-        high: upper end of the interval.
-        p: two-sided p-value of Wilcoxon's signed-rank test on the differences per case; nan without cases, 1 if all
-            differences are 0.
+        low: lower end of the 95 % paired bootstrap interval of `value`; nan if there are fewer than two cases.
+        high: upper end of this interval.
+        p: two-sided p-value of Wilcoxon's signed-rank test on the differences per case. The value is nan without
+            cases, and 1 if all differences are 0.
         better: number of cases in which the second run is better.
-        worse: number of cases in which the second run is worse; ties count in neither number.
+        worse: number of cases in which the second run is worse. Cases with equal values are in neither number.
     """
 
     measure: str
@@ -314,17 +336,22 @@ def paired_difference(
     seed: int = 0,
     direction: Direction | None = None,
 ) -> PairedDifference:
-    """Compare a measure of two runs on the same cases: difference, bootstrap interval, p-value, counts of better cases.
+    """Compare a measure of two runs on the same cases.
 
     Args:
-        a: rows of the first run with the columns id, class, dice, `measure`, and for `average: global` tp, fp, fn.
+        a: rows of the first run with the columns id, class, dice and `measure`. The setting `average: global` also
+            needs tp, fp and fn.
         b: rows of the second run with the same cases and classes.
-        measure: the column to compare.
-        metric: section that defines the average over cases and classes; the default is the plain mean.
-        cls: name of one class; empty: all classes.
-        groups: group of each case, see `bootstrap_interval`; the test then uses the mean of each group.
+        measure: name of the column to compare.
+        metric: section `metric`, which defines the average over cases and classes. The default is the plain mean.
+        cls: name of one class. An empty name means all classes.
+        groups: group of each case, as in `bootstrap_interval`. With groups, Wilcoxon's test compares the mean of each
+            group.
         seed: seed of the bootstrap.
-        direction: whether higher or lower values of the measure are better; None: the direction of `metric`.
+        direction: whether higher or lower values of the measure are better. None means the direction of `metric`.
+
+    Returns:
+        The difference with its bootstrap interval and p-value, and the numbers of better and worse cases.
     """
     tables = []
     for table in (a, b):
@@ -350,19 +377,21 @@ def paired_difference(
 
 
 def mean_score_per_case(rows: pd.DataFrame) -> pd.Series[float]:
-    """Return, by case id, the mean of `score` over the classes; nan if all scores of the case are nan."""
+    """Return the mean `score` of each case over its classes, by case id; nan if all scores of the case are nan."""
     means: pd.Series[float] = rows.groupby("id")["score"].mean()
     return means
 
 
 def wilcoxon_p(differences: NDArray[np.float64]) -> float:
-    """Return the two-sided p-value of Wilcoxon's signed-rank test; zeros are dropped, as in Wilcoxon (1945).
+    """Return the two-sided p-value of Wilcoxon's signed-rank test.
+
+    Differences of zero are dropped, as in Wilcoxon (1945).
 
     Args:
         differences: one difference per pair.
 
     Returns:
-        The p-value; nan without pairs; 1 if all differences are 0.
+        The p-value. The result is nan if there are no pairs, and 1 if all differences are 0.
     """
     from scipy.stats import wilcoxon
 
@@ -381,7 +410,7 @@ def _mean_value(rows: pd.DataFrame, metric: MetricConfig, cls: str) -> float:
 
 
 def _group_means(differences: pd.Series[float], groups: Mapping[str, str] | None) -> NDArray[np.float64]:
-    """Return the differences of all cases, or, if groups are given, the mean difference of each group."""
+    """Return the mean difference of each group; without groups, return the difference of each case."""
     if groups is None:
         return np.asarray(differences, np.float64)
     names = np.array([groups[str(case)] for case in differences.index])

@@ -1,4 +1,4 @@
-"""Compute the constant-mask baseline: the score of the same mask for all cases."""
+"""Compute the constant-mask baseline: the best score that the same mask for all cases can reach."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-CELLS = {2: 64, 3: 20}  # cells per axis of the coarse grid, by the number of dimensions
-SHARES = np.concatenate([[0.0], np.linspace(0.1, 0.9, 17)])  # candidates for the share from which a cell is foreground
+CELLS = {2: 64, 3: 20}  # number of spatial axes -> cells of the coarse grid along each axis
+SHARES = np.concatenate([[0.0], np.linspace(0.1, 0.9, 17)])  # candidates for the minimum share of a foreground cell
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class CoarseTruth:
     """Hold the truth of a case on a coarse grid with the same number of cells for every case.
 
     Attributes:
-        foreground: (K, cells) number of pixels of each class.
-        pixels: (K, cells) number of pixels that are not ignored.
+        foreground: (K, cells), number of pixels of each class in each cell.
+        pixels: (K, cells), number of pixels in each cell that are not ignored.
     """
 
     foreground: Array
@@ -28,16 +28,21 @@ class CoarseTruth:
 
     @classmethod
     def from_masks(cls, masks: Array, valid: Array) -> CoarseTruth:
-        """Count the pixels of `masks` (K, *spatial), bool, and of `valid` (*spatial), bool, in each cell."""
+        """Count the pixels in each cell.
+
+        Args:
+            masks: (K, *spatial) bool, pixels of each class.
+            valid: (*spatial) bool, pixels that are not ignored.
+        """
         return cls(_count(masks), _count(np.broadcast_to(valid, masks.shape)))
 
 
 def constant_mask_dice(truths: Sequence[CoarseTruth]) -> Array:
     """Return the Dice of the best constant mask of each class, on each case.
 
-    The mask for a case covers the cells in which the class has at least a certain share of the other cases' pixels. All
-    cases use the share with the best mean Dice, so the result is slightly optimistic. A share of 0 gives a mask of all
-    pixels.
+    The mask for a case is computed from all other cases. It covers each cell in which the class fills at least a
+    certain share of the pixels. A share of 0 gives a mask of all pixels. For each class, all cases use the same share,
+    the one with the best mean Dice. Therefore, the result is slightly optimistic.
 
     Args:
         truths: coarse truth of each case.
@@ -70,7 +75,7 @@ def constant_mask_dice(truths: Sequence[CoarseTruth]) -> Array:
 
 
 def _count(masks: Array) -> Array:
-    """Return the number of True pixels (K, cells) of masks (K, *spatial) in each cell of the coarse grid.
+    """Count the True pixels of masks (K, *spatial) in each cell of the coarse grid; return (K, cells).
 
     If an axis has fewer pixels than cells, its pixels are repeated, so that all cases have the same number of cells.
     """

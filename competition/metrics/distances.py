@@ -1,7 +1,7 @@
 """Compute distances between the borders of two masks: HD95 and the average symmetric surface distance."""
 
-# This module does not use monai.metrics, which computes a distance transform of the whole crop. That takes several
-# times as long as this module's search in a tree of border voxels. The values are equal
+# This module does not use monai.metrics, which computes a distance transform of the whole crop. The distance transform
+# takes several times as long as the search in a tree of border voxels, which this module uses. The results are equal
 # (tests/metrics/test_distances.py).
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Floats = NDArray[np.float64]
 class BorderDistances:
     """Compute the distances between the borders of mask and truth, once for all metrics that use them.
 
-    A border voxel shares a face (2D: an edge) with the background. Voxels beyond the image's edge count as background.
+    A border voxel shares a face (in 2D, an edge) with the background. Voxels outside of the image are background too.
 
     Args:
         mask: (*spatial) bool, 2D or 3D.
         truth: bool of the same shape.
-        spacing: mm along each axis.
+        spacing: voxel size along each axis, mm.
     """
 
     def __init__(self, mask: Mask, truth: Mask, spacing: Sequence[float]) -> None:
@@ -35,7 +35,10 @@ class BorderDistances:
 
     @property
     def undefined(self) -> float | None:
-        """Distance for empty masks: the image's diagonal if one mask is empty, 0 if both are; None if neither is."""
+        """Distance that metrics use if a mask is empty, in mm; None if neither mask is empty.
+
+        The distance is 0 if both masks are empty, and the image's diagonal if only one mask is empty.
+        """
         empty = [not self.mask.any(), not self.truth.any()]
         if not any(empty):
             return None
@@ -43,7 +46,10 @@ class BorderDistances:
 
     @cached_property
     def both_ways(self) -> tuple[Floats, Floats]:
-        """Distance in mm of each border voxel of the mask to the truth's border, and in the other direction."""
+        """Distances of the mask's border voxels to the truth's border, and of the truth's border voxels to the mask's.
+
+        Each of the two arrays has one value per border voxel, in mm.
+        """
         from scipy.ndimage import binary_erosion
         from scipy.spatial import cKDTree
 
@@ -56,17 +62,17 @@ class BorderDistances:
 
 @metric("hd95", higher_is_better=False)
 def hausdorff_percentile(distances: BorderDistances, percentile: float = 95.0) -> float:
-    """Return a percentile of the border distances, the larger value of the two directions.
+    """Return a percentile of the border distances; the larger percentile of the two directions is used.
 
-    The value equals that of MONAI's `compute_hausdorff_distance(…, percentile=95)`.
+    The result equals MONAI's `compute_hausdorff_distance(…, percentile=95)`.
 
     Args:
         distances: distances between the borders.
-        percentile: 0 to 100; 100 is the Hausdorff distance of the borders.
+        percentile: percentile from 0 to 100. With 100, the result is the Hausdorff distance of the borders.
 
     Returns:
-        The distance in mm; 0 if both masks are empty; the image's diagonal (the largest possible distance) if only one
-        mask is empty.
+        The distance in mm. If both masks are empty, the result is 0. If only one mask is empty, the result is the
+        image's diagonal, which is the largest possible distance.
     """
     if (fixed := distances.undefined) is not None:
         return fixed
@@ -75,15 +81,16 @@ def hausdorff_percentile(distances: BorderDistances, percentile: float = 95.0) -
 
 @metric("assd", higher_is_better=False)
 def assd(distances: BorderDistances) -> float:
-    """Return the average symmetric surface distance: the mean over the border distances in both directions.
+    """Return the average symmetric surface distance: the mean of the border distances in both directions.
 
-    The value equals that of MONAI's `compute_average_surface_distance(…, symmetric=True)`.
+    The result equals MONAI's `compute_average_surface_distance(…, symmetric=True)`.
 
     Args:
         distances: distances between the borders.
 
     Returns:
-        The distance in mm; 0 if both masks are empty; the image's diagonal if only one mask is empty.
+        The distance in mm. If both masks are empty, the result is 0. If only one mask is empty, the result is the
+        image's diagonal.
     """
     if (fixed := distances.undefined) is not None:
         return fixed
@@ -91,7 +98,7 @@ def assd(distances: BorderDistances) -> float:
 
 
 def crop_to_masks(mask: NDArray[Any], truth: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Crop two arrays of one shape to the smallest box that contains the nonzero elements of both."""
+    """Crop two arrays of the same shape to the smallest box that contains the nonzero elements of both."""
     box = []
     for axis in range(mask.ndim):
         other_axes = tuple(i for i in range(mask.ndim) if i != axis)

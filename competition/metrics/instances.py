@@ -1,10 +1,12 @@
 """Compute object metrics: average precision and F2 at ten IoU thresholds from 0.50 to 0.95.
 
-A true object is a true positive if its IoU with a predicted object is greater than the threshold, as Data Science Bowl
-2018, TGS Salt and Airbus Ship Detection define it; a predicted object without a matching true object is a false
-positive. Hosts forbid overlapping predicted objects, so at most one predicted object can match a true object with an
-IoU above 0.5. True objects may overlap, and each is compared with all its pixels. If one predicted object matches two
-true objects, both are true positives.
+A true object is a true positive if its IoU with a predicted object is greater than the threshold. A predicted object
+without a matching true object is a false positive. Data Science Bowl 2018, TGS Salt and Airbus Ship Detection use
+these definitions.
+
+Hosts forbid overlapping predicted objects. So at most one predicted object can match a true object with an IoU above
+0.5. True objects may overlap, and each true object is compared with all its pixels. If one predicted object matches
+two true objects, both are true positives.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ Labels = NDArray[np.integer[Any]]
 Hidden = Sequence[HiddenPixels]
 Counts = NDArray[np.int64]
 
-# 0.50, 0.55, …, 0.95 in units of 1/20, because integers avoid rounding errors for an IoU of exactly 0.6.
+# Thresholds 0.50, 0.55, …, 0.95 in units of 1/20. Integers avoid rounding errors, e.g. for an IoU of exactly 0.6.
 IOU_TWENTIETHS = np.arange(10, 20)
 
 
@@ -31,18 +33,18 @@ IOU_TWENTIETHS = np.arange(10, 20)
 def mean_ap(
     predicted_objects: Labels, true_objects: Labels, predicted_hidden: Hidden = (), true_hidden: Hidden = ()
 ) -> float:
-    """Return the mean over thresholds of TP / (TP + FP + FN) of one image's objects (Data Science Bowl 2018).
+    """Return the mean of TP / (TP + FP + FN) over thresholds, for the objects of one image (Data Science Bowl 2018).
 
-    https://www.kaggle.com/competitions/data-science-bowl-2018/overview/evaluation
+    The host's definition is at https://www.kaggle.com/competitions/data-science-bowl-2018/overview/evaluation.
 
     Args:
         predicted_objects: integers of any shape, 0 for background, one label per object.
         true_objects: the true objects, in the same form.
-        predicted_hidden: pixels of predicted objects that later objects cover.
-        true_hidden: covered pixels of the true objects.
+        predicted_hidden: pixels of predicted objects that later predicted objects cover.
+        true_hidden: pixels of true objects that later true objects cover.
 
     Returns:
-        0 to 1; nan if neither has an object.
+        A score from 0 to 1; nan if there are neither predicted nor true objects.
     """
     tp, fp, fn = count_object_matches(predicted_objects, true_objects, predicted_hidden, true_hidden)
     return float(np.mean(tp / (tp + fp + fn))) if (tp + fp + fn).any() else float("nan")
@@ -52,18 +54,19 @@ def mean_ap(
 def f2_iou(
     predicted_objects: Labels, true_objects: Labels, predicted_hidden: Hidden = (), true_hidden: Hidden = ()
 ) -> float:
-    """Return the mean over thresholds of F2 = 5 TP / (5 TP + 4 FN + FP) of one image's objects (Airbus Ship Detection).
+    """Return the mean of F2 over thresholds, for the objects of one image (Airbus Ship Detection).
 
-    https://www.kaggle.com/competitions/airbus-ship-detection/overview/evaluation
+    F2 is 5 TP / (5 TP + 4 FN + FP). The host's definition is at
+    https://www.kaggle.com/competitions/airbus-ship-detection/overview/evaluation.
 
     Args:
         predicted_objects: integers of any shape, 0 for background, one label per object.
         true_objects: the true objects, in the same form.
-        predicted_hidden: pixels of predicted objects that later objects cover.
-        true_hidden: covered pixels of the true objects.
+        predicted_hidden: pixels of predicted objects that later predicted objects cover.
+        true_hidden: pixels of true objects that later true objects cover.
 
     Returns:
-        0 to 1; nan if neither has an object.
+        A score from 0 to 1; nan if there are neither predicted nor true objects.
     """
     tp, fp, fn = count_object_matches(predicted_objects, true_objects, predicted_hidden, true_hidden)
     return float(np.mean(5 * tp / (5 * tp + 4 * fn + fp))) if (tp + fp + fn).any() else float("nan")
@@ -71,17 +74,18 @@ def f2_iou(
 
 @metric("tgs_ap", higher_is_better=True)
 def tgs_ap(tp: int, fp: int, fn: int) -> float:
-    """Return the share of the ten IoU thresholds that are below the IoU of an image's mask (TGS Salt).
+    """Return the share of the ten IoU thresholds that the IoU of an image's mask exceeds (TGS Salt).
 
-    https://www.kaggle.com/competitions/tgs-salt-identification-challenge/overview/evaluation
+    The host's definition is at
+    https://www.kaggle.com/competitions/tgs-salt-identification-challenge/overview/evaluation.
 
     Args:
-        tp: pixels in mask and truth.
-        fp: pixels in the mask only.
-        fn: pixels in the truth only.
+        tp: number of pixels in mask and truth.
+        fp: number of pixels in the mask only.
+        fn: number of pixels in the truth only.
 
     Returns:
-        0 to 1; 0 if only one mask is empty; nan if both are.
+        A score from 0 to 1. If only one mask is empty, the result is 0. If both masks are empty, the result is nan.
     """
     union = tp + fp + fn
     return float(np.mean(20 * tp > IOU_TWENTIETHS * union)) if union else float("nan")
@@ -90,13 +94,16 @@ def tgs_ap(tp: int, fp: int, fn: int) -> float:
 def count_object_matches(
     predicted: Labels, truth: Labels, predicted_hidden: Hidden = (), true_hidden: Hidden = ()
 ) -> tuple[Counts, Counts, Counts]:
-    """Count true positives, false positives and false negatives at the ten thresholds: three arrays (10,).
+    """Count true positives, false positives and false negatives of objects at each of the ten IoU thresholds.
 
     Args:
         predicted: integers of any shape, 0 for background, one label per object.
         truth: the true objects, in the same form.
-        predicted_hidden: pixels of predicted objects that later objects cover.
-        true_hidden: covered pixels of the true objects.
+        predicted_hidden: pixels of predicted objects that later predicted objects cover.
+        true_hidden: pixels of true objects that later true objects cover.
+
+    Returns:
+        Three arrays (10,): true positives, false positives and false negatives.
     """
     predicted_areas, true_areas, pair_areas = object_areas(predicted, truth, predicted_hidden, true_hidden)
     intersection = np.array(list(pair_areas.values()), np.int64)
@@ -135,16 +142,17 @@ def object_areas(
 ) -> tuple[Counter[int], Counter[int], Counter[tuple[int, int]]]:
     """Count the pixels of each predicted object, of each true object, and of each intersection of two such objects.
 
-    The count is made in chunks, to limit memory.
+    The pixels are counted in chunks, to limit memory.
 
     Args:
         predicted: integers of any shape, 0 for background, one label per object.
         truth: the true objects, in the same form.
-        predicted_hidden: pixels of predicted objects that later objects cover.
-        true_hidden: covered pixels of the true objects.
+        predicted_hidden: pixels of predicted objects that later predicted objects cover.
+        true_hidden: pixels of true objects that later true objects cover.
 
     Returns:
-        Numbers of pixels by predicted label, by true label, and by (predicted label, true label).
+        Three dictionaries with numbers of pixels. Their keys are the predicted label, the true label, and the pair of
+        predicted and true label.
     """
     predicted_areas: Counter[int] = Counter()
     true_areas: Counter[int] = Counter()
@@ -169,7 +177,15 @@ def _add_hidden(
     predicted: tuple[Labels, Hidden],
     truth: tuple[Labels, Hidden],
 ) -> None:
-    """Add pixels that later objects cover to the areas, because a label image has only the last object at a pixel."""
+    """Add the pixels that later objects cover to the areas.
+
+    This is necessary because a label image contains only the last object at each pixel.
+
+    Args:
+        predicted_areas, true_areas, pair_areas: results of `object_areas`, changed in place.
+        predicted: label image of the predicted objects, and their covered pixels.
+        truth: label image of the true objects, and their covered pixels.
+    """
     for part in predicted[1]:
         predicted_areas[part.number] += int(np.count_nonzero(part.mask))
         for number, count in _value_counts(truth[0][part.box][part.mask]).items():
@@ -186,7 +202,7 @@ def _add_hidden(
 
 
 def _shared_pixels(first: HiddenPixels, second: HiddenPixels) -> int:
-    """Count the covered pixels that two objects share."""
+    """Count the covered pixels that a true object and a predicted object share."""
     inside_first, inside_second = shared_region(first.box, second.box)
     return int(np.count_nonzero(first.mask[inside_first] & second.mask[inside_second]))
 

@@ -1,6 +1,6 @@
 """Compute metrics of matched objects: lesion-wise F1 and Dice, and panoptic quality.
 
-Each metric can be computed per case and class, or over the objects of all cases (`average: global`).
+Each metric can be computed for each case and class, or over the objects of all cases (`average: global`).
 """
 
 from __future__ import annotations
@@ -21,19 +21,30 @@ Pair = tuple[int, int]
 
 
 class Matches(NamedTuple):
-    """Hold the area of each object of a case by its label, and the area of each intersection by its pair of labels."""
+    """Hold the areas of the objects of one case.
+
+    Attributes:
+        predicted: number of pixels of each predicted object, by label.
+        true: number of pixels of each true object, by label.
+        shared: number of pixels of each intersection, by predicted and true label.
+    """
 
     predicted: Counter[int]
     true: Counter[int]
     shared: Counter[Pair]
 
     def iou(self, pair: Pair) -> float:
-        """Return the IoU of a predicted and a true object."""
+        """Return the IoU of a pair of a predicted and a true object."""
         shared = self.shared[pair]
         return shared / (self.predicted[pair[0]] + self.true[pair[1]] - shared)
 
     def counts(self, pairs: Iterable[Pair]) -> tuple[int, int, int]:
-        """Return TP (true objects in a pair), FP (predicted objects in no pair) and FN (true objects in no pair)."""
+        """Count objects, given the pairs of predicted and true objects that match.
+
+        Returns:
+            The number of true objects in a pair (TP), of predicted objects in no pair (FP), and of true objects in no
+            pair (FN).
+        """
         pairs = list(pairs)
         found, hits = {true for _, true in pairs}, {predicted for predicted, _ in pairs}
         return len(found), len(self.predicted) - len(hits), len(self.true) - len(found)
@@ -41,11 +52,11 @@ class Matches(NamedTuple):
 
 @metric("lesion_f1", higher_is_better=True)
 class LesionF1:
-    """Compute the lesion-wise F1: 2 TP / (2 TP + FP + FN) of objects.
+    """Compute the lesion-wise F1, 2 TP / (2 TP + FP + FN), from numbers of objects.
 
-    A true object is found (TP) if a predicted object overlaps it with an IoU above `min_iou`; by default, one shared
-    pixel is enough. A predicted object that finds no true object is a false positive. One predicted object may find
-    several true objects.
+    A true object is found (TP) if a predicted object overlaps it with an IoU above `min_iou`. By default, one shared
+    pixel is enough. A predicted object that overlaps no true object in this way is a false positive. One predicted
+    object may find several true objects.
 
     Args:
         min_iou: IoU that a match must exceed, 0 or more.
@@ -57,22 +68,22 @@ class LesionF1:
     def sums(
         self, predicted_objects: Labels, true_objects: Labels, predicted_hidden: Hidden = (), true_hidden: Hidden = ()
     ) -> tuple[float, ...]:
-        """Return the numbers of found true objects, false predicted objects and missed true objects."""
+        """Return the numbers of found true objects, false predicted objects and missed true objects in one case."""
         matches = Matches(*object_areas(predicted_objects, true_objects, predicted_hidden, true_hidden))
         return matches.counts(pair for pair in matches.shared if matches.iou(pair) > self.min_iou)
 
     def __call__(self, found: Any, false: Any, missed: Any) -> Any:
-        """Return F1, 0 to 1; nan without objects."""
+        """Return F1 from 0 to 1, or nan if there are no objects."""
         return divide_or_nan(2 * np.asarray(found), 2 * np.asarray(found) + false + missed)
 
 
 @metric("lesion_dice", higher_is_better=True)
 class LesionDice:
-    """Compute the lesion-wise Dice: the mean Dice of true objects and false predicted objects, whose Dice is 0.
+    """Compute the lesion-wise Dice: the mean Dice over all true objects and all false predicted objects.
 
-    A true object is compared with the union of all predicted objects that share a pixel with it, as in the BraTS 2023
-    challenge (https://arxiv.org/abs/2305.17033), but without dilation and without a minimum volume. A predicted object
-    that shares no pixel with a true object is a false positive.
+    A true object is compared with the union of all predicted objects that share a pixel with it. A predicted object
+    that shares no pixel with a true object is a false positive, and its Dice is 0. The BraTS 2023 challenge uses the
+    same definition (https://arxiv.org/abs/2305.17033), but with dilation and a minimum volume.
     """
 
     def sums(
@@ -88,7 +99,7 @@ class LesionDice:
         return total, len(matches.true) + matches.counts(matches.shared)[1]
 
     def __call__(self, total: Any, objects: Any) -> Any:
-        """Return the mean, 0 to 1; nan without objects."""
+        """Return the mean Dice from 0 to 1, or nan if there are no objects."""
         return divide_or_nan(np.asarray(total), np.asarray(objects))
 
 
@@ -96,14 +107,14 @@ class LesionDice:
 class PanopticQuality:
     """Compute the panoptic quality: the sum of the IoU of matches (IoU > 0.5), divided by TP + FP / 2 + FN / 2.
 
-    Kirillov et al. 2019, https://arxiv.org/abs/1801.00868. With `average: global`, the score over all cases equals that
-    of panopticapi.
+    The definition is from Kirillov et al. 2019, https://arxiv.org/abs/1801.00868. With `average: global`, the score
+    over all cases equals the result of the package panopticapi.
     """
 
     def sums(
         self, predicted_objects: Labels, true_objects: Labels, predicted_hidden: Hidden = (), true_hidden: Hidden = ()
     ) -> tuple[float, ...]:
-        """Return the sum of the IoU, and the numbers of true positives, false positives and false negatives."""
+        """Return the sum of the IoU of one case's matches, and its numbers of TP, FP and FN."""
         matches = Matches(*object_areas(predicted_objects, true_objects, predicted_hidden, true_hidden))
         best: dict[int, float] = {}
         matched = [pair for pair in matches.shared if matches.iou(pair) > 0.5]
@@ -112,5 +123,5 @@ class PanopticQuality:
         return sum(best.values()), *matches.counts(matched)
 
     def __call__(self, iou_sum: Any, found: Any, false: Any, missed: Any) -> Any:
-        """Return the panoptic quality, 0 to 1; nan without objects."""
+        """Return the panoptic quality from 0 to 1, or nan if there are no objects."""
         return divide_or_nan(np.asarray(iou_sum), np.asarray(found) + np.asarray(false) / 2 + np.asarray(missed) / 2)

@@ -1,7 +1,8 @@
-"""Resample scored cases for the bootstrap interval and the interval for few cases.
+"""Resample the cases of a score table, for confidence intervals.
 
-Every score is a weighted statistic of the cases. For the score of all cases, all weights are 1. In a bootstrap sample,
-the weight of a case is the number of times that it was drawn, so that one matrix product scores all bootstrap samples.
+Every score is a weighted mean over the cases, or a ratio of weighted sums. For the score of all cases, each case has
+the weight 1. In a bootstrap sample, the weight of a case is the number of times that the case was drawn. Thus one
+matrix product scores all bootstrap samples.
 """
 
 from __future__ import annotations
@@ -24,19 +25,31 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 Draws = NDArray[np.int64]
-MAX_WEIGHTS = 4_000_000  # weights in memory at a time: 32 MB
+MAX_WEIGHTS = 4_000_000  # maximum number of weights in memory at a time, 32 MB
 
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Hold scores as arrays (cases, classes); classes that no case has are omitted."""
+    """Hold scores as arrays (cases, classes); classes that no case has are left out.
+
+    Attributes:
+        metric: section `metric` of the YAML.
+        ids: case ids.
+        classes: names of the classes.
+        score: score of each case and class, nan if the class has no score. If `pooled` is set, only the part of the
+            score from the other term.
+        counts: arrays that `average: global` adds up over cases: tp, fp and fn, or the results of the metric's method
+            `sums`. With any other average, the tuple is empty.
+        pooled: for a metric with a term that is averaged over the slices of all cases, two arrays: the sum of the term
+            over the slices, and the number of slices. For any other metric, the tuple is empty.
+    """
 
     metric: MetricConfig
     ids: list[str]
     classes: list[str]
     score: Floats
-    counts: tuple[Floats, ...]  # tp, fp, fn or other sums for `average: global`, else empty
-    pooled: tuple[Floats, ...] = ()  # the sum over items and their number, if the metric has a pooled term
+    counts: tuple[Floats, ...]
+    pooled: tuple[Floats, ...] = ()
 
     @classmethod
     def from_scores(cls, scores: pd.DataFrame, metric: MetricConfig) -> ScoreTable:
@@ -82,7 +95,7 @@ class ScoreTable:
         return Clusters(index, len(codes))
 
     def statistic(self, weights: Floats) -> Floats:
-        """Return the score (samples,) for weights (samples, cases)."""
+        """Return the score (samples,) over all cases and classes, given the weights (samples, cases) of the cases."""
         if self.metric.average == "case_class":
             finite = np.isfinite(self.score)
             rest = divide(weights @ np.where(finite, self.score, 0.0).sum(axis=1), weights @ finite.sum(axis=1))
@@ -92,7 +105,7 @@ class ScoreTable:
         return divide(np.where(finite, values, 0.0).sum(axis=1), finite.sum(axis=1))
 
     def per_class(self, weights: Floats) -> Floats:
-        """Return the score (samples, classes) for weights (samples, cases)."""
+        """Return the score (samples, classes) of each class, given the weights (samples, cases) of the cases."""
         if self.counts:
             return np.asarray(score_from_counts(self.metric, *(weights @ count for count in self.counts)))
         finite = np.isfinite(self.score)
@@ -101,35 +114,47 @@ class ScoreTable:
 
     @staticmethod
     def add_pooled(rest: Floats, *sums: Floats) -> Floats:
-        """Add the metric's pooled term, the quotient of the two `sums`, to `rest`; without `sums`, return `rest`."""
+        """Add the metric's term that is averaged over slices to the rest of the score.
+
+        Args:
+            rest: part of the score from the other term.
+            sums: sum of the term over the slices, and number of slices. Without them, the result is `rest`.
+        """
         return rest + divide(*sums) if sums else rest
 
 
 @dataclass(frozen=True)
 class Clusters:
-    """Assign cases to clusters; the bootstrap draws the cases of a cluster together."""
+    """Assign cases to clusters; the bootstrap draws all cases of a cluster together.
 
-    index: Draws  # (cases,), cluster index of each case
+    Attributes:
+        index: (cases,), cluster index of each case.
+        count: number of clusters.
+    """
+
+    index: Draws
     count: int
 
 
 @dataclass(frozen=True)
 class FewClusters:
-    """Compute intervals for few clusters of cases, widened by one imagined cluster.
+    """Compute intervals for few clusters of cases, widened by one additional, imagined cluster.
 
     Even if eight of eight cases have good scores, a third of all future cases may fail. A bootstrap cannot show this,
-    because it only repeats the cases of the sample. Here the weights of the clusters are exponential (a Bayesian
-    bootstrap), and one imagined cluster of mean size is added. It has the worst possible score for the lower end of the
-    interval, and the best possible score for the upper end. For a mean of bounded scores this is Gaffke's interval; for
-    scores of 0 and 1 it is the interval of Clopper and Pearson, which always has at least its nominal coverage. See
-    Learned-Miller and Thomas, "A New Confidence Interval for the Mean of a Bounded Random Variable" (2019,
-    https://arxiv.org/abs/1905.06208).
+    because it only repeats the cases of the sample. Instead, the weights of the clusters are exponential (a Bayesian
+    bootstrap), and one imagined cluster of mean size is added. For one end of the interval, the imagined cluster has
+    the worst possible score. For the other end, it has the best possible score.
+
+    For a mean of bounded scores, this is Gaffke's interval. For scores of 0 and 1, it is the interval of Clopper and
+    Pearson, which always has at least its nominal coverage. See Learned-Miller and Thomas, "A New Confidence Interval
+    for the Mean of a Bounded Random Variable" (2019, https://arxiv.org/abs/1905.06208).
 
     Attributes:
-        metric: the metric.
-        sums: arrays (clusters, classes) of the sum and number of scores; with a pooled term, also its sum and number of
-            items. For `average: global`, arrays of tp, fp and fn, or of the metric's own sums.
-        low: the imagined cluster for one end of the interval, as arrays (classes,) like those in `sums`.
+        metric: section `metric` of the YAML.
+        sums: arrays (clusters, classes): the sum of the scores, and the number of scores. If a term of the metric is
+            averaged over slices, two more arrays follow: the sum of this term and the number of slices. For
+            `average: global`, the arrays are tp, fp and fn, or the results of the metric's method `sums`.
+        low: the imagined cluster for one end of the interval, as arrays (classes,) with the same meaning as in `sums`.
         high: the imagined cluster for the other end of the interval.
     """
 
@@ -140,7 +165,7 @@ class FewClusters:
 
     @classmethod
     def from_table(cls, table: ScoreTable, clusters: Clusters) -> FewClusters:
-        """Sum the cases of each cluster; clusters without a score are omitted."""
+        """Add up the cases of each cluster; a cluster without a score is left out."""
         finite = np.isfinite(table.score)
         cells = table.counts or (np.where(finite, table.score, 0.0), finite.astype(np.float64), *table.pooled)
         sums = [np.zeros((clusters.count, len(table.classes))) for _ in cells]
@@ -149,8 +174,8 @@ class FewClusters:
         # A metric's own sums may be negative; counts and numbers of scores are never negative.
         has_class: NDArray[np.bool_] = np.any([total != 0 for total in (sums if table.counts else sums[1:2])], axis=0)
         kept = has_class.any(axis=1)
-        # The imagined cluster has the mean number of scores per cluster; if the average is not `case_class`, the mean
-        # is over the clusters that have the class.
+        # The imagined cluster has the mean number of scores per cluster. For `average: case_class`, this is the mean
+        # over all clusters. Otherwise, it is the mean over the clusters that have the class.
         number = kept.sum() if table.metric.average == "case_class" else has_class.sum(axis=0)
         low: tuple[Floats, ...]
         high: tuple[Floats, ...]
@@ -177,11 +202,17 @@ class FewClusters:
         return len(self.sums[0])
 
     def interval(self, weights: Floats, level: float) -> tuple[float, float]:
-        """Return the interval, given weights (samples, clusters + 1) of the clusters and of the imagined cluster."""
+        """Return the lower and upper end of the interval; nan if there are fewer than two clusters.
+
+        Args:
+            weights: (samples, clusters + 1), weights of the clusters; the last column is the weight of the imagined
+                cluster.
+            level: confidence level, e.g. 0.95.
+        """
         if self.count < 2:
             return nan, nan
         ends = np.stack([self._statistic(weights, imagined) for imagined in (self.low, self.high)])
-        # Sorted, because the cluster of a failure may give the upper end.
+        # Sorted, because the worst possible counts give the upper end if lower scores are better.
         ends = np.sort(ends[:, np.isfinite(ends).all(axis=0)], axis=0)
         if not ends.size:
             return nan, nan
@@ -189,7 +220,12 @@ class FewClusters:
         return float(np.quantile(ends[0], tail)), float(np.quantile(ends[1], 1 - tail))
 
     def _statistic(self, weights: Floats, imagined: tuple[Floats, ...]) -> Floats:
-        """Return the score (samples,) of the clusters together with an imagined cluster."""
+        """Return the score (samples,) of the clusters together with an imagined cluster.
+
+        Args:
+            weights: (samples, clusters + 1), as in `interval`.
+            imagined: the imagined cluster, `low` or `high`.
+        """
         totals = [weights[:, :-1] @ sums + weights[:, -1:] * one for sums, one in zip(self.sums, imagined, strict=True)]
         if self.metric.average == "case_class":
             sums = [total.sum(axis=1) for total in totals]
@@ -203,7 +239,7 @@ class FewClusters:
 
 
 def _score_bounds(scores: Floats, metric: MetricConfig) -> tuple[float, float]:
-    """Return the lowest and highest possible score: 0 and 1 for shares, otherwise estimates from the scores.
+    """Return the lowest and highest possible score: 0 and 1 for shares, estimates for all other metrics.
 
     The largest possible distance is unknown. It is assumed to exceed the largest observed distance by the range of the
     observed distances.
@@ -213,8 +249,9 @@ def _score_bounds(scores: Floats, metric: MetricConfig) -> tuple[float, float]:
     low, high = float(scores.min()), float(scores.max())
     if metric.is_share:
         return 0.0, 1.0
-    # Scores of the user's own metric, or of a sum, are assumed to be shares. Distances below 1 mm are no shares; if all
-    # of them are 0, they have no scale, so 1 is assumed.
+    # If all scores lie between 0 and 1, the scores of the user's own metric, or of a metric whose higher scores are
+    # better, are assumed to be shares. Distances below 1 mm are not shares. If all distances are 0, their scale is
+    # unknown, so an upper bound of 1 is assumed.
     may_be_share = metric.has_own_code or metric.direction is Direction.HIGHER or high == 0
     if low >= 0 and high <= 1 and may_be_share:
         return 0.0, 1.0
@@ -222,9 +259,14 @@ def _score_bounds(scores: Floats, metric: MetricConfig) -> tuple[float, float]:
 
 
 def _extreme_sums(sums: list[Floats], metric: MetricConfig) -> tuple[tuple[Floats, ...], tuple[Floats, ...]]:
-    """Return, for each class, the sums of the cluster with the lowest score and of the cluster with the highest score.
+    """Return, for each class, the sums of the clusters with the lowest and with the highest score.
 
-    The possible values of a metric's own sums are unknown, so an imagined cluster is a copy of an observed cluster.
+    The possible values of a metric's method `sums` are unknown. Therefore, an imagined cluster is a copy of an
+    observed cluster.
+
+    Args:
+        sums: arrays (clusters, classes), one for each result of the method `sums`.
+        metric: section `metric` of the YAML.
     """
     scores = np.asarray(score_from_counts(metric, *sums), np.float64)
     chosen = (
@@ -244,9 +286,19 @@ def expanded_interval(
     draws: int = 0,
     minus: tuple[ScoreTable, ScoreTable] | None = None,
 ) -> tuple[float, float]:
-    """Return the expanded percentile interval of a table's statistic, or of the difference of two tables (`minus`).
+    """Return the expanded percentile interval of a table's score, or of the difference of two tables' scores.
 
-    `draw(count)` returns cluster indices (count, draws); `draws` limits the memory of a chunk.
+    Args:
+        table: scores of the cases.
+        clusters: clusters of the cases.
+        n: number of bootstrap samples.
+        level: confidence level.
+        draw: function that takes a number of samples and returns cluster indices (samples, draws).
+        draws: number of clusters in each sample, which limits how many samples are computed at a time.
+        minus: two tables, if the interval is for the score of the first table minus the score of the second.
+
+    Returns:
+        Lower and upper end of the interval; nan if there are fewer than two clusters.
     """
     from scipy.special import ndtr, stdtrit  # importing scipy.stats instead would take a second
 
@@ -273,6 +325,6 @@ def expanded_interval(
 
 
 def divide(numerator: Floats, denominator: NDArray[Any]) -> Floats:
-    """Return numerator / denominator; nan where the denominator is 0."""
+    """Return numerator / denominator, or nan where the denominator is 0."""
     out = np.full(np.shape(denominator), nan)
     return np.divide(numerator, denominator, out=out, where=np.asarray(denominator) != 0)

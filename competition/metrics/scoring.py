@@ -41,23 +41,28 @@ def score_case(
 
     Args:
         masks: (K, *spatial) bool, the prediction.
-        truth: (M, *spatial) uint8. Exclusive labels: M = 1, classes 1 to K; overlapping: M = K, 0 and 1. Pixels of 255
-            are ignored in mask and truth.
-        comp: the competition; `classes`, `labels` and `metric` are read.
-        spacing: mm along each axis; None: 1 mm.
-        true_instances: the objects of all classes, or (*spatial) integers; None: connected components of the truth.
-        predicted_instances: objects of the prediction, or integers (*spatial) or (K, *spatial); None: connected
-            components of the masks.
+        truth: (M, *spatial) uint8. For exclusive labels, M is 1, and the values are the classes 1 to K. For
+            overlapping labels, M is K, and the values are 0 and 1. Pixels of 255 are ignored in mask and truth.
+        comp: competition with `classes`, `labels` and `metric`.
+        spacing: voxel size along each axis in mm. None means 1 mm.
+        true_instances: objects of all classes, or integers (*spatial) with one label per object. None means that the
+            objects are the connected components of the truth.
+        predicted_instances: objects of the prediction, or integers (*spatial) or (K, *spatial). None means that the
+            objects are the connected components of the masks.
 
     Returns:
-        One row for each class: `class`; `score`, the competition's metric (nan if mask and truth are empty and
-        `metric.both_empty` is null); `dice` and `iou` (nan if both are empty); and the pixel counts `tp`, `fp`, `fn`.
-        With `average: global` and a metric that defines its own sums, the row also has these sums: `sum_1`, `sum_2`, …
-        If the metric averages one of its terms over slices, the row also has `pooled`, the part of the score from this
-        term, and `items`, the number of slices in its mean.
+        One row for each class, with these columns:
+
+        - `class`: name of the class.
+        - `score`: the competition's metric; nan if mask and truth are empty and `metric.both_empty` is null.
+        - `dice`, `iou`: nan if mask and truth are empty.
+        - `tp`, `fp`, `fn`: numbers of pixels.
+        - `sum_1`, `sum_2`, …: only with `average: global`, the results of the metric's method `sums`.
+        - `pooled`, `items`: only if the metric averages one of its terms over slices. `pooled` is the part of the
+          score from this term, and `items` is the number of slices in its mean.
 
     Raises:
-        ValueError: array shapes do not match each other or the classes.
+        ValueError: the shapes of the arrays do not match each other or the classes.
     """
     _check_shapes(masks, truth, comp)
     return [
@@ -83,7 +88,11 @@ def score_class(
     true_instances: Labels | CaseObjects | None = None,
     predicted_instances: Labels | CaseObjects | None = None,
 ) -> dict[str, Any]:
-    """Score one class of one case, as `score_case` does; `mask` and `predicted_instances` are (*spatial)."""
+    """Score one class of one case.
+
+    Arguments and result are those of `score_case` for the class with the given index. But `mask` and
+    `predicted_instances` have no class axis.
+    """
     mask, class_truth = np.asarray(mask, np.bool_), _class_truth(truth, comp, index)
     ignored = _equal(truth[0 if comp.labels == "exclusive" else index], IGNORE_LABEL)
     if ignored.any():
@@ -108,7 +117,12 @@ def score_class(
 
 
 def split_classes(truth: NDArray[np.uint8], comp: Competition) -> Mask:
-    """Return class masks (K, *spatial) bool of a truth (M, *spatial) uint8; pixels with the value 255 have no class."""
+    """Return the mask of each class as one array (K, *spatial) bool.
+
+    Args:
+        truth: (M, *spatial) uint8, as in `score_case`. Pixels of 255 belong to no class.
+        comp: competition with `classes` and `labels`.
+    """
     masks = large_arrays.empty((len(comp.classes), *truth.shape[1:]), np.bool_)
     for index, mask in enumerate(masks):
         mask[...] = _class_truth(truth, comp, index)
@@ -116,11 +130,14 @@ def split_classes(truth: NDArray[np.uint8], comp: Competition) -> Mask:
 
 
 def read_scores(path: Path) -> pd.DataFrame:
-    """Read a `scores.csv`; a case or class may have the name "nan".
+    """Read a table `scores.csv`.
+
+    A case or class may have the name "nan", which is not read as a missing value.
 
     Returns:
-        Columns id and class (str), fold (int), score and dice (float, nan if the class is absent) and, if the file
-        has them, iou and pooled (float), tp, fp, fn and items (int), see `score_case`.
+        A table with the columns id and class (str), fold (int), and score and dice (float, nan if the class is
+        absent). If the file has them, the table also has iou and pooled (float), and tp, fp, fn and items (int); see
+        `score_case`.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -158,10 +175,11 @@ def read_scores(path: Path) -> pd.DataFrame:
 
 
 def _split_score(score: float | PooledScore, comp: Competition) -> tuple[float, dict[str, Any]]:
-    """Return the score of a class and, for a metric with a pooled term, the table's columns `pooled` and `items`.
+    """Return the score of a class and its columns `pooled` and `items`.
 
-    A class that is in neither mask nor truth counts as one item with the value `metric.both_empty`; if `both_empty` is
-    null, the class does not count.
+    There are no columns if the metric has no term that is averaged over slices. If it has one, a class that is in
+    neither mask nor truth has one item with the value `metric.both_empty`. If `both_empty` is null, the class has no
+    items.
     """
     if not isinstance(score, PooledScore) and not comp.metric.has_pooled_term:
         return score, {}
@@ -175,12 +193,15 @@ def _split_score(score: float | PooledScore, comp: Competition) -> tuple[float, 
 
 
 def _class_truth(truth: NDArray[np.uint8], comp: Competition, index: int) -> Mask:
-    """Return the mask (*spatial) bool of one class."""
+    """Return the true mask (*spatial) bool of one class."""
     return _equal(truth[0], index + 1) if comp.labels == "exclusive" else _equal(truth[index], 1)
 
 
 def _equal(values: NDArray[np.uint8], value: int) -> Mask:
-    """Return a mask of the elements that equal `value`; for a large picture, the mask is in a file (`large_arrays`)."""
+    """Return a mask of the elements that equal `value`.
+
+    For a large picture, the mask is stored in a file (see `large_arrays`).
+    """
     result: Mask = large_arrays.empty(values.shape, np.bool_)
     np.equal(values, value, out=result)
     return result
@@ -203,7 +224,11 @@ def _class_instances(instances: Labels | CaseObjects, index: int, truth: NDArray
 
 
 def _objects(instances: Labels | CaseObjects | None, mask: Mask, index: int) -> CaseObjects:
-    """Return the objects of one class: `instances` within its mask, or connected components of the mask."""
+    """Return the objects of one class.
+
+    If `instances` is given, the result is its objects within the class's mask. Otherwise, the objects are the
+    connected components of the mask.
+    """
     if instances is None:
         return CaseObjects(connected_components(mask))
     return (instances if isinstance(instances, CaseObjects) else CaseObjects(instances)).of_class(mask, index)
@@ -218,15 +243,15 @@ def metric_inputs(
     instances: tuple[Labels | CaseObjects | None, Labels | CaseObjects | None] = (None, None),
     index: int = 0,
 ) -> dict[str, Any]:
-    """Return the inputs of a metric for one class of one case, see `competition.config.metric.INPUTS`.
+    """Return the inputs of a metric for one class of one case; `competition.config.metric.INPUTS` lists them.
 
     Args:
-        metric: the metric; objects are only computed if it compares them.
+        metric: the metric. Objects are only computed if the metric compares objects.
         mask: (*spatial) bool, the prediction.
         truth: bool of the same shape.
         counts: overlap of mask and truth.
-        spacing: mm along each axis; None: 1 mm.
-        instances: predicted and true objects; None: connected components.
+        spacing: voxel size along each axis in mm. None means 1 mm.
+        instances: predicted and true objects. None means that the objects are connected components.
         index: index of the class, which selects the objects.
     """
     spacing = [1.0] * mask.ndim if spacing is None else spacing
@@ -245,7 +270,10 @@ def metric_inputs(
 
 
 def _score(metric: Metric, inputs: dict[str, Any], counts: OverlapCounts, cls: str) -> float | PooledScore:
-    """Return the metric of one class; nan if mask and truth (or their objects) are empty.
+    """Return the metric of one class of one case.
+
+    If mask and truth are both empty, the result is nan. For a metric of objects, the result is nan if both have no
+    objects.
 
     Raises:
         MaskfoldError: mask or truth is not empty, but the metric is undefined.
@@ -266,7 +294,7 @@ def _score(metric: Metric, inputs: dict[str, Any], counts: OverlapCounts, cls: s
 
 
 def is_empty(metric: Metric, inputs: dict[str, Any], counts: OverlapCounts) -> bool:
-    """Return whether mask and truth are both empty or, for a metric of objects, both without objects."""
+    """Return whether mask and truth are both empty; for a metric of objects, return whether both have no objects."""
     if not metric.needs_objects or isinstance(metric.function, WeightedSum):
         return not any(counts)
     names = ("predicted_objects", "true_objects", "predicted_hidden", "true_hidden")

@@ -1,8 +1,8 @@
 """Compute surface metrics: surface Dice, Hausdorff distance and its 95th percentile, UW-Madison score."""
 
-# This module does not use monai.metrics, whose surface Dice needs float32 volumes (40 bytes per voxel), nor scipy's
-# `directed_hausdorff`, which visits every voxel. The values are equal (tests/metrics/test_metrics.py); `python
-# benchmarks/libraries.py surface` compares.
+# This module uses neither monai.metrics, whose surface Dice needs float32 volumes (40 bytes per voxel), nor scipy's
+# `directed_hausdorff`, which visits every voxel. The results are equal (tests/metrics/test_metrics.py). The command
+# `python benchmarks/libraries.py surface` compares times.
 
 from __future__ import annotations
 
@@ -21,47 +21,57 @@ from competition.metrics.overlap import dice
 Mask = NDArray[np.bool_]
 Points = NDArray[np.float64]
 
-BLOCK = 8  # side of the blocks in `_directed_hausdorff`, voxels
+BLOCK = 8  # edge length of the blocks in `_directed_hausdorff`, voxels
 
 
 @metric("surface_dice", higher_is_better=True)
 def surface_dice(mask: Mask, truth: Mask, spacing: Sequence[float], tolerance_mm: float) -> float:
-    """Return the surface Dice: the share of the two surfaces' area that is within a tolerance of the other surface.
+    """Return the surface Dice: the share of both surfaces' area that is within a tolerance of the other surface.
 
-    Nikolov et al. 2018, https://arxiv.org/abs/1809.04430, with the surface elements of
-    https://github.com/google-deepmind/surface-distance. The value equals that of MONAI's `compute_surface_dice(…,
-    use_subvoxels=True)`, whose table of areas is used here.
+    The definition is from Nikolov et al. 2018, https://arxiv.org/abs/1809.04430, with the surface elements of
+    https://github.com/google-deepmind/surface-distance. The result equals MONAI's `compute_surface_dice(…,
+    use_subvoxels=True)`. The table of areas is MONAI's table.
 
     Args:
         mask: (*spatial) bool, 2D or 3D.
         truth: bool of the same shape.
-        spacing: mm along each axis.
+        spacing: voxel size along each axis, mm.
         tolerance_mm: maximum distance in mm.
 
     Returns:
-        0 to 1; 0 if only one mask is empty; nan if both are.
+        A score from 0 to 1. If only one mask is empty, the result is 0. If both masks are empty, the result is nan.
     """
     return surface_dices(mask, truth, spacing, [tolerance_mm])[0]
 
 
 @metric("nsd", higher_is_better=True)
 def nsd(mask: Mask, truth: Mask, spacing: Sequence[float], tolerances: Sequence[float] = (1.0, 2.0, 3.0)) -> float:
-    """Return the normalized surface Dice at several tolerances: the mean of `surface_dice` over the tolerances.
+    """Return the normalised surface Dice at several tolerances: the mean of `surface_dice` over the tolerances.
 
     Args:
         mask: (*spatial) bool, 2D or 3D.
         truth: bool of the same shape.
-        spacing: mm along each axis.
+        spacing: voxel size along each axis, mm.
         tolerances: maximum distances in mm.
 
     Returns:
-        0 to 1; 0 if only one mask is empty; nan if both are.
+        A score from 0 to 1. If only one mask is empty, the result is 0. If both masks are empty, the result is nan.
     """
     return float(np.mean(surface_dices(mask, truth, spacing, tolerances)))
 
 
 def surface_dices(mask: Mask, truth: Mask, spacing: Sequence[float], tolerances: Sequence[float]) -> list[float]:
-    """Return the surface Dice for each tolerance (mm); the distances are computed only once. See `surface_dice`."""
+    """Return the surface Dice for each tolerance; the distances are computed only once.
+
+    Args:
+        mask: (*spatial) bool, 2D or 3D.
+        truth: bool of the same shape.
+        spacing: voxel size along each axis, mm.
+        tolerances: maximum distances in mm.
+
+    Returns:
+        One result of `surface_dice` per tolerance.
+    """
     from scipy.spatial import cKDTree
 
     mask, truth = crop_to_masks(mask, truth)
@@ -81,20 +91,21 @@ def surface_dices(mask: Mask, truth: Mask, spacing: Sequence[float], tolerances:
 def uw_madison(mask: Mask, truth: Mask, coordinates: Literal["voxels", "unit_cube"] = "voxels") -> PooledScore:
     """Return the terms of the UW-Madison GI Tract score: 0.4 mean Dice of slices + 0.6 (1 − 3D Hausdorff distance).
 
-    https://www.kaggle.com/competitions/uw-madison-gi-tract-image-segmentation/overview/evaluation: the Dice is averaged
-    over all images, which are slices; the Hausdorff distance is that of the volume, with slices of a depth of 1, and
-    pixel locations are "normalized by image size". Slices that are empty in mask and truth are omitted.
+    The host's definition is at
+    https://www.kaggle.com/competitions/uw-madison-gi-tract-image-segmentation/overview/evaluation. The Dice is
+    averaged over all images, which are slices. The Hausdorff distance is the distance of the volumes, with slices of a
+    depth of 1. Pixel locations are "normalized by image size". Slices that are empty in mask and truth are left out.
 
     Args:
-        mask: (*spatial) bool; slices are along the last of three axes.
+        mask: (*spatial) bool. Of three axes, the slices are along the last.
         truth: bool of the same shape.
-        coordinates: normalisation of locations, which the page does not specify. `voxels` divides the distance in
-            voxels by the volume's diagonal. `unit_cube` divides each coordinate by the length of its axis, and the
+        coordinates: normalisation of locations, which the host's page does not specify. `voxels` divides the distance
+            in voxels by the volume's diagonal. `unit_cube` divides each coordinate by the length of its axis, and the
             distance by the cube's diagonal √3, as MLE-bench's grader does.
 
     Returns:
-        The mean Dice of the slices (0 to 1), their number, and 1 − distance (0 to 1); both are 0 if only one mask is
-        empty, and nan if both are.
+        The mean Dice of the slices (0 to 1), the number of slices, and 1 − distance (0 to 1). If only one mask is
+        empty, the Dice and 1 − distance are both 0. If both masks are empty, both are nan.
     """
     slices = (mask, truth) if mask.ndim == 3 else (mask[..., None], truth[..., None])
     tp, predicted, true = (
@@ -115,12 +126,13 @@ def uw_madison(mask: Mask, truth: Mask, coordinates: Literal["voxels", "unit_cub
 def hausdorff(mask: Mask, truth: Mask, spacing: Sequence[float] | None = None) -> float:
     """Return the Hausdorff distance: the largest distance from a voxel of one mask to the other mask.
 
-    The value equals the maximum of scipy's `directed_hausdorff` in both directions, without visiting every voxel.
+    The result equals the maximum of scipy's `directed_hausdorff` in both directions. But this function does not visit
+    every voxel.
 
     Args:
         mask: (*spatial) bool with at least one voxel.
         truth: same shape, with at least one voxel.
-        spacing: length of a voxel along each axis; None: 1.
+        spacing: length of a voxel along each axis. None means 1.
     """
     mask, truth = crop_to_masks(mask, truth)
     steps = np.ones(mask.ndim) if spacing is None else np.asarray(spacing, float)
@@ -130,16 +142,16 @@ def hausdorff(mask: Mask, truth: Mask, spacing: Sequence[float] | None = None) -
 def hd95(mask: Mask, truth: Mask, spacing: Sequence[float]) -> float:
     """Return the 95 % Hausdorff distance: the 95th percentile of border distances, the larger of both directions.
 
-    This function is the metric `hd95`; see `competition.metrics.distances`.
+    This function computes the metric `hd95`; see `competition.metrics.distances`.
 
     Args:
         mask: (*spatial) bool, 2D or 3D.
         truth: bool of the same shape.
-        spacing: mm along each axis.
+        spacing: voxel size along each axis, mm.
 
     Returns:
-        The distance in mm; 0 if both masks are empty; the image diagonal (the largest possible distance) if only one
-        is.
+        The distance in mm. If both masks are empty, the result is 0. If only one mask is empty, the result is the
+        image's diagonal, which is the largest possible distance.
     """
     return hausdorff_percentile(BorderDistances(mask, truth, spacing))
 
@@ -147,9 +159,14 @@ def hd95(mask: Mask, truth: Mask, spacing: Sequence[float]) -> float:
 def _directed_hausdorff(mask: Mask, target: Mask, steps: Points) -> float:
     """Return the largest distance from a voxel of `mask` to the nearest voxel of `target`.
 
-    Only voxels outside `target` matter, and the nearest voxel of `target` is on its border. The voxels are searched in
-    blocks, in descending order of an upper bound of the distance. The search stops when no remaining block can contain
-    a farther voxel. `steps` is the length of a voxel along each axis.
+    Only voxels outside of `target` matter, and the nearest voxel of `target` is on its border. The voxels are searched
+    in blocks, in descending order of an upper bound of the distance. The search stops when no remaining block can
+    contain a farther voxel.
+
+    Args:
+        mask: (*spatial) bool.
+        target: bool of the same shape.
+        steps: length of a voxel along each axis.
     """
     from scipy.ndimage import binary_erosion
     from scipy.spatial import cKDTree
@@ -176,7 +193,13 @@ def _directed_hausdorff(mask: Mask, target: Mask, steps: Points) -> float:
 
 
 def _surface(mask: Mask, spacing: tuple[float, ...]) -> tuple[Points, Points]:
-    """Return the surface of a mask: points (n, axes) in mm where 2 × 2 (× 2) neighbours differ, and areas (n,)."""
+    """Return the surface elements of a mask.
+
+    An element lies where the pixels of a 2 × 2 (× 2) neighbourhood are not all equal.
+
+    Returns:
+        The positions of the elements (n, axes) in mm, and their areas (n,).
+    """
     padded = np.pad(mask, 1).view(np.uint8)
     shape = tuple(size - 1 for size in padded.shape)
     code = np.zeros(shape, np.uint8)
@@ -190,7 +213,10 @@ def _surface(mask: Mask, spacing: tuple[float, ...]) -> tuple[Points, Points]:
 
 @lru_cache(maxsize=16)
 def _element_areas(spacing: tuple[float, ...]) -> NDArray[Any]:
-    """Return the surface area (mm²; length in mm for 2D) of a neighbourhood, indexed by its code."""
+    """Return the surface area of each possible 2 × 2 (× 2) neighbourhood, indexed by its code.
+
+    The unit is mm², or mm in 2D. The bits of the code are the pixels of the neighbourhood.
+    """
     from monai.metrics.utils import get_code_to_measure_table
 
     table, _ = get_code_to_measure_table([float(step) for step in spacing])

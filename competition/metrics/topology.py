@@ -18,15 +18,15 @@ Mask = NDArray[np.bool_]
 def cl_dice(mask: Mask, truth: Mask) -> float:
     """Return clDice, a Dice for tubes and vessels, from the share of each mask's skeleton inside the other mask.
 
-    Shit et al. 2021, https://arxiv.org/abs/2003.07311; scikit-image computes the skeletons. If the skeleton of a mask
-    is empty, as for some boxes, the mask itself replaces it.
+    The definition is from Shit et al. 2021, https://arxiv.org/abs/2003.07311. The package scikit-image computes the
+    skeletons. If the skeleton of a mask is empty, as for some boxes, the mask itself replaces the skeleton.
 
     Args:
         mask: (*spatial) bool, 2D or 3D.
         truth: bool of the same shape.
 
     Returns:
-        0 to 1; 0 if only one mask is empty; nan if both are.
+        A score from 0 to 1. If only one mask is empty, the result is 0. If both masks are empty, the result is nan.
     """
     if not mask.any() or not truth.any():
         return float("nan") if mask.any() == truth.any() else 0.0
@@ -41,10 +41,10 @@ def cl_dice(mask: Mask, truth: Mask) -> float:
 
 @metric("betti_error", higher_is_better=False)
 def betti_error(mask: Mask, truth: Mask) -> float:
-    """Return the sum of the absolute differences of the Betti numbers of mask and truth.
+    """Return the sum of the absolute differences between the Betti numbers of mask and truth; see `betti_numbers`.
 
-    See `betti_numbers`. Clough et al. 2020, https://arxiv.org/abs/1910.01877, and others compute the differences in
-    patches. This function computes them over the whole case.
+    Clough et al. 2020 (https://arxiv.org/abs/1910.01877) and others compute the differences in patches. This function
+    computes them over the whole case.
 
     Args:
         mask: (*spatial) bool, 2D or 3D.
@@ -59,7 +59,7 @@ def betti_error(mask: Mask, truth: Mask) -> float:
 def betti_numbers(mask: Mask) -> tuple[int, ...]:
     """Count the components and holes (2D), or the components, tunnels and cavities (3D) of a mask.
 
-    Foreground is connected by sides, edges and corners, and background by sides. Pixels beyond the image's edge are
+    Foreground is connected by sides, edges and corners, and background by sides. Pixels outside of the image are
     background.
 
     Args:
@@ -84,19 +84,17 @@ def betti_numbers(mask: Mask) -> tuple[int, ...]:
 
 @metric("voi", higher_is_better=False)
 def variation_of_information(predicted_objects: Labels, true_objects: Labels, background: bool = True) -> float:
-    """Return the variation of information of two partitions into objects, in bits; 0 for equal partitions.
+    """Return the variation of information of two partitions into objects, in bits; 0 means equal partitions.
 
-    Meilă 2003. The value is the sum of both numbers of scikit-image's `variation_of_information`, the conditional
-    entropies that rise if objects are split or merged.
+    The definition is from Meilă 2003. The package scikit-image returns two conditional entropies, which rise if
+    objects are split or merged. This function returns their sum.
 
     Args:
         predicted_objects: integers of any shape, 0 for background, one label per object.
         true_objects: the true objects, in the same form.
-        background: whether the background is a part of both partitions, as in scikit-image. If false, only pixels in an
-            object of mask or truth count, and the pixels outside a partition's own objects form one part of it.
-
-    Returns:
-        Bits, from 0 (equal partitions).
+        background: whether the background is a part of both partitions, as in scikit-image. If False, pixels outside
+            of all predicted and all true objects are left out. In each partition, the remaining pixels without an
+            object form one part.
     """
     from skimage.metrics import variation_of_information as conditional_entropies
 
@@ -112,16 +110,16 @@ def variation_of_information(predicted_objects: Labels, true_objects: Labels, ba
 
 @metric("voi_score", higher_is_better=True)
 def voi_score(predicted_objects: Labels, true_objects: Labels, alpha: float = 0.3, background: bool = False) -> float:
-    """Return 1 / (1 + alpha × variation of information), a score from 0 to 1 that weighted sums of metrics can use.
+    """Return 1 / (1 + alpha × variation of information), a score from 0 to 1 for weighted sums of metrics.
 
     Args:
         predicted_objects: integers of any shape, 0 for background, one label per object.
         true_objects: the true objects, in the same form.
         alpha: factor of the variation of information.
-        background: see `variation_of_information`.
+        background: whether the background is a part of both partitions; see `variation_of_information`.
 
     Returns:
-        A number above 0, up to 1 for equal partitions; 0 if only one of the two has objects.
+        A score above 0; 1 means equal partitions. If only one of the two arrays contains objects, the result is 0.
     """
     if predicted_objects.any() != true_objects.any():
         return 0.0

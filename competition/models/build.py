@@ -49,14 +49,15 @@ def build_network(
 ) -> nn.Module:
     """Build the network that `model.target` names, on the CPU and in training mode.
 
-    Initial weights are drawn from torch's global random generator, so seed this generator first. `encoder_weights` or
-    `model.args.encoder_weights` select pretrained encoder weights (see `competition.models.pretrained`).
+    Initial weights are drawn from torch's global random generator. So seed this generator first. The keys
+    `encoder_weights` or `model.args.encoder_weights` select pretrained encoder weights (see
+    `competition.models.pretrained`).
 
     Args:
         exp: the experiment.
         channels: number of channels of the network's input (in 2.5D: channels times slices).
-        context: context with the trusted packages.
-        pretrained: whether to load encoder weights; False if the caller loads other weights afterwards.
+        context: context, which contains the packages that the user trusts.
+        pretrained: whether to load encoder weights. Set it to False if other weights are loaded afterwards.
 
     Returns:
         The network. It maps (B, channels, *patch) to logits (B, exp.network_channels, *patch). In training mode, the
@@ -64,8 +65,8 @@ def build_network(
         layout of its weights in memory.
 
     Raises:
-        MaskfoldError: `model.target` or `model.args` is wrong (exit status 2), or weights cannot be loaded (exit
-            status 1).
+        MaskfoldError (exit status 2): `model.target` or `model.args` are wrong.
+        MaskfoldError (exit status 1): the encoder weights cannot be downloaded.
 
     Example:
         >>> build_network(exp, channels=1)  # doctest: +SKIP
@@ -96,21 +97,22 @@ def build_network(
 
 
 def validate_network(exp: Experiment, channels: int, context: Context = Context()) -> None:
-    """Check network, loss and optimiser: build all three and pass one patch through the network.
+    """Check an experiment's network, loss and optimiser by building them and passing one patch through the network.
 
-    The check takes one or two seconds and no memory for weights, because it uses torch's `meta` device, whose tensors
-    have a shape but no content. If the network's constructor reads values of tensors, the network is built on the CPU
-    first. If its forward pass reads values, the pass runs on the CPU. The state of the global generator is restored.
+    The check takes one or two seconds and no memory for weights, because it uses torch's `meta` device. Tensors on
+    this device have a shape but no content. Some networks need the content of tensors. If the constructor reads it,
+    the network is built on the CPU first. If the forward pass reads it, the patch passes through the network on the
+    CPU. The state of torch's global random generator is restored afterwards.
 
     Args:
         exp: the experiment.
         channels: number of channels of the network's input (in 2.5D: channels times slices).
-        context: context with the trusted packages.
+        context: context, which contains the packages that the user trusts.
 
     Raises:
-        MaskfoldError (exit status 2): one of these keys is wrong, and the message names it: `model.target`,
-            `model.args`, `encoder_weights`, `loss`, `optimizer`, `training.batch_size`, `patch.size` (with the nearest
-            valid sizes).
+        MaskfoldError (exit status 2): a key is wrong, and the message names it. Examples are `model.target`,
+            `model.args`, `encoder_weights`, `loss`, `optimizer` and `training.batch_size`. For `patch.size`, the
+            message also contains the nearest valid sizes.
     """
     cls = resolve_target(exp.model.target, nn.Module, "model.target", context.trust)
     args = complete_network_args(exp, cls, channels)
@@ -137,17 +139,20 @@ def validate_network(exp: Experiment, channels: int, context: Context = Context(
 
 
 def suits_channels_last(exp: Experiment, channels: int, context: Context = Context()) -> bool:
-    """Return whether a 2D network works in the memory format channels_last, and is not slower in this format.
+    """Return whether a network works in the memory format channels_last, and is not slower in this format.
 
-    A network with instance normalisation takes 1.1 to 1.3 times as long, because torch computes the normalisation on a
-    channels-first copy (`python benchmarks/networks.py`). A network that calls `view` may fail in this format, so this
-    function runs one patch on the CPU, because layouts differ on the meta device. The state of the global generator is
-    restored.
+    Whether it works is tested with one patch on the CPU, because the meta device has no memory layouts. For example, a
+    network that calls `view` may fail. A network with instance normalisation takes 1.1 to 1.3 times as long in this
+    format, because torch computes the normalisation on a channels-first copy (`python benchmarks/networks.py`). The
+    state of torch's global random generator is restored afterwards.
 
     Args:
-        exp: an experiment with a valid network.
+        exp: an experiment with a valid network. If `training.memory_format` is auto, a 3D network is not tested.
         channels: number of channels of the network's input (in 2.5D: channels times slices).
-        context: context with the trusted packages.
+        context: context, which contains the packages that the user trusts.
+
+    Returns:
+        Whether to use channels_last. The result is False for channels_first, and for a 3D network with auto.
 
     Raises:
         MaskfoldError (exit status 2): `training.memory_format` is channels_last, but the network fails in this format.
@@ -178,7 +183,7 @@ def suits_channels_last(exp: Experiment, channels: int, context: Context = Conte
 
 
 def parameter_count(network: nn.Module) -> int:
-    """Return the number of trainable parameters."""
+    """Return the number of a network's trainable parameters."""
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
 
@@ -195,7 +200,14 @@ def _add_presence_head(
 
 
 def _build_meta(exp: Experiment, cls: type, args: dict[str, Any], context: Context) -> tuple[nn.Module, Any]:
-    """Return a network on the meta device, and a function that builds the same network on the CPU."""
+    """Build a network on the meta device.
+
+    Returns:
+        The network, and a function that builds the same network on the CPU.
+
+    Raises:
+        MaskfoldError (exit status 2): the constructor rejects its arguments.
+    """
 
     def build_on_cpu() -> nn.Module:
         with ConstructionGuard(cls, exp.model.args, "model.args", context.trust):
@@ -218,7 +230,7 @@ def _build_meta(exp: Experiment, cls: type, args: dict[str, Any], context: Conte
 
 
 def _check_shapes(exp: Experiment, cls: type, probe: PatchSizeProbe) -> None:
-    """Check that one patch passes through the network in training and in evaluation mode."""
+    """Check that a patch passes through the network, both in training mode and in evaluation mode."""
     size = tuple(exp.patch.size)
     failure = probe.failure(size, batch=2)
     if failure is None:
@@ -244,7 +256,10 @@ def _check_shapes(exp: Experiment, cls: type, probe: PatchSizeProbe) -> None:
 
 
 def _check_warnings(caught: list[warnings.WarningMessage], cls: type, args: dict[str, Any]) -> None:
-    """Raise an error if the library warns that it ignores an argument; deprecation warnings are harmless."""
+    """Raise an error if a library warns that it ignores one of the arguments in `model.args`.
+
+    Deprecation warnings are harmless, so they raise no error.
+    """
     for warning in caught:
         text = str(warning.message)
         if issubclass(warning.category, DeprecationWarning | PendingDeprecationWarning | FutureWarning):
@@ -270,7 +285,10 @@ def _builds_without_weights(cls: type, args: dict[str, Any]) -> bool:
 
 
 def _args_error(exp: Experiment, cls: type, error: Exception) -> MaskfoldError:
-    """Convert a constructor's exception to an error with the YAML key and, for an unknown encoder, a similar name."""
+    """Convert an exception of the network's constructor to an error that names the YAML key.
+
+    If the encoder's name is unknown, the message contains a similar name.
+    """
     if isinstance(error, ImportError):
         missing = re.search(r"No module named '([\w.]+)'", str(error))
         name = missing[1].split(".")[0] if missing else "it"
@@ -291,7 +309,12 @@ def _args_error(exp: Experiment, cls: type, error: Exception) -> MaskfoldError:
 
 
 def _similar_encoder(name: str) -> str | None:
-    """Return the most similar encoder; an empty string if none is similar; None if `name` is an encoder."""
+    """Return the known encoder with the most similar name.
+
+    Returns:
+        The name of the encoder. An empty string means that no known name is similar. None means that `name` itself is
+        a known encoder.
+    """
     import segmentation_models_pytorch as smp
     import timm
 
@@ -310,13 +333,14 @@ def _similar_encoder(name: str) -> str | None:
 
 
 class PatchSizeProbe:
-    """Test the patch sizes that a network accepts, by passing patches through the network.
+    """Test which patch sizes a network accepts, by passing patches through the network.
 
     Args:
         network: the network, on the meta device.
         channels: number of channels of the network's input.
         outputs: number of channels of the network's output.
-        build_on_cpu: function that builds the network on the CPU, for a network whose forward pass reads values.
+        build_on_cpu: function that builds the network on the CPU. It is called if the forward pass reads the content
+            of tensors.
     """
 
     def __init__(self, network: nn.Module, channels: int, outputs: int, build_on_cpu: Callable[[], nn.Module]) -> None:
@@ -324,7 +348,14 @@ class PatchSizeProbe:
         self.device = "meta"
 
     def failure(self, size: PatchSize, batch: int) -> str | None:
-        """Return why `batch` patches fail in training mode, or one patch fails in evaluation mode; None if all pass.
+        """Pass a batch of patches through the network in training mode, and one patch in evaluation mode.
+
+        Args:
+            size: size of the patches.
+            batch: number of patches in training mode.
+
+        Returns:
+            The reason why one of the two passes fails, or None if both succeed.
 
         Raises:
             ImportError: the network needs a package that is not installed.
@@ -354,16 +385,19 @@ class PatchSizeProbe:
 
 
 def nearest_valid_sizes(is_valid: Callable[[PatchSize], bool], size: PatchSize) -> list[PatchSize]:
-    """Return the nearest smaller and the nearest larger valid patch size, as far as they exist.
+    """Return the nearest smaller and the nearest larger patch size that the network accepts.
 
-    The smaller size does not exceed `size` along any axis, and the larger size is not below `size` along any axis.
-
-    A network that halves its input n times along an axis needs multiples of 2^n along this axis, so multiples of 2, 4,
-    … 128 are tried for each axis.
+    The smaller size does not exceed `size` along any axis. The larger size is at least `size` along every axis. A
+    network that halves its input n times along an axis needs a multiple of 2^n along this axis. So the candidates
+    along each axis are multiples of 1, 2, 4, … 128.
 
     Args:
         is_valid: function that returns whether the network accepts a patch size.
-        size: an invalid size.
+        size: a patch size that the network does not accept.
+
+    Returns:
+        The smaller and the larger size, in this order. A size that does not exist is left out, so the list may be
+        shorter. If there is no larger size, the list is empty.
     """
     known: dict[PatchSize, bool] = {size: False}
 

@@ -1,9 +1,9 @@
 """Make networks faster, by the memory layout of their tensors and by `torch.compile`.
 
 In 2D, libraries compute convolutions faster when the channels of a pixel lie side by side in memory (channels_last).
-With channels_last, a training step of the shipped networks takes 0.8 to 1.05 times as long, and a prediction 0.75 to
-0.95 times (`python benchmarks/networks.py`). The results differ in their last bits, so a run keeps its layout, see
-`competition.runs.kept_settings`.
+With channels_last, a training step of the shipped networks takes 0.8 to 1.05 times as long as without. A prediction
+takes 0.75 to 0.95 times as long (`python benchmarks/networks.py`). The layout changes the last bits of the results.
+Therefore, a run keeps the layout that it started with (see `competition.runs.kept_settings`).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ LONG_BUDGET_MINUTES = 10.0  # `training.compile: auto` compiles if the budget is
 def memory_format(exp: Experiment) -> torch.memory_format | None:
     """Return the memory layout of the network's weights and inputs; None means channels first, torch's default.
 
-    `auto` means channels first here, because only older runs still have `auto`: `maskfold cv` replaces it when a run
-    starts.
+    When a run starts, `maskfold cv` replaces `training.memory_format: auto` by a layout. Only older runs still contain
+    `auto`, and their layout is channels first.
     """
     if exp.training.memory_format != "channels_last":
         return None
@@ -36,9 +36,9 @@ def memory_format(exp: Experiment) -> torch.memory_format | None:
 
 
 def arrange_network(network: nn.Module, exp: Experiment) -> nn.Module:
-    """Change the memory layout of a network's weights to the run's layout, and return the network.
+    """Change the weights of a network to the memory layout of the run, and return the network.
 
-    Values do not change.
+    The values of the weights do not change.
     """
     if (layout := memory_format(exp)) is not None:
         set_layout(network, layout)
@@ -46,9 +46,10 @@ def arrange_network(network: nn.Module, exp: Experiment) -> nn.Module:
 
 
 def set_layout(network: nn.Module, layout: torch.memory_format) -> None:
-    """Set the memory layout of weights.
+    """Set the memory layout of a network's weights and buffers in place.
 
-    channels_last applies to 2D convolutions, channels_last_3d to 3D convolutions, and any other layout to all weights.
+    The layout channels_last is applied to tensors with four axes, and channels_last_3d to tensors with five axes. Any
+    other layout is applied to tensors with four or five axes.
     """
     axes = {torch.channels_last: (4,), torch.channels_last_3d: (5,)}.get(layout, (4, 5))
     for tensor in (*network.parameters(), *network.buffers()):
@@ -57,7 +58,7 @@ def set_layout(network: nn.Module, layout: torch.memory_format) -> None:
 
 
 def arrange(images: Tensor, exp: Experiment) -> Tensor:
-    """Return the network's input (B, C, *patch) in the memory layout of the run; shape and values do not change."""
+    """Return the network's input (B, C, *patch) in the memory layout of the run, with the same shape and values."""
     layout = memory_format(exp)
     return images if layout is None else to_layout(images, layout)
 
@@ -65,7 +66,7 @@ def arrange(images: Tensor, exp: Experiment) -> Tensor:
 def to_layout(images: Tensor, layout: torch.memory_format) -> Tensor:
     """Return images (B, C, *spatial) in a memory layout.
 
-    The strides follow the layout even if there is a single channel.
+    The strides follow the layout even if the images have a single channel.
     """
     found = images.contiguous(memory_format=layout)
     if found.shape[1] == 1:  # both layouts are equal here, and without explicit strides torch assumes channels first
@@ -77,7 +78,10 @@ def to_layout(images: Tensor, layout: torch.memory_format) -> Tensor:
 
 
 def wants_compilation(exp: Experiment, device: torch.device) -> bool:
-    """Return whether to compile the network. `training.compile: auto` compiles on a GPU if the time budget is long."""
+    """Return whether to compile the network for training.
+
+    With `training.compile: auto`, the network is compiled on a single GPU if the time budget is long.
+    """
     if exp.training.compile != "auto":
         return exp.training.compile == "on"
     minutes = exp.training.budget_minutes
@@ -93,20 +97,21 @@ def compile_network(
     say: Callable[[str], None],
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> nn.Module | None:
-    """Compile a network for training, and run it on one batch of noise, because torch compiles at the first call.
+    """Compile a network for training, and run the compiled network once on noise.
 
-    The call restores weights, buffers and torch's random generators.
+    The run is needed because torch compiles at the first call. Afterwards, this function restores the buffers, the
+    training mode and torch's random generators. The weights do not change.
 
     Args:
-        network: network on `device`; the compiled network shares its weights.
-        exp: experiment with the batch size, the patch and the memory format.
-        channels: number of input channels.
+        network: network on `device`. The compiled network shares its weights.
+        exp: experiment with the batch size, the patch size and the memory format.
+        channels: number of channels of the network's input.
         device: device of the training.
         say: function that receives a message for the user if compilation fails.
-        autocast: function that returns the context of the forward pass.
+        autocast: function that returns the autocast context of the forward pass.
 
     Returns:
-        The compiled network; None if compilation fails, e.g. without a C compiler.
+        The compiled network. None means that compilation failed, e.g. because no C compiler is installed.
     """
     network.to(device)
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]

@@ -1,14 +1,15 @@
 """Load initial weights from a file (`init_from: weights.safetensors`): all tensors that fit the network.
 
-The file may belong to another network with the same encoder, e.g. to a network pretrained on other data. The tensors
-are matched in three steps:
+The file may belong to another network with the same encoder, e.g. to a network that was pretrained on other data.
+The tensors of file and network are matched by name. If few names match, they are matched by their order.
 
-1. By name. Two tensors match if their shapes are equal, and their names are equal after a prefix such as `module.`,
-   `network.` or `encoder.` is removed. The prefixes that match most tensors are used first.
-2. By order, if few names match: the convolutions and normalisations of both networks are paired from the input on,
-   until their shapes differ. The encoders of nnU-Net and MONAI match in this way.
-3. The head is left out, because its channels are the classes of other data. The first layer is adapted if its number of
-   input channels differs.
+- By name: two tensors match if their shapes are equal, and their names are equal after a prefix such as `module.`,
+  `network.` or `encoder.` is removed. The pair of prefixes that matches most tensors is used first.
+- By order: the convolutions of both networks are paired from the input on, until their shapes differ. The
+  normalisation layers are paired in the same way. For example, the encoders of nnU-Net and MONAI match by order.
+
+The head keeps its random values, because the channels of the file's head are the classes of other data. If the number
+of input channels differs, the weights of the first layer are adapted.
 """
 
 from __future__ import annotations
@@ -35,24 +36,25 @@ HEAD = re.compile(
 )
 # nnU-Net's networks and MONAI's DynUNet store the same tensors under several names.
 REPEATED = re.compile(r"\.all_modules\.|(?:^|\.)decoder\.encoder\.|(?:^|\.)skip_layers\.")
-MAX_PREFIX = 3  # maximum number of parts of a prefix
-FURTHER_PREFIX = 4  # a further pair of prefixes must match at least this many tensors
-FEW = 0.2  # share of the network's tensors; if fewer names match, tensors are matched by order
-MIN_BY_ORDER = 2  # minimum number of convolutions that a match by order needs
+MAX_PREFIX = 3  # maximum number of parts in a prefix; dots separate the parts
+FURTHER_PREFIX = 4  # minimum number of tensors that the second and each further pair of prefixes must match
+FEW = 0.2  # if at most this share of the network's tensors match by name, tensors are matched by order
+MIN_BY_ORDER = 2  # minimum number of convolutions that must match by order
 
 
 @dataclass
 class InitialMatch:
-    """Assign a file's tensors to the tensors of a network.
+    """Describe which tensor of a file is loaded into which tensor of a network.
 
     Attributes:
-        source: the file's path in the YAML.
-        pairs: name of the tensor in the file, by name of the tensor in the network.
-        adapted: names in the network of tensors whose number of input channels differs from the file.
-        missing: names in the network of tensors that keep their random values, by reason: `head`, `other shape`
-            or `not in the file`.
-        unused: names in the file that the network does not have.
-        by_order: whether tensors were matched by their order.
+        source: the file's path, as in the YAML.
+        pairs: name of the tensor in the network -> name of the tensor in the file.
+        adapted: names in the network of the tensors that are adapted, because the file's tensor has another number of
+            input channels.
+        missing: names in the network of the tensors that keep their random values, grouped by reason. The reasons are
+            `head`, `other shape` and `not in the file`.
+        unused: names of the file's tensors that are not loaded.
+        by_order: whether the tensors were matched by their order.
     """
 
     source: str
@@ -63,7 +65,7 @@ class InitialMatch:
     by_order: bool = False
 
     def lines(self) -> list[str]:
-        """Return lines that list loaded and missing tensors: their counts, and the names of their modules."""
+        """Return two lines about loaded and missing tensors: first their numbers, then their modules."""
         count = len(self.pairs) + sum(map(len, self.missing.values()))
         parts = [f"{len(self.pairs)} of {count} tensors loaded from {self.source}"]
         parts += ["matched by their order"] if self.by_order else []
@@ -81,16 +83,16 @@ def load_initial_weights(network: nn.Module, exp: Experiment, channels: int) -> 
     """Load all tensors of the file in `init_from` that fit the network.
 
     Args:
-        network: the network of the experiment, on the CPU.
-        exp: the experiment; `initial_weights` is set.
+        network: network of the experiment, on the CPU.
+        exp: experiment with `initial_weights`.
         channels: number of channels of the network's input.
 
     Returns:
-        The assignment of tensors.
+        The assignment of the file's tensors to the network's tensors.
 
     Raises:
-        MaskfoldError (exit status 2): the file is missing, cannot be read without executing code, contains non-finite
-            values, or fits no tensor of the network.
+        MaskfoldError (exit status 2): the file is missing, or cannot be read without executing code. Other causes are
+            non-finite values, and a file that fits no tensor of the network.
     """
     name = str(exp.initial_weights)
     path = find_weights_file(name, KEY)
@@ -111,12 +113,12 @@ def load_initial_weights(network: nn.Module, exp: Experiment, channels: int) -> 
 
 
 def check_initial_file(exp: Experiment, channels: int, context: Context) -> None:
-    """Check that the file in `init_from` fits the network, and list the tensors that are loaded.
+    """Check that the file in `init_from` fits the network, and print which tensors are loaded.
 
     Args:
-        exp: the experiment. Without a file in `init_from`, nothing happens.
+        exp: the experiment. If `init_from` names no file, the function does nothing.
         channels: number of channels of the network's input (in 2.5D: channels times slices).
-        context: context with the trusted packages and the log.
+        context: context, which contains the trusted packages and the log.
 
     Raises:
         MaskfoldError: see `load_initial_weights`.
@@ -132,14 +134,14 @@ def check_initial_file(exp: Experiment, channels: int, context: Context) -> None
 def match_tensors(
     network: nn.Module, tensors: Mapping[str, Tensor], source: str, channels: int, outputs: int
 ) -> InitialMatch:
-    """Match a network's tensors with the tensors of a file.
+    """Match the tensors of a network with the tensors of a file.
 
     Args:
         network: the network.
-        tensors: the tensors of the file, by name, from the input to the output.
+        tensors: the file's tensors by name, in the order from the network's input to its output.
         source: the file's name, for messages.
-        channels: number of input channels of the network.
-        outputs: number of output channels of the network.
+        channels: number of channels of the network's input.
+        outputs: number of channels of the network's output.
 
     Raises:
         MaskfoldError (exit status 2): no tensor matches.
@@ -172,12 +174,16 @@ def match_tensors(
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
-    """Return the shapes of tensors by name, without the counters of batch normalisation."""
+    """Return the shape of each tensor by name, without batch normalisation's `num_batches_tracked`."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
 
 
 def _heads(network: nn.Module, outputs: int) -> set[str]:
-    """Return the modules whose outputs are the classes: modules with the name of a head, and the last module."""
+    """Return the names of the modules whose outputs are the classes.
+
+    The number of their outputs is `outputs`, and either their name is a usual name of a head, or they are the last
+    module that has a weight matrix or kernel.
+    """
     heads: set[str] = set()
     last: str | None = None
     for name, module in network.named_modules():
@@ -195,12 +201,15 @@ def _heads(network: nn.Module, outputs: int) -> set[str]:
 
 
 def _end(name: str) -> str:
-    """Return the last three parts of a name."""
+    """Return the last three parts of a tensor's name, where dots separate the parts."""
     return ".".join(name.split(".")[-3:])
 
 
 def _fits(source: tuple[int, ...], target: tuple[int, ...], channels: int) -> bool:
-    """Return whether two shapes are equal, or differ only in the number of channels of the network's input."""
+    """Return whether two shapes are equal, or differ only in the number of channels of the network's input.
+
+    In the second case, `target` must be the shape of a convolution with `channels` input channels.
+    """
     if source == target:
         return True
     is_convolution = len(source) == len(target) >= 4
@@ -211,9 +220,9 @@ def _fits(source: tuple[int, ...], target: tuple[int, ...], channels: int) -> bo
 
 
 def _splits(name: str) -> Iterator[tuple[str, str]]:
-    """Yield the ways to split a tensor's name into a prefix, which is empty or has no digits, and the rest.
+    """Yield all ways to split a tensor's name into a prefix and the rest.
 
-    Digits distinguish layers, such as `layer1` and `layer2`.
+    The prefix may be empty. It contains no digits, because digits distinguish layers, such as `layer1` and `layer2`.
     """
     parts = name.split(".")
     for count in range(min(MAX_PREFIX, len(parts) - 1) + 1):
@@ -224,7 +233,14 @@ def _splits(name: str) -> Iterator[tuple[str, str]]:
 
 
 def _by_name(targets: Shapes, sources: Shapes, channels: int) -> dict[str, str]:
-    """Pair tensors whose names are equal without a prefix; use the pairs of prefixes that match most tensors."""
+    """Pair tensors whose names are equal without their prefixes.
+
+    The pair of prefixes that matches most tensors is used first. Further pairs of prefixes match the remaining
+    tensors.
+
+    Returns:
+        Name of the tensor in the network -> name of the tensor in the file.
+    """
     behind: dict[str, list[tuple[str, str]]] = {}
     for name in sources:
         for prefix, rest in _splits(name):
@@ -256,7 +272,14 @@ def _by_name(targets: Shapes, sources: Shapes, channels: int) -> dict[str, str]:
 
 
 def _by_order(targets: Shapes, sources: Shapes, channels: int) -> dict[str, str]:
-    """Pair the layers from the input on, until the shapes of their convolutions differ."""
+    """Pair the convolutions in order, from the input on, until their shapes differ.
+
+    As many normalisation layers are then paired in the same way.
+
+    Returns:
+        Name of the tensor in the network -> name of the tensor in the file. The result is empty if too few
+        convolutions match.
+    """
     own, other = _layers(targets), _layers(sources)
     pairs: dict[str, str] = {}
     matched = 0
@@ -276,7 +299,11 @@ def _by_order(targets: Shapes, sources: Shapes, channels: int) -> dict[str, str]
 
 
 def _layers(shapes: Shapes) -> dict[str, list[tuple[str, Shapes]]]:
-    """Return the convolutions and normalisations in order, as (name of the layer, shapes by parameter)."""
+    """Return the convolutions and the normalisation layers, each in the order of `shapes`.
+
+    Returns:
+        `convolution` and `norm` -> list of pairs: the name of the layer, and the shapes of its parameters.
+    """
     layers: dict[str, Shapes] = {}
     for name, shape in shapes.items():
         layer, _, parameter = name.rpartition(".")
@@ -298,6 +325,9 @@ def _same_parameters(first: str, own: Shapes, second: str, other: Shapes, channe
 
 
 def _modules(names: Iterable[str]) -> str:
-    """Format a list of modules (first two parts of the tensors' names), with the number of tensors in each."""
+    """Format a list of modules with the number of tensors in each, e.g. `encoder.layer1 (12)`.
+
+    The name of a module consists of the first two parts of its tensors' names.
+    """
     counts = Counter(".".join(name.split(".")[:-1][:2]) or name for name in names)
     return ", ".join(f"{name} ({count})" for name, count in counts.items()) or "nothing"

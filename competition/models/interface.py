@@ -22,11 +22,12 @@ SMP_PACKAGE = "segmentation_models_pytorch"
 
 
 def complete_network_args(exp: Experiment, cls: type, channels: int) -> dict[str, Any]:
-    """Complete `model.args` and check them, without building the network.
+    """Complete and check `model.args`, without building the network.
 
-    If the YAML does not set the arguments for input channels, output channels and spatial axes (`in_channels`,
-    `classes`, `spatial_dims`, …) or a required `img_size`, they are filled in. Weights are downloaded only if the YAML
-    sets them: `encoder_weights` of segmentation_models_pytorch, which defaults to `imagenet`, becomes None.
+    The function sets the arguments for input channels, output channels and spatial axes (`in_channels`, `classes`,
+    `spatial_dims`, …) if the YAML does not set them. It also sets `img_size` if the constructor requires this
+    argument. For networks of segmentation_models_pytorch, `encoder_weights` becomes None if the YAML does not set it.
+    The library's default would download weights.
 
     Args:
         exp: the experiment.
@@ -34,7 +35,7 @@ def complete_network_args(exp: Experiment, cls: type, channels: int) -> dict[str
         channels: number of channels of the network's input (in 2.5D: channels times slices).
 
     Returns:
-        The keyword arguments.
+        The keyword arguments for the constructor.
 
     Raises:
         MaskfoldError (exit status 2): an argument is unknown, missing, or contradicts the data.
@@ -70,7 +71,8 @@ def is_smp(cls: type) -> bool:
 def constructor_parameters(cls: type) -> dict[str, inspect.Parameter]:
     """Return the parameters of a class's `__init__`.
 
-    The signature of a class with a `__new__`, as in smp, lacks these parameters.
+    The signature of the class itself is not enough. If the class defines `__new__`, as in segmentation_models_pytorch,
+    its signature lacks these parameters.
     """
     parameters = dict(inspect.signature(cls.__init__).parameters)  # type: ignore[misc]
     parameters.pop("self", None)
@@ -78,7 +80,11 @@ def constructor_parameters(cls: type) -> dict[str, inspect.Parameter]:
 
 
 def _fill_argument(args: dict[str, Any], parameters: Any, names: tuple[str, ...], value: int, reason: str) -> None:
-    """Set the first of `names` that the constructor accepts; raise an error if the YAML sets another value."""
+    """Set the first argument in `names` that the constructor accepts, if the YAML sets none of them.
+
+    Raises:
+        MaskfoldError (exit status 2): the YAML sets one of these arguments to another value.
+    """
     known = [name for name in names if name in parameters]
     for name in known:
         if name in args and args[name] != value:
@@ -92,7 +98,7 @@ def _fill_argument(args: dict[str, Any], parameters: Any, names: tuple[str, ...]
 
 
 def _fill_presence_head(exp: Experiment, args: dict[str, Any]) -> None:
-    """Set `aux_params`, so that smp's classification head is the presence head."""
+    """Set `aux_params`, so that the classification head of segmentation_models_pytorch becomes the presence head."""
     assert exp.gate is not None
     if args.get("aux_params") is not None:
         raise MaskfoldError(
@@ -108,7 +114,11 @@ def _fill_presence_head(exp: Experiment, args: dict[str, Any]) -> None:
 
 
 def _check_smp(exp: Experiment, cls: type, args: dict[str, Any]) -> None:
-    """Raise errors for settings that segmentation_models_pytorch would ignore, or would reject only during a run."""
+    """Check the arguments of a network of segmentation_models_pytorch.
+
+    Raises:
+        MaskfoldError (exit status 2): the library would ignore a setting, or would reject it only during training.
+    """
     if exp.network_dimensions == 3:
         raise MaskfoldError(
             f"patch.size: found 3 values, but model.target {cls.__name__} is a 2D network.",
@@ -141,11 +151,13 @@ def _check_smp(exp: Experiment, cls: type, args: dict[str, Any]) -> None:
 def segmentation_outputs(outputs: Any, dims: int, channels: int) -> list[tuple[Tensor, float]]:
     """Return the segmentation outputs of a network with their deep-supervision weights.
 
-    A network may return a tensor (B, C, *spatial); a stack (B, n, C, *spatial), as MONAI's DynUNet does; or a list,
-    tuple or dictionary of tensors. Tensors of another shape (features, or outputs of an auxiliary classifier) are
-    ignored. The weights follow nnU-Net (Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z): 1, 1/2, 1/4,
-    … divided by their sum. In a stack or dictionary, the weights follow the order of the outputs. In a list, they
-    follow the size, so that outputs of equal size have equal weights.
+    A network may return a tensor (B, C, *spatial), a stack (B, n, C, *spatial), or a list, tuple or dictionary of
+    tensors. MONAI's DynUNet returns a stack. Tensors of any other shape, such as features, are ignored. An output of a
+    presence head is ignored too.
+
+    The weights follow nnU-Net (Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z): 1, 1/2, 1/4, …
+    divided by their sum. In a stack or dictionary, the first output has the largest weight. In a list or tuple, the
+    largest output has the largest weight, and outputs of equal size have equal weights.
 
     Args:
         outputs: the result of `network(x)`.
@@ -153,7 +165,7 @@ def segmentation_outputs(outputs: Any, dims: int, channels: int) -> list[tuple[T
         channels: number of channels of a segmentation, `Experiment.network_channels`.
 
     Returns:
-        (logits (B, channels, *spatial), weight) pairs; prediction uses the first pair.
+        Pairs of logits (B, channels, *spatial) and weight. Prediction uses the first pair.
 
     Raises:
         ValueError: no output has `channels` channels and `dims` spatial axes.
@@ -168,18 +180,25 @@ def segmentation_outputs(outputs: Any, dims: int, channels: int) -> list[tuple[T
 
 
 def main_output(outputs: Any, dims: int, channels: int) -> Tensor:
-    """Return the output that prediction uses, logits (B, channels, *spatial).
+    """Return the output that prediction uses: logits (B, channels, *spatial).
+
+    The arguments are those of `segmentation_outputs`.
 
     Raises:
-        ValueError: as for `segmentation_outputs`.
+        ValueError: no output has `channels` channels and `dims` spatial axes.
     """
     return segmentation_outputs(outputs, dims, channels)[0][0]
 
 
 def split_presence(outputs: Any) -> tuple[Any, Tensor | None]:
-    """Split a network's outputs into the segmentation (in any form) and the presence head's logits (B, K) or None.
+    """Split a network's outputs into the segmentation and the logits of the presence head.
 
-    The presence logits are the second of two outputs and have two axes, as with smp's classification head.
+    If a network has two outputs, and the second one has two axes, then the second output is the presence logits. The
+    classification head of segmentation_models_pytorch has this form too.
+
+    Returns:
+        The segmentation in the form that the network returned, and the presence logits (B, K). The presence logits are
+        None if the network has no presence head.
     """
     if isinstance(outputs, list | tuple) and len(outputs) == 2:
         segmentation, presence = outputs
@@ -189,7 +208,7 @@ def split_presence(outputs: Any) -> tuple[Any, Tensor | None]:
 
 
 def flatten_tensors(outputs: Any) -> list[Tensor]:
-    """Return all tensors of a network's outputs as a flat list."""
+    """Return all tensors of a network's outputs as a flat list, whatever their nesting."""
     if isinstance(outputs, Tensor):
         return [outputs]
     if isinstance(outputs, dict):
@@ -200,9 +219,9 @@ def flatten_tensors(outputs: Any) -> list[Tensor]:
 
 
 def _segmentations(outputs: Any, dims: int, channels: int) -> tuple[list[Tensor], list[int]]:
-    """Return the segmentation outputs with their ranks, the main output first.
+    """Return the segmentation outputs of a network with their ranks, the main output first.
 
-    Rank 0 is the main output; an output's deep-supervision weight falls with its rank.
+    The main output has rank 0. The deep-supervision weight halves with each further rank.
     """
     if isinstance(outputs, Tensor):
         if outputs.ndim == dims + 3 and outputs.shape[2] == channels:

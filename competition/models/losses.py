@@ -10,7 +10,8 @@ Each term is a loss of a library, and receives its target in the form that this 
 | other torch.nn losses, such as BCEWithLogitsLoss | (B, C, *s) of 0 and 1 | (B, K, *s) of 0 and 1 |
 | any other class | (B, 1, *s) class indices, int64 | (B, K, *s) of 0 and 1, float32 |
 
-Maskfold sets the arguments in the second and third column, and raises an error if the YAML sets other values.
+In the table, s is the spatial shape, K the number of classes, and C the number of network outputs. The names in
+backticks are arguments of the loss. Maskfold sets them, and raises an error if the YAML sets other values.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from competition.models.presence_head import presence_loss
 from competition.models.targets import LossTarget
 
 MONAI, SMP, TORCH, OTHER = "monai", "segmentation_models_pytorch", "torch", "other"
-# Losses that take probabilities instead of logits, and their replacements.
+# Losses that take probabilities instead of logits -> losses that take logits, which an error message suggests.
 LOGIT_REPLACEMENTS = {
     (TORCH, "BCELoss"): "torch.nn.BCEWithLogitsLoss",
     (TORCH, "NLLLoss"): "torch.nn.CrossEntropyLoss",
@@ -58,14 +59,15 @@ class SegmentationLoss(nn.Module):
     """Compute the loss of an experiment.
 
     Each term is a loss of MONAI, segmentation_models_pytorch, torch or the user. The module's docstring lists the
-    target that each kind of loss receives. The loss is computed in float32 for every precision of the network. If the
-    network has several outputs (deep supervision), the mask is resized to each output, and the losses are averaged with
-    the weights of `competition.models.interface.segmentation_outputs`. Pixels whose mask is 255 have no gradient (see
-    `Experiment.has_ignored_pixels` and `competition.models.targets`).
+    target that each kind of loss receives. The loss is computed in float32, whatever the precision of the network.
+
+    If the network has several outputs (deep supervision), the mask is resized to each output. The losses of the
+    outputs are averaged with the weights of `competition.models.interface.segmentation_outputs`. Pixels whose mask is
+    255 have no gradient (see `Experiment.has_ignored_pixels` and `competition.models.targets`).
 
     Args:
         exp: the experiment.
-        context: context with the trusted packages.
+        context: context, which contains the packages that the user trusts.
 
     Raises:
         MaskfoldError (exit status 2): a term's target or arguments are wrong.
@@ -98,19 +100,22 @@ class SegmentationLoss(nn.Module):
         """Compute the loss of a batch.
 
         Args:
-            outputs: the network's output in training mode: a tensor (B, C, *spatial), a stack (B, n, C, *spatial), or a
-                list, tuple or dictionary of tensors; with a presence head, a tuple of these outputs and of logits (B,
-                K).
+            outputs: the network's output in training mode: a tensor (B, C, *spatial), a stack (B, n, C, *spatial), or
+                a list, tuple or dictionary of tensors. A network with a presence head returns a tuple of this output
+                and the presence logits (B, K).
             mask: (B, M, *spatial) uint8 on the same device.
 
         Returns:
-            The total, a float32 scalar with a gradient, and detached scalars by name. The scalars are the terms, or the
-            two parts of a MONAI compound loss (`dice` and `ce`; with several terms `DiceCELoss/dice`, …). They are
-            averaged over the outputs, without the factor `loss.weight`. `gate` is the presence loss without the factor
+            The total loss and its parts by name. The total is a float32 scalar with a gradient. The parts are detached
+            scalars.
+
+            Each part is a term of the loss, without its factor `loss.weight`, averaged over the network's outputs. A
+            compound loss of MONAI has two parts, such as `dice` and `ce`. If there are several terms, the term's name
+            precedes the part (`DiceCELoss/dice`). The part `gate` is the loss of the presence head, without the factor
             `gate.weight`.
 
         Raises:
-            ValueError: the outputs contain no segmentation, or no presence logits although the experiment needs them.
+            ValueError: the outputs contain no segmentation, or lack the presence logits that the experiment needs.
         """
         if mask.device != self._device:  # move class weights to the data's device
             self.to(mask.device)
@@ -140,14 +145,14 @@ class SegmentationLoss(nn.Module):
 
 
 def validate_loss(exp: Experiment, context: Context = Context()) -> None:
-    """Check that the loss of a tiny random batch and its gradient can be computed.
+    """Check that the loss of a small random batch and its gradient can be computed.
 
     Args:
         exp: the experiment.
-        context: context with the trusted packages.
+        context: context, which contains the packages that the user trusts.
 
     Raises:
-        MaskfoldError (exit status 2): a term cannot be built, or fails on a batch.
+        MaskfoldError (exit status 2): a term cannot be built, or fails on the batch.
     """
     comp, dims = exp.competition, exp.network_dimensions
     loss = SegmentationLoss(exp, context)
@@ -169,14 +174,14 @@ def validate_loss(exp: Experiment, context: Context = Context()) -> None:
 
 
 def resize_mask(mask: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Resize a mask by nearest neighbour with aligned pixel centres (torch's `nearest-exact`), for any dtype.
+    """Resize a mask of any dtype by nearest neighbour with aligned pixel centres (torch's `nearest-exact`).
 
     Args:
         mask: (B, M, *spatial) with any number of spatial axes.
         size: spatial size of the result.
 
     Returns:
-        (B, M, *size); the mask itself if it already has that size.
+        (B, M, *size). If the mask already has this size, the result is the mask itself.
     """
     for axis, (length, new_length) in enumerate(zip(mask.shape[2:], size, strict=True), start=2):
         if length != new_length:
@@ -189,13 +194,13 @@ def resize_mask(mask: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 class LossTerm(nn.Module):
-    """Compute one term of the loss. The caller multiplies the term by its weight.
+    """Compute one term of the loss, without the term's weight.
 
     Args:
         spec: target, arguments and name of the term.
-        exp: the experiment; it defines the classes and whether they exclude each other.
-        key: the term's key in the YAML, `loss` or `loss.0`.
-        context: context with the trusted packages.
+        exp: experiment, which defines the classes and whether they exclude each other.
+        key: the term's key in the YAML: `loss`, or `loss.0` for the first of several terms.
+        context: context, which contains the packages that the user trusts.
 
     Raises:
         MaskfoldError (exit status 2): the target or its arguments are wrong, or contradict `competition.labels`.
@@ -232,11 +237,11 @@ class LossTerm(nn.Module):
 
         Args:
             logits: (B, C, *spatial) float32.
-            truth: the target, which has the same spatial size.
+            truth: target of the same spatial size.
 
         Returns:
-            The term as a scalar, and its parts as scalars by name. The parts are the term itself or, for a compound
-            loss, its two losses.
+            The term as a scalar, and its parts as scalars by name. A compound loss has two parts, the two losses that
+            it adds. Any other loss has one part, the term itself.
         """
         target = self.select_target(truth)
         if not self.parts:
@@ -257,7 +262,11 @@ class LossTerm(nn.Module):
         return MaskfoldError(f"{self.key}{message}.", hint, status=2)
 
     def _check_supported(self, cls: type, args: dict[str, Any]) -> None:
-        """Raise an error for a loss that cannot be used with these labels or with logits, or that returns no scalar."""
+        """Raise an error if the loss cannot be used.
+
+        A loss cannot be used if it takes probabilities instead of logits, does not support the competition's kind of
+        labels, or does not return a scalar.
+        """
         replacement = LOGIT_REPLACEMENTS.get((self.library, cls.__name__))
         if replacement is not None:
             raise self._error(
@@ -287,7 +296,13 @@ class LossTerm(nn.Module):
             )
 
     def _require(self, args: dict[str, Any], parameters: Any, name: str, value: Any) -> None:
-        """Set an argument whose value follows from the labels; raise an error if the YAML sets another value."""
+        """Set an argument of the loss that must have a certain value for the competition's kind of labels.
+
+        The function does nothing if the constructor has no such argument.
+
+        Raises:
+            MaskfoldError (exit status 2): the YAML sets another value.
+        """
         if name not in parameters:
             return
         if args.setdefault(name, value) != value:
@@ -338,7 +353,10 @@ class LossTerm(nn.Module):
             )
 
     def _weights_to_tensors(self, cls: type, args: dict[str, Any], dims: int) -> dict[str, Any]:
-        """Return the arguments with class weights as tensors instead of lists, as some constructors require."""
+        """Return the loss's arguments, with class weights as tensors.
+
+        Only the losses that require tensors get tensors. All other losses get lists, as in the YAML.
+        """
         converted = dict(args)
         for name in ("weight", "pos_weight"):
             if isinstance(args.get(name), list) and (self.library in (TORCH, SMP) or cls.__name__ == "DiceCELoss"):
@@ -362,7 +380,10 @@ class LossTerm(nn.Module):
 
 
 def loss_library(cls: type) -> str:
-    """Return the library whose conventions a loss follows, from its class or a base class."""
+    """Return the library whose conventions a loss follows.
+
+    The library is found from the package of the loss's class or of one of its base classes.
+    """
     for base in cls.__mro__:
         root = base.__module__.split(".")[0]
         if base in (nn.Module, object) or base.__name__ in ("_Loss", "_WeightedLoss"):

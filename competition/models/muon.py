@@ -1,9 +1,9 @@
 """Define the optimiser Muon: orthogonal updates of convolution kernels and matrices, AdamW for other weights.
 
-Muon (Jordan et al. 2024, Muon: An optimizer for hidden layers in neural networks,
-https://kellerjordan.github.io/posts/muon/) replaces the momentum of a weight matrix by the nearest orthogonal matrix,
-so that a step changes all directions of the matrix by the same amount. The kernel of a convolution counts as a matrix
-of (filters, values of a filter).
+Muon replaces the momentum of a weight matrix by the nearest orthogonal matrix, so that a step changes all directions
+of the matrix by the same amount. (Jordan et al. 2024, Muon: An optimizer for hidden layers in neural networks,
+https://kellerjordan.github.io/posts/muon/.) The kernel of a convolution is treated as a matrix with one row per
+filter. The row contains all weights of the filter.
 """
 
 from __future__ import annotations
@@ -26,18 +26,20 @@ class Muon(torch.optim.Optimizer):
     """Update matrices and convolution kernels with Muon, and all other parameters with AdamW.
 
     AdamW updates parameters of fewer than two axes (biases, normalisation), kernels with a single filter or a single
-    input value, and depthwise kernels. Muon and AdamW use the same learning rate. An update of Muon is scaled to a root
-    mean square of 1, like the first updates of AdamW. So a learning rate that suits AdamW in a short training suits
-    Muon too. (Liu et al. 2025, Muon is Scalable for LLM Training, https://arxiv.org/abs/2502.16982, scale an update to
-    0.2, the root mean square of AdamW's updates in long trainings.)
+    weight per filter, and depthwise kernels.
+
+    Muon and AdamW use the same learning rate. An update of Muon is scaled to a root mean square of 1, like the first
+    updates of AdamW. So a learning rate that suits AdamW in a short training suits Muon too. Liu et al. instead scale
+    an update to 0.2, the root mean square of AdamW's updates in long trainings (2025, Muon is Scalable for LLM
+    Training, https://arxiv.org/abs/2502.16982).
 
     Args:
-        params: parameters of the network, or groups of them.
+        params: parameters of the network, or parameter groups.
         lr: learning rate.
         weight_decay: decoupled weight decay.
-        momentum: momentum of Muon, with Nesterov's look-ahead.
-        betas: decay rates of AdamW's averages.
-        eps: AdamW's constant in the denominator.
+        momentum: momentum of Muon (Nesterov).
+        betas: decay rates of AdamW's moving averages.
+        eps: constant that AdamW adds to the denominator.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -66,7 +68,15 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take one step. If `closure` is given, call it first; it computes the loss and the gradients again."""
+        """Update all parameters that have a gradient.
+
+        Args:
+            closure: function that computes the loss and the gradients again. If it is given, it is called before the
+                update.
+
+        Returns:
+            The loss that `closure` returned, or None without `closure`.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -105,7 +115,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def uses_muon(parameter: Tensor) -> bool:
-    """Return whether `Muon` updates this parameter as a matrix; if not, AdamW updates it."""
+    """Return whether the class `Muon` updates this parameter as a matrix; if False, AdamW updates the parameter."""
     if parameter.ndim < 2:
         return False
     rows, columns = parameter.shape[0], parameter[0].numel()
@@ -114,13 +124,14 @@ def uses_muon(parameter: Tensor) -> bool:
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """Approximate the orthogonal matrix that is nearest to a matrix, by Newton-Schulz iterations.
+    """Approximate the orthogonal matrix that is nearest to `matrix`, by Newton-Schulz iterations.
 
     Args:
         matrix: (rows, columns) float.
 
     Returns:
-        A tensor of the same shape. Its singular values are near 1, except where a singular value of `matrix` is near 0.
+        A tensor of the same shape. Its singular values are near 1, except where a singular value of `matrix` is near
+        0.
     """
     a, b, c = COEFFICIENTS
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T

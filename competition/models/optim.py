@@ -25,21 +25,23 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 def build_optimizer(
     exp: Experiment, network: nn.Module, context: Context = Context(), *, fused: bool = False
 ) -> torch.optim.Optimizer:
-    """Build `optimizer.target` over all trainable parameters, in two groups if `optimizer.encoder_rate` is set.
+    """Build the optimiser that `optimizer.target` names, over all trainable parameters of the network.
 
-    The second group has the parameters of the network's encoder.
+    If `optimizer.encoder_rate` is set, the encoder's parameters form a second group with a learning rate of their own.
 
     Args:
         exp: the experiment.
         network: the network.
-        context: context with the trusted packages.
+        context: context, which contains the packages that the user trusts.
         fused: whether one kernel updates all weights. This changes the last bits of the results; see
             `uses_fused_kernel`.
 
     Raises:
-        MaskfoldError (exit status 2): the target or its arguments are wrong, `lr` is missing, the optimiser needs more
-            than one dense gradient per step (LBFGS), or `training.fused` is on for an optimiser without a fused
-            kernel.
+        MaskfoldError (exit status 2): one of the following is wrong.
+
+            - The target or its arguments are wrong, or `lr` is missing.
+            - The optimiser needs more than one dense gradient per step, as LBFGS does.
+            - `training.fused` is on, but the optimiser has no fused kernel.
 
     Example:
         >>> build_optimizer(exp, network)  # doctest: +SKIP
@@ -82,7 +84,12 @@ def build_optimizer(
 
 
 def _parameter_groups(exp: Experiment, network: nn.Module, rate: float) -> list[Any]:
-    """Return the trainable parameters, in two groups (encoder last) if `optimizer.encoder_rate` is set."""
+    """Return the trainable parameters for the constructor of the optimiser.
+
+    Returns:
+        A list of parameters. If `optimizer.encoder_rate` is set, the result is a list of two parameter groups: all
+        parameters outside of the encoder, then the parameters of the encoder.
+    """
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if exp.optimizer.encoder_rate is None:
         return trainable
@@ -103,12 +110,14 @@ def _parameter_groups(exp: Experiment, network: nn.Module, rate: float) -> list[
 
 
 class LRSchedule:
-    """Compute the learning-rate multiplier as a function of training progress.
+    """Compute the factor of the learning rate as a function of training progress.
 
     All schedules except `plateau` depend only on the completed share of training and have no state; see
-    `competition.models.schedules`. `plateau` is torch's ReduceLROnPlateau: if the best score has not improved by more
-    than 0.01 % in more than `patience` validations, the multiplier is multiplied by `factor`, but it never falls below
-    `minimum`.
+    `competition.models.schedules`.
+
+    `plateau` is torch's ReduceLROnPlateau. A validation counts as an improvement if its score is better than the best
+    score by more than 0.01 %. After more than `patience` validations in a row without an improvement, the learning
+    rate is multiplied by the setting `factor`. It never falls below the share `minimum` of its first value.
 
     Args:
         cfg: section `schedule` of the experiment.
@@ -127,7 +136,7 @@ class LRSchedule:
         self._plateau = _Plateau(cfg, direction) if cfg.name == "plateau" else None
 
     def multiplier(self, progress: float) -> float:
-        """Return the factor of all learning rates.
+        """Return the factor by which all learning rates are multiplied.
 
         Args:
             progress: completed share of training, in [0, 1].
@@ -136,7 +145,11 @@ class LRSchedule:
         return factor if self._plateau is None else factor * self._plateau.multiplier
 
     def learning_rates(self, progress: float) -> list[float]:
-        """Return the learning rate of each parameter group."""
+        """Return the learning rate of each parameter group.
+
+        Args:
+            progress: completed share of training, in [0, 1].
+        """
         return [base * self.multiplier(progress) for base in self.base_lrs]
 
     def observe(self, score: float) -> None:
@@ -145,17 +158,23 @@ class LRSchedule:
             self._plateau.observe(score)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as plain numbers; empty for all schedules except `plateau`."""
+        """Return the schedule's state as plain numbers.
+
+        The state is empty for all schedules except `plateau`.
+        """
         return self._plateau.state_dict() if self._plateau is not None else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the result of `state_dict()`."""
+        """Restore a state that `state_dict` returned."""
         if self._plateau is not None:
             self._plateau.load_state_dict(state)
 
 
 class _Plateau:
-    """Run torch's ReduceLROnPlateau for a learning rate of 1, so that its rate is the multiplier."""
+    """Compute the factor of the schedule `plateau` with torch's ReduceLROnPlateau.
+
+    The scheduler controls a learning rate of 1, so that this rate is the factor.
+    """
 
     def __init__(self, cfg: ScheduleConfig, direction: Direction) -> None:
         self._optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
@@ -190,13 +209,14 @@ class _Plateau:
 
 
 class ExponentialMovingAverage:
-    """Average a network's parameters over the training steps. Buffers, such as batch statistics, are copied.
+    """Average a network's parameters over the training steps.
 
-    Update n (n = 0, 1, …) moves the average by 1 - d towards the parameters, with d = min(decay, (1 + n) / (10 + n)),
-    so that the initial weights lose influence fast (as TensorFlow's ExponentialMovingAverage with `num_updates`).
+    Buffers, such as batch statistics, are copied. Update number n (n = 0, 1, …) sets the average to
+    d · average + (1 - d) · parameters. The decay d = min(decay, (1 + n) / (10 + n)) is small at first, so that the
+    initial weights lose influence fast. TensorFlow's ExponentialMovingAverage with `num_updates` uses the same decay.
 
     Args:
-        network: the network, on its device; the average is stored on the same device.
+        network: the network, on its device. The average is stored on the same device.
         decay: final value of d, in [0, 1).
 
     Example:
@@ -210,30 +230,33 @@ class ExponentialMovingAverage:
         self._average.n_averaged.fill_(1)  # without this, the first update would copy the parameters
 
     def update(self, network: nn.Module) -> None:
-        """Update the average with the network's weights after an optimiser step."""
+        """Update the average with the network's weights; call this method after each optimiser step."""
         self._average.update_parameters(network)
         self.updates += 1
 
     def _move(self, averages: Tensors, parameters: Tensors, _: Tensor | int) -> None:
-        """Move the averages towards the parameters; copy integers. All tensors must have the same dtype."""
+        """Move floating-point averages towards the parameters, and copy integers.
+
+        All tensors of one call must have the same dtype.
+        """
         if averages[0].is_floating_point():
             torch._foreach_lerp_(averages, parameters, 1.0 - min(self.decay, (1 + self.updates) / (10 + self.updates)))
         else:
             torch._foreach_copy_(averages, parameters)
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the averaged weights as a state dictionary for `load_state_dict` of the network.
+        """Return the averaged weights as a state dictionary, which the network's `load_state_dict` accepts.
 
         The tensors are not copied, so later updates change them.
         """
         return dict(self._average.module.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of `updates`, and the `weights` as tensors by name."""
+        """Return a dictionary with the number of `updates`, and with the averaged `weights` as tensors by name."""
         return {"updates": self.updates, "weights": self.weights()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the result of `state_dict()`.
+        """Restore a state that `state_dict` returned.
 
         Raises:
             KeyError: the weights belong to another network.

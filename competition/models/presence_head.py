@@ -1,9 +1,9 @@
 """Predict for each foreground class whether a patch contains it, with a presence head.
 
-A presence head is a classification head. Networks of segmentation_models_pytorch have one, which `aux_params` enables.
-`WithPresenceHead` adds one to any other network: it pools the deepest feature map and applies one linear layer. Each
-class has its own sigmoid, even if classes are exclusive. A network with a presence head returns its segmentation output
-and presence logits (B, K).
+A presence head is a classification head. Networks of segmentation_models_pytorch have such a head, which the argument
+`aux_params` enables. For any other network, `WithPresenceHead` adds one: it pools the deepest feature map and applies
+one linear layer. Each class has its own sigmoid, even if classes are exclusive. A network with a presence head returns
+its segmentation output and the presence logits (B, K).
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class WithPresenceHead(nn.Module):
     """Add a classification head to one of a network's feature maps.
 
     Args:
-        network: any network. Its parameters get the prefix `network.`, those of the head the prefix `head.`.
+        network: any network. The names of its parameters get the prefix `network.`; the names of the head's parameters
+            get the prefix `head.`.
         module_name: name of the module in `network` whose output is the feature map.
         width: number of channels of the feature map.
         classes: number of classes K.
@@ -46,7 +47,7 @@ class WithPresenceHead(nn.Module):
         self.head = nn.Sequential(nn.Dropout(gate.dropout), nn.Linear(width, classes))
 
     def forward(self, image: Tensor) -> tuple[Any, Tensor]:
-        """Return the network's output for (B, C, *spatial), and presence logits (B, K)."""
+        """Return the network's output for images (B, C, *spatial), and presence logits (B, K)."""
         maps: list[Tensor] = []
         # The hook exists only for this call, because in a copy of this module a permanent hook would still refer to the
         # original network.
@@ -66,14 +67,19 @@ def find_deepest_feature_map(
 ) -> tuple[str, int]:
     """Find the module that computes the network's deepest feature map.
 
-    A patch, and a patch of twice its size, pass through the network, on the meta device if the network allows this.
-    Candidates are modules that are called once and return one feature map. The map must be smaller than the patch, and
-    its size must grow with the patch (unlike the pooled values of a squeeze-and-excitation). The smallest map is
-    chosen; among equally small maps, the map with the most channels; among equal ones, the last map.
+    The network runs on a patch and on a patch of twice the size, on the meta device if possible. A module is a
+    candidate if it is called once, and its output is one feature map with these properties:
+
+    - The map is smaller than the patch.
+    - The map of the larger patch is larger. For example, the pooled values of a squeeze-and-excitation do not grow.
+
+    The candidate with the smallest map is chosen. Among maps of the same size, the map with the most channels is
+    chosen, and among maps with the same number of channels, the last one in order of computation.
 
     Args:
         network: the network, on the meta device.
-        build_on_cpu: function that builds the network on the CPU, for a network whose forward pass reads values.
+        build_on_cpu: function that builds the network on the CPU. It is called if the forward pass reads the content
+            of tensors.
         channels: number of channels of the network's input.
         size: size of the patch.
 
@@ -115,7 +121,12 @@ def find_deepest_feature_map(
 
 @torch.no_grad()
 def _feature_maps(network: nn.Module, channels: int, size: tuple[int, ...], device: str) -> FeatureMaps:
-    """Return the feature maps of one patch by module name, in order of computation."""
+    """Return the feature maps of one patch, in order of computation.
+
+    Returns:
+        Name of the module -> channels and spatial size of its feature map. Modules that are called more than once are
+        left out.
+    """
     calls: dict[str, list[tuple[int, tuple[int, ...]]]] = {}
 
     def recorder(name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -136,18 +147,19 @@ def _feature_maps(network: nn.Module, channels: int, size: tuple[int, ...], devi
 
 
 def presence_target(mask: Tensor, comp: Competition) -> tuple[Tensor, Tensor]:
-    """Return the presence of each class in each patch, and whether the presence is known.
+    """Return which classes are present in each patch, and for which classes this is known.
 
-    As in the score, ignored pixels do not count. If all pixels of a patch are ignored, its classes are unknown. If
-    there is only one class, the boundary and the rings of its objects count as this class.
+    Ignored pixels are left out, as in the score. If all pixels of a patch are ignored, the presence of its classes is
+    unknown. If there is only one class, the values for boundaries and rings of its objects also mean that it is
+    present.
 
     Args:
         mask: (B, M, *spatial) uint8, as for `competition.models.targets.LossTarget`.
-        comp: the competition; `classes` and `labels` are read, but not `ignore`, because pseudo-labels and cases of
-            other competitions may also have ignored pixels.
+        comp: competition with `classes` and `labels`. Its setting `ignore` is not read, because pseudo-labels and
+            cases of other competitions may have ignored pixels even without this setting.
 
     Returns:
-        The presence (B, K) float32, 0 or 1, and (B, K) bool: whether it is known.
+        Two arrays (B, K): the presence as float32 (0 or 1), and whether the presence is known as bool.
     """
     classes = len(comp.classes)
     if comp.labels == "overlapping":
@@ -160,12 +172,14 @@ def presence_target(mask: Tensor, comp: Competition) -> tuple[Tensor, Tensor]:
 
 
 def presence_loss(logits: Tensor, mask: Tensor, comp: Competition) -> Tensor:
-    """Compute the presence head's mean binary cross-entropy over the patches and classes whose presence is known.
+    """Compute the mean binary cross-entropy of the presence head.
+
+    The mean is over all patches and classes whose presence is known.
 
     Args:
         logits: presence logits (B, K).
-        mask: the mask, as for `presence_target`.
-        comp: the competition, as for `presence_target`.
+        mask: (B, M, *spatial) uint8, as for `presence_target`.
+        comp: competition with `classes` and `labels`.
     """
     target, known = presence_target(mask, comp)
     losses = binary_cross_entropy_with_logits(logits.float(), target, reduction="none")

@@ -2,10 +2,10 @@
 
 `encoder_weights` (or its synonym `model.args.encoder_weights`) has one of these values:
 
-- `imagenet`, or another name that the network's library knows; the library downloads the weights from its hub;
-- a file: `.safetensors`, or a state dictionary saved by torch, read without executing code;
-- `package:NAME`: the weight file in an installed package, which is searched for the file, but never imported;
-  `package:NAME/folder/file.pth` selects one of several files.
+- `imagenet`, or another name that the network's library knows. The library downloads the weights from its hub.
+- The path of a file: `.safetensors`, or a state dictionary saved by torch. The file is read without executing code.
+- `package:NAME`: the weights file in an installed package. The package is searched for the file, but never imported.
+  If the package contains several files, `package:NAME/folder/file.pth` selects one of them.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class EncoderMatch:
-    """Map the tensors of a network's encoder to the tensors of a file.
+    """Describe which tensor of a file is loaded into which tensor of a network's encoder.
 
     Attributes:
         source: the file.
-        pairs: name of the tensor in the file, by name of the tensor in the encoder.
-        adapted: names of the encoder's tensors whose number of input channels differs from the file.
-        unused: number of tensors in the file that the encoder does not have, such as those of a classifier.
+        pairs: name of the tensor in the encoder -> name of the tensor in the file.
+        adapted: names of the encoder's tensors that are adapted, because the file's tensor has another number of input
+            channels.
+        unused: number of tensors in the file that the encoder does not have, such as the tensors of a classifier.
     """
 
     source: Path
@@ -53,7 +54,7 @@ class EncoderMatch:
 
 
 def configured_encoder_weights(exp: Experiment) -> str | None:
-    """Return the encoder weights that the YAML sets.
+    """Return the encoder weights that the YAML sets, or None if it sets none.
 
     Raises:
         MaskfoldError (exit status 2): `encoder_weights` and `model.args` contradict each other.
@@ -70,11 +71,14 @@ def configured_encoder_weights(exp: Experiment) -> str | None:
 
 
 def find_weights_file(weights: str | None, key: str = "encoder_weights") -> Path | None:
-    """Return the file that a path or `package:NAME` refers to; None for a name of the library, or if `weights` is None.
+    """Return the file that a path or `package:NAME` refers to.
 
     Args:
-        weights: the value in the YAML.
+        weights: the value in the YAML, or None if the YAML sets no weights.
         key: the key of the value in the YAML, for messages.
+
+    Returns:
+        The path of the file. The result is None if `weights` is None or a name that the network's library knows.
 
     Raises:
         MaskfoldError (exit status 2): the file or the package is missing.
@@ -92,10 +96,18 @@ def find_weights_file(weights: str | None, key: str = "encoder_weights") -> Path
 
 
 def pretrained_args(cls: type, args: Mapping[str, Any], hub: str | None) -> dict[str, Any]:
-    """Return the constructor arguments with which the library downloads the weights `hub`; empty if `hub` is None.
+    """Return the constructor arguments that decide whether the library downloads pretrained weights.
+
+    Args:
+        cls: the network's class.
+        args: the other arguments of the constructor.
+        hub: name of the weights to download. None means that nothing is downloaded.
+
+    Returns:
+        The argument `encoder_weights` or `pretrained`. The result is empty if the constructor has neither of them.
 
     Raises:
-        MaskfoldError (exit status 2): the network has no weights to download.
+        MaskfoldError (exit status 2): `hub` is set, but the constructor has no such argument.
     """
     parameters = constructor_parameters(cls)
     if "encoder_weights" in parameters:
@@ -116,19 +128,18 @@ def pretrained_args(cls: type, args: Mapping[str, Any], hub: str | None) -> dict
 def load_encoder(network: nn.Module, path: Path, channels: int) -> EncoderMatch:
     """Load every tensor of `network.encoder` from a file.
 
-    If the file has another number of input channels, the first convolution is adapted as in timm's `adapt_input_conv`:
-    its weights are summed for one channel, otherwise repeated and scaled.
+    If the file has another number of input channels, `adapt_input_channels` changes the first convolution.
 
     Args:
         network: a network on the CPU, with a submodule `encoder`.
         path: the file.
-        channels: channels of the network's input.
+        channels: number of channels of the network's input.
 
     Returns:
-        The assignment of tensors.
+        The assignment of the file's tensors to the encoder's tensors.
 
     Raises:
-        MaskfoldError (exit status 2): see `match_encoder`.
+        MaskfoldError (exit status 2): the file does not fit the encoder; see `match_encoder`.
     """
     tensors = read_tensors(path)
     match = _match(network, tensors, path, channels)
@@ -141,25 +152,28 @@ def load_encoder(network: nn.Module, path: Path, channels: int) -> EncoderMatch:
 
 
 def match_encoder(network: nn.Module, path: Path, channels: int) -> EncoderMatch:
-    """Match each tensor of an encoder with a tensor of a file: by name (without prefix), else by order.
+    """Match each tensor of an encoder with a tensor of a file.
+
+    The tensors are matched by name, without a prefix. If this leaves tensors of the encoder without a match, matching
+    by order is tried too.
 
     Args:
         network: a network on any device, including the meta device.
         path: the file.
-        channels: channels of the network's input.
+        channels: number of channels of the network's input.
 
     Raises:
         MaskfoldError (exit status 2): the network has no `encoder`, the file cannot be read, or a tensor of the
-            encoder (other than batch counters) has no match.
+            encoder has no match. Batch normalisation's `num_batches_tracked` needs no match.
     """
     return _match(network, read_tensors(path), path, channels)
 
 
 def read_tensors(path: Path, key: str = "encoder_weights") -> dict[str, Tensor]:
-    """Read the tensors of a .safetensors file or of a saved state dictionary to the CPU, without executing code.
+    """Read the tensors of a weights file to the CPU, without executing code.
 
     Args:
-        path: the file.
+        path: a .safetensors file, or a state dictionary saved by torch.
         key: the key of the file in the YAML, for messages.
 
     Raises:
@@ -201,15 +215,18 @@ def _reading_problem(error: Exception) -> str:
 
 
 def adapt_input_channels(weight: Tensor, channels: int) -> Tensor:
-    """Change the number of input channels of a convolution; its response to equal channels stays about the same.
+    """Change the number of input channels of a convolution's weights.
+
+    If all input channels have the same values, the response of the convolution stays about the same. timm's
+    `adapt_input_conv` does the same.
 
     Args:
         weight: (out, in, *kernel).
         channels: number of input channels of the result.
 
     Returns:
-        (out, channels, *kernel), as in timm's `adapt_input_conv`: for one channel the sum over the inputs, otherwise
-        the inputs repeated cyclically and scaled by in / channels.
+        (out, channels, *kernel). For one channel, the weights are summed over the input channels. For several
+        channels, the weights are repeated cyclically and scaled by in / channels.
     """
     if channels == 1:
         return weight.float().sum(dim=1, keepdim=True).to(weight.dtype)
@@ -246,10 +263,10 @@ def find_encoder(network: nn.Module, key: str) -> nn.Module:
 
     Args:
         network: the network.
-        key: key of the YAML that needs the encoder, for the message.
+        key: YAML key of the setting that needs the encoder, for the message.
 
     Raises:
-        MaskfoldError (exit status 2): the network has no module with this name.
+        MaskfoldError (exit status 2): the network has no module `encoder`.
     """
     for name, module in network.named_modules():
         if name.rpartition(".")[2] == "encoder":
@@ -289,23 +306,26 @@ def _match(network: nn.Module, tensors: dict[str, Tensor], path: Path, channels:
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
-    """Return the shapes of tensors by name, in order, without the counters of batch normalisation."""
+    """Return the shape of each tensor by name, without batch normalisation's `num_batches_tracked`."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
 
 
 def _compatible(source: tuple[int, ...], target: tuple[int, ...], channels: int) -> bool:
-    """Return whether two shapes are equal, or differ only in the input channels of a first convolution."""
+    """Return whether two shapes are equal, or differ only in the number of input channels of the first convolution.
+
+    In the second case, `target` must be the shape of a convolution with `channels` input channels.
+    """
     adaptable = len(source) == len(target) >= 4 and target[1] == channels and source[1] in (1, 2, 3, 4)
     return source == target or (adaptable and source[0] == target[0] and source[2:] == target[2:])
 
 
 def _by_name(targets: Sequence[str] | Shapes, sources: Sequence[str] | Shapes) -> dict[str, str]:
-    """Pair target names with source names.
+    """Pair the tensors of an encoder with the tensors of a file by name.
 
-    The prefix (`module.`, `encoder.`, …) whose removal gives the most pairs is removed from the source names.
-
-    Dots and underscores count as equal, because timm's feature extractors rename `stages.0` to `stages_0`. Encoders of
-    smp store timm's network under the name `model`.
+    A prefix such as `module.` or `encoder.` is removed from the file's names. The function chooses the prefix that
+    gives the most pairs. Dots and underscores are treated as equal, because timm's feature extractors rename
+    `stages.0` to `stages_0`. The prefix `model.` is removed from the encoder's names, because encoders of
+    segmentation_models_pytorch store timm's network under this name.
     """
     normalised_targets = {name: name.removeprefix("model.").replace(".", "_") for name in targets}
     normalised_sources = {name.replace(".", "_"): name for name in sources}
@@ -323,12 +343,11 @@ def _by_name(targets: Sequence[str] | Shapes, sources: Sequence[str] | Shapes) -
 
 
 def _by_order(encoder: nn.Module, targets: Shapes, sources: Shapes, channels: int) -> dict[str, str]:
-    """Pair names by their order if all shapes agree.
+    """Pair the tensors of an encoder with the tensors of a file by their order, if all shapes fit.
 
-    The file may contain further tensors after the encoder, such as a head.
-
-    A feature extractor of timm has other names than timm's complete network, so names are translated through the
-    complete network.
+    After the encoder's tensors, the file may contain further tensors, such as a head. A feature extractor of timm has
+    other names than timm's complete network. Therefore, its tensors are matched by name with the complete network, and
+    the complete network by order with the file.
     """
     if type(encoder).__name__ == "TimmUniversalEncoder":
         import timm

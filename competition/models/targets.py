@@ -15,8 +15,9 @@ class LossTarget:
     """Hold the target mask in every form that a loss may need; each form is computed when it is first used.
 
     Args:
-        mask: (B, M, *spatial) uint8. Exclusive classes: one channel of class indices, 0 for the background. Overlapping
-            classes: one channel of 0 and 1 per class. If `ignore` is set, pixels of 255 are ignored.
+        mask: (B, M, *spatial) uint8. If classes exclude each other, the mask has one channel of class indices, with 0
+            for the background. If classes overlap, it has one channel of 0 and 1 per class. If `ignore` is set, pixels
+            of 255 are ignored.
         channels: number of channels C of the network's output.
         exclusive: whether classes exclude each other.
         ignore: whether the mask may contain 255.
@@ -29,17 +30,17 @@ class LossTarget:
 
     @cached_property
     def class_indices(self) -> Tensor:
-        """(B, 1, *spatial) int64 class indices; exclusive classes only."""
+        """Class indices (B, 1, *spatial) int64, only for exclusive classes."""
         return self.mask.long()
 
     @property
     def class_indices_flat(self) -> Tensor:
-        """(B, *spatial) int64 class indices, without a channel axis; exclusive classes only."""
+        """Class indices (B, *spatial) int64 without a channel axis, only for exclusive classes."""
         return self.class_indices[:, 0]
 
     @cached_property
     def binary_channels(self) -> Tensor:
-        """(B, C, *spatial) float32: 1 for pixels of the class, else 0."""
+        """One channel per network output, (B, C, *spatial) float32: 1 at the class's pixels, 0 elsewhere."""
         if not self.exclusive:
             return self.mask.float()
         shape = (self.mask.shape[0], self.channels, *self.mask.shape[2:])
@@ -47,14 +48,19 @@ class LossTarget:
 
     @cached_property
     def native(self) -> Tensor:
-        """Class indices (B, 1, *spatial) int64 if classes are exclusive, else 0 or 1 per class (B, K, ...) float32."""
+        """The target in the form of the competition's labels.
+
+        If classes are exclusive, the target is class indices (B, 1, *spatial) int64. If classes overlap, the target is
+        one channel of 0 and 1 per class, (B, K, *spatial) float32.
+        """
         return self.class_indices if self.exclusive else self.binary_channels
 
     def mask_ignored(self, logits: Tensor) -> Tensor:
         """Replace logits (B, C, *spatial) at ignored pixels by constants that predict the background with certainty.
 
-        The target is also background at these pixels, so every loss has a gradient of exactly 0 and a value of almost 0
-        there. In averages over pixels, ignored pixels count as correct.
+        The target is also background at these pixels. So every loss has a gradient of exactly 0 and a value of almost
+        0 there. If a loss averages over pixels, the ignored pixels lower the average, like pixels that are predicted
+        correctly.
         """
         if self.ignored is None:
             return logits

@@ -1,7 +1,7 @@
 """Define a plain U-Net with blocks of two convolutions, strides of two, and skip connections.
 
 The network follows Ronneberger, Fischer, Brox (2015), U-Net: Convolutional Networks for Biomedical Image Segmentation,
-https://arxiv.org/abs/1505.04597, with dropout only at the bottleneck, as in the paper. Unlike in the paper, the network
+https://arxiv.org/abs/1505.04597. As in the paper, only the bottleneck has dropout. Unlike in the paper, the network
 has normalisation layers, and its convolutions are padded, so that the output is as large as the input.
 """
 
@@ -15,18 +15,20 @@ from torch import nn
 
 
 class UNet(nn.Module):
-    """U-Net for 2D images or volumes.
+    """Segment 2D images or volumes with a plain U-Net.
 
-    Every edge of a patch must have at least 2 ** (len(channels) - 1) pixels (16 for five values). If a layer halves an
-    odd edge, the decoder pads one pixel. Edges that are multiples of 2 ** (len(channels) - 1) need no padding.
+    Every edge of a patch must have at least 2 ** (len(channels) - 1) pixels (16 for five values). If a level halves an
+    edge of odd length, the decoder pads one pixel. Edges that are multiples of 2 ** (len(channels) - 1) need no
+    padding.
 
     Args:
-        spatial_dims: 2 or 3.
+        spatial_dims: number of spatial axes, 2 or 3.
         in_channels: number of channels of the image.
         out_channels: number of channels of the logits.
-        channels: width of each level, with the bottleneck last; five values mean four levels and a bottleneck.
+        channels: number of channels of each level, from the highest resolution to the bottleneck. Five values mean
+            four levels and a bottleneck.
         dropout: fraction of the bottleneck's values that are set to 0 in training.
-        norm: `batch`, or `instance` for small batches.
+        norm: kind of normalisation, `batch` or `instance`. Use `instance` for small batches.
 
     Raises:
         ValueError: an argument is invalid.
@@ -92,6 +94,9 @@ class UNet(nn.Module):
 
 
 def _pad_like(image: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Append a row of zeros along each axis that lost a pixel when its odd length was halved."""
+    """Append one row of zeros to each axis of `image` that is one pixel shorter than in `like`.
+
+    Such an axis lost a pixel when its odd length was halved.
+    """
     missing = [target - size for target, size in zip(like.shape[2:], image.shape[2:])]
     return nn.functional.pad(image, [pad for count in reversed(missing) for pad in (0, count)])

@@ -1,4 +1,4 @@
-"""Draw the learning curves of a fold as one PNG."""
+"""Draw the learning curves of a fold as one PNG file."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from competition.viz.overlays import class_colour, save_figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Curve = tuple[list[float], list[float]]  # epochs, values
+Curve = tuple[list[float], list[float]]  # epochs, and the value at each epoch
 
 LOSS_COLOUR = (0.15, 0.15, 0.15)
 SCORE_COLOUR = (0.0, 0.0, 0.0)
 
 
 def plot_fold_curves(path: Path, metrics_jsonl: Path, direction: Direction = Direction.HIGHER) -> None:
-    """Draw loss, score and learning rate against the epoch.
+    """Draw a fold's loss, score and learning rate against the epoch.
 
     Args:
-        path: the PNG file, written atomically.
-        metrics_jsonl: file with lines `{"step", "epoch", "time", "metrics": {name: value}}`. An incomplete last line
-            (after a kill) is skipped; if the file is missing or empty, the axes show "nothing logged".
+        path: the PNG file, which is written atomically.
+        metrics_jsonl: file with lines `{"step", "epoch", "time", "metrics": {name: value}}`. The last line is skipped
+            if it is incomplete, e.g. because the training was killed. If the file is missing or empty, the figure
+            shows the text "nothing logged".
         direction: whether higher or lower scores are better.
     """
     from matplotlib.figure import Figure
@@ -45,9 +46,10 @@ def plot_fold_curves(path: Path, metrics_jsonl: Path, direction: Direction = Dir
 
 
 def read_curves(metrics_jsonl: Path) -> dict[str, Curve]:
-    """Read the values of every metric by epoch, in the order of the file; several values of one epoch are averaged.
+    """Read the values of each metric by epoch.
 
-    A non-finite value becomes nan, which is a gap in the curve.
+    The metrics and epochs are in the order of the file. If a metric has several values in one epoch, they are
+    averaged. A non-finite value becomes nan, which leaves a gap in the curve.
     """
     values: dict[str, dict[float, list[float]]] = {}
     for line in read_metrics_lines(metrics_jsonl):
@@ -68,9 +70,9 @@ def _losses(curves: Mapping[str, Curve]) -> dict[str, tuple[Curve, tuple[float, 
 
 
 def _scores(curves: Mapping[str, Curve]) -> dict[str, tuple[Curve, tuple[float, float, float], float]]:
-    """Return the curves of each class, of the mean Dice and of the metric.
+    """Return the curves of the Dice of each class, of the mean Dice and of the competition's metric.
 
-    Classes have the same colours as in `draw_case`.
+    Each curve has a label, a colour and a line width. Classes have the same colours as in `draw_case`.
     """
     names = [name for name in curves if name.startswith("val/dice/")]
     drawn = {
@@ -113,7 +115,7 @@ def _draw(axes: Axes, title: str, curves: Mapping[str, tuple[Curve, tuple[float,
 
 
 def _title_parts(metrics_jsonl: Path, curves: Mapping[str, Curve], direction: Direction) -> Sequence[str]:
-    """Return the fold, its epochs, its best score and its speed."""
+    """Return the parts of the figure's title: the fold, its epochs, its best score and its speed."""
     parts = [metrics_jsonl.parent.name]
     epochs = max((epochs[-1] for epochs, _ in curves.values()), default=0)
     parts.append(f"{epochs:g} epochs")

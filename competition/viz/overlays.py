@@ -1,4 +1,4 @@
-"""Draw one case as a PNG: image, truth and prediction side by side, or the comparison of two predictions."""
+"""Draw one case as a PNG file: image, truth and prediction side by side, or the comparison of two predictions."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ Array = NDArray[Any]
 RGB = tuple[float, float, float]
 IGNORE_LABEL = 255
 IGNORED_COLOUR: RGB = (0.6, 0.6, 0.6)
-BETTER_COLOUR: RGB = (0.25, 0.85, 0.35)  # B is right, A is wrong
-WORSE_COLOUR: RGB = (1.0, 0.25, 0.25)  # A is right, B is wrong
+BETTER_COLOUR: RGB = (0.25, 0.85, 0.35)  # prediction B is right, and prediction A is wrong
+WORSE_COLOUR: RGB = (1.0, 0.25, 0.25)  # prediction A is right, and prediction B is wrong
 BOTH_WRONG_COLOUR: RGB = (0.95, 0.85, 0.2)
 DIFFERENCE_COLOURS: dict[str, RGB] = {
     " only truth": (1.0, 0.25, 0.25),
     " only prediction": (0.2, 0.45, 1.0),
     " other class": (0.95, 0.85, 0.2),
 }
-MAX_CROP = 512  # pixels per side of the part of a slice that `draw_finding` draws
-VIEWS = ("sagittal", "coronal", "axial")  # name of the view of a slice along the first, second and third axis of LAS
-PANEL_INCHES = {2: 4.2, 3: 2.8}  # width of the figure, by the dimensions of a case
-SMOOTH_PIXELS = 256  # slices with fewer pixels per side are enlarged before their contours are drawn
+MAX_CROP = 512  # maximum edge length of the part of a slice that `draw_finding` draws, pixels
+VIEWS = ("sagittal", "coronal", "axial")  # for a volume in orientation LAS: the view of slices along each of its axes
+PANEL_INCHES = {2: 4.2, 3: 2.8}  # number of spatial axes -> width of a panel in inches
+SMOOTH_PIXELS = 256  # slices with smaller sides are enlarged before their contours are drawn, pixels
 MAX_LEGEND_ENTRIES = 16
 # Colours of the first classes: bright on grey, and distinguishable for most colour-blind readers.
 PALETTE: tuple[RGB, ...] = tuple(
@@ -65,23 +65,24 @@ def draw_case(
 ) -> None:
     """Draw image, truth and prediction side by side: one row for a 2D image, three orthogonal slices for a volume.
 
-    Without a truth, only image and prediction are drawn. A volume is drawn in the slices with the most truth; without
-    truth, in the slices with the most prediction; without both, in the middle slices. All classes have the same weight
-    in this choice.
+    If there is no truth, only image and prediction are drawn. Of a volume, the slices with the most true foreground
+    are drawn. Without true foreground, the slices with the most predicted foreground are drawn. If both are empty, the
+    middle slices are drawn. All classes have the same weight in this choice.
 
     Args:
-        path: the PNG file, written atomically.
-        image: (C, *spatial) of any dtype, or as `load_picture` reduced it. A 2D image with 3 or 4 channels is drawn as
-            RGB; any other image is drawn by its first channel.
-        truth: (M, *spatial) uint8 from `competition.data.masks.load_mask`; 255 is ignored. None: a test case.
+        path: the PNG file, which is written atomically.
+        image: (C, *spatial) of any dtype. The image may be reduced by `load_picture`. A 2D image with 3 or 4 channels
+            is drawn as RGB. Of any other image, the first channel is drawn.
+        truth: (M, *spatial) uint8 from `competition.data.masks.load_mask`; 255 is ignored. None for a test case.
         masks: (K, *spatial) bool, the prediction.
-        comp: the competition, which defines the classes and how labels are stored.
+        comp: competition, which defines the classes and how labels are stored.
         title: title of the figure.
-        spacing: mm per voxel along each axis; None: isotropic.
-        affine: 4×4 voxel to world of a volume, which is then drawn in radiological convention (head up, front up in
-            axial slices, the patient's right side on the left); None: the volume is drawn in the file's orientation.
-        dice: Dice per class for the legend, nan for a class that is absent from truth and prediction; None: this
-            function computes it.
+        spacing: voxel size along each axis in mm. None means that all axes have the same voxel size.
+        dice: Dice per class for the legend; nan for a class that is absent from truth and prediction. If it is None,
+            this function computes the Dice.
+        affine: 4×4 matrix from voxel to world coordinates. With this matrix, a volume is drawn in radiological
+            convention: the head at the top, the front at the top of axial slices, and the patient's right side on the
+            left. Without it, the volume is drawn in the orientation of the file.
     """
     from matplotlib.figure import Figure
 
@@ -159,21 +160,22 @@ def draw_comparison(
     spacing: Sequence[float] | None = None,
     affine: Array | None = None,
 ) -> None:
-    """Draw truth, A, B and their difference side by side: one row for a 2D image, three orthogonal slices for a volume.
+    """Draw truth, predictions A and B, and their difference side by side.
 
-    The slices of a volume are those in which the two predictions differ most. In the last panel, over all classes, a
-    pixel is green if only B is right, red if only A is right, and yellow if both are wrong.
+    A 2D image has one row. A volume has one row for each of three orthogonal slices, those in which the two
+    predictions differ most. The last panel compares the two predictions over all classes. A pixel is green if only B
+    is right, red if only A is right, and yellow if both are wrong.
 
     Args:
-        path: the PNG file, written atomically.
-        image: (C, *spatial), see `draw_case`.
+        path: the PNG file, which is written atomically.
+        image: (C, *spatial), as in `draw_case`.
         truth: (M, *spatial) uint8; 255 is ignored.
-        masks: predictions of A and B, (K, *spatial) bool each.
-        comp: the competition, which defines the classes.
+        masks: predictions of A and B, each (K, *spatial) bool.
+        comp: competition, which defines the classes.
         title: title of the figure.
         names: titles of the panels of A and B.
-        spacing: mm per voxel along each axis; None: isotropic.
-        affine: 4×4 voxel to world of a volume, see `draw_case`.
+        spacing: voxel size along each axis in mm. None means that all axes have the same voxel size.
+        affine: 4×4 matrix from voxel to world coordinates, as in `draw_case`.
     """
     from matplotlib.figure import Figure
 
@@ -248,14 +250,14 @@ def draw_finding(
     If a slice is larger than `MAX_CROP` pixels, only the part around the point is drawn.
 
     Args:
-        path: the PNG file, written atomically.
-        image: (C, *spatial), see `draw_case`.
+        path: the PNG file, which is written atomically.
+        image: (C, *spatial), as in `draw_case`.
         truth: (M, *spatial) uint8; 255 is ignored.
-        masks: the prediction, (K, *spatial) bool.
-        comp: the competition, which defines the classes.
-        centre: (row, column) of the point in the slice, the first two axes of the file.
-        position: index of the slice along the last axis of a volume; None: a 2D image.
-        spacing: mm per voxel along each axis.
+        masks: (K, *spatial) bool, the prediction.
+        comp: competition, which defines the classes.
+        centre: row and column of the point in the slice, along the first two axes of the file.
+        position: index of the slice along the last axis of a volume. None for a 2D image.
+        spacing: voxel size along each axis in mm. None means that all axes have the same voxel size.
     """
     from matplotlib.figure import Figure
 
@@ -303,12 +305,15 @@ def draw_finding(
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, atomically."""
+    """Write a figure atomically as a PNG file."""
     atomic_write(path, lambda file: figure.savefig(file, format="png"))
 
 
 def class_colour(index: int) -> RGB:
-    """Return the colour of a class, the same in all figures: from the palette, or a computed hue beyond its end."""
+    """Return the colour of a class, which is the same in all figures with images.
+
+    The first classes have the colours of `PALETTE`. For further classes, the colour is computed.
+    """
     import colorsys
 
     if index < len(PALETTE):
@@ -320,25 +325,25 @@ def class_colour(index: int) -> RGB:
 
 
 def label_to_class_masks(truth: Array, comp: Competition) -> NDArray[np.bool_]:
-    """Return class masks (K, *spatial) bool of a stored mask (M, *spatial)."""
+    """Convert a stored mask (M, *spatial) to one mask per class, (K, *spatial) bool."""
     if comp.labels == "overlapping":
         return truth == 1
     return truth[:1] == np.arange(1, len(comp.classes) + 1, dtype=truth.dtype).reshape(-1, *[1] * (truth.ndim - 1))
 
 
 def get_ignored_voxels(truth: Array, comp: Competition) -> NDArray[np.bool_] | None:
-    """Return the ignored voxels of the truth, (*spatial) bool; None if there are none."""
+    """Return the ignored voxels of the truth, (*spatial) bool, or None if no voxel is ignored."""
     ignored = (truth == IGNORE_LABEL).any(axis=0)
     return ignored if ignored.any() else None
 
 
 def _class_mask(truth: Array, index: int, comp: Competition) -> NDArray[np.bool_]:
-    """Return one class of a stored mask, (*spatial) bool."""
+    """Return the mask of one class, (*spatial) bool, from a stored mask (M, *spatial)."""
     return np.asarray(truth[index] == 1 if comp.labels == "overlapping" else truth[0] == index + 1)
 
 
 def _dice_per_class(truth: Array, masks: Array, comp: Competition) -> dict[str, float]:
-    """Return the Dice of each class, nan for a class without pixels.
+    """Return the Dice of each class, or nan for a class that has no pixels in truth and prediction.
 
     The Dice is computed in blocks of rows, to limit memory.
     """
@@ -364,10 +369,10 @@ class SlicePlane(NamedTuple):
     """Describe one slice to draw.
 
     Attributes:
-        axis: axis along which slices are counted; None for a 2D image.
+        axis: axis along which slices are counted. None for a 2D image.
         position: slice index along `axis`.
-        transpose: whether the first remaining axis is drawn to the right instead of downwards.
-        upwards: whether the vertical axis is drawn from bottom to top.
+        transpose: whether the first axis of the slice points to the right instead of downwards.
+        upwards: whether the vertical axis points upwards instead of downwards.
         aspect: height of a pixel divided by its width.
     """
 
@@ -378,16 +383,20 @@ class SlicePlane(NamedTuple):
     aspect: float
 
     def cut(self, array: Array) -> Array:
-        """Return the slice (…, rows, columns) of a (…, *spatial) array."""
+        """Return the slice (…, rows, columns) of an array (…, *spatial)."""
         if self.axis is not None:
             array = np.take(array, self.position, axis=array.ndim - 3 + self.axis)
         return np.swapaxes(array, -1, -2) if self.transpose else array
 
 
 def _foreground_profiles(layers: Iterable[Array], shape: Sequence[int]) -> list[NDArray[np.float64]]:
-    """Return the amount of foreground per slice for each axis.
+    """Return the amount of foreground in each slice, as one array per axis.
 
-    Each class is normalised, so that small and large classes count equally.
+    Each class is divided by its total amount, so that small and large classes have the same weight.
+
+    Args:
+        layers: mask of each class, (*spatial) bool.
+        shape: shape of a mask.
     """
     profiles = [np.zeros(size) for size in shape]
     for layer in layers:  # process one layer at a time, because volumes are large
@@ -401,11 +410,12 @@ def _foreground_profiles(layers: Iterable[Array], shape: Sequence[int]) -> list[
 def _select_planes(profiles: Sequence[Array], spacing: Sequence[float] | None, is_stack: bool) -> list[SlicePlane]:
     """Select the slices to draw, and their orientation.
 
-    2D images and stacks have rows downwards; NIfTI volumes have x to the right and z up.
+    In 2D images and in stacks of slice files, rows point downwards. In NIfTI volumes, x points to the right and z
+    upwards.
 
     Args:
-        profiles: amount of foreground in each slice, one array per axis; the slice with the largest value is drawn.
-        spacing: mm per voxel along each axis.
+        profiles: amount of foreground in each slice, one array per axis. The slice with the largest value is drawn.
+        spacing: voxel size along each axis in mm. None means that all axes have the same voxel size.
         is_stack: whether the volume is a stack of slice files.
     """
     dims = len(profiles)
@@ -424,7 +434,15 @@ def _select_planes(profiles: Sequence[Array], spacing: Sequence[float] | None, i
 
 
 def _row_heights(planes: Sequence[SlicePlane], foreground: Array, width: float) -> list[float]:
-    """Return the height of each row in inches, proportional to the height of its slice, within limits."""
+    """Return the height of each row of panels in inches.
+
+    The heights are proportional to the heights of the slices, within limits.
+
+    Args:
+        planes: the slices, one per row.
+        foreground: array of the shape of the case.
+        width: width of a panel in inches.
+    """
     heights = []
     for plane in planes:
         rows, columns = plane.cut(foreground).shape
@@ -436,20 +454,28 @@ def _row_heights(planes: Sequence[SlicePlane], foreground: Array, width: float) 
 
 
 def drawn_channels(image: Array) -> Array:
-    """Return the channels to draw: the colours of a 2D image with 3 or 4 channels, otherwise the first channel."""
+    """Return the channels to draw.
+
+    For a 2D image with 3 or 4 channels, these are the first three channels. For any other image, this is the first
+    channel.
+    """
     return image[:3] if image.ndim == 3 and image.shape[0] in (3, 4) else image[:1]
 
 
 def _reduce_unless_reduced(channels: Array, shape: Sequence[int], step: int) -> Array:
-    """Reduce the channels of a 2D image to the size of a figure, unless `load_picture` has already done this."""
+    """Reduce the channels of a 2D image to the size of a figure.
+
+    If `load_picture` has already reduced the image, the channels are returned unchanged.
+    """
     return reduce_image(channels, step) if channels.shape[1:] == tuple(shape) else channels
 
 
 def display_range(channels: Array) -> tuple[float, float]:
-    """Return the display range: the 0.5th and 99.5th percentiles over all channels.
+    """Return the lowest and highest value to draw: the 0.5th and 99.5th percentiles over all channels.
 
-    One range for all channels keeps the ratios of colours. The range of the dtype is not used, because microscopy
-    images use only a part of that range. The percentiles come from a sample of about a million values.
+    All channels have the same range, so that the ratios of colours are preserved. The range of the dtype is not used,
+    because microscopy images use only a part of that range. The percentiles come from a sample of about a million
+    values.
     """
     step = max(1, math.ceil((channels.size / 1e6) ** (1 / (channels.ndim - 1))))
     sample = channels[(slice(None), *[slice(None, None, step)] * (channels.ndim - 1))].astype(np.float32)
@@ -463,7 +489,15 @@ def display_range(channels: Array) -> tuple[float, float]:
 
 
 def to_rgb(channels: Array, bounds: tuple[float, float]) -> NDArray[np.float32]:
-    """Scale a slice (1 or 3, rows, columns) to (rows, columns, 3) float32 in [0, 1]."""
+    """Scale the values of a slice to [0, 1].
+
+    Args:
+        channels: (1 or 3, rows, columns).
+        bounds: values that become 0 and 1. Values outside of these bounds are clipped.
+
+    Returns:
+        (rows, columns, 3) float32.
+    """
     finite = np.nan_to_num(channels.astype(np.float32), nan=bounds[0], posinf=bounds[1], neginf=bounds[0])
     scaled = np.clip((finite - bounds[0]) / (bounds[1] - bounds[0]), 0.0, 1.0)
     return np.moveaxis(np.broadcast_to(scaled, (3, *scaled.shape[1:])), 0, -1)
@@ -476,14 +510,19 @@ def _draw_image(axes: Axes, image: Array, plane: SlicePlane) -> None:
 
 
 def _draw_masks(axes: Axes, layers: Array) -> None:
-    """Fill the area of each class and draw its contour; `layers` is (K, rows, columns) bool."""
+    """Fill the area of each class and draw its contour.
+
+    Args:
+        axes: panel of the figure.
+        layers: (K, rows, columns) bool.
+    """
     for index, layer in enumerate(layers):
         if not layer.any():
             continue
         colour = class_colour(index)
         _fill_area(axes, layer, colour, 0.25)
-        # With enlargement, contours follow the pixel edges instead of cutting corners. A frame of background closes
-        # contours at the image's edge, and allows images with a single row.
+        # The mask is enlarged so that contours follow the pixel edges instead of cutting corners. A frame of background
+        # closes contours at the image's edge. It also makes contours possible in images with a single row.
         scale = min(max(SMOOTH_PIXELS // max(layer.shape), 1), 8)
         padded = np.pad(np.kron(layer, np.ones((scale, scale), np.uint8)), 1)
         rows, columns = ((np.arange(size) - 0.5) / scale - 0.5 for size in padded.shape)
@@ -510,7 +549,8 @@ def _label(name: str, dice: Mapping[str, float] | None) -> str:
 def _draw_legend(figure: Figure, entries: Sequence[tuple[RGB, str]], ignored: bool) -> None:
     """Draw a legend of the classes that are present.
 
-    If there are more than `MAX_LEGEND_ENTRIES` classes, only their number is drawn.
+    If there are more than `MAX_LEGEND_ENTRIES` classes, the legend shows the first ones and the number of further
+    classes.
     """
     from matplotlib.patches import Patch
 
@@ -529,7 +569,7 @@ def _draw_legend(figure: Figure, entries: Sequence[tuple[RGB, str]], ignored: bo
 
 
 def _legend_entries(comp: Competition, truth: Array, masks: tuple[Array, Array]) -> list[tuple[RGB, str]]:
-    """Return the legend's entries: first the classes that are present, then the colours of the difference panel."""
+    """Return the legend's entries: first the classes that are present, then the colours of the difference."""
     present: list[Any] = [
         index
         for index, class_truth in enumerate(label_to_class_masks(truth, comp))

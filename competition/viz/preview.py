@@ -1,4 +1,4 @@
-"""Read images for drawing in the same way as training, but reduce a large TIFF while reading its parts."""
+"""Read images for drawing as for training, but reduce a large TIFF while its parts are read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from competition.data.image_types import Image, convert_decoder_errors
 from competition.data.readers import EXTENSIONS, exif_orientation, extension_of, get_column, load_image, row_axes
 from competition.viz.reduction import reduce_image, reduction_step
 
-LARGE_FILE = 2**28  # size of the pixels in bytes from which a TIFF is read strip by strip or tile by tile
+LARGE_FILE = 2**28  # minimum size of a TIFF's pixels in bytes for which strips or tiles are read one by one
 
 
 def load_picture(comp: Competition, row: Any) -> Image:
@@ -29,11 +29,11 @@ def load_picture(comp: Competition, row: Any) -> Image:
         row: a row of the case table.
 
     Returns:
-        The result of `load_image`. If the image is one large 2D TIFF, its array is averaged over squares of
-        `reduction_step` pixels, as float32, so that the whole image is never in memory.
+        The result of `load_image`. One large 2D TIFF is instead averaged over squares of `reduction_step` pixels, as
+        float32, so that the whole image is never in memory.
 
     Raises:
-        MaskfoldError: as for `load_image`.
+        MaskfoldError: the image cannot be read; see `load_image`.
     """
     channels = list(json.loads(get_column(row, "images")).values())
     if comp.dimensions == 2 and len(channels) == 1 and isinstance(channels[0], str):
@@ -49,18 +49,23 @@ def load_picture(comp: Competition, row: Any) -> Image:
 
 
 def load_unchanged_picture(comp: Competition, row: Any) -> Image:
-    """Read the image of a case with `load_picture`, and check that the files have not changed since the run began.
+    """Read the image of a case with `load_picture`, and check that its files are unchanged since the start of the run.
 
     Raises:
         ChangedDataError: a file has changed.
-        MaskfoldError: as for `load_picture`.
+        MaskfoldError: the image cannot be read; see `load_image`.
     """
     with unchanged_files(comp, row, truth=False):
         return load_picture(comp, row)
 
 
 def _read_reduced(path: Path, exif: bool) -> NDArray[np.float32] | None:
-    """Return a large TIFF's channels (C, rows, columns) reduced for drawing; None for a small or unusual TIFF."""
+    """Read a large TIFF's channels (C, rows, columns), reduced for drawing; return None for a small or unusual TIFF.
+
+    Args:
+        path: the TIFF file.
+        exif: whether the orientation in the file's EXIF data is applied. A file with such an orientation is unusual.
+    """
     import tifffile
 
     with open_tiff(path) as file:
@@ -84,12 +89,12 @@ def _read_reduced(path: Path, exif: bool) -> NDArray[np.float32] | None:
 
 
 def _sum_segments(page: Any, step: int) -> NDArray[np.float32]:
-    """Average a page over squares of `step` pixels, one strip or tile in memory at a time."""
+    """Average a TIFF page over squares of `step` pixels, with one strip or tile in memory at a time."""
     height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
     rows, columns = np.arange(0, height, step), np.arange(0, width, step)
     sums = np.zeros((len(rows), len(columns), samples), np.float32)
     for segment, (_, _, top, left, _), _ in page.segments(maxworkers=1):
-        if segment is None:  # a missing tile counts as 0
+        if segment is None:  # the pixels of a missing tile are 0
             continue
         part = segment[0, : height - top, : width - left]
         for axis, first in ((0, top), (1, left)):

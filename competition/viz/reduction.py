@@ -1,8 +1,8 @@
 """Reduce large images and masks to the resolution of a figure.
 
 A panel of a figure has a few hundred pixels, but matplotlib needs about a hundred bytes for each pixel of its input.
-Therefore slices larger than `MAX_SIDE` are averaged over squares of pixels before they are drawn. All functions work in
-blocks of rows, so that they need little memory in addition to their input.
+Therefore, slices larger than `MAX_SIDE` are averaged over squares of pixels before they are drawn. All functions work
+in blocks of rows, so that they need little memory in addition to their input.
 """
 
 from __future__ import annotations
@@ -18,19 +18,30 @@ from competition.config.competition import Competition
 from competition.data.masks import IGNORED
 
 Array = NDArray[Any]
-MAX_SIDE = 2048  # slices up to this size are drawn without reduction
-REDUCED_SIDE = 1024  # length of the longer side of a reduced slice in pixels
-BLOCK_PIXELS = 2**22
+MAX_SIDE = 2048  # maximum side of a slice that is drawn without reduction, pixels
+REDUCED_SIDE = 1024  # maximum side of a reduced slice, pixels
+BLOCK_PIXELS = 2**22  # maximum number of pixels that are processed at a time
 
 
 def reduction_step(shape: Sequence[int]) -> int:
-    """Return the side of the pixel squares to average when a slice (rows, columns) is drawn; 1 means no reduction."""
+    """Return the edge length of the squares of pixels that are averaged when a slice (rows, columns) is drawn.
+
+    An edge length of 1 means that the slice is not reduced.
+    """
     longest = max(shape)
     return 1 if longest <= MAX_SIDE else math.ceil(longest / REDUCED_SIDE)
 
 
 def reduce_image(channels: Array, step: int) -> Array:
-    """Average channels (C, rows, columns) over squares of `step` pixels, as float32; a step of 1 changes nothing."""
+    """Average the channels of an image over squares of pixels.
+
+    Args:
+        channels: (C, rows, columns).
+        step: edge length of the squares. With 1, the result is `channels` unchanged.
+
+    Returns:
+        The averages as float32.
+    """
     if step == 1:
         return channels
     rows, columns = (np.arange(0, size, step) for size in channels.shape[-2:])
@@ -45,14 +56,15 @@ def reduce_image(channels: Array, step: int) -> Array:
 
 
 def reduce_mask(mask: Array, step: int, value: int | None = None) -> NDArray[np.bool_]:
-    """Return a mask whose rows and columns are reduced by the factor `step`.
+    """Reduce the rows and columns of a mask by the factor `step`.
 
-    A square of `step` pixels is set if it contains any pixel of the mask, so that small objects stay visible.
+    A pixel of the result is set if its square of `step` pixels contains any pixel of the mask. So small objects stay
+    visible.
 
     Args:
         mask: (…, rows, columns).
-        step: side of the squares; 1 returns the mask unchanged.
-        value: value in `mask` of the pixels to keep; None: `mask` is bool.
+        step: edge length of the squares. With 1, the mask is not reduced.
+        value: value in `mask` of the pixels that belong to the mask. None means that `mask` is bool.
     """
     if step == 1:
         return np.asarray(mask if value is None else mask == value)
@@ -66,9 +78,9 @@ def reduce_mask(mask: Array, step: int, value: int | None = None) -> NDArray[np.
 
 
 def reduce_truth(truth: Array, comp: Competition, step: int) -> NDArray[np.uint8]:
-    """Return a stored mask (M, rows, columns) uint8 whose rows and columns are reduced by the factor `step`.
+    """Reduce the rows and columns of a stored mask (M, rows, columns) uint8 by the factor `step`.
 
-    If a square of `step` pixels contains several exclusive classes, the last class wins.
+    If a square of `step` pixels contains several exclusive classes, the result is the last of these classes.
     """
     if step == 1:
         return truth
@@ -79,7 +91,11 @@ def reduce_truth(truth: Array, comp: Competition, step: int) -> NDArray[np.uint8
 
 
 def _blocks(shape: Sequence[int], step: int) -> Iterator[tuple[slice, slice]]:
-    """Yield blocks of rows: the range of rows in the result, and the range of rows in the input (…, rows, columns)."""
+    """Yield blocks of rows of an array (…, rows, columns) that is reduced by the factor `step`.
+
+    Yields:
+        The range of rows in the result, and the range of rows in the input.
+    """
     rows, width = shape[-2], math.prod(shape[:-2]) * shape[-1]
     count = max(1, BLOCK_PIXELS // (step * width))  # number of rows of the result per block
     for first in range(0, math.ceil(rows / step), count):

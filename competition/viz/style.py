@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 TEXT_COLOUR: RGB = (0.11, 0.14, 0.19)
 GREY_COLOUR: RGB = (0.55, 0.59, 0.64)
-MAX_PANELS = 12  # maximum number of classes that are drawn; tables list all classes
+MAX_PANELS = 12  # maximum number of classes in a figure; tables list all classes
 MAX_LEGEND_ENTRIES = 24
 FOLD_COLOURS: tuple[RGB, ...] = tuple(
     (r / 255, g / 255, b / 255)
@@ -38,7 +38,7 @@ FOLD_COLOURS: tuple[RGB, ...] = tuple(
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of this size in inches, with automatic layout."""
+    """Return an empty figure with automatic layout; width and height are in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
@@ -49,7 +49,15 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def panel_grid(count: int, height: float = 3.1, columns: int = 4) -> tuple[Figure, list[Axes]]:
-    """Return a figure as wide as the page, with `count` equal panels in rows of at most `columns` panels."""
+    """Return a figure with a grid of equal panels, and the panels.
+
+    With several columns, the figure is as wide as the page of the report.
+
+    Args:
+        count: number of panels.
+        height: height of a row in inches.
+        columns: maximum number of panels in a row.
+    """
     n_columns = min(count, columns)
     n_rows = -(-count // n_columns)
     figure = new_figure(11.0 if n_columns > 1 else 6.4, height * n_rows + (1.0 if n_columns < 3 else 0.0))
@@ -60,7 +68,10 @@ def panel_grid(count: int, height: float = 3.1, columns: int = 4) -> tuple[Figur
 
 
 def style_axes(axes: Axes, title: str, xlabel: str = "", ylabel: str = "") -> None:
-    """Set the title and axis labels, a light grid and no box. The title may contain a $."""
+    """Set title and axis labels of a panel, draw a light grid, and remove the box around the panel.
+
+    The title may contain a $, because it is not read as a formula.
+    """
     axes.set_title(_shorten(title), fontsize=10.5, loc="left", color=TEXT_COLOUR, parse_math=False)
     axes.set_xlabel(xlabel, fontsize=9, color=TEXT_COLOUR)
     axes.set_ylabel(ylabel, fontsize=9, color=TEXT_COLOUR)
@@ -91,7 +102,10 @@ def show_empty_text(axes: Axes, text: str) -> None:
 
 
 def set_log_axis(axis: Axis, low: float, high: float) -> None:
-    """Set a log axis from `low` to `high` (both above 0) with four to eight ticks in decimal notation."""
+    """Make an axis logarithmic from `low` to `high`, with four to eight ticks in decimal notation.
+
+    Both limits must be above 0.
+    """
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
     (axis.axes.set_xscale if axis is axis.axes.xaxis else axis.axes.set_yscale)("log")
@@ -117,7 +131,14 @@ def format_tick(value: float) -> str:
 
 
 def add_legend(target: Any, below: bool = False, columns: int = 1) -> None:
-    """Add a legend below a figure or inside a panel."""
+    """Add a legend.
+
+    Args:
+        target: a figure or a panel.
+        below: whether `target` is a figure, which gets the legend of its first panel below its panels. If False, the
+            legend is drawn inside the panel.
+        columns: number of columns of the legend.
+    """
     if below:
         handles, labels = target.axes[0].get_legend_handles_labels()
         handles, labels = handles[:MAX_LEGEND_ENTRIES], labels[:MAX_LEGEND_ENTRIES]
@@ -131,18 +152,21 @@ def add_legend(target: Any, below: bool = False, columns: int = 1) -> None:
 
 
 def dark_class_colour(index: int) -> RGB:
-    """Return the colour of a class on a white page, a darker shade of the class's colour on images."""
+    """Return the colour of a class on white, a darker shade of the class's colour on images."""
     hue, light, saturation = colorsys.rgb_to_hls(*class_colour(index))
     return colorsys.hls_to_rgb(hue, min(light, 0.40), saturation * 0.9)
 
 
 def fold_colour(fold: int) -> RGB:
-    """Return the colour of a fold; black for a fit on all cases."""
+    """Return the colour of a fold; a negative number is the fit on all cases, whose colour is black."""
     return TEXT_COLOUR if fold < 0 else FOLD_COLOURS[fold % len(FOLD_COLOURS)]
 
 
 def select_drawn_classes(sizes: Sequence[float]) -> list[int]:
-    """Return the indices of the classes to draw, in order: the `MAX_PANELS` classes with the largest `sizes`."""
+    """Return the indices of the classes to draw, in ascending order.
+
+    These are the `MAX_PANELS` classes with the largest `sizes`.
+    """
     order = np.argsort(-np.asarray(sizes, np.float64), kind="stable")[:MAX_PANELS]
     return sorted(int(index) for index in order)
 
