@@ -433,7 +433,10 @@ def _pairs_to_runs(
 
 
 def _are_valid(numbers: IntArray, base: int, size: int) -> bool:
-    """Return whether the start-length pairs obey all rules; if not, the caller finds the broken rule."""
+    """Return whether the start-length pairs obey all rules of the format.
+
+    If they do not, the caller searches for the broken rule.
+    """
     if len(numbers) < _FEW_NUMBERS:
         end = base
         values = iter(numbers.tolist())

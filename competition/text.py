@@ -52,7 +52,7 @@ def fold_name(name: str) -> str:
     Some file systems ignore case, or treat composed and decomposed Unicode characters as equal.
 
     Example:
-        >>> fold_name("E\\u0301") == fold_name("\\u00e9")
+        >>> fold_name("E\u0301") == fold_name("\u00e9")
         True
     """
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

@@ -47,7 +47,10 @@ def exit_with_error(text: str, status: int) -> None:
 
 
 def exit_on_signal(text: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
-    """Return a decorator that ends a command with the message `text`: status 130 on Ctrl-C, 143 on SIGTERM."""
+    """Return a decorator that ends a command with the message `text` if a signal interrupts it.
+
+    The exit status is 130 on Ctrl-C and 143 on SIGTERM.
+    """
 
     def decorate(command: Callable[P, None]) -> Callable[P, None]:
         @functools.wraps(command)

@@ -59,8 +59,8 @@ class MemberStatus:
         pace: duration of a step.
         ends: estimated time of day at which training ends.
         score: score of the last validation, or of the finished fold.
-        memory: peak memory of the GPU; without a GPU, of the process.
-        epoch: number of the epoch; while the fold does not train, the name of its current work.
+        memory: peak memory of the GPU. Without a GPU, peak memory of the process.
+        epoch: number of the epoch. While the fold does not train, name of its current work.
         silent: seconds since the fold wrote its last line.
     """
 

@@ -196,12 +196,15 @@ def allowed_keys() -> tuple[str, ...]:
 
 
 def is_allowed(key: str) -> bool:
-    """Return whether the user allows this key, or a key above it (`model.args` is above `model.args.cache_dir`)."""
+    """Return whether the user allows the argument with this key (`--allow`).
+
+    A key also allows all arguments below it. For example, `model.args` allows `model.args.cache_dir`.
+    """
     return any(f"{key}.".startswith(f"{allowed}.") for allowed in allowed_keys())
 
 
 def allows_any_below(key: str) -> bool:
-    """Return whether the user allows a key such as `model.args`, or at least one key below it."""
+    """Return whether the user allows this key, e.g. `model.args`, or at least one argument below it (`--allow`)."""
     return is_allowed(key) or any(allowed.startswith(f"{key}.") for allowed in allowed_keys())
 
 

@@ -56,10 +56,13 @@ def competition_axes(comp: Competition) -> str | None:
 
 
 def case_axes(comp: Competition, files: str | Sequence[str]) -> str | None:
-    """Return the order of axes of a case's arrays, or None if it is unknown.
+    """Return the order of axes of a case's arrays, or None if the order is unknown.
 
-    The competition's order is used if it is known; otherwise the order of the files `files` of the case's first
-    channel.
+    The result is the competition's order, if it is known. Otherwise, it is the order of the case's first channel.
+
+    Args:
+        comp: the competition.
+        files: path of the first channel, or paths of its slices.
     """
     return competition_axes(comp) or file_axes(comp, files)
 

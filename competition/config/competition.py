@@ -167,11 +167,13 @@ class MetricTerm(ConfigModel):
 class MetricConfig(ConfigModel):
     """Set the host's metric: a metric of `competition.metrics`, the user's own metric, or a weighted sum of metrics.
 
-    `average` sets how scores are averaged: `case_class` is the mean over all (case, class) pairs; `class` takes the
-    mean of each class, then the mean over classes; `global` scores each class on all pixels (or objects) of all cases,
-    then takes the mean over classes. `both_empty` is the score of a class that is in neither truth nor prediction; null
-    excludes this case and class. The default is the best score (1.0, or 0.0 if lower is better; for a sum, the weighted
-    sum of these). For the user's own metric, the default is null.
+    `average` sets how scores are averaged. `case_class` is the mean over all pairs of case and class. `class` takes
+    the mean of each class, then the mean over classes. `global` scores each class on all pixels (or objects) of all
+    cases, then takes the mean over classes.
+
+    `both_empty` is the score of a class that is in neither truth nor prediction. With null, the pair of case and class
+    is left out. The default is the best score: 1.0, or 0.0 if lower scores are better. For a sum, the default is the
+    weighted sum of the terms' best scores. For the user's own metric, the default is null.
     """
 
     # with `target` or `sum`, only a label; by default the last part of the path, or the names of the terms
@@ -251,9 +253,11 @@ class MetricConfig(ConfigModel):
         """Return the metric with its settings.
 
         Raises:
-            MaskfoldError (exit status 2): either `target` cannot be imported, is not trusted, or does not fit `args`.
-                Or the user's own metric does not support `average: global`. Or the terms of a sum have different
-                directions.
+            MaskfoldError (exit status 2): one of the following is wrong.
+
+                - `target` cannot be imported, is not trusted, or does not fit `args`.
+                - The user's own metric does not support `average: global`.
+                - The terms of a sum have different directions.
         """
         if self.sum is not None:
             terms = [(term.weight, term.config(self._trust).resolve()) for term in self.sum]
@@ -332,7 +336,10 @@ def _lower_is_better(name: str) -> bool:
 
 
 def _sum_defaults(terms: list[Any]) -> dict[str, Any]:
-    """Return the default name and `both_empty` of a sum; empty if its terms are invalid, which pydantic reports."""
+    """Return the default values of `name` and `both_empty` for a weighted sum.
+
+    The result is empty if the terms of the sum are invalid. Pydantic then reports the invalid terms.
+    """
     names, total = [], 0.0
     for term in terms:
         if isinstance(term, MetricTerm):

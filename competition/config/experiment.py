@@ -518,7 +518,7 @@ class Experiment(ConfigModel):
 
     @property
     def initial_weights(self) -> str | None:
-        """The weight file of `init_from`; None if it names a run."""
+        """The weight file that `init_from` names; None if `init_from` names a run or is not set."""
         is_file = self.init_from is not None and (
             self.init_from.startswith("package:") or self.init_from.endswith(WEIGHTS_SUFFIXES)
         )
@@ -526,7 +526,7 @@ class Experiment(ConfigModel):
 
     @property
     def initial_run(self) -> str | None:
-        """The run's folder of `init_from`; None if it names a weight file."""
+        """The folder of the run that `init_from` names; None if `init_from` names a weight file or is not set."""
         return self.init_from if self.initial_weights is None else None
 
     @property

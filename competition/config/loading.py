@@ -150,7 +150,10 @@ def resolve_config(exp: Experiment) -> dict[str, Any]:
 
 
 def resolve_for_prediction(exp: Experiment) -> dict[str, Any]:
-    """Return `resolve_config(exp)` without the user's own metric, because prediction does not need its package."""
+    """Return an experiment as plain data, as `resolve_config` does, but without the user's own metric.
+
+    Prediction does not need this metric, so it does not need the metric's package either.
+    """
     plain = resolve_config(exp)
     if exp.competition.metric.has_own_code:
         del plain["competition"]["metric"]

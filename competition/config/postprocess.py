@@ -139,7 +139,10 @@ def load_own_step(target: str, args: Any, key: str, trust: Sequence[str]) -> Non
 
 
 def own_step_digest(target: str) -> str | None:
-    """Return the SHA-256 (hexadecimal) of the file that defines a user's own step; None if it was not imported."""
+    """Return the SHA-256 of the file that defines a user's own step, as hexadecimal text.
+
+    The result is None if the step was not imported.
+    """
     if target not in OWN_STEPS:
         return None
     return hashlib.sha256(Path(inspect.getfile(OWN_STEPS[target])).read_bytes()).hexdigest()

@@ -56,7 +56,10 @@ class SearchDimension(ConfigModel):
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     def contains(self, value: int | float) -> bool:
-        """Return whether `value` is a whole number of steps above `low`; True without `step`."""
+        """Return whether `value` is a whole number of steps above `low`.
+
+        If the dimension has no `step`, every value is accepted.
+        """
         assert self.low is not None
         return self.step is None or (_exact(value) - _exact(self.low)) % _exact(self.step) == 0
 

@@ -237,7 +237,9 @@ def _positions_per_epoch(exp: Experiment, cases: int) -> int:
 
 
 class BatchSampler:
-    """Yield batches of sample keys in order, from any step on: the `batch_sampler` of a torch `DataLoader`.
+    """Yield batches of sample keys in order, for the `batch_sampler` of a torch `DataLoader`; start at any step.
+
+    A key is a pair (epoch, position), as `PatchDataset` expects.
 
     Args:
         start: number of the first step.

@@ -33,7 +33,7 @@ class Geometry:
 
     Attributes:
         file_shape: spatial shape of the file.
-        file_spacing: mm per axis of the file (1.0 for 2D images).
+        file_spacing: voxel size along each axis of the file in mm (1.0 for 2D images).
         affine: the file's 4×4 voxel-to-world matrix as rows of numbers; None if the format stores no affine.
         axes: for each preprocessed axis, the number of the file's axis that it comes from.
         flips: for each preprocessed axis, whether its direction is reversed.
@@ -68,7 +68,7 @@ class Geometry:
 
         Args:
             array: the image, (C, *file shape); its values matter only for `prepare.crop`.
-            spacing: mm per axis of the file.
+            spacing: voxel size along each axis of the file in mm.
             affine: 4×4 voxel-to-world, or None.
             prepare: section `prepare` of the experiment.
             background: see the attributes of the class.

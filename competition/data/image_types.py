@@ -47,7 +47,7 @@ class Image:
     Attributes:
         array: (C, *spatial), with the file's order of axes and dtype, except that scaled and double-precision values
             become float32.
-        spacing: mm along each spatial axis; ones if the file does not store it.
+        spacing: voxel size along each spatial axis in mm; ones if the file does not store it.
         affine: 4×4 float64, voxel to world in mm; None if the format stores no affine.
         has_spacing: whether the file stores its spacing.
     """
@@ -64,7 +64,7 @@ class Header:
 
     Attributes:
         shape: the spatial shape.
-        spacing: mm along each spatial axis; ones if the file does not store it.
+        spacing: voxel size along each spatial axis in mm; ones if the file does not store it.
         affine: 4×4 float64, voxel to world in mm; None if the format stores no affine.
         channels: number of channels of the image.
         dtype: numpy's name of the dtype that `read_image` returns.
@@ -278,9 +278,11 @@ def detached_data_file(path: Path) -> Path | None:
     """Return the file with the voxels of an MHD or NHDR file; None for other files, which contain their voxels.
 
     Raises:
-        MaskfoldError: the header of an MHD or NHDR file names several files or a file in another folder; the header of
-            an MHA or NRRD file names any file; or the header is ambiguous, so that ITK might read another file name
-            from it.
+        MaskfoldError: one of the following is true.
+
+            - The header of an MHD or NHDR file names several files, or a file in another folder.
+            - The header of an MHA or NRRD file names any file.
+            - The header is ambiguous, so that ITK might read another file name from it.
     """
     suffix = path.suffix.lower()
     if suffix not in DATA_FILE_LINES:

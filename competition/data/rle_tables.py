@@ -224,7 +224,11 @@ def _index_rows(comp: Competition, path: Path, table: Any, layout: RleTableColum
 
 
 def rle_format(comp: Competition) -> RleFormat:
-    """Return the format of `train.rle`: `train.rle_format`, else the profile's format, else `submission.rle`."""
+    """Return the run-length format of the table `train.rle`.
+
+    The format is `train.rle_format` if the YAML sets this key, otherwise the profile's format. Without a profile, it
+    is `submission.rle`.
+    """
     profile = _profile(comp)
     if comp.train.rle_format is None and profile is not None:
         return profile.rle
@@ -318,7 +322,10 @@ def _variants(profile: Profile) -> list[Profile]:
 
 
 def _layouts(profile: Profile) -> list[RleTableColumns]:
-    """Return the columns that a profile's training table may have: those of `profile.train`, and the submission's."""
+    """Return the sets of columns that a profile's training table may have.
+
+    They are the columns of `profile.train`, and the columns of the submission.
+    """
     layouts = []
     for variant in _variants(profile):
         train = variant.train

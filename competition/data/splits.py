@@ -273,8 +273,8 @@ def _from_ids(rule: str, ids: list[str], key: str) -> list[str]:
 def _id_column(path: Path, table: pandas.DataFrame, comp: Competition, ids: list[str]) -> str:
     """Return the name of the column with the case ids.
 
-    This is `id`; if the table has no such column, `train.columns.id`; otherwise the only column that contains every
-    id.
+    The column `id` is used if the table has it, otherwise the column that `train.columns.id` names. If the table has
+    neither, the only column that contains every id is used.
 
     Raises:
         MaskfoldError: no column, or more than one column, contains every id (exit status 2).

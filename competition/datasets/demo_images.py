@@ -121,13 +121,19 @@ class Blob:
 
 
 def _ring(rng: np.random.Generator, shape: Blob) -> Array:
-    """Return a bright rim around a dark core, on average as bright as the background."""
+    """Return the brightness of a ring, a bright rim around a dark core.
+
+    On average, a ring is as bright as the background.
+    """
     contrast = rng.uniform(0.16, 0.28)
     return contrast * np.where(shape.rho > 0.7, 1.0, -1.0)
 
 
 def _grain(rng: np.random.Generator, shape: Blob) -> Array:
-    """Return bright and dark specks of about four pixels, on average as bright as the background."""
+    """Return the brightness of a grain, which consists of bright and dark specks of about four pixels.
+
+    On average, a grain is as bright as the background.
+    """
     h, w = shape.rho.shape
     coarse = rng.choice([-1.0, 1.0], size=(h // 3 + 3, w // 3 + 3))
     contrast = rng.uniform(0.22, 0.34)

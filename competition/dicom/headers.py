@@ -78,7 +78,7 @@ class Frame:
         shape: rows and columns.
         position: (3,) centre of the first pixel in mm, LPS; None if absent.
         orientation: (6,) direction cosines along a row (to the next column) and along a column, LPS; None if absent.
-        spacing: mm between rows and between columns; None if absent.
+        spacing: distance between rows and between columns in mm; None if absent.
         thickness, slice_spacing: mm, SliceThickness and SpacingBetweenSlices; 0 if absent. Positions are more reliable.
         slope, intercept: value = stored × slope + intercept.
         acquisition: values by keyword of `ACQUISITION_KEYWORDS`.
@@ -142,8 +142,13 @@ def _read_enhanced(dataset: Any, path: Path, name: str) -> tuple[Frame, ...]:
 def functional_group(dataset: Any, group: Any, sequence: str) -> Any:
     """Return an item of a functional group of an enhanced file.
 
-    This is the item of the frame `group`; if the frame has none, the item that all frames share; otherwise an empty
-    dictionary.
+    The frame's own item is used if `group` has it, otherwise the item that all frames share. If there is neither, the
+    result is an empty dictionary.
+
+    Args:
+        dataset: header of the file.
+        group: functional groups of the frame.
+        sequence: keyword of the sequence that contains the item.
     """
     shared = dataset.get("SharedFunctionalGroupsSequence") or [{}]
     for holder in (group, shared[0]):

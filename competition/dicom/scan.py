@@ -129,7 +129,7 @@ class Scan:
         instances: headers of the DICOM files, sorted by name.
         unreadable: reason why the series of a file is unknown, by file. Only files that are DICOM or are named like
             DICOM files are listed.
-        non_dicom_count: number of the other files.
+        non_dicom_count: number of files that are not DICOM.
         links: paths of links to folders, which are not followed.
     """
 

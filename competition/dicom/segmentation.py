@@ -458,7 +458,10 @@ def read_segmentation(instance: Instance) -> Segmentation:
 
 
 def _segment_label(segment: Any) -> str:
-    """Return the name of a segment: its SegmentLabel, else the name of its type, else its number."""
+    """Return the name of a segment.
+
+    The name is the segment's SegmentLabel. If this is empty, it is the name of the segment's type, or else its number.
+    """
     types = segment.get("SegmentedPropertyTypeCodeSequence") or [{}]
     for name in (segment.get("SegmentLabel"), types[0].get("CodeMeaning")):
         if name and str(name).strip():

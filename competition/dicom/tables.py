@@ -30,7 +30,7 @@ class SeriesRow:
         layout: imagesTr or imagesTs.
         slices: number of frames; for a converted series, number of slices of the volume.
         shape: size along X, Y, Z, e.g. 512x512x40.
-        spacing: mm along X, Y, Z, e.g. 0.7x0.7x5.
+        spacing: voxel size along X, Y and Z in mm, e.g. 0.7x0.7x5.
         status: converted (an image), label (a mask) or refused.
         reason: reason why the series was refused.
         notes: remarks on the conversion.

@@ -1,7 +1,7 @@
 """Probe libraries in a separate process, because a probe may crash or hang.
 
-`run_probe` starts the process, and `main` runs in this process.
-`python -m competition.doctor.probe QUESTION ARGUMENTS…` prints one JSON object per line.
+`run_probe` starts the process, which calls `main`. The command `python -m competition.doctor.probe QUESTION
+ARGUMENTS…` prints one JSON object per line.
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ def _find_case_twins(comp: Competition, split: str, findings: Findings) -> list[
 def _allows_many_files(key: str, pattern: str) -> bool:
     """Return whether several files of one case may match a pattern.
 
-    This is so if the pattern is one of masks and has a `*` in its file name.
+    This is the case if the pattern finds masks, and its file name contains `*`.
     """
     return key.startswith("train.masks") and matches_many_files(pattern)
 

@@ -52,7 +52,7 @@ class Suggestion:
     Attributes:
         keys: keys of the sections `folds` and `prepare`.
         shape: median shape of preprocessed cases.
-        spacing: mm along each axis of the preprocessed grid; 1 if the files store no spacing.
+        spacing: voxel size along each axis of the preprocessed grid in mm; 1 if the files store no spacing.
     """
 
     keys: list[SuggestedKey]
@@ -177,7 +177,7 @@ def _grid(comp: Competition, train: Sequence[CaseStats]) -> tuple[list[Suggested
 
 
 def _resize(median_shape: Sequence[float], shapes: Sequence[tuple[int, ...]]) -> SuggestedKey:
-    """Return a key that leaves the size of 2D images unchanged, with two ways of resizing as alternatives."""
+    """Return a suggestion that leaves the size of 2D images unchanged, with two ways of resizing as alternatives."""
     scale = min(1.0, MAX_RESIZED_SIDE / max(median_shape))
     size = [_round_up(n * scale, STEP[2]) for n in median_shape]
     sides = sorted(max(shape) for shape in shapes)
@@ -194,7 +194,11 @@ def _resize(median_shape: Sequence[float], shapes: Sequence[tuple[int, ...]]) ->
 
 
 def _spacing(spacings: Sequence[tuple[float, ...]]) -> tuple[list[float] | None, str]:
-    """Suggest the median spacing; for a coarse axis, suggest the 10th percentile, as nnU-Net does."""
+    """Suggest the median spacing of the cases; for a coarse axis, suggest the 10th percentile, as nnU-Net does.
+
+    Returns:
+        The spacing in mm along each axis, and the reason for it.
+    """
     array = np.array(spacings)
     if (array == 1).all():
         return None, "all spacings are 1 mm or unknown; if the files do not store it, set competition.spacing"

@@ -168,8 +168,8 @@ class CaseStats:
         split: train or test.
         images: image files of the case, relative to the root.
         shape: shape of the image, from its header.
-        spacing: mm along each axis, from the header.
-        pixdim: mm along each axis from pixdim of a NIfTI header, if this differs from the affine.
+        spacing: voxel size along each axis in mm, from the header.
+        pixdim: voxel size along each axis in mm, from pixdim of a NIfTI header, if this differs from the affine.
         orientation: axis codes such as RAS, from the header; None if the header does not store the orientation.
         dtype: data type of the image, from the header.
         channels: number of channels, from the header.

@@ -59,9 +59,10 @@ class HostFolder:
 
     @cached_property
     def children(self) -> dict[str, dict[str, list[str]]]:
-        """Paths of the images below each subfolder: first key the folder, second key the subfolder's name.
+        """Paths of the images below each subfolder.
 
-        The paths are relative to the subfolder.
+        The first key is the path of a folder, the second key the name of a subfolder in it. The paths are relative to
+        this subfolder.
         """
         below: dict[str, dict[str, list[str]]] = {}
         for path in self.images:

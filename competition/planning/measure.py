@@ -40,7 +40,7 @@ class Measurement:
         step_least: elapsed seconds of the fastest step.
         case_processor: processor seconds to predict, store and score one case.
         case_wall: elapsed seconds to predict, store and score one case.
-        network_share: share of a step that network, loss and optimiser take.
+        network_share: share of a step's time that network, loss and optimiser take.
         memory_gib: peak memory of the process, or of the GPU, in GiB.
         case_bytes: bytes of a preprocessed case.
         device: device of the network, e.g. `cpu`.
@@ -66,13 +66,20 @@ class Measurement:
         """Return the seconds that a training step takes on an otherwise idle machine.
 
         With one thread on a CPU, the result is the processor time, which other programs do not lengthen.
+
+        Args:
+            threads: number of threads of the process.
         """
         if not self.device.startswith("cpu"):
             return self.step_wall
         return self.step_processor if threads == 1 else max(self.step_processor / threads, self.step_least)
 
     def case_seconds(self, threads: int) -> float:
-        """Return the seconds to predict, store and score one case on an otherwise idle machine."""
+        """Return the seconds to predict, store and score one case on an otherwise idle machine.
+
+        Args:
+            threads: number of threads of the process.
+        """
         if not self.device.startswith("cpu"):
             return self.case_wall
         return (

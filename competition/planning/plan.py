@@ -50,7 +50,7 @@ class Row:
         timing: its timing, measured or extrapolated.
         measurement: the measurement; None if the timing is extrapolated.
         steps: steps that fit into the budget.
-        enough: whether this number of steps is enough.
+        enough: whether this number of steps is enough to train the candidate.
         chosen: whether the plan uses this candidate.
         note: reason why the candidate could not be measured; empty if it was measured.
     """

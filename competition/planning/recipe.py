@@ -58,7 +58,7 @@ class Facts:
         train: the readable training cases that `cv` uses.
         keys: keys of `folds` and `prepare` that `explore` suggests.
         shape: median shape of preprocessed cases on the data's own grid.
-        spacing: mm along each axis of the data's own grid; None in 2D.
+        spacing: voxel size along each axis of the data's own grid in mm; None in 2D.
         object_side: side of a typical object of the smallest class, in pixels or voxels of the data's own grid.
         sides: how strongly the classes prefer one side, for each axis; empty if there are too few cases.
         folds: number of folds.

@@ -53,7 +53,7 @@ class Grid:
 
     Attributes:
         factor: spacing of the fine axes, as a multiple of the data's own spacing.
-        spacing: mm along each axis of volumes; None keeps the spacing of the files.
+        spacing: voxel size along each axis of volumes in mm; None keeps the spacing of the files.
         long_side: 2D: length of the longer side; None keeps the scale of the images.
         shape: median shape of the cases on this grid.
     """
@@ -73,7 +73,7 @@ class Candidate:
         network: size of the network.
         patch: pixels or voxels along each axis.
         batch: samples of a step.
-        enough: number of steps that is enough for this candidate.
+        enough: number of steps that a training of this candidate needs.
     """
 
     grid: Grid
@@ -186,7 +186,7 @@ def grids(
 
     Args:
         shape: median shape of the cases on their own grid.
-        spacing: mm along each axis of the cases' own grid; None in 2D.
+        spacing: voxel size along each axis of the cases' own grid in mm; None in 2D.
         object_side: side of a typical object of the smallest class, in pixels or voxels of the cases' own grid.
         may_resample: if False, only the data's own grid is returned.
     """
@@ -338,14 +338,20 @@ def ema_decay(steps: int) -> float:
 
 
 def is_enough(candidate: Candidate, schedule: Schedule, share: float = 1.0) -> bool:
-    """Return whether a candidate gets at least `share` times the steps and the voxels that are enough for it."""
+    """Return whether a candidate gets enough steps within the budget.
+
+    It must get at least `share` of the steps that it needs. These steps must also see at least `share` of
+    `MIN_CASES_SEEN`, counted in cases of median size.
+    """
     return schedule.steps >= share * candidate.enough and schedule.steps * candidate.seen >= share * MIN_CASES_SEEN
 
 
 def choose(
     candidates: Sequence[Candidate], known: Mapping[Candidate, Timing], budget: Budget, *, hope: float = 1.0
 ) -> Candidate:
-    """Return the first candidate that gets enough steps; if none does, the candidate that gets the most steps.
+    """Return the first candidate that gets enough steps within the budget.
+
+    If no candidate gets enough steps, the result is the candidate that gets the most steps.
 
     Args:
         candidates: in the order of preference.

@@ -90,7 +90,9 @@ def is_role_name(name: str) -> bool:
 
 
 def without_role_words(name: str) -> str:
-    """Return a name without words for mask, image or split; the rest is the name of a class or channel.
+    """Remove words that name a role or a split, such as `mask`, `image` or `train`, from a name.
+
+    The remaining words are the name of a class or channel.
 
     Example:
         >>> without_role_words("liver_masks"), without_role_words("labelsTr")

@@ -27,14 +27,14 @@ SMALL_SHARE = 0.1  # the score of a finding with this share of the median object
 
 @dataclass(frozen=True)
 class Review:
-    """Hold the result of a search.
+    """Hold the result of a search for wrong labels.
 
     Attributes:
         run: the run.
         findings: the findings, most suspect first.
         cases: number of cases that were compared.
-        rules: rules by fold. Each fold has one rule for each set of labels; see
-            `competition.review.voxels.label_problems`.
+        rules: thresholds and calibration of the search, by fold. Each fold has one rule for each set of exclusive
+            labels; see `competition.review.voxels.label_problems`.
     """
 
     run: Run
@@ -116,7 +116,7 @@ def _object_sizes(labels: Labels) -> Iterator[tuple[int, int]]:
 
 
 def _fit_rules(counts: Counts, folds: set[int]) -> dict[int, list[Rule]]:
-    """Return the rules of each fold, fitted on all other folds.
+    """Return the thresholds and calibration (rules) for the cases of each fold, fitted on all other folds.
 
     If there is only one fold, its rules are fitted on this fold.
     """

@@ -49,7 +49,7 @@ def load_picture(comp: Competition, row: Any) -> Image:
 
 
 def load_unchanged_picture(comp: Competition, row: Any) -> Image:
-    """Read the image of a case with `load_picture`, and check that its files are unchanged since the start of the run.
+    """Read the image of a case with `load_picture`; check that its files are unchanged since the start of the run.
 
     Raises:
         ChangedDataError: a file has changed.

@@ -131,12 +131,12 @@ def format_tick(value: float) -> str:
 
 
 def add_legend(target: Any, below: bool = False, columns: int = 1) -> None:
-    """Add a legend.
+    """Add a legend to a figure or to a panel.
 
     Args:
-        target: a figure or a panel.
-        below: whether `target` is a figure, which gets the legend of its first panel below its panels. If False, the
-            legend is drawn inside the panel.
+        target: a figure if `below` is True, otherwise a panel.
+        below: whether to draw the legend of the figure's first panel below all panels. If False, the legend is drawn
+            inside the panel.
         columns: number of columns of the legend.
     """
     if below:

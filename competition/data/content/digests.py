@@ -51,7 +51,10 @@ def file_stamp(path: Path) -> FileStamp:
 
 
 def is_settled(stamp: FileStamp) -> bool:
-    """Return whether a file is old enough that another write would change its stamp (see `SETTLED_SECONDS`)."""
+    """Return whether a file is so old that another write would certainly change its stamp.
+
+    A stamp is the result of `file_stamp`. `SETTLED_SECONDS` is the age from which this is certain.
+    """
     return time.time() - max(stamp[2:4] + stamp[6:]) / 1e9 > SETTLED_SECONDS
 
 

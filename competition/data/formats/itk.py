@@ -82,11 +82,12 @@ def pixel_dtype(path: Path) -> np.dtype[Any]:
 
 
 def _open(path: Path) -> Any:
-    """Return a reader that has read the header.
+    """Return a reader that has read the header of a file.
 
     Raises:
-        MaskfoldError: SimpleITK is missing (exit status 2), or the header is damaged.
-        RuntimeError: the header is damaged.
+        FileNotFoundError: the file does not exist.
+        MaskfoldError (exit status 2): SimpleITK is not installed.
+        MaskfoldError: the header is damaged.
     """
     try:
         import SimpleITK

@@ -28,7 +28,7 @@ class SliceGrid:
 
     Attributes:
         shape: number of slices, rows and columns.
-        spacing: mm between slices, rows and columns.
+        spacing: distance between slices, rows and columns in mm.
         origin: (3,) centre of the first pixel of the first slice, mm.
         axes: (3, 3) with the unit vectors, as rows, along which slice, row and column numbers increase.
     """

@@ -35,8 +35,8 @@ class Canvas:
         Args:
             share: (*spatial) in [0, 1], the share of each voxel inside the shape.
             value: brightness of the shape.
-            label: class of the shape, assigned to voxels that lie in it by half or more; None leaves the labels
-                unchanged.
+            label: class of the shape, which is assigned to voxels with a share of at least one half. None leaves the
+                labels unchanged.
         """
         self.values += share * (value - self.values)
         if label is not None:
