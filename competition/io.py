@@ -116,7 +116,7 @@ def write_array(path: Path, shape: tuple[int, ...], dtype: Any, parts: Iterable[
 
     Raises:
         DiskFullError: the disk is full or cannot be written.
-        ValueError: the number of bytes of all parts is not that of an array with this shape and dtype.
+        ValueError: the parts together have another number of bytes than an array with this shape and dtype.
     """
     dtype = np.dtype(dtype)
     needed = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
@@ -266,10 +266,10 @@ def _final_name(path: Path) -> Path:
 
 
 def make_temporary_path(final: Path) -> Path:
-    """Return a path in the folder of `final` that no file has yet, under a name that identifies the writing process.
+    """Return an unused path in the folder of `final`, whose name identifies the process that writes the file.
 
-    The name consists of the final name, the host, the process id and a random number. If it would be too long, it
-    contains a shortened form of the final name.
+    The name consists of the final name, the host, the process id and a random number. If the name would be too long,
+    it contains a shortened form of the final name.
     """
     return final.with_name(
         f"{_temporary_start(final.name)}~{socket.gethostname()}~{os.getpid()}~{secrets.token_hex(4)}.tmp"

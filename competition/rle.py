@@ -56,9 +56,9 @@ class RleFormat:
         relative: whether each start is the distance from the end of the previous run (as in SIIM-ACR). The first start
             is then the distance from the first pixel, and `base` is ignored.
         empty: text that stands for a mask without foreground, such as `-1` or `1 0`.
-        container: `pairs` are numbers separated by spaces; `coco` is pycocotools' compressed counts; `coco_zlib` is
-            `coco`, zlib-compressed and in base64 (HuBMAP); `json` is one list such as `[1, 3, 10, 5]` per object,
-            joined by `;`.
+        container: form of the text. `pairs` are numbers separated by spaces. `coco` is the compressed counts of
+            pycocotools. `coco_zlib` is `coco`, zlib-compressed and in base64 (HuBMAP). `json` is one list such as `[1,
+            3, 10, 5]` per object, joined by `;`.
     """
 
     order: Literal["row", "column"] = "column"

@@ -178,8 +178,8 @@ def skipped_lines(run: Run) -> list[str]:
 def _next_command(file: Path, comp: Competition, overrides: list[str], cases: int, trust: tuple[str, ...] = ()) -> str:
     """Return a line that suggests the next command after `maskfold cv`.
 
-    The command is `report` if the competition has no test cases, `export` if the test set seems to be hidden, `predict`
-    (for label files) if the host defines no submission file, and otherwise `submit`.
+    The command is `report` if the competition has no test cases, and `export` if the test set seems to be hidden. It
+    is `predict`, which writes label files, if the host defines no submission file. Otherwise it is `submit`.
 
     Args:
         file: the experiment.

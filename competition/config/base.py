@@ -21,9 +21,9 @@ MAX_BASES = 20  # maximum number of files from an experiment to its last base
 def read_experiment_yaml(file: Path, overrides: Sequence[str] = ()) -> YamlDocument:
     """Read an experiment's YAML, merged over the experiment that its key `base` names.
 
-    `base` is the path of another experiment's YAML, relative to the file that names it. The base may have a base too. A
-    path from the command line (`base=other.yaml`) is looked up in the working folder first. Mappings are merged; a list
-    or a single value replaces that of the base. There are two more rules:
+    `base` is the path of another experiment's YAML, relative to the file that names it. The base may have a base too.
+    A path from the command line (`base=other.yaml`) is looked up in the working folder first. Mappings are merged; a
+    list or a single value replaces the base's value. There are two more rules:
 
     - A mapping with another `target` replaces the base's mapping as a whole, because `args` belong to one class.
     - If a key may be null, e.g. `training.clip_gradient`, `null` stays null. For any other key, `null` removes the

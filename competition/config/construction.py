@@ -88,9 +88,9 @@ class ConstructionGuard:
     """Prevent the constructor of a class from writing files, connecting or starting processes, in a `with` block.
 
     The class's arguments are checked on entry. In the block, an error is raised if this thread tries to write, rename
-    or delete a file, to connect to another machine, to start a process or to unpickle. If the library catches the
-    error, it is raised again at the end of the block. Module imports are exempt, because they write bytecode caches
-    and query the machine's properties. Classes of packages that the user trusts are exempt too.
+    or delete a file. The same holds if it tries to connect to another machine, to start a process or to unpickle. If
+    the library catches the error, it is raised again at the end of the block. Module imports are exempt, because they
+    write bytecode caches and query the machine's properties. Classes of packages that the user trusts are exempt too.
 
     Args:
         cls: the class.

@@ -42,9 +42,9 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = (), trust: Sequ
 
     The experiment may have a base, see `competition.config.base.read_experiment_yaml`. The competition's path is
     relative to the file that names it; a path from the command line (`competition=other.yaml`) is looked up in the
-    working folder first. `competition.root` is searched in the working folder, then in the folder of the YAML that sets
-    it, and becomes absolute. The files of `folds.file`, `init_from`, `first_stage` and `encoder_weights` are searched
-    in the same folders.
+    working folder first. `competition.root` is searched in the working folder, then in the folder of the YAML that
+    sets it, and becomes absolute. The files of `folds.file`, `init_from`, `first_stage` and `encoder_weights` are
+    searched in the same folders.
 
     Args:
         path: the file.
@@ -54,7 +54,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = (), trust: Sequ
             configuration of a finished run.
 
     Returns:
-        The experiment. The classes of its targets are not imported, except for the user's own post-processing steps;
+        The experiment. Of its targets, only the user's own post-processing steps are imported;
         `competition.config.instantiate.check_targets` checks them.
 
     Raises:

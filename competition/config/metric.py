@@ -67,12 +67,13 @@ class Direction(enum.Enum):
 class PooledScore(NamedTuple):
     """Hold the score of one class of one case, for a metric that is a weighted mean of two terms.
 
-    The pooled term is averaged over the items (e.g. slices) of all cases, the other term over cases and classes.
+    The pooled term is averaged over the items (e.g. slices) of all cases. The second term is averaged over cases and
+    classes.
 
     Attributes:
         pooled: mean of the pooled term over the items of this class in this case.
         items: number of these items.
-        rest: the other term.
+        rest: the second term.
     """
 
     pooled: float
@@ -215,12 +216,12 @@ def metric(
     """Declare a function as a metric of one class of one case.
 
     The names of the function's parameters determine what the function receives. A parameter with a name in `INPUTS`
-    receives this input. Each other parameter is a setting: a key of the YAML section `metric` (`beta`, `tolerance_mm`),
-    or of `metric.args`. A class may replace the function: its constructor takes the settings, and its objects are
-    called with the inputs. A new object is made for every score.
+    receives this input. Each other parameter is a setting: a key of the YAML section `metric` (`beta`,
+    `tolerance_mm`), or of `metric.args`. A class may replace the function: its constructor takes the settings, and its
+    objects are called with the inputs. A new object is made for every score.
 
     A metric over all cases (`average: global`) is a class with two methods: `sums` takes inputs of one class of one
-    case and returns a tuple of numbers; `__call__` takes these numbers, added up over cases, and returns the score. It
+    case and returns a tuple of numbers. `__call__` takes these numbers, added up over cases, and returns the score. It
     must accept arrays of sums, and return nan where nothing was counted. The score of a single case is computed from
     the sums of that case.
 

@@ -20,7 +20,7 @@ RowKind = Literal["image", "object", "slice_class", "image_class"]
 
 @dataclass(frozen=True)
 class TrainTable:
-    """Describe how the format of the training table differs from that of the submission.
+    """Describe how the format of the training table differs from the format of the submission.
 
     Attributes:
         id_column, mask_column, class_column: names of the table's columns; None means the submission's column name.
@@ -60,8 +60,9 @@ class Profile:
             `class_column`, the cell is `{name}_{class}`.
         mask_column: the column with the encoded mask.
         class_column: the column with the class; None if there is none.
-        rows: what a row describes: `image`; `object` (an image without objects has one empty row); `image_class`, an
-            image and a class; `slice_class`, a slice of a volume (and a class, if there are several).
+        rows: what a row describes. `image` is an image. `object` is an object; an image without objects has one empty
+            row. `image_class` is an image and a class. `slice_class` is a slice of a volume (and a class, if there are
+            several).
         classes: the competition's class names, if it has several.
         overlap_allowed: whether two objects of one image may share a pixel.
         grid: (H, W) of the submitted masks; None means the size of the image.

@@ -121,8 +121,8 @@ class PreprocessedCase:
     def mask(self) -> np.ndarray | None:
         """The mask (M, *preprocessed shape) uint8, 255 where ignored; None for a test case.
 
-        M is 1 for exclusive classes, else the number of classes. `competition.data.preprocessing.write_mask` describes
-        the values.
+        M is 1 for exclusive classes, and the number of classes for overlapping classes.
+        `competition.data.preprocessing.write_mask` describes the values.
         """
         if not (self.folder / "mask.npy").exists():
             return None
@@ -279,7 +279,7 @@ def get_or_build(root: Path, key: str, build: Callable[[Path], dict[str, Any]], 
     """Return the folder `root / key`; build it if it is missing or damaged.
 
     `build` fills an empty folder and returns the content of `case.json`. If two processes build the same case at the
-    same time, the first result stays and the other is discarded. Files of killed processes stay in `root`: a command
+    same time, the first result stays, and the second is discarded. Files of killed processes stay in `root`. A command
     removes them once with `io.remove_all_stale_temp`, because listing a large cache for each case would take longer
     than building the case.
 
@@ -287,8 +287,8 @@ def get_or_build(root: Path, key: str, build: Callable[[Path], dict[str, Any]], 
         root: the cache's folder.
         key: the folder's name.
         build: function that fills the folder.
-        durable: sync the files to the disk, so that the folder is complete or absent after a power failure too. A
-            folder that the command itself removes does not need this.
+        durable: whether to sync the files to the disk, so that the folder is complete or absent after a power failure
+            too. A folder that the command itself removes does not need to be synced.
 
     Raises:
         DiskFullError: the disk is full or cannot be written.
@@ -497,9 +497,9 @@ def _exclusive(root: Path) -> Iterator[None]:
 class MemoryBudget:
     """Limit the memory of the cases that one process has mapped, by releasing the least recently used cases.
 
-    The size of a case is its full size on disk, even if only a part was read, because asking the kernel for the used
-    size would take long. Before a case larger than the budget is read, all other cases are released. Such a case is
-    released after it was read.
+    A case counts with its full size on disk, even if only a part was read. Asking the kernel for the used size would
+    take too long. Before a case larger than the budget is read, all other cases are released. Such a case is released
+    after it was read.
 
     Args:
         max_bytes: the budget in bytes; None means no limit.

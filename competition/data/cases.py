@@ -521,7 +521,7 @@ def check_files_agree(
         (`competition.config.axes`).
 
     Raises:
-        MaskfoldError: a file cannot be read, its shape or affine differs from that of the first image, or the order of
+        MaskfoldError: a file cannot be read, its shape or affine differs from the first image, or the order of
             its axes is unknown.
     """
     channels = [case.files for case in images.values()]

@@ -42,9 +42,9 @@ class PatchDataset:
 
     A sample is a dict with the following entries:
     - `image`: (C', *patch.size) float32, normalised. C' is the number of channels C of the case;
-    - `mask`: (M, *patch.size) uint8, where M is 1 for exclusive classes, else the number of classes;
-    - `case`: the index into `folders`;
-    - `seed`: 63 bits, for the augmentation of volumes on the training device.
+    - `mask`: (M, *patch.size) uint8, where M is 1 for exclusive classes, and the number of classes for overlapping
+    classes; - `case`: the index into `folders`; - `seed`: 63 bits, for the augmentation of volumes on the training
+    device.
 
     With `patch.slices`, C' is C * slices: the neighbouring slices along an axis of `patch.axes`, with edge slices
     repeated. If there are several axes, the sample's seed chooses one of them (`choose_by_seed`), and the patch lies
@@ -276,10 +276,10 @@ class WeightedCaseSampler:
 
     Labelled cases are the cases of the competition. Extra cases come from other competitions, or have pseudo-labels.
     A cycle contains every labelled case once. A set of n extra cases with the weight w contributes w·n samples per
-    cycle, rounded down or up so that the average over all cycles is exactly w·n. Extra cases are drawn in rounds; each
-    round contains every extra case once in random order. So each extra case is drawn w times as often as a labelled
-    case. The expected gradient equals that of a loss in which the extra case has the weight w. Without extra cases, a
-    cycle is a permutation of the labelled cases.
+    cycle. This number is rounded down or up, so that the average over all cycles is exactly w·n. Extra cases are drawn
+    in rounds; each round contains every extra case once in random order. So each extra case is drawn w times as often
+    as a labelled case. The expected gradient is the same as for a loss in which the extra case has the weight w.
+    Without extra cases, a cycle is a permutation of the labelled cases.
 
     Args:
         labelled: number of labelled cases; they have the first indices.

@@ -81,7 +81,7 @@ def split_groups(table: pandas.DataFrame, alike: Iterable[Sequence[str]] = ()) -
 
 
 def find_equal_images(prepared: Mapping[str, Path]) -> list[list[str]]:
-    """Return the ids of preprocessed images with equal pixels, as lists; constant images do not count as copies.
+    """Return the ids of preprocessed images with equal pixels, as lists; constant images are left out.
 
     A few values of each image are compared first. Only images that agree in these values are read completely.
 

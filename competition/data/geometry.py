@@ -151,7 +151,7 @@ class Geometry:
     def inverse(self, probabilities: np.ndarray) -> np.ndarray:
         """Map probabilities back to the file's grid, channel by channel; this is the inverse of `forward`.
 
-        Outside the crop box, the probability of the background is 1, and that of each class is 0.
+        Outside the crop box, the probability of the background is 1, and the probability of each class is 0.
 
         Args:
             probabilities: (P, *preprocessed shape) float16 or float32.
@@ -419,8 +419,8 @@ def resample_labels(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
     This is closer to the truth than nearest neighbours: a ball of 1,000 voxels of 1 mm resampled to 1.1 mm and back
     keeps a Dice of 0.984 instead of 0.965. If shares tie, the nearest voxel's label wins, so that thin structures do
-    not vanish systematically. Two label values are never averaged, so the ignore value is kept. Object numbers (labels
-    of another dtype) are resampled by nearest neighbours.
+    not vanish systematically. Two label values are never averaged, so the ignore value does not change. Object numbers
+    (labels of another dtype) are resampled by nearest neighbours.
     """
     source = np.ascontiguousarray(mask)
     if source.shape == tuple(shape):
@@ -478,14 +478,14 @@ def nonzero_box(array: np.ndarray) -> Box:
 def foreground_box(array: np.ndarray, prepare: PreprocessingConfig) -> Box:
     """Return the box around the voxels of (C, *spatial) that are brighter than the surroundings in any channel.
 
-    The threshold of a channel is its 2nd percentile plus a tenth of the range to its 98th percentile, as in BET (Smith
-    2002, Fast robust automated brain extraction, Human Brain Mapping 17:143-155, doi:10.1002/hbm.10062). The threshold
-    is low, so that dim tissue is kept: in a CT, air (-1024) is removed, and the body is kept with its skin.
-    (`nonzero_box` does not fit a CT, because 0 is water.) Means of 3×3 pixels are compared with the threshold, so that
-    specks of noise do not count. With `prepare.intensity: window`, values are clipped to the window first, so that all
-    values below the window count as surroundings: air, a foam table, or a scanner's padding of -3024. Two voxels are
-    added on each side. An image is not cropped if its surroundings are bright, or if their noise reaches a twentieth of
-    the contrast.
+    The threshold of a channel is its 2nd percentile plus a tenth of the range to its 98th percentile. BET uses the
+    same threshold (Smith 2002, Fast robust automated brain extraction, Human Brain Mapping 17:143-155,
+    doi:10.1002/hbm.10062). The threshold is low, so that dim tissue stays in the box. For example, the box of a CT
+    contains the body with its skin, but not the air (-1024). `nonzero_box` does not fit a CT, because 0 is water.
+    Means of 3×3 pixels are compared with the threshold, so that specks of noise have no effect. With
+    `prepare.intensity: window`, values are clipped to the window first, so that all values below the window are
+    surroundings: air, a foam table, or a scanner's padding of -3024. Two voxels are added on each side. An image is
+    not cropped if its surroundings are bright, or if their noise reaches a twentieth of the contrast.
     """
     import cv2
 

@@ -229,7 +229,7 @@ class _Canvas:
 def find_covered(labels: np.ndarray, mask: np.ndarray) -> Iterator[HiddenPixels]:
     """Yield, for each object in a label image, its pixels inside a mask.
 
-    The mask is that of a later object, which will cover these pixels in the label image.
+    The mask belongs to a later object, which will cover these pixels in the label image.
     """
     box = bounding_box(mask)
     covered = np.where(mask[box], labels[box], 0)
@@ -332,9 +332,9 @@ def load_relabelled_mask(source: Competition, row: Any, target: Competition, map
 def boundary_mask(objects: np.ndarray, width: int) -> np.ndarray:
     """Return the pixels of each object that are at most `width` pixels from another object or from the background.
 
-    The boundary of a small object is thinner or absent, so that some pixels of the object keep their class. The edge of
-    the image does not count as a boundary. The boundary class was proposed by Caicedo et al., "Nucleus segmentation
-    across imaging experiments", Nature Methods 2019.
+    The boundary of a small object is thinner or absent, so that some pixels of the object keep their class. Pixels at
+    the edge of the image are not boundary pixels for this reason alone. The boundary class was proposed by Caicedo et
+    al., "Nucleus segmentation across imaging experiments", Nature Methods 2019.
 
     Args:
         objects: (*spatial) integers, 0 for background.
@@ -363,8 +363,8 @@ def ring_mask(objects: np.ndarray, rings: int) -> np.ndarray:
 
     The depth of a pixel is its distance to the nearest pixel outside its object, divided by the largest such distance
     in the object. Each ring covers an equal range of depths, so even the smallest object has pixels of the innermost
-    ring. The edge of the image does not count as outside. Depth levels as classes were proposed by Bai and Urtasun,
-    "Deep Watershed Transform for Instance Segmentation", CVPR 2017.
+    ring. The edge of the image is not treated as outside of the object. Depth levels as classes were proposed by Bai
+    and Urtasun, "Deep Watershed Transform for Instance Segmentation", CVPR 2017.
 
     Args:
         objects: (*spatial) integers, 0 for background.

@@ -23,7 +23,7 @@ CAST_BLOCK = 8192  # NumPy converts this many values at a time in a sum, so it s
 
 
 def find_other_channels(channels: Mapping[str, int], dimensions: int) -> dict[str, MaskfoldError]:
-    """Return an error for each case whose number of channels differs from that of most cases.
+    """Return an error for each case whose number of channels differs from most cases.
 
     Args:
         channels: number of channels by case id, in order, for cases that train one network.
@@ -41,7 +41,7 @@ def find_other_channels(channels: Mapping[str, int], dimensions: int) -> dict[st
 
 
 def channels_error(case_id: str, count: int, expected: int, example: str, dimensions: int) -> MaskfoldError:
-    """Return the error for a case whose number of channels differs from that of the case `example`."""
+    """Return the error for a case whose number of channels differs from the case `example`."""
     hint = "Set prepare.channels to grey or rgb, or correct the case."
     if dimensions == 3:
         common = ",".join(map(str, range(min(count, expected))))
@@ -133,10 +133,10 @@ def channel_statistics(channel: np.ndarray, prepare: PreprocessingConfig, unit: 
 
 
 def to_uint8_or_unit_range(array: np.ndarray) -> np.ndarray:
-    """Convert the values of a 2D image (C, H, W): uint8 is kept; everything else becomes float32 in [0, 1].
+    """Convert the values of a 2D image (C, H, W) to float32 in [0, 1]; return uint8 unchanged.
 
-    uint16 is divided by 65535. Values of other types are kept if they are all in [0, 1]. Otherwise the image's lowest
-    and highest value become 0 and 1.
+    uint16 is divided by 65535. Values of other types stay unchanged if they are all in [0, 1]. Otherwise the image's
+    lowest and highest value become 0 and 1.
     """
     if array.dtype == np.uint8:
         return array

@@ -583,7 +583,10 @@ class SkippedCases:
 
 
 def warn_skipped(table: pandas.DataFrame) -> pandas.DataFrame:
-    """Log a warning for each skipped case, and return the table. Commands that do not list skipped cases use this."""
+    """Log a warning for each skipped case, and return the table.
+
+    Commands that do not list skipped cases call this function.
+    """
     for case_id, reason in table.attrs.get("skipped", []):
         log.warning("Case %s is skipped: %s", case_id, reason)
     return table

@@ -262,9 +262,9 @@ def load_image(comp: Competition, row: Any) -> Image:
         row: a row of the case table.
 
     Returns:
-        The image (C, *spatial) with the channels of all files, in the YAML's order. A stack of slices becomes (C, H, W,
-        Z). The spatial axes have the competition's order, see `competition.config.axes`; spacing and affine are those
-        of the first channel.
+        The image (C, *spatial) with the channels of all files, in the YAML's order. A stack of slices becomes (C, H,
+        W, Z). The spatial axes have the competition's order, see `competition.config.axes`; spacing and affine come
+        from the first channel.
 
     Raises:
         MaskfoldError: a file cannot be read, has NaN or infinite values, or differs in size from the other files.
@@ -412,7 +412,7 @@ def display_name(files: str | list[str]) -> str:
 
 
 def extension_of(name: str) -> str:
-    """Return the extension in lower case (`.nii.gz` counts as one extension); an empty string if there is none."""
+    """Return the extension in lower case, e.g. `.png` or `.nii.gz`; an empty string if there is none."""
     name = name.lower()
     return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
 

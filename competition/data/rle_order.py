@@ -1,8 +1,9 @@
 """Detect the pixel order of run lengths (column-major or row-major) from the data.
 
 Competition pages sometimes state the wrong order. In the right order, the runs of an object touch each other in
-neighbouring lines. In the wrong order they are scattered, unless the image is square. On a square image, the wrong
-order only transposes the mask, so the image decides: the outline of the right mask follows the image's edges.
+neighbouring lines. In the wrong order they are scattered, if the image is not square. On a square image, the wrong
+order only transposes the mask. In this case the image decides: the outline of the right mask follows the image's
+edges.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _CLEAR_SCATTER, _CLEAR_EDGES = 4.0, 2.0  # the same ratios for clear evidence: o
 class OrderVote:
     """Hold the more likely pixel order of run lengths, and the number of cases that indicate this order.
 
-    A case votes for an order if its masks are plausible in this order and not in the other.
+    A case votes for an order if its masks are plausible in this order only.
 
     Attributes:
         order: the order with more votes; None if no case votes.

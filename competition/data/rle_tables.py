@@ -60,8 +60,9 @@ def assign_rows(comp: Competition, cases: dict[str, CaseFiles], skipped: Skipped
         [line, class, slice] of each row that is not empty, by id.
 
     Raises:
-        MaskfoldError: the table lacks a column, no id matches, a row's id has no image, its class is unknown, or the
-            data clearly contradict the order of run lengths in the YAML or profile (see `competition.data.rle_order`).
+        MaskfoldError: the table lacks a column, no id matches, or the image or the class of a row is unknown. Another
+            cause is an order of run lengths in the YAML or profile that clearly contradicts the data (see
+            `competition.data.rle_order`).
     """
     if not cases:  # all cases are skipped
         return {}
@@ -277,8 +278,8 @@ def _profile(comp: Competition) -> Profile | None:
 def _open_table(comp: Competition) -> tuple[Path, Any, RleTableColumns]:
     """Return the path of `train.rle`, its content as a pandas table, and the columns with id, mask and class.
 
-    Column names in the YAML take precedence over those of the profile. A profile may know several headers of the
-    training table: it often differs from the submission's, and some hosts changed it during the competition. The
+    Column names in the YAML take precedence over column names in the profile. A profile may know several headers of
+    the training table: it often differs from the submission's, and some hosts changed it during the competition. The
     table's own header selects one of them.
 
     Raises:

@@ -1,6 +1,6 @@
 """Make demo competitions: small synthetic data sets, whose pixels depend only on a seed.
 
-The folder of a demo looks like that of a host: training cases with masks, test cases without masks, and
+The folder of a demo looks like the folder of a host: training cases with masks, test cases without masks, and
 `sample_submission.csv`. It also contains `solution.csv`, the hidden truth of the test cases, so that users can score a
 submission. Training, inference and tuning never read this file.
 """

@@ -1,6 +1,6 @@
 """Draw the volumes of the 3D demo: two organs of equal brightness that differ in side and texture.
 
-Voxels are anisotropic (about 1×1×2.5 mm), the brightness drifts across the volume, and files have mixed orientations,
+Voxels are anisotropic (about 1×1×2.5 mm), and the brightness drifts across the volume. Files have mixed orientations,
 so that only preprocessing that reads the affine distinguishes left from right.
 """
 

@@ -348,7 +348,7 @@ def _try_download(url: str, part: Path, progress: ProgressWrapper, timeout: floa
 
 
 def _read_blocks(response: Any) -> Iterator[bytes]:
-    """Yield the blocks of a response, including the bytes before a connection was closed too early."""
+    """Yield the blocks of a response, including the last bytes if the connection is closed too early."""
     while True:
         try:
             block = response.read(BLOCK_BYTES)
@@ -429,8 +429,8 @@ def unpack_archive(archive: Path, folder: Path, progress: ProgressWrapper) -> in
         Number of files.
 
     Raises:
-        MaskfoldError: the archive is damaged; a member is a link or a device, or would be written outside of the
-            folder; or the disk has too little free space.
+        MaskfoldError: the archive is damaged, or the disk has too little free space. Another cause is a member that is
+            a link or a device, or that would be written outside of the folder.
     """
     remove_stale_temp(folder.parent, folder.name)
     temporary_folder = make_temporary_path(folder)

@@ -54,9 +54,9 @@ def convert_folder(
 
     Args:
         folder: folder with DICOM files; file names, order and subfolders do not matter.
-        output: folder for LAYOUT/{id}.nii.gz (X, Y, Z; int16, else float32) or LAYOUT/{id}.png (uint8, else uint16),
-            labelsTr or labelsTs/{id}.nii.gz (uint8 on the image's grid), series.csv and segments.csv. Existing files of
-            other series are kept.
+        output: folder for LAYOUT/{id}.nii.gz (X, Y, Z; int16, or float32 if int16 cannot hold the values) or
+            LAYOUT/{id}.png (uint8, or uint16 for higher values), labelsTr or labelsTs/{id}.nii.gz (uint8 on the
+            image's grid), series.csv and segments.csv. Existing files of other series are not changed.
         layout: imagesTr or imagesTs.
         labels: regular expression; series whose description matches it contain labels.
         say: function that is called with one line per series.

@@ -22,9 +22,9 @@ INVERTED = "MONOCHROME1"  # photometric interpretation in which the lowest value
 def name_pictures(series: Sequence[Series], ids: Mapping[str, str], taken: Set[str]) -> dict[tuple[str, str], str]:
     """Return the case id of each 2D picture.
 
-    The id of a picture is the name of its file, because hosts' tables use this name. If the file name contains a
-    private text, is not a valid name, or is also the name of another picture, the picture gets the id of the series.
-    If the series has several pictures, the SOPInstanceUID is appended.
+    The id of a picture is the name of its file, because hosts' tables use this name. The file name is not used if it
+    contains a private text, is not a valid name, or is also the name of another picture. The picture then gets the id
+    of the series. If the series has several pictures, the SOPInstanceUID is appended.
 
     Args:
         series: all series of the kind picture.

@@ -360,7 +360,7 @@ class Series:
 
     @property
     def header(self) -> Instance:
-        """The header that describes the series: that of the first instance with a complete header."""
+        """The header that describes the series: the first complete header of its instances."""
         return next((instance for instance in self.instances if not instance.fault), self.instances[0])
 
     @property

@@ -61,7 +61,8 @@ class MaskBuilder:
     If a file cannot be used, the reason is recorded, and all other masks are built.
 
     Attributes:
-        rejections: reasons why a series of labels is missing from the masks, wholly or in part, by SeriesInstanceUID.
+        rejections: reasons why a series of labels, or a part of it, is missing from the masks. The keys are
+            SeriesInstanceUIDs.
         ignored: ignored files by SeriesInstanceUID.
     """
 
@@ -182,7 +183,7 @@ class MaskBuilder:
         return _new_mask(image, array, [slices.series.uid], notes + slices.notes)
 
     def reject(self, uids: list[str], reason: str) -> None:
-        """Record why the label series `uids` are missing from a mask, wholly or in part."""
+        """Record why the label series `uids`, or parts of them, are missing from a mask."""
         for uid in uids:
             reasons = self.rejections.setdefault(uid, [])
             if reason not in reasons:
@@ -316,8 +317,8 @@ class ReferenceMatcher:
 
         Args:
             instance: a file of the mask.
-            find_mismatch: function that returns why the mask does not lie on an image's grid; an empty text if it
-                does.
+            find_mismatch: function that returns why the mask does not lie on an image's grid. An empty text means that
+                the mask lies on the grid.
             strict: whether a referenced image must be in the folder. If False and it is missing, any image of the
                 study may match.
 

@@ -271,7 +271,7 @@ def load_volume(slices: SliceStack, pixels: PixelReader) -> np.ndarray:
 
     Returns:
         Values (X, Y, Z): columns, rows, slices. The dtype is int16 if all slopes and intercepts are whole numbers and
-        all values fit, else float32.
+            all values fit. Otherwise it is float32.
 
     Raises:
         SeriesRejected: a slice cannot be decoded, or has values that are not finite.
@@ -470,7 +470,7 @@ def resample_onto(grid: Grid, affine: np.ndarray, points: np.ndarray, extent: tu
     """Convert voxel indices of another grid to voxel indices of `grid`, without interpolation.
 
     The other grid may have permuted or flipped axes and may cover another part of the patient. Its voxel centres must
-    coincide with those of `grid`.
+    coincide with the voxel centres of `grid`.
 
     Args:
         grid: grid of the image.

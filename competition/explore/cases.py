@@ -424,8 +424,8 @@ def _count_overlaps(objects: CaseObjects) -> tuple[int, int, int]:
     """Count the objects that share pixels with others.
 
     Returns:
-        The number of objects that a later object covers at least partly, the number of these that are copies of
-        another object, and the number of files or rows without a pixel.
+        Three numbers: objects that a later object covers at least partly, copies of another object among them, and
+            files or rows without a pixel.
     """
     boxes: dict[int, list[tuple[slice, ...]]] = {}
     for part in objects.hidden:

@@ -160,7 +160,10 @@ def find_row(names: Sequence[str], train: Sequence[CaseStats]) -> ClassRow | Non
 
 
 def _centres(case: CaseStats) -> np.ndarray:
-    """Return the centre of each class in RAS, in cells of the frequency map: (K, axes), nan for an absent class."""
+    """Return the centre of each class in RAS, in cells of the map from `frequency_map`.
+
+    The result is (K, axes), with nan for an absent class.
+    """
     assert case.truth is not None and case.truth.frequency is not None
     frequency = turned_to_ras(case.truth.frequency, case.orientation)
     axes = range(1, frequency.ndim)

@@ -65,7 +65,7 @@ class ThresholdBaseline:
 def best_threshold(cases: Iterable[tuple[Array, Array]], comp: Competition) -> ThresholdBaseline:
     """Find the intensity threshold with the best Dice; return its scores, its name, and its Dice by case and class.
 
-    The arguments are those of `score_threshold_baseline`.
+    See `score_threshold_baseline` for the arguments.
     """
     candidates: list[_Candidate] = []
     both_empty = comp.metric.both_empty

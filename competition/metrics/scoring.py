@@ -90,8 +90,8 @@ def score_class(
 ) -> dict[str, Any]:
     """Score one class of one case.
 
-    Arguments and result are those of `score_case` for the class with the given index. But `mask` and
-    `predicted_instances` have no class axis.
+    Arguments and result are as in `score_case`, for the class number `index`. But `mask` and `predicted_instances`
+    have no class axis.
     """
     mask, class_truth = np.asarray(mask, np.bool_), _class_truth(truth, comp, index)
     ignored = _equal(truth[0 if comp.labels == "exclusive" else index], IGNORE_LABEL)

@@ -181,8 +181,8 @@ def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
 def _heads(network: nn.Module, outputs: int) -> set[str]:
     """Return the names of the modules whose outputs are the classes.
 
-    The number of their outputs is `outputs`, and either their name is a usual name of a head, or they are the last
-    module that has a weight matrix or kernel.
+    Such a module has `outputs` outputs. In addition, its name is a usual name of a head, or it is the last module with
+    a weight matrix or kernel.
     """
     heads: set[str] = set()
     last: str | None = None

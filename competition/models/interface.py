@@ -182,7 +182,7 @@ def segmentation_outputs(outputs: Any, dims: int, channels: int) -> list[tuple[T
 def main_output(outputs: Any, dims: int, channels: int) -> Tensor:
     """Return the output that prediction uses: logits (B, channels, *spatial).
 
-    The arguments are those of `segmentation_outputs`.
+    See `segmentation_outputs` for the arguments.
 
     Raises:
         ValueError: no output has `channels` channels and `dims` spatial axes.

@@ -1,7 +1,7 @@
 """Define the optimiser Muon: orthogonal updates of convolution kernels and matrices, AdamW for other weights.
 
-Muon replaces the momentum of a weight matrix by the nearest orthogonal matrix, so that a step changes all directions
-of the matrix by the same amount. (Jordan et al. 2024, Muon: An optimizer for hidden layers in neural networks,
+Muon replaces the momentum of a weight matrix by the nearest orthogonal matrix. So a step changes all directions of the
+matrix by the same amount. (Jordan et al. 2024, Muon: An optimizer for hidden layers in neural networks,
 https://kellerjordan.github.io/posts/muon/.) The kernel of a convolution is treated as a matrix with one row per
 filter. The row contains all weights of the filter.
 """

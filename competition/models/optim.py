@@ -115,9 +115,9 @@ class LRSchedule:
     All schedules except `plateau` depend only on the completed share of training and have no state; see
     `competition.models.schedules`.
 
-    `plateau` is torch's ReduceLROnPlateau. A validation counts as an improvement if its score is better than the best
-    score by more than 0.01 %. After more than `patience` validations in a row without an improvement, the learning
-    rate is multiplied by the setting `factor`. It never falls below the share `minimum` of its first value.
+    `plateau` is torch's ReduceLROnPlateau. A validation is an improvement if its score is better than the best score
+    by more than 0.01 %. After more than `patience` validations in a row without an improvement, the learning rate is
+    multiplied by the setting `factor`. It never falls below the share `minimum` of its first value.
 
     Args:
         cfg: section `schedule` of the experiment.

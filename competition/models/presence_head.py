@@ -74,7 +74,7 @@ def find_deepest_feature_map(
     - The map of the larger patch is larger. For example, the pooled values of a squeeze-and-excitation do not grow.
 
     The candidate with the smallest map is chosen. Among maps of the same size, the map with the most channels is
-    chosen, and among maps with the same number of channels, the last one in order of computation.
+    chosen. Among maps that are equal in both, the last one in order of computation is chosen.
 
     Args:
         network: the network, on the meta device.

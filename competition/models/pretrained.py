@@ -100,7 +100,7 @@ def pretrained_args(cls: type, args: Mapping[str, Any], hub: str | None) -> dict
 
     Args:
         cls: the network's class.
-        args: the other arguments of the constructor.
+        args: all remaining arguments of the constructor.
         hub: name of the weights to download. None means that nothing is downloaded.
 
     Returns:

@@ -93,7 +93,7 @@ def _kind_of(names: Iterable[str]) -> str:
     """Return what the names of groups mean if they do not name patients: `dates` or `kinds of cases`.
 
     Names mean kinds of cases if most of them are years or collections, or have no digit (`Abyssinian`). Return an
-    empty text if the names may be those of patients.
+    empty text if the names may be names of patients.
     """
     names = list(names)
     if _are_dates(names):
@@ -199,7 +199,7 @@ def group_by_folder(layout: Layout, name: str) -> Layout:
 
     In `Patient 07/2019-03-01/T1.nii.gz` with the pattern `*/{id}/T1.nii.gz`, the id is the scan, and only the folder
     that `*` matches shows which scans belong to one patient. If there are many folders with few cases each, each
-    folder counts as a patient, and a table that is written beside the data names the folder of each case. A few
+    folder is treated as a patient. A table that is written beside the data then names the folder of each case. A few
     folders with many cases each (`benign`, `malignant`), and folders of dates, only get a remark.
 
     Args:

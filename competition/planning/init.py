@@ -94,8 +94,8 @@ def initialise(
         say: function that takes lines about the timing of candidates.
 
     Raises:
-        MaskfoldError (exit status 2): the folder is missing, empty or without a known layout; the files exist already;
-            or several layouts fit, and neither an option nor the user chooses one.
+        MaskfoldError (exit status 2): the folder is missing, empty or without a known layout, or the files exist
+            already. Another cause is that several layouts fit, and neither an option nor the user chooses one.
     """
     host = scan_folder(folder)
     name = _name(folder, options.name)
@@ -148,7 +148,7 @@ def experiment_of(folder: Path, name: str | None = None) -> Path:
 def _name(folder: Path, given: str | None) -> str:
     """Return the competition's name: the name that the user gave, or a name made from the folder's.
 
-    In the latter, `_` replaces characters other than letters, digits, `_` and `-`.
+    In a name made from the folder's, `_` replaces all characters that are not letters, digits, `_` or `-`.
 
     Raises:
         MaskfoldError: the given name has other characters, or the folder has no name.

@@ -82,7 +82,7 @@ def _short(patterns: Any) -> str:
 def role_of(host: HostFolder, series: Series) -> Role:
     """Return whether the files of a series (files with names of one pattern) are images or masks.
 
-    The possible roles are those of `role_of_file`.
+    `role_of_file` lists the possible roles.
     """
     return common_role([role_of_file(host.root / path) for path in series.sample(ROLE_SAMPLE)])
 

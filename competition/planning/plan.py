@@ -141,7 +141,10 @@ def default_candidate(candidates: Sequence[Candidate]) -> Candidate:
 
 
 class _Planner:
-    """Find the best candidate: time candidates until the one that the timings recommend has been timed itself."""
+    """Find the best candidate by timing candidates on this machine.
+
+    After each timing, the rules recommend a candidate. The search ends when the recommended candidate has been timed.
+    """
 
     def __init__(
         self,

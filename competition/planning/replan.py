@@ -59,8 +59,8 @@ class Replanned:
         plan: the plan.
         old: text of the file.
         new: text of the file with the plan's values.
-        kept: keys that the user has edited since the last plan and that therefore do not change; the values are those
-            of the new plan.
+        kept: keys that the user has edited since the last plan, with the values of the new plan. These values are not
+            written, because the user's values stay.
     """
 
     path: Path

@@ -250,7 +250,7 @@ def candidates_of(found: Sequence[Grid], *, may_cut: bool = False) -> list[Candi
 
 
 def extrapolate(candidate: Candidate, known: Mapping[Candidate, Timing]) -> Timing:
-    """Estimate a candidate's timing from that of a measured candidate.
+    """Estimate a candidate's timing from the timing of a measured candidate.
 
     The measured candidate is the one with the most similar work, preferably with the same network. The seconds of a
     step are proportional to the work. For the same work, the forward pass of a case takes a third of the seconds of a

@@ -24,8 +24,8 @@ class Finding:
         suggested: class that the network suggests: a class name, `background`, or empty if it suggests none.
         slice: index of the slice along the last axis in which the fault is largest; None for 2D images.
         object: number of the object, from 1; 0 for a finding about the whole mask. The connected components of the
-            class in this slice of the truth are numbered. If the truth lacks the object, those of the prediction are
-            numbered.
+            class in this slice of the truth are numbered. If the truth lacks the object, the components of the
+            prediction are numbered.
         centre: (row, column) of the fault in the slice, the first two axes of the file.
         pixels: number of pixels in which the network confidently contradicts the truth.
         partner: id of the case whose mask fits better, for exchanged masks.

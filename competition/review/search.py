@@ -288,7 +288,7 @@ class _Tracks:
 
 
 def _continues(before: SliceFinding, after: SliceFinding) -> bool:
-    """Return whether the finding `after`, in the slice after that of `before`, is about the same object."""
+    """Return whether two findings in neighbouring slices, `before` and `after`, are about the same object."""
     if (before.kind, before.label, before.suggested) != (after.kind, after.label, after.suggested):
         return False
     distance = np.hypot(before.centre[0] - after.centre[0], before.centre[1] - after.centre[1])

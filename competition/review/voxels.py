@@ -31,7 +31,8 @@ class ClassCounts:
     """Count voxels by the probability of one class.
 
     Attributes:
-        voxels: (61,) number of voxels with a probability in ((k - 1)/60, k/60] at index k; index 0: probability 0.
+        voxels: (61,) numbers of voxels. Index 0 counts probabilities of 0. Index k counts probabilities above (k -
+            1)/60 and up to k/60.
         labelled: (61,) number of these voxels whose label is the class.
         confidence: sum of the probabilities over the voxels whose label is the class.
     """
@@ -111,7 +112,7 @@ class Rule:
         Returns:
             Three arrays (*spatial). The predicted label, uint8 (0 where ignored). The suggested label plus 1, uint8 (0
             where the label is not suspect). The evidence, float16: the calibrated probability of the suggested label
-            minus that of the given label (0 where the label is not suspect).
+            minus the calibrated probability of the given label (0 where the label is not suspect).
         """
         predicted = np.zeros(labels.shape, np.uint8)
         suggested = np.zeros(labels.shape, np.uint8)
@@ -150,8 +151,9 @@ def label_problems(
         comp: the competition.
 
     Yields:
-        Names of the labels, background first; a function that returns the probabilities of some rows, because a whole
-        case as float32 may need too much memory; labels (*spatial) uint8, 255 ignored.
+        Three items: the names of the labels, background first; a function that returns the probabilities of some rows;
+            and the labels (*spatial) uint8, where 255 is ignored. A whole case as float32 may need too much memory, so
+            the function reads a part of it.
     """
     if comp.labels == "exclusive":
         yield (("background", *comp.classes), lambda part: merge_boundary_class(probabilities[:, part], comp), truth[0])

@@ -82,7 +82,7 @@ def find_move(mask: WholeMask) -> tuple[tuple[int, ...], float] | None:
 
 
 def find_exchanged(masks: Sequence[WholeMask]) -> dict[str, str]:
-    """Find pairs of cases with exchanged masks: the truth of each fits the prediction of the other.
+    """Find pairs of cases with exchanged masks: the truth of each case fits the prediction of its partner.
 
     Args:
         masks: the suspect cases, most suspect first; only the first `MAX_SUSPECTS` are compared.

@@ -196,7 +196,7 @@ def _changed_error(message: str) -> ChangedDataError:
 def check_files_belong(comp: Competition, table: pandas.DataFrame) -> None:
     """Check that each file in a run's case table matches the id of its case and the pattern in the YAML.
 
-    The pattern is that of the file's channel or class. This function does not compare contents with the table's
+    The pattern is the one of the file's channel or class. This function does not compare contents with the table's
     digests; the functions that read the files do this.
 
     Args:

@@ -40,7 +40,7 @@ def nifti_header(path: Path, dimensions: int, labels: bool = False) -> Header:
 def nifti_pixels(path: Path, dimensions: int, labels: bool) -> Image:
     """Read voxels as (C, X, Y, Z): a fourth axis of the file becomes the channels.
 
-    Unscaled integers keep their dtype; everything else becomes float32. `labels` is ignored.
+    Unscaled integers keep their dtype; all other values become float32. `labels` is ignored.
     """
     unread = _load_nifti(path)
     head = _nifti_header(path, unread, dimensions)

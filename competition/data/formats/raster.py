@@ -72,8 +72,8 @@ def raster_pixels(path: Path, dimensions: int, labels: bool) -> Image:
     Args:
         path: the file.
         dimensions: 2.
-        labels: True returns a palette's indices and the raw values of 1-, 2- and 4-bit files; False returns the
-            palette's colours, and scales 1-, 2- and 4-bit values to 0…255.
+        labels: whether the file is a label file. If True, the result is a palette's indices, and the raw values of 1-,
+            2- and 4-bit files. If False, it is the palette's colours, and 1-, 2- and 4-bit values are scaled to 0…255.
     """
     with open_raster(path) as image:
         head, depth = _raster_header(path, image, dimensions)

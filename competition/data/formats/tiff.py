@@ -47,8 +47,8 @@ UNCOMPRESSED, WHITE_IS_ZERO, PALETTE = 1, 0, 3  # TIFF 6.0, tags 259 and 262
 def open_tiff(path: Path) -> Iterator[TiffFile]:
     """Open a TIFF whose pixels are all in this file; unpack strips and tiles only up to their declared size.
 
-    The metadata of an OME file may name other files, in any folder, that contain planes. tifffile would read these
-    files, and would replace a missing file by zeros.
+    The metadata of an OME file may name other files, in any folder, that contain planes. The package tifffile would
+    read these files, and would replace a missing file by zeros.
 
     Raises:
         MaskfoldError: pixels are in another file.
@@ -120,8 +120,8 @@ def tiff_pixels(path: Path, dimensions: int, labels: bool) -> Image:
 def _tiff_spacing(file: TiffFile, dimensions: int) -> tuple[float, ...] | None:
     """Return the voxel size of a volume in mm along (H, W, Z), from the metadata of ImageJ or OME.
 
-    Return None for 2D images, whose distances are measured in pixels, and for files without such metadata. Their
-    resolution describes a printer or scanner.
+    Return None for 2D images, whose distances are measured in pixels, and for files without such metadata. The
+    resolution in such files describes a printer or scanner.
     """
     if dimensions != 3:
         return None
@@ -223,7 +223,7 @@ def check_tiff_size(path: Path, series: TiffPageSeries) -> None:
 def _tiff_pages_and_channels(series: TiffPageSeries) -> tuple[int, int]:
     """Return the number of slices and the number of channels into which the pages of a series are divided.
 
-    The number of channels is 1 unless the file declares channels in addition to slices.
+    If the file does not declare channels in addition to slices, the number of channels is 1.
     """
     pages = math.prod(series.shape) // max(math.prod(series.keyframe.shape), 1)
     channels = dict(zip(series.axes, series.shape, strict=True)).get("C", 1)

@@ -25,8 +25,8 @@ LZMA_MEMORY = 2**27  # bytes of a decoder; the highest preset of xz needs 65 MiB
 class BoundedDecoders(Mapping[int, Callable[..., Any]]):
     """Replace the decoders in tifffile's table whose output has no size limit; keep all other decoders.
 
-    A decoder whose module this version of Python lacks is not in the table. tifffile would raise ImportError when it
-    decodes, although other libraries may decode the file.
+    If this version of Python lacks the module of a decoder, the decoder is not in the table. Otherwise, tifffile would
+    raise ImportError when it decodes, although other libraries may decode the file.
     """
 
     def __init__(self, decoders: Mapping[int, Callable[..., Any]]) -> None:

@@ -1,8 +1,9 @@
 """Make phantoms of dermatoscopy: colour images of mixed sizes and aspect ratios with one skin lesion each.
 
-Unlike real data, the images are drawn and small (180 to 420 pixels per side instead of thousands). These properties are
-as in real data: JPEG, mixed aspect ratios, skin tones, uneven illumination, dark corners, hairs, ruler marks, bubbles,
-spots that are not lesions, and lesions that are darker, redder or hardly different from the surrounding skin.
+Unlike real data, the images are drawn and small (180 to 420 pixels per side instead of thousands). These properties
+are as in real data: JPEG, mixed aspect ratios, skin tones, uneven illumination, dark corners, hairs, ruler marks, and
+bubbles. Some spots are not lesions. Lesions are darker or redder than the surrounding skin, or hardly different from
+it.
 """
 
 from __future__ import annotations

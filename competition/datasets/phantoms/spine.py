@@ -1,8 +1,8 @@
 """Make phantoms of the lumbar spine in CT: five similar vertebrae in a row, the discs, and half a sacrum.
 
-Unlike real data, the spine is drawn, with voxels about twice as large as those of a scanner. These properties are as in
-real data: Hounsfield units and noise, anisotropic spacing, different sizes, mixed file orientations, and vertebrae that
-differ only in their position.
+Unlike real data, the spine is drawn, with voxels about twice as large as the voxels of a scanner. These properties are
+as in real data: Hounsfield units and noise, anisotropic spacing, different sizes, mixed file orientations, and
+vertebrae that differ only in their position.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Make phantoms of the upper abdomen in CT, as DICOM: the spleen, and neighbouring organs of the same brightness.
+"""Make phantoms of the upper abdomen in CT, as DICOM: the spleen, and neighbouring organs of equal brightness.
 
-Coordinates are those of DICOM: x towards the patient's left, y towards the back, z towards the head, in mm around the
+Coordinates follow DICOM: x towards the patient's left, y towards the back, z towards the head, in mm around the
 middle of the body. An anatomy can be rendered on any grid, so that two reconstructions of one patient agree.
 """
 

@@ -206,8 +206,8 @@ def _pattern(paths: Sequence[str]) -> str:
 def convert_coco(layout: Layout, name: str) -> Layout:
     """Write the table of run lengths of a COCO layout, and return the layout that reads this table.
 
-    The table is written into a folder beside the data, whose name is that of the data followed by `-maskfold`. The
-    data's own folder is not changed.
+    The table is written into a folder beside the data, whose name is the name of the data's folder followed by
+    `-maskfold`. The data's own folder is not changed.
 
     Args:
         layout: the layout.

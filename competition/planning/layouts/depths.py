@@ -19,8 +19,8 @@ def mark_nested(layouts: Sequence[Layout]) -> list[Layout]:
     """Return the layouts; add advice to those that differ only in the name of one folder below `{id}`.
 
     In `Patient 07/scan 1/T1.nii.gz` and `Patient 07/scan 2/T1.nii.gz`, the layout `{id}/scan 1/T1.nii.gz` leaves out
-    all cases of `{id}/scan 2/T1.nii.gz`, and the reverse. The advice is a command that links all scans into one
-    folder, so that `{id}` is a scan.
+    all cases of `{id}/scan 2/T1.nii.gz`. The advice is a command that links all scans into one folder, so that `{id}`
+    is a scan.
     """
     kinds: dict[str, list[tuple[str, Layout]]] = {}
     for layout in layouts:

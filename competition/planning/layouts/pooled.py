@@ -16,9 +16,9 @@ from competition.planning.words import CHANNEL_WORDS, MASK_WORDS, has_word, spli
 def pool_series(host: HostFolder, series: Sequence[Series], roles: Mapping[str, Role]) -> list[Series]:
     """Merge the series of sibling folders into one series if each folder has different cases of the same kind.
 
-    `a/train/x/{id}.png` and `a/train/y/{id}.png` become `a/train/*/{id}.png`. Folders are not merged in three cases:
-    they share an id (then they are channels, classes or masks of several annotators); their names indicate different
-    splits or modalities; or the pattern would match other folders too.
+    `a/train/x/{id}.png` and `a/train/y/{id}.png` become `a/train/*/{id}.png`. Folders are not merged if they share an
+    id, because they are then channels, classes or masks of several annotators. They are not merged either if their
+    names indicate different splits or modalities, or if the pattern would match other folders too.
 
     Args:
         host: the scanned folder.

@@ -251,7 +251,7 @@ def _by_first_word(stems: set[str]) -> Affixes | None:
 def _repeated_affixes(stems: set[str], expression: re.Pattern[str], after: bool) -> Affixes | None:
     """Divide names into affix and core by a regular expression.
 
-    Return None unless there are several affixes that occur with mostly the same cores.
+    Return None if there are not several affixes that occur with mostly the same cores.
 
     Args:
         stems: file names without extension.
@@ -466,7 +466,10 @@ def _slice_pattern(template: str, files: Names) -> str | None:
 
 
 def is_volume_name(name: str) -> bool:
-    """Return whether a file's extension is that of a volume. Several volumes cannot be slices of one case."""
+    """Return whether a file's extension belongs to a volume format.
+
+    Several volumes cannot be slices of one case.
+    """
     return EXTENSIONS.get(extension_of(name)) in ("nifti", "itk")
 
 

@@ -11,10 +11,10 @@ from competition.planning.words import MASK_WORDS, has_word, tokens, without_rol
 def prefer_own_images(pairs: Sequence[Pair]) -> list[Pair]:
     """Choose the images of each mask, and return the remaining pairs of image and mask.
 
-    A mask belongs to an image if the mask's folders name the image's folders (`01_GT/SEG` and `01`; `PNG/masks` and
-    `PNG/raw`), or if the mask's name continues the image's name (`{id}_4CH_ED_gt` and `{id}_4CH_ED`). A pair is
-    dropped if its image belongs to another mask and its mask belongs to another image. An image that belongs to no
-    mask stays, because it may be another channel.
+    A mask belongs to an image if the mask's folders name the image's folders. Examples are `01_GT/SEG` and `01`, or
+    `PNG/masks` and `PNG/raw`. It also belongs to the image if the mask's name continues the image's name
+    (`{id}_4CH_ED_gt` and `{id}_4CH_ED`). A pair is dropped if its image belongs to another mask and its mask belongs
+    to another image. An image that belongs to no mask stays, because it may be another channel.
     """
     kept = list(pairs)
     for belongs in (_by_folder, _by_name):
@@ -51,7 +51,7 @@ def _folder_words(series: Series) -> set[str]:
 def _by_folder(image: Series, mask: Series, images: Sequence[Series]) -> bool:
     """Return whether the mask's folders name the image's folders.
 
-    Only words that distinguish the image's folders from those of all `images` are compared.
+    Only words that distinguish the image's folders from the folders of all `images` are compared.
     """
     common = set.intersection(*map(_folder_words, images))
     own = _folder_words(image) - common

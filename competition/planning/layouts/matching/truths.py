@@ -147,7 +147,7 @@ def _is_binary(host: HostFolder, mask: Series) -> bool:
 def _are_alike(host: HostFolder, masks: Sequence[Series]) -> bool:
     """Return whether a few masks of the same images nearly agree, like masks of several annotators.
 
-    A mask that lies inside another, such as a lesion in an organ, does not count as agreement.
+    A mask that lies inside another, such as a lesion in an organ, does not agree with it.
     """
     if len(masks) > MAX_OPINIONS:
         return False
