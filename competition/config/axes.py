@@ -108,7 +108,10 @@ def rle_counts_in_pictures(comp: Competition) -> bool:
 
 
 def rle_format_of_arrays(comp: Competition, fmt: RleFormat) -> RleFormat:
-    """Convert the RLE format of pictures to the format that gives the same run lengths for the 2D arrays of `comp`."""
+    """Convert the RLE format of a host, which numbers the pixels of pictures, to the format for arrays of `comp`.
+
+    The axes of a 2D array may be exchanged relative to the picture. Both formats give the same run lengths.
+    """
     if fmt.container != "pairs" or not rle_counts_in_pictures(comp):
         return fmt
     return replace(fmt, order="row" if fmt.order == "column" else "column")

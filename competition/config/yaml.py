@@ -94,7 +94,7 @@ class YamlDocument:
         return SourceLocation(self.file, 1)
 
     def replace_locations(self, path: KeyPath, source: YamlDocument) -> None:
-        """Set the locations of the key `path` and of all keys below it to those in the document `source`.
+        """Copy the locations of the key `path` and of all keys below it from the document `source`.
 
         Error messages then name the file and line from which the value now comes.
         """

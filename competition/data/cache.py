@@ -91,7 +91,7 @@ class PreprocessedCase:
     def _from_record(cls, folder: Path, record: dict[str, Any]) -> PreprocessedCase:
         """Build the case from its record.
 
-        A damaged record raises one of `READ_ERRORS`; old records have no digest that would show the damage earlier.
+        If the record is damaged, one of `READ_ERRORS` is raised. In new records, a digest shows the damage earlier.
         """
         case = cls(
             folder,
@@ -524,7 +524,7 @@ class MemoryBudget:
 
     @property
     def held_bytes(self) -> int:
-        """Upper bound of the bytes that the cases hold now."""
+        """Upper bound of the number of bytes that the mapped cases occupy in memory now."""
         return sum(size for _, size in self._held.values())
 
     @contextmanager

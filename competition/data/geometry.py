@@ -34,7 +34,7 @@ class Geometry:
     Attributes:
         file_shape: spatial shape of the file.
         file_spacing: voxel size along each axis of the file in mm (1.0 for 2D images).
-        affine: the file's 4×4 voxel-to-world matrix as rows of numbers; None if the format stores no affine.
+        affine: the file's 4×4 matrix from voxel to world coordinates, as rows of numbers; None if the format stores no affine.
         axes: for each preprocessed axis, the number of the file's axis that it comes from.
         flips: for each preprocessed axis, whether its direction is reversed.
         crop: (start, stop) per axis of the reoriented grid.
@@ -69,9 +69,9 @@ class Geometry:
         Args:
             array: the image, (C, *file shape); its values matter only for `prepare.crop`.
             spacing: voxel size along each axis of the file in mm.
-            affine: 4×4 voxel-to-world, or None.
+            affine: 4×4 matrix from voxel to world coordinates in mm; None if the file has no affine.
             prepare: section `prepare` of the experiment.
-            background: see the attributes of the class.
+            background: whether channel 0 of the probabilities is the background.
             case: id of the case, for messages.
 
         Raises:
@@ -214,7 +214,7 @@ def _plan_resampling(
 def _resampled_length(length: int, spacing: float, new_spacing: float) -> int:
     """Return the length of an axis at the new spacing.
 
-    A change of less than a thousandth of a voxel keeps the length.
+    If the length would change by less than a thousandth of a voxel, it stays the same.
     """
     if abs(spacing / new_spacing - 1) * length < 1e-3:
         return length
@@ -234,7 +234,7 @@ def find_axes(
     """Return which axes of a file, and which of them reversed, give the orientation `orientation`, such as "RAS".
 
     Args:
-        affine: 4×4 voxel to world; None if the file has no affine.
+        affine: 4×4 matrix from voxel to world coordinates; None if the file has no affine.
         dims: number of spatial axes.
         orientation: the orientation; None keeps the file's axes.
         case: id of the case, for messages.
@@ -293,7 +293,7 @@ def check_same_grid(
         compare_affines: whether to compare the affines in addition to the shapes.
 
     Raises:
-        MaskfoldError: the shapes differ, or the positions of a corner of the grid by the two affines are more than
+        MaskfoldError: the shapes differ, or the two affines map a corner of the grid to positions that are more than
             `MAX_DISTANCE` voxels apart.
     """
     (first_name, first_header), (name, header) = first, other
@@ -330,8 +330,8 @@ def corner_distance(first: np.ndarray, other: np.ndarray, shape: tuple[int, ...]
     """Return how far apart two affines place a corner of the grid, for the corner with the largest distance.
 
     Args:
-        first: 4×4 voxel to world of the first file.
-        other: 4×4 voxel to world of the other file.
+        first: 4×4 matrix from voxel to world coordinates of the first file.
+        other: 4×4 matrix from voxel to world coordinates of the other file.
         shape: shape of both files, 2 or 3 axes.
 
     Returns:

@@ -48,7 +48,7 @@ class Image:
         array: (C, *spatial), with the file's order of axes and dtype, except that scaled and double-precision values
             become float32.
         spacing: voxel size along each spatial axis in mm; ones if the file does not store it.
-        affine: 4×4 float64, voxel to world in mm; None if the format stores no affine.
+        affine: 4×4 float64 matrix from voxel to world coordinates in mm; None if the format stores no affine.
         has_spacing: whether the file stores its spacing.
     """
 
@@ -65,7 +65,7 @@ class Header:
     Attributes:
         shape: the spatial shape.
         spacing: voxel size along each spatial axis in mm; ones if the file does not store it.
-        affine: 4×4 float64, voxel to world in mm; None if the format stores no affine.
+        affine: 4×4 float64 matrix from voxel to world coordinates in mm; None if the format stores no affine.
         channels: number of channels of the image.
         dtype: numpy's name of the dtype that `read_image` returns.
         has_spacing: whether the file stores its spacing.

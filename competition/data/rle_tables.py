@@ -160,7 +160,9 @@ def row_texts(comp: Competition, lines: Sequence[int]) -> list[str]:
 
 
 def current_rows(comp: Competition, row: Any) -> list[RleRow]:
-    """Read the table again and return the rows of one case, to compare them with the case table.
+    """Read the table `train.rle` again, and return the rows of one case.
+
+    The caller compares these rows with the case table.
 
     Args:
         comp: the competition.

@@ -55,7 +55,7 @@ def draw_volume(rng: np.random.Generator, kind: str = "both") -> tuple[Array, Ar
 
 
 def random_affine(rng: np.random.Generator, shape: tuple[int, ...], spacing: tuple[float, ...]) -> Array:
-    """Return a random (4, 4) float64 affine, voxels to mm, for RAS axes and a volume around the origin."""
+    """Return a random affine (4, 4) float64 from voxels to mm, for RAS axes and a volume around the origin."""
     affine = np.diag((*spacing, 1.0))
     affine[:3, 3] = np.rint(rng.uniform(-20.0, 20.0, size=3)) - np.array(shape) * np.array(spacing) / 2
     return affine
@@ -66,7 +66,7 @@ def reorient(array: Array, affine: Array, codes: str) -> tuple[Array, Array]:
 
     Args:
         array: (X, Y, Z), axes towards right, anterior and superior.
-        affine: (4, 4), voxels to mm.
+        affine: (4, 4) matrix from voxels to mm.
         codes: directions of the new axes, e.g. `PIR`.
 
     Returns:

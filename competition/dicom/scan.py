@@ -500,9 +500,9 @@ def assign_case_ids(
 
     Args:
         series: image series of the folder. Damaged series are included, so that repairing a series does not change the
-            id of another.
+            ids of other series.
         patient_of: result of `name_patients`.
-        known_ids: ids from earlier conversions by SeriesInstanceUID; series that have one keep it.
+        known_ids: ids from earlier conversions, by SeriesInstanceUID. A series with such an id keeps this id.
         taken_ids: ids that other series got in earlier conversions.
 
     Returns:

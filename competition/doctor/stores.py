@@ -263,7 +263,10 @@ def without_password(uri: str) -> str:
 
 
 def remove_password(text: str, uri: str) -> str:
-    """Return a text in which the password of a URL is hidden, both percent-encoded and decoded."""
+    """Return a text in which the password of a URL is hidden.
+
+    The password is found in the form of the URL and in its percent-decoded form.
+    """
     password = urlsplit(uri).password
     for secret in {password, unquote(password)} if password else ():
         text = text.replace(secret, "…")

@@ -136,7 +136,7 @@ class _Counts:
         return cls(counts[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:], counts.sum(axis=1))
 
     def class_dice(self, polarity: str, both_empty: float | None) -> Array:
-        """Return the Dice (K, T) of each class; a class that the label lacks gets `both_empty`, or nan if that is None.
+        """Return the Dice (K, T) of each class, or `both_empty` for a class that the label lacks (nan if it is None).
 
         The prediction is all pixels above the threshold (polarity `bright`), or all other pixels (polarity `dark`).
         """

@@ -324,7 +324,7 @@ class _Planner:
         return Row(candidate, timing, self.measurements.get(candidate), schedule.steps, enough, chosen)
 
     def _grid_reason(self, pick: Candidate) -> str:
-        """Return why the grid is coarser than the data's own grid; an empty text if it is not."""
+        """Return why the grid is coarser than the data's own grid; an empty text for the data's own grid."""
         if pick.grid.factor == 1:
             return ""
         own = next(item for item in self.candidates if item.network == pick.network)

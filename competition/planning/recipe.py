@@ -139,7 +139,10 @@ def _object_side(comp: Competition, train: Sequence[CaseStats], spacing: Sequenc
 
 
 def grids_of(facts: Facts) -> list[Any]:
-    """Return the grids to choose from; see `competition.planning.rules.grids`."""
+    """Return the resolutions (grids) of preprocessed cases from which the plan chooses.
+
+    The function `competition.planning.rules.grids` defines them.
+    """
     return grids(facts.shape, facts.spacing, facts.object_side, may_resample=not facts.comp.instances)
 
 

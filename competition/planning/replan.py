@@ -212,9 +212,9 @@ def _is_planned(section: str, own: dict[tuple[str, ...], Any], last: dict[tuple[
 
 
 def _planned_with(key: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Return the keys that depend on a key, including itself.
+    """Return the keys that depend on a key, including the key itself.
 
-    If the user has changed the key, all of them keep the user's values, for example both keys of `model`.
+    If the user has changed the key, all of these keys keep the user's values. An example is the two keys of `model`.
     """
     if key[0] == "model":
         return [("model", "target"), ("model", "args")]

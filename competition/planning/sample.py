@@ -1,6 +1,6 @@
 """Read the sample submission.
 
-The meaning of its columns, its test images and its classes are found by the content of the columns.
+The content of its columns shows their meaning, the test images and the classes.
 """
 
 from __future__ import annotations

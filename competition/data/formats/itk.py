@@ -148,7 +148,7 @@ def _dtype(pixel: str) -> np.dtype[Any]:
 
 
 def _affine(path: Path, reader: Any) -> np.ndarray:
-    """Return the 4×4 affine from voxel to world in mm, with the axes of NIfTI (RAS)."""
+    """Return the 4×4 matrix from voxel to world coordinates in mm, with the axes of NIfTI (RAS)."""
     axes = reader.GetDimension()
     used = min(3, axes)
     direction = np.eye(3)

@@ -1,7 +1,8 @@
-"""Limit the output of tifffile's decoders of Deflate, LZMA and (from Python 3.14 on) Zstandard without imagecodecs.
+"""Limit the output of tifffile's own decoders of Deflate, LZMA and (from Python 3.14 on) Zstandard.
 
-tifffile tells a decoder how many bytes a strip or tile may have, but its own decoders ignore this number: a strip of
-1 MB may fill 1 GiB (Deflate) or 7 GiB (LZMA), whatever the header declares. The decoders of imagecodecs respect it.
+These decoders are used if the package imagecodecs is not installed. tifffile tells a decoder how many bytes a strip or
+tile may have, but its own decoders ignore this number. A strip of 1 MB may fill 1 GiB (Deflate) or 7 GiB (LZMA),
+whatever the header declares. The decoders of imagecodecs respect the number.
 """
 
 from __future__ import annotations

@@ -21,13 +21,15 @@ Polygon = tuple[str, np.ndarray]  # name, and corners (N, 2) as x and y
 
 
 def names_by_polygons(layout: Layout, values: Sequence[int]) -> tuple[list[str], str]:
-    """Return the class name of each label value, as polygons in JSON files name it, and one such file's path.
-
-    The names and the path are empty if the name of any value is unclear.
+    """Return the class name of each label value, read from JSON files with named polygons.
 
     Args:
         layout: layout of 2D images with a label file for each case.
         values: the label values.
+
+    Returns:
+        The names in the order of `values`, and the path of one of the JSON files. Both are empty if the name of
+        any value is unclear, or if two values have the same name.
     """
     if layout.dimensions != 2 or not layout.folder.jsons or set(layout.mask_files) != {""}:
         return [], ""

@@ -218,7 +218,7 @@ def _merge_extensions(
 
 
 def _by_longer_names(stems: set[str]) -> Affixes | None:
-    """Divide names that continue another name of the folder into id and end: `a` and `a_mask`."""
+    """Divide names into id and end, if they continue another name of the folder, like `a` and `a_mask`."""
     split: Affixes = {}
     for stem in stems:
         cuts = (match.start() for match in re.finditer(r"[_\-. ]+(?=[A-Za-z0-9])", stem))
@@ -232,19 +232,22 @@ def _by_longer_names(stems: set[str]) -> Affixes | None:
 
 
 def _by_last_word(stems: set[str]) -> Affixes | None:
-    """Divide names whose last word repeats into id and last word: `a_flair`, `a_t1`, `a_seg`."""
+    """Divide names into id and last word, if the last words occur repeatedly: `a_flair`, `a_t1`, `a_seg`."""
     return _repeated_affixes(stems, re.compile(r"(?P<core>.+?)(?P<affix>[_\-. ][A-Za-z][A-Za-z0-9]*)"), after=True)
 
 
 def _by_channel_number(stems: set[str]) -> Affixes | None:
-    """Divide names that end in a channel number of four digits, as in nnU-Net: `a_0000`, `a_0001`; not `IMG_0000`."""
+    """Divide names into id and channel number, if they end in four digits as in nnU-Net: `a_0000`, `a_0001`.
+
+    Names such as `IMG_0000` do not end in a channel number.
+    """
     if any(is_role_name(stem.rpartition("_")[0]) for stem in stems):
         return None
     return _repeated_affixes(stems, re.compile(r"(?P<core>.+)(?P<affix>_00[0-9]{2})"), after=True)
 
 
 def _by_first_word(stems: set[str]) -> Affixes | None:
-    """Divide names whose first word repeats into first word and id: `image_01`, `mask_01`."""
+    """Divide names into first word and id, if the first words occur repeatedly: `image_01`, `mask_01`."""
     return _repeated_affixes(stems, re.compile(r"(?P<affix>[A-Za-z]+[_\-. ]?)(?P<core>.+)"), after=False)
 
 

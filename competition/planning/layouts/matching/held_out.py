@@ -113,7 +113,10 @@ def _longer_names(files: Mapping[str, str]) -> list[str]:
 
 
 def _same_names(host: HostFolder, channels: dict[str, str]) -> list[tuple[dict[str, str], int]]:
-    """Return the patterns of test folders with files named like all training channels, and their numbers of cases."""
+    """Return the patterns of test folders whose files are named like the training files of all channels.
+
+    Each entry contains the pattern of each channel, and the number of cases.
+    """
     parts = {name: _fixed_folder(pattern) for name, pattern in channels.items()}
     own = {folder for folder, _ in parts.values()}
     folders = sorted(folder for folder in {*host.folders, *host.children} if split_of(folder) == "test")
