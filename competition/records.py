@@ -10,7 +10,8 @@ from typing import Any
 from competition.errors import MaskfoldError
 from competition.io import RESTORE_HINT, json_digest, nan_to_none, read_record, sha256_of_file
 
-DIGESTS_KEY = "digests"  # {"digests": {"summary.json": …, "scores.csv": …}}: of the record itself, and of its tables
+# Key of the digests of the record itself and of its tables: {"digests": {"summary.json": …, "scores.csv": …}}
+DIGESTS_KEY = "digests"
 SUBMISSION_DIGEST = "submission"  # key of the own digest of the JSON next to a submission, which the user may rename
 
 

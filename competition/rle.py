@@ -13,8 +13,8 @@ For speed, the mask is never transposed. Changes are found between neighbours al
 compares long rows at once. Only the positions of changes are converted to the order of the format.
 """
 
-# Not pycocotools: it needs a Fortran-ordered copy, writes only its own compressed text, and takes 24 times as long for
-# a mask of 8192 × 8192 pixels (python benchmarks/rle.py).
+# This module does not use pycocotools. That package needs a Fortran-ordered copy, writes only its own compressed text,
+# and takes 24 times as long for a mask of 8192 × 8192 pixels (python benchmarks/rle.py).
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ then applied to all samples for which it has parameters. `TRANSFORMS` sets the o
 
 # This module does not use the transforms of MONAI, torchio or kornia. MONAI and torchio process one sample at a time.
 # None of the three draws the parameters of each sample in a batch from the sample's own seed, which a resume requires.
-# `python benchmarks/augment.py` compares the time with that of MONAI.
+# `python benchmarks/augment.py` compares the time with MONAI's time.
 
 from __future__ import annotations
 

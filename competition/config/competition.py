@@ -416,7 +416,7 @@ class Competition(ConfigModel):
     # The label value of pixels without a class. If it is not 0, then 0 is a class, the ignored value, or unused.
     background: Annotated[int, Field(ge=0, le=65535)] = 0
     instances: bool = False  # whether the submission has one row per object
-    # Order of axes of NPY and NPZ files; None: that of the case's other files.
+    # Order of axes of NPY and NPZ files; None: the order of the case's other files.
     array_axes: Literal["xy", "yx", "xyz", "yxz", "zyx"] | None = None
     # mm along each axis of the arrays, for files that do not store it; None: 1 mm.
     spacing: list[Annotated[float, Field(gt=0.0)]] | None = None

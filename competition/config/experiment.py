@@ -43,8 +43,8 @@ class ConfidenceConfig(ConfigModel):
     """Set the confidence limits of pseudo-labels. Uncertain voxels are ignored, and uncertain cases are skipped."""
 
     # Exclusive classes: a voxel is certain if the probability of one class (or of the background) is at least `upper`
-    # and that of every other class is at most `lower`. Overlapping classes: a voxel is certain if each probability is
-    # at most `lower` or at least `upper`.
+    # and the probability of every other class is at most `lower`. Overlapping classes: a voxel is certain if each
+    # probability is at most `lower` or at least `upper`.
     lower: UnitInterval = 0.3
     upper: UnitInterval = 0.7
     dice: UnitInterval | None = 0.8  # minimum Dice of a case's probabilities with its own mask; null: no minimum
@@ -250,7 +250,7 @@ class AugmentConfig(ConfigModel):
 class LossConfig(TargetConfig):
     """Set one term of the loss."""
 
-    name: str | None = None  # the name in logs; None: that of the class
+    name: str | None = None  # the name in logs; None: the name of the class
     weight: Annotated[float, Field(gt=0)] = 1.0
 
 

@@ -34,7 +34,8 @@ class Geometry:
     Attributes:
         file_shape: spatial shape of the file.
         file_spacing: voxel size along each axis of the file in mm (1.0 for 2D images).
-        affine: the file's 4×4 matrix from voxel to world coordinates, as rows of numbers; None if the format stores no affine.
+        affine: the file's 4×4 matrix from voxel to world coordinates, as rows of numbers. None if the format stores no
+            affine.
         axes: for each preprocessed axis, the number of the file's axis that it comes from.
         flips: for each preprocessed axis, whether its direction is reversed.
         crop: (start, stop) per axis of the reoriented grid.

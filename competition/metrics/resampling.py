@@ -171,7 +171,7 @@ class FewClusters:
         sums = [np.zeros((clusters.count, len(table.classes))) for _ in cells]
         for total, values in zip(sums, cells, strict=True):
             np.add.at(total, clusters.index, values)
-        # A metric's own sums may be negative; counts and numbers of scores are never negative.
+        # Results of a metric's method `sums` may be negative; counts and numbers of scores are never negative.
         has_class: NDArray[np.bool_] = np.any([total != 0 for total in (sums if table.counts else sums[1:2])], axis=0)
         kept = has_class.any(axis=1)
         # The imagined cluster has the mean number of scores per cluster. For `average: case_class`, this is the mean
@@ -186,8 +186,8 @@ class FewClusters:
             tp, fp, fn = means
             low, high = (0 * tp, tp + fp, tp + fn), (tp + fn, 0 * fp, 0 * fn)
         else:
-            # The imagined cluster gets the mean of the pooled term. The rest of its score follows from the bounds of
-            # the whole score.
+            # For the term that is averaged over slices, the imagined cluster gets the mean over all clusters. The rest
+            # of its score follows from the bounds of the whole score.
             term = divide(*(values.sum(axis=0) for values in table.pooled)) if table.pooled else np.zeros_like(means[1])
             whole = table.score + np.nan_to_num(divide(*table.pooled)) if table.pooled else table.score
             worst, best = _score_bounds(whole[finite], table.metric)

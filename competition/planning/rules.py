@@ -15,8 +15,8 @@ from competition.explore.suggest import MAX_PATCH_PIXELS, STEP, patch_size
 
 Size = Literal["light", "medium", "standard", "wide"]
 
-# What counts as enough: the number of optimiser steps, and how often the steps see as many voxels as all training cases
-# have.
+# What a training needs: a number of optimiser steps (MIN_STEPS…), and a number of voxels in all its patches
+# (MIN_CASES_SEEN).
 MIN_STEPS: dict[int, dict[Size, int]] = {
     2: {"light": 300, "medium": 300, "standard": 300, "wide": 3000},
     3: {"light": 300, "medium": 300, "standard": 300, "wide": 1500},
@@ -24,21 +24,21 @@ MIN_STEPS: dict[int, dict[Size, int]] = {
 # In the same time, many steps on parts of a case teach more than few steps on whole volumes or large parts of images.
 MIN_STEPS_ON_PARTS = {2: 700, 3: 300}
 MIN_STEPS_ON_LARGE = {2: 3000, 3: 1000}
-PART = 2 / 3  # of the voxels of a volume that fits into one patch
-MIN_CASES_SEEN = 100  # voxels of all patches of a training, as a number of median cases
+PART = 2 / 3  # if a volume fits into one patch, there are also patches with this share of the volume's voxels
+MIN_CASES_SEEN = 100  # number of voxels in all patches of a training, in units of the median case's number of voxels
 HOPELESS_STEPS = 60  # with fewer steps, a network learns almost nothing
 
 # The grid: multiples of the data's own spacing, and the minimum side of an object, in voxels of a coarser grid.
 FACTORS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 MIN_OBJECT_SIDE = {2: 24.0, 3: 6.0}
 
-# A candidate is measured if its extrapolated time leaves at least this share of enough steps.
+# A candidate is measured if it gets at least this share of the steps that it needs, by its extrapolated timing.
 HOPE = 0.8
 
 # Shares of the budget
-VALIDATION_SHARE = 0.10  # validations during training
-PREDICTION_SHARE = 0.25  # the final prediction; if it takes more, windows overlap less
-MIRROR_SHARE = 0.10  # the final prediction with mirrored views
+VALIDATION_SHARE = 0.10  # maximum share of the validations during training
+PREDICTION_SHARE = 0.25  # maximum share of the final prediction; if it takes more, windows overlap less
+MIRROR_SHARE = 0.10  # maximum share of the final prediction for which it is averaged over mirrored views
 START_SECONDS = 8.0  # loading libraries and cases before the first step, writing files at the end
 TRIAL_STEPS, TRIAL_CASES = 3, 2  # trial steps and cases that training times before its first step
 MAX_VALIDATIONS = 5

@@ -8,7 +8,7 @@ MISSING = "missing object"  # the network is certain of an object that the truth
 EXTRA = "extra object"  # the truth has an object where the network is certain that there is none
 WRONG_CLASS = "wrong class"  # the network is certain that an object has another class
 SHIFTED = "shifted"  # truth and prediction agree after one of them is moved
-EXCHANGED = "exchanged masks"  # the truth of each of two cases fits the prediction of the other
+EXCHANGED = "exchanged masks"  # two cases: the truth of each case fits the prediction of its partner
 
 
 @dataclass(frozen=True)
