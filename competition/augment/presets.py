@@ -1,7 +1,8 @@
 """Define the values of the presets light, medium and heavy.
 
-Probabilities are per sample and transform. The values lie in the range that nnU-Net uses for volumes (Isensee et al.,
-Nature Methods 2021, supplementary note 4) and that winners of 2D competitions report. If in doubt, use medium.
+Each probability is the probability that one transform is applied to one sample. The values lie in the range that
+nnU-Net uses for volumes (Isensee et al., Nature Methods 2021, supplementary note 4) and that winners of 2D
+competitions report. If in doubt, use medium.
 """
 
 from __future__ import annotations
@@ -19,27 +20,32 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class ImagePreset:
-    """Hold a preset for 2D images: probability and strength of each transform."""
+    """Hold a preset for 2D images: the probability and the strength of each transform.
+
+    The fields `affine`, `elastic`, `grid`, `brightness`, `gamma`, `noise`, `blur` and `dropout` are probabilities. The
+    fields after each of them are the strengths of that transform.
+    """
 
     affine: float
-    rotate: float  # degrees in both directions
-    zoom: Range  # factors
-    shear: float  # degrees in both directions
+    rotate: float  # maximum angle in either direction, degrees
+    zoom: Range  # factor by which the image is enlarged
+    shear: float  # maximum angle in either direction, degrees
     elastic: float
-    elastic_alpha: float  # pixels, factor of a noise field smoothed by 8 pixels
+    elastic_alpha: float  # factor of the displacement, pixels; a Gaussian of 8 pixels smooths the displacement field
     grid: float
-    grid_limit: float  # fraction of a cell's width
-    brightness: float
-    brightness_limit: float  # fraction of the range that is added
-    contrast_limit: float  # change of the factor
+    grid_limit: float  # maximum displacement of a grid line, as a fraction of a cell's width
+    brightness: float  # probability that brightness and contrast change
+    brightness_limit: float  # maximum value that is added or subtracted, as a fraction of the dtype's range
+    contrast_limit: float  # maximum distance of the factor from 1
     gamma: float
-    gamma_limit: Range  # percent
+    gamma_limit: Range  # exponent in percent: 100 leaves the image unchanged
     noise: float
-    noise_deviation: Range  # fraction of the range
+    noise_deviation: Range  # standard deviation, as a fraction of the dtype's range
     blur: float
-    blur_sigma: Range  # pixels
-    dropout: float  # probability of empty rectangles; the mask is unchanged, so the network learns to use context
-    dropout_holes: tuple[int, int]
+    blur_sigma: Range  # standard deviation of the Gaussian, pixels
+    # Dropout sets rectangles of the image to 0. The mask stays unchanged, so that the network learns to use context.
+    dropout: float
+    dropout_holes: tuple[int, int]  # smallest and largest number of rectangles
     dropout_size: Range  # fraction of the image's height and width
 
 
@@ -126,7 +132,7 @@ TRANSFORMS: Registry[Callable[..., Any]] = Registry(
     },
     ordered=True,
 )
-# Presets for volumes (and 2.5D): the values of each transform, see its class in the transform's module.
+# Presets for volumes (and 2.5D patches): preset -> transform -> values of the fields of the transform's class.
 VOLUME_PRESETS: dict[str, dict[str, dict[str, float | Range]]] = {
     "light": {
         "warp": {"rotate": 0.2, "degrees": 10, "zoom": 0.2, "zoom_factor": (0.85, 1.15)},
@@ -169,7 +175,11 @@ VOLUME_PRESETS: dict[str, dict[str, dict[str, float | Range]]] = {
 
 
 def preset_flips(augment: AugmentConfig, dims: int) -> tuple[int, ...]:
-    """Return the spatial axes that a preset flips: all axes, the axes in `augment.flip`, or no axes.
+    """Return the spatial axes that a preset flips: all axes, the axes in `augment.flip`, or none.
+
+    Args:
+        augment: section `augment` of the experiment.
+        dims: number of spatial axes of a patch.
 
     Raises:
         MaskfoldError (exit status 2): `augment.flip` contains an axis that patches do not have.
@@ -188,7 +198,12 @@ def preset_flips(augment: AugmentConfig, dims: int) -> tuple[int, ...]:
 
 
 def explicit_flips(augment: AugmentConfig, dims: int) -> tuple[int, ...]:
-    """Return the spatial axes that an explicit list of transforms flips independently of each other."""
+    """Return the spatial axes that the transforms in `augment.transforms` flip independently of each other.
+
+    Args:
+        augment: section `augment` of the experiment.
+        dims: number of spatial axes of a patch.
+    """
     flips: set[int] = set()
     for item in augment.transforms or ():
         name, axis = item.target.rpartition(".")[2], item.args.get("spatial_axis")

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from competition.augment.presets import TRANSFORMS, Range
 from competition.augment.volume_transform import GeometricTransform, Patch
 
-KNOTS = 7  # control points along each axis of an elastic field, a cubic B-spline of four spans
+KNOTS = 7  # control points along each axis of an elastic field; a cubic B-spline with 7 control points has 4 spans
 
 
 @dataclass(frozen=True)
@@ -23,17 +23,17 @@ class Flip(GeometricTransform):
     """Flip each axis with a probability of one half, without resampling.
 
     Attributes:
-        axes: the axes that may be flipped, from `augment.flip`.
+        axes: axes that may be flipped, from `augment.flip`.
     """
 
     axes: tuple[int, ...] = ()
 
     def sample(self, rng: np.random.Generator, patch: Patch) -> tuple[int, ...] | None:
-        """Draw the axes to flip."""
+        """Draw the axes to flip; return None if no axis is flipped."""
         return tuple(axis for axis in self.axes if rng.random() < 0.5) or None
 
     def apply(self, image: Tensor, mask: Tensor, drawn: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
-        """Apply the transform; see `GeometricTransform.apply`."""
+        """Flip the images and masks in place, and return them; see `GeometricTransform.apply` for the arguments."""
         for axes, *tensors in zip(drawn, image, mask, strict=True):
             for sample in tensors:
                 sample.copy_(sample.flip([axis + 1 for axis in axes]))
@@ -41,12 +41,13 @@ class Flip(GeometricTransform):
 
 
 class Displacement(NamedTuple):
-    """Map positions in the result to positions in the sample.
+    """Map positions in the resampled patch to positions in the original patch.
 
     Attributes:
-        matrix: (d, d) float64 that maps an offset from the centre of the result to an offset from the centre of the
-            source, in voxels; None: identity.
-        knots: (d, KNOTS, …, KNOTS) float32, displacement of each control point in voxels; None: no elastic field.
+        matrix: (d, d) float64. The matrix maps an offset from the centre of the resampled patch to an offset from the
+            centre of the original patch, in voxels. None is the identity.
+        knots: (d, KNOTS, …, KNOTS) float32, the displacement of each control point in voxels. None means that there is
+            no elastic deformation.
     """
 
     matrix: np.ndarray | None = None
@@ -56,15 +57,16 @@ class Displacement(NamedTuple):
 @TRANSFORMS.register("warp")
 @dataclass(frozen=True)
 class Warp(GeometricTransform):
-    """Rotate, zoom and deform elastically, in one resampling.
+    """Rotate, zoom and deform a patch elastically, in one resampling.
 
-    Outside of the patch, the nearest voxel of image and mask is repeated.
+    At positions outside of the patch, the nearest voxel of image and mask is repeated.
 
     Attributes:
-        rotate, zoom, elastic: probabilities of the three transforms.
-        degrees: maximum angle about each axis, in both directions.
-        zoom_factor: range of the factor.
-        elastic_size: maximum standard deviation of a control point's displacement, as a fraction of the patch's extent.
+        rotate, zoom, elastic: probability of each of the three transforms.
+        degrees: maximum rotation about each axis, in either direction.
+        zoom_factor: smallest and largest factor by which the content is enlarged.
+        elastic_size: maximum standard deviation of a control point's displacement, as a fraction of the patch's
+            extent.
     """
 
     rotate: float = 0
@@ -75,14 +77,16 @@ class Warp(GeometricTransform):
     elastic_size: float = 0
 
     def sample(self, rng: np.random.Generator, patch: Patch) -> Displacement | None:
-        """Draw the matrix and the control points."""
+        """Draw the matrix and the control points; return None if the patch is not warped."""
         drawn = Displacement(self._sample_matrix(rng, patch.spacing), self._sample_knots(rng, patch.shape))
         return None if drawn.matrix is None and drawn.knots is None else drawn
 
     def _sample_matrix(self, rng: np.random.Generator, spacing: Sequence[float]) -> np.ndarray | None:
-        """Sample rotation and zoom as one matrix in voxels: S⁻¹ R S / zoom, where S is the size of a voxel.
+        """Draw rotation and zoom, and return them as one matrix in voxels; return None if neither is applied.
 
-        A rotation in voxels (or in the [-1, 1] of `grid_sample`) would shear the content of an anisotropic patch.
+        The matrix is S⁻¹ R S / zoom, where R is the rotation, and S is the diagonal matrix of the voxel sizes. If the
+        voxels are anisotropic, a rotation in units of voxels (or in the [-1, 1] of `grid_sample`) would shear the
+        content.
         """
         dims = len(spacing)
         planes = list(itertools.combinations(range(dims), 2))  # one angle in 2D, three in 3D
@@ -102,7 +106,7 @@ class Warp(GeometricTransform):
         return matrix * size[None, :] / size[:, None] / (factor if zooms else 1.0)
 
     def _sample_knots(self, rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray | None:
-        """Sample displacements of the control points in voxels."""
+        """Draw the displacement of each control point in voxels; return None if no elastic deformation is applied."""
         applies, strength = rng.random() < self.elastic, rng.uniform(0.2, 1.0) * self.elastic_size
         field = rng.standard_normal((len(shape), *[KNOTS] * len(shape)), np.float32)
         if not applies:
@@ -111,7 +115,10 @@ class Warp(GeometricTransform):
         return field * np.float32(strength) * extents
 
     def apply(self, image: Tensor, mask: Tensor, drawn: Sequence[Displacement]) -> tuple[Tensor, Tensor]:
-        """Resample the image linearly and the mask by the nearest neighbour."""
+        """Resample the images linearly and the masks by nearest neighbour.
+
+        See `GeometricTransform.apply` for the arguments.
+        """
         grid = sampling_grid(drawn, image.shape[2:], image.device)
         labels = F.grid_sample(mask.float(), grid, mode="nearest", padding_mode="border", align_corners=False)
         image = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
@@ -121,8 +128,14 @@ class Warp(GeometricTransform):
 def sampling_grid(drawn: Sequence[Displacement], shape: Sequence[int], device: torch.device) -> Tensor:
     """Return the sampling grid (B, *spatial, d) float32 for `grid_sample(…, align_corners=False)`.
 
-    The value at offset p from the patch's centre is read at offset M p + u(p), in voxels. Only the resulting offsets
-    are normalised by the extent of each axis, so that patches of any extent rotate without shear.
+    Let p be the offset of a voxel from the patch's centre, in voxels. The value of this voxel is read at the offset
+    M p + u(p), where M is the matrix and u is the elastic field. The offsets are divided by the extents of the axes
+    only after this sum. So patches with axes of different extents rotate without shear.
+
+    Args:
+        drawn: the displacement of each sample.
+        shape: shape of the patch in voxels.
+        device: device of the grid.
     """
     dims = len(shape)
     matrices = np.stack([np.eye(dims) if one.matrix is None else one.matrix for one in drawn])
@@ -151,11 +164,18 @@ def sampling_grid(drawn: Sequence[Displacement], shape: Sequence[int], device: t
 
 
 def elastic_field(knots: Tensor, shape: Sequence[int]) -> Tensor:
-    """Interpolate the displacement of every voxel (B, *shape, d) from the control points (B, d, KNOTS, …, KNOTS).
+    """Interpolate the displacement of each voxel from the displacements of the control points.
 
     This is a free-form deformation by cubic B-splines (Rueckert et al., IEEE Transactions on Medical Imaging 18(8),
-    1999). Each axis is one small matrix product; the last product interleaves the components, as a sampling grid
-    requires.
+    1999). Each axis needs one small matrix product. The last product also moves the components of the displacement to
+    the last axis, as a sampling grid requires.
+
+    Args:
+        knots: (B, d, KNOTS, …, KNOTS), displacements of the control points.
+        shape: shape of the patch in voxels.
+
+    Returns:
+        (B, *shape, d), displacements of the voxels.
     """
     batch, dims = knots.shape[:2]
     field, rows = knots.movedim(1, -1), batch
@@ -167,7 +187,7 @@ def elastic_field(knots: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def spline_weights(length: int, device: torch.device) -> Tensor:
-    """Return the cubic B-spline weights of the control points at each voxel of an axis: (length, KNOTS)."""
+    """Return the weight of each control point at each voxel of an axis: (length, KNOTS), cubic B-splines."""
     spans = KNOTS - 3
     position = (torch.arange(length, dtype=torch.float64) + 0.5) / length * spans
     span = position.floor().clamp_(max=spans - 1).long()

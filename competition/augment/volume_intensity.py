@@ -17,7 +17,13 @@ MIN_DIVISOR = 1e-7
 
 
 class Softening(NamedTuple):
-    """Hold a sample's parameters: standard deviation of the blur in voxels, fraction of voxels kept along each axis."""
+    """Hold one sample's parameters of `Blur`.
+
+    Attributes:
+        sigma: standard deviation of the blur in voxels; 0 does not blur.
+        fraction: number of voxels along each axis after downsampling, divided by the number before. 1 does not
+            downsample.
+    """
 
     sigma: float = 0.0
     fraction: float = 1.0
@@ -26,13 +32,16 @@ class Softening(NamedTuple):
 @TRANSFORMS.register("blur")
 @dataclass(frozen=True)
 class Blur(IntensityTransform):
-    """Blur the image and lower its resolution; one matrix product per axis does both, because both are separable.
+    """Blur the image and lower its resolution.
+
+    Both operations are separable, so one matrix product per axis does both.
 
     Attributes:
-        blur, low_resolution: probabilities of the two transforms.
-        blur_sigma: range of the standard deviation in voxels.
-        low_resolution_factor: range of the fraction of voxels that are kept along each axis; the others are
-            interpolated.
+        blur: probability of the blur.
+        blur_sigma: smallest and largest standard deviation, in voxels.
+        low_resolution: probability of the lower resolution.
+        low_resolution_factor: smallest and largest fraction of voxels that are sampled along each axis. The values
+            between the sampled voxels are interpolated.
     """
 
     blur: float = 0
@@ -41,7 +50,7 @@ class Blur(IntensityTransform):
     low_resolution_factor: Range = (1, 1)
 
     def sample(self, rng: np.random.Generator, patch: Patch) -> Softening | None:
-        """Draw the standard deviation and the fraction of voxels."""
+        """Draw the standard deviation and the fraction of voxels; return None if the image stays unchanged."""
         drawn = Softening(
             sample_value(rng, self.blur, self.blur_sigma, 0.0),
             sample_value(rng, self.low_resolution, self.low_resolution_factor, 1.0),
@@ -49,7 +58,7 @@ class Blur(IntensityTransform):
         return drawn if drawn.sigma > 0 or drawn.fraction < 1 else None
 
     def apply(self, image: Tensor, drawn: Sequence[Softening]) -> Tensor:
-        """Apply the transform; see `IntensityTransform.apply`."""
+        """Blur and downsample the images; see `IntensityTransform.apply` for the arguments."""
         matrices = [
             torch.tensor(np.stack([_blur_matrix(length, one) for one in drawn]), device=image.device)
             for length in image.shape[2:]
@@ -58,7 +67,12 @@ class Blur(IntensityTransform):
 
 
 class NoiseLevel(NamedTuple):
-    """Hold a sample's parameters: standard deviation of the noise, and seed of the random generator on the device."""
+    """Hold one sample's parameters of `Noise`.
+
+    Attributes:
+        deviation: standard deviation of the noise.
+        seed: seed of the random generator on the training device.
+    """
 
     deviation: float
     seed: int
@@ -70,23 +84,23 @@ class Noise(IntensityTransform):
     """Add Gaussian noise.
 
     Attributes:
-        probability: probability of the transform.
-        deviation: range of the standard deviation; a normalised image has the standard deviation 1.
+        probability: probability that noise is added to a sample.
+        deviation: smallest and largest standard deviation. A normalised image has the standard deviation 1.
     """
 
     probability: float = 0
     deviation: Range = (0, 0)
 
     def sample(self, rng: np.random.Generator, patch: Patch) -> NoiseLevel | None:
-        """Draw the standard deviation and the seed."""
+        """Draw the standard deviation and the seed; return None if the image stays unchanged."""
         drawn = NoiseLevel(sample_value(rng, self.probability, self.deviation, 0.0), int(rng.integers(2**63)))
         return drawn if drawn.deviation else None
 
     def apply(self, image: Tensor, drawn: Sequence[NoiseLevel]) -> Tensor:
-        """Apply the transform; see `IntensityTransform.apply`."""
+        """Add noise to the images in place, and return them; see `IntensityTransform.apply` for the arguments."""
         for sample, (deviation, seed) in zip(image, drawn, strict=True):
-            # The generator is on the device, because copying noise to a GPU would be too slow for a training step. So
-            # the noise is the only transform that depends on the type of device.
+            # The generator is on the device, because copying noise to a GPU would be too slow for a training step.
+            # Therefore, noise is the only transform whose result depends on the type of device.
             generator = torch.Generator(image.device).manual_seed(seed)
             sample.add_(torch.randn(sample.shape, generator=generator, device=image.device), alpha=deviation)
         return image
@@ -94,18 +108,18 @@ class Noise(IntensityTransform):
 
 @dataclass(frozen=True)
 class FactorTransform(IntensityTransform):
-    """Draw one factor per sample; the subclasses `Brightness` and `Contrast` apply it.
+    """Draw one factor per sample; the subclasses `Brightness` and `Contrast` apply the factor.
 
     Attributes:
-        probability: probability of the transform.
-        factor: range of the factor.
+        probability: probability that a sample is changed.
+        factor: smallest and largest factor.
     """
 
     probability: float = 0
     factor: Range = (1, 1)
 
     def sample(self, rng: np.random.Generator, patch: Patch) -> float | None:
-        """Draw the factor."""
+        """Draw the factor; return None if the image stays unchanged."""
         return _unless_one(sample_value(rng, self.probability, self.factor, 1.0))
 
 
@@ -114,7 +128,7 @@ class Brightness(FactorTransform):
     """Multiply the image by a factor."""
 
     def apply(self, image: Tensor, drawn: Sequence[float]) -> Tensor:
-        """Apply the transform; see `IntensityTransform.apply`."""
+        """Multiply each image by its factor; see `IntensityTransform.apply` for the arguments."""
         return change_values(image, drawn, lambda values, factor: values * factor)
 
 
@@ -123,12 +137,17 @@ class Contrast(FactorTransform):
     """Scale the values of each channel around the channel's mean, and clip them to the channel's original range."""
 
     def apply(self, image: Tensor, drawn: Sequence[float]) -> Tensor:
-        """Apply the transform; see `IntensityTransform.apply`."""
+        """Change each image's contrast by its factor; see `IntensityTransform.apply` for the arguments."""
         return change_values(image, drawn, contrast)
 
 
 class GammaCurve(NamedTuple):
-    """Hold a sample's parameters: the exponent, and whether the power is applied to the negative image."""
+    """Hold one sample's parameters of `Gamma`.
+
+    Attributes:
+        exponent: exponent of the power.
+        inverted: whether the power is applied to the negative image.
+    """
 
     exponent: float
     inverted: bool = False
@@ -137,11 +156,11 @@ class GammaCurve(NamedTuple):
 @TRANSFORMS.register("gamma")
 @dataclass(frozen=True)
 class Gamma(IntensityTransform):
-    """Apply a power to each channel, or to its negative; see `gamma`.
+    """Raise each channel of the image, or of the negative image, to a power; see the function `gamma`.
 
     Attributes:
-        probability: probability of the transform.
-        exponent: range of the exponent.
+        probability: probability that a sample is changed.
+        exponent: smallest and largest exponent.
         inverted: probability that the power is applied to the negative image.
     """
 
@@ -150,12 +169,12 @@ class Gamma(IntensityTransform):
     inverted: float = 0.25
 
     def sample(self, rng: np.random.Generator, patch: Patch) -> GammaCurve | None:
-        """Draw the exponent, and whether the power is applied to the negative image."""
+        """Draw the exponent and whether to use the negative image; return None if the image stays unchanged."""
         drawn = GammaCurve(sample_value(rng, self.probability, self.exponent, 1.0), bool(rng.random() < self.inverted))
         return drawn if drawn.exponent != 1.0 else None
 
     def apply(self, image: Tensor, drawn: Sequence[GammaCurve]) -> Tensor:
-        """Apply the transform; see `IntensityTransform.apply`."""
+        """Apply each sample's power to its image; see `IntensityTransform.apply` for the arguments."""
         for inverted, change in ((False, gamma), (True, lambda values, exponent: -gamma(-values, exponent))):
             indices = [index for index, curve in enumerate(drawn) if curve.inverted == inverted]
             if indices:
@@ -165,9 +184,15 @@ class Gamma(IntensityTransform):
 
 
 def change_values(image: Tensor, strengths: Sequence[float], change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Apply `change` to samples with a strength each, and return the result in the shape of the image (n, C, *spatial).
+    """Apply a function to the values of each sample, with one strength per sample.
 
-    `change` gets the samples as (n, C, voxels) and the strengths as (n, 1, 1).
+    Args:
+        image: (n, C, *spatial).
+        strengths: one strength per sample.
+        change: function of the values (n, C, voxels) and the strengths (n, 1, 1). It returns the changed values.
+
+    Returns:
+        The changed values in the shape of the image.
     """
     strength = torch.tensor(strengths, dtype=torch.float32, device=image.device)
     return change(image.flatten(2), strength.view(-1, 1, 1)).view_as(image)
@@ -178,15 +203,24 @@ def _unless_one(value: float) -> float | None:
 
 
 def contrast(values: Tensor, factor: Tensor) -> Tensor:
-    """Change the contrast: scale (B, C, n) about each channel's mean, and clip to the channel's range."""
+    """Scale values around each channel's mean, and clip them to the channel's original range.
+
+    Args:
+        values: (B, C, n), values of n voxels.
+        factor: (B, 1, 1), factor of each sample.
+    """
     low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
     return torch.lerp(values.mean(-1, keepdim=True), values, factor).clamp_(low, high)
 
 
 def gamma(values: Tensor, exponent: Tensor) -> Tensor:
-    """Apply a power to each channel of (B, C, n), after scaling it to [0, 1].
+    """Scale each channel to [0, 1], raise it to a power, and restore the channel's mean and standard deviation.
 
-    Mean and standard deviation are then restored, as batchgenerators' `retain_stats` does.
+    The option `retain_stats` of batchgenerators does the same.
+
+    Args:
+        values: (B, C, n), values of n voxels.
+        exponent: (B, 1, 1), exponent of each sample.
     """
     low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
     mean = values.mean(-1, keepdim=True)
@@ -199,7 +233,7 @@ def gamma(values: Tensor, exponent: Tensor) -> Tensor:
 
 
 def _blur_matrix(length: int, drawn: Softening) -> np.ndarray:
-    """Return one matrix (length, length) float32 that blurs an axis and then lowers its resolution."""
+    """Return the matrix (length, length) float32 that blurs an axis and then lowers its resolution."""
     if drawn.fraction == 1.0:
         return gaussian_matrix(length, drawn.sigma).astype(np.float32)
     downsampling = downsampling_matrix(length, drawn.fraction)
@@ -207,7 +241,10 @@ def _blur_matrix(length: int, drawn: Softening) -> np.ndarray:
 
 
 def gaussian_matrix(length: int, sigma: float) -> np.ndarray:
-    """Return the matrix of a Gaussian blur, (length, length) float64; each row has the sum 1, even at borders."""
+    """Return the matrix of a Gaussian blur, (length, length) float64.
+
+    The sum of each row is 1, also at the borders of the axis.
+    """
     if sigma <= 0 or length == 1:
         return np.eye(length)
     distance = np.subtract.outer(np.arange(length), np.arange(length))
@@ -216,7 +253,12 @@ def gaussian_matrix(length: int, sigma: float) -> np.ndarray:
 
 
 def downsampling_matrix(length: int, resolution: float) -> np.ndarray:
-    """Return a matrix (length, length) float64 that samples an axis on a coarser grid and interpolates it back."""
+    """Return a matrix (length, length) float64 that samples an axis on a coarser grid and interpolates back.
+
+    Args:
+        length: number of voxels along the axis.
+        resolution: number of voxels on the coarser grid, as a fraction of `length`.
+    """
     coarse_length = max(1, round(length * resolution))
     if coarse_length >= length:
         return np.eye(length)
@@ -232,12 +274,12 @@ def downsampling_matrix(length: int, resolution: float) -> np.ndarray:
 def apply_along_axes(batch: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     """Apply a separate matrix to each spatial axis of each sample.
 
-    Blur, low resolution and spline interpolation are all matrix products, so they share this code. Borders need no
-    padding, and each sample can have a different strength.
+    Blur, lower resolution and spline interpolation are all matrix products, so they share this function. The matrices
+    also handle the borders, so no padding is needed. Each sample can have a different strength.
 
     Args:
         batch: (B, C, *spatial).
-        matrices: one stack of matrices per spatial axis, (B, length of the result, length of the input).
+        matrices: one stack of matrices per spatial axis, each (B, length of the result, length of the input).
 
     Returns:
         (B, C, *lengths of the result).

@@ -16,8 +16,8 @@ class Patch(NamedTuple):
     """Describe the voxel grid of a sample.
 
     Attributes:
-        shape: voxels along each axis; 2 or 3 axes.
-        spacing: size of a voxel along each axis; rotations are rigid in these units.
+        shape: number of voxels along each of the 2 or 3 axes.
+        spacing: size of a voxel along each axis. Rotations are rigid in these units.
     """
 
     shape: tuple[int, ...]
@@ -25,17 +25,18 @@ class Patch(NamedTuple):
 
 
 class VolumeTransform(ABC):
-    """Define the interface of a transform, a dataclass whose fields are the values of a preset.
+    """Define the interface of a transform: a dataclass whose fields are set by a preset.
 
-    With the default values of its fields, a transform must have no effect, because a preset that omits the transform
-    uses the defaults.
+    If all fields have their default values, the transform must have no effect. A preset that omits a transform uses
+    these defaults.
     """
 
     @abstractmethod
     def sample(self, rng: np.random.Generator, patch: Patch) -> Any:
         """Draw the parameters of one sample; return None if the sample stays unchanged.
 
-        Each call must draw the same number of random numbers, so that later transforms draw the same values.
+        Each call must draw the same number of random numbers. Otherwise, the values of the next transforms would
+        depend on whether this transform is applied.
         """
 
 
@@ -54,7 +55,7 @@ class GeometricTransform(VolumeTransform):
 
 
 class IntensityTransform(VolumeTransform):
-    """Change the values of the image only, with the same parameters for all channels of a sample."""
+    """Change the values of the image, not of the mask, with the same parameters for all channels of a sample."""
 
     @abstractmethod
     def apply(self, image: Tensor, drawn: Sequence[Any]) -> Tensor:
@@ -67,9 +68,15 @@ class IntensityTransform(VolumeTransform):
 
 
 def sample_value(rng: np.random.Generator, probability: float, bounds: Range, identity: float) -> float:
-    """Return a random value within `bounds` with a certain probability, else `identity`.
+    """Return a random value within `bounds` with the given probability; otherwise, return `identity`.
 
-    Each call draws two random numbers.
+    Each call draws two random numbers, whichever value it returns.
+
+    Args:
+        rng: random generator of the sample.
+        probability: probability of a random value.
+        bounds: smallest and largest random value.
+        identity: value with which the transform has no effect.
     """
     applies, value = rng.random() < probability, rng.uniform(*bounds)
     return value if applies else identity

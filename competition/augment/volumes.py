@@ -1,7 +1,7 @@
 """Augment batches of volumes (and 2.5D patches) with presets, on the training device.
 
-Each transform is a class. The parameters of each sample are drawn on the CPU from the sample's seed. A transform is
-then applied to all samples for which it has parameters. `TRANSFORMS` sets the order.
+Each transform is a class. The parameters of each sample are drawn on the CPU, with the sample's seed. Then the
+transform is applied to all samples for which parameters were drawn. `TRANSFORMS` sets the order of the transforms.
 """
 
 # This module does not use the transforms of MONAI, torchio or kornia. MONAI and torchio process one sample at a time.
@@ -30,9 +30,10 @@ class VolumeAugment:
     Args:
         augment: section `augment` of the experiment, with a preset.
         dims: number of spatial axes of a patch, 2 or 3.
-        spacing: size of a voxel along each axis; None: isotropic. Rotations are rigid in these units.
-        probabilities: number of the last channels that are probabilities: they move with the image, but no intensity
-            transform changes them.
+        spacing: size of a voxel along each axis; rotations are rigid in these units. None means that all axes have the
+            same voxel size.
+        probabilities: number of channels, at the end of the image, that contain probabilities of a first-stage model.
+            Geometric transforms move these channels with the image. Intensity transforms leave them unchanged.
 
     Attributes:
         transforms: the transforms, in the order of sampling and application.
@@ -54,11 +55,14 @@ class VolumeAugment:
             self.transforms = (Flip(preset_flips(augment, dims)), *build_preset(augment.preset))
 
     def sample(self, shape: Sequence[int], seed: int) -> list[Any]:
-        """Draw the parameters of one sample: one entry per transform, or None for a transform that is not applied.
+        """Draw the parameters of one sample.
 
         Args:
-            shape: shape of the patch, voxels.
-            seed: seed of the sample, 63 bits.
+            shape: shape of the patch in voxels.
+            seed: 63-bit seed of the sample.
+
+        Returns:
+            One entry per transform: its parameters, or None if the transform is not applied to this sample.
         """
         rng = np.random.Generator(np.random.PCG64(seed))
         patch = Patch(tuple(shape), self.spacing)
@@ -70,23 +74,24 @@ class VolumeAugment:
 
         Args:
             image: (B, C, *spatial) float32, normalised.
-            mask: (B, M, *spatial) uint8; no new value appears in it.
-            seeds: seeds of the samples, 63 bits each.
+            mask: (B, M, *spatial) uint8. Augmentation never adds a value that the mask does not contain.
+            seeds: one 63-bit seed per sample.
 
         Returns:
-            New tensors of the same shapes and dtypes on the same device; the arguments are unchanged.
+            New tensors of the same shapes and dtypes on the same device. The arguments stay unchanged.
         """
         drawn = [self.sample(image.shape[2:], int(seed)) for seed in seeds]
         return apply_to_batch(self.transforms, image, mask, drawn, self.probabilities)
 
 
 class PlanesAugment:
-    """Apply a preset to batches of 2.5D patches whose slices lie along several axes of the volume.
+    """Apply a preset to batches of 2.5D patches whose slices are stacked along different axes of the volume.
 
-    The planes differ in spacing and flips. The sample's seed chooses the plane, as it does in `PatchDataset`.
+    For each of these axes, the patch spans another plane of the volume, with its own spacing and flips. The sample's
+    seed chooses the axis. `PatchDataset` makes the same choice from the same seed.
 
     Args:
-        planes: the augmentation of each plane, in the order of `patch.axes`.
+        planes: one augmentation for each axis in `patch.axes`, in the same order.
     """
 
     def __init__(self, planes: Sequence[VolumeAugment]) -> None:
@@ -101,9 +106,9 @@ class PlanesAugment:
 
 
 def build_preset(name: str) -> list[VolumeTransform]:
-    """Return all transforms with the values of a preset.
+    """Return all 3D transforms with the values of a preset.
 
-    Transforms that the preset omits are included, because they draw random numbers too.
+    The result includes the transforms that the preset omits, because they draw random numbers too.
     """
     preset = VOLUME_PRESETS[name]
     return [TRANSFORMS.get(transform)(**preset.get(transform, {})) for transform in TRANSFORMS.names()]
@@ -116,9 +121,18 @@ def apply_to_batch(
     drawn: Sequence[Sequence[Any]],
     probabilities: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Apply transforms to a batch, with the parameters of each sample and transform in `drawn`; return new tensors.
+    """Apply transforms to a batch.
 
-    Intensity transforms leave the last `probabilities` channels unchanged.
+    Args:
+        transforms: the transforms, in the order of application.
+        image: (B, C, *spatial) float32.
+        mask: (B, M, *spatial) uint8.
+        drawn: for each sample, the parameters of each transform, or None for a transform that is not applied.
+        probabilities: number of channels, at the end of the image, that intensity transforms leave unchanged.
+
+    Returns:
+        The transformed images and masks as new tensors. If there are no transforms, the result is the arguments
+        themselves.
     """
     if not transforms:
         return image, mask
@@ -132,14 +146,16 @@ def apply_to_batch(
 def apply_to_samples(
     transform: VolumeTransform, image: Tensor, mask: Tensor, drawn: Sequence[Any], probabilities: int = 0
 ) -> None:
-    """Apply a transform in place to the samples that have parameters; all other samples stay bit-identical.
+    """Apply one transform in place to each sample that has parameters.
+
+    All other samples stay bit-identical.
 
     Args:
-        transform: a geometric or an intensity transform.
+        transform: a geometric transform or an intensity transform.
         image: (B, C, *spatial) float32.
         mask: (B, M, *spatial) uint8.
-        drawn: the parameters of each sample; None: unchanged.
-        probabilities: number of the last channels that intensity transforms leave unchanged.
+        drawn: the parameters of each sample, or None for a sample that stays unchanged.
+        probabilities: number of channels, at the end of the image, that intensity transforms leave unchanged.
     """
     indices = [index for index, parameters in enumerate(drawn) if parameters is not None]
     if not indices:
