@@ -328,7 +328,7 @@ def check_same_grid(
 
 
 def corner_distance(first: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
-    """Return how far apart two affines place a corner of the grid, for the corner with the largest distance.
+    """Return the largest distance between the positions that two affines give to the same corner of the grid.
 
     Args:
         first: 4×4 matrix from voxel to world coordinates of the first file.
@@ -336,7 +336,7 @@ def corner_distance(first: np.ndarray, other: np.ndarray, shape: tuple[int, ...]
         shape: shape of both files, 2 or 3 axes.
 
     Returns:
-        The distance in voxels of the first file, and the voxel at the corner.
+        The distance in voxels of the first file, and the voxel at the corner with this distance.
     """
     corners = np.array(list(product(*((0, n - 1) for n in shape))), np.float64)
     padded = np.ones((4, len(corners)))

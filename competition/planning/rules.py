@@ -179,7 +179,7 @@ class Schedule:
 def grids(
     shape: Sequence[int], spacing: Sequence[float] | None, object_side: float, *, may_resample: bool = True
 ) -> list[Grid]:
-    """Return the grids to choose from, the finest first.
+    """Return the resolutions (grids) of preprocessed cases from which the plan chooses, the finest first.
 
     A coarser grid first resamples only the fine axes, until they are as coarse as the other axes. A grid is left out
     if the objects of the smallest class would be smaller than `MIN_OBJECT_SIDE` on it.

@@ -91,7 +91,7 @@ def unchanged_files(
             that this process has hashed before are not hashed again.
 
     Raises:
-        ChangedDataError: the digest of a file differs from that in the case table, or the file changed inside the
+        ChangedDataError: the digest of a file differs from the case table, or the file changed inside the
             block.
         MaskfoldError: an error of the block, or a file cannot be read.
     """
