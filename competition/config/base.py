@@ -1,4 +1,4 @@
-"""Merge an experiment over its base, another experiment: `base: unet3d.yaml` in experiment.yaml."""
+"""Merge an experiment's YAML over the YAML of its base, another experiment (`base: unet3d.yaml`)."""
 
 from __future__ import annotations
 

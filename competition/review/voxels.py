@@ -42,7 +42,7 @@ class ClassCounts:
     confidence: float = 0.0
 
     def add(self, probability: NDArray[np.float32], has_label: NDArray[np.bool_]) -> None:
-        """Count further voxels.
+        """Add voxels to the counts.
 
         Args:
             probability: (N,) probability of the class.

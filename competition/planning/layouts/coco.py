@@ -111,9 +111,10 @@ def _looks_like_coco(file: Path) -> bool:
 
 
 def _places(host: HostFolder, path: str, images: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return the path below the folder of each image that a COCO file lists, by the file name in the COCO file.
+    """Find the images that a COCO file lists; images that are not in the folder are left out.
 
-    Images that are not in the folder are left out.
+    Returns:
+        File name in the COCO file -> path of the image below the folder.
     """
     known = set(host.images)
     by_name: dict[str, list[str]] = {}

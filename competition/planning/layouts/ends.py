@@ -14,7 +14,7 @@ MARKS = "_-. "
 
 
 def find_ends(series: Sequence[Series]) -> list[Series]:
-    """Find folders whose file names are another folder's ids plus an end, and return one series for each end.
+    """Find folders whose file names consist of another folder's ids and an end; return one series for each end.
 
     Args:
         series: result of `find_series`. Folders whose names `find_series` has already divided are left out.
