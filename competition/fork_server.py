@@ -1,9 +1,9 @@
-"""Import modules once in a server, and fork a child for each task, so that only the first task waits for imports.
+"""Import modules once in a server, and fork a child for each task; only the first task waits for imports.
 
-The command uses `ForkServer`; `python -m competition.fork_server` runs the server. The server only imports: it computes
-nothing, holds no lock, starts no thread, and never initialises CUDA. A child has the same environment, working folder,
-output and session as a newly started process. The server is the parent of the child. The server ends when the command
-ends, even if the command is killed.
+The command uses `ForkServer`; `python -m competition.fork_server` runs the server. The server only imports: it
+computes nothing, holds no lock, starts no thread, and never initialises CUDA. A child has the same environment,
+working folder, output and session as a newly started process. The server is the parent of the child. The server ends
+when the command ends, even if the command is killed.
 
 The server imports with the environment of its children. So each library reads the same variables as in a newly started
 process. For example, OpenMP and OpenBLAS get the same number of threads. OpenBLAS ends its waiting threads before a

@@ -1,4 +1,7 @@
-"""Read the YAML files as strict, immutable objects: `Competition` (the host's data), `Experiment` (the training)."""
+"""Read the YAML files as strict, immutable objects.
+
+`Competition` describes the host's data, and `Experiment` the training.
+"""
 
 from competition.config.competition import Competition, MetricConfig, RleConfig
 from competition.config.experiment import Experiment, TargetConfig

@@ -1,4 +1,4 @@
-"""Prevent constructors of networks, losses, optimisers and transforms from using files, connections or processes.
+"""Prevent constructors of networks, losses and other classes from using files, connections or processes.
 
 `competition.config.arguments` refuses arguments that name files, addresses, caches or hubs. `ConstructionGuard` is the
 second check, for defaults and for arguments that the first check does not know. It is a Python audit hook that is

@@ -1,4 +1,7 @@
-"""Convert pydantic errors to messages about the YAML: location, key, expected and found value, nearest known key."""
+"""Convert pydantic errors to messages about the YAML.
+
+A message contains the location, the key, the expected and the found value, and the nearest known key.
+"""
 
 from __future__ import annotations
 

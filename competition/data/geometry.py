@@ -1,4 +1,4 @@
-"""Compute the geometry of preprocessing: crop box, resampling, and the mapping from file grid to preprocessed grid.
+"""Compute the geometry of preprocessing: crop box, resampling, and mapping from file to preprocessed grid.
 
 The mapping is stored, so that probabilities can be mapped back to the file grid.
 """

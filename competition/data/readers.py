@@ -1,4 +1,7 @@
-"""Read images and label files of any supported format, and the image of a case; the extension selects the format."""
+"""Read images and label files of any supported format, and the image of a case.
+
+The extension of a file selects the format.
+"""
 
 from __future__ import annotations
 

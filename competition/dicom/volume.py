@@ -1,4 +1,4 @@
-"""Build volumes of image series: sort slices by position, read pixel values, compute voxel grids, write NIfTI files."""
+"""Build volumes of image series: sort slices, read pixel values, compute voxel grids, write NIfTI files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Measure the time and memory that candidate experiments take on this machine, in training steps and on one case.
+"""Measure the time and memory that candidate experiments take on this machine.
+
+Training steps and the prediction of one case are measured.
 
 Each candidate runs in a process of its own with the environment of a fold's process. It takes the trainer's own steps
 on a few cases in a temporary folder. So data, augmentation, precision, memory layout, optimiser and averaged weights

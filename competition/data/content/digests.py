@@ -35,7 +35,9 @@ _remembered: dict[Path, tuple[FileStamp, bytes]] = {}  # stamp and digest
 
 
 def file_stamp(path: Path) -> FileStamp:
-    """Return inode, size and times of a file. If the file is written or replaced, at least one of these values changes.
+    """Return inode, size and times of a file.
+
+    If the file is written or replaced, at least one of these values changes.
 
     For an MHD or NHDR file, the values of the file with its voxels follow.
 

@@ -62,7 +62,7 @@ def load_unchanged_mask(comp: Competition, row: Any) -> np.ndarray:
 
 
 def load_unchanged_objects(comp: Competition, row: Any) -> CaseObjects:
-    """Number the objects of a case with `load_objects`, and check that its files have not changed since the run began.
+    """Number the objects of a case with `load_objects`; check that its files have not changed since the run began.
 
     Raises:
         ChangedDataError: a file has changed.

@@ -1,4 +1,7 @@
-"""Read NRRD, MHA and MHD files with SimpleITK (extra `[itk]`); a volume gets the affine that it would have as NIfTI."""
+"""Read NRRD, MHA and MHD files with SimpleITK (extra `[itk]`).
+
+A volume gets the affine that it would have as a NIfTI file.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Make phantoms: synthetic data that resemble data sets with restricted access in folders, formats, sizes and contrast.
+"""Make phantoms: synthetic data that resemble data sets with restricted access.
+
+They have similar folders, formats, sizes and contrasts.
 
 All data are computed from a seed: no pixel, name, date or identifier belongs to a person.
 """

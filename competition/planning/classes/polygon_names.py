@@ -1,4 +1,7 @@
-"""Name label values by the polygons beside the masks, as in Cityscapes and labelme: each polygon has a class name."""
+"""Name label values by the polygons beside the masks, as in Cityscapes and labelme.
+
+Each polygon has a class name.
+"""
 
 from __future__ import annotations
 
