@@ -37,14 +37,15 @@ class Step(ConfigModel):
             None, the step has no alternatives.
         combines: whether the search tries the step together with each alternative of its group, instead of in place of
             the alternative.
-        searched_twice: whether the search tries the steps of this group a second time, after all other groups.
+        searched_again: whether the search tries the steps of this group again after all other groups, until nothing
+            changes.
     """
 
     creates_mask: ClassVar[bool] = False
     needs_presence: ClassVar[bool] = False
     slot: ClassVar[str | None] = None
     combines: ClassVar[bool] = False
-    searched_twice: ClassVar[bool] = False
+    searched_again: ClassVar[bool] = False
 
     @abstractmethod
     def apply(self, current: Any, case: Any, index: int) -> Any:

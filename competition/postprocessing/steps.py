@@ -60,7 +60,7 @@ class Threshold(Step):
 
     creates_mask = True
     slot = MASK_SLOT
-    searched_twice = True
+    searched_again = True
 
     value: UnitInterval
 
@@ -143,6 +143,8 @@ class Gate(Step):
 class Open(Step):
     """Open the mask with a disk or ball."""
 
+    searched_again = True
+
     value: PositiveInt  # radius in pixels
 
     def apply(self, current: ClassMask, case: CaseProbabilities, index: int) -> ClassMask:
@@ -196,7 +198,7 @@ class Split(Step):
     Its seeds come from the distance to the edge, from the boundary class, or, with `boundary` and `depth`, from both.
     """
 
-    searched_twice = True
+    searched_again = True
 
     distance: Annotated[float, Field(gt=0)] | None = None  # pixels: height of a distance peak above its saddle
     # Standard deviation, in pixels, of the Gaussian that smooths the distance.
@@ -263,7 +265,7 @@ class Split(Step):
 class RemoveSmall(Step):
     """Remove objects, or connected components, of fewer than `value` pixels."""
 
-    searched_twice = True
+    searched_again = True
 
     value: PositiveInt  # pixels
 
@@ -291,7 +293,7 @@ class RemoveUncertain(Step):
     False objects often have a low probability in all their pixels, so this step removes more false than true objects.
     """
 
-    searched_twice = True
+    searched_again = True
 
     value: UnitInterval  # minimum mean probability of an object's pixels
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SINGLE_FOLD_PARTS = 5  # a single fold's cases are split into this many parts
+MAX_SWEEPS = 5  # maximum number of searches of each slot
 MIN_GAIN = 0.001  # minimum gain of the nested score that justifies a step
 
 
@@ -204,7 +205,11 @@ class _CoordinateDescent:
         self.selected = {part: np.ones(len(case_parts), bool) if part is None else case_parts != part for part in parts}
 
     def run(self, context: Context) -> dict[int | None, list[Steps]]:
-        """Search the slots one by one, some of them twice; return, for each part, the best steps of each class."""
+        """Search the slots one by one; return, for each part, the best steps of each class.
+
+        The best threshold depends on the later steps, and they depend on the threshold. So the slots with
+        `searched_again` are searched again until no list of steps changes, but at most `MAX_SWEEPS` times in all.
+        """
         exp, truths = self.evaluation.ensemble.runs[0].exp, self.evaluation.truth_sizes()
         largest = max(int(np.prod(_shape(row))) for row in self.evaluation.rows.values())
         boundary = any(run.exp.prepare.object_key is not None for run, _ in self.evaluation.ensemble.active)
@@ -214,12 +219,13 @@ class _CoordinateDescent:
         ]
         self.evaluation.score({index: (own,) for index, own in enumerate(self.own)})
         count = max(len(plan) for plan in plans)
-        for sweep in range(2):
+        for sweep in range(MAX_SWEEPS):
+            before = dict(self.best)
             for position in range(count):
                 current = [
                     (index, plan[position])
                     for index, plan in enumerate(plans)
-                    if position < len(plan) and (sweep == 0 or plan[position].searched_twice)
+                    if position < len(plan) and (sweep == 0 or plan[position].searched_again)
                 ]
                 if not current:
                     continue
@@ -233,6 +239,8 @@ class _CoordinateDescent:
                         self._choose(part, index, self._candidates(part, index, slot))
                 kinds = ", ".join(dict.fromkeys(" or ".join(slot.names) for _, slot in current)).replace("_", " ")
                 context.say(f"tuning {kinds}: {self._value(None):.4f} on all cases")
+            if self.best == before:
+                break
         return {part: [self.best[part, index] for index in range(len(self.own))] for part in self.parts}
 
     def _candidates(self, part: int | None, index: int, slot: StepSlot) -> list[Steps]:
@@ -287,7 +295,7 @@ class StepSlot:
 
     names: tuple[str, ...]
     options: tuple[Steps, ...]
-    searched_twice: bool = False
+    searched_again: bool = False
 
     def candidates(self, current: Steps, order: Sequence[str]) -> list[Steps]:
         """Return one list of steps per alternative: the current list with the alternative in this slot."""
@@ -367,7 +375,7 @@ def _build_slot(members: Sequence[_Candidates], kinds: set[str]) -> StepSlot:
                 options = ((),)
             options = (*options, *((*option, step) for step in member.steps for option in options))
             names = (*names, member.name)
-    return StepSlot(names, options, any(member.cls.searched_twice for member in members))
+    return StepSlot(names, options, any(member.cls.searched_again for member in members))
 
 
 # The stored result

@@ -117,7 +117,7 @@ def test_a_registered_step_changes_the_mask(tiny) -> None:
 @pytest.mark.usefixtures("shrink")
 def test_a_registered_step_is_searched_last_and_in_its_order(tiny) -> None:
     slots = search_slots(tiny(2), [TruthSizes(50, (50,))] * 20, 100, False, ())
-    assert slots[-1].names == ("shrink",) and not slots[-1].searched_twice
+    assert slots[-1].names == ("shrink",) and not slots[-1].searched_again
     assert slots[-1].options == ((), *((StepConfig(shrink=radius),) for radius in (1, 2, 3)))
     assert step_order(())[-1] == "shrink" and step_order((StepConfig(shrink=1),))[2] == "shrink"
 

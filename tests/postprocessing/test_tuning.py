@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from competition.config.competition import MetricConfig
+from competition.config.experiment import Experiment
 from competition.config.postprocess import PostprocessConfig, StepConfig
 from competition.context import Context
 from competition.ensembling.expected import estimate_score
@@ -22,7 +23,14 @@ from competition.postprocessing.case import CaseProbabilities
 from competition.postprocessing.evaluation import OofScores
 from competition.postprocessing.pipeline import postprocess, run_steps
 from competition.postprocessing.steps import Split, Triplet, TruthSizes
-from competition.postprocessing.tuning import class_score, search_slots, step_order, tune_postprocessing, tuning_parts
+from competition.postprocessing.tuning import (
+    _CoordinateDescent,
+    class_score,
+    search_slots,
+    step_order,
+    tune_postprocessing,
+    tuning_parts,
+)
 from competition.runs.blend import Ensemble
 
 
@@ -84,6 +92,40 @@ def test_a_nested_score_uses_only_steps_found_on_the_other_folds(finished, tiny)
         tuned = tune_postprocessing(evaluation, 0, None)
     assert tuned.after > tuned.before + 0.02  # found on all cases
     assert tuned.nested < tuned.after - 0.02 and not tuned.kept  # fold 1 has nothing that teaches it
+
+
+class PlantedScores:
+    """Score lists of steps by a formula in which the best threshold depends on the best `remove_uncertain`."""
+
+    def __init__(self, exp: Experiment) -> None:
+        self.ensemble = SimpleNamespace(runs=[SimpleNamespace(exp=exp)], comp=exp.competition, active=[])
+        self.rows = {name: SimpleNamespace(shape="[64, 64]") for name in ("a", "b")}
+        self.cases, self.scores = list(self.rows), {}
+
+    def truth_sizes(self) -> list[list[TruthSizes]]:
+        return [[TruthSizes(1000, tuple(range(50, 350)))] for _ in self.cases]
+
+    def score(self, requests) -> None:
+        for index, lists in requests.items():
+            for steps in lists:
+                value = self.value({step.name: step.value for step in steps})
+                self.scores[index, steps] = {case: {"score": value} for case in self.cases}
+
+    @staticmethod
+    def value(values: dict[str, float]) -> float:
+        """A narrow ridge, along which each sweep moves by one candidate."""
+        threshold = round(20 * (values.get("threshold", 0.5) - 0.3))
+        certain = [0, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95].index(values.get("remove_uncertain", 0))
+        return -((threshold - certain) ** 2) - 0.3 * (threshold - 7) ** 2
+
+
+def test_the_search_goes_on_until_nothing_changes(nuclei) -> None:
+    planted = PlantedScores(nuclei("postprocess.tune=true"))
+    descent = _CoordinateDescent(planted, [()], [None], dict.fromkeys(planted.cases, 0))
+    lines: list[str] = []
+    found = descent.run(Context(say=lines.append))[None][0]
+    assert {step.name: step.value for step in found} == {"threshold": 0.55, "remove_uncertain": 0.85}
+    assert sum(line.startswith("tuning remove uncertain") for line in lines) == 5
 
 
 def test_what_was_found_is_kept_with_the_run_until_the_run_changes(finished, tiny, monkeypatch):
