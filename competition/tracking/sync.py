@@ -1,12 +1,17 @@
 """Upload everything in a run's folder that MLflow does not have yet.
 
 `MlflowSync` uploads in the background with a `RunUploader`, and writes system metrics with a `SystemMetricsSampler`.
-Every step can be repeated, so an interrupted upload is simply started again. Metrics have the time of the fold's log,
-so MLflow drops repeated points. Repeated artifacts replace the earlier ones. A token identifies each run.
+
+Every step can be repeated, so an interrupted upload is simply started again:
+
+- Each metric has the time at which the fold logged it, so MLflow drops values that are uploaded twice.
+- An artifact that is uploaded again replaces the earlier one.
+- Each MLflow run has a random token as a tag, so a repeated upload finds the run and does not create another one.
 """
 
-# This module does not use MLflow's asynchronous logging. Its queue is in memory, so a killed process loses it, and it
-# drops each batch whose call fails (mlflow 3.17: `AsyncLoggingQueue._log_run_data` logs the exception and continues).
+# This module does not use MLflow's asynchronous logging, because that loses data in two situations. A killed process
+# loses the queue, which is in memory. If a call fails, its batch of metrics is dropped (mlflow 3.17:
+# `AsyncLoggingQueue._log_run_data` logs the exception and continues).
 
 from __future__ import annotations
 
@@ -67,7 +72,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 
-RUN_KEY = "."  # key of the run's own folder among the folders; the other keys are folders of folds
+RUN_KEY = "."  # name of the run's own folder in this module; each fold has the name of its folder, e.g. `fold_0`
 RUN_FILES = (
     "experiment.yaml",
     "version.json",
@@ -95,13 +100,16 @@ logger = logging.getLogger(__name__)
 
 
 class RunUploader:
-    """Upload a run's folder to a store; import and open MLflow only if there is something to upload.
+    """Upload a run's folder to an MLflow store.
+
+    MLflow is imported, and the store opened, only when there is something to upload.
 
     Args:
         folder: the run's folder.
         store: the MLflow store.
-        metadata: names, tags and parameters of the run.
-        study: the folder of the study if the run is one of its trials; the study's run becomes this run's parent.
+        metadata: names, tags and parameters of the run in MLflow.
+        study: folder of the study to which the run belongs as a trial; None: the run belongs to no study. In MLflow,
+            the study's run becomes the parent of this run.
     """
 
     def __init__(self, folder: Path, store: MlflowStore, metadata: RunMetadata, study: Path | None = None) -> None:
@@ -116,7 +124,7 @@ class RunUploader:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run is FINISHED in MLflow."""
+        """Whether the run had the status FINISHED in MLflow after the last upload."""
         return self.state.uploaded(RUN_KEY).status == "FINISHED"
 
     def begin(self) -> None:
@@ -157,7 +165,13 @@ class RunUploader:
         self._upload_models(names)
 
     def close(self, status: str) -> None:
-        """Set the run's final status; set folds that are still RUNNING to FAILED if the run failed, else to KILLED."""
+        """Set the final status of the run in MLflow, and of folds that are still RUNNING there.
+
+        If the run is FINISHED, these folds become KILLED. Otherwise they get the run's status.
+
+        Args:
+            status: FINISHED, FAILED or KILLED.
+        """
         for folder in list_member_folders(self.folder):
             if self.state.uploaded(folder.name).status == "RUNNING":
                 self._set_ended(folder.name, "KILLED" if status == "FINISHED" else status)
@@ -166,7 +180,7 @@ class RunUploader:
     # Uploads
 
     def _upload_metrics(self, name: str) -> None:
-        """Upload new lines of a folder's `metrics.jsonl`."""
+        """Upload the metrics in lines of a folder's `metrics.jsonl` that were not uploaded before."""
         path = self.folder / name / "metrics.jsonl"
         if not path.exists():
             return
@@ -175,14 +189,14 @@ class RunUploader:
             position = self.state.uploaded(name).journal
             if read_chunk(path, position).end == position:
                 return
-            # open the store first: if it has lost the run, this resets the state
+            # Open the store first: if it no longer has the run, opening it resets the upload state.
             self._set_running(name)
             uploaded = self.state.uploaded(name)
             chunk = read_chunk(path, uploaded.journal)
             if chunk.is_restarted and name != RUN_KEY:
                 self._supersede(name)
                 continue
-            # a resumed fold repeats steps at another time; only the first value is uploaded
+            # A resumed fold repeats steps since its checkpoint, with other times. Upload only the first value of a step.
             points = [point for point in chunk.points if point.step > uploaded.steps.get(point.name, -1)]
             self._log_points(uploaded, points)
             uploaded.steps.update({point.name: point.step for point in points})
@@ -190,12 +204,18 @@ class RunUploader:
             self.state.write(self.folder)
 
     def _upload_files(self, name: str, patterns: tuple[str, ...]) -> None:
-        """Upload files that are new or have changed."""
+        """Upload a folder's files that match the patterns, if they are new or have changed."""
         for path in matching_files(self.folder / name, patterns):
             self._upload_file(name, path, path.relative_to(self.folder / name).parent.as_posix())
 
     def _upload_file(self, name: str, path: Path, parent: str) -> None:
-        """Upload a file, if it is new or has changed, as an artifact below `parent`; `.` is the root."""
+        """Upload a file as an artifact, if the file is new or has changed.
+
+        Args:
+            name: name of the folder in the upload state: `RUN_KEY` or the name of a fold's folder.
+            path: path of the file.
+            parent: folder among the artifacts; `.` is the root of the artifacts.
+        """
         key = path.name if parent == "." else f"{parent}/{path.name}"
         before = self.state.uploaded(name).files.get(key)
         try:
@@ -210,7 +230,10 @@ class RunUploader:
         self.state.write(self.folder)
 
     def _upload_pictures_of_folds(self, names: Sequence[str]) -> None:
-        """Upload the curves and the last pictures of the folds also as artifacts of the run."""
+        """Upload the curves and the final pictures of the folds as artifacts of the parent run.
+
+        The folds' own MLflow runs have the same pictures.
+        """
         for name in names:
             for path in matching_files(self.folder / name, ("pictures/final_*.png",)):
                 self._upload_file(RUN_KEY, path, f"pictures/{name}")
@@ -236,14 +259,19 @@ class RunUploader:
         self._log_final(name, points, result_tags(result), digest)
 
     def _upload_summary(self, last: bool) -> None:
-        """Upload the scores of the run, the kind of the score that counts, the mean curves, and the description.
+        """Upload the scores of the run, the mean curves over folds, the description, and a tag for the final score.
 
-        While folds are trained again, the summary may belong to earlier results; it is uploaded when it has been
-        written again. A summary that still belongs to other results at the last upload was edited or copied: it is not
-        uploaded.
+        The tag names the score estimate of the masks that would be submitted, e.g. `nested_score`.
 
-        The digest of the upload also covers the tuning result and the version of the metrics, so that runs of older
-        versions get missing metrics.
+        While folds are trained again, `summary.json` may still describe the earlier results. In this case, nothing is
+        uploaded until the summary has been written again. If this is so even at the last upload, somebody has edited
+        or copied the file, and a warning is logged.
+
+        The upload is skipped if its digest has not changed. The digest covers the summary, the tuning result and
+        `SCORES_VERSION`. A new version therefore uploads the metrics of older runs again, with those that are missing.
+
+        Args:
+            last: whether this is the last upload.
         """
         files = [path for name in (SUMMARY_FILE, TUNING_FILE) if (path := self.folder / name).exists()]
         if not files or files[0].name != SUMMARY_FILE:
@@ -271,7 +299,7 @@ class RunUploader:
         self._log_final(RUN_KEY, points, page.tags, digest)
 
     def _log_final(self, name: str, points: Sequence[MetricPoint], tags: dict[str, str], digest: str) -> None:
-        """Log final metrics and tags, and record the digest of their source files."""
+        """Log final metrics and tags of a folder's MLflow run, and record the digest of the files that contain them."""
         from mlflow.entities import RunTag
 
         run_id = self._run_id(name)
@@ -306,10 +334,10 @@ class RunUploader:
         return case_sets(self.folder, self.metadata.experiment_name, number)
 
     def _upload_models(self, names: Sequence[str]) -> None:
-        """Create a logged model for the network of each finished fold, as an output of the fold's run.
+        """Create a logged model in MLflow for the network of each finished fold, as an output of the fold's MLflow run.
 
-        The models are not outputs of the parent run, because MLflow would show the parent's scores as scores of one
-        fold's model.
+        The models are not outputs of the parent run, because MLflow would then show the scores of the whole run as the
+        scores of a single fold's model.
         """
         for name in names:
             uploaded = self.state.uploaded(name)
@@ -350,7 +378,7 @@ class RunUploader:
         self.state.write(self.folder)
 
     def _supersede(self, name: str) -> None:
-        """Start another MLflow run for a fold that was deleted and trained again, to keep the trainings separate."""
+        """Use a new MLflow run for a fold that was deleted and trained again, and tag the old run as superseded."""
         if self.state.uploaded(name).status == "RUNNING":
             self._set_ended(name, "KILLED")
         self.client.set_tag(self._run_id(name), "superseded", "true")
@@ -370,9 +398,10 @@ class RunUploader:
 
     @property
     def client(self) -> MlflowClient:
-        """The client of the open store.
+        """The client of the MLflow store; the first access opens the store.
 
-        If the store has lost runs, their upload state is reset on opening, so that these runs are uploaded again.
+        If the store no longer has some of the recorded MLflow runs, their upload state is reset. These runs are then
+        uploaded again.
         """
         if self._client is None:
             client = connect_mlflow(self.store)
@@ -390,7 +419,10 @@ class RunUploader:
         return self._client
 
     def _run_id(self, name: str) -> str:
-        """Return the id of a folder's MLflow run; if no id is stored, find the run by its token tag, or create it."""
+        """Return the id of a folder's MLflow run.
+
+        If the upload state has no id, find the run by its token tag. If there is no such run, create one.
+        """
         client = self.client
         uploaded = self.state.uploaded(name)
         if uploaded.run_id is None:
@@ -425,7 +457,10 @@ class RunUploader:
         return self.metadata.run_name if name == RUN_KEY else f"{name.replace('_', ' ')} · {self.metadata.run_name}"
 
     def _update_run_names(self) -> None:
-        """Rename the MLflow runs of a trial that was retried under another number, unless a user renamed them."""
+        """Rename the MLflow runs of a study's trial that was repeated under another trial number.
+
+        A run that a user has renamed in MLflow keeps the user's name.
+        """
         outdated = [
             (name, self._run_name(name))
             for name, uploaded in self.state.folders.items()
@@ -440,7 +475,7 @@ class RunUploader:
                 self.state.write(self.folder)
 
     def _set_running(self, name: str) -> None:
-        """Set the folder's run and its parent run to RUNNING."""
+        """Set a folder's MLflow run to RUNNING; if the folder is that of a fold, also set the parent run."""
         run_id = self._run_id(name)
         if self.state.uploaded(name).status != "RUNNING":
             self.client.update_run(run_id, status="RUNNING")
@@ -450,7 +485,10 @@ class RunUploader:
             self._set_running(RUN_KEY)
 
     def _log_parameters(self, run_id: str) -> None:
-        """Log the YAML's values as parameters; skip existing parameters, because MLflow does not allow changes."""
+        """Log the values of the resolved YAML as parameters of an MLflow run.
+
+        Parameters that the run already has are skipped, because MLflow does not allow changing them.
+        """
         from mlflow.entities import Param
 
         existing = self.client.get_run(run_id).data.params
@@ -481,9 +519,10 @@ def _has_run(client: MlflowClient, run_id: str) -> bool:
 
 
 def _read_own_result(path: Path) -> dict[str, Any]:
-    """Return the content of a result file; empty if the file is invalid or does not match the score tables beside it.
+    """Return the content of a result file, after comparing it with the score tables in the same folder.
 
-    In these cases, the function also logs a warning.
+    If the file is invalid or does not match these tables, log a warning and return an empty dictionary. If the file
+    does not exist, also return an empty dictionary.
     """
     result = read_result_json(path)
     if other := changed_tables(path.parent, result):
@@ -493,10 +532,13 @@ def _read_own_result(path: Path) -> dict[str, Any]:
 
 
 def upload_finished_run(run_folder: Path, exp: Experiment) -> bool:
-    """Upload the files of a finished run that MLflow does not have yet; the caller must hold the run's lock.
+    """Upload the files of a finished run that MLflow does not have yet.
+
+    The caller must hold the run's lock. An error of MLflow is logged as a warning.
 
     Returns:
-        Whether MLflow has the run and all its files; an error of MLflow is logged as a warning.
+        Whether MLflow now has the run and all its files. False also if the run was not FINISHED in MLflow before:
+        nothing is uploaded in this case, because `maskfold cv` uploads such a run.
     """
     store = find_mlflow_store(project_root(run_folder))
     uploader = RunUploader(run_folder, store, RunMetadata.of(run_folder, exp, "cv"))
@@ -519,22 +561,25 @@ LAST_ATTEMPTS = 3  # number of attempts for the last upload
 
 
 class MlflowSync:
-    """Upload a run's folder to MLflow in the background of a `with` block; errors of MLflow do not reach the block.
+    """Upload a run's folder to MLflow in the background of a `with` block.
 
-    If the block ends normally, the run becomes FINISHED; after a KeyboardInterrupt it becomes KILLED, after any other
-    exception FAILED. `set_status` overrides this status. The next upload of the same folder completes an incomplete
-    upload.
+    Errors of MLflow are logged as warnings and do not reach the block. If an upload is incomplete, the next upload of
+    the same folder completes it.
+
+    The end of the block sets the status of the MLflow run: FINISHED after a normal end, KILLED after a
+    KeyboardInterrupt, and FAILED after any other exception. `set_status` overrides this status.
 
     Args:
         run_folder: `mlruns/runs/<competition>-<experiment>/<hash>`, or a study's folder.
         exp: the experiment.
-        kind: the tag `kind`: `cv`, or `study`.
-        name: name of the run in MLflow; None: experiment and hash.
-        study: the folder of the study if the run is one of its trials; another instance uploads that folder.
+        kind: value of the tag `kind`: `cv` or `study`.
+        name: name of the run in MLflow; None: the names of the experiment and of the run's folder (its hash).
+        study: folder of the study to which the run belongs as a trial; None: the run belongs to no study. This
+            instance does not upload the study's folder.
         interval: seconds between two uploads.
-        timeout: seconds without progress after which the last upload is abandoned; a quarter of this time if the
-            previous upload failed too.
-        sampling_interval: seconds between two samples of system metrics, which are taken only for `cv` runs.
+        timeout: seconds without progress after which the last upload is abandoned. If the previous upload failed, a
+            quarter of this time applies.
+        sampling_interval: seconds between two samples of system metrics, which are recorded only for `cv` runs.
 
     Example:
         >>> with MlflowSync(run.folder, exp):  # doctest: +SKIP
@@ -600,7 +645,7 @@ class MlflowSync:
             )
 
     def _work(self) -> None:
-        """Upload at each interval, and once more after the `with` block has ended."""
+        """Upload at each interval; after the end of the `with` block, make the last upload, with retries."""
         has_begun = False
         pause = 0.0
         while not self._stop.wait(pause):
@@ -612,9 +657,13 @@ class MlflowSync:
                 return
 
     def _try_upload(self, begin: bool = False, last: bool = False) -> bool:
-        """Upload once; return whether the upload succeeded.
+        """Upload once, and return whether the upload succeeded.
 
-        Among consecutive failures, only the first is logged; the next success is logged too.
+        Of several consecutive failures, only the first is logged. The first success after a failure is logged too.
+
+        Args:
+            begin: whether to create the MLflow run first, or set it to RUNNING.
+            last: whether this is the last upload, which also sets the final status.
         """
         try:
             if begin:
@@ -649,7 +698,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _free_space(store: MlflowStore, error: Exception) -> str:
-    """Return a text with the free disk space if the error may come from a full disk, else an empty text."""
+    """Return a text with the free disk space if the error's message contains "disk"; otherwise return an empty text."""
     if store.database is None or "disk" not in str(error).lower():
         return ""
     return f" ({shutil.disk_usage(store.database.parent).free:,} bytes are free in {store.database.parent})"
