@@ -196,7 +196,7 @@ class RunUploader:
             if chunk.is_restarted and name != RUN_KEY:
                 self._supersede(name)
                 continue
-            # A resumed fold repeats steps since its checkpoint, with other times. Upload only the first value of a step.
+            # A resumed fold logs the steps since its checkpoint again, at later times. Upload only the first values.
             points = [point for point in chunk.points if point.step > uploaded.steps.get(point.name, -1)]
             self._log_points(uploaded, points)
             uploaded.steps.update({point.name: point.step for point in points})
