@@ -3,11 +3,11 @@
 To save memory, the weighted sums are kept only for a slab: the part of the first axis that the present windows cover.
 """
 
-# This module does not use monai.inferers, which adds the windows in another order, so predictions of existing runs
+# This module does not use monai.inferers. MONAI adds the windows in another order, so predictions of existing runs
 # would change in their last bits. MONAI is faster if the network is small. Processor time and additional memory for a
-# volume of 256×256×640, five output channels and a network of one 1×1×1 convolution: MONAI 7.2 s and 26 bytes per
-# voxel, MONAI with `buffer_steps=1` 9.6 s and 30 bytes, this file 19.4 s and 31 bytes (`python benchmarks/libraries.py
-# windows`).
+# volume of 256×256×640 voxels, five output channels and a network of one 1×1×1 convolution: MONAI 7.2 s and 26 bytes
+# per voxel, MONAI with `buffer_steps=1` 9.6 s and 30 bytes, this module 19.4 s and 31 bytes (`python
+# benchmarks/libraries.py windows`).
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from competition.inference.tta import TTAView, tta_views
 from competition.models.execution import arrange
 from competition.models.interface import format_shapes, main_output, split_presence
 
-SLAB_BYTES = 2**32  # larger sums of windows are stored in host memory instead of on the device
+SLAB_BYTES = 2**32  # if the sums of a slab take more bytes, they are stored in host memory instead of on the device
 SLICES_PER_BLOCK = 16  # number of slices that are read and summed together for a 2D network
 Autocast = Callable[[], AbstractContextManager[Any]]
 Predict = Callable[[torch.Tensor], torch.Tensor]
@@ -45,21 +45,25 @@ def predict_image(
 ) -> np.ndarray:
     """Predict the probabilities of a preprocessed image, averaged over the networks and the views of `inference.tta`.
 
-    An image that fits into one patch is padded to the patch size: volumes with 0, 2D images with their edge pixels. A
-    larger image is predicted in windows of `patch.size` that overlap by `inference.overlap`. The windows are blended
-    with Gaussian weights whose standard deviation is 1/8 of the patch (Isensee et al., nnU-Net, Nature Methods 2021).
+    If an image is shorter than the patch along an axis, it is padded: volumes with 0, 2D images with their edge pixels.
+    A larger image is predicted in windows of `patch.size` that overlap by at least the share `inference.overlap`. The
+    windows are blended with Gaussian weights whose standard deviation is 1/8 of the patch (Isensee et al., nnU-Net,
+    Nature Methods 2021).
+
     With `patch.slices`, a 2D network predicts a volume slice by slice along each axis of `patch.axes`, and the
-    probabilities along these axes are averaged. For several axes, this takes another 4 bytes per value of the result.
+    probabilities along these axes are averaged. With several axes, this takes another 4 bytes of memory per value of
+    the result.
 
     Args:
         networks: the networks, on `device`; during the prediction they are in evaluation mode.
-        image: (C, *preprocessed) float32, normalised, as from `PreprocessedCase.network_input`; may be a memory map.
+        image: (C, *preprocessed shape) float32, normalised, as `PreprocessedCase.network_input` returns it. May be a
+            memory map.
         exp: the experiment.
         device: device of the networks.
         autocast: function that returns the context manager of a forward pass, such as `fabric.autocast`.
 
     Returns:
-        (P, *preprocessed) float16, P = `exp.output_channels`.
+        (P, *preprocessed shape) float16, with P = `exp.output_channels`.
 
     Raises:
         MaskfoldError: a network returns another shape than expected, or non-finite values.
