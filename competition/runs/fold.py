@@ -17,7 +17,8 @@ from competition.records import DIGESTS_KEY, is_unedited, with_own_digest
 if TYPE_CHECKING:
     import pandas as pd
 
-# File with the weights after the last epoch, or their moving average if `training.ema` is set.
+# File with the weights of the last epoch, or of the best epoch with `training.weights: best`. With `training.average`,
+# they are averaged over several epochs; with `training.ema`, they are moving averages.
 PLAIN_WEIGHTS = "weights.safetensors"
 SOUP_WEIGHTS = "soup.safetensors"  # file with the soup: the average of the weights of the best checkpoints
 MEMBER_FOLDER = re.compile(r"(?:full|fold_(?P<fold>\d+))(?:_seed_(?P<seed>\d+))?")  # see `member_folder_name`
@@ -99,10 +100,11 @@ class FoldResult:
         minutes: wall time in minutes, added over all processes that have worked on the fold, e.g. after a resume.
         peak_gib: peak memory in GiB: that of the CUDA device, or without one the resident memory of the process.
         threads: number of CPU threads.
-        precision: precision of the forward passes: fp32, bf16 or fp16.
+        precision: Lightning Fabric's name of the precision of the training: 32-true, bf16-mixed or 16-mixed.
         device: device of the training, e.g. `cuda:0`.
         torch: version of torch.
-        stopped: why the training ended; `imported` if the predictions were made elsewhere.
+        stopped: why the training ended: `done` after the last step, otherwise the reason of early stopping. `imported`
+            if the predictions were made by other software.
         weights: file name of the weights for prediction: `PLAIN_WEIGHTS`, or `SOUP_WEIGHTS` if the soup is better.
         devices: number of processes that trained together; each took `training.batch_size` samples per step.
         skipped: number of steps that were skipped because of a non-finite loss or gradient.
