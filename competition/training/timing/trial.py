@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from competition.models.optim import ExponentialMovingAverage
 
 MAX_TRIALS = 5
-MAX_SHARE = (
-    0.01  # after the second trial step, others follow as long as all together take less than this share of budget
-)
+MAX_SHARE = 0.01  # more than two trial steps are taken only if all together take less than this share of the budget
 # A second trial step follows if the first one took less than these seconds, or less than this share of the time budget.
 SLOW_STEP = 5.0
 MAX_FIRST_SHARE = 0.05
