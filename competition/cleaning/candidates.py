@@ -274,10 +274,10 @@ def _unneeded_cases(
 
     If a run needs a deleted case later, the case is preprocessed again.
 
-    The name of a preprocessed case's folder is a hash of everything on which it depends. For two kinds of cases, this
-    hash cannot be computed here: it depends on teachers for pseudo-labelled cases, and on predictions for cases with
-    the channels of a first stage. So these cases are compared by their ids. They stay if a remaining run has an
-    additional training case with this id, or, if the run has a first stage, any case with this id.
+    The name of a preprocessed case's folder is a hash of everything on which the case depends. For two kinds of cases,
+    this hash cannot be computed here. That of a pseudo-labelled case depends on the teachers, and that of a case with
+    the channels of a first stage depends on predictions. Such a case stays if a remaining run has an additional
+    training case with the same id, or has a first stage and any case with the same id.
 
     Args:
         root: the folder that contains `mlruns`.

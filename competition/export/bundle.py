@@ -350,7 +350,7 @@ def _write_pages(
 def _id_suffix(ensemble: Ensemble) -> str:
     """Return the suffix that the host's ids have after the case id, e.g. `.png`; it may be empty.
 
-    If there is a sample submission, the suffix is that of its ids. Otherwise see
+    If there is a sample submission, the suffix is that of its ids. Otherwise, it is the result of
     `competition.submission.testset.host_id_suffix`.
     """
     comp = ensemble.comp

@@ -94,7 +94,7 @@ def predict_sockets(folder: Path, input_folder: Path, output_folder: Path) -> in
 
 
 def find_images(folder: Path, slug: str | None) -> list[Path]:
-    """Return the paths of the images of the input socket.
+    """Return the paths of the images of the input socket (an input of an algorithm at Grand Challenge).
 
     Args:
         folder: folder with one subfolder for each socket.

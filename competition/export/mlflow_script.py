@@ -1,4 +1,7 @@
-"""Define the model that MLflow loads; MLflow stores a copy of this script in the model, and runs that to load it."""
+"""Define the model that MLflow loads.
+
+MLflow stores a copy of this script in the model, and runs the copy to load the model.
+"""
 
 from pathlib import Path
 from typing import Any

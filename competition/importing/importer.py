@@ -96,7 +96,7 @@ def import_predictions(
     Args:
         comp: the competition.
         folder: folder of the predictions; see `competition.importing.sources` for the layouts.
-        name: name that the run gets as its experiment.
+        name: name of the experiment in the run's path.
         oof: folder of the out-of-fold predictions; None to search it in `folder`, see `find_sources`.
         test: folder of the test predictions; None to search it in `folder`, see `find_tests`.
         splits: file with the folds; None to search it in `folder`, see `find_sources`.
@@ -220,7 +220,7 @@ def _make_run(
 
     Args:
         comp: the competition.
-        name: name that the run gets as its experiment.
+        name: name of the experiment in the run's path.
         cases: the case table.
         sources: the files of the predictions.
         used: ids of the cases whose predictions are out of fold.

@@ -288,7 +288,7 @@ def _predict_slice_blocks(
 
 
 def _pad_to_patch(shape: Sequence[int], patch: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Return the shape after padding to at least the patch size, and the number of voxels added before each axis."""
+    """Return the shape after padding to at least the patch size, and the voxels added at the start of each axis."""
     padded = [max(length, size) for length, size in zip(shape, patch, strict=True)]
     return padded, [(total - length) // 2 for total, length in zip(padded, shape, strict=True)]
 

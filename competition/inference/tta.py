@@ -24,12 +24,12 @@ class TTAView:
     quarter_turns: int = 0
 
     def apply(self, batch: torch.Tensor) -> torch.Tensor:
-        """Transform a batch (B, C, *spatial)."""
+        """Turn and flip a batch (B, C, *spatial) as this view describes."""
         rotated = torch.rot90(batch, self.quarter_turns, (-2, -1)) if self.quarter_turns else batch
         return rotated.flip([axis + 2 for axis in self.flips]) if self.flips else rotated
 
     def undo(self, batch: torch.Tensor) -> torch.Tensor:
-        """Apply the inverse transform to a batch (B, C, *spatial)."""
+        """Undo the turns and flips of this view in a batch (B, C, *spatial), e.g. in the predictions for the view."""
         flipped = batch.flip([axis + 2 for axis in self.flips]) if self.flips else batch
         return torch.rot90(flipped, -self.quarter_turns, (-2, -1)) if self.quarter_turns else flipped
 

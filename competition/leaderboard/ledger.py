@@ -436,9 +436,10 @@ def _pairs(
 def _replacement_changes(
     old: dict[str, Any], new: dict[str, Any], before: UploadRecord, after: UploadRecord
 ) -> list[str]:
-    """Return the lines for a run that was replaced by another one.
+    """Return lines of text about a run of an ensemble that another run has replaced in a later upload.
 
-    If the YAML of both runs is known, there is a line for each value that differs.
+    The first line names both runs. If the YAML of both runs is known, there is also a line for each value that differs,
+    and a line for the weights if they differ.
 
     Args:
         old: the run that was removed, an entry of `UploadRecord.runs`.

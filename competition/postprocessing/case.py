@@ -92,7 +92,7 @@ class CaseProbabilities:
 
     @property
     def empty(self) -> ClassMask:
-        """A mask of one class without pixels, (*spatial) bool."""
+        """An empty mask of one class: (*spatial) bool, False everywhere."""
         return ClassMask(np.zeros(self.probabilities.shape[1:], np.bool_))
 
     @property

@@ -292,8 +292,13 @@ def _objects_by_votes(
 def _pieces(row: Mask, votes: NDArray[Any]) -> tuple[Labels, NDArray[np.int64]]:
     """Return the connected components of each class of the network's labels.
 
+    Args:
+        row: (*spatial) bool, mask of all objects of the row.
+        votes: (*spatial) class index that the network predicts for each voxel.
+
     Returns:
-        (*spatial) int32 with all components, numbered from 1; and the class of each number, with -1 for the number 0.
+        (*spatial) int32 label image of the components, numbered from 1; and the class index of each component, at the
+        index of its number (-1 at index 0).
     """
     pieces, classes = np.zeros(row.shape, np.int32), [np.array([-1])]
     for cls in np.unique(votes[row]):
@@ -336,7 +341,15 @@ def _split_large(labels: Labels, votes: NDArray[Any]) -> None:
 
 
 def _in_order(objects: Labels, number: LabelOrdering, upwards: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the numbers of the objects that are not fragments, in order from the end that `number.along` names."""
+    """Return the numbers of the objects, in order from the end of the row that gets the first class.
+
+    Objects that are smaller than the minimum size are left out.
+
+    Args:
+        objects: (*spatial) label image of the objects.
+        number: the options for ordering.
+        upwards: distance in mm by which one step along each voxel axis leads towards the end with the first class.
+    """
     inside = objects != 0
     sizes = np.bincount(objects[inside])
     smallest = number.smallest if number.smallest is not None else FRAGMENT_SHARE * sizes.max()
@@ -346,7 +359,15 @@ def _in_order(objects: Labels, number: LabelOrdering, upwards: NDArray[np.float6
 
 
 def _heights(objects: Labels, upwards: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the mean position of each object along the row in mm, by its number; 0 for numbers that are not used."""
+    """Return the mean position of each object along the row of objects, in mm, at the index of the object's number.
+
+    Args:
+        objects: (*spatial) label image of the objects.
+        upwards: distance in mm by which one step along each voxel axis leads towards the end with the first class.
+
+    Returns:
+        (largest number + 1,) positions; 0 at the index of a number that no object has.
+    """
     inside = objects != 0
     found = objects[inside]
     return np.asarray(np.bincount(found, np.argwhere(inside) @ upwards) / np.maximum(np.bincount(found), 1), np.float64)

@@ -75,7 +75,7 @@ class Threshold(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[Threshold]:
-        """Return thresholds from 0.3 to 0.7."""
+        """Return steps with thresholds from 0.3 to 0.7."""
         return [cls(value=value) for value in (0.3, 0.35, 0.4, 0.45, 0.55, 0.6, 0.65, 0.7)]
 
 
@@ -97,7 +97,7 @@ class Triplet(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[Triplet]:
-        """Return combinations of `high`, `pixels` and `low`.
+        """Return steps with combinations of `high`, `pixels` and `low`.
 
         If nearly all cases contain the class, return an empty list, because the step could then only remove true masks.
         """
@@ -133,10 +133,10 @@ class Gate(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[Gate] | None:
-        """Return thresholds from 0.05 to 0.9, or None if the step is not searched.
+        """Return steps with thresholds from 0.05 to 0.9, or None if this step is not useful.
 
-        It is not searched without a presence head. With a presence head for whole cases (not slices), it is not
-        searched if nearly all cases contain the class.
+        The step is not useful without a presence head. If the presence head predicts whole cases (not slices), the step
+        is not useful either if nearly all cases contain the class.
         """
         by_slice = search.exp.presence_axis is not None
         non_empty = sum(truth.pixels > 0 for truth in search.truths)
@@ -164,7 +164,7 @@ class Open(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[Open] | None:
-        """Return small radii; None for large cases."""
+        """Return steps with small radii; None if the largest case is so large that opening would take too long."""
         return [cls(value=radius) for radius in _radii(search)] or None
 
 
@@ -180,7 +180,7 @@ class Close(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[Close] | None:
-        """Return small radii; None for large cases."""
+        """Return steps with small radii; None if the largest case is so large that closing would take too long."""
         return [cls(value=radius) for radius in _radii(search)] or None
 
 
@@ -198,7 +198,7 @@ class FillHoles(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[FillHoles]:
-        """Return the step with its only value."""
+        """Return this step with its only value."""
         return [cls(value=True)]
 
 
@@ -238,7 +238,10 @@ class Split(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[Split] | None:
-        """Return splits by distance and, with a boundary class, also by boundary; None if objects are not scored."""
+        """Return splits by distance and, if there is a boundary class, also by boundary.
+
+        Return None if the competition does not score objects.
+        """
         if not search.exp.competition.instances:
             return None
         pairs = ((1.0, 1.0),) if search.has_boundary else ((0.5, 1.0), (1.0, 1.0), (2.0, 1.0), (1.0, 2.0))
@@ -258,7 +261,10 @@ class Split(Step):
 
 @STEPS.register("remove_small")
 class RemoveSmall(Step):
-    """Remove objects of fewer than `value` pixels; if no step has made objects, remove such connected components."""
+    """Remove objects of fewer than `value` pixels.
+
+    If no earlier step has made objects, each connected component of the mask is treated as an object.
+    """
 
     searched_twice = True
 
@@ -272,7 +278,7 @@ class RemoveSmall(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[RemoveSmall]:
-        """Return sizes that are smaller than nearly all objects in the labels; none if the labels have no objects."""
+        """Return steps with sizes below those of nearly all true objects; an empty list if there are no objects."""
         sizes = [size for truth in search.truths for size in truth.object_sizes]
         if not sizes:
             return []
@@ -283,8 +289,9 @@ class RemoveSmall(Step):
 
 @STEPS.register("remove_uncertain")
 class RemoveUncertain(Step):
-    """Remove objects whose mean probability is below `value`; without objects, remove such connected components.
+    """Remove objects whose mean probability is below `value`.
 
+    If no earlier step has made objects, each connected component of the mask is treated as an object.
     False objects often have a low probability in all their pixels. So this step removes more false than true objects.
     """
 
@@ -299,7 +306,7 @@ class RemoveUncertain(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[RemoveUncertain] | None:
-        """Return probabilities from 0.6 to 0.95; None if objects are not scored."""
+        """Return steps with probabilities from 0.6 to 0.95; None if the competition does not score objects."""
         if not search.exp.competition.instances:
             return None
         return [cls(value=value) for value in (0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)]
@@ -317,12 +324,12 @@ class KeepLargest(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[KeepLargest] | None:
-        """Return the numbers 1, 2 and 3; None if the competition scores objects."""
+        """Return steps with 1, 2 and 3 components; None if the competition scores objects."""
         return None if search.exp.competition.instances else [cls(value=count) for count in (1, 2, 3)]
 
 
 def _radii(search: SearchContext) -> tuple[int, ...]:
-    """Return the radii in pixels to try for opening and closing; none for large cases, which would take too long."""
+    """Return the radii in pixels to try for opening and closing; an empty tuple for large cases."""
     if search.largest > MAX_MORPHOLOGY_VOXELS:
         return ()
     return (1,) if search.exp.competition.dimensions == 3 else (1, 2)

@@ -49,7 +49,8 @@ class TuningResult:
         nested: score over all cases, where each fold gets the steps that were tuned on the other folds.
         gain: improvement of `nested` over `before`, with its 95 % interval.
         kept: whether the tuned steps are used. This requires a gain of at least `MIN_GAIN`, and an interval above 0.
-        rows: table with one row per case and class: the scores behind `nested` if `kept`, else those behind `before`.
+        rows: table with one row per case and class: the scores from which `nested` was computed if `kept` is True;
+            otherwise the scores from which `before` was computed.
         presence_gain: improvement of the nested score if the search also includes the step `gate`; None without a
             presence head. The tuned steps contain `gate` only if this gain is at least `MIN_GAIN` and its interval lies
             above 0.
@@ -285,7 +286,13 @@ class _CoordinateDescent:
                 self.best[part, index], best = steps, value
 
     def _score(self, part: int | None, index: int, steps: Steps) -> float:
-        """Return the score of a class with a list of steps, over all cases outside of a part (None: all cases)."""
+        """Return the score of a class with a list of steps, over all cases that are not in a part.
+
+        Args:
+            part: the part to leave out; None to use all cases.
+            index: index of the class.
+            steps: the list of steps.
+        """
         scores = self.evaluation.scores[index, steps]
         return class_score([scores[case] for case in self.evaluation.cases], self.metric, self.selected[part])
 
@@ -409,12 +416,13 @@ def _registered() -> list[tuple[str, type[Step]]]:
 
 
 def _build_slot(members: Sequence[_Candidates], kinds: set[str]) -> StepSlot:
-    """Return the slot for kinds of steps that are alternatives to each other.
+    """Return the slot for several kinds of steps, of which the search uses one or none.
 
-    Steps that can be combined with the others (`combines`) are tried alone and after each alternative.
+    Steps that can be combined with another step of the slot (attribute `combines`) are tried alone and after each step
+    of another kind.
 
     Args:
-        members: candidates of each kind of step in the slot.
+        members: search candidates of each kind of step in the slot.
         kinds: names of the steps in the YAML.
     """
     plain = [member for member in members if not member.cls.combines]

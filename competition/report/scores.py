@@ -273,7 +273,7 @@ OBJECT_HEADER = [
 
 
 class SizeError(NamedTuple):
-    """Hold the sizes and scores of one class: of n true objects, or of its masks in n cases.
+    """Hold the sizes and scores of one class, either for n true objects or for the masks of n cases.
 
     Attributes:
         sizes: (n,) true size of each object or mask, in pixels, voxels or mm³.

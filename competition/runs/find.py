@@ -91,7 +91,7 @@ def resolve_source_runs(exp: Experiment) -> Experiment:
     """Return the experiment with the names of runs in `pseudo.from` and `first_stage` replaced by their folders.
 
     Raises:
-        MaskfoldError: a name in `pseudo.from` or `first_stage` is not that of a finished run, or is that of an imported
+        MaskfoldError: `pseudo.from` or `first_stage` names a run that is not finished or does not exist, or an imported
             run; or `pseudo.from` names a run twice.
     """
     if exp.first_stage is not None:
@@ -270,7 +270,7 @@ def _study_error(study: Path) -> MaskfoldError:
 
 
 def _differences(first: Experiment, second: Experiment) -> str:
-    """Return the keys in which two experiments differ, as text; after five keys, only the number of the others."""
+    """Return the keys in which two experiments differ, as text: the first five keys, and the number of further keys."""
     first_values, second_values = (_leaves(hashed_settings(exp, 2)) for exp in (first, second))
     keys = [
         key for key in dict.fromkeys([*first_values, *second_values]) if first_values.get(key) != second_values.get(key)

@@ -156,7 +156,7 @@ class FoldResult:
 
     @classmethod
     def read(cls, folder: Path) -> FoldResult | None:
-        """Read `result.json` in a member's folder; return None if the member is not finished.
+        """Read `result.json` in the folder of a fold and seed; return None if their training is not finished.
 
         Raises:
             MaskfoldError: the file is damaged, was changed after the fold finished, or belongs to another fold or seed.
@@ -210,10 +210,10 @@ class FoldResult:
         return next((name for name, is_valid in valid.items() if not is_valid), None)
 
     def read_scores(self, folder: Path, name: str) -> pd.DataFrame:
-        """Read a table of scores in the member's folder; see `competition.metrics.scoring.read_scores`.
+        """Read a table of scores in the folder of this fold and seed; see `competition.metrics.scoring.read_scores`.
 
         Args:
-            folder: folder of the member.
+            folder: folder of the fold and seed.
             name: file name of the table, e.g. `scores.csv`.
 
         Raises:
@@ -232,9 +232,9 @@ class FoldResult:
         return table
 
     def write(self, folder: Path) -> None:
-        """Write `result.json`, with a digest of its content, into a member's folder.
+        """Write `result.json`, with a digest of its content, into the folder of the fold and seed.
 
-        Call this after the member's other files are written, because the file shows that the member is finished.
+        Call this after the other files of this folder are written, because `result.json` shows that all is finished.
 
         Raises:
             DiskFullError: the disk has too little free space.

@@ -111,7 +111,7 @@ def _image_hashes(table: Path) -> dict[str, str]:
 
 
 class StoredTestPredictions:
-    """Read the stored test predictions of an imported run; used where other runs predict with their networks.
+    """Read the stored test predictions of an imported run, which has no networks to predict with.
 
     Args:
         run: the imported run.

@@ -64,7 +64,7 @@ class OofStore:
             fit into the free memory.
         exclusive: whether the probabilities of a pixel add up to 1.
         weights: SHA-256 (hexadecimal) of the weight file with which the predictions are made. It is stored with each
-            prediction, and compared when a prediction is read. None: it is neither stored nor compared.
+            prediction, and compared when a prediction is read. If None, it is neither stored nor compared.
 
     Example:
         >>> store = OofStore("oof")                                              # doctest: +SKIP

@@ -76,9 +76,9 @@ def _describe_data(real: Path, comp: Competition) -> str:
 
 
 def _describe_links(real: Path, root: Path, comp: Competition) -> str:
-    """Describe the folder of images or masks that contains a path, if the folder in the pattern is a link.
+    """Return a text if a path lies in a folder of images or masks that the data folder contains as a symbolic link.
 
-    If no such folder contains the path, return an empty text.
+    If it does not, return an empty text.
 
     Args:
         real: the path, with all links resolved.

@@ -60,7 +60,7 @@ def _command() -> str:
 
 
 def _start() -> str:
-    """Return the content of `start.txt`."""
+    """Return the content of `start.txt`: the command, versions, machine, git commit and changed files."""
     commit = _git("rev-parse", "HEAD").strip()
     branch = _git("rev-parse", "--abbrev-ref", "HEAD").strip()
     lines = [

@@ -119,7 +119,7 @@ def _mlflow_errors(store: MlflowStore) -> Iterator[None]:
 
 
 def _find_version(client: MlflowClient, name: str, fingerprint: str) -> int | None:
-    """Return the lowest number among a model's complete versions with a fingerprint; None if there is none."""
+    """Return the lowest version number of a model with this fingerprint; None if there is no such complete version."""
     quoted = name.replace("'", "''")
     versions = client.search_model_versions(f"name = '{quoted}' and tags.{FINGERPRINT_TAG} = '{fingerprint}'")
     return min((int(version.version) for version in versions if version.status == "READY"), default=None)

@@ -68,7 +68,7 @@ def read_run_page(folder: Path, summary: Mapping[str, Any], postprocess: Postpro
     Args:
         folder: the run's folder.
         summary: content of the run's `summary.json`.
-        postprocess: the post-processing settings of the current command; None: those that are stored with the run.
+        postprocess: the post-processing settings of the current command. If None, those stored with the run are used.
     """
     metrics = result_metrics({key: value for key, value in summary.items() if key not in ("score", "low", "high")})
     tags = result_tags(summary)
@@ -95,7 +95,7 @@ def read_run_scores_of(
     Args:
         folder: the run's folder.
         summary: content of the run's `summary.json`.
-        postprocess: the post-processing settings of the current command; None: those that are stored with the run.
+        postprocess: the post-processing settings of the current command. If None, those stored with the run are used.
 
     Returns:
         The estimates; None if there are none.

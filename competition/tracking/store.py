@@ -224,7 +224,7 @@ class RunMetadata:
         fold_tags: tags that the MLflow runs of all folds have.
         parameters: values of the resolved YAML, by dotted key.
         view: value of the tag `VIEW_TAG`, the saved view of MLflow's table of runs.
-        postprocess: the post-processing settings of the current command; None: those that are stored with the run.
+        postprocess: the post-processing settings of the current command. If None, those stored with the run are used.
     """
 
     experiment_name: str
@@ -243,7 +243,7 @@ class RunMetadata:
             run_folder: `…/<competition>-<experiment>/<hash>`.
             exp: the experiment of the run.
             kind: value of the tag `kind`: `cv`, `study` or `submission`.
-            name: name of the run in MLflow; None: the names of the experiment and of the run's folder.
+            name: name of the run in MLflow. If None, it consists of the names of the experiment and the run's folder.
         """
         # Imported here, because the doctor also runs without pydantic.
         from competition.config.loading import resolve_config

@@ -181,20 +181,20 @@ class UniformSoup:
                 candidate.path.unlink(missing_ok=True)
 
     def epochs(self, ranking: int) -> list[int]:
-        """Return the epochs of the k best checkpoints of one ranking, in ascending order.
+        """Return the epochs of the k best checkpoints of one ranking, in ascending order; k is `training.soup`.
 
         Args:
-            ranking: `ALL_CASES` or one of `HALVES`.
+            ranking: which validation cases rank the checkpoints: `ALL_CASES` or one of `HALVES`.
         """
         return sorted(candidate.epoch for candidate in self._best(self._candidates(), ranking))
 
     def average(self, ranking: int) -> dict[str, Tensor]:
-        """Return the mean weights of the k best checkpoints of one ranking.
+        """Return the mean weights of the k best checkpoints of one ranking; k is `training.soup`.
 
         The caller must estimate the statistics of batch normalisation again, because they do not fit the mean weights.
 
         Args:
-            ranking: `ALL_CASES` or one of `HALVES`.
+            ranking: which validation cases rank the checkpoints: `ALL_CASES` or one of `HALVES`.
 
         Raises:
             MaskfoldError: a file is damaged, or there are no checkpoints any more, because the fold was already

@@ -36,7 +36,7 @@ class StepBudget:
     Args:
         total: number of steps that is assumed at the start.
         estimates: `[step, total]` pairs of an earlier process, or of a run that is repeated; None for a new fold.
-        seconds: the time budget in seconds. None: the clock is not used, and the number of steps follows from
+        seconds: the time budget in seconds. If None, the clock is not used, and the number of steps follows from
             `estimates` or `total`.
         steps_per_epoch: number of steps of an epoch.
         validate_every: number of epochs between two validations; None if the fold has no validation cases.

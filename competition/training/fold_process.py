@@ -48,10 +48,10 @@ class Process(Protocol):
         """Wait until the process ends, and return the exit status; raise TimeoutExpired after `timeout` seconds."""
 
     def terminate(self) -> None:
-        """Send SIGTERM."""
+        """Send SIGTERM to the process."""
 
     def kill(self) -> None:
-        """Send SIGKILL."""
+        """Send SIGKILL to the process."""
 
 
 class ErrorPipe:
@@ -243,7 +243,7 @@ class LogTail:
         self._offset = self.path.stat().st_size if self.path.exists() else 0
 
     def read(self) -> None:
-        """Forward the lines that were written since the last call."""
+        """Forward the complete lines that the fold has written to its output file since the last call."""
         if not self.path.exists():
             return
         with open(self.path, "rb") as file:

@@ -144,7 +144,7 @@ def die(both: bool = False) -> None:
 
 
 def _until(true: Callable[[], bool], seconds: float = 240.0) -> None:
-    """Wait until `true()` returns True; fail after `seconds`."""
+    """Wait until `true()` returns True; raise an AssertionError after `seconds`."""
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline

@@ -212,7 +212,7 @@ def zip_bomb(name: str, head: bytes, count: int) -> bytes:
 
 
 def patched(content: bytes, *changes: tuple[int, bytes]) -> bytes:
-    """Return bytes in which some are replaced.
+    """Return a copy of `content` in which some bytes are replaced.
 
     Args:
         content: the bytes.

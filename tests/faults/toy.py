@@ -85,7 +85,11 @@ class Command:
         return self.output.read_text(errors="replace")
 
     def until(self, true: Callable[[], Any], seconds: float = LONGEST) -> None:
-        """Wait until `true()` is true; fail if the command ends before, or after `seconds`."""
+        """Wait until `true()` returns a true value.
+
+        Raises:
+            AssertionError: the command has ended, or `seconds` have passed.
+        """
         deadline = time.monotonic() + seconds
         while not true():
             assert psutil.pid_exists(self.pid) and psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE, self.said
