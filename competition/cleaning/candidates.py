@@ -380,7 +380,9 @@ def newest_change(paths: Sequence[Path]) -> float:
 
 
 def _walk(paths: Sequence[Path], accept: Callable[[str], bool]) -> Iterator[Path]:
-    """Yield all files in these files and folders; of a folder without accepted files, yield the folder itself.
+    """Yield the given files, and all accepted files in the given folders.
+
+    If a folder contains no accepted file, the folder itself is yielded.
 
     Args:
         paths: the files and folders.

@@ -143,8 +143,8 @@ def fit_weights(
 def weight_grid(count: int, parts: int) -> Iterator[Weights]:
     """Yield all weights of several runs in steps of 1 / `parts`, with the sum 1.
 
-    For more than 4 runs, only weights of single runs and of mixtures of two runs are yielded, because there would be
-    too many others.
+    For more than 4 runs, only weights of single runs and of mixtures of two runs are yielded, because the number of all
+    weights would be too large.
 
     Args:
         count: number of runs.

@@ -37,7 +37,7 @@ class TTAView:
 def count_passes(exp: Experiment) -> int:
     """Return the number of forward passes over a case per network: its test-time views, added over all axes of slices.
 
-    Networks other than 2.5D ones have a single axis of slices here.
+    For networks that are not 2.5D, this sum has a single term.
     """
     return sum(len(tta_views(exp, axis)) for axis in exp.patch.axes)
 

@@ -468,7 +468,7 @@ def _check_score(name: str, value: float, comp: Competition | None) -> None:
     """Check that a score is finite, and between 0 and 1 if the metric is a share.
 
     Raises:
-        MaskfoldError: it is not (status 2).
+        MaskfoldError: the score is not allowed (status 2).
     """
     if not isfinite(value):
         raise MaskfoldError(f"{name}: found {value:g}, expected a finite number.", "Write the board's score.", status=2)

@@ -202,10 +202,11 @@ def _grow(seeds: Labels, mask: Mask, spacing: NDArray[np.float64]) -> Labels:
 def _reliable_seeds(
     row: Mask, votes: NDArray[Any], cores: Labels, labels: Labels, spacing: NDArray[np.float64]
 ) -> Labels:
-    """Return a seed for each object: a region of the network's labels where these are reliable, else the core's object.
+    """Return a seed for each object: a region of the network's labels, or the object that grew from its core.
 
-    The region of a core consists of the voxels around the core that have the core's most frequent label. If it nearly
-    agrees with the object that grew from the core, it becomes the seed. Otherwise that object itself is the seed.
+    The region of a core consists of the voxels around the core that have the core's most frequent label. If the region
+    nearly agrees with the object that grew from the core, the labels are reliable, and the region becomes the seed.
+    Otherwise, the object itself is the seed.
 
     Args:
         row: (*spatial) bool mask of all objects.

@@ -292,6 +292,7 @@ class RemoveUncertain(Step):
     """Remove objects whose mean probability is below `value`.
 
     If no earlier step has made objects, each connected component of the mask is treated as an object.
+
     False objects often have a low probability in all their pixels. So this step removes more false than true objects.
     """
 

@@ -177,8 +177,8 @@ def draw_thresholds(
 ) -> None:
     """Draw the mean Dice of each class as a function of the probability threshold.
 
-    The mean Dice of the run itself is marked. For cases without the class, a second line shows the share that stays
-    empty at each threshold.
+    The mean Dice of the run itself is marked. A second line shows the share of the cases without the class whose mask
+    is empty at each threshold.
 
     Args:
         tallies: counts of each class.

@@ -348,7 +348,7 @@ def _split_histogram(axes: Axes, values_by_split: Mapping[str, Sequence[float]])
 
 
 def _count_histogram(axes: Axes, values: np.ndarray, colour: tuple[float, float, float]) -> None:
-    """Draw a histogram of values that are counted; the horizontal axis is logarithmic if their range is wide."""
+    """Draw a histogram of counts or sizes; the horizontal axis is logarithmic if their range is wide."""
     low, high = float(values.min()), float(values.max())
     if low > 0 and high / low > LOG_RATIO_COUNTS:
         edges = np.geomspace(low, high * 1.0001, BINS + 1)

@@ -82,9 +82,9 @@ def viewer_script() -> Markup:
 def viewer_cases(results: RunResults, oof: OofPredictions) -> list[str]:
     """Return the ids of the cases for the viewer: those with a score, the worst first, then those without a score.
 
-    If there are more than `MAX_CASES` cases, three quarters of the returned cases are the worst ones, and the others an
-    even sample of the rest. If the cases have more than `MAX_VOXELS` voxels together, the last ones are left out, but
-    at least ten stay.
+    If there are more than `MAX_CASES` cases, three quarters of the returned cases are the worst ones. The last quarter
+    is an even sample of the remaining cases. If the cases have more than `MAX_VOXELS` voxels together, the last ones
+    are left out, but at least ten stay.
     """
     ranked = [case for case, _ in reversed(rank_cases(results))]
     order = [*ranked, *(case for case in oof.fold_of if case not in set(ranked))]
@@ -285,8 +285,8 @@ def _set_numbers(masks: NDArray[np.bool_], sets: list[tuple[int, ...]]) -> NDArr
 
     Args:
         masks: (slices, K, rows, columns) bool.
-        sets: the combinations that have a number: that with the number n is at index n - 1. New ones are appended. If
-            there are more than `MAX_SETS`, pixels with further combinations get 0.
+        sets: the combinations that have a number; the combination with the number n is at index n - 1. New combinations
+            are appended. If there are more than `MAX_SETS`, pixels with further combinations get 0.
     """
     numbers = np.zeros((masks.shape[0], *masks.shape[2:]), np.uint8)
     where = np.nonzero(masks.any(axis=1))

@@ -102,7 +102,7 @@ class WeightedMean:
     def result(self) -> Probabilities:
         """Return the weighted mean, (P, *spatial) float16.
 
-        If a single run was added, with the weight 1, its array is returned itself.
+        If only one run was added, with the weight 1, its array is returned without a copy.
 
         Raises:
             ValueError: the weights do not add up to 1.
@@ -195,9 +195,9 @@ class EnsembleOof:
 
     @property
     def has_presence(self) -> bool:
-        """Whether every prediction has class presence: each set of weights is positive for a run with a presence head.
+        """Whether class presence can be computed for every case.
 
-        The sets of weights are `weights` and those of each fold.
+        For this, `weights` and the weights of each fold must contain a run with a presence head and a weight above 0.
         """
         has_head = [oof.run.exp.gate is not None for oof in self.oofs]
         return all(

@@ -375,7 +375,7 @@ class MetricsLog:
         return json.dumps({"step": step, "epoch": epoch, "time": time.time(), "metrics": finite})
 
     def append_line(self, line: str) -> None:
-        """Append a line to the file; after a kill, the file has the whole line or nothing of it."""
+        """Append a line to the file; if the process is killed, the file contains the whole line or nothing of it."""
         atomic_append(self.path, line.encode() + b"\n")
 
     def append(self, step: int, epoch: int, metrics: dict[str, float]) -> None:

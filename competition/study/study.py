@@ -472,10 +472,10 @@ def read_trials(folder: Path) -> dict[str, Any]:
 
 
 def _best(record: dict[str, Any]) -> list[int]:
-    """Return the number of the best trial in the content of an old `trials.json` that lacks the key `best`.
+    """Return a list with the number of the best trial, from the content of an old `trials.json` without the key `best`.
 
-    Such files have no constraints, and a higher score is better. With several objectives, or without a complete trial,
-    the list is empty.
+    Such files have no constraints. Objectives in `MINIMISED` are better if they are lower, all others if they are
+    higher. With several objectives, or without a complete trial, the list is empty.
     """
     complete = [trial for trial in record["trials"] if trial["state"] == "complete"]
     if not complete or len(record["objectives"]) > 1:

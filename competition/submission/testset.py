@@ -32,7 +32,7 @@ class TestSet:
         rows: rows of the case table.
         profile: the file format.
         sample: the host's sample submission; None if there is none.
-        names: ids of the rows of each case in the file, by case id: one id, or one id per slice.
+        names: ids of the rows of each case in the submission file, by case id: one id, or one id per slice.
     """
 
     __test__ = False  # tells pytest that this class is not a test, although its name begins with Test
@@ -157,7 +157,7 @@ def add_suffix(name: str, suffix: str) -> str:
 
 
 def row_names(row: Any, profile: Profile, sample: SampleSubmission | None) -> list[str]:
-    """Return the ids of the rows of a case in the file: the case id, or one id per slice.
+    """Return the ids of the rows of a case in the submission file: the case id, or one id per slice.
 
     If there is a sample, the ids of slices are spelt as in the sample.
 

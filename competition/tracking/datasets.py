@@ -1,4 +1,4 @@
-"""Log the cases of a run as MLflow datasets: one for training, validation and test cases each, with a digest."""
+"""Log the training, validation and test cases of a run as three MLflow datasets, each with a digest."""
 
 from __future__ import annotations
 

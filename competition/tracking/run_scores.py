@@ -89,8 +89,8 @@ def read_run_scores_of(
 ) -> RunScores | None:
     """Return the score estimates of a run.
 
-    If post-processing was tuned, the estimates come from `run_scores`. If it was not tuned, or if the folder cannot be
-    read as a run, they come from the summary. In the second case, a warning is logged.
+    If post-processing was tuned, the estimates come from `run_scores`. If it was not tuned, they come from the summary.
+    If the tuned score cannot be read, a warning is logged, and the estimates also come from the summary.
 
     Args:
         folder: the run's folder.

@@ -147,7 +147,10 @@ def _wait_until_ready(server: subprocess.Popen[bytes], host: str, port: int, log
 
 
 def _url(host: str, port: int) -> str:
-    """Return the URL of the server for a browser on this machine; addresses that mean "all" become the loopback one."""
+    """Return the URL of the server for a browser on this machine.
+
+    If the server listens on all addresses (`0.0.0.0` or `::`), the URL has the loopback address.
+    """
     name = "127.0.0.1" if host == "0.0.0.0" else "[::1]" if host == "::" else f"[{host}]" if ":" in host else host
     return f"http://{name}:{port}"
 

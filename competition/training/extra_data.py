@@ -110,7 +110,7 @@ def check_extra_data(run: Run, jobs: Sequence[FoldJob]) -> None:
 
     Raises:
         MaskfoldError: all networks of a run in `pseudo.from` were trained on validation cases of a fold. The message
-            shows how.
+            lists some of these cases.
     """
     for job in jobs if run.exp.pseudo is not None else ():
         find_teachers(run, job)
@@ -272,7 +272,7 @@ def exclude_leaks(run: Run, table: pd.DataFrame, fold: int, key: str) -> tuple[p
 def _pseudo_label_cases(
     rows: pd.DataFrame, teachers: Sequence[Teacher], exp: Experiment, job: FoldJob, context: Context
 ) -> tuple[dict[str, Path], dict[str, Any]]:
-    """Pseudo-label images.
+    """Predict the pseudo-labels of images, and store the images with them as preprocessed cases.
 
     Args:
         rows: rows of the table of unlabelled images.
@@ -385,7 +385,7 @@ def find_teachers(run: Run, job: FoldJob) -> list[Teacher]:
 
     Raises:
         MaskfoldError: all networks of a run in `pseudo.from` were trained on validation cases of the fold (the message
-            shows how), or the run has other classes (status 2).
+            lists some of them), or the run has other classes (status 2).
     """
     pseudo, protected, teachers = run.exp.pseudo, HeldOutCases(run, job.fold), []
     context = Context(job.trust)

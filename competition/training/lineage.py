@@ -216,14 +216,14 @@ def initial_weights_cases(run: Run, fold: int, context: Context = Context()) -> 
 
 
 def cases_via(how: str, run: Run, fold: int, seed: int, context: Context = Context()) -> list[TrainingCases]:
-    """Return the training cases of another network, as part of the lineage of a network that it has influenced.
+    """Return the training cases of one network, as part of the lineage of a second network that it has influenced.
 
     Args:
-        how: how it has influenced that network, e.g. `started from`. This text and the name of the other network become
-            the first entry of each `chain`.
-        run: the run of the other network.
-        fold: number of its fold; -1 for the training on all cases.
-        seed: index of its seed.
+        how: how the first network has influenced the second, e.g. `started from`. This text and the name of the first
+            network become the first entry of each `chain`.
+        run: the run of the first network.
+        fold: number of the fold of the first network; -1 for the training on all cases.
+        seed: index of the seed of the first network.
         context: context with the trusted packages.
     """
     step = f"{how} {member_name(run, fold, seed)}"
