@@ -26,7 +26,9 @@ from timing import Ratio, alternate, missing
 
 from competition.augment.custom import MonaiTransforms
 from competition.augment.images import ImageAugment
-from competition.augment.volumes import Blur, Brightness, Contrast, Gamma, Noise, VolumeAugment, Warp, build_preset
+from competition.augment.volume_geometry import Warp
+from competition.augment.volume_intensity import Blur, Brightness, Contrast, Gamma, Noise
+from competition.augment.volumes import VolumeAugment, build_preset
 from competition.config.experiment import AugmentConfig
 from competition.text import format_count
 

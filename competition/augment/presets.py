@@ -112,9 +112,21 @@ IMAGE_PRESETS = {
     ),
 }
 
-# 3D transforms by name, in the order of sampling and application.
-TRANSFORMS: Registry[Callable[..., Any]] = Registry("3D transform", "competition.augment.volumes", ordered=True)
-# Presets for volumes (and 2.5D): the values of each transform, see its class in `competition.augment.volumes`.
+# 3D transforms by name, in the order of sampling and application: first geometry, then intensities in the order of a
+# scanner (optics, noise, amplifier).
+TRANSFORMS: Registry[Callable[..., Any]] = Registry(
+    "3D transform",
+    modules={
+        "warp": "competition.augment.volume_geometry",
+        "blur": "competition.augment.volume_intensity",
+        "noise": "competition.augment.volume_intensity",
+        "brightness": "competition.augment.volume_intensity",
+        "contrast": "competition.augment.volume_intensity",
+        "gamma": "competition.augment.volume_intensity",
+    },
+    ordered=True,
+)
+# Presets for volumes (and 2.5D): the values of each transform, see its class in the transform's module.
 VOLUME_PRESETS: dict[str, dict[str, dict[str, float | Range]]] = {
     "light": {
         "warp": {"rotate": 0.2, "degrees": 10, "zoom": 0.2, "zoom_factor": (0.85, 1.15)},

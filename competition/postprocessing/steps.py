@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from competition.config.competition import PositiveInt, UnitInterval
 from competition.config.experiment import Experiment
@@ -207,7 +207,9 @@ class Split(Step):
     """Separate touching objects by a watershed.
 
     Set either `distance` or `boundary`. With `distance`, the seeds are peaks of the distance to the background. With
-    `boundary`, they are regions in which the probability of being inside an object is high.
+    `boundary`, they are regions in which the probability of being inside an object is high. With `boundary` and
+    `depth`, they are peaks of the sum of this probability and the square root of a distance, see
+    `mask_operations.split_inner_peaks`.
     """
 
     searched_twice = True
@@ -218,19 +220,32 @@ class Split(Step):
     smooth: Annotated[float, Field(ge=0)] = 1.0
     # Seeds are the pixels whose probability of being inside an object is above this value.
     boundary: UnitInterval | None = None
-    smallest: PositiveInt = 4  # minimum seed size in pixels
+    smallest: PositiveInt = 4  # minimum seed size in pixels; used only without `depth`
+    # Minimum height, above the saddle to a higher peak, of a peak of probability and distance together. The distance is
+    # that to the pixels whose probability of being inside an object is at most `boundary`.
+    depth: Annotated[float, Field(gt=0)] | None = None
 
     @model_validator(mode="after")
     def _check_method(self) -> Split:
         if (self.distance is None) == (self.boundary is None):
             raise ValueError("`split` requires exactly one of `distance` and `boundary`")
+        if self.depth is not None and self.boundary is None:
+            raise ValueError("`split` with `depth` requires `boundary`")
         return self
+
+    @model_serializer(mode="wrap")
+    def _omit_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out `depth` if it is not set, so that the stored steps of earlier versions stay the same."""
+        return {key: value for key, value in handler(self).items() if key != "depth" or value is not None}
 
     def apply(self, current: ClassMask, case: CaseProbabilities, index: int) -> ClassMask:
         """Apply this step to one class; see `Step.apply`."""
         if self.boundary is not None:
-            interior = case.interior(index)
-            objects = mask_operations.split_seeds(current.mask, interior, self.boundary, self.smallest)
+            mask, interior = current.mask, case.interior(index)
+            if self.depth is not None:
+                objects = mask_operations.split_inner_peaks(mask, interior, self.boundary, self.depth, self.smooth)
+            else:
+                objects = mask_operations.split_seeds(mask, interior, self.boundary, self.smallest)
         else:
             assert self.distance is not None  # `_check_method`
             objects = mask_operations.split_distance(current.mask, self.smooth, self.distance)
@@ -238,7 +253,7 @@ class Split(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[Split] | None:
-        """Return splits by distance and, if there is a boundary class, also by boundary.
+        """Return splits by distance and, if there is a boundary class, also by boundary and by both together.
 
         Return None if the competition does not score objects.
         """
@@ -248,6 +263,8 @@ class Split(Step):
         splits = [cls(distance=depth, smooth=smooth) for depth, smooth in pairs]
         if search.has_boundary:
             splits += [cls(boundary=level) for level in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)]
+            both = product((0.6, 0.8), (0.4, 0.6, 0.8))
+            splits += [cls(boundary=level, depth=depth, smooth=1.5) for level, depth in both]
         return splits
 
     def find_problem(self, exp: Experiment) -> str | None:

@@ -23,7 +23,7 @@ from competition.tracking.store import (
     project_root,
     truncate_text,
 )
-from competition.tracking.sync import RUN_KEY, RunUploader
+from competition.tracking.uploader import RUN_KEY, RunUploader
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

@@ -27,8 +27,8 @@ from competition.tracking.store import (
     project_root,
     truncate_text,
 )
-from competition.tracking.sync import RUN_KEY, TOKEN_TAG
 from competition.tracking.sync_state import read_sync_state
+from competition.tracking.uploader import RUN_KEY, TOKEN_TAG
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

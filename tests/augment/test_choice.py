@@ -14,7 +14,8 @@ import torch
 from competition.augment import build_batch_transform, build_loader_transform, flip_axes
 from competition.augment.custom import MonaiTransforms
 from competition.augment.images import ImageAugment
-from competition.augment.volumes import Flip, PlanesAugment, VolumeAugment
+from competition.augment.volume_geometry import Flip
+from competition.augment.volumes import PlanesAugment, VolumeAugment
 from competition.config.experiment import AugmentConfig
 from competition.data.dataset import BatchSampler, PatchDataset
 from competition.errors import MaskfoldError

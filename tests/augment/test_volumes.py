@@ -9,31 +9,24 @@ import pytest
 import torch
 
 from competition.augment.presets import TRANSFORMS, VOLUME_PRESETS
-from competition.augment.volumes import (
+from competition.augment.volume_geometry import Displacement, Flip, Warp, elastic_field, sampling_grid, spline_weights
+from competition.augment.volume_intensity import (
     Blur,
     Brightness,
     Contrast,
-    Displacement,
-    Flip,
     Gamma,
     GammaCurve,
-    GeometricTransform,
     Noise,
     NoiseLevel,
     Softening,
-    VolumeAugment,
-    VolumeTransform,
-    Warp,
     apply_along_axes,
-    apply_to_samples,
     contrast,
     downsampling_matrix,
-    elastic_field,
     gamma,
     gaussian_matrix,
-    sampling_grid,
-    spline_weights,
 )
+from competition.augment.volume_transform import GeometricTransform, VolumeTransform
+from competition.augment.volumes import VolumeAugment, apply_to_samples
 from competition.config.experiment import AugmentConfig
 
 LEVELS = ("light", "medium", "heavy")

@@ -74,7 +74,7 @@ def test_skip_is_told_in_the_runs_folder_table_and_exit_summary(
 
     from competition.cli.console import cv_table
     from competition.cli.train import _case_warnings, skipped_lines
-    from competition.tracking.sync import RUN_FILES
+    from competition.tracking.uploader import RUN_FILES
     from competition.training.cross_validate import CvSummary, open_run
 
     monkeypatch.chdir(tmp_path)

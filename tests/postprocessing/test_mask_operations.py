@@ -295,9 +295,38 @@ def test_seeds_are_of_one_side_and_large_enough():
     assert mask_operations.split_seeds(mask, inside, 0.5, 3).max() == 3
 
 
+def test_a_weak_neck_and_a_weak_border_add_up() -> None:
+    """Two discs: the distance rises by less than the depth, and so does the probability, but their sum does not."""
+    left, right = disc((40, 60), 20, 18, 12), disc((40, 60), 20, 30, 12)
+    mask = left | right
+    inside = np.where(mask, 0.9, 0.1)
+    inside[:, 23:26] = np.where(mask[:, 23:26], 0.65, 0.1)
+    flat = np.where(mask, 0.9, 0.1)
+    depth = 0.3
+    assert mask_operations.split_inner_peaks(mask, flat, 0.5, depth, 1.5).max() == 1
+    everywhere = np.ones(mask.shape, bool)
+    assert mask_operations.split_inner_peaks(everywhere, np.maximum(inside, 0.6), 0.5, depth, 1.5).max() == 1
+    parted = mask_operations.split_inner_peaks(mask, inside, 0.5, depth, 1.5)
+    columns = np.broadcast_to(np.arange(60), mask.shape)
+    assert parted.max() == 2 and parts_well(parted, mask)
+    assert set(parted[mask & (columns < 23)]) == {parted[20, 18]} != set(parted[mask & (columns > 25)])
+    assert mask_operations.split_inner_peaks(mask, inside, 0.5, 0.9, 1.5).max() == 1
+
+
+def test_small_and_large_objects_need_the_same_depth() -> None:
+    """Two discs that touch, at once and twice the size: the square root of the distance rises by a similar amount."""
+    for scale in (1, 2):
+        mask = disc((40 * scale, 60 * scale), 20 * scale, 18 * scale, 9 * scale) | disc(
+            (40 * scale, 60 * scale), 20 * scale, 34 * scale, 9 * scale
+        )
+        inside = np.where(mask, 0.9, 0.1)
+        assert mask_operations.split_inner_peaks(mask, inside, 0.5, 0.5, 0).max() == 2
+        assert mask_operations.split_inner_peaks(mask, inside, 0.5, 2.5, 0).max() == 1
+
+
 @many
 @given(masks, st.data())
-def test_both_splits_cover_the_mask(mask, data):
+def test_all_splits_cover_the_mask(mask, data):
     levels = st.sampled_from([0.0, 0.5, 1.0])
     inside = data.draw(hnp.arrays(np.float16, mask.shape, elements=levels, fill=st.nothing()))
     seeds, count = numbered((inside > 0.25) & mask, corners=False)
@@ -309,6 +338,7 @@ def test_both_splits_cover_the_mask(mask, data):
     assert all(len(np.unique(labels[seeds == number])) == 1 for number in large)
     for smooth in (0, 1):
         assert parts_well(mask_operations.split_distance(mask, smooth, 0.5), mask)
+        assert parts_well(mask_operations.split_inner_peaks(mask, inside, 0.5, 0.5, smooth), mask)
 
 
 # All of them
@@ -330,6 +360,9 @@ ALL: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     )[0],
     "split_distance": lambda mask: mask_operations.split_distance(mask, 1, 0.5),
     "split_seeds": lambda mask: mask_operations.split_seeds(mask, frozen(mask.astype(np.float16)), 0.5, 2),
+    "split_inner_peaks": lambda mask: mask_operations.split_inner_peaks(
+        mask, frozen(mask.astype(np.float16)), 0.5, 0.5, 1
+    ),
 }
 
 

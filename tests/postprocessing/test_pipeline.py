@@ -308,6 +308,17 @@ def test_split_by_the_boundary_class() -> None:
     same(apply_step(ClassMask(one), StepConfig(split=Split(boundary=0.65)), evidence, 0).objects, one, np.int32)
 
 
+def test_split_by_the_boundary_class_and_the_distance() -> None:
+    whole = np.ones((3, 7), bool)
+    values = shares(("0000000",) * 3, ("9983899",) * 3, ("1127211",) * 3)
+    evidence = CaseProbabilities(values, comp_of("a", instances=True))
+    for depth, count in ((0.6, 2), (2.5, 1)):
+        step = StepConfig(split=Split(boundary=0.5, depth=depth, smooth=0))
+        found = apply_step(ClassMask(whole), step, evidence, 0)
+        assert found.objects is not None and found.objects.max() == count
+        same(found.mask, whole, np.bool_)
+
+
 def test_split_by_the_distance() -> None:
     rows, columns = np.ogrid[:24, :40]
     discs = ((rows - 12) ** 2 + (columns - 11) ** 2 <= 64) | ((rows - 12) ** 2 + (columns - 26) ** 2 <= 64)

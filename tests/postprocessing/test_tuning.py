@@ -270,6 +270,15 @@ def test_weights_of_the_grid_are_weights(count):
 def test_a_split_needs_one_way():
     with pytest.raises(ValueError, match="exactly one of `distance` and `boundary`"):
         Split(distance=1.0, boundary=0.5)
+    with pytest.raises(ValueError, match="requires `boundary`"):
+        Split(distance=1.0, depth=0.5)
+
+
+def test_a_stored_split_of_an_earlier_version_stays_equal():
+    stored = {"split": {"distance": None, "smooth": 1.0, "boundary": 0.5, "smallest": 4}}
+    assert StepConfig.model_validate(stored).model_dump() == stored
+    deep = {"split": {"distance": None, "smooth": 1.5, "boundary": 0.7, "smallest": 4, "depth": 0.6}}
+    assert StepConfig.model_validate(deep).model_dump() == deep
 
 
 def test_a_mask_is_made_by_the_first_step_only(tiny):

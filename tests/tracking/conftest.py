@@ -10,7 +10,7 @@ import pytest
 
 from competition.config.experiment import Experiment
 from competition.tracking.store import RunMetadata, find_mlflow_store
-from competition.tracking.sync import RunUploader
+from competition.tracking.uploader import RunUploader
 from tests.conftest import add_mlflow_database
 
 

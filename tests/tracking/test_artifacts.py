@@ -12,7 +12,7 @@ import pytest
 from competition.io import atomic_write
 from competition.tracking import artifacts as artifacts_module
 from competition.tracking.artifacts import link_file, local_folder
-from competition.tracking.sync import RunUploader
+from competition.tracking.uploader import RunUploader
 from tests.tracking.conftest import finish_fold
 from tests.tracking.test_uploader import fetch
 

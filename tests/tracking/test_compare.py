@@ -21,7 +21,7 @@ import cv2
 import pytest
 
 from competition.tracking.store import view_link
-from competition.tracking.sync import RunUploader
+from competition.tracking.uploader import RunUploader
 from tests.tracking.conftest import finish_fold, line
 from tests.tracking.test_sync import free_port
 from tests.tracking.test_uploader import fetch

@@ -11,7 +11,7 @@ import pytest
 from competition.config.experiment import Experiment
 from competition.errors import MaskfoldError
 from competition.tracking.registry import RegisteredVersion, register_model
-from competition.tracking.sync import RunUploader
+from competition.tracking.uploader import RunUploader
 from tests.tracking.conftest import finish_fold, line
 from tests.tracking.test_uploader import fetch
 

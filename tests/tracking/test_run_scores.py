@@ -14,7 +14,7 @@ from competition.records import with_own_digest
 from competition.runs.summary import RunScores, ScoreEstimate, write_summary
 from competition.tracking.run_scores import describe_scores, mean_curves, score_metrics
 from competition.tracking.store import MAX_TAG_LENGTH, RunMetadata, build_saved_view, is_outdated_view
-from competition.tracking.sync import RunUploader
+from competition.tracking.uploader import RunUploader
 from tests.tracking.conftest import finish_fold, line
 from tests.tracking.test_uploader import fetch
 

@@ -9,8 +9,8 @@ import pytest
 
 from competition.tracking.store import RunMetadata, connect_mlflow, find_mlflow_store, project_root
 from competition.tracking.submissions import log_submission
-from competition.tracking.sync import RUN_KEY, RunUploader
 from competition.tracking.sync_state import read_sync_state
+from competition.tracking.uploader import RUN_KEY, RunUploader
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ def test_a_server_that_is_down_is_told_once_and_served_later(
 def test_a_store_that_hangs_holds_the_end_for_a_bounded_time(
     run_folder: Path, exp: Experiment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("competition.tracking.sync.connect_mlflow", lambda store: time.sleep(20))
+    monkeypatch.setattr("competition.tracking.uploader.connect_mlflow", lambda store: time.sleep(20))
     with (
         caplog.at_level(logging.WARNING, "competition"),
         MlflowSync(run_folder, exp, interval=0.01, timeout=0.2) as shipper,

@@ -9,7 +9,7 @@ import pytest
 
 from competition.config.experiment import Experiment
 from competition.tracking.store import RunMetadata, connect_mlflow, find_mlflow_store
-from competition.tracking.sync import RunUploader
+from competition.tracking.uploader import RunUploader
 from tests.tracking.conftest import line
 from tests.tracking.test_uploader import fetch
 

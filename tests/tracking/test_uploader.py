@@ -12,7 +12,7 @@ import pytest
 
 from competition.config.experiment import Experiment
 from competition.tracking.store import VIEW_TAG, RunMetadata, connect_mlflow, find_mlflow_store
-from competition.tracking.sync import RunUploader
+from competition.tracking.uploader import RunUploader
 from tests.tracking.conftest import finish_fold, line
 
 New = Callable[[], RunUploader]
@@ -240,7 +240,7 @@ def test_a_finished_run_needs_no_mlflow(run_folder: Path, delivery: New, monkeyp
     first.begin()
     first.upload(last=True)
     first.close("FINISHED")
-    monkeypatch.setattr("competition.tracking.sync.connect_mlflow", lambda store: pytest.fail("MLflow was opened"))
+    monkeypatch.setattr("competition.tracking.uploader.connect_mlflow", lambda store: pytest.fail("MLflow was opened"))
     again = delivery()
     again.begin()
     again.upload(last=True)
