@@ -1,4 +1,6 @@
-"""Compare the times of Maskfold's checkpoint writer and of torch.save, which does not make sure the file is on disk.
+"""Compare the time of Maskfold's checkpoint writer with that of torch.save.
+
+Only Maskfold's writer syncs the file to the disk, and writes it under a temporary name before it renames it.
 
     python benchmarks/checkpoint.py                    # 24 M parameters, Adam's moments, averaged weights: 366 MiB
     python benchmarks/checkpoint.py --million 0.1      # milliseconds, for a test

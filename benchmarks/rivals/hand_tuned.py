@@ -61,7 +61,7 @@ class Preparation:
 
     Attributes:
         dims: number of spatial dimensions, 2 or 3.
-        is_ct: whether the images are CT, i.e. volumes that all have values below -200.
+        is_ct: whether the images are taken to be CT: they are volumes, and at least one has a value below -200.
         spacing: median spacing of the training cases in mm, to which volumes are resampled.
     """
 

@@ -397,7 +397,11 @@ def _window(
 
 
 def _to_float16(sums: torch.Tensor) -> np.ndarray:
-    """Convert weighted sums that are complete to float16 in host memory; raise an error if a value is not finite."""
+    """Convert complete weighted sums of probabilities to float16 in host memory.
+
+    Raises:
+        MaskfoldError: a value is not finite.
+    """
     values = sums.half()
     if not torch.isfinite(values).all():
         raise MaskfoldError(

@@ -1,4 +1,4 @@
-"""Map test cases to the ids of the rows in the host's file."""
+"""Map test cases to the ids of their rows in a submission file of the host's format."""
 
 from __future__ import annotations
 
