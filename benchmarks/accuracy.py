@@ -12,12 +12,15 @@ Recipes:
 - the scripts in `benchmarks/rivals/`: `monai_tutorial` and `hand_tuned`.
 
 Each fold runs on one core. All recipes train and predict the same folds. The same code scores their predictions,
-without post-processing. Maskfold's recipes get the minutes as `training.budget_minutes`, by the clock. A rival's whole
-process gets the processor seconds that `init` used for the same fold, so that a busy machine favours neither. The
-processor seconds of `init` are those of the whole command (start, preparation, training, prediction, summary).
+without post-processing.
 
-Each finished fold is a line in WORK/rows.jsonl; finished lines are not computed again. The table has the competition's
-metric over the cases of all folds and seeds, and the difference to `init` with its 95 % interval, paired by case.
+Maskfold's recipes get the minutes as `training.budget_minutes`, which is wall time. A rival, i.e. one of the scripts,
+gets processor time instead: as many seconds as the whole command of `init` used for the same fold (start, preparation,
+training, prediction and summary). A busy machine thus favours neither of them.
+
+Each finished fold becomes a line of WORK/rows.jsonl and is not computed again. The table shows the competition's metric
+over the cases of all folds and seeds. It also shows the difference to `init`, with a 95 % interval from the paired
+differences of the cases.
 """
 
 from __future__ import annotations
@@ -65,20 +68,28 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hold a recipe: its name, the user's experiment if there is one, and a digest of its content."""
+    """Describe a way to train: Maskfold with an experiment, or the script of a rival.
+
+    Attributes:
+        name: the recipe's name: `init`, the name of a script in `benchmarks/rivals/`, or a name given by the user.
+        experiment: YAML file of the user's experiment; None for `init` and for a rival's script.
+    """
 
     name: str
     experiment: Path | None = None
 
     @property
     def script(self) -> Path | None:
-        """The rival's script; None for a recipe of Maskfold."""
+        """The rival's script; None if Maskfold trains the recipe."""
         path = RIVALS / f"{self.name}.py"
         return path if self.experiment is None and path.exists() else None
 
     @property
     def digest(self) -> str:
-        """Digest of the experiment or script; empty for `init`, whose experiment is made for each data set."""
+        """First 12 hexadecimal digits of the SHA-256 of the experiment or script, to notice changes.
+
+        Empty for `init`, because its experiment differs between data sets.
+        """
         if self.experiment is not None:
             plain = resolve_config(load_experiment(self.experiment, trust=None))
             return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
@@ -87,7 +98,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Data:
-    """Hold a data set: its name, the YAML file of its competition, the competition, and the CSV of its folds."""
+    """Hold a data set and its split into folds.
+
+    Attributes:
+        name: name of the data set, one of `DATA`.
+        yaml: YAML file of the competition.
+        comp: the competition.
+        folds: CSV with the columns id and fold.
+    """
 
     name: str
     yaml: Path
@@ -96,7 +114,11 @@ class Data:
 
 
 def parse_recipe(text: str) -> Recipe:
-    """Return the recipe that a command-line argument names, e.g. `init` or `mine=mine.yaml`."""
+    """Return the recipe that a command-line argument names, e.g. `init` or `mine=mine.yaml`.
+
+    Raises:
+        SystemExit: the file does not exist, or there is no script with this name.
+    """
     name, _, file = text.partition("=")
     recipe = Recipe(name, Path(file) if file else None)
     if recipe.experiment is not None and not recipe.experiment.exists():
@@ -111,7 +133,16 @@ def parse_recipe(text: str) -> Recipe:
 
 
 def open_data(name: str, work: Path, folds: int, small: bool) -> Data:
-    """Return a data set; make phantoms and demos in `work` if the repository's folder `data` lacks them."""
+    """Return a data set and write its folds to a CSV in `work`, if it is not there yet.
+
+    Phantoms and demos are made in `work` if the repository's folder `data` lacks them, or if `small` is set.
+
+    Args:
+        name: name of the data set, one of `DATA`.
+        work: folder for the CSV of folds and for generated data.
+        folds: number of folds into which the cases are split.
+        small: whether to generate a data set with only a few cases.
+    """
     shipped = REPOSITORY / "experiments" / name / "competition.yaml"
     root = REPOSITORY / "data" / name
     if name in (*DEMOS, *PHANTOMS) and (small or not root.exists()):
@@ -127,7 +158,15 @@ def open_data(name: str, work: Path, folds: int, small: bool) -> Data:
 
 
 def make_data(name: str, root: Path, cases: int | None) -> None:
-    """Make a demo or phantoms; convert DICOM phantoms with the command that `maskfold demo` prints."""
+    """Generate a demo or a data set of phantoms in the folder `root`.
+
+    The phantoms of `spleen` are DICOM files. They are converted with the commands that `maskfold demo` prints.
+
+    Args:
+        name: name of the data set.
+        root: folder of the data.
+        cases: number of training cases; None for the usual number. If it is given, there is only one test case.
+    """
     few = None if cases is None else 1
     if name in DEMOS:
         make_demo(DEMOS[name], root, cases=cases, test_cases=few)
@@ -154,7 +193,7 @@ def call(command: Sequence[str], folder: Path) -> None:
     """Run a command on one thread.
 
     Raises:
-        RuntimeError: the command failed; the message is its last line.
+        RuntimeError: the command failed; the message is the last line that it printed.
     """
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
@@ -166,7 +205,14 @@ def call(command: Sequence[str], folder: Path) -> None:
 
 
 def run_own(data: Data, recipe: Recipe, minutes: float, seed: int, fold: int, work: Path) -> Row:
-    """Train an experiment of Maskfold for `minutes`, predict the fold's held-out cases, and return the scores."""
+    """Train a recipe with Maskfold for `minutes` of wall time, and predict and score the fold's held-out cases.
+
+    Returns:
+        The result of the fold: number of training steps, processor and wall seconds, and the scores of the cases.
+
+    Raises:
+        RuntimeError: the command failed.
+    """
     folder = work / "runs" / f"{data.name}-{recipe.name}-{minutes:g}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     experiment = recipe.experiment.resolve() if recipe.experiment is not None else None
@@ -197,8 +243,16 @@ def run_own(data: Data, recipe: Recipe, minutes: float, seed: int, fold: int, wo
 
 
 def plan_own(data: Data, minutes: float, folder: Path, experiment: Path) -> None:
-    """Run `maskfold init`, replace its competition YAML by the data set's own YAML, and plan the experiment again."""
-    # The first of several layouts: the shipped YAML has the right one.
+    """Write the experiment of the recipe `init`: run `maskfold init`, and plan again with the shipped competition YAML.
+
+    Args:
+        data: the data set.
+        minutes: training budget in minutes of wall time.
+        folder: working directory of the commands.
+        experiment: the YAML file that `maskfold init` writes.
+    """
+    # If `init` recognises several layouts of the data, use the first. The shipped YAML, which has the right layout,
+    # replaces the competition's YAML below.
     words = ["init", str(data.comp.root), "--name", data.name, "--layout", "1", "--no-measure"]
     maskfold(words, folder)
     shipped = yaml.safe_load(data.yaml.read_text(encoding="utf-8"))
@@ -208,7 +262,14 @@ def plan_own(data: Data, minutes: float, folder: Path, experiment: Path) -> None
 
 
 def run_rival(data: Data, recipe: Recipe, seconds: float, seed: int, fold: int, work: Path) -> Row:
-    """Train and predict a fold with a rival's script in `seconds` of processor time; return the scores."""
+    """Train and predict a fold with a rival's script in `seconds` of processor time.
+
+    Returns:
+        The result of the fold, as for `run_own`.
+
+    Raises:
+        RuntimeError: the script failed.
+    """
     folder = work / "runs" / f"{data.name}-{recipe.name}-{seconds:.0f}s-{seed}-{fold}"
     folder.mkdir(parents=True, exist_ok=True)
     words = {
@@ -239,7 +300,7 @@ KEYS = ("data", "recipe", "digest", "minutes", "seed", "fold")
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read the finished rows; ignore a last line that a killed process left incomplete."""
+    """Return the results of the finished folds; ignore a line that a killed process left incomplete."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
@@ -250,7 +311,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def append_row(path: Path, row: Row) -> None:
-    """Append a row in one write, on a line of its own."""
+    """Append the result of a fold to the file of results, on a line of its own, in one write."""
     cut_off = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
     with open(path, "a", encoding="utf-8") as file:
         file.write(("\n" if cut_off else "") + json.dumps(row) + "\n")
@@ -259,14 +320,23 @@ def append_row(path: Path, row: Row) -> None:
 
 
 def scores_of(rows: Iterable[Row]) -> pd.DataFrame:
-    """Return the scores of all cases; ids contain the seed, so that a case counts once per seed."""
+    """Return the scores of all cases of several folds, one row per case, class and seed.
+
+    The column `id` contains case and seed, so that the metric treats a case as a different case for each seed. The
+    columns `case` and `seed` contain them separately.
+    """
     tables = [pd.DataFrame(row["cases"]).assign(case=lambda t: t["id"], seed=row["seed"]) for row in rows]
     table = pd.concat(tables, ignore_index=True)
     return table.assign(id=table["case"] + "#" + table["seed"].astype(str))
 
 
 def table_lines(rows: Sequence[Row], comps: dict[str, Competition]) -> list[str]:
-    """Return the table in Markdown: one line for each data set, number of minutes, and recipe."""
+    """Return the lines of the result table in Markdown: one row for each data set, number of minutes, and recipe.
+
+    Args:
+        rows: results of the finished folds.
+        comps: the competition of each data set.
+    """
     lines = [
         "| data | minutes | recipe | score | against init (95 %) | better, worse | steps | processor s |",
         "|---|---:|---|---:|---|---|---:|---:|",
@@ -303,7 +373,7 @@ def table_lines(rows: Sequence[Row], comps: dict[str, Competition]) -> list[str]
 
 
 def main() -> int:
-    """Run the unfinished folds, and print the table."""
+    """Run the unfinished folds, and print the table; return the exit status, which is 1 if a fold failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", default=list(DATA), choices=DATA, metavar="NAME")
     parser.add_argument("--recipes", nargs="+", default=[DEFAULT, "monai_tutorial", "hand_tuned"])
@@ -321,7 +391,7 @@ def main() -> int:
         parser.error(f"--folds: found {words.folds}, expected 1 to {words.of} (--of)")
     work: Path = words.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    # The default first, whose processor seconds are the rivals' budget.
+    # `init` runs first, because the rivals get the processor seconds that it used.
     recipes = sorted(map(parse_recipe, words.recipes), key=lambda recipe: recipe.name != DEFAULT)
     path, failed = work / "rows.jsonl", 0
     rows = read_rows(path)

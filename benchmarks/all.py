@@ -1,4 +1,4 @@
-"""Make a table of ratios: Maskfold's time divided by the time of other implementations of the same operation.
+"""Make a table of Maskfold's time divided by the time of other implementations of the same operations.
 
     python benchmarks/all.py                                  # some minutes; also writes benchmarks/results/
     python benchmarks/all.py --small                          # the smallest sizes, to check that the scripts work
@@ -7,8 +7,9 @@
 Some rivals are not dependencies of Maskfold. Install them, e.g. with `pip install --target FOLDER batchgeneratorsv2
 fill_voids edt` and PYTHONPATH; otherwise their rows say "not installed".
 
-Each script of `SCRIPTS` has a function `ratios(small)`. The table is written to `benchmarks/results/`, in a file named
-after the processor, with a description of the machine; `--small` writes no file, unless `-o` names one.
+The rows come from the function `ratios(small)` of each script in `SCRIPTS`. The table and a description of the machine
+are written to a file in `benchmarks/results/` that is named after the processor. With `--small`, a file is written only
+if `-o` names it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ LIBRARIES = (
 
 
 def processor() -> str:
-    """Return the name of the processor."""
+    """Return the name of the processor, e.g. "AMD EPYC 7763 64-Core Processor"."""
     info = Path("/proc/cpuinfo")
     if info.exists() and (match := re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.M)):
         return match[1].strip()
@@ -67,7 +68,7 @@ def describe_machine() -> list[str]:
 
 
 def main() -> None:
-    """Run the scripts, print the table, and write it."""
+    """Run the scripts, print the table, and write it to a file (with `--small` only if `-o` is given)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scripts", nargs="*", help=f"default: {' '.join(SCRIPTS)}")
     parser.add_argument("--small", action="store_true", help="the smallest sizes")

@@ -1,11 +1,11 @@
-"""Measure the time to augment batches of volumes, compared with MONAI's transforms, and the time to augment 2D images.
+"""Compare the time to augment batches of volumes with MONAI's transforms, and measure the time to augment 2D images.
 
     python benchmarks/augment.py            # preset medium
     python benchmarks/augment.py heavy 4    # another preset, 4 threads
 
-Volumes have 40 × 56 × 40 voxels, one channel, two classes; a batch has 4. MONAI runs the same transforms with the same
-probabilities and strengths. The two implementations alternate in one process, so other load affects both; times are per
-sample. 2D images are 256 × 256 RGB, uint8.
+A batch consists of four volumes of 40 × 56 × 40 voxels with one channel and two classes. MONAI runs the same transforms
+with the same probabilities and strengths. The two implementations alternate in one process, so that other load affects
+both. Times are milliseconds per volume or image. 2D images are 256 × 256 RGB, uint8.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BATCH, SHAPE, ROUNDS, WARMUP = 4, (40, 56, 40), 60, 5
 
 
 def monai_list(name: str) -> AugmentConfig:
-    """Return a preset as a list of MONAI's transforms."""
+    """Return an augmentation configuration that lists MONAI's equivalents of the transforms of a preset."""
     warp, blur, noise, brightness, contrast, gamma = build_preset(name)
     assert isinstance(warp, Warp) and isinstance(blur, Blur) and isinstance(noise, Noise)
     assert isinstance(brightness, Brightness) and isinstance(contrast, Contrast) and isinstance(gamma, Gamma)
@@ -75,7 +75,12 @@ def monai_list(name: str) -> AugmentConfig:
 
 
 def compare(functions: dict[str, Callable[[int], object]], samples: int) -> None:
-    """Call the functions in alternation, ROUNDS times each, and print milliseconds per sample."""
+    """Call the functions in alternation, `ROUNDS` times each, and print their times.
+
+    Args:
+        functions: functions to compare, by name; their argument is the number of the call.
+        samples: number of images or volumes that a call augments; times are divided by it.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     cpu_times = dict.fromkeys(functions, 0.0)
     for number in range(ROUNDS + WARMUP):
@@ -93,7 +98,10 @@ def compare(functions: dict[str, Callable[[int], object]], samples: int) -> None
 
 
 def volume_functions(name: str) -> dict[str, Callable[[int], object]]:
-    """Return the functions that augment a batch of volumes, by implementation; their argument is the batch's number."""
+    """Return Maskfold's and MONAI's functions that augment a batch of volumes with a preset, by description.
+
+    The argument of the functions is the number of the batch, which determines the random numbers.
+    """
     torch.manual_seed(0)
     image, mask = torch.randn(BATCH, 1, *SHAPE), torch.randint(0, 3, (BATCH, 1, *SHAPE), dtype=torch.uint8)
     batched, listed = (
@@ -113,14 +121,18 @@ def volume_functions(name: str) -> dict[str, Callable[[int], object]]:
 
 
 def ratios(small: bool) -> list[Ratio]:
-    """Return the times of one batch with the preset medium, for the table of `all.py`; `small` means two rounds."""
+    """Return the rows for the table of `all.py`: times to augment a batch with the preset medium.
+
+    Args:
+        small: whether to measure only two rounds.
+    """
     rounds = 2 if small else ROUNDS
     own, monai = (
         partial(lambda function, numbers: function(next(numbers)), function, itertools.count())
         for function in volume_functions("medium").values()
     )
     subject = f"augmenting {BATCH} volumes of {'×'.join(map(str, SHAPE))}"
-    # The mean, because a batch takes very different times, by its random transforms.
+    # Use the mean, because the time of a batch varies strongly with the transforms that are drawn for it.
     seconds = alternate({"Maskfold": own, "MONAI": monai}, rounds)
     mine, rival = (statistics.mean(values) for values in seconds.values())
     rows = [Ratio(subject, mine, "MONAI, one by one", rival, mine / rival)]
@@ -138,6 +150,8 @@ def ratios(small: bool) -> list[Ratio]:
 
 def nnunet_function() -> Callable[[int], object]:
     """Return a function that augments a batch of volumes with the transforms of nnU-Net's trainer (batchgeneratorsv2).
+
+    The function ignores its argument, the number of the batch.
 
     Raises:
         ImportError: batchgeneratorsv2 is not installed.
@@ -209,7 +223,12 @@ def nnunet_function() -> Callable[[int], object]:
 
 
 def main(name: str = "medium", threads: str = "2") -> None:
-    """Print the time to augment volumes with Maskfold and with MONAI, and the time to augment 2D images."""
+    """Print the time to augment volumes with Maskfold and with MONAI, and the time to augment 2D images.
+
+    Args:
+        name: preset of augmentation.
+        threads: number of threads of torch.
+    """
     torch.set_num_threads(int(threads))
     count = format_count(int(threads), "thread")
     print(f"preset {name}, {count}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")

@@ -1,4 +1,6 @@
-"""Compare the time of Maskfold's checkpoint writer with that of torch.save, which neither syncs nor renames the file.
+"""Compare the time of Maskfold's checkpoint writer with that of torch.save.
+
+Only Maskfold's writer syncs the file to the disk, and writes it under a temporary name before it renames it.
 
     python benchmarks/checkpoint.py                    # 24 M parameters, Adam's moments, averaged weights: 366 MiB
     python benchmarks/checkpoint.py --million 0.1      # milliseconds, for a test
@@ -18,7 +20,11 @@ from typing import Any
 
 
 def make_state(million: float) -> dict[str, Any]:
-    """Return a training state of realistic content: weights, moments, averaged weights."""
+    """Return a training state like that of a checkpoint: weights, Adam's moments, and averaged weights.
+
+    Args:
+        million: number of weights in millions.
+    """
     import torch
 
     sizes = [int(million * 1e6 / 40)] * 40
@@ -31,7 +37,13 @@ def make_state(million: float) -> dict[str, Any]:
 
 
 def main(million: float, pairs: int, folder: Path | None) -> float:
-    """Print the median times of Maskfold's writer and of torch.save; return the ratio of their processor times."""
+    """Print the median times of Maskfold's writer and of torch.save; return the ratio of their processor times.
+
+    Args:
+        million: number of weights in millions.
+        pairs: number of times that each of the two writes the checkpoint.
+        folder: folder in which a temporary folder is made; None for the system's default.
+    """
     import torch
 
     from competition.runs.checkpoint import save_checkpoint

@@ -2,8 +2,10 @@
 
 Each simulation draws the scores of n cases, of which some fail, computes their interval, and checks whether the
 interval contains the true score. The true score is the mean over infinitely many cases; for a prediction interval, it
-is the score of a new test set. The exit status is 1 if the coverage of an interval of Maskfold for fewer than 50 cases
-lies more than 2.5 standard errors below 93 % (below 89.3 % in 300 simulations).
+is the score of a new test set. The coverage is the share of simulations whose interval contains the true score.
+
+The exit status is 1 if an interval of Maskfold covers too rarely: for fewer than 50 cases, its coverage must not lie
+more than 2.5 standard errors below 93 % (below 89.3 % in 300 simulations). The scores in `REQUIRED` are checked.
 
     python benchmarks/coverage.py                      # Maskfold's intervals of several scores
     python benchmarks/coverage.py candidates           # other intervals of the mean of Dice
@@ -11,13 +13,15 @@ lies more than 2.5 standard errors below 93 % (below 89.3 % in 300 simulations).
 
 Scores:
 
-* dice: Dice of good cases is a Beta distribution around 0.9; with probability p a case fails and has a Dice near 0. *
-patients: like `dice`, with three cases for each of n patients; the cases of a patient succeed or fail together. *
-classes: three classes, each absent in a third of the cases, `average: class`; the classes of a case fail together. *
-global: pixels are counted over all cases, `average: global`; log-normal sizes. * distance: log-normal distances around
-3 mm; a case that fails has 60 to 100 mm. The metric has no largest value. * test: the prediction interval of Dice for a
-test set of 30 cases. * gain: the paired gain between two networks with the same true score, which share four of five
-failures.
+
+* dice: Dice of good cases has a Beta distribution around 0.9. With probability p, a case fails and has a Dice near 0.
+* patients: like `dice`, with three cases for each of n patients. The cases of a patient succeed or fail together.
+* classes: three classes, each absent in a third of the cases, with `average: class`. The classes of a case fail
+  together.
+* global: pixels are counted over all cases (`average: global`). The sizes of the objects are log-normal.
+* distance: log-normal distances around 3 mm. A case that fails has 60 to 100 mm. The metric has no largest value.
+* test: the prediction interval of Dice for a test set of 30 cases.
+* gain: the paired difference of two networks with the same true score, which have four of five failures in common.
 """
 
 from __future__ import annotations
@@ -39,7 +43,7 @@ CASES = (8, 12, 20, 35, 50, 100)
 FAILURES = (0.0, 0.05, 0.1, 0.2)
 SAMPLES = 1000
 MIN_COVERAGE = 0.93
-ERROR = 2.5  # allowed standard errors of a simulated share below that
+ERROR = 2.5  # number of standard errors by which a simulated coverage may lie below MIN_COVERAGE
 REQUIRED = ("dice", "patients", "classes", "global", "test")
 GOOD, FAILED = (27.0, 3.0), (1.0, 30.0)  # of the Beta distributions of Dice
 TEST_CASES = 30
@@ -50,7 +54,7 @@ Ends = tuple[float, float]
 
 
 def draw_dice(count: int, failed: NDArray[np.bool_], draw: Generator) -> Floats:
-    """Draw a random Dice for each of `count` cases, low for the failed cases and high for the other cases."""
+    """Draw a random Dice for each of `count` cases: low where `failed` is True, and high elsewhere."""
     return np.where(failed, draw.beta(*FAILED, count), draw.beta(*GOOD, count))
 
 
@@ -60,12 +64,18 @@ def true_dice(p: float) -> float:
 
 
 def table(scores: Floats, **columns: Any) -> pd.DataFrame:
-    """Return the score rows of one class, a row per case."""
+    """Return a score table of one class with a row per case.
+
+    Args:
+        scores: score of each case; also used as its Dice.
+        **columns: further columns of the table.
+    """
     ids = [f"{case:03d}" for case in range(len(scores))]
     return pd.DataFrame({"id": ids, "class": "a", "score": scores, "dice": scores, **columns})
 
 
-# What is simulated: (n, p, generator, seed) -> interval and truth
+# Simulations: their arguments are number of cases, probability of failure, random generator, and seed of the bootstrap.
+# They return the ends of the interval, and the true value.
 
 
 def dice(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, float]:
@@ -82,7 +92,7 @@ def patients(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, float]
 
 
 def classes(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, float]:
-    """Simulate three classes, each absent in some cases; return the interval of the mean, and the true mean."""
+    """Simulate three classes, each absent in some cases; return the interval of the mean Dice, and the true mean."""
     failed = draw.random(n) < p
     values = [np.where(draw.random(n) < 1 / 3, np.nan, draw_dice(n, failed, draw)) for _ in range(3)]
     scores = pd.concat([table(dice).assign(**{"class": name}) for name, dice in zip("abc", values, strict=True)])
@@ -91,9 +101,9 @@ def classes(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, float]:
 
 
 def global_dice(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, float]:
-    """Simulate n cases; return the interval of the Dice with pixels counted over all cases, and the true Dice."""
+    """Simulate n cases; return the interval of the global Dice (pixels counted over all cases), and the true Dice."""
     size = draw.lognormal(7, 0.5, n)
-    share = draw_dice(n, draw.random(n) < p, draw)  # Dice of masks of the true size is tp / size
+    share = draw_dice(n, draw.random(n) < p, draw)  # if the predicted mask has the true size, Dice is tp / size
     rows = table(share, tp=share * size, fp=(1 - share) * size, fn=(1 - share) * size)
     return bootstrap_interval(rows, MetricConfig(average="global"), SAMPLES, seed), true_dice(p)
 
@@ -114,23 +124,23 @@ def test(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, float]:
 
 
 def gain(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, float]:
-    """Simulate two equally good networks; return the interval of the paired gain, and the true gain 0."""
+    """Simulate two equally good networks; return the interval of the paired difference, and the true difference 0."""
     common, own = draw.random(n) < 0.8 * p, draw.random((2, n)) < 0.2 * p
     runs = [table(draw_dice(n, common | failed, draw)) for failed in own]
     result = paired_gain(*runs, MetricConfig(), SAMPLES, seed)
     return (result.low, result.high), 0.0
 
 
-# Other intervals of a mean
+# Other intervals of the mean of `scores`. Functions that do not draw random numbers ignore `draw`.
 
 
 def bootstrap_means(scores: Floats, draw: Generator) -> Floats:
-    """Return the mean score of each bootstrap sample of the scores."""
+    """Draw `SAMPLES` bootstrap samples of the scores, and return the mean of each sample."""
     return np.asarray(scores[draw.integers(0, len(scores), (SAMPLES, len(scores)))].mean(axis=1))
 
 
 def expanded(scores: Floats, draw: Generator) -> Ends:
-    """Return Hesterberg's expanded percentile interval, which Maskfold uses for 50 or more cases."""
+    """Return Hesterberg's expanded percentile interval of the mean, which Maskfold uses for 50 or more cases."""
     n = len(scores)
     tail = norm.cdf(np.sqrt(n / (n - 1)) * t.ppf(0.025, n - 1))
     low, high = np.quantile(bootstrap_means(scores, draw), [tail, 1 - tail])
@@ -166,9 +176,12 @@ def studentised(scores: Floats, draw: Generator) -> Ends:
 
 
 def imagined(weight: float) -> Callable[[Floats, Generator], Ends]:
-    """Return a function that computes a Bayesian bootstrap interval with one added case of this weight and Dice 0 or 1.
+    """Return a function that computes a Bayesian bootstrap interval of the mean with one imagined case.
 
-    Maskfold uses weight 1 for few cases.
+    The imagined case has Dice 0 for the lower end of the interval, and Dice 1 for the upper end.
+
+    Args:
+        weight: weight of the imagined case, where each real case has weight 1. Maskfold uses 1 for few cases.
     """
 
     def ends(scores: Floats, draw: Generator) -> Ends:
@@ -183,7 +196,7 @@ def imagined(weight: float) -> Callable[[Floats, Generator], Ends]:
 def of_dice(
     interval: Callable[[Floats, Generator], Ends],
 ) -> Callable[[int, float, Generator, int], tuple[Ends, float]]:
-    """Return a simulation like `dice` that computes the interval of the mean Dice with the function `interval`."""
+    """Return a simulation like `dice`, in which the function `interval` computes the interval of the mean Dice."""
     return lambda n, p, draw, _: (interval(draw_dice(n, draw.random(n) < p, draw), draw), true_dice(p))
 
 
@@ -209,7 +222,11 @@ SIMULATIONS: dict[str, dict[str, Callable[[int, float, Generator, int], tuple[En
 
 
 def main() -> int:
-    """Print each interval's coverage in percent and mean width, a line per number of cases and failure probability."""
+    """Print each interval's coverage and mean width, one line per number of cases and probability of failure.
+
+    Returns:
+        The exit status: 1 if a required coverage is not reached, otherwise 0.
+    """
     parser = argparse.ArgumentParser(description="Coverage of 95 % intervals.")
     parser.add_argument("what", nargs="?", choices=[*SIMULATIONS], default="maskfold")
     parser.add_argument("--simulations", type=int, default=300)

@@ -1,11 +1,15 @@
-"""Score a run with each threshold of the presence head, for single networks and for three ways to combine networks.
+"""Score a run with several thresholds of its presence head, for single networks and three ways to combine networks.
 
     maskfold cv experiments/demo_gate/unet2d.yaml && maskfold demo gate --seed 7 -o data/demogate7
     python benchmarks/gate.py mlruns/runs/demogate-unet2d/HASH data/demogate7
 
-The second folder contains cases, with masks, on which no network of the run was trained. The table shows the
-competition's metric for each threshold of the step `gate`; the other steps are those of the run. `one network` is the
-mean over single networks, as in out-of-fold tuning. `log odds` is the combination that maskfold uses.
+The presence head of a network predicts for each class the probability that the image contains it. The post-processing
+step `gate` removes a class whose probability is below a threshold. The second folder contains cases with masks on which
+no network of the run was trained.
+
+The table shows the competition's metric for each threshold of the step `gate`; the other steps are those of the run.
+The column `one network` contains the mean score of the single networks. The other columns differ in how they combine
+the networks' presence probabilities. Maskfold combines them as in `log odds`.
 """
 
 from __future__ import annotations
@@ -36,7 +40,15 @@ THRESHOLDS = (0.5, 0.7, 0.8, 0.9)
 
 
 def predict_per_network(run: Run, scratch: Path) -> tuple[list[list[Prediction]], list[tuple[Any, np.ndarray]]]:
-    """Return each network's predictions of the competition's training cases, and the cases with their true masks."""
+    """Predict the competition's training cases with each network of a run separately.
+
+    Args:
+        run: the run; its competition has the cases on which no network was trained as training cases.
+        scratch: folder for temporary files.
+
+    Returns:
+        Predictions of each network, one per case; and (row of the case table, true mask) of each case.
+    """
     cases = list(case_table(run.exp.competition, "train").itertuples(index=False))
     ensemble = EnsemblePredictor(Ensemble((run,), (1.0,)), cases[0], scratch=scratch)
     run_networks = ensemble.weighted_runs[0][0]
@@ -48,7 +60,12 @@ def predict_per_network(run: Run, scratch: Path) -> tuple[list[list[Prediction]]
 
 
 def main(run_name: str, root: str) -> int:
-    """Print the scores of single and combined networks, a line per threshold of the step `gate`."""
+    """Print the scores of single and combined networks, one line per threshold of the step `gate`.
+
+    Args:
+        run_name: name or folder of the run.
+        root: folder of the cases on which no network was trained.
+    """
     run = find_run(run_name, [f"competition.root={Path(root).resolve()}"])
     comp, tuning = run.exp.competition, load_tuning(run)
     if tuning is not None:

@@ -3,11 +3,13 @@
     python benchmarks/inference.py            # about two minutes on two cores
     python benchmarks/inference.py --small    # smaller images, two rounds
 
-Both predict the same probabilities, as float16, from the same image in windows that overlap by half and are blended
-with the same Gaussian. MONAI runs without and with `buffer_steps`, which keeps only a part of the sums in memory. With
-one 1×1 convolution as the network, nearly all time is spent on the windows; a U-Net shows the time of a realistic
-network. The script compares the results of the convolution only, because they do not depend on the positions of the
-windows. Times are processor seconds of all threads; the implementations alternate.
+Both predict the same image in windows that overlap by half and are blended with the same Gaussian. They return
+probabilities as float16. MONAI runs without and with `buffer_steps`, which keeps only a part of the sums in memory.
+
+If the network is one 1×1 convolution, nearly all time is spent on cutting out and blending the windows. A U-Net shows
+the time of a realistic network. The script checks only for the convolution that the results are equal, because those of
+a U-Net depend on the positions of the windows. Times are processor seconds of all threads; the implementations
+alternate.
 """
 
 from __future__ import annotations
@@ -59,7 +61,17 @@ def make_experiment(dimensions: int, patch: int) -> Experiment:
 def predict_with_monai(
     network: nn.Module, image: np.ndarray, patch: int, buffer_steps: int | None = None
 ) -> np.ndarray:
-    """Predict an image with MONAI's sliding windows; return the probabilities (P, *image shape), float16."""
+    """Predict an image with MONAI's `sliding_window_inference`.
+
+    Args:
+        network: network with P output channels.
+        image: image (C, *spatial) float32.
+        patch: side of a window in pixels or voxels.
+        buffer_steps: MONAI's option of this name; None for no buffer.
+
+    Returns:
+        Probabilities (P, *spatial) float16.
+    """
     dimensions = image.ndim - 1
     buffer: dict[str, Any] = {} if buffer_steps is None else {"buffer_steps": buffer_steps, "buffer_dim": 0}
     with torch.no_grad():
@@ -78,7 +90,14 @@ def predict_with_monai(
 
 
 def ratios(small: bool) -> list[Ratio]:
-    """Return the ratios of Maskfold's prediction times to MONAI's; `small` means smaller images and fewer rounds."""
+    """Return the rows for the table of `all.py`: prediction times of Maskfold and MONAI, and their ratios.
+
+    Args:
+        small: whether to use smaller images and fewer rounds.
+
+    Raises:
+        AssertionError: the predictions of the convolution differ between the implementations.
+    """
     rows = []
     torch.manual_seed(0)
     for dimensions, (shape, patch) in (SMALL if small else FULL).items():

@@ -2,8 +2,9 @@
 
     python benchmarks/islands.py mlruns/runs/hippocampus-unet3d/HASH competition.root=data/hippocampus
 
-Islands are confident cubes of a class at random positions. With islands, the nested score must rise by at least 0.02;
-without islands, tuning must keep the plain masks. Both reports are printed; the exit status is 1 if a check fails.
+Islands are cubes at random positions in which a class has the probability 1. With islands, tuned post-processing must
+raise the score of nested cross-validation by at least 0.02. Without islands, tuning must choose no post-processing.
+The script prints both tuning reports. Its exit status is 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -23,12 +24,16 @@ from competition.runs.find import find_run
 from competition.runs.oof import OofStore
 from competition.runs.run import Run
 
-ISLANDS = 4  # per class and case
-WIDTH = 4  # voxels
+ISLANDS = 4  # number of islands per class and case
+WIDTH = 4  # side of an island in voxels
 
 
 def add_islands(run: Run, folder: Path) -> Run:
-    """Copy a run to another folder, with islands in its out-of-fold predictions."""
+    """Copy a run's results and out-of-fold predictions to `folder`, and add islands to the copied predictions.
+
+    Returns:
+        The run with `folder` as its folder.
+    """
     exp, generator = run.exp, np.random.default_rng(0)
     for fold, seed in run.finished_members():
         source = run.member_folder(fold, seed)
@@ -49,14 +54,14 @@ def add_islands(run: Run, folder: Path) -> Run:
 
 
 def search(run: Run) -> TuningResult:
-    """Tune post-processing from scratch, and ignore the experiment's own settings."""
+    """Tune the post-processing of a run with the default search, and ignore the experiment's settings for it."""
     exp = run.exp.model_copy(update={"postprocess": type(run.exp.postprocess)(tune=True)})
     with OofScores(Ensemble((replace(run, exp=exp),), (1.0,))) as evaluation:
         return tune_postprocessing(evaluation, exp.seeds[0], None)
 
 
 def main(run_name: str, *overrides: str) -> int:
-    """Print the tuning reports without and with islands."""
+    """Print the tuning reports without and with islands; return the exit status, which is 1 if a check failed."""
     run = find_run(run_name, overrides)
     unchanged = search(run)
     print("unchanged", *unchanged.report_lines(), sep="\n  ")

@@ -9,8 +9,8 @@
 | yaml | `competition.config.yaml` | ruamel.yaml (pip install ruamel.yaml) |
 | system | `competition.tracking.system_metrics.SystemMetricsSampler` | MLflow's SystemMetricsMonitor (no MLflow) |
 
-Times are processor times, so that other load matters less; `pool` measures elapsed time. Each memory figure is the
-growth of the peak resident memory of a new process.
+Times are processor times, so that other load matters less. Only `pool` measures elapsed time. Each memory figure is the
+growth of the peak resident memory in a new process.
 """
 
 from __future__ import annotations
@@ -64,24 +64,28 @@ if __name__ == "__main__":
 
 
 def sleep(folder: str, item: int, seconds: float) -> int:
-    """Record in a file that an item is in progress, and sleep."""
+    """Create a file named `item` in the folder, as a sign that work on the item has begun; sleep, and return `item`."""
     (Path(folder) / str(item)).touch()
     time.sleep(seconds)
     return item
 
 
 class Sleeper:
-    """Give the worker processes of a pool the function `sleep` as a method."""
+    """Offer `sleep` as a method, because `ProcessPool` calls a method of an object in its worker processes."""
 
     def __init__(self, folder: str, seconds: float) -> None:
         self.folder, self.seconds = folder, seconds
 
     def work(self, item: int) -> int:
+        """Call `sleep` for an item."""
         return sleep(self.folder, item, self.seconds)
 
 
 def measure_pool() -> None:
-    """Print the time to the first result, and the workers that remain after the last result and after a SIGKILL."""
+    """Print the time to the first result, and how many worker processes remain in two situations.
+
+    The situations are after the last result, and 5 s after a SIGKILL of the parent process.
+    """
     for kind in ("joblib", "ProcessPool"):
         seconds = []
         for _ in range(3):
@@ -106,6 +110,15 @@ def measure_pool() -> None:
 
 
 def _start_pool(kind: str, seconds: float) -> tuple[subprocess.Popen[str], Path]:
+    """Start a process that distributes ten items to a pool with two workers.
+
+    Args:
+        kind: "joblib" or "ProcessPool".
+        seconds: how long a worker sleeps for each item.
+
+    Returns:
+        The process, and the folder in which workers create a file for each item that they begin.
+    """
     folder = Path(tempfile.mkdtemp())
     (folder / "script.py").write_text(POOL_SCRIPT.format(folder=str(Path(__file__).parent)))
     work = folder / "work"
@@ -115,7 +128,7 @@ def _start_pool(kind: str, seconds: float) -> tuple[subprocess.Popen[str], Path]
 
 
 def _workers(parent: int) -> list[Any]:
-    """Return the worker processes of `parent`, without the trackers of shared resources."""
+    """Return the worker processes of `parent`, without the resource trackers of multiprocessing."""
     import psutil
 
     children = psutil.Process(parent).children(recursive=True)
@@ -123,6 +136,7 @@ def _workers(parent: int) -> list[Any]:
 
 
 def _kill(process: subprocess.Popen[str], workers: list[Any]) -> None:
+    """Kill a process and its workers."""
     process.kill()
     for worker in workers:
         if worker.is_running():
@@ -147,7 +161,11 @@ def measure_windows() -> None:
 
 
 def run_windows(kind: str) -> float:
-    """Predict a volume with five output channels; return the processor time."""
+    """Predict a volume with five output channels; return the processor time in seconds.
+
+    Args:
+        kind: size of the volume and implementation, e.g. "160 slices, MONAI".
+    """
     import torch
     from monai.inferers import sliding_window_inference
 
@@ -198,7 +216,11 @@ def measure_surface() -> None:
 
 
 def run_surface(kind: str) -> float:
-    """Compute a metric between two balls in 200 × 200 × 200 voxels; return the processor time."""
+    """Compute a metric between two balls in 200 × 200 × 200 voxels; return the processor time in seconds.
+
+    Args:
+        kind: implementation and metric, e.g. "own HD95".
+    """
     import torch
     from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 
@@ -233,7 +255,7 @@ def run_surface(kind: str) -> float:
 
 
 def measure_bootstrap() -> None:
-    """Print the time to bootstrap a 95 % interval of the mean over three classes and 500 cases from 2,000 samples."""
+    """Print the time to bootstrap a 95 % interval of the mean over three classes and 500 cases (2,000 resamples)."""
     import pandas as pd
     from scipy.stats import bootstrap
 
@@ -273,7 +295,7 @@ def measure_bootstrap() -> None:
 
 
 def measure_yaml() -> None:
-    """Print the times of two YAML readers for an experiment, and what ruamel makes of aliases and Python tags."""
+    """Print the times of both YAML readers for an experiment, and how ruamel reads nested aliases and Python tags."""
     from ruamel.yaml import YAML
 
     from competition.config.yaml import read_yaml
@@ -302,7 +324,7 @@ def measure_yaml() -> None:
 
 
 def measure_system() -> None:
-    """Print how many samples of system metrics Maskfold and MLflow keep in 6 s in which MLflow is unreachable."""
+    """Print how many samples of system metrics Maskfold and MLflow keep if MLflow cannot be reached for 6 s."""
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
@@ -326,7 +348,7 @@ _marked = 0
 
 
 def _mark_memory() -> None:
-    """Reset the peak memory of this process, so that the growth from now on can be measured."""
+    """Reset the peak memory of this process and store it in `_marked`, to measure the growth from now on."""
     global _marked
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     _marked = _peak()
@@ -341,12 +363,13 @@ def _peak() -> int:
 
 
 def _measured(function: Callable[[str], float], kind: str) -> tuple[float, int]:
+    """Return the result of `function(kind)`, and the growth of the peak memory in bytes since `_mark_memory`."""
     seconds = function(kind)
     return seconds, _peak() - _marked
 
 
 def _in_new_process(function: Callable[[str], float], kind: str) -> tuple[float, int]:
-    """Return the result of `function(kind)` and the growth of the peak memory since `_mark_memory`."""
+    """Call `function(kind)` in a new process; return what `_measured` returns there."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
         return executor.submit(_measured, function, kind).result()
 

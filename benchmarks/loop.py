@@ -4,10 +4,11 @@ r"""Measure the overhead of the training loop compared with the bare computation
     python benchmarks/loop.py experiments/nuclei/unet2d.yaml competition.root=data/nuclei \
         model.args.encoder_name=resnet18 encoder_weights=null
 
-A training step, made by the method that training calls, consists of data loading, augmentation, transfer, forward pass,
-loss, backward pass, clipping, optimiser and averaged weights. A bare step is forward pass, loss, backward pass and
-optimiser on tensors in memory. The two steps alternate in one process on the same network and batch. The script prints
-the ratio of the medians and the peak memory.
+A training step is a call of `training_step`, which training uses too. It consists of data loading, augmentation,
+transfer to the device, forward pass, loss, backward pass, gradient clipping, optimiser step, and update of the averaged
+weights. A bare step consists of forward pass, loss, backward pass and optimiser step, with one batch that is already on
+the device. The two kinds of steps alternate in one process on the same network. The script prints the ratio of the
+median times, and the peak memory.
 """
 
 from __future__ import annotations
@@ -23,7 +24,12 @@ WARMUP = 6
 
 
 def main(file: str, overrides: list[str]) -> None:
-    """Print the times of the training step and of the bare step, and their ratio."""
+    """Print the times of the training step and of the bare step, and their ratio.
+
+    Args:
+        file: YAML file of the experiment.
+        overrides: changes to the experiment, as "key=value".
+    """
     import torch
 
     from competition.config.loading import load_experiment

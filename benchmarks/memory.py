@@ -3,11 +3,14 @@
     python benchmarks/memory.py                                    # 512×512×400, about ten minutes on two cores
     python benchmarks/memory.py --shape 128 128 100 --patch 64
 
-A phantom of four classes and background, int16 NIfTI with voxels of 0.7×0.7×1.0 mm, is prepared on a grid of 0.8 mm,
-predicted by a small DynUNet with random weights (5 output channels), resampled to its own grid, stored, converted to
-masks, scored and drawn by the code that validates a fold. All of this runs in this process; its resident memory (with
-memory maps and children) is sampled every 20 ms. The Dice of a random network is arbitrary. The Dice of the truth,
-prepared and resampled to its own grid, must be close to 1.
+The volume is a phantom of four classes and background: a NIfTI file of int16 with voxels of 0.7×0.7×1.0 mm. It is
+resampled to voxels of 0.8 mm and predicted by a small DynUNet with random weights (5 output channels). The code that
+validates a fold then resamples the prediction to the grid of the file, stores it, converts it to masks, scores it and
+draws it. All of this runs in this process. Every 20 ms, the script records the resident memory of the process and its
+children, including memory maps.
+
+The Dice of the random network is arbitrary. As a check, the true mask is also resampled to 0.8 mm and back; its Dice
+must be close to 1.
 """
 
 from __future__ import annotations
@@ -30,7 +33,12 @@ CLASSES = ["a", "b", "c", "d"]
 
 
 class Memory:
-    """Sample the resident memory of this process and its children in a thread."""
+    """Record the peak resident memory of this process and its children, with a thread.
+
+    Attributes:
+        peak: peak memory in bytes since the start.
+        stage_peak: peak memory in bytes since the start of the current stage.
+    """
 
     def __init__(self) -> None:
         self.peak = 0
@@ -54,7 +62,7 @@ class Memory:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Print the seconds and the peak memory of a stage."""
+        """Measure the body of a `with` statement, and print its name, seconds and peak memory at its end."""
         self.stage_peak, start = 0, time.perf_counter()
         yield
         time.sleep(0.05)
@@ -67,7 +75,7 @@ class Memory:
 
 
 def write_phantom(root: Path, shape: tuple[int, int, int]) -> None:
-    """Write image and labels of one case: an ellipsoid per class and noise, generated slice by slice."""
+    """Write image and labels of one case: an ellipsoid per class, with noise in the image; generated slice by slice."""
     import nibabel
 
     rng = np.random.default_rng(0)
@@ -87,7 +95,12 @@ def write_phantom(root: Path, shape: tuple[int, int, int]) -> None:
 
 
 def dice(masks: np.ndarray, truth: np.ndarray) -> list[float]:
-    """Return the Dice of each class mask in `masks` (K, *spatial) bool with the class's label, 1 to K, in `truth`."""
+    """Return the Dice of each class.
+
+    Args:
+        masks: class masks (K, *spatial) bool.
+        truth: label image (*spatial) with the labels 1 to K.
+    """
     intersections, sizes = np.zeros(len(masks)), np.zeros(len(masks))
     for plane in range(truth.shape[0]):
         for index, mask in enumerate(masks):
@@ -98,7 +111,13 @@ def dice(masks: np.ndarray, truth: np.ndarray) -> list[float]:
 
 
 def main(shape: tuple[int, int, int], patch: int, overlap: float) -> None:
-    """Print seconds and peak memory of each stage and in total."""
+    """Print seconds and peak memory of each stage and in total.
+
+    Args:
+        shape: shape of the volume in voxels.
+        patch: side of the windows in voxels.
+        overlap: overlap of the windows as a fraction of their side.
+    """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         writer = multiprocessing.get_context("spawn").Process(target=write_phantom, args=(root, shape))
@@ -114,7 +133,14 @@ def main(shape: tuple[int, int, int], patch: int, overlap: float) -> None:
 
 
 def run(root: Path, patch: int, overlap: float, memory: Memory) -> None:
-    """Prepare, predict, score and draw the phantom."""
+    """Prepare, predict, score and draw the phantom, and print seconds and peak memory of each stage.
+
+    Args:
+        root: folder of the phantom; results are also written there.
+        patch: side of the windows in voxels.
+        overlap: overlap of the windows as a fraction of their side.
+        memory: the recorder of memory.
+    """
     with memory.stage("import"):
         import torch
         from monai.networks.nets.dynunet import DynUNet

@@ -5,10 +5,14 @@ r"""Compare the processor time of channels_last and of a fused optimizer with to
     python benchmarks/networks.py --small                                # seconds, for a test
 
 Two networks with the same weights take turns in one process, on one thread, with noise as input: one has torch's
-default memory format, the other has channels_last. The script prints three comparisons: a training step (forward pass,
-loss, backward pass, optimizer), the prediction of a batch of windows, and an optimizer step, by default and fused (all
-weights in one kernel). Each line has the ratio of the medians and the ratios of the pairs; less than 1 means that
-channels_last, or the fused kernel, is faster.
+default memory format, the other has channels_last. The script prints three comparisons:
+
+* a training step (forward pass, loss, backward pass, optimizer) with each memory format;
+* the prediction of a batch of windows with each memory format;
+* an optimizer step with torch's default implementation, and with the fused one (all weights in one kernel).
+
+Each line has the ratio of the median times, and the range of the ratios in single pairs of calls. A ratio below 1 means
+that channels_last, or the fused optimizer, is faster.
 """
 
 from __future__ import annotations
@@ -25,7 +29,11 @@ SMALL = ["patch.size=[32,32]", "training.batch_size=2", "model.args={encoder_nam
 
 
 def compare(first: Callable[[], object], second: Callable[[], object], pairs: int) -> tuple[float, float, list[float]]:
-    """Call two functions in alternating order; return the median seconds of each, and the sorted ratios of pairs."""
+    """Call two functions in alternating order, and measure their processor times.
+
+    Returns:
+        Median seconds of the first and of the second function, and the sorted ratios second / first of the pairs.
+    """
     seconds: tuple[list[float], list[float]] = ([], [])
     for number in range(pairs + 1):
         order = (0, 1) if number % 2 else (1, 0)
@@ -42,7 +50,12 @@ def compare(first: Callable[[], object], second: Callable[[], object], pairs: in
 
 
 def describe(name: str, result: tuple[float, float, list[float]]) -> str:
-    """Return a line with the times and ratios."""
+    """Return a line with the times and ratios of a comparison.
+
+    Args:
+        name: what was compared.
+        result: the result of `compare`.
+    """
     first, second, ratios = result
     return (
         f"{name:<28} {1000 * first:8.1f} ms {1000 * second:8.1f} ms, ratio {second / max(first, 1e-9):.2f} "
@@ -51,7 +64,14 @@ def describe(name: str, result: tuple[float, float, list[float]]) -> str:
 
 
 def main(file: str, overrides: list[str], channels: int, pairs: int) -> list[str]:
-    """Print and return a line for each comparison."""
+    """Print and return a line for each comparison.
+
+    Args:
+        file: YAML file of the experiment.
+        overrides: changes to the experiment, as "key=value".
+        channels: number of channels of the images.
+        pairs: number of times that each of the two variants is called.
+    """
     import torch
 
     from competition.config.loading import load_experiment

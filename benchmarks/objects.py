@@ -4,11 +4,11 @@
 
 Three ways to write one row per object give the same bytes:
 
-* labels: `write_submission` of one `ObjectsItem`, which stays a label image until its text is written;
-* masks: `write_submission` of a mask for each object;
-* plain: no file; encode a mask for each object, decode the text, and compare the masks, as in a notebook.
+* labels: call `write_submission` with one `ObjectsItem`, i.e. with a label image of all objects;
+* masks: call `write_submission` with a mask for each object;
+* plain: write no file, but encode a mask for each object, decode the text, and compare the masks, as in a notebook.
 
-The last column is the time to check a row of the finished file with `validate_submission`. Times are processor times.
+The last column is the time that `validate_submission` needs per row of the finished file. Times are processor times.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from competition.submission.validate import validate_submission
 from competition.submission.writer import ObjectsItem, write_submission
 
 SIZES = {256: 40, 1024: 615, 2048: 2000}  # pixels along each axis: objects
-MOST_BY_MASKS = 1000  # objects; more would take minutes one by one
+MOST_BY_MASKS = 1000  # maximum number of objects for which `masks` and `plain` are measured; more would take minutes
 
 
 def discs(size: int, count: int) -> NDArray[np.int32]:
-    """Return a label image of about `count` discs on a grid."""
+    """Return a label image (size, size) int32 with about `count` discs on a grid, which have the labels 1, 2, …."""
     labels = np.zeros((size, size), np.int32)
     step = size // int(np.ceil(np.sqrt(count)))
     radius = max(1, step // 3)
@@ -47,7 +47,7 @@ def discs(size: int, count: int) -> NDArray[np.int32]:
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """Return the processor time of a call."""
+    """Call a function, and return the processor time in seconds."""
     start = time.process_time()
     function()
     return time.process_time() - start

@@ -2,8 +2,8 @@
 
     python benchmarks/optimizers.py
 
-Prints processor seconds per step, and their ratio to torch's AdamW. timm's Muon computes in bfloat16, which is slow on
-processors without bfloat16 instructions.
+The script prints processor seconds per step, and their ratio to the seconds of torch's AdamW. timm's Muon computes in
+bfloat16, which is slow on processors without bfloat16 instructions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 def seconds_per_step(optimizer: torch.optim.Optimizer) -> float:
-    """Return the processor seconds of a step, after a first step that allocates the optimiser's state."""
+    """Return the mean processor seconds of a step; a first step, which allocates the optimiser's state, is excluded."""
     optimizer.step()
     start = time.process_time()
     for _ in range(REPEATS):

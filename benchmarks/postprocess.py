@@ -2,16 +2,17 @@
 
 Both implementations receive the same mask of smooth blobs and must return the same result:
 
-* largest: the largest component, with 8 or 26 neighbours. maskfold: `keep_largest`; scipy: `label`, a count of the
-  labels, and a comparison with the largest, as in common notebooks.
-* holes: maskfold: `fill_holes`; scipy: `binary_fill_holes`.
+* largest: return the largest component, with 8 (2D) or 26 (3D) neighbours. Maskfold has `keep_largest`. With scipy, as
+  in common notebooks: call `label`, count the pixels of each label, and select those of the largest.
+* holes: fill holes. Maskfold has `fill_holes`, scipy has `binary_fill_holes`.
 
-For `all.py`, `ratios` also compares with cc3d's `largest_k`, and with fill_voids and edt if they are installed. The
-results of these libraries are not compared, because fill_voids 2.1.2 also fills background at the edge of a volume.
+For the table of `all.py`, the function `ratios` also measures cc3d's `largest_k`, and fill_voids and edt if they are
+installed. It does not check that the results are equal, because fill_voids 2.1.2 also fills background at the edge of a
+volume.
 
-The implementations alternate, so other load slows both. The printed times are medians; the last column is the median
-ratio of scipy's time to maskfold's time in the same round. The exit status is 1 if a speed-up is lower than this script
-requires.
+The implementations alternate, so that other load slows both. The printed times are medians. The last column is the
+median of scipy's time divided by Maskfold's time in the same round. The exit status is 1 if one of these speed-ups is
+lower than `MINIMUM_SPEEDUP`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ Mask = NDArray[np.bool_]
 
 
 def blobs(shape: tuple[int, ...], seed: int = 0) -> Mask:
-    """Return smooth blobs on 40 % of the image, with small holes in 5 % of them."""
+    """Return a mask of smooth blobs that cover 40 % of the image, with small holes in 5 % of their area."""
     rng = np.random.default_rng(seed)
     coarse, fine = (
         ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), sigma) for sigma in (6.0, 1.5)
@@ -46,7 +47,7 @@ def blobs(shape: tuple[int, ...], seed: int = 0) -> Mask:
 
 
 def scipy_largest(mask: Mask) -> Mask:
-    """Return the largest component; if several have the same size, return the first."""
+    """Return the mask of the largest component; if several have the same size, that of the first."""
     labels, _ = ndimage.label(mask, np.ones((3,) * mask.ndim))
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
@@ -60,7 +61,11 @@ STEPS: dict[str, tuple[Callable[[Mask], Mask], Callable[[Mask], Mask]]] = {
 
 
 def ratios(small: bool) -> list[Ratio]:
-    """Return the times of the steps for the table of `all.py`; `small` means small masks and two rounds."""
+    """Return the rows for the table of `all.py`: times of post-processing steps.
+
+    Args:
+        small: whether to use small masks and only two rounds.
+    """
     import cc3d
 
     rows = []
@@ -102,7 +107,15 @@ def ratios(small: bool) -> list[Ratio]:
 def _with_rival(
     subject: str, functions: dict[str, Callable[[], object]], rounds: int, rival: str, call: Callable[[Any], object]
 ) -> list[Ratio]:
-    """Compare functions with each other, and with a rival library if it is installed."""
+    """Compare the times of functions, also with a library if it is installed.
+
+    Args:
+        subject: what is computed.
+        functions: functions to compare, by name; the first is Maskfold's.
+        rounds: number of calls of each function.
+        rival: name of the library.
+        call: function that is called with the imported library and computes the same as `functions`.
+    """
     try:
         library = importlib.import_module(rival)
     except ImportError:
@@ -114,7 +127,11 @@ def _with_rival(
 def medians(
     maskfold: Callable[[Mask], Mask], scipy: Callable[[Mask], Mask], mask: Mask, rounds: int
 ) -> tuple[float, float, float]:
-    """Call both functions in alternation; return their median milliseconds, and the median ratio scipy / maskfold."""
+    """Call both functions in alternation, and measure their wall times.
+
+    Returns:
+        Median milliseconds of Maskfold, those of scipy, and the median ratio of scipy's time to Maskfold's.
+    """
     times: list[tuple[float, float]] = []
     for round_number in range(rounds + 1):
         start = time.perf_counter()
@@ -129,7 +146,14 @@ def medians(
 
 
 def main() -> int:
-    """Print the times of Maskfold and scipy, one line per mask size and step; return 1 if a speed-up is too small."""
+    """Print the times of Maskfold and scipy, one line per mask size and step.
+
+    Returns:
+        The exit status: 1 if a speed-up is too small, otherwise 0.
+
+    Raises:
+        AssertionError: the results differ, or the step changes nothing.
+    """
     print(f"{'size':>11} {'step':>8} {'maskfold':>9} {'scipy':>9}  ms   times faster")
     missed = []
     for shape, rounds in SIZES.items():

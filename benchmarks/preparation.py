@@ -1,8 +1,8 @@
 """Measure the time to prepare 250, 500 and 1,000 small pictures: `python benchmarks/preparation.py [CASES …]`.
 
-Each case is a PNG of 64×64 pixels in three colours and its mask. The script prints the processor time per case in one
-process, the elapsed time per case with the processes that `maskfold cv` uses, and the time per case if the cache has
-all cases. None of these times may grow with the number of cases in the cache.
+Each case is an RGB image of 64×64 pixels and its mask, both as PNG. The script prints three times per case: the
+processor time in one process, the elapsed time with as many processes as `maskfold cv` uses, and the processor time if
+the cache already contains all cases. None of these times should grow with the number of cases in the cache.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SIZE = 64
 
 
 def write_pictures(root: Path, count: int) -> None:
-    """Write noisy pictures with a mask each."""
+    """Write `count` images of smooth noise, and a mask for each of them."""
     rng = np.random.default_rng(0)
     for name in ("images", "masks"):
         (root / name).mkdir()

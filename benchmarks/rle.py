@@ -1,15 +1,16 @@
 """Compare the time of RLE encoding and decoding with a Kaggle notebook and pycocotools: `python benchmarks/rle.py`.
 
-Each encodes a C-ordered mask to text and decodes it, column by column:
+Each implementation encodes the run lengths of a C-ordered mask, column by column, to text, and decodes the text:
 
-* maskfold: `competition.rle`, to pairs;
-* kaggle: the snippet of most Kaggle notebooks, to pairs;
-* pycocotools: its Fortran copy, its encoder, and `decode("ascii")` to its own compressed text (so it does not format
-  numbers).
+* maskfold: `competition.rle`, with pairs of start and length;
+* kaggle: the code that most Kaggle notebooks copy, with pairs of start and length;
+* pycocotools: COCO's compressed text, so that no numbers are formatted. The time includes the copy of the mask in
+  Fortran order and `decode("ascii")`.
 
-The implementations alternate, so other load slows all of them. The printed times are medians. The last columns are
-maskfold's time divided by the time of the fastest alternative, and the peak of additional memory, including the result,
-in bytes per pixel. The exit status is 1 if a time or memory figure exceeds the limit in this script.
+The implementations alternate, so that other load slows all of them. The printed times are medians. The column `ratio`
+has Maskfold's time divided by that of the fastest alternative. The last column is Maskfold's peak of additional memory
+in bytes per pixel, including the result. The exit status is 1 if a time or memory figure exceeds the limit in this
+script.
 """
 
 from __future__ import annotations
@@ -31,23 +32,23 @@ from timing import Ratio, compare
 from competition.rle import RleFormat, decode, encode
 
 SIZES = {(256, 1600): 201, (1024, 1024): 101, (8192, 8192): 5}  # shape: rounds
-LARGE_SPEEDUP = 6.0  # minimum speed-up over both alternatives, encoding 8192²
-MAXIMUM_RATIO = 1.05  # to the time of the fastest alternative, in all other cases
-BYTES_PER_PIXEL = 3.0
+LARGE_SPEEDUP = 6.0  # minimum speed-up over the fastest alternative when a mask of 8192² pixels is encoded
+MAXIMUM_RATIO = 1.05  # maximum ratio to the time of the fastest alternative, in all other comparisons
+BYTES_PER_PIXEL = 3.0  # maximum peak of additional memory
 
 Mask = NDArray[np.bool_]
 FORMAT = RleFormat(order="column", base=1)
 
 
 def blobs(height: int, width: int, seed: int = 0) -> Mask:
-    """Return smooth blobs on about 10 % of the image; about 100,000 runs at 8192²."""
+    """Return a mask of smooth blobs that cover about 10 % of the image; 8192² pixels have about 100,000 runs."""
     noise = np.random.default_rng(seed).standard_normal((height, width), dtype=np.float32)
     smooth = cv2.GaussianBlur(noise, (0, 0), 24.0)
     return np.asarray(smooth > np.quantile(smooth, 0.9))
 
 
 def kaggle_encode(mask: Mask) -> str:
-    """Encode like `mask2rle` of https://www.kaggle.com/code/paulorzp/rle-functions-run-lenght-encode-decode."""
+    """Encode a mask like `mask2rle` of https://www.kaggle.com/code/paulorzp/rle-functions-run-lenght-encode-decode."""
     pixels = mask.T.flatten()
     pixels = np.concatenate([[0], pixels, [0]])
     runs = np.where(pixels[1:] != pixels[:-1])[0] + 1
@@ -56,7 +57,7 @@ def kaggle_encode(mask: Mask) -> str:
 
 
 def kaggle_decode(text: str, shape: tuple[int, int]) -> NDArray[np.uint8]:
-    """Decode like `rle2mask` of the page that `kaggle_encode` names."""
+    """Decode a mask like `rle2mask` of the web page that `kaggle_encode` names."""
     values = text.split()
     starts, lengths = (np.asarray(x, dtype=int) for x in (values[0:][::2], values[1:][::2]))
     starts -= 1
@@ -78,7 +79,12 @@ def coco_decode(text: str, shape: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def medians(functions: dict[str, Callable[[], object]], rounds: int) -> tuple[dict[str, float], float]:
-    """Return each function's median milliseconds, and the median ratio of the first to the fastest other function."""
+    """Call functions in alternation, and measure their wall times.
+
+    Returns:
+        Median milliseconds of each function, and the median ratio of the first function's time to that of the fastest
+        other function.
+    """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for round_number in range(rounds + 1):
         for name, function in functions.items():
@@ -94,7 +100,7 @@ def medians(functions: dict[str, Callable[[], object]], rounds: int) -> tuple[di
 
 
 def peak_bytes(function: Callable[[], object]) -> int:
-    """Return the peak memory of Python and NumPy during a call, with its result."""
+    """Return the peak in bytes of the memory that Python and NumPy allocate during a call, including its result."""
     gc.collect()
     tracemalloc.start()
     result = function()
@@ -105,7 +111,11 @@ def peak_bytes(function: Callable[[], object]) -> int:
 
 
 def ratios(small: bool) -> list[Ratio]:
-    """Return all times for the table of `all.py`; `small` means the smallest mask and two rounds."""
+    """Return the rows for the table of `all.py`: times to encode and to decode run lengths.
+
+    Args:
+        small: whether to use only the smallest mask and two rounds.
+    """
     rows = []
     for shape, rounds in list(SIZES.items())[: 1 if small else None]:
         mask = blobs(*shape)
@@ -129,7 +139,14 @@ def ratios(small: bool) -> list[Ratio]:
 
 
 def main() -> int:
-    """Print the times to encode and to decode, one line per mask size and direction."""
+    """Print the times to encode and to decode, one line per mask size and direction.
+
+    Returns:
+        The exit status: 1 if a time or memory figure exceeds its limit, otherwise 0.
+
+    Raises:
+        AssertionError: the texts of the implementations differ.
+    """
     print(f"{'size':>11} {'runs':>7} {'':6} {'maskfold':>9} {'kaggle':>9} {'coco':>9}  ms   ratio  bytes/pixel")
     missed = []
     for shape, rounds in SIZES.items():

@@ -4,9 +4,9 @@
     python benchmarks/scale.py --cases 1000 10000 50000 --runs 50 500   # an hour
     python benchmarks/scale.py --cases 20 40 --runs 2 4                 # to check that the script works
 
-The cases are synthetic pictures of 32×32 pixels with their masks. The table has the processor seconds of each step, for
-each number of cases or runs. `growth` is the exponent between the smallest and the largest number: 1 is linear, 2
-quadratic. The last line is the peak memory of this process.
+The cases are synthetic images of 32×32 pixels with their masks. The tables have the processor seconds of each step, for
+each number of cases or runs. The column `growth` is the exponent of the time as a power of this number, computed from
+the smallest and the largest number: 1 is linear, 2 is quadratic. The last line is the peak memory of this process.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ patch: {{size: [{SIZE}, {SIZE}]}}
 model: {{target: monai.networks.nets.UNet}}
 loss: {{target: monai.losses.DiceCELoss}}
 """
-Times = dict[str, dict[int, float]]  # processor seconds by step and number
+Times = dict[str, dict[int, float]]  # processor seconds by name of the step and number of cases or runs
 
 
 def make_pictures(root: Path, count: int) -> None:
-    """Write pictures of noise with a disc each, and their masks."""
+    """Write `count` images of noise with one disc each, and their masks."""
     for folder in ("images", "masks"):
         (root / folder).mkdir(parents=True)
     generator = np.random.default_rng(0)
@@ -76,7 +76,11 @@ def make_pictures(root: Path, count: int) -> None:
 
 @contextmanager
 def project(cases: int) -> Iterator[Experiment]:
-    """Change to a new folder with pictures and an experiment, as a context manager."""
+    """Change to a new temporary folder with images and an experiment, for the body of a `with` statement.
+
+    Args:
+        cases: number of images.
+    """
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -89,7 +93,16 @@ def project(cases: int) -> Iterator[Experiment]:
 
 
 def timed(times: Times, step: str, number: int, function: Callable[[], Any]) -> Any:
-    """Call a function and store its processor seconds, including those of its child processes, in `times`."""
+    """Call a function, store its processor seconds in `times`, and return its result.
+
+    The seconds include those of child processes.
+
+    Args:
+        times: the table to which the seconds are added.
+        step: name of the step.
+        number: number of cases or runs.
+        function: the function to call.
+    """
     start = os.times()
     result = function()
     end = os.times()
@@ -98,7 +111,7 @@ def timed(times: Times, step: str, number: int, function: Callable[[], Any]) -> 
 
 
 def measure_cases(times: Times, count: int) -> None:
-    """Measure the steps whose time depends on the number of cases."""
+    """Measure the steps whose time depends on the number of cases, with `count` cases."""
     with project(count) as exp:
         table = timed(times, "find the cases", count, lambda: case_table(exp.competition))
         folds = timed(times, "split into folds", count, lambda: split(table, exp.competition, exp.folds, 0))
@@ -112,7 +125,7 @@ def measure_cases(times: Times, count: int) -> None:
 
 
 def measure_runs(times: Times, count: int) -> None:
-    """Measure the steps whose time depends on the number of runs, or of uploads."""
+    """Measure the steps whose time depends on the number of runs or uploads, with `count` runs and uploads."""
     with project(2 * FOLDS) as exp:
         source = open_run(exp, "scale-unet")
         source.write()
@@ -142,7 +155,12 @@ def measure_runs(times: Times, count: int) -> None:
 
 
 def format_times(times: Times, noun: str) -> list[str]:
-    """Return the lines of a table in Markdown."""
+    """Return the lines of a table in Markdown.
+
+    Args:
+        times: the measured times.
+        noun: what the numbers count, "cases" or "runs".
+    """
     numbers = sorted({number for values in times.values() for number in values})
     lines = [
         f"| processor seconds for {noun} | {' | '.join(f'{number:,}' for number in numbers)} | growth |",

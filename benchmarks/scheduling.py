@@ -4,10 +4,12 @@
     python benchmarks/scheduling.py 50 ray
 
 A fold that does nothing is a small Python program (`python -S`: no site-packages) that writes result.json to its
-folder. The executor starts, follows, awaits and checks it like a real fold. The time of the same program, started by
-`subprocess.run`, is subtracted, so the printed milliseconds are those of the executor. One fold runs at a time, so
-waiting counts too. Two further times are printed separately: the start of Ray, once per command, and the run of a real
-fold's process on a finished fold, which mostly imports torch and MONAI.
+folder. The executor treats it like a real fold. The printed milliseconds are those of the executor alone: the time of
+the same program, started by `subprocess.run`, is subtracted. Because one fold runs at a time, the time includes the
+executor's waiting for the end of each fold.
+
+Two further times are printed: the start of Ray, which happens once per command; and the time that the process of a real
+fold needs to notice that its fold is already finished, which mostly consists of importing torch and MONAI.
 """
 
 from __future__ import annotations
@@ -34,7 +36,12 @@ EMPTY_FOLD = (sys.executable, "-S", "-c", PROGRAM)
 
 
 def main(count: int, names: list[str]) -> None:
-    """Print the milliseconds that each executor adds per fold."""
+    """Print the milliseconds that each executor adds per fold.
+
+    Args:
+        count: number of folds.
+        names: names of the executors, "local" or "ray".
+    """
     with tempfile.TemporaryDirectory() as folder:
         bare = run_bare(jobs(Path(folder) / "bare", count))
         print(f"{count} folds that do nothing, one at a time; the program alone takes {1000 * bare / count:.1f} ms")
@@ -53,7 +60,7 @@ def main(count: int, names: list[str]) -> None:
 
 
 def jobs(run: Path, count: int) -> list[FoldJob]:
-    """Return `count` fold jobs, each with its own folder."""
+    """Return `count` fold jobs, each with its own folder in the new folder `run`."""
     run.mkdir()
     return [FoldJob(run, run / f"fold_{number}", number, 0, run, 1) for number in range(count)]
 
@@ -78,7 +85,7 @@ def run_folds(executor: Executor, folds: list[FoldJob]) -> float:
 
 
 def run_finished(job: FoldJob) -> float:
-    """Run a real fold's process on a finished fold; return the seconds."""
+    """Mark a fold as finished, run the process of a real fold on it, and return the seconds."""
     job.folder.mkdir()
     result = FoldResult(0, 0, 0.5, {}, 1, 1, 0.0, 0.0, 1, "fp32", "cpu", "", "done")
     write_json(job.folder / "result.json", asdict(result))

@@ -3,7 +3,7 @@
     python benchmarks/testset.py            # 2,000 images of 512×512, two folds of a toy network
     python benchmarks/testset.py --cases 300
 
-The script prints the memory after each 10 % of the images, the largest growth after the first hundred, and the size of
+The script prints the memory after each 10 % of the images, the growth after the first hundred images, and the size of
 the CSV.
 """
 
@@ -74,7 +74,7 @@ def train() -> Any:
 
 
 def main() -> int:
-    """Print the memory; return the exit status 1 if the memory grows."""
+    """Print the memory; return the exit status, which is 1 if the memory grows by `MAXIMUM_GROWTH` or more."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=2000)
     cases = parser.parse_args().cases
@@ -82,6 +82,7 @@ def main() -> int:
     memory: list[float] = []
 
     def record_memory(rows: Iterator[Any], count: int) -> Iterator[Any]:
+        """Yield the rows of the `count` test cases, and record the memory before each of them."""
         for done, row in enumerate(rows):
             memory.append(process.memory_info().rss / 2**20)
             if done % max(1, count // 10) == 0:

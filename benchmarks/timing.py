@@ -28,9 +28,10 @@ class Ratio(NamedTuple):
 
 
 def alternate(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Call functions in alternation, after a round of warm-up; return the processor seconds of each call.
+    """Call functions in alternation, and return the processor seconds of each call, by the name of the function.
 
-    The seconds are those of all threads of this process, so that other load hardly changes them.
+    A first round, as warm-up, is not measured. The seconds are those of all threads of this process, so that other load
+    hardly changes them.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for round_number in range(rounds + 1):
@@ -43,7 +44,13 @@ def alternate(functions: Mapping[str, Callable[[], object]], rounds: int) -> dic
 
 
 def compare(subject: str, functions: Mapping[str, Callable[[], object]], rounds: int) -> list[Ratio]:
-    """Return the ratio of the time of the first function, which is Maskfold's, to the time of each other function."""
+    """Measure functions in alternation, and return a row of the table for each function but the first.
+
+    Args:
+        subject: what is computed, and how much of it.
+        functions: functions to compare, by name; the first is Maskfold's, the others are those of its rivals.
+        rounds: number of calls of each function.
+    """
     own, *rivals = alternate(functions, rounds).items()
     return [
         Ratio(
@@ -58,13 +65,13 @@ def compare(subject: str, functions: Mapping[str, Callable[[], object]], rounds:
 
 
 def missing(ratios: list[Ratio], rival: str) -> list[Ratio]:
-    """Return the rows of a rival that is not installed, one for each subject in `ratios`."""
+    """Return the table's rows for a rival that is not installed, one for each subject in `ratios`."""
     own = {one.subject: one.seconds for one in ratios}
     return [Ratio(subject, seconds, rival, math.nan, math.nan) for subject, seconds in own.items()]
 
 
 def format_ratios(ratios: list[Ratio]) -> list[str]:
-    """Return the lines of a table in Markdown."""
+    """Return the lines of the table in Markdown."""
     lines = ["| what | Maskfold, ms | rival | rival, ms | ratio |", "|---|---:|---|---:|---:|"]
     for one in ratios:
         is_missing = math.isnan(one.rival_seconds)
@@ -75,5 +82,5 @@ def format_ratios(ratios: list[Ratio]) -> list[str]:
 
 
 def _format_ms(seconds: float) -> str:
-    """Return milliseconds with one decimal, or with two significant digits below 0.1 ms."""
+    """Format seconds as milliseconds: with one decimal, or with two significant digits below 0.1 ms."""
     return f"{1000 * seconds:,.1f}" if seconds >= 1e-4 else f"{1000 * seconds:.2g}"

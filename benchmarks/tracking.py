@@ -1,12 +1,14 @@
-"""Measure the overhead of tracking per 3D epoch: a fold trains in its own process, with and without a tracking thread.
+"""Measure how much the upload to MLflow slows down the epochs of a fold of the 3D demo.
 
     python benchmarks/tracking.py            # a few minutes; --pairs 12 for more
     python benchmarks/tracking.py --steps 4 --pairs 2 --tiny    # quick check that it runs
 
-Epochs are grouped into blocks with and without tracking, in pairs of alternating order. The first epoch of a block is
-not counted, because in it the tracking thread opens the database or uploads the rest of the previous block. The seconds
-of all other epochs come from the fold's `metrics.jsonl`. As in `maskfold cv`, tracking uploads each line and picture
-while the next epoch runs, and samples the system metrics.
+A fold trains in its own process. In this process, a thread uploads its metrics and pictures, or does not run. Blocks of
+epochs with this thread and blocks without it form pairs of alternating order. As in `maskfold cv`, the thread uploads
+each line and picture while the next epoch runs, and samples the system metrics.
+
+The seconds of an epoch come from the fold's `metrics.jsonl`. The first epoch of a block is ignored, because the thread
+then opens the database or uploads the rest of the previous block.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ TINY = [
 
 
 def main() -> None:
-    """Print the ratio of epoch times with and without tracking for each pair of epochs, and the median ratio."""
+    """Print the ratio of epoch times with and without tracking for each pair of blocks, and the median ratio."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--steps", type=int, default=30, help="steps per epoch; the demo experiment has 30")
@@ -56,7 +58,15 @@ def main() -> None:
 
 
 def start(steps: int, tiny: bool) -> tuple[Run, subprocess.Popen[bytes]]:
-    """Start a fold of the 3D demo that trains until it is killed."""
+    """Start a fold of the 3D demo that trains until it is killed.
+
+    Args:
+        steps: training steps per epoch.
+        tiny: whether to use a toy network.
+
+    Returns:
+        The run, and the process of the fold.
+    """
     make_demo("3d", Path("data"), seed=0, cases=8, test_cases=1)
     exp = load_experiment(
         ROOT / "experiments" / "demo3d" / "unet3d.yaml",
@@ -85,7 +95,14 @@ def start(steps: int, tiny: bool) -> tuple[Run, subprocess.Popen[bytes]]:
 
 
 def measure(run: Run, fold: subprocess.Popen[bytes], pairs: int, counted: int) -> None:
-    """Print the ratio of the epoch times with and without tracking, as the median of `pairs` pairs."""
+    """Print the ratio of the epoch times with and without tracking for each pair of blocks, and the median ratio.
+
+    Args:
+        run: the run.
+        fold: process of the fold that trains.
+        pairs: number of pairs of blocks.
+        counted: number of epochs per block whose time is used.
+    """
     metrics_file = run.member_folder(0, 0) / "metrics.jsonl"
     with MlflowSync(run.folder, run.exp):  # warm-up: import MLflow and create its database
         epochs(metrics_file, fold, 2)
@@ -117,11 +134,15 @@ def measure(run: Run, fold: subprocess.Popen[bytes], pairs: int, counted: int) -
 
 
 def epochs(metrics_file: Path, fold: subprocess.Popen[bytes], count: int) -> list[float]:
-    """Wait for the end of `count` epochs, including the epoch that runs now; return the seconds of each epoch."""
+    """Wait for the end of `count` epochs, including the epoch that runs now; return the seconds of each epoch.
+
+    Raises:
+        SystemExit: the process of the fold has ended.
+    """
     known = len(lines(metrics_file))
     size = file_size(metrics_file)
     while len(lines(metrics_file)) < known + count:
-        while file_size(metrics_file) == size:  # the file's size is polled, which takes almost no time
+        while file_size(metrics_file) == size:  # reading the size again and again takes almost no processor time
             if fold.poll() is not None:
                 sys.exit(f"the fold exited with status {fold.returncode}; see {metrics_file.parent / 'log.txt'}")
             time.sleep(0.05)
@@ -130,12 +151,12 @@ def epochs(metrics_file: Path, fold: subprocess.Popen[bytes], count: int) -> lis
 
 
 def file_size(metrics_file: Path) -> int:
-    """Return the size of a metrics file in bytes."""
+    """Return the size of a metrics file in bytes; 0 if it does not exist."""
     return metrics_file.stat().st_size if metrics_file.exists() else 0
 
 
 def lines(metrics_file: Path) -> list[dict[str, Any]]:
-    """Return the complete lines of a metrics file."""
+    """Return the complete lines of a metrics file, parsed as JSON."""
     text = metrics_file.read_text() if metrics_file.exists() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 

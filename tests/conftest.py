@@ -1,4 +1,4 @@
-"""Fixtures of all packages: small competitions and an empty MLflow database, made once for all workers."""
+"""Fixtures for all tests: small competitions and an empty MLflow database, made once for all pytest workers."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ SHARED = ROOT.parent / "shared" / "data"
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """Collect tests without Python's garbage collector, and keep it from what has been imported.
+    """Collect tests without Python's garbage collector, and exclude all existing objects from later collections.
 
-    Imports and rewritten assertions make millions of objects that stay. To look at them again and again takes a quarter
-    of each worker's start, and seconds of its tests.
+    Imports and rewritten assertions make millions of objects that are never freed. If the collector examined them again
+    and again, this would take a quarter of the time in which a worker starts, and seconds of its tests.
     """
     gc.disable()
     try:
@@ -36,13 +36,17 @@ def pytest_collection() -> Iterator[None]:
 
 
 def pytest_unconfigure() -> None:
+    """Let Python free the objects that were excluded from garbage collection, unless this process is a worker."""
     if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker ends without freeing what it imported
         gc.unfreeze()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests that fork processes in one worker, so that one server imports the libraries; see `tests.warm`."""
+    """Run all tests that use `warm_servers` in one worker, so that a single server imports the libraries.
+
+    See `tests.warm`.
+    """
     for item in items:
         if "warm_servers" in getattr(item, "fixturenames", ()) and item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group("serial"))
@@ -50,9 +54,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
-    """`once("name", make)`: a folder that `make(folder)` fills, once for all pytest workers.
+    """`once("name", make)`: return a folder that `make(folder)` fills once for all pytest workers.
 
-    Tests only read it; a test that changes files copies them.
+    Tests must not change the folder. A test that changes files first copies them.
     """
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -63,7 +67,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
         folder.parent.mkdir(exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not complete.exists():
-                shutil.rmtree(folder, ignore_errors=True)  # of a worker that was killed
+                shutil.rmtree(folder, ignore_errors=True)  # a killed worker may have left it incomplete
                 make(folder)
                 complete.touch()
         return folder
@@ -89,7 +93,7 @@ def demo3d(once: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def empty_database(once: Callable[..., Path]) -> Path:
-    """A new `mlflow.db`. MLflow takes seconds to make its tables, so tests copy this file."""
+    """An empty database `mlflow.db`. Tests copy this file, because MLflow takes seconds to make its tables."""
     from competition.tracking.store import DATABASE_FILE, MLRUNS, connect_mlflow, find_mlflow_store
 
     def make(folder: Path) -> None:
@@ -101,12 +105,13 @@ def empty_database(once: Callable[..., Path]) -> Path:
 
 
 def add_mlflow_database(project: Path, empty_database: Path) -> None:
-    """Copy the empty database to a project's folder, where a command would make one."""
+    """Copy the empty database into a project's folder, to the path where a command would make a database."""
     (project / "mlruns").mkdir(parents=True, exist_ok=True)
     shutil.copy(empty_database, project / "mlruns" / "mlflow.db")
 
 
-# A toy network. Its windows are so small that the calls cost more than the arithmetic: predict many at a time.
+# Overrides for a toy network, by number of dimensions. The windows are so small that function calls take more time than
+# the arithmetic. The batches of prediction are therefore large.
 TINY = {
     2: [
         "patch.size=[32,32]",
@@ -126,7 +131,10 @@ TINY = {
 
 @pytest.fixture
 def tiny(demo2d: Path, demo3d: Path) -> Callable[..., Any]:
-    """`tiny(2, "training.epochs=2")`: the shipped demo experiment with a toy network, two folds, fp32."""
+    """`tiny(2, "training.epochs=2")`: load the shipped 2D or 3D demo experiment with a toy network, two folds and fp32.
+
+    Further arguments are overrides of the experiment.
+    """
     from competition.config.loading import load_experiment
 
     def make(dimensions: int, *overrides: str, trust: tuple[str, ...] = ()) -> Any:
@@ -145,7 +153,7 @@ def tiny(demo2d: Path, demo3d: Path) -> Callable[..., Any]:
                 "training.validate_every=1",
                 "training.pictures_every=100",
                 "encoder_weights=null",
-                "inference.tta=[]",  # four views of each window take most of a fold's time; tests of views name them
+                "inference.tta=[]",  # with flips, prediction takes most of a fold's time; tests of flips set this key
                 *TINY[dimensions],
                 *overrides,
             ],
@@ -155,7 +163,7 @@ def tiny(demo2d: Path, demo3d: Path) -> Callable[..., Any]:
     return make
 
 
-# Fixtures, which use this file's constants. Neither module imports a heavy library: pytest-xdist's main process, for
-# which the workers wait, imports this file as well.
+# Modules with fixtures, which use this file's constants. Neither of them imports a large library, because the main
+# process of pytest-xdist also imports this file, and the workers wait for it.
 from tests.finished_runs import finished, nuclei, serial_scoring  # noqa: E402, F401
 from tests.warm import warm, warm_folds, warm_servers  # noqa: E402, F401

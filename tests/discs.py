@@ -1,4 +1,4 @@
-"""Synthetic competition like the Data Science Bowl of 2018: touching discs, one row of run lengths each."""
+"""A synthetic competition like the Data Science Bowl of 2018: touching discs, given as one row of run lengths each."""
 
 from __future__ import annotations
 
@@ -33,7 +33,13 @@ postprocess: {}
 
 
 def make_discs(root: Path, cases: int = 8, tests: int = 3) -> None:
-    """Write images of 40×48, each with two pairs of touching discs and a speck of one pixel in the last corner."""
+    """Write a competition whose images (40×48 pixels) contain two pairs of touching discs each.
+
+    Args:
+        root: folder of the competition.
+        cases: number of training images.
+        tests: number of test images.
+    """
     generator = np.random.default_rng(5)
     rows: list[str] = []
     for part, count in (("train", cases), ("test", tests)):
@@ -52,6 +58,7 @@ def make_discs(root: Path, cases: int = 8, tests: int = 3) -> None:
 
 
 def _discs(generator: np.random.Generator) -> list[np.ndarray]:
+    """Return the masks (40, 48) bool of two pairs of touching discs that do not overlap."""
     y, x = np.ogrid[:40, :48]
     found = []
     for top in (10, 29):

@@ -9,11 +9,14 @@ import pytest
 from competition.config.metric import METRICS, Direction, Metric
 from competition.metrics.surface import hd95
 
-DISTANCE = "competition.metric.name=border_distance"  # the override that selects it
+DISTANCE = "competition.metric.name=border_distance"  # the override that selects the metric
 
 
 @pytest.fixture
 def distance() -> Iterator[Metric]:
-    """The metric `border_distance` (HD95, mm), in the registry during the test; processes of the test lack it."""
+    """The metric `border_distance` (HD95 in mm), which is registered during the test.
+
+    It is registered only in this process, not in processes that the test starts.
+    """
     with METRICS.temporary("border_distance", Metric("border_distance", hd95, Direction.LOWER)) as entry:
         yield entry

@@ -1,4 +1,4 @@
-"""Finished runs without training: initialised networks, and out-of-fold predictions derived from the truth."""
+"""Finished runs without training: initialised networks, and out-of-fold predictions derived from the true masks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,17 @@ if TYPE_CHECKING:  # see the imports of tests/conftest.py
 
 
 def soft(truth: np.ndarray, outputs: int, noise: float, generator: np.random.Generator) -> np.ndarray:
-    """Return probabilities (P, *spatial) float16 that are correct except for noise."""
+    """Return probabilities that are correct except for noise.
+
+    Args:
+        truth: label image (1, *spatial).
+        outputs: number P of channels of the probabilities.
+        noise: strength of the noise.
+        generator: random generator.
+
+    Returns:
+        Probabilities (P, *spatial) float16.
+    """
     import numpy as np
     from scipy.ndimage import gaussian_filter
 
@@ -34,19 +44,26 @@ def soft(truth: np.ndarray, outputs: int, noise: float, generator: np.random.Gen
 
 
 def is_shared(root: Path) -> bool:
-    """Whether a competition is one that all tests share; see the fixture `once`."""
+    """Return whether the competition in a folder is one that all tests share; see the fixture `once`."""
     return Path(root).parent.name == "once"
 
 
 def run_key(exp: Any, *more: object) -> str:
-    """Return a short hash of an experiment and of what else a run depends on."""
+    """Return a short hash of an experiment and of further values on which a run depends."""
     from competition.config.loading import resolve_config
 
     return hashlib.sha256(json.dumps([resolve_config(exp), *map(str, more)]).encode()).hexdigest()[:16]
 
 
 def copy_of_run(folder: Path, make: Callable[[], Run], once: Callable[..., Path], key: str) -> Run:
-    """Return a copy, below the working folder, of a run that `make` makes below its working folder once per session."""
+    """Return a copy of a run that is made only once for all tests.
+
+    Args:
+        folder: folder into which the run is copied; the working folder.
+        make: function that makes the run below its working folder.
+        once: the fixture `once`.
+        key: name of the run for `once`.
+    """
 
     def build(place: Path) -> None:
         place.mkdir()
@@ -55,14 +72,14 @@ def copy_of_run(folder: Path, make: Callable[[], Run], once: Callable[..., Path]
             (place / "run.pickle").write_bytes(pickle.dumps(make()))
 
     made = once(key, build)
-    # New modification times, because the latest of several runs is found by them.
+    # Let the copies have new modification times, because Maskfold finds the latest of several runs by these times.
     shutil.copytree(made / "mlruns", folder / "mlruns", dirs_exist_ok=True, copy_function=shutil.copy)
     return pickle.loads((made / "run.pickle").read_bytes())
 
 
 @pytest.fixture
 def serial_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Score the cases of a run in this process: starting others takes seconds, and these cases take none."""
+    """Score the cases of a run in this process, because the start of worker processes would take seconds."""
     monkeypatch.setattr("competition.postprocessing.evaluation.MAX_SERIAL_CASES", 1000)
 
 
@@ -70,7 +87,10 @@ def serial_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
 def finished(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, once: Callable[..., Path], serial_scoring: None
 ) -> Callable[..., Run]:
-    """`finished(exp, "demo2d-unet2d", noise=0.3)`: a run in the working folder, which is `tmp_path`."""
+    """`finished(exp, "demo2d-unet2d", noise=0.3)`: make a finished run in `tmp_path`, which becomes the working folder.
+
+    See `finish_run` for the arguments.
+    """
     monkeypatch.chdir(tmp_path)
 
     def make(exp: Any, name: str = "demo2d-tiny", noise: float = 0.3, spoil: Spoil | None = None, seed: int = 0) -> Run:
@@ -85,7 +105,15 @@ def finished(
 
 
 def finish_run(exp: Any, name: str, noise: float, spoil: Spoil | None = None, seed: int = 0) -> Run:
-    """Write a finished run below the working folder; see `finished`."""
+    """Write a finished run below the working folder, and return it.
+
+    Args:
+        exp: the experiment.
+        name: name of the experiment in the run's path.
+        noise: strength of the noise in the out-of-fold predictions, see `soft`.
+        spoil: function that changes each prediction, with probabilities and random generator as arguments.
+        seed: seed of weights and noise.
+    """
     import numpy as np
     import torch
 
@@ -117,6 +145,7 @@ def finish_run(exp: Any, name: str, noise: float, spoil: Spoil | None = None, se
 
 
 def _score(run: Run, fold: int, member: int) -> None:
+    """Write the scores and the result of a fold and seed, computed from its out-of-fold predictions."""
     import pandas as pd
     import torch
 
@@ -157,7 +186,10 @@ def _score(run: Run, fold: int, member: int) -> None:
 
 @pytest.fixture
 def nuclei(tmp_path: Path) -> Callable[..., Any]:
-    """`nuclei("postprocess.tune=true")`: 2D images of touching discs, one row of run lengths each, a boundary class."""
+    """`nuclei("postprocess.tune=true")`: load an experiment of `tests.discs` with a toy network and two folds.
+
+    The arguments are overrides of the experiment.
+    """
     from competition.config.loading import load_experiment
     from tests.conftest import TINY
     from tests.discs import make_discs

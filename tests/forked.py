@@ -1,4 +1,7 @@
-"""Functions that a child of `competition.fork_server` calls in tests; the last ones are for `tests.warm`."""
+"""Functions that children of `competition.fork_server` call in tests.
+
+`tests.warm` uses `call` and the functions after it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from pathlib import Path
 
 
 def describe(word: str) -> int:
-    """Print what the process is made of."""
+    """Print the properties of this process as JSON, e.g. its environment and signal handlers; return 7."""
     print(
         json.dumps(
             {
@@ -37,12 +40,17 @@ def describe(word: str) -> int:
 
 
 def answer(variable: str) -> None:
-    """Write to the descriptor whose number is in a variable."""
+    """Write `well` to the file descriptor whose number an environment variable contains."""
     os.write(int(os.environ[variable]), b"well")
 
 
 def end(how: str) -> int:
-    """End in some way."""
+    """End this process.
+
+    Args:
+        how: how to end: "text" or "none" (`sys.exit` with a text or without an argument), "error", "Ctrl-C", "kill", or
+            a number to return.
+    """
     atexit.register(lambda: print("at exit", flush=True))
     if how == "text":
         sys.exit("a text")
@@ -58,7 +66,7 @@ def end(how: str) -> int:
 
 
 def stay() -> None:
-    """End when the parent does, as a fold does, or after a long time."""
+    """Wait until the parent process ends, or for about 100 s."""
     print("here", flush=True)
     parent = os.getppid()
     for _ in range(2000):
@@ -69,24 +77,33 @@ def stay() -> None:
 
 
 def call(errors: str, function: str, *arguments: str) -> int | None:
-    """Call `module:name` with its standard error in a file; see `tests.warm`."""
+    """Call a function with its standard error redirected to a file, and return its result; see `tests.warm`.
+
+    Args:
+        errors: the file.
+        function: the function, as `module:name`.
+        *arguments: its arguments.
+    """
     from competition.process import PARENT_VARIABLE
 
     file = os.open(errors, os.O_WRONLY | os.O_APPEND)
     os.dup2(file, 2)
     os.close(file)
-    # The server opened its own as seekable files, and these are a pipe and a file.
+    # Open both streams again: those of the fork server are seekable files, but here they are a pipe and a file.
     sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", closefd=False)
-    os.environ.pop(PARENT_VARIABLE, None)  # it is no fold
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever starts the tests may have them ignore it
+    os.environ.pop(PARENT_VARIABLE, None)  # this process is not a fold
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the process that started the tests may ignore SIGINT
     module, _, name = function.partition(":")
     status: int | None = getattr(importlib.import_module(module), name)(*arguments)
     return status
 
 
 def command(*words: str) -> None:
-    """Be `maskfold WORDS`; the server of its folds is forked before the command begins, instead of started afresh."""
+    """Run `maskfold WORDS`.
+
+    Its fork server is forked before the command begins, instead of being started as a new program.
+    """
     from tests.faults.stage import hire_server
 
     hire_server([])
@@ -98,7 +115,7 @@ def command(*words: str) -> None:
 
 
 def script(path: str, *words: str) -> None:
-    """Be `python PATH WORDS`."""
+    """Run the script `path` with the arguments `words`, like `python PATH WORDS`."""
     sys.argv = [path, *words]
     sys.path.insert(0, str(Path(path).parent))
     sys.dont_write_bytecode = True
@@ -106,7 +123,12 @@ def script(path: str, *words: str) -> None:
 
 
 def deliver(folder: str, experiment: str) -> None:
-    """Deliver a run to MLflow until the process is killed."""
+    """Upload a run to MLflow until this process is killed.
+
+    Args:
+        folder: folder of the run.
+        experiment: the experiment as JSON.
+    """
     from competition.config.experiment import Experiment
     from competition.tracking.sync import MlflowSync
 

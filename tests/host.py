@@ -1,4 +1,4 @@
-"""Small data set folders for tests."""
+"""Functions that write small data sets for tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from competition.config.competition import Competition
 
 
 def competition(root: Path, **changes: Any) -> Competition:
-    """Return a 2D competition with one class; keywords override its keys."""
+    """Return a 2D competition with one class; keyword arguments override its keys."""
     defaults: dict[str, Any] = {
         "name": "host",
         "root": str(root),
@@ -23,7 +23,7 @@ def competition(root: Path, **changes: Any) -> Competition:
 
 
 def write_png(path: Path, array: np.ndarray) -> Path:
-    """Write (H, W), (H, W, 3) or (H, W, 4), 8 or 16 bits."""
+    """Write an image (H, W), (H, W, 3) or (H, W, 4) of 8 or 16 bits as PNG, and return the path."""
     import cv2
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,14 +34,21 @@ def write_png(path: Path, array: np.ndarray) -> Path:
 
 
 def flip_png(path: Path) -> None:
-    """Turn a PNG upside down: another mask that is as valid as before."""
+    """Turn a PNG upside down, e.g. to get a different mask that is also valid."""
     import cv2
 
     assert cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_UNCHANGED)[::-1])
 
 
 def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray | None = None, **header: Any) -> Path:
-    """Write an array unchanged; `zooms`, `units` and `scale` (slope, intercept) go into the header."""
+    """Write an array as NIfTI without changing its values, and return the path.
+
+    Args:
+        path: the file.
+        array: voxels.
+        affine: affine (4, 4); the identity by default.
+        **header: header fields: `zooms` (spacing), `units`, and `scale` (slope and intercept).
+    """
     import nibabel
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +64,7 @@ def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray | None = None,
 
 
 def pictures(root: Path, ids: list[str], size: tuple[int, int] = (6, 8), seed: int = 0) -> None:
-    """Write `images/ID.png` of noise and `masks/ID.png` with one rectangle of label 1 each."""
+    """Write an image of noise `images/ID.png` and a mask `masks/ID.png` with a rectangle of label 1 for each id."""
     rng = np.random.default_rng(seed)
     for number, case_id in enumerate(ids):
         write_png(root / "images" / f"{case_id}.png", rng.integers(0, 255, size, dtype=np.uint8))
@@ -67,7 +74,7 @@ def pictures(root: Path, ids: list[str], size: tuple[int, int] = (6, 8), seed: i
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a text file."""
+    """Write a text file, and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return path

@@ -1,4 +1,4 @@
-"""Prepared cases for tests, written by the same code that prepares real ones."""
+"""Preprocessed cases for tests, written by Maskfold's own code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from competition.data.preprocessing import write_image, write_mask
 
 
 def experiment(dimensions: int, size: list[int], **sections: Any) -> Experiment:
-    """A minimal experiment of two exclusive classes."""
+    """Return a minimal experiment of two exclusive classes.
+
+    Args:
+        dimensions: number of spatial dimensions.
+        size: patch size.
+        **sections: top-level keys to add or replace; `patch` only adds keys to the patch size.
+    """
     competition = {
         "name": "toy",
         "root": ".",
@@ -36,7 +42,15 @@ def experiment(dimensions: int, size: list[int], **sections: Any) -> Experiment:
 
 
 def prepared_case(root: Path, name: str, image: np.ndarray, mask: np.ndarray, exp: Experiment) -> Path:
-    """The folder of a case with image (C, *spatial) and mask (M, *spatial)."""
+    """Preprocess a case, and return its folder in the cache.
+
+    Args:
+        root: folder of the cache.
+        name: id of the case.
+        image: image (C, *spatial).
+        mask: label image (1, *spatial) or class masks (K, *spatial).
+        exp: the experiment.
+    """
 
     def build(folder: Path) -> dict[str, Any]:
         picture: Any = SimpleNamespace(array=image, spacing=(1.0,) * (image.ndim - 1), affine=None)

@@ -1,10 +1,10 @@
-"""An afternoon of a nervous user: cross-validations, submissions and studies in one folder, killed at random.
+"""Run cross-validations, submissions and studies in one folder for a long time, and kill them at random.
 
-    python -m tests.soak --minutes 45   # a line for each piece of work, figures at the end; not a test of pytest
+    python -m tests.soak --minutes 45   # prints a line for each command, and figures at the end; not a pytest test
 
-Each piece of work is the real command line. It is killed at random times (SIGKILL of the command, or of everything;
-SIGTERM; Ctrl-C), run again until it ends, and checked: its exit status, files, MLflow runs, CSV, and now and then
-whether an undisturbed run in another folder has the same weights.
+Each command is run with the real command line. It is killed at random times (SIGKILL of the command or of all its
+processes; SIGTERM; Ctrl-C), and run again until it ends. Then its exit status, files, MLflow runs and CSV are checked.
+Sometimes the weights are compared with those of an undisturbed run in another folder.
 """
 
 from __future__ import annotations
@@ -34,26 +34,40 @@ SIGNALS = {
     "SIGTERM": signal.SIGTERM,
     "Ctrl-C": signal.SIGINT,
 }
-ENDS = {"SIGKILL": -9, "SIGKILL of all": -9, "SIGTERM": 143, "Ctrl-C": 130}
-LONGEST = 600.0  # s that a command may take on a busy machine
-PATIENCE = 120.0  # s in which a signal has to end it there
+ENDS = {"SIGKILL": -9, "SIGKILL of all": -9, "SIGTERM": 143, "Ctrl-C": 130}  # expected exit status of each kind of kill
+LONGEST = 600.0  # maximum seconds that a command may take on a busy machine
+PATIENCE = 120.0  # maximum seconds after which a command must have ended because of a signal
 MIB = 2**20
 
 
 @dataclass
 class Work:
-    """A command, how it went, and what it cost."""
+    """A command and its results.
+
+    Attributes:
+        kind: kind of the command: "cv", "submit" or "study".
+        argv: its arguments.
+        kills: kinds of the kills so far; also "compared" if its weights were compared with those of another run.
+        wrong: faults that were found.
+        peak: peak resident memory of the command and its descendant processes in bytes.
+        seconds: elapsed seconds.
+    """
 
     kind: str
     argv: list[str]
     kills: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
-    peak: int = 0  # bytes of resident memory of the command and all below it
+    peak: int = 0
     seconds: float = 0.0
 
 
 class Soak:
-    """The folder, and what is done in it."""
+    """Run, kill and check commands in one folder.
+
+    Args:
+        root: an empty folder.
+        seed: seed of the commands and kills.
+    """
 
     def __init__(self, root: Path, seed: int) -> None:
         from competition.datasets.demo import make_demo
@@ -68,6 +82,7 @@ class Soak:
         self.trained: list[str] = []
 
     def words(self, number: int) -> list[str]:
+        """Return the experiment and the overrides of a command; `number` is the seed of the training."""
         return [
             str(EXPERIMENT),
             f"competition.root={self.data}",
@@ -79,7 +94,7 @@ class Soak:
         ]
 
     def next(self) -> Work:
-        """A cross-validation, or something with the runs that are there."""
+        """Return the next random command: a cross-validation, a submission of an existing run, or a study."""
         number = len(self.done)
         kind = self.draw.choices(["cv", "submit", "study"], [5, 3, 2])[0] if self.trained else "cv"
         if kind == "cv":
@@ -93,18 +108,27 @@ class Soak:
         return Work(kind, ["study", *self.words(number), study, "folds.run=[0]"])
 
     def do(self, work: Work) -> None:
-        """Kill it as often as is drawn, then let it end."""
+        """Run a command and kill it a random number of times, then let it end, and check it."""
         for _ in range(self.draw.choice([0, 1, 1, 2, 3])):
             how = self.draw.choice(list(SIGNALS))
             if self.run(work, how, self.draw.uniform(0.5, 30.0)):
-                break  # it was quicker
+                break  # the command ended before it was killed
             work.kills.append(how)
         else:
             self.run(work)
         self.look(work)
 
     def run(self, work: Work, how: str = "", after: float = LONGEST) -> bool:
-        """Start the command, once; whether it ended by itself."""
+        """Start a command once, and kill it after some seconds.
+
+        Args:
+            work: the command.
+            how: kind of the kill, a key of `SIGNALS`; empty if the command must end by itself.
+            after: seconds until the kill.
+
+        Returns:
+            Whether the command need not be started again.
+        """
         began, output = time.monotonic(), self.root / "output.txt"
         with open(output, "wb") as file:
             command = subprocess.Popen(
@@ -137,11 +161,12 @@ class Soak:
         said = output.read_text(errors="replace")
         if not how:
             work.wrong.append(f"still there after {LONGEST:.0f} s: {said[-600:]}")
-        elif status not in (ENDS[how], 0, -SIGNALS[how]):  # done at that moment, or before the command line was read
+        elif status not in (ENDS[how], 0, -SIGNALS[how]):
+            # The status may be 0 if the command was just done, and negative if it had not set its signal handlers yet.
             work.wrong.append(f"{how}: status {status}: {said[-600:]}")
         if "Traceback" in said:
             work.wrong.append(f"{how}: {said[-1500:]}")
-        deadline = time.monotonic() + 90  # its folds write a checkpoint and end by themselves
+        deadline = time.monotonic() + 90  # the processes of its folds write a checkpoint and end by themselves
         while alive := [one for one in family.values() if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]:
             if time.monotonic() > deadline:
                 work.wrong.append(f"{how}: {len(alive)} processes outlive it")
@@ -152,7 +177,7 @@ class Soak:
 
     @staticmethod
     def resident(pid: int, family: dict[int, psutil.Process]) -> int:
-        """Bytes that a process and all below it hold; those below are noted."""
+        """Return the resident memory in bytes of a process and its descendants, and add the descendants to `family`."""
         total = 0
         try:
             every = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
@@ -168,7 +193,7 @@ class Soak:
         return total
 
     def look(self, work: Work) -> None:
-        """What it left."""
+        """Check the files and MLflow runs that a finished command has left, and record faults."""
         work.wrong += [f"left behind: {path}" for path in leftovers(self.cwd)]
         states = sorted({one["status"] for runs in tracked(self.cwd).values() for one in runs})
         work.wrong += [f"MLflow: {states}"] if states != ["FINISHED"] else []
@@ -188,7 +213,7 @@ class Soak:
         self.done.append(work)
 
     def compare(self, work: Work) -> None:
-        """Whether a run that nobody disturbs has the same weights."""
+        """Run the same command undisturbed in another folder, and record a fault if the weights differ."""
         mine, self.cwd = self.cwd, self.root / "undisturbed"
         self.cwd.mkdir()
         try:
@@ -205,6 +230,7 @@ class Soak:
             self.cwd = mine
 
     def figures(self) -> dict[str, object]:
+        """Return the numbers of commands, kills and failures, and the growth of memory and disk space."""
         kills = [kill for work in self.done for kill in work.kills if kill != "compared"]
         cvs = [work.peak / MIB for work in self.done if work.kind == "cv"]
         third = max(1, len(cvs) // 3)

@@ -1,4 +1,4 @@
-"""Processes forked from one that has imported the libraries: what a test starts and ends need not import them again."""
+"""Processes for tests that are forked from a process with all libraries, so that they need not import them again."""
 
 from __future__ import annotations
 
@@ -14,14 +14,21 @@ import pytest
 
 # Variables that differ from test to test and that no library reads when it is imported.
 PASSING = ("COLUMNS", "PYTEST_CURRENT_TEST")
-# Libraries set these in the process that imports them, as the server does itself; with them, each would be another.
+# Prefixes of variables that libraries set when they are imported, in the tests' process and also in the server. They
+# are ignored, because otherwise a new server would be started after each such change.
 SET_BY_LIBRARIES = ("CUBLAS_", "GIT_PYTHON_", "KMP_", "MLFLOW_", "TORCHINDUCTOR_")
 BEFORE_IMPORTS = frozenset(os.environ)
 MODULES = ("monai.losses", "monai.networks.nets", "albumentations.pytorch")
 
 
 class WarmProcess:
-    """A child with the part of `subprocess.Popen` that tests use; `errors` is the file of its standard error."""
+    """A forked process with the part of the interface of `subprocess.Popen` that tests use.
+
+    Args:
+        process: the process, with `pid`, `poll` and `wait`.
+        output: its standard output.
+        errors: file to which its standard error is written.
+    """
 
     def __init__(self, process: Any, output: IO[str], errors: Path) -> None:
         self._process, self.stdout, self.errors = process, output, errors
@@ -41,7 +48,7 @@ class WarmProcess:
         return self._process.wait(timeout)
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """Return the rest of its output, and its errors, once it has ended."""
+        """Wait for the end of the process; return the rest of its standard output, and its whole standard error."""
         said = self.stdout.read()
         self.wait(timeout)
         self.stdout.close()
@@ -49,14 +56,17 @@ class WarmProcess:
 
 
 class WarmProcesses:
-    """Fork servers by their environment, which live until the tests end."""
+    """Start processes from fork servers, of which there is one per environment; they run until all tests have ended."""
 
     def __init__(self) -> None:
         self._servers: dict[tuple[tuple[str, str], ...], Any] = {}
         self._running: list[WarmProcess] = []
 
     def server(self, environment: dict[str, str]) -> Any:
-        """Return a `ForkServer` whose children have an environment, but for the variables named above."""
+        """Return the `ForkServer` whose children have this environment; start it if there is none yet.
+
+        Variables in `PASSING`, and those that libraries set, are ignored.
+        """
         from competition.fork_server import ForkServer
         from competition.process import PARENT_VARIABLE
         from competition.training.fold_process import FOLD_MODULES
@@ -73,7 +83,13 @@ class WarmProcesses:
         return self._servers[key]
 
     def start(self, function: str, *arguments: object, cwd: Path) -> WarmProcess:
-        """Call `module:name` with texts in a new session, with the environment of a fold of one thread."""
+        """Call a function in a forked process, in a new session and with the environment of a fold with one thread.
+
+        Args:
+            function: the function, as `module:name`.
+            *arguments: its arguments, which are converted to texts.
+            cwd: working folder of the process.
+        """
         from competition.fork_server import ForkedProcess
         from competition.training.fold_process import fold_environment
 
@@ -91,7 +107,7 @@ class WarmProcesses:
         return process
 
     def end_all(self) -> None:
-        """End the processes that a test has left."""
+        """Kill the processes that a test has not ended."""
         for process in self._running:
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)
@@ -100,7 +116,7 @@ class WarmProcesses:
         self._running.clear()
 
     def close(self) -> None:
-        """End the servers."""
+        """End all fork servers."""
         for server in self._servers.values():
             server.close()
         self._servers.clear()
@@ -108,6 +124,7 @@ class WarmProcesses:
 
 @pytest.fixture(scope="session")
 def warm_servers() -> Iterator[WarmProcesses]:
+    """The fork servers of this pytest worker."""
     made = WarmProcesses()
     yield made
     made.close()
@@ -115,9 +132,10 @@ def warm_servers() -> Iterator[WarmProcesses]:
 
 @pytest.fixture
 def warm(warm_servers: WarmProcesses) -> Iterator[WarmProcesses]:
-    """`warm.start("tests.forked:command", "cv", file, cwd=folder)`: a process that need not import the libraries.
+    """`warm.start("tests.forked:command", "cv", file, cwd=folder)`: start a process that need not import libraries.
 
-    Only `exec` and the imports are left out; the process has a session, signals and an exit status of its own.
+    Compared with a new program, only `exec` and the imports are left out. The process has its own session, signals and
+    exit status.
     """
     yield warm_servers
     warm_servers.end_all()
@@ -125,9 +143,10 @@ def warm(warm_servers: WarmProcesses) -> Iterator[WarmProcesses]:
 
 @pytest.fixture
 def warm_folds(warm_servers: WarmProcesses, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Folds and candidates of commands in this process are forked from a server that outlives the command.
+    """Let commands in this process fork their folds and their plan's candidates from a server that outlives them.
 
-    A command starts its own server, which imports for seconds; tests/training/test_forked.py and tests/faults have it.
+    Without this fixture, each command starts its own server, whose imports take seconds. This is tested in
+    tests/training/test_forked.py and tests/faults.
     """
     for module in ("competition.training.fold_process", "competition.fork_server"):  # folds; candidates of a plan
         monkeypatch.setattr(f"{module}.shared_server", lambda _, environment: warm_servers.server(environment))

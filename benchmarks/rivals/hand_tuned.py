@@ -1,9 +1,12 @@
-"""Train as an expert would by hand: DynUNet or ResNet U-Net, bf16, AdamW, cosine, Dice + CE, flips, Gaussian windows.
+"""Train a network as an expert would who chooses network, loss, optimiser and augmentation by hand.
 
     python benchmarks/rivals/hand_tuned.py task.json       # benchmarks/accuracy.py writes the task
 
-Every decision is made from the training cases: spacing and patch are medians, intensities are z-scores of each case
-(CT: of an intensity window), and the cosine of the learning rate ends when the processor seconds are used up.
+The network is a DynUNet (3D) or a U-Net with ResNet encoder (2D). It is trained in bf16 where the processor supports
+this, with AdamW, Dice and cross-entropy, and random flips. Predictions of overlapping windows are blended with a
+Gaussian. The voxel spacing and the size of the patches are medians over the training cases. The intensities of each
+case are standardised to mean 0 and standard deviation 1, after clipping to a window for CT. The learning rate follows a
+cosine that ends when the processor seconds are used up.
 """
 
 from __future__ import annotations
@@ -26,7 +29,13 @@ CT_WINDOW = (-160.0, 240.0)
 
 
 def resample(array: np.ndarray, shape: tuple[int, ...], nearest: bool) -> np.ndarray:
-    """Resample an array (C, *spatial) to another spatial shape."""
+    """Resample an array (C, *spatial) to the spatial shape `shape`.
+
+    Args:
+        array: the array.
+        shape: new spatial shape.
+        nearest: whether to use the nearest neighbour, for labels; otherwise, interpolation is linear.
+    """
     if array.shape[1:] == shape:
         return array
     tensor = torch.from_numpy(np.ascontiguousarray(array)).float()[None]
@@ -35,13 +44,26 @@ def resample(array: np.ndarray, shape: tuple[int, ...], nearest: bool) -> np.nda
 
 
 def axes_to_ras(affine: np.ndarray) -> tuple[list[int], list[int]]:
-    """Return the file's axis for each of R, A and S, and the axes to flip."""
+    """Return how to reorder and flip a file's axes, so that they point to the right, to the front and upwards (RAS).
+
+    Args:
+        affine: the file's affine (4, 4).
+
+    Returns:
+        For each of R, A and S, the number of the file's axis; and the axes, in the new order, that must be flipped.
+    """
     order = [int(np.argmax(np.abs(affine[row, :3]))) for row in range(3)]
     return order, [row for row, axis in enumerate(order) if affine[row, axis] < 0]
 
 
 class Preparation:
-    """Normalise orientation, spacing and intensity of cases, and map predictions back to the grid of a case."""
+    """Normalise orientation, spacing and intensity of cases, and map predictions back to the grid of a case.
+
+    Attributes:
+        dims: number of spatial dimensions, 2 or 3.
+        is_ct: whether the images are taken to be CT: they are volumes, and at least one has a value below -200.
+        spacing: median spacing of the training cases in mm, to which volumes are resampled.
+    """
 
     def __init__(self, fold: Fold) -> None:
         self.dims = fold.comp.dimensions
@@ -50,10 +72,12 @@ class Preparation:
         self.spacing = np.median(np.array(spacings), axis=0)
 
     def _spacing(self, case: Case) -> np.ndarray:
+        """Return a case's spacing, for volumes in the order of the axes R, A and S."""
         spacing = np.array(case.spacing)
         return spacing[axes_to_ras(case.affine)[0]] if self.dims == 3 else spacing
 
     def _turn(self, array: np.ndarray, case: Case) -> np.ndarray:
+        """Return an array (C, *spatial) of a case with axes in RAS orientation; 2D arrays are returned unchanged."""
         if self.dims == 2:
             return array
         order, flips = axes_to_ras(case.affine)
@@ -83,6 +107,7 @@ class Preparation:
         return np.ascontiguousarray(logits.transpose(0, *(axis + 1 for axis in np.argsort(order))))
 
     def _shape(self, case: Case, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the spatial shape that a case's array of RAS shape `shape` has at the common spacing."""
         if self.dims == 2:
             return shape
         return tuple(
@@ -91,7 +116,10 @@ class Preparation:
 
 
 def draw_patch(image: np.ndarray, label: np.ndarray, size: tuple[int, ...], rng: np.random.Generator) -> list[Tensor]:
-    """Return a patch of image and label, often centred on foreground, with flips (and quarter turns in 2D)."""
+    """Return a random patch of image and label, with random flips, intensity changes and, in 2D, quarter turns.
+
+    With probability `FOREGROUND`, the patch is centred on a random foreground pixel.
+    """
     pad = [(0, 0), *((0, max(0, want - side)) for want, side in zip(size, image.shape[1:]))]
     image, label = np.pad(image, pad), np.pad(label, pad)
     starts = [int(rng.integers(0, side - want + 1)) for side, want in zip(image.shape[1:], size)]

@@ -1,7 +1,8 @@
-"""Train by the recipe of MONAI's tutorials: UNet, Dice loss, Adam, crops around labels, sliding window.
+"""Train as in MONAI's tutorials: UNet, Dice loss, Adam, crops around labels, sliding-window prediction.
 
-Volumes: `3d_segmentation/spleen_segmentation_3d`, with the intensities of `brats_segmentation_3d` if they are not CT,
-and with the data's own spacing. Images: `2d_segmentation/torch/unet_training_dict`.
+3D volumes are treated as in the tutorial `3d_segmentation/spleen_segmentation_3d`, but with the median spacing of the
+data. The intensities of volumes that are not CT are normalised as in `brats_segmentation_3d`. 2D images are treated as
+in `2d_segmentation/torch/unet_training_dict`.
 
     python benchmarks/rivals/monai_tutorial.py task.json       # benchmarks/accuracy.py writes the task
 """
@@ -33,7 +34,13 @@ BOTH = ["image", "label"]
 
 
 def preparation(fold: Fold, keys: list[str], crop: bool) -> Compose:
-    """Return the deterministic transforms, whose results MONAI can cache."""
+    """Return the deterministic transforms, which precede the random ones.
+
+    Args:
+        fold: the task's cases.
+        keys: names of the arrays to transform, "image" and perhaps "label".
+        crop: whether to crop volumes to their foreground.
+    """
     if fold.comp.dimensions == 2:
         return Compose([ScaleIntensityd("image")])
     modes = ["bilinear", "nearest"][: len(keys)]
@@ -99,7 +106,7 @@ def main() -> None:
     while fold.goes_on():
         for batch in np.array_split(
             order.permutation(len(cases)), max(1, len(cases) // 2)
-        ):  # two cases, four crops of each
+        ):  # a batch has two cases with four crops each
             crops_of_batch = [crop for index in batch for crop in draw(cases[index])]
             images, labels = (torch.stack([crop[key].as_tensor() for crop in crops_of_batch]) for key in BOTH)
             network.train()

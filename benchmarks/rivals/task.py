@@ -1,6 +1,6 @@
 """Give the rivals of `benchmarks/accuracy.py` the same cases, folds, time and metric as Maskfold's runs.
 
-A rival is a script. Its argument is a JSON file with the fields of `Task`; it writes its result as another JSON file.
+A rival is a script whose argument is a JSON file with the fields of `Task`. It writes its result to another JSON file.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from competition.data.readers import load_image
 from competition.data.splits import read_folds
 from competition.metrics.scoring import score_case
 
-IGNORED = 255
-MIN_STEPS = 4  # as in a fold of Maskfold, however short the budget is
-RESERVE = 1.2  # the last prediction is expected to take this many times as long as the measured case
+IGNORED = 255  # value of ignored pixels in a label image
+MIN_STEPS = 4  # minimum number of training steps, even if the budget is used up; the same as in Maskfold
+# Safety factor: the final prediction is expected to take this many times as long as the measured time per pixel says.
+RESERVE = 1.2
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Task:
         folds: CSV with the columns id and fold.
         fold: number of the fold that is predicted.
         seed: random seed.
-        seconds: processor seconds of the whole process, from its start to the last prediction.
-        output: the JSON file to write.
+        seconds: processor seconds that the whole process may use, from its start to the last prediction.
+        output: the JSON file to which the rival writes its result.
     """
 
     competition: str
@@ -55,13 +56,21 @@ class Task:
     output: str
 
     def write(self, path: Path) -> None:
-        """Write the task as JSON."""
+        """Write the task to a JSON file."""
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
 
 @dataclass(frozen=True)
 class Case:
-    """Hold a case in memory: image (C, *spatial) float32, label (1 or K, *spatial) uint8 without ignored pixels."""
+    """Hold a case in memory.
+
+    Attributes:
+        row: row of the case table.
+        image: image (C, *spatial) float32.
+        label: label image (1, *spatial) or class masks (K, *spatial), uint8; ignored pixels are set to 0.
+        affine: affine (4, 4) of the file; the identity if the file has none.
+        spacing: spacing of the pixels or voxels, per axis.
+    """
 
     row: Any
     image: np.ndarray
@@ -70,11 +79,20 @@ class Case:
     spacing: tuple[float, ...]
 
 
-Predict = Callable[[Case], np.ndarray]  # the class masks (K, *spatial) bool of a case
+Predict = Callable[[Case], np.ndarray]  # a function that returns the class masks (K, *spatial) bool of a case
 
 
 class Fold:
-    """Load the training and held-out cases of a task, and watch its budget of processor seconds."""
+    """Load the training and held-out cases of a task, and watch its budget of processor seconds.
+
+    Attributes:
+        task: the task.
+        comp: the competition.
+        train: the training cases.
+        validation: the held-out cases.
+        reserve: processor seconds reserved for the final prediction.
+        steps: number of completed training steps; the rival's script counts them.
+    """
 
     def __init__(self, task: Task) -> None:
         torch.set_num_threads(1)
@@ -87,7 +105,7 @@ class Fold:
         rows = list(case_rows(case_table(self.comp)))
         self.train = [self._load(row) for row in rows if row.id not in held_out]
         self.validation = [self._load(row) for row in rows if row.id in held_out]
-        self.reserve = 0.0  # processor seconds of the last prediction
+        self.reserve = 0.0
         self.steps = 0
 
     @property
@@ -106,14 +124,14 @@ class Fold:
         return self.comp.labels == "exclusive"
 
     def masks(self, logits: torch.Tensor) -> np.ndarray:
-        """Return the class masks (K, *spatial) bool of logits (outputs, *spatial)."""
+        """Convert logits (outputs, *spatial) to class masks (K, *spatial) bool."""
         if not self.exclusive:
             return (logits > 0).cpu().numpy()
         labels = logits.argmax(0).cpu().numpy()
         return np.stack([labels == number for number in range(1, self.outputs)])
 
     def measure_prediction(self, predict: Predict) -> None:
-        """Predict the largest held-out case, and reserve time for the final prediction accordingly."""
+        """Measure the prediction of the largest held-out case, and reserve time to predict all held-out cases."""
         case = max(self.validation, key=lambda one: one.image.size)
         start = time.process_time()
         predict(case)
@@ -121,7 +139,7 @@ class Fold:
         self.reserve = RESERVE * per_pixel * sum(one.image.size for one in self.validation)
 
     def share(self) -> float:
-        """Return the completed share of training, from 0 to 1."""
+        """Return the used share of the training time, from 0 to 1."""
         return min(1.0, time.process_time() / max(1e-6, self.task.seconds - self.reserve))
 
     def goes_on(self) -> bool:
@@ -129,7 +147,7 @@ class Fold:
         return self.steps < MIN_STEPS or self.share() < 1
 
     def finish(self, predict: Predict) -> None:
-        """Predict and score the cases that were held out, and write the result."""
+        """Predict and score the held-out cases, and write the result to the task's output file."""
         rows = []
         for case in self.validation:
             objects = load_objects(self.comp, case.row) if self.comp.instances else None
@@ -140,6 +158,7 @@ class Fold:
         Path(self.task.output).write_text(json.dumps(result), encoding="utf-8")
 
     def _load(self, row: Any) -> Case:
+        """Load the image and label of a row of the case table."""
         image, label = load_image(self.comp, row), load_mask(self.comp, row)
         array = image.array[:3] if self.comp.dimensions == 2 else image.array  # without alpha
         affine = np.eye(4) if image.affine is None else image.affine
@@ -147,18 +166,18 @@ class Fold:
 
 
 def open_task() -> Fold:
-    """Read the task that the command line names."""
+    """Read the task file that the command line names, and load its cases."""
     return Fold(Task(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
 
 
 def patch_size(shapes: Sequence[Sequence[int]], largest: int, multiple: int = 16) -> tuple[int, ...]:
-    """Return the median shape, rounded up to multiples and limited to `largest`."""
+    """Return a patch size: the median of the shapes, rounded up to multiples of `multiple` and limited to `largest`."""
     median = np.median(np.array(shapes), axis=0)
     return tuple(int(min(largest, multiple * np.ceil(side / multiple))) for side in median)
 
 
 def has_bf16() -> bool:
-    """Return whether the processor computes in bf16 itself, so that autocast is faster."""
+    """Return whether the processor has bf16 instructions, with which autocast to bf16 is faster than float32."""
     path = Path("/proc/cpuinfo")
     flags = path.read_text() if path.exists() else ""
     return "avx512_bf16" in flags or "amx_bf16" in flags

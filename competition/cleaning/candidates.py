@@ -1,4 +1,4 @@
-"""Find the files below `mlruns` that may be deleted, with the reasons; delete nothing."""
+"""Find the files in `mlruns` that may be deleted, and the reasons; this module deletes nothing."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ from competition.runs.lock import is_free
 from competition.runs.run import CACHE_FOLDER, CASES_FILE, RUN_NAME, RUNS_FOLDER, Run, load_run
 from competition.runs.summary import run_scores
 
-PREPARED_NAME = re.compile("[0-9a-f]{32}")  # a prepared case's folder, see `competition.data.cache.cache_key`
-CASE_RECORD = "case.json"
-UPLOADED_FILE = "shipped.json"  # file in a run's folder with the ids of its runs in MLflow
+# Name of a preprocessed case's folder, see `competition.data.cache.cache_key`.
+PREPARED_NAME = re.compile("[0-9a-f]{32}")
+CASE_RECORD = "case.json"  # file in this folder that contains the id of the case
+UPLOADED_FILE = "shipped.json"  # file in a run's folder that contains the ids of its MLflow runs
 SECONDS_PER_DAY = 86_400.0
 
 
@@ -36,10 +37,10 @@ class Candidate:
 
     Attributes:
         kind: kind of the files, e.g. `unfinished run`.
-        paths: files and folders to delete; tables show the first path as the candidate's name.
-        changed: time of the last change, in seconds since 1970.
+        paths: files and folders to delete.
+        changed: time of the last change of any of them, in s since 1970.
         reason: why the files may be deleted.
-        is_run: whether the first path is a run; if so, `delete` takes the run's lock.
+        is_run: whether the first path is the folder of a run. The lock of the run must then be taken for the deletion.
     """
 
     kind: str
@@ -50,19 +51,19 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """The first path and the number of further paths, as tables show them."""
+        """The path that tables show: the first path, or, for several paths that are not a run, their common folder."""
         return str(self.paths[0]) if self.is_run or len(self.paths) == 1 else f"{self.paths[0].parent}"
 
 
 @dataclass
 class CleaningPlan:
-    """List the files that may be deleted, and the old files that stay.
+    """Hold the files that may be deleted, and the runs that could be deleted but must stay.
 
     Attributes:
         candidates: the files that may be deleted.
-        kept: path and reason of each run that stays only because a submission, a study, another run or a YAML names it,
-            or because a process works in it.
-        notes: remarks on files that stay because they cannot be read.
+        kept: (folder, reason) of each run that must stay, because a submission, a study, another run, a YAML file or
+            MLflow refers to it, or because a process works in it.
+        notes: notes for the user about files that stay because they cannot be read.
     """
 
     candidates: list[Candidate] = field(default_factory=list)
@@ -74,13 +75,15 @@ def find_candidates(root: Path, older_than: float, keep_best: int | None = None)
     """Find the files of a project that may be deleted.
 
     Args:
-        root: the folder that contains `mlruns`; relative paths in the plan are relative to it.
-        older_than: seconds; files that changed more recently stay, except for files of killed processes.
-        keep_best: number of finished runs per competition that stay: those with the best scores. The other finished
-            runs become candidates. None: all finished runs stay.
+        root: the folder that contains `mlruns`.
+        older_than: minimum age in seconds: files that have changed more recently stay. Temporary files of killed
+            processes may be deleted at any age.
+        keep_best: number of finished runs of each competition that stay, those with the best scores; the other finished
+            runs may be deleted. None if all finished runs stay.
 
     Raises:
-        MaskfoldError: a submission, the ledger or a study cannot be read, so the runs that it names are unknown.
+        MaskfoldError: a submission, the ledger or a study cannot be read, so that the runs to which it refers are
+            unknown.
     """
     plan, now = CleaningPlan(), time.time()
     folders = sorted(path for path in (root / RUNS_FOLDER).glob("*/*") if path.is_dir() and path.name[0] != ".")
@@ -113,7 +116,15 @@ def find_candidates(root: Path, older_than: float, keep_best: int | None = None)
 
 
 def _read_mlflow(root: Path, plan: CleaningPlan, has_runs: bool) -> MlflowRecords | None:
-    """Return MLflow's records; None if MLflow cannot be read. Without runs and artifacts, the records are empty."""
+    """Return what MLflow records about the runs of a project; None if MLflow cannot be read.
+
+    If there are no runs to delete and no artifacts, MLflow is not opened, and the records are empty.
+
+    Args:
+        root: the folder that contains `mlruns`.
+        plan: plan that gets a note if MLflow cannot be read.
+        has_runs: whether there are runs that could be deleted.
+    """
     if not has_runs and not (root / RUNS_FOLDER.parent / "artifacts").exists():
         return MlflowRecords()
     try:
@@ -131,7 +142,7 @@ def _read_mlflow(root: Path, plan: CleaningPlan, has_runs: bool) -> MlflowRecord
 
 
 def _read_runs(folders: Sequence[Path], plan: CleaningPlan) -> dict[Path, Run]:
-    """Return the readable runs by folder; for each run that cannot be read, add a note to `plan` that the run stays."""
+    """Return the runs that can be read, by folder; `plan` gets a note for each run that cannot be read and stays."""
     runs = {}
     for folder in folders:
         if (folder / "experiment.yaml").exists():
@@ -163,7 +174,13 @@ def _unfinished_runs(folders: Sequence[Path], runs: Mapping[Path, Run], before: 
 
 
 def _finished_runs(runs: Mapping[Path, Run], before: float, keep_best: int) -> Iterator[Candidate]:
-    """Yield the finished runs that are not among the `keep_best` best runs of their competition."""
+    """Yield the finished runs that are not among the best ones of their competition.
+
+    Args:
+        runs: all runs, by folder.
+        before: time in s since 1970; only runs that have not changed since are yielded.
+        keep_best: number of best runs of each competition and metric.
+    """
     scored: dict[str, list[tuple[float, Path]]] = {}
     for folder, run in runs.items():
         members = [run.member_folder(*member) for member in run.members()]
@@ -188,7 +205,13 @@ def _score(run: Run) -> float | None:
 
 
 def _reason_to_stay(folder: Path, reasons: Mapping[str, str], mlflow: MlflowRecords) -> str | None:
-    """Return why a run must not be deleted; None if it may be deleted."""
+    """Return why a run must not be deleted; None if it may be deleted.
+
+    Args:
+        folder: folder of the run.
+        reasons: why runs must stay, by the names of their folders.
+        mlflow: what MLflow records about the runs.
+    """
     if folder.name in reasons:
         return reasons[folder.name]
     for run_id in _mlflow_ids(folder):
@@ -198,7 +221,7 @@ def _reason_to_stay(folder: Path, reasons: Mapping[str, str], mlflow: MlflowReco
 
 
 def is_unlocked(folder: Path) -> bool:
-    """Return whether no process works in a run's folder or in the folder of one of its folds."""
+    """Return whether no process holds the lock of a run's folder, or of the folder of one of its folds."""
     locked = [folder, *(path for path in folder.iterdir() if path.is_dir())]
     try:
         return all(is_free(path) for path in locked)
@@ -207,7 +230,12 @@ def is_unlocked(folder: Path) -> bool:
 
 
 def _mlflow_ids(folder: Path, key: str = "run_id") -> list[str]:
-    """Return the MLflow ids of a run and its folds (key `run_id`), or of the folds' logged models (key `model`)."""
+    """Return ids that MLflow has given to a run and its folds, as the run's folder records them.
+
+    Args:
+        folder: folder of the run.
+        key: `run_id` for the MLflow runs of the run and its folds; `model` for the logged models of the folds.
+    """
     try:
         entries = parse_json_object((folder / UPLOADED_FILE).read_bytes())["folders"].values()
         return [str(entry[key]) for entry in entries if entry.get(key)]
@@ -216,7 +244,10 @@ def _mlflow_ids(folder: Path, key: str = "run_id") -> list[str]:
 
 
 def _with_artifacts(candidate: Candidate, mlflow: MlflowRecords) -> Candidate:
-    """Add the run's artifacts in MLflow to the candidate. The run's metrics and parameters stay in MLflow."""
+    """Return the candidate of a run, together with the artifacts of the run in MLflow.
+
+    The metrics and parameters of the run stay in MLflow.
+    """
     if mlflow.artifacts is None:
         return candidate
     run = candidate.paths[0]
@@ -241,11 +272,20 @@ def _unneeded_cases(
 ) -> Iterator[Candidate]:
     """Yield the preprocessed cases that none of the remaining runs needs.
 
-    Maskfold preprocesses a missing case again when needed.
+    If a run needs a deleted case later, the case is preprocessed again.
 
-    The cache key of a pseudo-labelled case depends on the teachers, and that of a case with the channels of a first
-    stage on its predictions; both are not known here. So such a case stays if a remaining run has an additional
-    training case, or with `first_stage` any case, with the same id.
+    The name of a preprocessed case's folder is a hash of everything on which the case depends. For two kinds of cases,
+    this hash cannot be computed here. That of a pseudo-labelled case depends on the teachers, and that of a case with
+    the channels of a first stage depends on predictions. Such a case stays if a remaining run has an additional
+    training case with the same id, or has a first stage and any case with the same id.
+
+    Args:
+        root: the folder that contains `mlruns`.
+        folders: folders of all runs.
+        runs: the runs that can be read, by folder.
+        deleted: folders of the runs that will be deleted.
+        before: time in s since 1970; only cases that have not changed since are yielded.
+        plan: plan that gets a note if a run cannot be read, so that all cases stay.
     """
     cache = root / CACHE_FOLDER
     if not cache.is_dir():
@@ -271,7 +311,12 @@ def _unneeded_cases(
 
 
 def _needed_cases(runs: Sequence[Run]) -> tuple[set[str], set[str]]:
-    """Return the folder names of the runs' preprocessed cases, and the ids of cases with further, unknown folders."""
+    """Return which preprocessed cases runs need.
+
+    Returns:
+        The names of the folders of preprocessed cases; and the ids of cases for which further folders are needed, whose
+        names cannot be computed here (see `_unneeded_cases`).
+    """
     from competition.data.cache import cache_key
     from competition.data.cases import case_rows
 
@@ -305,7 +350,7 @@ def _stale_temporary_files(root: Path) -> Iterator[Candidate]:
     mlruns = root / RUNS_FOLDER.parent
     places: list[tuple[Path, bool]] = [
         (mlruns, False),
-        # the search skips the many subfolders of this folder, which have no temporary files
+        # The many subfolders of this folder contain no temporary files, so they are not searched.
         (root / CACHE_FOLDER, False),
         *((mlruns / name, True) for name in (RUNS_FOLDER.name, "studies", "artifacts")),
         (root / SUBMISSIONS_FOLDER, True),
@@ -321,7 +366,10 @@ def _stale_temporary_files(root: Path) -> Iterator[Candidate]:
 
 
 def newest_change(paths: Sequence[Path]) -> float:
-    """Return the time of the newest change below some paths, in seconds since 1970. Lock files do not count."""
+    """Return the time of the latest change of any file in these files and folders, in s since 1970.
+
+    Lock files are ignored.
+    """
     times = [0.0]
     for path in _walk(paths, lambda name: name != "lock"):
         try:
@@ -332,7 +380,14 @@ def newest_change(paths: Sequence[Path]) -> float:
 
 
 def _walk(paths: Sequence[Path], accept: Callable[[str], bool]) -> Iterator[Path]:
-    """Yield the files and empty folders at or below some paths."""
+    """Yield the given files, and all accepted files in the given folders.
+
+    If a folder contains no accepted file, the folder itself is yielded.
+
+    Args:
+        paths: the files and folders.
+        accept: function that returns whether to yield a file in a folder, from its name.
+    """
     for path in paths:
         if not path.is_dir() or path.is_symlink():
             yield path
@@ -347,10 +402,10 @@ def _walk(paths: Sequence[Path], accept: Callable[[str], bool]) -> Iterator[Path
 
 
 def parse_age(text: str) -> float:
-    """Return the seconds of an age such as `30d`, `12h` or `2w`.
+    """Return the number of seconds of an age in hours, days or weeks, e.g. `12h`, `30d` or `2w`.
 
     Raises:
-        MaskfoldError: the text is not an age; status 2.
+        MaskfoldError: the text is not an age (status 2).
     """
     units: dict[str, Any] = {"h": SECONDS_PER_DAY / 24, "d": SECONDS_PER_DAY, "w": 7 * SECONDS_PER_DAY}
     if (match := re.fullmatch(r"(\d{1,6})([hdw])", text.strip())) is None:

@@ -1,4 +1,4 @@
-"""Measure and delete the files that `competition.cleaning.candidates` found."""
+"""Compute the size of files that `competition.cleaning.candidates` has found, and delete them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from competition.runs.lock import lock_if_free
 
 
 def freed_bytes(paths: Iterable[Path]) -> int:
-    """Return the number of bytes that become free if all `paths` are deleted.
+    """Return the number of bytes on the disk that become free if all these files and folders are deleted.
 
-    A file frees nothing if it has a hard link elsewhere, such as weights that are also artifacts in MLflow.
+    A file frees nothing if it has a hard link elsewhere, as weights have that are also artifacts in MLflow.
     """
     links: Counter[tuple[int, int]] = Counter()
     sizes: dict[tuple[int, int], tuple[int, int]] = {}
@@ -39,10 +39,13 @@ def _stats(paths: Iterable[Path]) -> Iterator[os.stat_result]:
 
 
 def delete(candidate: Candidate) -> bool:
-    """Delete a candidate and return True, or delete nothing and return False if a process works in the run.
+    """Delete the files of a candidate; if it is a run in which a process works, delete nothing.
 
-    The run's folder is deleted first. So if the deletion stops halfway, every remaining run still has its artifacts in
-    MLflow.
+    The folder of a run is deleted before its artifacts in MLflow. So if the deletion is interrupted, no run remains
+    without its artifacts.
+
+    Returns:
+        Whether the files were deleted.
 
     Raises:
         OSError: a file cannot be deleted.

@@ -1,4 +1,4 @@
-"""Find the runs with a registered model or a submission in MLflow, and the artifacts of deleted runs."""
+"""Find the runs that MLflow needs for a registered model or a submission, and the artifacts of deleted runs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
-PAGE = 1000  # entries per query
-MODELS_PAGE = 100  # logged models per query, of which MLflow allows fewer
+PAGE = 1000  # number of entries per query
+MODELS_PAGE = 100  # number of logged models per query; MLflow does not allow more
 MODELS_FOLDER = "models"  # MLflow's folder for the artifacts of logged models
-# kinds of MLflow runs whose artifacts may be deleted; submissions and studies are never among them
+# Kinds of MLflow runs whose artifacts may be deleted. Those of submissions and studies are never deleted.
 CLEANED_KINDS = ("cv", "fold")
 
 logger = logging.getLogger(__name__)
@@ -29,10 +29,10 @@ class UnneededArtifacts:
     """Describe the artifacts of one MLflow run that may be deleted.
 
     Attributes:
-        run_id: MLflow's id.
+        run_id: id of the MLflow run.
         folder: folder of the artifacts.
-        run_name: the name of the run's folder, i.e. its hash.
-        reason: why nothing needs them.
+        run_name: name of the run's folder in `mlruns/runs`, which is its hash.
+        reason: why the artifacts are no longer needed.
     """
 
     run_id: str
@@ -43,12 +43,12 @@ class UnneededArtifacts:
 
 @dataclass(frozen=True)
 class MlflowRecords:
-    """Hold MLflow's records about the runs of a project.
+    """Hold what MLflow records about the runs of a project.
 
     Attributes:
-        artifacts: the local folder of all artifacts; None if there is none.
-        named_runs: why a run must stay, by the name of its folder.
-        named_ids: why an MLflow run must stay, by its id.
+        artifacts: local folder of all artifacts; None if the artifacts are not in a local folder.
+        named_runs: for each run that must stay, the reason, by the name of its folder.
+        named_ids: for each MLflow run that must stay, the reason, by its id.
         unneeded: artifacts of runs that were deleted.
     """
 
@@ -59,7 +59,9 @@ class MlflowRecords:
 
 
 def read_mlflow(root: Path) -> MlflowRecords:
-    """Read a project's MLflow store, without changing it or creating a database.
+    """Read what the MLflow store of a project records about its runs.
+
+    The store is not changed. If its database does not exist, it is not created, and the records are empty.
 
     Args:
         root: the folder that contains `mlruns`.
@@ -95,9 +97,14 @@ def _unneeded_artifacts(
 ) -> Iterator[UnneededArtifacts]:
     """Yield the artifacts of runs that were deleted in MLflow, and of runs whose folder was deleted.
 
-    They include the artifacts of the runs' logged models, which are links to the same weights.
+    The artifacts of the runs' logged models, which are links to the same weights, are yielded too. If this store knows
+    no run for a folder of artifacts, the folder is left out, because it may belong to another store.
 
-    A folder stays if this store has no run for it: the folder may belong to another store.
+    Args:
+        root: the folder that contains `mlruns`.
+        store: the MLflow store.
+        runs: all MLflow runs by id, also deleted ones.
+        model_runs: id of the MLflow run of each logged model, by the model's id.
     """
     if store.artifacts is None or not store.artifacts.is_dir():
         return
@@ -119,7 +126,11 @@ def _unneeded_artifacts(
 def _folder_is_gone(root: Path, folder: str) -> bool:
     """Return whether a run's folder was in this project and has been deleted.
 
-    A missing folder alone is no proof: a moved project has other paths, and the disk may not be mounted.
+    That the folder does not exist is not enough: the project may have been moved, or its disk may not be mounted.
+
+    Args:
+        root: the folder that contains `mlruns`.
+        folder: path of the run's folder at the time of its upload; empty if unknown.
     """
     path, runs = Path(folder), (root / RUNS_FOLDER).resolve()
     is_mounted = runs.is_dir() and next(runs.iterdir(), None) is not None
@@ -127,7 +138,10 @@ def _folder_is_gone(root: Path, folder: str) -> bool:
 
 
 def _model_runs(client: MlflowClient, store: MlflowStore) -> dict[str, str]:
-    """Return, by the id of each logged model, the id of its MLflow run; empty if the store's folder has no models."""
+    """Return the id of the MLflow run of each logged model, by the model's id.
+
+    If the local folder of artifacts contains no models, MLflow is not asked, and the result is empty.
+    """
     if store.artifacts is None or not (store.artifacts / MODELS_FOLDER).is_dir():
         return {}
     experiments = [one.experiment_id for one in _pages(client.search_experiments)]
@@ -146,7 +160,14 @@ def _all_runs(client: MlflowClient) -> Iterator[Run]:
 
 
 def _pages(search: Any, *arguments: Any, page_size: int = PAGE, **keywords: Any) -> Iterator[Any]:
-    """Yield the entries of all pages of a search."""
+    """Yield the entries of all pages of a search in MLflow.
+
+    Args:
+        search: method of MLflow's client that returns one page of entries.
+        arguments: positional arguments of the method.
+        page_size: number of entries per page.
+        keywords: keyword arguments of the method.
+    """
     token = None
     while True:
         page = search(*arguments, **keywords, max_results=page_size, page_token=token)

@@ -1,6 +1,7 @@
-"""Find the runs that must stay because a submission, the ledger, a study, or a YAML file names them.
+"""Find the runs that must stay because a submission, the ledger, a study, another run or a YAML file refers to them.
 
-This module identifies a run by the name of its folder, which is its hash. If two runs have the same name, both stay.
+In this module, the name of a run is the name of its folder, which is its hash. If two runs have the same name, both
+stay.
 """
 
 from __future__ import annotations
@@ -20,21 +21,22 @@ from competition.runs.find import STUDIES_FOLDER, TRIALS_FILE
 
 SUBMISSIONS_FOLDER, EXPERIMENTS_FOLDER = Path("submissions"), Path("experiments")
 LEDGER_FOLDER = "ledger"
-WORD = re.compile(r"[\w.\-]+")  # pattern of the names of run folders in paths
-RUN_TEXTS = ("experiment.yaml", "contents.json")  # files of a run that name the runs and weights it was trained from
+WORD = re.compile(r"[\w.\-]+")  # pattern of the words in a text that may be the name of a run
+# Files of a run that refer to the runs and weights from which it was trained.
+RUN_TEXTS = ("experiment.yaml", "contents.json")
 SHORTEST_HASH = 4  # minimum number of digits of a hash with which a YAML may name a run
 
 
 def find_named_runs(root: Path, runs: Sequence[Path], deleted: Iterable[str] = ()) -> dict[str, str]:
-    """Return the reasons why runs must stay, by the names of the runs' folders.
+    """Return the runs that must stay, and for each of them the reason, by its name.
 
     Args:
         root: the folder that contains `mlruns`.
-        runs: the folders of all runs.
-        deleted: names of runs whose folder is missing, but whose artifacts MLflow still has.
+        runs: folders of all runs.
+        deleted: names of runs whose folders do not exist any more, but whose artifacts MLflow still has.
 
     Raises:
-        MaskfoldError: a file that may name runs cannot be read.
+        MaskfoldError: a file that may refer to runs cannot be read.
     """
     names = {*(run.name for run in runs), *deleted}
     reasons: dict[str, str] = {}
@@ -50,7 +52,7 @@ def find_named_runs(root: Path, runs: Sequence[Path], deleted: Iterable[str] = (
 
 
 def _in_submissions(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield the runs that the key `runs` names in the JSON files of submissions and ledgers."""
+    """Yield (name, reason) of each run in the JSON files of submissions and ledgers, which have the key `runs`."""
     for path in sorted(folder.rglob("*.json")):
         if any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue
@@ -70,7 +72,7 @@ def _in_submissions(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _in_studies(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield the runs of the best trials of each study."""
+    """Yield (name, reason) of the run of each best trial of a study."""
     for path in sorted(folder.glob(f"*/{TRIALS_FILE}")):
         record = read_unedited_record(path, TRIALS_FILE)
         try:
@@ -87,7 +89,7 @@ def _in_studies(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _in_runs(runs: Sequence[Path], names: set[str]) -> Iterator[tuple[str, str]]:
-    """Yield the runs that another run's files name: in a key for another run (see `_sources`), or as part of a path."""
+    """Yield (name, reason) of each run whose name is a word in the files `RUN_TEXTS` of another run."""
     for run in runs:
         for path in (run / name for name in RUN_TEXTS):
             if path.exists():
@@ -96,9 +98,14 @@ def _in_runs(runs: Sequence[Path], names: set[str]) -> Iterator[tuple[str, str]]
 
 
 def _in_yamls(root: Path, runs: Sequence[Path], names: set[str]) -> Iterator[tuple[str, str]]:
-    """Yield the runs that are named in a YAML file of a study or of the user.
+    """Yield (name, reason) of each run to which a YAML file of a study or of the user refers.
 
-    The YAML may name a run by its hash, by the first digits of the hash, or by its experiment.
+    Such a file may contain the hash of a run or its first digits, or the YAML file of the run's experiment.
+
+    Args:
+        root: the folder that contains `mlruns`.
+        runs: folders of all runs.
+        names: names of all runs.
     """
     folders = (root / EXPERIMENTS_FOLDER).rglob("*.y*ml"), root.glob("*.y*ml"), (root / STUDIES_FOLDER).glob("*/*.yaml")
     for path in sorted(path for found in folders for path in found if path.is_file()):
@@ -120,10 +127,13 @@ def _words(path: Path) -> set[str]:
 
 
 def _sources(path: Path) -> list[str]:
-    """Return the values of `pseudo.from`, `init_from` and `first_stage` in a YAML; none if it cannot be read."""
+    """Return the values of `pseudo.from`, `init_from` and `first_stage` in a YAML file, which refer to other runs.
+
+    If the file cannot be read, return an empty list.
+    """
     try:
         tree: Any = read_yaml(path).tree
-        with suppress(MaskfoldError):  # without its base, the file's own keys are used
+        with suppress(MaskfoldError):  # if the file that it extends cannot be read, use its own keys
             tree = read_experiment_yaml(path).tree
     except (OSError, MaskfoldError):
         return []
@@ -136,5 +146,5 @@ def _sources(path: Path) -> list[str]:
         pseudo.get("from") if isinstance(pseudo, dict) else pseudo,
     ]
     flat = [one for value in values for one in (value if isinstance(value, list) else [value])]
-    # a hash may consist of digits only, so YAML may read it as a number
+    # If a hash consists of digits only, YAML reads it as a number.
     return [str(one) for one in flat if isinstance(one, str | int) and str(one)]

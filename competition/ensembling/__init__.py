@@ -1,1 +1,1 @@
-"""Combine runs into ensembles (weights, predictions, expected score), and compare two runs."""
+"""Combine runs into ensembles (fit weights, predict, estimate the score), and compare two runs."""

@@ -1,4 +1,4 @@
-"""Compare the out-of-fold masks of two runs with the truth, case by case."""
+"""Score the out-of-fold masks of two runs case by case, and compare the scores."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MEASURES = ("score", "dice", "surface_dice", "hd95")
-# Values of the measures for a class that is correctly predicted as absent.
+# Values of the measures for a mask that is empty as it should be.
 BEST_VALUES = {"dice": 1.0, "surface_dice": 1.0, "hd95": 0.0}
 ProgressWrapper = Callable[[Iterator[Any], int], Iterator[Any]]
 
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """Hold one of two compared runs, with its predictions and post-processing.
+    """Hold one of the two runs that are compared, with its predictions and post-processing.
 
     Attributes:
         run: the run.
         oof: out-of-fold predictions of the run.
-        settings: the post-processing of the run's masks.
+        settings: the post-processing for cases that are not in `nested`.
         description: text about the post-processing, for the report.
-        nested: post-processing by case id, tuned on the folds that do not contain the case. If empty, `settings`
-            applies to every case.
+        nested: post-processing for each case, by id, which was tuned on the folds that do not contain the case. Empty
+            if all cases get `settings`.
     """
 
     run: Run
@@ -55,12 +55,12 @@ class ComparedRun:
 
     @classmethod
     def from_run(cls, run: Run, tuned: TuningResult | None = None) -> ComparedRun:
-        """Prepare a run for the comparison; no case gets post-processing steps that were tuned on this case.
+        """Prepare a run for the comparison, so that no case gets post-processing that was tuned on this case.
 
         Args:
             run: the run.
-            tuned: tuning result of the run: each case gets the steps that were tuned on the other folds. If tuning was
-                rejected or `tuned` is None, all cases get the steps of the YAML.
+            tuned: tuning result of the run. If its steps are used, each case gets the steps that were tuned on the
+                other folds. If its steps are not used, or if `tuned` is None, all cases get the steps of the YAML.
         """
         settings, oof = run.exp.postprocess, run.oof()
         own = "the steps of its YAML" if settings.steps or settings.number else "no post-processing"
@@ -75,11 +75,11 @@ class ComparedRun:
 
     @property
     def name(self) -> str:
-        """The run's experiment and hash, such as `hippocampus-unet3d/2cb50ff146c0`."""
+        """The name of the run with its hash, e.g. `hippocampus-unet3d/2cb50ff146c0`."""
         return self.run.full_name
 
     def predict(self, row: Any) -> CasePrediction:
-        """Return the masks of a case."""
+        """Return the masks of a case after post-processing; `row` is its row in the case table."""
         settings, comp = self.nested.get(row.id, self.settings), self.run.exp.competition
         needs_presence = any(step.step.needs_presence for name in comp.classes for step in settings.steps_for(name))
         presence = self.oof.presence(row.id) if needs_presence else None
@@ -87,9 +87,13 @@ class ComparedRun:
 
 
 def _on_same_footing(run_a: Run, run_b: Run) -> tuple[tuple[ComparedRun, ComparedRun], str]:
-    """Give both runs the same kind of post-processing (tuned on other folds, or of the YAML); also return a note.
+    """Prepare both runs for the comparison with the same kind of post-processing.
 
-    Steps tuned on the compared cases would give a run an unfair advantage over a run without tuned steps.
+    If both runs have tuned steps, each case gets the steps that were tuned on the other folds. Otherwise, both runs get
+    the steps of their YAML, because tuned steps would give one of them an unfair advantage.
+
+    Returns:
+        The two prepared runs, and a note for the user about their post-processing.
     """
     runs = run_a, run_b
     tuned = [load_tuning(run) if run.exp.postprocess.tune else None for run in runs]
@@ -109,16 +113,17 @@ def _on_same_footing(run_a: Run, run_b: Run) -> tuple[tuple[ComparedRun, Compare
 
 @dataclass(frozen=True)
 class Comparison:
-    """Hold the comparison of two runs on the cases that both runs predicted.
+    """Hold the comparison of two runs, A and B, on the cases that both runs have predicted.
 
     Attributes:
-        a: the first run.
-        b: the second run.
-        tables: the table of each run, with a row per case and class: id, fold, class, score (the competition's metric),
-            dice, surface_dice, hd95 (mm), tp, fp, fn.
+        a: run A.
+        b: run B.
+        tables: table of each run, with one row per case and class. Columns: id, fold, class, score (the competition's
+            metric), dice, surface_dice, hd95 (mm), tp, fp, fn.
         rows: rows of the case table by id.
-        differences: b − a by measure, for each class, and over all classes (the class is then empty).
-        notes: remarks that the reader needs to interpret the differences.
+        differences: difference B − A of each measure, for each class and over all classes. The name of the class is
+            empty for the difference over all classes.
+        notes: remarks that the user needs to interpret the differences.
     """
 
     a: ComparedRun
@@ -130,14 +135,20 @@ class Comparison:
 
     @property
     def comp(self) -> Competition:
-        """The competition."""
+        """The competition of the runs."""
         return self.a.run.exp.competition
 
     def most_changed(self, count: int) -> list[tuple[str, float]]:
-        """Return pairs of a case and its change (score of b − score of a, mean over classes), largest change first.
+        """Return the cases whose scores differ most between the runs.
 
-        The score is the competition's metric, or Dice if a case has no value of the metric. Unchanged cases are
-        omitted.
+        The change of a case is its score with B minus its score with A, averaged over the classes. The score is the
+        competition's metric, or Dice if the case has no value of the metric. Cases without a change are left out.
+
+        Args:
+            count: maximum number of cases.
+
+        Returns:
+            (case id, change) of each case, the largest absolute change first.
         """
         change = mean_score_per_case(self.tables[1]) - mean_score_per_case(self.tables[0])
         dice = mean_score_per_case(self.tables[1].assign(score=self.tables[1]["dice"])) - mean_score_per_case(
@@ -148,7 +159,11 @@ class Comparison:
         return [(str(case), float(change[case])) for case in order if change[case] != 0][:count]
 
     def table(self) -> pd.DataFrame:
-        """Return a table with one row per case and class: each measure of both runs, and its difference."""
+        """Return a table with one row per case and class.
+
+        Columns: id, class, fold_a, fold_b, and for each measure `<measure>_a`, `<measure>_b` and
+        `<measure>_difference`.
+        """
         a, b = self.tables
         joined = a[["id", "class"]].assign(fold_a=a["fold"], fold_b=b["fold"])
         for measure in MEASURES:
@@ -158,17 +173,19 @@ class Comparison:
 
 
 def compare_two_runs(run_a: Run, run_b: Run, watch: ProgressWrapper = lambda rows, _: rows) -> Comparison:
-    """Compare two runs on the cases that both runs predicted out of fold; one case is in memory at a time.
+    """Compare two runs on the cases of which both have an out-of-fold prediction; one case is in memory at a time.
 
-    For each case, both runs get post-processing steps that were tuned on the other folds, or both get the steps of
-    their YAML; `Comparison.notes` says which. If the truth of a case lacks a class and only one run predicts it, the
-    other run gets the best value. If neither run predicts the class, the case is omitted for this class.
+    Both runs get the same kind of post-processing, so that the comparison is fair: steps that were tuned on the other
+    folds, or the steps of their YAML. `Comparison.notes` states which.
+
+    If the labels of a case do not contain a class, and only one of the runs predicts it, the other run gets the best
+    value of each measure. If neither run predicts it, both have no value.
 
     Args:
         run_a: the first run.
-        run_b: the second.
-        watch: function that receives the iterator over the cases and their number, and returns an iterator, e.g. with a
-            progress bar.
+        run_b: the second run.
+        watch: function that wraps the iteration over the cases, e.g. with a progress bar. It receives an iterator and
+            the number of cases, and returns an iterator.
 
     Raises:
         MaskfoldError: the runs differ in competition or data, or have no case in common; or a file is damaged.
@@ -192,7 +209,13 @@ def compare_two_runs(run_a: Run, run_b: Run, watch: ProgressWrapper = lambda row
 def _score_case(
     sides: tuple[ComparedRun, ComparedRun], row: Any, comp: Competition
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the score rows (one per class) of one case, for both runs."""
+    """Return the scores of one case for both runs: for each run, one dictionary per class.
+
+    Args:
+        sides: the two runs.
+        row: row of the case table.
+        comp: the competition.
+    """
     truth = load_unchanged_mask(comp, row)
     objects = load_unchanged_objects(comp, row) if comp.instances else None
     spacing = json.loads(row.spacing)
@@ -240,7 +263,16 @@ def _differences(tables: tuple[pd.DataFrame, pd.DataFrame], run: Run) -> list[Pa
 
 
 def _check_same_data(run_a: Run, run_b: Run, shared: list[str]) -> None:
-    """Check that the runs have cases in common, and that these cases have the same images and masks in both runs."""
+    """Check that two runs have predicted common cases, and that common cases have the same files in both runs.
+
+    Args:
+        run_a: the first run.
+        run_b: the second run.
+        shared: ids of the cases of which both runs have a prediction.
+
+    Raises:
+        MaskfoldError: the images or masks of a case differ, or `shared` is empty (status 2).
+    """
     hashes = [dict(zip(run.cases["id"], run.cases["hash"], strict=True)) for run in (run_a, run_b)]
     for case in hashes[0].keys() & hashes[1].keys():
         if hashes[0][case] != hashes[1][case]:

@@ -1,4 +1,4 @@
-"""Load the networks of finished runs, and predict new cases with all networks."""
+"""Load the networks of finished runs, and predict new cases with the mean of all networks."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from competition.runs.cascade.first_stage import first_stage_for_prediction, fol
 from competition.runs.imported import StoredTestPredictions, is_imported
 from competition.runs.run import CACHE_FOLDER, Run
 
-# Maximum size of all weights that stay in memory. If they are larger, the networks are read again for each case.
+# Maximum size in bytes of all weights together. If they are larger, the networks are read from disk for each case.
 MAX_WEIGHT_BYTES_IN_MEMORY = 2**32
 
 
 @dataclass(frozen=True)
 class InMemoryCase:
-    """Hold a case whose image is in memory, to be used in place of a row of the case table.
+    """Hold a case whose image is in memory; functions that take a row of the case table also take this object.
 
     Attributes:
-        id: the case's name in error messages.
+        id: name of the case in error messages.
         image: the image.
     """
 
@@ -44,16 +44,17 @@ class InMemoryCase:
 class EnsemblePredictor:
     """Predict cases with all networks of all runs of an ensemble.
 
-    For any number of runs and cases, the memory holds one case's probabilities, the weighted sum, one batch of windows,
-    and up to `MAX_WEIGHT_BYTES_IN_MEMORY` of weights. All weight files are read once at the start, so that a damaged
-    file is reported before the long prediction.
+    The memory does not grow with the number of runs and cases. It contains the probabilities of one case, their
+    weighted sum, one batch of windows, and at most `MAX_WEIGHT_BYTES_IN_MEMORY` bytes of weights. All weight files are
+    read once at the start, so that a damaged file is reported before the long prediction.
 
     Args:
         ensemble: the runs and their weights.
-        row: a row of the case table, or `InMemoryCase`. The networks are built for the number of channels of this case.
+        row: row of the case table, or `InMemoryCase`, of one of the cases. The networks are built for its number of
+            channels.
         context: context with the trusted packages.
-        scratch: the folder in which cases are preprocessed; its content is deleted afterwards.
-        only_folds: whether a fit on all cases is left out of the mean, as for a first stage.
+        scratch: folder in which cases are preprocessed, in temporary folders that are deleted afterwards.
+        only_folds: whether to leave out networks that were trained on all cases, as for a first stage.
 
     Raises:
         MaskfoldError: a weight file is missing or damaged, or belongs to another network; the case cannot be
@@ -95,10 +96,10 @@ class EnsemblePredictor:
                 self.first_stages[run.exp.first_stage] = predictor
 
     def probabilities(self, row: Any) -> np.ndarray[Any, Any]:
-        """Return the probabilities of one case, (P, *file shape) float16.
+        """Return the probabilities of one case, (P, *file shape) float16, averaged over all networks.
 
         Args:
-            row: a row of the case table, or `InMemoryCase`.
+            row: row of the case table, or `InMemoryCase`.
 
         Raises:
             MaskfoldError: the case cannot be read or predicted, or it has another number of channels than the first
@@ -107,7 +108,15 @@ class EnsemblePredictor:
         return self.predict(row).probabilities
 
     def predict(self, row: Any) -> Prediction:
-        """Return probabilities and presence of one case; see `probabilities`."""
+        """Return the probabilities and the class presence of one case, averaged over all networks.
+
+        Args:
+            row: row of the case table, or `InMemoryCase`.
+
+        Raises:
+            MaskfoldError: the case cannot be read or predicted, or it has another number of channels than the first
+                case.
+        """
         mean = WeightedMean(self.comp)
         first_stages: dict[str, np.ndarray[Any, Any]] = {
             name: class_probabilities(first.probabilities(row), self.comp) for name, first in self.first_stages.items()
@@ -125,13 +134,27 @@ class EnsemblePredictor:
 
 
 def count_channels(row: Any, run: Run, scratch: Path) -> int:
-    """Return the number of channels of a case after preprocessing for a run, with those of its first stage."""
+    """Return the number of channels of a case after preprocessing for a run, including those of its first stage.
+
+    Args:
+        row: row of the case table, or `InMemoryCase`.
+        run: the run.
+        scratch: folder in which the case is preprocessed, in a temporary folder.
+    """
     with _preprocessed(row, run, scratch) as case:
         return int(case.image.shape[0]) + run.exp.first_stage_channels
 
 
 class _RunNetworks:
-    """Hold the networks of one run, on the device of the run."""
+    """Predict cases with the networks of one run, on the device of the run.
+
+    Args:
+        run: the run.
+        channels: number of channels of a preprocessed case.
+        in_memory: whether the networks stay in memory; if not, their weights are read again for each case.
+        context: context with the trusted packages.
+        members: (fold, seed) of each network.
+    """
 
     def __init__(
         self, run: Run, channels: int, in_memory: bool, context: Context, members: list[tuple[int, int]]
@@ -140,7 +163,7 @@ class _RunNetworks:
         self.device_context = device_context(run.exp)
         self.networks: list[Any] = list(self._iterate()) if in_memory else []
         if not in_memory:
-            # read all weights once, so that damaged weights are reported before the first prediction
+            # Read all weights once, so that damaged weights are reported before the first prediction.
             for _ in self._iterate(reuse=True):
                 pass
 
@@ -172,13 +195,18 @@ class _RunNetworks:
 def _preprocessed(
     row: Any, run: Run, scratch: Path, added: np.ndarray[Any, Any] | None = None
 ) -> Iterator[PreprocessedCase]:
-    """Preprocess a case in a temporary folder, because the disk may not hold the whole preprocessed test set.
+    """Preprocess a case in a temporary folder, which is deleted at the end of the `with` block.
+
+    The test set is not stored as a whole, because it may be too large for the disk.
 
     Args:
-        row: a row of the case table, or `InMemoryCase`.
-        run: the run.
-        scratch: folder of the temporary folder.
-        added: channels (A, *file shape) that are added to those of the image; None: none.
+        row: row of the case table, or `InMemoryCase`.
+        run: the run, which defines the preprocessing.
+        scratch: folder in which the temporary folder is made.
+        added: (A, *file shape) channels to add to those of the image; None to add none.
+
+    Yields:
+        The preprocessed case.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     with temporary_folder(scratch / "test") as folder:
@@ -199,7 +227,13 @@ def _preprocessed(
 
 
 def list_slices(row: Any) -> list[tuple[str, str]] | None:
-    """Return (text of {z}, path) of each slice of a stack, in order; None for a case that is a single file."""
+    """Return (text, path) of each slice of a case in order; None if the case is a single file.
+
+    The text is the part of the slice's file name that `{z}` in the pattern matches.
+
+    Args:
+        row: row of the case table.
+    """
     texts = json.loads(row.slices)
     if texts is None:
         return None

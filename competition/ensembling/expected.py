@@ -1,4 +1,4 @@
-"""Estimate the test score of an ensemble from its out-of-fold score, with an interval for a test set of N cases."""
+"""Estimate the score of an ensemble on a test set of a given size, from its out-of-fold score, with an interval."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExpectedScore:
-    """Hold the expected score of a test set.
+    """Hold the expected score of an ensemble on a test set.
 
     Attributes:
         metric: name of the competition's metric.
-        score: score on the out-of-fold cases; if post-processing was tuned, the nested score.
-        low: lower end of the 95 % prediction interval; nan for fewer than two cases.
-        high: upper end of the interval.
+        score: score on the out-of-fold cases. If post-processing was tuned, this is the nested score: each fold is
+            scored with steps that were tuned on the other folds.
+        low: lower end of the 95 % prediction interval for the score of the test set; nan for fewer than two cases.
+        high: upper end of this interval.
         cases: number of out-of-fold cases.
-        test_cases: size of the test set.
-        settings: the post-processing that is used.
-        tuning: result of tuning the post-processing steps; None without tuning.
-        rows: score rows by case and class.
+        test_cases: number of cases of the test set.
+        settings: the post-processing to use for the submission.
+        tuning: result of tuning post-processing; None without tuning.
+        rows: scores of the out-of-fold cases, a table with one row per case and class.
     """
 
     metric: str
@@ -49,9 +50,10 @@ class ExpectedScore:
 
 
 def better_alone(ensemble: Ensemble, expected: ExpectedScore) -> list[str]:
-    """Return a line for each run of an ensemble whose stored score, for as many cases, is better than the ensemble's.
+    """Return a line for the user for each run of an ensemble that alone has a better score than the ensemble.
 
-    Weights are fitted before post-processing. So tuned steps may improve a single run by more than the ensemble.
+    This is possible because the weights are fitted before post-processing: tuned steps may improve a single run more
+    than the ensemble. Runs with another number of out-of-fold cases are not compared.
 
     Args:
         ensemble: the runs and their weights.
@@ -78,23 +80,24 @@ def better_alone(ensemble: Ensemble, expected: ExpectedScore) -> list[str]:
 def estimate_score(
     ensemble: Ensemble, test_cases: int, context: Context = Context(), workers: int | None = None
 ) -> ExpectedScore:
-    """Score an ensemble out of fold; first tune its post-processing if `postprocess.tune` is set.
+    """Estimate the score of an ensemble on a test set, from its out-of-fold predictions.
 
-    A single network predicts each out-of-fold case. All networks together predict a test case, and usually better, so
-    the estimate tends to be too low (for a distance: too high).
+    If `postprocess.tune` is set, post-processing is tuned first. For a single run, the tuning result is stored in the
+    run's folder, except while another process works there. A stored result is used again if the labels of its cases
+    have not changed.
 
-    The tuning result is stored in the run's folder, unless another process works there. A stored result is used again
-    only if the truth of its cases has not changed.
+    The estimate tends to be slightly pessimistic. An out-of-fold case is predicted by one network of each run. A test
+    case is predicted by the networks of all folds together, which are usually better.
 
     Args:
-        ensemble: the runs; `postprocess` of the first run is used.
-        test_cases: size of the test set.
-        context: progress messages go to its log.
-        workers: number of processes; None: one per core.
+        ensemble: the runs and their weights; the section `postprocess` of the first run is used.
+        test_cases: number of cases of the test set.
+        context: context whose log receives progress messages.
+        workers: number of processes; None for one per core.
 
     Raises:
-        ChangedDataError: the truth of a case has changed since the run began.
-        MaskfoldError: a prediction or the truth of a case cannot be read.
+        ChangedDataError: the labels of a case have changed since the run began.
+        MaskfoldError: a prediction or the labels of a case cannot be read.
     """
     run, comp = ensemble.runs[0], ensemble.comp
     groups = run.groups()
@@ -129,10 +132,12 @@ def estimate_score(
 
 
 def _remembered_tuning(run: Run, context: Context) -> TuningResult | None:
-    """Return the stored tuning result of a run, after checking the truth of its cases; None if there is no result.
+    """Return the stored tuning result of a run, after checking that the labels of its cases have not changed.
+
+    Return None if there is no valid result.
 
     Raises:
-        ChangedDataError: the truth of a case has changed since the run began.
+        ChangedDataError: the labels of a case have changed since the run began.
     """
     tuning = load_tuning(run)
     if tuning is None:
@@ -145,7 +150,14 @@ def _remembered_tuning(run: Run, context: Context) -> TuningResult | None:
 
 
 def _remember_tuning(run: Run, tuning: TuningResult, key: dict[str, Any], context: Context) -> None:
-    """Save the tuning result of a run if no other process works in the run's folder."""
+    """Store the tuning result in the run's folder; if another process works there, only tell the user.
+
+    Args:
+        run: the run.
+        tuning: the result.
+        key: a result of `tuning_key` from before the search.
+        context: context whose log receives the message.
+    """
     with lock_if_free(run.folder) as is_held:
         if is_held:
             save_tuning(run, tuning, key)

@@ -1,4 +1,4 @@
-"""Fit ensemble weights on the out-of-fold cases that all runs share."""
+"""Fit the weights of an ensemble on the cases of which all its runs have an out-of-fold prediction."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 Weights = tuple[float, ...]
 
-COARSE_STEPS = 4  # the weights of the grid are multiples of 1/4
-FINE_STEPS = 8  # the weights around the best point are multiples of 1/8
+COARSE_STEPS = 4  # first, weights in multiples of 1/4 are tried
+FINE_STEPS = 8  # then, 1/8 of the weight is moved between two runs, starting from the best weights
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,15 @@ class FittedWeights:
     """Hold the result of the search for weights.
 
     Attributes:
-        weights: the weights to use: the fitted weights or, if the nested gain may be noise, equal weights.
+        weights: the weights to use, one per run: `best_weights` if the interval of `gain` lies above 0, otherwise equal
+            weights.
         best_weights: the weights with the best score on all cases.
         single: score of each run alone.
         equal: score with equal weights.
-        best: score of `best_weights` on the cases on which they were fitted (optimistic).
-        nested: score over all cases when each fold uses the weights that were fitted on the other folds.
-        gain: improvement of the nested score over the score with equal weights, with its 95 % interval.
-        fold_weights: by fold, the weights that were fitted without this fold; empty if equal weights are used.
+        best: score of `best_weights` on the cases on which they were fitted; too optimistic.
+        nested: score over all cases, where each fold uses the weights that were fitted on the other folds.
+        gain: improvement of `nested` over `equal`, with its 95 % interval.
+        fold_weights: for each fold, the weights that were fitted on the other folds. Empty if equal weights are used.
     """
 
     weights: Weights
@@ -53,7 +54,11 @@ class FittedWeights:
     fold_weights: dict[int, Weights]
 
     def report_lines(self, names: Sequence[str]) -> list[str]:
-        """Return the report, line by line."""
+        """Return the result as lines for the user.
+
+        Args:
+            names: names of the runs.
+        """
         single = ", ".join(f"{name} {score:.4f}" for name, score in zip(names, self.single, strict=True))
         best = ", ".join(f"{weight:g}" for weight in self.best_weights)
         if self.weights == self.best_weights:
@@ -75,17 +80,20 @@ def fit_weights(
     context: Context = Context(),
     workers: int | None = None,
 ) -> FittedWeights:
-    """Search the ensemble weights on a grid in steps of 1/4, then in steps of 1/8 around each fold's best point.
+    """Search the weights of an ensemble with the best out-of-fold score.
 
-    Each point (one weight per run) is scored once on every case, with the competition's metric and without
-    post-processing. For the nested score, the point for each fold is selected only on the cases of the other folds.
+    First, weights on a grid in steps of 1/4 are tried. Then, 1/8 of the weight is moved between two runs, starting from
+    the best weights so far. All weights are scored on every case, with the competition's metric and without
+    post-processing.
+
+    The search is made on all cases, and for the nested score also without each fold.
 
     Args:
-        ensemble: the runs; the ensemble's weights are ignored.
+        ensemble: the runs; their present weights are ignored.
         seed: seed of the bootstrap.
-        groups: group of each case, for the interval.
-        context: progress messages go to its log.
-        workers: processes; None: one per core.
+        groups: group of each case by id, over which the interval is computed; None for an interval over cases.
+        context: context whose log receives progress messages.
+        workers: number of processes; None for one per core.
     """
     import pandas as pd
 
@@ -94,7 +102,7 @@ def fit_weights(
     ensemble = replace(ensemble, weights=equal)
     rows, fold_of = shared_case_rows(ensemble), ensemble.out_of_fold().fold_of()
     folds = sorted({fold_of[case] for case in rows})
-    left_out: list[int | None] = [None, *folds]  # the weights are fitted without this fold; None: on all cases
+    left_out: list[int | None] = [None, *folds]  # fold that a search leaves out; None for the search on all cases
     single_runs = [tuple(float(index == run) for index in range(count)) for run in range(count)]
     tables: dict[Weights, pd.DataFrame] = {}
     scorer = _WeightScorer([run.oof() for run in ensemble.runs], ensemble.comp, rows)
@@ -133,9 +141,14 @@ def fit_weights(
 
 
 def weight_grid(count: int, parts: int) -> Iterator[Weights]:
-    """Yield all weights of `count` runs in steps of 1 / parts.
+    """Yield all weights of several runs in steps of 1 / `parts`, with the sum 1.
 
-    For more than 4 runs, yield only weights that mix two runs.
+    For more than 4 runs, only weights of single runs and of mixtures of two runs are yielded, because the number of all
+    weights would be too large.
+
+    Args:
+        count: number of runs.
+        parts: number of steps from 0 to 1.
     """
     if count > 4:
         for first in range(count):
@@ -152,7 +165,14 @@ def weight_grid(count: int, parts: int) -> Iterator[Weights]:
 
 
 def neighbouring_weights(point: Weights, parts: int) -> Iterator[Weights]:
-    """Yield the point and its neighbours, in which 1 / parts of the weight is moved from one run to another."""
+    """Yield the given weights, and all weights that differ by moving 1 / `parts` from one run to another.
+
+    A run with a smaller weight than 1 / `parts` gives all its weight.
+
+    Args:
+        point: the weights, one per run.
+        parts: reciprocal of the weight that is moved.
+    """
     yield point
     for source in range(len(point)):
         for target in range(len(point)):
@@ -166,14 +186,28 @@ def neighbouring_weights(point: Weights, parts: int) -> Iterator[Weights]:
 
 @dataclass(frozen=True)
 class _WeightScorer:
-    """Score weighted means of the runs' predictions, case by case."""
+    """Score weighted means of the predictions of several runs, case by case.
+
+    Attributes:
+        oofs: out-of-fold predictions of each run.
+        comp: the competition.
+        rows: rows of the case table by id.
+    """
 
     oofs: list[OofPredictions]
     comp: Any
     rows: dict[str, Any]
 
     def score(self, case: str, points: Sequence[Weights]) -> list[list[dict[str, Any]]]:
-        """Return the score rows of each point, i.e. for each list of weights."""
+        """Score one case with several lists of weights.
+
+        Args:
+            case: id of the case.
+            points: the lists of weights, with one weight per run.
+
+        Returns:
+            For each list of weights, the scores of the case, one dictionary per class.
+        """
         comp, row = self.comp, self.rows[case]
         truth = load_unchanged_mask(comp, row)
         objects = load_unchanged_objects(comp, row) if comp.instances else None
@@ -191,7 +225,17 @@ class _WeightScorer:
 def _score_tables(
     pool: ProcessPool, cases: Sequence[str], points: tuple[Weights, ...], fold_of: dict[str, int]
 ) -> dict[Weights, pd.DataFrame]:
-    """Return the score table of each point over all cases."""
+    """Score all cases with several lists of weights, in several processes.
+
+    Args:
+        pool: pool of processes that score cases.
+        cases: ids of the cases.
+        points: the lists of weights.
+        fold_of: number of the fold that predicted each case, by id.
+
+    Returns:
+        For each list of weights, a table with one row per case and class.
+    """
     import pandas as pd
 
     lines: dict[Weights, list[dict[str, Any]]] = {point: [] for point in points}

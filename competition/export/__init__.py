@@ -1,3 +1,3 @@
-"""Export runs to a self-contained folder (weights, code, script, notebook) that predicts without this project."""
+"""Export runs to a self-contained folder (weights, code, script, notebook) that predicts without Maskfold installed."""
 
 from __future__ import annotations

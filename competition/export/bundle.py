@@ -1,4 +1,4 @@
-"""Export runs to a bundle, a folder that can predict on a machine where this project is not installed."""
+"""Export runs to a bundle: a folder that can predict on a machine where Maskfold is not installed."""
 
 from __future__ import annotations
 
@@ -56,14 +56,15 @@ class ExportOptions:
     """Select the optional contents of a bundle.
 
     Attributes:
-        zipped: whether to also write a zip file next to the folder.
-        onnx: whether to also write the networks as ONNX.
-        wheels: whether to also download the packages' wheels.
-        hours: the time limit that is written into the notebook.
-        container: `grand-challenge`: whether to also write a Dockerfile and its entry point; see
-            `competition.export.container`.
-        input_slug: name of the container's input socket; None: the only input socket.
-        output_slug: name of the container's output socket; None: the name of the competition.
+        zipped: whether to write also a zip file next to the folder.
+        onnx: whether to write also the networks as ONNX files.
+        wheels: whether to download also the wheels of the required packages.
+        hours: the competition's time limit in hours, which is written into the notebook.
+        container: `grand-challenge` to write also a Dockerfile and an entry point for Grand Challenge, see
+            `competition.export.container`; None for no container.
+        input_slug: name of the socket (Grand Challenge's name for an input or output) with the input images. None if
+            the container has a single input socket.
+        output_slug: name of the output socket of the container; None for the name of the competition.
     """
 
     zipped: bool = False
@@ -77,7 +78,15 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """Describe an exported bundle: folder, size in bytes, number of networks, packages, and zip file (or None)."""
+    """Describe an exported bundle.
+
+    Attributes:
+        folder: the folder of the bundle.
+        size: size of all its files in bytes.
+        networks: number of networks.
+        pins: the required packages with their versions.
+        archive: the zip file; None if none was written.
+    """
 
     folder: Path
     size: int
@@ -93,14 +102,17 @@ def export_runs(
     options: ExportOptions = ExportOptions(),
     context: Context = Context(),
 ) -> ExportResult:
-    """Export runs as a bundle, after a test prediction of one patch; write the folder completely or not at all.
+    """Export runs as a bundle, after testing the bundle by predicting one patch.
+
+    The folder is either written completely, or not at all.
 
     Args:
         runs: finished runs of one competition.
         folder: folder of the bundle; an earlier bundle in it is replaced.
-        weights: weights of the runs. `auto` fits the weights on the out-of-fold predictions; None means equal weights.
-        options: optional contents.
-        context: context with the trusted packages, whose files are copied into the bundle, and the log.
+        weights: one weight per run; `auto` fits the weights on out-of-fold predictions; None for equal weights.
+        options: the optional contents of the bundle.
+        context: context with the log and the trusted packages; the files of the user's own packages are copied into the
+            bundle.
 
     Raises:
         MaskfoldError: the runs cannot be combined, the folder contains files that are not part of a bundle, or the test
@@ -137,7 +149,14 @@ def export_runs(
 
 
 def _example_case(ensemble: Ensemble) -> tuple[Any, int]:
-    """Return a row of the case table whose image exists, and the number of test cases (0 if unknown)."""
+    """Return a case for the test prediction, and the number of test cases.
+
+    The case is the first test case or, if there are no test images, the first training case. In this situation, the
+    number of test cases is returned as 0.
+
+    Raises:
+        MaskfoldError: there is no image.
+    """
     comp = ensemble.comp
     first_error: MaskfoldError | None = None
     for split in ("test", "train"):
@@ -157,7 +176,19 @@ def _example_case(ensemble: Ensemble) -> tuple[Any, int]:
 def _write_runs_and_code(
     part: Path, ensemble: Ensemble, expected: ExpectedScore | None, options: ExportOptions, row: Any, context: Context
 ) -> dict[str, Any]:
-    """Write weights, YAMLs and code; return the content of bundle.json, in which only the packages are missing."""
+    """Write the weights, YAML files and code of a bundle.
+
+    Args:
+        part: temporary folder in which the bundle is made.
+        ensemble: the runs and their weights.
+        expected: the expected score; None if it is unknown.
+        options: the optional contents of the bundle.
+        row: row of a case, as an example for the ONNX export.
+        context: context with the trusted packages and the log.
+
+    Returns:
+        The content of `bundle.json`, still without the required packages.
+    """
     runs = []
     for number, (run, weight) in enumerate(ensemble.active):
         run_folder = Path("runs") / f"{number}-{run.name}-{run.folder.name}"
@@ -202,14 +233,17 @@ def _targets(ensemble: Ensemble) -> list[str]:
 
 
 def _copy_run(run: Run, ensemble: Ensemble, folder: Path) -> int:
-    """Copy a run's YAML and the weights of its trained networks; return the number of networks."""
+    """Copy the YAML of a run and the weights of its networks into a folder; return the number of networks.
+
+    The keys of the competition that may change after training are those of the ensemble's first run.
+    """
     folder.mkdir(parents=True)
     plain, first = (_without_paths(resolve_for_prediction(exp)) for exp in (run.exp, ensemble.runs[0].exp))
     plain["competition"].update({key: first["competition"][key] for key in SUBMIT_TIME_KEYS})
     write_yaml(plain, folder / EXPERIMENT_FILE)
     members = run.checkpoints()
     for checkpoint in members:
-        read_weights(checkpoint.path)  # check the original file first, because an error must not name the copy
+        read_weights(checkpoint.path)  # check the original file, so that an error names it and not the copy
         member = folder / run.member_folder(checkpoint.fold, checkpoint.seed).name
         copy_file(checkpoint.path, member / checkpoint.path.name)
         copy_file(checkpoint.path.parent / RESULT_FILE, member / RESULT_FILE)
@@ -217,7 +251,10 @@ def _copy_run(run: Run, ensemble: Ensemble, folder: Path) -> int:
 
 
 def _without_paths(plain: dict[str, Any]) -> dict[str, Any]:
-    """Return a resolved experiment without paths of this machine and without keys that only training needs."""
+    """Return a resolved YAML without paths of this machine, and without keys that only training needs.
+
+    Absolute paths in it are replaced by the names of their files. `plain` is changed in place.
+    """
     plain["competition"]["root"] = "."
     plain["run"] = {"accelerator": plain["run"]["accelerator"]}
     for key in ("init_from", "encoder_weights", "study", "pseudo", "extra"):
@@ -237,7 +274,14 @@ def _without_paths(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_onnx_networks(run: Run, folder: Path, row: Any, context: Context) -> None:
-    """Write the run's networks as ONNX files next to their weights."""
+    """Write the networks of a run as ONNX files next to their weights in the bundle.
+
+    Args:
+        run: the run.
+        folder: folder of the run in the bundle.
+        row: row of a case, which defines the number of input channels.
+        context: context with the trusted packages and the log.
+    """
     from competition.export.onnx import ONNX_SUFFIX, write_onnx
 
     case_channels = count_channels(row, run, CACHE_FOLDER)
@@ -254,7 +298,20 @@ def _write_onnx_networks(run: Run, folder: Path, row: Any, context: Context) -> 
 def _write_requirements(
     part: Path, ensemble: Ensemble, row: Any, manifest: dict[str, Any], options: ExportOptions
 ) -> list[PinnedPackage]:
-    """Write requirements.txt from the imports of a test prediction, and complete bundle.json."""
+    """Test the bundle with a prediction, and write `requirements.txt` from the modules that it has imported.
+
+    The packages are also added to `bundle.json`.
+
+    Args:
+        part: temporary folder in which the bundle is made.
+        ensemble: the runs and their weights.
+        row: row of the case to predict.
+        manifest: content of `bundle.json`; it is completed in place.
+        options: the optional contents of the bundle.
+
+    Returns:
+        The required packages with their versions.
+    """
     write_json(part / BUNDLE_FILE, {**manifest, "requirements": []})
     targets = _targets(ensemble)
     named = required_files(targets)[1] | {target.split(".")[0] for target in targets}
@@ -276,7 +333,7 @@ def _write_requirements(
 def _write_pages(
     part: Path, ensemble: Ensemble, manifest: dict[str, Any], expected: ExpectedScore | None, options: ExportOptions
 ) -> None:
-    """Write the notebook and README.md."""
+    """Write the notebook and the `README.md` of a bundle."""
     title = f"{ensemble.comp.name}: {', '.join(run['name'] + ' ' + run['hash'] for run in manifest['runs'])}"
     write_json(part / "notebook.ipynb", build_notebook(title, options.hours))
     score = (
@@ -291,7 +348,11 @@ def _write_pages(
 
 
 def _id_suffix(ensemble: Ensemble) -> str:
-    """Return the suffix, e.g. `.png`, that the host's ids add to the image's name, as in the sample if there is one."""
+    """Return the suffix that the host's ids have after the case id, e.g. `.png`; it may be empty.
+
+    If there is a sample submission, the suffix is that of its ids. Otherwise, it is the result of
+    `competition.submission.testset.host_id_suffix`.
+    """
     comp = ensemble.comp
     path = Path(comp.root) / str(comp.submission.sample)
     if comp.submission.sample is None or not path.is_file():
@@ -302,7 +363,10 @@ def _id_suffix(ensemble: Ensemble) -> str:
 
 
 def _root_markers(ensemble: Ensemble) -> list[str]:
-    """Return the names that identify the competition's root: the sample submission and the folders of the images."""
+    """Return paths by which a notebook recognises the competition's data folder.
+
+    These are the sample submission and the folders of the images, relative to the data folder.
+    """
     comp = ensemble.comp
     sources = [comp.test.images if comp.test is not None else {}, comp.train.images]
     patterns = [pattern for source in sources for pattern in ([source] if isinstance(source, str) else source.values())]
@@ -314,10 +378,10 @@ def _root_markers(ensemble: Ensemble) -> list[str]:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Check that a folder is missing, empty or an unchanged bundle, so that no file of the user is lost.
+    """Check that a folder may be replaced: it does not exist, is empty, or contains only the files of a bundle.
 
     Raises:
-        MaskfoldError: status 2; the folder contains other files.
+        MaskfoldError: the folder contains other files, or its parent cannot be written (status 2).
     """
     ensure_writable(folder.absolute().parent)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
@@ -343,7 +407,7 @@ def check_replaceable(folder: Path) -> None:
 
 
 def replace_folder(new: Path, folder: Path) -> None:
-    """Replace `folder` with `new`."""
+    """Move the folder `new` to the path `folder`; an existing folder there is removed."""
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     if folder.exists():
         os.replace(folder, old)
@@ -352,7 +416,10 @@ def replace_folder(new: Path, folder: Path) -> None:
 
 
 def write_zip(folder: Path) -> Path:
-    """Write a bundle as a zip file next to the bundle's folder. Member names begin with the name of the folder."""
+    """Write a zip file of a bundle next to its folder, and return its path.
+
+    The names of the files in the archive begin with the name of the folder.
+    """
     archive = folder.with_name(f"{folder.name}.zip")
 
     def write(stream: Any) -> None:
@@ -368,17 +435,17 @@ def write_zip(folder: Path) -> Path:
 
 
 def list_files(folder: Path) -> list[Path]:
-    """Return all files below a folder, sorted."""
+    """Return the paths of all files in a folder and its subfolders, sorted."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file, and create its parent folders."""
+    """Copy a file; create the parent folders of the copy if they do not exist."""
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text as UTF-8."""
+    """Write a text to a file atomically, as UTF-8."""
     content = text.encode()
     atomic_write(path, lambda file: file.write(content), len(content))

@@ -1,4 +1,4 @@
-"""Build the texts of a bundle's notebook and README."""
+"""Build the notebook and the README of a bundle."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ subprocess.run([sys.executable, str(bundle / "run.py"), "--input", str(competiti
 SHOW_CELL = """print(*Path(OUTPUT).read_text().splitlines()[:3], sep="\\n")"""
 
 
-# The notebook is built without nbformat. To replace one dictionary, nbformat would add nine packages (0.8 MB to
-# download, 3.2 MB installed) to every installation. The tests validate the notebook with nbformat.
+# The notebook is built without the package nbformat, which would add nine packages (0.8 MB to download, 3.2 MB
+# installed) to every installation, only to build one dictionary. The tests validate the notebook with nbformat.
 def build_notebook(title: str, hours: float) -> dict[str, Any]:
-    """Return the notebook in format 4.5, as plain data.
+    """Return the notebook of a bundle as plain data, in version 4.5 of the notebook format.
 
     Args:
         title: title of the notebook, a line of Markdown.
@@ -116,13 +116,13 @@ On Kaggle: make a dataset of this folder, attach it to `notebook.ipynb` together
 def build_readme(
     title: str, version: str, python: str, runs: list[dict[str, Any]], expected: str, wheels: bool, onnx: bool
 ) -> str:
-    """Return the README as Markdown.
+    """Return the README of a bundle as Markdown.
 
     Args:
-        title: title of the page.
+        title: title of the README.
         version: version of Maskfold.
         python: oldest supported Python version.
-        runs: the entries of the runs in bundle.json, each with the number of its `networks`.
+        runs: the entries of the runs in `bundle.json`.
         expected: sentence about the expected score.
         wheels: whether the bundle contains wheels.
         onnx: whether the bundle contains ONNX files.

@@ -1,4 +1,8 @@
-"""Write the files that make a bundle a container for Grand Challenge: Dockerfile, entry point, names of sockets."""
+"""Write the files with which a bundle can be built as a container for Grand Challenge.
+
+These are a Dockerfile, an entry point, and a file with the names of the sockets (Grand Challenge's name for inputs and
+outputs).
+"""
 
 from __future__ import annotations
 
@@ -37,22 +41,22 @@ ENTRYPOINT ["python", "process.py"]
 def check_container(
     container: str | None, comp: Competition, input_slug: str | None = None, output_slug: str | None = None
 ) -> None:
-    """Check that a container can be written for a competition.
+    """Check that the files of a container can be written for a competition.
 
     Args:
-        container: kind of container; None: none is written.
+        container: kind of the container; None if no container will be written, so that nothing is checked.
         comp: the competition.
-        input_slug: name of the input socket, as for `write_container`.
-        output_slug: name of the output socket, as for `write_container`.
+        input_slug: name of the input socket; None if there is a single one.
+        output_slug: name of the output socket; None for the name of the competition.
 
     Raises:
-        MaskfoldError: status 2; the kind of container is unknown, a slug is not a name, SimpleITK is missing, or the
-            images have several channels in several files.
+        MaskfoldError: the kind of container is unknown, the name of a socket is not valid, SimpleITK is missing, or the
+            channels of an image are in several files (status 2).
     """
     if container is None:
         return
     for option, slug in (("--input-slug", input_slug), ("--output-slug", output_slug)):
-        # the slug becomes a folder's name, so `../..` would leave the folder
+        # The slug becomes the name of a folder, so a text such as `../..` would lead out of the container's folders.
         if slug is not None and not SLUG.fullmatch(slug):
             raise MaskfoldError(
                 f"{option}: found {slug!r}, expected lower-case letters, digits and single hyphens.",
@@ -80,13 +84,13 @@ def check_container(
 
 
 def write_container(folder: Path, comp: Competition, input_slug: str | None, output_slug: str | None) -> None:
-    """Write Dockerfile, entry point and `container.json` into a bundle.
+    """Write the Dockerfile, the entry point and `container.json` into a bundle.
 
     Args:
-        folder: the bundle.
+        folder: folder of the bundle.
         comp: the competition.
-        input_slug: name of the input socket; None: the container uses the only folder of images.
-        output_slug: name of the output socket; None: the name of the competition.
+        input_slug: name of the input socket. None if there will be a single folder of images.
+        output_slug: name of the output socket; None for the name of the competition.
     """
     import torch
 

@@ -1,7 +1,7 @@
-"""Serve the interface of Grand Challenge: images below /input/images, their label files below /output/images.
+"""Predict in a container of Grand Challenge: images come from /input/images, label files go to /output/images.
 
-`export --container grand-challenge` writes a bundle with a Dockerfile, whose entry point is `process.py`; that script
-calls `main` of this module.
+`maskfold export --container grand-challenge` writes a bundle with a Dockerfile. The entry point of the container is the
+script `process.py`, which calls `main` of this module.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ EXTENSIONS = (".mha", ".tif", ".tiff")
 
 
 def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
-    """Predict all images of the input; print errors that the user can fix to standard error.
+    """Predict all input images; print errors that the user can correct to standard error.
 
     Args:
         folder: folder of the bundle.
-        arguments: arguments of the command line; None: the arguments of this process.
+        arguments: arguments of the command line; None for those of this process.
 
     Returns:
-        The exit status.
+        The exit status: 0 after success.
     """
     parser = argparse.ArgumentParser(
         prog="process.py", description="Predict the images of Grand Challenge's interface."
@@ -58,15 +58,16 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
 
 
 def predict_sockets(folder: Path, input_folder: Path, output_folder: Path) -> int:
-    """Write a label file for each image of the input socket.
+    """Predict each image of the input socket, and write a label file for it.
 
     Args:
         folder: folder of the bundle.
-        input_folder: folder with `images/<slug>/*.mha` or `*.tif`.
-        output_folder: folder that gets `images/<slug>/*.mha`, with the names and the geometry of the images.
+        input_folder: folder that contains `images/<input socket>/*.mha`, `*.tif` or `*.tiff`.
+        output_folder: folder in which `images/<output socket>/*.mha` is written, with the names and the geometry of the
+            images.
 
     Returns:
-        The number of files.
+        The number of label files.
 
     Raises:
         MaskfoldError: there is no image, or an image cannot be read or predicted.
@@ -93,10 +94,14 @@ def predict_sockets(folder: Path, input_folder: Path, output_folder: Path) -> in
 
 
 def find_images(folder: Path, slug: str | None) -> list[Path]:
-    """Return the images of the input socket `slug`, or of the only socket if `slug` is None.
+    """Return the paths of the images of the input socket (an input of an algorithm at Grand Challenge).
+
+    Args:
+        folder: folder with one subfolder for each socket.
+        slug: name of the input socket; None if there is a single socket.
 
     Raises:
-        MaskfoldError: the socket or its images are missing.
+        MaskfoldError: the socket is missing or not unique, or it has no images.
     """
     sockets = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     if slug is not None:
@@ -114,7 +119,14 @@ def find_images(folder: Path, slug: str | None) -> list[Path]:
 
 
 def read_input(path: Path, comp: Competition) -> tuple[Image, ItkGeometry | None]:
-    """Return an image on the axes of the competition, and the geometry for its label file (None for TIFF).
+    """Read an image of the input socket.
+
+    Args:
+        path: path of the file.
+        comp: the competition.
+
+    Returns:
+        The image in the competition's order of axes, and the geometry for its label file; None for TIFF files.
 
     Raises:
         MaskfoldError: the file cannot be read, or has another number of dimensions.
@@ -132,13 +144,13 @@ def read_input(path: Path, comp: Competition) -> tuple[Image, ItkGeometry | None
 
 
 def write_output(path: Path, labels: np.ndarray[Any, Any], comp: Competition, geometry: ItkGeometry | None) -> None:
-    """Write a label file (MHA) from labels on the axes of the competition.
+    """Write a label file in the format MHA.
 
     Args:
-        path: the file.
-        labels: (*spatial) integers.
+        path: path of the file.
+        labels: (*spatial) integers, in the competition's order of axes.
         comp: the competition.
-        geometry: the geometry that the file gets; None: spacing 1.
+        geometry: spacing, origin and direction of the file; None for the defaults (spacing 1, origin 0).
     """
     import SimpleITK
 

@@ -1,4 +1,4 @@
-"""Write a run as an MLflow model: code and safetensors, without pickled files."""
+"""Write a run as an MLflow model that consists of code and safetensors files, without pickled files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MODEL_SCRIPT = Path(__file__).with_name("mlflow_script.py")
 
 
 def write_predictor_folder(run: Run, folder: Path) -> None:
-    """Write all files that prediction requires: `experiment.yaml`, `postprocess.json`, and each network's weights.
+    """Write all files of a run that prediction needs: `experiment.yaml`, `postprocess.json`, and all weights.
 
     Args:
         run: a run with at least one finished fold. The model has the same post-processing as `maskfold predict`.
@@ -46,7 +46,10 @@ def write_predictor_folder(run: Run, folder: Path) -> None:
 
 
 def model_fingerprint(run: Run) -> str:
-    """Return the SHA-256 (hexadecimal) of all parts of a run's model: experiment, post-processing, weights, code."""
+    """Return a SHA-256 (hexadecimal) that changes when a part of a run's model changes.
+
+    The parts are the resolved YAML (without the data's folder), post-processing, weights, and Maskfold's code.
+    """
     exp = resolve_config(run.exp)
     exp["competition"].pop("root")  # the location of the data does not change the model
     for key in ("run", "study"):
@@ -65,7 +68,7 @@ def model_fingerprint(run: Run) -> str:
 
 
 def describe_run(run: Run) -> str:
-    """Describe a run in one line: its networks and their out-of-fold score."""
+    """Return a description of a run in one line: its number of networks and its out-of-fold score."""
     summary = _summary(run)
     members = len(run.finished_members())
     text = f"{run.name} {run.folder.name}, {members} network{'s' * (members > 1)}"
@@ -81,7 +84,7 @@ def describe_run(run: Run) -> str:
 
 
 def version_tags(run: Run) -> dict[str, str]:
-    """Return the tags of a model version, by which users can search the registry."""
+    """Return the tags of a model version, by which users can search MLflow's model registry."""
     summary = _summary(run)
     tags = {
         "competition": run.exp.competition.name,
@@ -104,15 +107,15 @@ def _summary(run: Run) -> dict[str, Any]:
 
 
 def write_model(run: Run, folder: Path, temporary_folder: Path) -> None:
-    """Write a run as an MLflow model, with its networks and a copy of this package's code.
+    """Write a run as an MLflow model, with its networks and a copy of Maskfold's code.
 
     Args:
         run: a run with at least one finished fold.
         folder: folder of the model, which this function creates.
-        temporary_folder: an empty folder.
+        temporary_folder: an empty folder for temporary files.
 
     Raises:
-        MaskfoldError: the run cannot be packed, or MLflow wrote a pickled file.
+        MaskfoldError: a weight file is missing, the disk is full, or MLflow has written a pickled file.
     """
     import mlflow.pyfunc
 
@@ -139,7 +142,10 @@ def write_model(run: Run, folder: Path, temporary_folder: Path) -> None:
 
 
 def pinned_requirements() -> list[str]:
-    """Return Maskfold's requirements with their installed versions, without local parts such as `+cpu`."""
+    """Return the packages that Maskfold requires as `name==version`, with the installed versions.
+
+    Local parts of versions, such as `+cpu`, are left out.
+    """
     try:
         required = metadata.requires("maskfold") or []
     except metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Export networks as ONNX, compare ONNX and torch on three patches of noise, and predict with onnxruntime."""
+"""Export networks as ONNX files, check them against torch on patches of noise, and predict with onnxruntime."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ from competition.models.execution import set_layout
 from competition.models.interface import error_in_one_line, main_output
 
 ONNX_SUFFIX = ".onnx"
-TOLERANCE = 1e-3  # maximum difference of a probability from torch's
+TOLERANCE = 1e-3  # maximum difference between the probabilities of ONNX and torch
 
 # Prediction
 
 
 class OnnxNetwork(nn.Module):
-    """Run a network from an ONNX file, which maps (B, C, *patch) float32 to logits (B, P, *patch) float32.
+    """Run a network from an ONNX file with onnxruntime, as a torch module.
+
+    The input is (B, C, *patch) float32, the output are logits (B, P, *patch) float32.
 
     Args:
-        path: a file written by `write_onnx`.
+        path: a file that `write_onnx` has written.
         threads: number of CPU threads.
 
     Raises:
@@ -66,7 +68,10 @@ class OnnxNetwork(nn.Module):
 
 
 def use_onnx_networks(predictor: EnsemblePredictor) -> None:
-    """Replace the networks of a predictor by the ONNX files next to the networks' weights.
+    """Replace the networks of a predictor by those in the ONNX files next to their weights.
+
+    Args:
+        predictor: the predictor; it is changed in place.
 
     Raises:
         MaskfoldError: a file is missing or cannot be read.
@@ -83,7 +88,13 @@ def use_onnx_networks(predictor: EnsemblePredictor) -> None:
 
 
 class MainOutputNetwork(nn.Module):
-    """Wrap a network, and return only its main output."""
+    """Wrap a network that may have several outputs, and return only its main output.
+
+    Args:
+        network: the network.
+        dims: number of spatial axes.
+        channels: number of channels of the main output.
+    """
 
     def __init__(self, network: nn.Module, dims: int, channels: int) -> None:
         super().__init__()
@@ -95,16 +106,19 @@ class MainOutputNetwork(nn.Module):
 
 
 def write_onnx(network: nn.Module, channels: int, exp: Experiment, path: Path) -> float:
-    """Write a network as ONNX, for any batch size if the network's code allows it, otherwise for a batch of 1.
+    """Write a network as an ONNX file, and compare its probabilities with those of torch.
+
+    The file accepts any batch size if the code of the network allows this, otherwise only the batch size 1.
 
     Args:
-        network: the network, on any device.
+        network: the network, on any device; it is moved to the CPU.
         channels: number of input channels.
-        exp: the experiment, which defines sizes and labels.
-        path: the file.
+        exp: the experiment, which defines the patch size and the kind of labels.
+        path: path of the file.
 
     Returns:
-        The largest difference between probabilities of ONNX and torch on patches of noise, both in float32 on the CPU.
+        The largest difference between the probabilities of ONNX and torch on three patches of noise, both computed in
+        float32 on the CPU.
 
     Raises:
         MaskfoldError: onnx, onnxscript or onnxruntime is not installed, the network has a presence head or cannot be
@@ -141,7 +155,16 @@ def write_onnx(network: nn.Module, channels: int, exp: Experiment, path: Path) -
 
 
 def _export_program(network: nn.Module, shape: tuple[int, ...], exp: Experiment) -> Any:
-    """Return torch's ONNXProgram, with a dynamic batch axis if possible."""
+    """Return torch's ONNXProgram of a network, with a variable batch size if possible.
+
+    Args:
+        network: the network, on the CPU.
+        shape: shape (C, *patch) of its input without the batch axis.
+        exp: the experiment.
+
+    Raises:
+        MaskfoldError: the network cannot be exported.
+    """
     dynamic = {"batch": {0: torch.export.Dim("patches")}}
     first_error: Exception | None = None
     for count, shapes in ((2, dynamic), (1, None)):

@@ -32,13 +32,13 @@ ITEM_KEYS = ("image", "spacing", "affine")
 
 
 class Predictor:
-    """Predict with the networks in a run's folder, or in a folder that `mlflow_model.write_predictor_folder` wrote.
+    """Predict masks with the networks in a folder that `competition.export.mlflow_model.write_predictor_folder` wrote.
 
-    `MASKFOLD_TRUST` lists additional packages that `target` may name.
+    The environment variable `MASKFOLD_TRUST` can list additional packages that `target` may name.
 
     Args:
-        folder: folder with `experiment.yaml`, `postprocess.json`, and one folder per network, such as `fold_0`, with
-            `weights.safetensors` and `result.json`.
+        folder: folder with `experiment.yaml` and `postprocess.json`. It also has one folder for each network, e.g.
+            `fold_0`, with the weights and `result.json`.
 
     Raises:
         MaskfoldError: a file is missing or damaged, or a target is not trusted.
@@ -54,14 +54,15 @@ class Predictor:
         self._predictor: EnsemblePredictor | None = None
 
     def predict(self, images: Any) -> list[Labels]:
-        """Return masks on the grid of each image.
+        """Predict images, and return the labels on the grid of each image.
 
         Args:
             images: the images, in one of the forms that `iter_images` accepts.
 
         Returns:
-            One array (*spatial) per image, with the values that `maskfold predict` writes: uint8 or uint16 label
-            values, or object numbers with `competition.instances`. If classes overlap, the array is (K, *spatial).
+            One array (*spatial) for each image, with the values that `maskfold predict` writes: uint8 or uint16 label
+            values or, with `competition.instances`, numbers of objects. If classes overlap, the array is (K, *spatial)
+            for K classes.
 
         Raises:
             MaskfoldError: an image cannot be read or predicted.
@@ -86,7 +87,10 @@ def _read_settings(path: Path) -> PostprocessConfig:
 
 
 def adapt_to_machine(exp: Experiment) -> Experiment:
-    """Return the experiment with one device, and with accelerator `auto` if this machine lacks the YAML's choice."""
+    """Return the experiment with settings for prediction on this machine.
+
+    It uses one device. If this machine does not have the accelerator that the YAML names, the accelerator is `auto`.
+    """
     import torch
 
     accelerator = exp.run.accelerator
@@ -97,7 +101,7 @@ def adapt_to_machine(exp: Experiment) -> Experiment:
 
 
 def folds_table(folder: Path) -> Any:
-    """Return a table of folds, made from the names of the networks' folders."""
+    """Return a table with the column fold, which contains the fold numbers in the names of the networks' folders."""
     import pandas as pd
 
     matches = [re.match(r"fold_(\d+)", path.parent.name) for path in sorted(folder.glob(f"*/{RESULT_FILE}"))]
@@ -105,7 +109,7 @@ def folds_table(folder: Path) -> Any:
 
 
 def empty_case_table() -> Any:
-    """Return an empty case table, because prediction does not need training cases."""
+    """Return a case table without cases, for runs that only predict and need no training cases."""
     import pandas as pd
 
     return pd.DataFrame({"id": []})
@@ -115,21 +119,21 @@ def empty_case_table() -> Any:
 
 
 def iter_images(images: Any, exp: Experiment) -> Iterator[InMemoryCase]:
-    """Yield images one after the other.
+    """Convert images in different forms to `InMemoryCase` objects, and yield them one after the other.
 
     Args:
         images: a list, or a pandas table with the column `image` and optionally `spacing` and `affine`. An item is
 
-            - an array: (H, W), (H, W, C) or (C, H, W) of a 2D image; (X, Y, Z), (X, Y, Z, C) or (C, X, Y, Z) of a
-              volume; the shorter of the first and the last axis is the channel axis;
-            - a path of a file that `maskfold predict` can read;
-            - a dictionary from channel names (as in the YAML's `images`) to arrays or paths;
-            - a list of the slices of a volume, each an array or a path of a 2D image;
-            - a dictionary with `image` (in one of the forms above) and optionally `spacing` (mm along each axis) and
-              `affine` (4×4, voxel to world in mm).
+            - an array: (H, W), (H, W, C) or (C, H, W) for a 2D image; (X, Y, Z), (X, Y, Z, C) or (C, X, Y, Z) for a
+              volume. If there is a channel axis, it must be the shorter of the first and the last axis;
+            - the path of a file that `maskfold predict` can read;
+            - a dictionary from names of channels (as in `images` of the YAML) to arrays or paths;
+            - a list of the slices of a volume, each as an array or the path of a 2D image;
+            - a dictionary with `image` (in one of the forms above) and optionally `spacing` (voxel size in mm along
+              each axis) and `affine` (4×4 matrix from voxel indices to world coordinates in mm).
 
-            The default spacing is `competition.spacing`, else 1 mm. Without an affine a volume is assumed to have the
-            orientation `prepare.orientation`.
+            If an image has no spacing, it gets `competition.spacing` or, if that is not set, 1 mm. If a volume has no
+            affine, it is assumed to have the orientation `prepare.orientation`.
         exp: the experiment.
 
     Raises:
@@ -152,7 +156,10 @@ def iter_images(images: Any, exp: Experiment) -> Iterator[InMemoryCase]:
 
 
 def _items(images: Any, comp: Competition) -> list[Any]:
-    """Return a list of images from a list, from a table, or from an array with a batch axis and a channel axis."""
+    """Return a list of images from a list, from a table with the column image, or from an array with a batch axis.
+
+    Such an array has the shape (N, C, *spatial) or (N, *spatial, C).
+    """
     if hasattr(images, "to_dict") and hasattr(images, "columns"):
         if "image" not in images.columns:
             raise MaskfoldError(
@@ -168,7 +175,13 @@ def _items(images: Any, comp: Competition) -> list[Any]:
 
 
 def _read(image: Any, comp: Competition, name: str) -> Image:
-    """Return one image, from an array, a path, a dictionary of channels or a list of slices."""
+    """Return one image from an array, a path, a dictionary of channels or a list of slices.
+
+    Args:
+        image: the image in one of these forms.
+        comp: the competition.
+        name: name of the image in messages.
+    """
     if isinstance(image, Mapping):
         channels = list(comp.train.images) if isinstance(comp.train.images, dict) else []
         if not channels or set(image) != set(channels):
@@ -192,7 +205,14 @@ def _read(image: Any, comp: Competition, name: str) -> Image:
 
 
 def _read_single(image: Any, dimensions: int, name: str, exif: bool) -> Image:
-    """Return the image of an array or a file."""
+    """Return an image from an array or a path.
+
+    Args:
+        image: the array or path.
+        dimensions: number of spatial axes.
+        name: name of the image in messages.
+        exif: whether to rotate a picture as its EXIF data say.
+    """
     if isinstance(image, str | Path):
         return read_image(image, dimensions, exif)
     if not isinstance(image, np.ndarray) or image.dtype.kind not in "biuf" or image.size == 0:
@@ -211,7 +231,7 @@ def _read_single(image: Any, dimensions: int, name: str, exif: bool) -> Image:
 
 
 def _join_channels(channels: list[Image], name: str) -> Image:
-    """Concatenate channels in the same way as `competition.data.readers.load_image` does."""
+    """Return one image from several images with its channels, as `competition.data.readers.load_image` would."""
     if len(shapes := {part.array.shape[1:] for part in channels}) > 1:
         raise MaskfoldError(
             f"Shapes of the channels of {name}: found {', '.join(sorted(map(str, shapes)))}, expected one shape.",
@@ -222,7 +242,16 @@ def _join_channels(channels: list[Image], name: str) -> Image:
 
 
 def _set_geometry(image: Image, spacing: Any, affine: Any, name: str) -> Image:
-    """Set the spacing and affine of an image; without a spacing, the affine defines it."""
+    """Return an image with the given spacing and affine; values that are missing leave the image unchanged.
+
+    If only the affine is given, the spacing follows from it.
+
+    Args:
+        image: the image.
+        spacing: voxel size in mm along each axis, or a missing value (see `_is_missing`).
+        affine: 4×4 matrix from voxel indices to world coordinates in mm, or a missing value.
+        name: name of the image in messages.
+    """
     if not _is_missing(affine):
         matrix = np.asarray(affine, np.float64)
         voxel_sizes = np.linalg.norm(matrix[:3, :3], axis=0) if matrix.shape == (4, 4) else np.zeros(3)
@@ -248,7 +277,10 @@ def _set_geometry(image: Image, spacing: Any, affine: Any, name: str) -> Image:
 
 
 def _set_default_affine(image: Image, orientation: str | None) -> Image:
-    """If a volume has no affine, set an affine for the axis directions in `orientation`, e.g. RAS."""
+    """Return a volume with an affine for the axis directions in `orientation`, e.g. RAS, if it has no affine.
+
+    An image with an affine, or without an `orientation` in the YAML, is returned unchanged.
+    """
     if image.affine is not None or orientation is None:
         return image
     from nibabel.orientations import axcodes2ornt
@@ -261,5 +293,5 @@ def _set_default_affine(image: Image, orientation: str | None) -> Image:
 
 
 def _is_missing(value: Any) -> bool:
-    """Return whether a key is absent, or a cell of a table is empty."""
+    """Return whether a value is missing: None for an absent key, or nan for an empty cell of a table."""
     return value is None or (isinstance(value, float) and np.isnan(value))

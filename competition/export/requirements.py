@@ -1,4 +1,4 @@
-"""Collect the requirements of a bundle: files of this package, and other packages with their versions and wheels."""
+"""Find out what a bundle requires: source files of Maskfold, and other packages with their versions and wheels."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ENTRY_MODULES = (
     # Modules that are imported by name when a run's YAML is read.
     *(registry.package for registry in (STEPS, SCHEDULES)),
 )
-# Wheels of these packages are not downloaded, because they take gigabytes, and every GPU notebook has its own.
+# Wheels of these packages are not downloaded, because they take gigabytes, and GPU notebooks have them installed.
 PREINSTALLED = ("torch", "torchvision", "triton")
 PREINSTALLED_PREFIXES = ("nvidia-", "cuda-")  # dependencies of PyTorch
 
@@ -40,15 +40,16 @@ PREINSTALLED_PREFIXES = ("nvidia-", "cuda-")  # dependencies of PyTorch
 
 
 def required_files(targets: Iterable[str]) -> tuple[list[Path], set[str]]:
-    """Return the files of this package that a bundle imports, and the other packages that these files import.
+    """Return the source files of Maskfold that a bundle imports, and the other packages that these files import.
 
     Imports inside functions are included.
 
     Args:
-        targets: import paths of networks and post-processing steps; only those in this package add files.
+        targets: import paths of networks and post-processing steps; only those in Maskfold add files.
 
     Returns:
-        Paths relative to the package's folder, sorted; names of top-level modules.
+        Paths of the files relative to the folder of the package `competition`, sorted; and names of top-level modules
+        of other packages.
     """
     todo = [*ENTRY_MODULES, *(target for target in targets if target.startswith("competition."))]
     # A metric's name in the YAML is looked up in all modules of `competition.metrics`, although no import names them.
@@ -69,7 +70,13 @@ def required_files(targets: Iterable[str]) -> tuple[list[Path], set[str]]:
 
 
 def user_package_files(root: str) -> list[tuple[Path, Path]]:
-    """Return the source files of a user's own package, and their paths below the folder `code` of a bundle.
+    """Return the source files of a user's own package.
+
+    Args:
+        root: name of the package.
+
+    Returns:
+        For each file, its path and its relative path in the folder `code` of a bundle.
 
     Raises:
         MaskfoldError: the package cannot be found.
@@ -97,7 +104,10 @@ def _module_file(parts: list[str]) -> Path | None:
 # Cached, because an export reads the files twice, and a process may export several bundles. The files do not change.
 @cache
 def _imports(path: Path) -> tuple[str, ...]:
-    """Return the full names of all modules that a file may import, including a.b for `from a import b`."""
+    """Return the full names of all modules that a file may import.
+
+    `from a import b` gives both `a` and `a.b`, because `b` may be a module.
+    """
     names = []
     for node in _runtime_statements(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -108,12 +118,9 @@ def _imports(path: Path) -> tuple[str, ...]:
 
 
 def _runtime_statements(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield all statements of a syntax tree except those under `if TYPE_CHECKING`.
-
-    Expressions are not visited, because they contain no statements.
-    """
+    """Yield all statements of a syntax tree except those under `if TYPE_CHECKING`, which are not executed."""
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.expr):
+        if isinstance(child, ast.expr):  # expressions contain no statements
             continue
         if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
             continue
@@ -126,31 +133,33 @@ def _runtime_statements(node: ast.AST) -> Iterator[ast.AST]:
 
 @dataclass(frozen=True)
 class PinnedPackage:
-    """Hold a package's name, its version, and the modules that a bundle imports from it."""
+    """Hold the name and version of a package, and the top-level modules that a bundle imports from it."""
 
     name: str
     version: str
     modules: tuple[str, ...]
 
     def line(self) -> str:
-        """Return the line of requirements.txt."""
+        """Return the line for `requirements.txt`: `name==version`."""
         return f"{self.name}=={self.version}"
 
 
 def run_smoke_test(folder: Path, root: Path, row: Any, onnx: bool) -> set[str]:
-    """Predict one patch with a bundle, in a process that hides the training packages; return the imported modules.
+    """Test a bundle by predicting one patch in a separate process; return the modules that the process has imported.
+
+    Packages that only training needs are hidden from the process.
 
     Args:
-        folder: the bundle.
-        root: the competition's root.
-        row: a row of the case table.
+        folder: folder of the bundle.
+        root: the competition's data folder.
+        row: row of the case to predict in the case table.
         onnx: whether to predict with onnxruntime.
 
     Returns:
-        Names of top-level modules.
+        Names of the imported top-level modules.
 
     Raises:
-        MaskfoldError: the bundle does not run.
+        MaskfoldError: the prediction fails.
     """
     request = json.dumps(
         {"folder": str(folder.resolve()), "root": str(root), "row": vars(row), "onnx": onnx}, default=int
@@ -176,11 +185,14 @@ def run_smoke_test(folder: Path, root: Path, row: Any, onnx: bool) -> set[str]:
 
 
 def pinned_requirements(imported: set[str], named: Iterable[str]) -> list[PinnedPackage]:
-    """Return the imported packages that Maskfold's files name, and the packages that these packages require.
+    """Return the packages that a bundle requires, with their installed versions.
+
+    These are packages that the test prediction has imported. They must be named in imports of Maskfold's files or in
+    targets, or be required by such a package.
 
     Args:
-        imported: top-level modules that a predicting process has imported.
-        named: top-level modules that Maskfold's files and the networks' targets name.
+        imported: top-level modules that the test prediction has imported.
+        named: top-level modules that Maskfold's files import or that targets name.
     """
     packages_of_module = _packages_of_module()
     start = {
@@ -202,7 +214,13 @@ def pinned_requirements(imported: set[str], named: Iterable[str]) -> list[Pinned
 
 
 def download_wheels(packages: Iterable[PinnedPackage], folder: Path) -> int:
-    """Download the wheels of packages with pip, without dependencies and without PyTorch's own packages.
+    """Download the wheels of packages with pip, without their dependencies.
+
+    PyTorch and its own dependencies are left out, see `PREINSTALLED`.
+
+    Args:
+        packages: the packages.
+        folder: folder for the wheels, which is created.
 
     Returns:
         The number of wheels.
@@ -246,7 +264,7 @@ def download_wheels(packages: Iterable[PinnedPackage], folder: Path) -> int:
 # Cached, because listing the files of all installed packages takes a second, and a process may export several bundles.
 @cache
 def _packages_of_module() -> Mapping[str, Sequence[str]]:
-    """Return the installed packages of each top-level module."""
+    """Return the names of the installed packages that contain each top-level module, by the module's name."""
     return metadata.packages_distributions()
 
 
@@ -256,7 +274,10 @@ def normalise_package_name(name: str) -> str:
 
 
 def _with_dependencies(start: set[str]) -> set[str]:
-    """Return packages together with all packages that they require on this machine, without extras."""
+    """Return packages together with all packages that they directly or indirectly require on this machine.
+
+    Requirements of optional extras are left out.
+    """
     found: set[str] = set()
     todo = list(start)
     while todo:
@@ -273,7 +294,7 @@ def _with_dependencies(start: set[str]) -> set[str]:
 
 @cache
 def _dependencies(name: str) -> tuple[str, ...]:
-    """Return the packages that an installed package requires on this machine, without extras."""
+    """Return the packages that an installed package directly requires on this machine, without optional extras."""
     requirements = [Requirement(line) for line in metadata.requires(name) or []]
     return tuple(
         normalise_package_name(requirement.name)

@@ -1,6 +1,7 @@
-"""Run a bundle: a copy of this file is the bundle's script `run.py`, which starts with the standard library only.
+"""Run a bundle; each bundle contains a copy of this file as `run.py`.
 
-The script checks the bundle and predicts the test cases of a competition, without network access:
+The script first checks the files and packages of the bundle, for which it needs only the standard library. It then
+predicts the test cases of a competition, without network access:
 
     python bundle/run.py --input /kaggle/input/x --output submission.csv --hours 9
 """
@@ -20,13 +21,16 @@ HERE = Path(__file__).resolve().parent
 
 
 def fail(message: str, hint: str) -> None:
-    """Print an error with a hint, and exit."""
+    """Print an error with a hint to standard error, and exit with status 1."""
     print(f"error: {message} {hint}", file=sys.stderr)
     sys.exit(1)
 
 
 def check_files() -> None:
-    """Compare every file with the manifest before any file is used, and check that the manifest lists all code."""
+    """Check that all files of the bundle are unchanged, and that its folder `code` contains no other Python files.
+
+    The files are compared with their SHA-256 in `manifest.json`. If something is wrong, the script ends with an error.
+    """
     hint = "Copy the complete bundle again."
     try:
         manifest = json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))["files"]
@@ -54,7 +58,7 @@ def check_packages() -> None:
         try:
             installed = metadata.version(package["name"]).split("+")[0]
         except metadata.PackageNotFoundError:
-            # print only a note, because a package such as opencv may be installed under another name
+            # This is not an error, because a package such as opencv may be installed under another name.
             missing.append(f"{package['name']}=={package['version']}")
             continue
         if installed != package["version"]:
@@ -73,14 +77,14 @@ def check_packages() -> None:
 
 
 def terminate(_number: int, _frame: FrameType | None) -> None:
-    """Convert SIGTERM to an exception, so that open files are closed."""
+    """Raise KeyboardInterrupt when SIGTERM arrives, so that open files are closed before the process ends."""
     raise KeyboardInterrupt("SIGTERM")
 
 
 def main() -> int:
-    """Check the bundle, then run the package in its folder `code`.
+    """Check the bundle, predict with the code in its folder `code`, and return the exit status.
 
-    Ctrl-C and SIGTERM stop the script even during imports.
+    Ctrl-C and SIGTERM stop the script at any time, also during imports.
     """
     signal.signal(signal.SIGTERM, terminate)
     try:
@@ -91,7 +95,7 @@ def main() -> int:
 
 
 def check_and_run() -> int:
-    """Check the bundle, then run the package in the folder `code`."""
+    """Check the bundle, predict with the code in its folder `code`, and return the exit status."""
     check_files()
     check_packages()
     sys.dont_write_bytecode = True  # Python then writes no files, so the bundle stays unchanged

@@ -43,11 +43,11 @@ HINTS = (
 
 
 def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
-    """Run a bundle; print errors that the user can fix to standard error.
+    """Run a bundle; print errors that the user can correct to standard error.
 
     Args:
         folder: folder of the bundle.
-        arguments: arguments of the command line; None: the arguments of this process.
+        arguments: arguments of the command line; None for those of this process.
 
     Returns:
         The exit status: 0 if the command succeeded, 1 if it failed, 2 if the arguments are invalid.
@@ -63,7 +63,7 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
 
 
 def _translate_hint(hint: str) -> str:
-    """Replace YAML keys in a hint by options of this command."""
+    """Replace keys of the YAML in the hint of an error by options of this command."""
     for pattern, option in HINTS:
         hint = re.sub(pattern, option, hint)
     return hint
@@ -112,7 +112,13 @@ def _say(line: str) -> None:
 
 
 def _predict_all(folder: Path, args: argparse.Namespace, started: float) -> None:
-    """Predict all cases, in this process or in one process per device."""
+    """Predict all test cases, in this process or in one process for each device, and write the submission file.
+
+    Args:
+        folder: folder of the bundle.
+        args: arguments of the command line.
+        started: value of `time.monotonic()` at the start of the command.
+    """
     options, devices = _options(args, started), parse_devices(args.devices)
     hint = "Name a file, e.g. --output submission.csv."
     if args.output.is_dir():
@@ -149,7 +155,7 @@ def _predict_all(folder: Path, args: argparse.Namespace, started: float) -> None
 
 
 def _describe(bundle: Bundle, found: TestCases, devices: Sequence[str]) -> None:
-    """Print the devices, and the numbers of networks, runs and cases."""
+    """Print one line with the devices, the precision, and the numbers of networks, runs and cases."""
     from competition.inference.predict import device_context
 
     context = device_context(bundle.ensemble.runs[0].exp)
@@ -215,7 +221,16 @@ def _predict_shard(
     shard: int,
     device: str,
 ) -> None:
-    """Predict the cases of one shard; each process calls this function for its own shard."""
+    """Predict the cases that are assigned to one process (its shard); called in each process.
+
+    Args:
+        folder: folder of the bundle.
+        args: arguments of the command line.
+        options: time limit and error handling.
+        scratch: folder through which the processes exchange cases and masks.
+        shard: index of the shard.
+        device: device of the process.
+    """
     cases, confidence = load_shard(scratch, shard)
     bundle = _read_bundle(folder, args, device)
     work = Path(tempfile.mkdtemp(prefix="work-", dir=scratch))
@@ -226,7 +241,13 @@ def _predict_shard(
 
 
 def _masks(cases: Iterator[BundlePrediction], found: TestCases, missed: list[str]) -> Iterator[MaskItem | ObjectsItem]:
-    """Yield the masks of all cases; append to `missed` the ids of cases that were not predicted."""
+    """Yield the masks of all cases for `write_submission`.
+
+    Args:
+        cases: the predictions of the cases.
+        found: the test cases.
+        missed: list to which the ids of cases that were not predicted are appended.
+    """
     for predicted in cases:
         if not predicted.reached:
             missed.append(str(predicted.row.id))

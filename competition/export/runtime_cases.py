@@ -1,6 +1,7 @@
-"""Read a bundle, find the test cases, and predict them: the steps of the command in the module `runtime`.
+"""Read a bundle, find the test cases, and predict them; `competition.export.runtime` uses these functions.
 
-The bundle predicts the test set that exists when it runs; the public sample may be empty or contain one dummy case.
+A bundle predicts the test images that exist when it runs. In many competitions, the real test set is hidden: while the
+notebook is written, the sample submission is empty or contains only dummy cases.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from competition.text import format_count, join_or
 
 BUNDLE_FILE, BUNDLE_FORMAT = "bundle.json", 1
 ROWS_FILE = "rows.json"  # file with the cases of each process
-GRACE_SECONDS = 20.0  # seconds after the deadline in which a process may still finish its case
+GRACE_SECONDS = 20.0  # after the deadline, a process may finish its present case within this time (s)
 
 
 # The bundle
@@ -57,15 +58,15 @@ GRACE_SECONDS = 20.0  # seconds after the deadline in which a process may still 
 
 @dataclass(frozen=True)
 class Bundle:
-    """Hold a bundle for a mounted competition.
+    """Hold the content of a bundle, adapted to the folder in which the competition's data are mounted.
 
     Attributes:
-        folder: the bundle.
-        ensemble: the bundle's runs, in subfolders, with their ensemble weights.
+        folder: folder of the bundle.
+        ensemble: the runs of the bundle and their weights; the runs are in subfolders of the bundle.
         settings: the post-processing.
-        id_suffix: suffix that the host's ids add to the image's id, such as `.png`.
+        id_suffix: suffix that the host's ids have after the case id, e.g. `.png`; may be empty.
         trust: names of the user's own packages in the bundle.
-        has_onnx: whether the bundle contains the networks as ONNX.
+        has_onnx: whether the bundle contains the networks also as ONNX files.
     """
 
     folder: Path
@@ -77,12 +78,13 @@ class Bundle:
 
     @classmethod
     def read(cls, folder: Path, root: Path, accelerator: str | None = None) -> Bundle:
-        """Read a bundle for a competition that is mounted at `root`.
+        """Read a bundle for a competition whose data are mounted at `root`.
 
         Args:
-            folder: the bundle.
-            root: the competition's folder.
-            accelerator: cpu or cuda; None: the accelerator that the YAMLs of the runs set, if this machine has it.
+            folder: folder of the bundle.
+            root: the competition's data folder.
+            accelerator: cpu or cuda. None for the accelerator in the YAML of each run, if this machine has it, and
+                otherwise `auto`.
 
         Raises:
             MaskfoldError: a file is missing or has another format.
@@ -122,8 +124,8 @@ class TestCases:
     """Hold the test cases to predict.
 
     Attributes:
-        test_set: the cases, and the rows of the submission file. If there is no test image, there are no cases.
-        rows_without_images: rows of the sample whose image is missing. These rows get empty masks.
+        test_set: the cases, and the rows of the submission file. If there are no test images, there are no cases.
+        rows_without_images: rows of the sample submission whose image does not exist; they get empty masks.
     """
 
     test_set: TestSet
@@ -136,20 +138,23 @@ class TestCases:
 
 
 def find_test_cases(comp: Competition, suffix: str, context: Context) -> TestCases:
-    """Find the test images below the competition's root, and the rows that the submission file must have.
+    """Find the test images, and the rows that the submission file must have.
 
-    If the sample matches the images, the rows are those of `maskfold submit`. Otherwise the sample's rows whose image
-    exists come first, in the sample's order. The rows of all other images follow, sorted by id (and slice) and class.
-    If no id of the sample has an image, the sample is ignored as a dummy; if only some ids have an image, the rows of
-    the other ids get empty masks.
+    The rows depend on how the host's sample submission fits the images:
+
+    - If the sample has exactly the rows of the images, the rows are those of the sample.
+    - If none of its ids has an image, the sample is ignored as a dummy. The rows follow from the images, sorted by id
+      (and slice) and class.
+    - Otherwise, the rows of the sample come first, in its order; those without an image get empty masks. The rows of
+      all other images follow, sorted by id (and slice) and class.
 
     Args:
-        comp: the competition; its root is the folder where the host's files are mounted.
-        suffix: suffix that the host's ids add to the image's id, such as `.png`; used only if the sample has no row.
-        context: messages for the user go to its log.
+        comp: the competition; its `root` is the folder in which the host's files are mounted.
+        suffix: suffix that the host's ids have after the case id, e.g. `.png`; used only if the sample has no rows.
+        context: context whose log receives messages for the user.
 
     Raises:
-        MaskfoldError: the root does not contain this competition's data, or an image or the sample cannot be read.
+        MaskfoldError: `root` does not contain the data of this competition, or an image or the sample cannot be read.
     """
     rows = _read_rows(comp, context)
     profile, sample = _read_sample(comp, context)
@@ -184,9 +189,13 @@ def find_test_cases(comp: Competition, suffix: str, context: Context) -> TestCas
 
 
 def write_empty_submission(found: TestCases, path: Path) -> int:
-    """Write a submission file with an empty mask in each row of the sample, or only a header if there is no sample.
+    """Write a submission file with an empty mask in each row of the sample; without a sample, write only the header.
 
-    A notebook needs this file, because it is saved before the test set exists.
+    A notebook needs such a file when it is saved, because the real test set does not exist at that time.
+
+    Args:
+        found: the test cases, with no images.
+        path: path of the file.
 
     Returns:
         The number of rows.
@@ -204,13 +213,16 @@ def write_empty_submission(found: TestCases, path: Path) -> int:
 
 
 def id_suffix(keys: tuple[RowKey, ...]) -> str:
-    """Return the suffix, such as `.png`, that all ids of a sample add to the image's id; empty if there is none."""
+    """Return the extension, e.g. `.png`, that all ids of a sample have; empty if they have none or different ones."""
     suffixes = {image[len(strip_extension(image)) :] for image, _ in keys}
     return suffixes.pop() if len(suffixes) == 1 else ""
 
 
 def _read_sample(comp: Competition, context: Context) -> tuple[Profile, SampleSubmission | None]:
-    """Return the submission's file format, and the host's sample (None if the sample is missing or has no rows)."""
+    """Return the format of the submission file, and the host's sample.
+
+    If the file of the sample is missing or has no rows, the sample is None.
+    """
     profile = profile_of(comp)
     if comp.submission.sample is None:
         return profile, None
@@ -226,7 +238,13 @@ def _read_sample(comp: Competition, context: Context) -> tuple[Profile, SampleSu
 
 
 def _read_rows(comp: Competition, context: Context) -> list[Any]:
-    """Return the rows of the test cases; an empty list if the root has the competition's data but no test image."""
+    """Return the rows of the test cases in the case table.
+
+    If the data folder is that of the competition, but has no test images, return an empty list.
+
+    Raises:
+        MaskfoldError: the data folder is not that of the competition, or an image cannot be read.
+    """
     try:
         return list(case_rows(case_table(comp, "test")))
     except MaskfoldError as error:
@@ -244,7 +262,7 @@ def _read_rows(comp: Competition, context: Context) -> list[Any]:
 
 
 def _any_test_image(comp: Competition) -> bool:
-    """Return whether a file, readable or not, matches the test pattern."""
+    """Return whether any file, readable or not, matches a pattern of the test images."""
     from competition.data.patterns import match_cases
 
     patterns = comp.test.images if comp.test is not None else ""
@@ -258,7 +276,7 @@ def _any_test_image(comp: Competition) -> bool:
 
 
 def _is_root(comp: Competition) -> bool:
-    """Return whether the root contains the host's sample submission, or a folder that the YAML names."""
+    """Return whether the data folder contains the host's sample submission, or a folder of images from the YAML."""
     root = Path(comp.root)
     if comp.submission.sample is not None and (root / comp.submission.sample).is_file():
         return True
@@ -277,7 +295,17 @@ def _report_differences(
     cases: int,
     context: Context,
 ) -> None:
-    """Print the differences between the sample and the test images."""
+    """Tell the user how the sample submission and the test images differ.
+
+    Args:
+        comp: the competition.
+        sample_keys: keys of the rows of the sample.
+        known_keys: those keys whose image exists.
+        added_keys: keys of rows that are added for images that the sample lacks.
+        without_images: keys of rows whose image does not exist.
+        cases: number of test cases.
+        context: context whose log receives the messages.
+    """
     name = comp.submission.sample
     if sample_keys and not known_keys:
         context.say(
@@ -298,16 +326,20 @@ def _report_differences(
 
 
 class TimeUp(BaseException):
-    """Interrupt the prediction of a case at the deadline; as a BaseException, `except Exception` does not catch it."""
+    """Interrupt the prediction of a case at the deadline.
+
+    This is a BaseException, so that `except Exception` in libraries does not catch it.
+    """
 
 
 class BundlePrediction(NamedTuple):
-    """Hold a case and its masks.
+    """Hold a case and its predicted masks.
 
     Attributes:
         row: row of the case table.
-        outcome: the masks.
-        probabilities: (K, *spatial) if the submission file has a confidence for each object, else None.
+        outcome: masks and objects of the case.
+        probabilities: (K, *spatial) probabilities of the classes, if the submission file has a confidence for each
+            object; otherwise None.
         reached: whether the case was predicted; if not, its masks are empty.
     """
 
@@ -319,12 +351,13 @@ class BundlePrediction(NamedTuple):
 
 @dataclass(frozen=True)
 class PredictionOptions:
-    """Set the options of a prediction.
+    """Hold the options of a prediction.
 
     Attributes:
-        limit: total time in seconds; None: no limit.
-        started: start time on `clock`.
-        continue_on_error: whether a case that cannot be read or predicted gets empty masks instead of stopping.
+        limit: time limit in seconds; None for no limit.
+        started: start of this time, on the clock `clock`.
+        continue_on_error: whether to continue with empty masks if a case cannot be read or predicted; if not, the
+            prediction stops.
         use_onnx: whether to predict with onnxruntime.
         clock: function that returns the time in seconds.
     """
@@ -344,7 +377,10 @@ def predict_cases(
     options: PredictionOptions,
     say: Callable[[str], None],
 ) -> Iterator[BundlePrediction]:
-    """Predict cases in order.
+    """Predict cases in order, and yield their masks.
+
+    If the time limit is too short for all cases, parts of the ensemble are dropped, see
+    `competition.export.time_limit`. Cases that are not reached get empty masks.
 
     Args:
         bundle: the bundle with the networks.
@@ -390,14 +426,17 @@ def predict_cases(
 
 
 def empty_prediction(row: Any, comp: Competition) -> BundlePrediction:
-    """Return empty masks for a case that was not predicted."""
+    """Return empty masks for a case that was not predicted; `row` is its row in the case table."""
     return BundlePrediction(
         row, CasePrediction(np.zeros((len(comp.classes), *json.loads(row.shape)), np.bool_), None), None, False
     )
 
 
 def _load_networks(bundle: Bundle, rows: Sequence[Any], scratch: Path, options: PredictionOptions) -> EnsemblePredictor:
-    """Load the networks; the first readable case defines their number of input channels."""
+    """Load the networks of a bundle, with the number of input channels of the first case that can be read.
+
+    With `options.continue_on_error`, cases before it are skipped.
+    """
     for number, row in enumerate(rows):
         try:
             predictor = EnsemblePredictor(bundle.ensemble, row, Context(bundle.trust), scratch)
@@ -413,15 +452,16 @@ def _load_networks(bundle: Bundle, rows: Sequence[Any], scratch: Path, options: 
 
 
 def count_voxels(row: Any) -> int:
-    """Return the number of voxels of a case, as an estimate of its relative prediction time."""
+    """Return the number of voxels of a case, to which its prediction time is assumed to be proportional."""
     return int(np.prod(json.loads(row.shape)))
 
 
 @contextmanager
 def _stop_at_deadline(budget: TimeBudget) -> Iterator[None]:
-    """Raise `TimeUp` when the deadline passes during the `with` block, or at once if it has passed.
+    """Raise `TimeUp` when the deadline passes during the `with` block, or at once if it has already passed.
 
-    A signal interrupts the block, so this works only in the main thread, with the real clock, and not on Windows.
+    The block is interrupted by a signal. This works only in the main thread, with the real clock, and not on Windows;
+    otherwise, the block is not interrupted.
     """
     if budget.is_over():
         raise TimeUp
@@ -446,16 +486,17 @@ def _stop_at_deadline(budget: TimeBudget) -> Iterator[None]:
 
 
 def assign_shards(sizes: Sequence[int], shards: int) -> list[list[int]]:
-    """Assign cases to shards, one per process.
+    """Distribute cases over several processes, so that all have about the same number of voxels.
 
-    From the largest case to the smallest, each case goes to the shard with the fewest voxels so far.
+    The part of one process is called a shard. From the largest case to the smallest, each case goes to the shard that
+    has the fewest voxels so far.
 
     Args:
         sizes: number of voxels of each case.
         shards: number of shards.
 
     Returns:
-        Indices of cases in order, for each shard.
+        For each shard, the indices of its cases in ascending order.
     """
     assigned: list[list[int]] = [[] for _ in range(shards)]
     total = [0] * shards
@@ -467,10 +508,16 @@ def assign_shards(sizes: Sequence[int], shards: int) -> list[list[int]]:
 
 
 def parse_devices(text: str) -> list[str]:
-    """Return the devices of `--devices`: `auto`, a number of GPUs, or a list such as `cuda:0,cuda:1` or `cpu,cpu`.
+    """Return the names of the devices that the option `--devices` selects.
+
+    Args:
+        text: `auto` (all GPUs, otherwise the CPU), a number of GPUs, or a list such as `cuda:0,cuda:1` or `cpu,cpu`.
+
+    Returns:
+        Names such as `cuda:0` and `cpu`. `auto` without a GPU gives `["auto"]`.
 
     Raises:
-        MaskfoldError: status 2; the text is invalid, or names a GPU that does not exist.
+        MaskfoldError: the text is invalid, or names a GPU that does not exist (status 2).
     """
     import torch
 
@@ -503,17 +550,20 @@ def collect(
     confidence: bool,
     deadline: float | None,
 ) -> Iterator[BundlePrediction | None]:
-    """Start a process per device, and yield the predicted cases in order; None for a case that missed the deadline.
+    """Predict cases in one process for each device, and yield them in order.
 
     Args:
-        predict_shard: function that is called in each process with None, the shard's index and the device, and that
-            calls `save_result`.
-        devices: one device per process.
+        predict_shard: function that predicts the cases of a process and stores each with `save_result`. Its arguments
+            are None, the index of the shard (see `assign_shards`), and the name of the device.
+        devices: device of each process.
         rows: rows of the case table.
         sizes: number of voxels of each case.
-        folder: empty folder for the masks.
-        confidence: whether the file has a confidence for each object.
-        deadline: time on the clock `time.monotonic`; None: no deadline.
+        folder: empty folder through which the processes exchange cases and masks.
+        confidence: whether the submission file has a confidence for each object.
+        deadline: time at which the prediction must end, on the clock of `time.monotonic()`; None for no deadline.
+
+    Yields:
+        The predicted case; None for a case that no process has finished before the deadline.
 
     Raises:
         MaskfoldError: a process failed.
@@ -538,13 +588,27 @@ def collect(
 
 
 def load_shard(folder: Path, shard: int) -> tuple[list[tuple[int, Any]], bool]:
-    """Return (index, row) of a shard's cases, and whether each object has a confidence."""
+    """Return the cases that are assigned to one process.
+
+    Args:
+        folder: folder through which the processes exchange cases and masks.
+        shard: index of the shard.
+
+    Returns:
+        (index, row of the case table) of each case; and whether the submission file has a confidence for each object.
+    """
     plain = json.loads((folder / ROWS_FILE).read_text(encoding="utf-8"))
     return [(case, SimpleNamespace(**plain["rows"][case])) for case in plain["hands"][shard]], plain["confidence"]
 
 
 def save_result(folder: Path, case: int, predicted: BundlePrediction) -> None:
-    """Store the masks of case number `case` in a folder."""
+    """Store the masks of a case for the main process.
+
+    Args:
+        folder: folder through which the processes exchange cases and masks.
+        case: index of the case.
+        predicted: the masks.
+    """
     masks, objects = predicted.outcome.masks, predicted.outcome.objects
     arrays: dict[str, Any] = {
         "masks": np.packbits(masks),
@@ -559,7 +623,14 @@ def save_result(folder: Path, case: int, predicted: BundlePrediction) -> None:
 
 
 def _environment(device: str, count: int) -> tuple[str, dict[str, str]]:
-    """Return a process's device and environment, with only its own GPU or its share of CPU threads."""
+    """Return the device and the environment variables of a process.
+
+    The process can use only its own GPU or, on the CPU, its share of the threads.
+
+    Args:
+        device: the device, e.g. `cuda:1`.
+        count: number of processes.
+    """
     if device == "cpu":
         threads = max(1, (os.cpu_count() or 1) // count)
         return "cpu", {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}

@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
-# Packages that a bundle does not need. They are hidden, because libraries such as monai use some of them if they are
-# installed.
+# Packages that a bundle does not need. They are hidden, because libraries such as monai import some of them only if
+# they are installed, and they would then seem to be required.
 HIDDEN_PACKAGES = (
     "albumentations",
     "kaggle",
@@ -37,13 +37,17 @@ ERROR_STATUS = 3
 
 
 class ImportBlocker(MetaPathFinder):
-    """Hide the packages in `HIDDEN_PACKAGES` from imports, as a wrapper of another import finder."""
+    """Hide the packages in `HIDDEN_PACKAGES` from Python's import system.
+
+    Args:
+        finder: the import finder that this object replaces, and that it calls for all other packages.
+    """
 
     def __init__(self, finder: Any) -> None:
         self.finder = finder
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> Any:
-        """Return the module's spec from the wrapped finder; None for a hidden package."""
+        """Return the spec of a module from the wrapped finder; None for a module of a hidden package."""
         return None if name.split(".")[0] in HIDDEN_PACKAGES else self.finder.find_spec(name, path, target)
 
     def __getattr__(self, name: str) -> Any:
@@ -51,7 +55,13 @@ class ImportBlocker(MetaPathFinder):
 
 
 def smoke_test(folder: Path, root: Path, row: Any, onnx: bool) -> list[str]:
-    """Predict the middle of one image with the first network of each run.
+    """Predict the middle of one image with the first network of each run of a bundle.
+
+    Args:
+        folder: folder of the bundle.
+        root: the competition's data folder.
+        row: row of the case in the case table.
+        onnx: whether to predict with onnxruntime.
 
     Returns:
         Names of the top-level modules that this process has imported.
@@ -81,7 +91,14 @@ def smoke_test(folder: Path, root: Path, row: Any, onnx: bool) -> list[str]:
 
 
 def crop_middle(image: Any, size: Sequence[int]) -> Any:
-    """Crop an image to its middle, at most as large as a patch. Spacing and affine do not change."""
+    """Crop an image to its middle part, which is at most as large as a patch.
+
+    Spacing and affine are not changed.
+
+    Args:
+        image: the image.
+        size: patch size.
+    """
     from competition.data.image_types import Image
 
     cut = [slice(None)]

@@ -1,9 +1,11 @@
 """Keep a time limit by dropping parts of the ensemble in a fixed order.
 
-First, test-time augmentation is dropped for all runs at once. Then networks are dropped one by one, always the last
-network of the run with the lowest weight per network (weight of the run divided by its number of networks). If several
-runs have the lowest weight, the last of these runs loses a network. At least one network remains. The weights of the
-remaining networks and runs are normalised again.
+1. Test-time augmentation is dropped, for all runs at once.
+2. Networks are dropped one by one. The next one is always the last network of the run with the lowest weight per
+   network, i.e. the weight of the run divided by its number of networks. If several runs have the same value, the last
+   of them loses a network. At least one network remains.
+
+The weights of the remaining runs are normalised to the sum 1 again.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ from typing import Any
 
 from competition.ensembling.ensemble import EnsemblePredictor
 
-TIME_MARGIN = 1.15  # safety factor: the remaining cases may take this many times the projected time
-MEASURED_CASES = 3  # a part may be dropped only after this number of cases
-EARLY_SHARE = 0.1  # a part may be dropped after one case if more than this share of the time limit is used
-# Share of the time limit, and seconds, that are reserved for writing the file.
+TIME_MARGIN = 1.15  # safety factor: the remaining cases may take this many times the estimated time
+# Parts are dropped only after this number of cases, or earlier if more than this share of the time limit is used.
+MEASURED_CASES = 3
+EARLY_SHARE = 0.1
+# Time that is reserved for writing the file: this share of the time limit, but at most this many seconds.
 RESERVE_SHARE, RESERVE_MOST = 0.02, 300.0
 
 Clock = Callable[[], float]
@@ -30,29 +33,33 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class EffortLevel:
-    """Select the parts of the ensemble that predict a case.
+    """Describe which parts of the ensemble predict a case.
 
     Attributes:
         tta: whether test-time augmentation is used.
-        networks: number of networks of each run that are used, counted from the first.
+        networks: number of networks of each run that are used. If not all are used, these are the first ones.
     """
 
     tta: bool
     networks: tuple[int, ...]
 
     def passes(self, views: Sequence[float]) -> list[float]:
-        """Return the number of forward passes per window, for each run."""
+        """Return the number of forward passes per window for each run.
+
+        Args:
+            views: number of test-time views of each run, see `effort_levels`.
+        """
         return [networks * (count if self.tta else 1) for networks, count in zip(self.networks, views, strict=True)]
 
 
 def effort_levels(weights: Sequence[float], networks: Sequence[int], views: Sequence[float]) -> list[EffortLevel]:
-    """Return the levels from the complete ensemble down to a single network.
+    """Return the effort levels in order, from the complete ensemble down to a single network.
 
     Args:
         weights: weight of each run, above 0.
         networks: number of networks of each run.
-        views: number of views of each run's test-time augmentation, the mean over the axes of slices; 1 without
-            augmentation.
+        views: number of test-time views of each run; 1 without test-time augmentation. If a 2.5D network predicts along
+            several axes of slices, this is the mean over these axes.
     """
     remaining = list(networks)
     levels = [EffortLevel(True, tuple(remaining))]
@@ -61,7 +68,7 @@ def effort_levels(weights: Sequence[float], networks: Sequence[int], views: Sequ
         levels.append(EffortLevel(False, tuple(remaining)))
     while sum(remaining) > 1:
         weight_per_network = {run: weights[run] / count for run, count in enumerate(remaining) if count}
-        # rounded, so that equal weights are equal after the division
+        # Round the weights, so that weights that should be equal are equal after the division.
         lightest = min(reversed(weight_per_network), key=lambda run: round(weight_per_network[run], 12))
         remaining[lightest] -= 1
         levels.append(EffortLevel(not has_tta, tuple(remaining)))
@@ -73,11 +80,12 @@ class TimeBudget:
     """Measure the time of each case, and select the effort level for the next case.
 
     Args:
-        levels: result of `effort_levels`.
-        views: number of views of each run, as for `effort_levels`.
-        sizes: number of voxels of each case, in order. The time of a case is assumed to be proportional to its voxels.
-        limit: total time in seconds; None: no limit.
-        started: start time on `clock`.
+        levels: the effort levels, from `effort_levels`.
+        views: number of test-time views of each run, see `effort_levels`.
+        sizes: number of voxels of each case, in order. The time of a case is assumed to be proportional to its number
+            of voxels.
+        limit: time limit in seconds; None for no limit.
+        started: start of this time, on the clock `clock`.
         clock: function that returns the time in seconds.
     """
 
@@ -88,7 +96,8 @@ class TimeBudget:
     started: float = 0.0
     clock: Clock = time.monotonic
     level_index: int = 0
-    # For each case: voxels, seconds outside the networks, seconds per pass of each run (-1 without passes)
+    # For each case: number of voxels, seconds outside of the networks, and for each run the seconds per forward pass
+    # (-1 if the run was not used).
     measured: list[tuple[int, float, list[float]]] = field(default_factory=list)
 
     @property
@@ -98,7 +107,7 @@ class TimeBudget:
 
     @property
     def deadline(self) -> float | None:
-        """The time on the clock at which prediction must end; None without a limit."""
+        """The time on the clock at which the prediction must end; None if there is no limit."""
         if self.limit is None:
             return None
         return self.started + self.limit - min(RESERVE_SHARE * self.limit, RESERVE_MOST)
@@ -111,11 +120,11 @@ class TimeBudget:
         """Record the time of a case, and lower the effort level if the remaining cases would take too long.
 
         Args:
-            seconds: total time of the case.
-            run_seconds: time of the networks of each run; 0 for a run that was dropped.
+            seconds: total time of the case in seconds.
+            run_seconds: time in seconds that the networks of each run have taken; 0 for a run that was dropped.
 
         Returns:
-            Messages for the user; empty if the level is unchanged.
+            Messages for the user; empty if the level does not change.
         """
         size = self.sizes[len(self.measured)]
         passes = self.level.passes(self.views)
@@ -139,17 +148,17 @@ class TimeBudget:
         ]
 
     def projected(self) -> float:
-        """Return the projected seconds for the remaining cases at the current level, without a margin.
+        """Return the estimated seconds for the remaining cases at the present effort level, without a safety factor.
 
-        The first case is ignored as soon as other cases have been predicted, because its time includes the start of the
-        device.
+        The time of the first case includes the start of the device. So it is ignored as soon as other cases have been
+        predicted.
         """
         cases = self.measured[1:] or self.measured
         voxels = sum(size for size, _, _ in cases)
         total = sum(overhead for _, overhead, _ in cases)
         for run, count in enumerate(self.level.passes(self.views)):
             measured = [(size, per_pass[run]) for size, _, per_pass in cases if per_pass[run] >= 0]
-            if measured:  # false only for a dropped run, which stays dropped
+            if measured:  # it is empty only for a run that was dropped, and such a run is never used again
                 total += count * voxels * sum(seconds for _, seconds in measured) / sum(size for size, _ in measured)
         return total * sum(self.sizes[len(self.measured) :]) / voxels
 
@@ -168,7 +177,7 @@ class TimeBudget:
 
 
 def format_duration(seconds: float) -> str:
-    """Format a duration in minutes, or in seconds if it is less than a minute."""
+    """Return a duration as text: in minutes, or in seconds if it is less than a minute."""
     return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
 
 
@@ -176,7 +185,12 @@ def format_duration(seconds: float) -> str:
 
 
 class TimedNetworks:
-    """Predict with the networks of a run, and measure their time."""
+    """Predict with the networks of a run, and measure how long they take.
+
+    Args:
+        networks: the networks of the run, an entry of `EnsemblePredictor.weighted_runs`.
+        clock: function that returns the time in seconds.
+    """
 
     def __init__(self, networks: Any, clock: Clock) -> None:
         self.networks, self.clock, self.seconds = networks, clock, 0.0
@@ -187,7 +201,7 @@ class TimedNetworks:
         return self.networks.run
 
     def predict(self, case: Any) -> Any:
-        """Return the networks' prediction of a case, and add the elapsed time to `seconds`."""
+        """Return the prediction of a case, and add the time that it took to the attribute `seconds`."""
         start = self.clock()
         try:
             return self.networks.predict(case)
@@ -196,10 +210,10 @@ class TimedNetworks:
 
 
 class DegradableEnsemble:
-    """Reduce an ensemble to one of its effort levels; the first level is the complete ensemble.
+    """Predict with an ensemble at different effort levels, starting with the complete ensemble.
 
     Args:
-        predictor: networks of the ensemble; changed in place.
+        predictor: predictor of the ensemble; it is changed in place.
         clock: function that returns the time in seconds.
     """
 
@@ -208,7 +222,7 @@ class DegradableEnsemble:
 
         self.predictor, self.clock = predictor, clock
         self.all_runs = [(TimedNetworks(networks, clock), weight) for networks, weight in predictor.weighted_runs]
-        # Per axis of slices, because a run without test-time augmentation still predicts along each axis.
+        # Number of views per axis of slices. A run without test-time augmentation still predicts along each axis.
         self.views = [count_passes(timed.run.exp) / len(timed.run.exp.patch.axes) for timed, _ in self.all_runs]
         self.levels = effort_levels(
             [weight for _, weight in self.all_runs],
@@ -219,7 +233,7 @@ class DegradableEnsemble:
         self.set_level(self.levels[0])
 
     def set_level(self, level: EffortLevel) -> None:
-        """Use only the networks of a level, and normalise the weights of the remaining runs."""
+        """Use only the networks of an effort level, and normalise the weights of the remaining runs to the sum 1."""
         is_complete = level == self.levels[0]
         total = sum(weight for (_, weight), count in zip(self.all_runs, level.networks, strict=True) if count)
         self.active, remaining = [], []
@@ -233,7 +247,7 @@ class DegradableEnsemble:
         self.predictor.weighted_runs = list(self.all_runs) if is_complete else remaining
 
     def pop_seconds(self) -> list[float]:
-        """Return, for each run, the seconds that its networks took since the last call."""
+        """Return the seconds that the networks of each run have taken since the last call."""
         seconds = [0.0 if timed is None else timed.seconds for timed in self.active]
         for timed in self.active:
             if timed is not None:
@@ -242,7 +256,7 @@ class DegradableEnsemble:
 
 
 def _first_networks(networks: Any, count: int, tta: bool) -> Any:
-    """Return a run's first `count` networks, with test-time augmentation only if `tta` is set."""
+    """Return the first `count` networks of a run; without test-time augmentation if `tta` is False."""
     reduced = copy.copy(networks)
     reduced.networks, reduced.members = networks.networks[:count], networks.members[:count]
     if not tta:

@@ -1,1 +1,1 @@
-"""Exchange data with other programs: make runs from their predictions, and write folds for them."""
+"""Exchange data with other programs, such as nnU-Net: make runs from their predictions, and write folds for them."""

@@ -1,4 +1,4 @@
-"""Make a run from predictions of other programs."""
+"""Make a run from predictions of another program, such as nnU-Net."""
 
 from __future__ import annotations
 
@@ -43,25 +43,25 @@ from competition.text import and_more, format_count, has_or_have, name_problem
 if TYPE_CHECKING:
     import pandas as pd
 
-IMPORT_FORMAT = 1  # part of the digest of an import; increase it if the same files give other predictions
+IMPORT_FORMAT = 1  # increase this number if a change of the code reads other predictions from the same files
 LOW_DICE = 0.1  # if the Dice of every class is lower, the axes or channels are probably wrong
 DEFAULT_OPTIONS = ReadingOptions()
 
 
 @dataclass(frozen=True)
 class ImportedRun:
-    """Hold the result of an import: the run, its scores, and the cases without a prediction that counts.
+    """Hold the result of an import: the run, its scores, and the cases without a usable prediction.
 
     Attributes:
         run: the run.
-        is_new: False if the same predictions had been imported before.
-        layout: description of the layout that was found.
+        is_new: whether this import has made the run; False if the same predictions were imported before.
+        layout: description of the layout of the folder with the predictions.
         predicted: number of cases with an out-of-fold prediction.
-        seen: reason by case id, for predictions that are not out of fold.
-        missing: training cases without a prediction.
+        seen: reason for each prediction that is not used because it is not out of fold, by case id.
+        missing: ids of training cases without a prediction.
         tests: number of test cases with a prediction, and number of all test cases.
-        score: the competition's metric out of fold; None without out-of-fold predictions.
-        dice: mean Dice of each class.
+        score: the competition's metric on the out-of-fold predictions; None if there are none.
+        dice: mean Dice by class on the out-of-fold predictions; None for a class that no case has.
     """
 
     run: Run
@@ -88,25 +88,26 @@ def import_predictions(
     progress: Callable[[Iterator[Any], int], Iterator[Any]] = lambda rows, _: rows,
     root: Path = RUNS_FOLDER,
 ) -> ImportedRun:
-    """Check and score predictions of other programs, and write them as a run.
+    """Check and score predictions of another program, and write them as a run.
 
-    The name of the run is a hash of the files' content, the folds and the data, so that a repeated import finds the
-    same run. The run's folder is written completely or not at all.
+    The name of the run's folder is a hash of the content of the files, the folds and the data, so that a repeated
+    import finds the same run. The folder is either written completely, or not at all.
 
     Args:
         comp: the competition.
-        folder: folder of the predictions, see `competition.importing.sources`.
-        name: name of the experiment in the run's name.
-        oof: folder of the out-of-fold predictions, see `find_sources`.
-        test: folder of the test predictions, see `find_tests`.
-        splits: file of the folds, see `find_sources`.
-        options: how the files are read.
-        context: context with the log.
-        progress: function that wraps the iteration over the cases; receives the iterator and the number of cases.
+        folder: folder of the predictions; see `competition.importing.sources` for the layouts.
+        name: name of the experiment in the run's path.
+        oof: folder of the out-of-fold predictions; None to search it in `folder`, see `find_sources`.
+        test: folder of the test predictions; None to search it in `folder`, see `find_tests`.
+        splits: file with the folds; None to search it in `folder`, see `find_sources`.
+        options: options for reading the files.
+        context: context with the log and the trusted packages.
+        progress: function that wraps the iteration over the cases, e.g. with a progress bar. It receives an iterator
+            and the number of cases, and returns an iterator.
         root: folder of all runs.
 
     Raises:
-        MaskfoldError: a file is missing, damaged, or does not fit its case; or no prediction was found.
+        MaskfoldError: a file is missing, is damaged, or does not fit its case; or there is no usable prediction.
     """
     _check_name(name)
     cases = case_table(comp, "train")
@@ -146,7 +147,7 @@ def import_predictions(
             try:
                 os.replace(staged.folder, run.folder)
             except OSError:
-                # if the folder exists now, another command has imported the same files
+                # If the folder exists now, another command has imported the same files.
                 if not (run.folder / CASES_FILE).exists():
                     raise
         sync_folder(run.folder.parent)
@@ -168,7 +169,15 @@ def _check_name(name: str) -> None:
 
 
 def _with_channels(options: ReadingOptions, sources: Sources, comp: Competition, context: Context) -> ReadingOptions:
-    """Return the options with the order of the classes in nnU-Net's dataset.json, if the names are the same."""
+    """Return the options with the order of the classes in nnU-Net's `dataset.json`, if it differs from the YAML's.
+
+    If the user has set the order, or there is no such file, return the options unchanged. If the names of the classes
+    differ, tell the user that the order is assumed to be the same.
+
+    Raises:
+        MaskfoldError: the number of classes differs, or the files contain labels and their order differs (status 2 for
+            the number).
+    """
     found = [name.lower() for name in sources.channels]
     expected = [name.lower() for name in comp.classes]
     if options.channels or not found or comp.labels != "exclusive":
@@ -207,7 +216,18 @@ def _make_run(
     root: Path,
     trust: tuple[str, ...],
 ) -> Run:
-    """Return the run of the predictions, named after their content; nothing is written."""
+    """Return the run for the predictions, without writing it; its folder is named by a hash of the predictions.
+
+    Args:
+        comp: the competition.
+        name: name of the experiment in the run's path.
+        cases: the case table.
+        sources: the files of the predictions.
+        used: ids of the cases whose predictions are out of fold.
+        options: options for reading the files.
+        root: folder of all runs.
+        trust: additional packages that `target` may name.
+    """
     import pandas as pd
 
     is_used = set(used)
@@ -235,7 +255,7 @@ def _make_run(
 
 
 def _digest(sources: Sources, used: Sequence[str], options: ReadingOptions) -> str:
-    """Return the SHA-256 of the imported files and of the options with which they are read."""
+    """Return a digest of the content of all imported files, and of the options with which they are read."""
     files = {
         kind: {case: [sha256_of_file(path) for path in found[case].paths] for case in ids}
         for kind, found, ids in (("oof", sources.cases, used), ("test", sources.tests, list(sources.tests)))
@@ -260,7 +280,18 @@ def _write(
     progress: Callable[[Iterator[Any], int], Iterator[Any]],
     source: Path,
 ) -> None:
-    """Write the folder of a run: predictions, scores and records."""
+    """Write the folder of an imported run: its predictions, scores and records.
+
+    Args:
+        run: the run, in a temporary folder.
+        sources: the files of the predictions.
+        used: ids of the cases whose predictions are out of fold.
+        tests: case table of the test cases; None if the competition has none.
+        options: options for reading the files.
+        context: context with the log.
+        progress: function that wraps the iteration over the cases.
+        source: folder of the predictions, which is recorded in the run.
+    """
     import pandas as pd
 
     from competition.data.cases import case_rows
@@ -305,20 +336,27 @@ def _write(
 
 @dataclass(frozen=True)
 class CaseImporter:
-    """Read, store and score single cases in worker processes."""
+    """Read, store and score single cases in worker processes.
+
+    Attributes:
+        exp: the experiment.
+        options: options for reading the files.
+        origin: digest of the imported files. It is stored with each prediction instead of a digest of weights.
+    """
 
     exp: Experiment
     options: ReadingOptions
-    origin: str  # digest of the imported files, which is stored with each prediction instead of a digest of weights
+    origin: str
 
     def convert(self, job: tuple[Any, CaseFiles, Path, tuple[int, ...], int | None]) -> list[dict[str, Any]]:
-        """Store the prediction of one case, and score it if it has a fold.
+        """Read and store the prediction of one case, and score it if it is not a test case.
 
         Args:
-            job: row of the case, files, folder of the store, shape (P, *file shape), and fold; None for a test case.
+            job: row of the case table, files of the prediction, folder of the store, shape (P, *file shape) of the
+                probabilities, and number of the fold (None for a test case).
 
         Returns:
-            Score rows, one per class; empty for a test case.
+            The scores, one dictionary per class; empty for a test case.
         """
         row, files, folder, shape, fold = job
         store: OofStore = open_store(self.exp, folder, {row.id: shape}, self.origin)
@@ -341,10 +379,16 @@ class CaseImporter:
 
 
 def _write_member(run: Run, fold: int, scores: pd.DataFrame, origin: str) -> None:
-    """Write the scores and the result of one fold, or of fold -1 if only test cases were imported.
+    """Write the scores and the result of one fold.
 
-    The digest of the imported files is stored as the digest of the weights, so that predictions of another import are
-    refused.
+    The result contains the digest of the imported files in place of the digest of the weights. So predictions of
+    another import are rejected when they are read.
+
+    Args:
+        run: the run.
+        fold: number of the fold; -1 if only test predictions were imported.
+        scores: table of the fold's scores.
+        origin: digest of the imported files.
     """
     folder = run.member_folder(fold, 0)
     folder.mkdir(exist_ok=True)
@@ -371,7 +415,7 @@ def _write_member(run: Run, fold: int, scores: pd.DataFrame, origin: str) -> Non
 
 
 def import_notes(done: ImportedRun) -> list[str]:
-    """Return notes for the user about predictions that were left out or look wrong."""
+    """Return notes for the user about predictions that were left out, are missing, or are probably wrong."""
     notes = []
     for reason in dict.fromkeys(done.seen.values()):
         ids = [case for case, why in done.seen.items() if why == reason]

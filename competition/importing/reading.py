@@ -1,4 +1,4 @@
-"""Read a prediction of another program as probabilities on the grid of its case."""
+"""Read the prediction of a case by another program, and convert it to probabilities on the grid of the case."""
 
 from __future__ import annotations
 
@@ -24,21 +24,22 @@ from competition.importing.sources import ARRAYS, CaseFiles
 Array = NDArray[Any]
 NNUNET_KEYS = ("probabilities", "softmax")  # names of the array in nnU-Net's archives, version 2 and 1
 ARRAY_KEYS = (*NNUNET_KEYS, "probs", "prediction", "pred", "arr_0")
-VALUE_TOLERANCE = 1e-3  # values this far outside of [0, 1] are accepted, because of rounding
-SUM_TOLERANCE = 0.02  # tolerance of the sum of a pixel's probabilities, for float16 and uint8
+VALUE_TOLERANCE = 1e-3  # because of rounding, values may be outside of [0, 1] by this much
+SUM_TOLERANCE = 0.02  # because of rounding (float16, uint8), the sum of a pixel's probabilities may differ by this much
 MAX_LABEL_DIFFERENCE = 0.01  # maximum share of pixels in which an array and the label file next to it may differ
 Kind = Literal["auto", "labels", "probabilities"]
 
 
 @dataclass(frozen=True)
 class ReadingOptions:
-    """Set how prediction files are read.
+    """Hold the options for reading prediction files.
 
     Attributes:
-        kind: whether files hold labels or probabilities; `auto` decides by their channels and values.
-        axes: order of the spatial axes of NPY and NPZ files, such as `zyx`. None means `zyx` for nnU-Net's archives,
-            else the order of `competition.array_axes` or of the case's images.
-        channels: names of the files' channels, in their order; empty: background first, then the classes.
+        kind: whether the files contain labels or probabilities; `auto` decides by their channels and values.
+        axes: order of the spatial axes in NPY and NPZ files, e.g. `zyx`. None means `zyx` for nnU-Net's archives. For
+            other files, it means the order in `competition.array_axes` or, if that is not set, of the case's images.
+        channels: names of the channels in their order. Empty for the usual order: the background, if there is one, and
+            then the classes.
     """
 
     kind: Kind = "auto"
@@ -47,19 +48,19 @@ class ReadingOptions:
 
 
 def decide_kind(comp: Competition, found: Iterable[CaseFiles], options: ReadingOptions) -> Kind:
-    """Decide for a competition of one class whether integers in a single channel are labels or probabilities.
+    """Decide, in a competition with one class, whether files with integers contain labels or probabilities.
 
-    The value 1 may be a label, or the probability 1/255. All files decide together: they hold labels if each value in
-    them is a label value.
+    The integer 1 may be a label value, or the probability 1/255. A single file may not be enough to decide this. So all
+    files are read: they contain labels if every value in them is a label value.
 
     Args:
         comp: the competition.
         found: the files of all cases.
-        options: how the files are read.
+        options: options for reading the files.
 
     Returns:
-        `labels` or `probabilities`. If `options.kind` is set, or there are several classes or no such file,
-        `options.kind`.
+        `labels` or `probabilities`. If the user has set `options.kind`, if there are several classes, or if no file has
+        integers in a single channel, `options.kind` is returned.
 
     Raises:
         MaskfoldError: a file cannot be read.
@@ -82,16 +83,16 @@ def decide_kind(comp: Competition, found: Iterable[CaseFiles], options: ReadingO
 
 
 def read_prediction(comp: Competition, row: Any, files: CaseFiles, options: ReadingOptions) -> Array:
-    """Read the prediction of a case.
+    """Read the prediction of a case as probabilities.
 
     Args:
         comp: the competition.
         row: row of the case table.
         files: files of the prediction.
-        options: how the files are read.
+        options: options for reading the files.
 
     Returns:
-        Probabilities (P, *file shape) float32 in [0, 1], P = `comp.output_channels`, on the axes of the case.
+        (P, *file shape) float32 in [0, 1], with P = `comp.output_channels`, in the case's order of axes.
 
     Raises:
         MaskfoldError: a file cannot be read, or its shape, channels or values do not fit the case.
@@ -113,7 +114,13 @@ def read_prediction(comp: Competition, row: Any, files: CaseFiles, options: Read
 
 
 def read_prediction_file(comp: Competition, row: Any, path: Path, options: ReadingOptions) -> Array:
-    """Read one file as (C, *file shape) on the axes of the case; the values are not changed.
+    """Read one prediction file as an array (C, *file shape) in the case's order of axes, with unchanged values.
+
+    Args:
+        comp: the competition.
+        row: row of the case table.
+        path: path of the file.
+        options: options for reading the file.
 
     Raises:
         MaskfoldError: the file cannot be read, or its shape or affine differs from that of the image.
@@ -123,7 +130,7 @@ def read_prediction_file(comp: Competition, row: Any, path: Path, options: Readi
     except MaskfoldError as error:
         if "competition." not in error.hint:
             raise
-        # Replace the hints of the readers, which name keys for the images of a competition.
+        # The hints of the readers name keys of the YAML that concern the images of the competition, so replace them.
         raise MaskfoldError(error.message, "Predict the case again, or copy the file again.") from error
 
 
@@ -154,7 +161,14 @@ def _read_on_case_axes(comp: Competition, row: Any, path: Path, options: Reading
 
 
 def _load_array(path: Path) -> tuple[Array, bool]:
-    """Read an NPY or NPZ file; return the array, and whether its axes have nnU-Net's order."""
+    """Read an NPY or NPZ file.
+
+    Returns:
+        The array, and whether the file is an archive of nnU-Net, whose order of axes is `zyx`.
+
+    Raises:
+        MaskfoldError: the file is damaged, or it contains several arrays and none of them has a known name.
+    """
     with convert_decoder_errors(path):
         if path.suffix.lower() == ".npy":
             return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False)), False
@@ -175,7 +189,11 @@ def _load_array(path: Path) -> tuple[Array, bool]:
 
 
 def _with_channels(array: Array, comp: Competition, path: Path, options: ReadingOptions) -> Array:
-    """Return an array with its channel axis in front: (C, *spatial)."""
+    """Return an array as (C, *spatial): move its channel axis to the front, or add a channel axis if it has none.
+
+    Raises:
+        MaskfoldError: the array has another number of axes, or its values are not numbers.
+    """
     if array.dtype == bool:
         array = array.astype(np.uint8)
     if array.dtype.kind not in "iuf":
@@ -198,7 +216,10 @@ def _with_channels(array: Array, comp: Competition, path: Path, options: Reading
 
 
 def _read_picture(path: Path, comp: Competition, options: ReadingOptions) -> Array:
-    """Read a NIfTI, PNG or TIFF file as (C, *spatial) on its own axes; a palette's indices are labels."""
+    """Read a NIfTI, PNG or TIFF file as an array (C, *spatial), in the file's order of axes.
+
+    If a PNG has a palette, the values are the indices of the palette, which are labels.
+    """
     has_palette = False
     if path.suffix.lower() == ".png":
         with convert_decoder_errors(path), open_raster(path) as image:
@@ -209,7 +230,17 @@ def _read_picture(path: Path, comp: Competition, options: ReadingOptions) -> Arr
 
 
 def _check_affine(comp: Competition, row: Any, path: Path, target: str | None) -> None:
-    """Check that a NIfTI file has the affine of the image."""
+    """Check that a prediction has the same grid as the image of the case, if both are NIfTI files.
+
+    Args:
+        comp: the competition.
+        row: row of the case table.
+        path: path of the prediction.
+        target: order of axes of the case.
+
+    Raises:
+        MaskfoldError: the affine or the shape differs.
+    """
     if not NIFTI.search(path.name):
         return
     source = next(iter(json.loads(row.images).values()))
@@ -227,16 +258,17 @@ def _check_affine(comp: Competition, row: Any, path: Path, target: str | None) -
 
 
 def to_probabilities(array: Array, comp: Competition, path: Path, options: ReadingOptions) -> Array:
-    """Convert the values of a file to probabilities.
+    """Convert the values of a prediction file to probabilities.
 
     Args:
-        array: (C, *file shape); C is 1 for labels, the number of classes, or one more for the background.
+        array: (C, *file shape). C is 1 for labels. For probabilities, C is the number of classes, or one more with the
+            background.
         comp: the competition.
-        path: the file, for messages.
-        options: how the file is read.
+        path: path of the file, for messages.
+        options: options for reading the file.
 
     Returns:
-        (P, *file shape) float32 in [0, 1].
+        (P, *file shape) float32 in [0, 1], with P = `comp.output_channels`.
 
     Raises:
         MaskfoldError: the number of channels is wrong; a value is NaN or outside of its range; or the probabilities of
@@ -293,7 +325,10 @@ def _check_finite(array: Array, path: Path) -> None:
 
 
 def _are_labels(array: Array, comp: Competition) -> bool:
-    """Return whether all values of a single channel are label values of the competition; False with instances."""
+    """Return whether all values of an array are label values of the competition.
+
+    If the competition scores objects, return False, because the values may be numbers of objects.
+    """
     known = {comp.background, *(value for values in comp.class_values for value in values)}
     if comp.instances:
         return False
@@ -303,7 +338,12 @@ def _are_labels(array: Array, comp: Competition) -> bool:
 
 
 def labels_to_probabilities(labels: Array, comp: Competition, path: Path) -> Array:
-    """Return probabilities 0 and 1 of a label map (*spatial): (P, *spatial) float32.
+    """Convert a label array (*spatial) to probabilities of 0 and 1, (P, *spatial) float32.
+
+    Args:
+        labels: the label array.
+        comp: the competition.
+        path: path of its file, for messages.
 
     Raises:
         MaskfoldError: a value belongs to no class.
@@ -323,7 +363,10 @@ def labels_to_probabilities(labels: Array, comp: Competition, path: Path) -> Arr
 
 
 def _scale(array: Array, path: Path) -> Array:
-    """Return values in [0, 1] as float32; integers are shares of the largest value of their type.
+    """Return probabilities as float32 in [0, 1].
+
+    Integers of the types uint8 and uint16 are divided by the largest value of their type. Other integers must be 0 or
+    1.
 
     Raises:
         MaskfoldError: a value is outside of the range.
@@ -347,7 +390,11 @@ def _scale(array: Array, path: Path) -> Array:
 
 
 def _binary(part: Array) -> Array:
-    """Return the probabilities in one class's file: floats unchanged, masks as 0 and 1, other integers scaled."""
+    """Return the values of a file for one class as probabilities.
+
+    Floats are not changed. Integers with at most two different values, one of them 0, are a mask and become 0 and 1.
+    Other integers are scaled by `_scale`.
+    """
     if part.dtype.kind == "f":
         return part.astype(np.float32)
     present = np.unique(part)
@@ -357,7 +404,18 @@ def _binary(part: Array) -> Array:
 
 
 def _from_class_files(masks: Array, comp: Competition, path: Path) -> Array:
-    """Check the stacked masks from one file per class; add the background if classes exclude each other."""
+    """Return the probabilities of a case whose prediction consists of one file for each class.
+
+    If classes exclude each other, the background is added as the first channel.
+
+    Args:
+        masks: (K, *file shape), the values of the files of K classes.
+        comp: the competition.
+        path: path of the first file, for messages.
+
+    Raises:
+        MaskfoldError: classes exclude each other, but their probabilities add up to more than 1.
+    """
     values = _scale(masks, path)
     if comp.labels == "overlapping":
         return values
@@ -368,10 +426,14 @@ def _from_class_files(masks: Array, comp: Competition, path: Path) -> Array:
 
 
 def _channel_order(comp: Competition, channels: tuple[str, ...]) -> list[int] | None:
-    """Return the number of the file's channel for each channel of the competition; None for the same order.
+    """Return the index of the channel in the file for each output channel; None if the user has set no order.
+
+    Args:
+        comp: the competition.
+        channels: names of the channels in the file, in their order; empty if the user has set none.
 
     Raises:
-        MaskfoldError: status 2; the names are not those of the classes.
+        MaskfoldError: the names are not those of the classes (status 2).
     """
     if not channels:
         return None
@@ -388,7 +450,14 @@ def _channel_order(comp: Competition, channels: tuple[str, ...]) -> list[int] | 
 
 
 def _check_beside(comp: Competition, row: Any, files: CaseFiles, probabilities: Array, options: ReadingOptions) -> None:
-    """Check that the probabilities agree with the label file next to them, to detect a flipped axis.
+    """Check that the probabilities agree with the label file next to their file, to detect e.g. a flipped axis.
+
+    Args:
+        comp: the competition.
+        row: row of the case table.
+        files: files of the prediction, with a label file.
+        probabilities: the probabilities that were read.
+        options: options for reading the files.
 
     Raises:
         MaskfoldError: the two files differ in more than `MAX_LABEL_DIFFERENCE` of the pixels.

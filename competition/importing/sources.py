@@ -1,7 +1,12 @@
-"""Find the prediction files of other programs, and the case and fold of each file.
+"""Find the prediction files of another program, and the case and the fold to which each file belongs.
 
-The layouts are nnU-Net's results folder (`fold_0/validation/{id}.npz`), fold folders (`fold_0/{id}.npy`), and folders
-for all out-of-fold and all test predictions (`oof/`, `test/`).
+Three layouts of folders are known:
+
+- nnU-Net's results: `fold_0/validation/{id}.npz` and so on;
+- one folder for each fold: `fold_0/{id}.npy` and so on;
+- one folder for all out-of-fold predictions (`oof/`), with a file that lists the folds.
+
+In all layouts, test predictions are in `test/`.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ if TYPE_CHECKING:
 EXTENSIONS = (".npz", ".npy", ".nii.gz", ".nii", ".png", ".tif", ".tiff")
 ARRAYS = (".npz", ".npy")
 FOLD_FOLDER = re.compile(r"fold_(\d+)")
-VALIDATION_FOLDERS = ("validation", "validation_raw")  # names of nnU-Net's file of folds, in versions 2 and 1
+VALIDATION_FOLDERS = ("validation", "validation_raw")  # nnU-Net's folders of validation predictions, versions 2 and 1
 SPLIT_FILES = ("splits_final.json", "folds.csv")
 LAYOUT_HINT = (
     "Expected FOLDER/fold_0/validation/ID.npz (nnU-Net), FOLDER/fold_0/ID.nii.gz, or FOLDER/oof/ID.nii.gz with "
@@ -35,12 +40,12 @@ LAYOUT_HINT = (
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """Hold the files that predict one case.
+    """Hold the files with the prediction of one case.
 
     Attributes:
-        main: the prediction; or, with `by_class`, the file of the first class.
-        by_class: one file per class, in the order of the classes; empty if there is a single file.
-        labels: a label file next to an array, with which the array is compared; None if there is none.
+        main: the file with the prediction; if there is one file for each class, that of the first class.
+        by_class: the files of all classes, in the order of the classes. Empty if there is a single file.
+        labels: a label file next to a file with probabilities, to be compared with it; None if there is none.
     """
 
     main: Path
@@ -49,20 +54,22 @@ class CaseFiles:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """All files that are read."""
+        """All files that belong to the prediction and are read."""
         return self.by_class or (self.main, *((self.labels,) if self.labels is not None else ()))
 
 
 @dataclass
 class Sources:
-    """Hold the prediction files that a search found, by case.
+    """Hold the prediction files that were found in a folder.
 
     Attributes:
-        layout: description of the layout, for the user.
-        cases: files of the training cases, by id.
-        fold_of: fold of each training case; None: unknown, so that the case counts as seen.
-        tests: files of the test cases, by id.
-        channels: names of the classes in the files' order, from nnU-Net's dataset.json; empty if unknown.
+        layout: description of the layout of the folder, for the user.
+        cases: files of each training case that has a prediction, by id.
+        fold_of: number of the fold that validates each training case, by id. None if it is unknown; the network may
+            then have been trained on the case, so its prediction is not used.
+        tests: files of each test case that has a prediction, by id.
+        channels: names of the classes in the order of the files' channels, from nnU-Net's `dataset.json`; empty if
+            unknown.
     """
 
     layout: str
@@ -73,12 +80,14 @@ class Sources:
 
 
 def find_sources(folder: Path, oof: Path | None, splits: Path | None, ids: list[str], classes: list[str]) -> Sources:
-    """Find the predictions of the training cases below a folder.
+    """Find the predictions of the training cases in a folder.
 
     Args:
-        folder: the folder; see the module's docstring for its layouts.
-        oof: folder of the out-of-fold predictions; None searches fold folders, then `folder/oof`, then `folder`.
-        splits: file with the folds, see `read_splits`; None: splits_final.json or folds.csv in `folder`, if it exists.
+        folder: the folder; see the docstring of this module for its layouts.
+        oof: folder of all out-of-fold predictions. None to search for folders of folds in `folder`; if there are none,
+            the folder is `oof` in `folder` if it exists, or `folder` itself.
+        splits: file with the folds, see `read_splits`. None for `splits_final.json` or `folds.csv` in `folder`, if one
+            of them exists.
         ids: ids of the training cases.
         classes: names of the classes.
 
@@ -111,7 +120,7 @@ def find_sources(folder: Path, oof: Path | None, splits: Path | None, ids: list[
                 "or put the predictions into FOLDER/fold_0, FOLDER/fold_1, …",
                 status=2,
             )
-    # Keep the folds of cases without a prediction too, because they show on which cases the networks of other folds
+    # Keep also the folds of cases without a prediction, because they show on which cases the networks of other folds
     # were trained.
     sources.fold_of = {**(known or {}), **sources.fold_of}
     sources.channels = _channel_names(folder)
@@ -119,17 +128,17 @@ def find_sources(folder: Path, oof: Path | None, splits: Path | None, ids: list[
 
 
 def find_tests(sources: Sources, folder: Path, test: Path | None, ids: list[str], classes: list[str]) -> None:
-    """Add the files of the test cases to the sources.
+    """Find the predictions of the test cases, and add them to `sources.tests`.
 
     Args:
-        sources: the sources of the training cases.
+        sources: the predictions of the training cases; `tests` is set.
         folder: the folder of all predictions.
-        test: folder of the test predictions; None: `folder/test`, if it exists.
+        test: folder of the test predictions; None for `test` in `folder`, if it exists.
         ids: ids of the test cases.
         classes: names of the classes.
 
     Raises:
-        MaskfoldError: see `find_sources`.
+        MaskfoldError: the folder `test` does not exist, a file has an unknown id, or a case has two predictions.
     """
     place = test or folder / "test"
     if test is not None and not test.is_dir():
@@ -139,7 +148,7 @@ def find_tests(sources: Sources, folder: Path, test: Path | None, ids: list[str]
 
 
 def _fold_folders(folder: Path) -> Iterator[tuple[int, Path]]:
-    """Yield the number and the prediction folder of each fold folder; skip fold folders without predictions."""
+    """Yield the number of each fold and the folder with its predictions; folds without predictions are skipped."""
     matches = [(FOLD_FOLDER.fullmatch(path.name), path) for path in sorted(folder.iterdir()) if path.is_dir()]
     for match, path in sorted((int(match[1]), path) for match, path in matches if match):
         place = next((path / name for name in VALIDATION_FOLDERS if (path / name).is_dir()), path)
@@ -152,7 +161,18 @@ def _is_nnunet(folders: list[tuple[int, Path]]) -> bool:
 
 
 def _add_fold(sources: Sources, number: int, place: Path, ids: list[str], classes: list[str]) -> None:
-    """Add the predictions in one fold's folder."""
+    """Add the predictions in the folder of one fold to `sources`.
+
+    Args:
+        sources: the predictions that were found; they are changed in place.
+        number: number of the fold.
+        place: folder with its predictions.
+        ids: ids of the training cases.
+        classes: names of the classes.
+
+    Raises:
+        MaskfoldError: a file has an unknown id, or a case has a second prediction.
+    """
     for case, files in files_by_case(place, ids, classes, "training", is_model_folder=True).items():
         if case in sources.cases:
             raise MaskfoldError(
@@ -163,7 +183,18 @@ def _add_fold(sources: Sources, number: int, place: Path, ids: list[str], classe
 
 
 def _check_agreement(sources: Sources, known: Mapping[str, int | None], name: str) -> None:
-    """Check that fold folders agree with the file of folds; a case without a fold in this file loses its fold."""
+    """Check that the folders of folds agree with the file that lists the folds.
+
+    If the file lists no fold for a case, the fold of the case becomes unknown.
+
+    Args:
+        sources: the predictions that were found; they are changed in place.
+        known: fold of each case in the file, by id.
+        name: name of the file, for messages.
+
+    Raises:
+        MaskfoldError: the prediction of a case is in the folder of another fold.
+    """
     for case, number in list(sources.fold_of.items()):
         listed = known.get(case)
         if listed is None:
@@ -178,17 +209,20 @@ def _check_agreement(sources: Sources, known: Mapping[str, int | None], name: st
 def files_by_case(
     place: Path, ids: list[str], classes: list[str], kind: str, *, is_model_folder: bool = False
 ) -> dict[str, CaseFiles]:
-    """Return the files that predict each case in a folder.
+    """Return the files with the prediction of each case in a folder, by id.
+
+    The prediction of a case is a file `{id}.…`, or one file `{id}_{class}.…` for each class. Files with other
+    extensions than `EXTENSIONS` are ignored.
 
     Args:
-        place: the folder; other kinds of files in it are ignored.
+        place: the folder.
         ids: ids of the cases.
-        classes: names of the classes, for one file per class: `{id}_{class}.png`.
+        classes: names of the classes.
         kind: training or test, for messages.
-        is_model_folder: whether pictures of training curves may lie in the folder (nnU-Net's progress.png).
+        is_model_folder: whether the folder may contain nnU-Net's picture of the training curves, `progress.png`.
 
     Raises:
-        MaskfoldError: a file belongs to no case, a case has two files of one kind, or a class has no file.
+        MaskfoldError: a file belongs to no case, a case has two predictions, or a class of a case has no file.
     """
     known = set(ids)
     found: dict[str, list[Path]] = {}
@@ -228,7 +262,15 @@ def files_by_case(
 
 
 def _one_prediction(case: str, paths: list[Path]) -> CaseFiles:
-    """Return a case's files: an array with the label file next to the array, or the case's only file."""
+    """Return the prediction of a case from its files: a single file, or an array and a label file next to it.
+
+    Args:
+        case: id of the case.
+        paths: the files with this id.
+
+    Raises:
+        MaskfoldError: there are two arrays or two other files.
+    """
     arrays = [path for path in paths if extension_of(path.name) in ARRAYS]
     others = [path for path in paths if extension_of(path.name) not in ARRAYS]
     if len(arrays) > 1 or len(others) > 1:
@@ -238,7 +280,10 @@ def _one_prediction(case: str, paths: list[Path]) -> CaseFiles:
 
 
 def _channel_names(folder: Path) -> list[str]:
-    """Return the classes in the order of nnU-Net's channels, from dataset.json; empty if there is no such file."""
+    """Return the names of the classes in the order of nnU-Net's channels, from `dataset.json`.
+
+    If there is no such file, or if it defines regions, return an empty list.
+    """
     path = folder / "dataset.json"
     if not path.is_file():
         return []
@@ -246,21 +291,24 @@ def _channel_names(folder: Path) -> list[str]:
         labels = json.loads(path.read_text(encoding="utf-8"))["labels"]
         numbers = {str(name): value for name, value in labels.items()}
         if not all(type(value) is int for value in numbers.values()):
-            return []  # regions are omitted, because their channels have the order of `regions_class_order`
+            return []  # with regions, the order of the channels is in another key, `regions_class_order`
         return [name for name, value in sorted(numbers.items(), key=lambda item: item[1]) if value > 0]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return []
 
 
 def seen_cases(sources: Sources, cases: pd.DataFrame) -> dict[str, str]:
-    """Return, by case id, the reason why a prediction of a training case is not out of fold; omit the other cases.
+    """Return the predictions that are not out of fold, because their networks may have been trained on the case.
 
-    A case is out of fold if its fold is known, and if all cases of its group (or with the same image) are in the same
-    fold. A case in another fold, or with an unknown fold, may have been used in training.
+    A prediction is out of fold if the fold of its case is known, and all cases of the same group (or with the same
+    image) are in this fold too.
 
     Args:
-        sources: the predictions.
+        sources: the predictions that were found.
         cases: the case table.
+
+    Returns:
+        The reason for each such prediction, by case id. Predictions that are out of fold are not included.
     """
     folds_of_group: dict[str, set[int | None]] = {}
     group_of = dict(zip(cases["id"], split_groups(cases.reset_index(drop=True)), strict=True))

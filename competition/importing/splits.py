@@ -1,4 +1,4 @@
-"""Read and write folds in the formats of other programs: nnU-Net's splits_final.json, and CSVs of id and fold."""
+"""Read and write files with folds: nnU-Net's `splits_final.json`, and CSV files with the columns id and fold."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ DEFAULT_NAMES = {"nnunet": "splits_final.json", "csv": "folds.csv"}
 
 
 def read_splits(path: Path) -> dict[str, int | None]:
-    """Return the fold that validates each case.
+    """Read the fold that validates each case from a file.
 
     Args:
-        path: a CSV with the columns id and fold, or a JSON list with the ids `train` and `val` of each fold, which is
-            the form of nnU-Net's splits_final.json.
+        path: a CSV with the columns id and fold; or a JSON list with one entry for each fold, which contains the ids
+            `train` and `val`, as in nnU-Net's `splits_final.json`.
 
     Returns:
-        The fold by id; None for a case that no fold, or several folds, validate.
+        The number of the fold by case id; None for a case that no fold validates, or several folds.
 
     Raises:
         MaskfoldError: the file is missing or damaged, or a fold trains on a case that it validates.
@@ -60,9 +60,9 @@ def format_splits(fold_of: Mapping[str, int], form: Literal["nnunet", "csv"]) ->
     """Return the content of a file with folds.
 
     Args:
-        fold_of: fold by id, in the order of the file. Every fold trains on the cases of fold -1. Cases of fold -2, the
-            held-out test share, are in no list of `nnunet`.
-        form: `nnunet` for splits_final.json; `csv` for a table of id and fold.
+        fold_of: number of the fold by case id, in the order of the file. All folds train on cases with the number -1.
+            Cases with the number -2 (the held-out test share) are not part of nnU-Net's file.
+        form: `nnunet` for the format of `splits_final.json`; `csv` for a CSV with the columns id and fold.
     """
     if form == "csv":
         stream = io.StringIO()
@@ -84,10 +84,10 @@ def format_splits(fold_of: Mapping[str, int], form: Literal["nnunet", "csv"]) ->
 
 
 def write_splits(fold_of: Mapping[str, int], form: Literal["nnunet", "csv"], path: Path) -> None:
-    """Write a file with folds, see `format_splits`; replace an existing file.
+    """Write a file with folds; an existing file is replaced. See `format_splits` for the arguments.
 
     Raises:
-        MaskfoldError: status 2; the path is a folder or has the wrong extension.
+        MaskfoldError: the path is that of a folder, or has the wrong extension (status 2).
     """
     suffix = Path(DEFAULT_NAMES[form]).suffix
     if path.is_dir() or path.suffix.lower() != suffix:
@@ -102,10 +102,10 @@ def write_splits(fold_of: Mapping[str, int], form: Literal["nnunet", "csv"], pat
 
 
 def check_form(form: str) -> Literal["nnunet", "csv"]:
-    """Check the value of the option `--to`, and return it.
+    """Check the value of the command-line option `--to`, and return it.
 
     Raises:
-        MaskfoldError: status 2; the form is unknown.
+        MaskfoldError: the format is unknown (status 2).
     """
     if form not in SPLIT_FORMS:
         raise MaskfoldError(f"--to: found {form}, expected {' or '.join(SPLIT_FORMS)}.", "Correct --to.", status=2)
@@ -113,5 +113,5 @@ def check_form(form: str) -> Literal["nnunet", "csv"]:
 
 
 def case_order(fold_of: Mapping[str, int], ids: Sequence[str]) -> dict[str, int]:
-    """Return the fold of each case, by id, in the order of `ids`; omit ids without a fold."""
+    """Return the fold of each case by id, in the order of `ids`; cases without a fold are left out."""
     return {case: int(fold_of[case]) for case in ids if case in fold_of}

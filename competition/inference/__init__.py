@@ -1,1 +1,1 @@
-"""Predict probabilities on the grid of the image's file."""
+"""Predict the class probabilities of a case on the grid of its image file."""

@@ -11,11 +11,12 @@ from competition.models.targets import IGNORE_INDEX
 
 
 def pseudo_mask(probabilities: np.ndarray, comp: Competition, rule: ConfidenceConfig) -> np.ndarray:
-    """Return the pseudo-label mask of a prediction.
+    """Return the pseudo-label mask of a prediction, in which uncertain voxels have the value 255.
 
-    Exclusive classes: a voxel is certain if the probability of one class (or of the background) is at least
-    `rule.upper` and every other probability is at most `rule.lower`. Overlapping classes: a voxel of a class is certain
-    if its probability is at most `rule.lower` or at least `rule.upper`.
+    With exclusive classes, a voxel is certain if the probability of one class (or of the background) is at least
+    `rule.upper`, and all its other probabilities are at most `rule.lower`. With overlapping classes, each class is
+    decided separately: a voxel is certain if the probability of the class is at most `rule.lower` or at least
+    `rule.upper`.
 
     Args:
         probabilities: (`comp.output_channels`, *spatial) float, without a boundary class (see `merge_boundary_class`).
@@ -23,7 +24,8 @@ def pseudo_mask(probabilities: np.ndarray, comp: Competition, rule: ConfidenceCo
         rule: section `pseudo.confidence` of the experiment.
 
     Returns:
-        (M, *spatial) uint8 in the form of `competition.data.masks.load_mask`; 255 where the prediction is uncertain.
+        (M, *spatial) uint8. M is 1 for exclusive classes (label values, 0 is the background), and the number of classes
+        for overlapping classes (0 or 1 for each class). This is the form of `competition.data.masks.load_mask`.
     """
     if comp.labels == "overlapping":
         certain = (probabilities <= rule.lower) | (probabilities >= rule.upper)
@@ -36,8 +38,8 @@ def pseudo_mask(probabilities: np.ndarray, comp: Competition, rule: ConfidenceCo
 def self_dice(probabilities: np.ndarray, comp: Competition) -> float:
     """Return the soft Dice between a prediction's probabilities p and its own mask m: 2·Σpm / (Σp + Σm).
 
-    The result is the mean over the classes in the mask. If the mask is empty, the result is 1 minus the largest
-    probability of a class, because an empty prediction is confident if all foreground probabilities are low.
+    The result is the mean over the classes that the mask contains. If the mask is empty, the result is 1 minus the
+    largest foreground probability, because an empty prediction is confident if all foreground probabilities are low.
 
     Args:
         probabilities: (`comp.output_channels`, *spatial) float.
@@ -55,9 +57,9 @@ def self_dice(probabilities: np.ndarray, comp: Competition) -> float:
 def foreground_entropy(probabilities: np.ndarray, comp: Competition) -> float:
     """Return the mean entropy of the predicted foreground, from 0 (certain) to 1 (all outcomes equally probable).
 
-    For exclusive classes, the entropy of a voxel is that of its distribution over background and classes. For
-    overlapping classes, each (class, voxel) pair has a binary entropy. If there is no foreground, the result is the
-    largest entropy of a voxel.
+    For exclusive classes, the entropy of a voxel is computed from its probabilities of the background and all classes.
+    For overlapping classes, each voxel has one binary entropy per class. If the prediction has no foreground, the
+    result is the largest entropy of any voxel.
 
     Args:
         probabilities: (`comp.output_channels`, *spatial) float.

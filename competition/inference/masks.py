@@ -1,7 +1,7 @@
 """Convert the probabilities of a case to the masks of its classes.
 
-This module does not import torch, which takes seconds, because processes that score stored predictions need only these
-functions.
+This module does not import torch, because that takes seconds and processes that score stored predictions do not need
+it.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from competition.config.competition import Competition
 def to_masks(probabilities: np.ndarray, comp: Competition, thresholds: Sequence[float] | None = None) -> np.ndarray:
     """Convert probabilities to the masks of the classes.
 
-    If classes are exclusive, each voxel gets its most probable class (in a tie the first; the background comes before
-    all classes). If classes overlap, each mask contains the voxels above the threshold of its class.
+    With exclusive classes, each voxel gets its most probable class. If several are equally probable, the background
+    comes before all classes, and the classes have the order of `comp.classes`. With overlapping classes, the mask of a
+    class contains the voxels whose probability is above the threshold of this class.
 
     Args:
-        probabilities: (P, *spatial), P = `comp.output_channels`, plus one with a boundary class, which is merged into
-            the classes; see `merge_boundary_class`.
-        comp: `labels` and `classes` are read.
-        thresholds: one threshold per class, for overlapping classes; None: 0.5 for all classes.
+        probabilities: (P, *spatial) float, with P = `comp.output_channels`. With exclusive classes, a boundary class
+            may follow as one more channel; it is merged into the classes by `merge_boundary_class`.
+        comp: the competition; `labels` and `classes` are read.
+        thresholds: one threshold per class, used only for overlapping classes; None means 0.5 for all classes.
 
     Returns:
-        (K, *spatial) bool.
+        (K, *spatial) bool for K classes.
     """
     classes = len(comp.classes)
     _check_channels(probabilities, comp)
@@ -45,11 +46,15 @@ def to_masks(probabilities: np.ndarray, comp: Competition, thresholds: Sequence[
 
 
 def merge_boundary_class(probabilities: np.ndarray, comp: Competition) -> np.ndarray:
-    """Add the probability of the boundary class to the classes, in proportion to the probabilities of the classes.
+    """Distribute the probability of the boundary class over the classes, in proportion to their probabilities.
+
+    Where all classes have the probability 0, each class gets an equal part. Probabilities without a boundary class are
+    only converted to float32.
 
     Args:
-        probabilities: (P, *spatial), P = `comp.output_channels`, plus one if the boundary class is present; it is last.
-        comp: `labels` and `classes` are read.
+        probabilities: (P, *spatial) float, with P = `comp.output_channels`. The boundary class, if there is one,
+            follows as the last channel.
+        comp: the competition; `labels` and `classes` are read.
 
     Returns:
         (`comp.output_channels`, *spatial) float32.

@@ -21,7 +21,7 @@ from competition.inference.presence import presence_on_file_grid
 from competition.inference.sliding_window import Autocast, predict_image_with_presence
 from competition.models.interface import error_in_one_line
 
-# Messages in RuntimeErrors of libraries if memory runs out.
+# Parts of the messages with which libraries raise a RuntimeError when memory runs out.
 OUT_OF_MEMORY_MESSAGES = (
     "DefaultCPUAllocator: can't allocate memory",
     "not enough memory",
@@ -33,7 +33,7 @@ OUT_OF_MEMORY_MESSAGES = (
 HOST_MEMORY_HINT = "To use less memory of the host, lower run.parallel_folds or run.workers"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 T = TypeVar("T")
-# Reduced number of windows per batch, for each device whose memory was too small for inference.batch_size.
+# Reduced number of windows per batch, by name of the device, if its memory was too small for inference.batch_size.
 _reduced: dict[str, int] = {}
 log = logging.getLogger(__name__)
 
@@ -42,11 +42,12 @@ class Prediction(NamedTuple):
     """Hold the prediction of a case on the grid of its file.
 
     Attributes:
-        probabilities: (P, *file shape) float16, P = `exp.output_channels`. If classes are exclusive, the background is
-            first; the boundary class of `prepare.boundary`, if there is one, is last.
-        presence: (K, 1, …, 1) float32 in [0, 1], the probability that the case contains each class. The array has as
-            many axes as `probabilities`. With `patch.slices` along one axis, this axis is as long as that of the file.
-            None without `exp.gate`.
+        probabilities: (P, *file shape) float16, with P = `exp.output_channels`. With exclusive classes, the background
+            is the first channel. If `prepare.boundary` adds a boundary class, it is the last channel.
+        presence: the probability that the case contains each of K classes, as float32 in [0, 1]. The shape is
+            (K, 1, …, 1), with as many axes as `probabilities`. If a 2.5D network predicts slices along a single axis,
+            each slice has its own value, so this axis is as long as in the file. None if the experiment has no presence
+            head (`gate`).
     """
 
     probabilities: np.ndarray
@@ -60,7 +61,10 @@ def predict_case(
     device: torch.device | str = "cpu",
     autocast: Autocast = nullcontext,
 ) -> np.ndarray:
-    """Predict a case with `predict_case_with_presence`, and return only the probabilities."""
+    """Predict a case, and return its probabilities on the file's grid, (P, *file shape) float16.
+
+    See `predict_case_with_presence` for the arguments and errors, and `Prediction` for the order of the P channels.
+    """
     return predict_case_with_presence(networks, prepared, exp, device, autocast).probabilities
 
 
@@ -78,13 +82,14 @@ def predict_case_with_presence(
         prepared: the preprocessed case.
         exp: the experiment.
         device: device of the networks.
-        autocast: function that returns the context manager of a forward pass, as for `predict_image`.
+        autocast: function that returns the context manager of a forward pass, such as `fabric.autocast`.
 
     Returns:
         Probabilities and class presence on the file's grid.
 
     Raises:
-        MaskfoldError: as for `predict_image`; or memory runs out. The message names the case.
+        MaskfoldError: a network returns another shape than expected, or non-finite values, or memory runs out. The
+            message names the case.
     """
     try:
         image = prepared.network_input
@@ -126,8 +131,11 @@ class DeviceContext:
 def device_context(exp: Experiment) -> DeviceContext:
     """Return the device that `run.accelerator` selects, and the precision of the forward passes on this device.
 
-    `training.precision: auto` means `native_precision`. If a network was trained in bf16, a GPU without native bf16
-    predicts in fp16. If a network was trained in fp16, a CPU predicts in bf16, because it does not support fp16.
+    The precision is `training.precision`, with these exceptions:
+
+    - With `auto`, it is the result of `native_precision`.
+    - With `bf16` on a GPU without native support for it, it is fp16.
+    - With `fp16` on a CPU, it is bf16, because CPUs do not support fp16.
 
     Raises:
         MaskfoldError: the machine has no such device.
@@ -149,9 +157,12 @@ def device_context(exp: Experiment) -> DeviceContext:
 
 
 def native_precision(accelerator: str) -> str:
-    """Return bf16 if the device supports it natively; otherwise fp16 on a GPU and fp32 on a CPU.
+    """Return the fastest safe precision of a device: bf16 with native support, else fp16 on CUDA and fp32 elsewhere.
 
-    GPUs below compute capability 8.0, such as Kaggle's T4 and P100, emulate bf16 slowly.
+    GPUs below compute capability 8.0, such as Kaggle's T4 and P100, have no native bf16 and emulate it slowly.
+
+    Args:
+        accelerator: cuda, cpu or mps.
     """
     if accelerator == "cuda":
         return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
@@ -168,17 +179,22 @@ def _cpu_has_bf16() -> bool:
 
 
 def retry_with_smaller_batches(predict: Callable[[Experiment], T], exp: Experiment, device: torch.device | str) -> T:
-    """Make a prediction. If memory runs out and `training.on_oom` is halve, repeat with half as many windows per batch.
+    """Make a prediction; each time memory runs out, repeat it with half as many windows per batch.
 
-    The process then uses the reduced number of windows for all later cases too.
+    With `training.on_oom: stop`, the prediction is not repeated. A reduced number of windows also applies to all later
+    predictions of this process on the same device.
 
     Args:
-        predict: function that receives an experiment and makes the prediction with its settings.
+        predict: function that makes the prediction. Its argument is the experiment to use, in which
+            `inference.batch_size` may be reduced.
         exp: the experiment.
         device: device of the networks.
 
+    Returns:
+        The result of `predict`.
+
     Raises:
-        MaskfoldError: memory runs out, and `training.on_oom` is not halve or the batch has only one window.
+        MaskfoldError: memory runs out, and the batch has only one window or `training.on_oom` is `stop`.
     """
     while True:
         size = min(exp.inference.batch_size, _reduced.get(str(device), exp.inference.batch_size))
@@ -202,7 +218,7 @@ def retry_with_smaller_batches(predict: Callable[[Experiment], T], exp: Experime
 
 
 def reduced_batch_size(device: torch.device | str) -> int | None:
-    """Return the reduced number of windows per batch on a device; None if `inference.batch_size` fits."""
+    """Return the number of windows per batch to which out-of-memory errors have reduced a device; None if none did."""
     return _reduced.get(str(device))
 
 
@@ -216,7 +232,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_unused_memory(device: torch.device | str) -> None:
-    """Free memory that is no longer used: collect garbage, and on a GPU empty torch's cache.
+    """Free memory that is no longer used: collect garbage, and on a GPU also empty torch's cache.
 
     Call this function outside of `except` blocks, because a traceback keeps the tensors of its frames alive.
     """

@@ -1,6 +1,7 @@
-"""Compute the class presence of a case from presence heads.
+"""Compute the probability that a case contains each class (its presence) from the presence heads of networks.
 
-There is one value per class; for 2.5D networks with slices along one axis, there is one value per class and slice.
+There is one value per class. If a 2.5D network predicts slices along a single axis, there is one value per class and
+slice.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ MIN_PROBABILITY = 1e-3
 def mean_log_odds(gates: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> np.ndarray:
     """Combine the presence probabilities of several networks by the mean of their log odds.
 
-    A threshold is tuned on single networks and applied to their combination. A mean of probabilities is closer to 0.5
-    than the probabilities of single networks, so a tuned threshold far from 0.5 would be wrong for the mean. The mean
-    of log odds avoids this bias (logarithmic opinion pool: Genest and Zidek, Combining probability distributions,
-    Statistical Science 1986).
+    Why not the mean of the probabilities: a threshold is tuned on single networks, and then applied to the combination
+    of several. A mean of probabilities is closer to 0.5 than the probabilities of single networks, so a tuned threshold
+    far from 0.5 would not suit the mean. The mean of log odds avoids this bias (logarithmic opinion pool: Genest and
+    Zidek, Combining probability distributions, Statistical Science 1986).
 
     Args:
-        gates: arrays of probabilities whose shapes broadcast, e.g. per slice and per case; a single array is returned
-            unchanged.
-        weights: one weight per network, with a sum above 0; None: equal weights.
+        gates: one array of probabilities per network. The shapes must broadcast: some arrays may have a value per
+            slice, others one per case. A single array is returned without clipping.
+        weights: one weight per network, with a sum above 0; None means equal weights.
 
     Returns:
         Probabilities of the broadcast shape, float64.
@@ -48,16 +49,17 @@ def mean_log_odds(gates: Sequence[np.ndarray], weights: Sequence[float] | None =
 def case_presence(windows: Sequence[torch.Tensor], slices: int | None) -> np.ndarray:
     """Compute the probability that a case contains each class from the probabilities for the case's windows.
 
-    A case contains a class if one of its windows contains the class, so each network's value is the maximum over
-    windows. `mean_log_odds` then combines the networks.
+    A case contains a class if one of its windows contains the class. So the value of each network is the maximum over
+    the windows. `mean_log_odds` then combines the networks.
 
     Args:
-        windows: for each batch of b windows, in order, the probabilities (b, N, K) of N networks, averaged over the
-            test-time views.
-        slices: number of slices, if the volume was predicted slice by slice in order; None for other networks.
+        windows: presence probabilities of each batch of windows, in the order of prediction. The shape for a batch of b
+            windows, N networks and K classes is (b, N, K). Test-time views are already averaged.
+        slices: number of slices, if the volume was predicted slice by slice; then all windows of a slice follow each
+            other, and the maximum is taken for each slice. None for all other predictions.
 
     Returns:
-        (K, 1) or (K, slices) float64 for K classes.
+        (K, slices) float64, or (K, 1) if `slices` is None.
 
     Raises:
         MaskfoldError: a value is not finite.
@@ -68,11 +70,12 @@ def case_presence(windows: Sequence[torch.Tensor], slices: int | None) -> np.nda
 def mean_presence_along_axes(passes: Sequence[Sequence[torch.Tensor]]) -> np.ndarray:
     """Compute the presence of each class in a case that a 2.5D network predicted along several axes of slices.
 
-    As test-time views are, the axes are averaged for each network. A voxel lies in one slice along each axis, so there
-    is one value per case, and not per slice.
+    For each network, the values of the axes are averaged, as test-time views are. The result has one value per case and
+    not one per slice, because slices along different axes have no common value.
 
     Args:
-        passes: for each axis, the windows as for `case_presence`.
+        passes: for each axis, the presence probabilities of its windows, in the form of the argument `windows` of
+            `case_presence`.
 
     Returns:
         (K, 1) float64 for K classes.
@@ -84,9 +87,12 @@ def mean_presence_along_axes(passes: Sequence[Sequence[torch.Tensor]]) -> np.nda
 
 
 def _maxima(windows: Sequence[torch.Tensor], slices: int | None) -> np.ndarray:
-    """Return each network's maxima over the windows of a slice or the case, (slices or 1, N, K) float64.
+    """Return the maximum presence over the windows of each slice, or of the case, for N networks and K classes.
 
     The arguments are those of `case_presence`.
+
+    Returns:
+        (slices, N, K) float64, or (1, N, K) if `slices` is None.
     """
     import torch
 
@@ -105,17 +111,17 @@ def _combine(maxima: np.ndarray) -> np.ndarray:
 
 
 def presence_on_file_grid(gate: np.ndarray, geometry: Geometry, by_slice: bool, axis: int = -1) -> np.ndarray:
-    """Map class presence to the file's grid, in a shape that broadcasts to the case's masks.
+    """Map class presence to the file's grid, in a shape that broadcasts to the case's masks (K, *file shape).
 
     Args:
-        gate: presence (K, 1), or (K, slices of the preprocessed volume).
+        gate: presence for K classes: (K, 1), or (K, slices of the preprocessed volume) with `by_slice`.
         geometry: geometry of the case.
-        by_slice: whether there is one value per slice.
-        axis: axis of the preprocessed volume along which the slices lie.
+        by_slice: whether `gate` has one value per slice.
+        axis: axis of the preprocessed volume along which the slices lie; used only with `by_slice`.
 
     Returns:
-        (K, 1, …, 1) float32. With `by_slice`, the slice axis has the file's number of slices, and the presence is 0 in
-        slices that preprocessing cropped.
+        (K, 1, …, 1) float32. With `by_slice`, the axis of the slices is as long as in the file. Slices that
+        preprocessing cropped have the presence 0.
     """
     dims = len(geometry.file_shape)
     if not by_slice:

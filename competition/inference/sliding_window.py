@@ -1,10 +1,13 @@
-"""Predict with sliding windows and Gaussian blending, in slabs along the first axis."""
+"""Predict an image in sliding windows whose predictions are blended with Gaussian weights.
 
-# This module does not use monai.inferers, which adds the windows in another order, so predictions of existing runs
+To save memory, the weighted sums are kept only for a slab: the part of the first axis that the present windows cover.
+"""
+
+# This module does not use monai.inferers. MONAI adds the windows in another order, so predictions of existing runs
 # would change in their last bits. MONAI is faster if the network is small. Processor time and additional memory for a
-# volume of 256×256×640, five output channels and a network of one 1×1×1 convolution: MONAI 7.2 s and 26 bytes per
-# voxel, MONAI with `buffer_steps=1` 9.6 s and 30 bytes, this file 19.4 s and 31 bytes (`python benchmarks/libraries.py
-# windows`).
+# volume of 256×256×640 voxels, five output channels and a network of one 1×1×1 convolution: MONAI 7.2 s and 26 bytes
+# per voxel, MONAI with `buffer_steps=1` 9.6 s and 30 bytes, this module 19.4 s and 31 bytes (`python
+# benchmarks/libraries.py windows`).
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ from competition.inference.tta import TTAView, tta_views
 from competition.models.execution import arrange
 from competition.models.interface import format_shapes, main_output, split_presence
 
-SLAB_BYTES = 2**32  # larger sums of windows are stored in host memory instead of on the device
+SLAB_BYTES = 2**32  # if the sums of a slab take more bytes, they are stored in host memory instead of on the device
 SLICES_PER_BLOCK = 16  # number of slices that are read and summed together for a 2D network
 Autocast = Callable[[], AbstractContextManager[Any]]
 Predict = Callable[[torch.Tensor], torch.Tensor]
@@ -42,24 +45,28 @@ def predict_image(
 ) -> np.ndarray:
     """Predict the probabilities of a preprocessed image, averaged over the networks and the views of `inference.tta`.
 
-    An image that fits into one patch is padded to the patch size: volumes with 0, 2D images with their edge pixels. A
-    larger image is predicted in windows of `patch.size` that overlap by `inference.overlap`. The windows are blended
-    with Gaussian weights whose standard deviation is 1/8 of the patch (Isensee et al., nnU-Net, Nature Methods 2021).
+    If an image is shorter than the patch along an axis, it is padded: volumes with 0, 2D images with their edge pixels.
+    A larger image is predicted in windows of `patch.size` that overlap by at least the share `inference.overlap`. The
+    windows are blended with Gaussian weights whose standard deviation is 1/8 of the patch (Isensee et al., nnU-Net,
+    Nature Methods 2021).
+
     With `patch.slices`, a 2D network predicts a volume slice by slice along each axis of `patch.axes`, and the
-    probabilities along these axes are averaged. For several axes, this takes another 4 bytes per value of the result.
+    probabilities along these axes are averaged. With several axes, this takes another 4 bytes of memory per value of
+    the result.
 
     Args:
         networks: the networks, on `device`; during the prediction they are in evaluation mode.
-        image: (C, *preprocessed) float32, normalised, as from `PreprocessedCase.network_input`; may be a memory map.
+        image: (C, *preprocessed shape) float32, normalised, as `PreprocessedCase.network_input` returns it. May be a
+            memory map.
         exp: the experiment.
         device: device of the networks.
         autocast: function that returns the context manager of a forward pass, such as `fabric.autocast`.
 
     Returns:
-        (P, *preprocessed) float16, P = `exp.output_channels`.
+        (P, *preprocessed shape) float16, with P = `exp.output_channels`.
 
     Raises:
-        MaskfoldError: a network returns another shape, or non-finite values.
+        MaskfoldError: a network returns another shape than expected, or non-finite values.
     """
     return predict_image_with_presence(networks, image, exp, device, autocast)[0]
 
@@ -71,8 +78,15 @@ def predict_image_with_presence(
     device: torch.device | str = "cpu",
     autocast: Autocast = nullcontext,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the result of `predict_image`, and each class's presence in the case (None without a presence head)."""
-    # Presence in each window, in order, for each axis of slices; with slices, first all windows of the first slice.
+    """Predict an image like `predict_image`, and also return the presence of each class from the presence heads.
+
+    Returns:
+        The probabilities, as from `predict_image`, and the class presence, float64 in [0, 1] for K classes. The shape
+        of the presence is (K, slices) if a 2.5D network predicts slices along a single axis, else (K, 1). None if
+        the experiment has no presence head (`gate`).
+    """
+    # For each axis of slices, the presence in all windows in the order of prediction: with slices, first all windows of
+    # the first slice.
     presences: dict[int, list[torch.Tensor]] = {axis: [] for axis in exp.patch.axes}
 
     def predict_along(axis: int) -> Predict:
@@ -101,7 +115,15 @@ def predict_image_with_presence(
 
 
 def window_starts(length: int, patch: int, overlap: float) -> list[int]:
-    """Return the first voxels of evenly spaced windows along an axis, which overlap by at least the share `overlap`."""
+    """Return the index of the first voxel of each window along an axis.
+
+    The windows are evenly spaced. Neighbours overlap by at least the share `overlap` of the patch.
+
+    Args:
+        length: number of voxels along the axis. If it is not larger than `patch`, there is one window.
+        patch: number of voxels of a window along the axis.
+        overlap: share of the patch, from 0 to below 1.
+    """
     if length <= patch:
         return [0]
     step = max(1.0, patch * (1 - overlap))
@@ -110,10 +132,19 @@ def window_starts(length: int, patch: int, overlap: float) -> list[int]:
 
 
 def window_weights(length: int, patch: int, axis_starts: list[int]) -> torch.Tensor:
-    """Return the blending weights of windows along one axis, (windows, patch) float32, with the sum 1 at every voxel.
+    """Return the blending weights of windows along one axis; at every voxel, the weights of all windows add up to 1.
 
-    A Gaussian in space is the product of Gaussians along the axes, and its sum over a grid of windows is the product of
-    the sums along the axes. Therefore weights can be normalised along each axis, without a volume of summed weights.
+    The weight of a voxel in space is the product of its weights along the axes. A Gaussian in space is a product of
+    Gaussians along the axes, and so is its sum over a grid of windows. Therefore it is enough to normalise the weights
+    along each axis, and no volume with the sum of the weights is needed.
+
+    Args:
+        length: number of voxels along the axis.
+        patch: number of voxels of a window along the axis.
+        axis_starts: first voxel of each window, as from `window_starts`.
+
+    Returns:
+        (windows, patch) float32.
     """
     offset = np.arange(patch) - (patch - 1) / 2
     gauss = np.exp(-0.5 * (offset / (patch / 8)) ** 2)
@@ -125,7 +156,18 @@ def window_weights(length: int, patch: int, axis_starts: list[int]) -> torch.Ten
 
 
 def stack_neighbour_slices(image: np.ndarray, position: int, slices: int) -> np.ndarray:
-    """Return a slice of (C, X, Y, Z) and its neighbours as channels, (C * slices, X, Y); edge slices are repeated."""
+    """Return a slice of a volume together with its neighbours, stacked as channels.
+
+    Beyond the ends of the volume, the first or last slice is repeated.
+
+    Args:
+        image: (C, X, Y, Z); the slices lie along Z.
+        position: index of the slice in the middle.
+        slices: odd number of slices to stack.
+
+    Returns:
+        (C * slices, X, Y), with the slices of the first channel first.
+    """
     margin = slices // 2
     indices = np.clip(np.arange(position - margin, position + margin + 1), 0, image.shape[-1] - 1)
     return np.moveaxis(image[..., indices], -1, 1).reshape(-1, *image.shape[1:-1])
@@ -134,7 +176,8 @@ def stack_neighbour_slices(image: np.ndarray, position: int, slices: int) -> np.
 def _predict_windows(predict: Predict, image: NetworkInput, exp: Experiment, device: torch.device) -> np.ndarray:
     """Predict an image in overlapping windows, and return the weighted mean of the windows' probabilities.
 
-    A slab along the first axis is finished, and leaves memory, as soon as no later window overlaps it.
+    Windows are predicted in the order of the first axis. As soon as no later window overlaps a part of this axis, this
+    part is written to the result, and its float32 sums are dropped from memory.
     """
     patch, shape, outputs = exp.patch.size, image.shape[1:], exp.output_channels
     padded, pad_before = _pad_to_patch(shape, patch)
@@ -168,12 +211,16 @@ def _predict_windows(predict: Predict, image: NetworkInput, exp: Experiment, dev
 
 
 def _predict_slices(predict_along: Callable[[int], Predict], image: np.ndarray, exp: Experiment) -> np.ndarray:
-    """Predict each slice of a volume (C, X, Y, Z) with a 2D network; return the mean over the axes of the slices.
+    """Predict a volume slice by slice with a 2D network along each axis of `patch.axes`; return the mean over the axes.
 
     Args:
-        predict_along: function that returns the prediction of windows whose slices lie along an axis.
-        image: the volume.
+        predict_along: function that receives an axis, and returns the function that predicts batches of windows from
+            slices along this axis.
+        image: the volume, (C, X, Y, Z) float32.
         exp: the experiment.
+
+    Returns:
+        (P, X, Y, Z) float16.
     """
     all_axes, shape = exp.patch.axes, (exp.output_channels, *image.shape[1:])
     if len(all_axes) == 1:
@@ -197,7 +244,7 @@ def _predict_slice_blocks(
     """Predict each slice of a volume (C, X, Y, Z) along an axis, in blocks of slices.
 
     Yields:
-        The place of a block in the result (P, X, Y, Z), and its probabilities on the CPU, float32.
+        Index of a block in the result (P, X, Y, Z), and the probabilities of the block: float32, on the CPU.
     """
     image = np.moveaxis(image, axis + 1, -1)
     patch, shape, outputs, slices = exp.patch.size, image.shape[1:3], exp.output_channels, exp.patch.slices or 1
@@ -212,8 +259,8 @@ def _predict_slice_blocks(
     for low in range(0, depth, SLICES_PER_BLOCK):
         high = min(low + SLICES_PER_BLOCK, depth)
         block_start = max(0, low - margin)
-        # Slices are read in blocks. The last axis is contiguous on disk, so reading a single slice along it touches
-        # every page of the file.
+        # Read several slices at once. The last axis is contiguous on disk, so reading a single slice along this axis
+        # touches almost all of the file.
         block = np.ascontiguousarray(image[..., block_start : min(depth, high + margin)])
         sums = torch.zeros((high - low, outputs, *padded))
         window_indices = list(product(range(low, high), *(range(len(axis_starts)) for axis_starts in all_starts)))
@@ -241,22 +288,24 @@ def _predict_slice_blocks(
 
 
 def _pad_to_patch(shape: Sequence[int], patch: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Return the shape padded to at least the patch, and the padding before each axis."""
+    """Return the shape after padding to at least the patch size, and the voxels added at the start of each axis."""
     padded = [max(length, size) for length, size in zip(shape, patch, strict=True)]
     return padded, [(total - length) // 2 for total, length in zip(padded, shape, strict=True)]
 
 
 def _corner(all_starts: Sequence[list[int]], indices: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the first voxel of a window, given its index along each axis."""
+    """Return the first voxel of a window along each axis, given the number of the window along each axis."""
     return tuple(axis_starts[index] for axis_starts, index in zip(all_starts, indices, strict=True))
 
 
 def _predict_batch(
     networks: Sequence[nn.Module], batch: torch.Tensor, all_views: list[TTAView], exp: Experiment, autocast: Autocast
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return the mean probabilities over networks and views, (B, P, *patch) float32, and the class presence.
+    """Predict a batch of B windows with each network and each test-time view.
 
-    The presence is (B, N, K) float32 for N networks, averaged over views; None without a presence head.
+    Returns:
+        The mean probabilities over networks and views, (B, P, *patch) float32; and the class presence of N networks,
+        averaged over the views, (B, N, K) float32. The presence is None if the experiment has no presence head.
     """
     total: torch.Tensor | None = None
     presences: list[torch.Tensor] = []
@@ -293,16 +342,16 @@ def _predict_batch(
 def merge_rings(probabilities: torch.Tensor, rings: int) -> torch.Tensor:
     """Convert the probabilities of rings (nested layers of objects) to channels: background, interiors, boundary.
 
-    The interior of a class is its expected depth: the sum of its R ring probabilities with the weights 1/R (outermost
-    ring) to 1 (innermost ring). The boundary gets the remaining probability of the classes.
+    The interior of a class is the weighted sum of its R ring probabilities. The weights grow from 1/R for the outermost
+    ring to 1 for the innermost one. The boundary gets the rest of the foreground probability.
 
     Args:
-        probabilities: (B, 1 + K·R, *patch): the background; then the rings of the first class, the outermost first, and
-            so on for K classes.
-        rings: R.
+        probabilities: (B, 1 + K·R, *patch) for K classes. The first channel is the background. The R rings of the first
+            class follow, from the outermost to the innermost, then those of the next class, and so on.
+        rings: number R of rings per class.
 
     Returns:
-        (B, K + 2, *patch): background, interior of each class, boundary; their sum is 1.
+        (B, K + 2, *patch): background, interior of each class, boundary. The channels add up to 1.
     """
     background, inside = probabilities[:, :1], probabilities[:, 1:]
     by_class = inside.unflatten(1, (-1, rings))  # (B, K, R, *patch)
@@ -313,7 +362,7 @@ def merge_rings(probabilities: torch.Tensor, rings: int) -> torch.Tensor:
 
 
 def _presence(outputs: Any) -> torch.Tensor:
-    """Return the presence probabilities (B, K) float32 from the outputs of a network."""
+    """Return the presence probabilities (B, K) float32 from the outputs of a network with a presence head."""
     if (logits := split_presence(outputs)[1]) is None:
         raise MaskfoldError(
             f"gate is set, but the network returns no presence logits: found outputs {format_shapes(outputs)}.",
@@ -348,7 +397,11 @@ def _window(
 
 
 def _to_float16(sums: torch.Tensor) -> np.ndarray:
-    """Return finished sums as float16 in host memory; raise an error if they are not finite."""
+    """Convert complete weighted sums of probabilities to float16 in host memory.
+
+    Raises:
+        MaskfoldError: a value is not finite.
+    """
     values = sums.half()
     if not torch.isfinite(values).all():
         raise MaskfoldError(
@@ -365,9 +418,10 @@ def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
 
 @contextmanager
 def _evaluation_mode(networks: Sequence[nn.Module]) -> Iterator[None]:
-    """Set evaluation mode during the `with` block.
+    """Set networks to evaluation mode during the `with` block.
 
-    After the block, each module gets its own mode back, because frozen modules may have another mode than the network.
+    After the block, the previous mode of each module is restored. The modes are stored per module, because frozen
+    modules may have another mode than the rest of their network.
     """
     modes = [(module, module.training) for network in networks for module in network.modules()]
     for network in networks:

@@ -13,36 +13,45 @@ from competition.errors import MaskfoldError
 
 @dataclass(frozen=True)
 class TTAView:
-    """Transform a batch (B, C, *spatial) by quarter turns of the last two axes, then by flips of spatial axes."""
+    """Describe a view of test-time augmentation: quarter turns of the last two axes, followed by flips.
+
+    Attributes:
+        flips: spatial axes to flip, counted from 0.
+        quarter_turns: number of turns by 90° in the plane of the last two axes.
+    """
 
     flips: tuple[int, ...] = ()
     quarter_turns: int = 0
 
     def apply(self, batch: torch.Tensor) -> torch.Tensor:
-        """Return the transformed batch."""
+        """Turn and flip a batch (B, C, *spatial) as this view describes."""
         rotated = torch.rot90(batch, self.quarter_turns, (-2, -1)) if self.quarter_turns else batch
         return rotated.flip([axis + 2 for axis in self.flips]) if self.flips else rotated
 
     def undo(self, batch: torch.Tensor) -> torch.Tensor:
-        """Apply the inverse transform to a batch."""
+        """Undo the turns and flips of this view in a batch (B, C, *spatial), e.g. in the predictions for the view."""
         flipped = batch.flip([axis + 2 for axis in self.flips]) if self.flips else batch
         return torch.rot90(flipped, -self.quarter_turns, (-2, -1)) if self.quarter_turns else flipped
 
 
 def count_passes(exp: Experiment) -> int:
-    """Return the number of test-time views of a case over which the prediction is averaged, on all axes of slices."""
+    """Return the number of forward passes over a case per network: its test-time views, added over all axes of slices.
+
+    For networks that are not 2.5D, this sum has a single term.
+    """
     return sum(len(tta_views(exp, axis)) for axis in exp.patch.axes)
 
 
 def tta_views(exp: Experiment, axis: int | None = None) -> list[TTAView]:
-    """Return the views of `inference.tta`; the first is the identity.
+    """Return the views for test-time augmentation that `inference.tta` selects; the first one is the identity.
 
-    `flip` gives one flipped view for every subset of the axes in `augment.flip`; `auto` uses the axes that training
-    flipped. `rotate90` gives the four quarter turns; together with flips, it gives the eight symmetries of the square.
+    - `flip` gives one view for every subset of the axes in `augment.flip`.
+    - `auto` does the same for the axes that training actually flipped.
+    - `rotate90` gives the four quarter turns. Together with `flip`, it gives the eight symmetries of the square.
 
     Args:
         exp: the experiment.
-        axis: for 2.5D networks, the axis of `patch.axes` along which the slices lie; None: the first one.
+        axis: for 2.5D networks, the axis of the volume along which the slices lie; None for the first of `patch.axes`.
 
     Raises:
         MaskfoldError: `augment.flip` allows no flips, or quarter turns are set for volumes or a non-square patch.

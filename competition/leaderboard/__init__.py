@@ -1,1 +1,1 @@
-"""Upload submissions to Kaggle, keep the ledger of uploads, and estimate the noise of leaderboard scores."""
+"""Upload submissions to Kaggle, record the uploads in a ledger, and estimate the noise of leaderboard scores."""

@@ -1,4 +1,4 @@
-"""Use Kaggle through Kaggle's own client (extra [kaggle]): download a competition, submit a file, fetch scores."""
+"""Download a competition, submit files and fetch scores with Kaggle's own client (pip install "maskfold[kaggle]")."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from competition.errors import MaskfoldError
 from competition.redact import redact
 
 KAGGLE_PREFIX = "kaggle:"
-PARTIAL_SUFFIX = ".kaggle-partial"  # file that the client writes next to an incomplete download
+PARTIAL_SUFFIX = ".kaggle-partial"  # suffix of the file that the client writes next to an incomplete download
 PAGE_SIZE = 200  # number of files or submissions per request
 MAX_PAGES = 50  # maximum number of pages of the listing of files
 MAX_MESSAGE_LENGTH = 300  # maximum number of characters of the host's message
@@ -30,12 +30,12 @@ COMPETITION_CLOSED_PATTERN = re.compile(r"(?i)deadline|\bended\b|\bclosed\b|expi
 
 @dataclass(frozen=True)
 class CompetitionListing:
-    """List the files of a competition.
+    """Hold the list of files of a competition at Kaggle.
 
     Attributes:
         name: name of the competition, as in its URL.
         files: (name, size in bytes) of each file.
-        complete: whether all files are listed.
+        complete: whether `files` contains all files; False if there are more than `MAX_PAGES` pages.
     """
 
     name: str
@@ -44,17 +44,17 @@ class CompetitionListing:
 
     @property
     def size(self) -> int:
-        """Unpacked size of all files in bytes."""
+        """Size in bytes of all listed files together, after unpacking."""
         return sum(size for _, size in self.files)
 
     @property
     def rules_url(self) -> str:
-        """URL of the rules, which contain the licence of the data."""
+        """URL of the competition's rules, which contain the licence of the data."""
         return f"https://www.kaggle.com/competitions/{self.name}/rules"
 
 
 def parse_competition_name(argument: str) -> str:
-    """Return the name in `kaggle:NAME`, or in a Kaggle URL.
+    """Return the name of a competition from `kaggle:NAME`, or from its URL at Kaggle.
 
     Raises:
         MaskfoldError: the name is not valid (status 2).
@@ -71,7 +71,7 @@ def parse_competition_name(argument: str) -> str:
 
 
 def connect_kaggle() -> Any:
-    """Return Kaggle's client after authentication.
+    """Import Kaggle's client, log in with the user's credentials, and return the client.
 
     Raises:
         MaskfoldError: the client is not installed, or finds no credentials.
@@ -96,7 +96,7 @@ def connect_kaggle() -> Any:
 
 
 def list_competition_files(api: Any, name: str) -> CompetitionListing:
-    """Return a competition's files and their sizes.
+    """Return the list of the files of a competition, with their sizes.
 
     Raises:
         MaskfoldError: the competition does not exist, the user has not accepted its rules, or the network fails.
@@ -119,20 +119,21 @@ def list_competition_files(api: Any, name: str) -> CompetitionListing:
 def fetch_competition(
     api: Any, listing: CompetitionListing, folder: Path, new_progress: Callable[[str], ProgressWrapper], show: bool
 ) -> int:
-    """Download a competition and unpack it; resume an interrupted download.
+    """Download the archive of a competition and unpack it; an interrupted download is resumed.
 
     Args:
-        api: result of `connect_kaggle`.
-        listing: result of `list_competition_files`.
-        folder: the folder to create.
-        new_progress: function that receives a label and returns a progress bar.
-        show: whether the client draws its own progress bar.
+        api: Kaggle's client, from `connect_kaggle`.
+        listing: the list of files, from `list_competition_files`.
+        folder: the folder to create for the files.
+        new_progress: function that receives a label, and returns a function that wraps an iteration with a progress
+            bar.
+        show: whether the client draws its own progress bar during the download.
 
     Returns:
-        Number of files.
+        The number of unpacked files.
 
     Raises:
-        MaskfoldError: see `list_competition_files` and `competition.datasets.download.unpack_archive`.
+        MaskfoldError: the competition cannot be downloaded, the disk has too little space, or the archive is damaged.
     """
     download_folder = folder.parent / f".{folder.name}.kaggle"
     with created_parent(folder), created_parent(download_folder / "archive"):
@@ -168,7 +169,7 @@ def _fetch(
 
 @contextmanager
 def redirect_client_output(show: bool = False) -> Iterator[None]:
-    """Discard the output of the client, or send it to standard error."""
+    """Discard what the client prints during the `with` block or, if `show` is set, print it to standard error."""
     with redirect_stdout(sys.stderr if show else io.StringIO()):
         yield
 
@@ -182,9 +183,14 @@ def _no_credentials() -> MaskfoldError:
 
 
 def kaggle_client_error(name: str, rules_url: str, error: OSError) -> MaskfoldError:
-    """Return the MaskfoldError for an exception of the client.
+    """Return the MaskfoldError for an exception of Kaggle's client.
 
-    The client's message is omitted, because it may contain tokens.
+    The message of the exception is left out, because it may contain tokens.
+
+    Args:
+        name: name of the competition.
+        rules_url: URL of the competition's rules, for the hint.
+        error: the exception.
     """
     status_code = getattr(getattr(error, "response", None), "status_code", None)
     if status_code == 401:
@@ -211,12 +217,12 @@ def kaggle_client_error(name: str, rules_url: str, error: OSError) -> MaskfoldEr
 
 @dataclass(frozen=True)
 class SubmissionLimits:
-    """Hold the submission limits of the user's team.
+    """Hold how many submissions the user's team has made and may still make.
 
     Attributes:
-        used: number of submissions used today (UTC).
-        left: number of submissions left for the rest of today.
-        by_total: whether the limit counts all submissions to the competition; otherwise it counts submissions per day.
+        used: number of submissions made today (UTC).
+        left: number of submissions that are still allowed today.
+        by_total: whether the competition limits the total number of submissions; otherwise it limits those per day.
     """
 
     used: int
@@ -226,24 +232,35 @@ class SubmissionLimits:
 
 @dataclass(frozen=True)
 class KaggleSubmission:
-    """Hold a submission as Kaggle reports it; unknown scores are None."""
+    """Hold a submission as Kaggle reports it.
+
+    Attributes:
+        ref: Kaggle's number of the submission.
+        date: time of the submission, in ISO format, UTC; empty if unknown.
+        file: name of the file.
+        description: description of the submission.
+        status: pending, complete or error.
+        public: score on the public leaderboard; None if unknown.
+        private: score on the private leaderboard; None if unknown.
+        error: reason why Kaggle did not score the file; empty if there is none.
+    """
 
     ref: int
-    date: str  # time in ISO format, UTC
+    date: str
     file: str
     description: str
-    status: str  # pending, complete or error
+    status: str
     public: float | None
     private: float | None
     error: str
 
 
 class UploadRejected(MaskfoldError):
-    """Report a submission that Kaggle certainly did not count, because Kaggle rejected it or never received it."""
+    """Report that Kaggle has rejected or not received a submission, so that it does not use up the daily limit."""
 
 
 def fetch_limits(api: Any, slug: str) -> SubmissionLimits | None:
-    """Return today's submission limits; None if Kaggle or its client does not report them.
+    """Return today's submission limits of a competition; None if Kaggle or its client does not report them.
 
     Raises:
         MaskfoldError: the competition does not exist, its rules are not accepted, the credentials are wrong, or there
@@ -263,14 +280,21 @@ def fetch_limits(api: Any, slug: str) -> SubmissionLimits | None:
 
 
 def submit_file(api: Any, slug: str, path: Path, message: str) -> int | None:
-    """Submit a CSV.
+    """Submit a CSV to a competition.
+
+    Args:
+        api: Kaggle's client, from `connect_kaggle`.
+        slug: name of the competition, as in its URL.
+        path: the CSV.
+        message: description of the submission, which Kaggle shows.
 
     Returns:
         Kaggle's number of the submission; None if Kaggle reports no number.
 
     Raises:
-        UploadRejected: Kaggle rejected the file, or the upload was interrupted.
-        MaskfoldError: the connection was lost; the submission may have been counted.
+        UploadRejected: Kaggle has rejected the file, or the upload was interrupted. The submission does not use up the
+            daily limit.
+        MaskfoldError: the connection was lost. The submission may have used up a part of the daily limit.
     """
     try:
         with redirect_client_output():
@@ -288,7 +312,16 @@ def submit_file(api: Any, slug: str, path: Path, message: str) -> int | None:
 
 
 def submit_notebook(api: Any, slug: str, notebook: str, version: int, file: str, message: str) -> int | None:
-    """Submit the output of a notebook version; see `submit_file`."""
+    """Submit the output of a notebook to a competition; see `submit_file` for the result and the errors.
+
+    Args:
+        api: Kaggle's client, from `connect_kaggle`.
+        slug: name of the competition, as in its URL.
+        notebook: `owner/name` of the notebook.
+        version: version of the notebook.
+        file: name of the output file.
+        message: description of the submission, which Kaggle shows.
+    """
     try:
         with redirect_client_output():
             answer = api.competition_submit_code(file, message, slug, notebook, version, quiet=True)
@@ -298,10 +331,11 @@ def submit_notebook(api: Any, slug: str, notebook: str, version: int, file: str,
 
 
 def fetch_submissions(api: Any, slug: str) -> list[KaggleSubmission]:
-    """Return the team's latest submissions.
+    """Return the latest submissions of the user's team to a competition, at most `PAGE_SIZE`.
 
     Raises:
-        MaskfoldError: as in `fetch_limits`.
+        MaskfoldError: the competition does not exist, its rules are not accepted, the credentials are wrong, or there
+            is no network.
     """
     try:
         with redirect_client_output():
@@ -334,7 +368,7 @@ def _number(text: Any) -> float | None:
 
 
 def _code(error: OSError) -> int | None:
-    """Return the status code of Kaggle's answer: the code in the body if there is one, else the HTTP status."""
+    """Return the status code of Kaggle's answer: the code in its body or, without one, the HTTP status."""
     body = _body(error)
     code = body.get("code") if isinstance(body.get("code"), int) else None
     return code or getattr(getattr(error, "response", None), "status_code", None)
@@ -349,13 +383,22 @@ def _body(error: OSError) -> dict[str, Any]:
 
 
 def _message(error: OSError) -> str:
-    """Return Kaggle's message without URLs. The client's own message is omitted, because it may contain tokens."""
+    """Return the message in Kaggle's answer, without URLs.
+
+    The message of the client's exception is not used, because it may contain tokens.
+    """
     text = re.sub(r"\S+://\S+", "…", redact(str(_body(error).get("message") or "")))
     return " ".join(text.split())[:MAX_MESSAGE_LENGTH].rstrip(".")
 
 
 def _kaggle_error(slug: str, error: OSError, notebook: str | None = None) -> MaskfoldError:
-    """Convert an error of the client to a `MaskfoldError` with a hint."""
+    """Return the MaskfoldError, with a hint, for an exception of the client during a submission.
+
+    Args:
+        slug: name of the competition.
+        error: the exception.
+        notebook: name of the notebook; None if a file was submitted.
+    """
     code, message = _code(error), _message(error)
     rules = f"https://www.kaggle.com/competitions/{slug}/rules"
     quoted = f": “{message}”" if message else ""

@@ -1,6 +1,7 @@
-"""Keep the ledger of uploads: in `submissions/<competition>/ledger`, one JSON and one table of scores per upload.
+"""Store the ledger, a record of all uploads of submissions to the host of a competition.
 
-The module also describes the changes between two uploads.
+The ledger is the folder `submissions/<competition>/ledger`. Each upload has a JSON, and a table with the out-of-fold
+scores of the uploaded ensemble. The module also describes what has changed between two uploads.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 
 VERSION = 1
-RECORD_DIGEST = "record"  # key of a record's own digest
+RECORD_DIGEST = "record"  # key of the digest of the record itself
 DAMAGED_HINT = "Restore it from a backup, or move it to another folder; the host still has its scores."
 SUBMISSIONS_FOLDER, LEDGER_FOLDER = Path("submissions"), "ledger"
 CLOCK_TOLERANCE = 900.0  # s; maximum difference between the clocks of Kaggle and of this machine
@@ -43,32 +44,33 @@ CLOCK_TOLERANCE = 900.0  # s; maximum difference between the clocks of Kaggle an
 
 @dataclass(frozen=True)
 class UploadRecord:
-    """Record one upload.
+    """Record one upload of a submission.
 
     Attributes:
-        id: time of the record and the first digits of the file's SHA-256.
-        competition: the competition's name in the YAML.
-        host: kaggle, or `by hand`.
-        slug: the competition's name at the host.
-        time: time of the upload, ISO in UTC.
-        file: the local file name, or the notebook's output.
-        sha256: SHA-256 of the file; empty for a notebook whose file is not available.
-        message: the description that the host shows.
-        notebook: `owner/slug`, version and file of a code submission.
-        metric: the competition's metric: the keys of the section `metric`; for the user's own metric also
+        id: id of the record: the time, and the first digits of the file's SHA-256.
+        competition: name of the competition in the YAML.
+        host: `kaggle`; or `by hand` if the user uploaded the file without Maskfold.
+        slug: name of the competition at the host, as in its URL.
+        time: time of the upload, in ISO format, UTC.
+        file: path of the uploaded file, or name of the notebook's output file.
+        sha256: SHA-256 of the file; empty for a notebook whose output is not available.
+        message: description of the submission, which the host shows.
+        notebook: `kernel` (owner/name), `version` and `file` of a notebook submission; None for a file.
+        metric: section `metric` of the competition's YAML. For the user's own metric, it also has the key
             `higher_is_better`.
-        runs: run, experiment, hash and weight of each run.
-        keys: for each run's hash, the resolved YAML as a mapping from dotted keys to values.
-        postprocess: the steps that were used.
-        cv: out-of-fold score, and low and high of its 95 % bootstrap interval; empty if unknown.
-        expected: expected score, and low and high of its 95 % prediction interval for the cases of the public board.
-        public_cases: number of cases that the public board is assumed to use; None: unknown.
-        ref: the host's submission number.
-        status: sending, pending, complete, error, or lost (unknown to the host).
-        public: the score on the public board; None if unknown.
-        private: the score on the private board; None if unknown.
+        runs: folder (`run`), `experiment`, `hash` and `weight` of each run of the ensemble.
+        keys: for each run, by its hash, the values of its resolved YAML by dotted key.
+        postprocess: section `postprocess` that was used; None if unknown.
+        cv: out-of-fold `score`, and `low` and `high` of its 95 % bootstrap interval; empty if unknown.
+        expected: expected `score`, and `low` and `high` of its 95 % prediction interval for the cases of the public
+            leaderboard; empty if unknown.
+        public_cases: number of cases that the public leaderboard is assumed to use; None if unknown.
+        ref: the host's number of the submission; None if unknown.
+        status: sending, pending, complete, error, or lost (the host does not know the submission).
+        public: score on the public leaderboard; None if unknown.
+        private: score on the private leaderboard; None if unknown.
         error: reason why the host did not score the file.
-        checked: time of the last query of the host, ISO in UTC.
+        checked: time of the host's answer that last changed the record, in ISO format, UTC.
         again: number of earlier uploads of the same file.
         mlflow: id of the MLflow run of the upload; empty if there is none.
     """
@@ -100,7 +102,7 @@ class UploadRecord:
 
     @property
     def awaiting_score(self) -> bool:
-        """Whether the host may still add a score; the private score appears only after the end of the competition."""
+        """Whether Kaggle may still add a score; the private score appears only after the end of the competition."""
         return (
             self.host == "kaggle"
             and (self.status in ("sending", "pending") or self.private is None)
@@ -109,12 +111,12 @@ class UploadRecord:
 
     @property
     def score(self) -> float | None:
-        """The out-of-fold score."""
+        """The out-of-fold score; None if unknown."""
         return self.cv.get("score")
 
     @property
     def direction(self) -> Direction | None:
-        """Whether higher or lower scores are better; None if unknown (the user's own metric of an unknown run)."""
+        """Whether higher or lower scores are better; None if unknown, which is possible for the user's own metric."""
         if isinstance(higher := self.metric.get("higher_is_better"), bool):
             return Direction.HIGHER if higher else Direction.LOWER
         if not self.metric:
@@ -124,15 +126,15 @@ class UploadRecord:
 
 
 def metric_of_record(plain: dict[str, Any]) -> MetricConfig:
-    """Return the metric that averages a record's scores, from plain data; ignore the direction in the data."""
+    """Return the configuration of a metric from `UploadRecord.metric`; its key `higher_is_better` is ignored."""
     return MetricConfig.model_validate({key: value for key, value in plain.items() if key != "higher_is_better"})
 
 
 class Ledger:
-    """Store the uploads of one competition.
+    """Read and write the records of all uploads of one competition.
 
     Args:
-        competition: the competition's name in the YAML.
+        competition: name of the competition in the YAML.
         root: the folder that contains `submissions`.
     """
 
@@ -140,10 +142,10 @@ class Ledger:
         self.competition, self.folder = competition, root / SUBMISSIONS_FOLDER / competition / LEDGER_FOLDER
 
     def read(self) -> list[UploadRecord]:
-        """Return all records, oldest first.
+        """Return all records, the oldest first.
 
         Raises:
-            MaskfoldError: a file is damaged or of another version.
+            MaskfoldError: a record is damaged, was edited, or has another version.
         """
         return sorted(
             (_read(path) for path in self.folder.glob("*.json") if not path.name.startswith(".")),
@@ -151,7 +153,13 @@ class Ledger:
         )
 
     def write(self, record: UploadRecord, scores: pd.DataFrame | None = None) -> None:
-        """Write a record and, unless `scores` is None, its out-of-fold scores by case and class, both atomically."""
+        """Write a record atomically; an earlier version of the record is replaced.
+
+        Args:
+            record: the record.
+            scores: table of the out-of-fold scores, with one row per case and class. None leaves a stored table
+                unchanged.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         table = self._scores(record)
         if scores is not None:
@@ -164,12 +172,12 @@ class Ledger:
         )
 
     def remove(self, record: UploadRecord) -> None:
-        """Delete a record and its scores."""
+        """Delete a record and its table of scores."""
         for path in (self._file(record), self._scores(record), self._old_scores(record)):
             path.unlink(missing_ok=True)
 
     def scores(self, record: UploadRecord) -> pd.DataFrame | None:
-        """Return the out-of-fold scores by case and class; None if they are unknown.
+        """Return the table of out-of-fold scores of a record, with one row per case and class; None if there is none.
 
         Raises:
             MaskfoldError: the table is damaged, or was changed after it was written.
@@ -195,7 +203,10 @@ class Ledger:
             raise damaged_error(path, error, DAMAGED_HINT) from error
 
     def _digests(self, record: UploadRecord) -> dict[str, str]:
-        """Return the digests in a record's file; empty if the file is missing or an earlier version wrote the file."""
+        """Return the digests that the file of a record contains.
+
+        If the file is missing, or an earlier version without digests wrote it, return an empty dictionary.
+        """
         try:
             digests = read_record(self._file(record), DAMAGED_HINT).get(DIGESTS_KEY)
         except FileNotFoundError:
@@ -213,7 +224,7 @@ class Ledger:
 
 
 def list_ledgers(root: Path = Path()) -> list[Ledger]:
-    """Return all existing ledgers, one per competition, sorted by name."""
+    """Return the ledgers of all competitions that have one, sorted by the competition's name."""
     return [
         Ledger(folder.parent.name, root)
         for folder in sorted((root / SUBMISSIONS_FOLDER).glob(f"*/{LEDGER_FOLDER}"))
@@ -230,23 +241,23 @@ def utc_now() -> datetime:
 
 
 def make_record_id(time: datetime, sha256: str) -> str:
-    """Return an id such as `20260105-101112-883a6f6e`."""
+    """Return the id of a record, e.g. `20260105-101112-883a6f6e`, from its time and the SHA-256 of its file."""
     return f"{time:%Y%m%d-%H%M%S}-{sha256[:8] or 'notebook'}"
 
 
 def update_records(
     records: Iterable[UploadRecord], submissions: Iterable[KaggleSubmission], time: str
 ) -> list[UploadRecord]:
-    """Update records with the host's current data, and return the changed records.
+    """Return new versions of the records that differ from the host's present data.
 
-    If an upload was interrupted, its record has no submission number and is matched by file, message and time. If no
-    submission matches, the status of the record becomes lost. If a record's number is not among the latest submissions,
-    the record is unchanged.
+    A record is compared with the submission that has the same number. If an upload was interrupted, its record has no
+    number; its submission is then found by file name, description and time. If there is none, the status of the record
+    becomes `lost`. Records whose numbers are not among the latest submissions do not change.
 
     Args:
         records: the records of one competition.
-        submissions: the host's submissions.
-        time: time of the answer, ISO in UTC.
+        submissions: the host's latest submissions.
+        time: time of the host's answer, in ISO format, UTC.
     """
     by_ref = {submission.ref: submission for submission in submissions}
     unmatched = dict(by_ref)
@@ -291,16 +302,16 @@ def _matches(record: UploadRecord, submission: KaggleSubmission) -> bool:
 
 
 def to_timestamp(text: str) -> float:
-    """Convert an ISO time to seconds since 1970; a time without a time zone is in UTC."""
+    """Convert a time in ISO format to seconds since 1970; a time without a time zone is taken as UTC."""
     time = datetime.fromisoformat(text.replace("Z", "+00:00"))
     return (time if time.tzinfo is not None else time.replace(tzinfo=UTC)).timestamp()
 
 
 def _read(path: Path) -> UploadRecord:
-    """Read and validate a record.
+    """Read a record from its file, and validate it.
 
     Raises:
-        MaskfoldError: the record is damaged or has another version.
+        MaskfoldError: the record is damaged, was edited, or has another version.
     """
     try:
         plain = parse_json_object(path.read_bytes())
@@ -337,10 +348,14 @@ def _read(path: Path) -> UploadRecord:
 
 
 def describe_changes(before: UploadRecord | None, after: UploadRecord) -> list[str]:
-    """Return the changes between two uploads: runs, weights, keys of the YAML, post-processing.
+    """Return one line for each change between two uploads: runs, weights, values of the YAML, and post-processing.
 
-    A removed and an added run are paired if they have the same experiment, or if no other run was added or removed. The
-    keys of paired runs are compared.
+    A run that was removed and a run that was added are paired if they belong to the same experiment, or if they are the
+    only ones. For such a pair, the values of their YAML are compared.
+
+    Args:
+        before: the earlier upload; None if `after` is the first one.
+        after: the later upload.
     """
     if before is None:
         return ["first"]
@@ -356,7 +371,7 @@ def describe_changes(before: UploadRecord | None, after: UploadRecord) -> list[s
 
 
 def _run_changes(before: UploadRecord, after: UploadRecord) -> list[str]:
-    """Return the changes between two uploads with known runs."""
+    """Return one line for each change between two uploads whose runs are known."""
     lines: list[str] = []
     old_runs = {run["hash"]: run for run in before.runs}
     new_runs = {run["hash"]: run for run in after.runs}
@@ -382,7 +397,7 @@ def _run_changes(before: UploadRecord, after: UploadRecord) -> list[str]:
 
 
 def format_steps(settings: dict[str, Any] | None) -> str:
-    """Format the steps of a `postprocess` section briefly; `none` without steps."""
+    """Return the steps of a section `postprocess` as a short text; `none` if there are no steps."""
     if not settings:
         return "none"
     steps = settings.get("steps") or []
@@ -421,9 +436,16 @@ def _pairs(
 def _replacement_changes(
     old: dict[str, Any], new: dict[str, Any], before: UploadRecord, after: UploadRecord
 ) -> list[str]:
-    """Return the changes between a run and the run that replaced it.
+    """Return lines of text about a run of an ensemble that another run has replaced in a later upload.
 
-    If the keys of both runs are known, list the changed keys.
+    The first line names both runs. If the YAML of both runs is known, there is also a line for each value that differs,
+    and a line for the weights if they differ.
+
+    Args:
+        old: the run that was removed, an entry of `UploadRecord.runs`.
+        new: the run that replaced it.
+        before: the earlier upload.
+        after: the later upload.
     """
     old_keys, new_keys = before.keys.get(old["hash"]), after.keys.get(new["hash"])
     lines = [f"{_name(old)} → {_name(new)}"]
@@ -441,7 +463,7 @@ def _replacement_changes(
 
 
 def _with_short_names(record: UploadRecord) -> UploadRecord:
-    """Return the record with short experiment names, such as `unet3d` for `hippocampus-unet3d`."""
+    """Return the record with names of experiments without the competition: `unet3d` for `hippocampus-unet3d`."""
     return replace(
         record,
         runs=[

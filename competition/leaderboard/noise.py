@@ -1,4 +1,8 @@
-"""Estimate the noise of public leaderboard scores, and their agreement with cross-validation."""
+"""Estimate the noise of public leaderboard scores, and their agreement with cross-validation.
+
+The public score is computed on a few cases only. So two equally good files have different public scores by chance; this
+difference is the noise.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +32,13 @@ NOISE_FORMULA = (
 
 @dataclass(frozen=True)
 class ScoreNoise:
-    """Hold the noise of the difference of two public scores: 95 % of differences of equally good files are smaller.
+    """Hold the noise of the difference between two public scores.
 
     Attributes:
-        value: half the width of the interval that contains 95 % of the differences.
-        cases: number of cases of the public board.
-        paired: number of out-of-fold cases that both files share; 0: the noise was computed from the 95 % intervals of
-            the two files.
+        value: the noise: for two equally good files, 95 % of the differences between public scores are smaller.
+        cases: number of cases of the public leaderboard.
+        paired: number of cases of which both ensembles have an out-of-fold prediction, if the noise was estimated from
+            them. 0 if the noise was computed from the prediction intervals of the two files.
     """
 
     value: float
@@ -48,13 +52,13 @@ class ScoreNoise:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Hold Pearson's r of out-of-fold and public scores, with Fisher's 95 % interval.
+    """Hold the correlation between out-of-fold and public scores: Pearson's r, with Fisher's 95 % interval.
 
     Attributes:
-        files: number of files.
-        r: Pearson's r; nan if there are too few files, or if all files have the same score.
-        low: lower end of the interval.
-        high: upper end of the interval.
+        files: number of files with both scores.
+        r: Pearson's r; nan if there are fewer than `MIN_FILES` files, or if all files have the same score.
+        low: lower end of the interval; nan if `r` is nan.
+        high: upper end of the interval; nan if `r` is nan.
     """
 
     files: int
@@ -82,12 +86,16 @@ class Correlation:
 def public_score_noise(
     earlier: UploadRecord, later: UploadRecord, tables: tuple[pd.DataFrame | None, pd.DataFrame | None]
 ) -> ScoreNoise | None:
-    """Return the noise of the difference between the public scores of two files; None if the noise is unknown.
+    """Return the noise of the difference between the public scores of two files.
+
+    If both uploads have out-of-fold scores of common cases, the noise is estimated from the differences of these
+    scores. Otherwise it is computed from the prediction intervals of the two files, which overestimates it. If these
+    are unknown too, return None.
 
     Args:
         earlier: the earlier upload.
         later: the later upload.
-        tables: out-of-fold scores of both uploads, by case and class.
+        tables: out-of-fold scores of the earlier and the later upload, one row per case and class; None if unknown.
     """
     cases = later.public_cases or earlier.public_cases
     if cases is None:
@@ -109,11 +117,11 @@ def public_score_noise(
 
 
 def public_overfit(records: Sequence[UploadRecord], tables: Mapping[str, pd.DataFrame | None]) -> list[str]:
-    """Return a sentence for each public score that differs from the previous file's score by less than the noise.
+    """Return a warning for each public score that differs from the score of the previous file by less than the noise.
 
     Args:
-        records: the uploads, oldest first.
-        tables: out-of-fold scores by record.
+        records: the uploads, the oldest first.
+        tables: out-of-fold scores of each upload, by the id of its record; None for unknown scores.
     """
     lines = []
     previous: UploadRecord | None = None
@@ -133,7 +141,7 @@ def public_overfit(records: Sequence[UploadRecord], tables: Mapping[str, pd.Data
 
 
 def cv_lb_disagreements(records: Sequence[UploadRecord]) -> list[str]:
-    """Return a sentence for each public score that lies outside of the 95 % prediction interval of its upload."""
+    """Return a warning for each public score outside of its 95 % prediction interval from cross-validation."""
     lines = []
     for record in with_public_score(records):
         low, high = record.expected.get("low"), record.expected.get("high")
@@ -147,7 +155,10 @@ def cv_lb_disagreements(records: Sequence[UploadRecord]) -> list[str]:
 
 
 def cv_lb_correlation(records: Sequence[UploadRecord]) -> Correlation:
-    """Return the correlation over the files that have an out-of-fold and a public score; each file counts once."""
+    """Return the correlation between out-of-fold and public scores, over all files that have both.
+
+    A file that was uploaded several times is included once.
+    """
     pairs = list(
         {
             record.sha256 or record.id: (record.score, record.public)
@@ -168,9 +179,14 @@ def cv_lb_correlation(records: Sequence[UploadRecord]) -> Correlation:
 
 
 def selection_advice(records: Sequence[UploadRecord], tables: Mapping[str, pd.DataFrame | None]) -> str | None:
-    """Return advice if the best file by CV is not the best on the public board; None if it is, or if this is unknown.
+    """Return advice on which file to select, if the best file by CV is not the best one on the public leaderboard.
 
-    The best file is unknown if no file has both scores, or if the direction of the user's own metric is unknown.
+    Return None if it is the same file, if fewer than two uploads have both scores, or if it is unknown whether higher
+    or lower scores are better.
+
+    Args:
+        records: the uploads, the oldest first.
+        tables: out-of-fold scores of each upload, by the id of its record; None for unknown scores.
     """
     candidates = [record for record in with_public_score(records) if record.score is not None]
     if len(candidates) < 2:
@@ -196,12 +212,12 @@ def selection_advice(records: Sequence[UploadRecord], tables: Mapping[str, pd.Da
 
 
 def with_public_score(records: Sequence[UploadRecord]) -> list[UploadRecord]:
-    """Return the records with a public score."""
+    """Return the records that have a public score."""
     return [record for record in records if record.public is not None]
 
 
 def format_time(record: UploadRecord) -> str:
-    """Return the time of a record as `2026-01-05 10:11`."""
+    """Return the time of a record as text, e.g. `2026-01-05 10:11`."""
     return record.time[:16].replace("T", " ")
 
 

@@ -1,4 +1,4 @@
-"""Upload to Kaggle: find the competition of a file, validate the file, write a record, submit, and fetch scores."""
+"""Upload submissions to Kaggle: find the competition, validate the file, write a record, submit, and fetch scores."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 
 COMPETITION_GLOB = "experiments/*/competition.yaml"
-# Settings that do not change a score.
+# Beginnings of the keys of settings that do not change a score; records do not contain them.
 IGNORED_KEYS = ("run.", "study", "competition.root", "postprocess.", "competition.submission.")
-RUN_KEYS = ("run", "experiment", "hash", "weight")  # required keys of each run in a summary
+RUN_KEYS = ("run", "experiment", "hash", "weight")  # keys that each run in a summary JSON must have
 SCORE_TOLERANCE = 1e-6  # maximum difference between the score of a table and the score in its summary
 
 
@@ -38,10 +38,10 @@ class UploadRequest:
     """Describe a file or notebook to upload.
 
     Attributes:
-        path: the CSV; None for a notebook whose output is not available.
-        summary: the JSON that `maskfold submit` wrote next to the CSV; empty if there is none.
+        path: path of the CSV; None for a notebook whose output is not available.
+        summary: content of the summary JSON that `maskfold submit` wrote next to the CSV; empty if there is none.
         comp: the competition; None for a notebook of an unknown competition.
-        slug: the competition's name at the host.
+        slug: name of the competition at the host, as in its URL.
     """
 
     path: Path | None
@@ -51,7 +51,7 @@ class UploadRequest:
 
     @property
     def competition(self) -> str:
-        """The competition's name in the YAML, otherwise the host's name."""
+        """Name of the competition: that of its YAML or, if the YAML is unknown, that of the summary or the host."""
         return self.comp.name if self.comp is not None else str(self.summary.get("competition") or self.slug)
 
 
@@ -60,15 +60,18 @@ def prepare_upload(
 ) -> UploadRequest:
     """Prepare the upload of a file: read its summary JSON, and find its competition.
 
-    The first of these YAML files that exists defines the competition: the file `given`; a competition below
-    `experiments/` whose name is in the CSV's JSON, or whose name at the host is `given`; the YAML of the run in the
-    JSON.
+    The competition is searched in this order:
+
+    1. the YAML file `given`;
+    2. a competition in `experiments/` that has the name in the summary JSON, or, without a name in the JSON, the host's
+       name `given`;
+    3. the YAML of a run that the summary JSON names.
 
     Args:
-        path: the CSV; None for a notebook.
-        given: the competition's name at the host, or its YAML.
-        overrides: `key=value` overrides of the competition.
-        at_kaggle: whether the file is uploaded to Kaggle, which requires the host's name.
+        path: path of the CSV; None for a notebook.
+        given: what the user has set: the YAML of the competition, or its name at the host; None if nothing.
+        overrides: `key=value` overrides of the competition's YAML.
+        at_kaggle: whether the file will be uploaded to Kaggle; the host's name must then be known.
 
     Raises:
         MaskfoldError: the file does not exist, or its competition or the host's name is unknown (status 2).
@@ -102,7 +105,7 @@ def prepare_upload(
 
 
 def validate_upload(path: Path, comp: Competition) -> ValidationReport:
-    """Validate a CSV against the host's sample and the test images.
+    """Validate a CSV against the host's sample and the test images, and return the report.
 
     Raises:
         MaskfoldError: the CSV is invalid, or the competition has no test images.
@@ -127,14 +130,18 @@ def make_record(
     earlier: Sequence[UploadRecord],
     host: str = "kaggle",
 ) -> tuple[UploadRecord, pd.DataFrame | None]:
-    """Return the record of an upload, and its out-of-fold scores by case and class (None if they are not available).
+    """Return the record of an upload before it is sent.
 
     Args:
         request: the file or notebook.
-        message: description for the host; None: the file's name, its score and the first digits of its SHA-256.
-        notebook: `kernel`, `version` and `file` of a code submission.
-        earlier: the earlier records.
-        host: kaggle, or `by hand`.
+        message: description of the submission for the host. None for a default: the name of the file, its score and the
+            first digits of its SHA-256.
+        notebook: `kernel`, `version` and `file` of a notebook submission; None for a file.
+        earlier: the earlier records of the competition.
+        host: `kaggle` or `by hand`.
+
+    Returns:
+        The record, and the table of out-of-fold scores with one row per case and class; None if it is not available.
     """
     path, summary, comp = request.path, request.summary, request.comp
     digest = sha256_of_file(path) if path is not None else ""
@@ -196,9 +203,9 @@ def _read_summary(path: Path | None) -> dict[str, Any]:
 
 
 def _from_yamls(name: str | None, slug: str | None, overrides: Sequence[str]) -> Competition | None:
-    """Return the competition below `experiments/` whose name, or whose name at the host, matches.
+    """Return the competition in `experiments/` with this name or, if the name is None, with this name at the host.
 
-    Invalid files are skipped.
+    Invalid YAML files are skipped. If there is no such competition, return None.
     """
     for file in sorted(Path().glob(COMPETITION_GLOB)):
         try:
@@ -219,7 +226,10 @@ def _from_runs(summary: dict[str, Any], overrides: Sequence[str]) -> Competition
 
 
 def _keys(summary: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """Return the resolved YAML of each run as a mapping from dotted keys to values; skip runs that no longer exist."""
+    """Return the values of the resolved YAML of each run in a summary JSON, by the run's hash and then by dotted key.
+
+    Runs whose folders do not exist any more are left out.
+    """
     keys_by_hash = {}
     for run in summary.get("runs", []):
         yaml = Path(str(run.get("run"))) / "experiment.yaml"
@@ -232,7 +242,16 @@ def _keys(summary: dict[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def _rows(path: Path | None, summary: dict[str, Any], comp: Competition | None) -> pd.DataFrame | None:
-    """Return the table of scores for a summary: the table next to the CSV, else the table of the summary's only run."""
+    """Return the table of out-of-fold scores that belongs to a submission, with one row per case and class.
+
+    The table next to the CSV is tried first, then the tables of the run if there is only one. A table is used only if
+    its score equals the one in the summary JSON. If there is none, return None.
+
+    Args:
+        path: path of the CSV; None for a notebook.
+        summary: content of the summary JSON.
+        comp: the competition; None if it is unknown.
+    """
     if path is None or comp is None or not summary.get("expected"):
         return None
     import pandas as pd
@@ -274,12 +293,15 @@ def _groups(runs: Sequence[Path]) -> dict[str, str] | None:
 
 
 def table_groups(rows: pd.DataFrame) -> dict[str, str] | None:
-    """Return the group of each case; None if the table has no groups."""
+    """Return the group of each case in a table of scores, by id; None if the table has no groups."""
     return dict(zip(rows["id"], rows["group"], strict=True)) if "group" in rows else None
 
 
 def _metric(metric: MetricConfig, expected: dict[str, Any]) -> dict[str, Any]:
-    """Return the metric as plain data, with a direction if the metric is the user's own and the summary has a score."""
+    """Return the metric as plain data for `UploadRecord.metric`.
+
+    If it is the user's own metric and the expected score is known, the data have the key `higher_is_better`.
+    """
     plain = metric.model_dump()
     if not metric.has_own_code or not expected:
         return plain
@@ -300,10 +322,17 @@ def _cv(expected: dict[str, Any], rows: pd.DataFrame | None, comp: Competition |
 def _expected(
     expected: dict[str, Any], rows: pd.DataFrame | None, comp: Competition | None, public: int | None
 ) -> dict[str, float | None]:
-    """Return the expected score, and its 95 % prediction interval for the public leaderboard.
+    """Return the expected score, and its 95 % prediction interval for the cases of the public leaderboard.
 
-    The interval is computed from the scores of the cases. If these scores are missing, the interval in the summary is
-    divided by the square root of the share of cases on the public board.
+    The interval is computed from the scores of the cases. If these are missing, the interval in the summary JSON, which
+    is for the whole test set, is widened: its distances to the score are divided by the square root of the share of
+    public cases.
+
+    Args:
+        expected: the expected score in the summary JSON.
+        rows: table of out-of-fold scores; None if it is not available.
+        comp: the competition; None if it is unknown.
+        public: number of cases of the public leaderboard; None if it is unknown.
     """
     if not expected or public is None:
         return {}
@@ -326,24 +355,24 @@ def _expected(
 def submit_to_kaggle(
     api: Any, request: UploadRequest, ledger: Ledger, record: UploadRecord, scores: pd.DataFrame | None
 ) -> UploadRecord:
-    """Submit a file or a notebook's output.
+    """Submit a file or the output of a notebook to Kaggle, and record it in the ledger.
 
-    The record is written before the file is submitted. So `refresh_scores` finds a counted submission even if the
-    connection is lost or this process is killed. The record is removed if Kaggle certainly did not count the
-    submission.
+    The record is written before the file is sent. So `refresh_scores` can find the submission later, even if the
+    connection is lost or this process is killed. If Kaggle rejects the submission, the record is removed again.
 
     Args:
-        api: result of `competition.leaderboard.kaggle.connect_kaggle`.
+        api: Kaggle's client, from `competition.leaderboard.kaggle.connect_kaggle`.
         request: the file or notebook.
-        ledger: ledger that stores the record.
-        record: result of `make_record`.
-        scores: out-of-fold scores by case and class.
+        ledger: the ledger of the competition.
+        record: the record, from `make_record`.
+        scores: table of out-of-fold scores, with one row per case and class; None if it is not available.
 
     Returns:
-        The record with the host's number.
+        The record with Kaggle's number of the submission.
 
     Raises:
-        MaskfoldError: see `competition.leaderboard.kaggle.submit_file`.
+        MaskfoldError: Kaggle has rejected the submission, or the connection was lost; see
+            `competition.leaderboard.kaggle.submit_file`.
     """
     ledger.write(record, scores)
     try:
@@ -368,13 +397,13 @@ def submit_to_kaggle(
 
 
 def refresh_scores(api: Any, ledger: Ledger) -> tuple[list[UploadRecord], int]:
-    """Fetch the scores of all records that may still change.
+    """Fetch the scores of submissions from Kaggle, for all records whose scores may still change.
 
     Returns:
-        The changed records, and the number of the host's submissions that are not in the ledger.
+        The records that have changed, and the number of submissions at Kaggle that are not in the ledger.
 
     Raises:
-        MaskfoldError: the host cannot be reached, or a record is damaged.
+        MaskfoldError: Kaggle cannot be reached, or a record is damaged.
     """
     records = ledger.read()
     changed: list[UploadRecord] = []
@@ -394,9 +423,19 @@ def refresh_scores(api: Any, ledger: Ledger) -> tuple[list[UploadRecord], int]:
 def add_manual_entry(
     request: UploadRequest, ledger: Ledger, public: float | None, private: float | None, message: str | None
 ) -> UploadRecord:
-    """Record the scores of a file that was submitted without Maskfold.
+    """Record the scores of a file that the user has submitted without Maskfold.
 
-    If the file already has records, update the latest.
+    If the ledger already has records of this file, the latest one is updated.
+
+    Args:
+        request: the file.
+        ledger: the ledger of the competition.
+        public: score on the public leaderboard; None leaves it unchanged.
+        private: score on the private leaderboard; None leaves it unchanged.
+        message: description of the submission; None for a default, or to leave it unchanged.
+
+    Returns:
+        The new or updated record.
 
     Raises:
         MaskfoldError: no score is given, or a score is invalid (status 2).
@@ -426,7 +465,11 @@ def add_manual_entry(
 
 
 def _check_score(name: str, value: float, comp: Competition | None) -> None:
-    """Check that a score is finite and within the range of the metric."""
+    """Check that a score is finite, and between 0 and 1 if the metric is a share.
+
+    Raises:
+        MaskfoldError: the score is not allowed (status 2).
+    """
     if not isfinite(value):
         raise MaskfoldError(f"{name}: found {value:g}, expected a finite number.", "Write the board's score.", status=2)
     is_share = comp is not None and comp.metric.is_share

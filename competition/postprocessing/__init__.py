@@ -1,1 +1,1 @@
-"""Convert probabilities to masks with lists of post-processing steps, and tune these lists."""
+"""Convert probabilities to masks with a list of post-processing steps for each class, and tune these lists."""

@@ -1,4 +1,4 @@
-"""Hold the data of one case during post-processing: probabilities, masks and objects."""
+"""Hold the data of one case during post-processing: its probabilities, masks and objects."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ class ClassMask:
 
     Attributes:
         mask: (*spatial) bool.
-        objects: (*spatial) int32, 0 for background, objects from 1; None: the mask's connected components.
+        objects: (*spatial) int32 label image of the objects: 0 for background, numbers from 1. None if no step has made
+            objects; the objects are then the connected components of the mask.
     """
 
     mask: Mask
     objects: Labels | None = None
 
     def labels(self) -> Labels:
-        """Return the label image of the objects.
+        """Return the label image of the objects, (*spatial) int32 with 0 for background.
 
-        If no step has set objects, label the connected components of the mask.
+        If no step has made objects, these are the connected components of the mask.
         """
         return connected_components(self.mask).astype(np.int32) if self.objects is None else self.objects
 
     @classmethod
     def from_objects(cls, objects: Labels) -> ClassMask:
-        """Build the mask and objects from a label image of the objects.
+        """Return the objects of a label image, with a mask of all their pixels.
 
         Args:
             objects: (*spatial) int32, 0 for background.
@@ -47,10 +48,10 @@ class ClassMask:
         return cls(objects != 0, objects)
 
     def restrict(self, mask: Mask) -> ClassMask:
-        """Return the mask and the objects without the pixels outside a smaller mask.
+        """Return the mask and the objects reduced to the pixels of a smaller mask.
 
         Args:
-            mask: (*spatial) bool; it must not have pixels outside the current mask.
+            mask: (*spatial) bool, the new mask. All its pixels must be in the present mask.
         """
         return replace(self, mask=mask, objects=None if self.objects is None else np.where(mask, self.objects, 0))
 
@@ -60,10 +61,10 @@ class CaseProbabilities:
     """Hold the probabilities of one case, which the steps of all classes share.
 
     Args:
-        probabilities: (P, *spatial) float16; the boundary class, if any, is last.
+        probabilities: (P, *spatial) float16. If there is a boundary class, it is the last channel.
         comp: the competition.
-        presence: (K, 1, …), probability that the case contains each class, see `competition.inference.predict`; only
-            the step `gate` uses it.
+        presence: (K, 1, …) probability that the case contains each of K classes, see
+            `competition.inference.predict.Prediction`. Only the step `gate` uses it. None if there is none.
     """
 
     probabilities: NDArray[Any]
@@ -72,39 +73,57 @@ class CaseProbabilities:
 
     @cached_property
     def masks(self) -> Mask:
-        """Masks (K, *spatial) bool: by argmax, or by the threshold 0.5 if classes overlap."""
-        # This import stays inside, because a YAML with steps must be readable without it.
+        """Masks of all classes before the first step, (K, *spatial) bool.
+
+        With exclusive classes, each pixel gets its most probable class. With overlapping classes, a mask contains the
+        pixels whose probability is above 0.5.
+        """
+        # Imported here, so that a YAML with steps can be read without importing the inference package.
         from competition.inference.masks import to_masks
 
         return to_masks(self.probabilities, self.comp)
 
     @cached_property
     def class_probabilities(self) -> NDArray[Any]:
-        """Probabilities (comp.output_channels, *spatial), with the boundary class merged into the classes."""
+        """Probabilities (`comp.output_channels`, *spatial); a boundary class is merged into the classes."""
         from competition.inference.masks import merge_boundary_class
 
         return merge_boundary_class(self.probabilities, self.comp) if self.has_boundary else self.probabilities
 
     @property
     def empty(self) -> ClassMask:
-        """Empty mask of one class, (*spatial) bool."""
+        """An empty mask of one class: (*spatial) bool, False everywhere."""
         return ClassMask(np.zeros(self.probabilities.shape[1:], np.bool_))
 
     @property
     def has_boundary(self) -> bool:
-        """Whether there is a boundary class."""
+        """Whether the probabilities include a boundary class."""
         return len(self.probabilities) > self.comp.output_channels
 
     def probability(self, index: int) -> NDArray[Any]:
-        """Return the probability of a class, (*spatial)."""
+        """Return the probability of the class with this index, (*spatial); a boundary class is merged into it."""
         return np.asarray(self.class_probabilities[index + (self.comp.labels == "exclusive")])
 
     def interior(self, index: int) -> NDArray[Any]:
-        """Return the probability that a pixel is in an object of a class and not on its boundary, (*spatial)."""
+        """Return the probability that a pixel is in an object of a class, but not on the object's boundary, (*spatial).
+
+        Without a boundary class, this is the probability of the class.
+
+        Args:
+            index: index of the class.
+        """
         return np.asarray(self.probabilities[index + (self.comp.labels == "exclusive")])
 
     def present(self, index: int, threshold: float) -> NDArray[Any]:
-        """Return whether a class's presence probability reaches a threshold: one bool (1, …) or one bool per slice.
+        """Return whether the probability that the case contains a class reaches a threshold.
+
+        Args:
+            index: index of the class.
+            threshold: the threshold.
+
+        Returns:
+            (1, …) bool, one value for the case; or one value per slice, if the presence was predicted per slice. The
+            shape broadcasts to the masks.
 
         Raises:
             MaskfoldError: the prediction has no class presence.
@@ -117,15 +136,20 @@ class CaseProbabilities:
         return np.asarray(self.presence[index] >= threshold)
 
     def above_threshold(self, index: int, threshold: float) -> Mask:
-        """Return a class's mask (*spatial): the pixels in which its probability exceeds a threshold.
+        """Return the pixels in which the probability of a class exceeds a threshold, (*spatial) bool.
 
-        If classes are exclusive, pixels in which another class is more probable are not in the mask.
+        With exclusive classes, pixels in which another class is more probable are left out. The background is not
+        compared.
+
+        Args:
+            index: index of the class.
+            threshold: the threshold.
         """
         probability = self.probability(index)
         mask = np.asarray(probability > threshold)
         if self.comp.labels == "exclusive":
             for other in range(len(self.comp.classes)):
-                if other < index:  # in a tie the first class wins, as with argmax
+                if other < index:  # of two equally probable classes, the pixel gets the first, as with argmax
                     mask &= probability > self.probability(other)
                 elif other > index:
                     mask &= probability >= self.probability(other)
@@ -134,22 +158,29 @@ class CaseProbabilities:
 
 @dataclass(frozen=True)
 class CasePrediction:
-    """Hold the masks of one case.
+    """Hold the masks and objects of one case after post-processing.
 
     Attributes:
-        masks: (K, *spatial) bool.
-        objects: (K, *spatial) int32, the objects of each class; None: the connected components of the masks.
+        masks: (K, *spatial) bool for K classes.
+        objects: (K, *spatial) int32 label images of the objects of each class. None if no step has made objects; the
+            objects are then the connected components of the masks.
     """
 
     masks: Mask
     objects: Labels | None
 
     def object_labels(self, index: int) -> NDArray[np.integer[Any]]:
-        """Return the objects of a class, (*spatial) integers: 0 for background; numbers may have gaps."""
+        """Return the label image of the objects of a class, (*spatial) integers with 0 for background.
+
+        Some numbers may be unused.
+
+        Args:
+            index: index of the class.
+        """
         return connected_components(self.masks[index]) if self.objects is None else self.objects[index]
 
     def object_masks(self, index: int) -> Iterator[Mask]:
-        """Yield the objects of a class in the order of their numbers, one mask at a time."""
+        """Yield the mask of each object of a class, (*spatial) bool, in the order of the objects' numbers."""
         labels = self.object_labels(index)
         for number in np.unique(labels[labels != 0]):
             yield np.asarray(labels == number)

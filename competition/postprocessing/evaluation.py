@@ -1,4 +1,7 @@
-"""Score lists of steps on out-of-fold predictions in several processes, reading each case once for all lists."""
+"""Score several lists of post-processing steps on out-of-fold predictions, in several processes.
+
+To save time, each case is read once and scored with all lists.
+"""
 
 from __future__ import annotations
 
@@ -32,13 +35,13 @@ ScoreRows = dict[tuple[int, Steps], dict[str, Any]]
 
 
 class OofScores:
-    """Compute and cache the scores of lists of steps on every case of an ensemble.
+    """Compute the scores of lists of post-processing steps on all out-of-fold cases of an ensemble, and store them.
 
-    Use the object in a `with` block, which ends the processes.
+    Use the object in a `with` block; the end of the block ends the processes.
 
     Args:
         ensemble: the runs whose out-of-fold predictions are scored.
-        workers: number of processes; None: one per core.
+        workers: number of processes; None for one per core.
 
     Raises:
         MaskfoldError: the runs have no out-of-fold case in common.
@@ -49,7 +52,7 @@ class OofScores:
         self.rows = shared_case_rows(ensemble)
         self.fold_of = self.oof.fold_of()
         self.cases = list(self.rows)
-        # Score rows by (class, steps), then by case.
+        # Scores by (index of the class, list of steps), then by case id.
         self.scores: dict[tuple[int, Steps], dict[str, dict[str, Any]]] = {}
         self.pool = scoring_pool(
             CaseScorer(self.oof, self.rows, ensemble.runs[0].exp.postprocess), len(self.cases), workers
@@ -63,7 +66,11 @@ class OofScores:
         self.pool.__exit__(kind, *rest)
 
     def score(self, requests: StepsByClass) -> None:
-        """Score the requested lists of steps on all cases, except lists whose results are in `scores` already."""
+        """Score lists of steps on all cases, and add the results to `scores`; skip lists that were scored before.
+
+        Args:
+            requests: the lists of steps to score, by index of the class.
+        """
         new = {
             index: tuple(dict.fromkeys(steps for steps in lists if (index, steps) not in self.scores))
             for index, lists in requests.items()
@@ -76,13 +83,15 @@ class OofScores:
                 self.scores.setdefault(key, {})[case] = row
 
     def truth_sizes(self) -> list[list[TruthSizes]]:
-        """Return, for each case and class, the numbers of pixels of the true mask and of its objects."""
+        """Return the numbers of pixels of the labels and of their objects, for each case and class."""
         return list(self.pool.map(CaseScorer.truth_sizes, self.cases))
 
     def score_table(self, steps: Callable[[str, int], Steps]) -> pd.DataFrame:
-        """Return the score rows of all cases (id, fold, class, score, …).
+        """Return the scores of all cases as a table with one row per case and class (id, fold, class, score, …).
 
-        The list `steps` contains the steps of each class.
+        Args:
+            steps: function that returns the list of steps to use, from a case id and the index of a class. `score` must
+                have been called for this list.
         """
         import pandas as pd
 
@@ -96,12 +105,14 @@ class OofScores:
 
 
 def scoring_pool(scorer: Any, cases: int, workers: int | None = None) -> ProcessPool:
-    """Return a pool of processes that score cases; for a few cases, return a pool that works in this process.
+    """Return a pool of processes that score cases.
+
+    For at most `MAX_SERIAL_CASES` cases, the pool starts no processes and works in this process.
 
     Args:
         scorer: the object whose methods score a case.
         cases: number of cases.
-        workers: number of processes; None: one per core.
+        workers: number of processes; None for one per core.
     """
     count = min(workers or count_cores(), cases) if cases > MAX_SERIAL_CASES else 1
     return ProcessPool(
@@ -113,7 +124,7 @@ def scoring_pool(scorer: Any, cases: int, workers: int | None = None) -> Process
 
 
 def shared_case_rows(ensemble: Ensemble) -> dict[str, SimpleNamespace]:
-    """Return the rows of the case table, by id, of the cases that all runs of an ensemble predicted out of fold.
+    """Return the rows of the case table, by id, for the cases of which all runs have an out-of-fold prediction.
 
     Raises:
         MaskfoldError: there is no such case.
@@ -134,7 +145,7 @@ class CaseScorer:
     Attributes:
         oof: the out-of-fold predictions.
         rows: rows of the case table by id.
-        settings: section `postprocess`. Its key `number` applies to every case and is not tuned.
+        settings: section `postprocess` of the experiment; only its key `number` is used, which is not tuned.
     """
 
     oof: EnsembleOof
@@ -142,7 +153,15 @@ class CaseScorer:
     settings: PostprocessConfig
 
     def score(self, case: str, requests: StepsByClass) -> ScoreRows:
-        """Score one case with each requested list of steps; return the score rows by (class, steps)."""
+        """Score one case with several lists of steps.
+
+        Args:
+            case: id of the case.
+            requests: the lists of steps to score, by index of the class.
+
+        Returns:
+            The scores (score, dice, tp, …) by index of the class and list of steps.
+        """
         comp, row = self.oof.comp, self.rows[case]
         needs_presence = any(
             step.step.needs_presence for lists in requests.values() for steps in lists for step in steps
@@ -155,7 +174,7 @@ class CaseScorer:
         result: ScoreRows = {}
         for index, lists in requests.items():
             cache: dict[Steps, ClassMask] = {}
-            # Many gates give the same mask, so score each mask only once.
+            # Many thresholds of the step `gate` give the same mask, so score each mask only once.
             scores: dict[Steps | None, dict[str, Any]] = {}
             for steps in lists:
                 active = drop_passing_gates(evidence, index, steps)
@@ -166,7 +185,7 @@ class CaseScorer:
         return result
 
     def truth_sizes(self, case: str) -> list[TruthSizes]:
-        """Return, for each class, the numbers of pixels of a case's true mask and of its objects."""
+        """Return the numbers of pixels of the labels of one case and of their objects, for each class."""
         comp, row = self.oof.comp, self.rows[case]
         objects = load_unchanged_objects(comp, row) if comp.instances else None
         masks = split_classes(load_unchanged_mask(comp, row), comp)

@@ -1,6 +1,7 @@
-"""Change one class's mask or objects, in 2D images and volumes. All functions return new arrays.
+"""Change the mask or the objects of one class, in 2D images and volumes.
 
-Masks may have any shape (axes of size 0 or 1 included) and any memory order. "First" means first in C order.
+All functions return new arrays. Masks may have any shape, including axes of length 0 or 1, and any memory order. Where
+a docstring says "first", it means first in C order.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ Box = tuple[slice, ...]
 
 
 def remove_small(mask: Mask, pixels: int) -> Mask:
-    """Remove connected components (8 or 26 neighbours) of fewer than `pixels` pixels.
+    """Remove connected components (8 neighbours in 2D, 26 in 3D) of fewer than `pixels` pixels.
 
     Args:
         mask: (*spatial) bool.
-        pixels: minimum size.
+        pixels: minimum number of pixels of a component that stays.
     """
     labels = connected_components(_as_cc3d_input(mask))
     large = np.bincount(labels[mask], minlength=1) >= max(1, pixels)
@@ -37,11 +38,11 @@ def remove_small(mask: Mask, pixels: int) -> Mask:
 
 
 def remove_small_objects(labels: Labels, pixels: int) -> Labels:
-    """Remove objects of fewer than `pixels` pixels; renumber the remaining objects 1…N in their order.
+    """Remove objects of fewer than `pixels` pixels, and number the N remaining objects from 1 to N in the same order.
 
     Args:
         labels: (*spatial) integers, 0 for background.
-        pixels: minimum size.
+        pixels: minimum number of pixels of an object that stays.
     """
     large = np.bincount(labels[labels != 0], minlength=1) >= max(1, pixels)
     return np.asarray(np.where(large, large.cumsum(), 0).astype(np.int32)[labels])
@@ -53,7 +54,7 @@ def remove_uncertain(labels: Labels, probability: NDArray[Any], minimum: float) 
     Args:
         labels: (*spatial) int32, 0 for background.
         probability: (*spatial) floats.
-        minimum: mean probability from which an object stays.
+        minimum: minimum mean probability of an object that stays.
 
     Returns:
         (*spatial) int32; the remaining objects keep their numbers.
@@ -66,9 +67,9 @@ def remove_uncertain(labels: Labels, probability: NDArray[Any], minimum: float) 
 
 
 def keep_largest(mask: Mask, k: int) -> Mask:
-    """Keep the `k` largest connected components (8 or 26 neighbours).
+    """Keep the `k` largest connected components (8 neighbours in 2D, 26 in 3D), and remove all others.
 
-    Among components of the same size, the first is kept.
+    Of several components with the same size, the first in C order is kept.
 
     Args:
         mask: (*spatial) bool.
@@ -86,20 +87,20 @@ def keep_largest(mask: Mask, k: int) -> Mask:
 
 
 def fill_holes(mask: Mask) -> Mask:
-    """Fill holes: background from which no path over pixel sides leads to the image border.
+    """Fill holes: background from which no path across pixel sides leads to the image border.
 
-    The result is the same as that of `scipy.ndimage.binary_fill_holes`. fill_voids is not used: in about one of a
-    hundred small noisy volumes its version 2.1.2 fills background that touches the border.
+    The result is the same as that of `scipy.ndimage.binary_fill_holes`. The package fill_voids is not used, because its
+    version 2.1.2 fills background that touches the border in about one of a hundred small noisy volumes.
 
     Args:
         mask: (*spatial) bool, two or three axes.
     """
     filled = np.zeros(mask.shape, np.bool_)
     if mask.any():
-        # the box has one more pixel on each side, so that background that reaches its border is no hole
         box = _tight_box(mask)
         part = mask[box]
-        # A frame of background around the box connects all background that is not a hole.
+        # Add a frame of background, one pixel wide, around the box. It connects all background that reaches the border
+        # of the box. All other background is in holes.
         background = np.ones([size + 2 for size in part.shape], np.uint8)
         inner = (slice(1, -1),) * mask.ndim
         background[inner] = ~part
@@ -108,9 +109,10 @@ def fill_holes(mask: Mask) -> Mask:
 
 
 def _connected_to_first(values: NDArray[np.uint8]) -> Mask:
-    """Return the pixels of value 1 that are connected to the first pixel by sides.
+    """Return the pixels of value 1 that are connected to the first pixel across pixel sides, as a bool mask.
 
-    Values are 0 and 1; the first pixel is 1.
+    Args:
+        values: (*spatial) array of 0 and 1, whose first pixel is 1. A 2D array may be changed.
     """
     if values.ndim == 2:
         import cv2
@@ -126,10 +128,15 @@ def _connected_to_first(values: NDArray[np.uint8]) -> Mask:
 
 
 def fill_object_holes(labels: Labels) -> Labels:
-    """Fill each hole with the object around it. A hole is filled only if all its side neighbours belong to one object.
+    """Fill each hole with the object around it.
+
+    A hole that touches several objects (across pixel sides) is not filled.
 
     Args:
         labels: (*spatial) integers, 0 for background.
+
+    Returns:
+        (*spatial) int32.
     """
     filled = np.array(labels, np.int32)
     holes = fill_holes(labels != 0) & (labels == 0)
@@ -151,7 +158,9 @@ def fill_object_holes(labels: Labels) -> Labels:
 
 
 def binary_opening(mask: Mask, radius: int) -> Mask:
-    """Open a mask with a disk or ball. Beyond the image border, the border pixels are repeated.
+    """Open a mask (erosion, then dilation) with a disk in 2D or a ball in 3D.
+
+    Beyond the image border, the border pixels are repeated.
 
     Args:
         mask: (*spatial) bool.
@@ -161,7 +170,9 @@ def binary_opening(mask: Mask, radius: int) -> Mask:
 
 
 def binary_closing(mask: Mask, radius: int) -> Mask:
-    """Close a mask with a disk or ball. Beyond the image border, the border pixels are repeated.
+    """Close a mask (dilation, then erosion) with a disk in 2D or a ball in 3D.
+
+    Beyond the image border, the border pixels are repeated.
 
     Args:
         mask: (*spatial) bool.
@@ -171,7 +182,7 @@ def binary_closing(mask: Mask, radius: int) -> Mask:
 
 
 def double_threshold(probability: NDArray[Any], high: float, pixels: int, low: float) -> Mask:
-    """Return the pixels above `low` if at least `pixels` pixels are above `high`, else an empty mask.
+    """Return the pixels above `low`, but only if at least `pixels` pixels are above `high`; otherwise an empty mask.
 
     This is the rule of the winners of SIIM-ACR Pneumothorax (2019): https://github.com/sneddy/pneumothorax-segmentation
 
@@ -187,11 +198,16 @@ def double_threshold(probability: NDArray[Any], high: float, pixels: int, low: f
 
 
 def forbid_overlap(masks: Mask, probabilities: NDArray[Any]) -> Mask:
-    """Assign each pixel that lies in several masks to the most probable class; in a tie, to the first class.
+    """Assign each pixel that is in several masks to the most probable of their classes.
+
+    Of equally probable classes, the first gets the pixel.
 
     Args:
-        masks: (K, *spatial) bool.
+        masks: (K, *spatial) bool for K classes.
         probabilities: (K, *spatial) floats.
+
+    Returns:
+        (K, *spatial) bool; no pixel is in several masks.
     """
     if masks.size == 0:
         return masks.copy()
@@ -203,20 +219,20 @@ def forbid_overlap(masks: Mask, probabilities: NDArray[Any]) -> Mask:
 
 
 def split_distance(mask: Mask, smooth: float, depth: float) -> Labels:
-    """Split touching objects by a watershed of the distance to the background, with one object per clear peak.
+    """Split touching objects by a watershed of the distance to the background; each clear peak becomes an object.
 
-    First, each peak of the distance becomes a region. Then two regions are merged if the lower of their peaks rises
-    less than `depth` above the saddle between them. The image border does not count as background.
+    First, each peak of the distance becomes a region. Then two regions are merged if the lower of their two peaks is
+    less than `depth` above the saddle between them. The image border is not treated as background.
 
     Args:
         mask: (*spatial) bool.
-        smooth: standard deviation in pixels of the Gaussian that smooths the distance (the distance outside the mask is
-            0).
-        depth: minimum rise, in pixels, of a peak above the saddle to a higher peak.
+        smooth: standard deviation in pixels of the Gaussian that smooths the distance; 0 for no smoothing. Outside the
+            mask, the distance stays 0.
+        depth: minimum height, in pixels, of a peak above the saddle to a higher peak.
 
     Returns:
-        (*spatial) int32, 1…N; every pixel of the mask is in an object, every component (8 or 26 neighbours) has at
-        least one object.
+        (*spatial) int32 label image: 0 for background, N objects from 1 to N. Every pixel of the mask is in an object.
+        Each connected component (8 neighbours in 2D, 26 in 3D) has at least one object.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -234,27 +250,40 @@ def split_distance(mask: Mask, smooth: float, depth: float) -> Labels:
 
 
 def _split_by_height(mask: Mask, height: Heights, depth: float) -> Labels:
-    """Split a mask by a watershed, with one object per peak of `height` that rises by `depth` above its saddle."""
+    """Split a mask by a watershed of `height`, with one object per clear peak.
+
+    Args:
+        mask: (*spatial) bool, in the form of `_as_cc3d_input`.
+        height: (*spatial) float32.
+        depth: minimum height of a peak above the saddle to a higher peak.
+
+    Returns:
+        (*spatial) int32 label image: 0 for background, N objects from 1 to N.
+    """
     from scipy.ndimage import maximum_filter
 
-    # Plateaus on a slope also count as peaks; `merge_by_saddle` merges their regions with higher regions.
+    # This also finds plateaus on slopes, which are not peaks. `merge_by_saddle` merges their regions with higher
+    # regions.
     peaks = mask & (maximum_filter(height, size=3, mode="nearest") == height)
     seeds = connected_components(peaks).astype(np.int32)
     return remove_small_objects(merge_by_saddle(seeded_watershed(seeds, height, mask), seeds, height, depth), 1)
 
 
 def split_seeds(mask: Mask, interior: NDArray[Any], level: float, smallest: int) -> Labels:
-    """Split touching objects by a watershed of the interior probability, from seeds at which this probability is high.
+    """Split touching objects by a watershed of the interior probability, from seeds where this probability is high.
+
+    A seed is a connected component (4 neighbours in 2D, 6 in 3D) of pixels in the mask whose interior probability is
+    above `level`.
 
     Args:
         mask: (*spatial) bool.
-        interior: (*spatial) floats, the probability of being in an object and not on its boundary.
-        level: seeds are the components (4 or 6 neighbours) of pixels in the mask whose `interior` is above this level.
+        interior: (*spatial) floats, the probability that a pixel is in an object, but not on the object's boundary.
+        level: minimum interior probability of the pixels of a seed.
         smallest: minimum size of a seed in pixels.
 
     Returns:
-        (*spatial) int32, 1…N; every pixel of the mask is in an object, every component (8 or 26 neighbours) has at
-        least one object.
+        (*spatial) int32 label image: 0 for background, N objects from 1 to N. Every pixel of the mask is in an object.
+        Each connected component (8 neighbours in 2D, 26 in 3D) has at least one object.
     """
     labels = np.zeros(mask.shape, np.int32)
     if mask.any():
@@ -269,23 +298,25 @@ def split_seeds(mask: Mask, interior: NDArray[Any], level: float, smallest: int)
 def split_inner_peaks(mask: Mask, interior: NDArray[Any], level: float, depth: float, smooth: float) -> Labels:
     """Split touching objects by a watershed, with one object per clear peak of probability and distance together.
 
-    The inner part of the objects are the pixels of the mask whose `interior` is above `level`. The height of a pixel is
-    its `interior` plus the square root of its distance to the pixels outside the inner part. The square root makes
-    small and large objects count alike. Peaks are merged as in `split_distance`.
+    The inner part of the objects consists of the pixels of the mask whose `interior` is above `level`. The height of a
+    pixel is its `interior` plus the square root of its distance to the pixels outside the inner part. Because of the
+    square root, a common `depth` suits small and large objects. Peaks are merged as in `split_distance`.
 
-    Two objects stay apart if the network is sure of their common border, which lowers `interior`, or if the inner part
-    has a narrow place between them, which lowers the distance. So both clues add up where each alone is too weak.
+    Two objects are separated if the network is sure of their common border, which lowers `interior`; or if the inner
+    part is narrow between them, which lowers the distance. The two clues are added, so together they may separate
+    objects that neither of them would separate alone.
 
     Args:
         mask: (*spatial) bool.
-        interior: (*spatial) floats, the probability of being in an object and not on its boundary.
-        level: the probability above which a pixel belongs to the inner part.
-        depth: minimum rise of a peak above the saddle to a higher peak; 1 is the rise of `interior` from 0 to 1.
-        smooth: standard deviation in pixels of the Gaussian that smooths the distance.
+        interior: (*spatial) floats, the probability that a pixel is in an object, but not on the object's boundary.
+        level: probability above which a pixel belongs to the inner part.
+        depth: minimum height of a peak above the saddle to a higher peak. An increase of `interior` from 0 to 1 is a
+            height of 1.
+        smooth: standard deviation in pixels of the Gaussian that smooths the distance; 0 for no smoothing.
 
     Returns:
-        (*spatial) int32, 1…N; every pixel of the mask is in an object, every component (8 or 26 neighbours) has at
-        least one object.
+        (*spatial) int32 label image: 0 for background, N objects from 1 to N. Every pixel of the mask is in an object.
+        Each connected component (8 neighbours in 2D, 26 in 3D) has at least one object.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -296,7 +327,7 @@ def split_inner_peaks(mask: Mask, interior: NDArray[Any], level: float, depth: f
         probability = np.ascontiguousarray(interior[box], np.float32)
         inner = _as_cc3d_input((probability > level) & part)
         height = np.where(part, probability, np.float32(0))
-        if not inner.all():  # without pixels outside the inner part there is no distance
+        if not inner.all():  # if there are no pixels outside the inner part, there is no distance to them
             distance = background_distance(inner)
             if smooth > 0:
                 distance = gaussian_filter(distance, smooth, mode="nearest")
@@ -306,17 +337,17 @@ def split_inner_peaks(mask: Mask, interior: NDArray[Any], level: float, depth: f
 
 
 def seeded_watershed(seeds: Labels, height: Heights, mask: Mask) -> Labels:
-    """Grow objects from seeds until they meet.
+    """Grow objects from seeds by a watershed, until they meet.
 
-    A connected component (8 or 26 neighbours) without a seed becomes one object.
+    A connected component of the mask (8 neighbours in 2D, 26 in 3D) without a seed becomes one object.
 
     Args:
-        seeds: (*spatial) int32, 0 where there is no seed; seeds lie in the mask, and each is connected.
-        height: (*spatial) float32.
-        mask: (*spatial) bool, C order.
+        seeds: (*spatial) int32 numbers of the seeds, 0 elsewhere. Each seed must be connected and lie in the mask.
+        height: (*spatial) float32; objects grow from high to low values.
+        mask: (*spatial) bool, in C order.
 
     Returns:
-        (*spatial) int32, 0 outside the mask; numbers have gaps.
+        (*spatial) int32 label image, 0 outside the mask. Some numbers may be unused.
     """
     from skimage.segmentation import watershed
 
@@ -336,20 +367,23 @@ def seeded_watershed(seeds: Labels, height: Heights, mask: Mask) -> Labels:
 
 
 def merge_by_saddle(labels: Labels, seeds: Labels, height: Heights, depth: float) -> Labels:
-    """Merge each region whose peak is less than `depth` above a saddle into the neighbour with the higher peak.
+    """Merge neighbouring regions of a watershed if the lower of their two peaks is not clearly above their saddle.
 
-    Saddles are processed from the highest to the lowest, so that each connected set above a saddle is represented by
-    its highest peak. The result resembles a flood from the peaks of `skimage.morphology.h_maxima`, but takes less time.
-    `h_maxima` also separates two peaks of equal height if the saddle is high, so it cuts rings into pieces.
+    The saddle of two regions is the highest point of their common border. Saddles are processed from the highest to the
+    lowest. So the regions that are connected above a saddle are already joined, and their highest peak is compared.
+
+    The result resembles a watershed from the peaks of `skimage.morphology.h_maxima`, but takes less time. `h_maxima`
+    also separates two peaks of equal height if the saddle is high, so it cuts rings into pieces.
 
     Args:
-        labels: (*spatial) int32, the result of flooding from seeds at all peaks of `height`.
-        seeds: (*spatial) int32; `height` is constant in each seed.
+        labels: (*spatial) int32, the result of a watershed from seeds at all peaks of `height`.
+        seeds: (*spatial) int32 numbers of these seeds; `height` must be constant in each seed.
         height: (*spatial) float32.
-        depth: minimum rise of a peak above the saddle, at least 0, in the unit of `height`.
+        depth: two regions stay separate if the lower peak is at least this much above the saddle; 0 or more, in the
+            unit of `height`.
 
     Returns:
-        (*spatial) int32 with some of the numbers of `labels`.
+        (*spatial) int32. A merged region has the number of one of its regions.
     """
     peak = np.zeros(int(labels.max(initial=0)) + 1, np.float32)
     peak[labels[seeds != 0]] = height[seeds != 0]
@@ -368,9 +402,9 @@ def merge_by_saddle(labels: Labels, seeds: Labels, height: Heights, depth: float
 
 
 def _saddles(labels: Labels, height: Heights) -> list[tuple[float, int, int]]:
-    """Return the saddle of each pair of touching labels, the highest first.
+    """Return (height, first region, second region) of the saddle of each pair of touching regions, the highest first.
 
-    A saddle is the height of the highest crossing.
+    The saddle is the highest point at which one can cross from one region to the other.
     """
     keys, heights = [], []
     for here, there in neighbour_pairs(labels.ndim, corners=True):
@@ -387,7 +421,7 @@ def _saddles(labels: Labels, height: Heights) -> list[tuple[float, int, int]]:
 
 
 def _root(parents: list[int], number: int) -> int:
-    """Return the representative of a set in a disjoint-set forest, and shorten the path to it."""
+    """Return the root of the tree that contains a number in a disjoint-set forest, and shorten the path to the root."""
     while parents[number] != number:
         parents[number] = parents[parents[number]]
         number = parents[number]
@@ -398,11 +432,13 @@ def _root(parents: list[int], number: int) -> int:
 
 
 def neighbour_pairs(ndim: int, corners: bool) -> Iterator[tuple[Box, Box]]:
-    """Yield pairs of array slices that together contain each pair of touching pixels once.
+    """Yield pairs of index tuples that select touching pixels of an array; together they contain each such pair once.
+
+    For a pair `first, second`, the pixels `array[first]` and `array[second]` at the same position touch each other.
 
     Args:
         ndim: number of axes of the array.
-        corners: whether pixels that share only an edge or corner count as touching.
+        corners: whether pixels that share only an edge or a corner are also pairs; if not, they must share a side.
     """
     ends = {-1: (slice(1, None), slice(None, -1)), 0: (slice(None), slice(None)), 1: (slice(None, -1), slice(1, None))}
     for step in product((-1, 0, 1), repeat=ndim):
@@ -411,15 +447,16 @@ def neighbour_pairs(ndim: int, corners: bool) -> Iterator[tuple[Box, Box]]:
 
 
 def _as_cc3d_input(mask: Mask) -> Mask:
-    """Return the mask as cc3d requires it: writable, and in C order, because cc3d numbers components in memory order.
+    """Return the mask in the form that cc3d requires: writable, and in C order.
 
-    The result may share the memory of `mask`, so do not change it.
+    The order matters because cc3d numbers components in the order of the memory. The result may share the memory of
+    `mask`, so callers must not change it.
     """
     return np.require(mask, np.bool_, ["C", "W"])
 
 
 def _side_connected(mask: Mask) -> Labels:
-    """Return the components of pixels that share a side, numbered from 1."""
+    """Return the connected components across pixel sides (4 neighbours in 2D, 6 in 3D), numbered from 1."""
     import cc3d
 
     numbers = _as_cc3d_input(mask).view(np.uint8)  # as uint8, for the reason that `connected_components` gives
@@ -427,7 +464,7 @@ def _side_connected(mask: Mask) -> Labels:
 
 
 def _bounding_box(mask: Mask) -> Box:
-    """Return the bounding box of a non-empty mask, extended by one pixel within the image."""
+    """Return the bounding box of a non-empty mask, with one more pixel on each side where the image allows it."""
     box = []
     for axis in range(mask.ndim):
         where = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
@@ -436,7 +473,7 @@ def _bounding_box(mask: Mask) -> Box:
 
 
 def _tight_box(mask: Mask) -> Box:
-    """Return the smallest box around the pixels of a mask. The mask must have at least one pixel."""
+    """Return the bounding box of a non-empty mask."""
     lines = np.flatnonzero(mask.reshape(len(mask), -1).any(axis=1))
     box = [slice(int(lines[0]), int(lines[-1]) + 1)]
     shadow = np.logical_or.reduce(mask[box[0]], axis=0)  # one pass over the mask instead of one pass for each axis
@@ -447,18 +484,21 @@ def _tight_box(mask: Mask) -> Box:
 
 
 def background_distance(mask: Mask) -> NDArray[np.float32]:
-    """Return the distance in pixels of each pixel to the nearest background; the mask must contain background."""
+    """Return the distance of each pixel of a mask to the nearest background pixel, in pixels, (*spatial) float32.
+
+    The mask must contain background.
+    """
     return _plane_distance(mask.view(np.uint8)) if mask.ndim == 2 else _volume_distance(mask)
 
 
 def _plane_distance(plane: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return the distance of each pixel of a 2D mask to the nearest background.
+    """Return the distance of each pixel of a 2D mask to the nearest background pixel, in pixels.
 
-    The number of threads does not change the result.
+    The result does not depend on the number of threads.
     """
     import cv2
 
-    # With one thread, OpenCV would leave the work to IPP, whose distances are off by up to 0.0006 pixels.
+    # With one thread, OpenCV would use Intel's library IPP, whose distances are wrong by up to 0.0006 pixels.
     before = cv2.ipp.useIPP()
     cv2.ipp.setUseIPP(False)
     try:
@@ -467,15 +507,15 @@ def _plane_distance(plane: NDArray[np.uint8]) -> NDArray[np.float32]:
         cv2.ipp.setUseIPP(before)
 
 
-EXACT_LENGTH = 1000  # pixels; up to this distance, the rounded square of a float32 distance is exact
-COLUMNS = 4096  # columns that are processed at a time; they fit into a core's cache
+EXACT_LENGTH = 1000  # pixels; up to this distance, rounding the square of a float32 distance gives the exact integer
+COLUMNS = 4096  # number of columns that are processed at a time, so that they fit into the cache of a core
 
 
 def _volume_distance(mask: Mask) -> NDArray[np.float32]:
     """Return `scipy.ndimage.distance_transform_edt(mask)` as float32, but several times faster.
 
-    OpenCV returns the distances within each plane. The squared distance of a pixel is then the minimum, over all
-    planes, of the squared distance in that plane plus the squared distance to that plane.
+    OpenCV computes the distances within each plane along the first axis. The squared distance of a pixel is then a
+    minimum over all planes: of the squared distance within that plane, plus the squared distance to that plane.
 
     Args:
         mask: (D, H, W) bool, C order, with at least one pixel of background.
@@ -506,7 +546,13 @@ def _volume_distance(mask: Mask) -> NDArray[np.float32]:
 
 
 def _with_padding(mask: Mask, radius: int, operation: Callable[[Mask], Mask]) -> Mask:
-    """Apply an opening or closing to the bounding box of the mask, padded with repeated border pixels."""
+    """Apply an opening or closing to the bounding box of a mask, after padding it with repeated border pixels.
+
+    Args:
+        mask: (*spatial) bool.
+        radius: radius of the disk or ball in pixels.
+        operation: the opening or closing.
+    """
     result = np.zeros(mask.shape, np.bool_)
     if mask.any():
         box = _bounding_box(mask)
@@ -516,9 +562,9 @@ def _with_padding(mask: Mask, radius: int, operation: Callable[[Mask], Mask]) ->
 
 
 def _dilate(mask: Mask, radius: int) -> Mask:
-    """Dilate with a disk or a ball, which is applied as a stack of disks.
+    """Dilate a mask with a disk in 2D, or in 3D with a ball, which is applied as a stack of disks.
 
-    Pixels outside the image count as background.
+    Pixels outside the image are treated as background.
     """
     import cv2
 

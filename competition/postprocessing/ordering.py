@@ -1,4 +1,8 @@
-"""Label similar objects in a row, such as vertebrae, by their order along the row."""
+"""Assign classes to similar objects that lie in a row, such as vertebrae, by their order along the row.
+
+"Row" means this sequence of objects in the patient; it has nothing to do with the rows of an array. "The network's
+labels" are the most probable class of each voxel.
+"""
 
 from __future__ import annotations
 
@@ -21,37 +25,47 @@ Mask = NDArray[np.bool_]
 Labels = NDArray[np.int32]
 Floats = NDArray[Any]
 
-# row of the affine, and sign, for each direction
+# Index of the axis in world coordinates (RAS+), and sign, of each anatomical direction.
 WORLD_AXES = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
-FRAGMENT_SHARE = 0.1  # share of the largest object below which an object is a fragment, unless `smallest` is set
-MIN_AGREEMENT = 0.8  # minimum share, or Dice, at which the network's labels and an object count as equal
-DOUBLE_OBJECT_RATIO = 1.6  # multiple of the median size above which an object may be two objects
-LARGE_CLASS_RATIO = 1.3  # multiple of the median size above which a class with two cores is two objects
-INSIDE_FACE_SHARE = 0.3  # a piece belongs to the object around it if a larger share of its faces is inside the row
-MIN_CLASS_SHARE = 0.25  # minimum share of a double object's voxels for a class to be one of the two
+# An object smaller than this share of the largest object is a fragment, unless `number.smallest` is set.
+FRAGMENT_SHARE = 0.1
+# A region of the network's labels and an object are treated as the same if their overlap (a share, or Dice) is at least
+# this.
+MIN_AGREEMENT = 0.8
+DOUBLE_OBJECT_RATIO = 1.6  # an object larger than the median size times this may consist of two objects
+LARGE_CLASS_RATIO = 1.3  # a class with two cores that is larger than the median size times this covers two objects
+# A piece belongs to the object around it if more than this share of its voxel faces touches other parts of the row.
+INSIDE_FACE_SHARE = 0.3
+MIN_CLASS_SHARE = 0.25  # a class is one of the two in a double object if it has at least this share of the voxels
 
 
 def relabel_by_order(
     probabilities: Floats, comp: Competition, number: LabelOrdering, affine: NDArray[np.float64]
 ) -> Floats:
-    """Assign classes by position to objects that lie in a row, such as vertebrae; return the changed probabilities.
+    """Assign classes by position to objects that lie in a row, such as vertebrae, and return the new probabilities.
 
-    A network is often sure that a voxel is a vertebra, but not which one. So the probabilities of the classes are
-    combined: their sum if classes are exclusive, else their maximum. Objects are the connected components of the
-    combined mask. `split_touching` splits them where they only touch, and by the network's labels where these are
-    reliable. The objects get the classes in order, starting at the end of the row that `number.along` names. If there
-    are more objects than classes, the largest consecutive objects get the classes and the others become background. If
-    there are fewer objects than classes, the network's labels vote, voxel by voxel, for the class of the first object.
-    Fragments, and voxels outside the mask, keep the network's labels.
+    A network is often sure that a voxel is in a vertebra, but not in which one. Therefore the probabilities of the
+    classes are combined first: by their sum if classes are exclusive, by their maximum if classes overlap. The objects
+    are the connected components of the combined mask, which `split_touching` separates where they touch.
+
+    The objects then get the classes in order. The first class goes to the object at the end of the row that
+    `number.along` names. Two cases need a rule:
+
+    - There are more objects than classes: the consecutive objects with the largest total size get the classes, and the
+      others become background.
+    - There are fewer objects than classes: the classes start at the one with which most voxels agree with the network's
+      labels.
+
+    Fragments, and voxels outside the combined mask, keep their probabilities.
 
     Args:
         probabilities: (P, *spatial) floats.
         comp: the competition, which must have volumes.
-        number: section `number`, with the classes and the direction.
-        affine: 4×4, voxel to world (RAS+, mm).
+        number: section `postprocess.number`, with the classes and the direction.
+        affine: 4×4 matrix from voxel indices to world coordinates (RAS+, mm).
 
     Returns:
-        (P, *spatial), the same dtype; a new array.
+        (P, *spatial) with the same dtype; a new array.
     """
     exclusive = comp.labels == "exclusive"
     channels = [comp.classes.index(name) + exclusive for name in number.classes]
@@ -69,7 +83,7 @@ def relabel_by_order(
     total, votes = total[box], class_probabilities[(slice(None), *box)].argmax(axis=0)
     changed = result[(slice(None), *box)]  # this is a view of the result
     world, sign = WORLD_AXES[number.along]
-    # mm by which one voxel along each axis leads towards the end that `number.along` names
+    # Distance in mm by which one step along each voxel axis leads towards the end that `number.along` names.
     upwards = sign * affine[world, :3]
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     objects = split_touching(np.ascontiguousarray(row[box]), votes, number.split, spacing, upwards)
@@ -86,10 +100,10 @@ def relabel_by_order(
 
 
 def case_affine(row: Any, comp: Competition) -> NDArray[np.float64]:
-    """Return the affine of a case's first image, 4×4, voxel to world (RAS+, mm), from the file's header.
+    """Return the 4×4 affine of the first image of a case, from voxel indices to world coordinates (RAS+, mm).
 
     Args:
-        row: a row of the case table, or `competition.ensembling.ensemble.InMemoryCase`.
+        row: row of the case table, or an `InMemoryCase` of `competition.ensembling.ensemble`.
         comp: the competition.
 
     Raises:
@@ -112,28 +126,32 @@ def case_affine(row: Any, comp: Competition) -> NDArray[np.float64]:
 def split_touching(
     row: Mask, votes: NDArray[Any], split: float | None, spacing: NDArray[np.float64], upwards: NDArray[np.float64]
 ) -> Labels:
-    """Split the mask of a row of objects, such as vertebrae, into single objects, even where objects touch.
+    """Split the mask of objects in a row, such as vertebrae, into single objects, even where objects touch.
 
-    The core of an object is its thick part, where the distance to the edge exceeds `split` times the maximum distance
-    in the row. Vertebrae that touch at their joints have one core each, the vertebral body. Each voxel is assigned to
-    the core with the shortest path (mm) inside the row. Paths may cross edges and corners of voxels, because thin parts
-    of a bone may be connected only there; with paths over sides alone, an arch would be assigned to the neighbour.
+    Objects are found by their cores. The core of an object is its thick part: the voxels whose distance to the edge of
+    the mask exceeds `split` times the maximum distance. Vertebrae that touch at their joints have one core each, the
+    vertebral body. Each voxel is assigned to the core with the shortest path (in mm) inside the mask. Paths may cross
+    edges and corners of voxels, because thin parts of a bone may be connected only there. Otherwise, the arch of a
+    vertebra could be assigned to its neighbour.
 
-    If the network's labels are reliable, they show the end of an object better than the cores. If all labels are
-    reliable (`_objects_by_votes`), they define the objects. Otherwise the labels define only the objects on which
-    labels and cores nearly agree, and the cores split the other objects; an object that is more than 1.6 times as large
-    as the median is split by the labels. Each voxel without a path is assigned to the nearest object.
+    Where the network's labels are reliable, they show the border between two objects better than the cores:
+
+    - If all labels are reliable (`_objects_by_votes`), they define the objects.
+    - Otherwise, the labels define those objects on which labels and cores nearly agree. The cores define the others.
+      Objects of more than 1.6 times the median size are then split by the labels.
+
+    Voxels that no path connects to a core are assigned to the nearest object.
 
     Args:
-        row: (*spatial) bool.
-        votes: (*spatial) integers, the most probable of the row's classes at each voxel.
-        split: minimum thickness of a core, see above; None: objects are connected components.
-        spacing: mm per axis.
-        upwards: mm by which one voxel along each axis leads towards the end with the first class.
+        row: (*spatial) bool mask of all objects.
+        votes: (*spatial) integers, the network's labels: index of the most probable class at each voxel.
+        split: minimum thickness of a core, as a share of the maximum; None to use connected components as objects.
+        spacing: voxel size in mm along each axis.
+        upwards: distance in mm by which one step along each voxel axis leads towards the end with the first class.
 
     Returns:
-        (*spatial) int32: objects from 1, with gaps; 0 outside, and where the nearest object is farther away than twice
-        the maximum thickness.
+        (*spatial) int32 label image. Objects have numbers from 1, some of which may be unused. Voxels outside the mask
+        are 0, and also voxels whose nearest object is farther away than twice the maximum thickness.
     """
     from scipy.ndimage import distance_transform_edt, gaussian_filter
 
@@ -160,7 +178,13 @@ def split_touching(
 
 
 def _grow(seeds: Labels, mask: Mask, spacing: NDArray[np.float64]) -> Labels:
-    """Assign each voxel of a mask to the seed with the shortest path in mm inside the mask; 0 if there is no path."""
+    """Assign each voxel of a mask to the seed with the shortest path (in mm) inside the mask; 0 if there is no path.
+
+    Args:
+        seeds: (*spatial) int32 numbers of the seeds, 0 elsewhere.
+        mask: (*spatial) bool.
+        spacing: voxel size in mm along each axis.
+    """
     from skimage.graph import MCP_Geometric
 
     if not (mask & (seeds == 0)).any() or not (seeds * mask).any():
@@ -170,7 +194,7 @@ def _grow(seeds: Labels, mask: Mask, spacing: NDArray[np.float64]) -> Labels:
     strides = np.array([int(np.prod(mask.shape[axis + 1 :])) for axis in range(mask.ndim)])
     jumps = np.append(np.asarray(paths.offsets) @ strides, [0, 0])  # -1: a seed, -2: no path
     origin = np.arange(mask.size) - jumps[traceback.ravel()]
-    while not np.array_equal(earlier := origin[origin], origin):  # doubles the step each time
+    while not np.array_equal(earlier := origin[origin], origin):  # each round doubles the length of the jumps
         origin = earlier
     return np.asarray((seeds * mask).ravel()[origin].reshape(mask.shape), np.int32)
 
@@ -178,10 +202,18 @@ def _grow(seeds: Labels, mask: Mask, spacing: NDArray[np.float64]) -> Labels:
 def _reliable_seeds(
     row: Mask, votes: NDArray[Any], cores: Labels, labels: Labels, spacing: NDArray[np.float64]
 ) -> Labels:
-    """Return the seed of each object: a core, or a region of the network's labels.
+    """Return a seed for each object: a region of the network's labels, or the object that grew from its core.
 
-    If labels and core nearly agree, the seed is the region of the network's labels around the core. Otherwise it is the
-    core.
+    The region of a core consists of the voxels around the core that have the core's most frequent label. If the region
+    nearly agrees with the object that grew from the core, the labels are reliable, and the region becomes the seed.
+    Otherwise, the object itself is the seed.
+
+    Args:
+        row: (*spatial) bool mask of all objects.
+        votes: (*spatial) integers, the network's labels.
+        cores: (*spatial) int32 numbers of the cores.
+        labels: (*spatial) int32, the objects that grew from the cores.
+        spacing: voxel size in mm along each axis.
     """
     table = _counts(cores.ravel(), votes.ravel())
     own = np.where(table.argmax(axis=1)[cores] == votes, cores, 0)
@@ -200,12 +232,27 @@ def _reliable_seeds(
 def _objects_by_votes(
     row: Mask, votes: NDArray[Any], cores: Labels, labels: Labels, upwards: NDArray[np.float64]
 ) -> Labels | None:
-    """Return the objects that the network's labels define, as 1 + class; None if the labels are unreliable.
+    """Return the objects that the network's labels define; None if the labels are unreliable.
 
-    Labels are reliable if each class is nearly one piece, is not larger than one object, and has a core with few voxels
-    of other classes. (In an object as large as two objects, two classes may share a core.) A smaller piece keeps its
-    class if it lies at the position of this class in the row. Other pieces become 0, and the caller assigns them to the
-    surrounding object.
+    The labels are reliable if every class fulfils three conditions:
+
+    - Nearly all of its voxels are in one connected piece.
+    - It is not larger than one object.
+    - It has a core that contains few voxels of other classes. In an object as large as two objects, two classes may
+      share a core.
+
+    A smaller piece of a class keeps its class if it is at the right position in the row. Other pieces become 0, so that
+    the caller assigns them to the objects around them.
+
+    Args:
+        row: (*spatial) bool mask of all objects.
+        votes: (*spatial) integers, the network's labels.
+        cores: (*spatial) int32 numbers of the cores.
+        labels: (*spatial) int32, the objects that grew from the cores.
+        upwards: distance in mm by which one step along each voxel axis leads towards the end with the first class.
+
+    Returns:
+        (*spatial) int32: index of the class plus 1, or 0.
     """
     sizes = np.bincount(votes[row])
     main_classes = np.flatnonzero(sizes >= FRAGMENT_SHARE * sizes.max())
@@ -232,11 +279,11 @@ def _objects_by_votes(
     main_heights = np.array([heights[piece] for piece in main.values()])
     keep = ~_inside_row(pieces, row) & (np.bincount(pieces[row], cores[row] != 0, minlength=len(classes)) == 0)
     for piece in np.flatnonzero(keep):
-        # the middle of no other object lies between the piece and the main piece of its class
+        # Keep a piece if no other object has its middle between the piece and the largest piece of the same class.
         if classes[piece] in main:
             low, high = sorted((heights[piece], heights[main[int(classes[piece])]]))
             keep[piece] = not ((main_heights > low) & (main_heights < high)).any()
-        else:  # keep a small class (e.g. cut off by the image border) if its position fits the order
+        else:  # keep a class that is small, e.g. cut off by the image border, if its position fits the order of classes
             keep[piece] = bool(((main_classes < classes[piece]) == (main_heights > heights[piece])).all())
     keep[list(main.values())] = True
     keep[0] = False
@@ -244,7 +291,16 @@ def _objects_by_votes(
 
 
 def _pieces(row: Mask, votes: NDArray[Any]) -> tuple[Labels, NDArray[np.int64]]:
-    """Return the components of each class, numbered from 1, and the class of each number (-1 for 0)."""
+    """Return the connected components of each class of the network's labels.
+
+    Args:
+        row: (*spatial) bool, mask of all objects of the row.
+        votes: (*spatial) class index that the network predicts for each voxel.
+
+    Returns:
+        (*spatial) int32 label image of the components, numbered from 1; and the class index of each component, at the
+        index of its number (-1 at index 0).
+    """
     pieces, classes = np.zeros(row.shape, np.int32), [np.array([-1])]
     for cls in np.unique(votes[row]):
         found = connected_components(row & (votes == cls)).astype(np.int32)
@@ -254,7 +310,15 @@ def _pieces(row: Mask, votes: NDArray[Any]) -> tuple[Labels, NDArray[np.int64]]:
 
 
 def _inside_row(pieces: Labels, row: Mask) -> Mask:
-    """Return, for each piece, whether a large share of its surface lies inside the row."""
+    """Return for each piece whether a large share of its surface touches other parts of the mask of all objects.
+
+    Args:
+        pieces: (*spatial) int32 numbers of the pieces.
+        row: (*spatial) bool mask of all objects.
+
+    Returns:
+        One bool for each number, starting with 0.
+    """
     faces = np.zeros((2, int(pieces.max()) + 1), np.int64)
     for axis in range(row.ndim):
         for first, second in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):
@@ -266,7 +330,7 @@ def _inside_row(pieces: Labels, row: Mask) -> Mask:
 
 
 def _split_large(labels: Labels, votes: NDArray[Any]) -> None:
-    """Use the network's labels to split, in place, each object that is much larger than the median object."""
+    """Split each object that is much larger than the median object by the network's labels; `labels` is changed."""
     sizes = np.bincount(labels[labels != 0])
     median = np.sort(sizes[sizes > 0])[(np.count_nonzero(sizes) - 1) // 2]
     for large in np.flatnonzero(sizes > DOUBLE_OBJECT_RATIO * median):
@@ -278,7 +342,15 @@ def _split_large(labels: Labels, votes: NDArray[Any]) -> None:
 
 
 def _in_order(objects: Labels, number: LabelOrdering, upwards: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the objects that are not fragments, ordered from the end that `number.along` names."""
+    """Return the numbers of the objects, in order from the end of the row that gets the first class.
+
+    Objects that are smaller than the minimum size are left out.
+
+    Args:
+        objects: (*spatial) label image of the objects.
+        number: the options for ordering.
+        upwards: distance in mm by which one step along each voxel axis leads towards the end with the first class.
+    """
     inside = objects != 0
     sizes = np.bincount(objects[inside])
     smallest = number.smallest if number.smallest is not None else FRAGMENT_SHARE * sizes.max()
@@ -288,7 +360,15 @@ def _in_order(objects: Labels, number: LabelOrdering, upwards: NDArray[np.float6
 
 
 def _heights(objects: Labels, upwards: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the mean position of each object along the row, in mm, by object number; 0 for unused numbers."""
+    """Return the mean position of each object along the row of objects, in mm, at the index of the object's number.
+
+    Args:
+        objects: (*spatial) label image of the objects.
+        upwards: distance in mm by which one step along each voxel axis leads towards the end with the first class.
+
+    Returns:
+        (largest number + 1,) positions; 0 at the index of a number that no object has.
+    """
     inside = objects != 0
     found = objects[inside]
     return np.asarray(np.bincount(found, np.argwhere(inside) @ upwards) / np.maximum(np.bincount(found), 1), np.float64)
@@ -297,7 +377,14 @@ def _heights(objects: Labels, upwards: NDArray[np.float64]) -> NDArray[np.float6
 def _class_indices(
     ordered: NDArray[np.int64], objects: Labels, votes: NDArray[Any], class_count: int
 ) -> NDArray[np.int64]:
-    """Return the class index of each object; -1 for an object that gets no class."""
+    """Return the class index of each object; -1 for an object that gets no class and becomes background.
+
+    Args:
+        ordered: numbers of the objects in order.
+        objects: (*spatial) int32 label image of the objects.
+        votes: (*spatial) integers, the network's labels.
+        class_count: number of classes.
+    """
     inside = objects != 0
     table = np.zeros((int(objects.max()) + 1, class_count), np.int64)
     counts = _counts(objects[inside], votes[inside])
@@ -319,7 +406,7 @@ def _class_indices(
 
 
 def _counts(objects: NDArray[Any], votes: NDArray[Any]) -> NDArray[np.int64]:
-    """Return the number of voxels of each object that the network assigns to each class."""
+    """Return the number of voxels with each of the network's labels in each object, as an array (objects, classes)."""
     classes = int(votes.max(initial=0)) + 1
     pairs = np.bincount(
         objects.astype(np.int64) * classes + votes, minlength=(int(objects.max(initial=0)) + 1) * classes

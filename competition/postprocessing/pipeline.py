@@ -25,15 +25,17 @@ def apply_ordering(
     row: Any = None,
     presence: NDArray[Any] | None = None,
 ) -> CaseProbabilities:
-    """Prepare a case's probabilities for the post-processing steps; if `number` is set, relabel objects by their order.
+    """Prepare the probabilities of a case for the post-processing steps.
+
+    If `postprocess.number` is set, objects in a row first get their classes by their order, see `relabel_by_order`.
 
     Args:
         probabilities: (P, *spatial) floats.
         comp: the competition.
-        settings: the post-processing; only `number` is used.
-        row: row of the case table, or `competition.ensembling.ensemble.InMemoryCase`; `number` requires the case's
-            affine.
-        presence: class presence, see `CaseProbabilities`.
+        settings: section `postprocess`; only `number` is used.
+        row: row of the case table, or an `InMemoryCase` of `competition.ensembling.ensemble`. Needed only with
+            `number`, to read the affine.
+        presence: class presence, see `CaseProbabilities`; None if there is none.
 
     Raises:
         MaskfoldError: `number` is set and the case has no affine.
@@ -50,17 +52,18 @@ def postprocess(
     row: Any = None,
     presence: NDArray[Any] | None = None,
 ) -> CasePrediction:
-    """Return the masks of one case.
+    """Convert the probabilities of one case to masks, with the post-processing steps of each class.
 
     Args:
-        probabilities: (P, *spatial) floats; see `CaseProbabilities`.
+        probabilities: (P, *spatial) floats, see `CaseProbabilities`.
         comp: the competition.
-        settings: the steps; without steps, masks are made by argmax, or by the threshold 0.5 if classes overlap.
-        row: see `apply_ordering`.
-        presence: class presence, see `CaseProbabilities`; required if a class has the step `gate`.
+        settings: section `postprocess`. A class without steps gets the pixels in which it is the most probable class,
+            or, if classes overlap, in which its probability is above 0.5.
+        row: row of the case table, or an `InMemoryCase`; needed only with `postprocess.number`.
+        presence: class presence, see `CaseProbabilities`; needed if a class has the step `gate`.
 
     Raises:
-        MaskfoldError: as for `apply_ordering`, or a required class presence is missing.
+        MaskfoldError: the affine of the case or the class presence is needed, but missing.
     """
     evidence = apply_ordering(probabilities, comp, settings, row, presence)
     classes = [run_steps(evidence, index, settings.steps_for(name)) for index, name in enumerate(comp.classes)]
@@ -81,22 +84,22 @@ def run_steps(
     steps: Sequence[StepConfig],
     cache: dict[tuple[StepConfig, ...], ClassMask] | None = None,
 ) -> ClassMask:
-    """Apply steps to one class, and return the class's mask and objects.
+    """Apply a list of steps to one class of a case, and return its mask and objects.
 
     Args:
         evidence: probabilities of the case.
         index: index of the class.
         steps: the steps, in order.
-        cache: earlier results of this class, by list of steps; new results are added.
+        cache: earlier results for this class of this case, by list of steps; new results are added. None for no cache.
     """
     cache = {} if cache is None else cache
     steps = tuple(steps)
-    # Start from the longest cached prefix of the steps.
+    # Start from the cached result of as many of the first steps as possible.
     start = next((n for n in range(len(steps), 0, -1) if steps[:n] in cache), 0)
     result = cache[steps[:start]] if start else ClassMask(evidence.masks[index])
     for position in range(start, len(steps)):
         result = apply_step(result, steps[position], evidence, index)
-        # Gates are not cached, because they are cheap and a search tries very many of them.
+        # Results of the step `gate` are not cached, because it is fast and a search tries it with very many lists.
         if not isinstance(steps[position].step, Gate):
             cache[steps[: position + 1]] = result
     return result
@@ -105,7 +108,15 @@ def run_steps(
 def drop_passing_gates(
     evidence: CaseProbabilities, index: int, steps: Sequence[StepConfig]
 ) -> tuple[StepConfig, ...] | None:
-    """Return the steps without the `gate` steps that keep the whole case; None if a gate empties the whole case."""
+    """Return the steps without those `gate` steps that do not change this case.
+
+    If a `gate` step empties the mask of the whole case, return None.
+
+    Args:
+        evidence: probabilities of the case.
+        index: index of the class.
+        steps: the steps, in order.
+    """
     passing = {step: evidence.present(index, step.value) for step in steps if isinstance(step.step, Gate)}
     if not all(passes.any() for passes in passing.values()):
         return None
@@ -113,10 +124,17 @@ def drop_passing_gates(
 
 
 def apply_step(current: ClassMask, step: StepConfig, evidence: CaseProbabilities, index: int) -> ClassMask:
-    """Apply one step to one class.
+    """Apply one step to one class, and check the type, shape and dtype of the result.
+
+    Args:
+        current: mask and objects of the class before the step.
+        step: the step.
+        evidence: probabilities of the case.
+        index: index of the class.
 
     Raises:
-        MaskfoldError: a user's own step is not trusted, or does not return a mask of the same shape.
+        MaskfoldError: the step is the user's own and not trusted, or it does not return a `ClassMask` with a bool mask
+            of the same shape.
     """
     result = step.step.apply(current, evidence, index)
     if not isinstance(result, ClassMask) or result.mask.shape != current.mask.shape or result.mask.dtype != np.bool_:

@@ -1,4 +1,4 @@
-"""Find the best run of a competition."""
+"""Find the run with the best score among all finished runs of a competition."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from competition.runs.summary import SUMMARY_FILE, RunScores, read_summary, run_
 def best_run(
     name: str, overrides: Sequence[str] = (), trust: tuple[str, ...] = (), say: Callable[[str], None] = lambda _: None
 ) -> Run:
-    """Find the run with the best score among all finished runs of a competition that have networks.
+    """Return the run with the best score among all finished runs of a competition that have networks.
 
-    Runs are compared by the competition's metric over all folds, with the score that
-    `competition.runs.summary.run_scores` selects (e.g. the nested score after tuning).
+    Runs are compared by the score of the masks that would be submitted, over all folds (see
+    `competition.runs.summary.run_scores`). Imported runs have no networks and are left out.
 
     Args:
-        name: an experiment's YAML or a run of the competition; see `find_run`.
-        overrides: `key=value` strings.
+        name: name of an experiment's YAML or of a run, in a form that `find_run` accepts. Its competition is searched.
+        overrides: `key=value` strings, e.g. `competition.root=/elsewhere`.
         trust: additional packages that `target` may name.
-        say: function that receives a line for the user.
+        say: function that receives lines for the user.
 
     Raises:
-        MaskfoldError: no run of the competition has all its folds.
+        MaskfoldError: no run of the competition has a score over all its folds.
     """
     path = Path(name)
     is_yaml = path.suffix in (".yaml", ".yml") and not path.is_dir()
@@ -78,7 +78,15 @@ def _without_imported(
 
 
 def _comparable_score(summary: Path, comp: Competition, overrides: Sequence[str]) -> RunScores | None:
-    """Return a run's score if the run has this competition, this metric and all folds; otherwise None."""
+    """Return the scores of a run if it can be compared with other runs of a competition; otherwise None.
+
+    It can be compared if it has the same competition and metric, and all its folds are finished.
+
+    Args:
+        summary: path of the run's `summary.json`.
+        comp: the competition.
+        overrides: `key=value` strings.
+    """
     from competition.data.splits import read_folds
 
     try:

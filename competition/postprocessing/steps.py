@@ -1,6 +1,7 @@
-"""Define the post-processing steps: one class each, with the step's keys, function and search candidates.
+"""Define the post-processing steps: each is a class with its keys in the YAML, its function, and search candidates.
 
-The order of the classes is the order of the steps in tuned lists and the order in which the search visits them.
+Search candidates are the values that tuning tries. The order of the classes in this module is the order of the steps in
+tuned lists, and also the order in which tuning searches the steps.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from competition.config.postprocess import STEPS, Step
 from competition.postprocessing import mask_operations
 from competition.postprocessing.case import CaseProbabilities, ClassMask
 
-MASK_SLOT = "mask"  # slot of the steps that make the mask; the search tries them as alternatives
-MANY_OBJECTS = 200  # from this number of true objects on, the smallest object is representative
-MIN_EMPTY_SHARE = 0.05  # minimum share of cases without the class for trying the triplet rule
+MASK_SLOT = "mask"  # slot of the steps that make or empty the mask; the search tries them as alternatives
+MANY_OBJECTS = 200  # with at least this many objects in the labels, the smallest one is representative
+MIN_EMPTY_SHARE = 0.05  # steps that empty masks are tried only if at least this share of the cases lacks the class
 MAX_MORPHOLOGY_VOXELS = 2**24  # maximum number of voxels of a case for which opening and closing are searched
 
 
 class TruthSizes(NamedTuple):
-    """Hold the sizes of one class in the truth of one case."""
+    """Hold the size of one class in the labels of one case, and the sizes of its objects, in pixels."""
 
     pixels: int
     object_sizes: tuple[int, ...]  # in pixels
@@ -34,14 +35,14 @@ class TruthSizes(NamedTuple):
 
 @dataclass(frozen=True)
 class SearchContext:
-    """Hold the data on a class from which a step derives its search candidates.
+    """Hold the data about a class from which a step derives its search candidates.
 
     Attributes:
         exp: the experiment.
-        truths: true sizes of the class in each case.
+        truths: sizes of the class in the labels of each case.
         largest: number of pixels of the largest case.
-        has_boundary: whether there is a boundary class.
-        presence: whether steps that require the presence head are searched.
+        has_boundary: whether the probabilities include a boundary class.
+        presence: whether to search also steps that require the presence head.
     """
 
     exp: Experiment
@@ -56,7 +57,11 @@ class SearchContext:
 
 @STEPS.register("threshold")
 class Threshold(Step):
-    """Make the mask by a threshold of the probability, instead of argmax (or instead of 0.5 if classes overlap)."""
+    """Make the mask from the pixels whose probability is above the threshold `value`.
+
+    Without this step, the mask consists of the pixels in which the class is the most probable one, or, if classes
+    overlap, in which its probability is above 0.5.
+    """
 
     creates_mask = True
     slot = MASK_SLOT
@@ -70,13 +75,13 @@ class Threshold(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[Threshold]:
-        """Return thresholds around 0.5."""
+        """Return steps with thresholds from 0.3 to 0.7."""
         return [cls(value=value) for value in (0.3, 0.35, 0.4, 0.45, 0.55, 0.6, 0.65, 0.7)]
 
 
 @STEPS.register("triplet")
 class Triplet(Step):
-    """Make a mask of all pixels above `low` if at least `pixels` pixels exceed `high`; otherwise an empty mask."""
+    """Make a mask of the pixels above `low` if at least `pixels` pixels are above `high`; otherwise an empty mask."""
 
     creates_mask = True
     slot = MASK_SLOT
@@ -92,7 +97,10 @@ class Triplet(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[Triplet]:
-        """Return triplets; an empty list if few cases are empty, because the step could then only remove true masks."""
+        """Return steps with combinations of `high`, `pixels` and `low`.
+
+        If nearly all cases contain the class, return an empty list, because the step could then only remove true masks.
+        """
         areas = [truth.pixels for truth in search.truths if truth.pixels]
         if not areas or len(areas) > (1 - MIN_EMPTY_SHARE) * len(search.truths):
             return []
@@ -106,9 +114,10 @@ class Triplet(Step):
 
 @STEPS.register("gate")
 class Gate(Step):
-    """Empty the mask if the presence head's probability is below `value`.
+    """Empty the mask if the presence head's probability that the case contains the class is below `value`.
 
-    For 2.5D networks with slices along one axis, the mask is emptied slice by slice.
+    For 2.5D networks with slices along a single axis, there is a probability for each slice, and the mask of each slice
+    is emptied separately.
     """
 
     needs_presence = True
@@ -124,7 +133,11 @@ class Gate(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[Gate] | None:
-        """Return thresholds; None without a presence head, or if it rates whole cases, too few of which are empty."""
+        """Return steps with thresholds from 0.05 to 0.9, or None if this step is not useful.
+
+        The step is not useful without a presence head. If the presence head predicts whole cases (not slices), the step
+        is not useful either if nearly all cases contain the class.
+        """
         by_slice = search.exp.presence_axis is not None
         non_empty = sum(truth.pixels > 0 for truth in search.truths)
         if not search.presence or (not by_slice and non_empty > (1 - MIN_EMPTY_SHARE) * len(search.truths)):
@@ -132,7 +145,7 @@ class Gate(Step):
         return [cls(value=value) for value in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)]
 
     def find_problem(self, exp: Experiment) -> str | None:
-        """Return the conflict with other settings, if any; see `Step.find_problem`."""
+        """Return the problem if the experiment has no presence head; see `Step.find_problem`."""
         return "the step gate requires a presence head, the section `gate`" if exp.gate is None else None
 
 
@@ -141,7 +154,7 @@ class Gate(Step):
 
 @STEPS.register("open")
 class Open(Step):
-    """Open the mask with a disk or ball."""
+    """Open the mask (erosion, then dilation) with a disk in 2D or a ball in 3D."""
 
     searched_again = True
 
@@ -153,13 +166,13 @@ class Open(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[Open] | None:
-        """Return small radii; None for large cases."""
+        """Return steps with small radii; None if the largest case is so large that opening would take too long."""
         return [cls(value=radius) for radius in _radii(search)] or None
 
 
 @STEPS.register("close")
 class Close(Step):
-    """Close the mask with a disk or ball."""
+    """Close the mask (dilation, then erosion) with a disk in 2D or a ball in 3D."""
 
     value: PositiveInt  # radius in pixels
 
@@ -169,13 +182,13 @@ class Close(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[Close] | None:
-        """Return small radii; None for large cases."""
+        """Return steps with small radii; None if the largest case is so large that closing would take too long."""
         return [cls(value=radius) for radius in _radii(search)] or None
 
 
 @STEPS.register("fill_holes")
 class FillHoles(Step):
-    """Fill holes of the mask or, if a step has made objects, of each object."""
+    """Fill holes of the mask; if an earlier step has made objects, fill the holes of each object."""
 
     value: Annotated[bool, Field(strict=True)]
 
@@ -187,7 +200,7 @@ class FillHoles(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[FillHoles]:
-        """Return the step, which has no parameters to search."""
+        """Return this step with its only value."""
         return [cls(value=True)]
 
 
@@ -195,19 +208,23 @@ class FillHoles(Step):
 class Split(Step):
     """Separate touching objects by a watershed.
 
-    Its seeds come from the distance to the edge, from the boundary class, or, with `boundary` and `depth`, from both.
+    Set either `distance` or `boundary`. With `distance`, the seeds are peaks of the distance to the background. With
+    `boundary`, they are regions in which the probability of being inside an object is high. With `boundary` and
+    `depth`, they are peaks of the sum of this probability and the square root of a distance, see
+    `mask_operations.split_inner_peaks`.
     """
 
     searched_again = True
 
-    distance: Annotated[float, Field(gt=0)] | None = None  # pixels: height of a distance peak above its saddle
+    # Minimum height, in pixels, of a peak of the distance above the saddle to a higher peak.
+    distance: Annotated[float, Field(gt=0)] | None = None
     # Standard deviation, in pixels, of the Gaussian that smooths the distance.
     smooth: Annotated[float, Field(ge=0)] = 1.0
     # Seeds are the pixels whose probability of being inside an object is above this value.
     boundary: UnitInterval | None = None
-    smallest: PositiveInt = 4  # minimum seed size in pixels; only without `depth`
-    # Seeds are the peaks of probability and distance together: the minimum rise of a peak above its saddle. The
-    # distance is the distance to the pixels whose probability is at most `boundary`.
+    smallest: PositiveInt = 4  # minimum seed size in pixels; used only without `depth`
+    # Minimum height, above the saddle to a higher peak, of a peak of probability and distance together. The distance is
+    # that to the pixels whose probability of being inside an object is at most `boundary`.
     depth: Annotated[float, Field(gt=0)] | None = None
 
     @model_validator(mode="after")
@@ -220,7 +237,7 @@ class Split(Step):
 
     @model_serializer(mode="wrap")
     def _omit_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out `depth` without a value, so that stored steps of earlier versions stay equal."""
+        """Leave out `depth` if it is not set, so that the stored steps of earlier versions stay the same."""
         return {key: value for key, value in handler(self).items() if key != "depth" or value is not None}
 
     def apply(self, current: ClassMask, case: CaseProbabilities, index: int) -> ClassMask:
@@ -238,7 +255,7 @@ class Split(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[Split] | None:
-        """Return splits by distance and, if there is a boundary class, by boundary and by both.
+        """Return splits by distance and, if there is a boundary class, also by boundary and by both together.
 
         Return None if the competition does not score objects.
         """
@@ -253,7 +270,7 @@ class Split(Step):
         return splits
 
     def find_problem(self, exp: Experiment) -> str | None:
-        """Return the conflict with other settings, if any; see `Step.find_problem`."""
+        """Return the problem if objects are not scored, or the boundary class is missing; see `Step.find_problem`."""
         if not exp.competition.instances:
             return "the step split requires competition.instances: true"
         if self.boundary is not None and exp.prepare.object_key is None:
@@ -263,7 +280,10 @@ class Split(Step):
 
 @STEPS.register("remove_small")
 class RemoveSmall(Step):
-    """Remove objects, or connected components, of fewer than `value` pixels."""
+    """Remove objects of fewer than `value` pixels.
+
+    If no earlier step has made objects, each connected component of the mask is treated as an object.
+    """
 
     searched_again = True
 
@@ -277,7 +297,7 @@ class RemoveSmall(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[RemoveSmall]:
-        """Return sizes below nearly all true sizes, so that the step removes hardly any true object."""
+        """Return steps with sizes below those of nearly all true objects; an empty list if there are no objects."""
         sizes = [size for truth in search.truths for size in truth.object_sizes]
         if not sizes:
             return []
@@ -288,9 +308,11 @@ class RemoveSmall(Step):
 
 @STEPS.register("remove_uncertain")
 class RemoveUncertain(Step):
-    """Remove objects, or connected components, whose mean probability is below `value`.
+    """Remove objects whose mean probability is below `value`.
 
-    False objects often have a low probability in all their pixels, so this step removes more false than true objects.
+    If no earlier step has made objects, each connected component of the mask is treated as an object.
+
+    False objects often have a low probability in all their pixels. So this step removes more false than true objects.
     """
 
     searched_again = True
@@ -304,7 +326,7 @@ class RemoveUncertain(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[RemoveUncertain] | None:
-        """Return probabilities from 0.6 to 0.95; None if objects are not scored."""
+        """Return steps with probabilities from 0.6 to 0.95; None if the competition does not score objects."""
         if not search.exp.competition.instances:
             return None
         return [cls(value=value) for value in (0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)]
@@ -312,7 +334,7 @@ class RemoveUncertain(Step):
 
 @STEPS.register("keep_largest")
 class KeepLargest(Step):
-    """Keep the `value` largest connected components."""
+    """Keep the `value` largest connected components of the mask, and remove all others."""
 
     value: PositiveInt  # number of components
 
@@ -322,23 +344,29 @@ class KeepLargest(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[KeepLargest] | None:
-        """Return small numbers of components; None if the competition scores objects."""
+        """Return steps with 1, 2 and 3 components; None if the competition scores objects."""
         return None if search.exp.competition.instances else [cls(value=count) for count in (1, 2, 3)]
 
 
 def _radii(search: SearchContext) -> tuple[int, ...]:
-    """Return the radii of opening and closing; an empty tuple for large cases, which would take too long."""
+    """Return the radii in pixels to try for opening and closing; an empty tuple for large cases."""
     if search.largest > MAX_MORPHOLOGY_VOXELS:
         return ()
     return (1,) if search.exp.competition.dimensions == 3 else (1, 2)
 
 
 def _safe_size(sizes: Sequence[int]) -> float:
-    """Return a size in pixels below which a new true object is very unlikely.
+    """Return a size in pixels below which a further true object would be very unlikely.
 
-    This is the lower 99 % prediction bound for one more observation of a log-normal size (Hahn and Meeker, Statistical
-    Intervals, section 4.7), because the smallest of a few observed objects is a poor estimate. For `MANY_OBJECTS` or
-    more objects, the bound is infinite; for fewer than three objects, it is 0.
+    The smallest of a few observed objects is a poor estimate of this size. So the sizes are assumed to be log-normal,
+    and the result is the lower 99 % prediction bound for one more observation (Hahn and Meeker, Statistical Intervals,
+    section 4.7).
+
+    With `MANY_OBJECTS` or more objects, the result is infinite, so that it does not limit anything. With fewer than
+    three objects, it is 0.
+
+    Args:
+        sizes: sizes of the objects in the labels, in pixels.
     """
     if len(sizes) >= MANY_OBJECTS:
         return np.inf

@@ -1,4 +1,8 @@
-"""Search the best steps of each class on out-of-fold predictions, and estimate their gain on other cases."""
+"""Search the best post-processing steps of each class on out-of-fold predictions, and estimate their gain.
+
+The gain on the cases on which the steps were tuned is too optimistic. So the search is repeated without each fold, and
+the steps found this way are scored on the fold that was left out. This score is called nested.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 
 SINGLE_FOLD_PARTS = 5  # a single fold's cases are split into this many parts
 MAX_SWEEPS = 5  # maximum number of searches of each slot
-MIN_GAIN = 0.001  # minimum gain of the nested score that justifies a step
+MIN_GAIN = 0.001  # tuned steps are used only if they improve the nested score by at least this much
 
 
 # Search
@@ -39,19 +43,20 @@ class TuningResult:
     """Hold the result of tuning post-processing.
 
     Attributes:
-        settings: the steps to use: the tuned steps or, if the nested score did not improve, the steps of the
-            experiment.
+        settings: the post-processing to use: with the tuned steps if `kept`, otherwise with the steps of the YAML.
         best_steps: best steps of each class on all cases, even if they are not used.
-        before: score of the experiment's steps.
-        after: score of the tuned steps on the cases on which they were tuned (optimistic).
-        nested: score over all cases when each fold gets the steps that were tuned on the other folds.
+        before: score of the steps of the YAML.
+        after: score of the tuned steps on the cases on which they were tuned; too optimistic.
+        nested: score over all cases, where each fold gets the steps that were tuned on the other folds.
         gain: improvement of `nested` over `before`, with its 95 % interval.
-        kept: whether the tuned steps are used. This requires a gain of at least `MIN_GAIN` with an interval above 0.
-        rows: score rows by case and class, of `nested` if the tuned steps are used, else of `before`.
-        presence_gain: improvement of the nested score if the search includes the step `gate`; None without a presence
-            head. The tuned steps include `gate` only if this gain is at least `MIN_GAIN` and its interval lies above 0.
-        part_steps: for each part of the cases, the steps of each class that were tuned without this part. Empty if
-            there is only one part, or if an older version stored the result.
+        kept: whether the tuned steps are used. This requires a gain of at least `MIN_GAIN`, and an interval above 0.
+        rows: table with one row per case and class: the scores from which `nested` was computed if `kept` is True;
+            otherwise the scores from which `before` was computed.
+        presence_gain: improvement of the nested score if the search also includes the step `gate`; None without a
+            presence head. The tuned steps contain `gate` only if this gain is at least `MIN_GAIN` and its interval lies
+            above 0.
+        part_steps: for each part of the cases (usually a fold), the steps of each class that were tuned without this
+            part. Empty if there is only one part, or if an older version stored the result.
     """
 
     settings: PostprocessConfig
@@ -71,14 +76,20 @@ class TuningResult:
         return self.nested if self.kept else self.before
 
     def nested_settings(self, part: int) -> PostprocessConfig:
-        """Return the settings that were tuned without a part of the cases; `settings` if tuned steps were not kept."""
+        """Return the post-processing that was tuned without one part of the cases.
+
+        If the tuned steps are not used, return `settings`.
+
+        Args:
+            part: number of the part, see `tuning_parts`.
+        """
         if not self.kept:
             return self.settings
         steps = {name: list(found) for name, found in self.part_steps[part].items()}
         return self.settings.model_copy(update={"steps": steps})
 
     def report_lines(self) -> list[str]:
-        """Return the report, line by line."""
+        """Return the result as lines for the user."""
         interval = f"95 % {self.gain.low:+.4f} to {self.gain.high:+.4f}"
         head = (
             f"post-processing: {self.before:.4f} untuned, {self.after:.4f} tuned on all cases, {self.nested:.4f} "
@@ -104,14 +115,15 @@ class TuningResult:
 def tune_postprocessing(
     evaluation: OofScores, seed: int, groups: dict[str, str] | None, context: Context = Context()
 ) -> TuningResult:
-    """Search the steps of each class by coordinate descent, once on all cases and once without each fold.
+    """Search the best steps of each class by coordinate descent, once on all cases and once without each fold.
 
-    Each list of steps is scored only once on every case; each search uses the scores of its own cases.
+    All searches share the scores: each list of steps is scored once on every case, and each search averages the scores
+    of its own cases.
 
     Args:
-        evaluation: scores of the ensemble; call this function inside its `with` block.
+        evaluation: object that scores the out-of-fold predictions; call this function inside its `with` block.
         seed: seed of the bootstrap.
-        groups: group of each case, for the intervals.
+        groups: group of each case by id, over which the intervals are computed; None for intervals over cases.
         context: context whose log receives progress messages.
     """
     exp, comp = evaluation.ensemble.runs[0].exp, evaluation.ensemble.comp
@@ -159,19 +171,20 @@ def tune_postprocessing(
 
 
 def is_significant(gain: ScoreGain) -> bool:
-    """Return whether a gain is large enough to use the tuned steps."""
+    """Return whether a gain is at least `MIN_GAIN` and its 95 % interval lies above 0."""
     return bool(gain.value >= MIN_GAIN and gain.low > 0)
 
 
 def tuning_parts(rows: Mapping[str, Any], fold_of: Mapping[str, int], seed: int) -> dict[str, int]:
-    """Return the part to which each case belongs, usually its fold; nested tuning leaves out one part at a time.
+    """Return the number of the part to which each case belongs; nested tuning leaves out one part at a time.
 
-    If only one fold was predicted (a holdout, or `folds.run: [0]`), its cases are split by group into
-    `SINGLE_FOLD_PARTS` parts. If there are fewer groups than parts, all cases are one part.
+    Usually, the parts are the folds. If only one fold was predicted (a holdout, or `folds.run: [0]`), its cases are
+    split into `SINGLE_FOLD_PARTS` parts, and cases of the same group stay together. If there are fewer groups than
+    parts, all cases form one part.
 
     Args:
-        rows: rows of the case table by id; only the column `group` is read.
-        fold_of: fold that predicted each case.
+        rows: rows of the case table by id; only the column group is read.
+        fold_of: number of the fold that predicted each case, by id.
         seed: seed of the split.
     """
     if len({fold_of[case] for case in rows}) > 1:
@@ -185,7 +198,18 @@ def tuning_parts(rows: Mapping[str, Any], fold_of: Mapping[str, int], seed: int)
 
 
 class _CoordinateDescent:
-    """Search the best steps on several subsets of the cases at once, by coordinate descents that share all scores."""
+    """Search the best steps by coordinate descent, on several subsets of the cases at the same time.
+
+    A subset consists of all cases except one part; the part None stands for the search on all cases. All searches share
+    the scores of lists of steps.
+
+    Args:
+        evaluation: object that scores the out-of-fold predictions.
+        own: steps of each class in the YAML, from which the search starts.
+        parts: numbers of the parts to leave out; None for the search on all cases.
+        part_of: number of the part of each case, by id.
+        presence: whether to search also steps that require the presence head.
+    """
 
     def __init__(
         self,
@@ -205,10 +229,16 @@ class _CoordinateDescent:
         self.selected = {part: np.ones(len(case_parts), bool) if part is None else case_parts != part for part in parts}
 
     def run(self, context: Context) -> dict[int | None, list[Steps]]:
-        """Search the slots one by one; return, for each part, the best steps of each class.
+        """Search the slots one by one, in at most `MAX_SWEEPS` rounds.
 
-        The best threshold depends on the later steps, and they depend on the threshold. So the slots with
-        `searched_again` are searched again until no list of steps changes, but at most `MAX_SWEEPS` times in all.
+        The best threshold depends on the later steps, and they depend on the threshold. So all rounds after the first
+        one search the slots with `searched_again` again, until a round changes no list of steps.
+
+        Args:
+            context: context whose log receives progress messages.
+
+        Returns:
+            For each part that is left out, the best steps of each class.
         """
         exp, truths = self.evaluation.ensemble.runs[0].exp, self.evaluation.truth_sizes()
         largest = max(int(np.prod(_shape(row))) for row in self.evaluation.rows.values())
@@ -247,9 +277,14 @@ class _CoordinateDescent:
         return slot.candidates(self.best[part, index], step_order(self.own[index]))
 
     def _choose(self, part: int | None, index: int, lists: Sequence[Steps]) -> None:
-        """Replace the current list of steps if another list has a better score.
+        """Replace the best steps so far if another list of steps has a better score.
 
-        If several lists have the best score, use the first of them, which is the simplest.
+        Of several lists with the same best score, the first is used, which is the simplest.
+
+        Args:
+            part: number of the part that is left out; None for the search on all cases.
+            index: index of the class.
+            lists: the other lists of steps.
         """
         best = self._score(part, index, self.best[part, index])
         for steps in lists:
@@ -258,7 +293,13 @@ class _CoordinateDescent:
                 self.best[part, index], best = steps, value
 
     def _score(self, part: int | None, index: int, steps: Steps) -> float:
-        """Return the score of a class after the given steps, over all cases that are not in `part`."""
+        """Return the score of a class with a list of steps, over all cases that are not in a part.
+
+        Args:
+            part: the part to leave out; None to use all cases.
+            index: index of the class.
+            steps: the list of steps.
+        """
         scores = self.evaluation.scores[index, steps]
         return class_score([scores[case] for case in self.evaluation.cases], self.metric, self.selected[part])
 
@@ -268,7 +309,13 @@ class _CoordinateDescent:
 
 
 def class_score(rows: Sequence[dict[str, Any]], metric: MetricConfig, selected: np.ndarray[Any, Any]) -> float:
-    """Return the metric of one class over the selected cases; nan if no selected case has a score."""
+    """Return the metric of one class over the selected cases; nan if none of them has a score.
+
+    Args:
+        rows: scores of the class, one dictionary per case.
+        metric: metric of the competition.
+        selected: (cases) bool, True for the cases to include.
+    """
     if metric.average == "global":
         counts = [np.array([row[key] for row in rows])[selected].sum() for key in sum_columns(metric, rows[0])]
         return float(score_from_counts(metric, *counts))
@@ -288,9 +335,12 @@ def _shape(row: Any) -> list[int]:
 
 @dataclass(frozen=True)
 class StepSlot:
-    """Hold a slot in the list of steps: the names of the steps that fit into the slot, and the alternatives to try.
+    """Hold a slot in the list of steps: a position for which the search tries several alternatives.
 
-    An alternative is a list of steps; an empty list means that the slot stays empty.
+    Attributes:
+        names: names of the steps that can fill the slot.
+        options: the alternatives. Each is a list of steps, usually with one step; an empty list leaves the slot empty.
+        searched_twice: whether the search visits the slot again after all others.
     """
 
     names: tuple[str, ...]
@@ -298,7 +348,12 @@ class StepSlot:
     searched_again: bool = False
 
     def candidates(self, current: Steps, order: Sequence[str]) -> list[Steps]:
-        """Return one list of steps per alternative: the current list with the alternative in this slot."""
+        """Return one list of steps per alternative: the current list of steps, with the alternative in this slot.
+
+        Args:
+            current: the current list of steps.
+            order: names of all steps in the order in which they are applied.
+        """
         rest = [step for step in current if step.name not in self.names]
         return [tuple(sorted([*rest, *option], key=lambda step: order.index(step.name))) for option in self.options]
 
@@ -311,18 +366,20 @@ def search_slots(
     start: Steps,
     presence: bool = False,
 ) -> list[StepSlot]:
-    """Return the alternatives to try for each step of a class, in search order: registered steps, then the user's.
+    """Return the slots to search for a class, in the order of the search, with the alternatives to try for each.
+
+    The slots of Maskfold's own steps come first, then those of the user's steps.
 
     Args:
         exp: the experiment.
-        truths: the class's true sizes in each case.
-        largest: pixels of the largest case.
-        has_boundary: whether there is a boundary class.
-        start: steps of the experiment. If it is not empty, only steps of the same names are searched.
-        presence: whether to search also the steps that require the presence head.
+        truths: sizes of the class in the labels of each case.
+        largest: number of pixels of the largest case.
+        has_boundary: whether the probabilities include a boundary class.
+        start: steps of the class in the YAML. If there are any, only steps with the same names are searched.
+        presence: whether to search also steps that require the presence head.
 
     Returns:
-        The slots; the alternatives of each slot include the experiment's value.
+        The slots; the alternatives of each slot include the value in the YAML.
     """
     search = SearchContext(exp, truths, largest, has_boundary, presence)
     slots: dict[str, list[_Candidates]] = {}
@@ -340,7 +397,13 @@ def search_slots(
 
 
 def step_order(start: Steps) -> tuple[str, ...]:
-    """Return the order of step names: steps that make the mask, the experiment's steps, all other registered steps."""
+    """Return the names of all steps in the order in which they are applied.
+
+    Steps that make the mask come first, then the steps of the YAML in their order, then all others.
+
+    Args:
+        start: steps of the class in the YAML.
+    """
     steps = {**dict(_registered()), **{step.name: type(step.step) for step in start}}
     masks = [name for name, cls in steps.items() if cls.creates_mask]
     own = [step.name for step in start]
@@ -348,7 +411,7 @@ def step_order(start: Steps) -> tuple[str, ...]:
 
 
 class _Candidates(NamedTuple):
-    """Hold the search candidates of one kind of step."""
+    """Hold the search candidates of one kind of step: its name, its class, and the steps to try."""
 
     name: str
     cls: type[Step]
@@ -360,11 +423,14 @@ def _registered() -> list[tuple[str, type[Step]]]:
 
 
 def _build_slot(members: Sequence[_Candidates], kinds: set[str]) -> StepSlot:
-    """Return a slot for steps that are alternatives to each other.
+    """Return the slot for several kinds of steps, of which the search uses one or none.
+
+    Steps that can be combined with another step of the slot (attribute `combines`) are tried alone and after each step
+    of another kind.
 
     Args:
-        members: steps of the slot, with their candidates.
-        kinds: names of the experiment's steps.
+        members: search candidates of each kind of step in the slot.
+        kinds: names of the steps in the YAML.
     """
     plain = [member for member in members if not member.cls.combines]
     names = tuple(member.name for member in plain)
@@ -382,13 +448,13 @@ def _build_slot(members: Sequence[_Candidates], kinds: set[str]) -> StepSlot:
 
 
 def save_tuning(run: Run, tuning: TuningResult, key: dict[str, Any] | None = None) -> None:
-    """Save the tuning result of a run; the caller must hold the lock of the run.
+    """Store the tuning result in the run's folder; the caller must hold the lock of the run.
 
     Args:
         run: the run.
         tuning: the result.
-        key: result of `tuning_key` before the search, i.e. the state of the run for which the tuning is valid; None:
-            the current state.
+        key: description of the data for which the result is valid: a result of `tuning_key` from before the search.
+            None to compute it now.
     """
     write_table(tuning.rows, run.folder / TUNING_SCORES_FILE)
     plain: dict[str, Any] = {
@@ -405,12 +471,14 @@ def save_tuning(run: Run, tuning: TuningResult, key: dict[str, Any] | None = Non
 
 
 def load_tuning(run: Run, *, with_data: bool = False) -> TuningResult | None:
-    """Return the stored tuning result; None if data, folds or `postprocess` have changed since the search.
+    """Return the tuning result that is stored in the run's folder.
+
+    Return None if there is none, if it is damaged, or if data, folds or `postprocess` have changed since the search.
 
     Args:
         run: the run.
-        with_data: whether the result must record the data of the search. If so, a result of version 0.1, which does not
-            record them, gives None.
+        with_data: whether to return None also for a result that does not record the hash of the labelled data. Version
+            0.1 wrote such results.
     """
     plain = read_tuning_record(run, with_data=with_data)
     if plain is None:

@@ -1,5 +1,5 @@
-"""Write HTML pages of runs, studies, comparisons, ledgers and data explorations.
+"""Write HTML pages about runs, studies, comparisons, ledgers and data explorations.
 
-Import functions from the modules, e.g. `from competition.report.run import write_report`. This file imports no module,
-because the page of a ledger or of an exploration needs neither torch nor a run.
+Import functions from the modules, e.g. `from competition.report.run import write_report`. This file imports none of
+them, because some pages (e.g. that of a ledger) need neither torch nor a run.
 """

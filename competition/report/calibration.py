@@ -1,4 +1,8 @@
-"""Write the report section with reliability diagrams, calibration errors, and Dice at each probability threshold."""
+"""Write the section of a run's page about calibration: reliability diagrams, calibration errors, Dice by threshold.
+
+A network is calibrated if its probabilities are frequencies: of the pixels with the probability 0.8 for a class, 80 %
+belong to the class.
+"""
 
 from __future__ import annotations
 
@@ -44,11 +48,19 @@ Ints = NDArray[np.int64]
 
 TEMPLATE = "run.html.j2"
 ABSENT_TEXT = "absent from the truth of these cases"
-BINS = 15  # number of bins of the reliability diagram: (0, 1/15], (1/15, 2/15], …; probability 0 is in the first bin
+# Number of bins of the reliability diagram: (0, 1/15], (1/15, 2/15] and so on. The first one also has probability 0.
+BINS = 15
 
 
 def calibration_section(results: RunResults, oof: OofPredictions, folder: Path, context: Context) -> Markup:
-    """Return the section with reliability diagrams, calibration errors, and Dice as a function of the threshold."""
+    """Return the section with reliability diagrams, calibration errors, and Dice as a function of the threshold.
+
+    Args:
+        results: the results of the run.
+        oof: the run's out-of-fold predictions.
+        folder: folder for the figures.
+        context: context whose log receives progress messages.
+    """
     comp = results.run.exp.competition
     cases = sample_evenly(list(oof.fold_of))
     context.say(f"calibration over {len(cases)} cases")
@@ -83,7 +95,14 @@ def calibration_section(results: RunResults, oof: OofPredictions, folder: Path, 
 
 
 def mean_scored_dice(results: RunResults, cases: list[str]) -> list[float]:
-    """Return the run's mean Dice of each class over the cases whose truth has the class; nan without such cases."""
+    """Return the mean Dice of each class over those of the cases whose labels contain the class.
+
+    If there are no such cases, the Dice of the class is nan.
+
+    Args:
+        results: the results of the run, from which the Dice of each case is taken.
+        cases: ids of the cases.
+    """
     rows = results.rows()
     rows = rows[rows["id"].isin(cases) & (rows["tp"] + rows["fn"] > 0)]
     means = rows.groupby("class")["dice"].mean()
@@ -107,7 +126,14 @@ def _row(name: str, class_tally: CalibrationCounts, scored: float) -> list[str]:
 
 
 def draw_reliability(tallies: list[CalibrationCounts], classes: list[str], shown: list[int], path: Path) -> None:
-    """Draw a reliability diagram of each class: the share of the class among pixels of similar probability."""
+    """Draw a reliability diagram of each class: the share of the class among pixels of similar probability.
+
+    Args:
+        tallies: counts of each class.
+        classes: names of the classes.
+        shown: indices of the classes to draw.
+        path: path of the figure.
+    """
     figure, grid = panel_grid(len(shown), height=3.2, columns=3)
     for axes, index in zip(grid, shown, strict=True):
         class_tally = tallies[index]
@@ -134,7 +160,7 @@ def draw_reliability(tallies: list[CalibrationCounts], classes: list[str], shown
 
 
 def _hide_axes(axes: Axes) -> None:
-    """Hide ticks and spines, because only the shape of the bars matters."""
+    """Hide the ticks and spines of axes whose bars only show a shape."""
     axes.set_yticks([])
     axes.minorticks_off()
     for side in ("top", "right", "left", "bottom"):
@@ -149,7 +175,19 @@ def draw_thresholds(
     exclusive: bool,
     path: Path,
 ) -> None:
-    """Draw each class's mean Dice as a function of the probability threshold, and mark the run's own mean Dice."""
+    """Draw the mean Dice of each class as a function of the probability threshold.
+
+    The mean Dice of the run itself is marked. A second line shows the share of the cases without the class whose mask
+    is empty at each threshold.
+
+    Args:
+        tallies: counts of each class.
+        classes: names of the classes.
+        shown: indices of the classes to draw.
+        scored: mean Dice of each class in the run.
+        exclusive: whether classes are exclusive, so that the run assigns each pixel its most probable class.
+        path: path of the figure.
+    """
     figure, grid = panel_grid(len(shown), height=2.9, columns=3)
     for axes, index in zip(grid, shown, strict=True):
         style_axes(axes, classes[index], xlabel="threshold", ylabel="mean Dice")
@@ -198,21 +236,22 @@ def draw_thresholds(
 # Counts
 
 MAX_CASES = 60
-HISTOGRAM_STEPS = 60  # multiple of 15 and 20, so that one histogram gives both bins and thresholds
+HISTOGRAM_STEPS = 60  # a multiple of 15 and 20, so that one histogram gives both the bins and the thresholds
 THRESHOLDS: Floats = np.arange(1, 20) / 20  # 0.05, 0.10, …, 0.95
 PIXELS_PER_CHUNK = 2**21  # number of pixels that are processed at once
 
 
 @dataclass
 class CalibrationCounts:
-    """Collect, over all cases, one class's histograms of the probability, and its Dice at each threshold.
+    """Collect histograms of the probability of one class over all cases, and its Dice at each threshold.
 
     Attributes:
-        pixels: (61,) number of pixels with a probability in ((k - 1)/60, k/60] at index k; index 0 is probability 0.
-        positives: (61,) number of the pixels in `pixels` that belong to the class.
-        sums: (61,) sum of the probabilities of the pixels in `pixels`.
-        dice: Dice (19,) of the pixels above each threshold, for each case that has the class.
-        left_empty: for each case without the class, (19,) bool: whether no pixel is above the threshold.
+        pixels: (61,) histogram: entry k is the number of pixels with a probability in ((k - 1)/60, k/60]. Entry 0 is
+            the number of pixels with the probability 0.
+        positives: (61,) number of those pixels in each entry that belong to the class.
+        sums: (61,) sum of the probabilities of the pixels in each entry.
+        dice: for each case with the class, (19,) Dice of the mask above each threshold.
+        left_empty: for each case without the class, (19,) bool: whether the mask above each threshold is empty.
     """
 
     pixels: Ints = field(default_factory=lambda: np.zeros(HISTOGRAM_STEPS + 1, np.int64))
@@ -222,7 +261,7 @@ class CalibrationCounts:
     left_empty: list[NDArray[np.bool_]] = field(default_factory=list)
 
     def add_case(self, pixels: Ints, positives: Ints, sums: Floats) -> None:
-        """Add the histograms of one case, each (61,)."""
+        """Add the histograms of one case; see the attributes with the same names for their form."""
         self.pixels += pixels
         self.positives += positives
         self.sums += sums
@@ -236,11 +275,15 @@ class CalibrationCounts:
 
     @property
     def absent(self) -> bool:
-        """Whether no case has the class."""
+        """Whether the labels of no case contain the class."""
         return not self.positives.any()
 
     def bins(self) -> tuple[Ints, Floats, Floats]:
-        """Return each bin's number of pixels, mean probability and share of the class, (15,) each; nan if empty."""
+        """Return the content of the bins of the reliability diagram.
+
+        Returns:
+            Number of pixels, mean probability, and share of the class, (15,) each. The last two are nan in empty bins.
+        """
         pixels, positives, sums = (_to_bins(values) for values in (self.pixels, self.positives, self.sums))
         return (
             pixels.astype(np.int64),
@@ -251,12 +294,12 @@ class CalibrationCounts:
     def ece(self, uncertain_only: bool = False) -> float:
         """Return the expected calibration error (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
 
-        The error is the mean over pixels of |mean probability - frequency of the class| in the pixel's bin; nan for an
-        absent class.
+        In each bin, the error is |mean probability - share of the class|. The result is the mean over the bins,
+        weighted by their numbers of pixels. It is nan for a class that no case has.
 
         Args:
-            uncertain_only: whether to exclude the first and last bin, because certain background pixels dominate the
-                mean.
+            uncertain_only: whether to leave out the first and the last bin, because the many certain background pixels
+                dominate the mean.
         """
         pixels, mean, share = self.bins()
         if uncertain_only:
@@ -266,32 +309,32 @@ class CalibrationCounts:
         return float(np.nansum(pixels * np.abs(mean - share)) / pixels.sum())
 
     def mean_dice(self) -> Floats:
-        """Return the mean Dice at each of 19 thresholds over the cases with the class; nan if no case has the class."""
+        """Return the mean Dice at each threshold, (19,), over the cases with the class; nan if no case has it."""
         return np.mean(self.dice, axis=0) if self.dice else np.full(len(THRESHOLDS), nan)
 
     def share_left_empty(self) -> Floats | None:
-        """Return, of the cases without the class, the share that has no pixel above each of the 19 thresholds.
+        """Return the share of cases without the class whose mask above each threshold is empty, (19,).
 
-        None if all cases have the class.
+        If all cases have the class, return None.
         """
         return np.mean(self.left_empty, axis=0) if self.left_empty else None
 
 
 def sample_evenly(cases: Sequence[str], limit: int = MAX_CASES) -> list[str]:
-    """Return at most `limit` cases, evenly spaced from the first to the last."""
+    """Return at most `limit` cases, evenly distributed from the first to the last."""
     if len(cases) <= limit:
         return list(cases)
     return [cases[index] for index in np.linspace(0, len(cases) - 1, limit).round().astype(int)]
 
 
 def describe_sample(cases: Sequence[str], oof: OofPredictions) -> str:
-    """Describe a sample of cases, e.g. `all 40 cases` or `60 of 564 cases, evenly sampled`."""
+    """Return a description of a sample of cases, e.g. `all 40 cases` or `60 of 564 cases, evenly sampled`."""
     total = len(oof.fold_of)
     return f"all {total} cases" if len(cases) == total else f"{len(cases)} of {total} cases, evenly sampled"
 
 
 def count_calibration(oof: OofPredictions, cases: Sequence[str]) -> list[CalibrationCounts]:
-    """Count the pixels of each class over the cases, with one case in memory at a time."""
+    """Return the counts of each class over the cases; one case is in memory at a time."""
     comp = oof.run.exp.competition
     tallies = [CalibrationCounts() for _ in comp.classes]
     rows = oof.rows()
@@ -303,7 +346,15 @@ def count_calibration(oof: OofPredictions, cases: Sequence[str]) -> list[Calibra
 
 
 def _histograms(probabilities: NDArray[Any], truth: NDArray[Any], comp: Competition) -> list[tuple[Ints, Ints, Floats]]:
-    """Return one case's histograms of each class, without ignored pixels; boundary probability goes to the classes."""
+    """Return the histograms of each class in one case: pixels, positives and sums, (61,) each.
+
+    Ignored pixels are left out. The probability of a boundary class is distributed over the classes.
+
+    Args:
+        probabilities: (P, *spatial) predicted probabilities.
+        truth: (M, *spatial) uint8 labels, as from `competition.data.masks.load_mask`.
+        comp: the competition.
+    """
     bins = HISTOGRAM_STEPS + 1
     histograms = [(np.zeros(bins, np.int64), np.zeros(bins, np.int64), np.zeros(bins)) for _ in comp.classes]
     step = max(1, PIXELS_PER_CHUNK // max(1, truth[0, 0].size))
@@ -316,7 +367,7 @@ def _histograms(probabilities: NDArray[Any], truth: NDArray[Any], comp: Competit
         for index, (pixels, positives, sums) in enumerate(histograms):
             valid = chunk_truth[0 if comp.labels == "exclusive" else index] != IGNORE_LABEL
             probability, mask = chunk[index + (comp.labels == "exclusive")][valid], masks[index][valid]
-            # float16 times 60 is exact in float32, so rounding cannot move a pixel to another step.
+            # The product of a float16 and 60 is exact in float32, so rounding cannot move a pixel to another entry.
             code = np.clip(np.ceil(probability * np.float32(HISTOGRAM_STEPS)), 0, HISTOGRAM_STEPS).astype(np.int64)
             pixels += np.bincount(code, minlength=bins)
             positives += np.bincount(code[mask], minlength=bins)
@@ -325,7 +376,7 @@ def _histograms(probabilities: NDArray[Any], truth: NDArray[Any], comp: Competit
 
 
 def _to_bins(values: NDArray[Any]) -> NDArray[Any]:
-    """Add up the 61 entries of a histogram to the 15 bins of the reliability diagram."""
+    """Sum the 61 entries of a histogram to the 15 bins of the reliability diagram."""
     sums = values[1:].reshape(BINS, HISTOGRAM_STEPS // BINS).sum(axis=1)
     sums[0] += values[0]
     return sums

@@ -34,16 +34,16 @@ MEASURE_DIGITS = {"hd95": 3}
 
 
 def write_comparison(comparison: Comparison, folder: Path, count: int = 10, context: Context = Context()) -> Path:
-    """Write `compare.html`, its figures in `compare/`, and `cases.csv` with a row per case and class.
+    """Write a page that compares two runs: `compare.html`, with figures in `compare/` and the table `cases.csv`.
 
     Args:
         comparison: the result of `competition.ensembling.compare.compare_two_runs`.
         folder: the output folder.
-        count: number of cases to draw; the cases with the largest change are drawn.
-        context: progress messages go to its log.
+        count: number of cases to draw: those with the largest change.
+        context: context whose log receives progress messages.
 
     Returns:
-        The page.
+        The path of the page.
 
     Raises:
         MaskfoldError: the page cannot be written.
@@ -65,17 +65,21 @@ def write_comparison(comparison: Comparison, folder: Path, count: int = 10, cont
 
 
 def check_comparison_output(folder: Path, runs: Sequence[Run]) -> None:
-    """Check that the files of a comparison overwrite neither a run's files nor the data.
+    """Check that the files of a comparison overwrite neither files of a run nor data.
+
+    Args:
+        folder: the output folder.
+        runs: the runs that are compared.
 
     Raises:
-        MaskfoldError: status 2; a file would be overwritten.
+        MaskfoldError: a file would be overwritten (status 2).
     """
     names = ("compare", "compare.html", "cases.csv")
     check_output([folder, *(folder / name for name in names)], competitions_of(runs))
 
 
 def measure_label(difference: PairedDifference, comparison: Comparison) -> str:
-    """Return the label of a measure, e.g. `HD95, mm`."""
+    """Return the label of the measure of a difference, with its unit, e.g. `HD95, mm`."""
     metric = comparison.comp.metric
     unit = "mm" if comparison.comp.dimensions == 3 else "pixels" if _has_no_spacing(comparison) else "mm"
     return {
@@ -87,7 +91,7 @@ def measure_label(difference: PairedDifference, comparison: Comparison) -> str:
 
 
 def difference_cells(difference: PairedDifference, comparison: Comparison) -> tuple[str, ...]:
-    """Return one difference as a table row: measure, class, A, B, B − A, interval, p, better and worse cases."""
+    """Return the cells of one difference for a table with the columns `DIFFERENCE_HEADER`."""
     digits = MEASURE_DIGITS.get(difference.measure, 4)
     low, high, p = difference.low, difference.high, difference.p
     interval = "" if isnan(low) else f"{low:+.{digits}f} to {high:+.{digits}f}"
@@ -109,7 +113,7 @@ DIFFERENCE_HEADER = ("measure", "class", "A", "B", "B − A", "95 %", "p", "bett
 
 
 def draw_differences(comparison: Comparison, path: Path) -> None:
-    """Draw, for each class, a panel with each case's Dice in run A and in run B, and such a panel of the HD95."""
+    """Draw two panels for each class: the Dice of each case in run B against run A, and the same for HD95."""
     comp = comparison.comp
     sizes = [float((comparison.tables[0]["class"] == name).sum()) for name in comp.classes]
     shown = select_drawn_classes(sizes)

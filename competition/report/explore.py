@@ -1,4 +1,4 @@
-"""Write the page of a data exploration: faults, measurements, and a suggested experiment."""
+"""Write the page of a data exploration: faults of the data, measurements, and a suggested experiment."""
 
 from __future__ import annotations
 
@@ -41,18 +41,21 @@ if TYPE_CHECKING:
 
 TEMPLATE = "explore.html.j2"
 SHIFT_HEADER = ["measure", "median, train", "median, test", "distance", "p", ""]
-MAX_ROWS = 500  # maximum number of findings on the page; findings.csv lists all
+MAX_ROWS = 500  # maximum number of faults, and of remarks, on the page; findings.csv contains all
 
 
 def write_exploration(exploration: Exploration, output: Path) -> Path:
-    """Write a self-contained page, and a folder with figures, cases.csv, findings.csv and suggested.yaml.
+    """Write the page of a data exploration, and a folder with its figures and tables.
+
+    The page contains everything that it shows. The folder has the name of the page, and contains the figures,
+    `cases.csv`, `findings.csv` and `suggested.yaml`.
 
     Args:
         exploration: the exploration.
-        output: the page, `….html`.
+        output: path of the page, which ends in `.html`.
 
     Returns:
-        The page.
+        The path of the page.
 
     Raises:
         MaskfoldError: the page cannot be written.
@@ -175,11 +178,16 @@ def _near_duplicates(exploration: Exploration, folder: Path) -> Markup:
 SPLIT_COLOURS = {"train": FOLD_COLOURS[0], "test": FOLD_COLOURS[1]}
 BINS = 30
 MAX_PAIRS = 6
-LOG_RATIO_COUNTS, LOG_RATIO_MEASURES = 20.0, 100.0  # ratio of maximum to minimum above which an axis is logarithmic
+# An axis is logarithmic if the ratio of maximum to minimum is larger than this, for counts and for other measurements.
+LOG_RATIO_COUNTS, LOG_RATIO_MEASURES = 20.0, 100.0
 
 
 def draw_sizes(exploration: Exploration, path: Path) -> None:
-    """Draw height against width of 2D images, or histograms of sizes and (if they differ) spacings of volumes."""
+    """Draw the sizes of the cases.
+
+    For 2D images, this is a plot of height against width. For volumes, these are histograms of the size along each
+    axis, and of the spacing along each axis if it differs between cases.
+    """
     cases = {
         split: [case for case in exploration.used_cases(split) if case.shape and case.spacing]
         for split in SPLIT_COLOURS
@@ -223,7 +231,10 @@ def draw_sizes(exploration: Exploration, path: Path) -> None:
 
 
 def draw_intensities(exploration: Exploration, path: Path) -> None:
-    """Draw mean and standard deviation of each case's intensities by channel, training against test cases."""
+    """Draw histograms of the mean and the standard deviation of intensities in a case, for each channel.
+
+    Training and test cases have separate histograms.
+    """
     channels = dict.fromkeys(channel.name for case in exploration.cases for channel in case.stats or [])
     names = list(channels)[: MAX_PANELS // 2]
     figure, grid = panel_grid(2 * len(names), height=2.7, columns=2)
@@ -243,7 +254,11 @@ def _channel_values(exploration: Exploration, split: str, name: str, key: str) -
 
 
 def draw_class_shares(exploration: Exploration, path: Path) -> list[int]:
-    """Draw, for each class, a histogram of the share of a case that the class covers; return the drawn classes."""
+    """Draw a histogram for each class: the share of a case that the class covers.
+
+    Returns:
+        The indices of the classes that were drawn; if there are many classes, only the largest ones are.
+    """
     truths = [case.truth for case in exploration.used_cases("train") if case.truth is not None]
     totals = [sum(int(truth.voxels[index]) for truth in truths) for index in range(len(exploration.comp.classes))]
     shown = select_drawn_classes(totals)
@@ -260,7 +275,7 @@ def draw_class_shares(exploration: Exploration, path: Path) -> list[int]:
 
 
 def draw_objects(exploration: Exploration, path: Path) -> None:
-    """Draw histograms of the number of objects per case and of the sizes of objects."""
+    """Draw two histograms: the number of objects per case, and the sizes of objects in pixels or voxels."""
     truths = [case.truth for case in exploration.used_cases("train") if case.truth is not None]
     figure, grid = panel_grid(2, height=3.0, columns=2)
     unit = f"{pixel_or_voxel(exploration.comp.dimensions)}s"
@@ -279,7 +294,7 @@ def draw_objects(exploration: Exploration, path: Path) -> None:
 
 
 def draw_near_duplicates(exploration: Exploration, path: Path) -> None:
-    """Draw the thumbnails of near-duplicates side by side, each as a whole 2D image or as a volume's middle slice."""
+    """Draw the thumbnails of pairs of near-duplicates side by side; of a volume, draw the middle slice."""
     pairs = exploration.pairs[:MAX_PAIRS]
     figure, grid = panel_grid(2 * len(pairs), height=2.7, columns=4)
     for number, pair in enumerate(pairs):
@@ -302,7 +317,14 @@ def draw_near_duplicates(exploration: Exploration, path: Path) -> None:
 
 
 def _split_histogram(axes: Axes, values_by_split: Mapping[str, Sequence[float]]) -> None:
-    """Draw one histogram per split, as shares of the split's cases, so that splits of unequal size are comparable."""
+    """Draw histograms of the training and the test cases into the same axes.
+
+    Their heights are shares of the training or test cases, so that they can be compared if the numbers of cases differ.
+
+    Args:
+        axes: the axes.
+        values_by_split: the values of the training cases (`train`) and of the test cases (`test`).
+    """
     values = np.array([value for split_values in values_by_split.values() for value in split_values], np.float64)
     if not values.size:
         show_empty_text(axes, "absent")
@@ -326,13 +348,13 @@ def _split_histogram(axes: Axes, values_by_split: Mapping[str, Sequence[float]])
 
 
 def _count_histogram(axes: Axes, values: np.ndarray, colour: tuple[float, float, float]) -> None:
-    """Draw a histogram of counts, with a log axis for a wide range."""
+    """Draw a histogram of counts or sizes; the horizontal axis is logarithmic if their range is wide."""
     low, high = float(values.min()), float(values.max())
     if low > 0 and high / low > LOG_RATIO_COUNTS:
         edges = np.geomspace(low, high * 1.0001, BINS + 1)
         set_log_axis(axes.xaxis, low / 1.05, high * 1.05)
     elif high > low and high - low < BINS and (values == np.rint(values)).all():
-        edges = np.arange(low - 0.5, high + 1)  # one bar per integer
+        edges = np.arange(low - 0.5, high + 1)  # one bar for each integer
         axes.set_xticks(np.arange(low, high + 1, max(1, (high - low) // 10)))
     elif high > low:
         edges = np.linspace(low, high, BINS + 1)
@@ -347,10 +369,12 @@ MAX_CASES = 8
 
 
 def draw_samples(exploration: Exploration, path: Path) -> list[str]:
-    """Draw at most eight cases, evenly spaced by share of foreground; of a volume, draw the slice with most foreground.
+    """Draw at most eight training cases with their masks, from the one with least to the one with most foreground.
+
+    The cases are evenly distributed by their share of foreground. Of a volume, the slice with most foreground is drawn.
 
     Returns:
-        The ids of the drawn cases. If no case has truth, the list is empty and no figure is written.
+        The ids of the drawn cases. If no case has a mask, the list is empty and no figure is written.
     """
     cases = [case for case in exploration.used_cases("train") if case.truth is not None and case.stats is not None]
     cases = _select(cases)
@@ -367,7 +391,7 @@ def draw_samples(exploration: Exploration, path: Path) -> list[str]:
 
 
 def _select(cases: Sequence[CaseStats]) -> list[CaseStats]:
-    """Return the cases that `draw_samples` draws."""
+    """Return at most eight cases, evenly distributed by their share of foreground."""
     ordered = sorted(cases, key=lambda case: (_foreground_share(case), case.id))
     if len(ordered) <= MAX_CASES:
         return ordered
@@ -379,9 +403,12 @@ def _foreground_share(case: CaseStats) -> float:
 
 
 def _sample_layers(case: CaseStats, comp: Competition) -> tuple[np.ndarray, np.ndarray]:
-    """Return the channels (C, rows, columns) and class masks (K, rows, columns) bool of a sample, reduced for drawing.
+    """Return the image and the class masks of a case for a figure, reduced in size.
 
-    The sample of a volume is the slice along the last axis with the most foreground.
+    Of a volume, this is the slice along the last axis with most foreground.
+
+    Returns:
+        Channels (C, rows, columns), and masks (K, rows, columns) bool.
     """
     image, mask = load_picture(comp, case.row).array, load_mask(comp, case.row)
     channels = image[:3] if comp.dimensions == 2 and len(image) in (3, 4) else image[:1]
@@ -401,7 +428,7 @@ def _draw(axes: Axes, case: CaseStats, comp: Competition) -> None:
     if comp.dimensions == 3:
         spacing = case.spacing or (1.0, 1.0, 1.0)
         aspect = spacing[0] / spacing[1]
-        # x to the right, y upwards; stacks of slices keep the orientation of their files
+        # Draw volumes with x to the right and y upwards. Stacks of slices keep the orientation of their files.
         if "{z}" not in str(comp.train.images):
             channels, layers = np.swapaxes(channels, -1, -2), np.swapaxes(layers, -1, -2)
             aspect, upwards = spacing[1] / spacing[0], True
@@ -415,7 +442,7 @@ def _draw(axes: Axes, case: CaseStats, comp: Competition) -> None:
     )
     for index, layer in enumerate(layers):
         if layer.any() and min(layer.shape) > 1:
-            padded = np.pad(layer.astype(np.uint8), 1)  # a frame of background closes contours at the image's edge
+            padded = np.pad(layer.astype(np.uint8), 1)  # with a frame of background, contours close at the image's edge
             rows, columns = (np.arange(-1, size + 1) for size in layer.shape)
             axes.contour(columns, rows, padded, levels=[0.5], colors=[class_colour(index)], linewidths=1.0)
     axes.set_xlim(-0.5, scaled.shape[2] - 0.5)

@@ -1,4 +1,4 @@
-"""Write the report section that shows the folds beside each other."""
+"""Write the section of a run's page that compares its folds."""
 
 from __future__ import annotations
 
@@ -19,11 +19,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TEMPLATE = "run.html.j2"
-MAX_CLASSES = 20  # maximum number of rows of the table
+MAX_CLASSES = 20  # maximum number of classes in the table
 
 
 def folds_section(results: RunResults, folder: Path) -> Markup:
-    """Return the section with one column per fold, and a figure with the score of each case."""
+    """Return the section with a table that has one column per fold, and a figure with the score of each case.
+
+    Args:
+        results: the results of the run.
+        folder: folder for the figure.
+    """
     scores = _case_scores(results)
     picture = None
     if any(len(values) for values in scores.values()):
@@ -33,7 +38,7 @@ def folds_section(results: RunResults, folder: Path) -> Markup:
 
 
 def _case_scores(results: RunResults) -> dict[int, pd.Series]:
-    """Return, for each fold, the scores of its cases by case id; a case's score is the mean over its classes."""
+    """Return the score of each case (its mean over classes) by case id, for each fold."""
     return {
         fold: (rows := results.rows(fold))[rows["dice"].notna()].groupby("id")["score"].mean().dropna()
         for fold in results.folds
@@ -73,7 +78,13 @@ def _table(results: RunResults, scores: dict[int, pd.Series]) -> Table:
 
 
 def draw_folds(scores: dict[int, pd.Series], label: str, path: Path) -> None:
-    """Draw the score of each case as a point, one column per fold, with the median of each fold."""
+    """Draw the score of each case as a point, in one column for each fold, with a line at the median of the fold.
+
+    Args:
+        scores: scores of the cases of each fold.
+        label: label of the vertical axis.
+        path: path of the figure.
+    """
     figure = new_figure(min(10.0, 2.0 + 1.1 * len(scores)), 3.0)
     axes = figure.subplots()
     style_axes(axes, "score of each case", xlabel="fold", ylabel=label)

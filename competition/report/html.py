@@ -1,10 +1,11 @@
-"""Write self-contained HTML pages from jinja2 templates; the pages embed images and styles, and need no network.
+"""Write HTML pages from jinja2 templates.
 
-A page has no script, or one script that the caller passes to `write_page`. The page's security policy contains the hash
-of this script, so no other script runs.
+The pages contain their images and styles, so that they need no network. A page has no script, or a single one that the
+caller passes to `write_page`. The security policy of the page contains the hash of this script, so that no other script
+can run.
 
-`page.html.j2` is the document, and `elements.html.j2` contains the elements that all pages share. The template of a
-page, such as `run.html.j2`, has one macro per section of the page: `render("run.html.j2", "scores", …)`.
+`page.html.j2` is the document, and `elements.html.j2` contains elements that all pages share. The template of a page,
+such as `run.html.j2`, has one macro for each section: `render("run.html.j2", "scores", …)`.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from competition.errors import MaskfoldError
 from competition.io import atomic_write, remove_all_stale_temp, remove_stale_temp, temporary_folder
 from competition.runs.lock import ensure_lock
 
-LOCK_PATIENCE = 3.0  # s; see `competition.cli.train`
+LOCK_PATIENCE = 3.0  # maximum time in seconds to wait for the lock of a folder; see `competition.cli.train`
 NO_SCRIPT = Markup("")
 ABSENT_LABEL = "absent"  # text for the score of a class that no case has
 
 
 class Cell(NamedTuple):
-    """Hold a table cell: a text, and lines in small letters below it."""
+    """Hold a table cell: its text, and lines in small letters below the text."""
 
     text: str
     small: Sequence[str] = ()
@@ -47,8 +48,8 @@ class Table:
     Attributes:
         header: names of the columns.
         rows: cells of each row.
-        text_columns: indices of columns that are aligned left; other columns contain numbers and are aligned right.
-        bold_rows: indices of rows to emphasise, e.g. the sum.
+        text_columns: indices of columns that contain text and are aligned left; all others are aligned right.
+        bold_rows: indices of rows in bold letters, e.g. a row with totals.
     """
 
     header: Sequence[str]
@@ -57,33 +58,33 @@ class Table:
     bold_rows: Sequence[int] = ()
 
     def alignment(self, column: int) -> str:
-        """Return the CSS class of a column's cells."""
+        """Return the CSS class for the cells of a column, which sets their alignment."""
         return "word" if column in self.text_columns else "number"
 
 
 def format_score(value: float | None, digits: int = 4) -> str:
-    """Format a score; return `absent` for None or nan, which mean that no case has the class."""
+    """Return a score as text; `absent` for None or nan, because these mean that no case has the class."""
     return ABSENT_LABEL if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def format_interval(low: float | None, high: float | None) -> str:
-    """Format an interval; an empty text if an end is None or nan."""
+    """Return an interval as text; an empty text if one of its ends is None or nan."""
     return "" if low is None or high is None or math.isnan(low) or math.isnan(high) else f"{low:.3f} – {high:.3f}"
 
 
 def score_with_interval(value: float, low: float, high: float) -> Cell:
-    """Format a score with its interval in small letters below."""
+    """Return a table cell with a score, and its interval in small letters below."""
     ends = format_interval(low, high)
     return Cell(format_score(value), [ends] if ends else [])
 
 
 def png_data_uri(path: Path) -> str:
-    """Return a PNG as a `data:` URI, which embeds it in the page."""
+    """Return the content of a PNG file as a `data:` URI, with which a page can contain it."""
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
 
 
 def png_width(path: Path) -> int:
-    """Return the width of a PNG in pixels."""
+    """Return the width of a PNG file in pixels."""
     with path.open("rb") as file:
         return int.from_bytes(file.read(20)[16:], "big")  # the width is in the PNG's first chunk, IHDR
 
@@ -103,7 +104,12 @@ ENVIRONMENT.filters.update(png_data_uri=png_data_uri, png_width=png_width)
 
 
 def render(template: str, macro: str, **values: Any) -> Markup:
-    """Render a macro of a template; strings in `values` are escaped, `Markup` is inserted unchanged.
+    """Return the HTML of one macro of a template.
+
+    Args:
+        template: file name of the template.
+        macro: name of the macro.
+        values: arguments of the macro. Texts are escaped; `Markup` objects are inserted unchanged.
 
     Example:
         >>> render("elements.html.j2", "definitions", values={"a": "1 < 2"})
@@ -116,13 +122,16 @@ CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")  # characters th
 
 
 def create_figure_folder(output: Path) -> Path:
-    """Create and return the folder of a page's PNGs, named like the page without its suffix.
+    """Create the folder for the figures of a page, and return its path, which is that of the page without its suffix.
 
-    Temporary files that a killed process left in the folder are removed.
+    Temporary files that a killed process has left in the folder are removed.
+
+    Args:
+        output: path of the page.
 
     Raises:
-        MaskfoldError: the page's name does not end in .html, so page and folder would have the same name (status 2); or
-            the folder cannot be created.
+        MaskfoldError: the name of the page does not end in `.html` or `.htm`, so that page and folder could have the
+            same name (status 2); or the folder cannot be created.
     """
     if output.suffix.lower() not in (".html", ".htm") or output.is_dir():
         raise MaskfoldError(
@@ -145,17 +154,20 @@ def create_figure_folder(output: Path) -> Path:
 
 @contextmanager
 def staged_figures(output: Path, old_names: str) -> Iterator[Path]:
-    """Yield a temporary folder for a page's PNGs; after the `with` block, move the PNGs to the page's folder.
+    """Collect the figures of a page in a temporary folder, and move them to the page's folder after the `with` block.
 
-    If the block fails, e.g. because the data have changed, the figures of an earlier page are unchanged.
+    If the block fails, e.g. because the data have changed, the figures of an earlier page stay unchanged.
 
     Args:
-        output: the page, as for `create_figure_folder`.
-        old_names: regular expression for names of earlier figures; earlier figures that are not written again are
+        output: path of the page.
+        old_names: regular expression for the names of figures. Those of an earlier page that were not written again are
             removed.
 
+    Yields:
+        The temporary folder.
+
     Raises:
-        MaskfoldError: as for `create_figure_folder`.
+        MaskfoldError: the name of the page is not valid (status 2), or the folder cannot be created.
     """
     was_there = output.with_suffix("").exists()
     final = create_figure_folder(output)
@@ -176,7 +188,11 @@ def staged_figures(output: Path, old_names: str) -> Iterator[Path]:
 
 @contextmanager
 def output_lock(folder: Path, output: Path) -> Iterator[None]:
-    """Hold the lock of a run's or study's folder in the `with` block if the page `output` lies in this folder.
+    """Hold the lock of a run's or study's folder during the `with` block, if a page is written into this folder.
+
+    Args:
+        folder: folder of the run or study.
+        output: path of the page. If it is outside of the folder, no lock is needed.
 
     Raises:
         MaskfoldError: another process works in the folder.
@@ -199,17 +215,17 @@ def output_lock(folder: Path, output: Path) -> Iterator[None]:
 def write_page(
     title: str, head: Markup, sections: dict[str, tuple[str, Markup]], output: Path, script: Markup = NO_SCRIPT
 ) -> Path:
-    """Write a page atomically.
+    """Write an HTML page atomically.
 
     Args:
         title: title of the browser window.
-        head: content above the navigation.
-        sections: (link text, section) by section id.
-        output: the file.
+        head: HTML above the navigation.
+        sections: (text of its link, HTML) of each section, by its id.
+        output: path of the page.
         script: JavaScript that runs at the end of the page; it must not contain `</script`.
 
     Returns:
-        The file.
+        The path of the page.
 
     Raises:
         MaskfoldError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""Write the report sections with the learning curves of all folds, and with the best, median and worst cases."""
+"""Write the sections of a run's page with the learning curves, and with the best, median and worst cases."""
 
 from __future__ import annotations
 
@@ -40,12 +40,17 @@ if TYPE_CHECKING:
 # Learning curves
 
 TEMPLATE = "run.html.j2"
-Member = tuple[int, int]
-SEED_LINES = ("-", "--", ":", "-.")
+Member = tuple[int, int]  # (fold, seed); fold -1 is the training on all cases
+SEED_LINES = ("-", "--", ":", "-.")  # line styles, one for each seed
 
 
 def learning_section(run: Run, folder: Path) -> Markup:
-    """Return the section with the curves of all folds, including unfinished folds."""
+    """Return the section with the learning curves of all folds, also of unfinished ones.
+
+    Args:
+        run: the run.
+        folder: folder for the figures.
+    """
     curves, picture, class_picture = read_member_curves(run), None, None
     classes = run.exp.competition.classes
     if any(curves.values()):
@@ -60,7 +65,7 @@ def learning_section(run: Run, folder: Path) -> Markup:
 
 
 def read_member_curves(run: Run) -> dict[Member, dict[str, Curve]]:
-    """Return the learning curves, by metric, of each fold and seed with values in `metrics.jsonl`."""
+    """Return the learning curves by name of the metric, for each (fold, seed) that has values in `metrics.jsonl`."""
     all_curves = {
         member: read_curves(run.member_folder(*member) / "metrics.jsonl") for member in run.possible_members()
     }
@@ -68,7 +73,13 @@ def read_member_curves(run: Run) -> dict[Member, dict[str, Curve]]:
 
 
 def draw_learning_curves(curves: Mapping[Member, Mapping[str, Curve]], names: Mapping[Member, str], path: Path) -> None:
-    """Draw loss, score, mean Dice and learning rate."""
+    """Draw the curves of training loss, validation score, mean Dice and learning rate.
+
+    Args:
+        curves: curves of each (fold, seed), by name of the metric.
+        names: name of each (fold, seed) in the legend.
+        path: path of the figure.
+    """
     figure, grid = panel_grid(4, height=2.9, columns=2)
     for axes, (metric, title) in zip(
         grid,
@@ -92,7 +103,14 @@ def draw_learning_curves(curves: Mapping[Member, Mapping[str, Curve]], names: Ma
 def draw_class_curves(
     curves: Mapping[Member, Mapping[str, Curve]], names: Mapping[Member, str], classes: list[str], path: Path
 ) -> None:
-    """Draw the Dice of each class."""
+    """Draw the curves of the validation Dice of each class, in one panel per class.
+
+    Args:
+        curves: curves of each (fold, seed), by name of the metric.
+        names: name of each (fold, seed) in the legend.
+        classes: names of the classes.
+        path: path of the figure.
+    """
     figure, grid = panel_grid(len(classes), height=2.6, columns=3)
     for axes, cls in zip(grid, classes, strict=True):
         style_axes(axes, f"Dice {cls}", xlabel="epoch")
@@ -107,8 +125,8 @@ def _draw(axes: Axes, metric: str, curves: Mapping[Member, Mapping[str, Curve]],
     for member, metrics in curves.items():
         epochs, values = metrics.get(metric, ([], []))
         n_finite = sum(math.isfinite(value) for value in values)
-        # Draw markers if there are few points, because a single point draws no line. Folds without points keep their
-        # entry in the legend.
+        # Draw markers if there are few points, because a line needs at least two. Folds without points are still listed
+        # in the legend.
         axes.plot(
             epochs,
             values,
@@ -125,7 +143,7 @@ def _draw(axes: Axes, metric: str, curves: Mapping[Member, Mapping[str, Curve]],
 
 
 def _set_epoch_axis(grid: Sequence[Axes], curves: Mapping[Member, Mapping[str, Curve]]) -> None:
-    """Give all panels the same range of epochs, so that a single validation appears at its epoch."""
+    """Set the same range of epochs for all panels, so that also a single validation is drawn at its epoch."""
     from matplotlib.ticker import MaxNLocator
 
     epochs = [epoch for metrics in curves.values() for x_values, _ in metrics.values() for epoch in x_values]
@@ -137,7 +155,7 @@ def _set_epoch_axis(grid: Sequence[Axes], curves: Mapping[Member, Mapping[str, C
 
 
 def _set_log_axis(axes: Axes, metric: str, curves: Mapping[Member, Mapping[str, Curve]]) -> None:
-    """Set a log axis if the values span more than a factor of 8."""
+    """Set a logarithmic vertical axis if the largest value of a metric is more than 8 times the smallest one."""
     values = [value for metrics in curves.values() for value in metrics.get(metric, ([], []))[1]]
     values = [value for value in values if math.isfinite(value)]
     positive = [value for value in values if value > 0]
@@ -162,22 +180,29 @@ MAX_WORST_ROWS = 20
 
 @dataclass(frozen=True)
 class SelectedCase:
-    """Describe a case whose figure is on the page."""
+    """Describe a case whose figure is on the page.
+
+    Attributes:
+        case: id of the case.
+        kind: best, median or worst.
+        rank: rank of the case by its score; 1 is the best.
+        score: mean of the competition's metric over the classes of the case.
+    """
 
     case: str
-    kind: str  # best, median or worst
-    rank: int  # 1 is the best
-    score: float  # mean of the competition's metric over the classes of the case
+    kind: str
+    rank: int
+    score: float
 
 
 def cases_section(results: RunResults, oof: OofPredictions, folder: Path, in_viewer: Sequence[str] = ()) -> Markup:
-    """Return the section with a table of the worst cases, and figures of image, truth and prediction.
+    """Return the section with a table of the worst cases, and figures of selected cases with labels and prediction.
 
     Args:
         results: the results of the run.
         oof: the run's out-of-fold predictions.
-        folder: folder of the figures.
-        in_viewer: the cases of the viewer, in its order; rows of the table link to them.
+        folder: folder for the figures.
+        in_viewer: ids of the cases in the page's viewer, in its order; rows of the table have links to them.
     """
     comp = results.run.exp.competition
     for old in folder.glob("case_*_*.png"):  # remove figures of an earlier report
@@ -220,7 +245,14 @@ def cases_section(results: RunResults, oof: OofPredictions, folder: Path, in_vie
 def _worst_rows(
     results: RunResults, oof: OofPredictions, ranking: list[tuple[str, float]], in_viewer: Mapping[str, int]
 ) -> list[dict[str, Any]]:
-    """Return the rows of the table of the worst cases: worst first, with the number of the case in the viewer."""
+    """Return the rows of the table of the worst cases, the worst first.
+
+    Args:
+        results: the results of the run.
+        oof: the run's out-of-fold predictions.
+        ranking: (case id, score) of each case, the best first.
+        in_viewer: number of each case in the page's viewer, by case id.
+    """
     classes, rows = results.run.exp.competition.classes[:MAX_CAPTION_CLASSES], []
     for case, score in ranking[::-1][:MAX_WORST_ROWS]:
         table = results.rows()
@@ -239,9 +271,10 @@ def _worst_rows(
 
 
 def rank_cases(results: RunResults) -> list[tuple[str, float]]:
-    """Return (case, score) from best to worst, without cases that are empty in truth and prediction.
+    """Return (case id, score) of each case, from the best to the worst.
 
-    An empty case has the best possible score, but its figure would show nothing.
+    The score of a case is its mean over classes. Cases whose labels and prediction are both empty are left out, because
+    their figures would show nothing, although they have the best possible score.
     """
     is_ascending = results.metric.direction is Direction.LOWER
     rows = results.rows()
@@ -251,7 +284,14 @@ def rank_cases(results: RunResults) -> list[tuple[str, float]]:
 
 
 def select_cases(ranking: list[tuple[str, float]]) -> list[SelectedCase]:
-    """Select the two best, two median and three worst cases, or (of fewer than seven cases) one of each, by rank."""
+    """Select the two best, two median and three worst cases; if there are fewer than seven cases, one of each kind.
+
+    Args:
+        ranking: (case id, score) of each case, the best first.
+
+    Returns:
+        The selected cases, the best first.
+    """
     count = len(ranking)
     counts = SELECTED_COUNTS if count >= sum(SELECTED_COUNTS.values()) else dict.fromkeys(SELECTED_COUNTS, 1)
     middle = (count - counts["median"]) // 2

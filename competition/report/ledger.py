@@ -1,4 +1,4 @@
-"""Draw the ledger as a figure or a page: public scores against out-of-fold scores."""
+"""Draw the ledger (the record of all uploads) as a figure or a page: public scores against out-of-fold scores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TEMPLATE = "ledger.html.j2"
-MAX_LINES = 6  # maximum number of changes per table cell
+MAX_LINES = 6  # maximum number of changes in a table cell
 
 
 def write_ledger(
@@ -33,16 +33,19 @@ def write_ledger(
     changed: Sequence[Sequence[str]],
     notes: Sequence[str],
 ) -> Path:
-    """Write the ledger to `output`: as a plot in a .png file, or as a page with plot, table and notes in a .html file.
+    """Write the ledger as a figure (a `.png` file) or as a page with figure, table and notes (a `.html` file).
 
     Args:
-        output: the file; its suffix selects plot or page.
+        output: path of the file, whose suffix selects figure or page.
         name: name of the competition.
-        records: the uploads, oldest first.
-        header: column names of the table.
-        rows: cells of the table; the last column summarises the changes.
-        changed: all changes of each row.
+        records: the uploads, the oldest first.
+        header: names of the columns of the table.
+        rows: cells of the table, one row for each upload. The last column is replaced by `changed`.
+        changed: for each upload, the changes since the upload before.
         notes: paragraphs below the figure.
+
+    Returns:
+        The path of the file.
 
     Raises:
         MaskfoldError: the suffix is invalid (status 2), or the file cannot be written.
@@ -68,10 +71,10 @@ def write_ledger(
 
 
 def check_ledger_output(output: Path) -> None:
-    """Check that the file name ends in .png or .html.
+    """Check that the name of the output file ends in `.png` or `.html`.
 
     Raises:
-        MaskfoldError: the file name has another suffix, or is a folder (status 2).
+        MaskfoldError: the name has another suffix, or is that of a folder (status 2).
     """
     if output.suffix not in (".png", ".html") or output.is_dir():
         raise MaskfoldError(
@@ -83,7 +86,13 @@ def check_ledger_output(output: Path) -> None:
 
 
 def draw_ledger(records: Sequence[UploadRecord], path: Path, name: str) -> None:
-    """Draw the public score of each upload against its CV score, with intervals of both and the correlation."""
+    """Draw the public score of each upload against its CV score, with the intervals of both, and their correlation.
+
+    Args:
+        records: the uploads, the oldest first.
+        path: path of the figure.
+        name: name of the competition.
+    """
     points = [record for record in with_public_score(records) if record.score is not None]
     number = {record.id: index for index, record in enumerate(records, 1)}
     figure = new_figure(7.2, 6.0)
@@ -127,7 +136,14 @@ def draw_ledger(records: Sequence[UploadRecord], path: Path, name: str) -> None:
 
 
 def _interval_bars(points: Sequence[UploadRecord], axes: Axes, x: np.ndarray, y: np.ndarray) -> None:
-    """Draw the CV interval as horizontal bars and the expected range of the public score as vertical bars."""
+    """Draw the interval of each CV score as a horizontal bar, and the expected range of the public score vertically.
+
+    Args:
+        points: the uploads with both scores.
+        axes: the axes.
+        x: CV score of each upload.
+        y: public score of each upload.
+    """
     labels: set[str] = set()
     for record, cv, public in zip(points, x, y, strict=True):
         low, high = record.cv.get("low"), record.cv.get("high")

@@ -1,4 +1,7 @@
-"""Write the report section on methods: a paragraph with the run's settings and figures, and references."""
+"""Write the section of a run's page on methods: a text with the settings and scores of the run, and references.
+
+The text can be used as a draft for the methods section of a paper.
+"""
 
 from __future__ import annotations
 
@@ -47,13 +50,18 @@ SCHEMES = {
 
 
 class Citations:
-    """Number references in the order in which they are first used."""
+    """Collect references, and number them in the order in which they are first cited."""
 
     def __init__(self) -> None:
-        self.used: dict[str, str] = {}  # what each reference is cited for, by the reference
+        self.used: dict[str, str] = {}  # text of each cited reference, and what it is cited for
 
     def cite(self, key: str, what: str) -> str:
-        """Return the citation ` [n]` for a key, e.g. an import path; an empty text if references.yaml lacks the key."""
+        """Return the citation ` [n]` of a reference; an empty text if there is no reference for the key.
+
+        Args:
+            key: key in `references.yaml`, e.g. the import path of a class.
+            what: what the reference is cited for, for the table of references.
+        """
         text = find_reference(key)
         if text is None:
             return ""
@@ -61,26 +69,26 @@ class Citations:
         return f" [{list(self.used).index(text) + 1}]"
 
     def table(self) -> Table:
-        """Return the table of the references."""
+        """Return the table of all cited references."""
         rows = [[str(number), what, text] for number, (text, what) in enumerate(self.used.items(), 1)]
         return Table(["number", "used for", "reference"], rows, text_columns=(1, 2))
 
 
 @cache
 def load_references() -> dict[str, str]:
-    """Return the texts of the references in references.yaml by key."""
+    """Return the texts of all references in `references.yaml`, by key."""
     text = (resources.files("competition.report") / "references.yaml").read_text(encoding="utf-8")
     return {key: entry["text"] for entry in yaml.safe_load(text) for key in entry["keys"]}
 
 
 def find_reference(key: str) -> str | None:
-    """Return the reference for a key of references.yaml, e.g. a class's import path; None if there is none."""
+    """Return the text of the reference for a key, e.g. the import path of a class; None if there is none."""
     references, name = load_references(), key.rpartition(".")[2]
     return references.get(f"{key.split('.')[0]}.{name}") or references.get(name)
 
 
 def methods_section(results: RunResults) -> Markup:
-    """Return the section with the paragraph and the table of references."""
+    """Return the section with the text on methods and the table of references."""
     citations, run = Citations(), results.run
     if is_imported(run.exp):  # its YAML has defaults for the settings of networks, which are unknown
         sentences = [
@@ -186,7 +194,7 @@ def _network(run: Run, citations: Citations) -> str:
 
 
 def _slices(exp: Experiment) -> str:
-    """Return the noun for the slices of a 2.5D network, such as `axial slices`, or `slices` if the plane is unknown."""
+    """Return the words for the slices of a 2.5D network, e.g. `axial slices`; `slices` if their plane is unknown."""
     axes = exp.patch.axes
     if (planes := exp.slice_planes) is not None:
         return f"{join_names(planes).replace(' and ', ' or ')} slices"
@@ -312,7 +320,7 @@ def _software(results: RunResults, citations: Citations) -> str:
 
 
 def _weights_count(run: Run) -> int:
-    """Return the number of weights in one network of a run; 0 if no weight file of the run can be read."""
+    """Return the number of values in a weight file of a run; 0 if no weight file can be read."""
     from safetensors import SafetensorError, safe_open
 
     for member in run.possible_members():
@@ -340,7 +348,10 @@ def _version(package: str) -> str:
 
 
 def _encoder_family(name: str) -> str:
-    """Return the key of an encoder in references.yaml: its name up to the first digit, e.g. `encoder resnet`."""
+    """Return the key of an encoder in `references.yaml`: `encoder` and the first word of its name, without digits.
+
+    For example, `resnet34` gives `encoder resnet`.
+    """
     plain = name.removeprefix("tu-").replace("timm-", "").replace("_", "-").lower()
     letters = "".join(letter if letter.isalpha() else " " for letter in plain).split()
     return f"encoder {letters[0]}" if letters else ""

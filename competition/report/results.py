@@ -1,4 +1,4 @@
-"""Read the scores of a run from its folder."""
+"""Read the results and scores of a run from its folder, for its page."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ DICE_METRIC = MetricConfig(name="dice", both_empty=None)
 
 
 class PresenceCounts(NamedTuple):
-    """Hold the numbers of cases with and without a class, of misses, and of false alarms."""
+    """Hold how often a class is present in the labels of a case, and how often the prediction is wrong about this."""
 
-    present: int  # cases whose truth has the class
-    missed: int  # of these cases, the number without a true positive pixel
-    absent: int  # cases whose truth does not have the class
-    false_alarms: int  # of these cases, the number with a predicted pixel
+    present: int  # number of cases whose labels contain the class
+    missed: int  # number of those cases in which the prediction contains no pixel of the class correctly
+    absent: int  # number of cases whose labels do not contain the class
+    false_alarms: int  # number of those cases in which the prediction contains the class
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class RunResults:
     Attributes:
         run: the run.
         members: result of each finished fold and seed.
-        table: one row per case and class, as in `scores.csv`; None without out-of-fold predictions.
-        summary: content of `summary.json`; empty if it describes other folds and seeds than the folder has.
+        table: table with one row per case and class, as in `scores.csv`; None if no case was validated.
+        summary: content of `summary.json`; empty if it is missing or does not describe the finished folds and seeds.
     """
 
     run: Run
@@ -49,7 +49,11 @@ class RunResults:
 
     @classmethod
     def load(cls, run: Run) -> RunResults:
-        """Read the results; if the run's `scores.csv` is outdated, combine the scores of the folds."""
+        """Read the results of a run.
+
+        If `summary.json` and `scores.csv` are outdated, because more folds are finished, the scores of the folds are
+        combined again.
+        """
         import pandas as pd
 
         members = run.results()
@@ -68,7 +72,7 @@ class RunResults:
 
     @property
     def folds(self) -> list[int]:
-        """The finished folds that have validation cases."""
+        """The numbers of the finished folds that have validation cases."""
         return [] if self.table is None else sorted(int(fold) for fold in self.table["fold"].unique())
 
     @property
@@ -77,7 +81,12 @@ class RunResults:
         return self.run.exp.competition.metric
 
     def rows(self, fold: int | None = None, cls: str | None = None) -> pd.DataFrame:
-        """Return the rows of one fold, of one class, or of one class in one fold."""
+        """Return rows of the table of scores.
+
+        Args:
+            fold: number of a fold; None for all folds.
+            cls: name of a class; None for all classes.
+        """
         assert self.table is not None
         mask = np.ones(len(self.table), bool)
         if fold is not None:
@@ -87,14 +96,22 @@ class RunResults:
         return self.table[mask]
 
     def score(self, fold: int | None = None, cls: str | None = None) -> ScoreEstimate:
-        """Return the competition's metric over one fold, over one class, or (without arguments) over all cases."""
+        """Return the competition's metric with its 95 % interval.
+
+        Args:
+            fold: number of a fold; None for all folds.
+            cls: name of a class; None for all classes.
+        """
         if fold is None and cls is None and self.summary:
             values = [self.summary[key] for key in ("score", "low", "high")]
             return ScoreEstimate(*(nan if value is None else float(value) for value in values))
         return self._estimate(self.rows(fold, cls), self.metric)
 
     def counted(self) -> RunScores:
-        """Return the run's stored scores and which of them counts; if none is usable, return that of `score()`."""
+        """Return the scores of the run, with the selected score of the masks that would be submitted.
+
+        If the stored scores cannot be used, the selected score is the result of `score()`.
+        """
         try:
             scores = run_scores(self.run, self.summary)
         except MaskfoldError:
@@ -105,12 +122,19 @@ class RunResults:
         return RunScores(self.metric.name, "raw", score, score)
 
     def dice(self, cls: str, fold: int | None = None) -> ScoreEstimate:
-        """Return the mean Dice of a class over the cases that have the class in truth or prediction."""
+        """Return the mean Dice of a class, with its 95 % interval.
+
+        The mean is taken over the cases whose labels or prediction contain the class.
+
+        Args:
+            cls: name of the class.
+            fold: number of a fold; None for all folds.
+        """
         rows = self.rows(fold, cls)
         return self._estimate(rows.assign(score=rows["dice"]), DICE_METRIC)
 
     def presence(self, cls: str) -> PresenceCounts:
-        """Count the cases with and without a class, the misses (class not predicted), and the false alarms."""
+        """Return the numbers of cases with and without a class, and of cases in which the prediction is wrong."""
         rows = self.rows(cls=cls)
         present = rows["tp"] + rows["fn"] > 0
         return PresenceCounts(
@@ -130,7 +154,12 @@ class RunResults:
 
 
 def _summary(run: Run, members: set[tuple[int, int]]) -> dict[str, Any]:
-    """Return the content of `summary.json`; {} if the file is missing, invalid or edited, or lists other members."""
+    """Return the content of a run's `summary.json` if it is up to date; otherwise an empty dictionary.
+
+    Args:
+        run: the run.
+        members: (fold, seed) of each finished training, which the summary must describe.
+    """
     try:
         summary = parse_summary(run.folder)
         summarised = {(result["fold"], result["seed"]) for result in summary["folds"]}

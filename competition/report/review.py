@@ -1,4 +1,4 @@
-"""Write the page of a review: possible faults of labels, most suspect first, with pictures."""
+"""Write the page of a review of labels: possible faults with pictures, the most suspect first."""
 
 from __future__ import annotations
 
@@ -23,15 +23,19 @@ from competition.viz.preview import load_unchanged_picture
 
 TEMPLATE = "review.html.j2"
 MAX_ROWS = 300  # maximum number of findings in the table of the page; the CSV has all findings
-CLASSES_IN_TABLE = 12
+CLASSES_IN_TABLE = 12  # maximum number of classes in the table of thresholds
 
 
 def check_review_output(page: Path, run: Run) -> None:
-    """Check that the page, its folder and its CSV overwrite neither a run's files, nor the data, nor another table.
+    """Check that the page of a review, its folder and its CSV may be written.
+
+    Args:
+        page: path of the page.
+        run: the run that is reviewed.
 
     Raises:
-        MaskfoldError: status 2; the page's name does not end in .html, a file would be overwritten, or the CSV exists
-            and does not belong to a review.
+        MaskfoldError: the name of the page does not end in `.html`, files of a run or data would be overwritten, or the
+            CSV exists and does not belong to a review (status 2).
     """
     if page.suffix.lower() not in (".html", ".htm"):
         raise MaskfoldError(
@@ -46,19 +50,20 @@ def check_review_output(page: Path, run: Run) -> None:
 
 
 def write_review(review: Review, page: Path, pictures: int = 40, context: Context = Context()) -> tuple[Path, int]:
-    """Write the page, its pictures into a folder of the same name, and the CSV beside it.
+    """Write the page of a review, a folder with its pictures, and a CSV in which the user can answer the findings.
 
     Args:
         review: the result of `competition.review.search.review_run`.
-        page: the page, `….html`; the CSV has the same name with the suffix `.csv`.
-        pictures: number of findings to draw.
-        context: progress messages go to its log.
+        page: path of the page, which ends in `.html`. The folder has the same name without suffix, and the CSV has the
+            suffix `.csv`.
+        pictures: number of findings to draw, beginning with the most suspect one.
+        context: context whose log receives progress messages.
 
     Returns:
-        The CSV, and the number of cases whose answers in an earlier CSV were kept.
+        The path of the CSV, and the number of cases whose answers in an earlier CSV were copied to the new one.
 
     Raises:
-        MaskfoldError: an image, a truth or a prediction has changed or is damaged, or a file cannot be written.
+        MaskfoldError: an image, its labels or a prediction have changed or are damaged, or a file cannot be written.
     """
     check_review_output(page, review.run)
     table = page.with_suffix(".csv")
@@ -86,7 +91,7 @@ def write_review(review: Review, page: Path, pictures: int = 40, context: Contex
 
 
 def describe(finding: Finding) -> str:
-    """Describe a finding in one line, without id and score."""
+    """Return a description of a finding in one line, without the case id and the score."""
     slice_text = "" if finding.slice is None else f" in slice {finding.slice}"
     at = f"at row {finding.centre[0]}, column {finding.centre[1]}{slice_text}"
     if finding.kind == EXCHANGED:

@@ -1,4 +1,4 @@
-"""Write the page of a run, and its section with the YAML and the difference from the previous best run."""
+"""Write the page of a run, and its section with the YAML and the changes since the previous best run."""
 
 from __future__ import annotations
 
@@ -40,24 +40,26 @@ if TYPE_CHECKING:
 TEMPLATE = "run.html.j2"
 REPORT_NAME = "report.html"  # name of the page in the run's folder
 OLD_FIGURES = r"case_\d+_(best|median|worst)\.png"
-# Errors that reading another run may raise, because it may be in training, or from another version.
+# Errors that reading another run may raise, because it may be still in training, or be made by another version.
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError)
 
 
 def write_report(run: Run, output: Path, context: Context = Context()) -> Path:
-    """Write a self-contained page of a run; write its figures as PNG into a folder with the page's name.
+    """Write the page of a run, which contains everything that it shows.
+
+    The figures are also written as PNG files, into a folder with the name of the page.
 
     Args:
-        run: a run with any number of finished folds; see `competition.runs.find.find_run`.
-        output: the page, `….html`.
-        context: progress messages go to its log.
+        run: a run with any number of finished folds, e.g. from `competition.runs.find.find_run`.
+        output: path of the page, which ends in `.html`.
+        context: context whose log receives progress messages.
 
     Returns:
-        The page.
+        The path of the page.
 
     Raises:
-        MaskfoldError: an image or a prediction is missing or damaged; the page cannot be written; or the page is in the
-            run's folder and another process works there.
+        MaskfoldError: an image or a prediction is missing or damaged; the page cannot be written; or the page would be
+            in the run's folder and another process works there.
     """
     if output.resolve() != (run.folder / REPORT_NAME).resolve():
         check_output([output, output.with_suffix("")], competitions_of([run]))
@@ -88,7 +90,7 @@ def _write_report(run: Run, output: Path, folder: Path, context: Context) -> Pat
 
 
 def _head(results: RunResults) -> Markup:
-    """Return the title, the score and the key facts of the run."""
+    """Return the top of the page: its title, the score, and facts about the run."""
     run, members = results.run, results.members
     comp, exp = run.exp.competition, run.exp
     end = get_end_time(run.folder)
@@ -122,7 +124,7 @@ def _head(results: RunResults) -> Markup:
 
 
 def _missing_folds(results: RunResults) -> str:
-    """Describe the folds without a result; an empty text if there are none."""
+    """Return sentences about folds and seeds without a result; an empty text if there are none."""
     if results.table is None:
         return ""
     numbers, seeds = results.run.fold_numbers(), len(results.run.exp.seeds)
@@ -147,13 +149,13 @@ LINE_CLASSES = {"+": "add", "-": "cut", "@": "at"}
 
 @dataclass(frozen=True)
 class PreviousBest:
-    """Describe an earlier run of the same competition.
+    """Describe the best earlier run of the same competition.
 
     Attributes:
         folder: folder of the run.
-        score: the score of the run that counts, see `competition.runs.summary.run_scores`.
+        score: score of the masks that this run would submit, see `competition.runs.summary.run_scores`.
         cases: number of cases with an out-of-fold prediction.
-        note: text on how the score was computed, e.g. that it is nested; may be empty.
+        note: text on whether the score includes tuned post-processing; may be empty.
     """
 
     folder: Path
@@ -163,12 +165,12 @@ class PreviousBest:
 
     @property
     def name(self) -> str:
-        """Experiment and hash, such as `hippocampus-unet3d/2cb50ff146c0`."""
+        """The name of the run with its hash, e.g. `hippocampus-unet3d/2cb50ff146c0`."""
         return f"{self.folder.parent.name}/{self.folder.name}"
 
 
 def experiment_section(results: RunResults) -> Markup:
-    """Return the section with the saved YAML and its difference from the YAML of the previous best run."""
+    """Return the section with the YAML of the run, and its changes since the previous best run."""
     run = results.run
     text = (run.folder / "experiment.yaml").read_text(encoding="utf-8", errors="replace")
     best, gain, diff = find_previous_best(run), None, []
@@ -206,11 +208,18 @@ def _gain_text(results: RunResults, best: PreviousBest) -> str:
 
 
 def gain_over_run(results: RunResults, folder: Path) -> tuple[ScoreGain | None, int, bool]:
-    """Return the gain of this run's score over the score of the run in `folder`.
+    """Return the gain of a run's score over the score of another run, on the cases that both have predicted.
+
+    If post-processing was tuned for both runs, their nested scores are compared. Otherwise, scores without tuned
+    post-processing are compared.
+
+    Args:
+        results: results of the run.
+        folder: folder of the other run.
 
     Returns:
-        The gain (None if the runs cannot be compared), the number of common cases, and whether both scores are nested.
-        If both runs are tuned, both scores are nested; otherwise neither score includes tuned post-processing.
+        The gain, or None if the runs cannot be compared; the number of common cases; and whether nested scores were
+        compared.
     """
     exp, tuned = results.run.exp, _tuned_tables(results.run, folder)
     try:
@@ -227,7 +236,10 @@ def gain_over_run(results: RunResults, folder: Path) -> tuple[ScoreGain | None, 
 
 
 def _tuned_tables(run: Run, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-    """Return the nested scores per case of a run and of the run in `folder`; None unless both runs are tuned."""
+    """Return the tables of the nested scores of a run and of another run in `folder`.
+
+    If post-processing was not tuned for both runs, return None.
+    """
     try:
         other = load_run(folder, None)  # no class of the run is built
         tables = [load_tuning(each) if each.exp.postprocess.tune else None for each in (run, other)]
@@ -237,7 +249,10 @@ def _tuned_tables(run: Run, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame] |
 
 
 def find_previous_best(run: Run) -> PreviousBest | None:
-    """Return the best finished run that ended before this one, with the same competition, metric and folder of runs."""
+    """Return the run with the best score among the finished runs that ended before a run; None if there is none.
+
+    Only runs of the same competition and metric, in the same folder of runs, are compared.
+    """
     end = get_end_time(run.folder)
     candidates = []
     for path in sorted(run.folder.resolve().parent.parent.glob(f"*/*/{SUMMARY_FILE}")):
@@ -267,9 +282,9 @@ def find_previous_best(run: Run) -> PreviousBest | None:
 
 
 def get_end_time(folder: Path) -> float:
-    """Return the time (s since 1970) of the last metrics of the fold that finished last.
+    """Return the time at which a run ended, in s since 1970; infinity if no fold is finished.
 
-    The result is infinity if no fold is finished. Copying the folder does not change the time.
+    This is the latest time in the `metrics.jsonl` of its finished folds, because copying the folder does not change it.
     """
     times = [
         _last_time(result.parent / "metrics.jsonl") or result.stat().st_mtime
@@ -284,7 +299,13 @@ def _last_time(path: Path) -> float | None:
 
 
 def _complete(folder: Path, plain: dict[str, Any], summary: dict[str, Any]) -> bool:
-    """Return whether every fold and seed that the YAML sets is finished."""
+    """Return whether all folds and seeds of a run are finished.
+
+    Args:
+        folder: folder of the run.
+        plain: content of its `experiment.yaml`.
+        summary: content of its `summary.json`.
+    """
     import pandas as pd
 
     selected = plain["folds"].get("run")
@@ -299,7 +320,7 @@ def _complete(folder: Path, plain: dict[str, Any], summary: dict[str, Any]) -> b
 
 
 def yaml_key_lines(text: str) -> list[str]:
-    """Return YAML text with one line per key, so that a diff shows changed values and not changed line breaks."""
+    """Return the lines of a YAML text with one line for each key, so that a diff shows only changes of values."""
     return list(_key_lines(yaml.safe_load(text), ""))
 
 
@@ -315,5 +336,8 @@ def _key_lines(plain: dict[str, Any], indent: str) -> Iterator[str]:
 
 
 def _line_class(index: int, line: str) -> str:
-    """Return the CSS class of a line of a unified diff; the first two lines name the files and have no colour."""
+    """Return the CSS class of a line of a unified diff, which sets its colour.
+
+    The first two lines, which contain the names of the files, have no class.
+    """
     return "" if index < 2 else LINE_CLASSES.get(line[0], "")

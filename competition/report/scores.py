@@ -1,4 +1,4 @@
-"""Write the report sections with scores by fold and class, and with errors by the size of cases or objects."""
+"""Write the sections of a run's page with the scores by fold and class, and with errors by size."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ Floats = NDArray[np.float64]
 
 
 def score_headline(results: RunResults) -> Markup:
-    """Return the score in large letters, or the reason why there is no score."""
+    """Return the score of the run in large letters, or the reason why there is no score."""
     if results.table is None:
         return render(TEMPLATE, "headline", score=None, label="", fitted=bool(results.members))
     scores, raw = results.counted(), results.score()
@@ -81,7 +81,12 @@ def score_headline(results: RunResults) -> Markup:
 
 
 def scores_section(results: RunResults, folder: Path) -> Markup:
-    """Return the section with tables by fold and by class, a figure, and the gain of post-processing."""
+    """Return the section with scores by fold and by class, a figure, and the gain of post-processing.
+
+    Args:
+        results: the results of the run.
+        folder: folder for the figure.
+    """
     picture, is_scored = folder / "scores.png", results.table is not None
     if is_scored:
         draw_scores(results, picture)
@@ -166,12 +171,12 @@ def _dice_table(results: RunResults) -> Table:
 
 
 def _metric_label(results: RunResults) -> str:
-    """Return the label of the competition's metric in tables and figures."""
+    """Return the label of the competition's metric for tables and figures."""
     return f"score ({results.metric.label})"
 
 
 def draw_scores(results: RunResults, path: Path) -> None:
-    """Draw the metric and the Dice of each class by fold, as dots with intervals."""
+    """Draw the competition's metric and the Dice of each class, for each fold and for all cases, with intervals."""
     folds, classes = results.folds, results.run.exp.competition.classes[:MAX_PANELS]
     names = [*(f"fold {fold}" for fold in folds), "all"]
     fold_rows = [*folds, None]
@@ -216,12 +221,12 @@ def _dot(axes: Axes, score: ScoreEstimate, row: float, colour: tuple[float, floa
 
 
 def postprocessing_section(run: Run) -> Markup:
-    """Return the result of the post-processing search; an empty text without a search."""
+    """Return a paragraph with the result of tuning post-processing; an empty text if nothing was tuned."""
     if not (run.folder / TUNING_FILE).exists():
         return Markup()
     tuned = load_tuning(run)
     outdated = tuned is None
-    if tuned is None:  # of another state of the run; a file that was edited is not shown
+    if tuned is None:  # the result is outdated, or its file was edited; an edited result is not shown
         tuned = _read_outdated(run)
     if tuned is None:
         return render(TEMPLATE, "postprocessing", lines=[], outdated=False, unreadable=TUNING_FILE)
@@ -229,7 +234,7 @@ def postprocessing_section(run: Run) -> Markup:
 
 
 def _read_outdated(run: Run) -> TuningResult | None:
-    """Return the stored tuning result without checking that it matches the run; None if the file is invalid."""
+    """Return the stored tuning result of a run even if it is outdated; None if the file is invalid or was edited."""
     import pandas as pd
 
     try:
@@ -254,8 +259,8 @@ def _read_outdated(run: Run) -> TuningResult | None:
 
 # Errors by size
 
-MAX_GROUPS = 8  # the line of medians has this many groups with equal numbers of values
-MIN_GROUP_SIZE = 5
+MAX_GROUPS = 8  # maximum number of groups, with equal numbers of values, for which the line of medians has a point
+MIN_GROUP_SIZE = 5  # minimum number of values in a group
 OBJECT_HEADER = [
     "class",
     "true objects",
@@ -268,12 +273,12 @@ OBJECT_HEADER = [
 
 
 class SizeError(NamedTuple):
-    """Hold the sizes and scores of the objects or cases of one class.
+    """Hold the sizes and scores of one class, either for n true objects or for the masks of n cases.
 
     Attributes:
-        sizes: (n,) size of the truth in pixels, voxels or mm³.
-        values: (n,) highest IoU of each object with a predicted object, or Dice of each case.
-        predicted: (m,) highest IoU of each predicted object with a true object; empty for cases.
+        sizes: (n,) true size of each object or mask, in pixels, voxels or mm³.
+        values: (n,) for objects, the highest IoU of each true object with a predicted one; for cases, the Dice.
+        predicted: (m,) highest IoU of each predicted object with a true one; empty for cases.
     """
 
     sizes: Floats
@@ -282,7 +287,16 @@ class SizeError(NamedTuple):
 
 
 def sizes_section(results: RunResults, oof: OofPredictions, folder: Path, context: Context) -> Markup:
-    """Return the section about errors by size: by object size if the competition has instances, else by case size."""
+    """Return the section about errors by size.
+
+    If the competition scores objects, the sizes are those of objects. Otherwise, they are the sizes of masks in cases.
+
+    Args:
+        results: the results of the run.
+        oof: the run's out-of-fold predictions.
+        folder: folder for the figure.
+        context: context whose log receives progress messages.
+    """
     comp = results.run.exp.competition
     if comp.dimensions == 2:
         unit = "pixels"
@@ -312,7 +326,7 @@ def sizes_section(results: RunResults, oof: OofPredictions, folder: Path, contex
 
 
 def case_size_errors(results: RunResults) -> list[SizeError]:
-    """Return, for each class, the sizes and the Dice of the cases whose truth has the class."""
+    """Return the size of the true mask and the Dice in each case whose labels contain a class, for each class."""
     comp = results.run.exp.competition
     scale = {
         row.id: float(np.prod(json.loads(str(row.spacing)))) if comp.dimensions == 3 else 1.0
@@ -328,9 +342,13 @@ def case_size_errors(results: RunResults) -> list[SizeError]:
 
 
 def object_size_errors(oof: OofPredictions, cases: list[str]) -> list[SizeError]:
-    """Return, for each class, the sizes and best IoUs of the true objects, and the best IoUs of the predicted objects.
+    """Return the sizes of true objects, and the best IoUs of true and predicted objects, for each class.
 
     One case is in memory at a time.
+
+    Args:
+        oof: the run's out-of-fold predictions.
+        cases: ids of the cases.
     """
     comp = oof.run.exp.competition
     rows = oof.rows()
@@ -351,7 +369,16 @@ def object_size_errors(oof: OofPredictions, cases: list[str]) -> list[SizeError]
 
 
 def group_quartiles(sizes: Floats, values: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-    """Group values by size; return each group's geometric mean size, and its values' three quartiles, lowest first."""
+    """Divide values into groups of similar size, with about equal numbers of values.
+
+    Args:
+        sizes: (n,) sizes.
+        values: (n,) values.
+
+    Returns:
+        For each group, the geometric mean of the sizes, and the lower quartile, median and upper quartile of the
+        values. Four empty arrays if there are too few values for two groups.
+    """
     groups = min(MAX_GROUPS, len(sizes) // MIN_GROUP_SIZE)
     if groups < 2:
         return np.empty(0), np.empty(0), np.empty(0), np.empty(0)
@@ -361,7 +388,15 @@ def group_quartiles(sizes: Floats, values: Floats) -> tuple[Floats, Floats, Floa
 
 
 def draw_size_errors(sized: list[SizeError], classes: list[str], ylabel: str, xlabel: str, path: Path) -> None:
-    """Draw scores against sizes of cases or objects, in one panel for each of at most `MAX_PANELS` classes."""
+    """Draw the scores of cases or objects against their sizes, in one panel for each of at most `MAX_PANELS` classes.
+
+    Args:
+        sized: sizes and scores of each class.
+        classes: names of the classes.
+        ylabel: label of the scores.
+        xlabel: label of the sizes.
+        path: path of the figure.
+    """
     shown = select_drawn_classes([len(class_sizes.sizes) for class_sizes in sized])
     figure, grid = panel_grid(len(shown), height=3.0, columns=3)
     for axes, index in zip(grid, shown, strict=True):
@@ -402,7 +437,14 @@ def _objects_row(name: str, sized: SizeError) -> list[str]:
 
 
 def _thirds_table(sized_by_class: list[SizeError], classes: list[str], unit: str, what: str) -> Table:
-    """Return a table of each class's mean Dice, or recall of objects, in the smallest, middle and largest third."""
+    """Return a table with the mean Dice, or the recall of objects, in the smallest, middle and largest third.
+
+    Args:
+        sized_by_class: sizes and scores of each class.
+        classes: names of the classes.
+        unit: unit of the sizes.
+        what: `object` or `case`.
+    """
     rows: list[list[str | Cell]] = []
     for name, sized in zip(classes, sized_by_class, strict=True):
         if len(sized.sizes) < 3 * MIN_GROUP_SIZE:
@@ -419,12 +461,12 @@ def _thirds_table(sized_by_class: list[SizeError], classes: list[str], unit: str
 
 
 class ObjectMatch(NamedTuple):
-    """Hold the objects of one class with their best IoU.
+    """Hold how well n true and m predicted objects of one class match.
 
     Attributes:
-        sizes: (n,) pixels of each true object.
-        ious: (n,) largest IoU of each true object with a predicted object; 0 without overlap.
-        predicted: (m,) largest IoU of each predicted object with a true object.
+        sizes: (n,) number of pixels of each true object.
+        ious: (n,) highest IoU of each true object with a predicted object; 0 if none overlaps it.
+        predicted: (m,) highest IoU of each predicted object with a true object; 0 if none overlaps it.
     """
 
     sizes: NDArray[np.int64]
@@ -433,12 +475,12 @@ class ObjectMatch(NamedTuple):
 
 
 def match_objects(predicted: Labels, truth: Labels, hidden: Sequence[HiddenPixels] = ()) -> ObjectMatch:
-    """Compute the best IoU of each true object, and of each predicted object.
+    """Return the highest IoU of each true object with a predicted one, and of each predicted object with a true one.
 
     Args:
-        predicted: integers of any shape, 0 for background, one label per object.
-        truth: true objects, in the same form.
-        hidden: pixels of true objects that later objects cover in `truth`.
+        predicted: label image of the predicted objects: integers of any shape, 0 for background.
+        truth: label image of the true objects, with the same shape.
+        hidden: pixels of true objects that are not in `truth`, because later objects cover them there.
     """
     predicted_areas, true_areas, pair_areas = object_areas(predicted, truth, (), hidden)
     true_labels, pred_labels = sorted(true_areas), sorted(predicted_areas)

@@ -1,4 +1,4 @@
-"""Write the page of a study."""
+"""Write the page of a study: its trials, the best of them, and Optuna's figures."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ FIGURE_NAMES = ("history", "importance", "parallel", "slice", "pareto")  # figur
 
 
 def write_study_page(folder: Path, output: Path) -> Path:
-    """Write the page of a study from the finished trials and the figures in its folder.
+    """Write the page of a study from the trials and the figures in its folder.
 
     Args:
         folder: folder of the study, `mlruns/studies/<name>`.
-        output: the page, `….html`.
+        output: path of the page, which ends in `.html`.
 
     Returns:
-        The page.
+        The path of the page.
 
     Raises:
-        MaskfoldError: no trial has finished yet; the page cannot be written; or the page is in the study's folder and
-            another process writes there.
+        MaskfoldError: no trial has ended yet; the page cannot be written; or the page would be in the study's folder
+            and another process writes there.
     """
     from competition.study.study import read_trials
 
@@ -57,20 +57,22 @@ def write_study_report(
     objectives: Sequence[str] = ("score",),
     best: Sequence[int] = (),
 ) -> Path:
-    """Write a self-contained page of a study; write its figures into a folder with the page's name.
+    """Write the page of a study from given trials and figures; the page contains everything that it shows.
+
+    The figures are also copied into a folder with the name of the page.
 
     Args:
         folder: folder of the study.
         title: title of the page.
-        trials: one mapping per trial with `number`, `state`, `values` (one per objective, or None), `minutes` (or None)
-            and `params`, a dictionary; `own` marks the unchanged YAML. Other keys become additional columns.
-        figures: PNG files; the page lists missing files.
-        output: the page, `….html`.
+        trials: one dictionary for each trial, as from `competition.study.study.write_trials`. Keys that are not in
+            `TRIAL_KEYS` become additional columns.
+        figures: PNG files; if a file is missing, the page says so.
+        output: path of the page, which ends in `.html`.
         objectives: names of the objectives.
-        best: number of the best trial; for several objectives, numbers of the trials on the Pareto front.
+        best: number of the best trial; with several objectives, numbers of the trials on the Pareto front.
 
     Returns:
-        The page.
+        The path of the page.
 
     Raises:
         MaskfoldError: the page cannot be written.
@@ -157,7 +159,14 @@ def _trials(trials: list[dict[str, Any]], objectives: Sequence[str], best: Seque
 
 
 def _copy_figure(path: Path, pictures: Path) -> dict[str, Any]:
-    """Copy a figure into the page's folder; `picture` in the result is None if the figure is missing."""
+    """Copy a figure into the page's folder, and return its entry for the template.
+
+    If the file of the figure is missing, `picture` of the entry is None.
+
+    Args:
+        path: path of the figure.
+        pictures: the page's folder.
+    """
     name, copy = path.stem.replace("_", " "), pictures / path.name
     try:
         content = path.read_bytes()
@@ -169,7 +178,7 @@ def _copy_figure(path: Path, pictures: Path) -> dict[str, Any]:
 
 
 def _state(trial: dict[str, Any]) -> str:
-    """Return the state of a trial in lower case; the trial stores its state as Optuna's enum or as text."""
+    """Return the state of a trial in lower case; in the trial, it may be text or a value of Optuna's enum."""
     return str(getattr(trial.get("state"), "name", trial.get("state"))).lower()
 
 

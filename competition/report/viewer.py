@@ -1,7 +1,8 @@
-"""Write the report section with a viewer: a script in the page draws cases slice by slice, with truth and prediction.
+"""Write the section of a run's page with a viewer, which shows cases slice by slice, with labels and prediction.
 
-The page contains the data of the viewer: for each case some slices as one JPEG, and the labels of truth and prediction
-as run lengths. The number and size of the slices depend on the number of cases, so that the page stays small.
+The page contains the data of the viewer: for each case, some slices as one JPEG, and the labels and the prediction as
+run lengths. The number and size of the slices are smaller if there are many cases, so that the page stays small. A
+script in the page draws them.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ from competition.viz.reduction import reduce_image, reduce_mask, reduce_truth
 
 TEMPLATE = "run.html.j2"
 MAX_CASES = 200
-MAX_VOXELS = 3 * 2**30  # maximum number of voxels of all cases together, because it determines the time to read them
-TOTAL_BYTES = 12 * 2**20  # maximum size of all cases in the page
-CASE_BYTES = 400 * 2**10  # maximum size of one case in the page
-# (side in pixels, number of slices) to try in this order
+MAX_VOXELS = 3 * 2**30  # maximum number of voxels of all cases together, to limit the time to read them
+TOTAL_BYTES = 12 * 2**20  # maximum size of the data of all cases in the page
+CASE_BYTES = 400 * 2**10  # maximum size of the data of one case in the page
+# (Maximum side of a slice in pixels, maximum number of slices): the first pair that is small enough is used.
 LIMITS = ((256, 32), (256, 20), (192, 16), (160, 12), (128, 10), (96, 8), (64, 6))
 JPEG_QUALITY = 78
 MAX_SETS = 250  # maximum number of different sets of overlapping classes in one case
@@ -52,15 +53,15 @@ MAX_SETS = 250  # maximum number of different sets of overlapping classes in one
 
 @dataclass(frozen=True)
 class Slices:
-    """Hold the slices of a case for the viewer.
+    """Hold the slices of a case for the viewer; a 2D image has one slice.
 
     Attributes:
-        image: (slices, rows, columns, 3) float in [0, 1]; grey images have equal channels.
-        truth: (slices, K, rows, columns) bool.
-        masks: (slices, K, rows, columns) bool, the prediction.
-        ignored: (slices, rows, columns) bool.
+        image: (slices, rows, columns, 3) float in [0, 1]; the channels of grey images are equal.
+        truth: (slices, K, rows, columns) bool, the true masks of K classes.
+        masks: (slices, K, rows, columns) bool, the predicted masks.
+        ignored: (slices, rows, columns) bool, the pixels that are left out of scores.
         numbers: number of each slice in the file; empty for a 2D image.
-        axis: axis of the slices in the file.
+        axis: axis of the file along which the slices lie.
         aspect: height of a pixel divided by its width.
     """
 
@@ -74,15 +75,16 @@ class Slices:
 
 
 def viewer_script() -> Markup:
-    """Return the script of the viewer; `write_page` adds its hash to the page's security policy."""
+    """Return the JavaScript of the viewer, to be passed to `write_page`."""
     return Markup((resources.files("competition.report") / "viewer.js").read_text(encoding="utf-8"))
 
 
 def viewer_cases(results: RunResults, oof: OofPredictions) -> list[str]:
-    """Return the cases of the viewer: cases with a score, worst first, then cases without a score.
+    """Return the ids of the cases for the viewer: those with a score, the worst first, then those without a score.
 
-    If there are more than 200 cases, the viewer has the 150 worst cases and an even sample of the rest. Cases are left
-    out until all cases together have at most `MAX_VOXELS` voxels, but at least ten cases stay.
+    If there are more than `MAX_CASES` cases, three quarters of the returned cases are the worst ones. The last quarter
+    is an even sample of the remaining cases. If the cases have more than `MAX_VOXELS` voxels together, the last ones
+    are left out, but at least ten stay.
     """
     ranked = [case for case, _ in reversed(rank_cases(results))]
     order = [*ranked, *(case for case in oof.fold_of if case not in set(ranked))]
@@ -107,8 +109,8 @@ def viewer_section(results: RunResults, oof: OofPredictions, cases: Sequence[str
     Args:
         results: the results of the run.
         oof: the run's out-of-fold predictions.
-        cases: a result of `viewer_cases`.
-        context: progress messages go to its log.
+        cases: ids of the cases, from `viewer_cases`.
+        context: context whose log receives progress messages.
     """
     comp, rows, scores = results.run.exp.competition, oof.rows(), dict(rank_cases(results))
     context.say(f"slices of {len(cases)} cases for the viewer")
@@ -133,7 +135,17 @@ def viewer_section(results: RunResults, oof: OofPredictions, cases: Sequence[str
 
 
 def encode_case(row: SimpleNamespace, oof: OofPredictions, comp: Competition, budget: int) -> dict[str, Any]:
-    """Return the data of a case at the largest size in `LIMITS` within `budget` bytes, else at the smallest size."""
+    """Return the data of a case for the viewer.
+
+    The slices have the first of the sizes in `LIMITS` with which the data fit into `budget` bytes. If none fits, they
+    have the last size.
+
+    Args:
+        row: row of the case table.
+        oof: the run's out-of-fold predictions.
+        comp: the competition.
+        budget: maximum size of the data in bytes.
+    """
     image = load_unchanged_picture(comp, row)
     truth, masks = load_unchanged_mask(comp, row), to_masks(oof.read(row.id), comp)
     entry: dict[str, Any] = {}
@@ -155,18 +167,21 @@ def select_slices(
     spacing: Sequence[float],
     affine: NDArray[Any] | None = None,
 ) -> Slices:
-    """Select and reduce slices of a case.
+    """Select slices of a case, and reduce them in size.
+
+    The slices are evenly distributed over the range of slices whose labels or prediction have foreground. The slice in
+    which labels and prediction differ most is always included.
 
     Args:
-        image: (C, *spatial), or reduced by `load_picture`.
-        truth: (M, *spatial) uint8.
-        masks: (K, *spatial) bool.
+        image: (C, *spatial); may be reduced by `load_picture`.
+        truth: (M, *spatial) uint8 labels, as from `competition.data.masks.load_mask`.
+        masks: (K, *spatial) bool, the prediction.
         comp: the competition.
         side: maximum length of the sides of a slice in pixels.
-        count: maximum number of slices. They are spread over the slices with truth or prediction, and include the slice
-            in which truth and prediction differ most.
-        spacing: mm per voxel along each axis.
-        affine: 4×4 voxel to world, see `competition.viz.overlays.draw_case`.
+        count: maximum number of slices.
+        spacing: voxel size in mm along each axis.
+        affine: 4×4 matrix from voxel indices to world coordinates, with which the slices are turned as radiologists
+            expect; None to keep the orientation of the file.
     """
     if comp.dimensions == 2:
         channels = drawn_channels(image)
@@ -201,7 +216,14 @@ def select_slices(
 
 
 def _to_shape(plane: NDArray[Any], shape: Sequence[int], step: int, full: Sequence[int]) -> NDArray[Any]:
-    """Reduce the channels of a slice to `shape`, even if `load_picture` has already reduced them by another step."""
+    """Reduce the channels of a slice in size.
+
+    Args:
+        plane: (C, rows, columns) channels; `load_picture` may already have reduced them.
+        shape: (rows, columns) of the result.
+        step: the reduction from `full` to `shape`: each `step`-th row and column.
+        full: (rows, columns) of the slice in the file.
+    """
     if tuple(plane.shape[1:]) == tuple(full):
         return reduce_image(np.ascontiguousarray(plane), step)
     rows, columns = (np.arange(new) * old // new for new, old in zip(shape, plane.shape[1:], strict=True))
@@ -209,7 +231,7 @@ def _to_shape(plane: NDArray[Any], shape: Sequence[int], step: int, full: Sequen
 
 
 def _choose_slices(truth: NDArray[Any], masks: NDArray[np.bool_], comp: Competition, count: int) -> list[int]:
-    """Return the indices of slices along the last axis; see `select_slices`."""
+    """Return the indices of the selected slices along the last axis; see `select_slices` for the selection."""
     length = truth.shape[-1]
     if length <= count:
         return list(range(length))
@@ -229,7 +251,7 @@ def _choose_slices(truth: NDArray[Any], masks: NDArray[np.bool_], comp: Competit
 
 
 def _encode(slices: Slices) -> dict[str, Any]:
-    """Return slices as data for JSON."""
+    """Return slices as plain data for JSON, with the image as a JPEG and the masks as run lengths."""
     import cv2
 
     count, height, width = slices.image.shape[:3]
@@ -257,11 +279,14 @@ def _encode(slices: Slices) -> dict[str, Any]:
 
 
 def _set_numbers(masks: NDArray[np.bool_], sets: list[tuple[int, ...]]) -> NDArray[np.uint8]:
-    """Return, for each pixel (slices, rows, columns), the number of the set of classes at this pixel; 0: no class.
+    """Return the number of the set of classes at each pixel, (slices, rows, columns) uint8; 0 for no class.
+
+    Classes may overlap, so a pixel can belong to several. Each combination of classes gets a number.
 
     Args:
         masks: (slices, K, rows, columns) bool.
-        sets: the known sets of classes; new sets are appended. Set number n is at index n - 1.
+        sets: the combinations that have a number; the combination with the number n is at index n - 1. New combinations
+            are appended. If there are more than `MAX_SETS`, pixels with further combinations get 0.
     """
     numbers = np.zeros((masks.shape[0], *masks.shape[2:]), np.uint8)
     where = np.nonzero(masks.any(axis=1))
@@ -277,7 +302,11 @@ def _set_numbers(masks: NDArray[np.bool_], sets: list[tuple[int, ...]]) -> NDArr
 
 
 def encode_runs(values: NDArray[np.uint8]) -> str:
-    """Return run lengths in C order as base64: the value and length of each run, 7 bits per byte, lowest bits first."""
+    """Return the run lengths of an array, in C order, as base64.
+
+    Each run consists of a byte with its value, and its length in 7 bits per byte, the lowest bits first. The highest
+    bit of a byte is set if the length has further bytes.
+    """
     flat = values.reshape(-1)
     starts = np.flatnonzero(np.concatenate(([True], flat[1:] != flat[:-1])))
     content = bytearray()

@@ -1,1 +1,1 @@
-"""Store runs on disk: their folders, jobs, results, checkpoints, locks and out-of-fold predictions."""
+"""Store training runs on disk: their folders, jobs, results, checkpoints, locks and out-of-fold predictions."""

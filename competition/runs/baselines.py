@@ -1,4 +1,4 @@
-"""Compute baselines that a network must exceed: the best constant mask and the best threshold on its own cases."""
+"""Compute baselines without training that a network should exceed: the best constant mask and the best threshold."""
 
 from __future__ import annotations
 
@@ -28,16 +28,21 @@ if TYPE_CHECKING:
 BASELINES_FILE = "baselines.json"  # file in a run's folder
 MAX_CASES = 200
 MAX_SECONDS = 20.0  # time for reading the cases
-MAX_VALUES = 8_000_000  # number of values (pixels × channels) of all cases together on which thresholds are compared
+MAX_VALUES = 8_000_000  # maximum number of values (pixels × channels) of all cases on which thresholds are compared
 DICE = MetricConfig(name="dice", both_empty=None)
 
 
 def baseline_lines(run: Run, clock: Callable[[], float] = time.monotonic) -> list[str]:
-    """Return the lines of `compare_with_baselines`, or the lines stored in the run's folder for the same scores.
+    """Return the result of `compare_with_baselines`, from the run's folder if it is stored there.
+
+    A stored result is used only if `scores.csv` has not changed since. A new result is stored in `baselines.json`.
 
     Args:
         run: the run, with finished folds.
-        clock: function that returns seconds.
+        clock: function that returns the time in seconds, to limit the time for reading cases.
+
+    Returns:
+        Lines for the user; an empty list if the run has no `scores.csv`.
 
     Raises:
         ChangedDataError: the cases have changed since the run began.
@@ -62,13 +67,13 @@ def baseline_lines(run: Run, clock: Callable[[], float] = time.monotonic) -> lis
 def compare_with_baselines(run: Run, clock: Callable[[], float] = time.monotonic) -> list[str]:
     """Compare a run's out-of-fold predictions with the best constant mask and the best threshold, by their Dice.
 
-    Network and baselines are compared on the (case, class) pairs in which the case has the class. Both baselines are
-    optimistic: they are chosen on the labels against which they are scored, and the threshold baseline knows the
-    classes of each case.
+    Only (case, class) pairs in which the labels of the case contain the class are compared. Both baselines are
+    optimistic. They are selected on the same labels with which they are scored, and the threshold baseline knows which
+    classes each case contains.
 
     Args:
         run: the run, with finished folds.
-        clock: function that returns seconds.
+        clock: function that returns the time in seconds, to limit the time for reading cases.
 
     Returns:
         Lines for the user, warnings last; an empty list if no fold is finished.
@@ -115,7 +120,16 @@ def compare_with_baselines(run: Run, clock: Callable[[], float] = time.monotonic
 
 
 def _warning(name: str, baseline: pd.DataFrame, network: pd.DataFrame, run: Run) -> str | None:
-    """Return a warning if the network is not clearly better than a baseline on the same cases."""
+    """Return a warning if the network is not clearly better than a baseline, else None.
+
+    The network is clearly better if its mean Dice is higher and the 95 % interval of the difference is above 0.
+
+    Args:
+        name: name of the baseline in the warning.
+        baseline: table of the baseline's Dice, as from `_table`.
+        network: table of the network's Dice, as from `_network_dice`.
+        run: the run.
+    """
     baseline = baseline.merge(network[["id", "class"]], on=["id", "class"])  # the same pairs, in the same order
     network = network.merge(baseline[["id", "class"]], on=["id", "class"])
     if network["dice"].notna().sum() == 0:
@@ -131,7 +145,11 @@ def _warning(name: str, baseline: pd.DataFrame, network: pd.DataFrame, run: Run)
 
 
 def _network_dice(run: Run, ids: list[str]) -> pd.DataFrame | None:
-    """Return the network's Dice for each case and each class in the case, sorted; None if there are no such pairs."""
+    """Return the network's Dice for each case and each class that the labels of the case contain.
+
+    Returns:
+        Table with the columns id, class, score and dice, sorted by id and class; None if there are no such scores.
+    """
     try:
         scores = read_run_scores(run.folder)
     except FileNotFoundError:
@@ -144,7 +162,10 @@ def _network_dice(run: Run, ids: list[str]) -> pd.DataFrame | None:
 
 
 def _table(dice: np.ndarray[Any, Any], ids: list[str], run: Run) -> pd.DataFrame:
-    """Return a baseline's Dice (cases, K) as a table with a row per case and class, without missing values."""
+    """Convert a baseline's Dice, an array (cases, K), to a table with one row per case and class.
+
+    Values that are not finite are left out. The columns are id, class, score and dice.
+    """
     import pandas as pd
 
     rows = [
@@ -161,7 +182,12 @@ def _mean(dice: np.ndarray[Any, Any], ids: list[str], run: Run) -> float:
 
 
 def _stride(shape: tuple[int, ...], values: int) -> tuple[slice, ...]:
-    """Return a slice with a step for each spatial axis, to select about `values` values of an image (C, *spatial)."""
+    """Return one slice per spatial axis, with a common step, that select about `values` values of an image.
+
+    Args:
+        shape: shape (C, *spatial) of the image.
+        values: number of values to select, over all channels.
+    """
     factor = math.prod(shape) / max(1, values)
     step = max(1, math.ceil(factor ** (1 / (len(shape) - 1)) - 1e-9))
     return (slice(None, None, step),) * (len(shape) - 1)

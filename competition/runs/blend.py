@@ -24,13 +24,13 @@ Probabilities = NDArray[Any]
 
 @dataclass
 class WeightedMean:
-    """Compute the weighted mean of the probabilities of several runs, which are added one after the other.
+    """Compute the weighted mean of the probabilities of several runs for one case, added one run after the other.
 
-    Runs with and without a boundary class can be mixed: the boundary is the mean over the runs with a boundary class.
-    Presence heads are treated in the same way.
+    Runs with and without a boundary class can be mixed. The boundary is then averaged over those runs that have a
+    boundary class. In the same way, class presence is averaged over those runs that have a presence head.
 
     Args:
-        comp: the competition.
+        comp: the competition of the runs.
     """
 
     comp: Competition
@@ -42,10 +42,14 @@ class WeightedMean:
     _presences: list[tuple[Probabilities, float]] = field(default_factory=list)  # (K, 1, …) presence, and its weight
 
     def add(self, probabilities: Probabilities, weight: float) -> None:
-        """Add the probabilities (P, *spatial) float16 of a run, with its weight; the sum of all weights must be 1.
+        """Add the probabilities of a run to the sum.
+
+        Args:
+            probabilities: (P, *spatial) float16; a boundary class, if the run has one, is the last channel.
+            weight: weight of the run. The weights of all runs must add up to 1.
 
         Raises:
-            MaskfoldError: the size differs from that of the previous runs.
+            MaskfoldError: the probabilities have another spatial size than those of the previous runs.
         """
         self._weights.append(weight)
         if weight == 1.0 and self._sum is None:
@@ -74,22 +78,34 @@ class WeightedMean:
             self._boundary_weight += weight
 
     def add_presence(self, presence: Probabilities | None, weight: float) -> None:
-        """Add a run's probabilities of class presence, (K, 1, …), with the run's weight; ignore None."""
+        """Add the class presence of a run to the sum.
+
+        Args:
+            presence: (K, 1, …) probabilities that the case contains each class; None, which is ignored, if the run has
+                no presence head.
+            weight: weight of the run.
+        """
         if presence is not None and weight > 0:
             self._presences.append((presence, weight))
 
     @property
     def presence(self) -> Probabilities | None:
-        """(K, 1, …) float32, the weighted mean presence over the runs with a presence head; None if no run has one."""
+        """The weighted mean class presence, (K, 1, …) float32, over the runs with a presence head; None without any.
+
+        The mean is that of `competition.inference.presence.mean_log_odds`.
+        """
         if not self._presences:
             return None
         presences, weights = zip(*self._presences, strict=True)
         return mean_log_odds(list(presences), list(weights)).astype(np.float32)
 
     def result(self) -> Probabilities:
-        """Return the mean (P, *spatial) float16.
+        """Return the weighted mean, (P, *spatial) float16.
 
-        The probabilities of a single run with weight 1 are returned unchanged.
+        If only one run was added, with the weight 1, its array is returned without a copy.
+
+        Raises:
+            ValueError: the weights do not add up to 1.
         """
         if self._single is not None and len(self._weights) == 1:
             return self._single
@@ -106,13 +122,14 @@ class WeightedMean:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Hold runs of one competition, and the weight of each run.
+    """Hold runs of one competition, and the weight of each run in the mean of their probabilities.
 
     Attributes:
         runs: the runs.
-        weights: non-negative weights with the sum 1; runs of weight 0 are not predicted.
-        fold_weights: for each fold, the weights that were fitted on the other folds; they make out-of-fold scores
-            nested. `weights` apply to folds without an entry.
+        weights: one non-negative weight per run, with the sum 1. Runs with the weight 0 do not predict.
+        fold_weights: weights for out-of-fold predictions, by number of the fold. They were fitted on the other folds,
+            so that the scores of a fold do not depend on weights that were fitted to its own cases. Folds without an
+            entry use `weights`.
     """
 
     runs: tuple[Run, ...]
@@ -121,17 +138,17 @@ class Ensemble:
 
     @property
     def comp(self) -> Competition:
-        """The competition."""
+        """The competition of the runs."""
         return self.runs[0].exp.competition
 
     @property
     def active(self) -> list[tuple[Run, float]]:
-        """The runs with a weight above 0, with their weights."""
+        """The (run, weight) pairs of the runs whose weight is above 0."""
         return [(run, weight) for run, weight in zip(self.runs, self.weights, strict=True) if weight > 0]
 
     def out_of_fold(self) -> EnsembleOof:
-        """Return the out-of-fold predictions of the runs."""
-        # The first run is always included, even with weight 0, because it defines the folds.
+        """Return an object that reads the weighted mean of the runs' out-of-fold predictions."""
+        # The first run is always included, even with the weight 0, because it defines the folds.
         included = [
             index == 0 or any(weights[index] > 0 for weights in (self.weights, *self.fold_weights.values()))
             for index in range(len(self.runs))
@@ -146,7 +163,14 @@ class Ensemble:
 
 @dataclass(frozen=True)
 class EnsembleOof:
-    """Read the out-of-fold probabilities of the cases that all runs share; the first run defines the folds."""
+    """Read the weighted mean of the out-of-fold probabilities of several runs, for cases that all runs have predicted.
+
+    Attributes:
+        oofs: out-of-fold predictions of each run. The first run defines the fold of each case.
+        weights: one weight per run, with the sum 1.
+        fold_weights: other weights for the cases of single folds, by number of the fold.
+        comp: the competition of the runs.
+    """
 
     oofs: Sequence[OofPredictions]
     weights: tuple[float, ...]
@@ -154,12 +178,12 @@ class EnsembleOof:
     comp: Competition
 
     def fold_of(self) -> dict[str, int]:
-        """Return the fold of each shared case."""
+        """Return the fold, in the first run, of each case that all runs have predicted, by case id."""
         first, *others = [oof.fold_of for oof in self.oofs]
         return {case: fold for case, fold in first.items() if all(case in folds for folds in others)}
 
     def read(self, case: str) -> Probabilities:
-        """Return the probabilities of a case, (P, *file shape) float16."""
+        """Return the weighted mean of the probabilities of a case, (P, *file shape) float16."""
         mean = WeightedMean(self.comp)
         for oof, weight in zip(self.oofs, self._weights_of(case), strict=True):
             if weight > 0:
@@ -171,7 +195,10 @@ class EnsembleOof:
 
     @property
     def has_presence(self) -> bool:
-        """Whether at least one run with a presence head has a positive weight, for every out-of-fold and test case."""
+        """Whether class presence can be computed for every case.
+
+        For this, `weights` and the weights of each fold must contain a run with a presence head and a weight above 0.
+        """
         has_head = [oof.run.exp.gate is not None for oof in self.oofs]
         return all(
             any(weight > 0 and has for weight, has in zip(weights, has_head, strict=True))
@@ -179,7 +206,10 @@ class EnsembleOof:
         )
 
     def presence(self, case: str) -> Probabilities | None:
-        """Return the weighted presence of a case, (K, 1, …) float32; None if no run has a presence head."""
+        """Return the weighted mean of the class presence of a case, (K, 1, …) float32.
+
+        If no run with a positive weight has a presence head, return None.
+        """
         mean = WeightedMean(self.comp)
         for oof, weight in zip(self.oofs, self._weights_of(case), strict=True):
             if weight > 0:
@@ -199,12 +229,13 @@ def check_same_competition(
     """Check that runs are different runs of one competition, so that they can be averaged or compared.
 
     Args:
-        runs: different runs of one competition.
-        one_competition: hint of the error for runs of several competitions.
-        once: hint of the error for a run that is named twice.
+        runs: the runs to check.
+        one_competition: hint of the error message if the runs belong to several competitions.
+        once: hint of the error message if a run is named twice.
 
     Raises:
-        MaskfoldError: a run belongs to another competition, or was trained on other classes or masks.
+        MaskfoldError: two runs differ in the competition's name, dimensions, classes or kind of labels, or a run is
+            named twice (status 2).
     """
     first = runs[0].exp.competition
     for run in runs[1:]:

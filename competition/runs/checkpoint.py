@@ -31,14 +31,21 @@ from competition.runs.fold import exchanged_error
 CHECKPOINT_VERSION = 1
 LAST_CHECKPOINT = "last.pt"  # file name of the checkpoint to resume from
 MAX_HEADER_BYTES = 100_000_000  # maximum size of the header of a .safetensors file, as in the library
-GOOD_CHECKPOINT = "good.pt"  # checkpoint of the end of an epoch, to which `training.on_nan: restore` returns
+GOOD_CHECKPOINT = "good.pt"  # checkpoint from the end of an epoch; `training.on_nan: restore` continues from it
 
 
 # Weights
 
 
 def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Write a network's weights as safetensors, with a SHA-256 in the metadata, because the format has no checksum."""
+    """Write a network's weights to a safetensors file.
+
+    The metadata get the SHA-256 of the tensors' bytes, because the format itself has no checksum.
+
+    Args:
+        path: path of the file.
+        tensors: the tensors by name, on any device.
+    """
     from safetensors.torch import save
 
     # Clone a tensor that shares memory with another (e.g. a layer with two names in DynUNet), because safetensors
@@ -67,13 +74,13 @@ def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 def load_weights(network: nn.Module, path: Path | str, sha256: str | None = None) -> None:
     """Load weights into a network; all names and shapes must match. After an error, the network is unchanged.
 
-    The header is compared with the network before the tensors are read.
+    The names and shapes in the file's header are compared with the network before the tensors are read.
 
     Args:
         network: the network, on any device.
         path: a .safetensors file.
-        sha256: SHA-256 of the whole file, from the fold's result; None: every file with the names and shapes of the
-            network is accepted.
+        sha256: expected SHA-256 (hexadecimal) of the whole file, as the fold's result records it. None accepts every
+            file with the names and shapes of the network.
 
     Raises:
         MaskfoldError: the file is missing or damaged, has another SHA-256, contains non-finite values, or does not
@@ -102,10 +109,15 @@ def load_weights(network: nn.Module, path: Path | str, sha256: str | None = None
 def read_weights(
     path: Path, hint: str = "Replace the file by an intact copy.", sha256: str | None = None
 ) -> dict[str, torch.Tensor]:
-    """Read the tensors of a weight file to the CPU, by name; `sha256` is the expected SHA-256 of the file, if known.
+    """Read the tensors of a weight file to the CPU, and return them by name.
+
+    Args:
+        path: a .safetensors file.
+        hint: hint of the error message if the file is damaged.
+        sha256: expected SHA-256 (hexadecimal) of the whole file; None if it is not known.
 
     Raises:
-        MaskfoldError: the file is missing or damaged.
+        MaskfoldError: the file is missing or damaged, or has another SHA-256.
     """
     from safetensors import SafetensorError
 
@@ -118,11 +130,15 @@ def read_weights(
 
 
 def _read(path: Path, sha256: str | None = None) -> dict[str, torch.Tensor]:
-    """Read tensors, and verify the SHA-256 of the file.
+    """Read the tensors of a weight file, and verify them.
 
-    If the metadata contain `sha256`, verify the tensors' bytes too.
+    The safetensors format has no checksum, so a flipped bit would silently change the network. If `sha256` is given and
+    the whole file has this SHA-256, nothing more is checked. Otherwise, the bytes of the tensors are compared with the
+    SHA-256 in the metadata, if there is one, and a wrong `sha256` is an error.
 
-    The safetensors format has no checksum, so a flipped bit would silently change the network.
+    Raises:
+        ValueError: the file does not fit into the free memory, has unknown metadata, or a checksum is wrong.
+        MaskfoldError: the file is intact, but is not the one with the SHA-256 `sha256`.
     """
     import psutil
     from safetensors import safe_open
@@ -148,7 +164,10 @@ def _read(path: Path, sha256: str | None = None) -> dict[str, torch.Tensor]:
 
 
 def _read_header(path: Path) -> dict[str, tuple[tuple[int, ...], int]] | None:
-    """Return shape and bytes per value of each tensor by name, from the header; None if the header is unreadable."""
+    """Return the shape and the number of bytes per value of each tensor, by name, from the header of a weight file.
+
+    If the header cannot be read, return None; `read_weights` then reports the error.
+    """
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -157,7 +176,7 @@ def _read_header(path: Path) -> dict[str, tuple[tuple[int, ...], int]] | None:
             header = parse_json_object(file.read(length))
         header.pop("__metadata__", None)
         return {name: (tuple(one["shape"]), _value_bytes(one["dtype"])) for name, one in header.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # `read_weights` reports it
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -171,7 +190,14 @@ def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[tuple[int, ...]
 
 
 def _mismatch(expected: dict[str, torch.Tensor], found: dict[str, tuple[tuple[int, ...], int]]) -> str | None:
-    """Describe the first tensor whose name or shape differs, or whose values have too many bytes; None if all match."""
+    """Describe the first difference between the tensors of a network and of a file; return None if there is none.
+
+    Values in the file may have fewer bytes than in the network, but not more.
+
+    Args:
+        expected: tensors of the network, by name.
+        found: shape and bytes per value of the tensors in the file, by name.
+    """
     for name, tensor in expected.items():
         if name not in found:
             return f"{name} is missing"
@@ -187,9 +213,17 @@ def _mismatch(expected: dict[str, torch.Tensor], found: dict[str, tuple[tuple[in
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a training state of tensors and plain Python values, which load without executing code.
+    """Write a training state to a file and sync it to the disk.
 
-    The tensors are written directly from memory, because copying them first takes twice as long. The file is synced.
+    The tensors are written directly from memory, because copying them first would take twice as long.
+
+    Args:
+        path: path of the file.
+        state: nested dictionaries and lists of tensors and plain Python values, which can be loaded without executing
+            code.
+
+    Raises:
+        DiskFullError: the disk has too little free space.
     """
     size = 0
 
@@ -214,7 +248,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 class _KeptError:
-    """Count the bytes that `torch.save` writes, and keep the first error of the disk, because torch hides it."""
+    """Wrap an open file for `torch.save`: count the written bytes, and store the first OSError, which torch hides."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -235,11 +269,11 @@ class _KeptError:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a training state.
+    """Read a training state that `save_checkpoint` wrote; its tensors are on the CPU.
 
     Raises:
-        MaskfoldError: the file cannot be read, or has another version. The caller must not restart training after this
-            error.
+        MaskfoldError: the file cannot be read, or has another version. After this error, the caller must not start the
+            training again from the beginning.
     """
     try:
         _check_archive(path)
@@ -260,13 +294,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _check_archive(path: Path) -> None:
-    """Check that a checkpoint's archive has the right checksums, and that loading a small file cannot fill the memory.
+    """Check the zip archive of a checkpoint: its checksums, and that loading it cannot fill the memory.
 
-    torch itself does not check the checksums.
+    torch does not compare the checksums. A compressed file, or a pickle that creates a `bytearray` of a given length,
+    could be small on the disk and fill the memory when it is loaded.
 
     Raises:
-        ValueError: a checksum is wrong, the archive is compressed, or its pickle creates a `bytearray`, which needs
-            only a length and could fill the memory.
+        ValueError: a checksum is wrong, the archive is compressed, or its pickle creates a `bytearray`.
         zipfile.BadZipFile: the file is not an archive.
     """
     with zipfile.ZipFile(path) as archive:
@@ -281,12 +315,16 @@ def _check_archive(path: Path) -> None:
 
 
 def _check_tensors(state: Any) -> None:
-    """Check that the file of a loaded checkpoint contains all values of each tensor.
+    """Check that every tensor of a loaded checkpoint is dense and has all its values in the file.
 
-    Loading an expanded or sparse tensor could fill the memory.
+    The values of an expanded or sparse tensor take more memory than the file has bytes, so such a tensor could fill the
+    memory later.
+
+    Args:
+        state: the loaded checkpoint, or a part of it.
 
     Raises:
-        ValueError: the file contains fewer values than a tensor has.
+        ValueError: a tensor has more values than the file contains.
     """
     if isinstance(state, torch.Tensor):
         is_dense = state.layout is torch.strided and state.device.type == "cpu"
@@ -310,14 +348,15 @@ def _first_line(error: Exception) -> str:
 class MetricsLog:
     """Write the metrics of a fold to a file, one JSON object per line.
 
-    The line of an epoch is stored in the checkpoint first, and then appended to the file. If the process is killed
-    between the two steps, the next process appends the line from the checkpoint. So a line that MLflow may already have
-    is never written again with another time.
+    The line of an epoch is first stored in the checkpoint, and then appended to the file. If the process is killed
+    between the two, the next process appends the line from the checkpoint. So the same line is never written twice with
+    different times, which would give MLflow two values for one step.
 
     Args:
-        path: `metrics.jsonl`.
-        step: number of finished steps; lines of later steps, which a killed process wrote, are removed.
-        last_line: the line of the last epoch, from the checkpoint.
+        path: path of the `metrics.jsonl`.
+        step: number of finished steps. Lines of later steps, which a killed process wrote, are removed from the file.
+        last_line: line of the last epoch, as the checkpoint contains it; appended if the file does not have it. Empty
+            if there is no checkpoint.
     """
 
     def __init__(self, path: Path, step: int, last_line: str = "") -> None:
@@ -331,20 +370,23 @@ class MetricsLog:
 
     @staticmethod
     def format_line(step: int, epoch: int, metrics: dict[str, float]) -> str:
-        """Return a line with the finite metrics."""
+        """Return the JSON line of metrics, with the current time; metrics that are not finite are left out."""
         finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         return json.dumps({"step": step, "epoch": epoch, "time": time.time(), "metrics": finite})
 
     def append_line(self, line: str) -> None:
-        """Append a line atomically."""
+        """Append a line to the file; if the process is killed, the file contains the whole line or nothing of it."""
         atomic_append(self.path, line.encode() + b"\n")
 
     def append(self, step: int, epoch: int, metrics: dict[str, float]) -> None:
-        """Append the line of these metrics."""
+        """Append a line with the metrics of a step, with the current time."""
         self.append_line(self.format_line(step, epoch, metrics))
 
     def has_metric(self, step: int, name: str) -> bool:
-        """Return whether the log already has a metric of a step, so that a resumed process writes no second line."""
+        """Return whether the file already has a value of this metric at this step.
+
+        A resumed process asks this, so that it does not write a second line.
+        """
         lines = self.path.read_bytes().splitlines() if self.path.exists() else []
         records = (parse_metrics_line(line) for line in lines)
         return any(record is not None and record.step == step and name in record.metrics for record in records)

@@ -1,9 +1,9 @@
-"""Compute and record digests of the files that a run's YAML refers to; the run's hash covers these digests.
+"""Compute and record digests of the files that a run's YAML refers to.
 
-The YAML contains only the paths of files, not their content. So the hash of a run also covers the fold of each case,
-the content of weight files, and the user's own code (see `competition.runs.run.run_hash`). `contents.json` in the run's
-folder records all inputs of the hash, so that a later command can detect changes of these files and of the YAML in the
-run's folder.
+The YAML contains only the paths of files, not their content. Therefore the hash of a run also covers digests of the
+folds, of weight files, and of the user's own code (see `competition.runs.run.run_hash`). `contents.json` in the run's
+folder records all inputs of the hash. With this record, a later command detects whether these files, or the YAML in the
+run's folder, have changed.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CONTENTS_FILE = "contents.json"  # file with the `RunRecord` in a run's folder
-FOLDS_KEY = "folds"  # key for the digest of the fold of each case
+FOLDS_KEY = "folds"  # key for the digest of the assignment of cases to folds
 # Keys for the digests of the predictions and of the weights of the run in `first_stage`.
 FIRST_STAGE_PREDICTIONS, FIRST_STAGE_WEIGHTS = "predictions of the first stage", "weights of the first stage"
 CODE_PREFIX = "code of "  # prefix of the key for the digest of a package
 CODE_SUFFIXES = (".py", ".so", ".pyd")
 # Further keys that do not change the result; only the hash of version 1 includes them. `inference.batch_size` is not
-# among them: on a CPU, 0.2 to 0.3 % of the probabilities with one window per batch differ in the last bit from those
-# with more windows (networks of experiments/demo2d and demo3d), because libraries use other algorithms.
+# listed here, because it does change the result: libraries select other algorithms for other batch sizes. On a CPU, 0.2
+# to 0.3 % of the probabilities with one window per batch differ in the last bit from those with several windows
+# (measured with the networks of experiments/demo2d and demo3d).
 KEYS_OF_VERSION_1 = (("training", "checkpoint_minutes"), ("training", "pictures_every"))
 SECTIONS_WITH_CODE = ("model", "loss", "optimizer", "augment.transforms", "competition.metric")
 
@@ -50,10 +51,12 @@ class RunRecord:
     """Record the inputs of a run's hash at the time when the run was started.
 
     Attributes:
-        names: the run's hash by version of the hash, "1" and "2"; the folder's name is one of them.
-        data: the hash of the cases, see `competition.runs.extra_cases.combined_data_hash`.
+        names: the hash of the run in both versions of the hash, with the keys "1" and "2". The name of the run's folder
+            starts with one of these hashes.
+        data: hash of the cases, see `competition.runs.extra_cases.combined_data_hash`.
         contents: digests of the files and packages that the YAML refers to, see `run_contents`.
-        sources: digests of the weights of other runs that this run starts from or learns from, see `source_digests`.
+        sources: digests of the weights of other runs, from which this run starts or whose predictions it uses as
+            pseudo-labels; see `source_digests`.
         tables: digests of the tables that were last written to the run's folder, by file name, see `table_digest`.
             Empty if a process was killed while it wrote the tables.
     """
@@ -66,7 +69,7 @@ class RunRecord:
 
     @classmethod
     def read(cls, folder: Path) -> RunRecord | None:
-        """Read the record in a run's folder; None if the version that made the run wrote no record.
+        """Read the record in a run's folder; return None if an older version, which wrote no record, made the run.
 
         Raises:
             MaskfoldError: the file is damaged.
@@ -87,7 +90,10 @@ class RunRecord:
         return record
 
     def write(self, folder: Path) -> None:
-        """Write the record into a run's folder. Values in an existing record are kept, except `tables`."""
+        """Write the record to `contents.json` in a run's folder.
+
+        If the folder has a record already, its values stay unchanged; new keys are added, and `tables` is replaced.
+        """
         former = RunRecord.read(folder)
         record = self
         if former is not None:
@@ -97,11 +103,11 @@ class RunRecord:
             write_json(folder / CONTENTS_FILE, asdict(record))
 
     def changed_table(self, folder: Path, *, missing_ok: bool = False) -> str | None:
-        """Return the name of the first table in a run's folder whose digest differs from the record; None if none does.
+        """Return the name of the first table in a run's folder that differs from the record; None if all are equal.
 
         Args:
             folder: folder of the run.
-            missing_ok: whether a table that does not exist counts as unchanged.
+            missing_ok: whether to treat a table that does not exist as unchanged.
         """
         for name, digest in self.tables.items():
             path = folder / Path(name).name
@@ -114,7 +120,10 @@ class RunRecord:
 
 
 def table_digest(path: Path) -> str | None:
-    """Return the SHA-256 of a table, independent of its line ends; None if the file cannot be read."""
+    """Return the SHA-256 of a CSV file; None if the file cannot be read.
+
+    Windows line ends (CR LF) give the same result as LF.
+    """
     try:
         return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
     except OSError:
@@ -122,7 +131,7 @@ def table_digest(path: Path) -> str | None:
 
 
 def run_contents(exp: Experiment, folds: pd.DataFrame | None, *, missing_ok: bool = False) -> dict[str, str]:
-    """Return digests of all files and packages that an experiment refers to, except the cases.
+    """Return digests of all files and packages that an experiment refers to, except the files of the cases.
 
     Args:
         exp: the experiment.
@@ -130,10 +139,15 @@ def run_contents(exp: Experiment, folds: pd.DataFrame | None, *, missing_ok: boo
         missing_ok: whether to omit files that do not exist.
 
     Returns:
-        Digests by key. `folds` has the digest of the fold of each case; a key of the YAML such as `encoder_weights` or
-        `model.args.weights_file` has the SHA-256 of the file that it names; `code of NAME` has the digest of one of the
-        user's packages, see `package_digest`. Weights that a library downloads by name have no digest. The digests of a
-        first stage come from `competition.runs.cascade.first_stage.first_stage_contents`.
+        Digests by the following keys:
+
+        - `folds`: the assignment of cases to folds, see `folds_digest`.
+        - Dotted keys of the YAML, such as `encoder_weights` or `model.args.weights_file`: the SHA-256 of the file that
+          the key names. Weights that a library downloads by name have no digest.
+        - `code of NAME`: one of the user's packages, see `package_digest`.
+
+        The digests of a first stage are not included; they come from
+        `competition.runs.cascade.first_stage.first_stage_contents`.
 
     Raises:
         MaskfoldError: a weight file does not exist or cannot be read (status 2).
@@ -163,7 +177,12 @@ def folds_digest(folds: pd.DataFrame) -> str:
 
 
 def _named_files(exp: Experiment, missing_ok: bool) -> dict[str, Path]:
-    """Return the files that the YAML names as weights or in arguments of classes, by their key in the YAML."""
+    """Return the files that the YAML names as weights or as arguments of classes, by dotted key of the YAML.
+
+    Args:
+        exp: the experiment.
+        missing_ok: whether to omit weight files that do not exist; otherwise they raise a MaskfoldError.
+    """
     plain = resolve_config(exp)
     files: dict[str, Path] = {}
     for key in ("encoder_weights", "init_from", *WEIGHTS_KEYS):
@@ -204,7 +223,7 @@ def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
 
 
 def get_key(plain: Any, key: str) -> Any:
-    """Return the value at a dotted key of nested mappings and lists; None if there is none."""
+    """Return the value at a dotted key of nested mappings and lists, e.g. `extra.0.weight`; None if there is none."""
     for part in key.split("."):
         if isinstance(plain, list) and part.isdecimal() and int(part) < len(plain):
             plain = plain[int(part)]
@@ -214,14 +233,17 @@ def get_key(plain: Any, key: str) -> Any:
 
 
 def package_digest(name: str) -> str | None:
-    """Return the version of an installed package, else the SHA-256 of its code; None if the package is missing.
+    """Return a text that changes when the code of a package changes.
 
     The package is not imported. It is searched among the installed packages, then in the working folder, as in
-    `competition.config.instantiate.resolve_target`. For a package that is installed in editable form, the code is
-    hashed.
+    `competition.config.instantiate.resolve_target`.
 
     Args:
         name: first part of the import path, e.g. `my_nets` of `my_nets.unet.Fancy`.
+
+    Returns:
+        `version …` for a package that pip has installed into the environment's own folder. `sha256 …`, computed from
+        the code files, for all other packages, also for editable installations. None if the package does not exist.
     """
     from competition.data.image_types import combined_digest
 
@@ -255,11 +277,12 @@ def _find_package(name: str) -> ModuleSpec | None:
 
 
 def _code_files(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Yield the code files below a folder, including subpackages that are symbolic links.
+    """Yield the code files below a folder, also in subpackages that are symbolic links.
 
     Args:
         folder: folder to search.
-        above: real paths of the folders above; a link to one of them is omitted, because following it would never end.
+        above: resolved paths of the parent folders. Links to these folders are not followed, because that would never
+            end.
     """
     above |= {os.path.realpath(folder)}
     for path in folder.iterdir() if folder.is_dir() else ():
@@ -271,7 +294,12 @@ def _code_files(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[P
 
 
 def _installed_version(name: str, place: Path) -> str | None:
-    """Return the version of a package in a folder of installed packages; None for code in any other folder."""
+    """Return the version of an installed package; None if its code is outside the environment's package folders.
+
+    Args:
+        name: name of the package.
+        place: folder or file of its code.
+    """
     folders = {sysconfig.get_paths()[key] for key in ("purelib", "platlib")} | {site.getusersitepackages()}
     if not any(place.resolve().is_relative_to(Path(folder).resolve()) for folder in folders):
         return None
@@ -280,14 +308,14 @@ def _installed_version(name: str, place: Path) -> str | None:
 
 
 def source_digests(exp: Experiment) -> dict[str, str]:
-    """Return the SHA-256 of the weights of the runs in `init_from` and `pseudo.from`.
+    """Return the SHA-256 of the weight files of the other runs that `init_from` and `pseudo.from` name.
 
     Args:
-        exp: the experiment; its teachers are folders, see `competition.runs.find.resolve_source_runs`.
+        exp: the experiment. Its `pseudo.from` must contain folders, see `competition.runs.find.resolve_source_runs`.
 
     Returns:
-        Digests by experiment, hash and file, e.g. `demo2d-unet2d/2cb50ff146c0/fold_0/weights.safetensors`. Each fold of
-        these runs that finishes adds an entry.
+        Digests by experiment, hash and file, e.g. `demo2d-unet2d/2cb50ff146c0/fold_0/weights.safetensors`, for all
+        folds of these runs that are finished.
     """
     names = [exp.initial_run] if exp.initial_run is not None else []
     names += exp.pseudo.teacher_names if exp.pseudo is not None else []
@@ -301,7 +329,7 @@ def source_digests(exp: Experiment) -> dict[str, str]:
 
 
 def source_name(folder: str) -> str:
-    """Return the name of another run, which is the last two parts of its path and does not depend on its location."""
+    """Return the name of a run that stays the same if its folder is moved: the last two parts of its path."""
     return "/".join(Path(folder).resolve().parts[-2:])
 
 
@@ -309,12 +337,13 @@ def source_name(folder: str) -> str:
 
 
 def change_to_version_2(plain: dict[str, Any], saved: dict[str, Any], contents: Mapping[str, str]) -> None:
-    """Convert the settings covered by version 1 of the run's hash to those covered by version 2.
+    """Convert the settings that version 1 of the run's hash covers to those that version 2 covers.
 
     Args:
-        plain: the settings; changed in place.
-        saved: the whole YAML.
-        contents: a result of `run_contents`.
+        plain: the settings of version 1; they are changed in place.
+        saved: the complete resolved YAML.
+        contents: a result of `run_contents`; the values at its keys of the YAML are replaced by a fixed text, because
+            the hash covers the content of these files instead.
     """
     for section, key in KEYS_OF_VERSION_1:
         del plain[section][key]
@@ -342,7 +371,10 @@ def _with_extras(plain: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _settings_of_training_table(comp: dict[str, Any]) -> dict[str, Any]:
-    """Return the keys of `submission` that define how a table of run lengths is read; see data/rle_tables.py."""
+    """Return those keys of the section `submission` that define how the training table of run lengths is read.
+
+    See `competition.data.rle_tables`.
+    """
     submission, train = comp["submission"], comp["train"]
     if train["rle"] is None:
         return {}
@@ -359,13 +391,13 @@ def check_contents(
 ) -> None:
     """Check that the files and packages that a run refers to have not changed since the run was started.
 
-    Only entries that are in both the record and the arguments are compared.
+    A digest is compared only if both the run's record and the arguments contain its key.
 
     Args:
         folder: the run's folder.
-        exp: the experiment, for the names of the files.
-        contents: a result of `run_contents`.
-        sources: a result of `source_digests`.
+        exp: the experiment, from which the message takes the names of the files.
+        contents: present digests, a result of `run_contents`.
+        sources: present digests of the weights of other runs, a result of `source_digests`; None to skip them.
 
     Raises:
         MaskfoldError: a file or package has changed; the message names it.
@@ -379,7 +411,12 @@ def check_contents(
 
 
 def changed_error(folder: Path, what: str) -> MaskfoldError:
-    """Return the error for a file that has changed since a run was started."""
+    """Return the error for a file or package that has changed since a run was started.
+
+    Args:
+        folder: the run's folder.
+        what: description of the file, with which the message begins.
+    """
     return MaskfoldError(
         f"{what} changed after the run {folder} was started, so old and new folds could not be compared.",
         "Restore the former content to continue that run, or start another run with --new.",
@@ -387,7 +424,12 @@ def changed_error(folder: Path, what: str) -> MaskfoldError:
 
 
 def describe_content(key: str, exp: Experiment) -> str:
-    """Describe, for messages, the file or package that a key of `run_contents` or `source_digests` stands for."""
+    """Return a description, for messages, of the file or package to which a key of the digests belongs.
+
+    Args:
+        key: a key of the result of `run_contents`, `source_digests` or `first_stage_contents`.
+        exp: the experiment, which contains the path of the file.
+    """
     if key == FOLDS_KEY:
         return f"The fold file {exp.folds.file}" if exp.folds.scheme == "file" else "The folds of the cases"
     if key.startswith(CODE_PREFIX):
@@ -402,7 +444,7 @@ def describe_content(key: str, exp: Experiment) -> str:
 
 
 def changed_code(folder: Path, exp: Experiment) -> list[str]:
-    """Return the user's packages whose code has changed since a run was started."""
+    """Return descriptions, for messages, of the user's packages whose code has changed since a run was started."""
     if (record := RunRecord.read(folder)) is None:
         return []
     found = {CODE_PREFIX + package: package_digest(package) for package in own_packages(exp)}

@@ -1,4 +1,4 @@
-"""Keep copies of one image under several ids in one fold, or tell the user about them."""
+"""Find copies of one image that have different case ids; put them into the same fold, or tell the user about them."""
 
 from __future__ import annotations
 
@@ -17,21 +17,27 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAX_NOTES = 10
-# Up to this number of cases, and bytes of their arrays, near-duplicates are searched even if the YAML does not ask.
+# If there are no more cases than this, and their arrays have no more bytes than this, near-duplicates are searched even
+# if the YAML does not ask for it.
 CHEAP_CASES, CHEAP_BYTES = 500, 2**26
 EQUAL, SIMILAR = "have the same pixels in different files", "look the same (near-duplicates)"
 
 
 def keep_copies_together(run: Run, prepared: Mapping[str, Path], context: Context = Context()) -> Run:
-    """Return the run with folds that keep copies of one image together; name the copies in the log.
+    """Return a run whose folds never separate copies of one image; list the copies in notes for the user.
 
-    Copies are images with equal pixels; with `folds.duplicates: near` also near-duplicates. If a run already has folds,
-    from an earlier command or from `folds.file`, it keeps these folds; the log then names copies in different folds.
+    Copies are images with equal pixels. With `folds.duplicates: near`, near-duplicates are copies too.
+
+    If the run already has folds, from an earlier command or from `folds.file`, these folds are not changed. The notes
+    then list copies that are in different folds.
 
     Args:
         run: the run, with all its cases.
         prepared: folder of each preprocessed case, by id.
-        context: notes go to its log.
+        context: context whose `say` receives the notes.
+
+    Returns:
+        The run with new folds, or `run` itself if its folds did not change.
 
     Raises:
         MaskfoldError: a preprocessed case is damaged, or too few groups are left for the folds.
@@ -58,7 +64,12 @@ def keep_copies_together(run: Run, prepared: Mapping[str, Path], context: Contex
 
 
 def in_several_groups(sets: Sequence[list[str]], folds: pd.DataFrame) -> list[list[str]]:
-    """Return the sets of cases that are not all in one group of the folds."""
+    """Return those sets of case ids whose cases are in more than one group of the folds.
+
+    Args:
+        sets: sets of case ids.
+        folds: table with the columns id and group.
+    """
     group_of = dict(zip(folds["id"], folds["group"], strict=True))
     return [ids for ids in sets if len({group_of[case] for case in ids}) > 1]
 
@@ -68,7 +79,13 @@ def _bytes(prepared: Mapping[str, Path]) -> int:
 
 
 def _advice(run: Run, started: bool, what: str) -> str:
-    """Return advice for copies that are in different folds."""
+    """Return advice to the user about copies that are in different folds.
+
+    Args:
+        run: the run.
+        started: whether an earlier command has started the run.
+        what: kind of the copies, `EQUAL` or `SIMILAR`.
+    """
     if run.exp.folds.scheme == "file":
         return "put them into the same fold in folds.file"
     if what == SIMILAR and run.exp.folds.duplicates == "exact":

@@ -17,19 +17,21 @@ if TYPE_CHECKING:
 
     from competition.runs.run import Run
 
-# File name of the table of pseudo-labelled images; the tables of other competitions are `besides_extra_0`, ….
+# Name, without `.csv`, of the table of images for pseudo-labels. The tables of other competitions have the names
+# `besides_extra_0`, `besides_extra_1` and so on.
 PSEUDO_TABLE = "besides_pseudo"
 
 
 def extra_case_tables(exp: Experiment, cases: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return the case tables of the additional data, by their file names in the run's folder.
+    """Return the case tables of the additional data, by their file names (without `.csv`) in the run's folder.
 
     Args:
         exp: the experiment.
         cases: the labelled cases.
 
     Raises:
-        MaskfoldError: a pattern matches no file, a case is bad, or every image is already labelled.
+        MaskfoldError: a pattern matches no file, a case cannot be read, or every image for pseudo-labels is already
+            labelled.
     """
     from competition.data.cases import case_table
 
@@ -40,7 +42,12 @@ def extra_case_tables(exp: Experiment, cases: pd.DataFrame) -> dict[str, pd.Data
 
 
 def _unlabelled(exp: Experiment, cases: pd.DataFrame) -> pd.DataFrame:
-    """Return the table of unlabelled images that get pseudo-labels, with a group if the group rule matches the id."""
+    """Return the case table of the unlabelled images that get pseudo-labels.
+
+    If the competition has groups, the table has the column group. An image whose id does not match the group rule forms
+    a group of its own. The attribute `labelled` of the table is the number of images that were left out because they
+    have labels.
+    """
     from competition.data.cases import case_table
     from competition.data.splits import known_groups
 
@@ -60,7 +67,8 @@ def _unlabelled(exp: Experiment, cases: pd.DataFrame) -> pd.DataFrame:
         raise MaskfoldError(
             error.message.replace("test.images", key), error.hint.replace("test.images", key), status=error.status
         ) from error
-    # Test and training cases of a host may share ids; in `pseudo.images`, the same id means the same case.
+    # In a host's data, a test case and a training case may have the same id by chance. In `pseudo.images`, the same id
+    # means the same case.
     labelled = table["image_hash"].isin(set(cases["image_hash"]))
     if pseudo.images is not None:
         labelled |= table["id"].isin(set(cases["id"]))
@@ -79,7 +87,14 @@ def _unlabelled(exp: Experiment, cases: pd.DataFrame) -> pd.DataFrame:
 
 
 def combined_data_hash(cases: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> str:
-    """Return the hash of all data; without additional tables it equals the hash of the labelled cases."""
+    """Return the hash of all data of a run: the labelled cases and the additional tables.
+
+    Without additional tables, the result is `competition.data.cases.data_hash` of the labelled cases.
+
+    Args:
+        cases: the table of labelled cases.
+        tables: the tables of additional data by name, see `extra_case_tables`.
+    """
     from competition.data.cases import data_hash
     from competition.data.image_types import combined_digest
 
@@ -93,16 +108,16 @@ def combined_data_hash(cases: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> 
 def mark_near_duplicates(run: Run, labelled: dict[str, Path], others: dict[str, dict[str, Path]]) -> dict[str, int]:
     """Add the column `alike` to the additional tables: a JSON list of the labelled cases that each image resembles.
 
-    The function compares thumbnails of the prepared images, as `maskfold explore` does. This finds copies that were
+    The function compares thumbnails of the preprocessed images, as `maskfold explore` does. This finds copies that were
     saved again, brightened or resized, but not copies that were rotated or mirrored.
 
     Args:
-        run: the run whose tables of extra cases get the column.
-        labelled: folders of the prepared labelled cases, by id.
-        others: folders of the prepared images of each additional table, by table and id.
+        run: the run; the tables in its `extra_tables` are changed in place.
+        labelled: folders of the preprocessed labelled cases, by id.
+        others: folders of the preprocessed additional images, by name of the table and then by id.
 
     Returns:
-        The number of images in each table that resemble a labelled image.
+        The number of images that resemble a labelled image, by name of the table.
     """
     from competition.data.cache import PreprocessedCase
     from competition.data.duplicates import find_near_duplicates, make_thumbnail
@@ -126,10 +141,15 @@ def mark_near_duplicates(run: Run, labelled: dict[str, Path], others: dict[str, 
 
 
 def extra_section(exp: Experiment, table: str) -> ExtraCasesConfig | None:
-    """Return the entry of `extra` whose cases a table contains; None for the table of images for pseudo-labels."""
+    """Return the entry of `extra` in the YAML to which a table belongs; None for the table of images for pseudo-labels.
+
+    Args:
+        exp: the experiment.
+        table: name of the table, e.g. `besides_extra_0`.
+    """
     return None if table == PSEUDO_TABLE else exp.extras[int(table.rpartition("_")[2])]
 
 
 def same_competition(comp: Competition, name: str, root: str) -> bool:
-    """Return whether equal case ids mean equal cases: the competitions have the same name or the same data folder."""
+    """Return whether a competition has this name or this data folder, so that equal case ids mean the same cases."""
     return comp.name == name or Path(comp.root).resolve() == Path(root).resolve()

@@ -1,4 +1,4 @@
-"""Find finished runs by an experiment's YAML, a run's folder, or a run's hash."""
+"""Find finished runs by the YAML of their experiment, by their folder, or by their hash."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from competition.runs.run import CASES_FILE, RUNS_FOLDER, Run, check_not_edited,
 
 STUDIES_FOLDER = Path("mlruns") / "studies"
 TRIALS_FILE = "trials.json"  # file with the results of the trials in a study's folder
-# Keys of `competition` that may change between training and submitting; their values in the current YAML are used.
+# Keys of `competition` that may change after training; commands that predict use their values in the current YAML.
 SUBMIT_TIME_KEYS = ("test", "submission", "root", "on_bad_case")
 
 
@@ -31,17 +31,18 @@ def find_run(
     """Find a finished run.
 
     Args:
-        name: an experiment's YAML (its latest finished run), a run's folder, `name/hash`, a hash or its first digits.
+        name: one of: the path of an experiment's YAML, which means the latest finished run of the experiment; a run's
+            folder; `experiment/hash`; a hash or its first digits; the name of an experiment with a single run.
         overrides: `key=value` strings, e.g. `competition.root=/elsewhere`, `postprocess.tune=true`.
         trust: additional packages that `target` may name.
-        say: function that receives a note if the YAML or the user's own code has changed since the run.
+        say: function that receives a note if the YAML or the user's own code has changed since the run was started.
 
     Returns:
         The run, with at least one finished fold.
 
     Raises:
-        MaskfoldError: no run or several runs match, the name is that of a study or a fold, or the run's folder was
-            edited.
+        MaskfoldError: no run or several runs match, the run has no finished fold, the name is that of a study or a
+            fold, or the run's folder was edited.
     """
     run = _find_run(name, overrides, trust, say)
     for what in changed_code(run.folder, run.exp):
@@ -74,7 +75,11 @@ def _find_run(name: str, overrides: Sequence[str], trust: tuple[str, ...], say: 
 
 
 def find_study(name: str) -> Path | None:
-    """Return the folder of a study by its path or its name below `mlruns/studies`; None if it does not exist."""
+    """Return the folder of a study; None if there is no such study.
+
+    Args:
+        name: path of the study's folder, or name of a folder in `mlruns/studies`.
+    """
     for folder in (Path(name), STUDIES_FOLDER / name):
         inside = folder.resolve().parent.name == STUDIES_FOLDER.name and not (folder / CASES_FILE).exists()
         if (folder / "experiment.yaml").exists() and (inside or (folder / TRIALS_FILE).exists()):
@@ -83,10 +88,11 @@ def find_study(name: str) -> Path | None:
 
 
 def resolve_source_runs(exp: Experiment) -> Experiment:
-    """Return the experiment with the runs in `pseudo.from` and `first_stage` replaced by their folders.
+    """Return the experiment with the names of runs in `pseudo.from` and `first_stage` replaced by their folders.
 
     Raises:
-        MaskfoldError: a name in `pseudo.from` or `first_stage` is not a finished run.
+        MaskfoldError: `pseudo.from` or `first_stage` names a run that is not finished or does not exist, or an imported
+            run; or `pseudo.from` names a run twice.
     """
     if exp.first_stage is not None:
         exp = exp.model_copy(update={"first_stage": _run_folder(exp.first_stage, "first_stage", "be a first stage")})
@@ -100,7 +106,13 @@ def resolve_source_runs(exp: Experiment) -> Experiment:
 
 
 def _run_folder(name: str, key: str, purpose: str) -> str:
-    """Return the folder of a run that a key of the YAML names; `purpose` is for the error of an imported run."""
+    """Return the folder of a finished run that is the value of a key of the YAML.
+
+    Args:
+        name: name of the run, in a form that `find_run` accepts.
+        key: key of the YAML, with which the error message begins.
+        purpose: what the run is needed for, e.g. `teach`; part of the error message if the run was imported.
+    """
     try:
         run = find_run(name, trust=None)  # type: ignore[arg-type]
         refuse_imported([run], purpose)
@@ -110,7 +122,15 @@ def _run_folder(name: str, key: str, purpose: str) -> str:
 
 
 def with_current_settings(trained: Experiment, yaml: Experiment) -> Experiment:
-    """Return the trained experiment, with test images, submission, post-processing and `run:` from the current YAML."""
+    """Return the experiment of a finished run with those settings of the current YAML that do not affect its networks.
+
+    These are the test images, the submission, the data's folder, the treatment of unreadable cases, post-processing and
+    the section `run`.
+
+    Args:
+        trained: the experiment as it is stored with the run.
+        yaml: the experiment in the current YAML.
+    """
     from competition.data.rle_tables import keep_table_format
 
     comp = trained.competition.model_copy(update={key: getattr(yaml.competition, key) for key in SUBMIT_TIME_KEYS})
@@ -137,15 +157,20 @@ def _latest_run(file: Path, overrides: Sequence[str], trust: tuple[str, ...], sa
 
 
 def _latest_finished(base: Path, trust: tuple[str, ...]) -> Run | None:
-    """Return the complete run whose last fold finished most recently; None if no run has finished all its folds.
+    """Return the complete run that finished most recently; None if no run has finished all its folds.
 
-    Runs are read in the order of their latest results, newest first, until no remaining run can be newer than the best
-    complete run. So usually only one or two runs are read.
+    Reading a run takes time. So runs are read in the order of their latest results, newest first. The search ends when
+    no other run can have finished later than the best one so far, usually after one or two runs. Imported runs are
+    skipped.
+
+    Args:
+        base: folder of the experiment's runs.
+        trust: additional packages that `target` may name.
     """
     latest: tuple[float, Run] | None = None
     folders = [yaml.parent for yaml in sorted(base.glob("*/experiment.yaml"))]
     times = {folder: time for folder in folders if (time := _latest_result(folder)) is not None}
-    # newest first; folders with equal times are ordered by name
+    # The newest folder comes first. The sort is stable, so folders with equal times stay in the order of their names.
     for folder, time in sorted(times.items(), key=lambda pair: -pair[1]):
         if latest is not None and time <= latest[0]:
             break
@@ -161,7 +186,7 @@ def _latest_finished(base: Path, trust: tuple[str, ...]) -> Run | None:
 
 
 def _latest_result(folder: Path) -> float | None:
-    """Return the time at which the latest result in a run's folder was written; None without a result."""
+    """Return the time of the latest fold result in a run's folder, in s since 1970; None if there is no result."""
     times = []
     with os.scandir(folder) as entries:
         for name in [entry.name for entry in entries if MEMBER_FOLDER.fullmatch(entry.name)]:
@@ -191,7 +216,16 @@ def _find_by_hash(name: str) -> Path:
 
 
 def _unfinished_error(file: Path, base: Path, trust: tuple[str, ...]) -> MaskfoldError:
-    """Return the error that an experiment has no finished run, with the latest run's progress and the latest study."""
+    """Return the error for an experiment without a finished run.
+
+    The message states the progress of the latest unfinished run. The hint names the command that finishes it, and the
+    latest study of the experiment, if there is one.
+
+    Args:
+        file: the experiment's YAML.
+        base: folder of the experiment's runs.
+        trust: additional packages that `target` may name.
+    """
     problem, hint = f"No finished run of {file} is below {base}", f"Run `maskfold cv {file}` first"
     if saved := sorted(base.glob("*/experiment.yaml")):
         yaml = max(saved, key=lambda path: path.stat().st_mtime)
@@ -214,7 +248,7 @@ def _unfinished_error(file: Path, base: Path, trust: tuple[str, ...]) -> Maskfol
 
 
 def _progress(run: Run) -> str:
-    """Return the progress of a run as text: finished folds, and the last epoch of the folds in training."""
+    """Return the progress of a run as text: the number of finished folds, and the last epoch of unfinished folds."""
     members = run.members()
     done = [member for member in members if run.result(*member) is not None]
     text = f"{len(done)} of {len(members)} folds {'is' if len(done) == 1 else 'are'} finished"
@@ -225,7 +259,7 @@ def _progress(run: Run) -> str:
 
 
 def _study_error(study: Path) -> MaskfoldError:
-    """Return an error that names the run of the study's best trial, if there is one."""
+    """Return the error for a study that was named instead of a run; its hint names the run of the best trial."""
     try:
         record = read_unedited_record(study / TRIALS_FILE, TRIALS_FILE)
         run = next(trial["run"] for trial in record["trials"] if trial["number"] == record["best"][0])
@@ -236,7 +270,7 @@ def _study_error(study: Path) -> MaskfoldError:
 
 
 def _differences(first: Experiment, second: Experiment) -> str:
-    """Return the first five keys in which two experiments differ."""
+    """Return the keys in which two experiments differ, as text: the first five keys, and the number of further keys."""
     first_values, second_values = (_leaves(hashed_settings(exp, 2)) for exp in (first, second))
     keys = [
         key for key in dict.fromkeys([*first_values, *second_values]) if first_values.get(key) != second_values.get(key)

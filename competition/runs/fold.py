@@ -1,7 +1,4 @@
-"""Define the job and the result of one member of a run.
-
-A member of a run is the training of one fold with one seed.
-"""
+"""Define the job and the result of one member of a run: the training of one fold with one seed."""
 
 from __future__ import annotations
 
@@ -20,9 +17,10 @@ from competition.records import DIGESTS_KEY, is_unedited, with_own_digest
 if TYPE_CHECKING:
     import pandas as pd
 
-# File of a member's weights after the last epoch (or averaged over the last epochs).
+# File with the weights of the last epoch, or of the best epoch with `training.weights: best`. With `training.average`,
+# they are averaged over several epochs; with `training.ema`, they are moving averages.
 PLAIN_WEIGHTS = "weights.safetensors"
-SOUP_WEIGHTS = "soup.safetensors"  # file of the average of its best checkpoints
+SOUP_WEIGHTS = "soup.safetensors"  # file with the soup: the average of the weights of the best checkpoints
 MEMBER_FOLDER = re.compile(r"(?:full|fold_(?P<fold>\d+))(?:_seed_(?P<seed>\d+))?")  # see `member_folder_name`
 RESULT_FILE = "result.json"  # file with the `FoldResult` in a member's folder; it is written last
 IMPORTED = "imported"  # `FoldResult.stopped` of a member whose predictions were made elsewhere
@@ -30,17 +28,17 @@ IMPORTED = "imported"  # `FoldResult.stopped` of a member whose predictions were
 
 @dataclass(frozen=True)
 class FoldJob:
-    """Describe the work on one member of a cross-validation run.
+    """Describe the training and validation of one member of a run: one fold with one seed.
 
     Attributes:
         run: the run's folder, with `experiment.yaml`, `cases.csv` and `folds.csv`.
         folder: the member's folder; no other process writes into it.
-        fold: number of the fold that is validated; -1 is a fit on all cases.
-        seed: index into the experiment's seeds.
+        fold: number of the fold that is validated; -1 means training on all cases, without validation.
+        seed: index of the seed in the experiment's list of seeds.
         cache: folder of the preprocessed cases.
-        threads: number of CPU threads of all processes of the job together.
+        threads: number of CPU threads, for all processes of the job together.
         trust: additional packages that `target` may name.
-        patience: maximum wait, in seconds, for the release of the folder's lock by an earlier process.
+        patience: maximum time in seconds to wait for an earlier process to release the lock of the folder.
     """
 
     run: Path
@@ -53,16 +51,16 @@ class FoldJob:
     patience: float = 0.0
 
     def to_json(self) -> str:
-        """Return the job as JSON."""
+        """Return the job as JSON text; `from_json` reads it."""
         plain = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
         return json.dumps(plain, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> FoldJob:
-        """Parse the job that `to_json` returned.
+        """Return the job in a text that `to_json` returned.
 
         Raises:
-            ValueError, KeyError, TypeError: the text is not such a job.
+            ValueError, KeyError, TypeError: the text is not a job in this format.
         """
         plain = parse_json_object(text)
         for key in ("run", "folder", "cache"):
@@ -74,7 +72,7 @@ class FoldJob:
 
     @classmethod
     def read(cls, path: Path) -> FoldJob:
-        """Read a job from a file.
+        """Read a job from a file that contains the text of `to_json`.
 
         Raises:
             MaskfoldError: the file is missing or damaged.
@@ -89,23 +87,35 @@ class FoldJob:
 
 @dataclass(frozen=True)
 class FoldResult:
-    """Hold the result of a finished member, stored as `result.json` in its folder.
+    """Hold the result of a finished member of a run (one fold with one seed), stored as `result.json` in its folder.
 
     Attributes:
-        score: the competition's metric on the fold's out-of-fold masks; None for a fit on all cases.
-        dice: mean Dice of each class over the cases that have the class in truth or prediction; None if no case has it.
-        minutes: wall time, summed over all processes that have worked on the fold, e.g. after a resume.
-        devices: number of processes that trained the member; each took `training.batch_size` samples per step.
-        skipped: number of steps that were skipped because of a non-finite loss or gradient.
+        fold: number of the validated fold; -1 for the training on all cases.
+        seed: index of the seed in the experiment's list of seeds.
+        score: the competition's metric on the masks of the validation cases; None for the training on all cases.
+        dice: mean Dice by class, over the cases that have the class in their labels or their prediction; None for a
+            class that no case has.
+        epochs: number of epochs.
+        steps: number of optimiser steps.
+        minutes: wall time in minutes, added over all processes that have worked on the fold, e.g. after a resume.
+        peak_gib: peak memory in GiB: that of the CUDA device, or without one the resident memory of the process.
+        threads: number of CPU threads.
+        precision: Lightning Fabric's name of the precision of the training: 32-true, bf16-mixed or 16-mixed.
+        device: device of the training, e.g. `cuda:0`.
+        torch: version of torch.
+        stopped: why the training ended: `done` after the last step, otherwise the reason of early stopping. `imported`
+            if the predictions were made by other software.
         weights: file name of the weights for prediction: `PLAIN_WEIGHTS`, or `SOUP_WEIGHTS` if the soup is better.
-        soup: out-of-fold scores of the soup, see `competition.training.soup_selection`; None without a soup.
-        restored: number of times that training restored a checkpoint after a non-finite step; each time halves the
-            learning rate.
+        devices: number of processes that trained together; each took `training.batch_size` samples per step.
+        skipped: number of steps that were skipped because of a non-finite loss or gradient.
+        restored: number of times that training returned to an earlier checkpoint after a non-finite step. Each time,
+            the learning rate is halved.
         halved: number of times that micro-batches were halved because memory ran out.
         lessons: counts of the additional training data, see `competition.training.extra_data`.
-        peak_gib: peak memory of the CUDA device, else the peak resident memory of the process.
-        digests: SHA-256 of the member's score tables, weights and `lineage.json`, by file name; results of version 0.1
-            have none. The file also has the digest of its own content.
+        soup: scores of the soup (the average of the weights of the best checkpoints) on the validation cases, see
+            `competition.training.soup_selection`; None without a soup.
+        digests: SHA-256 of the member's score tables, weights and `lineage.json`, by file name. Empty in results of
+            version 0.1. In the file, the entry for `result.json` itself is the digest of its own content.
     """
 
     fold: int
@@ -132,20 +142,24 @@ class FoldResult:
 
     @property
     def prefix(self) -> str:
-        """The prefix of the files `oof`, `test` and `scores.csv`: `soup_` if the soup is selected, else empty."""
+        """The prefix of the names of `oof`, `test` and `scores.csv`: `soup_` if the soup is selected, else empty."""
         return self.prefix_of(self.weights)
 
     @staticmethod
     def prefix_of(weights: str) -> str:
-        """Return the prefix of file names for `PLAIN_WEIGHTS` or `SOUP_WEIGHTS`."""
+        """Return the prefix of the names of `oof`, `test` and `scores.csv` for one of the two files of weights.
+
+        Args:
+            weights: `PLAIN_WEIGHTS`, whose prefix is empty, or `SOUP_WEIGHTS`, whose prefix is `soup_`.
+        """
         return "soup_" if weights == SOUP_WEIGHTS else ""
 
     @classmethod
     def read(cls, folder: Path) -> FoldResult | None:
-        """Read the result in a member's folder; None if the member is not finished.
+        """Read `result.json` in the folder of a fold and seed; return None if their training is not finished.
 
         Raises:
-            MaskfoldError: the file is damaged, was changed after the fold finished, or is the result of another member.
+            MaskfoldError: the file is damaged, was changed after the fold finished, or belongs to another fold or seed.
         """
         path = folder / RESULT_FILE
         if not path.exists():
@@ -196,10 +210,10 @@ class FoldResult:
         return next((name for name, is_valid in valid.items() if not is_valid), None)
 
     def read_scores(self, folder: Path, name: str) -> pd.DataFrame:
-        """Read a table of scores in the member's folder; see `competition.metrics.scoring.read_scores`.
+        """Read a table of scores in the folder of this fold and seed; see `competition.metrics.scoring.read_scores`.
 
         Args:
-            folder: folder of the member.
+            folder: folder of the fold and seed.
             name: file name of the table, e.g. `scores.csv`.
 
         Raises:
@@ -218,7 +232,9 @@ class FoldResult:
         return table
 
     def write(self, folder: Path) -> None:
-        """Write `result.json`, with a digest of its content, into a member's folder, after the member's other files.
+        """Write `result.json`, with a digest of its content, into the folder of the fold and seed.
+
+        Call this after the other files of this folder are written, because `result.json` shows that all is finished.
 
         Raises:
             DiskFullError: the disk has too little free space.
@@ -227,7 +243,7 @@ class FoldResult:
 
 
 def mixed_environments(results: Sequence[FoldResult]) -> list[str]:
-    """Return one remark for each property in which finished members differ: torch's version, device, precision.
+    """Return one remark for each property in which the trainings of folds differ: torch version, device or precision.
 
     Example:
         `the folds were trained with different versions of torch: 2.7.1 (fold 0, fold 1), 2.8.0 (fold 2)`
@@ -249,12 +265,17 @@ def mixed_environments(results: Sequence[FoldResult]) -> list[str]:
 
 
 def member_folder_name(fold: int, seed: int) -> str:
-    """Return the name of a member's folder: `fold_0`, `fold_0_seed_1`, `full`; fold -1 is the fit on all cases."""
+    """Return the name of the folder for one fold and seed: `fold_0`, `fold_0_seed_1`, `full`, `full_seed_1`.
+
+    Args:
+        fold: number of the fold; -1 for the training on all cases.
+        seed: index of the seed; the first seed, 0, is not part of the name.
+    """
     return ("full" if fold < 0 else f"fold_{fold}") + (f"_seed_{seed}" if seed else "")
 
 
 def describe_member(fold: int, seed: int) -> str:
-    """Return the name of a member in messages: `fold 0`, `fold 0 seed 1`, `all cases`."""
+    """Return the name of one fold and seed in messages: `fold 0`, `fold 0 seed 1`, `all cases` for fold -1."""
     return ("all cases" if fold < 0 else f"fold {fold}") + (f" seed {seed}" if seed else "")
 
 
@@ -270,7 +291,7 @@ def _is_number(value: object) -> bool:
 
 
 def _is_soup(value: object) -> bool:
-    """Return whether a value has the keys of a soup's scores, see `competition.training.soup_selection.select_soup`."""
+    """Return whether a value from a JSON file has the form of `FoldResult.soup`."""
     if not isinstance(value, dict) or not isinstance(value.get("epochs"), list):
         return False
     return all(
@@ -290,7 +311,7 @@ def _damaged(path: Path, why: str) -> MaskfoldError:
 
 
 def exchanged_error(path: Path) -> MaskfoldError:
-    """Return the error for weights that were changed after their fold finished."""
+    """Return the error for a weight file that was changed or exchanged after its fold finished."""
     return MaskfoldError(
         f"{path} was changed after the fold finished: its checksum differs from the one in {RESULT_FILE}.",
         f"Restore the weights, or delete {path.parent / RESULT_FILE} and the folders oof and test next to it: "

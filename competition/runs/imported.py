@@ -1,4 +1,4 @@
-"""Handle runs whose predictions were made elsewhere: they have stored predictions, but no networks."""
+"""Handle imported runs: their predictions were made by other software, and they have no networks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ IMPORT_HINT = "Name a run that `maskfold cv` trained; imported runs take part in
 
 
 class NoNetwork:
-    """Stand for the missing network of an imported run (`model.target`); building it is an error."""
+    """Take the place of a network class in `model.target` of an imported run; its constructor raises an error."""
 
     def __init__(self) -> None:
         raise MaskfoldError(
@@ -37,16 +37,16 @@ class NoNetwork:
 
 
 def is_imported(exp: Experiment) -> bool:
-    """Return whether an experiment belongs to an imported run."""
+    """Return whether an experiment is that of an imported run."""
     return exp.model.target == IMPORTED_TARGET
 
 
 def refuse_imported(runs: Iterable[Run], purpose: str) -> None:
-    """Raise an error if a run was imported, because the command needs networks, which imported runs lack.
+    """Raise an error if a run was imported; for commands that need networks, which imported runs do not have.
 
     Args:
-        runs: the runs of a command.
-        purpose: what the command would do, e.g. `predict new images`.
+        runs: the runs that the user named for the command.
+        purpose: what the command would do with the runs, for the message, e.g. `predict new images`.
 
     Raises:
         MaskfoldError: status 2; a run was imported.
@@ -61,7 +61,14 @@ def refuse_imported(runs: Iterable[Run], purpose: str) -> None:
 
 
 def stored_tests(run: Run, shapes: dict[str, tuple[int, ...]] | None = None) -> OofStore:
-    """Return the store of an imported run's test predictions; reading a prediction of another import is an error."""
+    """Return the store of the test predictions of an imported run.
+
+    Reading a prediction raises an error if it belongs to another import than the run's out-of-fold predictions.
+
+    Args:
+        run: the imported run.
+        shapes: expected shape (P, *file shape) of each case, by id; None accepts all shapes.
+    """
     from competition.runs.oof import open_store
 
     origin = None if run.record is None else run.record.contents.get(PREDICTIONS_KEY)
@@ -69,11 +76,11 @@ def stored_tests(run: Run, shapes: dict[str, tuple[int, ...]] | None = None) -> 
 
 
 def check_test_predictions(runs: Iterable[Run], rows: Iterable[Any]) -> None:
-    """Check that each imported run has a prediction of every test case, made from the same image.
+    """Check that each imported run has a prediction of every test case, and that the images have not changed since.
 
     Args:
         runs: the runs of an ensemble; runs with networks are ignored.
-        rows: rows of the case table of the test cases.
+        rows: rows of the table of test cases.
 
     Raises:
         MaskfoldError: a prediction is missing, or the image of a test case has changed since the import.
@@ -96,7 +103,7 @@ def check_test_predictions(runs: Iterable[Run], rows: Iterable[Any]) -> None:
 
 
 def _image_hashes(table: Path) -> dict[str, str]:
-    """Return the hash of each test image at the time of the import, by case id."""
+    """Return the hash of each test image at the time of the import, by case id; empty if there is no such table."""
     if not table.exists():
         return {}
     cases = read_csv(table, {"id": "id", "image_hash": "image_hash"})
@@ -104,7 +111,7 @@ def _image_hashes(table: Path) -> dict[str, str]:
 
 
 class StoredTestPredictions:
-    """Read the stored test predictions of an imported run, which replace the predictions of networks.
+    """Read the stored test predictions of an imported run, which has no networks to predict with.
 
     Args:
         run: the imported run.
@@ -114,13 +121,14 @@ class StoredTestPredictions:
         self.run = run
 
     def read(self, row: Any) -> Prediction:
-        """Return the prediction of a test case: probabilities (P, *file shape) float16, no class presence.
+        """Return the stored prediction of a test case: probabilities (P, *file shape) float16, without class presence.
 
         Args:
-            row: a row of the case table.
+            row: the row of the case in the table of test cases.
 
         Raises:
-            MaskfoldError: the run has no prediction of this case or this image, or the file is damaged.
+            MaskfoldError: the run has no prediction of this case, the image has changed since the import, or the file
+                of the prediction is damaged.
         """
         from competition.inference.predict import Prediction
 
@@ -133,6 +141,6 @@ class StoredTestPredictions:
 
 
 def describe_import(run: Run) -> str:
-    """Return one line on the origin of an imported run, for `report`."""
+    """Return one line about the origin of an imported run (its folder and layout), for `maskfold report`."""
     record = read_record(run.folder / IMPORT_FILE)
     return f"imported from {record.get('folder', '?')} ({record.get('layout', '?')})"

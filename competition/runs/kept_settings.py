@@ -1,7 +1,11 @@
-"""Keep, for each run, the settings of `training` that change only the last bits of a result.
+"""Give a run the same execution settings in every command: `training.memory_format` and `training.fused`.
 
-The run's hash does not include these settings, so Maskfold still finds runs of versions without them. `experiment.yaml`
-in the run's folder stores the values. A missing value means that the run is older than the setting.
+These two settings select how the network and the optimiser are computed, and change only the last bits of a result. A
+new run decides them once and stores them in the `experiment.yaml` of its folder; this module calls them kept settings.
+When the run resumes, they must be the same.
+
+The run's hash does not include them, so that runs of older versions, which did not have these settings, are still
+found. If a run's YAML has no value, the run is older than the setting.
 """
 
 from __future__ import annotations
@@ -14,18 +18,20 @@ from competition.config.experiment import Experiment
 from competition.config.yaml import read_yaml
 from competition.errors import MaskfoldError
 
-# Key of `training`, and its value in a run whose YAML does not have the key (or has `auto`).
+# The keys of `training`, each with the value that applies to runs whose YAML has no value or `auto`.
 KEPT_SETTINGS = {"memory_format": "channels_first", "fused": "off"}
 FUSED_OPTIMIZERS = ("torch.optim.AdamW", "torch.optim.Adam", "torch.optim.SGD")
 OWN_KERNEL_ARGS = ("fused", "foreach", "capturable", "differentiable")  # these keys select the optimiser's kernel
 
 
 def drop_execution_keys(training: dict[str, Any], *, kept: bool) -> None:
-    """Remove the keys of `training` that the run's hash excludes, because they set only how a network is executed.
+    """Remove the execution settings from the section `training`, because the run's hash excludes them.
+
+    The keys are those of `KEPT_SETTINGS` and `compile`. `compile` is removed only if its value is `auto`.
 
     Args:
         training: the section as plain data; it is changed in place.
-        kept: whether to remove the settings that a run keeps even if their value is not `auto`.
+        kept: whether to remove the keys of `KEPT_SETTINGS` always; False removes them only if their value is `auto`.
     """
     for key in (*KEPT_SETTINGS, "compile"):
         if training[key] == "auto" or (kept and key in KEPT_SETTINGS):
@@ -33,13 +39,16 @@ def drop_execution_keys(training: dict[str, Any], *, kept: bool) -> None:
 
 
 def decide_settings(exp: Experiment, channels_last: bool) -> dict[str, str]:
-    """Return the settings that a new run keeps: the YAML's values; the faster value replaces `auto`.
+    """Decide the values of `KEPT_SETTINGS` for a new run: those of the YAML, with `auto` replaced by the faster value.
 
-    The choice depends on the YAML and the network, never on a measurement, so all processes choose the same values.
+    The decision depends only on the YAML and the network, and not on a measurement, so that all processes decide alike.
 
     Args:
         exp: the experiment.
         channels_last: whether channels_last suits the network, see `competition.models.build.suits_channels_last`.
+
+    Returns:
+        The value of each key of `KEPT_SETTINGS`.
     """
     is_mps = exp.run.accelerator == "mps"
     has_kernel = exp.optimizer.target in FUSED_OPTIMIZERS and not any(
@@ -54,7 +63,7 @@ def decide_settings(exp: Experiment, channels_last: bool) -> dict[str, str]:
 
 
 def stored_settings(folder: Path) -> dict[str, str] | None:
-    """Return the settings that the run in a folder keeps; None if there is no run."""
+    """Return the values of `KEPT_SETTINGS` that a run's folder stores; None if the folder contains no run."""
     if not (folder / "experiment.yaml").exists():
         return None
     training = read_yaml(folder / "experiment.yaml").tree.get("training")
@@ -62,24 +71,29 @@ def stored_settings(folder: Path) -> dict[str, str] | None:
 
 
 def kept_settings(exp: Experiment) -> dict[str, str]:
-    """Return the settings in an experiment that its run keeps, in the form that the checkpoints store."""
+    """Return the values of `KEPT_SETTINGS` in an experiment, as checkpoints store them.
+
+    `auto` becomes the old default, the behaviour of versions that did not have the setting.
+    """
     return _resolved({key: getattr(exp.training, key) for key in KEPT_SETTINGS})
 
 
 def _resolved(training: Mapping[str, Any]) -> dict[str, str]:
-    """Return the settings in a run's section `training`.
+    """Return the values of `KEPT_SETTINGS` in a section `training`; a missing value or `auto` means the old default.
 
-    If a value is missing or `auto`, return the value of older runs.
+    The old default is the behaviour of versions that did not have the setting.
     """
     found = {key: str(training.get(key, "auto")) for key in KEPT_SETTINGS}
     return {key: KEPT_SETTINGS[key] if value == "auto" else value for key, value in found.items()}
 
 
 def check_kept_settings(found: Mapping[str, str], exp: Experiment, path: Path) -> None:
-    """Check that a checkpoint was written with the run's settings, because the optimiser's state depends on them.
+    """Check that a checkpoint was written with the run's values of `KEPT_SETTINGS`.
+
+    The state of the optimiser in the checkpoint depends on these settings.
 
     Args:
-        found: settings in the checkpoint.
+        found: values of `KEPT_SETTINGS` in the checkpoint.
         exp: the run's experiment.
         path: path of the checkpoint, in the fold's folder.
 
@@ -96,7 +110,9 @@ def check_kept_settings(found: Mapping[str, str], exp: Experiment, path: Path) -
 
 
 def with_kept_settings(exp: Experiment, folder: Path) -> Experiment:
-    """Return the experiment with the settings that the run in a folder keeps; unchanged if there is no run yet.
+    """Return the experiment with the values of `KEPT_SETTINGS` that a run's folder stores.
+
+    If the folder contains no run yet, return the experiment unchanged.
 
     Raises:
         MaskfoldError: the YAML asks for another setting than the run was started with.
@@ -114,5 +130,5 @@ def with_kept_settings(exp: Experiment, folder: Path) -> Experiment:
 
 
 def with_settings(exp: Experiment, settings: dict[str, str]) -> Experiment:
-    """Return the experiment with the keys of `training` set to `settings`."""
+    """Return the experiment with these values, by key, in its section `training`."""
     return exp.model_copy(update={"training": exp.training.model_copy(update=settings)})

@@ -1,13 +1,15 @@
 """Lock the folder of a run, a fold or a study, so that only one process works in it.
 
-On one machine, the kernel's lock on the file `lock` decides. It always ends with the process, and it does not depend on
-process ids, which may be reused. Some file servers do not share locks between machines. Then the content of the file
-decides: its owner, and the time of the owner's last heartbeat.
+On one machine, the folder is locked by the kernel's lock on the file `lock`. This lock always ends with the process,
+and it does not depend on process ids, which may be reused.
+
+Some file servers do not share such locks between machines. In this case, the content of the file is used: it names the
+process that owns the lock, and the time of its last heartbeat (a repeated sign of life).
 """
 
-# This module does not use filelock (4.2), which has these parts in separate classes. `FileLock` is the kernel's lock
-# without a heartbeat. `SoftFileLease` has a heartbeat and ignores the kernel's lock; after 30 s without a heartbeat, it
-# gives the lock away even if the holder is only suspended.
+# This module does not use filelock (4.2), each of whose classes has only one of the two parts. `FileLock` uses the
+# kernel's lock, without a heartbeat. `SoftFileLease` has a heartbeat, but ignores the kernel's lock. After 30 s without
+# a heartbeat, it gives the lock to another process even if the owner is only suspended.
 
 from __future__ import annotations
 
@@ -28,8 +30,9 @@ from competition.errors import MaskfoldError
 from competition.io import as_disk_error
 
 HEARTBEAT_SECONDS = 10.0  # s between two heartbeats
-STALE_SECONDS = 60.0  # s without a heartbeat after which a process of another machine counts as dead
-# s since the last heartbeat after which a process counts as dead at once; many, because clocks may differ
+STALE_SECONDS = 60.0  # if no heartbeat is seen during this time (s), a process on another machine is taken for dead
+# If the last heartbeat is older than this time (s), the process is taken for dead without waiting for a heartbeat. The
+# time is long, because the clocks of two machines may differ.
 DEAD_SECONDS = 600.0
 POLL_SECONDS = 0.2  # s between two checks
 PROBE_SECONDS = 1.0  # s; a call of `is_free` may hold the lock this long
@@ -48,10 +51,11 @@ class LockOwner:
     Attributes:
         process: the process id.
         host: the machine's name.
-        boot: the id of the machine's boot, which identifies it regardless of container names.
-        born: start time of the process, because the process id may be reused.
-        since: time when the process took the lock, s since 1970.
-        beat: last heartbeat of the process, s since 1970.
+        boot: id that the kernel made when the machine started; it identifies the machine even if containers on it have
+            other names.
+        born: start time of the process in s since 1970. It distinguishes processes that had the same process id.
+        since: time at which the process took the lock, in s since 1970.
+        beat: time of the last heartbeat of the process, in s since 1970.
     """
 
     process: int
@@ -72,18 +76,20 @@ class LockOwner:
         return self.boot == _boot_id()
 
     def is_same_process(self, other: LockOwner | None) -> bool:
-        """Return whether both owners are the same process."""
+        """Return whether another owner of a lock is the same process; False for None."""
         return other is not None and (self.process, self.boot, self.born) == (other.process, other.boot, other.born)
 
 
 @contextmanager
 def run_lock(folder: Path, patience: float = 0.0, say: Callable[[str], None] = print) -> Iterator[None]:
-    """Hold the folder's lock until the `with` block or the process ends; take over the lock of a dead process.
+    """Hold the lock of a folder until the `with` block or the process ends.
+
+    If the lock belongs to a process that has ended without releasing it, this process takes it over.
 
     Args:
-        folder: folder of a run or a fold.
-        patience: maximum wait, in seconds, for another process to release the lock.
-        say: function that receives log lines while the function waits.
+        folder: folder of a run, a fold or a study.
+        patience: maximum time in seconds to wait for another process to release the lock.
+        say: function that receives messages while the function waits.
 
     Raises:
         MaskfoldError: another process holds the lock, or the folder is not writable.
@@ -119,10 +125,15 @@ def run_lock(folder: Path, patience: float = 0.0, say: Callable[[str], None] = p
 
 @contextmanager
 def ensure_lock(folder: Path, patience: float = 0.0, say: Callable[[str], None] = print) -> Iterator[None]:
-    """Hold the folder's lock like `run_lock`; do nothing if this process already holds the lock.
+    """Hold the lock of a folder like `run_lock`; do nothing if this process already holds the lock.
+
+    Args:
+        folder: folder of a run, a fold or a study.
+        patience: maximum time in seconds to wait for another process to release the lock.
+        say: function that receives messages while the function waits.
 
     Raises:
-        MaskfoldError: as for `run_lock`.
+        MaskfoldError: another process holds the lock, or the folder is not writable.
     """
     with nullcontext() if folder.resolve() in _held else run_lock(folder, patience, say):
         yield
@@ -130,7 +141,11 @@ def ensure_lock(folder: Path, patience: float = 0.0, say: Callable[[str], None] 
 
 @contextmanager
 def lock_if_free(folder: Path) -> Iterator[bool]:
-    """Hold the folder's lock if the lock is free and the folder is writable; yield whether the lock is held."""
+    """Hold the lock of a folder during the `with` block, if possible.
+
+    Yields:
+        True if this process holds the lock; False if another process has it, or the folder is not writable.
+    """
     with ExitStack() as stack:
         try:
             stack.enter_context(ensure_lock(folder, say=lambda _: None))
@@ -141,7 +156,7 @@ def lock_if_free(folder: Path) -> Iterator[bool]:
 
 
 def is_free(folder: Path) -> bool:
-    """Return whether no process works in the folder."""
+    """Return whether no process holds the lock of a folder."""
     try:
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -155,9 +170,10 @@ def is_free(folder: Path) -> bool:
 
 
 def read_owner(folder: Path) -> LockOwner | None:
-    """Read the last owner of a folder's lock without taking the lock; return None if the owner released it.
+    """Return the owner that the lock file of a folder names, without taking the lock.
 
-    A killed process does not release its lock; see `is_alive`.
+    Return None if the last owner released the lock, or if there is no lock file. A killed process does not release its
+    lock; `is_alive` tells whether the owner still runs.
     """
     try:
         descriptor = os.open(folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
@@ -170,7 +186,11 @@ def read_owner(folder: Path) -> LockOwner | None:
 
 
 def is_alive(owner: LockOwner) -> bool:
-    """Return whether a lock's owner still runs: on this machine by its process, elsewhere by its last heartbeat."""
+    """Return whether the owner of a lock still runs.
+
+    On this machine, the process is looked up. On another machine, the last heartbeat must be at most `STALE_SECONDS`
+    old.
+    """
     if owner.is_local:
         return _start_time(owner.process) == owner.born
     return time.time() - owner.beat <= STALE_SECONDS
@@ -210,7 +230,12 @@ def _wait_for_lock(descriptor: int, folder: Path, patience: float, say: Callable
 
 
 def _try_lock(descriptor: int) -> bool | None:
-    """Try to take the kernel's lock; return True if taken, False if another process has it, None if unsupported."""
+    """Try to take the kernel's lock on an open file.
+
+    Returns:
+        True if this process has the lock; False if another process has it; None if the file system does not support
+        locks.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -223,14 +248,29 @@ def _try_lock(descriptor: int) -> bool | None:
 
 
 def _is_dead(owner: LockOwner, has_kernel_lock: bool) -> bool:
-    """Return whether a lock's last owner has certainly ended; the kernel's lock must be free or unsupported."""
+    """Return whether the last owner of a lock has certainly ended.
+
+    Args:
+        owner: the owner that the lock file names.
+        has_kernel_lock: whether this process has just taken the kernel's lock; False if locks are not supported. If
+            another process has the kernel's lock, do not call this function.
+    """
     if owner.is_local:
         return has_kernel_lock or _start_time(owner.process) != owner.born
     return time.time() - owner.beat > DEAD_SECONDS
 
 
 def _heartbeat(descriptor: int, me: LockOwner, path: Path, released: threading.Event) -> None:
-    """Write heartbeats; end this process if another process took the lock, e.g. while this machine was suspended."""
+    """Write a heartbeat to the lock file at regular intervals, until the lock is released.
+
+    If another process has taken over the lock, e.g. while this machine was suspended, end this process at once.
+
+    Args:
+        descriptor: file descriptor of the open lock file.
+        me: this process as the owner.
+        path: path of the lock file.
+        released: event that is set when the lock is released.
+    """
     while not released.wait(HEARTBEAT_SECONDS):
         owner = _read(descriptor)
         if owner is not None and not owner.is_same_process(me):
@@ -249,7 +289,7 @@ def _write(descriptor: int, owner: LockOwner, path: Path) -> None:
 
 
 def _read(descriptor: int) -> LockOwner | None:
-    """Read the owner from the file; None if the file is empty or has other content."""
+    """Return the owner that an open lock file names; None if the file is empty or has other content."""
     try:
         return LockOwner(**json.loads(os.pread(descriptor, FILE_BYTES, 0)))
     except (ValueError, TypeError):

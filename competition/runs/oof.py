@@ -44,27 +44,27 @@ _verified: dict[Path, FileStamp] = {}  # files whose checksum this process has v
 
 
 class OofStore:
-    """Write and read the probabilities of each case in a folder.
+    """Write and read the predicted probabilities of cases, in a folder with one file per case.
 
-    Each case is one file, because a file can be replaced atomically and a folder of chunks cannot. Every reader of Zarr
-    3 can open the file with `zarr.storage.ZipStore`.
+    Each file is a zip archive of a Zarr array, because a single file can be replaced atomically and a folder of chunks
+    cannot. Every reader of Zarr 3 can open it with `zarr.storage.ZipStore`.
 
-    A file may come from an untrusted source. Therefore its declared shape, dtype, codecs and chunk sizes, and the size
-    to which each chunk decompresses, are compared with the run before memory is allocated.
+    A file may come from an untrusted source. Therefore the declared shape, dtype, codecs and chunk sizes, and the size
+    to which each chunk decompresses, are checked before memory is allocated.
 
-    A file contains the id and shape of its case and a checksum of the values; `read` compares all three. So it refuses
-    a file of another case, and a file with a missing chunk, which Zarr would read as zeros. Files of version 0.1 have
-    no checksum; if classes are exclusive, a missing chunk is found because the probabilities of a pixel must have the
-    sum 1.
+    A file also contains the id and shape of its case, and a checksum of the values. `read` compares all three. So it
+    rejects a file of another case, and a file with a missing chunk, which Zarr would read as zeros. Files of version
+    0.1 have no checksum. For exclusive classes, a missing chunk is then found because the probabilities of a pixel do
+    not add up to 1.
 
     Args:
-        folder: created when the first case is written.
+        folder: the folder; it is created when the first case is written.
         dtype: type of the stored probabilities: float16, or uint8 in steps of 1/255.
-        shapes: expected shape (P, *file shape) of each case, see `stored_shapes`; None: all shapes that fit into the
-            free memory are accepted.
-        exclusive: whether the probabilities of a pixel have the sum 1.
-        weights: SHA-256 (hexadecimal) of the weight file of the predictions, which is stored with each prediction and
-            compared on reading. None: neither stored nor compared.
+        shapes: expected shape (P, *file shape) of each case by id, see `stored_shapes`. None accepts all shapes that
+            fit into the free memory.
+        exclusive: whether the probabilities of a pixel add up to 1.
+        weights: SHA-256 (hexadecimal) of the weight file with which the predictions are made. It is stored with each
+            prediction, and compared when a prediction is read. If None, it is neither stored nor compared.
 
     Example:
         >>> store = OofStore("oof")                                              # doctest: +SKIP
@@ -87,12 +87,13 @@ class OofStore:
         self.exclusive = exclusive
 
     def write(self, case: str, probabilities: np.ndarray, presence: np.ndarray | None = None) -> None:
-        """Write the probabilities of a case, (P, *spatial) floats in [0, 1]; replace an earlier prediction of the case.
+        """Write the probabilities of a case; an earlier prediction of the case is replaced.
 
         Args:
             case: id of the case.
-            probabilities: probabilities of the case.
-            presence: see `competition.inference.predict.Prediction`; written as the array's attribute `gate`.
+            probabilities: (P, *file shape) floats in [0, 1].
+            presence: class presence, see `competition.inference.predict.Prediction`; stored as the array's attribute
+                `gate`. None if the network has no presence head.
 
         Raises:
             DiskFullError: the disk has too little free space.
@@ -138,11 +139,11 @@ class OofStore:
             temporary_path.unlink(missing_ok=True)
 
     def read(self, case: str) -> np.ndarray:
-        """Read the probabilities of a case, (P, *spatial) float16.
+        """Read the probabilities of a case, (P, *file shape) float16.
 
         Raises:
-            MaskfoldError: the case is missing or damaged, its file has another id or shape than in the run's table, or
-                the prediction was made by other weights.
+            MaskfoldError: the file is missing or damaged, contains another id or shape than expected, or was predicted
+                with other weights.
         """
 
         def read_values(array: Any) -> np.ndarray:
@@ -154,10 +155,11 @@ class OofStore:
         return values if values.dtype == np.float16 else _decode(values)
 
     def presence(self, case: str) -> np.ndarray | None:
-        """Read the class presence of a case, (K, 1, …) float32; None if the network had no presence head.
+        """Read the class presence of a case, (K, 1, …) float32; return None if the network had no presence head.
 
         Raises:
-            MaskfoldError: the case is missing or damaged.
+            MaskfoldError: the file is missing or damaged, contains another id or shape than expected, or was predicted
+                with other weights.
         """
 
         def read_attribute(array: Any) -> np.ndarray | None:
@@ -177,10 +179,13 @@ class OofStore:
         return self._read(case, read_attribute)
 
     def digest(self, case: str) -> str:
-        """Return the SHA-256 (hexadecimal) of the values of a case, as its file records it; the values are not read.
+        """Return the checksum that the file of a case records: the SHA-256 (hexadecimal) of its values.
+
+        The values themselves are not read.
 
         Raises:
-            MaskfoldError: the case is missing or damaged, or a version before 0.2 wrote it, without a checksum.
+            MaskfoldError: the file is missing or damaged, contains another id or shape than expected, was predicted
+                with other weights, or has no checksum because version 0.1 wrote it.
         """
 
         def read_attribute(array: Any) -> str:
@@ -192,7 +197,12 @@ class OofStore:
         return self._read(case, read_attribute)
 
     def _read(self, case: str, extract: Callable[[Any], T]) -> T:
-        """Open a case's Zarr array and return `extract(array)`."""
+        """Open the Zarr array of a case, check everything except its values, and return `extract(array)`.
+
+        Raises:
+            MaskfoldError: the file is missing or damaged, contains another id or shape than expected, or was predicted
+                with other weights.
+        """
         import zarr
         from zarr.storage import ZipStore
 
@@ -220,10 +230,10 @@ class OofStore:
             ) from error
 
     def _check_weights(self, path: Path, array: Any) -> None:
-        """Check that a prediction was made by the weights of its fold.
+        """Check that a prediction was made with the expected weights, if both SHA-256 are known.
 
         Raises:
-            MaskfoldError: the prediction was made by other weights.
+            MaskfoldError: the prediction was made with other weights.
         """
         found = array.attrs.get(WEIGHTS_ATTRIBUTE)
         if self.weights is not None and found is not None and found != self.weights:
@@ -235,7 +245,10 @@ class OofStore:
             )
 
     def _check_values(self, path: Path, array: Any, values: np.ndarray) -> None:
-        """Check stored values by their checksum, or by the sum of exclusive probabilities if there is no checksum.
+        """Compare stored values with their checksum.
+
+        If the file has no checksum and classes are exclusive, check instead that the probabilities of each pixel add up
+        to 1. This is done only if chunks are missing in the file.
 
         Raises:
             ValueError: the values have changed since they were written.
@@ -261,7 +274,7 @@ class OofStore:
                 )
 
     def ids(self) -> list[str]:
-        """Return the ids of all cases in the folder, sorted."""
+        """Return the ids of all cases that have a file in the folder, sorted."""
         if not self.folder.is_dir():
             return []
         names = (path.name for path in self.folder.iterdir())
@@ -271,7 +284,7 @@ class OofStore:
         return self.path(case).exists()
 
     def path(self, case: str) -> Path:
-        """Return the file of a case."""
+        """Return the path of the file of a case; the file need not exist."""
         return self.folder / oof_file_name(case)
 
     def _encode(self, block: np.ndarray) -> np.ndarray:
@@ -282,12 +295,13 @@ class OofStore:
 
 @dataclass(frozen=True)
 class OofPredictions:
-    """Read the out-of-fold predictions of a run's finished folds.
+    """Read the out-of-fold predictions of a run's finished folds, averaged over the seeds of each fold.
 
     Args:
         run: the run.
-        folds: the folds to read; None: all finished folds.
-        weights: read the predictions of `PLAIN_WEIGHTS` or of `SOUP_WEIGHTS`; None: of the selected weights.
+        folds: numbers of the folds to read; None for all finished folds.
+        weights: which predictions to read: those of `PLAIN_WEIGHTS` or those of `SOUP_WEIGHTS`. None reads, for each
+            fold and seed, the predictions of the weights that its result selects.
     """
 
     run: Run
@@ -296,7 +310,7 @@ class OofPredictions:
 
     @cached_property
     def stores(self) -> dict[int, list[OofStore]]:
-        """The stores of each finished fold, one per seed."""
+        """The stores of each fold by its number, with one store for each finished seed."""
         stores: dict[int, list[OofStore]] = {}
         shapes = stored_shapes(self.run.exp, self.run.cases)
         for fold in self.run.fold_numbers() if self.folds is None else self.folds:
@@ -310,21 +324,21 @@ class OofPredictions:
 
     @cached_property
     def fold_of(self) -> dict[str, int]:
-        """The fold of each predicted case, in the order of the case table."""
+        """The fold of each case that has a prediction, by case id, in the order of the case table."""
         folds = self.run.fold_of()
         return {case: int(folds[case]) for case in self.run.cases["id"] if folds.get(case) in self.stores}
 
     @property
     def cases(self) -> pd.DataFrame:
-        """The rows of the case table whose case has a prediction."""
+        """The rows of the case table for cases that have a prediction."""
         return self.run.cases[self.run.cases["id"].isin(self.fold_of.keys())]
 
     def rows(self) -> dict[str, SimpleNamespace]:
-        """Return the rows of the cases that have a prediction, by id; see `Run.rows`."""
+        """Return the rows of the case table for cases that have a prediction, as objects by case id; see `Run.rows`."""
         return self.run.rows(self.fold_of)
 
     def read(self, case: str) -> np.ndarray[Any, Any]:
-        """Return the probabilities (P, *file shape) float16 of a case, the mean over the seeds of its fold.
+        """Return the probabilities of a case, averaged over the finished seeds of its fold: (P, *file shape) float16.
 
         Raises:
             MaskfoldError: the case was not predicted, or the file is damaged.
@@ -344,13 +358,13 @@ class OofPredictions:
         return large_arrays.copy(mean, np.float16)
 
     def digests(self, case: str) -> list[str]:
-        """Return the SHA-256 of the stored probabilities of a case, one per seed; see `OofStore.digest`."""
+        """Return the checksums of the stored probabilities of a case, one for each seed; see `OofStore.digest`."""
         return [store.digest(case) for store in self.stores[self.fold_of[case]]]
 
     def presence(self, case: str) -> np.ndarray[Any, Any] | None:
-        """Return the presence head's probabilities of a case, (K, 1, …) float32, combined over the seeds of its fold.
+        """Return the class presence of a case, (K, 1, …) float32, combined over the seeds of its fold.
 
-        None if the run has no presence head (`gate`).
+        If the run has no presence head (`gate`), return None.
 
         Raises:
             MaskfoldError: the file is damaged, or has no values of the presence head.
@@ -373,23 +387,23 @@ class OofPredictions:
 def open_store(
     exp: Experiment, folder: Path, shapes: Mapping[str, tuple[int, ...]] | None, weights: str | None = None
 ) -> OofStore:
-    """Return the store for an experiment's predictions in a folder.
+    """Return the store for predictions of an experiment in a folder, with the settings of the experiment.
 
     Args:
-        exp: the experiment.
-        folder: the folder.
-        shapes: a result of `stored_shapes`.
-        weights: SHA-256 of the weights of the predictions, see `OofStore`.
+        exp: the experiment; `inference.store` and the kind of labels are read.
+        folder: the folder of the predictions.
+        shapes: expected shape of each case by id, a result of `stored_shapes`; None accepts all shapes.
+        weights: SHA-256 of the weights with which the predictions are made, see `OofStore`.
     """
     return OofStore(folder, exp.inference.store, shapes, exp.competition.labels == "exclusive", weights)
 
 
 def stored_shapes(exp: Experiment, cases: pd.DataFrame) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each case's stored probabilities: (P, *file shape), P = `exp.output_channels`.
+    """Return the shape of the stored probabilities of each case, by id: (P, *file shape), with P output channels.
 
     Args:
-        exp: the experiment.
-        cases: the run's case table.
+        exp: the experiment; P is its `output_channels`.
+        cases: the run's case table; the column shape is read.
 
     Raises:
         MaskfoldError: a shape in the table is not a list of positive integers.
@@ -410,10 +424,10 @@ def stored_shapes(exp: Experiment, cases: pd.DataFrame) -> dict[str, tuple[int, 
 
 
 def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
-    """Check that the archive's members are not compressed, because a small compressed member could fill the memory.
+    """Check that no file in a zip archive is compressed, because a small compressed file could fill the memory.
 
     Raises:
-        ValueError: a member is compressed, or the members declare more bytes than the file has.
+        ValueError: a file in the archive is compressed, or these files declare more bytes than the archive has.
     """
     members = archive.infolist()
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
@@ -423,11 +437,15 @@ def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
 
 
 def _check_shape(array: Any, expected: tuple[int, ...] | None) -> None:
-    """Check an array's shape and the shape of its chunks.
+    """Check the shape of a Zarr array and of its chunks.
+
+    Args:
+        array: the Zarr array.
+        expected: expected shape; None accepts every shape that fits into the free memory.
 
     Raises:
-        ValueError: the shape differs from `expected` or does not fit into the free memory, or a chunk is larger than
-            the array.
+        ValueError: the array has another shape or does not fit into the free memory, or a chunk is larger than the
+            array.
     """
     import psutil
 
@@ -441,12 +459,12 @@ def _check_shape(array: Any, expected: tuple[int, ...] | None) -> None:
 
 
 def _check_attributes(array: Any, case: str) -> None:
-    """Check that the id and shape in an array's attributes, if stored, are those of the case and the array.
+    """Check that the attributes of a Zarr array contain the id of the case and the shape of the array.
 
-    Arrays of version 0.1 store no shape, older arrays no id.
+    Attributes that are missing are not compared: version 0.1 stored no shape, and older versions stored no id.
 
     Raises:
-        ValueError: the id or shape belongs to another case.
+        ValueError: the attributes contain another id or shape.
     """
     found_id, found_shape = array.attrs.get("id", case), array.attrs.get("shape", list(array.shape))
     if found_id != case:
@@ -456,7 +474,10 @@ def _check_attributes(array: Any, case: str) -> None:
 
 
 def _count_missing_chunks(path: Path, array: Any) -> int:
-    """Return the number of chunks of an array that are not in its file; Zarr omits chunks that are 0 everywhere."""
+    """Return the number of chunks of a Zarr array that are not in its file.
+
+    Such a chunk need not be an error, because Zarr does not write chunks that are 0 everywhere.
+    """
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
     keys = (array.metadata.encode_chunk_key(index) for index in np.ndindex(*array.cdata_shape))
@@ -473,7 +494,11 @@ def _digest_of_blocks(blocks: Iterator[np.ndarray]) -> str:
 
 
 def _check_chunks(path: Path, size: int) -> None:
-    """Check that the header of each chunk declares `size` decompressed bytes.
+    """Check that each compressed chunk in a file declares the expected size.
+
+    Args:
+        path: path of the zip archive.
+        size: expected number of bytes of a chunk after decompression.
 
     Raises:
         ValueError: the header of a chunk declares another size.
@@ -489,7 +514,10 @@ def _check_chunks(path: Path, size: int) -> None:
 
 
 def _zstd_content_size(header: bytes) -> int | None:
-    """Return the decompressed size that a Zstandard frame declares (RFC 8878, 3.1.1.1); None if it declares none."""
+    """Return the number of bytes after decompression that a Zstandard header declares; None if it declares none.
+
+    The format of the header is defined in RFC 8878, 3.1.1.1.
+    """
     if len(header) < 6 or not header.startswith(ZSTD_MAGIC):
         return None
     descriptor = header[4]
@@ -503,7 +531,9 @@ def _zstd_content_size(header: bytes) -> int | None:
 
 
 def _check_codecs(array: Any) -> None:
-    """Check that an array has a dtype and codecs that this store writes, because some Zarr codecs unpickle data.
+    """Check that a Zarr array has one of the dtypes and only codecs that `OofStore.write` uses.
+
+    Other codecs are dangerous, because some of them unpickle data.
 
     Raises:
         ValueError: the array has another dtype or codec.
@@ -514,7 +544,10 @@ def _check_codecs(array: Any) -> None:
 
 
 def _read_array(array: Any) -> np.ndarray:
-    """Return the values of a Zarr array; a large array is read chunk by chunk into a file, see `large_arrays`."""
+    """Return the values of a Zarr array.
+
+    A large array is read chunk by chunk into a memory-mapped file, see `competition.large_arrays`.
+    """
     if not large_arrays.is_large(array.shape, array.dtype):
         return np.asarray(array[:])
     values = large_arrays.empty(array.shape, array.dtype)

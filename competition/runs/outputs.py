@@ -16,14 +16,15 @@ from competition.runs.run import CASES_FILE, Run
 def check_output(paths: Iterable[Path], comps: Iterable[Competition] = (), option: str = "-o") -> None:
     """Check that no output of a command lies in the folder of a run or overwrites data of a competition.
 
-    The folder of a run has an `experiment.yaml` and a `cases.csv`. No output may be in a competition's folder (`root`).
-    If the working folder is inside the root, as with `root: .`, only the folders of images and masks and the tables
-    that the YAML names are protected.
+    A folder with an `experiment.yaml` and a `cases.csv` is the folder of a run.
+
+    Usually, the whole data folder of a competition (`root`) is protected. If the working folder is inside `root`, as
+    with `root: .`, only the folders of images and masks and the tables that the YAML names are protected.
 
     Args:
         paths: files or folders that will be written; they need not exist.
         comps: the competitions whose data the command reads.
-        option: command-line option, for the message.
+        option: name of the command-line option with the path, for the message.
 
     Raises:
         MaskfoldError: status 2; a path is in a protected folder, or is a protected file.
@@ -45,7 +46,7 @@ def check_output(paths: Iterable[Path], comps: Iterable[Competition] = (), optio
 
 
 def competitions_of(runs: Iterable[Run]) -> list[Competition]:
-    """Return the competitions on whose data the runs are trained."""
+    """Return all competitions whose data the runs train on: their own competition, and those in their `extra`."""
     return [comp for run in runs for comp in (run.exp.competition, *(one.competition for one in run.exp.extras))]
 
 
@@ -54,7 +55,12 @@ def _is_run(folder: Path) -> bool:
 
 
 def _describe_data(real: Path, comp: Competition) -> str:
-    """Describe the data of a competition that a path would overwrite; an empty text if there are none."""
+    """Describe the data of a competition that would be overwritten at a path; return an empty text if there are none.
+
+    Args:
+        real: the path, with all links resolved.
+        comp: the competition.
+    """
     root = Path(os.path.realpath(comp.root))
     for name in _tables(comp):
         if real == Path(os.path.realpath(root / name)):
@@ -70,7 +76,15 @@ def _describe_data(real: Path, comp: Competition) -> str:
 
 
 def _describe_links(real: Path, root: Path, comp: Competition) -> str:
-    """Describe the folder of images or masks in which a path lies after links are resolved; an empty text if none."""
+    """Return a text if a path lies in a folder of images or masks that the data folder contains as a symbolic link.
+
+    If it does not, return an empty text.
+
+    Args:
+        real: the path, with all links resolved.
+        root: the data folder of the competition, with all links resolved.
+        comp: the competition.
+    """
     for pattern in patterns_of(comp):
         fixed = pattern.split("{")[0].split("*")[0].rpartition("/")[0]
         if fixed and real.is_relative_to(os.path.realpath(root / fixed)):
@@ -79,7 +93,7 @@ def _describe_links(real: Path, root: Path, comp: Competition) -> str:
 
 
 def _tables(comp: Competition) -> list[str]:
-    """Return the paths of a competition's tables below its folder."""
+    """Return the paths of the tables that a competition's YAML names, relative to its data folder."""
     rules = [FILE_RULE.fullmatch(text) for text in (comp.group, comp.stratum) if text]
     named = [comp.submission.sample, comp.train.rle, comp.train.cases, comp.train.exclude, comp.train.weights]
     named += [rule["file"] for rule in rules if rule]

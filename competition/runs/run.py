@@ -1,6 +1,7 @@
 """Define a cross-validation run on disk: its experiment, cases and folds, and the files of its members.
 
-A member of a run is the training of one fold with one seed.
+A member of a run is the training of one fold with one seed. Its key is the pair (fold, seed): the number of the fold,
+or -1 for the training on all cases, and the index of the seed in the experiment's list of seeds.
 """
 
 from __future__ import annotations
@@ -42,28 +43,28 @@ CASES_FILE, FOLDS_FILE = "cases.csv", "folds.csv"  # in a run's folder
 SKIPPED_FILE = "skipped.csv"  # file with the skipped cases and the reasons in a run's folder
 VERSION_FILE = "version.json"  # in a run's folder
 FORMAT_VERSION = 1  # format of a run's folder; increased if this version can no longer read older folders
-# Keys that were added after the first runs. The hash ignores them while they have their default. Keys of `prepare` are
-# also listed in data/cache.py.
+# Keys that were added to the YAML after the first runs were made. The hash ignores such a key if it has its default
+# value, so that the hashes of older runs stay the same. Keys of `prepare` are also listed in data/cache.py.
 KEYS_ADDED_LATER = (
     *(("prepare", key) for key in ("boundary", "rings", "stretch", "long_side")),
     ("optimizer", "encoder_rate"),
     ("training", "freeze_encoder"),
 )
 SECTIONS_ADDED_LATER = ("gate", "first_stage")
-# Keys that do not change the result: a stopped run can resume with other values of these keys.
+# Keys that do not change the result. A run that was stopped can resume with other values of these keys.
 RESUMABLE_KEYS = (("training", "on_nan"), ("training", "on_oom"), ("prepare", "cache_gib"))
-# Name of a run's folder; the number comes from `maskfold cv --new`.
+# Name of a run's folder. `maskfold cv --new` adds a number if the hash is taken.
 RUN_NAME = re.compile(r"(?P<hash>[0-9a-f]{12})(?:-\d+)?")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Describe the weights with which a finished member predicts.
+    """Describe the file of weights with which a finished member of a run (one fold with one seed) predicts.
 
     Attributes:
-        path: the file.
-        fold: the member's fold; -1 is the fit on all cases.
-        seed: index of the member's seed in the experiment's seeds.
+        path: path of the file.
+        fold: number of the fold; -1 for the training on all cases.
+        seed: index of the seed in the experiment's list of seeds.
         sha256: SHA-256 of the file, hexadecimal.
         size: size of the file in bytes.
     """
@@ -83,10 +84,10 @@ class Run:
         folder: folder of the run; it may not exist yet.
         exp: the experiment.
         cases: the case table, see `competition.data.cases.case_table`.
-        folds: columns id, fold and group, see `competition.data.splits.split`.
-        name: name of the experiment, e.g. `hippocampus-unet3d`.
-        extra_tables: the additional training data, see `competition.runs.extra_cases`.
-        record: the inputs of the run's hash; None for a run of a version without records.
+        folds: table with the columns id, fold and group, see `competition.data.splits.split`.
+        name: name of the competition and the experiment, e.g. `hippocampus-unet3d`.
+        extra_tables: case tables of the additional training data by name, see `competition.runs.extra_cases`.
+        record: the inputs of the run's hash; None if an older version, which wrote no record, made the run.
     """
 
     folder: Path
@@ -99,13 +100,13 @@ class Run:
 
     @property
     def full_name(self) -> str:
-        """Experiment and hash, e.g. `hippocampus-unet3d/2cb50ff146c0`, a name that `find_run` accepts."""
+        """The run's name with its hash, e.g. `hippocampus-unet3d/2cb50ff146c0`; `find_run` accepts it."""
         return f"{self.name}/{self.folder.name}"
 
     # Cases
 
     def groups(self) -> dict[str, str] | None:
-        """Return the group of each case by id; None if the competition has no groups."""
+        """Return the group of each case (cases that must be in the same fold) by id; None if there are no groups."""
         if not self.exp.competition.group:
             return None
         return dict(zip(self.cases["id"], self.cases["group"], strict=True))
@@ -114,7 +115,7 @@ class Run:
         """Return rows of the case table by id, in the table's order, as objects with an attribute for each column.
 
         Args:
-            ids: ids of the cases to return; None: all cases. Ids that are not in the table are ignored.
+            ids: ids of the cases to return; None for all cases. Ids that are not in the table are ignored.
         """
         from competition.data.cases import case_rows
 
@@ -122,30 +123,31 @@ class Run:
         return {row.id: row for row in case_rows(table)}
 
     def fold_of(self) -> dict[str, int]:
-        """Return the fold that validates each case, by id, in the order of `folds`.
+        """Return the number of the fold that validates each case, by id, in the order of the table `folds`.
 
-        Cases that no fold validates have -1 (all folds train on these cases) or -2 (the held-out test share).
+        Cases that no fold validates have -1 if all folds train on them, or -2 if they are held out as the test share.
         """
         return dict(zip(self.folds["id"], self.folds["fold"], strict=True))
 
     def training_ids(self, fold: int) -> list[str]:
-        """Return the ids of the labelled cases that a fold trains on, in the order of `folds`.
+        """Return the ids of the labelled cases that a fold trains on, in the order of the table `folds`.
 
         Args:
-            fold: the fold; -1 is the fit on all cases, which also trains on the test share.
+            fold: number of the fold; -1 for the training on all cases, which includes the test share.
         """
         from competition.data.splits import HELD_OUT
 
         return [case for case, number in self.fold_of().items() if fold < 0 or number not in (fold, HELD_OUT)]
 
     def validation_cases(self, fold: int) -> pd.DataFrame:
-        """Return the rows of the case table that a fold validates; the fit on all cases (fold -1) validates no rows."""
+        """Return the rows of the case table that a fold validates; no rows for fold -1, the training on all cases."""
         return self._cases_of_fold(fold) if fold >= 0 else self.cases.iloc[:0]
 
     def test_share(self) -> pd.DataFrame:
-        """Return the rows of the case table that no fold uses; an empty table without a test share.
+        """Return the rows of the case table that are held out as the test share, which no fold trains on or validates.
 
-        The test share is defined by the scheme `holdout` with three `folds.shares`, or by a fold file with the fold -2.
+        A run has a test share if `folds.scheme` is `holdout` with three `folds.shares`, or if its fold file contains
+        the fold -2. Otherwise, the result has no rows.
         """
         from competition.data.splits import HELD_OUT
 
@@ -161,7 +163,7 @@ class Run:
         return sorted(int(number) for number in self.folds["fold"].unique() if number >= 0)
 
     def members(self) -> list[tuple[int, int]]:
-        """Return the (fold, seed) pairs that `folds.run` selects for training; fold -1 is a fit on all cases.
+        """Return the (fold, seed) pairs that `folds.run` selects for training; fold -1 means training on all cases.
 
         Raises:
             MaskfoldError: `folds.run` names a fold that does not exist (status 2).
@@ -182,11 +184,14 @@ class Run:
         return [(fold, seed) for fold in folds for seed in range(len(self.exp.seeds))]
 
     def possible_members(self) -> list[tuple[int, int]]:
-        """Return the (fold, seed) pairs of all folds and of the fit on all cases (fold -1), even if not selected."""
+        """Return the (fold, seed) pairs of all folds and of the training on all cases (fold -1).
+
+        Unlike `members`, this includes pairs that `folds.run` does not select.
+        """
         return [(fold, seed) for fold in (*self.fold_numbers(), -1) for seed in range(len(self.exp.seeds))]
 
     def finished_members(self) -> list[tuple[int, int]]:
-        """Return the finished (fold, seed) pairs, including members that another command trained.
+        """Return the (fold, seed) pairs whose training is finished, also if `folds.run` does not select them now.
 
         Raises:
             MaskfoldError: a result is damaged.
@@ -194,11 +199,11 @@ class Run:
         return [member for member in self.possible_members() if self.result(*member) is not None]
 
     def member_folder(self, fold: int, seed: int) -> Path:
-        """Return the folder of a member: `fold_0`, `fold_0_seed_1`, `full`."""
+        """Return the folder for one fold and seed, whose name is e.g. `fold_0`, `fold_0_seed_1` or `full` (fold -1)."""
         return self.folder / member_folder_name(fold, seed)
 
     def result(self, fold: int, seed: int) -> FoldResult | None:
-        """Read the result of a member; None if the member is not finished.
+        """Read the result of one fold and seed; return None if it is not finished.
 
         Raises:
             MaskfoldError: the file is damaged.
@@ -206,7 +211,7 @@ class Run:
         return FoldResult.read(self.member_folder(fold, seed))
 
     def results(self) -> list[FoldResult]:
-        """Read the results of the finished members, in the order of `finished_members`.
+        """Read the results of all finished (fold, seed) pairs, in the order of `finished_members`.
 
         Raises:
             MaskfoldError: a result is damaged.
@@ -217,7 +222,9 @@ class Run:
     # Weights and predictions
 
     def weights(self, fold: int, seed: int) -> Path:
-        """Return the weight file that a member uses for prediction; `result.json` names it.
+        """Return the path of the weight file with which one fold and seed predicts.
+
+        Its `result.json` names the file. If the training is not finished, the path is that of `PLAIN_WEIGHTS`.
 
         Raises:
             MaskfoldError: the result is damaged.
@@ -226,12 +233,17 @@ class Run:
         return self.member_folder(fold, seed) / (result.weights if result is not None else PLAIN_WEIGHTS)
 
     def weights_digest(self, fold: int, seed: int) -> str | None:
-        """Return the SHA-256 of a member's weight file at the end of training; None if unknown or unfinished."""
+        """Return the SHA-256 that the weight file of one fold and seed had at the end of its training.
+
+        If the training is not finished, or version 0.1 made the result, return None.
+        """
         result = self.result(fold, seed)
         return result.digests.get(result.weights) if result is not None else None
 
     def checkpoints(self) -> list[Checkpoint]:
-        """Return the weights of the finished members; an empty list for an imported run, because it has no weights.
+        """Return the weight files of all finished (fold, seed) pairs, after comparing them with their SHA-256.
+
+        An imported run has no weights, so the list is empty.
 
         Raises:
             MaskfoldError: a file is missing or was changed after its fold finished, or a result is damaged.
@@ -261,18 +273,18 @@ class Run:
         *,
         reuse: bool = False,
     ) -> Iterator[nn.Module]:
-        """Yield the networks of members with their weights, in evaluation mode.
+        """Yield the trained networks of the run, in evaluation mode: one for each (fold, seed) pair.
 
         Args:
             channels: number of channels of a preprocessed case.
             device: device of the networks.
             context: context with the trusted packages.
-            members: (fold, seed) pairs; None: the finished members.
-            reuse: whether to yield the same network each time with other weights, to save memory.
+            members: the (fold, seed) pairs; None for all finished pairs.
+            reuse: whether to yield the same network object each time, with other weights, to save memory.
 
         Raises:
-            MaskfoldError: a weight file is missing or damaged, does not match the network, or was changed after its
-                fold finished.
+            MaskfoldError: the run was imported, or a weight file is missing or damaged, does not match the network, or
+                was changed after its fold finished.
         """
         from competition.models.build import build_network
         from competition.runs.checkpoint import load_weights
@@ -287,15 +299,16 @@ class Run:
             yield network
 
     def oof(self, folds: tuple[int, ...] | None = None, weights: str | None = None) -> OofPredictions:
-        """Return the out-of-fold predictions of the finished members.
+        """Return an object that reads the out-of-fold predictions of the finished folds.
 
         Args:
-            folds: the folds to read; None: all finished folds.
-            weights: read the predictions of `PLAIN_WEIGHTS` or of `SOUP_WEIGHTS`; None: of the selected weights.
+            folds: numbers of the folds to read; None for all finished folds.
+            weights: which predictions to read: those of `PLAIN_WEIGHTS` or those of `SOUP_WEIGHTS`. None reads, for
+                each fold and seed, the predictions of the weights that its result selects.
 
         Raises:
-            MaskfoldError: the weights of a member were changed after its fold finished, so that they do not belong to
-                the predictions; or a result is damaged.
+            MaskfoldError: a result is damaged; or weights were changed after their fold finished, so that the
+                predictions do not belong to them.
         """
         from competition.runs.oof import OofPredictions
 
@@ -303,9 +316,10 @@ class Run:
         return OofPredictions(self, folds, weights)
 
     def _check_weights_unchanged(self, folds: tuple[int, ...] | None, weights: str | None) -> None:
-        """Check that the weight files still have the digests in the results; a missing file or digest is accepted.
+        """Check that the weight files have not changed since their folds finished; see `oof` for the arguments.
 
-        A process hashes an unchanged file only once.
+        Weight files that were deleted, and results without a SHA-256, are accepted. A process computes the SHA-256 of
+        an unchanged file only once.
         """
         from competition.data.content.digests import remembered_digest
 
@@ -320,7 +334,10 @@ class Run:
     # Files
 
     def write(self) -> None:
-        """Write the run's folder with `experiment.yaml`, `cases.csv`, `folds.csv` and `contents.json`."""
+        """Write the files of the run's folder: `experiment.yaml`, `cases.csv`, `folds.csv`, `contents.json` and others.
+
+        The others are `version.json`, the tables of additional training data, and `skipped.csv` if cases were skipped.
+        """
         import pandas as pd
 
         from competition.data.splits import write_folds
@@ -346,11 +363,14 @@ class Run:
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
-        """The skipped cases as (id, reason)."""
+        """The cases that were skipped because they could not be used, as (id, reason)."""
         return list(self.cases.attrs.get("skipped", []))
 
     def without_cases(self, reasons: Mapping[str, str]) -> Run:
-        """Return the run without some cases; `reasons` contains the reason for each case by id.
+        """Return the run without some cases, which become skipped cases.
+
+        Args:
+            reasons: the reason for skipping, by id of each case to remove.
 
         Raises:
             MaskfoldError: a fold would have no cases left.
@@ -377,7 +397,8 @@ def load_run(
 
     Args:
         folder: folder of the run.
-        trust: additional packages that `target` may name; None: all packages, because no class of the run is built.
+        trust: additional packages that `target` may name. None allows all packages; it is meant for callers that do not
+            build the classes of the run.
         overrides: `key=value` strings, e.g. `competition.root=/elsewhere`.
         check_edits: whether to check that the run's YAML and tables were not edited, see `check_not_edited`.
 
@@ -447,10 +468,11 @@ def load_run(
 def check_not_edited(run: Run) -> None:
     """Check that `experiment.yaml`, `cases.csv` and `folds.csv` in a run's folder have not been edited.
 
-    The files are hashed again, and the hash is compared with the record. For a run without a record, it is compared
-    with the name of the folder if that is a hash. Keys of the YAML that the hash ignores may be changed. Without a
-    record, the tables of a run that skipped cases are not compared, because the hash includes the cases that could not
-    be prepared.
+    The hash is computed again from the files, and compared with the one in the run's record (`contents.json`). Keys of
+    the YAML that the hash ignores may be changed.
+
+    A run of an older version has no record. Its hash is compared with the name of its folder, if that is a hash. If
+    such a run has skipped cases, nothing is compared, because its hash includes cases that are no longer in the tables.
 
     Args:
         run: the run as `load_run` read it.
@@ -484,7 +506,7 @@ def check_not_edited(run: Run) -> None:
 
 
 def edited_error(folder: Path, file: str) -> MaskfoldError:
-    """Return the error for a file in a run's folder that was edited."""
+    """Return the error for a file in a run's folder that was edited; `file` names it in the message."""
     return MaskfoldError(
         f"{file} in {folder} was changed after the run was started: its content no longer matches the hash of the run.",
         "Undo the change, or copy the folder again from its origin. To train with other settings, change "
@@ -493,7 +515,7 @@ def edited_error(folder: Path, file: str) -> MaskfoldError:
 
 
 def read_skipped(folder: Path) -> dict[str, str]:
-    """Return the reason for each skipped case of a run, by case id."""
+    """Return the reason for each skipped case of a run, by case id; empty if no case was skipped."""
     path = folder / SKIPPED_FILE
     if not path.exists():
         return {}
@@ -502,10 +524,11 @@ def read_skipped(folder: Path) -> dict[str, str]:
 
 
 def read_version(folder: Path) -> str | None:
-    """Return the version of Maskfold that wrote a run's folder; None if the version is not recorded (before 0.1).
+    """Return the version of Maskfold that wrote a run's folder; None if it was before 0.1, which recorded no version.
 
     Raises:
-        MaskfoldError: a later version wrote the folder in a format that this version cannot read.
+        MaskfoldError: `version.json` is damaged, or a later version wrote the folder in a format that this version
+            cannot read.
     """
     path = folder / VERSION_FILE
     try:
@@ -529,21 +552,22 @@ def read_version(folder: Path) -> str | None:
 def run_hash(
     exp: Experiment, data_hash: str, version: Literal[1, 2] = 1, contents: Mapping[str, str] = MappingProxyType({})
 ) -> str:
-    """Return the run's hash of YAML, data and files that the YAML names, as twelve hexadecimal digits.
+    """Return the hash of a run, twelve hexadecimal digits computed from its YAML, its data and files in the YAML.
 
-    The hash ignores `run:`, `study:`, `postprocess:`, the selection of folds and the data's folder, so that a run can
-    be extended and moved. The hash also ignores `on_nan` and `on_oom`, so that a run can resume with another reaction
-    to non-finite values and to a lack of memory.
+    The hash ignores `run:`, `study:`, `postprocess:`, the selection of folds (`folds.run`) and the data's folder, so
+    that a run can be extended and moved. It also ignores `on_nan` and `on_oom`, so that a run can resume with another
+    reaction to non-finite values and to a lack of memory.
 
-    Version 1 covers the paths of the files that the YAML names; version 2 covers their content. Version 2 also ignores
-    the test images, the submission's format (except the keys that define how the training table is read), and how often
-    checkpoints and pictures are written.
+    Version 1 of the hash covers the paths of files that the YAML names; version 2 covers their content. Version 2 also
+    ignores the test images, the format of the submission, and how often checkpoints and pictures are written. The keys
+    of `submission` that define how the training table is read are not ignored.
 
     Args:
         exp: the experiment.
         data_hash: hash of the cases, see `competition.runs.extra_cases.combined_data_hash`.
         version: version of the hash.
-        contents: for version 2, a result of `competition.runs.contents.run_contents`.
+        contents: digests of files and packages, a result of `competition.runs.contents.run_contents`; used only for
+            version 2.
     """
     plain = hashed_settings(exp, version, contents)
     text = json.dumps(
@@ -555,7 +579,7 @@ def run_hash(
 def hashed_settings(
     exp: Experiment, version: Literal[1, 2], contents: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """Return the part of the YAML that the hash of a run covers; see `run_hash` for the arguments."""
+    """Return the part of the resolved YAML that the hash of a run covers; see `run_hash` for the arguments."""
     plain: dict[str, Any] = resolve_config(exp)
     for key in ("run", "study", "postprocess"):
         plain.pop(key, None)
@@ -569,7 +593,7 @@ def hashed_settings(
             del plain[key]
     if plain["folds"]["duplicates"] == "exact":  # off
         del plain["folds"]["duplicates"]
-    if plain["patch"]["axes"] == [LAST_AXIS]:  # slices as before the key
+    if plain["patch"]["axes"] == [LAST_AXIS]:  # the only axis in versions without this key
         del plain["patch"]["axes"]
     if plain["training"]["soup"] == 1:  # off
         del plain["training"]["soup"]
@@ -587,12 +611,16 @@ def hashed_settings(
 
 
 def _remove_extra_keys(plain: dict[str, Any]) -> None:
-    """Remove unused keys and data folders from the sections of additional data, because the run's hash ignores them."""
+    """Remove keys from the sections of training data that the run's hash ignores, and shorten folders of runs to names.
+
+    Args:
+        plain: the resolved YAML; it is changed in place.
+    """
     plain["competition"]["train"].pop("cases", None)  # the hash of the data covers the cases
     for key in ("pseudo", "extra"):
         if plain.get(key) is None:
             plain.pop(key, None)
-    if (pseudo := plain.get("pseudo")) is not None:  # the name identifies a run, in whatever folder it is
+    if (pseudo := plain.get("pseudo")) is not None:  # the name of a run stays the same when its folder is moved
         teachers = pseudo["from"] if isinstance(pseudo["from"], list) else [pseudo["from"]]
         pseudo["from"] = [source_name(teacher) for teacher in teachers]
     if plain.get("first_stage") is not None:
@@ -606,7 +634,15 @@ def _remove_extra_keys(plain: dict[str, Any]) -> None:
 
 
 def write_replay_yaml(exp: Experiment, estimates: list[list[int]] | None, folder: Path) -> None:
-    """Write a YAML that repeats a fold with the recorded numbers of steps, instead of its time budget."""
+    """Write an `experiment.yaml` with which the training of a fold can be repeated exactly.
+
+    A time budget gives different numbers of steps each time. The written YAML therefore contains the recorded numbers.
+
+    Args:
+        exp: the experiment.
+        estimates: the recorded numbers, for `training.plan`; None if the fold had no time budget.
+        folder: folder of the file.
+    """
     plain = resolve_config(exp)
     if estimates is not None:
         plain["training"]["plan"] = estimates

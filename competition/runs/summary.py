@@ -1,7 +1,7 @@
-"""Read the stored scores of a run, and select the score that counts: the score of the masks to submit.
+"""Read the stored scores of a run, and select the counted score: the score of the masks that would be submitted.
 
-The scores are in `summary.json`, `scores.csv` and `postprocess.json`, whose digests show edits. Only the function
-`run_scores` selects the score that counts.
+The scores are in `summary.json`, `scores.csv` and `postprocess.json`. These files contain digests, which show edits.
+Other modules must use `run_scores` to find out which score is the counted one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
 
     Args:
         folder: the run's folder.
-        summary: JSON data; NaN is written as null.
+        summary: the content, as plain data for JSON; NaN is written as null.
     """
     write_json(folder / SUMMARY_FILE, with_own_digest(summary, SUMMARY_FILE))
 
@@ -44,16 +44,16 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
 def read_summary(folder: Path) -> dict[str, Any]:
     """Read a run's `summary.json`, and check that it belongs to the scores and results in the same folder.
 
-    The summary of another run, copied into this folder, has a valid digest of its own. Files that were deleted to save
-    space are not compared.
+    This comparison detects a summary that was copied from another run, whose own digest is valid. Files that were
+    deleted to save space are not compared.
 
     Args:
         folder: the run's folder.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        MaskfoldError: the file is invalid, see `parse_summary`; it is of other scores or results; or the result of a
-            member is damaged.
+        MaskfoldError: the file is invalid, see `parse_summary`; it does not belong to the scores and results in the
+            folder; or the result of a fold is damaged.
     """
     summary, path = parse_summary(folder), folder / SUMMARY_FILE
     if other := other_results(folder, summary):
@@ -71,7 +71,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 def parse_summary(folder: Path) -> dict[str, Any]:
     """Read a run's `summary.json` without comparing it with the scores and results in the folder; see `read_summary`.
 
-    The content of a summary without a digest (written before 0.2) is not checked.
+    Versions before 0.2 wrote no digest, so edits of their summaries are not detected.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -91,7 +91,11 @@ def parse_summary(folder: Path) -> dict[str, Any]:
 
 
 def other_results(folder: Path, summary: Mapping[str, Any]) -> list[str]:
-    """Return the names of the members' results in a run's folder that differ from those in a summary.
+    """Return the names of result files in a run's folder, e.g. `fold_0/result.json`, that differ from a summary.
+
+    Args:
+        folder: the run's folder.
+        summary: content of a `summary.json`.
 
     Raises:
         MaskfoldError: a result is damaged.
@@ -108,7 +112,9 @@ def other_results(folder: Path, summary: Mapping[str, Any]) -> list[str]:
 
 
 def read_run_scores(folder: Path) -> pd.DataFrame:
-    """Read the scores of all out-of-fold cases of a run; see `competition.metrics.scoring.read_scores`.
+    """Read the scores of all out-of-fold predictions of a run from its `scores.csv`, one row per case and class.
+
+    See `competition.metrics.scoring.read_scores` for the columns.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -129,7 +135,13 @@ ScoreKind = Literal["raw", "nested", "soup", "seeds"]
 
 
 class ScoreEstimate(NamedTuple):
-    """Hold a score with its 95 % interval; nan if no case has the class or there are too few cases."""
+    """Hold a score and its 95 % interval.
+
+    Attributes:
+        value: the score; nan if it is not defined, e.g. because no case has the class.
+        low: lower end of the interval; nan if there are too few cases for an interval.
+        high: upper end of the interval; nan if there are too few cases for an interval.
+    """
 
     value: float
     low: float = nan
@@ -137,7 +149,14 @@ class ScoreEstimate(NamedTuple):
 
     @classmethod
     def of(cls, plain: Mapping[str, Any], value: str, low: str, high: str) -> ScoreEstimate | None:
-        """Return an estimate from the values of three keys; None if the first key has no number."""
+        """Return the estimate that is stored under three keys; None if the key of the score has no finite number.
+
+        Args:
+            plain: the stored data.
+            value: key of the score.
+            low: key of the lower end of the interval; nan if it has no finite number.
+            high: key of the upper end of the interval; nan if it has no finite number.
+        """
         numbers: list[Any] = [plain.get(key) for key in (value, low, high)]
         if not _is_finite(numbers[0]):
             return None
@@ -146,22 +165,24 @@ class ScoreEstimate(NamedTuple):
 
 @dataclass(frozen=True)
 class RunScores:
-    """Hold a run's out-of-fold scores, and the score that counts: the score of the masks to submit.
+    """Hold the out-of-fold scores of a run.
+
+    One of them is the counted score: the score of the masks that `maskfold submit` would write.
 
     Attributes:
         metric: name of the competition's metric.
-        counting: kind of the score that counts, the score of the masks that `maskfold submit` would submit. `nested`:
-            with steps tuned on the other folds; `soup`: with averaged checkpoints; `seeds`: with the mean of several
+        counting: kind of the counted score. `nested`: with post-processing steps that were tuned on the other folds;
+            `soup`: with the averaged weights of several checkpoints; `seeds`: with the mean prediction of several
             seeds; `raw`: none of these.
-        counted: the estimate that counts.
-        raw: the score in `summary.json`, of the selected weights and all seeds, without tuned post-processing.
-        nested: the score with steps that were tuned on the other folds; None without tuning. If the tuned steps are not
-            used, the score has no interval.
-        soup: the score of the averaged checkpoints on cases that were not used to select the checkpoints; None without
-            a soup.
-        last: the score of the last weights; None without a soup.
-        seeds: the score of all seeds together; None for one seed.
-        one_seed: the mean score of one seed alone; None for one seed.
+        counted: the counted score.
+        raw: the score in `summary.json`: with the selected weights and all seeds, without tuned post-processing.
+        nested: the score of each fold with post-processing steps that were tuned on the other folds; None if nothing
+            was tuned. If the tuned steps are not used for submissions, this score has no interval.
+        soup: the score of the averaged checkpoints, on cases that were not used to select the checkpoints; None if the
+            run has no averaged checkpoints.
+        last: the score of the weights after the last epoch; None if the run has no averaged checkpoints.
+        seeds: the score of the mean prediction of all seeds; None if the run has only one seed.
+        one_seed: the score of a single seed, averaged over the seeds; None if the run has only one seed.
         cases: number of cases with an out-of-fold prediction.
     """
 
@@ -178,30 +199,34 @@ class RunScores:
 
     @property
     def value(self) -> float:
-        """The run's score: the score of the masks that `maskfold submit` would submit."""
+        """The counted score of the run: the score of the masks that `maskfold submit` would write."""
         return self.counted.value
 
     @property
     def is_nested(self) -> bool:
-        """Whether the run's score is nested: for each fold, post-processing was tuned on the other folds."""
+        """Whether the counted score is nested: each fold was scored with post-processing tuned on the other folds."""
         return self.counting == "nested"
 
     @property
     def note(self) -> str:
-        """A description of the run's score: post-processing tuned on the other folds, or no tuned post-processing."""
+        """A note for tables that says whether the counted score includes tuned post-processing."""
         return "post-processing tuned on the other folds" if self.is_nested else "no tuned post-processing"
 
 
 def run_scores(run: Run, summary: Mapping[str, Any] | None = None) -> RunScores | None:
-    """Return a run's stored out-of-fold scores, and select the score that counts: the score of the masks to submit.
+    """Return the stored out-of-fold scores of a run, and select its counted score.
 
-    If `postprocess.tune` is set and there is a valid tuning result, the nested score counts if the tuned steps are
-    used, else the score of the YAML's steps. Otherwise the score in `summary.json` counts, which includes all seeds,
-    and the soups if they were selected.
+    The counted score is the score of the masks that `maskfold submit` would write. It is selected as follows:
+
+    - If `postprocess.tune` is not set, or there is no valid tuning result, it is the score in `summary.json`. That
+      score includes all seeds, and averaged checkpoints if they were selected.
+    - If there is a tuning result and the tuned steps are used, it is the nested score: each fold is scored with steps
+      that were tuned on the other folds.
+    - If there is a tuning result and the tuned steps are not used, it is the score with the steps of the YAML.
 
     Args:
         run: the run.
-        summary: content of the run's `summary.json`, see `read_summary`; None: read the file.
+        summary: content of the run's `summary.json`, see `read_summary`; None to read the file.
 
     Returns:
         The scores; None if no case was validated.
@@ -233,9 +258,9 @@ def run_scores(run: Run, summary: Mapping[str, Any] | None = None) -> RunScores 
 
 
 def stored_scores(summary: Mapping[str, Any]) -> RunScores | None:
-    """Return the scores in the content of a `summary.json`, without tuned post-processing; None without a score.
+    """Return the scores in the content of a `summary.json`; None if it contains no score.
 
-    Use `run_scores` to rank runs.
+    These scores do not include tuned post-processing. To compare or rank runs, use `run_scores`.
     """
     raw = ScoreEstimate.of(summary, "score", "low", "high")
     if raw is None:
@@ -272,11 +297,14 @@ def _with_interval(value: float, rows: pd.DataFrame, run: Run) -> ScoreEstimate:
 
 
 def read_tuning_record(run: Run, *, with_data: bool = False) -> dict[str, Any] | None:
-    """Return the content of `postprocess.json`; None if it is missing, damaged, edited or outdated.
+    """Return the tuning result of a run (`postprocess.json`); None if it is missing, damaged, edited or outdated.
+
+    The result is outdated if predictions, labels, settings or the metric have changed since, see `tuning_key`.
 
     Args:
         run: the run.
-        with_data: whether the result must record the data of the search; results of version 0.1 do not, and give None.
+        with_data: whether to reject a result that does not record the hash of the labelled data. Version 0.1 wrote such
+            results.
     """
     try:
         plain = _read_search(run)
@@ -291,8 +319,8 @@ def read_tuning_record(run: Run, *, with_data: bool = False) -> dict[str, Any] |
 def check_search_unedited(run: Run) -> None:
     """Check that the stored tuning result of a run, if there is one, was not edited.
 
-    Commands that do not tune again call this function. Otherwise they would ignore an edited result and use the steps
-    of the YAML.
+    Commands that do not tune call this function. Without this check, they would ignore an edited result without a
+    message, and use the steps of the YAML.
 
     Raises:
         MaskfoldError: `postprocess.json` or its table of scores is damaged or missing, or was edited.
@@ -302,11 +330,11 @@ def check_search_unedited(run: Run) -> None:
 
 
 def _read_search(run: Run) -> dict[str, Any]:
-    """Return the content of `postprocess.json`, even if it is outdated.
+    """Return the tuning result of a run (`postprocess.json`) after checking its digests, even if it is outdated.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        MaskfoldError: as for `check_search_unedited`.
+        MaskfoldError: the file or its table of scores is damaged or missing, or was edited.
     """
     path, table = run.folder / TUNING_FILE, run.folder / TUNING_SCORES_FILE
     hint = f"Repeat `maskfold submit {run.folder}`, which searches again, or restore the file."
@@ -330,20 +358,27 @@ def _read_search(run: Run) -> dict[str, Any]:
 
 
 def _tuned_rows(run: Run) -> pd.DataFrame:
-    """Return the score rows of the tuning in the order of `scores.csv`, on which an interval's last digits depend."""
+    """Return the table of scores of the tuning, sorted by fold as in `scores.csv`.
+
+    The last digits of a bootstrap interval depend on the order of the rows.
+    """
     from competition.metrics.scoring import read_scores
 
     return read_scores(run.folder / TUNING_SCORES_FILE).sort_values("fold", kind="stable")
 
 
 def tuning_digest(plain: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of a tuning result, without the result's own digest."""
+    """Return the SHA-256 of the content of a tuning result, leaving out its entry `digest`."""
     text = json.dumps(nan_to_none({key: value for key, value in plain.items() if key != "digest"}), sort_keys=True)
     return json_digest(json.loads(text))
 
 
 def tuning_key(run: Run) -> dict[str, Any]:
-    """Return digests of everything that a tuning result depends on: predictions, truth, settings and metric."""
+    """Return data that changes when something changes on which a tuning result depends.
+
+    The data describe the predictions, the labels, the settings of post-processing and the metric. They are stored with
+    the result as its `key`.
+    """
     from competition.data.cases import data_hash
     from competition.data.rle_tables import rle_format
 

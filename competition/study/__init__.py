@@ -1,1 +1,1 @@
-"""Run Optuna studies, in which each trial is a cross-validation run."""
+"""Run studies: searches for good settings with Optuna, in which each trial is a cross-validation run."""

@@ -1,4 +1,4 @@
-"""Promote the best trials: train them on all folds, and compare them with the unchanged YAML."""
+"""Promote the best trials of a study: train them on all folds, and compare them with the unchanged YAML."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PromotionResult:
-    """Hold the scores of a trial on all folds.
+    """Hold the scores of a trial that was trained on all folds.
 
     Attributes:
         number: number of the trial.
-        overrides: the experiment's `key=value` overrides.
-        run_folder: the run's folder.
-        score: score of the trial over all folds.
+        overrides: `key=value` overrides of the trial.
+        run_folder: folder of the trial's run on all folds.
+        score: score over all folds.
         unseen_score: score over the folds that the study did not use; None if the study used all folds.
-        gain: gain over trial 0 on the cases of the folds that the study did not use, with its paired 95 % interval. If
-            the study used all folds, the gain is measured on all cases. It is then optimistic, because the study
-            selected the trial on these cases.
+        gain: gain over trial 0, with its paired 95 % interval; None for trial 0 itself. It is measured on the folds
+            that the study did not use. If the study used all folds, it is measured on all cases, and is too optimistic,
+            because the study selected the trial on the same cases.
     """
 
     number: int
@@ -40,21 +40,21 @@ class PromotionResult:
 
 
 def promote_best_trials(session: StudySession, count: int, say: Callable[[str], None]) -> list[PromotionResult]:
-    """Train the best trials, and trial 0 with the YAML's own values, on all folds; skip folds that are finished.
+    """Train the best trials of a study, and trial 0 (the unchanged YAML), on all folds.
 
-    The study selected the trials by their scores on its own folds, so these scores are optimistic. Scores on folds that
-    the study did not use are not optimistic.
+    The study has selected the trials by their scores on the folds that it used, so these scores are too optimistic. The
+    scores on other folds are not. Folds that are already finished are not trained again.
 
     Args:
         session: the study.
-        count: number of best trials.
+        count: number of best trials to train.
         say: function that receives messages for the user.
 
     Returns:
-        Trial 0 first, then the best trials.
+        The result of trial 0, then the results of the best trials.
 
     Raises:
-        MaskfoldError: no trial is complete, or a fold fails.
+        MaskfoldError: no trial is complete, trial 0 is not finished, or the training of a fold fails.
     """
     selected = list(best_trials(session, count))
     trials_0 = [trial for trial in session.finished if trial.user_attrs.get("own")]
@@ -91,7 +91,17 @@ def promote_best_trials(session: StudySession, count: int, say: Callable[[str], 
 
 
 def _train(session: StudySession, overrides: list[str], number: int, context: Context) -> tuple[Any, pd.DataFrame]:
-    """Train a trial on all folds; return its run and its score rows, with tuned post-processing if that is set."""
+    """Train a trial on all folds, and tune its post-processing if `postprocess.tune` is set.
+
+    Args:
+        session: the study.
+        overrides: `key=value` overrides of the trial.
+        number: number of the trial.
+        context: context with the trusted packages and the log.
+
+    Returns:
+        The run, and the table of its out-of-fold scores with one row per case and class.
+    """
     from competition.postprocessing.tuning import load_tuning
     from competition.runs.summary import read_run_scores
     from competition.tracking.sync import MlflowSync

@@ -19,20 +19,26 @@ if TYPE_CHECKING:
     import optuna
 
 
-MISSING = object()
-# sections of the YAML that do not change the network
+MISSING = object()  # result of `get_by_key` for a key that does not exist
+# Sections of the YAML whose keys cannot be searched, because they do not change the network.
 EXCLUDED_SECTIONS = ("competition", "run", "study", "postprocess", "folds")
 
 
 class ExperimentSource(NamedTuple):
-    """Hold the file, overrides and trusted packages from which the experiments of a study's trials are loaded."""
+    """Hold what is needed to load the experiment of a study, and those of its trials.
+
+    Attributes:
+        file: YAML file of the experiment.
+        overrides: `key=value` overrides of the command line.
+        trust: additional packages that `target` may name.
+    """
 
     file: Path
     overrides: tuple[str, ...] = ()
     trust: tuple[str, ...] = ()
 
     def load(self, overrides: Sequence[str] = ()) -> Experiment:
-        """Load the experiment with additional `key=value` overrides.
+        """Load the experiment with the overrides of the command line, and further `key=value` overrides of a trial.
 
         Raises:
             MaskfoldError: an override is invalid.
@@ -40,7 +46,11 @@ class ExperimentSource(NamedTuple):
         return load_experiment(self.file, [*self.overrides, *overrides], self.trust)
 
     def locate(self, *keys: str) -> SourceLocation:
-        """Return the location of a key of the `study` section: a line of the file, or the command line."""
+        """Return where a key of the section `study` is set (a line of the file, or the command line), for messages.
+
+        Args:
+            keys: the parts of the key, without `study`.
+        """
         document = read_experiment_yaml(self.file, self.overrides)
         overrides = parse_overrides(self.overrides)
         apply_overrides(document, [override for override in overrides if override.key.startswith("study")])
@@ -52,7 +62,15 @@ class ExperimentSource(NamedTuple):
 
 
 def suggest_overrides(trial: optuna.Trial, config: StudyConfig) -> list[str]:
-    """Sample the overrides of a trial. For a key with `choices`, Optuna stores the label of the sampled choice."""
+    """Sample the values of a trial with Optuna, and return them as `key=value` overrides.
+
+    For a key with `choices`, Optuna stores the label of the sampled choice. Keys whose condition `when` is not
+    fulfilled are left out.
+
+    Args:
+        trial: Optuna's trial.
+        config: section `study` of the experiment.
+    """
     overrides: list[str] = []
     stored: dict[str, Any] = {}
     for key, dimension in config.space.items():
@@ -64,10 +82,15 @@ def suggest_overrides(trial: optuna.Trial, config: StudyConfig) -> list[str]:
 
 
 def values_from_yaml(source: ExperimentSource, exp: Experiment, config: StudyConfig) -> dict[str, Any]:
-    """Return the YAML's own values of all searched keys, which are the values of trial 0, as Optuna stores them.
+    """Return the values of all searched keys in the unchanged YAML, as Optuna stores them; they are those of trial 0.
+
+    Args:
+        source: the experiment's file and overrides.
+        exp: the experiment.
+        config: section `study` of the experiment.
 
     Raises:
-        MaskfoldError: a value of the YAML is outside its range, or is not among its choices.
+        MaskfoldError: the YAML does not set a searched key, or its value is outside the range or not among the choices.
     """
     plain = resolve_config(exp)
     stored: dict[str, Any] = {}
@@ -91,10 +114,16 @@ def values_from_yaml(source: ExperimentSource, exp: Experiment, config: StudyCon
 
 
 def validate_space(source: ExperimentSource, config: StudyConfig) -> None:
-    """Load the experiment with both bounds or all choices of each key, to find invalid values before the first trial.
+    """Check the search space of a study, so that invalid values are found before the first trial.
+
+    The experiment is loaded with both ends of the range, or with each choice, of each key.
+
+    Args:
+        source: the experiment's file and overrides.
+        config: section `study` of the experiment.
 
     Raises:
-        MaskfoldError: a key or a value is invalid.
+        MaskfoldError: a key or a value is invalid, or a key does not change the network (status 2).
     """
     for key, dimension in config.space.items():
         if key.split(".")[0] in EXCLUDED_SECTIONS:
@@ -112,7 +141,7 @@ def validate_space(source: ExperimentSource, config: StudyConfig) -> None:
             try:
                 source.load([*parents, format_override(key, value)])
             except MaskfoldError as error:
-                # this function made the override, so it has no location on the command line
+                # The message says that the override is on the command line, but this function has made it.
                 problem = error.message.replace("command line: ", "").strip().rstrip(".")
                 raise _space_error(
                     source,
@@ -123,17 +152,22 @@ def validate_space(source: ExperimentSource, config: StudyConfig) -> None:
 
 
 def format_override(key: str, value: Any) -> str:
-    """Format a key and a value as an override `key=value`, as on the command line."""
+    """Return an override `key=value` as on the command line, with the value as JSON."""
     return f"{key}={json.dumps(value)}"
 
 
 def decode_stored_value(dimension: SearchDimension, stored: Any) -> Any:
-    """Convert a value that Optuna stores, e.g. the label of a choice, to the value of the key in the YAML."""
+    """Return the value of a key in the YAML from the value that Optuna stores, which is a label if there are choices.
+
+    Args:
+        dimension: range or choices of the key.
+        stored: the value that Optuna stores.
+    """
     return dict(dimension.labelled_choices)[stored] if dimension.choices is not None else stored
 
 
 def get_by_key(plain: Any, key: str) -> Any:
-    """Return the value of a dotted key in plain data, or MISSING."""
+    """Return the value of a dotted key in nested dictionaries and lists; `MISSING` if the key does not exist."""
     for part in _parts(key):
         if isinstance(plain, dict) and part in plain:
             plain = plain[part]
@@ -149,7 +183,10 @@ def _parts(key: str) -> list[str]:
 
 
 def _describe_nearest(plain: Any, key: str) -> str:
-    """Return the most similar existing key in parentheses, for a message; an empty text if no key is similar."""
+    """Return the existing key that is most similar to a wrong key, as text in parentheses for a message.
+
+    If no key is similar, return an empty text.
+    """
     *section, name = _parts(key)
     siblings = get_by_key(plain, ".".join(section))
     similar = nearest_names(name, siblings) if isinstance(siblings, dict) else []
@@ -171,9 +208,18 @@ def _sample(trial: optuna.Trial, key: str, dimension: SearchDimension) -> Any:
 
 
 def _choice_label(source: ExperimentSource, key: str, dimension: SearchDimension, value: Any) -> str:
-    """Return the label of the choice that equals the YAML's value.
+    """Return the label of the choice that equals the value in the YAML.
 
-    Sections are compared after their defaults are filled in.
+    If the choices are sections, they are compared after their missing keys have got their defaults.
+
+    Args:
+        source: the experiment's file and overrides.
+        key: the searched key.
+        dimension: choices of the key.
+        value: value of the key in the resolved YAML.
+
+    Raises:
+        MaskfoldError: no choice equals the value (status 2).
     """
     for label, choice in dimension.labelled_choices:
         if choice == value:
@@ -194,7 +240,11 @@ def _choice_label(source: ExperimentSource, key: str, dimension: SearchDimension
 
 
 def _range_value(source: ExperimentSource, key: str, dimension: SearchDimension, value: Any) -> int | float:
-    """Return the YAML's value of a searched key; raise an error if the value is outside of the range."""
+    """Check that the value of a key in the YAML is within its range, and return it.
+
+    Raises:
+        MaskfoldError: the value is not a number, is outside the range, or does not fit `step` (status 2).
+    """
     assert dimension.low is not None and dimension.high is not None
     found = f"{key} in the YAML: found {json.dumps(value)}, expected"
     if isinstance(value, bool) or not isinstance(value, int | float) or not dimension.low <= value <= dimension.high:
@@ -222,7 +272,13 @@ def _range_value(source: ExperimentSource, key: str, dimension: SearchDimension,
 
 
 def _applies(dimension: SearchDimension, stored: dict[str, Any], config: StudyConfig) -> bool:
-    """Return whether a key is searched in this trial, i.e. whether the conditions in `when` are satisfied."""
+    """Return whether a key is searched in a trial, because its conditions in `when` are fulfilled.
+
+    Args:
+        dimension: range or choices of the key, with its conditions.
+        stored: the values of the keys before it, as Optuna stores them.
+        config: section `study` of the experiment.
+    """
     for parent, allowed in dimension.when.items():
         if parent not in stored:
             return False
@@ -234,9 +290,11 @@ def _applies(dimension: SearchDimension, stored: dict[str, Any], config: StudyCo
 
 
 def _allowed_value(parent: SearchDimension, allowed: Any) -> Any:
-    """Return one value of a searched key that the condition `when` of another key allows.
+    """Return one value of a searched key that a condition of another key allows.
 
-    `allowed` is a value, a label, or a list of values and labels.
+    Args:
+        parent: range or choices of the searched key.
+        allowed: the condition in `when` of the other key: a value, a label, or a list of values and labels.
     """
     is_list_of_options = (
         isinstance(allowed, list) and allowed and allowed not in [choice for _, choice in parent.labelled_choices]

@@ -1,4 +1,4 @@
-"""Open the storage of trials: SQLite in `mlruns/`, or PostgreSQL, which several machines can share."""
+"""Open the database with the trials of studies: SQLite in `mlruns/`, or PostgreSQL, which machines can share."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from competition.redact import redact
 from competition.sqlite import check_sqlite, damaged_error, is_damage, is_lock, locked_error
 
 DATABASE = Path("mlruns") / "optuna.db"
-HEARTBEAT_INTERVAL = 15  # s between two heartbeats of a running trial
-HEARTBEAT_GRACE = 60  # s without a heartbeat after which a trial fails and is retried
+HEARTBEAT_INTERVAL = 15  # s between two heartbeats (signs of life) of a running trial
+HEARTBEAT_GRACE = 60  # s without a heartbeat after which a trial is taken for dead and repeated
 MAX_RETRIES = 3  # maximum number of retries per trial
 SQLITE_TIMEOUT = 60  # s that a statement waits if the database is locked
 QUIET_SECONDS = 5.0  # s that a process waits for a study's lock before a message
@@ -29,10 +29,13 @@ logger = logging.getLogger(__name__)
 
 
 def open_storage(url: str | None) -> Any:
-    """Open Optuna's storage with heartbeats, so that the trial of a killed process does not stay RUNNING.
+    """Open Optuna's storage, and return it.
+
+    Running trials write heartbeats to it, so that the trial of a killed process does not stay RUNNING.
 
     Args:
-        url: URL in the form of SQLAlchemy, e.g. `postgresql://user@host/database`; None: SQLite at `mlruns/optuna.db`.
+        url: URL of the database in the form of SQLAlchemy, e.g. `postgresql://user@host/database`. None for SQLite at
+            `mlruns/optuna.db`.
 
     Raises:
         MaskfoldError: the URL is invalid, or studies do not support this kind of database (status 2); the database
@@ -89,7 +92,7 @@ def _sqlite_file(url: str) -> Path | None:
 
 @contextmanager
 def storage_errors(storage: Any) -> Iterator[None]:
-    """Convert errors of an open storage in the `with` block to a MaskfoldError that names the cause."""
+    """Convert errors of an open storage in the `with` block to a MaskfoldError with the cause and a hint."""
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -113,11 +116,13 @@ def storage_errors(storage: Any) -> Iterator[None]:
 
 
 def _checked_url(url: str) -> str:
-    """Check a database's URL; return it with the driver of `maskfold[postgres]` for PostgreSQL, unchanged for SQLite.
+    """Check the URL of a database, and return it in the form to use.
+
+    For PostgreSQL, the URL gets the driver that `maskfold[postgres]` installs. For SQLite, it is returned unchanged.
 
     Raises:
-        MaskfoldError: status 2; the URL is invalid, or its database is neither PostgreSQL nor SQLite. `study_lock`
-            supports only these two.
+        MaskfoldError: the URL is invalid, or the database is neither PostgreSQL nor a SQLite file, the only ones that
+            `study_lock` supports (status 2).
     """
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
@@ -140,10 +145,16 @@ def _checked_url(url: str) -> str:
 
 @contextmanager
 def study_lock(storage: Any, name: str) -> Iterator[Any]:
-    """Hold a study's lock, so that only one process at a time counts the trials and samples the next trial.
+    """Hold the lock of a study during the `with` block; other processes that want it wait.
+
+    The lock ensures that only one process at a time counts the trials and samples the values of the next one.
+
+    Args:
+        storage: Optuna's storage.
+        name: name of the study.
 
     Yields:
-        A function that releases the lock before the `with` block ends.
+        A function that releases the lock before the end of the `with` block.
     """
     released = False
     if storage.engine.dialect.name == "postgresql":
@@ -187,14 +198,17 @@ def study_lock(storage: Any, name: str) -> Iterator[Any]:
 
 
 def current_process() -> dict[str, Any]:
-    """Return data that identify this process, for an attribute of a trial."""
+    """Return data that identify this process: host, process id and start time. They are stored with its trial."""
     return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
 
 
 def is_process_dead(process: Any) -> bool:
-    """Return whether a trial's process ran on this machine and has ended.
+    """Return whether the process of a trial ran on this machine and has ended.
 
-    For a process of another machine, return False, because its heartbeats decide.
+    For a process on another machine, return False; whether it is dead is seen from its heartbeats.
+
+    Args:
+        process: result of `current_process` that is stored with the trial.
     """
     if not isinstance(process, dict) or process.get("host") != socket.gethostname():
         return False
@@ -211,7 +225,7 @@ def _started(pid: int) -> float | None:
 
 
 def _created_concurrently(error: Exception) -> bool:
-    """Return whether an error means that another process was creating the same tables."""
+    """Return whether an error of opening the database means that another process was creating the same tables."""
     return any(
         text in str(error) for text in ("already exists", "duplicate key", "UNIQUE constraint", "database is locked")
     )

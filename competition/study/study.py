@@ -1,4 +1,4 @@
-"""Open a study, run trials until the required number is finished, write `trials.json`, and draw figures."""
+"""Open a study, run its trials, write the file `trials.json`, and draw figures."""
 
 from __future__ import annotations
 
@@ -58,10 +58,11 @@ if TYPE_CHECKING:
 
 
 HINT = "Run the same `maskfold study` again to write it."  # hint for a damaged `trials.json`
-# The study stops after this many consecutive failures, because then the values of the trials are not the cause.
+# After this many consecutive failures, the study stops, because the values of the trials are probably not the cause.
 MAX_FAILURES = 10
-FOLDER_PATIENCE = 300.0  # seconds to wait while another process writes the study's files
-MAX_DUPLICATES = 20  # after this many consecutive samples of existing trials, the search space counts as exhausted
+FOLDER_PATIENCE = 300.0  # maximum time in seconds to wait while another process writes the study's files
+# After this many consecutive samples that repeat existing trials, the search space is taken to be exhausted.
+MAX_DUPLICATES = 20
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +72,13 @@ class StudySession:
     """Hold an open study.
 
     Attributes:
-        source: the experiment.
+        source: the experiment's file and overrides.
         config: section `study` of the experiment.
         name: name of the study in Optuna, and of its folder in `mlruns/studies`.
         optuna_study: Optuna's study.
         storage: Optuna's storage.
-        data: digest of the data, see `competition.runs.extra_cases.combined_data_hash`.
-        files: digests of the fold file, weight files and own code, see `study_files`.
+        data: hash of the data, see `competition.runs.extra_cases.combined_data_hash`.
+        files: digests of the fold file, of weight files and of the user's own code, see `study_files`.
     """
 
     source: ExperimentSource
@@ -90,12 +91,12 @@ class StudySession:
 
     @property
     def folder(self) -> Path:
-        """The folder with the figures, the trials and the YAML."""
+        """The folder with the study's figures, trials and YAML."""
         return STUDIES_FOLDER / self.name
 
     @property
     def trials(self) -> list[Any]:
-        """The trials in order, without trials that repeat others and without trials whose process was killed."""
+        """The trials in order. Trials that repeat others, and trials whose process was killed, are left out."""
         return [trial for trial in self.optuna_study.get_trials(deepcopy=False) if not is_ignored(trial)]
 
     @property
@@ -105,18 +106,20 @@ class StudySession:
 
 
 def open_study(source: ExperimentSource, storage: str | None = None) -> StudySession:
-    """Open or create the study of an experiment, after checking its configuration.
+    """Open the study of an experiment, or create it if it does not exist; its configuration is checked first.
 
-    A study is identified by the experiment, the search space, the data and the files that the YAML names (folds,
-    weights, own code), so the same command resumes the same study. In version 0.1, the names of studies did not depend
-    on the data. A study with such a name is resumed only if its trials were trained on the present data.
+    The name of a study contains a digest of the experiment, the search space, the data and the files that the YAML
+    names (folds, weights, own code). So the same command resumes the same study.
+
+    In version 0.1, the names did not depend on the data. A study with such a name is resumed only if its trials were
+    trained on the present data.
 
     Args:
-        source: the experiment.
-        storage: URL of the storage, see `open_storage`.
+        source: the experiment's file and overrides.
+        storage: URL of the database, see `open_storage`.
 
     Raises:
-        MaskfoldError: the experiment has no `study` section, or a key, a value or an objective is invalid.
+        MaskfoldError: the experiment has no section `study`, or a key, a value or an objective is invalid.
     """
     import optuna
 
@@ -172,18 +175,18 @@ def open_study(source: ExperimentSource, storage: str | None = None) -> StudySes
 
 
 def _digest(plain: Any) -> str:
-    """Return eight hexadecimal digits that identify plain data."""
+    """Return the first eight hexadecimal digits of a digest of plain data."""
     return json_digest(plain)[:8]
 
 
 @dataclass(frozen=True)
 class StudyNames:
-    """Hold the names that a study may have, by version of Maskfold.
+    """Hold the two names that a study may have, depending on the version of Maskfold that created it.
 
     Attributes:
-        present: name of the study, which contains a digest of the YAML and of the data.
-        old: name of the study in version 0.1, which contained only a digest of the YAML.
-        tables: case tables of the present data, by their file names in a run's folder.
+        present: name that this version uses. It contains a digest of the YAML, the data and the files.
+        old: name that version 0.1 used. It contains only a digest of the YAML.
+        tables: case tables of the present data, by their file names (without `.csv`) in a run's folder.
     """
 
     present: str
@@ -191,7 +194,11 @@ class StudyNames:
     tables: dict[str, pd.DataFrame]
 
     def find(self, storage: Any) -> str:
-        """Return the old name if only a study of this name exists and its data are unchanged; else the present name."""
+        """Return the name of the study to open.
+
+        This is the old name, if only a study with the old name exists and its data have not changed. Otherwise, it is
+        the present name.
+        """
         import optuna
 
         names = set(optuna.get_all_study_names(storage))
@@ -205,7 +212,7 @@ class StudyNames:
         return self.present
 
     def _has_changed(self, run: str | None) -> bool:
-        """Return whether a run's case tables differ from the present case tables; unreadable tables count as equal."""
+        """Return whether the case tables of a run differ from the present ones; ignore tables that cannot be read."""
         import pandas as pd
 
         for name, table in self.tables.items():
@@ -222,7 +229,13 @@ class StudyNames:
 
 @contextmanager
 def study_folder_lock(folder: Path, patience: float = FOLDER_PATIENCE) -> Iterator[None]:
-    """Hold the lock of a study's folder while files are written there, because several processes may run the study.
+    """Hold the lock of a study's folder during the `with` block, in which files are written there.
+
+    This is needed because several processes may run the study at the same time.
+
+    Args:
+        folder: folder of the study.
+        patience: maximum time in seconds to wait for another process to release the lock.
 
     Raises:
         MaskfoldError: another process has held the lock for longer than `patience` seconds.
@@ -232,11 +245,13 @@ def study_folder_lock(folder: Path, patience: float = FOLDER_PATIENCE) -> Iterat
 
 
 def run_study(session: StudySession, count: int, say: Callable[[str], None]) -> None:
-    """Run trials until `count` trials are finished; trials of other processes count too.
+    """Run trials until the study has a given number of finished trials, including those of other processes.
+
+    If the search space is exhausted, stop earlier.
 
     Args:
         session: the study, a result of `open_study`.
-        count: total number of complete, pruned and failed trials.
+        count: total number of finished (complete, pruned or failed) trials at the end.
         say: function that receives messages for the user.
 
     Raises:
@@ -261,7 +276,11 @@ def run_study(session: StudySession, count: int, say: Callable[[str], None]) -> 
 
 
 def _run_next(session: StudySession, worker: TrialRunner, count: int, context: Context) -> bool:
-    """Run one trial, or wait for a trial of another process; return False if no work is left."""
+    """Run one trial, or wait for a trial of another process.
+
+    Returns:
+        False if this process has nothing left to do.
+    """
     requeue_stale_trials(session, context)
     with study_lock(session.storage, session.name) as release_lock:
         trials = session.trials
@@ -283,7 +302,12 @@ def _run_next(session: StudySession, worker: TrialRunner, count: int, context: C
 
 
 def _requeue_interrupted(session: StudySession, number: int | None) -> None:
-    """Queue an interrupted trial again, so that the same command resumes it."""
+    """Put a trial that the user has interrupted back into Optuna's queue, so that the same command resumes it.
+
+    Args:
+        session: the study.
+        number: number of the trial; None if no trial was started.
+    """
     from optuna.storages import RetryHeartbeatStaleTrialCallback
 
     for trial in session.optuna_study.get_trials() if number is not None else []:
@@ -292,7 +316,11 @@ def _requeue_interrupted(session: StudySession, number: int | None) -> None:
 
 
 def _wait_for_others(session: StudySession, context: Context) -> bool:
-    """Wait for trials of other processes; return whether such a trial has ended, or its process has died."""
+    """Wait until a trial of another process ends, or is put back into the queue because its process has died.
+
+    Returns:
+        True if this has happened; False if it has not happened within the time after which a dead process is noticed.
+    """
     from optuna.storages import fail_stale_trials
 
     running = sum(trial.state.name == "RUNNING" for trial in session.trials)
@@ -310,7 +338,10 @@ def _wait_for_others(session: StudySession, context: Context) -> bool:
 
 
 def requeue_stale_trials(session: StudySession, context: Context) -> None:
-    """Queue trials again if their process on this machine was killed; their finished folds are kept."""
+    """Put trials whose process on this machine was killed back into Optuna's queue.
+
+    Such a trial is resumed later, and its finished folds are not trained again.
+    """
     import optuna
     from optuna.storages import RetryHeartbeatStaleTrialCallback
 
@@ -325,17 +356,16 @@ def requeue_stale_trials(session: StudySession, context: Context) -> None:
 
 
 def best_trials(session: StudySession, count: int | None = 1) -> Sequence[Any]:
-    """Return the best complete trials that satisfy the constraints, best first.
+    """Return the best complete trials that satisfy the constraints, sorted by the first objective, the best first.
+
+    With several objectives, only the trials of the Pareto front are returned.
 
     Args:
         session: the study.
-        count: number of trials; None: all.
-
-    Returns:
-        With several objectives, trials of the Pareto front, sorted by the first objective.
+        count: maximum number of trials; None for all.
 
     Raises:
-        MaskfoldError: no trial is complete.
+        MaskfoldError: no trial is complete and satisfies the constraints.
     """
     complete = [trial for trial in session.finished if trial.state.name == "COMPLETE" and satisfies_constraints(trial)]
     if not complete:
@@ -351,12 +381,12 @@ def best_trials(session: StudySession, count: int | None = 1) -> Sequence[Any]:
 
 
 def satisfies_constraints(trial: Any) -> bool:
-    """Return whether a trial satisfies every constraint."""
+    """Return whether a trial satisfies all constraints of the study."""
     return all(value <= 0 for value in trial.constraints.values())
 
 
 def _check_failures(session: StudySession) -> None:
-    """Raise an error if trial 0 has failed, or if several trials in a row have failed."""
+    """Raise a MaskfoldError if trial 0 has failed, or if the last `MAX_FAILURES` trials have failed."""
     last = session.finished[-MAX_FAILURES:]
     trial_0 = [trial for trial in last if trial.user_attrs.get("own") and trial.state.name == "FAIL"]
     if trial_0 or (len(last) == MAX_FAILURES and all(trial.state.name == "FAIL" for trial in last)):
@@ -371,12 +401,19 @@ def _check_failures(session: StudySession) -> None:
 
 
 def write_trials(session: StudySession) -> list[dict[str, Any]]:
-    """Write every trial to `trials.json`, with the objectives and the best trials; return the trials as plain data.
+    """Write all trials to `trials.json`, with the objectives and the best trials.
 
     Returns:
-        One mapping per trial with `number`, `state` (Optuna's state in lower case), `values`, `minutes`, `params`,
-        `reason` (why the trial failed, was pruned, or violates a constraint), `run` (folder of its run) and `own`
-        (whether it is the unchanged YAML).
+        The trials as plain data, one dictionary for each trial:
+
+        - `number`: number of the trial.
+        - `state`: Optuna's state in lower case, e.g. `complete`.
+        - `values`: value of each objective; None if the trial is not complete.
+        - `minutes`: duration; None if the trial has not ended.
+        - `params`: sampled values by key, as Optuna stores them.
+        - `reason`: why the trial failed, was pruned, or violates a constraint; None otherwise.
+        - `run`: folder of its run.
+        - `own`: whether it is trial 0, the unchanged YAML.
     """
     with study_folder_lock(session.folder):  # lock the folder, so that an older list does not replace a newer one
         return _write_trials(session)
@@ -405,10 +442,16 @@ def _write_trials(session: StudySession) -> list[dict[str, Any]]:
 
 
 def read_trials(folder: Path) -> dict[str, Any]:
-    """Return the content of `trials.json`: `objectives`, the numbers of the trials in `best`, and `trials`.
+    """Return the content of a study's `trials.json`.
+
+    Args:
+        folder: folder of the study.
+
+    Returns:
+        A dictionary with `objectives` (names), `best` (numbers of the best trials) and `trials`, see `write_trials`.
 
     Raises:
-        MaskfoldError: no trial has ended yet, or the file cannot be read.
+        MaskfoldError: no trial has ended yet, or the file is damaged or was edited.
     """
     path = folder / TRIALS_FILE
     try:
@@ -429,9 +472,10 @@ def read_trials(folder: Path) -> dict[str, Any]:
 
 
 def _best(record: dict[str, Any]) -> list[int]:
-    """Return the best trial in an old file that lacks the key `best`.
+    """Return a list with the number of the best trial, from the content of an old `trials.json` without the key `best`.
 
-    In such files, there are no constraints and higher is better.
+    Such files have no constraints. Objectives in `MINIMISED` are better if they are lower, all others if they are
+    higher. With several objectives, or without a complete trial, the list is empty.
     """
     complete = [trial for trial in record["trials"] if trial["state"] == "complete"]
     if not complete or len(record["objectives"]) > 1:
@@ -441,7 +485,7 @@ def _best(record: dict[str, Any]) -> list[int]:
 
 
 def _violations(session: StudySession, trial: Any) -> str | None:
-    """Return, as text, the constraints that a complete trial violates; None if it satisfies all constraints."""
+    """Return the constraints that a complete trial violates, as text; None if it violates none or is not complete."""
     if trial.state.name != "COMPLETE":
         return None
     bounds = session.config.constraints
@@ -457,10 +501,12 @@ def _violations(session: StudySession, trial: Any) -> str | None:
 
 
 def draw_figures(session: StudySession) -> list[Path]:
-    """Draw history, importance, parallel coordinates and slices; with several objectives also the Pareto front.
+    """Draw Optuna's figures of a study: history, importance of the keys, parallel coordinates and slices.
+
+    With two or three objectives, the Pareto front is drawn too.
 
     Returns:
-        The files, in the study's folder. Figures for which there are too few trials are omitted.
+        The files, which are in the study's folder. Figures for which there are too few trials are left out.
     """
     import matplotlib
 
@@ -490,7 +536,17 @@ def draw_figures(session: StudySession) -> list[Path]:
 
 
 def _save(session: StudySession, name: str, draw_axes: Any, drawn: list[Path], plt: Any) -> None:
-    """Draw and save one figure, and append its file to `drawn`."""
+    """Draw one figure, save it in the study's folder, and append its path to `drawn`.
+
+    If there are too few trials for the figure, do nothing.
+
+    Args:
+        session: the study.
+        name: name of the file without extension.
+        draw_axes: function that draws the figure and returns its axes.
+        drawn: list of the files that were drawn.
+        plt: the module `matplotlib.pyplot`.
+    """
     path = session.folder / f"{name}.png"
     try:
         with warnings.catch_warnings():
@@ -514,9 +570,9 @@ def _save(session: StudySession, name: str, draw_axes: Any, drawn: list[Path], p
 
 @contextmanager
 def track_study(session: StudySession) -> Iterator[None]:
-    """Upload the study's folder to MLflow during the `with` block.
+    """Upload the folder of a study to MLflow in the background of the `with` block.
 
-    If several processes run the study, only the first one uploads.
+    If several processes run the study at the same time, only the first one uploads.
     """
     from competition.tracking.sync import MlflowSync
 

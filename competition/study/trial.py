@@ -1,4 +1,4 @@
-"""Run a trial of a study: sample overrides with Optuna, run a cross-validation, prune, and measure the objectives."""
+"""Run a trial of a study: sample values with Optuna, run a cross-validation, prune, and measure the objectives."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ CASES_TABLE = Path(CASES_FILE).stem
 
 
 def make_sampler(config: StudyConfig, seed: int, number: int, is_duplicate: bool = False) -> Any:
-    """Return the sampler for one trial.
+    """Return Optuna's sampler for one trial.
 
     Args:
         config: section `study` of the experiment.
         seed: seed of the experiment.
-        number: number of trials in Optuna, from which the trial's seed is derived, so that a resumed study repeats no
-            sample.
-        is_duplicate: whether the previous sample repeated a trial. If so, the next sample is random.
+        number: number of trials that Optuna has stored. Together with `seed`, it gives the seed of the sampler, so that
+            a resumed study does not draw the same samples again.
+        is_duplicate: whether the previous sample repeated an existing trial. If so, the next sample is random.
     """
     from optuna import samplers
 
@@ -60,7 +60,7 @@ def make_sampler(config: StudyConfig, seed: int, number: int, is_duplicate: bool
 
 
 def make_pruner(config: StudyConfig) -> Any:
-    """Return Optuna's pruner for the settings in `study`."""
+    """Return the pruner of Optuna that the section `study` selects."""
     from optuna import pruners
 
     if config.pruner == "wilcoxon":
@@ -76,14 +76,19 @@ def make_pruner(config: StudyConfig) -> Any:
 
 TIMED_CASES = 5  # number of cases whose prediction is timed
 MINIMISED = ("inference_seconds", "minutes", "peak_gib")
-OBJECTIVES = ("score", *MINIMISED)  # further names: dice_<class>
+OBJECTIVES = ("score", *MINIMISED)  # names of objectives; `dice_<class>` is allowed for each class, too
 
 
 def check_objectives(source: ExperimentSource, config: StudyConfig, classes: list[str]) -> None:
     """Check that all objectives and constraints have known names.
 
+    Args:
+        source: the experiment's file and overrides, for the location in messages.
+        config: section `study` of the experiment.
+        classes: names of the competition's classes.
+
     Raises:
-        MaskfoldError: status 2; a name is unknown.
+        MaskfoldError: a name is unknown (status 2).
     """
     known = [*OBJECTIVES, *(f"dice_{name}" for name in classes)]
     for key, names in (("objectives", config.objectives), ("constraints", config.constraints)):
@@ -98,7 +103,7 @@ def check_objectives(source: ExperimentSource, config: StudyConfig, classes: lis
 
 
 def objective_directions(config: StudyConfig, metric: MetricConfig) -> list[Literal["minimize", "maximize"]]:
-    """Return Optuna's direction of each objective; `score` has the direction of the metric."""
+    """Return whether Optuna must minimise or maximise each objective; for `score`, this depends on the metric."""
 
     def is_minimised(name: str) -> bool:
         return name in MINIMISED or (name == "score" and metric.direction is Direction.LOWER)
@@ -107,7 +112,10 @@ def objective_directions(config: StudyConfig, metric: MetricConfig) -> list[Lite
 
 
 def tune_if_set(run: Run, summary: CvSummary, context: Context = Context()) -> None:
-    """Tune post-processing on a run's finished folds if `postprocess.tune` is set; store the result with the run."""
+    """Tune post-processing on the finished folds of a run, and store the result in its folder.
+
+    If `postprocess.tune` is not set, or no case was validated, do nothing.
+    """
     if not run.exp.postprocess.tune or not summary.cases:
         return
     from competition.ensembling.expected import estimate_score
@@ -119,12 +127,19 @@ def tune_if_set(run: Run, summary: CvSummary, context: Context = Context()) -> N
 def measure_objectives(
     run: Run, summary: CvSummary, config: StudyConfig, context: Context = Context()
 ) -> dict[str, float]:
-    """Return the value of each objective and constraint of a finished trial.
+    """Return the value of each objective and constraint of a finished trial, by name.
 
-    `score` is the score that counts, see `competition.runs.summary.run_scores`; `dice_<class>` is the mean Dice of a
-    class without tuned post-processing,
-    `minutes` the training time of all folds, `peak_gib` the largest peak memory of a fold, and `inference_seconds` the
-    mean time of one network per case.
+    - `score`: score of the masks that would be submitted, see `competition.runs.summary.run_scores`.
+    - `dice_<class>`: mean Dice of a class, without tuned post-processing.
+    - `minutes`: training time of all folds together.
+    - `peak_gib`: largest peak memory of a fold in GiB.
+    - `inference_seconds`: mean time in which one network predicts a case, see `inference_seconds`.
+
+    Args:
+        run: run of the trial.
+        summary: summary of the run.
+        config: section `study` of the experiment.
+        context: context with the trusted packages.
 
     Raises:
         MaskfoldError: an objective has no value for this trial.
@@ -152,7 +167,10 @@ def measure_objectives(
 
 
 def inference_seconds(run: Run, context: Context = Context()) -> float:
-    """Return the mean seconds to preprocess and predict a case with the first of a run's networks."""
+    """Return the mean time in seconds to preprocess and predict a case with the first network of a run.
+
+    The mean is taken over `TIMED_CASES` cases.
+    """
     from competition.data.cases import case_rows
     from competition.ensembling.ensemble import EnsemblePredictor
     from competition.runs.blend import Ensemble
@@ -169,32 +187,35 @@ def inference_seconds(run: Run, context: Context = Context()) -> float:
 
 
 def summary_without_folds(summary: CvSummary) -> dict[str, Any]:
-    """Return a summary as plain data, without the results of folds."""
+    """Return the summary of a run as plain data, without the results of its folds."""
     return {key: value for key, value in asdict(summary).items() if key != "folds"}
 
 
 # Pruning
 
-POLL_SECONDS = 1.0  # s between two polls
-MAX_EPOCHS = 100_000  # more than a fold has epochs; the steps of fold k begin at k times this number
+POLL_SECONDS = 1.0  # s between two checks for new scores
+# No fold has as many epochs. The number of a step for the pruner is k times this number, plus the epoch in fold k.
+MAX_EPOCHS = 100_000
 
 
 class TrialStopped(Exception):
-    """Signal that the pruner stops the trial; the message contains the epoch or the fold."""
+    """Report that the pruner stops a trial early; the message contains the epoch or the fold."""
 
 
 class PruningCallback:
-    """Report scores to Optuna while folds run, and raise `TrialStopped` if the trial must stop.
+    """Report scores to Optuna while the folds of a trial run, and raise `TrialStopped` if the pruner stops the trial.
 
-    The pruner receives scores as steps. With `wilcoxon`, each validated case is a step, so that the cases of one fold
-    suffice for the paired test. The number of the step is the case's index in the case table, which does not depend on
-    the order of folds. With `median` and `hyperband`, each validation is a step, fold after fold. If folds run in
-    parallel, a later fold is reported after the earlier folds have finished.
+    Optuna's pruners compare trials by numbered scores, which it calls steps. What a step is depends on the pruner:
+
+    - With `wilcoxon`, each validated case is a step. So the cases of a single fold suffice for the paired test. The
+      number of the step is the index of the case in the case table, which does not depend on the order of the folds.
+    - With `median` and `hyperband`, each validation during training is a step, fold after fold. If folds run in
+      parallel, the scores of a later fold are reported only after the earlier folds have finished.
 
     Args:
-        run: the trial's run.
+        run: run of the trial.
         trial: Optuna's trial.
-        config: the `study` section.
+        config: section `study` of the experiment.
     """
 
     def __init__(self, run: Run, trial: optuna.Trial, config: StudyConfig) -> None:
@@ -215,10 +236,10 @@ class PruningCallback:
         self.poll()
 
     def poll(self) -> None:
-        """Report new scores to Optuna, and ask the pruner whether to stop.
+        """Report new scores to Optuna, and ask the pruner whether to stop the trial.
 
         Raises:
-            TrialStopped: the pruner stops the trial.
+            TrialStopped: the trial must stop.
         """
         per_case = self.config.pruner == "wilcoxon"
         new_scores = self._case_scores() if per_case else self._validation_scores()
@@ -237,7 +258,7 @@ class PruningCallback:
             )
 
     def _case_scores(self) -> list[tuple[int, float]]:
-        """Return (index in the case table, score) of the cases of folds that have finished since the last call."""
+        """Return (index in the case table, score) of each case in folds that have finished since the last call."""
         scores = []
         for fold, seed in self.run.members():
             folder = self.run.member_folder(fold, seed)
@@ -249,7 +270,10 @@ class PruningCallback:
         return [(step, score) for step, score in scores if step not in self.reported]
 
     def _validation_scores(self) -> list[tuple[int, float]]:
-        """Return (epoch, score) of the validations since the last call; epochs are counted through all folds."""
+        """Return (number of the step, score) of each validation since the last call.
+
+        See `MAX_EPOCHS` for the number of the step.
+        """
         scores: list[tuple[int, float]] = []
         for order, (fold, seed) in enumerate(self.run.members()):
             folder = self.run.member_folder(fold, seed)
@@ -265,25 +289,34 @@ class PruningCallback:
 
 # Running a trial
 
-TUNED_ATTRIBUTE = "tuned"  # user attribute: whether the trial's score has tuned post-processing
-REASON_ATTRIBUTE = "reason"  # user attribute of a trial that failed or was pruned
+TUNED_ATTRIBUTE = "tuned"  # Optuna's user attribute: whether the score of the trial includes tuned post-processing
+REASON_ATTRIBUTE = "reason"  # Optuna's user attribute: why a trial failed or was pruned
 HIGH_LOSS = 1e3  # if the training loss is higher, the learning rate is probably the cause of a failure
 
 
 class DuplicateTrial(Exception):
-    """Report that the sampler has repeated an existing trial; the new trial does not count (see `is_ignored`)."""
+    """Report that the sampled values are those of an existing trial, so that the new trial is ignored.
+
+    See `is_ignored`.
+    """
 
 
 class TrialRunner:
-    """Run one trial per call, as Optuna's objective function.
+    """Run one trial per call, as the objective function of Optuna.
 
     Args:
-        source: the experiment.
+        source: the experiment's file and overrides.
         config: section `study` of the experiment.
         folder: folder of the study.
         context: context with the trusted packages and the log.
-        data: digest of the study's data; None: not checked.
-        files: digests of the study's other files, see `study_files`; None: not checked.
+        data: hash of the data for which the study was opened; None to skip this check.
+        files: digests of the other files for which the study was opened, see `study_files`; None to skip this check.
+
+    Attributes:
+        data_error: error of the check; None if nothing has changed. After an error, no further trial may run.
+        release_lock: function that releases the lock of the study. It is called when the trial's values are sampled.
+        number: number of the present or last trial; None before the first one.
+        duplicates: number of consecutive samples that repeated existing trials.
     """
 
     def __init__(
@@ -297,14 +330,13 @@ class TrialRunner:
     ) -> None:
         self.source, self.config, self.folder, self.context = source, config, folder, context
         self.data, self.files = data, files
-        # set if the data have changed, because no further trial may run then
         self.data_error: ChangedDataError | None = None
         self.release_lock: Callable[[], None] = lambda: None
-        self.number: int | None = None  # folder of the run of the current or last trial
-        self.duplicates = 0  # number of consecutive samples that repeated existing trials
+        self.number: int | None = None
+        self.duplicates = 0
 
     def __call__(self, trial: optuna.Trial) -> tuple[float, ...]:
-        """Run a trial.
+        """Run a trial, and return the value of each objective.
 
         Raises:
             optuna.TrialPruned: the trial was pruned.
@@ -374,7 +406,10 @@ class TrialRunner:
         return tuple(measured[name] for name in self.config.objectives)
 
     def _describe_high_loss(self, trial: optuna.Trial) -> str:
-        """Return a sentence about the training loss if the loss was very high, else an empty text."""
+        """Return a sentence about the last training loss of a failed trial, if the loss was very high.
+
+        Otherwise, return an empty text.
+        """
         folder = trial.user_attrs.get("run")
         last_losses = [
             losses[-1]
@@ -390,10 +425,10 @@ class TrialRunner:
 
 
 def _as_ranked(run: Run, trial: optuna.Trial) -> Run:
-    """Return a trial's run with `postprocess.tune` set as in the first complete trial of the study.
+    """Return the run of a trial with `postprocess.tune` set as in the first complete trial of the study.
 
-    So a study does not mix scores with and without tuned post-processing, even if the YAML changes, or if an older
-    version without tuning began the study.
+    Without this, a study could mix scores with and without tuned post-processing. This could happen if the YAML
+    changes, or if an older version, which did not tune, began the study.
     """
     complete = [other for other in trial.study.get_trials(deepcopy=False) if other.state.name == "COMPLETE"]
     if not complete:
@@ -403,7 +438,7 @@ def _as_ranked(run: Run, trial: optuna.Trial) -> Run:
 
 
 def study_tables(exp: Experiment) -> dict[str, pd.DataFrame]:
-    """Return the case tables of a study's experiment, by their file names in a run's folder."""
+    """Return all case tables of an experiment, by their file names (without `.csv`) in a run's folder."""
     from competition.data.cases import case_table
 
     cases = case_table(exp.competition, "train")
@@ -411,20 +446,21 @@ def study_tables(exp: Experiment) -> dict[str, pd.DataFrame]:
 
 
 def data_digest(tables: dict[str, pd.DataFrame]) -> str:
-    """Return a digest of the tables of `study_tables`."""
+    """Return the hash of the data in all case tables, a result of `study_tables`."""
     return combined_data_hash(
         tables[CASES_TABLE], {name: table for name, table in tables.items() if name != CASES_TABLE}
     )
 
 
 def study_files(exp: Experiment) -> dict[str, str]:
-    """Return the digests of the fold file, weight files and user's code that an experiment names.
+    """Return digests of the files on which the scores of trials depend, except images and masks.
 
-    Scores of trials with different files cannot be compared. The files include the predictions of a first stage, but no
-    images and masks.
+    These are the fold file, weight files, the user's own code, and the predictions of a first stage. If they change,
+    scores of earlier and later trials cannot be compared.
 
     Returns:
-        Digests by key, as from `run_contents`, and the fold file's by `folds.file`.
+        Digests by the keys of `competition.runs.contents.run_contents` and `first_stage_contents`; that of the fold
+        file has the key `folds.file`.
 
     Raises:
         MaskfoldError: a file cannot be read (status 2).
@@ -443,16 +479,17 @@ def study_files(exp: Experiment) -> dict[str, str]:
 
 
 def check_study_data(source: ExperimentSource, run: Run, data: str | None, files: dict[str, str] | None = None) -> None:
-    """Check, when a trial opens its run, that the data and the other files of the study have not changed.
+    """Check that the data and the other files of a study have not changed since the study was opened.
 
     Args:
-        source: the study's experiment.
-        run: run of the trial, whose searched keys may select other data than the study's experiment.
-        data: digest of the study's data; None: not checked.
-        files: digests of the study's other files, see `study_files`; None: not checked.
+        source: the experiment's file and overrides.
+        run: run of the trial. The keys that the study searches may select other data than the unchanged YAML; this is
+            not an error.
+        data: hash of the data for which the study was opened; None to skip this check.
+        files: digests of the other files for which the study was opened, see `study_files`; None to skip this check.
 
     Raises:
-        ChangedDataError: the data, or another file, have changed.
+        ChangedDataError: the data or another file have changed.
     """
     if files is not None and (present := study_files(source.load())) != files:
         changed = sorted(key for key in {*present, *files} if present.get(key) != files.get(key))
@@ -470,15 +507,15 @@ def check_study_data(source: ExperimentSource, run: Run, data: str | None, files
 
 
 def is_ignored(trial: Any) -> bool:
-    """Return whether a trial does not count, because its process was killed or because it repeats another trial.
+    """Return whether a trial is ignored, because its process was killed or because it repeats another trial.
 
-    A trial that does not count has the state failed, but no stored reason.
+    Such a trial has the state FAIL, but no reason is stored for the failure.
     """
     return trial.state.name == "FAIL" and REASON_ATTRIBUTE not in trial.user_attrs
 
 
 def _equal_trial(trial: optuna.Trial) -> int | None:
-    """Return the number of a running or finished trial with the same values; None if there is none."""
+    """Return the number of another running or finished trial with the same values; None if there is none."""
     return next(
         (
             other.number
@@ -493,7 +530,7 @@ def _equal_trial(trial: optuna.Trial) -> int | None:
 
 
 def _write_stop_reason(run: Run, reason: str) -> None:
-    """Write the reason why the run ended early into the run's summary, which is also uploaded to MLflow."""
+    """Write the reason why the run of a trial ended early into its `summary.json`, which is uploaded to MLflow."""
     try:
         summary = read_summary(run.folder)
     except (FileNotFoundError, MaskfoldError):
@@ -502,13 +539,13 @@ def _write_stop_reason(run: Run, reason: str) -> None:
 
 
 def trial_runs_name(source: ExperimentSource, competition: str) -> str:
-    """Return the name of the trials' runs.
+    """Return the name of the folder that contains the runs of a study's trials.
 
-    The name differs from the experiment's name, so that `maskfold submit FILE` uses no trial.
+    It differs from the name for normal runs of the experiment, so that `maskfold submit FILE` does not find trials.
     """
     return f"{competition}-{source.file.stem}-trials"
 
 
 def trial_overrides(trial: Any) -> list[str]:
-    """Return the `key=value` overrides of a trial that has started."""
+    """Return the `key=value` overrides of a trial that has started; an empty list for other trials."""
     return list(trial.user_attrs.get("words", []))

@@ -1,4 +1,4 @@
-"""Write the submission file that the host's grader accepts, and read it back.
+"""Write submission files that the grader of the competition's host accepts, and read, validate and score them.
 
 Example:
     >>> from competition.submission import PROFILES, write_submission

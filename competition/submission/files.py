@@ -1,7 +1,8 @@
-"""Write submissions of label files instead of a CSV: a folder or a zip archive of one file per test case.
+"""Write submissions that consist of label files instead of a CSV: a folder or a zip archive with files of each case.
 
-The files have the same post-processed masks as a CSV, and the geometry of their images. Before the submission gets its
-final name, each file is read back, and names, sizes and types are compared with the host's sample.
+The files contain the same post-processed masks as a CSV would. Their geometry (e.g. the affine) is that of the images.
+Each file is read back after it was written. If the host provides a sample submission, names, sizes and types of the
+files are compared with it. Only then does the submission get its final name.
 """
 
 from __future__ import annotations
@@ -52,19 +53,20 @@ from competition.submission.submit import (
 from competition.submission.validate import ValidationReport
 from competition.text import and_more, fold_name
 
-ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # time of all members, so that the same masks give the same archive
-# An encrypted member raises a RuntimeError; a member with an unknown compression, a NotImplementedError.
+ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # time of all files in an archive, so that the same masks give the same archive
+# Errors of reading an archive. An encrypted file raises a RuntimeError, an unknown compression a NotImplementedError.
 ZIP_ERRORS = (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError, zlib.error, EOFError)
-STORED_EXTENSIONS = (".gz", ".png", ".mha")  # already compressed
+# Extensions of files that are compressed already, and are not compressed again in an archive.
+STORED_EXTENSIONS = (".gz", ".png", ".mha")
 
 
 @dataclass(frozen=True)
 class SampleFiles:
-    """Read the host's sample: a folder or a zip archive of label files.
+    """Hold the host's sample submission: a folder or a zip archive of label files.
 
     Attributes:
-        path: the folder or archive.
-        names: names of the files, with `/`, sorted.
+        path: path of the folder or archive.
+        names: sorted paths of the files in the folder or archive, with `/` between folders.
     """
 
     path: Path
@@ -72,7 +74,7 @@ class SampleFiles:
 
     @classmethod
     def open(cls, path: Path) -> SampleFiles:
-        """List the files of a sample.
+        """Return the sample at a path, with the names of its files.
 
         Raises:
             MaskfoldError: the sample is missing, empty, or neither a folder nor a zip archive.
@@ -96,10 +98,13 @@ class SampleFiles:
         return cls(path, tuple(sorted(visible)))
 
     def check_names(self, expected: Sequence[str]) -> None:
-        """Check that the sample has a file for each test case and no other file.
+        """Check that the sample has exactly the expected files.
+
+        Args:
+            expected: names of the files of all test cases.
 
         Raises:
-            MaskfoldError: the names differ.
+            MaskfoldError: a file is missing, or belongs to no test case.
         """
         found, wanted = set(self.names), set(expected)
         if found == wanted:
@@ -114,7 +119,16 @@ class SampleFiles:
         )
 
     def header(self, name: str, dimensions: int, scratch: Path) -> FileHeader:
-        """Return size and type of a file of the sample; a member of an archive is unpacked into `scratch`."""
+        """Return the shape and dtype of a file of the sample.
+
+        Args:
+            name: name of the file, from `names`.
+            dimensions: number of spatial axes, 2 or 3.
+            scratch: folder for temporary files, into which a file of an archive is unpacked.
+
+        Raises:
+            MaskfoldError: the file is damaged.
+        """
         if self.path.is_dir():
             return read_file_header(self.path / name, dimensions)
         target = scratch / f"sample-{PurePosixPath(name).name}"
@@ -131,10 +145,13 @@ class SampleFiles:
 
 
 def file_names(comp: Competition, case_id: str) -> dict[str, str]:
-    """Return the name of each label file of a case, by class; the class is empty if one file has all classes.
+    """Return the names of the label files of a case, according to the pattern `submission.files`.
+
+    Returns:
+        The name of each file by class. If one file contains all classes, it has the key "".
 
     Raises:
-        MaskfoldError: status 2; the classes overlap and cannot be written into one file.
+        MaskfoldError: the classes overlap and cannot be written into one file (status 2).
     """
     pattern = str(comp.submission.files)
     if "{class}" in pattern:
@@ -152,18 +169,21 @@ def file_names(comp: Competition, case_id: str) -> dict[str, str]:
 
 
 def _fill(pattern: str, case_id: str, cls: str) -> str:
-    """Fill in the pattern of a file name; text such as `{id}` inside an id or a class stays unchanged."""
+    """Replace `{id}` and `{class}` in the pattern of a file name; such texts inside an id or a class stay unchanged."""
     return re.sub(r"\{(id|class)\}", lambda match: case_id if match[1] == "id" else cls, pattern)
 
 
 def check_file_names(names: Mapping[str, Mapping[str, str]]) -> None:
-    """Check that no two files of a submission have the same name, apart from upper and lower case and Unicode form.
+    """Check that all files of a submission have different names.
+
+    Names that differ only in upper and lower case, or in their Unicode form, are treated as the same name, because some
+    file systems do not distinguish them.
 
     Args:
         names: name of each file by case id and class, see `file_names`.
 
     Raises:
-        MaskfoldError: status 2; two files have the same name.
+        MaskfoldError: two files have the same name (status 2).
     """
     seen: dict[str, tuple[str, str, str]] = {}
     for case_id, by_class in names.items():
@@ -182,7 +202,12 @@ def check_file_names(names: Mapping[str, Mapping[str, str]]) -> None:
 
 
 def file_labels(prediction: CasePrediction, comp: Competition) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the label arrays of a case, (*spatial) uint8 or uint16, by the keys of `file_names`."""
+    """Return the content of the label files of a case: (*spatial) uint8 or uint16 arrays, by the keys of `file_names`.
+
+    Args:
+        prediction: masks and objects of the case.
+        comp: the competition; `submission.labels` sets the label values.
+    """
     values = comp.submission.labels
     by_class = "{class}" in str(comp.submission.files)
     if by_class:
@@ -216,18 +241,20 @@ def submit_files(
 
     Args:
         runs: finished runs of one competition.
-        weights: as for `competition.submission.submit.submit`.
-        output: the folder, or the archive with `submission.zip`; None: a name below `submissions/<competition>`.
+        weights: one weight per run; `auto` fits the weights on out-of-fold predictions; None for equal weights.
+        output: path of the folder or, with `submission.zip`, of the archive. None for a path in
+            `submissions/<competition>`.
         trust: additional packages that `target` may name.
         say: function that receives messages for the user.
-        progress: function that wraps the iteration over the cases; receives the iterator and the number of cases.
+        progress: function that wraps the iteration over the cases, e.g. with a progress bar. It receives an iterator
+            and the number of cases, and returns an iterator.
 
     Returns:
-        The written submission; its report counts files as rows.
+        The written submission. The numbers of rows in its validation report are numbers of files.
 
     Raises:
         MaskfoldError: an input is missing, damaged or inconsistent, or a file differs from the sample. No incomplete
-            submission is left behind.
+            submission is left on the disk.
     """
     context = Context(trust, say)
     check_same_competition(runs)
@@ -277,16 +304,19 @@ def submit_files(
 def check_sample_headers(
     sample: SampleFiles, comp: Competition, rows: Sequence[Any], names: Mapping[str, Mapping[str, str]]
 ) -> dict[str, FileHeader]:
-    """Check the sizes and types of the sample's files before any prediction, and return them by name.
+    """Check the sizes and types of the sample's files, and return them by the names of the files.
+
+    This is done before any prediction, so that a problem is reported early.
 
     Args:
-        sample: the host's sample, with the right names.
+        sample: the host's sample, whose names were checked.
         comp: the competition.
-        rows: rows of the test cases.
+        rows: rows of the test cases in the case table.
         names: name of each file by case id and class, see `file_names`.
 
     Raises:
-        MaskfoldError: a file cannot be read, has another size than its image, or a type that cannot hold the labels.
+        MaskfoldError: a file cannot be read, has another size than its image, or has a type that cannot hold the label
+            values.
     """
     headers = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -309,9 +339,14 @@ def check_sample_headers(
 
 
 def file_values(comp: Competition, cls: str) -> list[int]:
-    """Return the label values besides 0 that a file may have: of the class `cls` or, if `cls` is empty, of all classes.
+    """Return the label values other than 0 that a file can contain.
 
-    The numbers of objects depend on the prediction, so for them the list is empty.
+    If the files contain object numbers (`competition.instances`), return an empty list, because these numbers depend on
+    the prediction.
+
+    Args:
+        comp: the competition.
+        cls: class of the file; empty if the file contains all classes.
     """
     values = comp.submission.labels
     if comp.instances:
@@ -327,7 +362,19 @@ def file_values(comp: Competition, cls: str) -> list[int]:
 def _write_checked(
     path: Path, labels: np.ndarray[Any, Any], row: Any, comp: Competition, wanted: FileHeader | None, name: str
 ) -> None:
-    """Write one file with the type of the sample's file, and check that it is stored so."""
+    """Write one label file, and check that it has the shape and dtype of the sample's file.
+
+    Args:
+        path: path of the file.
+        labels: (*spatial) integers.
+        row: row of the case table.
+        comp: the competition.
+        wanted: shape and dtype of the sample's file; None if there is no sample.
+        name: name of the file in the submission, for messages.
+
+    Raises:
+        MaskfoldError: the file differs from the sample, or cannot be written.
+    """
     source = next(iter(json.loads(row.images).values()))
     source = Path(comp.root) / (source if isinstance(source, str) else source[0])
     if wanted is not None:
@@ -343,7 +390,7 @@ def _write_checked(
 
 
 def _as_type(labels: np.ndarray[Any, Any], dtype: str, name: str) -> np.ndarray[Any, Any]:
-    """Convert labels to the type of the sample's file.
+    """Convert labels to the dtype of the sample's file; `name` is the name of the file, for messages.
 
     Raises:
         MaskfoldError: the type is unknown or cannot hold the values.
@@ -363,10 +410,10 @@ def _as_type(labels: np.ndarray[Any, Any], dtype: str, name: str) -> np.ndarray[
 
 
 def _zip(folder: Path, archive: Path) -> Path:
-    """Write all files of a folder into an archive, and read them back.
+    """Write all files of a folder into a zip archive, check its checksums, and return its path.
 
     Raises:
-        MaskfoldError: the archive differs from the files.
+        MaskfoldError: the checksum of a file in the archive is wrong.
     """
     with zipfile.ZipFile(archive, "w") as out:
         for path in sorted(file for file in folder.rglob("*") if file.is_file()):
@@ -384,12 +431,17 @@ def _zip(folder: Path, archive: Path) -> Path:
 
 
 def check_files_output(path: Path, comp: Competition, runs: Sequence[Run]) -> None:
-    """Check that a submission of files may be written to a path.
+    """Check that a submission of label files may be written to a path.
 
-    A folder is replaced only if it contains nothing but an earlier submission.
+    An existing folder may be replaced only if all its files belong to an earlier submission.
+
+    Args:
+        path: path of the folder or archive.
+        comp: the competition.
+        runs: the runs of the submission, whose folders and data are protected.
 
     Raises:
-        MaskfoldError: status 2; the path is not allowed.
+        MaskfoldError: the path is not allowed (status 2).
     """
     hint = "Name another path with -o."
     if comp.submission.zip and (path.suffix.lower() != ".zip" or path.is_dir()):
@@ -415,7 +467,18 @@ def _summary_path(path: Path) -> Path:
 
 
 def _replace(staged: Path, path: Path, content: dict[str, Any], rows: Any, staging: Path) -> None:
-    """Replace an old submission by a complete new one: remove the old files, move the new JSON, then the new files."""
+    """Move a complete submission to its final path, and replace an old submission there.
+
+    First the old files are removed, then the JSON is written, and the new files are moved last. So the files never lie
+    beside the JSON of another submission, even if the process is killed.
+
+    Args:
+        staged: temporary path of the new folder or archive.
+        path: final path.
+        content: content of the JSON.
+        rows: table of out-of-fold scores to write beside the submission; None if there are none.
+        staging: temporary folder into which an old folder is moved.
+    """
     if path.is_dir():
         os.replace(path, staging / "old")
     else:

@@ -1,4 +1,4 @@
-"""Score a folder of label files against a folder of true label files."""
+"""Score a folder of predicted label files against a folder of true label files."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 Labels = NDArray[np.integer[Any]]
 DEFAULT_METRICS = ("dice", "hd95", "nsd")
 DEFAULT_TOLERANCES = (1.0, 2.0, 3.0)
-MAX_VALUES = 50  # a file with more values counts as an image
-SHOWN_IDS = 5
+MAX_VALUES = 50  # a file with more different values is taken for an image, which is an error
+SHOWN_IDS = 5  # maximum number of ids in a message
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class FolderScores:
     """Hold the scores of a folder of label files.
 
     Attributes:
-        table: a row per case and class: id, class, a column per metric (nan if neither file has the class), and the
-            pixel counts tp, fp and fn.
-        metrics: the section of each metric, by the name of its column.
+        table: table with one row per case and class. Columns: id, class, one column per metric, and the pixel counts
+            tp, fp and fn. A metric is nan if neither file of a case contains the class.
+        metrics: configuration of each metric, by the name of its column.
         missing: ids of true files without a prediction.
         extra: ids of predictions without a true file.
     """
@@ -56,11 +56,14 @@ class FolderScores:
         return list(self.table["class"].unique())
 
     def estimate(self, column: str, cls: str = "") -> tuple[float, float, float, int]:
-        """Return the mean of a metric, its 95 % interval and the number of cases that have the class.
+        """Return the mean of a metric with its 95 % interval, and the number of cases that have a value.
 
         Args:
-            column: the metric's column.
-            cls: name of a class; empty: the mean over all pairs of case and class.
+            column: column of the metric.
+            cls: name of a class. Empty for the mean over all pairs of a case and a class.
+
+        Returns:
+            Mean, lower end, upper end, and number of cases; nan, nan, nan, 0 if there are no values.
         """
         rows = self.table if not cls else self.table[self.table["class"] == cls]
         rows = rows.assign(score=rows[column], dice=rows[column])
@@ -84,27 +87,26 @@ def score_folder(
     trust: Sequence[str] = (),
     progress: Callable[[Iterator[Any], int], Iterator[Any]] = lambda items, _: items,
 ) -> FolderScores:
-    """Score the label files of a folder; one case is in memory at a time.
+    """Score the label files of a folder against true label files; one case is in memory at a time.
 
-    Files with the same name, apart from the extension, are one case. A class that is in neither file of a case has no
-    score there, and does not count in means. If only one of the files has the class, the score is that of the metric
-    for one empty mask.
+    Two files with the same name, apart from the extension, belong to the same case. If neither file of a case contains
+    a class, the class has no score in this case, and the case is left out of the mean. If only one of the files
+    contains the class, the score is what the metric returns for one empty mask.
 
     Args:
-        predictions: folder of label files.
+        predictions: folder of predicted label files.
         truth: folder of true label files.
-        metrics: names of metrics, or import paths of the user's own; `nsd` gives one column per tolerance.
+        metrics: names of metrics, or import paths of the user's own metrics. `nsd` (normalised surface Dice) gives one
+            column per tolerance.
         tolerances: tolerances of `nsd` in mm.
-        classes: the classes, such as `1,2` or `liver=1,tumour=2+3`; None: every value other than 0 is a class.
-        ignore: value in true files of pixels that do not count.
-        dimensions: number of spatial axes; None: 3 for NIfTI and ITK's formats, else 2.
-        missing: what to do if one of the folders lacks a case: stop; leave the case out; or count a missing prediction
-            as empty (a prediction without truth is left out).
+        classes: the classes, such as `1,2` or `liver=1,tumour=2+3`. None makes every value other than 0 a class.
+        ignore: value in true files of pixels that are left out of all metrics; None if there is no such value.
+        dimensions: number of spatial axes; None for 3 in NIfTI files and ITK's formats, and 2 in other files.
+        missing: what to do if only one of the folders contains a case. `error` raises an error. `skip` leaves the case
+            out. `empty` treats a missing prediction as empty, and leaves out a prediction without a true file.
         trust: packages from which metrics may be imported.
-        progress: shows the progress of an iteration of known length.
-
-    Returns:
-        The scores.
+        progress: function that wraps the iteration over the cases, e.g. with a progress bar. It receives an iterator
+            and the number of cases, and returns an iterator.
 
     Raises:
         MaskfoldError: a folder, a metric or a file is invalid, or the files of a case differ in shape or affine.
@@ -145,10 +147,10 @@ def score_folder(
 
 
 def parse_classes(text: str) -> dict[str, list[int]]:
-    """Parse `1,2` or `liver=1,tumour=2+3` into the label values of each class.
+    """Parse the option `--classes`, e.g. `1,2` or `liver=1,tumour=2+3`, and return the label values of each class.
 
     Raises:
-        MaskfoldError: status 2; the text has another form, or a name or value occurs twice.
+        MaskfoldError: the text has another form, a class occurs twice, or a value is 0 (status 2).
 
     Example:
         >>> parse_classes("liver=1,tumour=2+3")
@@ -170,7 +172,16 @@ def parse_classes(text: str) -> dict[str, list[int]]:
 
 
 def _sections(names: Sequence[str], tolerances: Sequence[float], trust: Sequence[str]) -> dict[str, MetricConfig]:
-    """Return the configuration of each metric by the name of its column in the table of scores."""
+    """Return the configuration of each metric, by the name of its column in the table of scores.
+
+    Args:
+        names: names or import paths of the metrics.
+        tolerances: tolerances of `nsd` in mm.
+        trust: packages from which metrics may be imported.
+
+    Raises:
+        MaskfoldError: a metric is unknown, or has no value for a single case (status 2).
+    """
     sections: dict[str, MetricConfig] = {}
     for name in names:
         if name == "nsd":
@@ -200,10 +211,14 @@ def _sections(names: Sequence[str], tolerances: Sequence[float], trust: Sequence
 
 
 def _files(folder: Path, option: str) -> dict[str, Path]:
-    """Return the label files of a folder by id.
+    """Return the label files directly in a folder, by id: the name of the file without its extension.
+
+    Args:
+        folder: the folder.
+        option: name of the command's option or argument, for messages.
 
     Raises:
-        MaskfoldError: status 2; there is no such folder or no file, or two files have one id.
+        MaskfoldError: the folder or its files do not exist, or two files have the same id (status 2).
     """
     if not folder.is_dir():
         raise MaskfoldError(f"{option}: {folder} is not a folder.", "Name a folder of label files.", status=2)
@@ -254,7 +269,13 @@ def _listed(ids: Sequence[str]) -> str:
 def _read_pair(
     case: str, predicted: Path | None, true: Path, dimensions: int | None
 ) -> tuple[tuple[Labels, Labels], tuple[float, ...]]:
-    """Read the labels of a case, and their spacing; a missing prediction is empty.
+    """Read the predicted and the true labels of a case, and the voxel size of the true labels in mm.
+
+    Args:
+        case: id of the case.
+        predicted: file of the prediction; None if it is missing, which gives an empty prediction.
+        true: file of the true labels.
+        dimensions: number of spatial axes; None to decide by the format.
 
     Raises:
         MaskfoldError: a file is unreadable, or the files differ in shape or affine.
@@ -275,10 +296,15 @@ def _read_pair(
 
 
 def _values(labels: Labels, file: Path | None, chosen: Mapping[str, list[int]] | None) -> set[int]:
-    """Return the values of a label array except 0.
+    """Return the different values of a label array, except 0.
+
+    Args:
+        labels: the array.
+        file: its file, for messages.
+        chosen: label values of each class, if the user has selected classes. None makes every value a class.
 
     Raises:
-        MaskfoldError: without chosen classes, there are too many or negative values.
+        MaskfoldError: `chosen` is None, and there are more than `MAX_VALUES` values or negative ones.
     """
     values = {int(value) for value in np.unique(labels)} - {0}
     if chosen is None and (len(values) > MAX_VALUES or min(values, default=0) < 0):
@@ -291,7 +317,19 @@ def _values(labels: Labels, file: Path | None, chosen: Mapping[str, list[int]] |
 
 
 def _check_values(predicted: set[int], true: set[int], chosen: Mapping[str, list[int]] | None) -> None:
-    """Check that predictions and truth share a label value, or that a file has a value of the `chosen` classes."""
+    """Check that the values in the files fit together.
+
+    If the user has selected classes, at least one file must contain a value of these classes. If not, predictions and
+    true files must have a value in common.
+
+    Args:
+        predicted: values in all predictions.
+        true: values in all true files.
+        chosen: label values of each class that the user has selected; None if every value is a class.
+
+    Raises:
+        MaskfoldError: the condition is not fulfilled (status 2).
+    """
     if chosen is None and predicted and true and not predicted & true:
         first, second = (", ".join(map(str, sorted(values)[:SHOWN_IDS])) for values in (predicted, true))
         raise MaskfoldError(
@@ -318,7 +356,19 @@ def _score_masks(
     case: str,
     cls: str,
 ) -> dict[str, float]:
-    """Return the metrics and counts of one class of one case; distances, objects and surfaces are computed once."""
+    """Return the metrics and pixel counts of one class of one case.
+
+    Distances, objects and surfaces are computed once for all metrics.
+
+    Args:
+        labels: predicted and true labels.
+        values: label values of the class.
+        ignored: (*spatial) bool, pixels that are left out; None if there are none.
+        spacing: voxel size in mm along each axis.
+        sections: configuration of each metric, by the name of its column.
+        case: id of the case, for messages.
+        cls: name of the class, for messages.
+    """
     mask, truth = (np.isin(array, values) for array in labels)
     if ignored is not None:
         mask, truth = mask & ~ignored, truth & ~ignored

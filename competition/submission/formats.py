@@ -27,23 +27,28 @@ RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
 
 
 class FileHeader(NamedTuple):
-    """Hold the size and type of a label file: its shape on the axes of the format, and the name of its dtype."""
+    """Hold the shape of a label file, in the order of axes of its format, and the name of its dtype, e.g. `uint8`."""
 
     shape: tuple[int, ...]
     dtype: str
 
 
 def axes_of_format(path: Path, dimensions: int) -> str:
-    """Return the order in which a format stores axes: `xyz` for NIfTI and MHA, `yxz` for pictures; no z in 2D."""
+    """Return the order of axes of a file format: `xyz` for NIfTI and MHA, `yxz` for PNG and TIFF; without z in 2D.
+
+    Args:
+        path: path of a file, whose extension determines the format.
+        dimensions: number of spatial axes, 2 or 3.
+    """
     axes = "xyz" if extension_of(path.name) in (".nii.gz", ".nii", ".mha") else "yxz"
     return axes if dimensions == 3 else axes.replace("z", "")
 
 
 def check_writer(name: str) -> None:
-    """Check that the package that writes a format is installed.
+    """Check that the package is installed that is needed to write a file with this name.
 
     Raises:
-        MaskfoldError: status 2; the package is missing.
+        MaskfoldError: the package is missing (status 2).
     """
     if name.lower().endswith(".mha"):
         try:
@@ -56,9 +61,9 @@ def write_labels(path: Path, labels: Labels, source: Path, row: Any, comp: Compe
     """Write a label file with the geometry of the case's image; then read it and compare values and geometry.
 
     Args:
-        path: the file; its folder is created.
-        labels: (*spatial) integers on the axes of the case.
-        source: an image file of the case.
+        path: path of the file; its folder is created.
+        labels: (*spatial) integers, in the case's order of axes.
+        source: an image file of the case, whose geometry (e.g. affine, spacing) is used.
         row: row of the case table.
         comp: the competition.
 
@@ -89,7 +94,17 @@ def write_labels(path: Path, labels: Labels, source: Path, row: Any, comp: Compe
 
 
 def _check_written(path: Path, expected: Labels, affine: Any, dims: int) -> None:
-    """Read a file and compare it with the array (on the axes of the format) that was written."""
+    """Read a label file and compare it with the array that was written.
+
+    Args:
+        path: path of the file.
+        expected: the array, in the order of axes of the format.
+        affine: 4×4 affine that the file must have; None if the format stores none.
+        dims: number of spatial axes.
+
+    Raises:
+        MaskfoldError: the values or the affine differ.
+    """
     found, found_affine = (_read_mha(path), None) if extension_of(path.name) == ".mha" else read_labels(path, dims)
     same_affine = affine is None or (
         found_affine is not None and np.allclose(affine, found_affine, atol=AFFINE_TOLERANCE)
@@ -112,7 +127,10 @@ def _write_png(path: Path, labels: Labels) -> None:
 
 
 def _write_tiff(path: Path, labels: Labels, source: Path) -> None:
-    """Write a picture, or a volume (H, W, Z) as pages; the resolution of a TIFF source is kept."""
+    """Write a TIFF file: a picture (H, W), or a volume (H, W, Z) as Z pages.
+
+    If the image of the case is a TIFF file too, its resolution is copied.
+    """
     from tifffile import imwrite
 
     pages = labels if labels.ndim == 2 else np.moveaxis(labels, -1, 0)
@@ -129,13 +147,21 @@ def _write_tiff(path: Path, labels: Labels, source: Path) -> None:
                         "resolution": (x / x_unit, y / y_unit),
                         "resolutionunit": int(tags["ResolutionUnit"].value),
                     }
-    # `imwrite` opens the file, because it must be seekable. The write needs no atomic file, because the caller renames
-    # the complete folder.
+    # `imwrite` opens the file itself, because it needs a seekable file. The file need not be written atomically,
+    # because the caller renames the complete folder.
     imwrite(path, pages, compression="zlib", photometric="minisblack", **options)
 
 
 def _write_mha(path: Path, labels: Labels, source: Path, row: Any, order: tuple[int, ...] | None) -> None:
-    """Write a MetaImage with origin, spacing and direction of the image."""
+    """Write a MetaImage file (MHA) with the origin, spacing and direction of the case's image.
+
+    Args:
+        path: path of the file.
+        labels: (X, Y, Z) or (X, Y) integers.
+        source: an image file of the case.
+        row: row of the case table, whose spacing is used if the image has no geometry of its own.
+        order: permutation from the case's order of axes to that of the format; None if they are the same.
+    """
     import SimpleITK
 
     image = SimpleITK.GetImageFromArray(labels.T)  # (Z, Y, X)
@@ -155,7 +181,10 @@ def _write_mha(path: Path, labels: Labels, source: Path, row: Any, order: tuple[
 
 
 def set_geometry(image: Any, affine: Any) -> None:
-    """Set origin, spacing and direction of a SimpleITK volume from an affine in NIfTI's coordinates (RAS, mm)."""
+    """Set the origin, spacing and direction of a SimpleITK volume from an affine in NIfTI's coordinates (RAS, mm).
+
+    If the affine is None, nothing is set.
+    """
     if affine is None:
         return
     matrix = np.asarray(affine, np.float64)
@@ -173,7 +202,7 @@ def _read_mha(path: Path) -> Labels:
 
 
 def read_file_header(path: Path, dimensions: int) -> FileHeader:
-    """Return the size and type of a label file on the axes of its format.
+    """Return the shape and dtype of a label file, in the order of axes of its format.
 
     Raises:
         MaskfoldError: the file cannot be read, or it has several channels.
@@ -188,7 +217,7 @@ def read_file_header(path: Path, dimensions: int) -> FileHeader:
 
 
 def _stored_type(path: Path) -> str | None:
-    """Return the exact dtype that an MHA, TIFF or NIfTI file stores; None for other formats."""
+    """Return the name of the dtype that an MHA, TIFF or NIfTI file stores; None for other formats."""
     extension = extension_of(path.name)
     if extension == ".mha":
         return pixel_dtype(path).name

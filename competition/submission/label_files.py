@@ -1,4 +1,4 @@
-"""Predict the images of a folder and write label files on the grid of each image."""
+"""Predict the images of a folder, and write label files on the grid of each image."""
 
 from __future__ import annotations
 
@@ -36,27 +36,30 @@ from competition.viz.overlays import draw_case
 from competition.viz.preview import load_unchanged_picture
 
 Labels = NDArray[np.unsignedinteger]
-MAX_OBJECTS = 2**16 - 1  # numbers of a 16-bit label file
+MAX_OBJECTS = 2**16 - 1  # largest number in a 16-bit label file
 
 
 def label_arrays(prediction: CasePrediction, comp: Competition, label_map: bool = False) -> dict[str, Labels]:
-    """Return the label arrays of one case.
+    """Return the masks of one case as arrays of label values.
 
     Args:
-        prediction: masks of the case.
+        prediction: masks and objects of the case.
         comp: the competition.
-        label_map: whether to write nested classes as one array, see `region_values`.
+        label_map: whether to combine overlapping classes, which must be nested, in one array, see `region_values`.
 
     Returns:
-        Arrays (*spatial) by class name. Exclusive classes: one array under the empty name, uint8 (uint16 if a value
-        requires it), with the label values of the classes. Overlapping classes: one array of 0 and 1 per class; with
-        `label_map` one array under the empty name. With `competition.instances` the values are object numbers from 1,
-        uint16.
+        Arrays (*spatial) by name of the class:
+
+        - With exclusive classes, one array with the label values of all classes, under the name "".
+        - With overlapping classes, one array of 0 and 1 for each class. With `label_map`, one array under the name "".
+        - With `competition.instances`, the values are numbers of objects from 1, and the dtype is uint16.
+
+        Otherwise, the dtype is uint8, or uint16 if a label value requires it.
     """
     if label_map and comp.labels == "overlapping":
         order = region_values(comp)
         labels = large_arrays.zeros(prediction.masks.shape[1:], np.uint8 if max(order.values()) < 256 else np.uint16)
-        # the smallest region comes last, and overwrites the larger regions that contain it
+        # The smallest region is drawn last, and overwrites the larger regions that contain it.
         for index, value in order.items():
             labels[prediction.masks[index]] = value
         return {"": labels}
@@ -81,16 +84,17 @@ def label_arrays(prediction: CasePrediction, comp: Competition, label_map: bool 
 
 
 def region_values(comp: Competition) -> dict[int, int]:
-    """Return the value of each class in a label map of nested classes, the largest region first.
+    """Return the value that represents each of several nested classes in a common label array.
 
-    Each class must have exactly one label value that no smaller class inside it has; this value represents the class.
-    For BraTS with `label_values: [[1, 2, 4], [1, 4], 4]`, the values are 2, 1 and 4.
+    Each class must have exactly one label value that no smaller class inside it has. This value represents the class.
+    In BraTS, for example, with `label_values: [[1, 2, 4], [1, 4], 4]`, the values are 2, 1 and 4.
 
     Returns:
-        Values by class index (from 0), in the order in which the regions are drawn.
+        The values by index of the class (from 0), in the order in which the classes must be drawn: the largest first.
 
     Raises:
-        MaskfoldError: status 2; the classes are not nested, or a class does not have exactly one such value.
+        MaskfoldError: the classes are not nested, a class does not have exactly one such value, or the competition
+            scores objects (status 2).
     """
     sets = [frozenset(values) for values in comp.class_values]
     hint = "Omit --label-map: each class gets a file."
@@ -126,7 +130,15 @@ def region_values(comp: Competition) -> dict[int, int]:
 
 
 def _objects(prediction: CasePrediction, classes: Sequence[int]) -> NDArray[np.uint16]:
-    """Return the objects of some classes, numbered from 1, (*spatial) uint16."""
+    """Return the objects of several classes in one label image, (*spatial) uint16, numbered from 1 without gaps.
+
+    Args:
+        prediction: masks and objects of the case.
+        classes: indices of the classes.
+
+    Raises:
+        MaskfoldError: there are more than `MAX_OBJECTS` objects.
+    """
     labels = np.zeros(prediction.masks.shape[1:], np.uint16)
     count = 0
     for index in classes:
@@ -146,7 +158,13 @@ def _objects(prediction: CasePrediction, classes: Sequence[int]) -> NDArray[np.u
 
 @dataclass(frozen=True)
 class LabelFiles:
-    """Hold the label files of one image, and the number of pixels of each class in them."""
+    """Describe the label files that were written for one image.
+
+    Attributes:
+        case_id: id of the case.
+        files: paths of the files.
+        pixels: number of pixels of each class, by its name.
+    """
 
     case_id: str
     files: tuple[Path, ...]
@@ -162,25 +180,33 @@ def predict_images(
     pictures: int = 0,
     label_map: bool = False,
 ) -> list[LabelFiles]:
-    """Predict every image of a folder with every fold of every run.
+    """Predict every image of a folder with every fold of every run, and write label files.
 
-    Predictions of volumes are written as `{id}.nii.gz` with the image's affine and header; predictions of 2D images are
-    written as `{id}.png`. The axes are (X, Y, Z) in NIfTI and (row, column) in PNG, whatever the format of the image.
-    The values are the label values of the classes; with `competition.instances` they are object numbers. If classes
+    For volumes, the files are `{id}.nii.gz`, with the affine and header of the image; for 2D images, `{id}.png`. The
+    axes are (X, Y, Z) in NIfTI and (row, column) in PNG, whatever the format of the image is.
+
+    The values are the label values of the classes or, with `competition.instances`, numbers of objects. If classes
     overlap, each class has its own file, `{id}_{class}`.
 
     Args:
-        runs: finished runs of one competition, with equal weights. The `postprocess.steps` of the first run, or its
-            tuned steps, are applied.
-        images: folder of the images, named as in `test.images` or `train.images`, or one image file per case.
-        output: the output folder.
+        runs: finished runs of one competition, which get equal weights. The post-processing is that of
+            `label_file_settings`.
+        images: folder of the images. The files are named as in `test.images` or `train.images`; or each case is one
+            file, and all files have the same type.
+        output: the folder for the label files.
         context: context with the trusted packages.
-        progress: function that wraps the cases; receives the iterator and the number of cases.
-        pictures: number of cases, from the first one on, whose image and prediction are drawn in `pictures/{id}.png`.
-        label_map: whether to write nested overlapping classes into one file, see `region_values`.
+        progress: function that wraps the iteration over the cases, e.g. with a progress bar. It receives an iterator
+            and the number of cases, and returns an iterator.
+        pictures: number of cases, from the first one on, for which a picture of the image and the prediction is
+            written to `pictures/{id}.png`.
+        label_map: whether to write overlapping classes, which must be nested, into one file, see `region_values`.
+
+    Returns:
+        The files that were written for each image.
 
     Raises:
-        MaskfoldError: the folder contains no image, or a case cannot be read or predicted.
+        MaskfoldError: the folder contains no image, a case cannot be read or predicted, or the output folder is not
+            allowed.
     """
     check_same_competition(runs)
     refuse_imported(runs, "predict new images")
@@ -219,7 +245,11 @@ def predict_images(
 
 
 def _check_holds_no_image(output: Path, rows: Sequence[Any], comp: Competition) -> None:
-    """Raise `MaskfoldError` (status 2) if an image that is to be predicted is directly in the output folder."""
+    """Check that no image to predict is directly in the output folder, where it could be overwritten.
+
+    Raises:
+        MaskfoldError: an image is in the output folder or its subfolder `pictures` (status 2).
+    """
     places = {os.path.realpath(output), os.path.realpath(output / "pictures")}
     for row in rows:
         for files in json.loads(row.images).values():
@@ -234,7 +264,13 @@ def _check_holds_no_image(output: Path, rows: Sequence[Any], comp: Competition) 
 
 
 def _check_file_names(rows: Sequence[Any], comp: Competition, label_map: bool) -> None:
-    """Raise `MaskfoldError` if two label files would have the same name (class c of case a_b, class b_c of case a)."""
+    """Check that all label files have different names.
+
+    Two cases can get the same name, e.g. `a_b_c` for class `c` of case `a_b` and for class `b_c` of case `a`.
+
+    Raises:
+        MaskfoldError: two files would have the same name.
+    """
     if comp.labels != "overlapping" or label_map:
         return
     owners: dict[str, tuple[str, str]] = {}
@@ -250,7 +286,10 @@ def _check_file_names(rows: Sequence[Any], comp: Competition, label_map: bool) -
 
 
 def label_file_settings(runs: Sequence[Run]) -> PostprocessConfig:
-    """Return the post-processing for label files: the tuned steps of a single run, else the steps of the first run.
+    """Return the post-processing for label files.
+
+    For a single run with a stored tuning result, this is the post-processing that tuning has selected. Otherwise, it is
+    the section `postprocess` of the first run.
 
     Raises:
         MaskfoldError: the tuned steps of a single run are damaged, or were edited.
@@ -272,7 +311,7 @@ def competition_for_folder(comp: Competition, images: Path) -> Competition:
     for pattern in ([comp.test.images] if comp.test is not None else []) + [comp.train.images]:
         channels = pattern if isinstance(pattern, dict) else {"image": pattern}
         depth = min(text.count("/") for text in channels.values())
-        for cut in range(depth + 1):  # the given folder may be the folder of any level of the pattern
+        for cut in range(depth + 1):  # the given folder may replace any number of the first folders in the pattern
             tails = {name: "/".join(text.split("/")[cut:]) for name, text in channels.items()}
             if all("{id}" in tail and _has_images(images, tail) for tail in tails.values()):
                 matching: Any = tails if isinstance(pattern, dict) else tails["image"]
@@ -305,7 +344,7 @@ def _has_images(root: Path, pattern: str) -> bool:
 
 
 def _extensions(images: Path) -> dict[str, int]:
-    """Count the readable files of each type directly in the folder."""
+    """Return the number of readable files directly in a folder, by extension."""
     counts: dict[str, int] = {}
     for path in images.iterdir():
         if path.is_file() and has_reader(path.name) and not path.name.startswith("."):
@@ -317,7 +356,7 @@ def _extensions(images: Path) -> dict[str, int]:
 def _write(
     row: Any, prediction: CasePrediction, comp: Competition, output: Path, label_map: bool = False
 ) -> Iterator[Path]:
-    """Write the label files of one case."""
+    """Write the label files of one case, and yield their paths."""
     source = next(iter(json.loads(row.images).values()))
     source = Path(comp.root) / (source if isinstance(source, str) else source[0])
     for name, labels in label_arrays(prediction, comp, label_map).items():
@@ -325,7 +364,7 @@ def _write(
 
 
 def _draw(path: Path, row: Any, prediction: CasePrediction, comp: Competition) -> None:
-    """Draw the prediction of one case and its image."""
+    """Write a picture of the image of one case with its prediction."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = load_unchanged_picture(comp, row)
     draw_case(
@@ -341,13 +380,13 @@ def _draw(path: Path, row: Any, prediction: CasePrediction, comp: Competition) -
 
 
 def _save(stem: Path, labels: np.ndarray[Any, Any], source: Path, row: Any, comp: Competition) -> Path:
-    """Write one label file atomically, with the axes of its format.
+    """Write one label file atomically, in the order of axes of its format, and return its path.
 
     Args:
         stem: path of the label file without the extension.
-        labels: (*spatial) in the case's order of axes.
-        source: an image file of the case, whose NIfTI header is kept.
-        row: the row of the case table.
+        labels: (*spatial) integers in the case's order of axes.
+        source: an image file of the case. If it is a NIfTI file, its affine and header are copied.
+        row: row of the case table.
         comp: the competition.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
@@ -368,13 +407,14 @@ def _save(stem: Path, labels: np.ndarray[Any, Any], source: Path, row: Any, comp
 
 
 def nifti_labels(labels: np.ndarray[Any, Any], source: Path, row: Any, order: tuple[int, ...] | None) -> Any:
-    """Return labels as a NIfTI image with the affine and header of the case's image.
+    """Return labels as a NIfTI image with the geometry of the case's image.
 
     Args:
-        labels: (X, Y, Z), or (X, Y) of a picture.
-        source: an image file of the case; if it is NIfTI, its header is kept.
-        row: the row of the case table.
-        order: the permutation from the case's axes to (X, Y, Z); None if the axes are the same.
+        labels: (X, Y, Z), or (X, Y) for a picture.
+        source: an image file of the case. If it is a NIfTI file, its affine and header are copied. If it has a format
+            of ITK, its affine is copied.
+        row: row of the case table, whose spacing is used if the image file has no affine.
+        order: permutation from the case's order of axes to (X, Y, Z); None if they are the same.
     """
     import nibabel
 
@@ -383,14 +423,14 @@ def nifti_labels(labels: np.ndarray[Any, Any], source: Path, row: Any, order: tu
         image = nibabel.Nifti1Image(labels, source_image.affine, source_image.header)
         image.set_data_dtype(labels.dtype)
         image.header.set_slope_inter(1, 0)
-        image.header.set_intent("none")  # these three fields describe the image's values, not labels
+        image.header.set_intent("none")  # this field and the next two describe the values of the image, not labels
         image.header["cal_min"] = image.header["cal_max"] = 0
     else:
         spacing = json.loads(row.spacing)
         sizes = spacing if order is None else [spacing[axis] for axis in order]
         affine = read_header(source, 3).affine if EXTENSIONS.get(extension_of(source.name)) == "itk" else None
         sizes = [*sizes, 1.0][:3]  # a picture is one voxel deep
-        # nibabel refuses 64-bit integers, which a host's sample may have, unless the type is named
+        # A host's sample may have 64-bit integers; nibabel accepts them only if the dtype is named explicitly.
         matrix = np.diag([*sizes, 1.0]) if affine is None else affine
         image = nibabel.Nifti1Image(labels, matrix, dtype=labels.dtype)
     return image

@@ -1,7 +1,8 @@
-"""Read CSV files in the host's format: the sample, a submission, and a solution with masks of all cases.
+"""Read CSV files in the host's format: the sample submission, a submission, and a solution (the labels of test cases).
 
-`open_rows` yields rows. `read_submission` yields masks in the file's order. `MaskFile` finds the masks of a case in any
-order.
+- `open_rows` yields the rows of a file.
+- `read_submission` yields the masks of a file in the order of its rows.
+- `MaskFile` reads all rows, and returns the masks of any case.
 """
 
 from __future__ import annotations
@@ -34,16 +35,23 @@ if TYPE_CHECKING:
 
 
 BoolMask = NDArray[np.bool_]
-Runs = tuple[NDArray[np.int64], NDArray[np.int64]]  # starts and ends of runs, see `rle.decode_runs`
-RowKey = tuple[str, str | None]  # the image's name as the file writes it, and the class if rows have one
-CaseSlice = tuple[str, int | None]  # the case, and the slice of a stack; None: the whole case
-SliceClass = tuple[int | None, str | None]  # the slice or None, and the class or None if rows have no class
+Runs = tuple[NDArray[np.int64], NDArray[np.int64]]  # starts and ends of run lengths, see `rle.decode_runs`
+RowKey = tuple[str, str | None]  # name of the image as the file writes it, and class (None if rows have no class)
+CaseSlice = tuple[str, int | None]  # id of the case, and index of a slice (None for the whole case)
+SliceClass = tuple[int | None, str | None]  # index of a slice (None for the whole case), and class (None without one)
 
 # Rows and the host's sample
 
 
 class CsvRow(NamedTuple):
-    """Hold one row of a file: its line number (the header is line 1), key, text of the mask, and all cells."""
+    """Hold one row of a file.
+
+    Attributes:
+        line: number of the line; the header is line 1.
+        key: name of the image, and class.
+        text: text of the mask.
+        cells: all cells of the row, by name of the column.
+    """
 
     line: int
     key: RowKey
@@ -56,8 +64,8 @@ class SampleSubmission:
     """Hold the host's sample submission: the required rows and their order.
 
     Attributes:
-        path: the file.
-        profile: the profile, in the layout of the sample.
+        path: path of the file.
+        profile: the file format, with the columns of the sample.
         keys: (image, class) of each row, in order, without duplicates.
     """
 
@@ -66,10 +74,13 @@ class SampleSubmission:
     keys: tuple[RowKey, ...]
 
     def check_ids(self, cases: Iterable[str]) -> None:
-        """Check that the sample matches the test images (or slices), before any long work.
+        """Check that the sample and the test images (or slices) belong together.
+
+        Args:
+            cases: ids of the test images or slices.
 
         Raises:
-            MaskfoldError: an id of the sample has no image, or an image has no row.
+            MaskfoldError: an id of the sample has no image, or an image has no row in the sample.
         """
         names = IdLookup(cases)
         case_ids = {key[0]: names.get(key[0]) for key in self.keys}
@@ -90,7 +101,11 @@ class SampleSubmission:
 
 @dataclass
 class IdLookup:
-    """Find a case by a name from a file; the extension of an image may be present or missing in the name."""
+    """Find the id of a case by a name from a CSV file; either of them may have the extension of an image file.
+
+    Args:
+        cases: ids of the cases.
+    """
 
     cases: Iterable[str]
     ids: list[str] = field(init=False)
@@ -98,19 +113,26 @@ class IdLookup:
     def __post_init__(self) -> None:
         self.ids = list(self.cases)
         self._exact = set(self.ids)
-        self._by_stem: dict[str, str | None] = {}  # None if two cases have the same stem
+        self._by_stem: dict[str, str | None] = {}  # id by name without extension; None if two ids have the same name
         for name in self.ids:
             self._by_stem[strip_extension(name)] = (
                 name if self._by_stem.setdefault(strip_extension(name), name) == name else None
             )
 
     def get(self, name: str) -> str | None:
-        """Return the id of the case, or None if no case has the name."""
+        """Return the id of the case with this name; None if there is no such case, or if several match."""
         return name if name in self._exact else self._by_stem.get(strip_extension(name))
 
 
 class SubmissionRow(NamedTuple):
-    """Hold the masks of one case (and class, if the file has classes): one mask per object; none without objects."""
+    """Hold the masks of one case, or of one class of a case, in a submission.
+
+    Attributes:
+        case_id: id of the case.
+        class_name: name of the class; None if the rows of the file have no class.
+        objects: one bool mask for each object, or a single mask if the file has no objects. Empty for an empty mask.
+        shape: shape of the masks.
+    """
 
     case_id: str
     class_name: str | None
@@ -119,7 +141,7 @@ class SubmissionRow(NamedTuple):
 
     @property
     def mask(self) -> BoolMask:
-        """The union of the objects, a bool array of `shape`."""
+        """The union of all masks in `objects`, a bool array with the shape `shape`."""
         union = np.zeros(self.shape, np.bool_)
         for mask in self.objects:
             union |= mask
@@ -127,7 +149,16 @@ class SubmissionRow(NamedTuple):
 
 
 def open_rows(path: Path, profile: Profile) -> tuple[Profile, Iterator[CsvRow]]:
-    """Return the layout of a file and an iterator over its rows. Every cell is text, exactly as in the file.
+    """Open a CSV file in the host's format, and return its format and an iterator over its rows.
+
+    The cells of the rows are texts, exactly as in the file.
+
+    Args:
+        path: path of the file.
+        profile: the expected format.
+
+    Returns:
+        The format, which is `profile` or its alternative, with the columns of the file; and the iterator.
 
     Raises:
         MaskfoldError: the file is missing, its header differs from the profile's, or a row has too many or too few
@@ -203,13 +234,14 @@ def read_submission(
     """Read the masks of a file, one case (and class) at a time.
 
     Args:
-        path: a CSV in the profile's format; if each row has one object, the rows of an image are grouped.
+        path: a CSV in the profile's format. If each row contains one object, the rows of an image must follow each
+            other.
         profile: the file format.
-        shapes: shape of each case's mask by its id; the file may write ids with an image's extension. A profile's own
-            grid takes precedence.
+        shapes: shape of the masks of each case, by id. The names in the file may have the extension of an image file.
+            If the profile has a grid of its own, all masks have the shape of this grid.
 
     Yields:
-        One `SubmissionRow` per image and class, in the file's order.
+        One `SubmissionRow` for each image and class, in the order of the file.
 
     Raises:
         MaskfoldError: the file does not have the profile's format, an id has no shape, or a text is not a mask of that
@@ -243,7 +275,12 @@ def read_submission(
 
 
 def decode_objects(text: str, shape: tuple[int, ...], profile: Profile) -> list[BoolMask]:
-    """Decode the masks in one cell. Each mask has at least one pixel; the text for an empty mask gives no mask.
+    """Decode the masks in one cell of a file; masks without pixels are left out.
+
+    Args:
+        text: content of the cell.
+        shape: shape of the masks.
+        profile: the file format.
 
     Raises:
         RleError: the text is not a mask of this shape.
@@ -253,7 +290,14 @@ def decode_objects(text: str, shape: tuple[int, ...], profile: Profile) -> list[
 
 
 def decode_object_runs(text: str, shape: tuple[int, ...], profile: Profile) -> list[Runs]:
-    """Decode the masks in one cell to runs (see `rle.decode_runs`), without building arrays.
+    """Decode the masks in one cell of a file to run lengths (see `rle.decode_runs`), without building arrays.
+
+    Masks without pixels are left out.
+
+    Args:
+        text: content of the cell.
+        shape: shape of the masks.
+        profile: the file format.
 
     Raises:
         RleError: the text is not a mask of this shape.
@@ -263,7 +307,11 @@ def decode_object_runs(text: str, shape: tuple[int, ...], profile: Profile) -> l
 
 
 def _split_objects(text: str, profile: Profile) -> list[str]:
-    """Split one cell into the text of each object. The text for an empty mask gives no object."""
+    """Split the content of a cell into the texts of its objects; none if it is the text for an empty mask.
+
+    Raises:
+        RleError: the cell does not have the form that the format requires.
+    """
     text = text.strip()
     if text == profile.rle.empty.strip():
         return []
@@ -296,12 +344,19 @@ def _check_confidence(number: int, cls: str, confidence: str) -> None:
 
 
 def format_key(key: RowKey) -> str:
-    """Format the key of a row, (image, class), for messages."""
+    """Return the key of a row, (image, class), as text for messages."""
     return f"the id {key[0]}" if key[1] is None else f"the id {key[0]} with the class {key[1]}"
 
 
 def format_row(profile: Profile, key: RowKey, text: str, shape: tuple[int, ...]) -> list[Any]:
-    """Return the cells of one row of a submission."""
+    """Return the cells of one row of a submission, in the order of the format's columns.
+
+    Args:
+        profile: the file format.
+        key: (image, class) of the row.
+        text: text of the mask.
+        shape: shape of the mask, for columns such as height and width.
+    """
     image, cls = key
     cells: dict[str, Any] = dict(zip(profile.extra_columns, shape, strict=False))
     cells[profile.id_column] = f"{image}_{cls}" if profile.class_in_id else image
@@ -322,9 +377,9 @@ class RowIndex:
         rows: rows of the case table by id.
         kind: kind of the images (training or test), for messages.
         names: name of each case or slice in messages.
-        slices: number of slices of a stack; 0 for a case that is a single file.
-        exact: (case id, None) by case id, without the cases that have one row per slice.
-        aliases: (case, slice) for other spellings of the names; None if a spelling is ambiguous.
+        slices: number of slices of each case, by id; 0 for a case that is a single file.
+        exact: (case id, None) by case id. Cases that have one row per slice in the file are left out.
+        aliases: (case id, slice) by further spellings of the names; None for a spelling that several have in common.
     """
 
     rows: dict[str, Any]
@@ -336,7 +391,13 @@ class RowIndex:
 
     @classmethod
     def from_table(cls, table: pd.DataFrame, profile: Profile, kind: str) -> RowIndex:
-        """Build the index from the rows of a case table."""
+        """Return the index for the cases of a case table.
+
+        Args:
+            table: the case table.
+            profile: the file format.
+            kind: kind of the images (training or test), for messages.
+        """
         index = cls({str(row.id): row for row in table.itertuples(index=False)}, kind, {}, {}, {}, {})
         for case_id, row in index.rows.items():
             texts, paths = json.loads(row.slices) or [], next(iter(json.loads(row.images).values()))
@@ -354,19 +415,21 @@ class RowIndex:
             self.aliases[name] = case_slice if self.aliases.setdefault(name, case_slice) == case_slice else None
 
     def get(self, name: str) -> CaseSlice | None:
-        """Return the case and slice that a name (with or without extension) denotes; None if unknown or ambiguous."""
+        """Return the case and slice with this name, which may have an extension; None if unknown or ambiguous."""
         return self.exact.get(name) or self.aliases.get(name) or self.aliases.get(strip_extension(name))
 
 
 @dataclass(frozen=True)
 class MaskFile:
-    """Hold the rows of a file by case, slice and class. Masks are decoded when they are needed.
+    """Hold the rows of a file by case, slice and class; masks are decoded only when they are needed.
 
     Attributes:
-        path: the file.
-        layout: the layout of the file, which is the profile or its alternative.
-        strict: whether the rules of the host apply: True for a submission, False for a file of the host.
-        rows: the rows of each case by slice and class; several rows if each row is one object.
+        path: path of the file.
+        layout: format of the file, which is the expected format or its alternative.
+        strict: whether the file must follow all rules of the host: True for a submission, False for a file that the
+            host has made.
+        rows: the rows of each case, by case id and then by (slice, class). There are several rows if each row contains
+            one object.
     """
 
     path: Path
@@ -376,10 +439,17 @@ class MaskFile:
 
     @classmethod
     def read(cls, path: Path, profile: Profile, index: RowIndex, strict: bool) -> MaskFile:
-        """Read all rows.
+        """Read all rows of a file.
+
+        Args:
+            path: path of the file.
+            profile: the expected format.
+            index: index that finds the case of a row.
+            strict: whether the file must follow all rules of the host.
 
         Raises:
-            MaskfoldError: a row has no image or class, or is a duplicate; or a case is incomplete.
+            MaskfoldError: a row has no image, has an unknown class, or is a duplicate; or a class or slice of a case
+                is missing.
         """
         layout, rows = open_rows(path, profile)
         file = cls(path, layout, strict, {})
@@ -392,7 +462,15 @@ class MaskFile:
         return file
 
     def class_mask(self, case_id: str, name: str, shape: tuple[int, ...]) -> tuple[Mask, CaseObjects | None]:
-        """Return the mask (*spatial) of one class of one case, and its objects if rows define objects.
+        """Return the mask and the objects of one class of one case.
+
+        Args:
+            case_id: id of the case.
+            name: name of the class.
+            shape: shape of the mask.
+
+        Returns:
+            The mask, (*spatial) bool; and the objects, or None if the rows of the file do not define objects.
 
         Raises:
             MaskfoldError: a text is not a mask of this shape, or objects overlap although the format forbids it.
@@ -406,7 +484,7 @@ class MaskFile:
         return volume, None
 
     def first_line(self, case_id: str) -> int:
-        """Return the number of the first line of a case."""
+        """Return the number of the first line that belongs to a case."""
         return min(row.line for rows in self.rows[case_id].values() for row in rows)
 
     def _add(self, row: CsvRow, index: RowIndex) -> None:
@@ -438,7 +516,11 @@ class MaskFile:
         rows.append(row._replace(cells={}))
 
     def _check_complete(self, case_id: str, index: RowIndex) -> None:
-        """Check that a case has all its slices and classes."""
+        """Check that a case has rows for all its slices and classes.
+
+        Raises:
+            MaskfoldError: a row is missing, or the case has rows both for the whole volume and for slices.
+        """
         slices, line = {z for z, _ in self.rows[case_id]}, self.first_line(case_id)
         if None in slices and len(slices) > 1:
             raise MaskfoldError(
@@ -477,7 +559,10 @@ class MaskFile:
         return mask, None if labels is None else CaseObjects(labels, tuple(hidden))
 
     def _draw(self, rows: list[CsvRow], shape: tuple[int, ...]) -> NDArray[np.int32] | None:
-        """Draw the objects of some rows as labels (*spatial); None if a row is empty or invalid, or objects overlap."""
+        """Return the objects in several rows as a label image, (*spatial) int32 with numbers from 1.
+
+        If a row is empty or invalid, or objects overlap, return None; the caller then uses a slower method.
+        """
         try:
             objects = [decode_object_runs(row.text, shape, self.layout) for row in rows]
         except RleError:
@@ -511,7 +596,10 @@ class MaskFile:
 
 
 def solution_profile(path: Path, profile: Profile) -> Profile:
-    """Return the profile with all columns of a solution, including columns that hosts add, such as Usage."""
+    """Return the format of a solution file: the profile, with further columns that the file has, such as Usage.
+
+    If the file does not exist or has other columns than the profile, return the profile unchanged.
+    """
     if path.is_file():
         header: tuple[str, ...] = ()
         with open(path, encoding="utf-8-sig", errors="replace", newline="") as stream, contextlib.suppress(csv.Error):

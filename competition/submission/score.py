@@ -1,4 +1,4 @@
-"""Score a submission file: decode its masks, and compare them with the host's solution or the training masks."""
+"""Score a submission file (CSV) with the competition's metric, against the host's solution or the training masks."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class ScoreCard:
     Attributes:
         metric: name of the competition's metric.
         score: score over all cases; nan if no case has a score.
-        low: lower end of the 95 % bootstrap interval over cases (or over groups of training cases); nan for fewer than
-            two cases (or groups).
-        high: upper end of the interval.
-        classes: score of each class; nan for a class that no case has.
-        dice: mean Dice of each class over the cases that have the class in the truth or in the file; nan if no case has
-            it.
+        low: lower end of the 95 % bootstrap interval over cases, or over groups if training cases have groups. nan for
+            fewer than two cases or groups.
+        high: upper end of this interval.
+        classes: score by class; nan for a class that no case has.
+        dice: mean Dice by class, over the cases that have the class in their true mask or in the file; nan for a class
+            that no case has.
         cases: number of cases.
-        table: a row per case and class: id, class, score, dice, iou, tp, fp, fn.
+        table: table with one row per case and class. Columns: id, class, score, dice, iou, tp, fp, fn.
     """
 
     metric: str
@@ -56,23 +56,24 @@ class ScoreCard:
 def score_submission(path: str | Path, comp: Competition, solution: str | Path | None = None) -> ScoreCard:
     """Score a submission file with the competition's metric; one case is in memory at a time.
 
-    Rows may be in any order. Each case in the file must be complete, with all its classes and slices. Volumes are
-    assembled from rows of slices. With one row per object, each row is an object; with rows of slices, the objects are
-    the connected components of the volume.
+    Rows may be in any order. Each case in the file must have all its classes and slices.
+
+    If the metric scores objects and each row of the file is an object, these objects are scored. If the rows contain
+    slices, they are assembled to volumes, and the connected components of the volume are scored.
 
     Args:
-        path: the CSV.
+        path: path of the CSV.
         comp: the competition.
-        solution: the truth of the test cases, a CSV in the submission's format; additional columns are ignored. A
-            relative path is looked up in the working folder, then in the competition's. None: the file contains
-            out-of-fold predictions of training cases, and the truth is their masks.
+        solution: CSV with the true masks of the test cases, in the format of a submission; additional columns are
+            ignored. A relative path is searched in the working folder, then in the competition's data folder. None if
+            the file contains out-of-fold predictions of training cases, which are compared with the training masks.
 
     Returns:
         The score, its interval, and the table of scores.
 
     Raises:
-        MaskfoldError: the file or the solution is invalid (the message names the line), or their cases differ. The
-            status is 2 if the metric is not available or there is no image.
+        MaskfoldError: the file or the solution is invalid (the message names the line), or they contain different
+            cases. With status 2: the metric is not available, or there is no image.
     """
     path, profile = Path(path), profile_of(comp)
     _check_profile(comp, profile)
@@ -95,7 +96,14 @@ def score_submission(path: str | Path, comp: Competition, solution: str | Path |
 
 
 def _score(row: Any, submission: MaskFile, solution: MaskFile | None, comp: Competition) -> list[dict[str, Any]]:
-    """Return the score rows of one case, one per class."""
+    """Return the scores of one case, one dictionary per class.
+
+    Args:
+        row: row of the case table.
+        submission: the submission.
+        solution: the host's solution; None to compare with the training masks.
+        comp: the competition.
+    """
     grid = submission.layout.grid
     shape = grid or tuple(json.loads(row.shape))
     truth = (
@@ -108,14 +116,15 @@ def _score(row: Any, submission: MaskFile, solution: MaskFile | None, comp: Comp
     for index, name in enumerate(comp.classes):
         mask, objects = submission.class_mask(row.id, name, shape)
         if objects is not None and comp.has_ignored_pixels and _are_components(mask, objects):
-            # Components are recomputed as in cross-validation, because ignored pixels may cut a component in two.
+            # Let the metric compute the components, as in cross-validation, because ignored pixels may cut a component
+            # into two.
             objects = None
         rows.append(score_class(mask, truth.masks, truth.comp, index, spacing, truth.objects[index], objects))
     return rows
 
 
 def _are_components(mask: Mask, objects: CaseObjects) -> bool:
-    """Return whether the objects are exactly the connected components of their mask."""
+    """Return whether objects are exactly the connected components of a mask."""
     if objects.hidden:
         return False
     connected, labels = connected_components(mask), objects.labels
@@ -124,7 +133,13 @@ def _are_components(mask: Mask, objects: CaseObjects) -> bool:
 
 
 class _Truth(NamedTuple):
-    """Hold the truth of a case: masks (M, *spatial) uint8, the objects of each class or None, and the competition."""
+    """Hold the true masks of a case.
+
+    Attributes:
+        masks: (M, *spatial) uint8, as from `competition.data.masks.load_mask`.
+        objects: objects of each class; None for a class without stored objects.
+        comp: the competition, in which `labels` describes the form of `masks`.
+    """
 
     masks: np.ndarray[Any, Any]
     objects: list[CaseObjects | None]
@@ -132,15 +147,16 @@ class _Truth(NamedTuple):
 
 
 def _truth_from_masks(row: Any, comp: Competition, profile: Profile) -> _Truth:
-    """Return the training masks of a case, as cross-validation reads them.
+    """Return the training masks and objects of a case, as cross-validation reads them.
 
-    If the host's masks have their own grid, objects are connected components.
+    If the format has a grid of its own, the masks are resized to it, and the objects are None. The metric then computes
+    them as connected components.
     """
     masks = load_mask(comp, row)
     if profile.grid is not None:
         resized = np.zeros((len(masks), *profile.grid), np.uint8)
         for target, mask in zip(resized, masks, strict=True):
-            # in ascending order, so that 255 (ignored) overwrites the other values
+            # The values are sorted in ascending order, so that 255 (ignored) overwrites the other values.
             for value in np.unique(mask[mask != 0]):
                 target[resize_to_grid(mask == value, profile)] = value
         masks = resized
@@ -149,7 +165,11 @@ def _truth_from_masks(row: Any, comp: Competition, profile: Profile) -> _Truth:
 
 
 def _truth_from_solution(row: Any, solution: MaskFile, shape: tuple[int, ...], comp: Competition) -> _Truth:
-    """Return the masks of a solution; its classes may overlap even if `labels` in the YAML is `exclusive`."""
+    """Return the masks and objects of a case in the host's solution.
+
+    The classes in a solution may overlap, even if `labels` in the YAML is `exclusive`. So `labels` of the returned
+    competition is `overlapping`.
+    """
     masks = np.zeros((len(comp.classes), *shape), np.uint8)
     objects: list[CaseObjects | None] = []
     for index, name in enumerate(comp.classes):
@@ -177,10 +197,11 @@ def _score_card(scores: list[dict[str, Any]], comp: Competition, groups: Mapping
 
 
 def _check_profile(comp: Competition, profile: Profile) -> None:
-    """Check that files of the competition can be scored.
+    """Check that submission files of a competition can be scored.
 
     Raises:
-        MaskfoldError: status 2; the metric is not available, or the file has no class column.
+        MaskfoldError: the metric is not available, or the format has no class column although there are several
+            classes (status 2).
     """
     if comp.submission.profile is not None and profile.metric == FORMAT_ONLY and "metric" not in comp.model_fields_set:
         raise MaskfoldError(
@@ -198,7 +219,11 @@ def _check_profile(comp: Competition, profile: Profile) -> None:
 
 
 def _check_same_cases(submission: MaskFile, solution: MaskFile) -> None:
-    """Check that a file and its solution have the same cases."""
+    """Check that a submission and the solution contain the same cases.
+
+    Raises:
+        MaskfoldError: a case is only in one of them; the message names its line.
+    """
     for file, other, hint in (
         (solution, submission, "Predict every case, with an empty mask if nothing is found."),
         (submission, solution, "Remove the row, or name the solution of these cases."),

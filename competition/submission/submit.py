@@ -1,4 +1,8 @@
-"""Write a submission from finished runs: fit on out-of-fold (OOF) predictions, estimate the score, predict, write."""
+"""Write a submission (CSV) from finished runs.
+
+First, ensemble weights and post-processing are fitted on out-of-fold (OOF) predictions, and the score is estimated.
+Then the test cases are predicted and the file is written.
+"""
 
 from __future__ import annotations
 
@@ -43,11 +47,12 @@ class SubmissionResult:
     """Describe a written submission.
 
     Attributes:
-        path: the CSV.
-        summary_path: the JSON next to it.
-        validation: the validator's report.
-        ensemble: the runs and the weights used.
-        expected: the expected score; None without out-of-fold predictions (a fit on all cases only).
+        path: path of the CSV, or of the folder or archive of label files.
+        summary_path: path of the summary JSON next to it.
+        validation: report of the validation.
+        ensemble: the runs and their weights.
+        expected: the expected score. None if there are no out-of-fold predictions, because the runs were only trained
+            on all cases.
     """
 
     path: Path
@@ -69,18 +74,19 @@ def submit(
 
     Args:
         runs: finished runs of one competition.
-        weights: weight of each run; `auto` fits the weights on out-of-fold predictions; None: equal weights.
-        output: the CSV; None: `submissions/<competition>/<experiment>-<run>.csv`.
+        weights: one weight per run; `auto` fits the weights on out-of-fold predictions; None for equal weights.
+        output: path of the CSV; None for `submissions/<competition>/<name>.csv`, see `submission_name`.
         trust: additional packages that `target` may name.
         say: function that receives messages for the user.
-        progress: function that wraps the iteration over the cases; receives the iterator and the number of cases.
+        progress: function that wraps the iteration over the cases, e.g. with a progress bar. It receives an iterator
+            and the number of cases, and returns an iterator.
 
     Returns:
         The written submission.
 
     Raises:
-        MaskfoldError: an input is missing, damaged or inconsistent; most checks run before prediction starts. No
-            incomplete CSV is left behind.
+        MaskfoldError: an input is missing, damaged or inconsistent. Most checks are made before the prediction. No
+            incomplete CSV is left on the disk.
     """
     context = Context(trust, say)
     check_same_competition(runs)
@@ -133,8 +139,12 @@ def submit(
 def _replace(staged: Path, path: Path) -> None:
     """Move a complete CSV, its JSON and its scores to their final paths.
 
-    The old CSV is removed first, and the new CSV is moved last. So a CSV never lies next to the JSON of another CSV,
-    even if the process is killed.
+    The old CSV is removed first if its content differs, and the new CSV is moved last. So a CSV never lies next to the
+    JSON of another CSV, even if the process is killed.
+
+    Args:
+        staged: temporary path of the new CSV; its JSON and scores lie beside it.
+        path: final path of the CSV.
     """
     if path.exists() and sha256_of_file(path) != sha256_of_file(staged):
         path.unlink()
@@ -150,11 +160,17 @@ def _replace(staged: Path, path: Path) -> None:
 def fit_on_oof(
     ensemble: Ensemble, weights: Sequence[float] | str | None, test_cases: int, context: Context
 ) -> tuple[Ensemble, FittedWeights | None, ExpectedScore | None]:
-    """Fit ensemble weights (if `auto`) and post-processing on OOF predictions, and estimate the test score.
+    """Fit ensemble weights and post-processing on out-of-fold predictions, and estimate the score on the test set.
+
+    Args:
+        ensemble: the runs and their weights.
+        weights: what the user has set; the weights are fitted only if this is `auto` and there are several runs.
+        test_cases: number of test cases.
+        context: context whose log receives messages for the user.
 
     Returns:
-        The ensemble with its weights, the fitted weights (None if the user gave weights), and the expected score (None
-        without out-of-fold predictions).
+        The ensemble with the weights to use; the result of fitting weights, or None if they were not fitted; and the
+        expected score, or None if there are no out-of-fold predictions.
     """
     runs, fitted = ensemble.runs, None
     if weights == "auto" and len(runs) > 1:
@@ -180,7 +196,17 @@ def submission_summary(
     fitted: FittedWeights | None,
     validation: ValidationReport,
 ) -> dict[str, Any]:
-    """Return the content of the JSON next to a CSV."""
+    """Return the content of the summary JSON next to a submission.
+
+    Args:
+        name: file name of the submission.
+        path: path of the file whose SHA-256 is stored.
+        ensemble: the runs and their weights.
+        checkpoints: weight files of each run, by the run's folder.
+        expected: the expected score; None if it was not estimated.
+        fitted: the result of fitting weights; None if they were not fitted.
+        validation: report of the validation.
+    """
     run_entries = [
         {
             "run": str(run.folder),
@@ -223,7 +249,10 @@ def submission_summary(
 
 
 def _expectation(expected: ExpectedScore | None, metric: MetricConfig) -> dict[str, Any] | None:
-    """Return the expected score for the summary; None without a score, e.g. if no out-of-fold case has a class."""
+    """Return the expected score as plain data for the summary JSON.
+
+    If there is no score, e.g. because no out-of-fold case contains a class, return None.
+    """
     if expected is None or math.isnan(expected.score):
         return None
     tuning = expected.tuning
@@ -251,15 +280,15 @@ def _expectation(expected: ExpectedScore | None, metric: MetricConfig) -> dict[s
 
 
 def write_oof_submission(run: Run, path: Path) -> tuple[ValidationReport, float]:
-    """Write a run's out-of-fold masks in the host's format, so that `maskfold score` can check the CV score.
+    """Write the out-of-fold masks of a run in the host's format, so that `maskfold score` can check the CV score.
 
     Args:
-        run: the run. Its masks are the result of `postprocess.steps` if set; else each pixel gets the most probable
-            class (if classes overlap: all classes with a probability above 0.5).
-        path: the CSV.
+        run: the run. Its masks are made with the steps of `postprocess.steps`, without tuning. Without steps, each
+            pixel gets its most probable class or, if classes overlap, all classes with a probability above 0.5.
+        path: path of the CSV.
 
     Returns:
-        The validation report and the score of the masks.
+        The report of the validation, and the score of the masks by the competition's metric.
     """
     ensemble = Ensemble((run,), (1.0,))
     settings = run.exp.postprocess
@@ -284,10 +313,14 @@ def _without_tuning(ensemble: Ensemble) -> Ensemble:
 
 
 def normalize_weights(weights: Sequence[float] | str | None, count: int) -> tuple[float, ...]:
-    """Return the weights divided by their sum; equal weights if none are given, or if they will be fitted (`auto`).
+    """Return the weights of an ensemble, divided by their sum.
+
+    Args:
+        weights: one weight per run. None or `auto` (the weights will be fitted later) gives equal weights.
+        count: number of runs.
 
     Raises:
-        MaskfoldError: status 2; the number of weights differs from `count`, or a weight is invalid.
+        MaskfoldError: the number of weights is not `count`, or a weight is invalid (status 2).
     """
     if weights is None or isinstance(weights, str):
         return tuple([1 / count] * count)
@@ -307,7 +340,11 @@ def normalize_weights(weights: Sequence[float] | str | None, count: int) -> tupl
 
 
 def submission_name(runs: Sequence[Run], weights: Sequence[float] | str | None) -> str:
-    """Name a submission: `unet2d-15ba66a88b85` for a single run, or `blend-` and a hash of the runs and weights."""
+    """Return the file name of a submission without its extension.
+
+    For a single run, this is its experiment and hash, e.g. `unet2d-15ba66a88b85`. For several runs, it is `blend-` and
+    a hash of the runs and weights.
+    """
     if len(runs) == 1:
         experiment = runs[0].name.removeprefix(f"{runs[0].exp.competition.name}-")
         return f"{experiment}-{runs[0].folder.name}"
@@ -316,7 +353,13 @@ def submission_name(runs: Sequence[Run], weights: Sequence[float] | str | None) 
 
 
 def check_csv_output(path: Path, runs: Sequence[Run]) -> None:
-    """Check that a CSV and the files next to it can be written, and overwrite neither data nor a run's files.
+    """Check that a submission may be written to a path, without overwriting data or files of a run.
+
+    The JSON and the table of scores next to the CSV are checked too.
+
+    Args:
+        path: path of the CSV.
+        runs: the runs of the submission.
 
     Raises:
         MaskfoldError: the path is not allowed (status 2), or the folder cannot be written.
@@ -356,22 +399,23 @@ def _check_images_readable(tests: TestSet) -> None:
 
 
 def scores_path(path: Path) -> Path:
-    """Return the path of the out-of-fold scores by case and class: `x.scores.tsv` next to `x.csv`.
+    """Return the path of the table of out-of-fold scores that belongs to a submission: `x.scores.tsv` for `x.csv`.
 
-    The file is not a CSV, so that `submissions/*.csv` matches only files for the host.
+    The extension is not `.csv`, so that `submissions/*.csv` matches only files for the host.
     """
     return path.with_suffix(".scores.tsv")
 
 
 def old_scores_path(path: Path) -> Path:
-    """Return the path that versions before 0.2 used for the scores."""
+    """Return the path at which versions before 0.2 stored the table of out-of-fold scores of a submission."""
     return path.with_suffix(".scores.csv")
 
 
 def remove_old_scores(path: Path) -> None:
-    """Remove the scores that a version before 0.2 wrote next to a CSV; keep any other file of this name.
+    """Remove the table of scores that a version before 0.2 wrote next to a submission.
 
-    A file such as `best.scores.csv` may also be a submission.
+    The file is removed only if it has the header of such a table, because a file with this name, e.g.
+    `best.scores.csv`, may also be a submission.
     """
     old = old_scores_path(path)
     with suppress(OSError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""Map test cases to the row ids of the host's file."""
+"""Map test cases to the ids of their rows in a submission file of the host's format."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class TestSet:
         comp: the competition.
         rows: rows of the case table.
         profile: the file format.
-        sample: the host's sample; None if there is none.
-        names: row ids of each case: one id, or one per slice.
+        sample: the host's sample submission; None if there is none.
+        names: ids of the rows of each case in the submission file, by case id: one id, or one id per slice.
     """
 
-    __test__ = False  # tells pytest that this class, whose name begins with Test, is no test
+    __test__ = False  # tells pytest that this class is not a test, although its name begins with Test
 
     comp: Competition
     rows: list[Any]
@@ -45,16 +45,17 @@ class TestSet:
 
     @classmethod
     def from_table(cls, comp: Competition, table: Any, with_sample: bool = True) -> TestSet:
-        """Return the test set of a case table, checked against the host's sample.
+        """Return the test set for a case table, after comparing it with the host's sample.
 
         Args:
             comp: the competition.
             table: case table of the test cases.
-            with_sample: whether the rows get the host's ids: the ids of the sample; without a sample the case ids with
-                the suffix from `host_id_suffix`.
+            with_sample: whether the rows get the host's ids. These are the ids of the sample or, if there is no sample,
+                the case ids with the suffix of `host_id_suffix`. If False, the rows get the case ids.
 
         Raises:
-            MaskfoldError: the sample has an id without an image, or no row for an image; or the host's ids are unknown.
+            MaskfoldError: the sample has an id without an image, or no row for an image or class; or there is no
+                sample and the host's ids are unknown.
         """
         profile, rows = profile_of(comp), case_rows(table)
         sample = None
@@ -78,12 +79,15 @@ class TestSet:
     def masks(
         self, row: Any, prediction: CasePrediction, confidence: np.ndarray[Any, Any] | None = None
     ) -> Iterator[MaskItem | ObjectsItem]:
-        """Yield the masks of one case for the writer. Objects are yielded together, as a label image.
+        """Yield the masks of one case for `write_submission`: one item for each class, and for each slice if needed.
+
+        If the file has several objects per case, an item is a label image that contains all objects.
 
         Args:
-            row: the case.
-            prediction: masks of the case.
-            confidence: (K, *spatial) probabilities, if the file has a confidence for each object.
+            row: row of the case table.
+            prediction: masks and objects of the case.
+            confidence: (K, *spatial) probabilities of the classes, needed if the file has a confidence for each object.
+                The confidence of an object is its mean probability.
         """
         names = self.names[row.id]
         for index, cls in enumerate(self.comp.classes):
@@ -108,7 +112,7 @@ class TestSet:
 
 
 def object_means(labels: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> dict[int, float]:
-    """Return the mean of an array's values over each object, by the object's number.
+    """Return the mean of the values in each object of a label image, by the object's number.
 
     Args:
         labels: (*spatial) integers, 0 for background.
@@ -116,7 +120,7 @@ def object_means(labels: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> 
     """
     pixels = labels != 0
     numbers = labels[pixels]
-    # a stable sort, because a sum of floats depends on the order of the pixels
+    # The sort must be stable, because a sum of floats depends on the order of the pixels.
     order = np.argsort(numbers, kind="stable")
     objects, first = np.unique(numbers[order], return_index=True)
     parts = np.split(values[pixels][order], first[1:]) if len(objects) else []
@@ -124,13 +128,13 @@ def object_means(labels: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> 
 
 
 def host_id_suffix(comp: Competition) -> str:
-    """Return the suffix that the host's ids add to the image's name without extension, e.g. `.jpg`; it may be empty.
+    """Return the suffix that the host's ids have after the case id, e.g. `.jpg`; it may be empty.
 
-    The suffix comes from the profile, else from the ids of `train.rle`. Without profile and `train.rle`, the suffix is
-    empty: the ids are the texts that `{id}` matches.
+    The suffix is that of the profile. If the profile does not know it, it is found from the ids in the table
+    `train.rle`. Without a profile and without such a table, the suffix is empty.
 
     Raises:
-        MaskfoldError: status 2; the ids of the profile are unknown.
+        MaskfoldError: the profile does not know the suffix, and there is no table `train.rle` (status 2).
     """
     profile = profile_of(comp)
     if profile.id_suffix is not None:
@@ -148,12 +152,23 @@ def host_id_suffix(comp: Competition) -> str:
 
 
 def add_suffix(name: str, suffix: str) -> str:
-    """Return an id with the host's suffix; an id that already ends in an image extension is returned unchanged."""
+    """Return an id with the host's suffix; if the id already ends in the extension of an image, return it unchanged."""
     return name if has_reader(name) else name + suffix
 
 
 def row_names(row: Any, profile: Profile, sample: SampleSubmission | None) -> list[str]:
-    """Return the row ids of a case: its id, or the ids of its slices, in the sample's spelling."""
+    """Return the ids of the rows of a case in the submission file: the case id, or one id per slice.
+
+    If there is a sample, the ids of slices are spelt as in the sample.
+
+    Args:
+        row: row of the case table.
+        profile: the file format.
+        sample: the host's sample; None if there is none.
+
+    Raises:
+        MaskfoldError: the format requires slices, but the case is a single file (status 2).
+    """
     slices = list_slices(row)
     if slices is None or not _by_slice(row, profile, sample):
         if profile.rows == "slice_class" and slices is None:
@@ -173,7 +188,7 @@ def row_names(row: Any, profile: Profile, sample: SampleSubmission | None) -> li
 
 
 def _check_classes(sample: SampleSubmission, profile: Profile) -> None:
-    """Check that the sample has a row for each class of each image.
+    """Check that the sample has a row for each class of each of its images, if rows have classes.
 
     Raises:
         MaskfoldError: a row is missing.
@@ -189,7 +204,10 @@ def _check_classes(sample: SampleSubmission, profile: Profile) -> None:
 
 
 def _by_slice(row: Any, profile: Profile, sample: SampleSubmission | None) -> bool:
-    """Return whether the file has one row per slice, because the profile says so or the sample lacks the case's id."""
+    """Return whether a case has one row per slice in a submission file.
+
+    This is so if the format requires it, or if the sample submission does not contain the case id.
+    """
     if profile.rows == "slice_class":
         return True
     return sample is not None and row.id not in {key[0] for key in sample.keys}

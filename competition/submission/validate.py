@@ -1,4 +1,4 @@
-"""Check that the host's grader will accept a file: its rows, ids and decoded masks."""
+"""Check that the host's grader will accept a submission file: its columns, rows, ids and masks."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _MISSING_VALUES = {"nan", "none", "null", "<na>"}  # texts that table libraries 
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """Collect the problems of a file.
+    """Hold the result of the validation of a submission file.
 
     Attributes:
-        path: the file.
-        rows: number of rows below the header.
-        empty: number of rows without a mask.
-        problems: one sentence per problem, with the line; empty if the file is valid. At most `MAX_PROBLEMS` are
-            stored.
+        path: path of the file.
+        rows: number of rows, without the header.
+        empty: number of rows with the text for an empty mask.
+        problems: one sentence for each problem, with the number of the line; at most `MAX_PROBLEMS`. Empty if the file
+            is valid.
     """
 
     path: Path
@@ -55,7 +55,7 @@ class ValidationReport:
         """Raise an error if the file is invalid.
 
         Raises:
-            MaskfoldError: the first problem.
+            MaskfoldError: the file is invalid; the message states the first problem.
         """
         if self.problems:
             rest = len(self.problems) - 1
@@ -83,23 +83,27 @@ def validate_submission(
     sample: str | Path | SampleSubmission | None,
     shapes: Mapping[str, tuple[int, ...]],
 ) -> ValidationReport:
-    """Check a file against the sample, and its masks against the images.
+    """Check a submission file: its rows against the host's sample, and its masks against the images.
 
-    The function checks the header, the ids (missing, extra or duplicate) and their order, and height and width if there
-    are such columns. It also checks that the numbers of each text are sorted, positive and within the image, that
-    objects do not overlap if the host forbids it, and that an empty mask has the host's text and never `nan`.
+    The following is checked:
+
+    - the header, and the ids and their order: no id may be missing, unknown or a duplicate;
+    - height and width, if the file has such columns;
+    - the numbers in each text: they must be sorted, positive and within the image;
+    - objects: they must not overlap if the host forbids it;
+    - empty masks: they must have the host's text, and never `nan`.
 
     Args:
-        path: the file.
+        path: path of the file.
         profile: the file format.
-        sample: the host's sample; None: rows and their order are not checked.
-        shapes: shape of each case's mask by its id, see `reader.read_submission`.
+        sample: the host's sample, or its path. None skips the comparison of ids and their order with a sample.
+        shapes: shape of the masks of each case, by id, see `competition.submission.reader.read_submission`.
 
     Returns:
-        The report, which lists the problems of the file.
+        The report with the problems of the file.
 
     Raises:
-        MaskfoldError: the sample is invalid.
+        MaskfoldError: the sample is invalid. Problems of the file itself are in the report and raise no error.
     """
     path = Path(path)
     if sample is not None and not isinstance(sample, SampleSubmission):
@@ -123,7 +127,20 @@ def validate_submission(
 def _check_rows(
     rows: Iterator[CsvRow], layout: Profile, names: IdLookup, shapes: Mapping[str, tuple[int, ...]], findings: _Findings
 ) -> list[RowKey]:
-    """Check the texts of all rows, and return the rows' keys in order; consecutive objects of an image have one key."""
+    """Check all rows one by one, and return their keys in order.
+
+    Several rows in sequence with the same key, which contain the objects of one image, give a single key.
+
+    Args:
+        rows: the rows of the file.
+        layout: format of the file.
+        names: index of the case ids.
+        shapes: shape of the masks of each case, by id.
+        findings: object that collects problems and counts rows.
+
+    Raises:
+        MaskfoldError: a line of the file is invalid.
+    """
     keys: list[RowKey] = []
     seen: set[RowKey] = set()
     for key, iterator in groupby(rows, key=lambda row: row.key):
@@ -158,7 +175,11 @@ def _check_rows(
 
 
 def _take(rows: Iterator[CsvRow]) -> tuple[list[CsvRow], MaskfoldError | None]:
-    """Return the rows of one image and None; if a line is invalid, return the rows before this line and the error."""
+    """Read the rows of one image.
+
+    Returns:
+        The rows and None. If a line of the file is invalid, the rows before this line and the error.
+    """
     taken: list[CsvRow] = []
     try:
         for row in rows:
@@ -172,7 +193,17 @@ Decoded = list[Runs] | RleError | None
 
 
 def _decode_row(row: CsvRow, layout: Profile, shape: tuple[int, ...] | None) -> Decoded:
-    """Decode a row to objects or an error; return None if the row has no image, or a misspelt empty mask."""
+    """Decode the mask of a row.
+
+    Args:
+        row: the row.
+        layout: format of the file.
+        shape: shape of the mask; None if there is no image with the id of the row.
+
+    Returns:
+        The objects in the row as run lengths, or the error of decoding. None if `shape` is None, or if the text is
+        that of an empty mask, but not in the form that the host requires.
+    """
     if shape is None or _empty_problem(row.text, layout) is not None:
         return None
     try:
@@ -182,7 +213,10 @@ def _decode_row(row: CsvRow, layout: Profile, shape: tuple[int, ...] | None) -> 
 
 
 def _empty_problem(text: str, layout: Profile) -> str | None:
-    """Describe the text of an empty mask that is not written as the host requires; return None for any other text."""
+    """Return a description of a text that means an empty mask, but is not written as the host requires.
+
+    For every other text, return None.
+    """
     text = text.strip()
     if text == "" and layout.rle.empty != "":
         return "an empty cell"
@@ -190,14 +224,15 @@ def _empty_problem(text: str, layout: Profile) -> str | None:
 
 
 def _shared_pixels(decoded: list[Decoded], size: int) -> list[list[int]]:
-    """Count, for each object of each row, the pixels that it shares with earlier objects.
+    """Count the pixels that each object of an image shares with earlier objects.
 
     Args:
-        decoded: results of `_decode_row` for the rows of one image.
+        decoded: results of `_decode_row` for the rows of the image.
         size: number of pixels of the image.
 
     Returns:
-        One list per row with the counts above 0; an empty list without rows if no objects of the image overlap.
+        One list for each row, with the counts above 0 of its objects. If no objects of the image overlap, an empty
+        list.
     """
     objects = [[] if row is None or isinstance(row, RleError) else row for row in decoded]
     if not runs_overlap([runs for row in objects for runs in row]):
@@ -217,7 +252,15 @@ def _shared_pixels(decoded: list[Decoded], size: int) -> list[list[int]]:
 def _check_row(
     row: CsvRow, layout: Profile, shape: tuple[int, ...] | None, decoded: Decoded, findings: _Findings
 ) -> None:
-    """Check one row of a submission; `decoded` is the result of `_decode_row`."""
+    """Check the class, the mask and the size columns of one row.
+
+    Args:
+        row: the row.
+        layout: format of the file.
+        shape: shape of the mask; None if there is no image with the id of the row.
+        decoded: result of `_decode_row` for the row.
+        findings: object that collects problems.
+    """
     if layout.rows_have_class and row.key[1] not in layout.classes:
         findings.add(f"{_location(row)}: unknown class, expected one of {', '.join(layout.classes)}.")
     if (found := _empty_problem(row.text, layout)) is not None:
@@ -243,7 +286,13 @@ def _empty_token(layout: Profile) -> str:
 
 
 def _check_keys(keys: list[RowKey], sample: SampleSubmission, findings: _Findings) -> None:
-    """Check that no row is missing or extra, and that the rows have the order of the sample."""
+    """Check that the file has exactly the rows of the sample, in the same order.
+
+    Args:
+        keys: keys of the rows in the file.
+        sample: the host's sample.
+        findings: object that collects problems.
+    """
     required, present = set(sample.keys), set(keys)
     for key in sample.keys:
         if key not in present:

@@ -1,4 +1,4 @@
-"""Write a submission file mask by mask, with rows in the host's order; after an error, leave no file behind."""
+"""Write a submission file mask by mask, with rows in the host's order; after an error, no file is left on the disk."""
 
 from __future__ import annotations
 
@@ -36,13 +36,16 @@ MaskItem = tuple[str, str | None, NDArray[Any]] | tuple[str, str | None, NDArray
 
 
 class ObjectsItem(NamedTuple):
-    """Hold all objects of one case and class; each object becomes one text, in the order of their numbers.
+    """Hold all objects of one case and class, as an item for `write_submission`.
+
+    Each object is encoded as a text of its own, in the order of the objects' numbers.
 
     Attributes:
-        case_id: id of the case; if rows are per slice, id of the slice.
-        class_name: the class; ignored if rows have no class.
-        labels: integers of any shape, 0 for background.
-        confidences: confidence of each object by its number, for files with confidences; None means 1 for all.
+        case_id: id of the case, or id of the slice if the file has one row per slice.
+        class_name: name of the class; ignored if the rows of the file have no class.
+        labels: label image of the objects: integers of any shape, 0 for background.
+        confidences: confidence of each object, by its number, for files with confidences. None gives all objects the
+            confidence 1.
     """
 
     case_id: str
@@ -59,26 +62,32 @@ def write_submission(
 ) -> ValidationReport:
     """Write and validate a submission.
 
-    Only one mask is in memory at a time; the encoded texts are stored in a temporary file. Each text is decoded and
-    compared with its mask, and the finished file is validated, before it gets its final name.
+    Only one mask is in memory at a time; the encoded texts are stored in a temporary file. Each text is decoded again
+    and compared with its mask. The complete file is validated before it gets its final name.
+
+    Each item of `masks` is a tuple (case id, class name, mask), or an `ObjectsItem`. The following rules apply:
+
+    - The mask is an array of bool or integers, in which values other than 0 are foreground.
+    - Every case needs an item, with an empty mask if nothing was found.
+    - If the file has one row per slice, the case id is the id of the slice.
+    - If the rows of the file have no class, the class name is ignored and may be None.
+    - If the format allows several objects, a case may have several items. An `ObjectsItem` contains all objects of a
+      case, which is faster.
+    - For `hubmap-vasculature`, a fourth element of the tuple is the confidence of the object (default 1).
 
     Args:
-        masks: (case id, class name or None, mask) in any order; the mask is bool or integers, non-zero is foreground.
-            Every case is required, with an empty mask if nothing was found. Profiles with several objects take several
-            masks of one case. For `hubmap-vasculature` a fourth item is the object's confidence (default 1). If rows
-            are per slice, the case id is the slice's id. If rows have no class, the class is ignored. An `ObjectsItem`
-            contains all objects of a case, which are encoded in one pass.
-        profile: the file format, or the name of a known competition. If the profile has its own grid, masks of another
-            size are resized to it: a pixel is foreground if at least half of its area is foreground.
-        path: the CSV; replaced if it exists.
-        sample: the host's sample, or the result of `read_sample`; None: rows are in the order of the masks.
+        masks: the masks, in any order.
+        profile: the file format, or the name of a known competition. If the format has a grid of its own, masks of
+            another size are resized to it, see `resize_to_grid`.
+        path: path of the CSV; an existing file is replaced.
+        sample: the host's sample or its path. None writes the rows in the order of the masks.
 
     Returns:
-        The validation report of the valid file.
+        The report of the validation.
 
     Raises:
-        MaskfoldError: a mask has no row in the sample, a row has no mask, a mask is a duplicate, or the file is
-            invalid. Nothing is left behind, and an existing file is kept.
+        MaskfoldError: a mask has no row in the sample, a row of the sample has no mask, a mask is a duplicate, or the
+            written file is invalid. No new file is left on the disk, and an existing file stays unchanged.
     """
     path = Path(path)
     if isinstance(profile, str):
@@ -116,7 +125,12 @@ def _write(lines: Any, texts: _TextStore) -> None:
 
 
 class _TextStore:
-    """Store encoded masks in a temporary file, indexed by (image, class)."""
+    """Store encoded masks in a temporary file, by (image, class).
+
+    Args:
+        profile: the file format.
+        sample: the host's sample; None if there is none.
+    """
 
     def __init__(self, profile: Profile, sample: SampleSubmission | None) -> None:
         self.profile, self.sample = profile, sample
@@ -135,7 +149,17 @@ class _TextStore:
             self._file.close()
 
     def add(self, case_id: str, cls: str | None, mask: NDArray[Any], confidence: float = 1.0) -> None:
-        """Encode and store one mask."""
+        """Encode and store one mask.
+
+        Args:
+            case_id: id of the case or slice.
+            cls: name of the class; None if rows have no class.
+            mask: array of bool or integers, in which values other than 0 are foreground.
+            confidence: confidence of the object, for files with confidences.
+
+        Raises:
+            MaskfoldError: there is no row for the mask, it is a duplicate, or it differs after encoding and decoding.
+        """
         mask = resize_to_grid(np.asarray(mask), self.profile)
         key, offsets = self._begin(case_id, cls, mask.shape)
         if mask.any():
@@ -144,7 +168,12 @@ class _TextStore:
     def add_objects(
         self, case_id: str, cls: str | None, labels: NDArray[Any], confidences: Mapping[int, float] | None = None
     ) -> None:
-        """Encode and store the objects of a label image."""
+        """Encode and store the objects of a label image; see `ObjectsItem` for the arguments.
+
+        Raises:
+            MaskfoldError: there is no row for the objects, they are a duplicate, or they differ after encoding and
+                decoding.
+        """
         if self.profile.grid is not None and labels.shape != self.profile.grid:  # objects are resized one by one
             self.add(case_id, cls, np.zeros_like(labels))
             for number in np.unique(labels[labels != 0]).tolist():
@@ -154,11 +183,14 @@ class _TextStore:
         self._store(offsets, _encode_objects_checked(key, labels, self.profile, confidences))
 
     def _begin(self, case_id: str, cls: str | None, shape: tuple[int, ...]) -> tuple[RowKey, list[tuple[int, int]]]:
-        """Check that a mask of this shape may be added; return its row key and the row's list of (start, length).
+        """Check that a mask may be added, and prepare its entry.
+
+        Returns:
+            The key of its row, and the list in which (start, length) of its texts in the temporary file are stored.
 
         Raises:
-            MaskfoldError: no row exists for the mask, its shape differs from the row's first mask, or the row already
-                has its mask.
+            MaskfoldError: there is no row for the mask, an earlier mask of the row has another shape, or the row
+                already has a mask and the format allows only one.
         """
         key = self._key(str(case_id), cls)
         first = self.shapes.setdefault(key, shape)
@@ -175,7 +207,7 @@ class _TextStore:
         return key, self._offsets.setdefault(key, [])
 
     def _store(self, offsets: list[tuple[int, int]], texts: list[str]) -> None:
-        """Append texts to the temporary file, and their starts and lengths to `offsets`."""
+        """Append texts to the temporary file, and (start, length) of each text to the list `offsets`."""
         if not texts:
             return
         raw = "".join(texts).encode("ascii")
@@ -187,11 +219,11 @@ class _TextStore:
             start += len(text)
 
     def size(self) -> int:
-        """Return the number of bytes of all texts, a lower bound of the file's size."""
+        """Return the number of bytes of all texts, which is a lower bound of the size of the submission file."""
         return sum(length for offsets in self._offsets.values() for _, length in offsets)
 
     def order(self) -> Iterator[RowKey]:
-        """Yield the keys of the rows in the order of the sample; without a sample, in the order of the masks.
+        """Yield the keys of the rows in the order of the sample or, without a sample, in the order of the masks.
 
         Raises:
             MaskfoldError: a row of the sample has no mask.
@@ -210,7 +242,10 @@ class _TextStore:
             yield key
 
     def of(self, key: RowKey) -> list[str]:
-        """Return the mask cells of all rows with a key; there are several cells only if each object has its own row."""
+        """Return the texts of the mask column for the rows with a key.
+
+        There are several texts only if the format has one row per object.
+        """
         cells = []
         for start, length in self._offsets[key]:
             if self._file.tell() != start:  # an unnecessary seek would discard the file's read-ahead buffer
@@ -223,7 +258,11 @@ class _TextStore:
         return [(";" if self.profile.rle.container == "json" else " ").join(cells)]
 
     def _key(self, case_id: str, cls: str | None) -> RowKey:
-        """Return the row key of a mask, with the sample's spelling of the id."""
+        """Return the key of the row for a mask, with the image's name as the sample writes it.
+
+        Raises:
+            MaskfoldError: the class is unknown, or the sample has no such row.
+        """
         if not self.profile.rows_have_class:
             cls = None
         elif cls not in self.profile.classes:
@@ -245,14 +284,17 @@ class _TextStore:
 
 
 def resize_to_grid(mask: NDArray[Any], profile: Profile) -> NDArray[Any]:
-    """Resize a mask to the profile's grid: a pixel becomes foreground if at least half of its area is foreground.
+    """Resize a mask to the grid of a file format, if the format has one.
+
+    A pixel becomes foreground if at least half of its area is foreground.
 
     Args:
-        mask: bool or integers of any shape; (H, W) if the profile has a grid.
+        mask: bool or integers of any shape; (H, W) if the format has a grid.
         profile: the file format.
 
     Returns:
-        The mask itself if the profile has no grid, else a bool array of the grid's shape.
+        A bool array with the shape of the grid. If the format has no grid, or the mask already has its shape, the mask
+        itself.
     """
     if profile.grid is None or mask.shape == profile.grid:
         return mask
@@ -264,7 +306,13 @@ def resize_to_grid(mask: NDArray[Any], profile: Profile) -> NDArray[Any]:
 
 
 def _encode_checked(key: RowKey, mask: NDArray[Any], profile: Profile, confidence: float) -> str:
-    """Encode one non-empty mask, and check that decoding returns it.
+    """Encode one mask, which must not be empty, and check that decoding the text gives the same mask.
+
+    Args:
+        key: key of its row, for messages.
+        mask: array of bool or integers, in which values other than 0 are foreground.
+        profile: the file format.
+        confidence: confidence of the object, for files with confidences.
 
     Raises:
         MaskfoldError: the decoded mask differs.
@@ -279,7 +327,16 @@ def _encode_checked(key: RowKey, mask: NDArray[Any], profile: Profile, confidenc
 def _encode_objects_checked(
     key: RowKey, labels: NDArray[Any], profile: Profile, confidences: Mapping[int, float] | None
 ) -> list[str]:
-    """Encode the objects of a label image in one pass, and check that the decoded texts give the same image.
+    """Encode the objects of a label image, and check that decoding the texts gives the same label image.
+
+    Args:
+        key: key of their row, for messages.
+        labels: integers of any shape, 0 for background.
+        profile: the file format.
+        confidences: confidence of each object by its number; None gives all objects the confidence 1.
+
+    Returns:
+        One text for each object, in the order of the objects' numbers.
 
     Raises:
         MaskfoldError: the decoded objects differ from the label image.

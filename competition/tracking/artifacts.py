@@ -1,7 +1,7 @@
 """Store weights as MLflow artifacts without a second copy on disk, as hard links if the store is a local folder.
 
-A hard link shares its content with the file in the run's folder. So a file may be linked only if it is always replaced,
-e.g. by `competition.io.atomic_write`, and never changed in place.
+A hard link shares its content with the file in the run's folder. If that file were changed in place, the artifact would
+change too. So only files that are always replaced, e.g. by `competition.io.atomic_write`, are linked.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ LINKED_SUFFIXES = (".safetensors", ".pt")  # these files are replaced and never 
 
 
 class ArtifactFolders:
-    """Find the local folders that contain the artifacts of MLflow runs, with one request to MLflow per run.
+    """Log artifacts of MLflow runs, as hard links if the store is a local folder.
+
+    The folder of a run's artifacts is asked for once, with one request to MLflow, and remembered.
 
     Args:
         client: client of the open store.
@@ -30,21 +32,24 @@ class ArtifactFolders:
         self._folders: dict[str, Path | None] = {}
 
     def folder(self, run_id: str) -> Path | None:
-        """Return the folder of a run's artifacts; None if the store is not a local folder."""
+        """Return the local folder with the artifacts of an MLflow run; None if they are not in a local folder."""
         if run_id not in self._folders:
             self._folders[run_id] = local_folder(self._client.get_run(run_id).info.artifact_uri)
         return self._folders[run_id]
 
     def log(self, run_id: str, path: Path, parent: str | None) -> None:
-        """Log a file as an artifact: as a hard link if possible and allowed, else as a copy.
+        """Log a file as an artifact.
+
+        Files with a suffix in `LINKED_SUFFIXES` become hard links, if the file system allows this. All other files are
+        copied.
 
         Args:
             run_id: MLflow's id of the run.
             path: path of the file.
-            parent: folder among the run's artifacts; None is the root.
+            parent: folder among the run's artifacts; None for the root.
 
         Raises:
-            FileNotFoundError: the file has vanished.
+            FileNotFoundError: the file does not exist any more.
             Exception: any exception of MLflow if the store cannot be reached.
         """
         if path.suffix in LINKED_SUFFIXES and (folder := self.folder(run_id)) is not None:
@@ -58,13 +63,19 @@ class ArtifactFolders:
 
 
 def local_folder(artifact_uri: str) -> Path | None:
-    """Return the folder of an artifact URI such as `file:///home/me/mlruns/artifacts/…`; None for other stores."""
+    """Return the local folder of an artifact URI, e.g. `file:///home/me/mlruns/artifacts/…`.
+
+    If the URI is not that of a local folder, e.g. `s3://…`, return None.
+    """
     parsed = urlparse(artifact_uri)
     return Path(url2pathname(parsed.path)) if parsed.scheme in ("", "file") and not parsed.netloc else None
 
 
 def link_file(source: Path, target: Path) -> bool:
-    """Make `target` a hard link of a file, replacing an existing `target`; return False if links are impossible.
+    """Make `target` a hard link to a file; an existing `target` is replaced.
+
+    Returns:
+        True if `target` is now a link; False if the link could not be made, e.g. between two file systems.
 
     Raises:
         FileNotFoundError: the source does not exist.

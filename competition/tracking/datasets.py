@@ -1,4 +1,4 @@
-"""Log the case table of a run as MLflow's datasets: training, validation and test cases, each with a digest."""
+"""Log the training, validation and test cases of a run as three MLflow datasets, each with a digest."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class CaseSet(NamedTuple):
 
     Attributes:
         context: train, validation or test.
-        name: name of the dataset.
-        digest: digest of the ids and contents of the cases.
+        name: name of the dataset in MLflow.
+        digest: digest of the ids and the content hashes of the cases.
         cases: number of cases.
-        source: path of the case table.
+        source: absolute path of the run's folder, which contains the case table.
     """
 
     context: str
@@ -43,15 +43,18 @@ class CaseSet(NamedTuple):
 
 
 def case_sets(run_folder: Path, competition: str, fold: int | None = None) -> list[CaseSet]:
-    """Return the cases that a run, or one of its folds, trains on, validates and tests.
+    """Return the training, validation and test cases of a run, or of one of its folds.
+
+    The test cases here are labelled cases that belong to no fold because they were held out.
 
     Args:
         run_folder: the run's folder.
         competition: name of the competition.
-        fold: the fold; -1 is the fit on all cases; None: all folds together.
+        fold: number of the fold; -1 for the training on all cases; None for all folds together.
 
     Returns:
-        The sets that have cases; empty if the tables do not exist or cannot be read.
+        The sets that are not empty. If the tables of cases and folds cannot be read, an empty list; a warning is
+        logged.
     """
     try:
         hashes = {row["id"]: row.get("hash") or "" for row in _rows(run_folder / CASES_FILE)}
@@ -79,7 +82,7 @@ def case_sets(run_folder: Path, competition: str, fold: int | None = None) -> li
 
 
 def validated_folds(run_folder: Path) -> set[int]:
-    """Return the numbers of the folds that validate cases; empty if the table of folds cannot be read."""
+    """Return the numbers of the folds that have validation cases; empty if the table of folds cannot be read."""
     try:
         return {number for row in _rows(run_folder / FOLDS_FILE) if (number := int(row["fold"])) >= 0}
     except (OSError, ValueError, KeyError, csv.Error):

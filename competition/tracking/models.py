@@ -1,7 +1,8 @@
 """Log the networks of a run as MLflow's logged models: one per finished fold, with the fold's scores.
 
-The weights are on disk only once, because a model's artifact is a hard link to the weights in the run's folder. If the
-store is not a local folder, the model has no artifact; its tag `weights` names the artifact of the fold's run.
+If the store is a local folder, a model's artifact is a hard link to the weights in the run's folder, so the weights are
+on disk only once. Otherwise, the model has no artifact. In both cases, the model's tag `weights` names the artifact of
+the fold's MLflow run that contains the weights.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class FoldModel:
         client: client of the open store.
         experiment_id: MLflow's id of the experiment.
         run_id: MLflow's id of the fold's run.
-        token: text that identifies the model, so that a repeated upload finds it.
-        token_tag: name of the tag that stores the token.
+        token: text that identifies the model. A repeated upload searches for it, so that no second model is created.
+        token_tag: name of the tag in which the model stores the token.
     """
 
     def __init__(self, client: MlflowClient, experiment_id: str, run_id: str, token: str, token_tag: str) -> None:
@@ -46,15 +47,15 @@ class FoldModel:
         time: int,
         cases: CaseSet | None,
     ) -> str:
-        """Create the model or update an existing one; return its id.
+        """Create the logged model, or update it if it exists, and return its id.
 
         Args:
             name: name of the model.
             weights: file with the fold's weights.
             tags: tags of the model.
-            metrics: scores of the network, which the fold's run has too.
+            metrics: scores of the network on the validation cases, by name of the metric.
             time: time of the scores in ms since 1970.
-            cases: the validation cases, to which the scores belong; None: unknown.
+            cases: the validation cases; None if they are not known.
         """
         from mlflow.entities import LoggedModelStatus, Metric
 
@@ -92,7 +93,7 @@ class FoldModel:
 
     @staticmethod
     def _link(model: LoggedModel, weights: Path) -> None:
-        """Replace the model's artifact by a hard link of the weights, if the store is a local folder."""
+        """Replace the model's artifact by a hard link to the weights; do nothing if the store is not a local folder."""
         folder = local_folder(model.artifact_location)
         if folder is None or not folder.parents[2].is_dir():
             return
@@ -103,7 +104,7 @@ class FoldModel:
 
 
 def link_outputs(client: MlflowClient, run_id: str, model_ids: Sequence[str]) -> None:
-    """Record models as outputs of an MLflow run, except models that the run already has."""
+    """Record logged models as outputs of an MLflow run; models that are already recorded are skipped."""
     from mlflow.entities import LoggedModelOutput
 
     outputs = client.get_run(run_id).outputs

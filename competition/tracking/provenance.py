@@ -20,12 +20,13 @@ MAX_DIFF_LENGTH = 2_000_000  # maximum number of characters of a diff
 
 
 def record_environment(run_folder: Path) -> None:
-    """Write `environment/` in the run's folder.
+    """Write a record of the command, the code and the packages to `environment/` in the run's folder.
 
-    If code or packages differ when the run resumes, add `environment/resume_2/`.
-
-    The folder has three files: `start.txt` (command, commit, branch, state of the working tree, Python, machine),
+    The record has three files: `start.txt` (command, commit, branch, state of the working tree, Python, machine),
     `changes.diff` (against the commit) and `packages.txt` (in the format of `pip freeze`).
+
+    When a run resumes, the newest record is compared with the present state. If they differ, another record is written
+    to `environment/resume_2/`, then to `environment/resume_3/`, and so on.
     """
     files = {"start.txt": _start(), "changes.diff": _git("diff", "HEAD")[:MAX_DIFF_LENGTH], "packages.txt": _packages()}
     files = {name: redact(text) for name, text in files.items()}
@@ -45,7 +46,7 @@ def record_environment(run_folder: Path) -> None:
 
 
 def source_tags() -> dict[str, str]:
-    """Return MLflow's own tags for the source of a run: user, command and commit."""
+    """Return the tags in which MLflow stores the user, the command and the git commit of a run."""
     tags = {"mlflow.source.name": _command(), "mlflow.source.type": "LOCAL"}
     with contextlib.suppress(OSError, KeyError):  # the user in a container may have no name
         tags["mlflow.user"] = getpass.getuser()
@@ -59,7 +60,7 @@ def _command() -> str:
 
 
 def _start() -> str:
-    """Return the content of `start.txt`."""
+    """Return the content of `start.txt`: the command, versions, machine, git commit and changed files."""
     commit = _git("rev-parse", "HEAD").strip()
     branch = _git("rev-parse", "--abbrev-ref", "HEAD").strip()
     lines = [
@@ -80,7 +81,10 @@ def _packages() -> str:
 
 
 def _requirement(package: metadata.Distribution) -> str:
-    """Return the requirement with which pip can reinstall a package: its version, or its origin (PEP 610)."""
+    """Return the line with which pip can reinstall a package: `name==version`, or `name @ url`.
+
+    The URL is used if the package was installed from one, which pip records in `direct_url.json` (PEP 610).
+    """
     origin = json.loads(package.read_text("direct_url.json") or "null")
     if origin is None:
         return f"{package.name}=={package.version}"
@@ -90,7 +94,10 @@ def _requirement(package: metadata.Distribution) -> str:
 
 
 def _git(*arguments: str) -> str:
-    """Return git's output for the repository of the code; empty without a repository, git or a commit."""
+    """Return the output of a git command in the repository of Maskfold's code.
+
+    If git is not installed or fails, e.g. because the code is not in a repository, return an empty text.
+    """
     try:
         process = subprocess.run(
             ["git", "-C", str(Path(competition.__file__).parent), *arguments],

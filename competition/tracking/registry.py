@@ -1,4 +1,4 @@
-"""Register models in MLflow, with one registered model per competition and one version per registered run."""
+"""Register models in MLflow: one registered model per competition, and a new version of it for each registration."""
 
 from __future__ import annotations
 
@@ -35,14 +35,15 @@ MODEL_ARTIFACT = "model"
 
 @dataclass(frozen=True)
 class RegisteredVersion:
-    """Describe a version of a registered model.
+    """Describe a version of a registered model in MLflow.
 
     Attributes:
-        name: name of the registered model, the name of the competition.
+        name: name of the registered model, which is the name of the competition.
         number: number of the version.
-        uri: argument of `mlflow.pyfunc.load_model`.
-        store: URI of the store; the value of `MLFLOW_TRACKING_URI` on other machines.
-        is_new: whether this call created the version; False if the same model was registered before.
+        uri: URI of the version, to be passed to `mlflow.pyfunc.load_model`.
+        store: URI of the store, without its password. To load the model on another machine, set `MLFLOW_TRACKING_URI`
+            to this URI.
+        is_new: whether `register_model` created the version; False if the same model was registered before.
     """
 
     name: str
@@ -64,15 +65,18 @@ def register_model(
     """Log a model in its run and register it as a version of the competition's model.
 
     Args:
-        run_folder: folder of the run; if MLflow does not have the run, it is uploaded first.
+        run_folder: folder of the run. If MLflow does not have the run, the run is uploaded first.
         exp: experiment of the run.
-        write: function that is called with two folders: it writes the MLflow model into the first folder, and may use
-            the second one for temporary files.
-        fingerprint: text that identifies the model; if a version with this fingerprint exists, no new version is
-            created.
+        write: function that writes the model. Its first argument is the folder for the MLflow model, its second one a
+            folder for temporary files.
+        fingerprint: text that identifies the model. If a version with this fingerprint exists, `write` is not called
+            and no new version is created.
         tags: tags of the version.
         description: description of the version, one sentence.
         best: whether the version gets the alias `best`.
+
+    Returns:
+        The new version, or the existing one with the same fingerprint.
 
     Raises:
         MaskfoldError: the store cannot be reached, or rejects the model.
@@ -115,7 +119,7 @@ def _mlflow_errors(store: MlflowStore) -> Iterator[None]:
 
 
 def _find_version(client: MlflowClient, name: str, fingerprint: str) -> int | None:
-    """Return the number of the model's oldest complete version with this fingerprint; None if there is none."""
+    """Return the lowest version number of a model with this fingerprint; None if there is no such complete version."""
     quoted = name.replace("'", "''")
     versions = client.search_model_versions(f"name = '{quoted}' and tags.{FINGERPRINT_TAG} = '{fingerprint}'")
     return min((int(version.version) for version in versions if version.status == "READY"), default=None)
@@ -124,7 +128,7 @@ def _find_version(client: MlflowClient, name: str, fingerprint: str) -> int | No
 def _create_version(
     client: MlflowClient, run_id: str, folder: Path, name: str, tags: dict[str, str], description: str
 ) -> int:
-    """Log the model in a folder with a run and register it; return the number of the version."""
+    """Log the model in `folder` as a model of an MLflow run, register it, and return the number of the new version."""
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
     run = client.get_run(run_id)
@@ -161,7 +165,7 @@ def _ensure_registered_model(client: MlflowClient, name: str) -> None:
 
 
 def _uploaded_run_id(store: MlflowStore, run_folder: Path, exp: Experiment) -> str:
-    """Return the id of the run's MLflow run; upload the run first if MLflow does not have it."""
+    """Return the id of the MLflow run that belongs to a run's folder; if MLflow has none, upload the run first."""
     uploader = RunUploader(run_folder, store, RunMetadata.of(run_folder, exp, "cv"))
     uploader.client  # noqa: B018 - opening the store shows whether it still has the run
     if uploader.state.uploaded(RUN_KEY).run_id is None:
@@ -174,7 +178,10 @@ def _uploaded_run_id(store: MlflowStore, run_folder: Path, exp: Experiment) -> s
 
 
 def _copy_metrics(client: MlflowClient, run_id: str, model_id: str) -> None:
-    """Copy the run's scores to the model, with the same times and steps, so that the run's history does not change."""
+    """Log the metrics of an MLflow run, except system metrics, also as metrics of a model.
+
+    Each value keeps its time and step, so that the history of the run's metrics does not change.
+    """
     from mlflow.entities import Metric
 
     points: list[Any] = []

@@ -1,4 +1,9 @@
-"""Prepare the scores of a run for MLflow: metrics, a tag with the kind of the score that counts, and a description."""
+"""Prepare the scores of a run for MLflow: metrics, tags and a description in Markdown.
+
+A run can have several score estimates, e.g. with and without tuned post-processing. The final score is the estimate for
+the masks that `maskfold submit` would write. MLflow shows it as the metrics `counted_score`, `counted_lower` and
+`counted_upper`, and the tag `counting_score` names the estimate.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +31,7 @@ from competition.tracking.store import (
 if TYPE_CHECKING:
     from competition.config.postprocess import PostprocessConfig
 
-COUNTING_TAG = "counting_score"  # tag whose value is the name of the metric that counts
+COUNTING_TAG = "counting_score"  # tag whose value is the name of the metric with the final score, e.g. nested_score
 SCORE_METRICS = {"raw": "cv_score", "nested": "nested_score", "soup": "soup_weights_score", "seeds": "all_seeds_score"}
 TITLES = {
     "cv": "without tuned post-processing",
@@ -43,13 +48,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunPage:
-    """Hold the metrics, tags and curves that MLflow shows for a finished run.
+    """Hold the metrics, tags and curves that MLflow shows for a run.
 
     Attributes:
-        metrics: the final metrics.
-        tags: the tags, among them the description.
-        curves: (epoch, value) of each mean curve; empty until all folds are finished, because further folds would
-            change the mean of an epoch.
+        metrics: value of each final metric.
+        tags: the tags; one of them is the description.
+        curves: (epoch, value) pairs of the mean curve of each metric over the folds. Empty until all folds are
+            finished, because each further fold would change the means.
     """
 
     metrics: dict[str, float]
@@ -63,7 +68,7 @@ def read_run_page(folder: Path, summary: Mapping[str, Any], postprocess: Postpro
     Args:
         folder: the run's folder.
         summary: content of the run's `summary.json`.
-        postprocess: the section `postprocess` of the command; None: the run's own.
+        postprocess: the post-processing settings of the current command. If None, those stored with the run are used.
     """
     metrics = result_metrics({key: value for key, value in summary.items() if key not in ("score", "low", "high")})
     tags = result_tags(summary)
@@ -82,12 +87,18 @@ def read_run_page(folder: Path, summary: Mapping[str, Any], postprocess: Postpro
 def read_run_scores_of(
     folder: Path, summary: Mapping[str, Any], postprocess: PostprocessConfig | None
 ) -> RunScores | None:
-    """Return the scores of a run from `run_scores`, or from its summary if its folder cannot be read as a run.
+    """Return the score estimates of a run.
+
+    If post-processing was tuned, the estimates come from `run_scores`. If it was not tuned, they come from the summary.
+    If the tuned score cannot be read, a warning is logged, and the estimates also come from the summary.
 
     Args:
         folder: the run's folder.
         summary: content of the run's `summary.json`.
-        postprocess: the section `postprocess` of the command; None: the run's own.
+        postprocess: the post-processing settings of the current command. If None, those stored with the run are used.
+
+    Returns:
+        The estimates; None if there are none.
     """
     if not (folder / TUNING_FILE).exists():
         return stored_scores(summary)
@@ -102,7 +113,7 @@ def read_run_scores_of(
 
 
 def named_estimates(scores: RunScores) -> dict[str, ScoreEstimate]:
-    """Return a run's existing score estimates by the prefix of their metrics in MLflow, e.g. `nested`."""
+    """Return the score estimates that a run has, by the prefix of their metrics in MLflow, e.g. `nested`."""
     named = {
         "counted": scores.counted,
         "cv": scores.raw,
@@ -116,10 +127,13 @@ def named_estimates(scores: RunScores) -> dict[str, ScoreEstimate]:
 
 
 def score_metrics(scores: RunScores) -> dict[str, float]:
-    """Return `<name>_lower`, `<name>_score`, `<name>_upper` of each estimate; `counted_score` is the score that counts.
+    """Return the MLflow metrics `<name>_score`, `<name>_lower` and `<name>_upper` of each score estimate.
 
-    MLflow sorts columns by name. With these names, the score that counts comes first, and each score stands between the
-    ends of its interval.
+    `<name>_lower` and `<name>_upper` are the ends of the 95 % interval; ends that are not finite are left out.
+    `counted_score` repeats the score of the masks that would be submitted.
+
+    MLflow sorts columns by name. With these names, the columns `counted_…` come first, and each score stands between
+    the ends of its interval.
 
     Example:
         >>> score = ScoreEstimate(0.9, 0.8, 0.95)
@@ -135,12 +149,15 @@ def score_metrics(scores: RunScores) -> dict[str, float]:
 
 
 def describe_scores(scores: RunScores, summary: Mapping[str, Any], files: Iterable[str] = ()) -> str:
-    """Return the description of a run for its page in MLflow: the score that counts, and tables in Markdown.
+    """Return the description of a run for its page in MLflow, in Markdown.
+
+    The description has the score of the masks that would be submitted, a table of all score estimates, and a table of
+    the folds.
 
     Args:
-        scores: the scores of the run.
+        scores: the score estimates of the run.
         summary: content of the run's `summary.json`.
-        files: names of the run's artifacts that the text mentions.
+        files: names of artifacts of the run that the description lists.
     """
     counted = scores.counted
     text = f"**{counted.value:.4f}** {scores.metric}"
@@ -200,9 +217,15 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def mean_curves(folders: Iterable[Path]) -> dict[str, list[tuple[int, float]]]:
-    """Return the mean curves of a run over its folds, as (epoch, value) in the order of epochs.
+    """Return the mean of each training curve over the folds of a run.
 
-    A mean includes only epochs that all folds with this curve have logged, so that it always covers the same folds.
+    A curve has only the epochs that all folds with this curve have logged, so that every mean covers the same folds.
+
+    Args:
+        folders: folders of the folds, with `metrics.jsonl`.
+
+    Returns:
+        (epoch, mean) pairs in the order of the epochs, by name of the metric, e.g. `val/dice`.
     """
     by_name: dict[str, list[dict[int, float]]] = {}
     for folder in folders:

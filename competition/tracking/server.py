@@ -1,4 +1,4 @@
-"""Run MLflow's web server for the runs of a project."""
+"""Run MLflow's web server, which shows the runs of a project in a browser."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ START_TIMEOUT_SECONDS = 180.0  # as long as the first import of MLflow from a sl
 
 
 def serve_mlflow(root: Path, host: str = "127.0.0.1", port: int = 5000, say: Callable[[str], None] = print) -> None:
-    """Run MLflow's server until the user interrupts it.
+    """Run MLflow's web server until the user interrupts it.
+
+    If `MLFLOW_TRACKING_URI` names a server, no server is started; only the links to that server are shown.
 
     Args:
         root: folder of the project, which contains `mlruns/`.
@@ -116,7 +118,7 @@ def _check_address(host: str, port: int) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as listener:
-            # With this option, a port that was just closed is accepted.
+            # With this option, a port that another program has just released is accepted.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((host, port))
     except (OSError, OverflowError) as error:
@@ -145,17 +147,22 @@ def _wait_until_ready(server: subprocess.Popen[bytes], host: str, port: int, log
 
 
 def _url(host: str, port: int) -> str:
-    """Return the URL for a browser on this machine."""
+    """Return the URL of the server for a browser on this machine.
+
+    If the server listens on all addresses (`0.0.0.0` or `::`), the URL has the loopback address.
+    """
     name = "127.0.0.1" if host == "0.0.0.0" else "[::1]" if host == "::" else f"[{host}]" if ":" in host else host
     return f"http://{name}:{port}"
 
 
 def _link_lines(shown_address: str, address: str) -> list[str]:
-    """Return a line per competition with the link to its runs; if no competition is found, a link to the list of all.
+    """Return one line per competition with the link to its table of runs.
+
+    If the server does not answer or has no competitions, return one line with the link to the list of all experiments.
 
     Args:
-        shown_address: address of the server in the links, without a password.
-        address: address of the server.
+        shown_address: address of the server for the links, without a password.
+        address: address of the server for requests, which may contain a password.
     """
     try:
         views = _views(address)
@@ -182,7 +189,7 @@ def _views(address: str) -> list[tuple[str, str]]:
 
 
 def _open(request: str | urllib.request.Request) -> Any:
-    """Send a request to this machine, bypassing proxies."""
+    """Send a request directly, without the proxies that the environment sets, and return the open response."""
     return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=20)
 
 
@@ -192,7 +199,7 @@ def _last_line(log: Path) -> str:
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
-    """Stop the server, which forwards the signal to its worker, and wait until it ends."""
+    """Stop the server process, which stops its worker process, and wait until the server has ended."""
     if server.poll() is None:
         server.terminate()
         try:
@@ -204,7 +211,7 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def _interrupt_on_sigterm() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C, so that the server does not outlive this process."""
+    """Raise KeyboardInterrupt when SIGTERM arrives in the `with` block, so that the block can stop the server."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -1,6 +1,7 @@
-"""Open MLflow's tracking store (SQLite below `mlruns/`, or the store in `MLFLOW_TRACKING_URI`), and name its content.
+"""Open MLflow's tracking store, and define the metadata and names that are stored there.
 
-The module defines names of metrics and parameters, the saved view of the table of runs, and the metadata of runs.
+The store is the SQLite database `mlruns/mlflow.db`, or the store that the environment variable `MLFLOW_TRACKING_URI`
+names. The module also defines the names of metrics and parameters, and the saved view of MLflow's table of runs.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 MAX_NAME_LENGTH = 250
 MAX_PARAMETER_LENGTH = 6000
 MAX_TAG_LENGTH = 8000
-# keys of a fold's result that become tags
+# metrics that get the prefix `system/`, so that MLflow shows them on its page of system metrics
 SYSTEM_METRICS = frozenset({"epochs", "steps", "minutes", "peak_gib", "threads", "devices"})
 
 logger = logging.getLogger(__name__)
@@ -40,9 +41,10 @@ logger = logging.getLogger(__name__)
 
 
 def mlflow_name(name: str) -> str:
-    """Return a name that MLflow accepts for a metric or parameter, with letters, digits, `_ - . /` and space.
+    """Return a name that MLflow accepts for a metric or parameter; other characters become `_`.
 
-    If a character is replaced, a checksum of the complete name is added, so that `T1+` and `T1*` get different names.
+    MLflow accepts letters, digits, space and `_ - . /`. If the name is changed, a checksum of the original name is
+    added, so that `T1+` and `T1*` get different names.
 
     Example:
         >>> mlflow_name("val/dice/left ventricle")
@@ -58,7 +60,9 @@ def mlflow_name(name: str) -> str:
 
 
 def mlflow_metric_name(name: str) -> str:
-    """Return a metric's name in MLflow; the prefix `system/` puts time, memory and similar metrics on a separate page.
+    """Return the name of a metric in MLflow.
+
+    Metrics of time, memory and the like get the prefix `system/`, because MLflow shows this prefix on a separate page.
 
     Example:
         >>> [mlflow_metric_name(name) for name in ("val/dice", "time/epoch_seconds", "minutes")]
@@ -69,10 +73,10 @@ def mlflow_metric_name(name: str) -> str:
 
 
 def flatten_parameters(tree: Mapping[str, Any]) -> dict[str, str]:
-    """Return the leaves of a YAML tree as MLflow parameters, named as on the command line.
+    """Return the values of a YAML tree as MLflow parameters, with dotted names as on the command line.
 
-    A list of plain values is one parameter; sections in a list are numbered. Values that are too long for MLflow are
-    shortened; the artifact `experiment.yaml` contains the complete values.
+    A list of plain values becomes one parameter. In a list of sections, each section is numbered. Values that are too
+    long for MLflow are shortened; the artifact `experiment.yaml` contains the complete values.
 
     Example:
         >>> flatten_parameters({"optimizer": {"args": {"lr": 0.001}}, "loss": [{"weight": 1}], "seeds": [0, 1]})
@@ -101,12 +105,14 @@ def _text(value: Any) -> str:
 
 
 def truncate_text(text: str, longest: int) -> str:
-    """Return the text, shortened to at most `longest` characters with an ellipsis."""
+    """Return a text; if it has more than `longest` characters, shorten it to this length with ` …` at its end."""
     return text if len(text) <= longest else text[: longest - 2] + " …"
 
 
 def numeric_metrics(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Return the numbers of a result file as metrics; nested names are joined by `_`, other values are skipped.
+    """Return the numbers of a result file as metrics.
+
+    The names of nested values are joined by `_`. Values that are not numbers are skipped.
 
     Example:
         >>> numeric_metrics({"score": 0.9, "dice": {"anterior": 0.88, "posterior": None}, "device": "cpu"})
@@ -125,12 +131,12 @@ RESULT_TAGS = ("metric", "stopped", "precision", "device", "torch")  # keys of a
 
 
 def result_metrics(result: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of a result file as metrics, except for fold and seed, which are tags."""
+    """Return the numbers of a result file as metrics, without `fold` and `seed`, which are uploaded as tags instead."""
     return numeric_metrics({key: value for key, value in result.items() if key not in ("fold", "seed")})
 
 
 def result_tags(result: Mapping[str, Any]) -> dict[str, str]:
-    """Return the texts of a result file that become tags in MLflow."""
+    """Return the values of a result file that become tags in MLflow, e.g. `metric` and `device`."""
     return {key: str(result[key]) for key in RESULT_TAGS if result.get(key)}
 
 
@@ -143,14 +149,16 @@ MAX_CLASS_COLUMNS = 12  # maximum number of classes with a column of their own
 
 
 def build_saved_view(classes: Sequence[str], created: int) -> str:
-    """Return the value of the tag `VIEW_TAG` of an MLflow experiment, in the format of MLflow's own saved views.
+    """Return a saved view of MLflow's table of runs, which selects the columns with the most important scores.
+
+    The result is the value of the tag `VIEW_TAG` of an MLflow experiment, in MLflow's own JSON format.
 
     Args:
-        classes: the competition's classes.
-        created: ms since 1970.
+        classes: names of the competition's classes; the first `MAX_CLASS_COLUMNS` get a column.
+        created: time of creation in ms since 1970.
     """
-    # MLflow sorts the columns by name, whatever their order here. Few columns, and `counted_*` sorts first, so that the
-    # score that counts is visible without scrolling.
+    # MLflow sorts the columns by name, whatever their order here. The view has few columns, and `counted_*` comes
+    # first, so that the final score is visible without scrolling.
     metrics = [
         "counted_lower",
         "counted_score",
@@ -173,7 +181,12 @@ def build_saved_view(classes: Sequence[str], created: int) -> str:
 
 
 def is_outdated_view(stored: str | None, view: str) -> bool:
-    """Return whether the stored view lacks a column of `view`, e.g. because an older version stored it."""
+    """Return whether a stored view lacks a column of `view`, e.g. because an older version of Maskfold stored it.
+
+    Args:
+        stored: value of the tag `VIEW_TAG` in MLflow; None if the tag is missing, which counts as outdated.
+        view: value of the tag as this version would write it.
+    """
     try:
         columns = [json.loads(json.loads(text)["state"])["selectedColumns"] for text in (stored or "", view)]
     except (ValueError, LookupError, TypeError):
@@ -185,9 +198,14 @@ DEFAULT_ADDRESS = "http://127.0.0.1:5000"  # address of `maskfold ui`
 
 
 def view_link(address: str, experiment_id: str) -> str:
-    """Return the URL of the view, which opens the table of runs.
+    """Return the URL that opens MLflow's table of runs with the saved view.
 
-    Messages contain this URL, because the server's plain address opens MLflow's page for traces of language models.
+    Messages to the user contain this URL and not the plain address of the server, because the plain address opens
+    MLflow's page for language models.
+
+    Args:
+        address: address of the server, e.g. `http://127.0.0.1:5000`.
+        experiment_id: MLflow's id of the experiment.
     """
     return f"{address}/#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW_KEY}&workflowType=machine_learning"
 
@@ -200,13 +218,13 @@ class RunMetadata:
     """Hold the metadata of a run in MLflow.
 
     Attributes:
-        experiment_name: name of MLflow's experiment: the name of the competition.
+        experiment_name: name of the MLflow experiment, which is the name of the competition.
         run_name: name of the run in MLflow.
         tags: tags of the run.
-        fold_tags: tags of each fold's run.
-        parameters: the resolved YAML, flattened to dotted keys.
-        view: the columns of MLflow's table of runs.
-        postprocess: the post-processing with which the command would submit the run; None: the run's own.
+        fold_tags: tags that the MLflow runs of all folds have.
+        parameters: values of the resolved YAML, by dotted key.
+        view: value of the tag `VIEW_TAG`, the saved view of MLflow's table of runs.
+        postprocess: the post-processing settings of the current command. If None, those stored with the run are used.
     """
 
     experiment_name: str
@@ -219,7 +237,14 @@ class RunMetadata:
 
     @classmethod
     def of(cls, run_folder: Path, exp: Experiment, kind: str, name: str | None = None) -> RunMetadata:
-        """Return the metadata of the run in `…/<competition>-<experiment>/<hash>`."""
+        """Return the metadata of a run.
+
+        Args:
+            run_folder: `…/<competition>-<experiment>/<hash>`.
+            exp: the experiment of the run.
+            kind: value of the tag `kind`: `cv`, `study` or `submission`.
+            name: name of the run in MLflow. If None, it consists of the names of the experiment and the run's folder.
+        """
         # Imported here, because the doctor also runs without pydantic.
         from competition.config.loading import resolve_config
 
@@ -241,7 +266,10 @@ class RunMetadata:
 
 
 def list_member_folders(run_folder: Path) -> list[Path]:
-    """Return the folders of a run's folds that have started: `fold_0`, `fold_0_seed_1`, `full`."""
+    """Return the folders of a run's folds that have started, in the order of their numbers.
+
+    The names of these folders are e.g. `fold_0`, `fold_0_seed_1`, and `full` for the training on all cases.
+    """
     folders = [
         folder
         for folder in run_folder.iterdir()
@@ -252,22 +280,27 @@ def list_member_folders(run_folder: Path) -> list[Path]:
 
 
 def get_member_tags(folder: Path) -> dict[str, str]:
-    """Return the tags `fold` and `seed` of a fold's folder."""
+    """Return the MLflow tags of a fold's folder: `fold` (a number, or `full`) and, if its name has a seed, `seed`."""
     fold = re.search(r"fold_(\d+)", folder.name)
     seed = re.search(r"seed_(\d+)", folder.name)
     return {"fold": fold.group(1) if fold else "full", **({"seed": seed.group(1)} if seed else {})}
 
 
 def started_at(folder: Path) -> int:
-    """Return the start time of a run or fold in ms since 1970: the older time of `job.json` and `experiment.yaml`."""
+    """Return the time at which a run or fold was started, in ms since 1970.
+
+    This is the time of `job.json` or `experiment.yaml` in the folder, whichever is older. If the folder has neither
+    file, it is the time of the folder itself.
+    """
     times = [path.stat().st_mtime for name in ("job.json", "experiment.yaml") if (path := folder / name).exists()]
     return round(1000 * min(times, default=folder.stat().st_mtime))
 
 
 def read_result_json(path: Path) -> dict[str, Any]:
-    """Return the content of a result file; empty if the file is missing, damaged, or was changed after it was written.
+    """Return the content of a result file.
 
-    A damaged or changed file also logs a warning.
+    If the file is missing, return an empty dictionary. If the file is damaged or was edited after it was written, also
+    log a warning.
     """
     from competition.records import read_unedited_record  # imported here, because the doctor also runs without numpy
 
@@ -281,7 +314,10 @@ def read_result_json(path: Path) -> dict[str, Any]:
 
 
 def matching_files(folder: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
-    """Yield the files of a folder that match the patterns, sorted, without hidden files, which are being written."""
+    """Yield the files of a folder that match each pattern, in alphabetical order.
+
+    Hidden files are left out, because these are temporary files that are still being written.
+    """
     for pattern in patterns:
         yield from sorted(path for path in folder.glob(pattern) if path.is_file() and not path.name.startswith("."))
 
@@ -303,8 +339,8 @@ class MlflowStore:
 
     Attributes:
         uri: URI for MLflow, e.g. `sqlite:////home/me/project/mlruns/mlflow.db` or `http://host:5000`.
-        database: the SQLite file; None for other stores.
-        artifacts: folder of the artifacts; None: the server selects it.
+        database: path of the SQLite file; None for other stores.
+        artifacts: folder of the artifacts; None if the store is a server, which selects the folder itself.
     """
 
     uri: str
@@ -331,8 +367,9 @@ def find_mlflow_store(root: Path) -> MlflowStore:
         root: the folder that contains `mlruns/`.
 
     Returns:
-        The store that `MLFLOW_TRACKING_URI` names if it is set and not empty, else SQLite at `mlruns/mlflow.db` with
-        artifacts in `mlruns/artifacts`. If the variable names a SQLite file, its artifacts are in the same folder.
+        If the environment variable `MLFLOW_TRACKING_URI` is set and not empty, the store that it names. Otherwise, the
+        SQLite database `mlruns/mlflow.db`, with artifacts in `mlruns/artifacts`. If the variable names a SQLite file,
+        the artifacts are in `artifacts` beside this file.
     """
     folder = root.resolve() / MLRUNS
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
@@ -348,7 +385,10 @@ def find_mlflow_store(root: Path) -> MlflowStore:
 
 
 def project_root(run_folder: Path) -> Path:
-    """Return the project of a run: the folder that has the nearest `mlruns` above the run, else the working folder."""
+    """Return the project folder of a run, which is the parent of the nearest `mlruns` folder above the run.
+
+    If no folder above the run is named `mlruns`, return the working folder.
+    """
     for parent in run_folder.resolve().parents:
         if parent.name == MLRUNS:
             return parent.parent
@@ -356,10 +396,10 @@ def project_root(run_folder: Path) -> Path:
 
 
 def configure_mlflow() -> None:
-    """Set MLflow's environment variables before its import: no telemetry, no progress bars, no links, short timeouts.
+    """Set MLflow's environment variables: no telemetry, no progress bars, no printed links, short timeouts.
 
-    With MLflow's defaults, a server that does not answer would block the upload for several minutes. Values that the
-    user has set are kept, except that telemetry is always off.
+    Call this function before MLflow is imported. With MLflow's defaults, a server that does not answer would block the
+    upload for several minutes. Telemetry is always switched off; other variables that the user has set are not changed.
     """
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["DO_NOT_TRACK"] = "true"  # MLflow accepts only this value, not 1
@@ -375,14 +415,16 @@ def configure_mlflow() -> None:
 
 
 def connect_mlflow(store: MlflowStore, patience: float = PATIENCE_SECONDS) -> MlflowClient:
-    """Import MLflow and open the store, which takes seconds; if there is no SQLite database, create one.
+    """Import MLflow, open a store, and return its client; if the SQLite database does not exist, create it.
+
+    The import of MLflow takes several seconds.
 
     Args:
         store: the store.
-        patience: maximum wait, in seconds, for a SQLite database that another program locks.
+        patience: maximum time in seconds to wait for a SQLite database that another program has locked.
 
     Raises:
-        MaskfoldError: the SQLite database is damaged, or stays locked.
+        MaskfoldError: the SQLite database is damaged, or another program keeps it locked.
         mlflow.exceptions.MlflowException: the store cannot be opened.
     """
     configure_mlflow()
@@ -402,7 +444,10 @@ def connect_mlflow(store: MlflowStore, patience: float = PATIENCE_SECONDS) -> Ml
 
 
 def _create_database(database: Path) -> None:
-    """Create a SQLite database for MLflow atomically, because MLflow can never open an incomplete one."""
+    """Create a SQLite database for MLflow beside its final path, then move it there when it is complete.
+
+    MLflow cannot open an incomplete database, which a process that is killed might leave.
+    """
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     # Imported here, because the doctor also runs without numpy.
@@ -428,7 +473,10 @@ def _create_database(database: Path) -> None:
 
 
 def get_or_create_experiment(client: MlflowClient, store: MlflowStore, name: str) -> str:
-    """Return the id of MLflow's experiment `name`; create it if it is missing, restore it if it was deleted."""
+    """Return the id of the MLflow experiment `name`.
+
+    If the experiment does not exist, create it. If it was deleted, restore it and log a warning.
+    """
     from mlflow.exceptions import MlflowException
 
     experiment = client.get_experiment_by_name(name)
@@ -447,13 +495,14 @@ def get_or_create_experiment(client: MlflowClient, store: MlflowStore, name: str
 
 
 def retry_after_conflict(call: Callable[[], None]) -> None:
-    """Make a call that looks up rows and inserts the missing ones; if another command was faster, make it once more.
+    """Call a function that writes to MLflow's database; if it conflicts with another command, call it once more.
 
-    MLflow looks up a data set or a tag, and then inserts it. If two commands do this at the same time, both find
-    nothing, and the second insertion violates a unique constraint. Another call finds the row of the other command.
+    MLflow inserts a data set or a tag only if it has not found it in the database. If two commands do this at the same
+    time, both find nothing, and the second insertion violates a unique constraint. A second call finds the row that the
+    other command has inserted.
 
     Raises:
-        mlflow.exceptions.MlflowException: of the second call, or of the first one if it is not a conflict.
+        mlflow.exceptions.MlflowException: the first call fails for another reason, or the second call fails.
     """
     from mlflow.exceptions import MlflowException
 

@@ -1,7 +1,8 @@
 """Log submissions and uploads in MLflow.
 
-A submission is logged as a child of the run whose networks predicted it, with the CSV (or the label files) and its
-summary JSON. An upload to the host adds the host's scores.
+A submission is logged as a child run of the run whose networks predicted it. Its artifacts are the CSV (or the label
+files) and the summary JSON. When the submission is uploaded to the competition's host, the scores of the host are added
+as metrics.
 """
 
 from __future__ import annotations
@@ -36,15 +37,15 @@ logger = logging.getLogger(__name__)
 
 
 def log_submission(run_folder: Path, exp: Experiment, submission: Path, summary_path: Path) -> str | None:
-    """Log a submission; if the same file was logged before, use its MLflow run.
+    """Log a submission as an MLflow run; if the same file was logged before, update its existing MLflow run.
 
     If the store cannot be reached, only a warning is logged, because the submission itself is complete.
 
     Args:
-        run_folder: folder of the run, or of the first of several runs.
+        run_folder: folder of the run that predicted the submission; for an ensemble, folder of its first run.
         exp: experiment of the run.
-        submission: the submission itself: the CSV, the folder of label files, or their archive.
-        summary_path: the summary JSON of the submission.
+        submission: path of the submission itself: the CSV, the folder of label files, or the archive of label files.
+        summary_path: path of the summary JSON of the submission.
 
     Returns:
         The id of the MLflow run; None if logging failed.
@@ -89,8 +90,8 @@ def _log_submission(store: MlflowStore, run_folder: Path, exp: Experiment, submi
     client.log_batch(
         run_id,
         metrics=[Metric(name, value, run.info.start_time, 0) for name, value in metrics.items()],
-        # Other runs or weights may give the same file. MLflow allows no change of parameters, so the first ones are
-        # kept.
+        # The same file may result from other runs or weights. MLflow does not allow changing parameters, so those of
+        # the first logging stay.
         params=[Param(name, value) for name, value in parameters.items() if name not in run.data.params],
         tags=[RunTag("file", str(submission)), RunTag("sha256", summary["sha256"])],
     )
@@ -107,11 +108,13 @@ def _log_submission(store: MlflowStore, run_folder: Path, exp: Experiment, submi
 def _log_counted_score(
     client: MlflowClient, store: MlflowStore, run_folder: Path, summary: Mapping[str, Any], summary_path: Path
 ) -> None:
-    """Log the expected score of a submission from a single run as the metric `counted_score` of this run in MLflow.
+    """Log the expected score of a submission also as the metric `counted_score` of the run that predicted it.
 
-    If post-processing was tuned, the expected score is the nested score, and the run's tag records that the nested
-    score counts. So MLflow can sort the runs of an experiment by the expected scores of their submissions. The next
-    upload of the run adds the interval.
+    With this metric, MLflow can sort the runs of an experiment by the expected scores of their submissions. The next
+    upload of the run adds the ends of the interval. Nothing is logged for an ensemble of several runs.
+
+    If post-processing was tuned, the expected score is the nested score: each case is scored with settings that were
+    tuned on the other folds. The tag `counting_score` of the run is then set to `nested_score`.
     """
     score = (summary["expected"] or {}).get("score")
     parent = read_sync_state(run_folder, store.display_uri).uploaded(RUN_KEY).run_id
@@ -123,14 +126,14 @@ def _log_counted_score(
 
 
 def log_upload(record: Mapping[str, Any], files: tuple[Path, ...] = ()) -> str | None:
-    """Log an upload, or new scores of a logged upload.
+    """Log the upload of a submission to the competition's host, or add new scores of the host to a logged upload.
 
-    The first upload of a file is logged in the MLflow run of its submission, which is created if it does not exist.
-    Each further upload of the same file gets its own run.
+    The first upload of a file is logged in the MLflow run of its submission. If this MLflow run does not exist, it is
+    created. Each further upload of the same file gets an MLflow run of its own.
 
     Args:
         record: `competition.leaderboard.ledger.UploadRecord` as a dictionary.
-        files: the CSV and its summary JSON, for a new MLflow run.
+        files: the CSV and its summary JSON, which become artifacts if an MLflow run is created.
 
     Returns:
         The id of the MLflow run; None if logging failed (a warning is logged).

@@ -28,22 +28,25 @@ logger = logging.getLogger(__name__)
 
 
 class MlflowSync:
-    """Upload a run's folder to MLflow in the background of a `with` block; errors of MLflow do not reach the block.
+    """Upload a run's folder to MLflow in the background of a `with` block.
 
-    If the block ends normally, the run becomes FINISHED; after a KeyboardInterrupt it becomes KILLED, after any other
-    exception FAILED. `set_status` overrides this status. The next upload of the same folder completes an incomplete
-    upload.
+    Errors of MLflow are logged as warnings and do not reach the block. If an upload is incomplete, the next upload of
+    the same folder completes it.
+
+    The end of the block sets the status of the MLflow run: FINISHED after a normal end, KILLED after a
+    KeyboardInterrupt, and FAILED after any other exception. `set_status` overrides this status.
 
     Args:
         run_folder: `mlruns/runs/<competition>-<experiment>/<hash>`, or a study's folder.
         exp: the experiment.
-        kind: the tag `kind`: `cv`, or `study`.
-        name: name of the run in MLflow; None: experiment and hash.
-        study: the folder of the study if the run is one of its trials; another instance uploads that folder.
+        kind: value of the tag `kind`: `cv` or `study`.
+        name: name of the run in MLflow. If None, it consists of the names of the experiment and of the run's folder.
+        study: folder of the study to which the run belongs as a trial; None if the run belongs to no study. This
+            instance does not upload the study's folder.
         interval: seconds between two uploads.
-        timeout: seconds without progress after which the last upload is abandoned; a quarter of this time if the
-            previous upload failed too.
-        sampling_interval: seconds between two samples of system metrics, which are taken only for `cv` runs.
+        timeout: seconds without progress after which the last upload is abandoned. If the previous upload failed, a
+            quarter of this time applies.
+        sampling_interval: seconds between two samples of system metrics, which are recorded only for `cv` runs.
 
     Example:
         >>> with MlflowSync(run.folder, exp):  # doctest: +SKIP
@@ -109,7 +112,7 @@ class MlflowSync:
             )
 
     def _work(self) -> None:
-        """Upload at each interval, and once more after the `with` block has ended."""
+        """Upload at each interval; after the end of the `with` block, make the last upload, with retries."""
         has_begun = False
         pause = 0.0
         while not self._stop.wait(pause):
@@ -121,9 +124,13 @@ class MlflowSync:
                 return
 
     def _try_upload(self, begin: bool = False, last: bool = False) -> bool:
-        """Upload once; return whether the upload succeeded.
+        """Upload once, and return whether the upload succeeded.
 
-        Among consecutive failures, only the first is logged; the next success is logged too.
+        Of several consecutive failures, only the first is logged. The first success after a failure is logged too.
+
+        Args:
+            begin: whether to create the MLflow run first, or set it to RUNNING.
+            last: whether this is the last upload, which also sets the final status.
         """
         try:
             if begin:
@@ -153,10 +160,13 @@ class MlflowSync:
 
 
 def upload_finished_run(run_folder: Path, exp: Experiment) -> bool:
-    """Upload the files of a finished run that MLflow does not have yet; the caller must hold the run's lock.
+    """Upload the files of a finished run that MLflow does not have yet.
+
+    The caller must hold the run's lock. An error of MLflow is logged as a warning.
 
     Returns:
-        Whether MLflow has the run and all its files; an error of MLflow is logged as a warning.
+        Whether MLflow now has the run and all its files. False also if the run was not FINISHED in MLflow before:
+        nothing is uploaded in this case, because `maskfold cv` uploads such a run.
     """
     store = find_mlflow_store(project_root(run_folder))
     uploader = RunUploader(run_folder, store, RunMetadata.of(run_folder, exp, "cv"))
@@ -176,7 +186,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _free_space(store: MlflowStore, error: Exception) -> str:
-    """Return a text with the free disk space if the error may come from a full disk, else an empty text."""
+    """Return a text with the free disk space if the error's message contains "disk"; otherwise return an empty text."""
     if store.database is None or "disk" not in str(error).lower():
         return ""
     return f" ({shutil.disk_usage(store.database.parent).free:,} bytes are free in {store.database.parent})"

@@ -1,4 +1,4 @@
-"""Record the uploads from a run's folder (`shipped.json`), and read the new lines of `metrics.jsonl`."""
+"""Record which content of a run's folder MLflow already has (`shipped.json`), and read new lines of `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 from competition.io import atomic_write, parse_json_object, parse_metrics_line
 
 MAX_READ_BYTES = 2_000_000  # bytes read at a time
-SEAL_BYTES = 512  # the digest covers this many bytes before an offset
+SEAL_BYTES = 512  # the digest `FileOffset.seal` covers this many bytes before the offset
 STATE_FILE = "shipped.json"
 STATE_VERSION = 1
 MAX_DIGESTED_BYTES = 4_000_000  # files of more bytes are compared by size and time only
@@ -24,7 +24,14 @@ logger = logging.getLogger(__name__)
 
 
 class MetricPoint(NamedTuple):
-    """Hold one value of a metric, with the time (ms) in the file, so that a repeated upload has the same time."""
+    """Hold one value of a metric at a step.
+
+    Attributes:
+        name: name of the metric, e.g. `val/dice`.
+        value: its value.
+        time: time in the file, in ms since 1970. A repeated upload has the same time, so MLflow drops it.
+        step: number of the optimiser step.
+    """
 
     name: str
     value: float
@@ -34,12 +41,12 @@ class MetricPoint(NamedTuple):
 
 @dataclass(frozen=True)
 class FileOffset:
-    """Hold the position up to which a file was read.
+    """Hold the position up to which a file was read, with digests that show whether the file was rewritten later.
 
     Attributes:
         offset: position in bytes.
-        seal: digest of the last bytes before the offset; it changes if the file is rewritten.
-        head: digest of the first line; it changes if the fold is trained again from the start.
+        seal: digest of the last `SEAL_BYTES` bytes before the offset. It differs if the file has been rewritten.
+        head: digest of the first line. It differs if the fold has been trained again from the start.
     """
 
     offset: int = 0
@@ -49,13 +56,13 @@ class FileOffset:
 
 @dataclass(frozen=True)
 class JournalChunk:
-    """Hold new content of a `metrics.jsonl`.
+    """Hold the values that one call of `read_chunk` has read from a `metrics.jsonl`.
 
     Attributes:
         points: new values, in the file's order.
         end: position up to which the file is now read.
         is_restarted: whether the first line has changed, because the fold was trained again from the start.
-        has_more: whether more lines can be read.
+        has_more: whether another call may return more values, because this call stopped at `MAX_READ_BYTES`.
     """
 
     points: list[MetricPoint]
@@ -65,10 +72,16 @@ class JournalChunk:
 
 
 def read_chunk(path: Path, position: FileOffset) -> JournalChunk:
-    """Read the complete lines after a position; leave an incomplete last line for the next call.
+    """Read the complete lines after a position, at most `MAX_READ_BYTES` at once.
+
+    An incomplete last line is left for the next call.
 
     A resumed fold removes the lines after its checkpoint and writes them again. The file is then shorter, or has other
-    bytes before the offset, so it is read again from its start.
+    bytes before the offset. In this case, it is read again from its start.
+
+    Args:
+        path: path of the `metrics.jsonl`.
+        position: end of the previous chunk.
     """
     with open(path, "rb") as file:
         is_rewritten = position.offset > 0 and _seal(file, position.offset) != position.seal
@@ -101,7 +114,10 @@ def _digest(content: bytes) -> str:
 
 
 def _points(line: bytes, path: Path) -> list[MetricPoint]:
-    """Return the metrics in a line of a file; infinity becomes nan, because MLflow would plot infinity as 1.8e308."""
+    """Return the metrics in a line of a file; if the line cannot be parsed, log a warning and return an empty list.
+
+    Infinite values are read as nan, because MLflow would plot infinity as 1.8e308.
+    """
     parsed = parse_metrics_line(line)
     if parsed is None:
         logger.warning("%s has a line that cannot be read; it is skipped: %.80r", path, line[:200])
@@ -114,7 +130,13 @@ def _points(line: bytes, path: Path) -> list[MetricPoint]:
 
 @dataclass(frozen=True)
 class FileFingerprint:
-    """Hold what shows a change of a file: the file's size, its time of change (ns) and, for small files, a digest."""
+    """Hold the properties of a file that show whether it has changed.
+
+    Attributes:
+        size: size in bytes.
+        time: time of the last change in ns since 1970.
+        digest: digest of the content; empty for files larger than `MAX_DIGESTED_BYTES`.
+    """
 
     size: int
     time: int
@@ -122,7 +144,13 @@ class FileFingerprint:
 
     @classmethod
     def of(cls, path: Path, before: FileFingerprint | None) -> FileFingerprint:
-        """Return the fingerprint of a file; return `before` if the content equals that of the fingerprint `before`."""
+        """Return the fingerprint of a file.
+
+        Args:
+            path: path of the file.
+            before: an earlier fingerprint of the file. If the content has not changed since, `before` itself is
+                returned, even if the file has another time.
+        """
         stat = path.stat()
         if before is not None and (before.size, before.time) == (stat.st_size, stat.st_mtime_ns):
             return before
@@ -134,21 +162,21 @@ class FileFingerprint:
 
 @dataclass
 class Uploaded:
-    """Record the uploads from one folder.
+    """Record what was uploaded from one folder: the folder of the run or of one of its folds.
 
     Attributes:
-        token: a tag of the MLflow run. It is stored before the run is created, so that the run can be found even if the
-            process is killed before it has stored the run's id.
-        run_id: id of the MLflow run; None: the run is not created yet.
-        name: name of the MLflow run at the last upload; empty for runs of versions that did not store it.
-        status: status in MLflow at the last upload: RUNNING, FINISHED, FAILED or KILLED.
-        parameters: whether parameters and tags were uploaded.
+        token: random text that is also a tag of the MLflow run. It is stored before the run is created. So the run can
+            be found even if the process is killed before it has stored the run's id.
+        run_id: id of the MLflow run; None if the MLflow run does not exist yet.
+        name: name of the MLflow run at the last upload; empty if an older version, which stored no name, uploaded it.
+        status: status in MLflow at the last upload: RUNNING, FINISHED, FAILED or KILLED; empty before the first upload.
+        parameters: whether the parameters (the values of the YAML) were uploaded.
         journal: position up to which `metrics.jsonl` was uploaded.
         steps: last uploaded step of each metric.
-        final: digest of the uploaded final metrics.
-        cases: digest of the datasets that were logged; empty for runs of versions that logged none.
-        model: id of the fold's logged model; empty for runs of versions that logged none.
-        model_result: digest of the result file whose scores were logged for the model.
+        final: digest of the files whose final metrics were uploaded; empty if none were uploaded.
+        cases: digest of the datasets that were logged; empty if none were logged.
+        model: id of the fold's logged model; empty if none was logged.
+        model_result: value of `final` when the scores of the logged model were uploaded.
         files: fingerprint of each uploaded file, by path relative to the folder.
     """
 
@@ -168,11 +196,11 @@ class Uploaded:
 
 @dataclass
 class SyncState:
-    """Record the uploads of a run: `folders["."]` is the run itself, the other entries are its folds.
+    """Record what was uploaded from a run's folder and the folders of its folds.
 
     Attributes:
-        store: address of the store, without its password.
-        folders: record of the uploads from each folder.
+        store: address of the MLflow store, without its password.
+        folders: record of each folder, by name: `.` is the run's own folder, the others are folds, e.g. `fold_0`.
         experiment: MLflow's id of the experiment; empty if the run is not in MLflow yet.
     """
 
@@ -181,20 +209,26 @@ class SyncState:
     experiment: str = ""
 
     def uploaded(self, name: str) -> Uploaded:
-        """Return the entry of a folder; create the entry if it does not exist."""
+        """Return the record of a folder, by its name in `folders`; if there is none, create an empty one."""
         return self.folders.setdefault(name, Uploaded())
 
     def write(self, run_folder: Path) -> None:
-        """Write the state atomically."""
+        """Write the state atomically to `shipped.json` in the run's folder."""
         content = json.dumps({"version": STATE_VERSION, **asdict(self)}, indent=1).encode()
         atomic_write(run_folder / STATE_FILE, lambda file: file.write(content), len(content))
 
 
 def read_sync_state(run_folder: Path, store: str) -> SyncState:
-    """Return the record of a run; empty if nothing was uploaded.
+    """Return the upload state of a run from `shipped.json`; the state is empty if the file does not exist.
 
-    If the run was uploaded under another store address, only the tokens are kept. If both addresses lead to the same
-    store, the tokens identify the runs.
+    If the run was uploaded to another store address, only the tokens are returned. If both addresses lead to the same
+    store, the tokens are enough to find the MLflow runs.
+
+    If the file is damaged, it is renamed, a warning is logged, and an empty state is returned.
+
+    Args:
+        run_folder: the run's folder.
+        store: address of the current MLflow store, without its password.
     """
     path = run_folder / STATE_FILE
     try:
@@ -221,7 +255,7 @@ def read_sync_state(run_folder: Path, store: str) -> SyncState:
 
 
 def _parse_checked(fields: dict[str, Any]) -> Uploaded:
-    """Check the types and ranges of the fields of one folder's entry, and return the entry."""
+    """Return the record of one folder from its JSON fields, after checking their types and ranges."""
     files = {name: FileFingerprint(**file) for name, file in fields["files"].items()}
     uploaded = Uploaded(**{**fields, "journal": FileOffset(**fields["journal"]), "files": files})
     texts = (

@@ -1,4 +1,4 @@
-"""Write system metrics of a run (processor, memory, disk, network, GPU) to a file, at intervals."""
+"""Write system metrics (processor, memory, disk, network, GPU) to a file in the run's folder, at regular intervals."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from competition.io import read_metrics_lines
 from competition.tracking.store import configure_mlflow
 
 # This module uses MLflow's monitors, but not its `SystemMetricsMonitor`. That class asks MLflow for the run after each
-# sample, and its thread ends at the first failure: if MLflow cannot be reached for 6 s, our file has 4 samples, and
-# that class has none (python benchmarks/libraries.py system).
-SYSTEM_METRICS_FILE = "metrics.jsonl"  # file in the run's folder; each fold has another one
+# sample, and its thread ends at the first failure. Measured with MLflow unreachable for 6 s: this module's file has 4
+# samples, MLflow's class has none (python benchmarks/libraries.py system).
+SYSTEM_METRICS_FILE = "metrics.jsonl"  # in the run's folder; the folds have files of the same name in their folders
 
 logger = logging.getLogger(__name__)
 
@@ -26,13 +26,13 @@ logger = logging.getLogger(__name__)
 class SystemMetricsSampler:
     """Append system metrics to a run's `metrics.jsonl` at intervals, in a `with` block.
 
-    The metrics describe this process's machine, under MLflow's names. They are written to a file, so that no value is
-    lost while MLflow cannot be reached.
+    The metrics describe the machine on which this process runs, and have MLflow's names. They are written to a file, so
+    that no value is lost while MLflow cannot be reached.
 
     Args:
         run_folder: folder of the run.
-        is_paused: function that returns whether to skip samples, e.g. because a sample would set a finished run to
-            RUNNING.
+        is_paused: function that is called at each interval; if it returns True, no sample is taken. This is needed
+            because the upload of a sample would set a finished run to RUNNING again.
         interval: seconds between two samples.
     """
 
@@ -58,7 +58,7 @@ class SystemMetricsSampler:
                     continue
                 if not monitors:
                     monitors = _monitors()
-                    continue  # loads are averaged over the time since the previous sample
+                    continue  # a sample averages the load since the previous one, so the first needs one more interval
                 step += 1
                 line = json.dumps({"step": step, "epoch": step, "time": time.time(), "metrics": _sample(monitors)})
                 with open(self.path, "ab") as file:

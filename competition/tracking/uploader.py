@@ -1,11 +1,15 @@
 """Upload everything in a run's folder that MLflow does not have yet.
 
-Every step can be repeated, so an interrupted upload is simply started again. Metrics have the time of the fold's log,
-so MLflow drops repeated points. Repeated artifacts replace the earlier ones. A token identifies each run.
+Every step can be repeated, so an interrupted upload is simply started again:
+
+- Each metric has the time at which the fold logged it, so MLflow drops values that are uploaded twice.
+- An artifact that is uploaded again replaces the earlier one.
+- Each MLflow run has a random token as a tag, so a repeated upload finds the run and does not create another one.
 """
 
-# This module does not use MLflow's asynchronous logging. Its queue is in memory, so a killed process loses it, and it
-# drops each batch whose call fails (mlflow 3.17: `AsyncLoggingQueue._log_run_data` logs the exception and continues).
+# This module does not use MLflow's asynchronous logging, because that loses data in two situations. A killed process
+# loses the queue, which is in memory. If a call fails, its batch of metrics is dropped (mlflow 3.17:
+# `AsyncLoggingQueue._log_run_data` logs the exception and continues).
 
 from __future__ import annotations
 
@@ -57,7 +61,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 
-RUN_KEY = "."  # key of the run's own folder among the folders; the other keys are folders of folds
+RUN_KEY = "."  # name of the run's own folder in this module; each fold has the name of its folder, e.g. `fold_0`
 RUN_FILES = (
     "experiment.yaml",
     "version.json",
@@ -85,13 +89,16 @@ logger = logging.getLogger(__name__)
 
 
 class RunUploader:
-    """Upload a run's folder to a store; import and open MLflow only if there is something to upload.
+    """Upload a run's folder to an MLflow store.
+
+    MLflow is imported, and the store opened, only when there is something to upload.
 
     Args:
         folder: the run's folder.
         store: the MLflow store.
-        metadata: names, tags and parameters of the run.
-        study: the folder of the study if the run is one of its trials; the study's run becomes this run's parent.
+        metadata: names, tags and parameters of the run in MLflow.
+        study: folder of the study to which the run belongs as a trial; None if the run belongs to no study. In MLflow,
+            the study's run becomes the parent of this run.
     """
 
     def __init__(self, folder: Path, store: MlflowStore, metadata: RunMetadata, study: Path | None = None) -> None:
@@ -106,7 +113,7 @@ class RunUploader:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run is FINISHED in MLflow."""
+        """Whether the run had the status FINISHED in MLflow after the last upload."""
         return self.state.uploaded(RUN_KEY).status == "FINISHED"
 
     def begin(self) -> None:
@@ -147,7 +154,13 @@ class RunUploader:
         self._upload_models(names)
 
     def close(self, status: str) -> None:
-        """Set the run's final status; set folds that are still RUNNING to FAILED if the run failed, else to KILLED."""
+        """Set the final status of the run in MLflow, and of folds that are still RUNNING there.
+
+        If the run is FINISHED, these folds become KILLED. Otherwise they get the run's status.
+
+        Args:
+            status: FINISHED, FAILED or KILLED.
+        """
         for folder in list_member_folders(self.folder):
             if self.state.uploaded(folder.name).status == "RUNNING":
                 self._set_ended(folder.name, "KILLED" if status == "FINISHED" else status)
@@ -156,7 +169,7 @@ class RunUploader:
     # Uploads
 
     def _upload_metrics(self, name: str) -> None:
-        """Upload new lines of a folder's `metrics.jsonl`."""
+        """Upload the metrics in lines of a folder's `metrics.jsonl` that were not uploaded before."""
         path = self.folder / name / "metrics.jsonl"
         if not path.exists():
             return
@@ -165,14 +178,14 @@ class RunUploader:
             position = self.state.uploaded(name).journal
             if read_chunk(path, position).end == position:
                 return
-            # open the store first: if it has lost the run, this resets the state
+            # Open the store first: if it no longer has the run, opening it resets the upload state.
             self._set_running(name)
             uploaded = self.state.uploaded(name)
             chunk = read_chunk(path, uploaded.journal)
             if chunk.is_restarted and name != RUN_KEY:
                 self._supersede(name)
                 continue
-            # a resumed fold repeats steps at another time; only the first value is uploaded
+            # A resumed fold logs the steps since its checkpoint again, at later times. Upload only the first values.
             points = [point for point in chunk.points if point.step > uploaded.steps.get(point.name, -1)]
             self._log_points(uploaded, points)
             uploaded.steps.update({point.name: point.step for point in points})
@@ -180,12 +193,18 @@ class RunUploader:
             self.state.write(self.folder)
 
     def _upload_files(self, name: str, patterns: tuple[str, ...]) -> None:
-        """Upload files that are new or have changed."""
+        """Upload a folder's files that match the patterns, if they are new or have changed."""
         for path in matching_files(self.folder / name, patterns):
             self._upload_file(name, path, path.relative_to(self.folder / name).parent.as_posix())
 
     def _upload_file(self, name: str, path: Path, parent: str) -> None:
-        """Upload a file, if it is new or has changed, as an artifact below `parent`; `.` is the root."""
+        """Upload a file as an artifact, if the file is new or has changed.
+
+        Args:
+            name: name of the folder in the upload state: `RUN_KEY` or the name of a fold's folder.
+            path: path of the file.
+            parent: folder among the artifacts; `.` is the root of the artifacts.
+        """
         key = path.name if parent == "." else f"{parent}/{path.name}"
         before = self.state.uploaded(name).files.get(key)
         try:
@@ -200,7 +219,10 @@ class RunUploader:
         self.state.write(self.folder)
 
     def _upload_pictures_of_folds(self, names: Sequence[str]) -> None:
-        """Upload the curves and the last pictures of the folds also as artifacts of the run."""
+        """Upload the curves and the final pictures of the folds as artifacts of the parent run.
+
+        The folds' own MLflow runs have the same pictures.
+        """
         for name in names:
             for path in matching_files(self.folder / name, ("pictures/final_*.png",)):
                 self._upload_file(RUN_KEY, path, f"pictures/{name}")
@@ -226,14 +248,19 @@ class RunUploader:
         self._log_final(name, points, result_tags(result), digest)
 
     def _upload_summary(self, last: bool) -> None:
-        """Upload the scores of the run, the kind of the score that counts, the mean curves, and the description.
+        """Upload the scores of the run, the mean curves over folds, the description, and a tag for the final score.
 
-        While folds are trained again, the summary may belong to earlier results; it is uploaded when it has been
-        written again. A summary that still belongs to other results at the last upload was edited or copied: it is not
-        uploaded.
+        The tag names the score estimate of the masks that would be submitted, e.g. `nested_score`.
 
-        The digest of the upload also covers the tuning result and the version of the metrics, so that runs of older
-        versions get missing metrics.
+        While folds are trained again, `summary.json` may still describe the earlier results. In this case, nothing is
+        uploaded until the summary has been written again. If this is so even at the last upload, somebody has edited
+        or copied the file, and a warning is logged.
+
+        The upload is skipped if its digest has not changed. The digest covers the summary, the tuning result and
+        `SCORES_VERSION`. A new version therefore uploads the metrics of older runs again, with those that are missing.
+
+        Args:
+            last: whether this is the last upload.
         """
         files = [path for name in (SUMMARY_FILE, TUNING_FILE) if (path := self.folder / name).exists()]
         if not files or files[0].name != SUMMARY_FILE:
@@ -261,7 +288,7 @@ class RunUploader:
         self._log_final(RUN_KEY, points, page.tags, digest)
 
     def _log_final(self, name: str, points: Sequence[MetricPoint], tags: dict[str, str], digest: str) -> None:
-        """Log final metrics and tags, and record the digest of their source files."""
+        """Log final metrics and tags of a folder's MLflow run, and record the digest of the files that contain them."""
         from mlflow.entities import RunTag
 
         run_id = self._run_id(name)
@@ -296,10 +323,10 @@ class RunUploader:
         return case_sets(self.folder, self.metadata.experiment_name, number)
 
     def _upload_models(self, names: Sequence[str]) -> None:
-        """Create a logged model for the network of each finished fold, as an output of the fold's run.
+        """Create a logged model in MLflow for the network of each finished fold, as an output of the fold's MLflow run.
 
-        The models are not outputs of the parent run, because MLflow would show the parent's scores as scores of one
-        fold's model.
+        The models are not outputs of the parent run, because MLflow would then show the scores of the whole run as the
+        scores of a single fold's model.
         """
         for name in names:
             uploaded = self.state.uploaded(name)
@@ -340,7 +367,7 @@ class RunUploader:
         self.state.write(self.folder)
 
     def _supersede(self, name: str) -> None:
-        """Start another MLflow run for a fold that was deleted and trained again, to keep the trainings separate."""
+        """Use a new MLflow run for a fold that was deleted and trained again, and tag the old run as superseded."""
         if self.state.uploaded(name).status == "RUNNING":
             self._set_ended(name, "KILLED")
         self.client.set_tag(self._run_id(name), "superseded", "true")
@@ -360,9 +387,10 @@ class RunUploader:
 
     @property
     def client(self) -> MlflowClient:
-        """The client of the open store.
+        """The client of the MLflow store; the first access opens the store.
 
-        If the store has lost runs, their upload state is reset on opening, so that these runs are uploaded again.
+        If the store no longer has some of the recorded MLflow runs, their upload state is reset. These runs are then
+        uploaded again.
         """
         if self._client is None:
             client = connect_mlflow(self.store)
@@ -380,7 +408,10 @@ class RunUploader:
         return self._client
 
     def _run_id(self, name: str) -> str:
-        """Return the id of a folder's MLflow run; if no id is stored, find the run by its token tag, or create it."""
+        """Return the id of a folder's MLflow run.
+
+        If the upload state has no id, find the run by its token tag. If there is no such run, create one.
+        """
         client = self.client
         uploaded = self.state.uploaded(name)
         if uploaded.run_id is None:
@@ -415,7 +446,10 @@ class RunUploader:
         return self.metadata.run_name if name == RUN_KEY else f"{name.replace('_', ' ')} · {self.metadata.run_name}"
 
     def _update_run_names(self) -> None:
-        """Rename the MLflow runs of a trial that was retried under another number, unless a user renamed them."""
+        """Rename the MLflow runs of a study's trial that was repeated under another trial number.
+
+        A run that a user has renamed in MLflow keeps the user's name.
+        """
         outdated = [
             (name, self._run_name(name))
             for name, uploaded in self.state.folders.items()
@@ -430,7 +464,7 @@ class RunUploader:
                 self.state.write(self.folder)
 
     def _set_running(self, name: str) -> None:
-        """Set the folder's run and its parent run to RUNNING."""
+        """Set a folder's MLflow run to RUNNING; if the folder is that of a fold, also set the parent run."""
         run_id = self._run_id(name)
         if self.state.uploaded(name).status != "RUNNING":
             self.client.update_run(run_id, status="RUNNING")
@@ -440,7 +474,10 @@ class RunUploader:
             self._set_running(RUN_KEY)
 
     def _log_parameters(self, run_id: str) -> None:
-        """Log the YAML's values as parameters; skip existing parameters, because MLflow does not allow changes."""
+        """Log the values of the resolved YAML as parameters of an MLflow run.
+
+        Parameters that the run already has are skipped, because MLflow does not allow changing them.
+        """
         from mlflow.entities import Param
 
         existing = self.client.get_run(run_id).data.params
@@ -471,9 +508,10 @@ def _has_run(client: MlflowClient, run_id: str) -> bool:
 
 
 def _read_own_result(path: Path) -> dict[str, Any]:
-    """Return the content of a result file; empty if the file is invalid or does not match the score tables beside it.
+    """Return the content of a result file, after comparing it with the score tables in the same folder.
 
-    In these cases, the function also logs a warning.
+    If the file is invalid or does not match these tables, log a warning and return an empty dictionary. If the file
+    does not exist, also return an empty dictionary.
     """
     result = read_result_json(path)
     if other := changed_tables(path.parent, result):

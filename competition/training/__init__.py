@@ -1,1 +1,1 @@
-"""Train and score all folds of a cross-validation: the training loop, and the process of a fold."""
+"""Train and score the folds of a cross-validation: the training loop, and the processes that run folds."""

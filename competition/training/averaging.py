@@ -1,13 +1,16 @@
-"""Average the weights of a fold's last or best checkpoints, or of the checkpoints that form a uniform soup.
+"""Average the weights of several checkpoints of a fold.
 
-A soup is the average of the k best validated checkpoints (Wortsman et al. 2022, "Model soups",
-https://arxiv.org/abs/2203.05482). The checkpoints are ranked on all validation cases, and on each half of the cases.
-Each half then scores the average of the checkpoints that the other half selected.
+There are two ways. `CheckpointAverager` averages the weights of the last or the best epochs. `UniformSoup` averages the
+k checkpoints with the best validation scores, and also estimates the score of this average (the soup) without bias
+(Wortsman et al. 2022, "Model soups", https://arxiv.org/abs/2203.05482).
+
+For the estimate, the validation cases are split into two halves. The checkpoints are ranked on all cases and on each
+half. The cases of one half are then scored with the average of the checkpoints that are best on the other half.
 """
 
-# Torch's AveragedModel, which the moving average uses, averages networks in memory. It does not suit this module: here
-# the networks are files, only two of them are in memory at a time, and the selection of files changes with each ranking
-# and after a resume.
+# This module does not use torch's AveragedModel (the moving average of the weights does), because that class averages
+# networks in memory. Here, the networks are files, of which only two are in memory at a time. Which files are averaged
+# depends on the ranking, and must be the same after a resume.
 
 from __future__ import annotations
 
@@ -30,8 +33,8 @@ from competition.seeding import rng
 if TYPE_CHECKING:
     import pandas as pd
 
-# Rankings of the checkpoints, on all cases and on each half. Each number is also the position of the score in a file
-# name.
+# Numbers of the three rankings of checkpoints: on all validation cases, and on each half of them. Each number is also
+# the position of the ranking's score in the name of a checkpoint file.
 ALL_CASES, HALVES = 0, (1, 2)
 
 
@@ -39,10 +42,10 @@ class CheckpointAverager:
     """Average the weights of the last or best `k` epochs, from files such as `epoch_000012_0.831200000.safetensors`.
 
     Args:
-        folder: folder of the files; created when the first file is kept.
-        k: number of epochs to keep and average.
-        by_score: whether to keep the epochs with the best validation scores instead of the last epochs; nan is the
-            worst score.
+        folder: folder of the files; created when the first file is written.
+        k: number of epochs whose weights are stored and averaged.
+        by_score: whether to select the epochs with the best validation scores instead of the last epochs. The score nan
+            is worse than every number.
         direction: whether higher or lower scores are better.
     """
 
@@ -50,7 +53,13 @@ class CheckpointAverager:
         self.folder, self.k, self.by_score, self.direction = folder, k, by_score, direction
 
     def add(self, epoch: int, score: float | None, weights: Callable[[], dict[str, Tensor]]) -> None:
-        """Save the weights of an epoch among the last or best `k`; remove the file of the epoch that drops out."""
+        """Save the weights of an epoch if it is among the last or best `k`; remove files of epochs that no longer are.
+
+        Args:
+            epoch: number of the epoch.
+            score: validation score of the epoch; None if the epoch was not validated.
+            weights: function that returns the weights by name.
+        """
         if self.k == 1 and not self.by_score:
             return  # the checkpoint contains these weights
         self.folder.mkdir(exist_ok=True)
@@ -64,7 +73,7 @@ class CheckpointAverager:
             path.unlink(missing_ok=True)
 
     def average(self) -> dict[str, Tensor] | None:
-        """Return the mean of the kept weights, entry by entry; None if no weights were kept.
+        """Return the mean of the stored weights, tensor by tensor; None if no weights are stored.
 
         Raises:
             MaskfoldError: a file is damaged.
@@ -73,7 +82,7 @@ class CheckpointAverager:
         return average_weights(files) if files else None
 
     def remove_files(self) -> None:
-        """Remove the checkpoints' files; call this after their average was saved."""
+        """Remove the files of all epochs; call this after the average was saved."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _files(self) -> list[Path]:
@@ -85,9 +94,9 @@ class CheckpointAverager:
 
 
 def average_weights(files: Sequence[Path]) -> dict[str, Tensor]:
-    """Return the mean of the weights in one or more files, entry by entry.
+    """Return the mean of the weights in one or more files, tensor by tensor.
 
-    Entries that are not floats come from the first file.
+    Tensors that are not floating-point, such as counters, are those of the first file.
 
     Raises:
         MaskfoldError: a file is damaged.
@@ -105,7 +114,13 @@ def average_weights(files: Sequence[Path]) -> dict[str, Tensor]:
 
 
 class SoupCandidate(NamedTuple):
-    """Describe a checkpoint by its validation scores on all cases, on the first half and on the second half."""
+    """Describe a checkpoint that may be part of the soup.
+
+    Attributes:
+        epoch: number of the epoch.
+        scores: validation score on all cases, on the first half and on the second half of the cases.
+        path: file with the weights.
+    """
 
     epoch: int
     scores: tuple[float, float, float]
@@ -113,17 +128,19 @@ class SoupCandidate(NamedTuple):
 
 
 class UniformSoup:
-    """Keep the k best checkpoints of three rankings: on all validation cases, and on each of two halves.
+    """Store the k best checkpoints of a fold by three rankings: on all validation cases, and on each of two halves.
 
-    The scores are part of the file names, so that a file never exists without its score. If scores are equal, the later
-    epoch ranks first; NaN (a half whose cases lack all classes) ranks last.
+    The average of the k best checkpoints is the soup. The scores are part of the file names, so that a file never
+    exists without its scores. Of two equal scores, that of the later epoch ranks first. NaN ranks last; a half has the
+    score NaN if its cases contain no class.
 
     Args:
         folder: folder of the files, e.g. `epoch_000012_0.831_0.842_0.820.safetensors`; created when the first file is
-            kept.
-        exp: the experiment; `training.soup` is k, and 1 keeps no checkpoint.
-        fold: the fold.
-        cases: validation cases of the fold, rows of the case table; if None (no validation), no file is kept.
+            written.
+        exp: the experiment; `training.soup` is k. If it is 1, no checkpoint is stored.
+        fold: number of the fold.
+        cases: rows of the case table with the fold's validation cases. If None (no validation), no checkpoint is
+            stored.
     """
 
     def __init__(self, folder: Path, exp: Experiment, fold: int, cases: pd.DataFrame | None) -> None:
@@ -133,12 +150,14 @@ class UniformSoup:
         self.half_of = split_halves(cases, fold, exp.seeds[0]) if self.enabled and cases is not None else {}
 
     def add(self, epoch: int, scores: pd.DataFrame, network: nn.Module) -> None:
-        """Keep a validated network if it is among the k best of a ranking; remove checkpoints that left all rankings.
+        """Store the weights of a validated network if they are among the k best of at least one ranking.
+
+        Checkpoints that are no longer among the k best of any ranking are removed.
 
         Args:
-            epoch: number of the epoch. A resumed process may validate its last epoch again, which replaces the earlier
-                file.
-            scores: score rows of all validation cases.
+            epoch: number of the epoch. A resumed process may validate its last epoch again; the earlier file of this
+                epoch is then replaced.
+            scores: table with the scores of all validation cases, one row per case and class.
             network: the network with the validated weights.
         """
         if not self.enabled:
@@ -162,16 +181,24 @@ class UniformSoup:
                 candidate.path.unlink(missing_ok=True)
 
     def epochs(self, ranking: int) -> list[int]:
-        """Return the epochs of the k best checkpoints in order; `ranking` is `ALL_CASES` or one of `HALVES`."""
+        """Return the epochs of the k best checkpoints of one ranking, in ascending order; k is `training.soup`.
+
+        Args:
+            ranking: which validation cases rank the checkpoints: `ALL_CASES` or one of `HALVES`.
+        """
         return sorted(candidate.epoch for candidate in self._best(self._candidates(), ranking))
 
     def average(self, ranking: int) -> dict[str, Tensor]:
-        """Return the mean weights of the k best checkpoints by `ranking` (`ALL_CASES` or one of `HALVES`).
+        """Return the mean weights of the k best checkpoints of one ranking; k is `training.soup`.
 
-        The caller must estimate the batch statistics again.
+        The caller must estimate the statistics of batch normalisation again, because they do not fit the mean weights.
+
+        Args:
+            ranking: which validation cases rank the checkpoints: `ALL_CASES` or one of `HALVES`.
 
         Raises:
-            MaskfoldError: a file is damaged, or the checkpoints were removed because the fold was finished before.
+            MaskfoldError: a file is damaged, or there are no checkpoints any more, because the fold was already
+                finished once.
         """
         files = [candidate.path for candidate in sorted(self._best(self._candidates(), ranking))]
         if not files:
@@ -182,14 +209,14 @@ class UniformSoup:
         return average_weights(files)
 
     def remove_files(self) -> None:
-        """Remove the checkpoints, after the fold is finished."""
+        """Remove all stored checkpoints; call this after the fold is finished."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _candidates(self) -> list[SoupCandidate]:
         return [_parse_file_name(path) for path in sorted(self.folder.glob("epoch_*.safetensors"))]
 
     def _best(self, candidates: list[SoupCandidate], ranking: int) -> list[SoupCandidate]:
-        """Return the k best of one ranking, the best first."""
+        """Return the k best candidates of one ranking (`ALL_CASES` or one of `HALVES`), the best one first."""
 
         def rank(candidate: SoupCandidate) -> tuple[float, int]:
             return self.metric.direction.rank(candidate.scores[ranking]), candidate.epoch
@@ -198,15 +225,15 @@ class UniformSoup:
 
 
 def split_halves(cases: pd.DataFrame, fold: int, seed: int) -> dict[str, int]:
-    """Split a fold's validation cases into halves; groups stay together.
+    """Split the validation cases of a fold into two halves; cases of the same group are in the same half.
 
     Args:
-        cases: rows of the case table; only `id` and `group` are read.
-        fold: the fold.
-        seed: first seed of the experiment, so that all seeds of a fold have the same halves.
+        cases: rows of the case table; the columns id and group are read.
+        fold: number of the fold.
+        seed: first seed of the experiment, so that a fold has the same halves for all seeds.
 
     Returns:
-        The half, 1 or 2, by case id.
+        The number of the half, 1 or 2, of each case, by id.
 
     Raises:
         MaskfoldError: all cases are in one group.
@@ -226,10 +253,13 @@ def split_halves(cases: pd.DataFrame, fold: int, seed: int) -> dict[str, int]:
 
 
 def check_soup(run: Run) -> None:
-    """Check that each fold can be halved and validates at least `training.soup` checkpoints.
+    """Check that the soup of each fold is possible; do nothing if `training.soup` is 1.
+
+    Each fold must validate at least `training.soup` epochs, and its validation cases must have at least two groups.
+    With a time budget, the number of epochs is not known yet and not checked.
 
     Raises:
-        MaskfoldError: status 2; a fold cannot be halved, or validates too few checkpoints.
+        MaskfoldError: a fold has too few groups, or validates too few epochs (status 2).
     """
     cfg = run.exp.training
     if cfg.soup == 1:

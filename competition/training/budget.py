@@ -1,12 +1,15 @@
 """Determine the number of training steps: from the YAML or, with a time budget, from the clock.
 
-The schedule depends on the completed fraction of training. Without a time budget, this fraction is `step / total`. With
-`training.budget_minutes`, the total is estimated before the first step from trial steps and a timed validation case
-(`competition.training.timing`). While the fold runs, the total is estimated again: at regular intervals, and as soon as
-a clearly different number of steps fits into the remaining time. Each estimate is a pair `[step, total]`: from that
-step on, the remaining fraction is spread evenly over the remaining steps, so the fraction never falls and ends at 1.
-The checkpoint and the fold's own YAML store the estimates, so that a repeated run uses the estimates instead of the
-clock.
+The learning rate depends on the completed fraction of training. Without a time budget, this fraction is `step / total`.
+
+With `training.budget_minutes`, the total number of steps is estimated before the first step, from trial steps and a
+timed validation case (see `competition.training.timing`). While the fold runs, the total is estimated again: at regular
+intervals, and as soon as a clearly different number of steps fits into the remaining time.
+
+Each estimate is a pair `[step, total]`. From this step on, the remaining fraction is spread evenly over the remaining
+steps. So the fraction never falls, and ends at 1.
+The checkpoint and the `experiment.yaml` in the fold's folder store the estimates. With them, a run can be repeated with
+the same steps, whatever the clock shows.
 """
 
 from __future__ import annotations
@@ -19,22 +22,28 @@ from competition.models.schedules import warmup_share
 from competition.training.timing.pace import WINDOW_SHARE, Pace
 
 MIN_STEPS = 4  # minimum number of steps of a fold, even if its budget is shorter
-ESTIMATE_SHARE = 8  # after an estimate, the next one follows when 1/8 of the remaining steps are taken
-DEFAULT_SECONDS = 300.0  # without a budget, the pace is only shown, and uses this in place of the remaining time
-TOLERANCE = 0.1  # the total is estimated at once if the steps that fit differ by this share of the remaining steps
+ESTIMATE_SHARE = 8  # after an estimate, the next regular one follows when 1/8 of the remaining steps are taken
+# Without a time budget, the seconds per step are only shown to the user; this time (s) replaces the remaining time.
+DEFAULT_SECONDS = 300.0
+# If the number of steps that fit into the remaining time differs from the estimate by this share, the total is
+# estimated again at once.
+TOLERANCE = 0.1
 
 
 class StepBudget:
-    """Estimate a fold's number of steps, and the completed fraction of its training.
+    """Estimate the number of training steps of a fold, and the completed fraction of its training.
 
     Args:
         total: number of steps that is assumed at the start.
-        estimates: `[step, total]` pairs of an earlier process, or of a run that is replayed.
-        seconds: the time budget; None: `estimates` or `total` determine the steps, without the clock.
+        estimates: `[step, total]` pairs of an earlier process, or of a run that is repeated; None for a new fold.
+        seconds: the time budget in seconds. If None, the clock is not used, and the number of steps follows from
+            `estimates` or `total`.
         steps_per_epoch: number of steps of an epoch.
-        validate_every: epochs between validations; None if the fold validates nothing.
-        validations_required: whether no validation may be left out, because the result depends on each one.
-        warmup: share of training in which the learning rate rises; training never ends before this share is complete.
+        validate_every: number of epochs between two validations; None if the fold has no validation cases.
+        validations_required: whether every planned validation must take place, because the result depends on it. If
+            not, validations may be left out to save time.
+        warmup: share of the training in which the learning rate rises. Training does not end before this share is
+            complete.
     """
 
     def __init__(
@@ -58,7 +67,13 @@ class StepBudget:
 
     @classmethod
     def from_experiment(cls, exp: Experiment, steps_per_epoch: int, validates: bool = True) -> StepBudget:
-        """Return the step budget at the start of a fold; `validates` is whether the fold has validation cases."""
+        """Return the step budget for the start of a fold.
+
+        Args:
+            exp: the experiment.
+            steps_per_epoch: number of steps of an epoch.
+            validates: whether the fold has validation cases.
+        """
         training = exp.training
         seconds = None if training.budget_minutes is None or training.plan else 60.0 * training.budget_minutes
         return cls(
@@ -73,7 +88,7 @@ class StepBudget:
 
     @property
     def total(self) -> int:
-        """The number of steps by the latest estimate."""
+        """The total number of steps, according to the latest estimate."""
         return self.estimates[-1][1]
 
     def fraction_done(self, step: int) -> float:
@@ -101,9 +116,9 @@ class StepBudget:
 
         Args:
             step: number of completed steps; 0 for a new fold.
-            elapsed: seconds since the fold started, including earlier processes.
-            reserve: seconds that the fold needs after the last step.
-            validation_due: whether the epoch that ended with this step is not validated yet.
+            elapsed: seconds since the fold started, including the time of earlier processes.
+            reserve: seconds that the fold needs after its last step.
+            validation_due: whether an epoch ended with this step and still has to be validated.
         """
         if self.seconds is None:
             return
@@ -115,15 +130,15 @@ class StepBudget:
             self._add_estimate(step, remaining)
 
     def reset_pace(self) -> None:
-        """Exclude the next step from the timing, because training has restored an earlier state."""
+        """Exclude the next step from the timing; call this after training has restored an earlier state."""
         self._last_elapsed = None
 
     def add_epoch_end(self, seconds: float, validation_seconds: float | None) -> None:
-        """Record the time that the work at an epoch's end took, because this time is not part of the next step.
+        """Record the duration of the work at the end of an epoch, which is not counted as part of the next step.
 
         Args:
-            seconds: duration of the epoch's end.
-            validation_seconds: the part of `seconds` that the validation took; None without a validation.
+            seconds: duration of this work (validation, checkpoint, pictures).
+            validation_seconds: the part of `seconds` that the validation took; None if there was no validation.
         """
         self._pause += seconds
         self.pace.epoch_end = seconds - (validation_seconds or 0.0)
@@ -136,8 +151,8 @@ class StepBudget:
         Args:
             step: number of completed steps. If the epoch is complete, call this function before the work at the end of
                 the epoch.
-            elapsed: seconds since the fold started, including earlier processes.
-            reserve: function that returns the seconds that the fold needs after the last step.
+            elapsed: seconds since the fold started, including the time of earlier processes.
+            reserve: function that returns the seconds that the fold needs after its last step.
         """
         last, self._last_elapsed = self._last_elapsed, elapsed
         pause, self._pause = self._pause, 0.0
@@ -156,13 +171,24 @@ class StepBudget:
             self._add_estimate(step, remaining)
 
     def has_time_to_validate(self, elapsed: float, reserve: Callable[[], float]) -> bool:
-        """Return whether a validation now leaves time for later steps; always True without a time budget."""
+        """Return whether a validation now would leave enough time for training; always True without a time budget.
+
+        Args:
+            elapsed: seconds since the fold started, including the time of earlier processes.
+            reserve: function that returns the seconds that the fold needs after its last step.
+        """
         if self.seconds is None:
             return True
         return self.pace.has_time_to_validate(self.seconds - elapsed - reserve(), self._validations_required)
 
     def _steps_left(self, step: int, seconds: float, validation_due: bool) -> int:
-        """Return the number of steps that fit into a time, or more if the warm-up or `MIN_STEPS` requires more."""
+        """Return the number of steps that remain: as many as fit into a time, but enough for warm-up and `MIN_STEPS`.
+
+        Args:
+            step: number of completed steps.
+            seconds: time for these steps and the validations between them.
+            validation_due: whether an epoch that has ended must be validated before the next step.
+        """
         period, until_validation = self._validation_period, None
         if period is not None:
             until_validation = period - step % period

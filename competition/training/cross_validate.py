@@ -1,4 +1,4 @@
-"""Cross-validation: open and prepare a run, train its folds, and score all out-of-fold predictions together."""
+"""Cross-validate an experiment: open and prepare a run, train its folds, and score all out-of-fold predictions."""
 
 from __future__ import annotations
 
@@ -45,20 +45,22 @@ class CvSummary:
     """Summarise a run's finished folds; the run's folder stores the summary as `summary.json`.
 
     Attributes:
-        metric: the competition's metric.
-        score: the metric over all out-of-fold cases so far; None if no case was validated.
-        low: lower end of the 95 % bootstrap interval over cases (or over groups).
-        high: upper end of the interval.
-        dice: mean Dice of each class over the cases that have the class; None if no case has the class.
-        dice_low: lower ends of the intervals of `dice`.
-        dice_high: upper ends of the intervals of `dice`.
-        cases: the number of cases predicted out of fold.
-        folds: the results of the finished members.
-        test_dice: mean Dice of each class on the held-out test share (`folds.shares` with three numbers).
-        test_score: the metric on the held-out test share.
-        soup: comparison of the soups with the plain weights, see `select_soup`; None without soups.
-        seeds: the gain of several seeds, see `seed_ensemble_gain`; None for one seed.
-        digests: SHA-256 of `scores.csv` in the run's folder, by file name; summaries of version 0.1 have none.
+        metric: name of the competition's metric.
+        score: the metric over all out-of-fold predictions so far; None if no case was validated.
+        low: lower end of the 95 % bootstrap interval of the score, over cases, or over groups if there are groups. None
+            if there are too few cases.
+        high: upper end of this interval.
+        dice: mean Dice by class over the cases that have the class; None for a class that no case has.
+        dice_low: lower ends of the 95 % intervals of `dice`.
+        dice_high: upper ends of the 95 % intervals of `dice`.
+        cases: number of cases with an out-of-fold prediction.
+        folds: result of each finished fold and seed, as dictionaries with the fields of `FoldResult`.
+        test_dice: mean Dice by class on the held-out test share (`folds.shares` with three numbers); None without one.
+        test_score: the metric on the held-out test share; None without one.
+        soup: comparison of averaged checkpoints with the plain weights, see `select_soup`; None without averaged
+            checkpoints.
+        seeds: comparison of one seed with all seeds together, see `seed_ensemble_gain`; None if there is one seed.
+        digests: SHA-256 of `scores.csv` in the run's folder, by file name. Empty in summaries of version 0.1.
     """
 
     metric: str
@@ -78,23 +80,23 @@ class CvSummary:
 
 
 def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS_FOLDER) -> Run:
-    """Return the existing run of an experiment, or a new run.
+    """Return the run of an experiment: the existing run with the same hash, or a new one.
 
-    A run that an older version of Maskfold made keeps its name, which is a hash of version 1 (see
-    `competition.runs.run.run_hash`); all other runs have a hash of version 2.
+    The name of a new run's folder is version 2 of its hash. A run that an older version of Maskfold made has version 1
+    of the hash as its name, and is found too. See `competition.runs.run.run_hash`.
 
     Args:
         exp: the experiment.
         name: name of the experiment, e.g. `hippocampus-unet3d`.
-        new: whether to start another run if a run with this hash exists.
+        new: whether to start another run (with a number after the hash) if a run with this hash exists.
         root: the folder of all runs.
 
     Returns:
-        The run; no file is written.
+        The run; no file has been written.
 
     Raises:
-        MaskfoldError: the data or the folds are invalid, a weight file does not exist, or the YAML sets another memory
-            format or optimizer kernel than the run was started with.
+        MaskfoldError: the data or the folds are invalid, a weight file does not exist, the YAML is that of an imported
+            run, or it sets another memory format or optimizer kernel than the run was started with.
     """
     from competition.data.cases import case_table
     from competition.data.splits import check_leaks, split
@@ -128,7 +130,10 @@ def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS
 
 
 def _with_saved_groups(run: Run) -> Run:
-    """Split the run again, so that each group in the folder's `folds.csv` stays in one fold; return the run."""
+    """Return the run with folds in which each group of the stored `folds.csv` is in one fold.
+
+    An earlier command may have put copies of an image into a common group. These groups must also be respected now.
+    """
     from competition.data.splits import split
     from competition.runs.copies import in_several_groups
 
@@ -140,7 +145,14 @@ def _with_saved_groups(run: Run) -> Run:
 
 
 def _saved_groups(folder: Path, ids: set[str]) -> list[list[str]]:
-    """Return the cases of each split group in a run's folder; an empty list if the fold file cannot be read."""
+    """Return the groups of two or more cases in a run's `folds.csv`, each as a list of case ids.
+
+    If the file does not exist or cannot be read, return an empty list.
+
+    Args:
+        folder: the run's folder.
+        ids: ids of the present cases; other cases in the file are ignored.
+    """
     from competition.data.splits import read_folds
 
     try:
@@ -157,18 +169,21 @@ def _numbered_folder(base: Path, number: int) -> Path:
 
 @contextmanager
 def locked_run(run: Run, context: Context = Context(), patience: float = 0.0) -> Iterator[Run]:
-    """Hold the lock of a run while it is prepared and trained; yield the prepared run.
+    """Take the lock of a run, prepare the run, and hold the lock until the end of the `with` block.
 
-    The lock is taken before the first file is written into the run's folder, so a command that does not get the lock
+    The lock is taken before the first file is written into the run's folder. So a command that does not get the lock
     changes nothing.
 
     Args:
         run: the run, a result of `open_run`.
         context: context with the trusted packages and the log.
-        patience: maximum wait, in seconds, for another process to release the lock.
+        patience: maximum time in seconds to wait for another process to release the lock.
+
+    Yields:
+        The prepared run.
 
     Raises:
-        MaskfoldError: another process works in the run's folder; or an error of `prepare_run`.
+        MaskfoldError: another process works in the run's folder, or the run cannot be prepared, see `prepare_run`.
     """
     with ExitStack() as stack:
         locks: list[None] = []
@@ -194,11 +209,11 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
         before_write: function that is called after all checks, before the run's folder is written.
 
     Returns:
-        The run. With `on_bad_case: skip`, it lacks the cases that cannot be preprocessed.
+        The run. With `on_bad_case: skip`, cases that cannot be preprocessed are removed from it.
 
     Raises:
-        MaskfoldError: a target, its arguments, the patch or a case is invalid, or a file that the YAML names has
-            changed since the run was started. In this case, no run folder is written.
+        MaskfoldError: a class in the YAML, its arguments, the patch or a case is invalid, or a file that the YAML names
+            has changed since the run was started. After an error, nothing has been written to the run's folder.
     """
     opened = run
     stored = stored_settings(run.folder)
@@ -275,7 +290,8 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
             raise error
         skipped[case] = error.message
         del prepared[case], counts[case]
-    # The first case was the one with a different number of channels.
+    # The network was checked with the channels of the first case. Check it again if that case is skipped because all
+    # others have another number of channels.
     if next(iter(counts.values()), channels) != channels:
         validate_network(run.exp, next(iter(counts.values())) * (run.exp.patch.slices or 1), context)
     for case, why in skipped.items():
@@ -298,7 +314,7 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
 
 
 def _describe_slices(exp: Experiment) -> str:
-    """Return the line that says along which axes of the volumes the slices of a 2.5D network lie."""
+    """Return a line for the user that states along which axes of the volumes the slices of a 2.5D network lie."""
     planes = exp.slice_planes or ["in the file's order of axes"] * len(exp.patch.axes)
     axes = join_names([f"{axis} ({plane})" for axis, plane in zip(exp.patch.axes, planes, strict=True)])
     return f"2.5D: {exp.patch.slices} slices along {'axis' if len(exp.patch.axes) == 1 else 'one of the axes'} {axes}"
@@ -313,7 +329,7 @@ def _check_same_contents(run: Run) -> None:
         raise edited_error(run.folder, table)
     if run.record is not None:
         check_contents(run.folder, run.exp, run.record.contents)
-    # If a run has no record, compare with the folds in its folder. A run that was only prepared may get other folds.
+    # If a run has no record, compare its folds with those in its folder. If no fold has started, the folds may change.
     began = any(run.member_folder(*member).exists() for member in run.possible_members())
     if not began or record is not None:
         return
@@ -327,7 +343,11 @@ def _check_same_contents(run: Run) -> None:
 
 
 def _record_sources(run: Run) -> Run:
-    """Check that the weights of the runs in `init_from` and `pseudo.from` have not changed; record their digests."""
+    """Check that the weights of the runs in `init_from` and `pseudo.from` have not changed since the run was started.
+
+    Returns:
+        The run, whose record contains the digests of these weights.
+    """
     if run.record is None or (run.exp.initial_run is None and run.exp.pseudo is None):
         return run
     sources = source_digests(run.exp)
@@ -336,7 +356,11 @@ def _record_sources(run: Run) -> Run:
 
 
 def _check_same_training(run: Run) -> None:
-    """Check that the finished folds were trained with the settings that the remaining folds will use."""
+    """Check that finished folds were trained with the same number of devices and the same effect of `training.on_nan`.
+
+    Raises:
+        MaskfoldError: the remaining folds would be trained differently from a finished one.
+    """
     devices, batch_size, on_nan = run.exp.run.devices, run.exp.training.batch_size, run.exp.training.on_nan
     for result in run.results():
         if result.devices != devices:
@@ -363,7 +387,8 @@ def run_cv(run: Run, context: Context = Context(), should_stop: Callable[[], Non
             and stops.
 
     Returns:
-        The summary. The function also writes `summary.json` and `scores.csv` (one row per case and class).
+        The summary, which is also written to `summary.json`. The scores are written to `scores.csv`, with one row per
+        case and class.
 
     Raises:
         MaskfoldError: a fold failed in a way that the user can correct.
@@ -377,12 +402,12 @@ def run_cv(run: Run, context: Context = Context(), should_stop: Callable[[], Non
 
 
 def unfinished_jobs(run: Run, context: Context = Context()) -> list[FoldJob]:
-    """Return the jobs of the members that are not finished."""
+    """Return the jobs of the selected folds and seeds that are not finished."""
     return [job for job in make_jobs(run, context) if FoldResult.read(job.folder) is None]
 
 
 def make_jobs(run: Run, context: Context = Context()) -> list[FoldJob]:
-    """Return a job for each fold and seed of the experiment."""
+    """Return one job for each fold and seed that `folds.run` selects."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     threads = run.exp.run.threads or max(1, cores // run.exp.run.parallel_folds)
     return [
@@ -403,7 +428,13 @@ def make_jobs(run: Run, context: Context = Context()) -> list[FoldJob]:
 
 
 def summarize_run(run: Run) -> CvSummary:
-    """Score the out-of-fold predictions of all finished folds together, and write `summary.json`."""
+    """Score the out-of-fold predictions of all finished folds together.
+
+    The function also selects the weights for prediction (`select_soup`), and writes `scores.csv` and `summary.json`.
+
+    Raises:
+        MaskfoldError: a result or a prediction is damaged.
+    """
     comp = run.exp.competition
     soup = select_soup(run)
     results = run.results()
@@ -455,14 +486,14 @@ def _dice_interval(
 
 
 def score_test_share(run: Run, members: list[FoldResult]) -> pd.DataFrame | None:
-    """Score the held-out test share with one member, or with the mean probabilities of several members.
+    """Return the scores of a fold on the held-out test share, with the mean probabilities of its seeds.
 
     Args:
         run: the run.
-        members: the finished members of one fold.
+        members: results of the finished seeds of one fold.
 
     Returns:
-        Score rows; None if the run has no test share.
+        Table with one row per case and class; None if the run has no test share or `members` is empty.
     """
     locations = [
         (run.member_folder(member.fold, member.seed), member.prefix, member.digests.get(member.weights))
@@ -491,19 +522,24 @@ def score_test_share(run: Run, members: list[FoldResult]) -> pd.DataFrame | None
 def seed_ensemble_gain(
     run: Run, results: list[FoldResult], blended: pd.DataFrame, groups: Mapping[str, str] | None
 ) -> dict[str, Any] | None:
-    """Score each seed alone and all seeds together, over the folds whose seeds are all finished.
+    """Compare the scores of single seeds with the score of the mean prediction of all seeds.
+
+    Only folds whose seeds are all finished are included.
 
     Args:
         run: the run.
-        results: results of the run's finished members.
-        blended: score rows of the mean over seeds.
-        groups: group of each case, for the interval.
+        results: results of all finished folds and seeds.
+        blended: table with the scores of the mean prediction over seeds, one row per case and class.
+        groups: group of each case by id, over which the intervals are computed; None for intervals over cases.
 
     Returns:
-        A mapping with `alone` (`score` and `dice` of each class, by seed); `one` (mean score of one seed) and `blended`
-        (score of all seeds together), each with its interval (`one_low` and so on); `gain` (improvement of `blended`
-        over `one`) with its paired 95 % interval over cases (`low`, `high`); and `folds` (number of folds). None for
-        one seed, or while no fold has all its seeds.
+        None if the run has one seed, or while no fold has finished all its seeds. Otherwise a dictionary:
+
+        - `alone`: for each seed, its `score` and its `dice` by class.
+        - `one`, `one_low`, `one_high`: mean score of the single seeds, with its 95 % interval.
+        - `blended`, `blended_low`, `blended_high`: score of the mean prediction, with its 95 % interval.
+        - `gain`, `low`, `high`: difference between `blended` and `one`, with its paired 95 % interval.
+        - `folds`: number of folds that are included.
     """
     seeds, comp = run.exp.seeds, run.exp.competition
     complete = [fold for fold in run.fold_numbers() if sum(result.fold == fold for result in results) == len(seeds)]
@@ -515,7 +551,7 @@ def seed_ensemble_gain(
         tables = [fold_scores(run, member.fold, [member]) for member in members]
         seed_scores.append(pd.concat(tables, ignore_index=True))
     value_columns = [name for name in seed_scores[0].columns if name not in ("id", "class", "fold")]
-    # A class is NaN in the mean only if it is NaN for every seed.
+    # The mean ignores NaN, so the score of a class is NaN only if it is NaN for every seed.
     mean = pd.concat(seed_scores).groupby(["id", "class"], sort=False)[value_columns].mean().reset_index()
     ensemble = blended[blended["fold"].isin(complete)]
     gain = paired_gain(mean, ensemble, comp.metric, seed=seeds[0], groups=groups)
@@ -542,7 +578,11 @@ def seed_ensemble_gain(
 
 
 def format_seed_gain(seeds: Mapping[str, Any] | None) -> list[str]:
-    """Return the lines of a report on the seeds; an empty list for one seed."""
+    """Return lines for the user that compare the seeds.
+
+    Args:
+        seeds: a result of `seed_ensemble_gain`; None (one seed) gives no lines.
+    """
     if seeds is None:
         return []
     interval = f", 95 % {seeds['low']:+.4f} to {seeds['high']:+.4f} over cases" if seeds["low"] is not None else ""

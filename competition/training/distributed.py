@@ -1,6 +1,7 @@
-"""Run one fold in several processes, one per device; they take the same steps on different samples.
+"""Train one fold in several processes, one per device.
 
-Lightning Fabric starts the processes and averages the gradients.
+All processes take the same optimiser steps, each with other samples. Lightning Fabric starts the processes and averages
+their gradients.
 """
 
 from __future__ import annotations
@@ -32,12 +33,15 @@ FABRIC_PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"
 
 
 def make_fabric(exp: Experiment, bf16_is_deterministic: Callable[[], bool] = lambda: True) -> tuple[Fabric, str]:
-    """Return Fabric for an experiment's `run:` section, and the name of its precision (fp32, bf16, fp16).
+    """Return Lightning Fabric for the devices and precision of an experiment, and the name of the precision.
 
     Args:
         exp: the experiment.
         bf16_is_deterministic: function that is called if `training.precision: auto` selects bf16 on a CPU. If it
-            returns False, the precision is fp32. See `competition.training.guards`.
+            returns False, fp32 is used instead. See `competition.training.guards`.
+
+    Returns:
+        Fabric, and fp32, bf16 or fp16.
 
     Raises:
         MaskfoldError: the machine has fewer devices than `run.devices`.
@@ -59,7 +63,7 @@ def make_fabric(exp: Experiment, bf16_is_deterministic: Callable[[], bool] = lam
         precision = native_precision(accelerator)
         if precision == "bf16" and accelerator == "cpu" and not bf16_is_deterministic():
             precision = "fp32"
-    # Both loggers report the precision, which Maskfold also logs.
+    # Without this, both loggers would also report the precision, which Maskfold itself logs.
     for name in ("lightning.fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
     multi_device = _multi_device_options() if devices > 1 else {}
@@ -68,26 +72,26 @@ def make_fabric(exp: Experiment, bf16_is_deterministic: Callable[[], bool] = lam
 
 
 def _multi_device_options() -> dict[str, Any]:
-    """Return the options of Fabric for a fold of several processes on one machine."""
+    """Return the keyword arguments of Fabric for a fold with several processes on one machine."""
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
     from lightning.fabric.strategies.ddp import DDPStrategy
 
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # because all processes are on one machine
-    # `find_unused_parameters`: encoders may have stages that a shallow decoder does not use. The timeout is long
-    # because the other processes wait during a validation, which may take hours; `exit_with_parent` and Fabric's
-    # launcher detect dead processes.
+    # `find_unused_parameters` is needed because encoders may have stages that a shallow decoder does not use. The
+    # timeout is long because the other processes wait while the main process validates, which may take hours. It is not
+    # needed to detect dead processes; `exit_with_parent` and Fabric's launcher do that.
     strategy = DDPStrategy(find_unused_parameters=True, timeout=timedelta(days=7))
     # Use Fabric's launcher even under a batch system, because the batch system started only one process for the fold.
     return {"strategy": strategy, "plugins": [LightningEnvironment()]}
 
 
 def with_workers(exp: Experiment, device: torch.device, threads: int) -> Experiment:
-    """Return the experiment with a number of loader processes instead of `run.workers: auto`.
+    """Return the experiment with a number of loader processes per device instead of `run.workers: auto`.
 
-    A single process could not prepare data fast enough for a GPU. So a fold on a GPU gets one loader process less than
-    it has threads, and at most `MAX_WORKERS`. A fold on a CPU gets no loader processes, nor does a fold with little
-    shared memory, through which loader processes pass batches.
+    A single process could not prepare data fast enough for a GPU. So each GPU gets one loader process less than its
+    share of the threads, and at most `MAX_WORKERS`. A fold on a CPU gets no loader processes. Neither does a fold on a
+    machine with little shared memory, because loader processes pass batches through shared memory.
 
     Args:
         exp: the experiment.
@@ -103,12 +107,15 @@ def with_workers(exp: Experiment, device: torch.device, threads: int) -> Experim
 
 
 def is_main_process() -> bool:
-    """Return whether this is the fold's main process, which starts the other processes, validates and writes files."""
+    """Return whether this process is the fold's main process.
+
+    The main process starts the other processes, validates, and writes all files.
+    """
     return os.environ.get("LOCAL_RANK", "0") == "0"  # Fabric sets this number in the processes that it starts
 
 
 def launch_processes(fabric: Fabric) -> None:
-    """Start the fold's other processes, if it needs any, with the command line of this process."""
+    """Start the other processes of a fold with several devices; they get the command line of this process."""
     own_parent = os.environ.get(PARENT_VARIABLE)
     os.environ[PARENT_VARIABLE] = str(os.getpid())
     try:
@@ -120,20 +127,26 @@ def launch_processes(fabric: Fabric) -> None:
 
 
 class DistributedContext:
-    """Exchange values between the processes of one fold; with a single process, every method returns its input.
+    """Exchange values between the processes of one fold; with a single process, nothing is exchanged.
 
     Args:
-        fabric: Fabric after `launch`.
+        fabric: Lightning Fabric, after its method `launch` was called.
     """
 
     def __init__(self, fabric: Fabric) -> None:
         self.fabric, self.world_size, self.rank = fabric, fabric.world_size, fabric.global_rank
 
     def check_devices(self, devices: int, checkpoint: Path) -> None:
-        """Check that a checkpoint was written with the present number of processes.
+        """Check that a checkpoint was written with the present number of devices (processes).
+
+        With another number, each step would use other samples.
+
+        Args:
+            devices: number of devices that the checkpoint records.
+            checkpoint: path of the checkpoint, for the message.
 
         Raises:
-            MaskfoldError: the number of processes differs, so the steps would use other samples.
+            MaskfoldError: the numbers differ.
         """
         if devices != self.world_size:
             raise MaskfoldError(
@@ -148,11 +161,13 @@ class DistributedContext:
         """Run an action in the main process, then copy the resulting state to the other processes.
 
         Args:
-            action: function that is called in the main process only; an exception in it ends all processes.
-            get_state: function that is then called in the main process and returns plain values.
+            action: function that is called in the main process only. If it raises an exception, this method raises an
+                exception in all processes.
+            get_state: function that is called in the main process after the action, and returns plain values.
             load_state: function that is called in the other processes with the result of `get_state`.
 
         Raises:
+            BaseException: in the main process, the exception of the action.
             KeyboardInterrupt: in the other processes, if the action raised an exception.
         """
         if self.world_size == 1:
@@ -172,22 +187,25 @@ class DistributedContext:
             load_state(state)
 
     def agree(self, decision: bool) -> bool:
-        """Return the main process's decision in every process."""
+        """Return the main process's value of `decision` in every process."""
         return decision if self.world_size == 1 else bool(self.fabric.broadcast(decision))
 
     def mean(self, values: Mapping[Key, Tensor]) -> dict[Key, float]:
-        """Average scalars over the processes, with a single synchronisation with the device."""
+        """Average scalar tensors over the processes, and return the means as numbers by the same keys.
+
+        All values are transferred at once, so that the device is synchronised only once.
+        """
         means: Any = torch.stack([value.detach().float() for value in values.values()])
         if self.world_size > 1:
             means = self.fabric.all_reduce(means, reduce_op="mean")
         return dict(zip(values, means.tolist(), strict=True))
 
     def gather(self, numbers: Tensor) -> list[int]:
-        """Return the integers of all processes as one list, in the order of the processes."""
+        """Concatenate an integer tensor of every process, and return the numbers in the order of the processes."""
         gathered: Any = self.fabric.all_gather(numbers.to(self.fabric.device)) if self.world_size > 1 else numbers
         return [int(number) for number in gathered.flatten().tolist()]
 
     def close(self) -> None:
-        """End the communication between the processes; afterwards only the main process continues."""
+        """End the communication between the processes; the main process then continues alone."""
         if self.world_size > 1:
             torch.distributed.destroy_process_group()

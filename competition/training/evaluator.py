@@ -37,14 +37,14 @@ class Evaluator:
 
     Args:
         exp: the experiment.
-        cases: rows of the case table, one per case to predict.
+        cases: rows of the case table, one row for each case to predict.
         prepared: folder of each preprocessed case, by id.
         device: device of the network.
-        autocast: function that returns the context manager for the precision.
-        should_stop: function that is called between cases and before each batch of windows; it raises an exception to
-            stop.
-        memory_budget: limit on the memory for preprocessed cases in this process.
-        report: function that is called before each case with the number of finished cases and the number of all cases.
+        autocast: function that returns the context manager of a forward pass, which sets the precision.
+        should_stop: function that is called between cases and before each batch of windows. It raises an exception to
+            stop the work.
+        memory_budget: limit on the memory that preprocessed cases may take in this process.
+        report: function that is called before each case, with the number of finished cases and of all cases.
     """
 
     exp: Experiment
@@ -57,14 +57,14 @@ class Evaluator:
     report: Callable[[int, int], None] = lambda done, total: None
 
     def iter_cases(self) -> Iterator[Any]:
-        """Yield the rows of the cases, one at a time."""
+        """Yield the row of each case; before each row, call `should_stop` and `report`."""
         for done, row in enumerate(self.cases.itertuples(index=False)):
             self.should_stop()
             self.report(done, len(self.cases))
             yield row
 
     def probabilities(self, network: torch.nn.Module, row: Any) -> np.ndarray[Any, Any]:
-        """Predict one case; return probabilities (P, *file shape), float16."""
+        """Predict one case; return its probabilities, (P, *file shape) float16."""
         return self.predict(network, row).probabilities
 
     def predict(self, network: torch.nn.Module, row: Any) -> Prediction:
@@ -80,7 +80,17 @@ class Evaluator:
             self.memory_budget.release(case)
 
     def score(self, probabilities: np.ndarray[Any, Any], row: Any, fold: int) -> tuple[list[dict[str, Any]], Any, Any]:
-        """Score one case; return its score rows (one per class), masks (K, *spatial) and truth (M, *spatial)."""
+        """Score the prediction of one case.
+
+        Args:
+            probabilities: (P, *file shape) float16.
+            row: row of the case table.
+            fold: number of the fold, which is written into the scores.
+
+        Returns:
+            The scores, one dictionary per class; the predicted masks, (K, *file shape) bool; and the labels, (M, *file
+            shape) uint8, as from `competition.data.masks.load_mask`.
+        """
         comp = self.exp.competition
         masks = to_masks(probabilities, comp)
         truth = load_unchanged_mask(comp, row)
@@ -89,27 +99,33 @@ class Evaluator:
         return [{"id": row.id, "fold": fold, **score_row} for score_row in rows], masks, truth
 
     def validate(self, network: torch.nn.Module, fold: int) -> pd.DataFrame:
-        """Predict and score all cases without writing files."""
+        """Predict and score all cases without writing files; return a table with one row per case and class.
+
+        Args:
+            network: the network in evaluation mode.
+            fold: number of the fold, which is written into the table.
+        """
         scores = []
         for row in self.iter_cases():
             scores += self.score(self.probabilities(network, row), row, fold)[0]
         return pd.DataFrame(scores)
 
     def time_cases(self, network: torch.nn.Module, fold: int, patience: float, folder: Path) -> tuple[float, float]:
-        """Estimate the seconds to validate all cases, and to write and read their probabilities, from one median case.
+        """Estimate the durations of the validation and of storing the predictions, from the case of median size.
 
-        The scoring is timed with the truth as the prediction, because the mask of an untrained network is noise, and
-        scoring noise may take far longer.
+        The scoring is timed with the labels in place of the prediction. An untrained network predicts noise, and
+        scoring noise may take far longer than scoring a normal mask.
 
         Args:
             network: the network in evaluation mode.
-            fold: the fold.
-            patience: seconds; an action that takes less time is timed again, because the first call also loads
-                libraries.
+            fold: number of the fold.
+            patience: duration in seconds. Actions that take less time are timed a second time, because the first call
+                also loads libraries.
             folder: the fold's folder, in which the probabilities are written to a temporary folder.
 
         Returns:
-            Seconds to predict and score all cases, and seconds to write and read their probabilities.
+            The seconds to predict and score all cases, and the seconds to write and read the probabilities of all
+            cases.
         """
         sizes = [math.prod(json.loads(shape)) for shape in self.cases["shape"]]
         median = sizes.index(sorted(sizes)[len(sizes) // 2])
@@ -129,7 +145,13 @@ class Evaluator:
         return (predicting + scoring) * share, writing * share
 
     def _truth_as_probabilities(self, probabilities: np.ndarray[Any, Any], row: Any) -> np.ndarray[Any, Any]:
-        """Return a case's true masks as probabilities of 0 and 1, written into the given array if possible."""
+        """Return the labels of a case in the form of predicted probabilities, with the values 0 and 1.
+
+        Args:
+            probabilities: array of the right shape (P, *file shape); if it can be written, it is overwritten and
+                returned.
+            row: row of the case table.
+        """
         comp = self.exp.competition
         result = probabilities if probabilities.flags.writeable else np.empty_like(probabilities)
         result[...] = 0
@@ -141,7 +163,7 @@ class Evaluator:
         return result
 
     def save_pictures(self, network: torch.nn.Module, folder: Path, epoch: int, count: int = 3) -> None:
-        """Draw image, truth and prediction of the first `count` cases."""
+        """Write pictures of the first `count` cases, with image, labels and prediction, to a folder."""
         folder.mkdir(exist_ok=True)
         for row in itertools.islice(self.iter_cases(), count):
             scores, masks, truth = self.score(self.probabilities(network, row), row, 0)
@@ -149,7 +171,16 @@ class Evaluator:
             self._save_picture(path, row, masks, truth, scores, f"epoch {epoch}")
 
     def predict_out_of_fold(self, network: torch.nn.Module, store: OofStore, fold: int) -> pd.DataFrame:
-        """Predict the cases that are missing in the store, then score all cases from the stored probabilities."""
+        """Predict the cases that the store does not have yet, then score all cases from the stored probabilities.
+
+        Args:
+            network: the network in evaluation mode.
+            store: the store for the probabilities.
+            fold: number of the fold, which is written into the scores.
+
+        Returns:
+            Table with one row per case and class.
+        """
         done = set(store.ids())
         scores = []
         for row in self.iter_cases():
@@ -159,7 +190,14 @@ class Evaluator:
         return pd.DataFrame(scores)
 
     def save_best_and_worst(self, store: OofStore, scores: pd.DataFrame, folder: Path, fold: int) -> None:
-        """Draw the best, the median and the two worst cases by Dice, the worst last."""
+        """Write pictures of the best, the median and the two worst cases by mean Dice, in this order.
+
+        Args:
+            store: the store with the probabilities.
+            scores: table of the scores, as from `predict_out_of_fold`.
+            folder: folder for the pictures.
+            fold: number of the fold.
+        """
         folder.mkdir(exist_ok=True)
         order = scores.groupby("id")["dice"].mean().dropna().sort_values(ascending=False, kind="stable").index.tolist()
         selected = dict.fromkeys([*order[:1], *order[len(order) // 2 : len(order) // 2 + 1], *order[-2:]])
@@ -190,7 +228,14 @@ class Evaluator:
 
 
 def summary_metrics(scores: pd.DataFrame, exp: Experiment) -> dict[str, float]:
-    """Summarise scores as `val/score`, `val/dice` and, for each class that occurs in a case, `val/dice/<class>`."""
+    """Return the metrics of a validation: `val/score`, `val/dice`, and `val/dice/<class>` for each class.
+
+    Classes that occur in no case are left out.
+
+    Args:
+        scores: table with one row per case and class.
+        exp: the experiment.
+    """
     metrics = {"val/score": cv_score(scores, exp.competition.metric)}
     for name, dice in dice_per_class(scores, exp.competition.classes).items():
         if dice is not None:
@@ -200,7 +245,10 @@ def summary_metrics(scores: pd.DataFrame, exp: Experiment) -> dict[str, float]:
 
 
 def _time(action: Callable[[], T], patience: float) -> tuple[float, T]:
-    """Return an action's duration in seconds and its result; time a short action (below `patience`) again."""
+    """Return the duration of an action in seconds, and its result.
+
+    If the action takes less than `patience` seconds, it is called and timed a second time.
+    """
     start = time.monotonic()
     result = action()
     seconds = time.monotonic() - start

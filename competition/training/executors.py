@@ -1,4 +1,4 @@
-"""Define executors, which run the folds of a run; the local executor runs each fold as a process on this machine."""
+"""Define executors, which train the folds of a run, and the local executor, which starts a process for each fold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from competition.runs.fold import FoldJob
 from competition.training.fold_process import FoldProcess, ForkedFold, LogTail, raise_for_status, start_fold, stop_folds
 
 POLL_SECONDS = 0.2  # seconds between two reads of the folds' output
-ORPHAN_PATIENCE = 300.0  # seconds in which a fold must notice the death of its parent and write its checkpoint
+# Seconds to wait for the lock of a fold, which a process of a killed command may hold until it has noticed the death of
+# its parent and written its checkpoint.
+ORPHAN_PATIENCE = 300.0
 
 
 class Executor(Protocol):
@@ -27,13 +29,13 @@ class Executor(Protocol):
         """Run all jobs until they end.
 
         Args:
-            jobs: the folds.
+            jobs: the jobs of the folds.
             say: function that receives lines for the user.
-            should_stop: function that is called several times a second; if it raises an exception, each fold writes a
-                checkpoint and stops.
+            should_stop: function that is called several times a second. If it raises an exception, all running folds
+                write a checkpoint and stop, and the exception is passed on.
 
         Raises:
-            MaskfoldError: a fold failed. All other folds wrote a checkpoint and were stopped.
+            MaskfoldError: a fold failed; all other folds have written a checkpoint and stopped.
         """
 
 
@@ -45,7 +47,7 @@ def make_executor(exp: Experiment) -> Executor:
 
 @dataclass(frozen=True)
 class RunningFold:
-    """Hold a running fold: its job, its process, and the object that follows its output."""
+    """Hold a fold that is running: its job, its process, and the reader of its output."""
 
     job: FoldJob
     process: FoldProcess | ForkedFold
@@ -53,13 +55,15 @@ class RunningFold:
 
 
 class LocalExecutor:
-    """Run one process per fold, `parallel` folds at once; if there are several GPUs, each fold gets its own GPUs.
+    """Run each fold in a process on this machine.
+
+    If the machine has several GPUs and several folds run at the same time, each fold gets GPUs of its own.
 
     Args:
         parallel: number of folds that run at the same time.
         devices: number of devices per fold.
-        command: command of a fold's process, see `start_fold`.
-        forked: whether folds are forked from a process that has imported the libraries, see `start_fold`.
+        command: command line of a fold's process, see `start_fold`.
+        forked: whether to start folds faster, by forking a process that has imported the libraries, see `start_fold`.
     """
 
     def __init__(
@@ -71,7 +75,7 @@ class LocalExecutor:
         self, jobs: Sequence[FoldJob], say: Callable[[str], None], should_stop: Callable[[], None] = lambda: None
     ) -> None:
         """Run all jobs until they end; see `Executor.run`."""
-        # This command holds the run's lock, so a fold's lock can only belong to a process whose parent was killed.
+        # This command holds the run's lock. So if a fold's lock is taken, its owner is a process of a killed command.
         waiting = [replace(job, patience=max(job.patience, ORPHAN_PATIENCE)) for job in jobs]
         running: dict[int, RunningFold] = {}
         try:
@@ -111,7 +115,10 @@ def make_local_executor(run: HardwareConfig) -> LocalExecutor:
 
 
 def may_fork(run: HardwareConfig) -> bool:
-    """Return whether folds may be forked: each must be one process without a GPU, because CUDA fails after a fork."""
+    """Return whether the processes of folds may be forked: each fold must have one process and use no GPU.
+
+    CUDA does not work in a forked process.
+    """
     if run.devices > 1 or run.accelerator not in ("auto", "cpu") or not is_supported():
         return False
     if run.accelerator == "cpu":
@@ -122,7 +129,17 @@ def may_fork(run: HardwareConfig) -> bool:
 
 
 def gpus_of_slot(slot: int, devices: int, parallel: int) -> list[str] | None:
-    """Return the GPUs of the fold in `slot`, one of `parallel` simultaneous folds; None with one fold or one GPU."""
+    """Return the GPUs for one of several folds that run at the same time.
+
+    Args:
+        slot: index of the fold among those that run at the same time, from 0 to `parallel` - 1.
+        devices: number of GPUs per fold.
+        parallel: number of folds that run at the same time.
+
+    Returns:
+        The numbers of the GPUs, for `CUDA_VISIBLE_DEVICES`. None, if there is one GPU or one fold at a time: the fold
+        then sees all GPUs.
+    """
     gpus = _visible_gpus()
     if len(gpus) < 2 or parallel < 2:
         return None

@@ -1,7 +1,7 @@
-"""Build the additional training data of a fold: pseudo-labelled images and cases of other competitions, with weights.
+"""Build the additional training data of a fold: images with pseudo-labels, and cases of other competitions.
 
-Pseudo-labels are predictions of teachers. A teacher is a member of another run that was not trained on cases that the
-fold validates.
+Pseudo-labels are predictions of teachers, which are networks of other runs. A network may be a teacher of a fold only
+if it was not trained on the cases that this fold validates.
 """
 
 from __future__ import annotations
@@ -60,9 +60,12 @@ if TYPE_CHECKING:
 class ExtraTrainingData:
     """Hold the preprocessed cases of additional training data.
 
+    The data consist of several kinds, e.g. images with pseudo-labels and cases of another competition. All cases of a
+    kind have the same weight: how often a case is drawn, relative to a labelled case.
+
     Attributes:
-        folders: folders of the preprocessed cases.
-        kinds: (number of cases, weight) of each kind of data, in the order of `folders`.
+        folders: folders of the preprocessed cases of all kinds.
+        kinds: (number of cases, weight) of each kind, in the order of `folders`.
         summary: counts for `lineage.json` and the fold's result.
     """
 
@@ -71,22 +74,23 @@ class ExtraTrainingData:
     summary: dict[str, Any] = field(default_factory=dict)
 
     def add(self, folders: Sequence[Path], weight: float) -> None:
-        """Add the cases of one kind of data with their weight."""
+        """Add one kind of data: the folders of its cases, and their common weight."""
         if folders:
             self.folders += folders
             self.kinds.append((len(folders), weight))
 
 
 def split_by_weight(run: Run, fold: int, prepared: dict[str, Path]) -> tuple[list[Path], ExtraTrainingData]:
-    """Split the labelled cases of a fold by their weight in `train.weights`.
+    """Split the labelled training cases of a fold by their weights in `train.weights`.
 
     Args:
         run: the run.
-        fold: the fold, see `Run.training_ids`.
+        fold: number of the fold, see `Run.training_ids`.
         prepared: folder of each preprocessed case, by id.
 
     Returns:
-        The folders of the cases with weight 1, and `ExtraTrainingData` with one kind of data for each other weight.
+        The folders of the cases with the weight 1; and the cases with other weights, as one kind of data for each
+        weight.
     """
     ids, weighted = run.training_ids(fold), ExtraTrainingData()
     if WEIGHT not in run.cases.columns:
@@ -98,10 +102,15 @@ def split_by_weight(run: Run, fold: int, prepared: dict[str, Path]) -> tuple[lis
 
 
 def check_extra_data(run: Run, jobs: Sequence[FoldJob]) -> None:
-    """Check that each run in `pseudo.from` has, for each fold, a network that was not trained on its validation cases.
+    """Check that each run in `pseudo.from` has a teacher for each fold.
+
+    Args:
+        run: the run.
+        jobs: the folds to check.
 
     Raises:
-        MaskfoldError: a teacher was trained on such a case; the message shows the lineage of the leak.
+        MaskfoldError: all networks of a run in `pseudo.from` were trained on validation cases of a fold. The message
+            lists some of these cases.
     """
     for job in jobs if run.exp.pseudo is not None else ():
         find_teachers(run, job)
@@ -110,7 +119,14 @@ def check_extra_data(run: Run, jobs: Sequence[FoldJob]) -> None:
 def prepare_extra_data(
     run: Run, jobs: Sequence[FoldJob], labelled: dict[str, Path], cache: Path, context: Context
 ) -> None:
-    """Preprocess all additional images, and find images that are copies of labelled cases.
+    """Preprocess all additional images, and mark images that are copies of labelled cases.
+
+    Args:
+        run: the run; the column `alike` is added to its `extra_tables`.
+        jobs: the folds that will be trained.
+        labelled: folder of each preprocessed labelled case, by id.
+        cache: folder in which preprocessed cases are stored.
+        context: context with the trusted packages and the log.
 
     Raises:
         MaskfoldError: an image cannot be preprocessed, or no image would be left for a fold.
@@ -159,8 +175,8 @@ def build_extra_data(job: FoldJob, run: Run, context: Context) -> ExtraTrainingD
         context: context with the trusted packages and the log.
 
     Raises:
-        MaskfoldError: a teacher was trained on cases that the fold validates, has changed since the fold started, or
-            has no confident prediction for any image.
+        MaskfoldError: a run in `pseudo.from` has no teacher for the fold; the teachers have changed since the fold
+            started; or they have no confident prediction for any image.
     """
     exp, extra_data, fold = run.exp, ExtraTrainingData(), job.fold
     if not run.extra_tables and exp.initial_run is None:
@@ -214,16 +230,18 @@ def build_extra_data(job: FoldJob, run: Run, context: Context) -> ExtraTrainingD
 
 
 def exclude_leaks(run: Run, table: pd.DataFrame, fold: int, key: str) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Return the additional images without copies of the fold's validation cases, and without images of their groups.
+    """Remove additional images that a fold must not train on, because they would reveal its validation cases.
+
+    These are copies of validation cases, and images that belong to the group of a validation case.
 
     Args:
         run: the run.
-        table: one of the run's additional tables; `mark_near_duplicates` adds the column `alike`.
-        fold: the fold.
+        table: one of the run's `extra_tables`, with the column `alike` of `mark_near_duplicates`.
+        fold: number of the fold.
         key: name of the table.
 
     Returns:
-        The rows, and the number of excluded images by reason.
+        The remaining rows, and the number of removed images by reason: `same`, `group` or `alike`.
 
     Raises:
         MaskfoldError: no image is left.
@@ -254,7 +272,19 @@ def exclude_leaks(run: Run, table: pd.DataFrame, fold: int, key: str) -> tuple[p
 def _pseudo_label_cases(
     rows: pd.DataFrame, teachers: Sequence[Teacher], exp: Experiment, job: FoldJob, context: Context
 ) -> tuple[dict[str, Path], dict[str, Any]]:
-    """Pseudo-label the images; return the folders of confidently labelled images by id, and statistics."""
+    """Predict the pseudo-labels of images, and store the images with them as preprocessed cases.
+
+    Args:
+        rows: rows of the table of unlabelled images.
+        teachers: the teachers of the fold.
+        exp: the experiment that trains on the images.
+        job: the fold.
+        context: context with the trusted packages and the log.
+
+    Returns:
+        Folder of each image whose pseudo-label is confident enough, by id. And statistics: `left_out` (the number of
+        other images by reason), `ignored` (mean share of uncertain voxels) and `dice` (mean expected Dice).
+    """
     from competition.io import remove_all_stale_temp
 
     assert exp.pseudo is not None
@@ -306,12 +336,12 @@ def _channels(prepared: dict[str, Path]) -> int:
 
 @dataclass(frozen=True)
 class Teacher:
-    """Hold the members of one run that were not trained on the cases that a fold validates.
+    """Hold the networks of one run that may teach a fold, because they were not trained on its validation cases.
 
     Attributes:
-        run: the run.
-        members: (fold, seed) of each member.
-        sources: the cases on which the members were trained.
+        run: the run of the networks.
+        members: (fold, seed) of each network.
+        sources: the cases on which the networks were trained.
     """
 
     run: Run
@@ -320,11 +350,11 @@ class Teacher:
 
     @property
     def names(self) -> list[str]:
-        """The names of the members, e.g. `hippocampus-unet3d/2cb50ff146c0/fold_0`."""
+        """The names of the networks, e.g. `hippocampus-unet3d/2cb50ff146c0/fold_0`."""
         return [member_name(self.run, *member) for member in self.members]
 
     def weight_files(self) -> list[Path]:
-        """Return the weight file of each member."""
+        """Return the weight file of each network."""
         return [self.run.weights(*member) for member in self.members]
 
     def digests(self) -> list[str]:
@@ -343,14 +373,19 @@ class Teacher:
 
 
 def find_teachers(run: Run, job: FoldJob) -> list[Teacher]:
-    """Return a fold's teachers: members of runs in `pseudo.from` that were not trained on the fold's validation cases.
+    """Return the teachers of a fold, one for each run in `pseudo.from`.
 
-    If a run in `pseudo.from` has the same folds, its members of the same fold are teachers. If it was trained on data
-    of another competition, all its members are teachers.
+    Only networks that were not trained on the fold's validation cases are teachers. If a run in `pseudo.from` has the
+    same folds, these are the networks of the same fold. If it was trained on data of another competition, these are all
+    its networks.
+
+    Args:
+        run: the run whose fold is taught.
+        job: the fold.
 
     Raises:
-        MaskfoldError: a run has no member that may teach the fold (the message shows each leak), or has other classes
-            (status 2).
+        MaskfoldError: all networks of a run in `pseudo.from` were trained on validation cases of the fold (the message
+            lists some of them), or the run has other classes (status 2).
     """
     pseudo, protected, teachers = run.exp.pseudo, HeldOutCases(run, job.fold), []
     context = Context(job.trust)
@@ -403,7 +438,13 @@ def _same_folds_setting(run: Run, teacher_run: Run) -> str:
 
 
 def _check_same_classes(exp: Experiment, teacher_run: Run) -> None:
-    """Check that a teacher predicts the same classes; its input channels are checked when its network is built."""
+    """Check that a run in `pseudo.from` has the same classes, dimensions and order of axes.
+
+    Its number of input channels is checked later, when its networks are built.
+
+    Raises:
+        MaskfoldError: one of these differs (status 2).
+    """
     comp, teacher_comp = exp.competition, teacher_run.exp.competition
     for key in ("dimensions", "classes", "labels"):
         if getattr(comp, key) != getattr(teacher_comp, key):
@@ -426,8 +467,9 @@ class TeacherEnsemble:
     """Predict with an ensemble of teachers; the networks are built when the first image is predicted.
 
     Args:
-        teachers: the teachers; the predictions of their runs are averaged with equal weights.
-        exp: the experiment that trains on the pseudo-labels; it defines the images and the device.
+        teachers: the teachers. The predictions of each teacher are averaged over its networks, and then over the
+            teachers with equal weights.
+        exp: the experiment that trains on the pseudo-labels. It defines where the images are, and the device.
         cache: folder of the preprocessed cases.
         context: context with the trusted packages.
     """
@@ -438,14 +480,14 @@ class TeacherEnsemble:
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the networks are loaded, which happens for the first image that is not in the cache."""
+        """Whether networks are loaded, which happens when the first image is predicted that is not in the cache."""
         return bool(self._networks_by_teacher)
 
     def probabilities(self, row: Any) -> np.ndarray:
-        """Predict one image; return probabilities (`comp.output_channels`, *file shape), float32.
+        """Predict one image; return its probabilities, (`comp.output_channels`, *file shape) float32.
 
         Args:
-            row: a row of the case table.
+            row: row of the image in the table of unlabelled images.
 
         Raises:
             MaskfoldError: the image cannot be read or predicted.
@@ -467,7 +509,7 @@ class TeacherEnsemble:
         return total / np.float32(len(self.teachers))
 
     def _teacher_experiment(self, teacher: Teacher) -> Experiment:
-        """Return the teacher's experiment with the images and the device of `exp`."""
+        """Return the experiment of a teacher's run, with the data folder, images and device of `self.exp`."""
         exp = teacher.run.exp
         comp = exp.competition.model_copy(
             update={"root": self.exp.competition.root, "train": self.exp.competition.train}
@@ -488,19 +530,21 @@ class TeacherEnsemble:
 def pseudo_label_case(
     folder: Path, row: Any, teachers: TeacherEnsemble, exp: Experiment, cache: Path
 ) -> dict[str, Any]:
-    """Write an image with its pseudo-label; if the label is uncertain, write only a record.
+    """Write an image with its pseudo-label as a preprocessed case.
 
-    `competition.data.cache.get_or_build` calls this function as `build`.
+    If the pseudo-label is too uncertain, write no arrays. `competition.data.cache.get_or_build` calls this function as
+    its argument `build`.
 
     Args:
-        folder: empty folder for the files of a preprocessed case.
-        row: a row of the case table.
+        folder: empty folder for the files of the preprocessed case.
+        row: row of the image in the table of unlabelled images.
         teachers: ensemble that predicts the image.
         exp: the experiment that trains on the image.
-        cache: folder of the preprocessed cases.
+        cache: folder in which preprocessed cases are stored.
 
     Returns:
-        The content of `case.json`, in which `pseudo.doubt` is the reason for not using the image (empty if it is used).
+        The content of `case.json`. Its value `pseudo.doubt` is empty if the image is used for training; otherwise it is
+        the reason for not using it: `dice`, `entropy` or `ignored`.
 
     Raises:
         MaskfoldError: the image cannot be read or predicted.
@@ -534,8 +578,8 @@ def prepare_extra_case(row: Any, extra: ExtraCasesConfig, exp: Experiment, cache
     """Preprocess one case of another competition with the experiment's settings, classes and order of axes.
 
     Args:
-        row: a row of the other competition's case table.
-        extra: the `extra` section of that competition.
+        row: row of the case in the case table of the other competition.
+        extra: the entry of `extra` in the YAML for the other competition.
         exp: the experiment that trains on the image.
         cache: folder of the preprocessed cases.
 
@@ -577,9 +621,9 @@ def prepare_extra_case(row: Any, extra: ExtraCasesConfig, exp: Experiment, cache
 
 
 def _objects(mask: np.ndarray, exp: Experiment) -> np.ndarray | None:
-    """Return the objects of a pseudo-label: the connected components of each class.
+    """Return the objects of a pseudo-label, as (*spatial) int32 numbers: the connected components of each class.
 
-    None if the experiment has neither `prepare.boundary` nor `prepare.rings`.
+    If the experiment does not need objects, because neither `prepare.boundary` nor `prepare.rings` is set, return None.
     """
     if exp.prepare.object_key is None:
         return None

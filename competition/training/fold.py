@@ -63,19 +63,22 @@ from competition.viz.curves import plot_fold_curves
 
 
 def run_fold(job: FoldJob, say: Callable[[str], None] = print, start_time: float | None = None) -> FoldResult:
-    """Train a fold's network, and predict and score its validation cases; after a kill, another call resumes.
+    """Train the network of a fold with one seed, and predict and score its validation cases.
+
+    If the fold is already finished, return its result. If a process was killed during the fold, another call resumes
+    the training from the last checkpoint.
 
     Args:
         job: the fold.
         say: function that receives lines for the log.
-        start_time: start of the time budget as `time.monotonic()`; None: now.
+        start_time: time at which the time budget starts, on the clock of `time.monotonic()`; None for now.
 
     Returns:
         The content of `result.json`.
 
     Raises:
         MaskfoldError: the fold failed in a way that the user can correct.
-        KeyboardInterrupt: a stop signal arrived; a checkpoint was written.
+        KeyboardInterrupt: a stop signal arrived, and a checkpoint was written.
     """
     if (result := FoldResult.read(job.folder)) is not None:
         return result
@@ -96,18 +99,18 @@ def _run_fold(job: FoldJob, context: Context, start_time: float) -> FoldResult:
     plot_fold_curves(job.folder / "curves.png", job.folder / "metrics.jsonl", trainer.direction)
     soup = predict_with_soup(job, run, trainer, score, dice)
     result = write_result(job, run.exp, trainer, score, dice, soup)
-    # The checkpoints are removed only after the result is written, so a fold that is killed before can make the soup
-    # again.
+    # Remove the checkpoints of the soup only after the result is written. If the fold is killed before, it needs them
+    # to make the soup again.
     trainer.soup.remove_files()
     return result
 
 
 def load_run_for_job(job: FoldJob) -> Run:
-    """Load the run, and give this process its share of the fold's threads.
+    """Load the run of a job, and set torch's number of threads to this process's share of the fold's threads.
 
     Raises:
-        MaskfoldError: the run's folder was edited; or, since the run was started, a file that the YAML names has
-            changed, or weights of another run that this run starts from or learns from.
+        MaskfoldError: the run's folder was edited; or a file that the YAML names, or weights of another run that this
+            run uses, have changed since the run was started.
     """
     run = load_run(job.run, job.trust)
     contents = run_contents(run.exp, None, missing_ok=True) | first_stage_contents(run.exp, missing_ok=True)
@@ -118,9 +121,10 @@ def load_run_for_job(job: FoldJob) -> Run:
 
 
 def run_worker(job: FoldJob) -> None:
-    """Train in one of the fold's additional processes.
+    """Train in an additional process of the fold.
 
-    Each device except the first has an additional process, which only takes training steps.
+    A fold with several devices has a main process for the first device, and an additional process for each other
+    device. Additional processes only take training steps; they do not validate or write results.
 
     Raises:
         MaskfoldError: the fold failed in a way that the user can correct.
@@ -132,7 +136,17 @@ def run_worker(job: FoldJob) -> None:
 
 
 def setup_fold(job: FoldJob, run: Run, context: Context, start_time: float) -> Trainer:
-    """Make the trainer of a fold from its preprocessed cases: dataset, device, network, evaluator."""
+    """Make the trainer of a fold, with everything that it needs: dataset, device, network and evaluator.
+
+    Args:
+        job: the fold.
+        run: the run of the fold.
+        context: context with the trusted packages and the log.
+        start_time: time at which the time budget starts, on the clock of `time.monotonic()`.
+
+    Raises:
+        MaskfoldError: the fold cannot be trained, e.g. because a case, the network or the device is not usable.
+    """
     exp = run.exp
     progress = progress_of(context.say)
     context = replace(context, say=progress)
@@ -210,14 +224,27 @@ def setup_fold(job: FoldJob, run: Run, context: Context, start_time: float) -> T
 
 
 def _total_size(cases: pd.DataFrame) -> int:
-    """Return the total number of pixels of the cases in some rows of the case table."""
+    """Return the total number of pixels of the cases in these rows of the case table."""
     return sum(math.prod(json.loads(shape)) for shape in cases["shape"])
 
 
 def predict_and_score(
     job: FoldJob, run: Run, trainer: Trainer, weights: Path
 ) -> tuple[float | None, dict[str, float | None]]:
-    """Predict and score the fold's validation cases, and the held-out test share if any, with the final weights."""
+    """Predict and score the validation cases of a fold, and the test share if there is one, with the final weights.
+
+    Predictions, tables of scores and pictures are written to the fold's folder.
+
+    Args:
+        job: the fold.
+        run: the run of the fold.
+        trainer: trainer of the fold, after the end of training.
+        weights: file with the final weights.
+
+    Returns:
+        The competition's metric on the validation cases, and their mean Dice by class. (None, {}) for the training on
+        all cases, which has no validation cases.
+    """
     if trainer.evaluator is None:
         return None, {}
     network = trainer.unwrapped_model
@@ -249,7 +276,18 @@ def write_result(
     dice: dict[str, float | None],
     soup: dict[str, Any] | None = None,
 ) -> FoldResult:
-    """Write `result.json`, the last file of a fold: it marks the fold as finished."""
+    """Write `result.json`, which marks a fold as finished and is therefore its last file.
+
+    Before, the checkpoint is replaced by one without tensors, because the fold does not need them any more.
+
+    Args:
+        job: the fold.
+        exp: the experiment.
+        trainer: trainer of the fold, after the end of training.
+        score: the competition's metric on the validation cases; None for the training on all cases.
+        dice: mean Dice by class.
+        soup: scores of the averaged checkpoints, a result of `predict_with_soup`.
+    """
     state = trainer.state
     result = FoldResult(
         fold=job.fold,
@@ -279,13 +317,19 @@ def write_result(
 
 
 def final_files(folder: Path) -> list[Path]:
-    """Return the existing score tables, weights and `lineage.json`, whose digests are recorded in `result.json`."""
+    """Return the files of a fold whose digests `result.json` records: score tables, weights and `lineage.json`.
+
+    Files that do not exist are left out.
+    """
     others = [folder / name for name in (SOUP_WEIGHTS, PLAIN_WEIGHTS, LINEAGE_FILE)]
     return [*sorted(folder.glob("*scores.csv")), *(path for path in others if path.exists())]
 
 
 class StopSignal:
-    """Detect SIGTERM, Ctrl-C and the death of the parent process."""
+    """Detect reasons to stop this process: SIGTERM, Ctrl-C, and the death of the parent process.
+
+    The constructor installs signal handlers, so that a signal does not end the process at once.
+    """
 
     def __init__(self) -> None:
         self._reason = ""
@@ -300,19 +344,25 @@ class StopSignal:
         self._reason = signal.Signals(number).name
 
     def reason(self) -> str:
-        """Return the reason to stop now, or an empty string."""
+        """Return the reason to stop, e.g. `SIGTERM`; an empty text if there is none."""
         if not self._reason and os.getppid() != self._parent:
             self._reason = "the parent process ended"
         return self._reason
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt if there is a reason to stop."""
+        """Raise KeyboardInterrupt, with the reason as its message, if there is a reason to stop."""
         if reason := self.reason():
             raise KeyboardInterrupt(reason)
 
 
 def main(path: str) -> int:
-    """Run the fold's process: log to standard output, write errors to `error.json`, and return the exit status."""
+    """Run the process of a fold, and return its exit status.
+
+    Log lines go to standard output and `log.txt`. Errors that the user can correct are written to `error.json`.
+
+    Args:
+        path: path of the `job.json`.
+    """
     install_redaction()
     try:
         job = FoldJob.read(Path(path))
@@ -353,17 +403,24 @@ def main(path: str) -> int:
 
 
 def forked_main(path: str) -> int:
-    """Run `main` in a process that was forked after the imports; the time budget starts with this call."""
+    """Run `main` in a process that was forked after the imports; the time budget starts with this call.
+
+    Args:
+        path: path of the `job.json`.
+    """
     global PROCESS_START
     PROCESS_START = time.monotonic()
     return main(path)
 
 
 def worker_main(job: FoldJob) -> int:
-    """Run an additional process of the fold. If its exit status is not 0, Fabric ends the main process."""
+    """Run an additional process of a fold, and return its exit status.
+
+    If the status is not 0, Lightning Fabric ends the main process.
+    """
     try:
         run_worker(job)
-    # The error occurs in all processes or, if one of this process's cases caused it, only in this one.
+    # The same error may occur in all processes. If a case of this process caused it, it occurs only here.
     except MaskfoldError as error:
         return write_error(job, error)
     except KeyboardInterrupt:
@@ -376,7 +433,13 @@ def worker_main(job: FoldJob) -> int:
 
 
 def write_error(job: FoldJob, error: MaskfoldError, pipe: int = -1) -> int:
-    """Write the error for the parent process, to the pipe and to `error.json`; return the exit status."""
+    """Write an error for the parent process, to the pipe and to `error.json`; return the exit status 1.
+
+    Args:
+        job: the fold.
+        error: the error.
+        pipe: file descriptor of the pipe to the parent process; -1 if there is no pipe.
+    """
     content = {"message": error.message, "hint": error.hint, "status": error.status}
     with contextlib.suppress(OSError):  # the parent may have ended
         if pipe >= 0:

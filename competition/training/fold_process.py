@@ -17,10 +17,11 @@ from competition.io import atomic_write, disk_full_as_error, parse_json_object
 from competition.process import PARENT_VARIABLE
 from competition.runs.fold import FoldJob
 
-STOP_TIMEOUT = 60.0  # seconds in which a stopped fold must write its checkpoint
-OUTPUT_FILE = "output.txt"  # the output of a fold's processes
+STOP_TIMEOUT = 60.0  # seconds in which a fold that is stopped must write its checkpoint
+OUTPUT_FILE = "output.txt"  # standard output and standard error of the fold's processes
 ERROR_FILE = "error.json"  # the error of a fold that failed
-# The negative statuses occur before the fold has installed its signal handlers.
+# Exit statuses of a fold that a signal stopped. The negative ones occur if the signal arrives before the fold has
+# installed its signal handlers.
 STOPPED_STATUSES = (130, 143, -signal.SIGINT, -signal.SIGTERM)
 KILLED_STATUSES = (-signal.SIGKILL, 128 + signal.SIGKILL)  # SIGKILL, directly or through a shell
 # Environment variable with the descriptor of a pipe for a fold's error. A pipe works even if the disk is full.
@@ -30,36 +31,43 @@ ERROR_PIPE = "MASKFOLD_LAST_WORDS"
 DISTRIBUTED_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-# The server imports the first modules always, because every fold imports them. It imports the second ones, which only
-# some folds import, if the command has imported them: the command builds network and augmentation before the first
-# fold.
+# Modules that the server imports before it forks folds. Every fold needs FOLD_MODULES. Only some folds need
+# OPTIONAL_MODULES, so the server imports those that the command itself has imported when it checked the network and the
+# augmentation of the YAML.
 FOLD_MODULES = ("competition.training.fold", "lightning.fabric", "lightning.fabric.strategies.ddp")
 OPTIONAL_MODULES = ("albumentations.pytorch", "monai.losses", "monai.networks.nets", "segmentation_models_pytorch")
 
 
 class Process(Protocol):
-    """Define the protocol of a fold's process, which `subprocess.Popen` and `ForkedProcess` satisfy."""
+    """Define the methods of a process that this module uses; `subprocess.Popen` and `ForkedProcess` have them."""
 
     def poll(self) -> int | None:
-        """Return the exit status; None while the process runs."""
+        """Return the exit status; None if the process is still running."""
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait until the process ends; return the exit status."""
+        """Wait until the process ends, and return the exit status; raise TimeoutExpired after `timeout` seconds."""
 
     def terminate(self) -> None:
-        """Send SIGTERM."""
+        """Send SIGTERM to the process."""
 
     def kill(self) -> None:
-        """Send SIGKILL."""
+        """Send SIGKILL to the process."""
 
 
 class ErrorPipe:
-    """Read the pipe through which a fold reports the error that ends it."""
+    """Read the pipe through which the process of a fold reports the error with which it ends.
+
+    Attributes:
+        pipe: file descriptor of the reading end; -1 if there is no pipe, or if it was already read.
+    """
 
     pipe: int = -1
 
     def read_error(self) -> str:
-        """Return the error that ended the process, as JSON; empty without an error, or if the process was killed."""
+        """Return the error that ended the process, as JSON text.
+
+        The text is empty if the process ended without an error or was killed.
+        """
         if self.pipe < 0:
             return ""
         pipe, self.pipe = self.pipe, -1
@@ -72,11 +80,11 @@ class ErrorPipe:
 
 
 class FoldProcess(ErrorPipe, subprocess.Popen[bytes]):
-    """Hold a fold in a newly started process."""
+    """Run a fold in a new process."""
 
 
 class ForkedFold(ErrorPipe, ForkedProcess):
-    """Hold a fold in a process that was forked from the server, which has imported the libraries."""
+    """Run a fold in a process that was forked from a server, which has already imported the libraries."""
 
 
 def start_fold(
@@ -86,10 +94,11 @@ def start_fold(
 
     Args:
         job: the fold.
-        command: command to which the path of `job.json` is appended; None: `python -m competition.training.fold`.
-        gpus: the GPUs that the process can see; None: the GPUs of the environment.
-        forked: whether to fork the process from this process's server, see `competition.fork_server`. This requires
-            training on the CPU, and that `command` is None.
+        command: command line, to which the path of `job.json` is appended; None for `python -m
+            competition.training.fold`.
+        gpus: numbers of the GPUs that the process can use; None for all GPUs that this process can use.
+        forked: whether to fork the process from a server with imported libraries, see `competition.fork_server`. This
+            is possible only for training on the CPU, and if `command` is None.
 
     Raises:
         MaskfoldError: the folder is not writable.
@@ -129,7 +138,16 @@ def start_fold(
 
 
 def _fork(path: Path, environment: Mapping[str, str], output: IO[bytes], writer: int) -> ForkedFold | None:
-    """Fork a fold's process; return None if no server runs, so that the caller starts a new process instead."""
+    """Fork the process of a fold from the server.
+
+    If there is no server, return None; the caller then starts a new process instead.
+
+    Args:
+        path: path of the `job.json`.
+        environment: environment variables of the process.
+        output: open file for the output of the process.
+        writer: file descriptor of the pipe to which the process writes its error.
+    """
     server: ForkServer | None = shared_server(FOLD_MODULES, environment)
     if server is None:
         return None
@@ -144,9 +162,10 @@ def _fork(path: Path, environment: Mapping[str, str], output: IO[bytes], writer:
 
 
 def stop_folds(processes: Sequence[Process]) -> None:
-    """Stop folds: terminate their processes, so that each writes a checkpoint and ends.
+    """Stop folds: send SIGTERM to their processes, and wait until each has written a checkpoint and ended.
 
-    Kill processes that do not end. On Ctrl-C during the wait, kill all processes.
+    Processes that do not end within `STOP_TIMEOUT` seconds are killed. If Ctrl-C is pressed during the wait, all
+    processes are killed at once.
     """
     try:
         for process in processes:
@@ -163,12 +182,13 @@ def stop_folds(processes: Sequence[Process]) -> None:
 
 
 def raise_for_status(job: FoldJob, status: int, error: str = "") -> None:
-    """Raise the error of a process that ended with an exit status other than 0.
+    """Raise an error if the process of a fold has failed; do nothing if its exit status is 0.
 
     Args:
         job: the fold.
         status: the exit status.
-        error: the result of `FoldProcess.read_error`.
+        error: the error that the process reported, a result of `ErrorPipe.read_error`; if it is empty, `error.json` is
+            read.
 
     Raises:
         MaskfoldError: the fold failed.
@@ -200,7 +220,7 @@ def raise_for_status(job: FoldJob, status: int, error: str = "") -> None:
 
 
 def _parse_error(error: str) -> dict[str, Any] | None:
-    """Parse a fold's error; return None if the disk or the pipe damaged it."""
+    """Return the fields of an error that a fold has written as JSON; None if the text is incomplete or damaged."""
     try:
         content = parse_json_object(error)
     except ValueError:
@@ -209,7 +229,9 @@ def _parse_error(error: str) -> dict[str, Any] | None:
 
 
 class LogTail:
-    """Follow the output of a fold; forward whole lines, except warnings of libraries.
+    """Read the output file of a fold while the fold runs, and forward complete lines to the user.
+
+    Warnings of libraries and empty lines are not forwarded.
 
     Args:
         job: the fold, which runs on this machine, or on another machine that shares the folder.
@@ -221,7 +243,7 @@ class LogTail:
         self._offset = self.path.stat().st_size if self.path.exists() else 0
 
     def read(self) -> None:
-        """Forward the lines that were written since the last call."""
+        """Forward the complete lines that the fold has written to its output file since the last call."""
         if not self.path.exists():
             return
         with open(self.path, "rb") as file:
@@ -238,7 +260,12 @@ def _is_noise(line: str) -> bool:
 
 
 def fold_environment(threads: int, gpus: Sequence[str] | None = None) -> dict[str, str]:
-    """Return the environment of a fold's process, with its number of threads and its visible GPUs (None: all)."""
+    """Return the environment variables for the process of a fold.
+
+    Args:
+        threads: number of CPU threads of the fold.
+        gpus: numbers of the GPUs that the process can use; None for all GPUs that this process can use.
+    """
     # The fold imports the same package as this process, even if it is not installed.
     home = str(Path(__file__).resolve().parents[2])
     environment = {name: value for name, value in os.environ.items() if name not in DISTRIBUTED_VARIABLES}

@@ -1,4 +1,4 @@
-"""Guard the training step against non-finite values, lack of memory, and bf16 gradients that are not repeatable."""
+"""Guard training against non-finite values, lack of memory, and bf16 gradients that differ between repetitions."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ REPEATS = 5  # how often `bf16_is_deterministic` computes the gradients
 
 
 class MicroBatchResult(NamedTuple):
-    """Hold the losses and cases of one micro-batch, or of a part of a micro-batch."""
+    """Hold the losses and cases of a micro-batch, or of a part of it if memory was too small for the whole."""
 
     losses: dict[str, Tensor]  # the loss and its terms, scalars
     cases: Tensor  # (b,) case indices
@@ -44,16 +44,17 @@ class MicroBatchResult(NamedTuple):
 
 
 class NonFiniteGuard:
-    """Detect non-finite losses and gradients, and undo the step that caused them; `training.on_nan` sets the reaction.
+    """Detect non-finite losses and gradients, decide how to react (`training.on_nan`), and undo the rejected step.
 
-    All processes of a fold check the same values (means over the processes), so that all make the same decision.
+    All processes of a fold check the same values, which are means over the processes. So all processes make the same
+    decision.
 
     Args:
         exp: the experiment; `training.on_nan`, `training.on_oom` and `training.clip_gradient` are read.
-        fabric: Fabric after `launch`.
-        distributed: the processes of the fold.
-        network: network without Fabric's wrapper; `rollback` restores its buffers.
-        case_id: function that returns the id of the case with an index.
+        fabric: Lightning Fabric, after its method `launch` was called.
+        distributed: object that exchanges values between the processes of the fold.
+        network: the network without Fabric's wrapper; `rollback` restores its buffers.
+        case_id: function that returns the id of a case from its index in the dataset.
     """
 
     def __init__(
@@ -74,13 +75,20 @@ class NonFiniteGuard:
         self._saved_buffers = [buffer.clone() for buffer in self._buffers]
 
     def snapshot(self) -> None:
-        """Copy the network's buffers (e.g. batch statistics), because a non-finite forward pass corrupts them."""
+        """Copy the network's buffers, e.g. batch statistics, so that `rollback` can restore them.
+
+        Call this before the forward pass, because a non-finite forward pass corrupts the buffers.
+        """
         self._unscaled = False
         if self._buffers:
             torch._foreach_copy_(self._saved_buffers, self._buffers)
 
     def clip_gradient(self, network: Any, optimizer: Any) -> Tensor:
-        """Clip the gradient to `training.clip_gradient`; return its norm before clipping, a scalar on the device."""
+        """Clip the norm of the gradient to `training.clip_gradient`, or leave the gradient unchanged if this is null.
+
+        Returns:
+            The norm before clipping, a scalar on the device.
+        """
         if self.max_norm is None:
             gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
             return get_total_norm(gradients)
@@ -89,7 +97,7 @@ class NonFiniteGuard:
         return norm
 
     def rollback(self, optimizer: Any) -> None:
-        """Undo a rejected step: clear the gradients, and restore the buffers and the scaler."""
+        """Undo a step that is rejected: clear the gradients, and restore the network's buffers and the loss scaler."""
         optimizer.zero_grad()
         if self._buffers:
             torch._foreach_copy_(self._buffers, self._saved_buffers)
@@ -99,16 +107,18 @@ class NonFiniteGuard:
     def check(
         self, micro_batches: Sequence[MicroBatchResult], norm: Tensor, where: str
     ) -> tuple[dict[str, float], str]:
-        """Check that the losses and the gradient of a step are finite, with one synchronisation with the device.
+        """Check that the losses and the gradient of a step are finite.
+
+        All values are read from the device at once, because each synchronisation takes time.
 
         Args:
             micro_batches: micro-batches of the step, in order.
-            norm: norm of the gradient.
+            norm: norm of the gradient, a scalar tensor.
             where: name of the step for the message, e.g. `at step 3 of fold 0`.
 
         Returns:
-            The sum of each loss over the micro-batches, and a message that names the problem and the cases; the message
-            is empty if all values are finite.
+            The sum of each loss over the micro-batches, and an empty text, if all values are finite. Otherwise an empty
+            dictionary, and a message that names the first bad value and the cases.
         """
         norm_index = len(micro_batches)
         scalars = {
@@ -132,11 +142,11 @@ class NonFiniteGuard:
 
         Args:
             problem: message from `check`.
-            skipped: number of skipped steps in this fold so far.
-            restored: number of restores in this fold so far.
+            skipped: number of steps that this fold has skipped so far.
+            restored: number of times that this fold has returned to an earlier checkpoint so far.
 
         Raises:
-            MaskfoldError: `training.on_nan` is `stop`, or its limit is reached.
+            MaskfoldError: `training.on_nan` is `stop`, or the maximum number of skipped steps or restores is reached.
         """
         hint = "Lower optimizer.args.lr, set training.precision=fp32, or check these cases"
         if isinstance(self.policy, SkipSteps):
@@ -157,11 +167,9 @@ class NonFiniteGuard:
         )
 
     def _scaler_overflowed(self) -> bool:
-        """Return whether the loss scaler caused a non-finite gradient.
+        """Return whether the loss scaler of fp16 may have caused a non-finite gradient.
 
-        If so, the scaler lowers its scale and skips the step.
-
-        If the scale is 1 or less, the scaler is not the cause.
+        This is possible only if its scale is above 1. The scaler itself then lowers the scale and skips the step.
         """
         return self.scaler is not None and self.scaler.is_enabled() and self.scaler.get_scale() > 1.0
 
@@ -178,12 +186,14 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 
 
 class OutOfMemoryGuard:
-    """Split micro-batches into parts if memory runs out; `training.on_oom` sets the reaction.
+    """Let training continue with smaller micro-batches after memory has run out, if `training.on_oom` is `halve`.
+
+    The gradients of the smaller micro-batches are accumulated, so that a step uses the same samples as before.
 
     Args:
         exp: the experiment; `training.on_oom`, `training.batch_size` and `training.accumulate` are read.
         device: the training device.
-        context: messages about memory go to its log.
+        context: context whose log receives messages about memory.
     """
 
     def __init__(self, exp: Experiment, device: torch.device, context: Context) -> None:
@@ -193,11 +203,11 @@ class OutOfMemoryGuard:
         self._logged_windows: int | None = None
 
     def micro_batch_size(self, halved: int) -> int:
-        """Return the number of samples in a micro-batch after it was halved `halved` times."""
+        """Return the number of samples in a micro-batch after its size was halved `halved` times, rounded up."""
         return -(-self.batch_size // 2**halved)
 
     def split(self, batch: dict[str, Any], halved: int) -> list[dict[str, Any]]:
-        """Split a batch into parts of `micro_batch_size(halved)` samples, in the same order."""
+        """Split a batch into parts of `micro_batch_size(halved)` samples; the order of the samples does not change."""
         size = self.micro_batch_size(halved)
         if size >= self.batch_size:
             return [batch]
@@ -205,10 +215,19 @@ class OutOfMemoryGuard:
         return [dict(zip(chunks, part, strict=True)) for part in zip(*chunks.values(), strict=True)]
 
     def run(self, work: Callable[[], T], halved: int, step: int) -> T | None:
-        """Return the result of `work`, or None if memory ran out and the caller must repeat `work` in smaller parts.
+        """Call a function that computes the gradient of a step.
+
+        Args:
+            work: the function.
+            halved: number of times that the size of micro-batches was halved so far.
+            step: number of the step, for the message.
+
+        Returns:
+            The result of `work`. None if memory ran out; the caller must then repeat the step with micro-batches of
+            half the size.
 
         Raises:
-            MaskfoldError: memory ran out, and `training.on_oom` is `stop` or the parts have only one sample.
+            MaskfoldError: memory ran out, and `training.on_oom` is `stop` or a micro-batch has only one sample.
         """
         try:
             return work()
@@ -235,7 +254,14 @@ class OutOfMemoryGuard:
         )
 
     def report(self, halved: int) -> dict[str, float]:
-        """Return the reduced sizes of micro-batches and window batches as metrics; log a new size of window batches."""
+        """Return the reduced sizes of micro-batches and of batches of windows as metrics; empty if none was reduced.
+
+        If the size of batches of windows, which prediction uses, has changed since the last call, write a line to the
+        log.
+
+        Args:
+            halved: number of times that the size of micro-batches was halved so far.
+        """
         metrics = {"memory/micro_batch": float(self.micro_batch_size(halved))} if halved else {}
         reduced_windows = reduced_batch_size(self.device)
         if reduced_windows is not None:
@@ -251,10 +277,10 @@ class OutOfMemoryGuard:
 
 @contextmanager
 def oom_as_error(doing: str) -> Iterator[None]:
-    """Convert an out-of-memory exception in the `with` block to an error that names the YAML keys to lower.
+    """Convert an out-of-memory exception in the `with` block to an error whose hint names the YAML keys to lower.
 
     Args:
-        doing: description of the work for the message, e.g. `training fold 0`.
+        doing: description of the work in the block for the message, e.g. `training fold 0`.
 
     Raises:
         MaskfoldError: memory ran out.
@@ -278,7 +304,7 @@ def oom_as_error(doing: str) -> Iterator[None]:
 
 
 def peak_gib(device: torch.device) -> float:
-    """Return the peak memory in GiB of a CUDA device, or else the peak resident memory of the process."""
+    """Return the peak memory in GiB: that of a CUDA device, or for other devices the process's resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     import resource
@@ -290,12 +316,15 @@ def peak_gib(device: torch.device) -> float:
 
 
 def bf16_is_deterministic(exp: Experiment, channels: int, cache: Path, context: Context = Context()) -> bool:
-    """Return whether bf16 gradients are repeatable: compute the gradients of one batch several times and compare them.
+    """Return whether a network has the same bf16 gradients on this CPU each time that they are computed.
+
+    The gradients of one random batch are computed several times and compared. The result is stored, so that other folds
+    and resumed folds need not compute it.
 
     Args:
         exp: the experiment; its model, memory format, patch and batch size are used.
         channels: number of channels of the network's input.
-        cache: folder in which the result is stored for other folds and resumed folds.
+        cache: folder in which the result is stored.
         context: context with the trusted packages.
 
     Returns:
@@ -345,7 +374,10 @@ def _gradients_repeat(exp: Experiment, channels: int, context: Context) -> bool:
 
 
 def _compute_gradients(network: nn.Module, image: Tensor) -> list[Tensor]:
-    """Return the gradients of a scalar that depends on all outputs, for all parameters that have a gradient."""
+    """Return the bf16 gradients of a network's parameters for a scalar that depends on all of its outputs.
+
+    Parameters without a gradient are left out.
+    """
     network.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
         outputs = network(image)

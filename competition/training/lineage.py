@@ -1,9 +1,11 @@
 """Record the lineage of a network: all cases on which the network was trained, directly or through other networks.
 
-A fold may train on images with pseudo-labels of other networks, and may start from weights of another network
-(`init_from`). The lineage of the fold includes the training cases of these networks, and the fold must not validate any
-of these cases. If no other network is involved, the lineage follows from `cases.csv` and `folds.csv`. Otherwise each
-member stores its whole lineage in `lineage.json`, which does not depend on the earlier runs.
+A fold may train on images with pseudo-labels that other networks predicted, and may start from the weights of another
+network (`init_from`). The lineage of the fold then includes the training cases of these other networks. The fold must
+not validate any case of its lineage, because its score would be too high.
+
+If no other network is involved, the lineage follows from `cases.csv` and `folds.csv`. Otherwise, the complete lineage
+is stored in `lineage.json` in the fold's folder, so that it stays known if the other runs are deleted.
 """
 
 from __future__ import annotations
@@ -40,11 +42,12 @@ class TrainingCases:
     Attributes:
         how: `BY_LABELS`, `BY_PSEUDO_LABELS` or `BY_EXTRA_CASES`.
         competition: name of the cases' competition.
-        root: the competition's folder at the time of the training.
+        root: the competition's data folder at the time of the training.
         cases: (id, group, SHA-256 of the image) of each case.
-        chain: descriptions of the networks through which the cases influenced this network, nearest first, e.g.
-            `started from name/hash/fold_0`.
-        weight: frequency with which a case was drawn, relative to a labelled case.
+        chain: the other networks through which these cases influenced this network, e.g. `started from
+            name/hash/fold_0`. The network that is closest to this one comes first. Empty if this network itself was
+            trained on the cases.
+        weight: how often a case was drawn, relative to a labelled case.
     """
 
     how: str
@@ -56,7 +59,15 @@ class TrainingCases:
 
     @classmethod
     def from_table(cls, how: str, run: Run, table: Any, weight: float = 1.0, comp: Any = None) -> TrainingCases:
-        """Return the ids, groups and image hashes in a case table as `TrainingCases`."""
+        """Return the cases in a case table as `TrainingCases`.
+
+        Args:
+            how: `BY_LABELS`, `BY_PSEUDO_LABELS` or `BY_EXTRA_CASES`.
+            run: the run that is trained on the cases.
+            table: the case table.
+            weight: how often a case is drawn, relative to a labelled case.
+            comp: the competition of the cases; None for the competition of the run.
+        """
         comp = comp or run.exp.competition
         hashes = table["image_hash"] if "image_hash" in table.columns else [""] * len(table)
         rows = tuple(
@@ -71,9 +82,10 @@ class Leak:
     """Describe a leak: cases on which a network was trained, although a fold validates them.
 
     Attributes:
-        member: the network.
-        source: training cases of the network that include the leaked cases.
-        cases: the cases in `source` that the fold validates, each with the reason as text.
+        member: name of the network, e.g. `hippocampus-unet3d/2cb50ff146c0/fold_0`.
+        source: those training cases of the network that include the leaked cases.
+        cases: (id, reason) of each case in `source` that the fold validates. The reason is a text for the message; it
+            is empty if the case itself is validated.
     """
 
     member: str
@@ -89,11 +101,16 @@ class Leak:
 
 @dataclass
 class HeldOutCases:
-    """Hold the ids, groups and image hashes of a fold's validation cases and of the cases held out for a final test.
+    """Hold the cases that must not be in the lineage of a fold: its validation cases, and those held out for a test.
 
     Args:
         run: the run.
-        fold: number of the fold; a fit on all cases (-1) has no held-out cases.
+        fold: number of the fold; -1, the training on all cases, has no such cases.
+
+    Attributes:
+        ids: ids of the cases.
+        units: groups of the cases; all cases of these groups are treated as held out.
+        hashes: SHA-256 of the images of the cases.
     """
 
     run: Run
@@ -110,7 +127,8 @@ class HeldOutCases:
         self.hashes = (
             set(cases.loc[cases["id"].isin(self.ids), "image_hash"]) if "image_hash" in cases.columns else set()
         )
-        # Groups that share an image form one split group, so all groups in a held-out split group are held out.
+        # If two groups of the case table contain the same image, they form one group in the table of folds. If such a
+        # group is held out, all its groups in the case table are held out.
         unit_of = dict(zip(folds["id"], folds["group"], strict=True))
         self.units |= {
             group for case, group in zip(cases["id"], cases["group"], strict=True) if unit_of.get(case) in self.units
@@ -118,7 +136,11 @@ class HeldOutCases:
         self.unit_of = unit_of
 
     def overlaps(self, source: TrainingCases) -> list[tuple[str, str]]:
-        """Return the training cases in `source` that the fold validates, each with the reason as text."""
+        """Return (id, reason) of each training case in `source` that is held out.
+
+        The reason is a text for the message. It is empty if the case itself is held out. Otherwise it states that the
+        image is the same as that of a held-out case, or that the case belongs to a held-out group.
+        """
         if not self.ids:
             return []
         same = same_competition(self.run.exp.competition, source.competition, source.root)
@@ -135,14 +157,17 @@ class HeldOutCases:
         return overlaps
 
     def _groups_of(self, ids: list[str]) -> dict[str, str]:
-        """Return the groups of cases of other runs according to this run's group rule."""
+        """Return the groups that cases of another run have according to this run's group rule, by id.
+
+        If the competition has no group rule, return an empty dictionary.
+        """
         from competition.data.splits import known_groups
 
         return known_groups(self.run.exp.competition, ids) if ids and self.run.exp.competition.group is not None else {}
 
 
 def member_name(run: Run, fold: int, seed: int) -> str:
-    """Return the name of a member: `hippocampus-unet3d/2cb50ff146c0/fold_0`."""
+    """Return the name of the network of one fold and seed, e.g. `hippocampus-unet3d/2cb50ff146c0/fold_0`."""
     return f"{run.full_name}/{run.member_folder(fold, seed).name}"
 
 
@@ -150,13 +175,17 @@ def training_cases(run: Run, fold: int, seed: int, context: Context = Context())
     """Return all cases on which the network of a fold and seed was trained.
 
     Args:
-        run: the member's run.
-        fold: the member's fold; -1 is the fit on all cases.
-        seed: index of the member's seed in the experiment's seeds.
+        run: the run of the network.
+        fold: number of the fold; -1 for the training on all cases.
+        seed: index of the seed in the experiment's list of seeds.
         context: context with the trusted packages.
 
+    Returns:
+        The training cases of this network, and of all networks that have influenced it.
+
     Raises:
-        MaskfoldError: the record is missing, damaged, or was changed after the member finished.
+        MaskfoldError: `lineage.json` is damaged or was changed after the fold finished, or it is missing although the
+            run uses additional data.
     """
     path, name = run.member_folder(fold, seed) / LINEAGE_FILE, member_name(run, fold, seed)
     if path.exists():
@@ -174,12 +203,12 @@ def training_cases(run: Run, fold: int, seed: int, context: Context = Context())
 
 
 def labelled_cases(run: Run, fold: int) -> TrainingCases:
-    """Return the labelled cases on which a fold trains."""
+    """Return the labelled cases of a run on which a fold trains."""
     return TrainingCases.from_table(BY_LABELS, run, run.cases[run.cases["id"].isin(run.training_ids(fold))])
 
 
 def initial_weights_cases(run: Run, fold: int, context: Context = Context()) -> list[TrainingCases]:
-    """Return the training cases of the weights that a fold starts from (`init_from`)."""
+    """Return the training cases of the network from whose weights a fold starts (`init_from`); empty without one."""
     if run.exp.initial_run is None:
         return []
     source_run = load_run(Path(run.exp.initial_run), context.trust)
@@ -187,33 +216,49 @@ def initial_weights_cases(run: Run, fold: int, context: Context = Context()) -> 
 
 
 def cases_via(how: str, run: Run, fold: int, seed: int, context: Context = Context()) -> list[TrainingCases]:
-    """Return the training cases of another run's network; prepend `how` and the network's name to each `chain`."""
+    """Return the training cases of one network, as part of the lineage of a second network that it has influenced.
+
+    Args:
+        how: how the first network has influenced the second, e.g. `started from`. This text and the name of the first
+            network become the first entry of each `chain`.
+        run: the run of the first network.
+        fold: number of the fold of the first network; -1 for the training on all cases.
+        seed: index of the seed of the first network.
+        context: context with the trusted packages.
+    """
     step = f"{how} {member_name(run, fold, seed)}"
     return [replace(source, chain=(step, *source.chain)) for source in training_cases(run, fold, seed, context)]
 
 
 def find_leaks(member: str, sources: Iterable[TrainingCases], protected: HeldOutCases) -> list[Leak]:
-    """Return a `Leak` for each entry of `sources` whose training cases include held-out cases (`protected`)."""
+    """Return a `Leak` for each entry of a network's lineage that includes held-out cases.
+
+    Args:
+        member: name of the network.
+        sources: lineage of the network.
+        protected: the held-out cases of a fold.
+    """
     return [Leak(member, source, cases) for source in sources if (cases := protected.overlaps(source))]
 
 
 def format_leaks(all_leaks: Sequence[Leak]) -> str:
-    """Return one line for each leak, with its chain of networks."""
+    """Return the leaks as text for an error message: one line for each of the first `MAX_SHOWN` leaks."""
     lines = [f"\n  {leak}" for leak in all_leaks[:MAX_SHOWN]]
     more = f"\n  … and {len(all_leaks) - MAX_SHOWN} more" if len(all_leaks) > MAX_SHOWN else ""
     return "".join(lines) + more
 
 
 def check_initial_weights(source: Path, job: FoldJob, run: Run) -> Path:
-    """Check the run `source` from which this fold starts, and return the weight file to start from.
+    """Check the run from whose weights a fold starts, and return the weight file to start from.
 
     Args:
-        source: another run's folder.
+        source: folder of the other run, whose weights are used.
         job: the fold.
         run: the run of the fold.
 
     Returns:
-        The path of the weights of the same fold (for a fit on all cases, of the source's fit on all cases).
+        The weight file of the same fold in the other run. For the training on all cases (fold -1), it is that of the
+        other run's training on all cases.
 
     Raises:
         MaskfoldError: the weights do not exist, were changed after the source's fold finished, or were trained on a
@@ -232,7 +277,8 @@ def check_initial_weights(source: Path, job: FoldJob, run: Run) -> Path:
         raise MaskfoldError(
             f"init_from: {weights} does not exist.", "Finish that run's fold first, or name another run."
         )
-    # The cases below are those of the weights with which the fold finished.
+    # The lineage that is checked below is that of the weights with which the other fold finished. So check first that
+    # the file still contains these weights.
     result = source_run.result(job.fold, 0)
     expected = None if result is None else result.digests.get(PLAIN_WEIGHTS)
     if expected is not None and sha256_of_file(weights) != expected:
@@ -250,7 +296,13 @@ def check_initial_weights(source: Path, job: FoldJob, run: Run) -> Path:
 
 
 def write_lineage(folder: Path, sources: Sequence[TrainingCases], summary: dict[str, Any]) -> None:
-    """Write a member's `lineage.json`: a summary of its additional data, and all its training cases."""
+    """Write the `lineage.json` of a fold: a summary of its additional training data, and all its training cases.
+
+    Args:
+        folder: the fold's folder.
+        sources: the lineage.
+        summary: the summary, as plain data for JSON.
+    """
     write_json(
         folder / LINEAGE_FILE,
         {
@@ -271,7 +323,7 @@ def write_lineage(folder: Path, sources: Sequence[TrainingCases], summary: dict[
 
 
 def read_lineage_summary(folder: Path) -> dict[str, Any] | None:
-    """Return the summary in a member's `lineage.json`; None if the file does not exist."""
+    """Return the summary in the `lineage.json` of a fold's folder; None if the file does not exist."""
     path = folder / LINEAGE_FILE
     if not path.exists():
         return None
@@ -306,7 +358,13 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def checkpoint_origin(folder: Path, fold: int, seed: int) -> dict[str, Any]:
-    """Return the identity of a checkpoint in a fold's folder: the name of the run's folder, the fold and the seed."""
+    """Return data that identify the training to which a checkpoint belongs: names of run, fold and seed.
+
+    Args:
+        folder: the fold's folder, in the run's folder.
+        fold: number of the fold.
+        seed: the seed.
+    """
     return {"run": folder.parent.name, "fold": fold, "seed": seed}
 
 
@@ -316,8 +374,9 @@ def check_origin(found: Any, expected: dict[str, Any], path: Path) -> None:
     A checkpoint of another fold must not be used, because its network was trained on cases that this fold validates.
 
     Args:
-        found: `checkpoint_origin` in the checkpoint; None if the checkpoint's version did not record an origin.
-        expected: `checkpoint_origin` of the fold.
+        found: the result of `checkpoint_origin` that the checkpoint contains; None if an older version, which did not
+            record it, wrote the checkpoint.
+        expected: the result of `checkpoint_origin` for this fold.
         path: path of the checkpoint.
 
     Raises:

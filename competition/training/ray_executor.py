@@ -30,7 +30,9 @@ from competition.training.fold_process import (
 # Maximum number of restarts of a fold after its worker or machine was lost; each restart resumes from the checkpoint.
 MAX_RETRIES = 10
 POLL_SECONDS = 0.2  # seconds between two checks
-LOCK_PATIENCE = 150.0  # seconds; a file server keeps a dead machine's locks for 90 s, and may show a new file 60 s late
+# Seconds to wait for a lock or a file: a file server keeps the locks of a dead machine for 90 s, and may show a new
+# file 60 s late.
+LOCK_PATIENCE = 150.0
 SHARED_FOLDER_HINT = (
     "Mount one folder at the same path on every machine of the cluster and run the command in it; see docs/cluster.md."
 )
@@ -38,13 +40,14 @@ SHARED_FOLDER_HINT = (
 
 @EXECUTORS.register("ray")
 class RayExecutor:
-    """Run one Ray task per fold, `run.parallel_folds` tasks at once, on any machine with free resources.
+    """Run each fold as a Ray task, on any machine of the cluster with free resources.
 
-    If there is no cluster, Ray starts a cluster on this machine, which ends with this process.
+    At most `run.parallel_folds` tasks run at the same time. If there is no cluster, Ray starts one on this machine,
+    which ends with this process.
 
     Args:
-        run: the experiment's `run:` section.
-        command: see `start_fold`.
+        run: the section `run` of the experiment.
+        command: command line of a fold's process, see `start_fold`.
     """
 
     def __init__(self, run: HardwareConfig, command: Sequence[str] | None = None) -> None:
@@ -86,7 +89,13 @@ class RayExecutor:
 
 @dataclass(frozen=True)
 class FoldResources:
-    """Hold the resources that a fold requests from the cluster."""
+    """Hold the resources that a fold requests from the cluster.
+
+    Attributes:
+        cpus: number of CPU cores.
+        gpus: number of GPUs; may be a fraction.
+        threads: number of CPU threads that the fold uses.
+    """
 
     cpus: int
     gpus: float
@@ -94,21 +103,21 @@ class FoldResources:
 
     @classmethod
     def from_settings(cls, run: HardwareConfig, machines: Sequence[Mapping[str, float]]) -> FoldResources:
-        """Return a fold's CPUs, GPUs and threads: the values in `run:`, or defaults for these machines.
+        """Return the resources of a fold: the values in the section `run`, or defaults that suit the machines.
 
         Args:
-            run: the `run:` section.
-            machines: number of `CPU` and `GPU` of each machine; a machine without CPUs gets no folds.
+            run: the section `run` of the experiment.
+            machines: for each machine, its numbers of `CPU` and `GPU`. Machines without CPUs get no folds.
 
         Raises:
-            MaskfoldError: no machine has the resources.
+            MaskfoldError: no machine has these resources.
         """
         gpus = run.gpus
         if gpus is None:
             gpus = run.devices if run.accelerator in ("auto", "cuda") and any(m.get("GPU", 0) for m in machines) else 0
         suitable = [machine for machine in machines if machine.get("CPU", 0) and machine.get("GPU", 0) >= gpus]
         cores = [int(machine["CPU"]) for machine in suitable]
-        # At most the resources of the smallest machine, so that any machine can take over a fold of a lost machine.
+        # Request at most the cores of the smallest machine, so that each machine can continue a fold of a lost machine.
         share = max(run.devices, min(min(cores, default=1), sum(cores) // run.parallel_folds))
         cpus = run.cpus or run.threads or share
         if max(cores, default=0) < cpus:
@@ -121,7 +130,10 @@ class FoldResources:
 
 
 def connect_ray() -> Any:
-    """Connect Ray to `RAY_ADDRESS`, else to a cluster of `ray start` on this machine, else to a new local cluster.
+    """Connect to a Ray cluster, and return the module `ray`.
+
+    The cluster is the one that the environment variable `RAY_ADDRESS` names. Without it, it is a cluster that `ray
+    start` has started on this machine. If there is none, a new cluster is started on this machine.
 
     Raises:
         MaskfoldError: Ray is not installed, or the cluster does not answer.
@@ -153,19 +165,19 @@ def connect_ray() -> Any:
 def run_fold_task(
     job_json: str, working_folder: str, command: Sequence[str] | None, without_gpu: bool, version: str
 ) -> MaskfoldError | KeyboardInterrupt | None:
-    """Run the process of a fold on this machine; start it, or resume it from its last checkpoint.
+    """Train a fold in a process on this machine; resume it if it has a checkpoint.
 
-    This function is the Ray task.
+    This function is the Ray task. It runs on a machine of the cluster; the driver is the process of the user's command.
 
     Args:
-        job_json: the job as JSON.
-        working_folder: the driver's working folder; the paths of the data are relative to it.
-        command: see `start_fold`.
-        without_gpu: whether to hide this machine's GPUs.
-        version: the driver's version of Maskfold.
+        job_json: the job as JSON, see `FoldJob.to_json`.
+        working_folder: working folder of the driver. Paths of data in the YAML may be relative to it.
+        command: command line of the fold's process, see `start_fold`.
+        without_gpu: whether to hide the GPUs of this machine from the fold.
+        version: version of Maskfold in the driver.
 
     Returns:
-        The error for the driver to raise; None if the fold is finished.
+        An error, which the driver raises; None if the fold is finished.
     """
     job, host = FoldJob.from_json(job_json), socket.gethostname()
     if version != competition.__version__:
@@ -194,7 +206,7 @@ def run_fold_task(
 
 
 def _task_error(ray: Any, reference: Any, job: FoldJob) -> MaskfoldError | KeyboardInterrupt | None:
-    """Return the error of a task; None if its fold is finished and its result is visible on this machine."""
+    """Return the error of a task that has ended; None if its fold is finished and this machine can see its result."""
     try:
         task_error: MaskfoldError | KeyboardInterrupt | None = ray.get(reference)
     except ray.exceptions.RayError as error:
@@ -212,7 +224,7 @@ def _task_error(ray: Any, reference: Any, job: FoldJob) -> MaskfoldError | Keybo
 
 
 def _cancel(ray: Any, running: Mapping[Any, tuple[FoldJob, LogTail]]) -> None:
-    """Stop all folds; each writes a checkpoint."""
+    """Stop all running tasks, and wait until each fold has written a checkpoint and released its lock."""
     for reference in running:
         ray.cancel(reference)
     if running:
@@ -223,7 +235,7 @@ def _cancel(ray: Any, running: Mapping[Any, tuple[FoldJob, LogTail]]) -> None:
 
 
 def _wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Wait until a condition is true, at most `seconds`; return whether it is true."""
+    """Wait until a condition is true, for at most `seconds`; return whether it has become true."""
     deadline = time.monotonic() + seconds
     while not (fulfilled := condition()) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)

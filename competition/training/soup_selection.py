@@ -1,7 +1,8 @@
-"""Predict the cases of a fold with its soup (averaged checkpoints), and select the soups or the plain weights of a run.
+"""Predict with averaged checkpoints (soups), and select for a run whether its folds predict with them.
 
-The selection compares out-of-fold scores. For the reported nested score, the selection for each fold uses only the
-other folds.
+Each fold has plain weights, and a soup: the average of its best checkpoints. Both predict the validation cases, and the
+run uses the weights with the better out-of-fold scores. For the reported nested score, the weights of each fold are
+selected on the scores of the other folds only.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from competition.training.trainer import Trainer
 
-MAX_BATCHES = 100  # number of batches for estimating the batch statistics; fewer if an epoch is shorter
+MAX_BATCHES = 100  # maximum number of batches for estimating the statistics of batch normalisation; at most one epoch
 SOUP_PREFIX = FoldResult.prefix_of(SOUP_WEIGHTS)
 
 
@@ -38,23 +39,27 @@ SOUP_PREFIX = FoldResult.prefix_of(SOUP_WEIGHTS)
 def predict_with_soup(
     job: FoldJob, run: Run, trainer: Trainer, score: float | None, dice: dict[str, float | None]
 ) -> dict[str, Any] | None:
-    """Average a fold's checkpoints into a soup, and write the soup's weights and out-of-fold predictions to disk.
+    """Average the best checkpoints of a fold (the soup), and write the weights and out-of-fold predictions to disk.
 
-    Each half of the validation cases is predicted with the checkpoints that the other half selected, so no case is
-    predicted by checkpoints that it helped to select. The written weights are the average of the checkpoints that all
-    cases selected.
+    The written weights are the average of the checkpoints that are best on all validation cases. The written
+    predictions come from other averages, so that no case is predicted by checkpoints that it helped to select: each
+    half of the validation cases is predicted with the average of the checkpoints that are best on the other half.
 
     Args:
         job: the fold.
         run: the run of the fold.
         trainer: trainer of the fold, after the end of training.
         score: score of the plain weights.
-        dice: Dice of the plain weights, per class.
+        dice: Dice of the plain weights, by class.
 
     Returns:
-        Entries for `result.json`: `epochs` (of the written weights), `score` and `dice` (each half scored with the
-            other half's checkpoints), `plain` (score of the plain weights), and `flattered` (score of the written
-            weights on the cases that selected them). None without `training.soup`.
+        The entry `soup` of `result.json`; None if `training.soup` is off. Its keys are:
+
+        - `epochs`: epochs of the checkpoints in the written weights.
+        - `score`, `dice`: score and Dice by class of the written predictions.
+        - `plain`: score and Dice of the plain weights.
+        - `flattered`: score of the written weights on the validation cases. It is too optimistic, because the same
+          cases have selected the checkpoints.
     """
     from competition.training.averaging import ALL_CASES, HALVES
 
@@ -92,7 +97,10 @@ def predict_with_soup(
 
 
 def _write_soup(path: Path, trainer: Trainer) -> None:
-    """Write the average of the checkpoints that score best on all validation cases, and load it into the network."""
+    """Write the average of the checkpoints that are best on all validation cases, and load it into the network.
+
+    If the file exists, it is only loaded.
+    """
     from competition.runs.checkpoint import load_weights, save_weights
     from competition.training.averaging import ALL_CASES
 
@@ -106,7 +114,7 @@ def _write_soup(path: Path, trainer: Trainer) -> None:
 
 
 def _in_case_order(tables: list[pd.DataFrame], ids: pd.Series[str]) -> pd.DataFrame:
-    """Return the score rows of both halves in the order of the cases."""
+    """Join the tables of scores of both halves, and sort the rows in the order of the case ids `ids`."""
     import pandas as pd
 
     position = {case: number for number, case in enumerate(ids)}
@@ -115,17 +123,17 @@ def _in_case_order(tables: list[pd.DataFrame], ids: pd.Series[str]) -> pd.DataFr
 
 
 def update_bn_statistics(network: nn.Module, trainer: Trainer) -> bool:
-    """Re-estimate a network's batch statistics from the next training batches.
+    """Estimate the statistics of batch normalisation in a network again, from training batches.
 
-    `torch.optim.swa_utils.update_bn` averages over the batches in training mode, so dropout is active. Batches and
-    dropout are seeded, so the same weights get the same statistics in every process.
+    `torch.optim.swa_utils.update_bn` averages the statistics over batches in training mode, so dropout is active.
+    Batches and dropout are seeded. So the same weights get the same statistics in every process.
 
     Args:
-        network: network with the averaged weights, on the training device; afterwards it is in evaluation mode.
+        network: network with averaged weights, on the training device; afterwards it is in evaluation mode.
         trainer: trainer of the fold, after the end of training.
 
     Returns:
-        False if the network has no batch statistics, so that nothing was changed.
+        Whether the network has such statistics; if not, its weights and buffers were not changed.
     """
     import torch
     from torch import nn
@@ -145,7 +153,7 @@ def update_bn_statistics(network: nn.Module, trainer: Trainer) -> bool:
 
 
 def _training_images(trainer: Trainer) -> Iterator[Tensor]:
-    """Yield batches of augmented training images (B, C, *patch) on the device."""
+    """Yield batches of augmented training images, (B, C, *patch) float32 on the training device."""
     count = min(MAX_BATCHES, trainer.steps_per_epoch * trainer.exp.training.accumulate)
     for batch in itertools.islice(trainer.train_loader(), count):
         if trainer.evaluator is not None:
@@ -160,13 +168,16 @@ def _training_images(trainer: Trainer) -> Iterator[Tensor]:
 
 
 def fold_scores(run: Run, fold: int, members: list[FoldResult], weights: str | None = None) -> pd.DataFrame:
-    """Return the scores of one fold's cases; with several members (seeds), score their mean probabilities.
+    """Return the scores of the validation cases of one fold; with several seeds, those of their mean probabilities.
 
     Args:
         run: the run.
-        fold: the fold.
-        members: finished members of the run.
-        weights: `PLAIN_WEIGHTS` or `SOUP_WEIGHTS`; None: the selected weights.
+        fold: number of the fold.
+        members: results of the finished seeds of the fold.
+        weights: the weights that predict: `PLAIN_WEIGHTS` or `SOUP_WEIGHTS`. None for those that the results select.
+
+    Returns:
+        Table with one row per case and class.
     """
     folders = [run.member_folder(fold, member.seed) for member in members]
     if len(folders) == 1:
@@ -186,19 +197,23 @@ def fold_scores(run: Run, fold: int, members: list[FoldResult], weights: str | N
 
 
 def select_soup(run: Run) -> dict[str, Any] | None:
-    """Select the soups or the plain weights for a run's finished folds; write the selection into each `result.json`.
+    """Select the soups or the plain weights for prediction, for all finished folds and seeds of a run.
 
-    The selection is the same for all folds and seeds, and may change when folds are added. Code that reads predictions,
-    scores or weights of a member uses the selection in its `result.json`.
+    The selection is written into each `result.json`, where all code that reads predictions, scores or weights finds it.
+    It is the same for all folds and seeds. It may change when more folds are finished.
 
     Args:
         run: a run with at least one finished fold.
 
     Returns:
-        The entries of `compare_soup`, and: `k`; `fewest` (smallest number of checkpoints in a member's soup, because a
-            time budget may end before k are validated); `flattered` (optimistic score on the cases that selected the
-            weights, mean over members); `members` (mean over members of the cross-fitted score). None if there is no
-            soup.
+        None if no fold has a soup. Otherwise the result of `compare_soup` with further keys:
+
+        - `k`: value of `training.soup`, the number of checkpoints in a soup.
+        - `fewest`: smallest number of checkpoints in any soup. It is below `k` if a time budget ended before `k` epochs
+          were validated.
+        - `members`: score of the soup of one fold and seed on cases that did not select its checkpoints, averaged over
+          folds and seeds.
+        - `flattered`: the same for cases that did select its checkpoints, which is too optimistic.
     """
     import pandas as pd
 
@@ -235,24 +250,32 @@ def compare_soup(
     seed: int,
     groups: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Compare the scores of soup and plain weights, select one of the two, and estimate the selection's score.
+    """Compare the scores of soups and plain weights, select one of the two, and estimate the score of this procedure.
 
-    The soup is selected if the 95 % interval of its paired gain over the plain weights lies above 0. For the nested
-    score, the weights of each part are selected on the cases of all other parts.
+    The soups are selected if the 95 % interval of their paired gain over the plain weights lies above 0.
+
+    The score of the selected weights is slightly too optimistic, because the same cases have made the selection. The
+    nested score corrects this: the cases are divided into parts, and the weights for each part are selected on the
+    cases of all other parts.
 
     Args:
-        plain: score rows of the plain weights.
-        soup: score rows of the same cases; no case was predicted by checkpoints that it helped to select.
+        plain: scores of the plain weights, one row per case and class.
+        soup: scores of the soups for the same cases. No case may be predicted by checkpoints that it helped to select.
         metric: metric of the competition.
-        part_of: part of each case, which is its fold, or its half if there is only one fold.
+        part_of: number of the part of each case, by id: its fold, or its half if there is only one fold.
         seed: seed of the bootstrap.
-        groups: the group of each case, for the interval.
+        groups: group of each case by id, over which the intervals are computed; None for intervals over cases.
 
     Returns:
-        `plain` and `soup` (the scores), each with its 95 % interval (`plain_low`, `plain_high` and so on); `gain`,
-        `low` and `high` (the paired gain and its interval); `nested` (the nested score); `chosen` (the parts for which
-        the nested score uses the soup); `parts` (number of parts); `kept` (whether the soup is selected on all cases
-        together).
+        A dictionary:
+
+        - `plain`, `plain_low`, `plain_high`: score of the plain weights, with its 95 % interval.
+        - `soup`, `soup_low`, `soup_high`: score of the soups, with its 95 % interval.
+        - `gain`, `low`, `high`: paired gain of the soups over the plain weights, with its 95 % interval.
+        - `nested`: the nested score.
+        - `chosen`: the parts for which the nested score uses the soups.
+        - `parts`: number of parts.
+        - `kept`: whether the soups are selected, according to all cases.
     """
     import pandas as pd
 
@@ -289,7 +312,14 @@ def compare_soup(
 def score_interval(
     scores: pd.DataFrame, metric: MetricConfig, seed: int, groups: Mapping[str, str] | None
 ) -> tuple[float | None, float | None]:
-    """Return the 95 % interval of a score over cases; (None, None) for fewer than two scored cases."""
+    """Return the 95 % bootstrap interval of a score; (None, None) if fewer than two rows have a score.
+
+    Args:
+        scores: table with one row per case and class.
+        metric: metric of the competition.
+        seed: seed of the bootstrap.
+        groups: group of each case by id, over which the interval is computed; None for an interval over cases.
+    """
     if scores["score"].notna().sum() < 2:
         return None, None
     low, high = bootstrap_interval(scores, metric, seed=seed, groups=groups)
@@ -304,7 +334,7 @@ def _soup_is_better(
 
 
 def _write_selection(run: Run, result: FoldResult, soup_is_better: bool) -> None:
-    """Write the selected weights and their scores into a member's `result.json`."""
+    """Write the selected weights and their scores into the `result.json` of one fold and seed, if they have changed."""
     assert result.soup is not None
     scores = result.soup if soup_is_better else result.soup["plain"]
     weights = SOUP_WEIGHTS if soup_is_better else PLAIN_WEIGHTS
@@ -314,7 +344,11 @@ def _write_selection(run: Run, result: FoldResult, soup_is_better: bool) -> None
 
 
 def format_soup(soup: Mapping[str, Any] | None) -> list[str]:
-    """Return the lines of a report on the soup; an empty list without a soup."""
+    """Return lines for the user that compare soups and plain weights.
+
+    Args:
+        soup: a result of `select_soup`; None gives no lines.
+    """
     if soup is None:
         return []
     plain, averaged, nested, members, flattered = (

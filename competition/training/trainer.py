@@ -1,7 +1,8 @@
 """Run the training loop of one fold.
 
-Every random choice derives from a counter (`competition.seeding`), so a checkpoint needs no state of random generators:
-a run that is killed and resumed from its last checkpoint ends with the same weights as an uninterrupted run.
+A run that is killed and resumed from its last checkpoint ends with the same weights as an uninterrupted run. For this
+purpose, every random choice is computed from the seed and a counter, such as the number of the step (see
+`competition.seeding`). So a checkpoint need not contain the state of random generators.
 """
 
 from __future__ import annotations
@@ -45,21 +46,23 @@ from competition.training.timing.trial import ReplayableBatches, time_steps, und
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-FINISH_SECONDS = 2.0  # time for pictures and files after the final prediction
-CASE_PATIENCE, CASE_SHARE = 4.0, 0.02  # seconds, or share of the budget, that timing a case again may take
+FINISH_SECONDS = 2.0  # estimated time for pictures and files after the final prediction
+# A validation case is timed a second time if the first time took less than these seconds, or less than this share of
+# the time budget.
+CASE_PATIENCE, CASE_SHARE = 4.0, 0.02
 PACE_STEP = 3  # without a time budget, a process logs its pace after this many steps
 
 
 @dataclass
 class TrainerState:
-    """Hold the counters of a fold's training; the checkpoint stores them as plain numbers under the same names."""
+    """Hold the counters of a fold's training; the checkpoint stores them under the same names."""
 
     step: int = 0  # finished optimiser steps
     seconds: float = 0.0  # seconds since the fold started, including earlier processes
-    epoch_seconds: float = 0.0  # of the current epoch
+    epoch_seconds: float = 0.0  # seconds of the current epoch so far
     sums: dict[str, float] = field(default_factory=dict)  # loss and its terms, summed over the current epoch
-    best: float = -math.inf  # best validation score; before the first one -inf, or inf if lower is better
-    stale: int = 0  # validations since the best validation
+    best: float = -math.inf  # best validation score so far; before the first validation -inf, or inf if lower is better
+    stale: int = 0  # number of validations since the one with the best score
     stopped: str = ""  # reason why training ended
     ended: int = 0  # number of steps at the end of the last epoch that was validated and logged
     skipped: int = 0  # steps that were skipped because of non-finite values, see `NonFiniteGuard`
@@ -69,7 +72,10 @@ class TrainerState:
 
     @classmethod
     def from_checkpoint(cls, values: dict[str, Any]) -> TrainerState:
-        """Return the counters of a checkpoint; counters that are missing in an older checkpoint have their default."""
+        """Return the counters that a checkpoint contains.
+
+        A checkpoint of an older version may lack counters; they get their defaults.
+        """
         return cls(**{"ended": values["step"], **values})
 
     def add_losses(self, losses: dict[str, float]) -> None:
@@ -78,16 +84,21 @@ class TrainerState:
             self.sums[name] = self.sums.get(name, 0.0) + loss
 
     def skip_step(self) -> None:
-        """Count a skipped step; its samples and its position in the schedule count as used."""
+        """Count a step that is skipped; training continues with the samples and learning rate of the next step."""
         self.step, self.skipped, self.lost = self.step + 1, self.skipped + 1, self.lost + 1
 
     def metrics(self) -> dict[str, float]:
-        """Return the counts of skipped and restored steps that are not 0."""
+        """Return the numbers of skipped steps and of restored checkpoints as metrics, leaving out those that are 0."""
         counts = {"train/skipped": float(self.skipped), "train/restored": float(self.restored)}
         return {name: count for name, count in counts.items() if count}
 
     def early_stop_reason(self, stopping: EarlyStoppingConfig, dice: list[float]) -> str:
-        """Return the reason to stop after a validation with this Dice per class; an empty text if there is none."""
+        """Return the reason to stop the training after a validation; an empty text if there is none.
+
+        Args:
+            stopping: section `early_stopping` of the experiment.
+            dice: mean Dice of each class in this validation.
+        """
         reason = ""
         if stopping.patience is not None and self.stale >= stopping.patience:
             reason = f"no better score in {self.stale} validations"
@@ -98,7 +109,7 @@ class TrainerState:
 
 
 def format_epoch(epoch: int, step: int, metrics: dict[str, float]) -> str:
-    """Return the log line of an epoch."""
+    """Return the line about an epoch for the log: step, loss, learning rate, scores if validated, and duration."""
     parts = [
         f"epoch {epoch}",
         f"step {step}",
@@ -115,21 +126,22 @@ class Trainer:
     """Train the network of one fold; `competition.training.fold` creates the trainer and calls `train`.
 
     Attributes:
-        fabric: Fabric after `launch`.
+        fabric: Lightning Fabric, after its method `launch` was called.
         exp: the experiment.
         folder: the fold's folder.
-        fold: the fold; -1 is a fit on all cases.
+        fold: number of the fold; -1 for the training on all cases.
         seed: the seed of every random choice.
         model: the network; `__post_init__` wraps it with Fabric.
-        dataset: patches of the training cases.
-        evaluator: object that scores the validation cases; None for a fit on all cases.
-        augment: function that augments images and masks on the device.
-        start_time: `time.monotonic()` at the start of the process.
-        stop_reason: function that returns the reason to stop now, or an empty string.
+        dataset: dataset that returns patches of the training cases.
+        evaluator: object that scores the validation cases; None for the training on all cases.
+        augment: function that augments batches of images and masks on the device, given one seed per sample; None if
+            all augmentation is done when a patch is loaded.
+        start_time: value of `time.monotonic()` at the start of the process.
+        stop_reason: function that returns the reason to stop, or an empty text if there is none.
         context: context with the trusted packages and the log.
-        compiled: `model` compiled by torch, for the training steps; None: the training steps use `model` itself.
-        final_share: total size of the cases that the fold predicts at its end, divided by the total size of its
-            validation cases.
+        compiled: the network compiled by torch, for the training steps; None if the network is not compiled.
+        final_share: total size of the cases that the fold predicts after its training, divided by the total size of its
+            validation cases. It is above 1 if there is a test share.
     """
 
     fabric: Fabric
@@ -195,7 +207,12 @@ class Trainer:
                 self.save_checkpoint(good=True)
 
     def train(self) -> None:
-        """Take optimiser steps until the step budget is used up, or early stopping or a stop signal ends training."""
+        """Take optimiser steps until the last planned step or early stopping.
+
+        Raises:
+            KeyboardInterrupt: a stop signal arrived, and a checkpoint was written.
+            MaskfoldError: training fails, e.g. because of non-finite values or a lack of memory.
+        """
         batches: Iterator[Any] = iter(self.train_loader())
         first_step = self.state.step
         if not self.state.stopped and not self.budget.is_done(first_step):
@@ -219,10 +236,12 @@ class Trainer:
         self.distributed.close()
 
     def _measure_pace(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """Time a few trial steps and a validation case, undo the steps, and estimate the number of training steps.
+        """Measure the time of trial steps and of a validation case, and estimate the number of training steps from it.
+
+        The trial steps are undone afterwards.
 
         Returns:
-            All batches, starting with the first.
+            An iterator over all batches; it starts with the batches that the trial steps have used.
         """
         assert self.budget.seconds is not None
         replayable = ReplayableBatches(batches)
@@ -256,7 +275,12 @@ class Trainer:
         self.budget.start(state.step, self.elapsed_seconds(), self.reserved_seconds(), self._epoch_finished())
 
     def training_step(self, batches: Iterator[Any]) -> bool:
-        """Take one optimiser step; return True if the same step must be taken again."""
+        """Take one optimiser step.
+
+        Returns:
+            True if no step was taken, so that the caller must call this method again with a new `train_loader`. This
+            happens if memory runs out, or if an earlier checkpoint is restored after non-finite values.
+        """
         state = self.state
         outcome = self._compute_step(batches)
         if outcome is None:  # out of memory: take the step again in smaller micro-batches
@@ -273,8 +297,8 @@ class Trainer:
         """Compute the clipped gradient of one step.
 
         Returns:
-            The losses and the problem, as from `NonFiniteGuard.check`; None if memory ran out, so that the step must be
-            repeated with smaller micro-batches.
+            The losses, and a message if a value is not finite, as from `NonFiniteGuard.check`. None if memory ran out;
+            the step must then be repeated, and will use smaller micro-batches.
         """
         state = self.state
         self._seed_dropout()
@@ -302,13 +326,16 @@ class Trainer:
             self.ema.update(self.unwrapped_model)
 
     def _seed_dropout(self) -> None:
-        """Seed torch for this step of this process, so that a resumed process draws the same dropout."""
+        """Seed torch's random generator for this step, so that a resumed process draws the same dropout.
+
+        Each process of the fold gets another seed.
+        """
         epoch, position = divmod(self.state.step, self.steps_per_epoch)
         sample = position * self.distributed.world_size + self.distributed.rank
         torch.manual_seed(child_seed(self.seed, self.fold, epoch, sample, "torch"))
 
     def _set_learning_rate(self) -> None:
-        """Set the learning rate of this step: the schedule's value, halved for each restore after a non-finite step."""
+        """Set the learning rate of this step: the schedule's value, halved for each restored checkpoint."""
         fraction_done = self.budget.fraction_done(self.state.step)
         multiplier = self.schedule.multiplier(fraction_done) * 0.5**self.state.restored
         for group, base_lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
@@ -322,7 +349,10 @@ class Trainer:
         find_encoder(self.unwrapped_model, "training.freeze_encoder").requires_grad_(not frozen)
 
     def _backward(self, batches: Iterator[Any]) -> list[MicroBatchResult]:
-        """Accumulate the gradient of one step over its micro-batches, which are smaller if memory has run out."""
+        """Accumulate the gradient of one step over its micro-batches, and return the losses of each micro-batch.
+
+        If memory has run out before, each micro-batch is split into smaller parts.
+        """
         cfg, results = self.exp.training, []
         for micro_step in range(cfg.accumulate):
             parts = self.oom_guard.split(next(batches), self.state.halved)
@@ -341,7 +371,19 @@ class Trainer:
         return results
 
     def _handle_non_finite(self, problem: str) -> bool:
-        """Skip the step, or restore the last good checkpoint and halve the learning rate; return True for a restore."""
+        """React to non-finite values as `training.on_nan` says.
+
+        Either the step is skipped, or the last checkpoint with finite weights is restored and the learning rate halved.
+
+        Args:
+            problem: message from `NonFiniteGuard.check`.
+
+        Returns:
+            Whether a checkpoint was restored.
+
+        Raises:
+            MaskfoldError: `training.on_nan` is `stop`, or the maximum number of skipped steps or restores is reached.
+        """
         decision = self.nan_guard.decide(problem, self.state.skipped, self.state.restored)
         self.nan_guard.rollback(self.optimizer)
         if decision == "skip":
@@ -362,7 +404,16 @@ class Trainer:
         return True
 
     def _after_step(self, step_start: float) -> None:
-        """Handle time budget, end of an epoch, checkpoints and stop signals after a step, in the main process."""
+        """Do the work after a step: update the time budget, end the epoch, write a checkpoint, or stop.
+
+        Only the main process calls this method.
+
+        Args:
+            step_start: value of `time.monotonic()` at the start of the step.
+
+        Raises:
+            KeyboardInterrupt: there is a reason to stop; a checkpoint was written.
+        """
         self.budget.update_from_clock(self.state.step, self.elapsed_seconds(), self.reserved_seconds)
         self.state.epoch_seconds += time.monotonic() - step_start
         if self._epoch_finished():
@@ -382,12 +433,16 @@ class Trainer:
             raise KeyboardInterrupt(reason)
 
     def _epoch_finished(self) -> bool:
-        """Return whether the finished steps complete an epoch that `_end_epoch` has not processed yet."""
+        """Return whether an epoch is complete after the last step, and `_end_epoch` has not been called for it yet."""
         step = self.state.step
         return step > self.state.ended and (step % self.steps_per_epoch == 0 or self.budget.is_done(step))
 
     def _end_epoch(self, last: bool) -> None:
-        """End an epoch: validate if a validation is due, log, decide whether to stop, and save a checkpoint."""
+        """End an epoch: validate if a validation is due, log metrics, decide whether to stop, and save a checkpoint.
+
+        Args:
+            last: whether this is the last epoch of the training.
+        """
         cfg, state = self.exp.training, self.state
         epoch = self.epoch
         steps = state.step - (epoch - 1) * self.steps_per_epoch
@@ -399,8 +454,8 @@ class Trainer:
         metrics["time/samples_per_second"] = steps * self.samples_per_step / max(state.epoch_seconds, 1e-9)
         metrics["memory/peak_gib"] = peak_gib(self.fabric.device)
 
-        # The out-of-fold prediction scores the last epoch. So it needs no validation, unless its score is compared with
-        # those of other epochs.
+        # The last epoch usually needs no validation, because the final prediction scores it. It is validated only if
+        # its score is compared with the scores of other epochs.
         validate_last = self.averager.by_score or self.soup.enabled
         due = validate_last if last else epoch % cfg.validate_every == 0 and self._has_time_to_validate(epoch)
         self.validation_seconds = None
@@ -423,7 +478,17 @@ class Trainer:
         self.metrics_log.append_line(self.metrics_line)
 
     def _validate(self, metrics: dict[str, float], epoch: int) -> float:
-        """Score the validation cases with the averaged weights; update schedule, best score and early stopping."""
+        """Score the validation cases, and update the schedule, the best score, the soup and early stopping.
+
+        The cases are predicted with the moving average of the weights, if `training.ema` is set.
+
+        Args:
+            metrics: metrics of the epoch; those of the validation are added.
+            epoch: number of the epoch.
+
+        Returns:
+            The competition's metric.
+        """
         assert self.evaluator is not None
         state, stopping, start = self.state, self.exp.early_stopping, time.monotonic()
         self.activity = "validating"
@@ -443,7 +508,7 @@ class Trainer:
         return score
 
     def train_loader(self) -> DataLoader[Any]:
-        """Return an endless iterator over the batches of this process, starting with the next step."""
+        """Return an endless loader of the batches of this process, starting with the batch of the next step."""
         cfg, run = self.exp.training, self.exp.run
         sampler = BatchSampler(
             start=self.state.step * cfg.accumulate,
@@ -464,29 +529,39 @@ class Trainer:
     # Weights
 
     def ema_model(self) -> nn.Module:
-        """Return `eval_model` with the averaged weights, or with the plain weights if `training.ema` is off."""
+        """Return the network for evaluation, `eval_model`, with the moving average of the weights.
+
+        If `training.ema` is off, it gets the present weights.
+        """
         weights = self.ema.weights() if self.ema is not None else self.unwrapped_model.state_dict()
         self.eval_model.load_state_dict(weights)
         return self.eval_model
 
     def final_weights(self) -> dict[str, Tensor]:
-        """Return the weights for prediction: the last or best weights, averaged over `training.average` epochs."""
+        """Return the weights for prediction, by name.
+
+        They are the mean of the weights of the last or the best `training.average` epochs.
+        """
         return self.averager.average() or dict(self.ema_model().state_dict())
 
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the training state that all processes share: plain values, no tensors."""
+        """Return the part of the training state that the main process sends to the others: plain values, no tensors."""
         return {"progress": asdict(self.state), "plan": self.budget.estimates, "schedule": self.schedule.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the result of `state_dict`."""
+        """Restore the training state from a result of `state_dict`."""
         self.state = TrainerState.from_checkpoint(state["progress"])
         self.budget.estimates = state["plan"]
         self.schedule.load_state_dict(state["schedule"])
 
     def save_checkpoint(self, good: bool = False) -> None:
-        """Write the checkpoint; if `good`, write also the checkpoint that `training.on_nan: restore` restores."""
+        """Write the checkpoint from which an interrupted training resumes.
+
+        Args:
+            good: whether to write also the checkpoint that `training.on_nan: restore` restores.
+        """
         self.state.seconds = self.elapsed_seconds()
         for name in (GOOD_CHECKPOINT, LAST_CHECKPOINT) if good else (LAST_CHECKPOINT,):
             save_checkpoint(
@@ -502,10 +577,13 @@ class Trainer:
         self.last_save_time = time.monotonic()
 
     def drop_tensors(self) -> None:
-        """Replace the checkpoint by a checkpoint without tensors, and remove other files that only training reads.
+        """Replace the checkpoint by one without tensors, and remove other files that only training needs.
 
-        `weights.safetensors` has the network, and the optimiser's state is no longer needed. The plain values stay, so
-        that a fold whose result was deleted can be scored again from its weights.
+        Call this after the end of training. The network is in `weights.safetensors`, and the state of the optimiser is
+        no longer needed. The plain values stay, so that a fold whose result was deleted can be scored again.
+
+        Raises:
+            ValueError: `weights.safetensors` does not exist.
         """
         if not (self.folder / PLAIN_WEIGHTS).exists():
             raise ValueError(f"{self.folder} has no {PLAIN_WEIGHTS}")
@@ -514,7 +592,7 @@ class Trainer:
         self.averager.remove_files()
 
     def _plain_state(self) -> dict[str, Any]:
-        """Return the plain values of a checkpoint, without its tensors."""
+        """Return the part of a checkpoint that consists of plain values, without its tensors."""
         return {
             **self.state_dict(),
             "threads": torch.get_num_threads(),
@@ -547,10 +625,13 @@ class Trainer:
         self.context.say(f"resumed from step {self.state.step}")
 
     def _check_trained(self, path: Path) -> None:
-        """Check that a fold has finished training and has its weights, because its checkpoint contains no tensors.
+        """Check that a fold whose checkpoint contains no tensors has finished training and has its weights.
+
+        Args:
+            path: path of the checkpoint.
 
         Raises:
-            MaskfoldError: the training has not ended, or the weights are missing.
+            MaskfoldError: the training has not ended, or the file of weights is missing.
         """
         if not self.state.stopped:
             problem = "its training has not ended"
@@ -574,15 +655,18 @@ class Trainer:
 
     @property
     def epoch(self) -> int:
-        """The epoch of the last step, counted from 1."""
+        """The number of the epoch to which the last step belongs, counted from 1; 0 before the first step."""
         return math.ceil(self.state.step / self.steps_per_epoch)
 
     def elapsed_seconds(self) -> float:
-        """Return the seconds since the fold started, including earlier processes."""
+        """Return the seconds that all processes of the fold together have taken so far."""
         return self.earlier_seconds + time.monotonic() - self.start_time
 
     def reserved_seconds(self) -> float:
-        """Estimate the seconds from the last step to the end of the fold: the last epoch and the final prediction."""
+        """Estimate the seconds from the last step to the end of the fold.
+
+        They are needed for the work at the end of the last epoch and for the final prediction.
+        """
         pace = self.budget.pace
         # If scores select the weights, the last epoch is validated too. A soup adds two predictions, pictures add 15 %.
         further = max(self.averager.by_score, 3 * self.soup.enabled)

@@ -1,4 +1,4 @@
-"""A project with copies of one run, which are made without training."""
+"""Fixtures of the cleaning tests: a project folder, and runs in it that are made without training."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ Make = Callable[..., Path]
 
 
 def age(path: Path, days: float) -> None:
-    """Set the time of the last change of a file, or of all files below a folder."""
+    """Set the modification time of a file, or of a folder and all its contents, to `days` days before now."""
     then = time.time() - days * DAY
     for one in [path, *path.rglob("*")]:
         os.utime(one, (then, then), follow_symlinks=False)
 
 
 def result(fold: int, seed: int = 0) -> str:
+    """Return the text of a fold's `result.json`."""
     plain = {"fold": fold, "seed": seed, "score": 0.5, "dice": {}, "epochs": 1, "steps": 1, "minutes": 1.0}
     more = {"peak_gib": 1.0, "threads": 1, "precision": "32-true", "device": "cpu", "torch": "2", "stopped": "done"}
     return json.dumps({**plain, **more})
@@ -35,7 +36,7 @@ def result(fold: int, seed: int = 0) -> str:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder; its MLflow is empty, and nobody asks it."""
+    """A working folder; instead of a real MLflow store, the code under test sees an empty one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(candidates, "read_mlflow", lambda _root: MlflowRecords())
@@ -45,7 +46,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def make_run(project: Path, tiny: Callable[..., object], once: Callable[..., Path]) -> Make:
-    """`make_run("0123456789ab", finished=1, days=60)`: a run of two folds; its path is relative to the project."""
+    """`make_run("0123456789ab", finished=1, days=60)`: make a run of two folds, and return its path.
+
+    The path is relative to the project. `finished` is the number of finished folds, `days` is the age of the files, and
+    `sections` are top-level keys of `experiment.yaml` whose value null is replaced.
+    """
 
     def make(
         name: str,

@@ -1,4 +1,4 @@
-"""A small experiment on disk, in a folder of its own that is also the working folder."""
+"""Fixtures of the configuration tests: a small experiment in a temporary folder, which becomes the working folder."""
 
 from __future__ import annotations
 
@@ -29,12 +29,15 @@ model:
   args: {kernel_size: 3}
 loss: {target: torch.nn.MSELoss}
 """
-LAST = EXPERIMENT.count("\n")  # the line after which `toy(...)` adds its text
+LAST = EXPERIMENT.count("\n")  # number of the line after which `toy(...)` adds its text
 
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """`toy("seed: 3")`: the path of an experiment with these lines added; its competition lies beside it."""
+    """`toy("seed: 3")`: write an experiment with these additional lines, and return its path.
+
+    The competition's YAML is in the same folder.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MASKFOLD_TRUST", raising=False)
     (tmp_path / "competition.yaml").write_text(COMPETITION)
@@ -48,7 +51,10 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path
 
 @pytest.fixture
 def refusal(toy: Callable[[str], Path]) -> Callable[..., str]:
-    """`refusal("folds: {k: 1}", "seed=a")`: what loading says about these lines and words."""
+    """`refusal("folds: {k: 1}", "seed=a")`: return the error message for an invalid experiment.
+
+    The arguments are additional lines of the YAML file, and overrides of the command line.
+    """
 
     def load(more: str = "", *words: str) -> str:
         with pytest.raises(MaskfoldError) as caught:

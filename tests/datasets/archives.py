@@ -1,4 +1,4 @@
-"""Small archives for tests, valid and invalid."""
+"""Functions that make small archives for tests, valid and invalid."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ FILES = {
 
 
 def tar_of(files: dict[str, bytes], *members: tarfile.TarInfo) -> bytes:
-    """Return a tar of files and of members of other kinds."""
+    """Return the bytes of a tar archive.
+
+    Args:
+        files: contents of regular files, by name.
+        *members: further members, e.g. links.
+    """
     memory = io.BytesIO()
     with tarfile.open(fileobj=memory, mode="w") as tar:
         for name, content in files.items():
@@ -32,15 +37,17 @@ def tar_of(files: dict[str, bytes], *members: tarfile.TarInfo) -> bytes:
 
 
 def member(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
-    """Return a member without content."""
+    """Return a member of a tar archive that has no content, e.g. a link to `target`."""
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, target
     return info
 
 
 def silent(rows: Iterator[Any], _count: int) -> Iterator[Any]:
+    """Return the rows unchanged, as a progress bar that prints nothing."""
     return rows
 
 
 def tree(folder: Path) -> set[str]:
+    """Return the paths of all files below a folder, relative to it."""
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}

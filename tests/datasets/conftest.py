@@ -1,4 +1,4 @@
-"""Small phantoms of each layout, made once for all workers."""
+"""A fixture with small data sets of phantoms, which are made once for all pytest workers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COUNTS = {"spleen": (4, 1), "spine": (6, 2), "a02025": (16, 4), "hipmri": (4, No
 
 @pytest.fixture(scope="session")
 def phantoms(once: Callable[..., Path]) -> dict[str, Path]:
-    """Return folders by layout."""
+    """The folder of the phantoms of each data set in `COUNTS`, by name."""
 
     def make(layout: str) -> Path:
         cases, test_cases = COUNTS[layout]

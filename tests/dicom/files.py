@@ -1,4 +1,4 @@
-"""DICOM files for tests, written with pydicom: series of single slices, enhanced files, and segmentations."""
+"""Functions that write DICOM files for tests: series of single slices, and segmentations."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ OBLIQUE = tuple(np.linalg.qr(np.array([[0.9, 0.2], [0.3, 0.8], [-0.2, 0.5]]))[0]
 
 
 def uid(*parts: object) -> str:
-    """Return a UID that depends only on the parts."""
+    """Return a DICOM UID that is determined by the arguments."""
     return generate_uid(entropy_srcs=[str(part) for part in parts])
 
 
 def volume(shape: tuple[int, int, int] = (6, 5, 4), seed: int = 0) -> np.ndarray:
-    """Return stored values, (X, Y, Z) int16; all slices differ."""
+    """Return a volume (X, Y, Z) int16 of random stored values, in which all slices differ."""
     return np.random.default_rng(seed).integers(-500, 1500, shape).astype(np.int16)
 
 
@@ -32,13 +32,27 @@ def positions(
     origin: tuple[float, ...] = (-40.0, 12.5, -300.0),
     step: float = 2.5,
 ) -> np.ndarray:
-    """Return (count, 3) mm, LPS."""
+    """Return the positions of equidistant slices: (count, 3) in mm, in LPS coordinates.
+
+    Args:
+        count: number of slices.
+        orientation: ImageOrientationPatient; the slices are stacked along its normal.
+        origin: position of the first slice.
+        step: distance of neighbouring slices in mm.
+    """
     normal = np.cross(orientation[:3], orientation[3:])
     return np.array(origin) + np.arange(count)[:, None] * step * normal
 
 
 def header(patient: str = "P1", study: str = "study", series: str = "series", **changes: Any) -> Dataset:
-    """Return a CT header without geometry and pixels; `changes` sets any keyword, None deletes it."""
+    """Return a CT header without geometry and pixels.
+
+    Args:
+        patient: PatientID.
+        study: text from which the UIDs of study and frame of reference are derived.
+        series: text from which the UID of the series is derived.
+        **changes: values of DICOM keywords; None deletes a keyword.
+    """
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -54,6 +68,7 @@ def header(patient: str = "P1", study: str = "study", series: str = "series", **
 
 
 def change(dataset: Dataset, changes: dict[str, Any]) -> None:
+    """Set DICOM keywords of a dataset; the value None deletes a keyword."""
     for keyword, value in changes.items():
         if value is None:
             if keyword in dataset:
@@ -72,7 +87,7 @@ def save(dataset: Dataset, path: Path) -> Path:
 
 
 def set_pixels(dataset: Dataset, array: np.ndarray) -> None:
-    """Set (…, rows, columns) integers as pixels of a dataset."""
+    """Set an integer array (…, rows, columns) as the pixels of a dataset."""
     dataset.Rows, dataset.Columns = array.shape[-2:]
     dataset.BitsAllocated = dataset.BitsStored = array.dtype.itemsize * 8
     dataset.HighBit, dataset.PixelRepresentation = dataset.BitsStored - 1, int(array.dtype.kind == "i")
@@ -92,22 +107,22 @@ def write_series(
     tag: str = "",
     **changes: Any,
 ) -> list[Path]:
-    """Write slices, one file each.
+    """Write a series of slices, one file per slice.
 
     Args:
-        folder: gets the files.
-        array: (X, Y, Z) stored values.
-        places: (Z, 3) positions; regular ones by default.
+        folder: folder for the files.
+        array: stored values (X, Y, Z).
+        places: positions (Z, 3) of the slices in mm; equidistant by default.
         orientation: ImageOrientationPatient.
-        spacing: PixelSpacing, rows then columns.
-        rescale: slope and intercept of each slice; no such tags by default.
-        backwards: file names and instance numbers decrease along the positions.
-        prefix: of the file names.
-        tag: makes the SOPInstanceUIDs of two series with one UID different.
-        changes: see `header`.
+        spacing: PixelSpacing: distance of the rows, then of the columns, in mm.
+        rescale: slope and intercept of each slice; by default, the slices have no such tags.
+        backwards: whether file names and instance numbers decrease along the positions.
+        prefix: beginning of the file names.
+        tag: part of the SOPInstanceUIDs, to make them differ between two series with the same SeriesInstanceUID.
+        **changes: see `header`.
 
     Returns:
-        The files, by slice.
+        The files, in the order of the slices.
     """
     count = array.shape[2]
     places = positions(count, orientation) if places is None else places
@@ -130,7 +145,7 @@ def write_series(
 
 
 def item(**values: Any) -> Dataset:
-    """Return an item of a sequence."""
+    """Return an item of a DICOM sequence with these keywords."""
     dataset = Dataset()
     change(dataset, values)
     return dataset
@@ -139,7 +154,14 @@ def item(**values: Any) -> Dataset:
 def frame_item(
     place: np.ndarray, orientation: tuple[float, ...], spacing: tuple[float, float], segment: int | None = None
 ) -> Dataset:
-    """Return the functional groups of one frame."""
+    """Return the functional groups of one frame of a multi-frame file.
+
+    Args:
+        place: position (3,) of the frame in mm.
+        orientation: ImageOrientationPatient.
+        spacing: PixelSpacing.
+        segment: number of the segment; None if the frame belongs to no segment.
+    """
     group = item(
         PlanePositionSequence=Sequence([item(ImagePositionPatient=[f"{value:.10g}" for value in place])]),
         PlaneOrientationSequence=Sequence([item(ImageOrientationPatient=[f"{value:.12g}" for value in orientation])]),
@@ -161,16 +183,18 @@ def write_segmentation(
     fractional: int = 0,
     **changes: Any,
 ) -> Path:
-    """Write a DICOM-SEG.
+    """Write a DICOM segmentation.
 
     Args:
         path: the file.
-        frames: (segment number, position (3,), pixels (rows, columns)): 0 and 1, or up to `fractional`.
-        labels: segment number → label.
-        orientation, spacing: of all frames.
-        image_series: SeriesInstanceUID that it references.
-        fractional: MaximumFractionalValue; 0 writes a binary segmentation.
-        changes: see `header`.
+        frames: segment number, position (3,) in mm, and pixels (rows, columns) of each frame. The pixels are 0 and 1
+            for a binary segmentation, otherwise 0 to `fractional`.
+        labels: label of each segment, by its number.
+        orientation: ImageOrientationPatient of all frames.
+        spacing: PixelSpacing of all frames.
+        image_series: SeriesInstanceUID of the referenced images; None for no reference.
+        fractional: MaximumFractionalValue; 0 to write a binary segmentation.
+        **changes: see `header`.
     """
     dataset = header(
         **{
@@ -208,7 +232,10 @@ def write_segmentation(
 
 
 def expected_affine(places: np.ndarray, orientation: tuple[float, ...], spacing: tuple[float, float]) -> np.ndarray:
-    """Return the 4×4 affine (column, row, slice) → RAS mm by equation C.7.6.2.1-1 from the positions."""
+    """Return the affine (4, 4) that maps (column, row, slice) to RAS coordinates in mm.
+
+    It is computed from the slices' positions by equation C.7.6.2.1-1 of the DICOM standard.
+    """
     affine = np.eye(4)
     affine[:3, 0] = np.array(orientation[:3]) * spacing[1]
     affine[:3, 1] = np.array(orientation[3:]) * spacing[0]

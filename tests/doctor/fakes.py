@@ -1,4 +1,4 @@
-"""Packages that are not there, are too old, or break when they are imported."""
+"""Simulation of packages that are not installed, are too old, or fail when they are imported."""
 
 from __future__ import annotations
 
@@ -20,13 +20,27 @@ sys.meta_path.insert(0, Blocker())
 
 
 def blocker(folder: Path) -> Path:
-    """A `sitecustomize`, read by every Python that has the folder on its path."""
+    """Write a `sitecustomize.py` that makes imports fail in each Python process that has the folder on its path.
+
+    The environment variable `BLOCKED` contains the names of the packages, separated by commas.
+
+    Returns:
+        The folder.
+    """
     (folder / "sitecustomize.py").write_text(BLOCKER)
     return folder
 
 
 def package(folder: Path, name: str, version: str, source: str = "", needs: tuple[str, ...] = ()) -> None:
-    """An installed package of one module."""
+    """Write a package of one module to a folder, with the metadata of an installed package.
+
+    Args:
+        folder: the folder.
+        name: name of the package and of the module.
+        version: version of the package.
+        source: code of the module.
+        needs: requirements of the package, e.g. "numpy>=2".
+    """
     (folder / f"{name}.py").write_text(source)
     about = folder / f"{name}-{version}.dist-info"
     about.mkdir()

@@ -36,14 +36,14 @@ def sound(root: Path, ids: tuple[str, ...] = SOUND, test: tuple[str, ...] = ("t_
 
 
 def write(root: Path, case_id: str, image: np.ndarray, mask: np.ndarray | None) -> None:
-    """Write a training case."""
+    """Write the image of a training case, and its mask unless it is None."""
     write_png(root / "images" / f"{case_id}.png", image)
     if mask is not None:
         write_png(root / "masks" / f"{case_id}.png", mask)
 
 
 def plant(root: Path) -> Path:
-    """Write the faults; the case id names the fault."""
+    """Write a competition folder with one fault of each kind; the name of a faulty case says what is wrong with it."""
     sound(root)
     image, mask = picture(0)
     shutil.copy(root / "images" / "p_0.png", root / "images" / "copy_1.png")  # the same image under another id

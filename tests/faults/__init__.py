@@ -1,1 +1,1 @@
-"""Kills, faults and strangers: what the project promises when things go wrong."""
+"""Tests of killed processes, damaged files, full disks and malicious files."""

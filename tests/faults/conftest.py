@@ -1,4 +1,4 @@
-"""A stage for commands, and small competitions to act them on."""
+"""Fixtures: a process that runs commands quickly (the stage), a small competition, and an undisturbed run."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tests.faults.toy import Stage, words_of
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of this folder as `faults`, and run them in one worker."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker("faults")
@@ -24,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """See `tests.faults.stage`."""
+    """A process that runs commands of Maskfold in forked children; see `tests.faults.stage`."""
     log = tmp_path_factory.mktemp("stage") / "stage.txt"
     with open(log, "wb") as errors:
         process = subprocess.Popen(
@@ -56,7 +57,7 @@ def small_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def whole(stage: Stage, small_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project whose run was not disturbed."""
+    """The folder of a project with a run that was never interrupted."""
     cwd = tmp_path_factory.mktemp("whole")
     stage.run(cwd, *words_of(small_demo))
     return cwd

@@ -1,7 +1,8 @@
-"""Break files in many ways and check how they are read: `python -m tests.faults.fuzz OUT.jsonl [KIND …] [--times 10]`.
+"""Damage files in many ways and check how they are read: `python -m tests.faults.fuzz OUT.jsonl [KIND …] [--times 10]`.
 
-One process imports everything, then forks for each kind of file, so that hundreds of files cost seconds. A child that
-hangs or swells is killed from outside, noted, and followed by another one that goes on with the next file.
+One process imports all libraries, then forks a child for each kind of file, so that hundreds of files take only
+seconds. If a child hangs or needs too much memory, the parent kills it and records this. Another child then continues
+with the next file.
 """
 
 from __future__ import annotations
@@ -23,24 +24,27 @@ from typing import Any
 
 import numpy as np
 
-SECONDS = 10.0  # of a processor, so that a busy machine is no hang
-PATIENCE = 180.0  # s by the clock, for what waits instead of working
-SPIKE = 2 * 2**30  # bytes above what was resident before
+SECONDS = 10.0  # maximum processor seconds per file; not wall time, because the machine may be busy
+PATIENCE = 180.0  # maximum wall time per file in seconds, for a child that waits without using the processor
+SPIKE = 2 * 2**30  # maximum growth of the resident memory in bytes while a file is read
 SEED = 20
 GOOD = ("refused", "same", "agrees")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one broken file.
+    """Describe how a damaged file was read.
 
     Attributes:
-        kind, number, what: which file, and what was done to it.
-        verdict: refused (an error that names file and cure), same (it reads as before), agrees (another decoder reads
-            the same), or a failure: traceback, nameless, wrong, hang, memory, died.
-        words: of the error.
-        spike: bytes that were resident at most, above what was before.
-        seconds: of a processor.
+        kind: kind of the file.
+        number: number of the damaged file within its kind.
+        what: how the file was damaged.
+        verdict: "refused" (an error that names the file and what to do), "same" (the same content as the intact file),
+            "agrees" (an independent decoder reads the same content), or a failure: "traceback", "nameless" (the error
+            does not name the file or what to do), "wrong", "executed", "hang", "memory" or "died".
+        words: the message of the error.
+        spike: growth of the peak resident memory in bytes.
+        seconds: processor seconds.
     """
 
     kind: str
@@ -53,7 +57,7 @@ class Outcome:
 
 
 def targets(folder: Path) -> dict[str, Any]:
-    """All kinds of files."""
+    """Return the intact files and their readers, by kind; temporary files are written to `folder`."""
     from tests.faults import fuzz_dicom, fuzz_records, fuzz_state, fuzz_targets
 
     (folder / "made").mkdir()
@@ -71,7 +75,10 @@ def targets(folder: Path) -> dict[str, Any]:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two results are equal, arrays to their last bit but for rounding of affines."""
+    """Return whether two results are equal; floats may differ by rounding, and Ellipsis equals everything.
+
+    Texts are compared with the values that they stand for in YAML.
+    """
     if other is ...:
         return True
     if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
@@ -98,7 +105,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def _meant(text: str) -> Any:
-    """A word of YAML as a number or nothing."""
+    """Return the value of a YAML scalar: None, a number, or the text itself."""
     if text in ("", "~") or text.casefold() == "null":
         return None
     try:
@@ -108,7 +115,17 @@ def _meant(text: str) -> Any:
 
 
 def look(kind: str, target: Any, number: int, what: str, content: bytes, sound: Any, folder: Path) -> Outcome:
-    """Writes one broken file, reads it, and judges."""
+    """Write a damaged file, read it, and judge the result.
+
+    Args:
+        kind: kind of the file.
+        target: description of this kind, see `Target`.
+        number: number of the damaged file.
+        what: how it was damaged.
+        content: the damaged bytes.
+        sound: what the intact file is read as.
+        folder: folder for the file.
+    """
     from competition.errors import MaskfoldError
 
     path = place(target, content, folder)
@@ -142,7 +159,7 @@ def look(kind: str, target: Any, number: int, what: str, content: bytes, sound: 
 
 
 def place(target: Any, content: bytes, folder: Path) -> Path:
-    """The file in a fresh folder, with what belongs beside it."""
+    """Write a file and its accompanying files to an emptied folder, change to this folder, and return the path."""
     shutil.rmtree(folder, ignore_errors=True)
     for name, one in {**target.beside, target.file: content}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -152,7 +169,7 @@ def place(target: Any, content: bytes, folder: Path) -> Path:
 
 
 def _peak(reset: bool = False) -> int:
-    """Resident bytes at most since the last reset."""
+    """Return the peak resident memory in bytes since the last reset; reset it first if `reset` is set."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
@@ -160,7 +177,16 @@ def _peak(reset: bool = False) -> int:
 
 
 def child(kind: str, target: Any, start: int, count: int, out: int, folder: Path) -> None:
-    """The broken files of one kind from a number on; a line before each, and one after."""
+    """Read the damaged files of one kind, and write a line of JSON to a pipe before and after each file.
+
+    Args:
+        kind: kind of the files.
+        target: description of this kind, see `Target`.
+        start: number of the first damaged file to read.
+        count: number of damaged files in all.
+        out: descriptor of the pipe.
+        folder: folder for the files.
+    """
     from tests.faults.mutations import damages
 
     warnings.simplefilter("ignore")
@@ -180,7 +206,7 @@ def child(kind: str, target: Any, start: int, count: int, out: int, folder: Path
 
 
 def watch(kind: str, target: Any, count: int, folder: Path) -> list[Outcome]:
-    """Runs children until all files of a kind were looked at."""
+    """Run child processes until all damaged files of a kind have been read; return the outcomes."""
     found: list[Outcome] = []
     while len(found) < count:
         receive, send = os.pipe()
@@ -203,7 +229,17 @@ def watch(kind: str, target: Any, count: int, folder: Path) -> list[Outcome]:
 
 
 def _listen(kind: str, process: int, receive: int, found: list[Outcome]) -> dict[str, Any] | None:
-    """Collects a child's lines; kills it when it hangs or swells. Returns the file that it died of."""
+    """Read a child's lines until it ends, and kill it if it hangs or needs too much memory.
+
+    Args:
+        kind: kind of the files.
+        process: process id of the child.
+        receive: descriptor of the pipe.
+        found: list to which outcomes are appended.
+
+    Returns:
+        Number and damage of the file during which the child ended; None if it finished all files that it had begun.
+    """
     text, begun, since, spent, floor = b"", None, time.monotonic(), _spent(process), _resident(process)
     why = "died"
     while True:
@@ -233,7 +269,7 @@ def _listen(kind: str, process: int, receive: int, found: list[Outcome]) -> dict
 
 
 def _spent(process: int) -> float:
-    """Seconds of a processor, in the process and in the kernel."""
+    """Return the processor seconds of a process, in user and kernel mode; 0 if it has ended."""
     try:
         words = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
@@ -242,6 +278,7 @@ def _spent(process: int) -> float:
 
 
 def _resident(process: int) -> int:
+    """Return the resident memory of a process in bytes; 0 if it has ended."""
     try:
         return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):
@@ -249,7 +286,7 @@ def _resident(process: int) -> int:
 
 
 def warm() -> None:
-    """Imports what readers need, before the first fork."""
+    """Import the libraries that readers need, before the first fork."""
     import cv2
     import nibabel
     import pandas
@@ -270,6 +307,7 @@ def warm() -> None:
 
 
 def main() -> None:
+    """Read the damaged files of the requested kinds, and write the outcomes as lines of JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("kinds", nargs="*")

@@ -1,4 +1,4 @@
-"""What is broken on purpose of DICOM: one slice of a series of four, in its bytes and in what its header says."""
+"""Damaged DICOM files: one slice in a series of four, with changed bytes or a changed header."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from tests.faults.mutations import patched, zlib_zeros
 
 
 def _converted(path: Path) -> Any:
-    """The volume that comes of the folder, or the reason why none does, as an error."""
+    """Convert the series in a file's folder, and return array, spacing and affine of the volume.
+
+    Raises:
+        MaskfoldError: the series was not converted.
+    """
     import shutil
 
     import nibabel
@@ -34,6 +38,7 @@ def _converted(path: Path) -> Any:
 
 
 def dicom(folder: Path) -> dict[str, Target]:
+    """Return the target for the first slice of a series that is written to `folder`."""
     from tests.dicom.files import volume, write_series
 
     paths = write_series(folder, volume((9, 8, 4)))
@@ -94,7 +99,7 @@ def dicom(folder: Path) -> dict[str, Target]:
 
 
 def _deflated(sound: bytes) -> bytes:
-    """A file of the deflated transfer syntax whose dataset is 3 GiB of zeros."""
+    """Return a DICOM file of the deflated transfer syntax whose dataset unpacks to 3 GiB of zeros."""
     old, new = b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99"
     at = sound.index(old)
     head = sound[: at - 2] + struct.pack("<H", len(new)) + new + sound[at + len(old) :]

@@ -1,4 +1,4 @@
-"""What is broken on purpose of a run's folder and of the cache: prepared cases, results, journals, tables."""
+"""Damaged files of a run's folder and of the cache: prepared cases, results, metrics and tables."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _result(path: Path) -> Any:
 
 
 def _journal(path: Path) -> Any:
-    """Lines up to step 6 after a resume there, as the log and the upload see them; lines cut in two are dropped."""
+    """Read a `metrics.jsonl` in the two ways in which Maskfold does: to resume at step 6, and to upload its lines."""
     from competition.runs.checkpoint import MetricsLog
     from competition.tracking.sync_state import FileOffset, read_chunk
 
@@ -209,5 +209,5 @@ def _json_result(content: bytes) -> Any:
 
 
 def _unsaid(_: bytes) -> Any:
-    """Nobody else reads these; a table that can be read is taken at its word."""
+    """Return Ellipsis, which equals every result: there is no independent decoder for these tables."""
     return ...

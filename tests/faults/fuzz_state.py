@@ -1,4 +1,4 @@
-"""What is broken on purpose of the project's own files: tables, YAML, checkpoints, prepared cases, records."""
+"""Damaged tables, YAML files, checkpoints and weights."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def tables() -> dict[str, Target]:
 
 
 def _experiment(path: Path) -> Any:
-    """The tree with every scalar as text, after the whole experiment was loaded from it."""
+    """Load an experiment, and return the content of its YAML file with every scalar as text."""
     from competition.config.loading import load_experiment
     from competition.config.yaml import read_yaml
 
@@ -116,14 +116,14 @@ def _state(path: Path) -> Any:
 
 
 def _flat(tree: Any, key: str = "") -> dict[str, Any]:
-    """Leaves by their keys; tensors as arrays."""
+    """Return the leaves of nested dictionaries by their path, with tensors as arrays."""
     if isinstance(tree, dict):
         return {name: value for part, inner in tree.items() for name, value in _flat(inner, f"{key}/{part}").items()}
     return {key: np.asarray(tree) if hasattr(tree, "detach") else tree}
 
 
 class _Evil:
-    """Makes a file when it is unpickled."""
+    """Create a file `evil` in the working folder when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return open, ("evil", "w")
@@ -141,7 +141,7 @@ def _checkpoint(folder: Path) -> bytes:
 
 
 def _members(content: bytes, **changes: bytes) -> bytes:
-    """A checkpoint's archive with members replaced; checksums are right again."""
+    """Return a checkpoint in which the contents of some archive members are replaced, with correct checksums."""
     memory = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(memory, "w") as new:
         for one in old.infolist():
@@ -218,7 +218,7 @@ def checkpoints(folder: Path) -> dict[str, Target]:
 
 
 def _inflated(state: bytes) -> bytes:
-    """A checkpoint with a storage of 3 GiB that was packed to 3 MB."""
+    """Return a checkpoint in which one tensor's data is 3 GiB of zeros, compressed to 3 MB."""
     memory = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(state)) as old, zipfile.ZipFile(memory, "w", zipfile.ZIP_DEFLATED) as new:
         for one in old.infolist():
@@ -260,7 +260,7 @@ _PLACE = b"the bomb is to be put here, in the place of these very words"
 
 
 def _checked_state(folder: Path) -> Callable[[bytes], Any]:
-    """Where all checksums of an archive are right, it holds what torch reads."""
+    """Return an independent decoder of checkpoints: it tests all checksums of the archive, and reads it with torch."""
 
     def said(content: bytes) -> Any:
         import torch

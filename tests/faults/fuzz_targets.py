@@ -1,4 +1,4 @@
-"""The files to break: for each kind an intact file, its special damage, its reader, and an independent decoder."""
+"""Files to damage. For each kind: an intact file, damage specific to its format, a reader, and another decoder."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ import psutil
 from tests.faults import oracles
 from tests.faults.mutations import Damage, gzip_bomb, patched, png, png_chunk, zip_bomb, zlib_zeros
 
-BRACKETS = b"[" * 100_000  # deeper than Python recurses
+BRACKETS = b"[" * 100_000  # nested more deeply than Python's recursion limit
 GIB = 2**30
 
 
 @dataclass
 class Target:
-    """A kind of file.
+    """Describe a kind of file that is damaged and read.
 
     Attributes:
-        file: its name below an empty folder.
-        content: sound bytes.
-        count: how many ways to break it.
-        read: takes the file's path; gives plain values, or raises `MaskfoldError`.
-        said: another decoder's word on the bytes: what they hold; it raises whatever it likes where they are unsound.
-        special: damage that only this format knows.
-        beside: other files of the folder.
-        named: what an error may name in place of the file.
+        file: path of the file, relative to an empty folder.
+        content: bytes of the intact file.
+        count: number of damaged versions.
+        read: function that reads a path with Maskfold's code. It returns plain values or raises `MaskfoldError`.
+        said: independent decoder. It returns the content of the given bytes, and raises any exception if they are
+            invalid.
+        special: damaged versions that are specific to the format.
+        beside: contents of other files in the folder, by path.
+        named: texts of which an error may contain one instead of the file's name.
     """
 
     file: str
@@ -48,11 +49,11 @@ class Target:
     named: tuple[str, ...] = ()
 
 
-BOMB_GIB = max(3, psutil.virtual_memory().available // 8 // GIB + 1)  # more than a packed file may unpack to
+BOMB_GIB = max(3, psutil.virtual_memory().available // 8 // GIB + 1)  # more than Maskfold allows a file to unpack to
 
 
 def _noise(shape: tuple[int, ...], dtype: str, seed: int = 0) -> np.ndarray:
-    """Values with something to see, so that filters and packing have work."""
+    """Return an array of a gradient with noise, so that compression and PNG filters have something to do."""
     grid = np.indices(shape).sum(axis=0) * 3
     values = grid + np.random.default_rng(seed).integers(0, 40, shape)
     return (values % (200 if np.dtype(dtype).itemsize == 1 else 3000)).astype(dtype)
@@ -92,7 +93,7 @@ def _encoded(array: np.ndarray, kind: str, **options: Any) -> bytes:
 
 
 def _deep_png(array: np.ndarray) -> bytes:
-    """16-bit colours (H, W, 3), which Pillow does not write."""
+    """Return a PNG of 16-bit colours (H, W, 3), which Pillow cannot write."""
     lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in array)
     return png(array.shape[1], array.shape[0], 16, 2, zlib.compress(lines))
 
@@ -118,7 +119,7 @@ def _png_tricks(content: bytes) -> list[Damage]:
 
 
 def _jpeg_size(content: bytes, size: bytes) -> bytes:
-    """Another height and width in the frame header (marker SOF0)."""
+    """Return a JPEG with another height and width in its frame header (marker SOF0)."""
     return patched(content, (content.index(b"\xff\xc0") + 5, size))
 
 
@@ -161,7 +162,7 @@ def _nifti(array: np.ndarray, **header: Any) -> bytes:
 
 
 def _nifti_tricks(raw: bytes) -> list[Damage]:
-    """Headers that promise too much, and numbers that are none."""
+    """Return NIfTI files with invalid headers or voxels: e.g. sizes that are too large, NaN and infinity."""
     shape = struct.pack
     reals = _nifti(_noise((6, 7, 5), "float32"))
     rows = tuple(range(280, 328, 4))
@@ -276,7 +277,7 @@ def arrays() -> dict[str, Target]:
 
 
 def _flat_or_deep(path: Path) -> Any:
-    """As a picture; the bombs are volumes."""
+    """Read an array as an image, or as a volume if it has three dimensions, as the archives of zeros do."""
     from competition.data.readers import read_image
     from competition.errors import MaskfoldError
 

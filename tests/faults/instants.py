@@ -1,4 +1,4 @@
-"""Twenty instants at which a cross-validation is killed, drawn from a seed; and whether two runs ended alike."""
+"""Draw twenty instants at which a cross-validation is killed, and compare the results of two runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy as np
 from competition.runs.oof import OofStore
 from tests.faults.toy import EPOCHS, STEPS, leftovers, the_run, tracked
 
-# Together: fp32 and bf16, plateau, onecycle and cosine, EMA and accumulation, averaged and best weights.
+# Overrides that together cover fp32 and bf16, the schedules plateau, onecycle and cosine, EMA, gradient accumulation,
+# averaged weights and best weights.
 CONFIGURATIONS: dict[str, list[str]] = {
     "fp32 plateau accumulate": [
         "training.precision=fp32",
@@ -34,20 +35,20 @@ CONFIGURATIONS: dict[str, list[str]] = {
 
 
 def attempts(seed: int, database: bool) -> list[list[dict[str, Any]]]:
-    """What each of twenty starts of a run with two folds is killed by.
+    """Return the kills of twenty starts of a run with two folds, in the format of `tests.faults.kills.arm`.
 
-    Each kind of instant comes in the order in which a run meets it, so that every kill finds something to kill. Where
-    the command is to die while a fold trains, the fold waits for that after an epoch.
+    The kinds of instants are in the order in which a run reaches them, so that every start is killed. If the command is
+    to be killed while a fold trains, the fold waits for this after its first epoch.
 
     Args:
-        seed: of the draws.
+        seed: seed of the random instants.
         database: whether the run makes MLflow's database.
     """
     draw = random.Random(seed)
 
     def kill(who: str, at: list[str], most: int = 1, **more: Any) -> list[dict[str, Any]]:
         place, how = draw.choice(at), draw.choice(["before", "after", draw.randint(1, 3000)])
-        if place == "fold starts" and how == "after":  # that is its end
+        if place == "fold starts" and how == "after":  # the call ends together with the fold's process
             how = "before"
         return [{"who": who, "at": place, "nth": draw.randint(1, most), "how": how, **more}]
 
@@ -82,13 +83,16 @@ def attempts(seed: int, database: bool) -> list[list[dict[str, Any]]]:
 
 
 def expected(kills: list[dict[str, Any]]) -> tuple[int, str]:
-    """How a command ends that is killed so: its exit status, and a word that it says."""
+    """Return the expected exit status of a command with these kills, and a text that it prints."""
     first = kills[0]
     return (-9, "") if first["who"] == "command" or first.get("both") else (1, "was killed (SIGKILL)")
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What is not the same, bit for bit, in two projects with one run each; empty for none."""
+    """Return the differences between two projects with one run each, as lines of text; empty if there are none.
+
+    Weights, scores and predictions must be equal bit for bit. Times and memory are ignored.
+    """
     first, second = the_run(one), the_run(other)
     found = [
         f"{name} is missing"
@@ -120,7 +124,10 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def faults(cwd: Path) -> list[str]:
-    """What is wrong in a project after all kills: temporary files, repeated or missing metrics, unfinished runs."""
+    """Return the faults of a project after all kills, as lines of text; empty if there are none.
+
+    Faults are temporary files, repeated or missing metrics in MLflow or in `metrics.jsonl`, and unfinished MLflow runs.
+    """
     run, held = the_run(cwd), tracked(cwd)
     found = [f"left behind: {path}" for path in leftovers(cwd / "mlruns")]
     for place in (".", "fold_0", "fold_1"):
@@ -154,7 +161,7 @@ def faults(cwd: Path) -> list[str]:
 
 
 def _lines(folder: Path) -> list[tuple[int, int, dict[str, float]]]:
-    """The journal without what the clock and the memory say."""
+    """Return step, epoch and metrics of each line of a fold's `metrics.jsonl`, without times and memory."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [
         (
@@ -167,6 +174,7 @@ def _lines(folder: Path) -> list[tuple[int, int, dict[str, float]]]:
 
 
 def _summary(folder: Path) -> dict[str, Any]:
+    """Return a run's `summary.json` without times, memory, and the digest that depends on them."""
     said = json.loads((folder / "summary.json").read_text())
     assert said["score"] is not None and said["cases"] == 6
     folds = [

@@ -1,9 +1,10 @@
-"""Kills a process, by SIGKILL, at the n-th call of a function: before it, after it, or somewhere in its midst.
+"""Kill a process by SIGKILL at the n-th call of a function: before the call, after it, or during it.
 
-Or it has the process pause there, or a disk refuse to take more.
+Instead of killing the process, the functions of this module can make it pause there, or make calls fail with an error,
+e.g. because the disk is full.
 
-An instant in the midst is a number of calls of other functions, so that the same seed kills at the same place on a fast
-machine and on a busy one.
+An instant during a call is given as a number of calls of other functions. The same seed thus kills at the same point on
+a fast and on a busy machine.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# What can be met, by a name: module, function, and part of a path in its first argument where only such calls count.
+# Points at which a process can be killed, by name: module, function, and a text. Only calls are counted in which one of
+# the first two arguments contains this text.
 POINTS: dict[str, tuple[str, str, str]] = {
     # in a fold
     "fold starts": ("competition.training.fold", "run_fold", ""),
@@ -56,19 +58,26 @@ POINTS: dict[str, tuple[str, str, str]] = {
     "csv": ("competition.submission.writer", "_write", ""),
 }
 
-command = 0  # its process id, in the process of a command and in those of its folds
+command = 0  # process id of the command; set in the process of the command and in those of its folds
 
 
 def arm(kills: list[dict[str, Any]], who: str) -> None:
-    """Prepare this process's end.
+    """Replace functions in this process by versions that kill it, make it wait, or fail at the given points.
+
+    Each kill is a dictionary with these keys:
+
+    * `who`: "command", or the name of a fold's folder;
+    * `at`: a key of `POINTS`;
+    * `nth`: number of the call, from 1;
+    * `how`: "before" or "after" the call; or a number of function calls after the call began. "hold" waits until the
+      parent process has ended. "pause" makes a file `paused` in the working folder and waits until it is removed. The
+      name of an error such as "ENOSPC" makes the n-th call and all later calls fail with this error, as long as the
+      working folder contains a file `full`;
+    * `both`: whether the command is killed as well.
 
     Args:
-        kills: each with `who` (`command`, or a fold's folder), `at` (of `POINTS`), `nth` (from 1), and `how`: `before`,
-            `after`, or how many calls of anything after it began. `how: hold` only waits there until the parent is
-            gone. `both`: the parent is killed as well. `how: pause` makes a file `paused` in the working folder and
-            waits until that is removed. `how: ENOSPC` and other names of errors have every call from the n-th on fail
-            with that error, for as long as there is a file `full` in the working folder.
-        who: this process.
+        kills: the kills; those for other processes are ignored.
+        who: which process this is, in the form of the key `who`.
     """
     for kill in kills:
         if kill["who"] == who:
@@ -76,6 +85,7 @@ def arm(kills: list[dict[str, Any]], who: str) -> None:
 
 
 def _wrap(module: str, name: str, part: str, nth: int, how: str | int, both: bool) -> None:
+    """Replace the function `name` of a module; see `POINTS` and `arm` for the arguments."""
     owner: Any = importlib.import_module(module)
     *outer, last = name.split(".")
     for each in outer:
@@ -114,7 +124,7 @@ def _wrap(module: str, name: str, part: str, nth: int, how: str | int, both: boo
 
 
 def _count_down(calls: int, both: bool) -> None:
-    """Die after so many calls, of functions in Python or in C, in this thread."""
+    """Kill this process after `calls` further calls of Python or C functions in this thread."""
     left = calls
 
     def look(_frame: Any, event: str, _argument: Any) -> None:
@@ -127,13 +137,14 @@ def _count_down(calls: int, both: bool) -> None:
 
 
 def die(both: bool = False) -> None:
-    """What `kill -9` does; `both`: what it does to a container."""
+    """Kill this process by SIGKILL, and the command as well if `both` is set, as when a container is killed."""
     if both:
         os.kill(command, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _until(true: Callable[[], bool], seconds: float = 240.0) -> None:
+    """Wait until `true()` returns True; raise an AssertionError after `seconds`."""
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline

@@ -1,10 +1,11 @@
-"""The full matrix of kills, on demand: every point × before, after and within × every configuration; and real time.
+"""Kill runs at every point, before, after and during the call, with every configuration; or at random times.
 
     python -m tests.faults.matrix                      # all points, from a stage; about an hour on two cores
     python -m tests.faults.matrix --seeds 5            # twenty drawn kills in a row, for five seeds
     python -m tests.faults.matrix --clock 40           # 40 kills after random seconds of `python -m …`, imports and all
 
-Prints a line for each, and ends with status 1 where a run did not end as an undisturbed one.
+The script prints a line for each run. Its exit status is 1 if a run did not end with the same results as an undisturbed
+run.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ IN_COMMAND = (
     "closing",
     "summary",
 )
-ELSEWHERE = ("making the database", "tuning", "test case", "csv")  # not of a cross-validation with its database there
+# Points that a cross-validation with an existing database does not reach.
+ELSEWHERE = ("making the database", "tuning", "test case", "csv")
 
 
 def main() -> int:
@@ -72,7 +74,7 @@ def main() -> int:
 
 
 def every_point() -> Iterator[tuple[str, str, list[list[dict[str, Any]]]]]:
-    """One kill each."""
+    """Yield runs with one kill each, for all configurations, points and instants: (title, configuration, plan)."""
     for name in CONFIGURATIONS:
         for at in POINTS:
             who = "command" if at in IN_COMMAND else "fold_0"
@@ -84,22 +86,22 @@ def every_point() -> Iterator[tuple[str, str, list[list[dict[str, Any]]]]]:
                     else []
                 )
                 if (at, how) == ("fold starts", "after"):
-                    continue  # it has ended by then
+                    continue  # the fold's process ends together with this call
                 yield f"{name}, {at}, {how}", name, [[kill, *hold]]
 
 
 def drawn(seeds: int) -> Iterator[tuple[str, str, list[list[dict[str, Any]]]]]:
-    """Twenty in a row."""
+    """Yield runs that are killed twenty times, one per configuration and seed: (title, configuration, plan)."""
     for name in CONFIGURATIONS:
         for seed in range(100, 100 + seeds):
             yield f"{name}, seed {seed}", name, attempts(seed, database=False)
 
 
 class Matrix:
-    """Runs that are killed, beside undisturbed ones.
+    """Run cross-validations that are killed, and compare them with undisturbed ones.
 
     Args:
-        root: where projects lie; `demo2d` is there.
+        root: folder for the projects, which contains the demo competition `demo2d`.
     """
 
     def __init__(self, root: Path) -> None:
@@ -121,7 +123,13 @@ class Matrix:
             self.stage.run(cwd, *self._words(name))
 
     def one(self, title: str, name: str, plan: list[list[dict[str, Any]]]) -> list[str]:
-        """Kill a run as planned; what is wrong in the end."""
+        """Kill a run as planned, then let it finish; return what is wrong with it.
+
+        Args:
+            title: title of the run.
+            name: name of its configuration.
+            plan: kills of each start.
+        """
         cwd, wrong = self._project(title), []
         for kills in plan:
             command = self.stage.start(cwd, *self._words(name), kills=kills)
@@ -131,7 +139,15 @@ class Matrix:
         return self._told(title, name, cwd, wrong)
 
     def by_the_clock(self, name: str, kills: int) -> list[str]:
-        """Kill the real command line and its folds after random seconds, the fold, the command or both."""
+        """Run the real command line, and kill its process, those of its folds, or both, after random seconds.
+
+        Args:
+            name: name of the configuration.
+            kills: maximum number of kills.
+
+        Returns:
+            What is wrong with the finished run.
+        """
         draw, cwd = random.Random(name), self._project(f"clock {name}")
         command = [sys.executable, "-c", "from competition.cli import main; main()", *map(str, self._words(name))]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""Damage to files: what disks, networks and strangers do to bytes. Every draw follows from a seed."""
+"""Functions that damage files like failing disks and networks, or malicious authors; reproducible from a seed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-Damage = tuple[str, bytes]  # what was done, and the bytes that are left
+Damage = tuple[str, bytes]  # description of the damage, and the damaged bytes
 OTHERS = (
     b"",
     b"\0",
@@ -22,7 +22,14 @@ OTHERS = (
 
 
 def damages(content: bytes, special: list[Damage], count: int, seed: tuple[int, ...]) -> Iterator[Damage]:
-    """`count` ways to break a file: those of its format first, then bytes lost, flipped, added and replaced."""
+    """Yield `count` damaged versions of a file: first those of its format, then randomly changed bytes.
+
+    Args:
+        content: bytes of the intact file.
+        special: damaged versions that are specific to the format.
+        count: number of versions.
+        seed: seed of the random changes.
+    """
     yield from special[:count]
     ways: tuple[Callable[[bytes, np.random.Generator], Damage], ...] = (
         truncated,
@@ -44,17 +51,18 @@ def damages(content: bytes, special: list[Damage], count: int, seed: tuple[int, 
 
 
 def truncated(content: bytes, generator: np.random.Generator) -> Damage:
+    """Cut off the end."""
     cut = int(generator.integers(1, len(content)))
     return f"cut after {cut} of {len(content)} bytes", content[:cut]
 
 
 def flipped(content: bytes, generator: np.random.Generator) -> Damage:
-    """One to three bits anywhere."""
+    """Flip one to three bits anywhere."""
     return _flip(content, generator, len(content))
 
 
 def flipped_head(content: bytes, generator: np.random.Generator) -> Damage:
-    """One to three bits within the first bytes, where headers are."""
+    """Flip one to three bits in the first 400 bytes, which contain the header."""
     return _flip(content, generator, min(len(content), 400))
 
 
@@ -67,68 +75,81 @@ def _flip(content: bytes, generator: np.random.Generator, end: int) -> Damage:
 
 
 def zeroed(content: bytes, generator: np.random.Generator) -> Damage:
-    """A block that was never written."""
+    """Set a block to zeros, as if it had never been written."""
     start = int(generator.integers(0, len(content)))
     length = min(int(generator.integers(1, 512)), len(content) - start)
     return f"{length} zeros from {start}", content[:start] + bytes(length) + content[start + length :]
 
 
 def hole(content: bytes, generator: np.random.Generator) -> Damage:
+    """Remove a block."""
     start = int(generator.integers(0, len(content)))
     length = int(generator.integers(1, max(2, len(content) // 4)))
     return f"{length} bytes lost from {start}", content[:start] + content[start + length :]
 
 
 def wrong_magic(content: bytes, generator: np.random.Generator) -> Damage:
+    """Replace the first bytes by random ones."""
     length = int(generator.integers(1, 9))
     return f"first {length} bytes random", generator.bytes(length) + content[length:]
 
 
 def longer(content: bytes, generator: np.random.Generator) -> Damage:
+    """Append random bytes."""
     more = generator.bytes(int(generator.integers(1, 300)))
     return f"{len(more)} bytes added", content + more
 
 
 def doubled(content: bytes, generator: np.random.Generator) -> Damage:
+    """Repeat a block."""
     start = int(generator.integers(0, len(content)))
     length = int(generator.integers(1, max(2, len(content) // 8)))
     return f"bytes {start} to {start + length} twice", content[: start + length] + content[start:]
 
 
 def replaced(content: bytes, generator: np.random.Generator) -> Damage:
+    """Replace the file by another one, e.g. a web page."""
     number = int(generator.integers(0, len(OTHERS)))
     return f"another file ({number}) in its place", OTHERS[number]
 
 
 def crossed(content: bytes, generator: np.random.Generator) -> Damage:
-    """Two blocks in the wrong order, as a broken copy leaves them."""
+    """Exchange two adjacent blocks, as a broken copy may leave them."""
     a, b, c = sorted(int(one) for one in generator.integers(0, len(content) + 1, 3))
     return f"{a}:{b} and {b}:{c} exchanged", content[:a] + content[b:c] + content[a:b] + content[c:]
 
 
 def garbled_head(content: bytes, generator: np.random.Generator) -> Damage:
-    """A number in the header that is as large as it can be."""
+    """Set four bytes of the header to the largest 32-bit integer."""
     end = max(5, min(len(content) - 4, 352))
     start = int(generator.integers(0, end))
     return f"ff at {start} to {start + 4}", content[:start] + b"\xff\xff\xff\x7f" + content[start + 4 :]
 
 
-# What is special to a format
+# Files of specific formats
 
 
 def png_chunk(kind: bytes, body: bytes) -> bytes:
-    """A chunk with its right checksum."""
+    """Return a PNG chunk with correct length and checksum."""
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def png(width: int, height: int, depth: int, colour: int, packed: bytes) -> bytes:
-    """A PNG whose header says what it likes; `packed` is the deflated stream."""
+    """Return a PNG with any header.
+
+    Args:
+        width: width in the header.
+        height: height in the header.
+        depth: bits per channel in the header.
+        colour: colour type in the header.
+        packed: zlib stream of the pixels.
+    """
     head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", head) + png_chunk(b"IDAT", packed) + png_chunk(b"IEND", b"")
 
 
 def zeros(count: int) -> bytes:
-    """`count` zeros as a bare deflate stream (in whole MiB), some 1,000 times smaller and made in no time."""
+    """Return `count` zero bytes as a raw deflate stream, which is about 1,000 times smaller and quickly made."""
     pack = zlib.compressobj(9, zlib.DEFLATED, -15)
     block = pack.compress(bytes(2**24)) + pack.flush(zlib.Z_FULL_FLUSH)
     again = pack.compress(bytes(2**24)) + pack.flush(zlib.Z_FULL_FLUSH)  # after a full flush all blocks are alike
@@ -140,23 +161,29 @@ def zeros(count: int) -> bytes:
 
 
 def zlib_zeros(count: int) -> bytes:
-    """The same as a zlib stream: of zeros, Adler-32 is their number."""
+    """Return `count` zero bytes as a zlib stream with the correct checksum (Adler-32)."""
     return b"\x78\xda" + zeros(count) + struct.pack(">HH", count % 65521, 1)
 
 
 def gzip_bomb(head: bytes, count: int) -> bytes:
-    """A gzip file of a head and `count` zeros; its checksum is left wrong, since nobody should come that far."""
+    """Return a gzip file of `head` and `count` zero bytes.
+
+    Its checksum is wrong, because a reader should refuse the file before it reaches the end.
+    """
     pack = zlib.compressobj(9, zlib.DEFLATED, -15)
     first = pack.compress(head) + pack.flush(zlib.Z_FULL_FLUSH)
     return b"\x1f\x8b\x08\0\0\0\0\0\x02\xff" + first + zeros(count) + struct.pack("<II", 0, (len(head) + count) % 2**32)
 
 
 def zip_bomb(name: str, head: bytes, count: int) -> bytes:
-    """A zip archive of one member: a head and `count` zeros."""
+    """Return a zip archive with one member `name`, which contains `head` and `count` zero bytes.
+
+    Its checksum is wrong, because a reader should refuse the file before it reaches the end.
+    """
     pack = zlib.compressobj(9, zlib.DEFLATED, -15)
     packed = pack.compress(head) + pack.flush(zlib.Z_FULL_FLUSH) + zeros(count)
     size, there = len(head) + count, name.encode()
-    crc = zlib.crc32(head)  # of zeros it would take seconds; it is looked at last
+    crc = zlib.crc32(head)  # not of the zeros, which would take seconds
     extra = struct.pack("<HHQQ", 1, 16, size, len(packed))
     local = struct.pack("<4s5H3I2H", b"PK\x03\x04", 45, 0, 8, 0, 33, crc, 2**32 - 1, 2**32 - 1, len(there), len(extra))
     entry = struct.pack(
@@ -185,7 +212,12 @@ def zip_bomb(name: str, head: bytes, count: int) -> bytes:
 
 
 def patched(content: bytes, *changes: tuple[int, bytes]) -> bytes:
-    """Bytes with others at some places."""
+    """Return a copy of `content` in which some bytes are replaced.
+
+    Args:
+        content: the bytes.
+        *changes: offset, and new bytes from there on.
+    """
     changed = bytearray(content)
     for start, new in changes:
         changed[start : start + len(new)] = new

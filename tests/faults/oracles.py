@@ -1,4 +1,4 @@
-"""What a file holds, by other hands than the project's: each decoder checks all that its format lets be checked."""
+"""Independent decoders, which do not use Maskfold's code and test all checksums and limits of a format."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ import yaml
 
 
 class Unsound(Exception):
-    """The bytes are no sound file."""
+    """The bytes are not a valid file of the format."""
 
 
 def png(content: bytes) -> np.ndarray:
-    """(C, H, W) as stored, after the PNG specification: every checksum is looked at."""
+    """Return the stored pixels (C, H, W) of a PNG, decoded by its specification; test all checksums."""
     if content[:8] != b"\x89PNG\r\n\x1a\n":
         raise Unsound("magic")
     place, head, data, ended = 8, b"", b"", False
@@ -49,6 +49,14 @@ def png(content: bytes) -> np.ndarray:
 
 
 def _unfiltered(kind: int, line: np.ndarray, above: np.ndarray, step: int) -> np.ndarray:
+    """Return a line of a PNG without its filter.
+
+    Args:
+        kind: number of the filter.
+        line: the filtered bytes.
+        above: the unfiltered bytes of the line above.
+        step: bytes per pixel.
+    """
     if kind == 0:
         return line
     if kind == 2:
@@ -66,7 +74,10 @@ NIFTI = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 76
 
 
 def nifti(content: bytes) -> tuple[Any, ...]:
-    """(values (C, X, Y, Z), spacing, affine) after nifti1.h; a gzip file's checksum is looked at."""
+    """Return values (C, X, Y, Z), spacing and affine (or None) of a NIfTI file, decoded by nifti1.h.
+
+    The file may be packed with gzip, whose checksum is tested.
+    """
     raw = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
     order = "<" if struct.unpack("<i", raw[:4])[0] == 348 else ">"
     if struct.unpack(order + "i", raw[:4])[0] != 348 or raw[344:348] != b"n+1\0":
@@ -105,6 +116,7 @@ def nifti(content: bytes) -> tuple[Any, ...]:
 
 
 def _quaternion(raw: bytes, order: str, pixdim: tuple[float, ...]) -> np.ndarray:
+    """Return the affine (4, 4) that the header's quaternion (qform) gives."""
     b, c, d, x, y, z = struct.unpack(order + "6f", raw[256:280])
     a = np.sqrt(max(0.0, 1 - b * b - c * c - d * d))
     turn = np.array(
@@ -121,7 +133,7 @@ def _quaternion(raw: bytes, order: str, pixdim: tuple[float, ...]) -> np.ndarray
 
 
 def npy(content: bytes) -> np.ndarray:
-    """The array of an .npy file after NEP 1."""
+    """Return the array of an .npy file, decoded by NEP 1."""
     if content[:6] != b"\x93NUMPY" or content[6] not in (1, 2):
         raise Unsound("magic")
     size = 2 if content[6] == 1 else 4
@@ -139,7 +151,7 @@ def npy(content: bytes) -> np.ndarray:
 
 
 def npz(content: bytes) -> np.ndarray:
-    """The one array of an archive, every checksum looked at."""
+    """Return the first array of an .npz file; test all checksums."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         if archive.testzip() is not None:
             raise Unsound("checksum")
@@ -147,7 +159,7 @@ def npz(content: bytes) -> np.ndarray:
 
 
 def table(content: bytes) -> list[list[str]]:
-    """Rows of a CSV; blank ones are left out."""
+    """Return the rows of a CSV, with the header and without blank rows."""
     text = content.decode("utf-8-sig")
     csv.field_size_limit(2**31 - 1)
     first = text.partition("\n")[0]
@@ -160,19 +172,19 @@ def table(content: bytes) -> list[list[str]]:
 
 
 def words(content: bytes) -> Any:
-    """A YAML tree with every scalar as the text that is written."""
+    """Return the content of a YAML file, with every scalar as the text that the file contains."""
     return yaml.load(content.decode("utf-8-sig"), Loader=yaml.BaseLoader)
 
 
 def torch_zip(content: bytes) -> None:
-    """Looks at every checksum of a checkpoint."""
+    """Test all checksums of a checkpoint's archive."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         if archive.testzip() is not None:
             raise Unsound("checksum")
 
 
 def safetensors(content: bytes) -> dict[str, np.ndarray]:
-    """The tensors after safetensors' format page; a digest in the metadata is looked at."""
+    """Return the tensors of a safetensors file, decoded by its specification; test the digest in the metadata."""
     import hashlib
 
     length = int.from_bytes(content[:8], "little")
@@ -192,7 +204,7 @@ def safetensors(content: bytes) -> dict[str, np.ndarray]:
 
 
 def dicom(folder: Path) -> tuple[np.ndarray, tuple[float, ...], np.ndarray]:
-    """(values (1, X, Y, Z), spacing, affine RAS) of a folder's slices, put together by hand (PS3.3 C.7.6.2.1.1)."""
+    """Return values (1, X, Y, Z), spacing and RAS affine of a folder of slices, by PS3.3 C.7.6.2.1.1."""
     import pydicom
 
     slices: list[Any] = [pydicom.dcmread(path, force=True) for path in sorted(folder.iterdir())]

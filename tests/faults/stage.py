@@ -1,11 +1,13 @@
-"""A process that has imported everything once and forks a child for each command: imports alone take seconds.
+"""A process that imports all libraries once, and forks a child for each command (the stage); imports take seconds.
 
-The children are real processes that run the whole command line, with signals, exit statuses and deaths of their own. So
-are their folds. The fork server of `competition.fork_server`, or with `MASKFOLD_FORKSERVER=0` the folds that are
-started afresh, are forked before the command begins, from a process without threads, and wait for their work. Only
-`exec` and the imports are left out.
+Each child is a real process that runs the whole command line, with its own signals and exit status. Its folds are real
+processes, too. Only `exec` and the imports are left out.
 
-Requests are lines of JSON on standard input, answers on standard output.
+The processes of folds cannot be forked from the command's process, because this has threads. Therefore the child forks
+the fork server of `competition.fork_server` before the command begins. With `MASKFOLD_FORKSERVER=0`, it forks one
+process per fold instead. These processes wait for their work.
+
+Requests are lines of JSON on standard input, answers are lines of JSON on standard output.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 
 def serve() -> None:
-    """Answer until the input ends."""
+    """Answer requests until the standard input ends."""
     _import_all()
     print(json.dumps({"threads": threading.active_count()}), flush=True)
     for line in sys.stdin:
@@ -87,22 +89,24 @@ def serve() -> None:
 
 
 def _import_all() -> None:
+    """Import all modules in `IMPORTED`, and exclude all existing objects from garbage collection."""
     from competition.tracking.store import configure_mlflow
 
     configure_mlflow()
     for name in IMPORTED:
         importlib.import_module(name)
     gc.collect()
-    gc.freeze()  # what is never looked at again is never copied
+    gc.freeze()  # a child does not have to copy memory pages that the garbage collector does not write to
 
 
 def _fork(request: dict[str, Any]) -> int:
+    """Fork; return the child's process id in the parent, and 0 in the child."""
     sys.stdout.flush()
     return os.fork()
 
 
 def _status(pid: int, seconds: float) -> int | None:
-    """The exit status of a child, negative for a signal; None while it lives."""
+    """Return the exit status of a child, negative for a signal; None if it still runs after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
         found, status = os.waitpid(pid, os.WNOHANG)
@@ -114,7 +118,7 @@ def _status(pid: int, seconds: float) -> int | None:
 
 
 def _act(request: dict[str, Any]) -> None:
-    """In the child: become a command, or make an empty database for several tests to begin with."""
+    """Run the command of a request, or make an empty MLflow database, in a forked child."""
     if "database" in request:
         from competition.tracking.store import connect_mlflow, find_mlflow_store
 
@@ -151,7 +155,7 @@ def _act(request: dict[str, Any]) -> None:
 
 
 def _join(process: int) -> None:
-    """See the disks that a process sees."""
+    """Enter the user and mount namespaces of another process, so that this process sees the same file systems."""
     libc = ctypes.CDLL(None, use_errno=True)
     for kind in ("user", "mnt"):
         with open(f"/proc/{process}/ns/{kind}") as file:
@@ -160,7 +164,7 @@ def _join(process: int) -> None:
 
 
 def _hurry() -> None:
-    """MLflow is told every tenth of a second what happens in tenths of a second."""
+    """Shorten the intervals of MLflow's upload, because the toy runs take only seconds."""
     from competition.tracking.sync import MlflowSync
 
     MlflowSync.__init__.__kwdefaults__.update(interval=0.1, sampling_interval=0.5)  # type: ignore[attr-defined]
@@ -170,7 +174,7 @@ def _hurry() -> None:
 
 
 class Forked:
-    """Stands for a `Popen` object of a child of this process."""
+    """Offer the interface of `subprocess.Popen` for a forked child of this process."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -192,6 +196,7 @@ class Forked:
         return self.returncode
 
     def terminate(self) -> None:
+        """Send SIGTERM, and make a file `terminated`, which tests look for."""
         Path("terminated").touch()
         os.kill(self.pid, signal.SIGTERM)
 
@@ -200,7 +205,7 @@ class Forked:
 
 
 class Hired(Forked):
-    """Stands for `FoldProcess`: hands the job to a process that waits for one."""
+    """Replace `FoldProcess`: send the fold's job to a process that was forked earlier and waits for a job."""
 
     waiting: list[tuple[int, socket.socket]] = []
     pipe = -1
@@ -215,7 +220,11 @@ class Hired(Forked):
 
 
 def hire_server(kills: list[dict[str, Any]]) -> None:
-    """Have a process wait that becomes the fork server when the command launches one."""
+    """Fork a process that becomes the fork server when the command launches one.
+
+    Args:
+        kills: the kills, see `tests.faults.kills.arm`; the server's children apply those for folds.
+    """
     from competition import fork_server
     from competition.training import fold_process
 
@@ -242,7 +251,15 @@ def hire_server(kills: list[dict[str, Any]]) -> None:
 
 
 def _be_a_server(line: socket.socket, command: int, kills: list[dict[str, Any]]) -> NoReturn:
-    """Wait until the command launches its server, and become that; without one, leave with the command."""
+    """Wait until the command launches its fork server, and become this server.
+
+    If the command ends without launching it, exit.
+
+    Args:
+        line: socket to the command.
+        command: process id of the command.
+        kills: the kills, see `tests.faults.kills.arm`.
+    """
     from competition import fork_server
     from tests.faults.kills import arm
 
@@ -263,6 +280,7 @@ def _be_a_server(line: socket.socket, command: int, kills: list[dict[str, Any]])
 
 
 def _hire_folds(count: int, kills: list[dict[str, Any]]) -> None:
+    """Fork `count` processes that wait for the jobs of folds, and replace `FoldProcess` by `Hired`."""
     from competition.training import fold_process
 
     Hired.read_error = fold_process.FoldProcess.read_error  # type: ignore[attr-defined]
@@ -280,7 +298,12 @@ def _hire_folds(count: int, kills: list[dict[str, Any]]) -> None:
 
 
 def _be_a_fold(line: socket.socket, kills: list[dict[str, Any]]) -> None:
-    """Wait for a job, and become its process; without one, leave with the command."""
+    """Wait for the job of a fold, and run it; exit if the command ends without sending one.
+
+    Args:
+        line: socket to the command.
+        kills: the kills, see `tests.faults.kills.arm`.
+    """
     parent = os.getppid()
     while not select.select([line], [], [], 0.5)[0]:
         if os.getppid() != parent:

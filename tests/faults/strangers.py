@@ -1,4 +1,4 @@
-"""Files of strangers: pickles that make a folder `evil` when they are read, and archives that lead out of theirs."""
+"""Malicious files: pickles that run code when they are read, and archives that write files outside their folder."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ FORMULAS = ("=cmd|' /C calc'!A0", '=HYPERLINK("http://evil","x")', "+SUM(1)*cmd|
 
 
 class Evil:
-    """Makes a file when it is unpickled."""
+    """Make a folder `evil` in the working folder when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return os.mkdir, ("evil",)
 
 
 def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """For a fixture: the working folder, in which nothing called `evil` may appear."""
+    """Yield a working folder, and check at the end that it contains nothing named `evil`; for use in a fixture."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MASKFOLD_TRUST", raising=False)
     yield tmp_path
@@ -33,11 +33,12 @@ def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def evil_pickle() -> bytes:
+    """Return a pickle of an `Evil` object."""
     return pickle.dumps(Evil(), protocol=2)
 
 
 def torch_archive() -> bytes:
-    """What torch.save makes, with another pickle in it."""
+    """Return an archive as torch.save writes it, with a malicious pickle in it."""
     memory = io.BytesIO()
     with zipfile.ZipFile(memory, "w") as archive:
         for name, content in (("data.pkl", evil_pickle()), ("version", b"3\n"), ("byteorder", b"little")):
@@ -46,7 +47,7 @@ def torch_archive() -> bytes:
 
 
 def old_torch() -> bytes:
-    """What torch.save made before it made archives."""
+    """Return a malicious file in the format that torch.save wrote before it wrote archives."""
     return (
         pickle.dumps(0x1950A86A20F9469CFC6C, 2)
         + pickle.dumps(1001, 2)
@@ -56,6 +57,7 @@ def old_torch() -> bytes:
 
 
 def tar_bytes(*members: tuple[tarfile.TarInfo, bytes], **how: Any) -> bytes:
+    """Return a tar archive of members and their contents; `how` are options of `tarfile.open`."""
     memory = io.BytesIO()
     with tarfile.open(fileobj=memory, mode="w", **how) as tar:
         for one, content in members:
@@ -65,12 +67,21 @@ def tar_bytes(*members: tuple[tarfile.TarInfo, bytes], **how: Any) -> bytes:
 
 
 def tar_member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "", **headers: str) -> tarfile.TarInfo:
+    """Return a member of a tar archive.
+
+    Args:
+        name: its name.
+        kind: its type, e.g. `tarfile.SYMTYPE`.
+        target: target of a link.
+        **headers: extended (pax) headers.
+    """
     one = tarfile.TarInfo(name)
     one.type, one.linkname, one.pax_headers = kind, target, headers
     return one
 
 
 def zip_bytes(*members: tuple[str, bytes, int]) -> bytes:
+    """Return a zip archive of members: name, content, and Unix file mode."""
     memory = io.BytesIO()
     with zipfile.ZipFile(memory, "w") as archive:
         for name, content, mode in members:

@@ -1,4 +1,4 @@
-"""Commands on a stage, and the words of experiments that are done in seconds."""
+"""Start commands through the process of `tests.faults.stage`, with experiments that take only seconds."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from competition.io import TEMPORARY_NAME
 from tests.conftest import ROOT
 
 EXPERIMENT = ROOT / "experiments" / "demo2d" / "unet2d.yaml"
-LONGEST = 240.0  # s that a command may take on a busy machine
-EPOCHS, STEPS = 7, 4  # of a fold; steps of an epoch
+LONGEST = 240.0  # maximum seconds that a command may take on a busy machine
+EPOCHS, STEPS = 7, 4  # epochs of a fold, and training steps of an epoch
 SMALL = [
     "folds.k=2",
     f"training.epochs={EPOCHS}",
@@ -44,18 +44,25 @@ PLAIN = ["training.precision=fp32", "schedule={name: plateau, patience: 1}", "tr
 
 
 def words_of(demo: Path) -> list[object]:
-    """A cross-validation of seconds, with a checkpoint after each step."""
+    """Return the arguments of a cross-validation that takes seconds and writes a checkpoint after each step."""
     return ["cv", EXPERIMENT, f"competition.root={demo}", *SMALL, *PLAIN]
 
 
 def pause(who: str, at: str, nth: int = 1) -> list[dict[str, Any]]:
-    """Have a process wait at a point of `tests.faults.kills` until `paused` is removed from its working folder."""
+    """Return kills for `tests.faults.kills.arm` that make a process wait until its file `paused` is removed."""
     return [{"who": who, "at": at, "nth": nth, "how": "pause"}]
 
 
 @dataclass
 class Command:
-    """A command that was started."""
+    """A command that was started.
+
+    Attributes:
+        stage: the stage that started it.
+        pid: its process id.
+        output: file with the text that it prints.
+        status: its exit status, negative for a signal; None until `wait` has returned.
+    """
 
     stage: Stage
     pid: int
@@ -63,7 +70,7 @@ class Command:
     status: int | None = None
 
     def wait(self, seconds: float = LONGEST) -> int:
-        """Its exit status; negative for a signal."""
+        """Wait for the end of the command, and return its exit status (negative for a signal)."""
         if self.status is None:
             self.status = self.stage.ask({"wait": self.pid, "seconds": seconds})["status"]
         assert self.status is not None, f"still there after {seconds} s: {self.said}"
@@ -74,11 +81,15 @@ class Command:
 
     @property
     def said(self) -> str:
-        """All that it printed so far."""
+        """The text that the command has printed so far."""
         return self.output.read_text(errors="replace")
 
     def until(self, true: Callable[[], Any], seconds: float = LONGEST) -> None:
-        """Wait for something while the command lives."""
+        """Wait until `true()` returns a true value.
+
+        Raises:
+            AssertionError: the command has ended, or `seconds` have passed.
+        """
         deadline = time.monotonic() + seconds
         while not true():
             assert psutil.pid_exists(self.pid) and psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE, self.said
@@ -86,19 +97,26 @@ class Command:
             time.sleep(0.02)
 
     def family(self) -> list[psutil.Process]:
-        """The processes below it."""
+        """Return all descendant processes of the command."""
         return psutil.Process(self.pid).children(recursive=True)
 
 
 class Stage:
-    """Where commands are acted; see `tests.faults.stage`."""
+    """Start commands through the process of `tests.faults.stage`.
+
+    Args:
+        process: this process.
+    """
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
         self._one = threading.Lock()
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """One request, one answer. A wait is cut into short ones, so that others get a word in."""
+        """Send a request and return the answer.
+
+        A long wait is sent as many short requests, so that other threads can send theirs in between.
+        """
         deadline = time.monotonic() + request.get("seconds", 0.0)
         while True:
             with self._one:
@@ -121,17 +139,17 @@ class Stage:
         output: Path | None = None,
         namespace: int | None = None,
     ) -> Command:
-        """Begin `maskfold argv` in a folder.
+        """Start `maskfold ARGV` in a folder.
 
         Args:
             cwd: the folder.
-            argv: the words.
+            *argv: arguments of the command.
             kills: see `tests.faults.kills.arm`.
-            folds: how many folds it may start.
-            env: more of the environment.
-            name: of the file in the folder that keeps what it prints.
-            output: that file, where it is to be another one.
-            namespace: a process whose mounts and users it shall share.
+            folds: maximum number of folds that the command starts.
+            env: additional environment variables.
+            name: name without ending of the file in `cwd` for the text that the command prints.
+            output: another file for this text; None for the file that `name` gives.
+            namespace: id of a process whose mount and user namespaces the command enters; None for none.
         """
         output = output or cwd / f"{name}.txt"
         output.unlink(missing_ok=True)
@@ -150,14 +168,21 @@ class Stage:
         return Command(self, answer["pid"], output)
 
     def database(self, path: Path) -> Path:
-        """An empty one of MLflow's, which takes seconds to make."""
+        """Make an empty MLflow database at `path`, which takes seconds, and return the path."""
         path.parent.mkdir(parents=True, exist_ok=True)
         command = Command(self, self.ask({"database": str(path)})["pid"], path.with_name("database.txt"))
         assert command.wait() == 0 and path.exists()
         return path
 
     def run(self, cwd: Path, *argv: object, status: int = 0, **how: Any) -> str:
-        """Run a command to its end; what it printed."""
+        """Run a command to its end, check its exit status, and return the text that it printed.
+
+        Args:
+            cwd: the folder.
+            *argv: arguments of the command.
+            status: the expected exit status.
+            **how: further arguments of `start`.
+        """
         command = self.start(cwd, *argv, **how)
         found = command.wait()
         assert found == status, (found, command.said)
@@ -165,7 +190,7 @@ class Stage:
 
 
 def leftovers(*folders: Path) -> list[Path]:
-    """Whatever nobody will ever look at again: files and folders under temporary names."""
+    """Return all files and folders with temporary names, which a killed command may have left behind."""
     return [
         path
         for folder in folders
@@ -177,14 +202,18 @@ def leftovers(*folders: Path) -> list[Path]:
 
 
 def the_run(cwd: Path) -> Path:
-    """The folder of the only run."""
+    """Return the folder of the only run of a project."""
     folders = [path for path in (cwd / "mlruns" / "runs").glob("*/*") if path.is_dir()]
     assert len(folders) == 1, folders
     return folders[0]
 
 
 def tracked(cwd: Path) -> dict[str, list[dict[str, Any]]]:
-    """The MLflow runs, by their `fold` tag (`.` for the CV run): status, and points (name, step, value) of each run."""
+    """Return the active MLflow runs of a project, by the name of the fold's folder ("." for the whole run).
+
+    Each run is a dictionary with its status, name and points. A point is the name, step, value, and "is NaN" flag of a
+    metric.
+    """
     import sqlite3
     import tempfile
 
@@ -206,7 +235,7 @@ def tracked(cwd: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def gone(pids: Sequence[int], seconds: float = 60.0) -> bool:
-    """Whether processes end within some seconds."""
+    """Return whether all processes end within `seconds`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
@@ -216,6 +245,6 @@ def gone(pids: Sequence[int], seconds: float = 60.0) -> bool:
 
 
 def interrupt(command: Command, number: signal.Signals) -> int:
-    """Send a signal and wait for the end."""
+    """Send a signal to a command, wait for its end, and return its exit status."""
     command.signal(number)
     return command.wait()

@@ -1,4 +1,4 @@
-"""Experiments and toy networks whose predictions are known."""
+"""A function that makes experiments, and toy networks whose predictions can be computed without windows."""
 
 from __future__ import annotations
 
@@ -19,6 +19,17 @@ def experiment(
     preset: str = "none",
     **inference: Any,
 ) -> Experiment:
+    """Return a minimal experiment of two classes.
+
+    Args:
+        dimensions: number of spatial dimensions.
+        size: patch size.
+        comp: keys of the competition to add or replace.
+        slices: number of slices that a 2.5D network gets; None for a 2D or 3D network.
+        flip: `augment.flip`.
+        preset: `augment.preset`.
+        **inference: keys of the section `inference`.
+    """
     return Experiment.model_validate(
         {
             "competition": {
@@ -39,7 +50,7 @@ def experiment(
 
 
 class Pointwise(nn.Module):
-    """A 1×1 convolution: each voxel's prediction depends on this voxel alone, wherever the window lies."""
+    """A 1×1 convolution: the prediction of a voxel depends only on this voxel, not on the position of the window."""
 
     def __init__(self, channels: int, outputs: int, dims: int, seed: int = 0) -> None:
         super().__init__()
@@ -51,7 +62,7 @@ class Pointwise(nn.Module):
 
 
 class Local(nn.Module):
-    """A 3×3 convolution without symmetry: windows and views see different things."""
+    """A 3×3 convolution without symmetry: predictions depend on the edges of windows and on flips of the image."""
 
     def __init__(self, channels: int, outputs: int, dims: int, seed: int = 0) -> None:
         super().__init__()

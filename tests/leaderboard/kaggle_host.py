@@ -1,4 +1,4 @@
-"""Stand-in for Kaggle's HTTP API on 127.0.0.1; the real client connects to it."""
+"""A fake of Kaggle's HTTP API on 127.0.0.1, to which Kaggle's real client connects."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ SECRET = "0123456789abcdef0123456789abcdef"
 
 @dataclass
 class FakeKaggle:
-    """One competition, `toy-2026`, with five tries a day.
+    """Answer requests about one competition, `toy-2026`; use as a context manager.
 
     Attributes:
-        uploads: the bytes that were put, by token.
-        submissions: as the API gives them.
-        refuse: (status, message) of the answer to a request, by its name.
-        broken: names of requests that are received, and whose connection then breaks before the answer.
-        asked: names of the requests so far.
+        daily: number of submissions that are allowed per day.
+        uploads: uploaded bytes, by token.
+        submissions: the submissions, in the form in which the API returns them.
+        refuse: HTTP status and message with which requests of a name are refused.
+        broken: names of requests that are carried out, but whose connection is closed before the answer.
+        asked: names of all requests so far.
+        started: bodies of the requests that started an upload, by token.
+        limits: whether the API tells the limits of submissions.
     """
 
     daily: int = 5
@@ -57,12 +60,21 @@ class FakeKaggle:
         self.server.server_close()
 
     def score(self, ref: int, public: str, private: str = "", status: str = "COMPLETE", error: str = "") -> None:
-        """The host has scored a submission."""
+        """Set the scores and the status of a submission, as if the host had scored it.
+
+        Args:
+            ref: number of the submission.
+            public: public score.
+            private: private score; empty if it is not known.
+            status: status, e.g. "COMPLETE".
+            error: message of an error.
+        """
         next(one for one in self.submissions if one["ref"] == ref).update(
             publicScore=public, privateScore=private, status=status, errorDescription=error
         )
 
     def _post(self, request: BaseHTTPRequestHandler) -> None:
+        """Answer a POST request with the method of this class that has the request's name."""
         body = json.loads(request.rfile.read(int(request.headers["Content-Length"])))
         assert request.path.startswith(SERVICE), request.path
         name = request.path.removeprefix(SERVICE)
@@ -82,6 +94,7 @@ class FakeKaggle:
         return _answer(request, 200, answer)
 
     def _put(self, request: BaseHTTPRequestHandler) -> None:
+        """Store uploaded bytes."""
         token = request.path.rsplit("/", 1)[-1]
         data = request.rfile.read(int(request.headers["Content-Length"]))
         if "PUT" in self.refuse:
@@ -105,6 +118,7 @@ class FakeKaggle:
         return self._new(body["fileName"], body)
 
     def _new(self, file: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Add a pending submission of a file, and return the answer to the request."""
         ref = 1000 + len(self.submissions)
         self.submissions.append(
             {
@@ -129,6 +143,7 @@ class FakeKaggle:
 
 
 def _answer(request: BaseHTTPRequestHandler, status: int, body: dict[str, Any]) -> None:
+    """Send a JSON answer."""
     content = json.dumps(body).encode()
     request.send_response(status)
     request.send_header("Content-Type", "application/json")

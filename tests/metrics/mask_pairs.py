@@ -1,4 +1,4 @@
-"""Pairs of masks on which metrics are compared with a second implementation."""
+"""Pairs of masks for tests that compare metrics with a second implementation."""
 
 from __future__ import annotations
 
@@ -19,13 +19,19 @@ SHAPES: list[tuple[tuple[int, ...], tuple[float, ...]]] = [
 
 
 def random_pairs(seeds: int = 4) -> list[Pair]:
-    """Return pairs of masks that are not empty, with their spacing: blobs, edges, single pixels, full masks."""
+    """Return pairs of masks that are not empty, and their spacing.
+
+    The masks are random blobs, the first row or slice, single pixels, and full masks, in 2D and 3D.
+
+    Args:
+        seeds: number of pairs of random blobs per shape.
+    """
     pairs = []
     for number, (shape, spacing) in enumerate(SHAPES):
         for seed in range(seeds):
             generator = np.random.default_rng([number, seed])
             fields = [gaussian_filter(generator.normal(size=shape), 1 + seed / 2) for _ in range(2)]
-            fields[1] += fields[0] * (seed % 3)  # more or less similar
+            fields[1] += fields[0] * (seed % 3)  # make the two masks more or less similar
             mask, truth = (field > np.quantile(field, (0.5, 0.8, 0.95)[seed % 3]) for field in fields)
             pairs.append((mask, truth, spacing))
         one, other, edge, full = (np.zeros(shape, bool) for _ in range(4))
@@ -37,7 +43,7 @@ def random_pairs(seeds: int = 4) -> list[Pair]:
 
 
 def one_empty(shape: tuple[int, ...] = (6, 8)) -> list[tuple[Mask, Mask]]:
-    """Return the pairs in which exactly one mask is empty, in both orders."""
+    """Return two pairs of an empty mask and a square: with the empty mask first, and with the square first."""
     empty, square = np.zeros(shape, bool), np.zeros(shape, bool)
     square[(slice(1, 4),) * len(shape)] = True
     return [(empty, square), (square, empty)]

@@ -1,4 +1,4 @@
-"""Tests of competition.models, and what they share."""
+"""Tests of competition.models, and a function that makes experiments for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def experiment(
     ignore: int | None = None,
     **sections: Any,
 ) -> Experiment:
-    """A small experiment; `sections` replace or add top-level keys."""
+    """Return a small experiment; `sections` are top-level keys to add or replace."""
     return Experiment.model_validate(
         {
             "competition": {

@@ -1,4 +1,4 @@
-"""Fixtures: a phantom folder, and `maskfold init` on it."""
+"""A fixture that makes a small data set and runs `maskfold init` on it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ Start = Callable[..., Initialised]
 
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
-    """`start(maker, layout=2)`: make a phantom in `data/<name>` of an empty working folder, and initialise it."""
+    """`start(maker, layout=2)`: make a data set in `data/<name>` of an empty working folder, and run `init` on it.
+
+    `maker` is a function of `tests.planning.phantoms`; further arguments are options of `maskfold init`.
+    """
     monkeypatch.chdir(tmp_path)
 
     def run(

@@ -1,4 +1,7 @@
-"""Tiny competition folders, one for each layout that `maskfold init` knows."""
+"""Functions that write tiny data sets, one for each layout that `maskfold init` recognises.
+
+The docstrings below describe the folder that each function writes.
+"""
 
 from __future__ import annotations
 
@@ -40,12 +43,12 @@ def volume(seed: int, size: tuple[int, int, int] = (20, 24, 16)) -> tuple[np.nda
 
 
 def affine(*spacing: float) -> np.ndarray:
-    """Return an affine of a spacing."""
+    """Return the diagonal affine (4, 4) with this spacing."""
     return np.diag([*spacing, 1.0])
 
 
 def decathlon(root: Path) -> None:
-    """`dataset.json` with modality and labels by number; one file per case; hidden files of macOS beside them."""
+    """Medical Segmentation Decathlon: `dataset.json`, one file per case, and hidden files of macOS."""
     for number, case_id in enumerate(IDS):
         image, mask = volume(number)
         write_nifti(root / "imagesTr" / f"{case_id}.nii.gz", image, affine(1, 1, 1))
@@ -65,7 +68,7 @@ def decathlon(root: Path) -> None:
 
 
 def nnunet_v1(root: Path) -> None:
-    """Two channels by number, labels by number, and the whole folder unzipped into itself."""
+    """nnU-Net, version 1: two numbered channels, in a subfolder as after unpacking a zip archive with macOS."""
     inner = root / "Task500_Phantom"
     for number, case_id in enumerate(IDS):
         image, mask = volume(number)
@@ -82,7 +85,7 @@ def nnunet_v1(root: Path) -> None:
 
 
 def nnunet_v2(root: Path) -> None:
-    """Regions, an ignored value and PNG files."""
+    """nnU-Net, version 2: classes that are unions of labels (regions), an ignored label, and PNG files."""
     for number, case_id in enumerate(IDS):
         image, mask = picture(number)
         mask[:2] = 3
@@ -106,7 +109,10 @@ def table(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -
 
 
 def rle_profile(root: Path) -> None:
-    """Data Science Bowl 2018: its header, ids of 64 hexadecimal digits, a folder per image, a row per object."""
+    """Data Science Bowl 2018: a folder per image, and a CSV with a row of run lengths per object.
+
+    The CSV has the header of this competition; the ids have 64 hexadecimal digits.
+    """
     fmt, rows, test = RleFormat("column", 1), [], []
     for number in range(8):
         case_id = f"{number + 10:064x}"
@@ -122,7 +128,7 @@ def rle_profile(root: Path) -> None:
 
 
 def rle_content(root: Path) -> None:
-    """A table with columns of its own: row by row, from 0, classes by name, and a sample submission."""
+    """An unknown competition with run lengths in a CSV: in row order, from pixel 0, and with names of classes."""
     fmt, rows, names = RleFormat("row", 0), [], {1: "ring", 2: "grain"}
     for number, case_id in enumerate(IDS):
         image, mask = picture(number, (40, 56))
@@ -138,7 +144,7 @@ def rle_content(root: Path) -> None:
 
 
 def instances(root: Path) -> None:
-    """`id/images` and `id/masks`, one file for each object, with values of 255."""
+    """A folder per case with `images` and `masks`, and a mask file with the values 0 and 255 for each object."""
     for number, case_id in enumerate(IDS):
         image, mask = picture(number)
         write_png(root / "train" / case_id / "images" / f"{case_id}.png", image)
@@ -150,7 +156,7 @@ def instances(root: Path) -> None:
 
 
 def paired_folders(root: Path) -> None:
-    """Two folders with names of their own, ids with a patient and a week, masks of 255, and `Thumbs.db`."""
+    """Images and masks in two folders with unusual names, file names with patient and week, and a `Thumbs.db`."""
     for number in range(8):
         case_id = f"patient_{number // 2:02d}_week{1 + number % 2}"
         image, mask = picture(number)
@@ -160,7 +166,7 @@ def paired_folders(root: Path) -> None:
 
 
 def paired_names(root: Path) -> None:
-    """Carvana's names: `x.jpg` and `x_mask.gif` side by side, and the same without masks in a test folder."""
+    """Carvana: `x.jpg` and `x_mask.gif` in the same folder for training, and `x.jpg` in a test folder."""
     import cv2
     from PIL import Image
 
@@ -174,7 +180,7 @@ def paired_names(root: Path) -> None:
 
 
 def paired_endings(root: Path) -> None:
-    """Names with endings in capital letters on both sides, in folders: `A/x_IMG.PNG` and `B/x_GT.TIF`."""
+    """Images and masks whose names differ in suffix and file type, in capital letters: `A/x_IMG.PNG`, `B/x_GT.TIF`."""
     import tifffile
 
     for number, case_id in enumerate(IDS):
@@ -185,7 +191,7 @@ def paired_endings(root: Path) -> None:
 
 
 def class_folders(root: Path) -> None:
-    """A folder of masks per class; a case without the second class has no file of it; classes share pixels."""
+    """A folder of masks per class, whose classes overlap; a case without the second class has no file for it."""
     for number, case_id in enumerate(IDS):
         image, mask = picture(number)
         write_png(root / "images" / f"{case_id}.png", image)
@@ -195,7 +201,7 @@ def class_folders(root: Path) -> None:
 
 
 def case_folders(root: Path) -> None:
-    """BraTS: one folder per case with four modalities and the labels 1, 2 and 4; patients in a table."""
+    """BraTS: one folder per case with four modalities and the labels 1, 2 and 4, and a CSV with the patients."""
     rows = []
     for number, case_id in enumerate(IDS):
         image, mask = volume(number)
@@ -209,7 +215,7 @@ def case_folders(root: Path) -> None:
 
 
 def slice_stacks(root: Path) -> None:
-    """A folder of slices per case, images and masks in two trees."""
+    """Volumes as one folder of PNG slices per case, below `images` and below `masks`."""
     for number, case_id in enumerate(IDS):
         image, mask = volume(number)
         scaled = np.clip((image - 100) / 3, 0, 255).astype(np.uint8)
@@ -219,7 +225,10 @@ def slice_stacks(root: Path) -> None:
 
 
 def coco(root: Path, with_rle: bool = True) -> None:
-    """COCO annotations in a folder of their own: polygons, and run lengths; one image has no object."""
+    """COCO annotations with polygons and run lengths, in a separate folder; one image has no object.
+
+    If `with_rle` is False, there are only polygons.
+    """
     images, objects = [], []
     for number, case_id in enumerate(IDS):
         image, mask = picture(number)
@@ -244,7 +253,10 @@ def coco(root: Path, with_rle: bool = True) -> None:
 
 
 def polygon_of(mask: np.ndarray) -> list[float]:
-    """Return the outline of an object in COCO's coordinates, in which the first pixel reaches from 0 to 1."""
+    """Return the outline of an object as x1, y1, x2, y2, …, in COCO's coordinates.
+
+    In these coordinates, the first pixel extends from 0 to 1.
+    """
     import cv2
 
     large = cv2.resize(mask.astype(np.uint8), None, fx=8, fy=8, interpolation=cv2.INTER_NEAREST)
@@ -254,7 +266,7 @@ def polygon_of(mask: np.ndarray) -> list[float]:
 
 
 def lossy_masks(root: Path) -> None:
-    """Kvasir: masks saved as JPEG, of the names of their images."""
+    """Kvasir: masks as JPEG files, whose values are inexact, with the same names as their images."""
     import cv2
 
     for folder in ("images", "masks"):
@@ -268,7 +280,7 @@ def lossy_masks(root: Path) -> None:
 
 
 def named_classes(root: Path) -> None:
-    """Endings `_image` and `_label` in one folder each for train and test, with a list of class names."""
+    """A folder for training and one for test, with files named `x_image` and `x_label`, and a list of class names."""
     for number, case_id in enumerate(IDS):
         image, mask = volume(number)
         write_nifti(root / "train" / f"{case_id}_image.nii.gz", image, affine(0.8, 0.8, 4))
@@ -278,11 +290,11 @@ def named_classes(root: Path) -> None:
     write_text(root / "classes.txt", "background\nliver\nspleen\n")
 
 
-# Folders with a question
+# Folders that can be understood in several ways, so that `init` asks the user
 
 
 def two_opinions(root: Path) -> None:
-    """Two annotators drew the same images."""
+    """Two folders of masks by two annotators for the same images."""
     for number, case_id in enumerate(IDS):
         image, mask = picture(number)
         write_png(root / "images" / f"{case_id}.png", image)
@@ -291,7 +303,7 @@ def two_opinions(root: Path) -> None:
 
 
 def value_255(root: Path) -> None:
-    """Values 1, 2 and 255, which may be a class or ignored."""
+    """Masks with the values 1, 2 and 255; 255 may be a class or mark ignored pixels."""
     for number, case_id in enumerate(IDS):
         image, mask = picture(number)
         mask[:2] = 255
@@ -300,7 +312,7 @@ def value_255(root: Path) -> None:
 
 
 def unclear_order(root: Path) -> None:
-    """Run lengths of masks that are symmetric about the diagonal of square images: the order cannot be seen."""
+    """Run lengths whose order (by row or by column) cannot be determined, because the masks are symmetric."""
     rows, fmt = [], RleFormat("column", 1)
     for number, case_id in enumerate(IDS):
         image, mask = picture(number, (48, 48))
@@ -311,7 +323,7 @@ def unclear_order(root: Path) -> None:
 
 
 def stack_or_pictures(root: Path) -> None:
-    """Slices of several cases in one folder: volumes or pictures."""
+    """Slices of several cases in one folder, which may be volumes or 2D images."""
     for number in range(4):
         image, mask = volume(number)
         scaled = np.clip((image - 100) / 3, 0, 255).astype(np.uint8)
@@ -321,11 +333,11 @@ def stack_or_pictures(root: Path) -> None:
             write_png(root / "masks" / name, mask[:, :, 4 + index])
 
 
-# Folders that are something else
+# Folders that `init` refuses
 
 
 def dicom(root: Path) -> None:
-    """A study without extensions."""
+    """A DICOM study whose files have no extension."""
     for number in range(6):
         path = root / "study" / "series1" / f"IM{number:04d}"
         path.parent.mkdir(parents=True, exist_ok=True)

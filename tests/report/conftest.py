@@ -1,4 +1,7 @@
-"""Finished runs without training: out-of-fold predictions derived from the truth, and learning curves."""
+"""Fixtures and functions for tests of reports: finished runs without training, and a parser of HTML pages.
+
+The runs have out-of-fold predictions derived from the true masks, and learning curves.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,16 @@ Predict = Callable[[np.ndarray, Any, np.random.Generator], np.ndarray]
 def write_member(
     run: Run, fold: int, seed: int, score: float | None, curves: list[dict[str, float]], time: float
 ) -> Path:
-    """Write the folder of one fold and seed: its result and its metrics, the last of them at `time`; return it."""
+    """Write the result and the metrics of one fold and seed, and return their folder.
+
+    Args:
+        run: the run.
+        fold: number of the fold.
+        seed: seed of the training.
+        score: score of the fold.
+        curves: metrics of each epoch.
+        time: time stamp of the metrics.
+    """
     folder = run.member_folder(fold, seed)
     folder.mkdir(parents=True)
     result = FoldResult(
@@ -66,7 +78,10 @@ def write_member(
 def made(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, once: Callable[..., Path], serial_scoring: None
 ) -> Callable[..., Run]:
-    """`made(exp, noise=0.3)`: a run below the working folder, which becomes `tmp_path`; its last metrics at `time`."""
+    """`made(exp, noise=0.3)`: make a finished run in `tmp_path`, which becomes the working folder.
+
+    See `_make` for the arguments.
+    """
     monkeypatch.chdir(tmp_path)
 
     def make(
@@ -88,6 +103,16 @@ def made(
 
 
 def _make(exp: Any, name: str, noise: float, predict: Predict | None, seed: int, time: float) -> Run:
+    """Write a finished run with learning curves below the working folder, and return it.
+
+    Args:
+        exp: the experiment.
+        name: name of the experiment in the run's path.
+        noise: strength of the noise in the out-of-fold predictions, see `tests.finished_runs.soft`.
+        predict: function that makes the predictions instead, from true mask, row of the case table, and generator.
+        seed: seed of the noise.
+        time: time stamp of the metrics.
+    """
     run = open_run(exp, name)
     run.write()
     generator = np.random.default_rng(seed)
@@ -125,7 +150,20 @@ def _make(exp: Any, name: str, noise: float, predict: Predict | None, seed: int,
 
 
 class Page(HTMLParser):
-    """A page as a reader sees it: its text, its tags and attributes, and the cells of its tables."""
+    """Parse an HTML page into its text, tags, attributes, scripts, and the cells of its tables.
+
+    Args:
+        path: the HTML file.
+
+    Attributes:
+        source: content of the file.
+        text: visible text.
+        open: names of the tags that are open at the current position; empty at the end.
+        tags: names of all tags.
+        attributes: (tag, name, value) of all attributes.
+        scripts: contents of the `script` tags.
+        tables: for each table, its rows as lists of texts.
+    """
 
     VOID = {"meta", "img", "br", "input"}
 
@@ -167,7 +205,7 @@ class Page(HTMLParser):
             self.tables[-1][-1][-1] += data
 
     def rows(self, first: str, *header: str) -> list[dict[str, str]]:
-        """The rows whose table has these columns and whose first cell is `first`."""
+        """Return table rows as dictionaries: those whose first cell is `first`, in tables with the columns `header`."""
         return [
             dict(zip(table[0], row, strict=True))
             for table in self.tables
@@ -212,7 +250,7 @@ def report(run: Run) -> Page:
 
 
 def slow_dice(run: Run) -> pd.DataFrame:
-    """Return the Dice of each case and class, calculated from the stored probabilities and the truth."""
+    """Return the Dice of each case and class, calculated from the stored probabilities and the true masks."""
     oof, found = OofPredictions(run), []
     for row in oof.cases.itertuples(index=False):
         truth, best = load_mask(run.exp.competition, row)[0], oof.read(row.id).argmax(axis=0)

@@ -1,4 +1,7 @@
-"""A run on a demo with planted faults; its out-of-fold predictions are those of a network with ordinary errors."""
+"""A fixture for tests of the review: a run on a demo competition in whose masks faults were planted.
+
+Its out-of-fold predictions have errors like those of a real network.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,22 @@ from tests.review.planted import plant_faults
 
 @dataclass(frozen=True)
 class PlantedRun:
-    """A finished run and the kind of the fault in each changed case, by id."""
+    """A finished run on a competition with planted faults.
+
+    Attributes:
+        run: the run.
+        planted: kind of the fault of each changed case, by the case's id.
+    """
 
     run: Run
     planted: dict[str, str]
 
 
 def ordinary_probabilities(truth: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Return probabilities (3, H, W) float16 of a network that moves outlines, doubts objects and sees some wrongly.
+    """Return probabilities (3, H, W) float16 with errors like those of a real network.
+
+    Outlines are inexact, some objects have low probabilities, some are missed or have the wrong class, and some do not
+    exist.
 
     Args:
         truth: (H, W) labels without faults.
@@ -43,15 +54,15 @@ def ordinary_probabilities(truth: np.ndarray, generator: np.random.Generator) ->
         objects, count = cc3d.connected_components((truth == value).astype(np.uint8), return_N=True)
         for number in range(1, count + 1):
             draw = generator.random()
-            if draw < 0.03:  # not seen, but doubted
+            if draw < 0.03:  # the object is missed, with low certainty
                 seen[objects == number] = 0
                 certainty[objects == number] = 0.7
-            elif draw < 0.06:  # the other class, doubted
+            elif draw < 0.06:  # the object has the wrong class, with low certainty
                 seen[objects == number] = 3 - value
                 certainty[objects == number] = 0.6
             elif draw < 0.14:
                 certainty[objects == number] = 1.5
-    for _ in range(generator.poisson(0.6)):  # a thing that is none
+    for _ in range(generator.poisson(0.6)):  # an object that does not exist
         row, column = (int(generator.integers(8, length - 8)) for length in truth.shape)
         disc = cv2.circle(np.zeros(truth.shape, np.uint8), (column, row), 6, 1, -1) > 0
         seen[disc] = generator.integers(1, 3)
@@ -67,7 +78,10 @@ def ordinary_probabilities(truth: np.ndarray, generator: np.random.Generator) ->
 def planted(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, once: Callable[..., Path], serial_scoring: None
 ) -> PlantedRun:
-    """The run, copied into the working folder `tmp_path`; its data is shared and must not be changed."""
+    """A run with planted faults in `tmp_path`, which becomes the working folder.
+
+    Its data set is shared by all tests and must not be changed.
+    """
     from competition.config.loading import load_experiment
     from tests.conftest import ROOT, TINY
 

@@ -1,4 +1,4 @@
-"""Faults that are planted in the masks of the 2D demo, as a tired annotator makes them."""
+"""Plant faults in the masks of the 2D demo like those of a tired annotator."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ EXTRA_RADIUS = 9
 
 
 def plant_faults(root: Path, seed: int = 0, extra: bool = False) -> dict[str, str]:
-    """Change masks of a demo competition: 3 lack an object, 3 have one of the wrong class, 2 are shifted, 2 exchanged.
+    """Change ten masks of a demo competition.
+
+    Three masks then lack an object, three have an object of the wrong class, two are shifted, and two are exchanged
+    with each other.
 
     Args:
         root: folder of the competition.
         seed: seed of the choice of cases.
-        extra: whether one more mask gets an object where the image has none.
+        extra: whether to draw an object that the image does not have into an eleventh mask.
 
     Returns:
         The kind of the fault of each changed case, by id.
@@ -50,7 +53,7 @@ def plant_faults(root: Path, seed: int = 0, extra: bool = False) -> dict[str, st
 
 
 def large_objects(mask: np.ndarray) -> list[np.ndarray]:
-    """Return the objects of at least `MIN_OBJECT` pixels, (H, W) bool each, largest first."""
+    """Return the masks (H, W) bool of the objects with at least `MIN_OBJECT` pixels, largest first."""
     objects = [
         labels == number
         for value in (1, 2)
@@ -61,7 +64,7 @@ def large_objects(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def _change(mask: np.ndarray, kind: str, generator: np.random.Generator) -> None:
-    """Plant a fault of a kind into a mask (H, W), in place."""
+    """Plant a fault of this kind (missing object, wrong class or shift) in a mask (H, W), in place."""
     if kind == SHIFTED:
         moved = np.zeros_like(mask)
         rows, columns = SHIFT

@@ -1,4 +1,7 @@
-"""Trials without training: folds whose scores follow from the learning rate, as processes of their own may use them."""
+"""Trials without training: the scores of their folds are a function of the learning rate.
+
+This module can also be run as a program, so that several processes can work on a study.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +34,11 @@ study:
 
 
 class QuickExecutor:
-    """Writes what a fold would, at once.
+    """Write the results of folds without training.
 
     Args:
-        score: of a case, from the experiment, the fold and the case's place.
+        score: function that returns the score of a case, from the experiment, the number of the fold, and the index of
+            the case in the fold.
         delay: seconds that a fold takes.
     """
 
@@ -97,20 +101,20 @@ class QuickExecutor:
 
 
 def _look(alive: Callable[[], None]) -> None:
-    """Now, without waiting between two polls."""
+    """Call `alive` in such a way that it polls now, although it usually waits between two polls."""
     if hasattr(alive, "_last_poll"):
         alive._last_poll = 0.0
     alive()
 
 
 def by_rate(exp: Any, fold: int, place: int) -> float:
-    """A score with its peak at the learning rate `BEST`."""
+    """Return a score that is highest if the learning rate is `BEST`; see `QuickExecutor` for the arguments."""
     away = abs(np.log10(exp.optimizer.args["lr"] / BEST))
     return float(0.9 - 0.2 * away + 0.01 * ((7 * place + fold) % 5))
 
 
 class Silent:
-    """A shipper that delivers nothing."""
+    """Replace `MlflowSync`, and upload nothing."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
@@ -125,14 +129,20 @@ class Silent:
 def install(
     patch: Callable[[str, Any], None], score: Callable[[Any, int, int], float] = by_rate, delay: float = 0.0
 ) -> None:
-    """Puts the above in the place of training, preparation and MLflow."""
+    """Replace training, preprocessing and MLflow by the classes above.
+
+    Args:
+        patch: function that replaces an object, given its full name and the new object.
+        score: see `QuickExecutor`.
+        delay: see `QuickExecutor`.
+    """
     patch("competition.training.executors.make_executor", lambda exp: QuickExecutor(score, delay))
     patch("competition.tracking.sync.MlflowSync", Silent)
     patch("competition.training.cross_validate.prepare_run", lambda run, context=None, **_: run.write() or run)
 
 
 def write_experiment(root: Path, text: str = YAML) -> Path:
-    """The experiment beside a demo's data."""
+    """Write the experiment and its competition to the folder of a demo's data, and return the experiment's path."""
     from tests.conftest import ROOT
 
     path = root / "unet2d.yaml"
@@ -143,7 +153,14 @@ def write_experiment(root: Path, text: str = YAML) -> Path:
 
 
 def main(file: str, storage: str, count: str, delay: str) -> None:
-    """`python -m tests.study.quick FILE STORAGE COUNT DELAY`: a process of a study."""
+    """Run trials of a study: `python -m tests.study.quick FILE STORAGE COUNT DELAY`.
+
+    Args:
+        file: YAML file of the experiment.
+        storage: storage of the study; empty for the default.
+        count: number of trials.
+        delay: seconds that a fold takes.
+    """
     import importlib
 
     def patch(name: str, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""A toy run on disk, in a project with an empty MLflow database."""
+"""Fixtures of the tracking tests: a toy run in a project with an empty MLflow database."""
 
 from __future__ import annotations
 
@@ -56,20 +56,26 @@ def run_folder(project: Path) -> Path:
 
 @pytest.fixture
 def delivery(run_folder: Path, exp: Experiment) -> Callable[[], RunUploader]:
-    """Makes deliveries of the run, each as a new process would."""
+    """A function that returns a new `RunUploader` of the run, as a new process would make it."""
     return lambda: RunUploader(
         run_folder, find_mlflow_store(run_folder.parents[3]), RunMetadata.of(run_folder, exp, "cv")
     )
 
 
 def line(step: int, time: float = 0.0, **metrics: float) -> str:
-    """A line of `metrics.jsonl`; two underscores in a name stand for a slash."""
+    """Return a line of `metrics.jsonl`.
+
+    Args:
+        step: number of the step and of the epoch.
+        time: seconds to add to the usual time stamp of the step.
+        **metrics: values of the metrics; two underscores in a name stand for a slash.
+    """
     named = {name.replace("__", "/"): value for name, value in metrics.items()}
     return json.dumps({"step": step, "epoch": step, "time": 1.7e9 + step + time, "metrics": named}) + "\n"
 
 
 def finish_fold(fold: Path, score: float = 0.75) -> None:
-    """What a fold leaves when it is done."""
+    """Write the files that a finished fold leaves in its folder."""
     (fold / "pictures").mkdir(exist_ok=True)
     (fold / "pictures" / "epoch_0010_a.png").write_bytes(b"png")
     (fold / "curves.png").write_bytes(b"png")

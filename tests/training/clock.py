@@ -11,12 +11,12 @@ from competition.training.trainer import Trainer
 
 
 class FakeClock:
-    """Replaces the clock of folds that run in this process.
+    """Replace the clock of folds that run in this process.
 
     Args:
-        patch: undoes the replacement.
-        step: seconds of a micro-batch.
-        case: seconds of the prediction of a case.
+        patch: pytest's fixture, which undoes the replacement after the test.
+        step: seconds by which a micro-batch advances the clock.
+        case: seconds by which the prediction of a case advances the clock.
     """
 
     def __init__(self, patch: pytest.MonkeyPatch, step: float, case: float) -> None:
@@ -40,4 +40,5 @@ class FakeClock:
         return self.now
 
     def slow_down(self) -> None:
+        """Let steps and predictions take three times as long from now on."""
         self.step, self.case = 3 * self.step, 3 * self.case

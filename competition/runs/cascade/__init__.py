@@ -1,1 +1,1 @@
-"""Feed the predictions of a first run to the networks of another run."""
+"""Train a run whose networks get the class probabilities of an earlier run, its first stage, as input channels."""

@@ -1,4 +1,4 @@
-"""Add the class probabilities of a first stage to preprocessed cases, as further channels."""
+"""Add the class probabilities that an earlier run (the first stage) predicts to preprocessed cases, as channels."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from competition.io import json_digest
 from competition.runs.cascade.first_stage import check_same_cases, open_first_stage
 from competition.runs.run import Run
 
-JOINED_FORMAT = 1  # increase it when the channels that are added to a case change
+JOINED_FORMAT = 1  # increase this number when a change of the code gives other channels
 
 
 def class_probabilities(probabilities: np.ndarray, comp: Competition) -> np.ndarray:
-    """Return the probabilities of the classes (K, *spatial), without the background and with the boundary merged.
+    """Return only the probabilities of the K classes, (K, *spatial), without the background.
+
+    A boundary class is merged into the classes, see `competition.inference.masks.merge_boundary_class`.
 
     Args:
-        probabilities: (P, *spatial), P = `comp.output_channels`, or one more with the boundary class last.
+        probabilities: (P, *spatial), with P = `comp.output_channels`. A boundary class may follow as the last channel.
         comp: the competition.
     """
     merged = merge_boundary_class(probabilities, comp) if len(probabilities) > comp.output_channels else probabilities
@@ -35,22 +37,23 @@ def class_probabilities(probabilities: np.ndarray, comp: Competition) -> np.ndar
 def join_first_stage(
     run: Run, prepared: Mapping[str, Path], cache: Path, context: Context = Context()
 ) -> dict[str, Path]:
-    """Return the preprocessed cases with the out-of-fold probabilities of the first stage as further channels.
+    """Add the out-of-fold probabilities of the first stage to preprocessed cases, as further channels.
 
-    The folder of such a case has a name of its own in the cache: a hash of the folder without the channels and of the
-    stored predictions.
+    The cases with these channels are written to further folders in the cache. The name of such a folder is a hash of
+    the name of the folder without the channels, and of the checksums of the predictions.
 
     Args:
         run: the run.
         prepared: folder of each preprocessed case, by id.
-        cache: folder of the preprocessed cases.
+        cache: folder in which preprocessed cases are stored.
         context: context with the trusted packages and the log.
 
     Returns:
-        The folders by id; `prepared` itself, if the run has no first stage.
+        Folder of each case with the channels, by id. If the run has no first stage, a copy of `prepared`.
 
     Raises:
-        MaskfoldError: as for `open_first_stage` and `check_same_cases`; or a prediction is damaged.
+        MaskfoldError: the first stage cannot be used, see `open_first_stage`; its cases or folds differ from those of
+            the run, see `check_same_cases`; or a prediction is damaged.
     """
     if run.exp.first_stage is None:
         return dict(prepared)

@@ -1,8 +1,8 @@
-"""Read the run in `first_stage`, whose class probabilities are further channels of another run's network input.
+"""Read the first stage of a run: another run, whose class probabilities are added to the input of the networks.
 
-In training and validation, a case gets the out-of-fold prediction of the first run: that of the networks which were not
-trained on the case. A new case gets the mean prediction of the first run's folds, see
-`competition.ensembling.ensemble`.
+The key `first_stage` of the YAML names this other run. In training and validation, a case gets the out-of-fold
+prediction of the first stage, which comes from networks that were not trained on the case. A new case gets the mean
+prediction of all folds of the first stage, see `competition.ensembling.ensemble`.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ if TYPE_CHECKING:
 
 
 def open_first_stage(exp: Experiment, trust: tuple[str, ...] | None = ()) -> Run:
-    """Read the run in `first_stage`.
+    """Read the run that `first_stage` names, and check that it can be used as a first stage.
 
     Args:
-        exp: an experiment with `first_stage`.
-        trust: additional packages that `target` may name; None: all packages, because no class of the run is built.
+        exp: an experiment with the key `first_stage`, whose value is a folder.
+        trust: additional packages that `target` may name. None allows all packages; it is meant for callers that do not
+            build the classes of the run.
 
     Raises:
-        MaskfoldError: the folder does not exist, is not a run or was edited; the run was imported, belongs to another
-            competition, has other classes, or is not finished.
+        MaskfoldError: the folder does not exist, is not that of a run, or was edited. Or the run was imported, belongs
+            to another competition, has other classes, or is not finished.
     """
     folder = Path(str(exp.first_stage))
     if not folder.is_dir():
@@ -67,22 +68,26 @@ def open_first_stage(exp: Experiment, trust: tuple[str, ...] | None = ()) -> Run
 
 
 def fold_members(run: Run) -> list[tuple[int, int]]:
-    """Return the finished (fold, seed) pairs of a first stage that predict new cases: all except a fit on all cases."""
+    """Return the (fold, seed) pairs of a first stage whose networks predict new cases.
+
+    These are all finished pairs, without the training on all cases (fold -1).
+    """
     return [(fold, seed) for fold, seed in run.finished_members() if fold >= 0]
 
 
 def check_same_cases(run: Run, first: Run) -> None:
     """Check that a run and its first stage have the same cases in the same folds.
 
-    Otherwise, networks of the first stage may have been trained on images of a group that the run validates.
+    With other folds, a network of the first stage could have been trained on images that belong to a validation case of
+    the run, so that scores would be too high.
 
     Args:
         run: the run.
-        first: the run in its `first_stage`.
+        first: its first stage.
 
     Raises:
-        MaskfoldError: status 2; a case is in only one of the runs, has other files or is in another fold, or no fold
-            of the first stage has predicted it.
+        MaskfoldError: a case is only in one of the two runs, has other files, is in another fold, or is in no fold, so
+            that the first stage has no out-of-fold prediction of it (status 2).
     """
     folds, first_folds = run.fold_of(), first.fold_of()
     rows, first_rows = run.rows(), first.rows()
@@ -127,17 +132,19 @@ def _differing(
 
 
 def first_stage_contents(exp: Experiment, *, missing_ok: bool = False) -> dict[str, str]:
-    """Return the digests of the predictions and of the weights of the run in `first_stage`, for the hash of a run.
+    """Return digests of the predictions and the weights of the first stage, which the hash of a run covers.
 
     Args:
-        exp: the experiment; its `first_stage` is a folder, see `competition.runs.find.resolve_source_runs`.
-        missing_ok: whether to omit the digests of a folder that does not exist.
+        exp: the experiment; its `first_stage` must be a folder, see `competition.runs.find.resolve_source_runs`.
+        missing_ok: whether to return no digests if the folder of the first stage does not exist, instead of an error.
 
     Returns:
-        The digests, in addition to those of `competition.runs.contents.run_contents`; empty without a first stage.
+        The digests by `FIRST_STAGE_PREDICTIONS` and `FIRST_STAGE_WEIGHTS`; empty if there is no first stage. They are
+        added to those of `competition.runs.contents.run_contents`.
 
     Raises:
-        MaskfoldError: as for `open_first_stage`; or a prediction or a weight file is missing, damaged or was changed.
+        MaskfoldError: the first stage cannot be used, see `open_first_stage`; or a prediction or a weight file is
+            missing, damaged or was changed.
     """
     if exp.first_stage is None or (missing_ok and not Path(exp.first_stage).exists()):
         return {}
@@ -152,10 +159,17 @@ def _weights_digest(first: Run) -> str:
 
 
 def first_stage_for_prediction(run: Run, context: Context = Context()) -> Run:
-    """Return the first stage of a run, with the images and the device of the run's experiment.
+    """Return the first stage of a run for the prediction of new cases.
+
+    It gets the settings of the run for test images, the data's folder and devices.
+
+    Args:
+        run: a run with a first stage.
+        context: context with the trusted packages.
 
     Raises:
-        MaskfoldError: as for `open_first_stage`; or its weights have changed since the run was started.
+        MaskfoldError: the first stage cannot be used, see `open_first_stage`; or its weights have changed since the run
+            was started.
     """
     from competition.runs.find import with_current_settings
 
@@ -172,11 +186,11 @@ def first_stage_for_prediction(run: Run, context: Context = Context()) -> Run:
 
 
 def refuse_first_stage(runs: Iterable[Run], purpose: str) -> None:
-    """Check that no run has a first stage, before a command that handles only the networks of the runs themselves.
+    """Raise an error if a run has a first stage; for commands that cannot handle the networks of the first stage.
 
     Args:
-        runs: the runs of a command.
-        purpose: what the command would do, e.g. `be exported`.
+        runs: the runs that the user named for the command.
+        purpose: what the command would do with the runs, for the message, e.g. `be exported`.
 
     Raises:
         MaskfoldError: status 2; a run has a first stage.

@@ -1,1 +1,1 @@
-"""Measure the speed of steps and validations, and report the progress of a fold."""
+"""Measure how long training steps and validations take, and report the progress of a fold."""

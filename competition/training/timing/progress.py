@@ -1,6 +1,7 @@
-"""Report a fold's progress, as lines in the log or as lines for a progress bar on the terminal.
+"""Report the progress of a fold, as lines in the log or as lines for a progress bar on the terminal.
 
-The fold's process only writes lines. `competition.cli.progress` reads the lines for the bar and draws the bar.
+The process of the fold only writes lines. The command's process reads those for the bar (`competition.cli.progress`),
+and draws the bar.
 """
 
 from __future__ import annotations
@@ -15,18 +16,21 @@ from datetime import datetime, timedelta
 Status = Callable[[], tuple[str, float]]  # a text about the current work, and the finished share of all work
 BAR_VARIABLE = "MASKFOLD_PROGRESS_BAR"  # environment variable that a command with a terminal sets
 BAR_MARK = "  progress "  # a fold's line with this prefix is for the bar, not for the user
-LINE_SECONDS = 30.0  # between two lines
-BAR_SECONDS = 1.0  # between two lines of the bar
-TICK_SECONDS = 1.0
+LINE_SECONDS = 30.0  # seconds without a line in the log after which a line about the progress is written
+BAR_SECONDS = 1.0  # seconds between two lines for the bar
+TICK_SECONDS = 1.0  # seconds between two checks whether a line is due
 
 
 class ProgressLog:
-    """Write a fold's log; after `LINE_SECONDS` without a line, add a line about the fold's progress.
+    """Write the log of a fold, and lines about its progress.
+
+    Without a progress bar, a line about the progress is written to the log after `LINE_SECONDS` without another line.
+    With a bar, a line for the bar is written every `BAR_SECONDS` instead.
 
     Args:
-        say: function that takes a line for the log and the user.
-        show: function that takes a line for the bar; None without a bar.
-        clock: function that returns seconds.
+        say: function that receives a line for the log and the user.
+        show: function that receives a line for the bar; None if there is no bar.
+        clock: function that returns the time in seconds; None for `time.monotonic`.
 
     Example:
         >>> log = ProgressLog(print)
@@ -53,12 +57,15 @@ class ProgressLog:
             self._last_line = self._clock()
 
     def set(self, status: Status) -> None:
-        """Set the function that describes the fold's present work; another thread may call it when a line is due."""
+        """Set the function that describes the present work of the fold.
+
+        The function is called when a line is due, possibly in another thread.
+        """
         self._status = status
         self.tick()
 
     def tick(self) -> None:
-        """Write a line about the fold's progress if one is due."""
+        """Write a line about the progress of the fold, to the log or for the bar, if one is due."""
         with self._lock:
             now = self._clock()
             if self._show is None:
@@ -71,7 +78,7 @@ class ProgressLog:
 
     @contextmanager
     def ticking(self) -> Iterator[None]:
-        """Call `tick` from a thread during the `with` block, so that lines also appear during one long step."""
+        """Call `tick` from a thread during the `with` block, so that lines are also written during a long step."""
         done = threading.Event()
 
         def work() -> None:
@@ -88,7 +95,7 @@ class ProgressLog:
 
 
 def progress_of(say: Callable[[str], None]) -> ProgressLog:
-    """Return a `ProgressLog` that writes to `say`; if `say` is a `ProgressLog` already, return `say`."""
+    """Return a `ProgressLog` that writes to the function `say`; if `say` already is a `ProgressLog`, return it."""
     return say if isinstance(say, ProgressLog) else ProgressLog(say)
 
 
@@ -98,7 +105,7 @@ def wants_bar() -> bool:
 
 
 def parse_bar(line: str) -> tuple[float, str] | None:
-    """Return the finished share and the text in a line for the progress bar; None for any other line."""
+    """Return the finished share (0 to 1) and the text in a line for the progress bar; None for any other line."""
     share, _, text = line.removeprefix(BAR_MARK).partition(" ")
     try:
         return (min(max(float(share), 0.0), 1.0), text) if line.startswith(BAR_MARK) else None

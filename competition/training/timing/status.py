@@ -1,4 +1,4 @@
-"""Describe a fold in training: its number of steps, its current work, and its estimated end."""
+"""Describe a fold in training for the user: its number of steps, its present work, and its estimated end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class FoldStatus:
-    """Make the lines about the progress of a fold.
+    """Make the lines for the user about the progress of a fold.
 
     Args:
         trainer: trainer of the fold.
@@ -23,12 +23,12 @@ class FoldStatus:
         self.trainer = trainer
 
     def plan_lines(self, reserve: float) -> list[str]:
-        """Return lines with the number of steps, for the start of training.
+        """Return the lines for the start of the training, with the number of steps.
 
-        With a time budget, the lines include the end of the fold.
+        With a time budget, the lines also contain the measured times and the estimated end of the fold.
 
         Args:
-            reserve: seconds from the last step to the end of the fold.
+            reserve: estimated seconds from the last step to the end of the fold.
         """
         trainer, budget = self.trainer, self.trainer.budget
         if budget.seconds is None:
@@ -51,7 +51,7 @@ class FoldStatus:
         return lines
 
     def pace_line(self) -> str:
-        """Return a line with the seconds of a step and the end of the fold, for a fold without a time budget."""
+        """Return a line with the seconds per step and the estimated end, for a fold without a time budget."""
         trainer, pace = self.trainer, self.trainer.budget.pace
         validations = "" if trainer.evaluator is None else ", validations not included"
         return (
@@ -60,7 +60,7 @@ class FoldStatus:
         )
 
     def of_training(self) -> tuple[str, float]:
-        """Return the step, epoch and loss of the training, and the finished share of the fold."""
+        """Return a text with step, epoch and loss of the training, and the finished share of the fold (0 to 1)."""
         trainer, state = self.trainer, self.trainer.state
         total, pace = trainer.budget.total, trainer.budget.pace
         about = "" if trainer.budget.seconds is None else "about "
@@ -74,14 +74,20 @@ class FoldStatus:
         return " · ".join(parts), self._share_done()
 
     def of_cases(self, activity: str, done: int, total: int) -> tuple[str, float]:
-        """Return the number of cases that were validated or predicted so far, and the finished share of the fold."""
+        """Return a text about the cases that were validated or predicted so far, and the finished share of the fold.
+
+        Args:
+            activity: what is done with the cases, e.g. `validating`.
+            done: number of cases that are finished.
+            total: number of all cases.
+        """
         state, budget = self.trainer.state, self.trainer.budget
         return f"{activity}: {done} of {total} cases · after step {state.step} of {budget.total}", self._share_done()
 
     def seconds_left(self) -> float:
-        """Estimate the seconds to the fold's end.
+        """Estimate the seconds until the end of the fold.
 
-        Without a time budget, validations are included only after a validation was timed.
+        Without a time budget, the time for validations is included only after the first validation has been timed.
         """
         trainer, budget, pace = self.trainer, self.trainer.budget, self.trainer.budget.pace
         steps = max(0, budget.total - trainer.state.step)

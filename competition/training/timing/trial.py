@@ -1,4 +1,4 @@
-"""Take trial steps to measure time, and restore everything that the steps change."""
+"""Take trial steps to measure how long a training step takes, and undo everything that these steps change."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from competition.models.optim import ExponentialMovingAverage
 
 MAX_TRIALS = 5
-MAX_SHARE = 0.01  # share of the time budget for further steps after the second step
-SLOW_STEP = 5.0  # seconds; a second step follows if the first took less, or less than MAX_FIRST_SHARE
-MAX_FIRST_SHARE = 0.05  # of the time budget
+MAX_SHARE = 0.01  # more than two trial steps are taken only if all together take less than this share of the budget
+# A second trial step follows if the first one took less than these seconds, or less than this share of the time budget.
+SLOW_STEP = 5.0
+MAX_FIRST_SHARE = 0.05
 
 
 @contextmanager
@@ -29,11 +30,11 @@ def undone(
     """Restore, at the end of the `with` block, everything that training steps in the block have changed.
 
     Args:
-        modules: the network and the loss; all parameters and buffers are restored, even if no state dictionary has
-            them.
-        optimizer: the network's optimiser.
-        ema: the moving average of the network's weights; None without an average.
-        fabric: the fabric that has the loss scaler.
+        modules: the network and the loss. All their parameters and buffers are restored, also buffers that are not part
+            of a state dictionary.
+        optimizer: the optimiser of the network.
+        ema: the moving average of the network's weights; None if there is none.
+        fabric: Lightning Fabric, which has the loss scaler of fp16.
     """
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     copies = [_copy_to_cpu(tensor) for tensor in tensors]
@@ -68,17 +69,17 @@ def undone(
 def time_steps(
     take_step: Callable[[], None], budget_seconds: float, agree: Callable[[bool], bool], clock: Callable[[], float]
 ) -> float:
-    """Time a few steps; return the seconds of one step.
+    """Take a few steps, and return the mean seconds of a step.
 
-    The first step is slower than later steps, because memory is allocated and kernels are selected. So it counts only
-    if the budget has no time for a second step.
+    The first step is slower than the others, because memory is allocated and kernels are selected. So it is left out of
+    the mean, except if the budget has no time for a second step.
 
     Args:
-        take_step: function that takes one step, and waits for its end.
-        budget_seconds: the time budget.
+        take_step: function that takes one step, and returns after the device has finished it.
+        budget_seconds: the time budget of the fold in seconds.
         agree: function that returns the main process's decision in every process of the fold, so that all processes
-            continue or stop.
-        clock: function that returns seconds.
+            take the same number of steps.
+        clock: function that returns the time in seconds.
     """
     seconds: list[float] = []
     begin = clock()
@@ -98,7 +99,10 @@ def time_steps(
 
 
 class ReplayableBatches(Iterator[Any]):
-    """Keep the batches of the trial steps for the training, so that loader processes start only once."""
+    """Iterate over batches, and store those that were read, so that training can use the batches of the trial steps.
+
+    Without this, the loader processes would have to be started a second time.
+    """
 
     def __init__(self, batches: Iterator[Any]) -> None:
         self._batches, self._read = batches, list[Any]()
@@ -109,7 +113,7 @@ class ReplayableBatches(Iterator[Any]):
         return batch
 
     def rewind(self) -> Iterator[Any]:
-        """Return all batches, starting with the first."""
+        """Return an iterator over all batches, starting with those that were already read."""
         read = self._read
         while read:
             yield read.pop(0)  # a batch must not stay in memory after its step
@@ -127,6 +131,6 @@ def _copy_to_cpu(value: Any) -> Any:
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until a device has done all its work."""
+    """Wait until a CUDA device has finished all work that was queued; other devices need no wait."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""Make the files of this folder with an older version of Maskfold: see README.md.
+"""Make the test data in this folder with an older version of Maskfold; see README.md.
 
     python make.py FOLDER MASKFOLD
 
@@ -88,7 +88,7 @@ def make_competition(root: Path) -> None:
 
 
 def keep_small_files(folder: Path) -> None:
-    """Pack the bundle, and delete what the tests do not read."""
+    """Pack the bundle into a tar file, and delete all files that the tests do not read."""
     with tarfile.open(folder / "bundle.tar.xz", "w:xz") as packed:
         packed.add(folder / "bundle", "bundle")
     for name in ("bundle", "mlruns/artifacts"):
@@ -102,6 +102,12 @@ def keep_small_files(folder: Path) -> None:
 
 
 def main(folder: Path, command: str) -> None:
+    """Make a finished run with submission, predictions and bundle, and a run that was stopped.
+
+    Args:
+        folder: a new folder for the files.
+        command: path of the command `maskfold` of the older version.
+    """
     make_competition(folder / "data")
     (folder / "competition.yaml").write_text(COMPETITION)
     (folder / "unet.yaml").write_text(EXPERIMENT + FINISHED)
@@ -122,7 +128,8 @@ def main(folder: Path, command: str) -> None:
     maskfold("predict", "unet.yaml", "--images", "data/test", "-o", "expected/predictions", "--pictures", "0")
     maskfold("export", "unet.yaml", "-o", "bundle")
 
-    # The same run twice: to its end, for the values that a resumed one must reach, and stopped after its second epoch.
+    # Make the same run twice. The first one is not disturbed; its values are those that a resumed run must reach. The
+    # second one is stopped after its second epoch.
     maskfold("cv", "stopped.yaml", "folds.run=[0]")
     run = next((folder / "mlruns" / "runs" / "shapes-stopped").iterdir())
     for name in ("metrics.jsonl", "scores.csv"):
