@@ -340,7 +340,7 @@ class StepSlot:
     Attributes:
         names: names of the steps that can fill the slot.
         options: the alternatives. Each is a list of steps, usually with one step; an empty list leaves the slot empty.
-        searched_twice: whether the search visits the slot again after all others.
+        searched_again: whether later rounds of the search visit the slot again.
     """
 
     names: tuple[str, ...]
