@@ -21,6 +21,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -42,6 +43,7 @@ UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 # Names of `make_temporary_path`, and names of modules that must not import this one: `.name.process.part`.
 TEMPORARY_NAME = re.compile(r"\..+~(?P<host>[^~]+)~(?P<process>\d+)~[0-9a-f]{8}\.tmp|\..+\.(?P<part_process>\d+)\.part")
 MAX_NAME_BYTES = 255  # maximum length of a file name in the file systems of Linux and macOS
+JOINED_BYTES = 2**15  # parts of an array below this size are written together
 # Maximum number of bytes that a temporary name adds: dots, a host (64 bytes, see gethostname(2)), a process id and a
 # random number.
 WRITER_BYTES = 1 + (1 + 64) + (1 + 10) + (1 + 8) + len(".tmp")
@@ -119,17 +121,24 @@ def write_array(path: Path, shape: tuple[int, ...], dtype: Any, parts: Iterable[
         ValueError: the parts together have another number of bytes than an array with this shape and dtype.
     """
     dtype = np.dtype(dtype)
-    needed = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    written = 0
-    with disk_full_as_error(path, needed), open(path, "wb") as stream:
-        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(shape)}
-        np.lib.format.write_array_header_1_0(stream, header)
+    needed = math.prod(shape) * dtype.itemsize
+    header = array_header(tuple(shape), dtype)
+    written = -len(header)
+    with disk_full_as_error(path, needed), open(path, "wb", buffering=JOINED_BYTES) as stream:
+        written += stream.write(header)
         for part in parts:
-            block = np.ascontiguousarray(part, dtype)
-            stream.write(block.reshape(-1).view(np.uint8).data)
-            written += block.nbytes
+            written += stream.write(np.ascontiguousarray(part, dtype).reshape(-1).view(np.uint8).data)
     if written != needed:
         raise ValueError(f"{path}: found {written} bytes of parts, expected {needed}")
+
+
+@lru_cache(maxsize=64)
+def array_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
+    """Return the header of a C-ordered .npy file (NumPy's format 1.0)."""
+    stream = BytesIO()
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+    return stream.getvalue()
 
 
 @contextmanager
@@ -185,10 +194,19 @@ def json_digest(data: Any) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
-def sync_file(path: Path) -> None:
-    """Sync a closed file to the disk."""
-    with open(path, "rb") as stream:
-        os.fsync(stream.fileno())
+def sync_file(path: Path | str) -> None:
+    """Sync a closed file to the disk.
+
+    Raises:
+        DiskFullError: the disk is full or cannot be written.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        raise as_disk_error(error, path, os.fstat(descriptor).st_size) or error from error
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:
@@ -241,15 +259,20 @@ def as_disk_error(error: OSError, path: Path | str | None, needed: int = 0) -> D
     return None
 
 
-@contextmanager
-def disk_full_as_error(path: Path, needed: int = 0) -> Iterator[None]:
+class disk_full_as_error:
     """Convert an OSError of a full or unwritable disk in the `with` block to `DiskFullError`; see `as_disk_error`."""
-    try:
-        yield
-    except OSError as error:
-        if (disk_error := as_disk_error(error, path, needed)) is None:
-            raise
-        raise disk_error from error
+
+    def __init__(self, path: Path, needed: int = 0) -> None:
+        self.path, self.needed = path, needed
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            disk_error = as_disk_error(error, self.path, self.needed)
+            if disk_error is not None:
+                raise disk_error from error
 
 
 def _final_name(path: Path) -> Path:

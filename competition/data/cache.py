@@ -321,15 +321,14 @@ class BuiltCase:
             return self.final
         try:
             if durable:
-                for file in sorted(self.folder.iterdir(), key=lambda file: file.name == RECORD_FILE):  # arrays first
-                    with disk_full_as_error(file, file.stat().st_size):
-                        sync_file(file)
+                for name in sorted(os.listdir(self.folder), key=lambda name: name == RECORD_FILE):  # arrays first
+                    sync_file(os.path.join(self.folder, name))
                 with disk_full_as_error(self.final):
                     sync_folder(self.folder)
             _publish(self.folder, self.final)
-        finally:
-            # The temporary folder still exists if syncing failed or another process was faster.
+        except BaseException:
             shutil.rmtree(self.folder, ignore_errors=True)
+            raise
         return self.final
 
 
@@ -345,22 +344,26 @@ def build_case(root: Path, key: str, build: Callable[[Path], dict[str, Any]]) ->
         DiskFullError: the disk is full or cannot be written.
     """
     final = root / key
-    if is_intact(final):
+    if os.path.lexists(final) and is_intact(final):
         return BuiltCase(final, None)
     folder = make_temporary_path(final)
     with disk_full_as_error(final):
-        root.mkdir(parents=True, exist_ok=True)
-        folder.mkdir()
+        try:
+            os.mkdir(folder)
+        except FileNotFoundError:  # the first case of the cache
+            root.mkdir(parents=True, exist_ok=True)
+            os.mkdir(folder)
     try:
         record = build(folder)
         record = {
             **record,
             DIGEST_KEY: _record_digest(record),
-            "sizes": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
+            "sizes": {name: os.stat(os.path.join(folder, name)).st_size for name in sorted(os.listdir(folder))},
         }
         content = json.dumps(record).encode()
-        with disk_full_as_error(folder / RECORD_FILE, len(content)):
-            (folder / RECORD_FILE).write_bytes(content)
+        path = folder / RECORD_FILE
+        with disk_full_as_error(path, len(content)), open(path, "wb", buffering=len(content)) as file:
+            file.write(content)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -449,7 +452,7 @@ def _record_digest(record: dict[str, Any]) -> str:
 
 
 def _publish(folder: Path, final: Path) -> None:
-    """Rename the built folder to its final name. If an intact folder already has this name, keep the intact folder.
+    """Rename the built folder to its final name. If an intact folder already has this name, keep that one instead.
 
     The rename is not synced: after a power failure the case is complete or absent, as after a kill.
     """
@@ -462,7 +465,8 @@ def _publish(folder: Path, final: Path) -> None:
                 done = _try_rename(folder, final)  # fails if another process took the free name meanwhile
                 shutil.rmtree(damaged, ignore_errors=True)
                 if done:
-                    break
+                    return
+        shutil.rmtree(folder, ignore_errors=True)  # another process was faster
 
 
 def _try_rename(folder: Path, final: Path) -> bool:

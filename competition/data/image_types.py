@@ -8,11 +8,13 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
+from competition.data.content.open_once import open_file
 from competition.errors import MaskfoldError
 
 if TYPE_CHECKING:
@@ -264,10 +266,12 @@ def file_digest(path: Path) -> bytes:
     Raises:
         MaskfoldError: the file cannot be read.
     """
-    with convert_decoder_errors(path), path.open("rb") as file:
+    with convert_decoder_errors(path), open_file(path) as file:
         if path.suffix.lower() == ".gz":
             _skip_gzip_header(file)
-        digest = hashlib.file_digest(file, "sha256").digest()
+        # `file_digest` would hash all of a BytesIO, also what was read before.
+        rest = hashlib.sha256(file.read()) if isinstance(file, BytesIO) else hashlib.file_digest(file, "sha256")
+        digest = rest.digest()
         if (data := detached_data_file(path)) is None:
             return digest
         with data.open("rb") as voxels:
@@ -328,7 +332,7 @@ def _count_in_rest(file: IO[bytes], header: bytes) -> int:
 
 def has_detached_voxels(path: Path) -> bool:
     """Return whether the extension of a file (MHD, NHDR) means that its voxels are in a second file."""
-    return path.suffix.lower() in (".mhd", ".nhdr")
+    return path.name.lower().endswith((".mhd", ".nhdr"))
 
 
 def combined_digest(parts: Iterable[bytes]) -> str:

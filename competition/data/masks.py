@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +12,14 @@ import numpy as np
 from competition import large_arrays
 from competition.config.axes import rle_counts_in_pictures
 from competition.config.competition import Competition
-from competition.data.readers import display_name, extension_of, get_column, read_case_labels, row_axes
+from competition.data.content.open_once import file_below
+from competition.data.readers import display_name, extension_of, get_column, get_json, read_case_labels, row_axes
 from competition.data.rle_tables import rle_format, rle_grid, row_texts, rows_are_parts
 from competition.errors import MaskfoldError
 from competition.rle import RleError, decode, decode_overlapping_labels
 
 IGNORED = 255
+MAX_TRANSLATED = 2**22  # voxels of 8 bits whose values are replaced all at once, which needs two copies
 
 
 class HiddenPixels(NamedTuple):
@@ -123,7 +124,7 @@ def load_mask(comp: Competition, row: Any) -> np.ndarray:
             classes.
         ValueError: the row is a test case, which has no ground truth.
     """
-    masks, shape = _mask_sources(row), tuple(json.loads(get_column(row, "shape")))
+    masks, shape = _mask_sources(row), tuple(get_json(row, "shape"))
     mask = _load_truth(comp, row, masks, shape)
     if (outside := _outside_region(comp, row, masks, shape)) is not None:
         mask[:, outside] = IGNORED
@@ -137,7 +138,7 @@ def _load_truth(comp: Competition, row: Any, masks: dict[str, Any], shape: tuple
         labels = _read_label_file(comp, masks["files"], shape, get_column(row, "id"), row_axes(comp, row))
         if comp.train.threshold is not None:
             labels = _apply_threshold(labels, comp.train.threshold, comp.class_values[0][0])
-        return _labels_to_mask(labels, Path(comp.root) / name, comp)
+        return _labels_to_mask(labels, file_below(comp.root, name), comp)
     class_masks = large_arrays.zeros((len(comp.classes), *shape), bool)
     ignored = large_arrays.zeros(shape, bool)
     for part in _parts(comp, row, masks, shape):
@@ -182,7 +183,7 @@ def load_objects(comp: Competition, row: Any) -> CaseObjects:
     Raises:
         MaskfoldError: as for `load_mask`.
     """
-    masks, shape = _mask_sources(row), tuple(json.loads(get_column(row, "shape")))
+    masks, shape = _mask_sources(row), tuple(get_json(row, "shape"))
     canvas = _Canvas(np.zeros(shape, np.int32))
     if masks["kind"] in ("labels", "classes"):
         import cc3d
@@ -426,7 +427,7 @@ def _has_neighbour(objects: np.ndarray, radius: int, highest: int) -> np.ndarray
 
 
 def _mask_sources(row: Any) -> dict[str, Any]:
-    masks = json.loads(get_column(row, "masks"))
+    masks = get_json(row, "masks")
     if masks is None:
         raise ValueError(f"{get_column(row, 'id')} is a test case, which has no ground truth")
     sources: dict[str, Any] = masks
@@ -572,9 +573,14 @@ def _outside_region(comp: Competition, row: Any, masks: dict[str, Any], shape: t
 def _labels_to_mask(labels: np.ndarray, path: Path, comp: Competition) -> np.ndarray:
     """Convert label values to the array that `load_mask` returns."""
     ignored = {} if comp.ignore is None else {comp.ignore: IGNORED}
-    values = _present_values(labels)
     known = {comp.background, *ignored, *(value for values_of in comp.class_values for value in values_of)}
-    _check_known([value for value in values if value not in known], path, comp)
+    if labels.dtype == np.uint8 and labels.size <= MAX_TRANSLATED:
+        values = [value for value in known if 0 <= value < 256]
+        unknown = sorted(set(labels.tobytes().translate(None, bytes(values))))
+    else:
+        values = _present_values(labels)
+        unknown = [value for value in values if value not in known]
+    _check_known(unknown, path, comp)
     if comp.labels == "exclusive":
         numbers = {value: number for number, values_of in enumerate(comp.class_values, 1) for value in values_of}
         return _recode(labels, values, {**numbers, **ignored})[None]
@@ -605,9 +611,14 @@ def _recode(labels: np.ndarray, values: list[int], codes: dict[int, int]) -> np.
 
     Args:
         labels: (*spatial) integers.
-        values: the values that occur in `labels`.
+        values: the values that may occur in `labels`.
         codes: the code of each value.
     """
+    if labels.dtype == np.uint8 and labels.size <= MAX_TRANSLATED:
+        table = np.zeros(256, np.uint8)
+        for value in values:
+            table[value] = codes.get(value, 0)
+        return table.take(labels)
     coded = large_arrays.zeros(labels.shape, np.uint8)
     for block in large_arrays.row_blocks(labels.shape):
         for value in values:

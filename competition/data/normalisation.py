@@ -19,6 +19,7 @@ MIN_DIVISOR = 1e-30  # smallest scale whose inverse is still a float32
 CODES = 2**16  # number of distinct values that can be counted
 BLOCK = 2**20  # values that are counted at a time
 COUNT_SAMPLE = 1000  # values that are examined to see whether the channel's values can be counted
+BYTES = np.arange(256, dtype=np.uint8)
 CAST_BLOCK = 8192  # NumPy converts this many values at a time in a sum, so it sums longer planes in such parts
 
 
@@ -128,7 +129,7 @@ def channel_statistics(channel: np.ndarray, prepare: PreprocessingConfig, unit: 
         if lo < hi:  # if both are equal, nearly all voxels are equal, and clipping would make the channel constant
             mean, deviation = _moments(channel, lo, hi)
             return lo, hi, mean, 1.0 / max(deviation, MIN_DIVISOR)
-    mean, deviation = _moments(channel, lowest, highest)
+    mean, deviation = _moments(channel, lowest, highest, clips=False)
     return None, None, mean, 1.0 / max(deviation, MIN_DIVISOR)
 
 
@@ -276,15 +277,21 @@ def _count_blocks(
     return counts
 
 
-def _moments(channel: np.ndarray, lo: float, hi: float) -> tuple[float, float]:
+def _moments(channel: np.ndarray, lo: float, hi: float, clips: bool = True) -> tuple[float, float]:
     """Return mean and standard deviation of a channel whose values are clipped to [lo, hi].
 
     The sums are computed in float64, plane by plane.
+
+    Args:
+        channel: (*spatial) uint8 or float32.
+        lo: lower bound.
+        hi: upper bound.
+        clips: whether the channel has values outside the bounds.
     """
     total, squares = 0.0, 0.0
     width = channel[:1].size
     if width <= CAST_BLOCK and channel.flags.c_contiguous:
-        return _moments_of_rows(channel.reshape(len(channel), width), lo, hi)
+        return _moments_of_rows(channel.reshape(len(channel), width), lo, hi, clips)
     for plane in channel:
         total += float(np.clip(plane, lo, hi).sum(dtype=np.float64))
     mean = total / channel.size
@@ -293,19 +300,27 @@ def _moments(channel: np.ndarray, lo: float, hi: float) -> tuple[float, float]:
     return mean, float(np.sqrt(squares / channel.size))
 
 
-def _moments_of_rows(rows: np.ndarray, lo: float, hi: float) -> tuple[float, float]:
+def _moments_of_rows(rows: np.ndarray, lo: float, hi: float, clips: bool) -> tuple[float, float]:
     """Compute the exact result of `_moments` for rows (planes, values), with fewer calls of NumPy.
 
     The order of the sums is the same: NumPy adds the values of a row in the order of a plane's values, and the rows are
     added one by one. For 8-bit values, tables of 256 results replace the computation.
     """
     is_8_bit = rows.dtype == np.uint8
-    clipped = np.clip(np.arange(256, dtype=np.uint8) if is_8_bit else rows, lo, hi).astype(np.float64)
-    total, squares = 0.0, 0.0
-    for value in (clipped[rows] if is_8_bit else clipped).sum(axis=1).tolist():
+    values = BYTES if is_8_bit else rows
+    values = np.clip(values, lo, hi).astype(np.float64) if clips else values.astype(np.float64)
+    if is_8_bit and not clips:
+        mean = int(rows.sum()) / rows.size  # a sum of whole numbers is exact in any order
+    else:
+        mean = _sum_of_rows(values.take(rows) if is_8_bit else values) / rows.size
+    values -= mean
+    np.square(values, out=values)
+    return mean, float(np.sqrt(_sum_of_rows(values.take(rows) if is_8_bit else values) / rows.size))
+
+
+def _sum_of_rows(values: np.ndarray) -> float:
+    """Return the sum of the rows' sums, added one by one."""
+    total = 0.0
+    for value in np.add.reduce(values, axis=1).tolist():
         total += value
-    mean = total / rows.size
-    deviations = np.square(clipped - mean)
-    for value in (deviations[rows] if is_8_bit else deviations).sum(axis=1).tolist():
-        squares += value
-    return mean, float(np.sqrt(squares / rows.size))
+    return total

@@ -84,7 +84,7 @@ def _build(row: Any, exp: Experiment, root: Path) -> BuiltCase:
         with unchanged_files(exp.competition, row, truth=row.split == "train", fresh=True):
             record = write_image(folder, load_image(exp.competition, row), exp, str(row.id))
             if row.split == "train":  # load the mask now, after the memory of the image was freed
-                geometry = Geometry.from_dict(record["geometry"])
+                geometry = Geometry(**record["geometry"])
                 objects = load_instances(exp.competition, row) if exp.prepare.object_key else None
                 write_mask(folder, load_mask(exp.competition, row), geometry, exp, str(row.id), objects)
         return record
@@ -259,16 +259,19 @@ def write_image(folder: Path, image: Image, exp: Experiment, case: str) -> dict[
         array = select_channels(array, prepare.channels, case)
     geometry = Geometry.plan(array, image.spacing, image.affine, prepare, exp.competition.labels == "exclusive", case)
     statistics: list[ChannelStatistics] = []
+    is_unchanged = is_2d and geometry.is_identity  # volumes are converted to float32
 
     def channels() -> Iterator[np.ndarray]:
         for index, channel in enumerate(array):
-            values = geometry.resample_channel(channel, order=1)
+            values = np.ascontiguousarray(channel) if is_unchanged else geometry.resample_channel(channel, order=1)
             statistics.append(
                 channel_statistics(values, prepare, unit=255.0 if is_2d and values.dtype == np.uint8 else 1.0)
             )
             if not is_2d:
                 Intensity.from_channels(statistics).apply_to(values, index)
-            yield geometry.pad_channel(values)  # volumes are padded with 0 after normalisation, like small patches
+            yield (
+                values if is_unchanged else geometry.pad_channel(values)
+            )  # volumes are padded with 0 after normalisation, like small patches
 
     write_array(folder / "image.npy", (len(array), *geometry.shape), array.dtype if is_2d else np.float32, channels())
     return {
@@ -302,14 +305,15 @@ def write_mask(
     """
     classes, exclusive = len(exp.competition.classes), exp.competition.labels == "exclusive"
     points: list[np.ndarray] = []
+    is_unchanged = geometry.is_identity
 
     def channels() -> Iterator[np.ndarray]:
         for index, channel in enumerate(mask):
-            resampled = geometry.resample_channel(channel, order=0)
+            resampled = np.ascontiguousarray(channel) if is_unchanged else geometry.resample_channel(channel, order=0)
             if objects is not None and exp.prepare.boundary is not None:
                 edge = boundary_mask(geometry.resample_channel(objects, order=0), exp.prepare.boundary)
                 resampled = np.where(edge & (resampled != IGNORED), np.uint8(classes + 1), resampled)
-            padded = geometry.pad_channel(resampled)
+            padded = resampled if is_unchanged else geometry.pad_channel(resampled)
             if objects is not None and (rings := exp.prepare.rings) is not None:
                 ring = geometry.pad_channel(ring_mask(geometry.resample_channel(objects, order=0), rings))
                 inside = (padded != 0) & (padded != IGNORED)
@@ -318,7 +322,9 @@ def write_mask(
                 stored = padded
             for number in range(1, classes + 1) if exclusive else (index + 1,):
                 voxels = sample_voxels(padded, number if exclusive else 1, MAX_FOREGROUND)
-                points.append(np.column_stack([np.full(len(voxels), number, np.int32), voxels]))
+                numbered = np.empty((len(voxels), 1 + padded.ndim), np.int32)
+                numbered[:, 0], numbered[:, 1:] = number, voxels
+                points.append(numbered)
             yield stored
 
     if mask.shape[1:] != geometry.file_shape:
@@ -329,8 +335,8 @@ def write_mask(
         )
     _warn_of_cropped_classes(mask, geometry, exp, case)
     write_array(folder / "mask.npy", (len(mask), *geometry.shape), np.uint8, channels())
-    foreground = np.concatenate(points)
-    write_array(folder / "foreground.npy", foreground.shape, np.int32, [foreground])
+    shape = (sum(map(len, points)), 1 + len(geometry.shape))
+    write_array(folder / "foreground.npy", shape, np.int32, points)
 
 
 def write_with_channels(folder: Path, case: PreprocessedCase, channels: np.ndarray) -> dict[str, Any]:
@@ -408,8 +414,11 @@ def sample_voxels(mask: np.ndarray, value: int, most: int) -> np.ndarray:
     """
     if mask.size <= MAX_WHOLE:
         flat = np.flatnonzero(mask == value)
-        chosen = flat[_spread_ranks(len(flat), most)]
-        return np.stack(np.unravel_index(chosen, mask.shape), axis=1).astype(np.int32)
+        chosen = flat if len(flat) <= most else flat[_spread_ranks(len(flat), most)]
+        found = np.empty((len(chosen), mask.ndim), np.int32)
+        for axis, values in enumerate(np.unravel_index(chosen, mask.shape)):
+            found[:, axis] = values
+        return found
     counts = np.array([np.count_nonzero(plane == value) for plane in mask], np.int64)
     ends = counts.cumsum()
     ranks = _spread_ranks(int(ends[-1]), most)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from competition.config.axes import case_axes, file_axes, permutation
 from competition.config.competition import Competition
+from competition.data.content.open_once import file_below
 from competition.data.formats import READERS, FileFormat
 from competition.data.formats.raster import open_raster
 from competition.data.image_types import (
@@ -77,7 +79,7 @@ def read_image(path: str | Path, dimensions: int | None = None, exif: bool = Fal
         >>> read_image("case.nii.gz").spacing      # doctest: +SKIP
         (1.0, 1.0, 1.0)
     """
-    path = Path(path)
+    path = path if isinstance(path, Path) else Path(path)
     file_format, dimensions = _reader(path, dimensions)
     with convert_decoder_errors(path):
         image = _to_native(path, file_format.pixels(path, dimensions, labels=False))
@@ -112,7 +114,7 @@ def read_labels(
     Raises:
         MaskfoldError: as for `read_image`; or the channels differ; or a value is not an integer.
     """
-    path = Path(path)
+    path = path if isinstance(path, Path) else Path(path)
     file_format, dimensions = _reader(path, dimensions)
     with convert_decoder_errors(path):
         image = _to_native(path, file_format.pixels(path, dimensions, labels=True))
@@ -160,7 +162,7 @@ def read_header(path: str | Path, dimensions: int | None = None, labels: bool = 
         MaskfoldError: the file is missing or has an unknown format, or its header is broken or declares too large a
             size.
     """
-    path = Path(path)
+    path = path if isinstance(path, Path) else Path(path)
     file_format, dimensions = _reader(path, dimensions)
     with convert_decoder_errors(path):
         result: Header = file_format.header(path, dimensions, labels)
@@ -273,7 +275,7 @@ def load_image(comp: Competition, row: Any) -> Image:
         MaskfoldError: a file cannot be read, has NaN or infinite values, or differs in size from the other files.
     """
     axes = row_axes(comp, row)
-    parts = [_read(comp, files, axes) for files in json.loads(get_column(row, "images")).values()]
+    parts = [_read(comp, files, axes) for files in get_json(row, "images").values()]
     sizes = {part.array.shape[1:] for part in parts}
     if len(sizes) > 1:
         raise MaskfoldError(
@@ -301,11 +303,11 @@ def read_case_header(comp: Competition, files: str | list[str], labels: bool, ax
     Raises:
         MaskfoldError: a file cannot be read, or the slices of a stack differ.
     """
-    root = Path(comp.root)
+    root = comp.root
     if isinstance(files, str):
-        header = read_header(root / files, comp.dimensions, labels, comp.applies_exif)
+        header = read_header(file_below(root, files), comp.dimensions, labels, comp.applies_exif)
     else:
-        headers = [read_header(root / path, 2, labels, comp.applies_exif) for path in files]
+        headers = [read_header(file_below(root, path), 2, labels, comp.applies_exif) for path in files]
         first = headers[0]
         for path, other in zip(files, headers, strict=True):
             if other.shape != first.shape or other.channels != first.channels:
@@ -339,18 +341,18 @@ def read_case_labels(comp: Competition, files: str | list[str], axes: str | None
     Raises:
         MaskfoldError: as for `read_labels`.
     """
-    root = Path(comp.root)
+    root = comp.root
     if isinstance(files, str):
-        labels = read_labels(root / files, comp.dimensions, comp.applies_exif)[0]
+        labels = read_labels(file_below(root, files), comp.dimensions, comp.applies_exif)[0]
     else:
-        labels = np.stack([read_labels(root / path, 2, comp.applies_exif)[0] for path in files], axis=-1)
+        labels = np.stack([read_labels(file_below(root, path), 2, comp.applies_exif)[0] for path in files], axis=-1)
     order = permutation(file_axes(comp, files), axes)
     return labels if order is None else np.ascontiguousarray(labels.transpose(order))
 
 
 def row_axes(comp: Competition, row: Any) -> str | None:
     """Return the order of axes of a case's arrays, such as `xyz`; None if the case's files do not define an order."""
-    files: str | list[str] | None = next(iter(json.loads(get_column(row, "images")).values()), None)
+    files: str | list[str] | None = next(iter(get_json(row, "images").values()), None)
     return None if files is None else case_axes(comp, files)
 
 
@@ -388,13 +390,24 @@ def get_column(row: Any, column: str) -> Any:
     return row[column] if hasattr(row, "iloc") else getattr(row, column)
 
 
+def get_json(row: Any, column: str) -> Any:
+    """Return the parsed JSON of one cell of a row; the result is shared, so it must not be changed."""
+    return _parse_cell(get_column(row, column))
+
+
+@lru_cache(maxsize=16)
+def _parse_cell(text: str) -> Any:
+    """Parse a cell; the cells of one case are read several times in a row."""
+    return json.loads(text)
+
+
 def _read(comp: Competition, files: str | list[str], axes: str | None) -> Image:
     """Read the image of a file or of a stack of slices, in the case's order of axes."""
-    root = Path(comp.root)
+    root = comp.root
     if isinstance(files, str):
-        image = read_image(root / files, comp.dimensions, comp.applies_exif)
+        image = read_image(file_below(root, files), comp.dimensions, comp.applies_exif)
     else:
-        slices = [read_image(root / path, 2, comp.applies_exif).array for path in files]
+        slices = [read_image(file_below(root, path), 2, comp.applies_exif).array for path in files]
         for path, array in zip(files, slices, strict=True):
             if array.shape != slices[0].shape:
                 raise MaskfoldError(
@@ -417,7 +430,11 @@ def display_name(files: str | list[str]) -> str:
 def extension_of(name: str) -> str:
     """Return the extension in lower case, e.g. `.png` or `.nii.gz`; an empty string if there is none."""
     name = name.lower()
-    return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
+    if name.endswith(".nii.gz"):
+        return ".nii.gz"
+    last = name.rstrip("/").rpartition("/")[2]  # `Path.suffix` takes ten times as long
+    dot = last.rfind(".")
+    return last[dot:] if 0 < dot < len(last) - 1 else ""
 
 
 def has_reader(name: str) -> bool:

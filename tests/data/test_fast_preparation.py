@@ -98,6 +98,9 @@ def test_moments_are_those_of_planes_one_by_one(shape: tuple[int, ...]) -> None:
     for _, channel in _channels(rng, shape):
         for lo, hi in ((float(channel.min()), float(channel.max())), (0.25, 93.7)):
             assert normalisation._moments(channel, lo, hi) == _plain_moments(channel, lo, hi)
+        lowest, highest = float(channel.min()), float(channel.max())
+        found = normalisation._moments(channel, lowest, highest, clips=False)
+        assert found == _plain_moments(channel, lowest, highest)
         turned = channel.swapaxes(0, -1)
         assert normalisation._moments(turned, 0.0, 50.0) == _plain_moments(turned, 0.0, 50.0)
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from competition.data.formats.raster import PNG_PASSES, check_png
+from competition.data.formats.png import PNG_PASSES, check_png, decode_plain_png
+from competition.data.formats.raster import _decode_with_pillow
 from competition.data.readers import read_image
 from competition.errors import MaskfoldError
 from tests.faults.mutations import png_chunk
@@ -33,6 +36,9 @@ KINDS = [
     (6, 16),
 ]
 SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+
+
+NUCLEI = Path(__file__).parents[2] / "data" / "nuclei" / "stage1_train"
 
 
 def bits(values: np.ndarray, depth: int) -> bytes:
@@ -107,3 +113,79 @@ def test_a_damaged_remark_is_no_matter_and_a_damaged_palette_is(tmp_path: Path) 
     path.write_bytes(content[:at] + b"\xff" + content[at + 1 :])
     with pytest.raises(MaskfoldError, match="checksum of its PLTE chunk"):
         check_png(path)
+
+
+# The short path for common kinds, which unpacks a file only once
+
+
+def agree(path: Path) -> bool:
+    """Whether the short path reads the file; its pixels must be those of Pillow, as an image and as labels."""
+    plain = decode_plain_png(path, 2)
+    if plain is not None:
+        for labels in (False, True):
+            expected = _decode_with_pillow(path, 2, labels).array
+            assert plain.dtype == expected.dtype
+            np.testing.assert_array_equal(plain, expected)
+    return plain is not None
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize(("colour", "depth"), KINDS)
+def test_the_short_path_reads_grey_and_colours_of_8_bits(
+    tmp_path: Path, colour: int, depth: int, interlaced: bool
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(colour, depth, interlaced)[0])
+    assert agree(path) == (depth == 8 and colour in (0, 2, 6))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (64, 64), (300, 201)])
+def test_the_short_path_undoes_every_filter(tmp_path: Path, mode: str, size: tuple[int, int]) -> None:
+    random = np.random.default_rng(size[0])
+    smooth = np.add.outer(np.arange(size[1]), np.arange(size[0]))[..., None] * [1, 2, 3, 4] // 2
+    values = (smooth + random.integers(0, 3, smooth.shape)).astype(np.uint8)[..., : len(mode)]
+    path = tmp_path / "a.png"
+    Image.fromarray(values[..., 0] if mode == "L" else values, mode).save(path)
+    assert agree(path)
+    for strategy in range(5):  # OpenCV's strategies, with one filter for the whole file each
+        cv2.imwrite(str(path), values[..., : len(mode)].squeeze(), [cv2.IMWRITE_PNG_FILTER, 8 << strategy])
+        assert agree(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "is_plain"),
+    [
+        ({"dpi": (72, 72)}, True),
+        ({"transparency": (1, 2, 3)}, False),
+        ({"icc_profile": b"profile"}, False),
+        ({"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"}, False),
+        ({"save_all": True, "append_images": [Image.new("RGB", (9, 6), (1, 1, 1))]}, False),
+    ],
+)
+def test_metadata_that_might_matter_are_left_to_pillow(tmp_path: Path, options: dict[str, Any], is_plain: bool) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9, 3)).astype(np.uint8)).save(path, **options)
+    assert agree(path) == is_plain
+
+
+def test_a_damaged_file_is_left_to_pillow_or_refused(tmp_path: Path) -> None:
+    content, path = encoded(2, 8, False)[0], tmp_path / "a.png"
+    for at in (content.index(b"tEXt") + 5, content.index(b"IDAT") + 9, len(content) - 1):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 255]) + content[at + 1 :])
+        assert decode_plain_png(path, 2) is None
+    path.write_bytes(content[:-20])
+    assert decode_plain_png(path, 2) is None
+    path.write_bytes(content.replace(content[8:33], png_chunk(b"IHDR", content[16:23] + b"\x0a" + content[24:29])))
+    assert agree(path)  # a row of pixels more than the header declares
+    path.write_bytes(encoded(2, 8, False, cut=1)[0])
+    with pytest.raises(MaskfoldError, match="bytes of pixels"):
+        decode_plain_png(path, 2)
+    with pytest.raises(MaskfoldError, match="competition.dimensions is 3"):
+        decode_plain_png(path, 3)
+
+
+@pytest.mark.skipif(not NUCLEI.exists(), reason="data/nuclei is absent")
+def test_the_short_path_reads_the_pictures_of_nuclei() -> None:
+    for path in sorted(NUCLEI.glob("*/images/*.png"))[::40]:
+        assert agree(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from competition.config.axes import case_axes, file_axes, permutation, rle_counts_in_pictures
 from competition.config.competition import Competition
+from competition.data.content.open_once import file_below
 from competition.data.image_types import (
     Header,
     combined_digest,
@@ -44,12 +46,18 @@ def file_stamp(path: Path) -> FileStamp:
     Raises:
         MaskfoldError: the file does not exist.
     """
-    with convert_decoder_errors(path):
+    try:
         voxels = detached_data_file(path) if has_detached_voxels(path) else None
-        files = [path.stat()] if voxels is None else [path.stat(), voxels.stat()]
-    return tuple(
-        value for status in files for value in (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    )
+        stamp = _single_stamp(path)
+        return stamp if voxels is None else stamp + _single_stamp(voxels)
+    except OSError:
+        with convert_decoder_errors(path):
+            raise
+
+
+def _single_stamp(path: Path) -> FileStamp:
+    status = os.stat(path)
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def is_settled(stamp: FileStamp) -> bool:
@@ -89,11 +97,11 @@ def file_digests(comp: Competition, files: list[Files], digest: Digest = file_di
     Raises:
         MaskfoldError: a file cannot be read.
     """
-    root = Path(comp.root)
+    root = comp.root
     return [
-        digest(root / item)
+        digest(file_below(root, item))
         if isinstance(item, str)
-        else bytes.fromhex(combined_digest(digest(root / path) for path in item))
+        else bytes.fromhex(combined_digest(digest(file_below(root, path)) for path in item))
         for item in files
     ]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +28,11 @@ from competition.data.content.digests import (
     remembered_digest,
     truth_parts,
 )
+from competition.data.content.open_once import file_below, keep_contents
 from competition.data.image_types import Image, file_digest
 from competition.data.masks import CaseObjects, load_mask, load_objects
 from competition.data.patterns import match_path
-from competition.data.readers import display_name, get_column, load_image, read_case_header, row_axes
+from competition.data.readers import display_name, get_column, get_json, load_image, read_case_header, row_axes
 from competition.data.rle_tables import current_rows
 from competition.errors import ChangedDataError, MaskfoldError
 
@@ -78,9 +79,10 @@ def unchanged_files(
 ) -> Iterator[None]:
     """Check that a case's files match the case table, and do not change while a `with` block reads them.
 
-    The readers take paths, so the files are read twice: once for decoding and once for hashing. If a file changes
-    between the two reads, its stamp changes (see `file_stamp`). So the function takes stamps before and after the
-    block, and digests in between. It does not notice a change that restores inode, size and both times of a file.
+    Most files are read twice: once for decoding and once for hashing. If a file changes between the two reads, its
+    stamp changes (see `file_stamp`). So the function takes stamps before and after the block, and digests in between.
+    It does not notice a change that restores inode, size and both times of a file. With `fresh`, small files are read
+    only once (see `keep_contents`).
 
     Args:
         comp: the competition.
@@ -95,25 +97,27 @@ def unchanged_files(
             block.
         MaskfoldError: an error of the block, or a file cannot be read.
     """
-    masks = json.loads(get_column(row, "masks")) if truth else None
+    masks = get_json(row, "masks") if truth else None
     checks = [*([_check_image] if image else []), *([_check_truth] if masks is not None else [])]
     paths = [*(_image_paths(comp, row) if image else []), *_truth_paths(comp, masks)]
     before = _stamps(paths)
     if not fresh:
         for check in checks:
             check(comp, row, remembered_digest)
-    try:
-        yield
-    except MaskfoldError:
-        for check in checks:  # if a file has changed, this explains most errors better
-            check(comp, row, file_digest)
-        raise
-    if fresh:
-        for check in checks:
-            check(comp, row, file_digest)
-    changed = next((path for path, stamp in _stamps(paths).items() if before[path] != stamp), None)
-    if changed is not None:
-        raise _changed_error(f"{changed} of case {get_column(row, 'id')} changed while it was read.")
+    with keep_contents() if fresh else nullcontext():
+        try:
+            yield
+        except MaskfoldError:
+            for check in checks:  # if a file has changed, this explains most errors better
+                check(comp, row, file_digest)
+            raise
+        try:
+            for check in checks if fresh else ():
+                check(comp, row, file_digest)
+        finally:  # a file that changed in the block explains a wrong digest better
+            changed = next((path for path, stamp in _stamps(paths).items() if before[path] != stamp), None)
+            if changed is not None:
+                raise _changed_error(f"{changed} of case {get_column(row, 'id')} changed while it was read.")
 
 
 def check_truth_unchanged(comp: Competition, rows: Iterable[Any]) -> int:
@@ -134,7 +138,7 @@ def check_truth_unchanged(comp: Competition, rows: Iterable[Any]) -> int:
     """
     missing = 0
     for row in rows:
-        if all(path.exists() for path in _truth_paths(comp, json.loads(get_column(row, "masks")))):
+        if all(path.exists() for path in _truth_paths(comp, get_json(row, "masks"))):
             _check_truth(comp, row, remembered_digest)
         else:
             missing += 1
@@ -142,7 +146,7 @@ def check_truth_unchanged(comp: Competition, rows: Iterable[Any]) -> int:
 
 
 def _check_image(comp: Competition, row: Any, digest: Digest) -> None:
-    channels = list(json.loads(get_column(row, "images")).values())
+    channels = list(get_json(row, "images").values())
     if image_digest(comp, channels, digest) != get_column(row, "image_hash"):
         names = ", ".join(display_name(files) for files in channels)
         raise _changed_error(
@@ -152,8 +156,8 @@ def _check_image(comp: Competition, row: Any, digest: Digest) -> None:
 
 def _check_truth(comp: Competition, row: Any, digest: Digest) -> None:
     """Check the truth of a case, but not its images: compare `hash` of the table with the truth's current digests."""
-    masks, case_id = json.loads(get_column(row, "masks")), get_column(row, "id")
-    channels = list(json.loads(get_column(row, "images")).values())
+    masks, case_id = get_json(row, "masks"), get_column(row, "id")
+    channels = list(get_json(row, "images").values())
     names = ", ".join(display_name(files) for files in label_files(masks)[:3]) or str(comp.train.rle)
     error = _changed_error(f"The mask of case {case_id} ({names}) has changed since the table of cases was made.")
     try:
@@ -171,7 +175,7 @@ def _check_truth(comp: Competition, row: Any, digest: Digest) -> None:
 
 
 def _image_paths(comp: Competition, row: Any) -> list[Path]:
-    return _paths(comp, list(json.loads(get_column(row, "images")).values()))
+    return _paths(comp, list(get_json(row, "images").values()))
 
 
 def _truth_paths(comp: Competition, masks: dict[str, Any] | None) -> list[Path]:
@@ -180,7 +184,7 @@ def _truth_paths(comp: Competition, masks: dict[str, Any] | None) -> list[Path]:
 
 
 def _paths(comp: Competition, files: list[Files]) -> list[Path]:
-    return [Path(comp.root) / path for item in files for path in ([item] if isinstance(item, str) else item)]
+    return [file_below(comp.root, path) for item in files for path in ([item] if isinstance(item, str) else item)]
 
 
 def _stamps(paths: list[Path]) -> dict[Path, FileStamp]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from competition.data.content.open_once import keep_contents, open_file
+from competition.data.formats.png import check_png, decode_plain_png
 from competition.data.image_types import (
     DEFLATE_BOUND,
     Header,
@@ -27,10 +27,6 @@ from competition.errors import MaskfoldError
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
-PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # samples per pixel by colour type (PNG specification, 11.2.2)
-# First column, first row, column step and row step of the seven passes of an interlaced file (8.2).
-PNG_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-PNG_BLOCK = 2**18  # bytes unpacked at a time, so that a decompression bomb cannot fill the memory
 RASTER_CHANNELS = {"1": 1, "L": 1, "I;16": 1, "I;16B": 1, "I": 1, "F": 1, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 3}
 DEEP_MODES = {"I;16": "uint16", "I;16B": "uint16", "I": "int32", "F": "float32"}
 # A JPEG has at least one bit for each 8×8 block of a component. With the strongest subsampling that ISO/IEC 10918-1
@@ -75,6 +71,14 @@ def raster_pixels(path: Path, dimensions: int, labels: bool) -> Image:
         labels: whether the file is a label file. If True, the result is a palette's indices, and the raw values of 1-,
             2- and 4-bit files. If False, it is the palette's colours, and 1-, 2- and 4-bit values are scaled to 0…255.
     """
+    with keep_contents():
+        if (plain := decode_plain_png(path, dimensions)) is not None:
+            return Image(plain, (1.0, 1.0))
+        return _decode_with_pillow(path, dimensions, labels)
+
+
+def _decode_with_pillow(path: Path, dimensions: int, labels: bool) -> Image:
+    """Decode an image of any kind; arguments as for `raster_pixels`."""
     with open_raster(path) as image:
         head, depth = _raster_header(path, image, dimensions)
         declared = head.shape[0] * head.shape[1] * head.channels * np.dtype(head.dtype).itemsize
@@ -108,7 +112,7 @@ def open_raster(path: Path) -> Iterator[PilImage]:
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warnings about metadata do not concern the pixels
-        with PIL.Image.open(path, formats=("PNG", "JPEG", JPEG_2000, "BMP", "GIF")) as image:
+        with open_file(path) as file, PIL.Image.open(file, formats=("PNG", "JPEG", JPEG_2000, "BMP", "GIF")) as image:
             yield image
 
 
@@ -130,7 +134,7 @@ def _bits_per_sample(path: Path, image: PilImage) -> int:
         return _jpeg_2000_bits(path)
     if image.format != "PNG":
         return 8
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return file.read(25)[24]
 
 
@@ -140,7 +144,7 @@ def _jpeg_2000_bits(path: Path) -> int:
     Raises:
         MaskfoldError: a component has a sign, or more than 16 bits.
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         start = file.read(JPEG_2000_HEADER)
     segment = start[start.find(JPEG_2000_START) + 40 :] if JPEG_2000_START in start else b""
     sizes = segment[2 : 2 + 3 * int.from_bytes(segment[:2], "big") : 3]  # three bytes per component
@@ -185,67 +189,3 @@ def _decode_deep(path: Path, channels: int) -> Image:
         return Image(array[None], (1.0, 1.0))
     order = [2, 1, 0, 3][:channels]
     return Image(np.ascontiguousarray(np.moveaxis(array, -1, 0)[order]), (1.0, 1.0))
-
-
-# Verification of PNG files, because decoders silently fill in pixels that damaged data lack
-
-
-def check_png(path: Path) -> None:
-    """Read a whole PNG once and verify it.
-
-    Args:
-        path: the file, whose header a decoder has read already.
-
-    Raises:
-        MaskfoldError: the checksum of a pixel chunk is wrong, or the file has fewer pixels than its header declares.
-    """
-    with path.open("rb") as file:
-        file.seek(8)
-        decompressor, count, expected = zlib.decompressobj(), 0, None
-        for kind, body in _pixel_chunks(path, file):
-            if kind == b"IHDR" and expected is None:
-                expected = _unpacked_length(body)
-            elif kind == b"IDAT" and expected is not None and count < expected:
-                count += _count_unpacked(decompressor, body, expected - count)
-    if expected is None or count < expected:
-        raise unreadable_error(path, f"found {count:,} bytes of pixels, expected {expected or 0:,}")
-
-
-def _pixel_chunks(path: Path, file: IO[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the type and content of each PNG chunk that affects pixels, after verifying its checksum.
-
-    Raises:
-        MaskfoldError: a checksum is wrong, or the file is truncated.
-    """
-    while head := file.read(8):
-        length, kind = struct.unpack(">I4s", head.ljust(8, b"\0"))
-        if kind[:1].islower() and kind != b"tRNS":  # metadata
-            file.seek(length + 4, 1)
-            continue
-        body, check = file.read(length), file.read(4)
-        if len(body) < length or check != struct.pack(">I", zlib.crc32(kind + body)):
-            raise unreadable_error(path, f"the checksum of its {kind.decode('latin1')} chunk is wrong")
-        yield kind, body
-        if kind == b"IEND":
-            return
-    raise unreadable_error(path, "it is truncated")
-
-
-def _unpacked_length(header: bytes) -> int:
-    """Return the number of bytes of a PNG's unpacked rows of pixels, each with its filter byte."""
-    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
-    passes = PNG_PASSES if interlaced else ((0, 0, 1, 1),)
-    total = 0
-    for column, row, column_step, row_step in passes:
-        columns, rows = -(-(width - column) // column_step), -(-(height - row) // row_step)
-        if columns > 0 and rows > 0:
-            total += rows * (1 + -(-columns * PNG_SAMPLES[colour] * depth // 8))
-    return total
-
-
-def _count_unpacked(decompressor: zlib._Decompress, body: bytes, limit: int) -> int:
-    """Count the bytes that a chunk unpacks to; stop at most one block after `limit` bytes."""
-    count = len(decompressor.decompress(body, PNG_BLOCK))
-    while decompressor.unconsumed_tail and count < limit:
-        count += len(decompressor.decompress(decompressor.unconsumed_tail, PNG_BLOCK))
-    return count
