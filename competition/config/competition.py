@@ -124,6 +124,15 @@ class TestFiles(ConfigModel):
     """Set the paths of the test images."""
 
     images: str | dict[str, str]
+    # Use only these ids, or the ids in a CSV's column `id`, for example if training images match the pattern too; None:
+    # all cases.
+    cases: str | Annotated[list[str], Field(min_length=1)] | None = None
+
+    @model_serializer(mode="wrap")
+    def _omit_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omit `cases` if it is not set, so that hashes and files of other competitions do not change."""
+        plain: dict[str, Any] = handler(self)
+        return {key: value for key, value in plain.items() if value is not None}
 
 
 class MetricTerm(ConfigModel):

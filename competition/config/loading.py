@@ -34,7 +34,8 @@ from competition.text import name_problem
 ModelT = TypeVar("ModelT", bound=BaseModel)
 # Maximum length of `<competition>-<experiment>`; names of files derived from it are up to 55 bytes longer.
 MAX_RUN_NAME_BYTES = 200
-CASE_FILES = ("cases", "exclude", "weights")  # keys of `train` that may name a CSV next to the YAML
+# Keys of a competition that may name a CSV next to the YAML
+CASE_FILES: tuple[KeyPath, ...] = (("train", "cases"), ("train", "exclude"), ("train", "weights"), ("test", "cases"))
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] | None = ()) -> Experiment:
@@ -79,8 +80,8 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = (), trust: Sequ
     apply_overrides(document, [override for override in parsed if override.key != "competition"])
     _inline_extras(document, file.parent)
     _resolve_root(document, ("competition", "root"), folder)
-    for name in CASE_FILES:
-        _resolve_file(document, ("competition", "train", name), folder)
+    for place in CASE_FILES:
+        _resolve_file(document, ("competition", *place), folder)
     files: list[KeyPath] = [("folds", "file"), ("init_from",), ("first_stage",), ("encoder_weights",)]
     for key in (*files, *_item_keys(document, ("pseudo", "from"))):
         _resolve_file(document, key, file.parent)
@@ -121,8 +122,8 @@ def load_competition(
         )
     apply_overrides(document, parse_overrides(overrides))
     _resolve_root(document, ("root",), file.parent)
-    for name in CASE_FILES:
-        _resolve_file(document, ("train", name), file.parent)
+    for place in CASE_FILES:
+        _resolve_file(document, place, file.parent)
     comp = _validate(Competition, document)
     if trust is not None:
         for section, (target, _) in comp.metric.targets.items():
@@ -222,8 +223,8 @@ def _inline_extras(document: YamlDocument, folder: Path) -> None:
     for key in _item_keys(document, ("extra",)):
         yaml_folder = inline_file(document, (*key, "competition"), folder, "a competition")
         _resolve_root(document, (*key, "competition", "root"), yaml_folder)
-        for name in CASE_FILES:
-            _resolve_file(document, (*key, "competition", "train", name), yaml_folder)
+        for place in CASE_FILES:
+            _resolve_file(document, (*key, "competition", *place), yaml_folder)
 
 
 def _item_keys(document: YamlDocument, key: KeyPath) -> list[KeyPath]:

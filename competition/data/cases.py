@@ -30,7 +30,7 @@ from competition.data.patterns import (
 )
 from competition.data.readers import display_name, exif_orientation, load_image, read_case_header
 from competition.data.rle_tables import assign_rows
-from competition.data.selection import WEIGHT, case_weights, select_training_cases
+from competition.data.selection import WEIGHT, case_weights, select_test_cases, select_training_cases
 from competition.data.splits import group_values
 from competition.errors import MaskfoldError
 from competition.text import format_count, has_or_have
@@ -242,6 +242,8 @@ def find_images(comp: Competition, split: str, skipped: SkippedCases) -> dict[st
     check_ids_differ_by_more_than_case(ids, key)
     if split == "train":
         ids, skipped.excluded = select_training_cases(comp, ids)
+    else:
+        ids = select_test_cases(comp, ids)
     for case_id in ids:
         if (reason := id_problem(comp, case_id)) is not None:
             skipped.add(

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from competition.config.competition import Competition
 from competition.data.readers import extension_of, has_reader, strip_extension
+from competition.data.selection import select_test_cases
 from competition.errors import SURROGATE, MaskfoldError, printable
 from competition.io import MAX_NAME_BYTES
 from competition.text import fold_name, name_problem, nearest_names
@@ -464,7 +465,8 @@ def count_test_images(comp: Competition) -> int | None:
         return None
     pattern = next(iter(_as_list(comp.test.images)))
     try:
-        return sum(map(bool, match_files(Path(comp.root), pattern, "test.images").values()))
+        matched = match_files(Path(comp.root), pattern, "test.images")
+        return len(select_test_cases(comp, sorted(case_id for case_id, paths in matched.items() if paths)))
     except MaskfoldError:
         return 0
 

@@ -1,4 +1,4 @@
-"""Select the training cases to use (`train.cases`) or leave out (`train.exclude`), and read their weights.
+"""Select the cases to use (`train.cases`, `test.cases`) or leave out (`train.exclude`), and read their weights.
 
 `train.exclude` and `train.weights` may name the CSV of `maskfold review`, in which the user has filled the columns
 `exclude` and `weight`. All three keys may also list the ids or weights directly.
@@ -48,9 +48,35 @@ def select_training_cases(comp: Competition, ids: list[str]) -> tuple[list[str],
 
 def _listed_cases(comp: Competition, ids: list[str]) -> list[str]:
     """Return the cases that `train.cases` lists; all cases if the key is not set."""
-    if comp.train.cases is None:
+    return ids if comp.train.cases is None else _known_ids(comp, comp.train.cases, "train.cases", ids)
+
+
+def select_test_cases(comp: Competition, ids: list[str]) -> list[str]:
+    """Select the test cases by `test.cases`.
+
+    Args:
+        comp: the competition, with a section `test`.
+        ids: sorted ids of all cases that match `test.images`.
+
+    Raises:
+        MaskfoldError: as for `select_training_cases`.
+    """
+    if comp.test is None or comp.test.cases is None:
         return ids
-    listed, source = _listed_ids(comp)
+    listed = set(_known_ids(comp, comp.test.cases, "test.cases", ids))
+    return [case_id for case_id in ids if case_id in listed]
+
+
+def listed_test_cases(comp: Competition) -> list[str] | None:
+    """Return the ids that `test.cases` lists, itself or in a CSV; None if the key is not set."""
+    if comp.test is None or comp.test.cases is None:
+        return None
+    return _listed_ids(comp, comp.test.cases, "test.cases")[0]
+
+
+def _known_ids(comp: Competition, cases: str | list[str], key: str, ids: list[str]) -> list[str]:
+    """Return the ids that a key lists, itself or in a CSV; raise `MaskfoldError` if one of them is not in `ids`."""
+    listed, source = _listed_ids(comp, cases, key)
     for name in listed:
         if name not in ids:
             raise MaskfoldError(
@@ -61,14 +87,13 @@ def _listed_cases(comp: Competition, ids: list[str]) -> list[str]:
     return listed
 
 
-def _listed_ids(comp: Competition) -> tuple[list[str], str]:
-    """Return the ids in `train.cases`, and the key or file that lists them."""
-    cases = comp.train.cases
+def _listed_ids(comp: Competition, cases: str | list[str], key: str) -> tuple[list[str], str]:
+    """Return the ids that a key lists, and the key or file that lists them."""
     if not isinstance(cases, str):
-        return list(cases or []), "train.cases"
+        return list(cases), key
     path = _find(comp, cases)
     table = read_csv(path, {"the column `id` in that table, or train.columns.id": comp.train.columns.id})
-    return table[comp.train.columns.id].tolist(), f"train.cases ({path})"
+    return table[comp.train.columns.id].tolist(), f"{key} ({path})"
 
 
 def excluded_ids(comp: Competition, ids: Iterable[str]) -> set[str]:

@@ -53,15 +53,15 @@ def _unlabelled(exp: Experiment, cases: pd.DataFrame) -> pd.DataFrame:
 
     comp, pseudo = exp.competition, exp.pseudo
     assert pseudo is not None
-    images = pseudo.images if pseudo.images is not None else (comp.test.images if comp.test is not None else None)
-    if images is None:
+    test = TestFiles(images=pseudo.images) if pseudo.images is not None else comp.test
+    if test is None:
         raise MaskfoldError(
             f"pseudo.images is not set, and the competition {comp.name} has no test images.",
             "Set the pattern of the unlabelled images, e.g. pseudo.images='unlabelled/{id}.nii.gz'.",
             status=2,
         )
     try:
-        table = case_table(comp.model_copy(update={"test": TestFiles(images=images)}), "test")
+        table = case_table(comp.model_copy(update={"test": test}), "test")
     except MaskfoldError as error:
         key = "pseudo.images" if pseudo.images is not None else "test.images"
         raise MaskfoldError(

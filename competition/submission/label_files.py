@@ -20,6 +20,7 @@ from competition.context import Context
 from competition.data.cases import case_rows, case_table
 from competition.data.patterns import match_cases, warn_skipped
 from competition.data.readers import EXTENSIONS, extension_of, has_reader, read_header, row_axes
+from competition.data.selection import listed_test_cases
 from competition.ensembling.ensemble import EnsemblePredictor
 from competition.errors import MaskfoldError
 from competition.io import atomic_write, ensure_writable
@@ -308,14 +309,17 @@ def competition_for_folder(comp: Competition, images: Path) -> Competition:
     """
     if not images.is_dir():
         raise MaskfoldError(f"--images: found {images}, expected a folder.", "Name the folder of the images.", status=2)
-    for pattern in ([comp.test.images] if comp.test is not None else []) + [comp.train.images]:
+    tests = [comp.test.images] if comp.test is not None else []
+    for place, pattern in enumerate([*tests, comp.train.images]):
         channels = pattern if isinstance(pattern, dict) else {"image": pattern}
         depth = min(text.count("/") for text in channels.values())
         for cut in range(depth + 1):  # the given folder may replace any number of the first folders in the pattern
             tails = {name: "/".join(text.split("/")[cut:]) for name, text in channels.items()}
             if all("{id}" in tail and _has_images(images, tail) for tail in tails.values()):
                 matching: Any = tails if isinstance(pattern, dict) else tails["image"]
-                return _with_test_images(comp, images, matching)
+                above = "/".join(next(iter(channels.values())).split("/")[:cut])
+                is_own = place < len(tests) and os.path.realpath(images) == os.path.realpath(Path(comp.root, above))
+                return _with_test_images(comp, images, matching, own_cases=is_own)
     has_channels = isinstance(comp.train.images, dict)
     extensions = {} if has_channels else _extensions(images)
     if len(extensions) == 1:
@@ -332,8 +336,10 @@ def competition_for_folder(comp: Competition, images: Path) -> Competition:
     )
 
 
-def _with_test_images(comp: Competition, images: Path, pattern: Any) -> Competition:
-    return comp.model_copy(update={"root": images.absolute(), "test": TestFiles(images=pattern)})
+def _with_test_images(comp: Competition, images: Path, pattern: Any, own_cases: bool = False) -> Competition:
+    """Return the competition with other test images; `own_cases`: the folder is its own, so `test.cases` counts."""
+    cases = listed_test_cases(comp) if own_cases else None
+    return comp.model_copy(update={"root": images.absolute(), "test": TestFiles(images=pattern, cases=cases)})
 
 
 def _has_images(root: Path, pattern: str) -> bool:

@@ -11,13 +11,17 @@ from typing import Any
 import pytest
 
 from competition.config.competition import Competition
+from competition.config.loading import load_competition
 from competition.data.cases import case_table, data_hash
 from competition.data.dataset import WeightedCaseSampler
+from competition.data.patterns import count_test_images
 from competition.data.selection import EXCLUDE, WEIGHT, read_answers
 from competition.errors import MaskfoldError
 from competition.runs.run import load_run, run_hash
+from competition.submission.label_files import competition_for_folder
 from competition.training.cross_validate import open_run
 from competition.training.extra_data import split_by_weight
+from tests.host import competition, pictures
 
 
 def with_keys(comp: Competition, **keys: Any) -> Competition:
@@ -134,3 +138,38 @@ def test_answers_are_read_by_case(tmp_path: Path) -> None:
     (tmp_path / "other.csv").write_text("id,score\na,1\n")
     with pytest.raises(MaskfoldError, match=f"has no column `{EXCLUDE}`, so it is not the CSV of a review"):
         read_answers(tmp_path / "other.csv")
+
+
+# Test cases
+
+
+def test_only_the_listed_test_cases_are_read(tmp_path: Path) -> None:
+    pictures(tmp_path, ["a", "b", "c"])
+    comp = competition(tmp_path, test={"images": "images/{id}.png"})
+    assert "cases" not in comp.model_dump()["test"], "the hashes of other competitions stay"
+    for cases in (["c", "b"], str(tmp_path / "test.csv")):
+        (tmp_path / "test.csv").write_text("id\nb\nc\n")
+        comp = competition(tmp_path, test={"images": "images/{id}.png", "cases": cases})
+        assert case_table(comp, "test")["id"].tolist() == ["b", "c"] and count_test_images(comp) == 2
+        own = competition_for_folder(comp, tmp_path / "images")
+        assert case_table(own, "test")["id"].tolist() == ["b", "c"], (
+            "predict --images with the folder of the test images"
+        )
+        pictures(tmp_path / "new", ["d", "e"])
+        other = competition_for_folder(comp, tmp_path / "new" / "images")
+        assert case_table(other, "test")["id"].tolist() == ["d", "e"]
+    comp = competition(tmp_path, test={"images": "images/{id}.png", "cases": ["x"]})
+    with pytest.raises(MaskfoldError, match=r"test\.cases lists the unknown case id x") as caught:
+        case_table(comp, "test")
+    assert caught.value.status == 2
+
+
+def test_a_table_of_test_cases_may_lie_beside_the_yaml(tmp_path: Path) -> None:
+    pictures(tmp_path / "data", ["a", "b", "c"])
+    (tmp_path / "yaml").mkdir()
+    (tmp_path / "yaml" / "test.csv").write_text("id\nc\n")
+    text = json.loads(competition(tmp_path / "data").model_dump_json())
+    text |= {"test": {"images": "images/{id}.png", "cases": "test.csv"}}
+    (tmp_path / "yaml" / "competition.yaml").write_text(json.dumps(text))
+    comp = load_competition(tmp_path / "yaml" / "competition.yaml")
+    assert case_table(comp, "test")["id"].tolist() == ["c"]
