@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,19 +21,12 @@ from competition.data.normalisation import channels_error, find_other_channels
 from competition.data.splits import group_values
 from competition.errors import MaskfoldError
 from competition.explore.cases import COLOURS
+from competition.explore.group_rules import are_dates, guess_group_rule
 from competition.explore.types import CaseStats, Finding, Findings, TruthStats
 from competition.text import format_count, format_listed_case, format_single_case, has_or_have, shorten_id
 
 # Groups
 
-GROUP_PATTERNS = (
-    r"^(.+)[_-][^_-]+$",  # the id without its last part
-    r"^([A-Za-z]*[_-]?[0-9]+)[_-].+$",  # the id up to its first number
-)
-# A beginning such as `site3`, `exp2` or a year, which several patients have in common
-COLLECTION = re.compile(
-    r"(?i)(site|cent(?:er|re)|exp|experiment|batch|plate|fold|part|set|cohort|study|year)[_-]?\d+|(19|20)\d\d"
-)
 MAX_SHOWN_IDS = 5
 
 
@@ -106,12 +98,14 @@ def _find_shared_groups(cases: Sequence[CaseStats], findings: Findings) -> None:
 
 
 def _guess_rule(cases: Sequence[CaseStats], findings: Findings) -> None:
-    """Add a remark if training ids seem to name groups by their beginnings."""
+    """Add a remark if the training ids show groups that may be patients."""
     ids = [case.id for case in cases if case.split == "train"]
     found = guess_group_rule(ids)
     if found is None:
         return
     rule, counts = found
+    if are_dates(list(counts)):
+        return
     example = next(name for name, count in counts.items() if count > 1)
     findings.add_remark(
         "group",
@@ -121,28 +115,6 @@ def _guess_rule(cases: Sequence[CaseStats], findings: Findings) -> None:
         f"with {counts[example]}; competition.group is not set.",
         f"If a group is one patient, film or slide, set competition.group to '{rule}'.",
     )
-
-
-def guess_group_rule(ids: Sequence[str]) -> tuple[str, Counter[str]] | None:
-    """Return a regular expression that groups the ids by their beginnings, and the number of ids in each group.
-
-    Several expressions may fit. Then the one with fewer groups is returned: if `patient1_view1_ED` were grouped by
-    patient and view, a patient would be in two folds. Beginnings that name a collection (`site1`, `2007`) are ignored
-    if longer beginnings form groups. If no beginning repeats, return None.
-    """
-    found: list[tuple[str, Counter[str]]] = []
-    for rule in GROUP_PATTERNS:
-        matches = [re.match(rule, case_id) for case_id in ids]
-        if not ids or not all(matches):
-            continue
-        counts = Counter(match.group(1) for match in matches if match)
-        repeated = sum(count for count in counts.values() if count > 1)
-        if len(counts) >= 3 and len(counts) <= 0.8 * len(ids) and repeated >= 0.5 * len(ids):
-            found.append((rule, counts))
-    if not found:
-        return None
-    individuals = [(rule, counts) for rule, counts in found if not all(map(COLLECTION.fullmatch, counts))]
-    return min(individuals or found[:1], key=lambda item: len(item[1]))
 
 
 def limit_ids(ids: Sequence[str]) -> list[str]:

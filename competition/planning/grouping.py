@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import date
+from collections.abc import Callable, Mapping
 from statistics import median
 from typing import TYPE_CHECKING
 
 from competition.data.readers import strip_extension
 from competition.errors import MaskfoldError
-from competition.explore.findings import COLLECTION, guess_group_rule
+from competition.explore.group_rules import are_dates, guess_group_rule, kind_of
 from competition.io import read_csv
 from competition.planning.layout import Layout
 from competition.planning.words import tokens, words
@@ -29,7 +28,6 @@ GROUP_WORDS = words(
     "lesions video videos sequenceid"
 )
 STRATUM_WORDS = words("stratum strata diagnosis grade organ tissue stain cohort sex gender modality")
-SUBJECT = r"^((?:sub|subj|subject|patient|pat)[_-]?[A-Za-z0-9]+)[_-].+$"
 MISSING = ("", "na", "n/a", "nan", "none", "null", "unknown", "-")  # texts of a table that name no group or stratum
 MAX_TABLE_BYTES = 2**27
 MIN_FOLDER_GROUPS = 8  # fewer folders of many cases are probably kinds of cases, not patients
@@ -38,88 +36,41 @@ MIN_SMALL_FOLDERS, MAX_SMALL_FOLDER = (
     4,
     5,
 )  # so many folders may be patients if their median number of cases is so small
-LONG_DATE = re.compile(r"((?:19|20)\d\d)([_.-]?)([01]\d)\2([0-3]\d)(?:T\d{4,6})?")  # 20190301, 2019-03-01
-MONTH = re.compile(r"(?:19|20)\d\d[_.-](?:0[1-9]|1[0-2])")  # 2019-03
-SHORT_DATE = re.compile(r"([0-4]\d)([01]\d)([0-3]\d)")  # 190301
 
 
 def find_groups(layout: Layout) -> Layout:
     """Add the keys `group` and `stratum` to a layout, if its case ids or a table of the host define them."""
     group, group_reason = _from_tables(layout, GROUP_WORDS, _groups_several)
     stratum, stratum_reason = _from_tables(layout, STRATUM_WORDS, _is_stratum)
-    if not group and (found := guess_group_rule(layout.ids) or _by_subject(layout.ids)) is not None:
+    if not group and (found := guess_group_rule(layout.ids)) is not None:
         rule, counts = found
         example = next(name for name, count in counts.items() if count > 1)
         shown = (
-            f"{format_count(len(counts), 'group')} by the beginning of the ids, such as {example} with "
+            f"{format_count(len(counts), 'group')} by the ids, such as {example} with "
             f"{format_count(counts[example], 'case')}"
         )
-        beginnings = {case_id: match[1] for case_id in layout.ids if (match := re.match(rule, case_id))}
+        beginnings = {case_id: match[1] for case_id in layout.ids if (match := re.search(rule, case_id))}
         folders = folders_of_cases(layout)
         splits_folder = len(_pairs(folders, beginnings)) > len(set(folders.values()))
         splits_beginning = len(_pairs(folders, beginnings)) > len(set(beginnings.values()))
-        kind = _kind_of(counts)
+        kind = kind_of(counts)
         if _may_be_patients(folders) and (kind or splits_folder):
             if not kind and splits_beginning:
                 layout = layout.with_remarks(f"{shown}: not used, because the folders above the cases are the groups")
         elif kind:
-            layout = layout.with_keys({}, {"group": f"the beginnings of the ids name {kind}"}).with_remarks(
+            layout = layout.with_keys({}, {"group": f"the repeated parts of the ids name {kind}"}).with_remarks(
                 f"{shown}: not used, because these name {kind} rather than patients; if each is a patient, set "
                 f"group: '{rule}'"
             )
         else:
             group, group_reason = rule, f"{shown}; they stay in one fold"
-            if splits_folder and not _kind_of(Counter(folders.values())):
+            if splits_folder and not kind_of(Counter(folders.values())):
                 layout = layout.with_remarks(f"{shown}: {_advice(folders)}")
     if group:
         layout = layout.with_keys({"group": group}, {"group": group_reason})
     if stratum:
         layout = layout.with_keys({"stratum": stratum}, {"stratum": stratum_reason})
     return layout
-
-
-def _by_subject(ids: Sequence[str]) -> tuple[str, Counter[str]] | None:
-    """Return a regular expression of the subject in ids such as `sub-01_ses-1`, and the number of cases per subject.
-
-    All ids must begin with a word for a subject, there must be several subjects, and one must have several cases;
-    otherwise return None. Such words are certain enough to group cases even if few subjects have several cases.
-    """
-    matches = [re.match(SUBJECT, case_id) for case_id in ids]
-    counts = Counter(match[1] for match in matches if match)
-    return (SUBJECT, counts) if all(matches) and len(counts) > 1 and max(counts.values()) > 1 else None
-
-
-def _kind_of(names: Iterable[str]) -> str:
-    """Return what the names of groups mean if they do not name patients: `dates` or `kinds of cases`.
-
-    Names mean kinds of cases if most of them are years or collections, or have no digit (`Abyssinian`). Return an
-    empty text if the names may be names of patients.
-    """
-    names = list(names)
-    if _are_dates(names):
-        return "dates"
-    kinds = sum(COLLECTION.fullmatch(name) is not None or not any(map(str.isdigit, name)) for name in names)
-    return "kinds of cases" if kinds > 0.5 * len(names) else ""
-
-
-def _are_dates(names: Sequence[str]) -> bool:
-    """Return whether most names are dates (20190301, 2019-03-01, 2019-03), or all are short dates (190301).
-
-    A number of six digits may also be the number of a patient. So short dates are accepted only if every name is one.
-    """
-    long = sum(MONTH.fullmatch(name) is not None or _is_date(LONG_DATE.fullmatch(name), (1, 3, 4), 0) for name in names)
-    return long > 0.5 * len(names) or all(_is_date(SHORT_DATE.fullmatch(name), (1, 2, 3), 2000) for name in names)
-
-
-def _is_date(match: re.Match[str] | None, places: tuple[int, int, int], century: int) -> bool:
-    if match is None:
-        return False
-    year, month, day = (int(match[place]) for place in places)
-    try:
-        date(century + year, month, day)
-    except ValueError:
-        return False
-    return True
 
 
 def _pairs(folders: Mapping[str, str], beginnings: Mapping[str, str]) -> set[tuple[str, str]]:
@@ -226,13 +177,13 @@ def _may_be_patients(folders: Mapping[str, str]) -> bool:
         folders: the folder of each case.
     """
     counts = Counter(folders.values())
-    if len(counts) < 2 or max(counts.values()) == 1 or _are_dates(list(counts)):
+    if len(counts) < 2 or max(counts.values()) == 1 or are_dates(list(counts)):
         return False
     if len(counts) >= MIN_FOLDER_GROUPS and max(counts.values()) <= MAX_FOLDER_SHARE * len(folders):
         return True
     usual = median(counts.values())
     are_small = usual <= MAX_SMALL_FOLDER and usual < len(counts)
-    return len(counts) >= MIN_SMALL_FOLDERS and are_small and not _kind_of(counts)
+    return len(counts) >= MIN_SMALL_FOLDERS and are_small and not kind_of(counts)
 
 
 def _shown(folders: Mapping[str, str]) -> str:
