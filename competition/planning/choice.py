@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from competition.errors import MaskfoldError
 from competition.planning.layout import Layout
@@ -66,13 +67,36 @@ def _has_object_numbers(layout: Layout) -> bool:
 
 
 def describe_candidates(candidates: Sequence[Layout]) -> list[str]:
-    """Return a numbered line for each candidate (layout, number of cases, patterns), then lines of advice."""
+    """Return a different numbered line for each candidate (layout, number of cases, patterns), then lines of advice."""
     differ = len({layout.folder.root for layout in candidates}) > 1
-    lines = []
-    for number, layout in enumerate(candidates, start=1):
+    texts = []
+    for layout in candidates:
         place = f" in {layout.folder.root.name}" if differ else ""
         test = "" if layout.test is None else "; with test images"
-        lines.append(f"  {number}. {layout.name}{place}, {format_count(layout.cases, 'case')}: {layout.summary}{test}")
+        texts.append(f"{layout.name}{place}, {format_count(layout.cases, 'case')}: {layout.summary}{test}")
+    texts = [f"{text}{_differences(layout, candidates, texts)}" for layout, text in zip(candidates, texts, strict=True)]
+    lines = [f"  {number}. {text}" for number, text in enumerate(texts, start=1)]
     if advice := next((layout.advice for layout in candidates if layout.advice), ""):
         lines[-1] += f"\n  {advice}"
     return lines
+
+
+def _differences(layout: Layout, candidates: Sequence[Layout], texts: Sequence[str]) -> str:
+    """Return the values in which a layout differs from layouts with the same text; empty if its text is the only one.
+
+    The text leaves out most channels and classes, all label values, and the folders above.
+    """
+    text = texts[candidates.index(layout)]
+    values = [_values(other) for other, same in zip(candidates, texts, strict=True) if same == text]
+    own = _values(layout)
+    differing = [key for key in own if any(other.get(key) != own[key] for other in values)]
+    return "".join(f"; {key}: {own[key]}" for key in differing)
+
+
+def _values(layout: Layout) -> dict[str, str]:
+    """Return the values by which `order_candidates` tells layouts apart, as texts by key."""
+    values: dict[str, Any] = {"root": layout.folder.root, **layout.keys}
+    for key, patterns in (("train.images", layout.images), ("train.masks", layout.masks)):
+        named = patterns if isinstance(patterns, dict) else {"": patterns}
+        values |= {f"{key}.{name}".strip("."): pattern for name, pattern in named.items()}
+    return {key: str(value) for key, value in values.items()}

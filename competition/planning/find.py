@@ -2,46 +2,28 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from competition.data.readers import ITK_EXTENSIONS, extension_of, strip_extension
 from competition.errors import MaskfoldError
 from competition.planning.classes.labels import read_labels_of
-from competition.planning.folder import ARCHIVES, HostFolder, is_dicom
+from competition.planning.folder import HostFolder
 from competition.planning.grouping import find_groups
-from competition.planning.layout import Layout, first_path, role_of
+from competition.planning.layout import Layout, role_of
 from competition.planning.layouts.coco import find_coco
-from competition.planning.layouts.colours import colours_error
-from competition.planning.layouts.content import Role, header_of
+from competition.planning.layouts.content import Role
 from competition.planning.layouts.depths import mark_depths, mark_nested
 from competition.planning.layouts.described import find_described
 from competition.planning.layouts.ends import find_ends
 from competition.planning.layouts.pairs import find_pairs
 from competition.planning.layouts.pooled import pool_series
 from competition.planning.layouts.run_lengths import find_run_tables
-from competition.planning.layouts.series import MOST, Series, find_series
+from competition.planning.layouts.series import Series, find_series
 from competition.planning.layouts.sessions import find_sessions
+from competition.planning.refusals import BY_HAND, no_layout_error, packed_archive
 from competition.planning.sample import add_submission
-from competition.planning.words import MASK_WORDS, has_word, is_role_name
 from competition.text import format_count
 
 MAX_SERIES = 500  # a folder with more series of files has no known layout, and comparing them would take minutes
-BY_HAND = (
-    "Or write experiments/NAME/competition.yaml by hand, with name, root, dimensions, classes, train.images and "
-    "train.masks; in a pattern, {id} is the name of a case, such as `images/{id}.png` with `masks/{id}.png`; "
-    "docs/yaml.md has all keys."
-)
-# Formats of images that Maskfold does not read
-OTHER_IMAGES = (
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".webp"),
-    *(".svs", ".ndpi", ".mrxs", ".czi", ".lif", ".nd2", ".mrc"),
-    *(".h5", ".hdf5", ".mat", ".tfrecord", ".tfrecords"),
-)
-OUTLINES = (".xml", ".geojson", ".jsonl", ".json", ".txt")  # formats of outlines, which Maskfold reads only as COCO
-FEW_FILES = 12  # with at most this many images, each may be a stack of many
-DICOM_SAMPLE = 20  # maximum number of files that are opened to see whether a folder has DICOM files
 
 
 def find_layouts(host: HostFolder) -> list[Layout]:
@@ -74,7 +56,7 @@ def find_layouts(host: HostFolder) -> list[Layout]:
             *find_coco(host),
         ]
     if not found:
-        raise _no_layout(host, series, roles)
+        raise no_layout_error(host, series, roles)
     readings, errors = [], []
     for layout in found:
         try:
@@ -86,140 +68,18 @@ def find_layouts(host: HostFolder) -> list[Layout]:
     best = min(layout.rank for layout in readings)
     unused = [f"{layout.name} ({layout.summary}): not used" for layout in readings if layout.rank > best]
     readings = [replace(layout, notes=(*layout.notes, *unused)) for layout in readings if layout.rank == best]
-    return [item for layout in readings for item in add_submission(find_groups(layout))]
+    remarks = _remarks_on(host)
+    return [item.with_remarks(*remarks) for layout in readings for item in add_submission(find_groups(layout))]
 
 
-def _no_layout(host: HostFolder, series: Sequence[Series], roles: dict[str, Role]) -> MaskfoldError:
-    """Return the error for a folder without a known layout; it describes the folder, and the hint says what to do."""
-    root = shlex.quote(str(host.root))
-    sample = [host.files[number * len(host.files) // DICOM_SAMPLE] for number in range(DICOM_SAMPLE)]
-    if any(is_dicom(host.root / path) for path in dict.fromkeys(sample)):
-        return MaskfoldError(
-            f"{host.root} has DICOM files.",
-            f"Convert them first: maskfold dicom {root} -o {shlex.quote(str(host.root) + '-nifti')}; then run maskfold "
-            "init on the folder of the result.",
-            status=2,
+def _remarks_on(host: HostFolder) -> list[str]:
+    """Return remarks on links to files that are not there, and on archives that are still packed."""
+    remarks = []
+    if host.broken:
+        remarks.append(
+            f"{format_count(len(host.broken), 'link')} such as {host.broken[0]} to a file that is not there: not read; "
+            "if git-annex or DataLad keeps the data, get their content first"
         )
-    if not host.images:
-        return _no_images(host)
-    counts = f"{format_count(len(host.images), 'image')}, such as {host.images[0]}"
-    in_colours = [item for item in series if roles[item.pattern] == "colours"]
-    if in_colours:
-        return colours_error(host, next((item for item in in_colours if item.split in ("train", "")), in_colours[0]))
-    if not any(role == "mask" for role in roles.values()):
-        blank = [pattern for pattern, role in roles.items() if role == "either" and has_word(pattern, MASK_WORDS)]
-        if blank:
-            return MaskfoldError(
-                f"{host.root} has {counts}. By its name, `{blank[0]}` has the masks, but each of them that was "
-                "read has the same value in all pixels.",
-                f"Check that these files are complete. {BY_HAND}",
-                status=2,
-            )
-        if (error := _unread_truth(host, series, counts)) is not None:
-            return error
-        kinds = [item for item in series if not item.whole and not is_role_name(item.label)] or list(series)
-        shown = ", ".join(f"`{item.pattern}` ({format_count(len(item.ids), 'case')})" for item in kinds[:4])
-        return MaskfoldError(
-            f"{host.root} has {counts}, but no masks and no table of run lengths: it can only be a test set."
-            + (" If one file has many images, write a file for each." if len(host.images) <= FEW_FILES else "")
-            + (f" The kinds of files are {shown}; none has the flat regions of a mask." if len(kinds) > 1 else ""),
-            "Add the masks of the training images; or predict these images with a trained run: maskfold predict RUN "
-            f"--images {root} -o predictions. {BY_HAND if len(kinds) > 1 else ''}".rstrip(),
-            status=2,
-        )
-    masks = [pattern for pattern, role in roles.items() if role == "mask"]
-    images = [pattern for pattern, role in roles.items() if role == "image"]
-    found = f"masks {', '.join(f'`{pattern}`' for pattern in masks[:3])}"
-    if not images:
-        return MaskfoldError(
-            f"{host.root} has {found}, but no images.", "Add the images, or name the folder that has both.", status=2
-        )
-    if (error := _different_sizes(host, series, roles)) is not None:
-        return error
-    return MaskfoldError(
-        f"{host.root} has images {', '.join(f'`{pattern}`' for pattern in images[:3])} and {found}, but the "
-        "names or sizes of images and masks do not match.",
-        f"Give each mask the name of its image. {BY_HAND}",
-        status=2,
-    )
-
-
-def _unread_truth(host: HostFolder, series: Sequence[Series], counts: str) -> MaskfoldError | None:
-    """Return the error for masks in a form that Maskfold does not read, such as outlines.
-
-    Return None if no file looks like a mask or an outline.
-    """
-    for item in series:
-        header = header_of(first_path(host, item)) if has_word(item.pattern, MASK_WORDS) else None
-        if header is not None and header.channels > 1 and item.kind == "single":
-            return MaskfoldError(
-                f"{host.root} has {counts}. By its name, `{item.pattern}` has the masks, but each file has "
-                f"{header.channels} channels or time points, expected 1.",
-                f"Write one label file for each case, and for each time point as a case of its own. {BY_HAND}",
-                status=2,
-            )
-    stems = {strip_extension(path.rpartition("/")[2]) for path in host.images}
-    for path in host.files:
-        name = path.rpartition("/")[2]
-        if name.lower().endswith(OUTLINES):
-            is_own = strip_extension(name.rpartition(".")[0]) in stems or not name.lower().endswith((".json", ".txt"))
-            if is_own or (has_word(path, MASK_WORDS | {"polygons"}) and name.lower().endswith(".json")):
-                return MaskfoldError(
-                    f"{host.root} has {counts}, but no masks and no table of run lengths. Files such as {path} may "
-                    "describe the objects; Maskfold reads outlines only from a COCO file.",
-                    "Export masks or a COCO file from the program in which the objects were drawn, or draw the "
-                    "outlines into one mask per image, for example with skimage.draw.polygon.",
-                    status=2,
-                )
-    return None
-
-
-def _different_sizes(host: HostFolder, series: Sequence[Series], roles: Mapping[str, Role]) -> MaskfoldError | None:
-    """Return the error for images and masks that have the same ids but different sizes; None if there are none."""
-    for mask in series:
-        for image in series:
-            shared = sorted(image.ids & mask.ids)
-            if (roles[image.pattern], roles[mask.pattern]) == ("image", "mask") and len(shared) >= MOST * len(mask.ids):
-                one, other = (header_of(host.root / item.files[shared[0]][0]) for item in (image, mask))
-                if one is not None and other is not None and sorted(one.shape) != sorted(other.shape):
-                    sizes = ["×".join(map(str, header.shape)) for header in (one, other)]
-                    return MaskfoldError(
-                        f"{host.root} has images `{image.pattern}` and masks `{mask.pattern}` of the same cases, but "
-                        f"they differ in size: in {shared[0]}, the image has {sizes[0]} and the mask {sizes[1]}.",
-                        "Write images and masks of the same size; of images with several times or channels, write "
-                        f"one file for each. {BY_HAND}",
-                        status=2,
-                    )
-    return None
-
-
-def _no_images(host: HostFolder) -> MaskfoldError:
-    extensions = [extension_of(path) for path in host.files]
-    archive = next((path for path, ending in zip(host.files, extensions, strict=True) if ending in ARCHIVES), None)
-    medical = next(
-        (
-            path
-            for path, ending in zip(host.files, extensions, strict=True)
-            if ending in (*ITK_EXTENSIONS, ".img", ".hdr")
-        ),
-        None,
-    )
-    if medical is not None:
-        return MaskfoldError(
-            f"{host.root} has files that Maskfold does not read, such as {medical}.",
-            "Convert each to NIfTI with SimpleITK or nibabel, with the same position and voxel size.",
-            status=2,
-        )
-    other = next((path for path in host.files if path.lower().endswith(OTHER_IMAGES)), None)
-    if other is not None:
-        return MaskfoldError(
-            f"{host.root} has no images that Maskfold reads, only files such as {other}.",
-            "Convert them to PNG, TIFF or NPY, for example with Pillow, tifffile or h5py.",
-            status=2,
-        )
-    hint = "Name the folder with the competition's images."
-    if archive is not None:
-        hint = f"Unpack {archive} there first."
-    return MaskfoldError(
-        f"{host.root} has no images: {format_count(len(host.files), 'file')}, such as {host.files[0]}.", hint, status=2
-    )
+    if (archive := packed_archive(host)) is not None:
+        remarks.append(f"{archive} is packed: if it has more than the files here, unpack it and run init again")
+    return remarks

@@ -27,11 +27,13 @@ class HostFolder:
             inner folder.
         files: paths below the root with forward slashes, sorted.
         given: the folder that the user named; Maskfold writes nothing into it.
+        broken: links to files that are not there.
     """
 
     root: Path
     files: tuple[str, ...]
     given: Path
+    broken: tuple[str, ...] = ()
 
     @cached_property
     def images(self) -> tuple[str, ...]:
@@ -88,14 +90,15 @@ def scan_folder(path: Path) -> HostFolder:
     root = path
     while len(entries := _entries(root)) == 1 and entries[0].is_dir():
         root = entries[0]
-    files = sorted(_walk(root, "", set()))
+    broken: list[str] = []
+    files = sorted(_walk(root, "", set(), broken))
     if not files:
         raise MaskfoldError(
             f"The folder {path} has no files (hidden files do not count).",
             "Unpack the competition's archive there.",
             status=2,
         )
-    return HostFolder(root, tuple(files), path)
+    return HostFolder(root, tuple(files), path, tuple(sorted(broken)))
 
 
 def _not_a_folder(path: Path) -> MaskfoldError:
@@ -122,8 +125,8 @@ def _is_ignored(name: str) -> bool:
     return name.startswith(".") or name.lower() in IGNORED_NAMES
 
 
-def _walk(folder: Path, above: str, parents: set[str]) -> Iterator[str]:
-    """Yield the files below a folder; do not follow links to a parent folder."""
+def _walk(folder: Path, above: str, parents: set[str], broken: list[str]) -> Iterator[str]:
+    """Yield the files below a folder, and add broken links to `broken`; do not follow links to a parent folder."""
     real = os.path.realpath(folder)
     if real in parents:
         return
@@ -132,9 +135,11 @@ def _walk(folder: Path, above: str, parents: set[str]) -> Iterator[str]:
             if _is_ignored(entry.name) or SURROGATE.search(entry.name):
                 continue
             if entry.is_dir():
-                yield from _walk(Path(entry.path), f"{above}{entry.name}/", parents | {real})
+                yield from _walk(Path(entry.path), f"{above}{entry.name}/", parents | {real}, broken)
             elif entry.is_file():
                 yield f"{above}{entry.name}"
+            elif entry.is_symlink():
+                broken.append(f"{above}{entry.name}")
 
 
 def is_dicom(path: Path) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import gettempdir
@@ -33,7 +33,7 @@ from competition.text import format_count
 
 EXPERIMENTS = Path("experiments")
 COMPETITION_FILE, EXPERIMENT_FILE = "competition.yaml", "experiment.yaml"
-MAX_LISTED = 30  # maximum number of ids in train.cases; more ids are written into a table
+MAX_LISTED = 30  # maximum number of ids in train.cases and test.cases; more ids are written into a table
 Progress = Callable[[Any, int], Any]
 
 
@@ -230,10 +230,16 @@ def competition_lines(layout: Layout, name: str) -> list[Line]:
     lines += optional("train.cases")
     if layout.listed is not None:
         lines.append(
-            line("train.cases", _listed(layout, name), reasons.get("train.cases", "the images that have a mask"))
+            line(
+                "train.cases",
+                _listed(layout, layout.listed, name),
+                reasons.get("train.cases", "the images that have a mask"),
+            )
         )
     if layout.test is not None:
         lines += _pattern_lines(("test", "images"), layout.test, reasons.get("test.images", ""))
+        if layout.test_listed is not None:
+            lines.append(line("test.cases", _listed(layout, layout.test_listed, f"{name}-test")))
     if "group" in keys:
         lines.append(line("group", keys["group"]))
     else:
@@ -261,12 +267,9 @@ def _metric_lines(layout: Layout) -> list[Line]:
     return [Line(("metric", "name"), metric, f"{why}; no file names the host's metric: check the host's page")]
 
 
-def _listed(layout: Layout, name: str) -> list[str] | str:
-    """Return the ids of the training cases for `train.cases`.
-
-    If there are many ids, write them into a table, and return the table's path.
-    """
-    listed = list(layout.listed or ())
+def _listed(layout: Layout, ids: Sequence[str], name: str) -> list[str] | str:
+    """Return the ids of some cases; if there are many, write them into a table, and return the table's path."""
+    listed = list(ids)
     return listed if len(listed) <= MAX_LISTED else write_ids(layout.folder, listed, name)
 
 

@@ -35,6 +35,8 @@ class Layout:
         mask_files: files of the masks by class ("" if one file has all classes), then by case.
         notes: remarks on files that were found but not used.
         listed: ids of the training cases if the patterns also match other files; otherwise None.
+        test_listed: ids of the test cases if the pattern of the test images also matches other files; otherwise None.
+        unlabelled: ids of the images without a mask.
         ids: ids of the training cases.
         advice: advice to the user before choosing this layout; may be empty.
     """
@@ -53,6 +55,8 @@ class Layout:
     mask_files: dict[str, dict[str, list[str]]] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
     listed: tuple[str, ...] | None = None
+    test_listed: tuple[str, ...] | None = None
+    unlabelled: tuple[str, ...] = ()
     ids: tuple[str, ...] = field(default=(), repr=False)
     advice: str = ""
 
@@ -63,6 +67,22 @@ class Layout:
     def with_remarks(self, *remarks: str) -> Layout:
         """Return a copy of the layout with additional remarks."""
         return replace(self, remarks=self.remarks + tuple(remark for remark in remarks if remark not in self.remarks))
+
+    def with_cases(self, ids: Sequence[str], reason: str) -> Layout:
+        """Return the layout with some of its training cases, which the competition's YAML then lists."""
+        kept = tuple(ids)
+        files = {
+            name: {case_id: paths for case_id, paths in by_id.items() if case_id in set(kept)}
+            for name, by_id in self.mask_files.items()
+        }
+        return replace(
+            self,
+            cases=len(kept),
+            ids=kept,
+            listed=kept,
+            mask_files=files,
+            reasons=self.reasons | {"train.cases": reason},
+        )
 
     @property
     def summary(self) -> str:

@@ -16,11 +16,12 @@ def words(text: str) -> frozenset[str]:
 MASK_WORDS = words(
     "mask masks label labels lbl lbls seg segs segm segmentation segmentations segmented gt gts groundtruth ground "
     "truth truths annotation annotations annot anno annos ann anns manual target targets matte roi rois contour "
-    "contours"
+    "contours maske masken segmentierung segmentierungen masque masques mascara mascaras"
 )
 IMAGE_WORDS = words(
     "image images img imgs im ims scan scans photo photos picture pictures pic pics data input inputs raw original "
-    "originals orig volume volumes vol vols frame frames slice slices slide slides sat src source sources rgb x"
+    "originals orig volume volumes vol vols frame frames slice slices slide slides sat src source sources rgb x "
+    "bild bilder aufnahme aufnahmen"
 )
 TEST_WORDS = words("test tests testing ts tst heldout")
 VALIDATION_WORDS = words("val valid validation dev")
@@ -36,10 +37,17 @@ FORMAT_WORDS = words(
 )
 PART_WORDS = words("crop crops cropped patch patches tile tiles set sets dataset split")  # as in `traincrop`
 SLICE_WORDS = words("slice slices sl z layer page plane")
+# If a mask's name has such a word, a person drew it, so it is no class of its own.
+ANNOTATOR_WORDS = words("annotator observer reader rater expert grader radiologist doctor dr prof physician")
 # If the names of several masks of an image have such words, the masks are versions of the same objects, not classes.
 OPINION_WORDS = words(
     "annotator annotators observer reader rater expert grader radiologist manual old new final refined corrected auto "
     "consensus majority version copy backup raw coarse fine st nd rd ho"
+)
+# Pictures in which the masks are painted over the images
+OVERLAY_WORDS = words(
+    "overlay overlays overlaid overlayed vis viz visual visualisation visualisations visualization visualizations "
+    "preview previews blend blended superimposed"
 )
 TOKEN = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 

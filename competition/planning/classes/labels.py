@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from competition.errors import MaskfoldError
+from competition.planning.classes import outlines
 from competition.planning.classes.background import NAMES as BACKGROUND_NAMES
 from competition.planning.classes.background import doubt_background, may_be_background, named_background
 from competition.planning.classes.polygon_names import names_by_polygons
+from competition.planning.classes.sparse import Sparse, find_sparse
 from competition.planning.folder import HostFolder
 from competition.planning.layout import Layout
 from competition.planning.layouts.content import LabelValues, label_values, read_mask
 from competition.planning.words import (
+    ANNOTATOR_WORDS,
     FORMAT_WORDS,
     MASK_WORDS,
     OPINION_WORDS,
@@ -70,6 +73,16 @@ def read_labels_of(layout: Layout) -> list[Layout]:
     """
     if "classes" in layout.keys or layout.masks is None:
         return [layout]
+    sparse = find_sparse(layout)
+    remarks = [sparse.remark] if sparse.remark else []
+    if outlines.are_outlines(layout):
+        remarks.append(outlines.REMARK)
+    return [item.with_remarks(*remarks) for item in _read_classes(layout, sparse)]
+
+
+def _read_classes(layout: Layout, sparse: Sparse) -> list[Layout]:
+    """Return the layout with its classes, as for `read_labels_of`."""
+    assert layout.masks is not None
     if isinstance(layout.masks, dict):
         return [_one_file_per_class(layout)]
     dimensions = 2 if "{z}" in layout.masks else layout.dimensions
@@ -82,7 +95,32 @@ def read_labels_of(layout: Layout) -> list[Layout]:
         return [_objects(layout, found)]
     if any(values.lossy for values in found):
         return [_lossy(layout)]
+    if sparse.unlabelled not in (None, 255):
+        return _with_unlabelled(layout, found, sparse.unlabelled)
     return _label_files(layout, found)
+
+
+def _with_unlabelled(layout: Layout, found: Sequence[LabelValues], unlabelled: int) -> list[Layout]:
+    """Return a layout that ignores a value that fills whole slices, and one that reads it as any other value.
+
+    If the value is 0, the most frequent of the other values is the background.
+    """
+    counts: Counter[int] = Counter()
+    for item in found:
+        counts.update({value: count for value, count in item.counts if value != unlabelled})
+    background = 0 if unlabelled else counts.most_common(1)[0][0]
+    classes = sorted(value for value in counts if value != background)
+    reading = f"{unlabelled} is ignored, in slices that nobody drew"
+    ignored = []
+    if classes and min(classes) >= 0:
+        layout_of = replace_name(_with_classes(layout, found, classes), reading)
+        if background:
+            layout_of = replace_name(layout_of, f"{background} is the background").with_keys(
+                {"background": background}, {"background": "the most frequent value in the other slices"}
+            )
+        ignored = [layout_of.with_keys({"ignore": unlabelled}, {"ignore": "it fills whole slices; chosen by you"})]
+    plain = [replace_name(item, f"{unlabelled} is not ignored") for item in _label_files(layout, found)]
+    return [*ignored, *plain]
 
 
 def _read_values(layout: Layout, dimensions: int) -> list[LabelValues]:
@@ -344,11 +382,11 @@ def _single_name(layout: Layout) -> str:
         own = without_role_words(text.replace("{id}", "").strip("_-. "))
         if (
             own
-            and not any(word.isdigit() or word in OPINION_WORDS for word in tokens(own))
+            and not any(word.isdigit() or word in OPINION_WORDS | ANNOTATOR_WORDS for word in tokens(own))
             and name_problem(own) is None
             and len(own) > 2
             and "*" not in own
-            and not (has_word(own, PART_WORDS) and split_of(own))
+            and not (has_word(own, PART_WORDS) and split_of(text))
         ):
             return own
     return "foreground"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +26,7 @@ COMPACT_SHARE = 0.4  # share of its bounding box that a numbered object fills at
 MIN_PIXELS = 9  # pixels of a numbered object; grey levels of a noisy 16-bit image have fewer
 EXTREME_SHARE, EXTREME_WIDTH = 0.9, 24  # a lossy mask has this share of its values near 0 and 255
 MAX_SAMPLE = 2**22  # values that are read for the role of a file
+MIN_SINGLE = 3  # fewer single slices may have small objects by chance
 MAX_CHANNELS = 4  # an array with three axes is a 2D image if its first or last axis is at most this long
 
 
@@ -92,6 +95,15 @@ def header_of(path: Path) -> Header | None:
         return None
 
 
+def reading_error(path: Path) -> MaskfoldError | None:
+    """Return the error with which a file cannot be read; None if it can."""
+    try:
+        read_header(path, dimensions_of(path))
+    except MaskfoldError as error:
+        return error
+    return None
+
+
 @lru_cache(maxsize=4096)
 def role_of_file(path: Path) -> Role:
     """Return whether a file's values suggest an image or a mask.
@@ -113,18 +125,19 @@ def role_of_file(path: Path) -> Role:
         labels, _ = read_labels(path, dimensions)
     except MaskfoldError as error:
         return _role_of_channels(path, dimensions, error)
-    return _role_of_values(labels)
+    return role_of_values(labels)
 
 
-def _role_of_values(labels: np.ndarray) -> Role:
-    step = max(1, math.ceil(labels.size / MAX_SAMPLE))
-    block = labels[:: min(step, max(1, len(labels) // 8))]  # whole rows, so that neighbours stay neighbours
+def role_of_values(labels: np.ndarray) -> Role:
+    """Return the role that integers suggest: `mask`, `image`, or `either` if all are equal; see `role_of_file`."""
+    step = min(max(1, math.ceil(labels.size / MAX_SAMPLE)), max(1, len(labels) // 8))
+    block = labels[::step]  # whole rows, so that neighbours stay neighbours
     values = np.unique(block)
     if len(values) == 1:
         return "either"
     if len(values) == 2 or is_lossy(block):
         return "mask"
-    flat = _flat_share(block)
+    flat = _flat_share(labels, step)
     if len(values) > MAX_LABELS and flat >= SMALL_FLAT_SHARE and _are_compact(block):
         return "mask"  # small objects have so many edges that few of their neighbours are equal
     return "mask" if flat >= (FLAT_SHARE if len(values) <= MAX_LABELS else 0.8) else "image"
@@ -162,19 +175,26 @@ def header_channels(path: Path) -> int:
     return 0 if header is None else header.channels
 
 
-def _flat_share(labels: np.ndarray) -> float:
-    """Return the share of pairs of neighbouring pixels (along the last two axes) that have equal values.
+def _flat_share(labels: np.ndarray, step: int = 1) -> float:
+    """Return the share of neighbouring pixels with equal values; pairs of zeros do not count.
 
-    Pairs of zeros are left out, so that a large background does not matter.
+    In a volume, only the two axes with the larger shares count, because slices that nobody drew may lie between drawn
+    slices.
+
+    Args:
+        labels: the labels.
+        step: only every `step`-th row of the first axis is compared.
     """
-    equal = total = 0
-    for axis in range(max(0, labels.ndim - 2), labels.ndim):
-        first = np.take(labels, range(labels.shape[axis] - 1), axis=axis)
-        second = np.take(labels, range(1, labels.shape[axis]), axis=axis)
+    counts = []
+    for axis in range(labels.ndim):
+        first = np.take(labels, range(labels.shape[axis] - 1), axis=axis)[::step]
+        second = np.take(labels, range(1, labels.shape[axis]), axis=axis)[::step]
         is_counted = (first != 0) | (second != 0)
-        total += int(np.count_nonzero(is_counted))
-        equal += int(np.count_nonzero((first == second) & is_counted))
-    return equal / total if total else 1.0
+        total = int(np.count_nonzero(is_counted))
+        counts.append((int(np.count_nonzero((first == second) & is_counted)), total))
+    best = sorted(counts, key=lambda count: count[0] / max(1, count[1]))[-2:]
+    total = sum(count for _, count in best)
+    return sum(equal for equal, _ in best) / total if total else 1.0
 
 
 def is_lossy(labels: np.ndarray) -> bool:
@@ -189,6 +209,47 @@ def is_lossy(labels: np.ndarray) -> bool:
         return True
     middle = np.where(low | high, 0, labels)  # soft edges are lines of changing values, classes are regions
     return len(np.unique(middle)) > 4 and _flat_share(middle) < 0.3
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Describe the slices of one mask along the axis along which only some slices seem to be drawn.
+
+    Attributes:
+        values: label values of the mask.
+        whole: label values that fill whole slices, and that no other slice has.
+        single: whether at least `MIN_SINGLE` slices have a foreground, and no two of them are neighbours.
+    """
+
+    values: frozenset[int]
+    whole: frozenset[int] = frozenset()
+    single: bool = False
+
+    @classmethod
+    def of(cls, slices: Sequence[tuple[int, int, Collection[int]]]) -> Slices:
+        """Describe slices by the lowest value, the highest value, and all values of each slice."""
+        mixed = {value for low, high, values in slices if low != high for value in values}
+        uniform = {low for low, high, _ in slices if low == high}
+        drawn = [place for place, (low, high, _) in enumerate(slices) if (low, high) != (0, 0)]
+        is_single = len(drawn) >= MIN_SINGLE and all(after - before > 1 for before, after in itertools.pairwise(drawn))
+        return cls(frozenset(mixed | uniform), frozenset(uniform - mixed if mixed else ()), is_single)
+
+
+@lru_cache(maxsize=4096)
+def slices_of(path: Path) -> Slices | None:
+    """Describe the slices of a volume's mask along each axis, and return what is found; None if it cannot be read."""
+    try:
+        labels, _ = read_labels(path, 3)
+    except MaskfoldError:
+        return None
+    found = []
+    for axis in range(labels.ndim):
+        slices = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
+        low, high = slices.min(axis=1), slices.max(axis=1)
+        mixed = np.unique(slices[low != high]).tolist()
+        found.append(Slices.of([(int(one), int(other), mixed) for one, other in zip(low, high, strict=True)]))
+    whole = frozenset().union(*(item.whole for item in found))
+    return Slices(found[0].values, whole, any(item.single for item in found))
 
 
 @lru_cache(maxsize=65536)

@@ -95,6 +95,10 @@ def _described(host: HostFolder, record: Mapping[str, Any]) -> Layout | None:
         mask_files={"": {case_id: [f"labelsTr/{case_id}{ending}"] for case_id in training}},
         ids=tuple(training),
     )
+    validation = _files(host, "labelsVa", ending)
+    if validation:
+        note = f"{format_count(len(validation), 'labelled case')} in imagesVa: not used"
+        layout = replace(layout, notes=(*layout.notes, note))
     if ids - mask_ids:
         unlabelled = format_count(len(ids - mask_ids), "image")
         layout = replace(layout, listed=tuple(training)).with_remarks(

@@ -17,7 +17,9 @@ from competition.planning.layouts.content import Role, dimensions_of, header_of
 from competition.planning.layouts.matching.belonging import prefer_own_images
 from competition.planning.layouts.matching.channels import as_channels, channel_choices
 from competition.planning.layouts.matching.further_masks import is_further_mask, with_further_masks
-from competition.planning.layouts.matching.held_out import find_test, keep_training_ids, structure
+from competition.planning.layouts.matching.held_out import find_test, keep_training_ids, mark_unlabelled, structure
+from competition.planning.layouts.matching.lists import apply_lists
+from competition.planning.layouts.matching.overlays import drop_overlays, is_named_overlay, overlay_remarks
 from competition.planning.layouts.matching.truths import Truth, truths_of
 from competition.planning.layouts.pooled import without_members
 from competition.planning.layouts.series import MOST, Pair, Series, has_slice_word, trimmed
@@ -39,16 +41,17 @@ def find_pairs(host: HostFolder, series: Sequence[Series], roles: dict[str, Role
     images = [item for item in series if roles[item.pattern] == "image" and item.kind != "objects"]
     pairs = [pair for mask in masks for image in images if (pair := _match(host, image, mask)) is not None]
     pairs = without_members(_within_scans(_prefer_whole_names(pairs, series)))
-    pairs = prefer_own_images(pairs)
+    pairs, overlays = drop_overlays(host, _drop_contained(prefer_own_images(pairs)))
+    images = [image for image in images if not is_named_overlay(image)]
     layouts = [
         layout
         for group in _groups(pairs)
         for truth, channels in _combinations(host, *group)
         for layout in _layouts(host, channels, truth)
     ]
-    return [
-        keep_training_ids(_correct_notes(find_test(host, layout, images, masks))) for layout in _merge_splits(layouts)
-    ]
+    layouts = [layout.with_remarks(*overlay_remarks(overlays)) for layout in _merge_splits(layouts)]
+    layouts = [keep_training_ids(_correct_notes(find_test(host, layout, images, masks))) for layout in layouts]
+    return [mark_unlabelled(apply_lists(layout)) for layout in layouts]
 
 
 def _is_blank_mask(series: Series, roles: dict[str, Role]) -> bool:
@@ -198,6 +201,21 @@ def _within_scans(pairs: list[Pair]) -> list[Pair]:
     ]
 
 
+def _drop_contained(pairs: list[Pair]) -> list[Pair]:
+    """Drop each pair of series whose files are all paired by another pair of series that has more cases.
+
+    With `benign/benign (1).png` and `malignant/malignant (1).png`, the folders are no cases with a file `{id} (1).png`,
+    because `*/{id}.png` has all of these files.
+    """
+    files = [
+        {(image.files[case_id][0], mask.files[case_id][0]) for case_id in image.ids & mask.ids}
+        if (image.kind, mask.kind) == ("single", "single")
+        else set()
+        for image, mask in pairs
+    ]
+    return [pair for pair, own in zip(pairs, files, strict=True) if not own or not any(own < more for more in files)]
+
+
 # Channels and classes
 
 
@@ -255,15 +273,12 @@ def _layouts(host: HostFolder, channels: list[tuple[str, Series]], truth: Truth)
     if truth.kind == "objects":
         keys["instances"] = True
         reasons["instances"] = "the masks of a case are one file per object"
-    unlabelled = len(image_ids) - len(ids)
     further = {
         case_id: first.files[case_id][0]
         for case_id in sorted(image_ids - truth.ids)
         if is_further_mask(case_id, truth.ids)
     }
-    unlabelled -= len(further)
-    if unlabelled:
-        remarks.append(f"{format_count(unlabelled, 'image')} without a mask: left out of training (train.cases)")
+    unlabelled = tuple(sorted(image_ids - truth.ids - further.keys()))
     partial = [name for name, series in truth.classes if not set(ids) <= series.ids]
     if truth.kind == "classes" and partial:
         keys["train.missing_masks"] = "empty"
@@ -286,6 +301,7 @@ def _layouts(host: HostFolder, channels: list[tuple[str, Series]], truth: Truth)
         },
         listed=tuple(ids) if unlabelled or further else None,
         ids=tuple(ids),
+        unlabelled=unlabelled,
     )
     if further:
         yield from with_further_masks(host, layout, further)

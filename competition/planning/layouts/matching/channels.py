@@ -21,7 +21,7 @@ def channel_choices(images: list[Series]) -> Iterator[list[tuple[str, Series]]]:
     if len(images) == 1:
         yield [("image", images[0])]
         return
-    names = _without_common_start([without_role_words(item.label) or item.label for item in images])
+    names = _without_common_start([without_role_words(item.label) or item.label or "image" for item in images])
     channels = [
         (f"channel_{int(name)}" if name.isdigit() else name, item) for name, item in zip(names, images, strict=True)
     ]

@@ -26,6 +26,8 @@ from competition.planning.words import (
 )
 from competition.text import format_count
 
+MIN_TEST = 2  # a single image without a mask is rather a mistake than a test set
+
 
 def structure(pattern: str) -> str:
     """Return the words of a pattern, without the extension and without words such as train, val and test.
@@ -186,17 +188,34 @@ def keep_training_ids(layout: Layout) -> Layout:
     others = [case_id for case_id in layout.ids if splits[case_id] != "train"]
     note = f"{format_count(len(others), 'labelled case')} such as {others[0]}, of validation or test by name: not used"
     return replace(
-        layout,
-        cases=len(ids),
-        ids=ids,
-        listed=ids,
-        mask_files={
-            name: {case_id: paths for case_id, paths in files.items() if case_id in ids}
-            for name, files in layout.mask_files.items()
-        },
-        notes=(*layout.notes, note),
-        reasons=layout.reasons | {"train.cases": "the images whose names begin with a word for training"},
+        layout.with_cases(ids, "the images whose names begin with a word for training"), notes=(*layout.notes, note)
     )
+
+
+def mark_unlabelled(layout: Layout) -> Layout:
+    """Read images without a mask as test cases if they are the last by name and there are no others.
+
+    Hosts number the cases whose masks they keep after the others, as KiTS does. In any case, a remark counts them.
+    """
+    if not layout.unlabelled:
+        return layout
+    count = format_count(len(layout.unlabelled), "image")
+    is_last = min(map(_natural, layout.unlabelled)) > max(map(_natural, layout.ids))
+    patterns = layout.images if isinstance(layout.images, str) else " ".join(layout.images.values())
+    may_be_test = is_last and len(layout.unlabelled) >= MIN_TEST and not split_of(patterns)
+    if layout.test is not None or not may_be_test or layout.folder.broken:  # a broken link may be a mask
+        return layout.with_remarks(f"{count} without a mask: left out of training (train.cases)")
+    return replace(
+        layout.with_remarks(f"{count} without a mask, the last by name: read as test cases (test.cases)"),
+        test=layout.images,
+        test_listed=layout.unlabelled,
+        reasons=layout.reasons | {"test.images": "the same folder", "test.cases": "the last images have no mask"},
+    )
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Return a key that sorts `case2` before `case10`."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _split_of_name(case_id: str) -> Split:

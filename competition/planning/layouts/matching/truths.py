@@ -16,7 +16,7 @@ from competition.planning.folder import HostFolder
 from competition.planning.layout import Patterns
 from competition.planning.layouts.content import dimensions_of, label_values, read_mask
 from competition.planning.layouts.series import Series
-from competition.planning.words import OPINION_WORDS, tokens, without_role_words
+from competition.planning.words import ANNOTATOR_WORDS, OPINION_WORDS, tokens, without_role_words
 from competition.text import name_problem
 
 OPINION_DICE = 0.6  # minimum Dice of two annotators' masks of the same object
@@ -66,6 +66,7 @@ def truths_of(host: HostFolder, masks: list[Series]) -> Iterator[Truth]:
         and len(set(map(str.casefold, names))) == len(names)
         and all(name and name_problem(name) is None for name in names)
         and not any(_is_opinion(name) for name in names)
+        and not any(ANNOTATOR_WORDS & set(tokens(mask.label)) for mask in singles)
         and all(_is_binary(host, mask) for mask in singles)
     )
     if is_classes:
@@ -130,10 +131,9 @@ def _is_region_of(host: HostFolder, region: Series, mask: Series) -> bool:
 
 
 def _is_opinion(name: str) -> bool:
-    words = tokens(name)
-    return all(word.isdigit() or word in OPINION_WORDS or len(word) == 1 for word in words) or any(
-        word in ("annotator", "observer", "reader", "rater", "expert", "grader", "radiologist") for word in words
-    ) or re.fullmatch(r"v\d+", name) is not None  # fmt: skip
+    parts = tokens(name)
+    are_opinions = all(word.isdigit() or word in OPINION_WORDS or len(word) == 1 for word in parts)
+    return are_opinions or not ANNOTATOR_WORDS.isdisjoint(parts) or re.fullmatch(r"v\d+", name) is not None
 
 
 def _is_binary(host: HostFolder, mask: Series) -> bool:

@@ -1,0 +1,73 @@
+"""Find volumes of which only some slices are drawn, so that the other slices are not read as background."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from competition.planning.layout import Layout
+from competition.planning.layouts.content import Slices, label_values, slices_of
+
+SAMPLE = 24  # masks that are compared
+MIN_SHARE = 0.8  # share of these cases in which only single slices are drawn
+DOCS = "docs/init.md has a script, under Masks of single slices"
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Describe volumes of which only some slices are drawn.
+
+    Attributes:
+        unlabelled: label value that fills whole slices and occurs in no other slice; None without such a value.
+        single: whether the drawn slices are single ones, between slices of 0.
+    """
+
+    unlabelled: int | None = None
+    single: bool = False
+
+    @property
+    def remark(self) -> str:
+        """What the user should check if the slices are read as they are; empty if all slices are drawn."""
+        if self.unlabelled is not None:
+            return (
+                f"{self.unlabelled} fills whole slices and occurs in no other slice, so it may mark slices that nobody "
+                f"drew: check ignore"
+            )
+        if self.single:
+            return (
+                "in most volumes, only single slices between empty slices have a mask: if nobody drew the others, they "
+                f"must be ignored, not read as background; {DOCS}"
+            )
+        return ""
+
+
+def find_sparse(layout: Layout) -> Sparse:
+    """Find out whether only some slices of the volumes are drawn, in a sample of the cases."""
+    if layout.dimensions != 3:
+        return Sparse()
+    count = max(1, SAMPLE // max(1, len(layout.mask_files)))
+    cases = [slices for files in layout.mask_files.values() for slices in _sample(layout, files, count)]
+    values = {value for slices in cases for value in slices.whole}
+    certain = [
+        value
+        for value in sorted(values)
+        if all(value in slices.whole or value not in slices.values for slices in cases)
+        and sum(value in slices.whole for slices in cases) >= 0.5 * len(cases)
+    ]
+    single = sum(slices.single for slices in cases)
+    return Sparse(certain[0] if len(certain) == 1 else None, bool(cases) and single >= MIN_SHARE * len(cases))
+
+
+def _sample(layout: Layout, files: dict[str, list[str]], count: int) -> list[Slices]:
+    ids = sorted(files)
+    chosen = ids[:: max(1, len(ids) // count)][:count]
+    if "{z}" in str(layout.masks):
+        stacks = ([label_values(layout.folder.root / path, 2) for path in files[case_id]] for case_id in chosen)
+        return [_of_stack([dict(item.counts) for item in stack if item is not None]) for stack in stacks]
+    found = (slices_of(layout.folder.root / path) for case_id in chosen for path in files[case_id])
+    return [slices for slices in found if slices is not None]
+
+
+def _of_stack(counts: Sequence[dict[int, int]]) -> Slices:
+    """Describe the slices of a stack by the label values of each slice."""
+    return Slices.of([(min(slice_counts), max(slice_counts), set(slice_counts)) for slice_counts in counts])

@@ -1,0 +1,127 @@
+"""Divide the cases by the host's lists, such as `train.txt` and `test.txt`, or a table's column `split`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from competition.data.readers import strip_extension
+from competition.errors import MaskfoldError
+from competition.io import read_csv
+from competition.planning.folder import HostFolder
+from competition.planning.layout import Layout
+from competition.planning.words import MASK_WORDS, Split, has_word, split_of, words
+from competition.text import format_count
+
+MIN_KNOWN = 0.8  # share of the lines of a list that name a case
+MAX_BYTES = 2**24
+LISTS = (".txt", ".lst")
+WHOLE = words("trainval train_val train-val")  # lists of training and validation cases together
+COLUMNS = words("split set subset partition fold_type")
+LABELS = words("1 0 -1")  # in `ImageSets/Main`, whether an image has an object of a class
+Lists = dict[Split, tuple[str, set[str]]]  # the path of an example, and the ids
+
+
+def apply_lists(layout: Layout) -> Layout:
+    """Use only the training cases that the host's lists name, and read the cases of a test list as test cases.
+
+    Validation cases are training cases too, because the folds make their own. Lists that contradict each other only get
+    a remark.
+    """
+    if layout.masks is None:
+        return layout
+    known = {strip_extension(case_id): case_id for case_id in (*layout.ids, *layout.unlabelled)}
+    known |= {case_id: case_id for case_id in (*layout.ids, *layout.unlabelled)}
+    lists = _text_lists(layout.folder, known) or _table_lists(layout.folder, known)
+    if not lists:
+        return layout
+    own = lists.get("train", ("", set()))[1] | lists.get("val", ("", set()))[1]
+    test = lists.get("test", ("", set()))[1]
+    named = " and ".join(dict.fromkeys(path for path, _ in lists.values()))
+    if own & test:
+        return layout.with_remarks(f"{named} name the same cases, such as {min(own & test)}: not used")
+    kept = [case_id for case_id in layout.ids if (case_id in own if own else case_id not in test)]
+    if not kept:
+        return layout
+    if len(kept) < len(layout.ids):
+        reason = f"the cases with a mask that {named} list for training"
+        remark = f"left out of training by {named}: {format_count(len(layout.ids) - len(kept), 'case')} with a mask"
+        layout = layout.with_cases(kept, reason).with_remarks(remark)
+    unlabelled = tuple(case_id for case_id in layout.unlabelled if case_id in own and case_id not in test)
+    layout = replace(layout, unlabelled=unlabelled)
+    if test and layout.test is None:
+        listed = tuple(sorted(test))
+        reason = f"as {lists['test'][0]} lists"
+        reasons = layout.reasons | {"test.images": "the same folder", "test.cases": reason}
+        return replace(layout, test=layout.images, test_listed=listed, reasons=reasons)
+    return layout
+
+
+def _text_lists(host: HostFolder, known: Mapping[str, str]) -> Lists:
+    """Return the ids in text files whose names are of splits; of several folders, one for masks, else the first."""
+    by_folder: dict[str, list[tuple[str, Split]]] = {}
+    for path in host.files:
+        folder, _, name = path.rpartition("/")
+        stem, dot, extension = name.rpartition(".")
+        split: Split = "train" if stem.casefold() in WHOLE else split_of(stem)
+        if f"{dot}{extension}".lower() in LISTS and split:
+            by_folder.setdefault(folder, []).append((path, split))
+    folders = sorted(by_folder, key=lambda folder: (not has_word(folder, MASK_WORDS), folder.count("/"), folder))
+    for folder in folders:
+        found: Lists = {}
+        for path, split in by_folder[folder]:
+            ids = _ids_of_lines(host.root / path, known)
+            if ids:
+                example, others = found.get(split, (path, set()))
+                found[split] = (example, others | ids)
+        if found:
+            return found
+    return {}
+
+
+def _ids_of_lines(path: Path, known: Mapping[str, str]) -> set[str]:
+    """Return the cases that the lines of a file name, each by its first word; empty if the file is no such list."""
+    if path.stat().st_size > MAX_BYTES:
+        return set()
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, ValueError):
+        return set()
+    if any(line.split()[-1] in LABELS and len(line.split()) > 1 for line in lines):
+        return set()
+    found = [
+        known.get(line) or known.get(_name(line)) or known.get(_name(line.replace(",", " ").split()[0]))
+        for line in lines
+    ]
+    ids = {case_id for case_id in found if case_id is not None}
+    return ids if lines and len(ids) >= MIN_KNOWN * len(lines) else set()
+
+
+def _name(text: str) -> str:
+    """Return the name in a path, without folders and extension."""
+    return strip_extension(text.rpartition("/")[2])
+
+
+def _table_lists(host: HostFolder, known: Mapping[str, str]) -> Lists:
+    """Return the ids by the column `split` of a table whose other column has the ids; all of its values are splits."""
+    for path in host.tables:
+        if (host.root / path).stat().st_size > MAX_BYTES:
+            continue
+        try:
+            table = read_csv(host.root / path, {})
+        except MaskfoldError:
+            continue
+        for column in table.columns:
+            splits: Sequence[Split] = [split_of(value) for value in table[column]]
+            if str(column).strip().casefold() not in COLUMNS or not splits or "" in splits:
+                continue
+            for other in table.columns:
+                ids = [known.get(value) or known.get(_name(value)) for value in table[other]]
+                if other != column and sum(case_id is not None for case_id in ids) >= MIN_KNOWN * len(ids):
+                    found: Lists = {}
+                    for case_id, split in zip(ids, splits, strict=True):
+                        if case_id is not None:
+                            found.setdefault(split, (path, set()))[1].add(case_id)
+                    return found
+    return {}
