@@ -216,9 +216,11 @@ def measure_here(folder: Path) -> Measurement:
     exp = load_experiment(folder / "experiment.yaml", trust=None)
     cases = pd.DataFrame(job["rows"])
     prepared = preprocess_cases(cases, exp, folder / "prepared", workers=1)
-    trainer = _make_trainer(exp, cases, prepared, folder, job["threads"], Context(say=lambda _: None))
+    one_view = exp.model_copy(update={"inference": exp.inference.model_copy(update={"tta": []})})
+    trainer = _make_trainer(one_view, cases, prepared, folder, job["threads"], Context(say=lambda _: None))
     steps = _time_steps(trainer, job["seconds"])
     case_processor, case_wall = _time_case(trainer, folder)
+    _use_memory_of_the_end(trainer, exp, folder)
     files = [path.stat().st_size for case in prepared.values() for path in case.glob("*.npy")]
     return Measurement(
         **steps,
@@ -337,6 +339,36 @@ def _time_case(trainer: Any, folder: Path) -> tuple[float, float]:
         if repeat or processor > REPEATED_CASE:
             break
     return processor, wall
+
+
+def _use_memory_of_the_end(trainer: Any, exp: Any, folder: Path) -> None:
+    """Predict a batch of windows with a mirrored view, and draw a picture of the case, as a fold does at its end.
+
+    The times do not count, but the memory does. All views need as much memory as the first two.
+    """
+    from competition.augment import flip_axes
+    from competition.data.cache import PreprocessedCase
+    from competition.inference.sliding_window import predict_image
+
+    evaluator = trainer.evaluator
+    axes = flip_axes(exp.augment, exp.network_dimensions)
+    if exp.inference.tta and axes:
+        exp = exp.model_copy(update={"augment": exp.augment.model_copy(update={"flip": list(axes[:1])})})
+    image = PreprocessedCase.open(evaluator.prepared[evaluator.cases["id"].iloc[0]]).network_input
+    window = image[(slice(None), *map(slice, _batch_shape(exp)))]
+    predict_image([trainer.ema_model()], window, exp, evaluator.device, evaluator.autocast)
+    evaluator.draw_truth(folder)
+
+
+def _batch_shape(exp: Any) -> list[int]:
+    """Return the shape of a part of a case that is predicted in about one batch of windows."""
+    count = exp.inference.batch_size
+    if exp.patch.slices is not None:
+        shape = [max(exp.patch.size)] * 3
+        shape[exp.patch.axes[0]] = count
+        return shape
+    *others, last = exp.patch.size
+    return [*others, last + math.ceil((count - 1) * last * (1 - exp.inference.overlap))]
 
 
 def sample_rows(train: Sequence[Any]) -> list[dict[str, Any]]:

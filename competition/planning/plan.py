@@ -280,7 +280,6 @@ class _Planner:
         lines = experiment_lines(self.facts, candidate, None, self.minutes, precision=precision)
         plain = apply_pins(nested(lines), self.options.pins)
         plain["competition"] = self.facts.comp.model_dump(by_alias=True, mode="json")
-        plain["inference"]["tta"] = []
         self.runs += 1
         found = self.measure(plain, self.rows if rows is None else rows, folder / str(self.runs), threads, limit)
         if isinstance(found, str):

@@ -170,6 +170,13 @@ class Evaluator:
             path = folder / f"epoch_{epoch:04d}_{_file_name(row.id)}.png"
             self._save_picture(path, row, masks, truth, scores, f"epoch {epoch}")
 
+    def draw_truth(self, folder: Path) -> None:
+        """Draw the first case with its truth as the prediction; a plan measures the memory of a picture in this way."""
+        row: Any = next(self.cases.iloc[:1].itertuples(index=False))
+        truth = load_unchanged_mask(self.exp.competition, row)
+        masks = split_classes(truth, self.exp.competition)
+        self._save_picture(folder / "truth.png", row, masks, truth, [], "truth")
+
     def predict_out_of_fold(self, network: torch.nn.Module, store: OofStore, fold: int) -> pd.DataFrame:
         """Predict the cases that the store does not have yet, then score all cases from the stored probabilities.
 

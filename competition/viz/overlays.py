@@ -305,8 +305,15 @@ def draw_finding(
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure atomically as a PNG file."""
+    """Write a figure as PNG, atomically, and empty it.
+
+    The parts of a figure refer to each other, so Python would free their arrays much later. A large image needs 0.2 GiB
+    for each figure.
+    """
     atomic_write(path, lambda file: figure.savefig(file, format="png"))
+    for axes in figure.axes:
+        axes.clear()
+    figure.clear()
 
 
 def class_colour(index: int) -> RGB:

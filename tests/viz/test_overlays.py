@@ -1,9 +1,12 @@
+import gc
 import math
+import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from competition.config.competition import Competition
 from competition.errors import MaskfoldError
@@ -16,6 +19,7 @@ from competition.viz.overlays import (
     draw_case,
     get_ignored_voxels,
     label_to_class_masks,
+    save_figure,
 )
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -259,3 +263,18 @@ def test_the_figure_is_independent_of_the_stored_orientation(
     # The prediction in the first row: the front is up and the patient's left is right, like +x in LAS.
     axial = expected[4]
     assert axial.shape == (2, 16, 12) and axial[1, 9:12, 2:4].all() and axial[1].sum() == 6
+
+
+def test_a_saved_figure_frees_its_arrays_at_once(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).random((400, 400))
+    figure = Figure()
+    axes = figure.subplots()
+    drawn = weakref.ref(axes.imshow(image))
+    axes.contour(image > 0.5, levels=[0.5])
+    gc.disable()
+    try:
+        save_figure(figure, tmp_path / "a.png")
+        del axes
+        assert drawn() is None, "garbage collection would free it much later"
+    finally:
+        gc.enable()
