@@ -44,7 +44,7 @@ OPINION_WORDS = words(
     "annotator annotators observer reader rater expert grader radiologist manual old new final refined corrected auto "
     "consensus majority version copy backup raw coarse fine st nd rd ho"
 )
-# Pictures in which the masks are painted over the images
+# Pictures in which the masks are painted over the images; beside other spectral bands, `vis` is visible light
 OVERLAY_WORDS = words(
     "overlay overlays overlaid overlayed vis viz visual visualisation visualisations visualization visualizations "
     "preview previews blend blended superimposed"

@@ -157,6 +157,12 @@ def test_the_whole_mask_comes_before_masks_of_single_objects(tmp_path: Path) -> 
 # Overlays
 
 
+def test_overlays_that_the_pattern_of_the_images_matches_are_no_cases(start: Start) -> None:
+    done = start(made.overlay_names)
+    assert case_table(load_competition(done.competition))["id"].tolist() == [f"c{number}" for number in range(6)]
+    assert done.exploration.faults == []
+
+
 @pytest.mark.parametrize("maker", [made.overlay_names, made.unnamed_overlay], ids=lambda maker: maker.__name__)
 def test_overlays_are_told(maker: Maker, tmp_path: Path) -> None:
     maker(tmp_path)
@@ -170,6 +176,15 @@ def test_channels_that_differ_everywhere_are_no_overlays(tmp_path: Path) -> None
         write_png(tmp_path / "nir" / f"c{number}.png", 255 - image[..., 0] // 2)
         write_png(tmp_path / "masks" / f"c{number}.png", mask)
     assert only(tmp_path).images == {"nir": "nir/{id}.png", "red": "red/{id}.png"}
+
+
+def test_visible_light_beside_another_band_is_no_overlay(tmp_path: Path) -> None:
+    for number in range(4):
+        image, mask = made.colour(number)
+        write_png(tmp_path / "vis" / f"c{number}.png", image[..., 0])
+        write_png(tmp_path / "nir" / f"c{number}.png", 255 - image[..., 0] // 2)
+        write_png(tmp_path / "masks" / f"c{number}.png", mask)
+    assert {"nir": "nir/{id}.png", "vis": "vis/{id}.png"} in [layout.images for layout in candidates(tmp_path)]
 
 
 def test_overlays_alone_are_the_images(tmp_path: Path) -> None:

@@ -17,7 +17,13 @@ from competition.planning.layouts.content import Role, dimensions_of, header_of
 from competition.planning.layouts.matching.belonging import prefer_own_images
 from competition.planning.layouts.matching.channels import as_channels, channel_choices
 from competition.planning.layouts.matching.further_masks import is_further_mask, with_further_masks
-from competition.planning.layouts.matching.held_out import find_test, keep_training_ids, mark_unlabelled, structure
+from competition.planning.layouts.matching.held_out import (
+    find_test,
+    keep_training_ids,
+    list_training_ids,
+    mark_unlabelled,
+    structure,
+)
 from competition.planning.layouts.matching.lists import apply_lists
 from competition.planning.layouts.matching.overlays import drop_overlays, is_named_overlay, overlay_remarks
 from competition.planning.layouts.matching.truths import Truth, truths_of
@@ -51,7 +57,7 @@ def find_pairs(host: HostFolder, series: Sequence[Series], roles: dict[str, Role
     ]
     layouts = [layout.with_remarks(*overlay_remarks(overlays)) for layout in _merge_splits(layouts)]
     layouts = [keep_training_ids(_correct_notes(find_test(host, layout, images, masks))) for layout in layouts]
-    return [mark_unlabelled(apply_lists(layout)) for layout in layouts]
+    return [list_training_ids(mark_unlabelled(apply_lists(layout))) for layout in layouts]
 
 
 def _is_blank_mask(series: Series, roles: dict[str, Role]) -> bool:

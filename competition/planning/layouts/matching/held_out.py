@@ -159,7 +159,8 @@ def _match_ids(host: HostFolder, pattern: str) -> frozenset[str]:
 
 def _matches(host: HostFolder, pattern: str) -> dict[str, str]:
     """Match the paths found by the scan with a pattern, and return a matching path for each id."""
-    start = _fixed_folder(pattern)[0] + "/" if pattern else ""
+    folder = _fixed_folder(pattern)[0] if pattern else ""
+    start = f"{folder}/" if folder else ""
     expression, last, seen = "", 0, False
     for match in re.finditer(r"\{([a-z]+)\}|\*", pattern):
         expression += re.escape(pattern[last : match.start()])
@@ -211,6 +212,23 @@ def mark_unlabelled(layout: Layout) -> Layout:
         test_listed=layout.unlabelled,
         reasons=layout.reasons | {"test.images": "the same folder", "test.cases": "the last images have no mask"},
     )
+
+
+def list_training_ids(layout: Layout) -> Layout:
+    """List the training cases if the patterns of the images also match files that are neither images nor masks of them.
+
+    For example, `{id}.png` also matches `a_overlay.png`.
+    """
+    if layout.listed is not None or "{z}" in str(layout.images) or "{c}" in str(layout.images):
+        return layout
+    masks = {path for by_id in layout.mask_files.values() for paths in by_id.values() for path in paths}
+    masks |= set(_matches(layout.folder, layout.keys.get("train.region", "")).values())
+    for pattern in [layout.images] if isinstance(layout.images, str) else layout.images.values():
+        matches = _matches(layout.folder, pattern)
+        others = [path for case_id, path in matches.items() if case_id not in layout.ids and path not in masks]
+        if others:
+            return layout.with_cases(layout.ids, f"`{pattern}` also matches other files, such as {min(others)}")
+    return layout
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -12,7 +12,7 @@ from competition.errors import MaskfoldError
 from competition.planning.folder import HostFolder
 from competition.planning.layouts.content import dimensions_of, read_mask
 from competition.planning.layouts.series import Pair, Series
-from competition.planning.words import OVERLAY_WORDS, has_word
+from competition.planning.words import CHANNEL_WORDS, OVERLAY_WORDS, has_word
 from competition.text import format_count
 
 SAMPLE = 4  # cases whose pictures are compared
@@ -32,7 +32,8 @@ def drop_overlays(host: HostFolder, pairs: Sequence[Pair]) -> tuple[list[Pair], 
         images_of.setdefault(mask.pattern, (mask, {}))[1][image.pattern] = image
     found: dict[str, Series] = {}
     for mask, images in images_of.values():
-        named = {pattern for pattern in images if is_named_overlay(images[pattern])}
+        has_bands = any(has_word(image.label, CHANNEL_WORDS) for image in images.values())
+        named = {pattern for pattern in images if is_named_overlay(images[pattern], may_be_light=has_bands)}
         others = [image for pattern, image in images.items() if pattern not in named]
         painted = {
             image.pattern
@@ -45,9 +46,14 @@ def drop_overlays(host: HostFolder, pairs: Sequence[Pair]) -> tuple[list[Pair], 
     return [(image, mask) for image, mask in pairs if image.pattern not in found], list(found.values())
 
 
-def is_named_overlay(series: Series) -> bool:
-    """Return whether the folder or the name of a series says that it shows masks over images."""
-    return has_word(series.pattern.replace("{id}", " "), OVERLAY_WORDS)
+def is_named_overlay(series: Series, may_be_light: bool = False) -> bool:
+    """Return whether the folder or the name of a series says that it shows masks over images.
+
+    Args:
+        series: a series of images.
+        may_be_light: whether `vis` may be visible light, because there are images of other bands.
+    """
+    return has_word(series.pattern.replace("{id}", " "), OVERLAY_WORDS - ({"vis"} if may_be_light else set()))
 
 
 def overlay_remarks(overlays: Iterable[Series]) -> list[str]:
