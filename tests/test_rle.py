@@ -193,12 +193,12 @@ def test_each_broken_rule_is_an_error_that_names_the_value(text, message):
         (RleFormat(container="coco"), "P" * 20 + "0", "more than 50 bits"),
         (RleFormat(container="coco"), "01", r"found a sum of 1 pixels, expected 12"),
         (RleFormat(container="coco"), "0O", r"count 2: found -1"),
-        (RleFormat(container="coco_zlib"), "not base64!", "expected base64"),
-        (RleFormat(container="coco_zlib"), b64encode(b"plain").decode(), "expected base64 of zlib"),
+        (RleFormat(container="coco_zlib"), "not base64!", "base64"),
+        (RleFormat(container="coco_zlib"), b64encode(b"plain").decode(), "base64"),
         (
             RleFormat(container="coco_zlib"),
             b64encode(zlib.compress(b"0" * 10**6)).decode(),
-            "characters, the maximum for 12 pixels",
+            "characters, .* maximum for 12 pixels",
         ),
     ],
 )
@@ -284,16 +284,16 @@ def test_memory_stays_below_three_bytes_a_pixel():
 
 # Messages and hints
 
-PAIRS = "Write start and length of every run, or set `empty` of the format."
+PAIRS = "Write the start and the length of each run. If this text stands for an empty mask, set `empty` of the format."
 START = "Check `base` and `relative` of the format."
-SHAPE = "Check the shape and `base` of the format."
-SWAPPED = "Check the shape (height and width swapped?) and `base` of the format."
+SHAPE = "Check the size of the mask and `base` of the RLE format."
+SWAPPED = "Check the size of the mask (are height and width exchanged?) and `base` of the RLE format."
 SORT = "Sort the runs by their start."
 MERGE = "Merge overlapping runs."
 JSON = RleFormat(container="json")
 MESSAGES: list[tuple[RleFormat, str, str, str]] = [
-    (RleFormat(), "1 2 3", "RLE: found 3 values, expected an even number; value 3 (3) ", PAIRS),
-    (JSON, "[1, 2];[4, 1, 7]", "RLE list 2: found 3 values, expected an even number; value 3 (7) ", PAIRS),
+    (RleFormat(), "1 2 3", "RLE: found 3 values, expected an even number. Value 3 (3) ", PAIRS),
+    (JSON, "[1, 2];[4, 1, 7]", "RLE list 2: found 3 values, expected an even number. Value 3 (7) ", PAIRS),
     (RleFormat(), "1 1 0 2", "RLE, value 3: found 0, expected a start of at least 1.", START),
     (RleFormat(base=0), "-1 2", "RLE, value 1: found -1, expected a start of at least 0.", START),
     (RleFormat(), "1 2 5 -1", "RLE, value 4: found -1, expected a length of at least 1.", "Check `relative` "),

@@ -120,7 +120,7 @@ def test_without_a_terminal_the_table_is_printed_once(fold: Path, capsys: pytest
 
 
 def test_wrong_folders_and_numbers_are_refused(tmp_path: Path, fold: Path) -> None:
-    with pytest.raises(MaskfoldError, match="No run is in this folder"):
+    with pytest.raises(MaskfoldError, match="This folder has no runs"):
         watch_command(once=True, seconds=2.0, root=tmp_path / "elsewhere")
     with pytest.raises(MaskfoldError) as error:
         watch_command(once=True, seconds=0.0, root=fold.parents[4])

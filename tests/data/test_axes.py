@@ -175,7 +175,7 @@ def test_npy_whose_shape_allows_one_order_only(tmp_path: Path) -> None:
 
 
 def test_the_key_has_as_many_axes_as_the_images(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="`array_axes` must be xy or yx if `dimensions` is 2"):
+    with pytest.raises(ValidationError, match="`array_axes` must be xy or yx, because `dimensions` is 2"):
         competition(tmp_path, array_axes="zyx")
 
 

@@ -289,7 +289,7 @@ def test_groups_and_strata_by_expression_and_by_table(tmp_path: Path) -> None:
         ({"stratum": "meta.csv:sight"}, "no column `sight`: found id, site, hole, twice"),
         ({"group": "mets.csv:site"}, "mets.csv does not exist; its folder has meta.csv"),
         ({"group": "meta.csv:hole"}, "no group for the id p1_b (column `hole`)"),
-        ({"group": "meta.csv:twice"}, "the id p1_a: 1 in line 2, 2 in line 5"),
+        ({"group": "meta.csv:twice"}, "the id p1_a: 1 in line 2, and 2 in line 5"),
     ],
 )
 def test_rules_for_groups_that_do_not_work(tmp_path: Path, changes: dict[str, str], wrong: str) -> None:

@@ -90,7 +90,7 @@ def test_values_that_no_class_has(tmp_path: Path) -> None:
     one_case(tmp_path, LABELS)
     with pytest.raises(MaskfoldError) as error:
         first_mask(competition(tmp_path, classes=["a", "b"]))
-    assert f"{tmp_path / 'masks/a.png'} has label values without a class: found 3, 255." in error.value.message
+    assert f"{tmp_path / 'masks/a.png'} has label values that belong to no class: found 3, 255." in error.value.message
     assert "label_values" in error.value.hint and "ignore" in error.value.hint
     one_case(tmp_path, np.array([[0, 255]], np.uint8))
     with pytest.raises(MaskfoldError, match=r"label value .*found 255.*competition.label_values=\[255\]"):
@@ -352,17 +352,17 @@ def test_classes_of_a_table(tmp_path: Path) -> None:
         ("ID,rle\na,1 1\n", {}, "train.csv has no column `id`: found ID, rle", "train.columns.id, for example to `ID`"),
         ("id,EncodedPixels\na,1 1\n", {}, "has no column `rle`", "Set train.columns.mask"),
         ("Image,Kid,Runs\na,big,1 1\n", TWO, "has no column `Kind`", "train.columns.class, for example to `Kid`"),
-        ("id,rle\na,1 1\n", {"classes": ["x", "y"]}, "has no class column", "train.columns.class"),
+        ("id,rle\na,1 1\n", {"classes": ["x", "y"]}, "has no column for the class", "train.columns.class"),
         ("id,rle\na,1 1\nab,1 1\nd,1 1\n", {}, "line 3: the id ab has no image; nearest is", "remove the row"),
-        ("id,rle\nx,1 1\ny,1 1\n", {}, "No id in", "train.columns.id"),
+        ("id,rle\nx,1 1\ny,1 1\n", {}, "None of the ids in", "train.columns.id"),
         (
             "Image,Kind,Runs\na,big,1 1\n\nb,smal,1 1\n",
             TWO,
             "line 4: unknown class: found `smal`, expected one of big, small",
             "nearest is small",
         ),
-        ("id,rle\na,1 1,2\n", {}, "cannot be read as a table", "CSV with commas"),
-        ("", {}, "cannot be read as a table", "CSV with commas"),
+        ("id,rle\na,1 1,2\n", {}, "cannot be read as a table", "CSV"),
+        ("", {}, "cannot be read as a table", "CSV"),
     ],
 )
 def test_tables_that_are_wrong(tmp_path: Path, rows: str, changes: dict[str, Any], wrong: str, cure: str) -> None:

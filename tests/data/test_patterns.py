@@ -114,8 +114,8 @@ def test_empty_and_missing_roots(tmp_path: Path) -> None:
         ("images/{case}.png", "only {id}, {z} and {c}"),
         ("images/{}/{id}.png", "only {id}, {z} and {c}"),
         ("**/{id}.png", r"has `**`"),
-        ("/data/{id}.png", "is not below competition.root"),
-        ("C:/data/{id}.png", "is not below competition.root"),
+        ("/data/{id}.png", "out of competition.root"),
+        ("C:/data/{id}.png", "out of competition.root"),
         ("", "has no {id}"),
     ],
 )

@@ -167,9 +167,9 @@ def test_error_for_groups_that_are_not_there(scheme: str) -> None:
     [
         (4, 4, 5, "4 cases", 4),
         (1, 1, 2, "1 case", 2),
-        (8, 2, 3, "8 cases in 2 groups that stay together", 2),
-        (8, 1, 2, "8 cases in 1 group that stay together", 2),
-        (9, 3, 4, "9 cases in 3 groups that stay together", 3),
+        (8, 2, 3, "8 cases in 2 groups", 2),
+        (8, 1, 2, "8 cases in 1 group", 2),
+        (9, 3, 4, "9 cases in 3 groups", 3),
     ],
 )
 def test_error_for_too_few_cases(count: int, groups: int, k: int, there: str, least: int) -> None:
@@ -192,8 +192,8 @@ def test_error_for_shares_without_cases(shares: list[float]) -> None:
         (2, 2, [0.6, 0.2, 0.2], "2 cases"),
         (1, 1, [0.8, 0.2], "1 case"),
         (1, 1, None, "1 case"),
-        (6, 2, [0.6, 0.2, 0.2], "6 cases in 2 groups that stay together"),
-        (6, 1, [0.8, 0.2], "6 cases in 1 group that stay together"),
+        (6, 2, [0.6, 0.2, 0.2], "6 cases in 2 groups"),
+        (6, 1, [0.8, 0.2], "6 cases in 1 group"),
     ],
 )
 def test_error_for_shares_of_too_few(count: int, groups: int, shares: list[float] | None, there: str) -> None:

@@ -262,7 +262,7 @@ def test_a_table_that_is_not_the_hosts(
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("a.jpg", "line 3: the id has no class: found a.jpg, expected `a.jpg_Fish`"),
+        ("a.jpg", "line 3: the id contains no class: found a.jpg, expected for example `a.jpg_Fish`"),
         ("a.jpg_Fisch", "line 3: unknown class: found `Fisch`, expected one of Fish, Flower, Gravel, Sugar"),
         ("d.jpg_Fish", "line 3: the id d.jpg has no image"),
     ],

@@ -263,7 +263,7 @@ def test_a_file_that_changes_while_it_is_read_does_not_enter_the_cache(
         return result
 
     monkeypatch.setattr(preprocessing, name, read)
-    with pytest.raises(ChangedDataError, match=rf"{path.name} of case a changed while it was read"):
+    with pytest.raises(ChangedDataError, match=rf"{path.name} of case a changed while"):
         preprocess_case(row, experiment(comp), tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 

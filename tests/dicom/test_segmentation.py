@@ -215,7 +215,7 @@ def test_two_readers_of_one_organ_are_refused(tmp_path: Path) -> None:
         ((0, 0, 1.25), (0.7, 0.8), "its voxels are shifted by up to"),
         ((0, 0, 0), (0.7, 0.7), "its voxels are shifted by up to"),
         ((0, 0, 0), (1.4, 1.6), "in size or direction"),
-        ((0, 0, 5.0), (0.7, 0.8), "labelled voxels are outside the image"),
+        ((0, 0, 5.0), (0.7, 0.8), "labelled voxels lie outside of the image"),
     ],
 )
 def test_grids_that_do_not_agree(tmp_path: Path, shift: tuple, spacing: tuple[float, float], reason: str) -> None:
@@ -245,7 +245,7 @@ def test_the_image_is_referenced_or_the_only_one_that_matches(tmp_path: Path) ->
     done = convert_folder(tmp_path / "in", tmp_path / "second")
     assert (
         reasons(done)
-        == "several images have the mask's grid, and the mask does not reference exactly one of them: P1_s1, P1_s3"
+        == "several images have the grid of the mask, and the mask does not refer to exactly one of them: P1_s1, P1_s3"
     )
     write_segmentation(
         tmp_path / "in/seg", frames_of(TRUTH, 1, places), {1: "spleen"}, image_series=uid("P1", "study", "two")
@@ -259,7 +259,8 @@ def test_an_image_that_is_not_there(tmp_path: Path) -> None:
         tmp_path / "in/seg", frames_of(TRUTH, 1, positions(6)), {1: "spleen"}, image_series=uid("nowhere")
     )
     assert (
-        reasons(convert_folder(tmp_path / "in", tmp_path / "out")) == "the referenced image series is not in the folder"
+        reasons(convert_folder(tmp_path / "in", tmp_path / "out"))
+        == "the image series to which it refers is not in the folder"
     )
 
 
@@ -267,7 +268,9 @@ def test_an_image_that_was_refused(tmp_path: Path) -> None:
     series = study(tmp_path / "in")
     (tmp_path / "in/P1/IM0003").unlink()
     write_segmentation(tmp_path / "in/seg", frames_of(TRUTH, 1, positions(6)), {1: "spleen"}, image_series=series)
-    assert reasons(convert_folder(tmp_path / "in", tmp_path / "out")) == "the referenced image series was refused"
+    assert (
+        reasons(convert_folder(tmp_path / "in", tmp_path / "out")) == "the image series to which it refers was rejected"
+    )
 
 
 def test_overlaps_go_to_the_higher_value_and_are_counted(tmp_path: Path) -> None:

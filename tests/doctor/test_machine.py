@@ -91,8 +91,8 @@ def test_a_gpu_that_is_taken_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> No
             None,
             "driver on your system is too old",
         ),
-        ({}, "", "hidden by CUDA_VISIBLE_DEVICES"),
-        ({}, "-1", "hidden by CUDA_VISIBLE_DEVICES"),
+        ({}, "", "CUDA_VISIBLE_DEVICES"),
+        ({}, "-1", "CUDA_VISIBLE_DEVICES"),
     ],
 )
 def test_a_driver_without_a_device_has_a_reason(

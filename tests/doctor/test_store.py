@@ -130,7 +130,7 @@ def test_a_server_that_is_down_is_a_warning(project: Path, monkeypatch: pytest.M
         (row,) = stores.check_mlflow_store(project)
     assert row.state == "warning"
     assert "Connection refused" in row.detail
-    assert "training works without it" in row.hint
+    assert "training works without the server" in row.hint
     assert "s3cret" not in row.text
 
 

@@ -137,7 +137,7 @@ def test_an_nnunet_encoder_is_matched_by_its_order(tmp_path: Path) -> None:
     weights = nnunet_names([(1, 4, 0), (4, 4, 0), (4, 8, 1), (8, 8, 1), (8, 8, 2), (8, 8, 2)])
     path = save(weights, tmp_path / "checkpoint_final.pth", key="network_weights")
     network, match = start_from(path, DYN, DYN_ARGS)
-    assert match.by_order and "matched by their order" in match.lines()[0]
+    assert match.by_order and "paired by their order" in match.lines()[0]
     for own, other in [
         ("input_block.conv1.conv", "encoder.stages.0.0.convs.0.conv"),
         ("input_block.conv2.conv", "encoder.stages.0.0.convs.1.conv"),
@@ -171,7 +171,7 @@ class Block(nn.Module):
 
 def test_a_file_that_fits_nothing_is_refused(tmp_path: Path) -> None:
     path = save({"a.weight": torch.ones(3), "b.weight": torch.ones(2)}, tmp_path / "a.pt")
-    with pytest.raises(MaskfoldError, match="fits no tensor of DynUNet: found a.weight, b.weight") as caught:
+    with pytest.raises(MaskfoldError, match="fits DynUNet: found a.weight, b.weight") as caught:
         start_from(path, DYN, DYN_ARGS)
     assert caught.value.status == 2
 

@@ -120,7 +120,7 @@ def test_further_masks_of_an_image_are_told(tmp_path: Path) -> None:
     write_png(tmp_path / "benign (2)_mask_1.png", (picture(2)[1] == 2).astype(np.uint8) * 255)
     first = candidates(tmp_path)[0]
     assert first.cases == 5
-    assert any("benign (2)_mask_1.png may be further masks" in remark for remark in first.remarks)
+    assert any("benign (2)_mask_1.png may be additional masks" in remark for remark in first.remarks)
 
 
 # Label values
@@ -129,7 +129,7 @@ def test_further_masks_of_an_image_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({0: 2, 1: 1, 2: 3}, "no mask has the value 0, .* 2 is the most frequent"),
+        ({0: 2, 1: 1, 2: 3}, "no mask has the value 0, .* most frequent value is 2"),
         ({0: 255, 1: 128, 2: 0}, "0 is read as the background, but 255 covers"),
         ({0: 0, 1: 128, 2: 255}, None),
     ],
@@ -174,7 +174,7 @@ def _other_size(root: Path) -> None:
     [
         (_outlines, r"annotations/t0\.xml may describe the objects"),
         (_other_format, r"only files such as images/im0001\.ppm"),
-        (_other_size, r"differ in size: in s0, the image has 80×96 and the mask 40×48"),
+        (_other_size, r"sizes differ: in s0, the image has 80×96 and the mask has 40×48"),
     ],
 )
 def test_a_refusal_names_what_is_wrong(tmp_path: Path, maker: Maker, words: str) -> None:

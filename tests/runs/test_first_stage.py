@@ -209,7 +209,7 @@ def test_a_damaged_prediction_is_refused(first, tiny):
     [
         (("seed=77",), "in another fold"),
         (("folds.k=3",), "in another fold"),
-        (("folds.scheme=holdout", "folds.shares=[0.6,0.4]"), "in another fold|validated by no fold"),
+        (("folds.scheme=holdout", "folds.shares=[0.6,0.4]"), "in another fold|no fold of the run"),
     ],
 )
 def test_other_folds_are_refused(first, tiny, overrides, problem):
@@ -248,7 +248,7 @@ def test_a_case_that_only_the_second_run_skips_is_no_other_case(first, tiny):
 def test_cases_without_an_out_of_fold_prediction_are_refused(finished, tiny):
     shares = ("folds.scheme=holdout", "folds.shares=[0.6,0.4]")
     held_out = finished(tiny(3, *OWN_GRID, *shares), "demo3d-holdout")
-    with pytest.raises(MaskfoldError, match="validated by no fold") as caught:
+    with pytest.raises(MaskfoldError, match="no fold of the run") as caught:
         prepare_run(second_run(tiny, held_out, *shares))
     assert caught.value.status == 2
 

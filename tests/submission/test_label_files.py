@@ -96,7 +96,7 @@ def test_images_are_never_overwritten(finished, tiny, demo3d, tmp_path):
     run = finished(tiny(3), "demo3d-tiny")
     images = Path(shutil.copytree(demo3d / "imagesTs", tmp_path / "scans"))
     before = {path.name: path.read_bytes() for path in images.iterdir()}
-    with pytest.raises(MaskfoldError, match="Output folder: found"):
+    with pytest.raises(MaskfoldError, match="--output: found"):
         predict_images([run], images, tmp_path / "other" / ".." / "scans")
     assert {path.name: path.read_bytes() for path in images.iterdir()} == before
 

@@ -96,11 +96,11 @@ def test_a_run_is_found_by_yaml_folder_and_hash(finished, tiny, tmp_path):
         found = find_run(word, [f"competition.root={run.exp.competition.root}"], say=notes.append)
         assert found.folder.resolve() == run.folder.resolve(), word
     assert (
-        len(notes) == 1 and "model.target" in notes[0] and "own experiment.yaml is used" in notes[0]
+        len(notes) == 1 and "model.target" in notes[0] and "own experiment.yaml" in notes[0]
     )  # the shipped network is no toy
     with pytest.raises(MaskfoldError, match="is not a run"):
         find_run("0123456789ab")
-    with pytest.raises(MaskfoldError, match="No finished run of"):
+    with pytest.raises(MaskfoldError, match="no finished run of"):
         find_run(str(ROOT / "experiments" / "demo3d" / "unet3d.yaml"))
 
 
@@ -113,8 +113,8 @@ def test_a_run_is_found_by_yaml_folder_and_hash(finished, tiny, tmp_path):
         ("unknown id", ["requires the id stranger"]),
         ("doubled id", ["is a duplicate of line"]),
         ("truncated image", ["Cannot read the test case", "cannot be read", "Copy the file again"]),
-        ("class row missing", ["has no row for the id", "but rows for its other classes"]),
-        ("folder is a file", ["Nothing can be written to the folder"]),
+        ("class row missing", ["has no row for the id", "rows for other classes"]),
+        ("folder is a file", ["No file can be written to the folder"]),
         ("other competition", ["found demo3d"]),
         ("twice", ["is named twice"]),
     ],
