@@ -297,7 +297,8 @@ def test_the_layout_is_the_samples(tmp_path: Path) -> None:
         2,
         2,
         (
-            "The file has the columns ImageId,EncodedPixels,ClassId, expected ImageId_ClassId,EncodedPixels as in the sample.",
+            "The file has the columns ImageId,EncodedPixels,ClassId, "
+            "expected ImageId_ClassId,EncodedPixels as in the sample.",
         ),
     )
     assert validate_submission(joined, STEEL, apart, SHAPES) == ValidationReport(
