@@ -75,7 +75,7 @@ class RleFormat:
         ):
             if getattr(self, key) not in known:
                 raise RleError(
-                    f"RLE format, key `{key}`: found {getattr(self, key)!r}, expected {' or '.join(map(repr, known))}.",
+                    f"RLE format, {key}: found {getattr(self, key)!r}, expected {' or '.join(map(repr, known))}.",
                     f"Correct `{key}` of the RLE format.",
                     status=2,
                 )

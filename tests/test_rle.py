@@ -285,7 +285,7 @@ def test_memory_stays_below_three_bytes_a_pixel():
 # Messages and hints
 
 PAIRS = "Write the start and the length of each run. If this text stands for an empty mask, set `empty` of the format."
-START = "Check `base` and `relative` of the format."
+START = "Check `base` and `relative` of the RLE format."
 SHAPE = "Check the size of the mask and `base` of the RLE format."
 SWAPPED = "Check the size of the mask (are height and width exchanged?) and `base` of the RLE format."
 SORT = "Sort the runs by their start."
@@ -330,8 +330,8 @@ def test_errors_name_value_rule_and_hint(fmt, text, message, hint):
             lambda: RleFormat(container="xml"),
         ),
         (
-            "container coco_zlib: found RleFormat(order='column', base=1, relative=True, empty='', "
-            "container='coco_zlib'), expected order='column' and relative=False",
+            "container coco_zlib requires order='column' and relative=False, found RleFormat(order='column', base=1, "
+            "relative=True, empty='', container='coco_zlib')",
             "Set `order: column` and `relative: false`.",
             2,
             lambda: RleFormat(relative=True, container="coco_zlib"),

@@ -268,7 +268,7 @@ def _from_ids(rule: str, ids: list[str], key: str) -> list[str]:
         if not text:
             raise MaskfoldError(
                 f"competition.{key} `{rule}` does not match the id {case_id}.",
-                "Correct the expression so that it matches the id of every case.",
+                f"Correct the expression of {key}, so that it matches the id of every case.",
                 status=2,
             )
         result.append(text)
@@ -467,7 +467,7 @@ def folds_from_file(path: Path, ids: list[str], excluded: Sequence[str] = ()) ->
     validated = sorted(number for number in numbers if number >= 0)
     if validated != list(range(len(validated))) or not validated:
         raise MaskfoldError(
-            f"{path}: found the fold numbers {', '.join(map(str, sorted(numbers)))}, expected 0, 1, … without a gap.",
+            f"Invalid fold numbers in {path}: found {', '.join(map(str, sorted(numbers)))}, expected 0, 1, … without a gap.",
             "Number the folds that are validated from 0 on, without a gap.",
             status=2,
         )
@@ -493,7 +493,8 @@ def _read_rows(path: Path) -> list[tuple[int, str, int, str]]:
         first_line[case_id] = line
         if not fold.removeprefix("-").isdecimal() or int(fold) < -2:
             raise MaskfoldError(
-                f"{path}, line {line}: the fold of the id {case_id} is `{fold}`, expected a whole number from -2 on.",
+                f"{path}, line {line}: invalid fold of the id {case_id}: found `{fold}`, expected a whole number from "
+                "-2 on.",
                 "Write 0, 1, … for validated folds, -1 for cases that are only trained on, -2 for held-out cases.",
                 status=2,
             )

@@ -153,10 +153,10 @@ def _check_rows(
         for number, row in enumerate(group):
             findings.rows += 1
             if key in seen and (number == 0 or layout.rows != "object"):
-                findings.add(f"Line {row.line}: the row of {format_key(key)} is a duplicate.")
+                findings.add(f"Line {row.line}: {format_key(key)} is a duplicate.")
             seen.add(key)
             if case_id is None:
-                findings.add(f"Line {row.line}: the id {format_key(key)} has no image.")
+                findings.add(f"Line {row.line}: {format_key(key)} has no image.")
             if row.text.strip() == layout.rle.empty.strip():
                 findings.empty += 1
                 empty_lines.append(row.line)

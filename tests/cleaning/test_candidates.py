@@ -52,7 +52,7 @@ def test_an_old_unfinished_run_may_go_and_a_young_or_finished_one_stays(make_run
     age(notes, 60)
     plan = find()
     assert proposed(plan) == [old, empty] and plan.kept == []
-    assert plan.candidates[0].reason == "1 of 2 folds are finished"
+    assert plan.candidates[0].reason == "only 1 of its 2 folds are finished"
     assert delete(plan.candidates[0]) and not old.exists() and (old.parent / ("2" * 12)).exists()
     assert not any(path.name.endswith(".tmp") for path in old.parent.iterdir())
 
@@ -154,7 +154,7 @@ def test_a_run_in_which_a_process_works_stays(make_run: Make, folder: str) -> No
         assert process.stdout is not None and process.stdout.readline() == "held\n"
         age(run, 60)
         plan = find()
-        assert plan.candidates == [] and plan.kept == [(run, "a process works in it")]
+        assert plan.candidates == [] and plan.kept == [(run, "a process works in this run")]
         assert not delete(candidate) and (run / "experiment.yaml").exists()  # it began after the list was made
         process.communicate("")
     age(run, 60)

@@ -116,7 +116,7 @@ def test_without_a_terminal_the_table_is_printed_once(fold: Path, capsys: pytest
     printed = capsys.readouterr().out
     assert "toy-unet/0123456789ab" in printed and "12 of 50" in printed and "0.8125" in printed
     watch_command(once=True, seconds=2.0, root=fold.parents[4])
-    assert "No fold runs here" in capsys.readouterr().out
+    assert "No fold runs in this project" in capsys.readouterr().out
 
 
 def test_wrong_folders_and_numbers_are_refused(tmp_path: Path, fold: Path) -> None:

@@ -123,7 +123,7 @@ def test_the_command_line_names_a_base_and_overrides_the_result(built: Callable[
         ("[a.yaml]", "own.yaml, line 1: base: found a list, expected the path"),
         ("''", "found empty text"),
         ("own.yaml", ": own.yaml -> own.yaml"),
-        ("competition.yaml", "competition.yaml describes a competition, not an experiment"),
+        ("competition.yaml", "competition.yaml describes a competition"),
         ("broken.yaml", "broken.yaml, line 2: not valid YAML"),
         (".", "cannot be read"),
     ],

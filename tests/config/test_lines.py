@@ -148,7 +148,7 @@ def test_a_text_is_parsed_once_and_each_reader_has_its_own_tree(
         (b"- a\n", "found a list"),
         (b"word\n", "found a text"),
         (b"3\n", "found a single value"),
-        (b"a: \xff\n", "not UTF-8"),
+        (b"a: \xff\n", "UTF-8"),
     ],
 )
 def test_what_is_no_mapping_in_a_file(content: bytes | None, word: str, tmp_path: Path) -> None:

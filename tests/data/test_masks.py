@@ -159,7 +159,7 @@ def test_class_files_that_are_missing_overlap_or_are_grey(tmp_path: Path) -> Non
     mask = first_mask(competition(tmp_path, labels="overlapping", **PER_CLASS))
     assert mask.sum(axis=0).max() == 2 and mask[0].sum() == liver.sum()
     write_png(tmp_path / "tumour/a.png", np.arange(20, dtype=np.uint8).reshape(4, 5))
-    with pytest.raises(MaskfoldError, match=r"tumour/a\.png of class tumour .*found 1, 2, 3, 4, 5,"):
+    with pytest.raises(MaskfoldError, match=r"tumour/a\.png of the class tumour .*found 1, 2, 3, 4, 5,"):
         first_mask(competition(tmp_path, **PER_CLASS))
     (tmp_path / "tumour/a.png").rename(tmp_path / "tumour/b.png")
     with pytest.raises(MaskfoldError, match=r"ase b has a mask \(train.masks.tumour"):
@@ -198,7 +198,7 @@ def test_folder_of_instances(tmp_path: Path) -> None:
     np.testing.assert_array_equal(instances, np.where(second, 2, first > 0))
     assert not load_mask(comp, b).any() and not load_instances(comp, b).any()
     write_png(tmp_path / "a/masks/3.png", np.zeros((5, 6), np.uint8))
-    with pytest.raises(MaskfoldError, match=r"a/images/a\.png is 4×6, a/masks/3\.png is 5×6"):
+    with pytest.raises(MaskfoldError, match=r"a/images/a\.png has 4×6, and a/masks/3\.png has 5×6"):
         case_table(comp)
     write_png(tmp_path / "c/images/c.png", first)
     with pytest.raises(MaskfoldError, match=r"ase c has an image \(c/images/c\.png\) but no folder of masks"):

@@ -232,7 +232,7 @@ def test_a_crop_that_cuts_a_class_off_says_so(
     for crop, lost in (("nonzero", 18), ("foreground", 18), ("none", 0)):
         caplog.clear()
         preprocess_case(row(), experiment(crop=crop), tmp_path)
-        message = f"Case one: `prepare.crop: {crop}` removes {lost} of 45 voxels of b"
+        message = f"Case one: `prepare.crop: {crop}` removes {lost} of the 45 voxels of b"
         assert (message in caplog.text) == bool(lost) and ("prepare.crop" in caplog.text) == bool(lost)
 
 

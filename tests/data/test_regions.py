@@ -73,7 +73,7 @@ def test_where_a_threshold_makes_no_sense(tmp_path: Path) -> None:
     masks = IMAGES | {"masks": "m/{id}.png", "threshold": 128}
     with pytest.raises(ValidationError, match="requires one class, or one file per class"):
         competition(tmp_path, classes=["a", "b"], train=masks)
-    with pytest.raises(ValidationError, match="exclude each other"):
+    with pytest.raises(ValidationError, match="cannot be combined"):
         competition(tmp_path, train=masks, ignore=9)
     with pytest.raises(ValidationError, match="needs mask files"):
         competition(tmp_path, train=IMAGES | {"rle": "t.csv", "threshold": 128})

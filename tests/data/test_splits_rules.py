@@ -140,7 +140,7 @@ def test_error_for_two_groups_of_one_case(tmp_path: Path, second: str) -> None:
 @pytest.mark.parametrize("text", ["id,patient\np1_a,one\np22_a,two\n", "id,patient\np1_a,one\np1_b,\np22_a,two\n"])
 def test_error_for_a_case_without_a_group(tmp_path: Path, text: str) -> None:
     wrong, cure, status = refused(group_values, by_table(tmp_path, text), IDS, "group")
-    assert str(tmp_path / "meta.csv") in wrong and "no group for the id p1_b" in wrong and "`patient`" in wrong
+    assert str(tmp_path / "meta.csv") in wrong and "no value of group for the id p1_b" in wrong and "`patient`" in wrong
     assert "row" in cure and status == 1
 
 

@@ -184,7 +184,7 @@ def tags(**changes: object) -> Fault:
         (one_name_two_pixels, "have the same SOPInstanceUID"),
         (mixed_sizes, "different sizes: 4 of 6×5, 2 of 8×5"),
         (mixed_spacings, "different pixel spacings: 4 of 0.7×0.8, 2 of 0.9×0.8"),
-        (planes, "slices of 2 orientations"),
+        (planes, "slices have 2 orientations"),
         pytest.param(
             no_decoder,
             "JPEG Lossless, Non-Hierarchical (Process 14), and no decoder",

@@ -178,7 +178,7 @@ def test_values_that_a_user_wrote_stay(tmp_path: Path) -> None:
     convert_folder(tmp_path / "in", tmp_path / "out")
     np.testing.assert_array_equal(mask_of(tmp_path / "out"), 2 * TRUTH)
     (tmp_path / "out/segments.csv").write_text("value,label\n1,liver\n1,spleen\n")
-    with pytest.raises(MaskfoldError, match="value 1, label spleen"):
+    with pytest.raises(MaskfoldError, match="value 1 and label spleen"):
         convert_folder(tmp_path / "in", tmp_path / "out")
 
 

@@ -92,7 +92,7 @@ def test_a_database_that_another_program_holds(project: Path, monkeypatch: pytes
     with closing(sqlite3.connect(path, isolation_level=None)) as holder:
         holder.execute("BEGIN EXCLUSIVE")
         (row,) = stores.check_mlflow_store(project)
-    assert (row.state, "is locked by another program" in row.detail) == ("warning", True)
+    assert (row.state, "another program has locked" in row.detail) == ("warning", True)
 
 
 def test_what_is_no_folder(project: Path) -> None:

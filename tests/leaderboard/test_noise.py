@@ -127,7 +127,7 @@ def test_a_public_score_that_is_no_surprise_and_one_that_is() -> None:
         == []
     )
     (line,) = cv_lb_disagreements([record(0, 0.8, 0.77, half=0.02)])
-    assert "public 0.7700 is outside 0.7800 to 0.8200" in line
+    assert "the public score 0.7700 is outside of 0.7800 to 0.8200" in line
 
 
 def test_which_to_choose() -> None:
@@ -225,7 +225,7 @@ def test_records_are_read_back_whole(tmp_path: Path) -> None:
         ledger.read()
     del newer["digests"]
     path.write_text(json.dumps(newer))
-    with pytest.raises(MaskfoldError, match="r1.json: found 9, expected 1"):
+    with pytest.raises(MaskfoldError, match="r1.json: version 9, expected 1"):
         ledger.read()
 
 

@@ -397,8 +397,8 @@ def test_what_is_no_score_is_refused_and_another_score_is_told(command, csv):
     for word, part in (
         ("nan", "found nan"),
         ("inf", "found inf"),
-        ("7", "found 7, expected 0 to 1"),
-        ("-0.1", "found -0.1, expected 0 to 1"),
+        ("7", "found 7, expected a number from 0 to 1"),
+        ("-0.1", "found -0.1, expected a number from 0 to 1"),
     ):
         status, said = command("ledger", "--add", str(csv), f"--public={word}")
         assert status == 2 and part in said

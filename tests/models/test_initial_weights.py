@@ -95,7 +95,7 @@ def test_the_first_layer_is_adapted_to_the_channels(before: int, now: int, tmp_p
     weight, old = network.state_dict()[match.adapted[0]], read_tensors(path)[match.adapted[0]]
     assert weight.shape[1] == now
     torch.testing.assert_close(weight.sum(1)[:, :1], (old.sum(1) if now == 1 or before == 1 else weight.sum(1))[:, :1])
-    assert "adapted to the input channels" in match.lines()[0]
+    assert "adapted to the number of input channels" in match.lines()[0]
 
 
 def test_an_encoder_alone_is_loaded_into_the_whole_network(tmp_path: Path) -> None:

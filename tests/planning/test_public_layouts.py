@@ -109,7 +109,7 @@ def test_masks_that_nearly_agree_may_be_two_opinions(tmp_path: Path, moved: int)
         write_png(tmp_path / "ah" / f"s{number}.png", (mask > 0).astype(np.uint8) * 255)
         write_png(tmp_path / "vk" / f"s{number}.png", np.roll(mask > 0, moved, axis=0).astype(np.uint8) * 255)
     names = [layout.name for layout in candidates(tmp_path)]
-    assert names[0] == "a mask for each class" and len(names) == (3 if moved == 1 else 1)
+    assert names[0] == "a mask file for each class" and len(names) == (3 if moved == 1 else 1)
 
 
 def test_further_masks_of_an_image_are_told(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_further_masks_of_an_image_are_told(tmp_path: Path) -> None:
     ("values", "words"),
     [
         ({0: 2, 1: 1, 2: 3}, "no mask has the value 0, .* most frequent value is 2"),
-        ({0: 255, 1: 128, 2: 0}, "0 is read as the background, but 255 covers"),
+        ({0: 255, 1: 128, 2: 0}, "0 is read as the background, but the value 255 covers"),
         ({0: 0, 1: 128, 2: 255}, None),
     ],
 )
@@ -196,7 +196,7 @@ def test_the_validation_file_of_coco_is_not_a_choice(tmp_path: Path) -> None:
     file.unlink()
     [layout] = candidates(tmp_path)
     assert layout.keys["coco"].path == "annotations/instances_train.json"
-    assert "annotations/instances_val.json: not used" in layout.notes
+    assert "annotations/instances_val.json also look like COCO files, and are not used" in layout.notes
 
 
 def test_a_coco_file_finds_the_images_nearest_to_it(tmp_path: Path) -> None:

@@ -229,9 +229,7 @@ def test_a_table_of_cases_that_was_edited_by_hand(own_run: Callable[..., Run]) -
     path = run.folder / "cases.csv"
     text = path.read_text()
     path.write_text(text.replace(f"masks/{first}.png", f"masks/{second}.png"))
-    with pytest.raises(
-        MaskfoldError, match=rf"The case {first} has the file masks/{second}\.png, which does not match"
-    ):
+    with pytest.raises(MaskfoldError, match=rf"The case {first} has the file masks/{second}\.png.*does not match"):
         load_run(run.folder)
     path.write_text(text.replace(run.cases["hash"][0], run.cases["hash"][1]))
     with pytest.raises(MaskfoldError, match=r"cases\.csv in .* was changed after the run was started"):

@@ -324,7 +324,7 @@ def test_a_cascade_trains_resumes_and_predicts_new_cases_with_both_stages(tiny, 
         run_fold(replace(job, threads=1))
     run = find_run(f"demo3d-second/{run.folder.name}")
     assert sorted(run.oof().fold_of) == sorted(first.fold_of())
-    assert prepare_run(second_run(tiny, first, "training.epochs=1")).folder == run.folder, "the same command resumes"
+    assert prepare_run(second_run(tiny, first, "training.epochs=1")).folder == run.folder, "resume"
     shutil.copytree(first.member_folder(0, 0), first.folder / "full")  # a later fit on all cases does not take part
     result = json.loads((first.folder / "full" / RESULT_FILE).read_text())
     result.pop("digests")

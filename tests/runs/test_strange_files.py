@@ -141,7 +141,7 @@ def test_the_predictions_of_a_run_are_compared_with_its_table(
         oof.read(case)
     table = run.cases.copy()
     table.loc[0, "shape"] = '["a", 3]'
-    with pytest.raises(MaskfoldError, match="expected positive integers"):
+    with pytest.raises(MaskfoldError, match="expected positive whole numbers"):
         stored_shapes(run.exp, table)
 
 

@@ -63,7 +63,7 @@ def test_a_study_is_no_model_and_the_best_trials_run_is_named(file, best):
         with pytest.raises(MaskfoldError) as refusal:
             register_command([word], best, ())
         assert refusal.value.status == 2 and "is a study" in str(refusal.value)
-        assert f"that of the best trial {top['number']}: {top['run']}." in str(refusal.value)
+        assert f"that of the best trial, {top['number']}: {top['run']}." in str(refusal.value)
     assert find_run(top["run"]).folder == Path(top["run"])
 
 

@@ -315,5 +315,5 @@ def test_label_files_number_the_objects_one_by_one() -> None:
     np.testing.assert_array_equal(found, expected)
     assert found.dtype == np.uint16
     many = np.arange(1, 2**16 + 1, dtype=np.int32).reshape(1, 256, 256)
-    with pytest.raises(MaskfoldError, match="found 65,536, expected at most 65,535"):
+    with pytest.raises(MaskfoldError, match="65,536 objects, expected at most 65,535"):
         label_files._objects(CasePrediction(many != 0, many), [0])
