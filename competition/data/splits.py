@@ -467,7 +467,8 @@ def folds_from_file(path: Path, ids: list[str], excluded: Sequence[str] = ()) ->
     validated = sorted(number for number in numbers if number >= 0)
     if validated != list(range(len(validated))) or not validated:
         raise MaskfoldError(
-            f"Invalid fold numbers in {path}: found {', '.join(map(str, sorted(numbers)))}, expected 0, 1, … without a gap.",
+            f"Invalid fold numbers in {path}: found {', '.join(map(str, sorted(numbers)))}, expected 0, 1, … without "
+            "a gap.",
             "Number the folds that are validated from 0 on, without a gap.",
             status=2,
         )
