@@ -152,7 +152,7 @@ def test_probabilities_are_an_error():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1 2 3", r"value 3 \(3\)"),
+        ("1 2 3", r"Value 3 \(3\)"),
         ("1 two 5 1", r"value 2: found two, expected a whole number"),
         ("1 2 5.0 1", r"value 3: found 5\.0, expected a whole number"),
         ("1 2 1_0 1", r"value 3: found 1_0, expected a whole number"),
@@ -187,8 +187,8 @@ def test_each_broken_rule_is_an_error_that_names_the_value(text, message):
         (RleFormat(container="json"), "[1, 2];4 1", r"list 2: .*expected JSON"),
         (RleFormat(container="json"), "[1, 2.5]", r"list 1: found 2\.5"),
         (RleFormat(container="json"), "{}", r"list 1: found \{\}"),
-        (RleFormat(container="coco"), "0 1", r"character 2:"),
-        (RleFormat(container="coco"), "0é", r"character 2:"),
+        (RleFormat(container="coco"), "0 1", r"character 2"),
+        (RleFormat(container="coco"), "0é", r"character 2"),
         (RleFormat(container="coco"), "0Q", "incomplete"),
         (RleFormat(container="coco"), "P" * 20 + "0", "more than 50 bits"),
         (RleFormat(container="coco"), "01", r"found a sum of 1 pixels, expected 12"),
@@ -320,7 +320,7 @@ def test_errors_name_value_rule_and_hint(fmt, text, message, hint):
     [
         ("found float64, expected bool", "probabilities > 0.5", 1, lambda: encode(np.zeros((2, 2)))),
         ("found float64, expected integers", "astype", 1, lambda: encode_labels(np.zeros((2, 2)))),
-        ("found nan, expected text", "keep_default_na=False", 1, lambda: decode(float("nan"), (2, 2))),
+        ("found nan, expected a text", "keep_default_na=False", 1, lambda: decode(float("nan"), (2, 2))),
         ("order: found 'diagonal', expected 'row' or 'column'", "`order`", 2, lambda: RleFormat(order="diagonal")),
         ("base: found 2, expected 0 or 1", "`base`", 2, lambda: RleFormat(base=2)),
         (

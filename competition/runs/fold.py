@@ -176,7 +176,7 @@ class FoldResult:
             raise _damaged(path, f"it has invalid values: {invalid} is {str(getattr(result, invalid))[:60]!r}")
         if is_edited:
             raise MaskfoldError(
-                f"{path} was edited after the fold had finished: its content does not match its digest.",
+                f"{path} was changed after the fold had finished: its content does not match its digest.",
                 "Restore the file, or delete the run's folder and repeat `maskfold import`."
                 if result.stopped == IMPORTED
                 else "Restore the file. Or delete it, so that `maskfold cv` makes it again from the checkpoint.",

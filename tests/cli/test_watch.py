@@ -149,7 +149,7 @@ def test_ctrl_c_ends_the_live_table_quietly(fold: Path) -> None:
             shown += os.read(leader, 4096)
         except OSError:  # the process has closed its end
             break
-        if shown.count(b"No fold runs here") > 1 and not interrupted:  # it waits for the next table
+        if shown.count(b"No fold runs in this project") > 1 and not interrupted:  # it waits for the next table
             interrupted = True
             process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 0

@@ -119,7 +119,7 @@ def test_the_command_line_names_a_base_and_overrides_the_result(built: Callable[
 @pytest.mark.parametrize(
     ("base", "expected"),
     [
-        ("missing.yaml", "own.yaml, line 1: base: missing.yaml does not exist"),
+        ("missing.yaml", "own.yaml, line 1: base: the file missing.yaml does not exist"),
         ("[a.yaml]", "own.yaml, line 1: base: found a list, expected the path"),
         ("''", "found empty text"),
         ("own.yaml", ": own.yaml -> own.yaml"),

@@ -243,7 +243,7 @@ def test_a_look_that_fails_is_a_row_and_the_status_follows(
     assert checks.print_report() == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("warning   first  the check failed: RuntimeError: a fault of ours.")
-    assert lines[1:] == ["ok        b      [fine]", "warning: first"]
+    assert lines[1:] == ["ok        b      [fine]", "rows with the state warning: first"]
     monkeypatch.setattr(
         checks, "all_checks", lambda: {"a": lambda _: [CheckResult("a", "unusable", "gone", "Bring it.")]}
     )

@@ -69,7 +69,7 @@ def test_fishers_interval() -> None:
 
 def test_correlations_that_cannot_be() -> None:
     three = [record(n, 0.8 + n / 100, 0.7 + n / 100) for n in range(3)]
-    assert "found 3 files with both scores, 4 are required" in str(cv_lb_correlation(three))
+    assert "found 3 files with both scores, expected at least 4" in str(cv_lb_correlation(three))
     assert "found 3 files" in str(cv_lb_correlation([*three, replace(three[0], id="again")])), (
         "a file uploaded twice counts once"
     )
@@ -225,7 +225,7 @@ def test_records_are_read_back_whole(tmp_path: Path) -> None:
         ledger.read()
     del newer["digests"]
     path.write_text(json.dumps(newer))
-    with pytest.raises(MaskfoldError, match="r1.json: version 9, expected 1"):
+    with pytest.raises(MaskfoldError, match="r1.json has the version 9, expected 1"):
         ledger.read()
 
 

@@ -179,7 +179,7 @@ def test_a_file_is_checked_uploaded_and_scored(host, command, csv, store):
     host.score(1000, "0.7123")
     status, said = command("ledger")
     assert "0.7123" in said and "pending" not in said
-    assert "found 1 file with both scores, 4 are required" in said
+    assert "found 1 file with both scores, expected at least 4" in said
     host.score(1000, "0.7123", "0.69")
     status, said = command("ledger")
     assert "0.6900" in said

@@ -59,7 +59,7 @@ def test_an_edited_result_of_a_fold(tmp_path: Path, changes: dict[str, Any]) -> 
     assert FoldResult.read(folder) == result and read_member_status(folder).score == "0.5000"
     assert read_result_json(folder / RESULT_FILE)["score"] == 0.5
     edit(folder / RESULT_FILE, **changes)
-    with pytest.raises(MaskfoldError, match=r"result\.json was edited after the fold had finished") as caught:
+    with pytest.raises(MaskfoldError, match=r"result\.json was changed after the fold had finished") as caught:
         FoldResult.read(folder)
     assert "maskfold cv" in caught.value.hint
     assert read_member_status(folder).score in ("", "–") and read_result_json(folder / RESULT_FILE) == {}

@@ -184,7 +184,7 @@ ROWS: list[tuple[Profile, str, int, int, list[str]]] = [
         "a_1,;a_4,3 1;a_5,",
         3,
         2,
-        ["Line 4, the id a with the class 5: unknown class, expected one of 1, 2, 3, 4."],
+        ["Line 4, the id a with the class 5: the class is unknown, expected one of 1, 2, 3, 4."],
     ),
     (STEEL, "a_1,3 1;a_1,3 1", 2, 0, ["Line 3: the id a with the class 1 is a duplicate."]),
     # The host reads these on 350 × 525 pixels, whatever the image's size.
