@@ -68,9 +68,9 @@ class FittedWeights:
         return [
             f"each run alone: {single}",
             (
-                f"equal weights {self.equal:.4f}; best weights on all cases {self.best:.4f} ({best}); nested "
-                f"score {self.nested:.4f} (gain {self.gain.value:+.4f}, 95 % {self.gain.low:+.4f} to "
-                f"{self.gain.high:+.4f}): {verdict}"
+                f"score with equal weights {self.equal:.4f}; best score on all cases {self.best:.4f}, with the "
+                f"weights {best}; nested score {self.nested:.4f} (gain {self.gain.value:+.4f}, 95 % "
+                f"{self.gain.low:+.4f} to {self.gain.high:+.4f}): {verdict}"
             ),
         ]
 

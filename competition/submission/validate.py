@@ -264,7 +264,7 @@ def _check_row(
     if layout.rows_have_class and row.key[1] not in layout.classes:
         findings.add(f"{_location(row)}: the class is unknown, expected one of {', '.join(layout.classes)}.")
     if (found := _empty_problem(row.text, layout)) is not None:
-        findings.add(f"{_location(row)}: the mask is empty, found {found}, expected {_empty_token(layout)}.")
+        findings.add(f"{_location(row)}: an empty mask is written as {found}, expected {_empty_token(layout)}.")
         return
     if shape is None:
         return
@@ -275,7 +275,7 @@ def _check_row(
         findings.add(f"{_location(row)}: {decoded.message}")
     elif not decoded and row.text.strip() != layout.rle.empty.strip():
         findings.add(
-            f"{_location(row)}: the mask is empty, found a text without pixels, expected {_empty_token(layout)}."
+            f"{_location(row)}: an empty mask is written as a text without pixels, expected {_empty_token(layout)}."
         )
 
 

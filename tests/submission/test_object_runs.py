@@ -216,10 +216,10 @@ def _pictures_report(path: Path, layout: Profile, shapes: dict[str, tuple[int, .
             if row.text.strip() == token.strip():
                 empty_lines.append(row.line)
             if row.text.strip() == "" and token != "":
-                problems.append(f"{location}: the mask is empty, found an empty cell, expected {empty}.")
+                problems.append(f"{location}: an empty mask is written as an empty cell, expected {empty}.")
                 continue
             if row.text.strip().lower() in {"nan", "none", "null", "<na>"}:
-                problems.append(f"{location}: the mask is empty, found `{row.text.strip()}`, expected {empty}.")
+                problems.append(f"{location}: an empty mask is written as `{row.text.strip()}`, expected {empty}.")
                 continue
             try:
                 objects = decode_objects(row.text, shape, layout)
@@ -227,7 +227,7 @@ def _pictures_report(path: Path, layout: Profile, shapes: dict[str, tuple[int, .
                 problems.append(f"{location}: {error.message}")
                 continue
             if not objects and row.text.strip() != token.strip():
-                problems.append(f"{location}: the mask is empty, found a text without pixels, expected {empty}.")
+                problems.append(f"{location}: an empty mask is written as a text without pixels, expected {empty}.")
             for mask in objects if occupied is not None else ():
                 assert occupied is not None
                 shared = int(np.count_nonzero(occupied & mask))

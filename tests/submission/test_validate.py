@@ -93,8 +93,8 @@ ROWS: list[tuple[Profile, str, int, int, list[str]]] = [
         2,
         0,
         [
-            "Line 2, the id a: the mask is empty, found `NaN`, expected an empty cell.",
-            "Line 3, the id b: the mask is empty, found `none`, expected an empty cell.",
+            "Line 2, the id a: an empty mask is written as `NaN`, expected an empty cell.",
+            "Line 3, the id b: an empty mask is written as `none`, expected an empty cell.",
         ],
     ),
     (
@@ -103,11 +103,11 @@ ROWS: list[tuple[Profile, str, int, int, list[str]]] = [
         2,
         0,
         [
-            "Line 2, the id a: the mask is empty, found `<NA>`, expected `-`.",
-            "Line 3, the id b: the mask is empty, found `NULL`, expected `-`.",
+            "Line 2, the id a: an empty mask is written as `<NA>`, expected `-`.",
+            "Line 3, the id b: an empty mask is written as `NULL`, expected `-`.",
         ],
     ),
-    (SKY, "a,;b, - ;c,-", 3, 2, ["Line 2, the id a: the mask is empty, found an empty cell, expected `-`."]),
+    (SKY, "a,;b, - ;c,-", 3, 2, ["Line 2, the id a: an empty mask is written as an empty cell, expected `-`."]),
     # Objects have a row each, which stand together; one row without any stands alone.
     (SHIPS, "b,1 2;b,3 1;a,;c,2 1", 4, 1, []),
     (SHIPS, "b,1 2;a,;b,3 1;b,5 1", 4, 1, ["Line 4: the id b is a duplicate."]),
@@ -137,7 +137,7 @@ ROWS: list[tuple[Profile, str, int, int, list[str]]] = [
         0,
         [
             "Line 3, the id b: RLE, value 2: found 0, expected a length of at least 1.",
-            "Line 4, the id b: the mask is empty, found `nan`, expected an empty cell.",
+            "Line 4, the id b: an empty mask is written as `nan`, expected an empty cell.",
             "Line 5, the id b: the object shares 1 pixels with another object of this image.",
             "Line 6, the id b: RLE, value 3: found 2, expected a start after that of the previous run.",
         ],
@@ -158,14 +158,14 @@ ROWS: list[tuple[Profile, str, int, int, list[str]]] = [
         "a,[];b,authentic",
         2,
         1,
-        ["Line 2, the id a: the mask is empty, found a text without pixels, expected `authentic`."],
+        ["Line 2, the id a: an empty mask is written as a text without pixels, expected `authentic`."],
     ),
     (
         replace(FORGED, rle=RleFormat(container="json")),
         "a,[];b,",
         2,
         1,
-        ["Line 2, the id a: the mask is empty, found a text without pixels, expected an empty cell."],
+        ["Line 2, the id a: an empty mask is written as a text without pixels, expected an empty cell."],
     ),
     # Columns of the image's size, and classes.
     (
@@ -215,7 +215,7 @@ def test_a_cell_of_zlib_without_pixels(tmp_path: Path) -> None:
     nothing = encode(np.zeros((4, 5), bool), VESSELS.rle)
     assert nothing
     assert check(tmp_path, f"a,4,5,0 1 {nothing}", VESSELS).problems == (
-        "Line 2, the id a: the mask is empty, found a text without pixels, expected an empty cell.",
+        "Line 2, the id a: an empty mask is written as a text without pixels, expected an empty cell.",
     )
 
 

@@ -164,7 +164,7 @@ def test_the_empty_token_must_be_the_hosts(tmp_path: Path) -> None:
     path = write_text(tmp_path / "s.csv", "record_id,encoded_pixels\nb,-\na,\n")
     verdict = validate_submission(path, profile, None, SHAPES)
     assert [
-        problem.startswith("Line 3, the id a: the mask is empty, found an empty cell, expected `-`")
+        problem.startswith("Line 3, the id a: an empty mask is written as an empty cell, expected `-`")
         for problem in verdict.problems
     ] == [True]
 

@@ -112,7 +112,9 @@ def _check_extensions(path: Path, head: bytes, file: gzip.GzipFile | BufferedRea
     while left >= 16:
         size = int.from_bytes(file.read(8)[:4], order, signed=True)
         if not 8 <= size <= left:
-            raise unreadable_error(path, f"an extension of its header has {size:,} bytes, of {left:,.0f}")
+            raise unreadable_error(
+                path, f"an extension of its header declares {size:,} bytes, but only {left:,.0f} are left"
+            )
         file.read(size - 8)
         left -= size
 
