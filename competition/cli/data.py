@@ -157,7 +157,7 @@ def dicom_command(folder: Path, output: Path, layout: str, labels: str | None) -
     done = convert_folder(folder, output, layout, labels, say=lambda line: print(line, flush=True))
     images, masks, refused = (len(done.with_status(status)) for status in ("converted", "label", "refused"))
     print(
-        f"{images} series converted to images, {masks} to masks, {refused} rejected; {output / 'series.csv'} lists them"
+        f"{images} series converted to images, {masks} to masks, {refused} refused; {output / 'series.csv'} lists them"
     )
     if done.segments and masks:
         print("labels: " + ", ".join(f"{value} {label}" for value, label in sorted(done.segments.items())))

@@ -337,7 +337,7 @@ class ReferenceMatcher:
         if referenced:
             candidates = [self._images[uid] for uid in sorted(referenced) if uid in self._images]
             if not candidates:
-                raise SeriesRejected("the image series to which it refers was rejected")
+                raise SeriesRejected("the image series to which it refers was refused")
         elif instance.source_uids and strict:
             raise SeriesRejected("the image series to which it refers is not in the folder")
         else:

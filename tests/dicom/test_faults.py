@@ -247,7 +247,7 @@ def test_copies_are_ignored_and_named(tmp_path: Path) -> None:
     row = next(row for row in done.rows if row.patient == "P1")
     image = nibabel.load(tmp_path / "out" / row.file)
     np.testing.assert_array_equal(np.asanyarray(image.dataobj), volume())
-    assert all(name in row.ignored for name in ("copy of it", "sent again repeats", "half a copy is truncated"))
+    assert all(name in row.ignored for name in ("copy of it", "sent again is a copy", "half a copy is truncated"))
 
 
 def test_files_of_an_unknown_series_have_a_row(tmp_path: Path) -> None:

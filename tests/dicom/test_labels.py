@@ -134,5 +134,5 @@ def test_a_segmentation_takes_precedence(tmp_path: Path) -> None:
         image_series=uid("P1", "study", "series"),
     )
     done = convert_folder(tmp_path / "in", tmp_path / "out", labels="seg")
-    assert done.with_status("refused")[0].reason == "P1 already has a mask from a DICOM-SEG"
+    assert done.with_status("refused")[0].reason == "P1 already has a mask from a DICOM-SEG file"
     assert np.asanyarray(nibabel.load(tmp_path / "out/labelsTr/P1.nii.gz").dataobj).sum() == (TRUTH[:, :, 2] == 1).sum()

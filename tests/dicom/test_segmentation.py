@@ -192,7 +192,7 @@ def test_one_file_per_segment(tmp_path: Path) -> None:
     (tmp_path / "in/a again").write_bytes((tmp_path / "in/a").read_bytes())
     done = convert_folder(tmp_path / "in", tmp_path / "out")
     np.testing.assert_array_equal(mask_of(tmp_path / "out"), TRUTH + 2 * other)
-    assert [row.ignored for row in done.with_status("label")] == ["a again repeats a", ""]
+    assert [row.ignored for row in done.with_status("label")] == ["a again is a copy of a", ""]
 
 
 def test_two_readers_of_one_organ_are_refused(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_two_readers_of_one_organ_are_refused(tmp_path: Path) -> None:
     done = convert_folder(tmp_path / "in", tmp_path / "out")
     assert not (tmp_path / "out/labelsTr").exists()
     assert [row.reason for row in done.with_status("refused")] == [
-        "2 segmentations of P1 contain the label `spleen` (a, b); keep one of them"
+        "2 segmentations of P1 contain the label `spleen` (a, b), expected one; keep one of these files"
     ] * 2
 
 
@@ -269,7 +269,7 @@ def test_an_image_that_was_refused(tmp_path: Path) -> None:
     (tmp_path / "in/P1/IM0003").unlink()
     write_segmentation(tmp_path / "in/seg", frames_of(TRUTH, 1, positions(6)), {1: "spleen"}, image_series=series)
     assert (
-        reasons(convert_folder(tmp_path / "in", tmp_path / "out")) == "the image series to which it refers was rejected"
+        reasons(convert_folder(tmp_path / "in", tmp_path / "out")) == "the image series to which it refers was refused"
     )
 
 

@@ -228,7 +228,7 @@ def test_no_converted_series_exits_with_status_1(tmp_path: Path, capsys: pytest.
         dicom_command(tmp_path / "in", tmp_path / "out", "imagesTr", None)
     assert caught.value.status == 1
     write_series(tmp_path / "in", volume((6, 5, 6)))[2].unlink()
-    with pytest.raises(MaskfoldError, match="No series in .* was converted") as caught:
+    with pytest.raises(MaskfoldError, match="No series in .* could be converted") as caught:
         dicom_command(tmp_path / "in", tmp_path / "out", "imagesTr", None)
     assert caught.value.status == 1
     assert "0 series converted to images, 0 to masks, 1 refused" in capsys.readouterr().out
