@@ -105,7 +105,7 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
         ({"layout": "xyz"}, "Use --layout spleen, spine, a02025 or hipmri."),
         ({"layout": "spine", "cases": 0}, "at least one case"),
         ({"layout": "spine", "test_cases": 0}, "at least one case"),
-        ({"layout": "spine", "seed": -1}, "not negative"),
+        ({"layout": "spine", "seed": -1}, "at least 0"),
         ({"layout": "hipmri", "test_cases": 2}, "no test cases"),
     ],
 )
