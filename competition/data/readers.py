@@ -31,6 +31,9 @@ from competition.data.image_types import (
 )
 from competition.errors import MaskfoldError
 
+# parts of messages by which `competition.planning.layouts.content` tells images from masks
+NO_INTEGERS, OTHER_CHANNELS = "not whole numbers", "channels with different values"
+
 EXTENSIONS = {
     ".png": "raster",
     ".jpg": "raster",
@@ -138,7 +141,7 @@ def _as_integers(path: Path, array: np.ndarray) -> np.ndarray:
             wrong = np.unique(array[~(np.abs(array - np.rint(array)) <= 1e-3)])
             shown = ", ".join(f"{value:.6g}" for value in wrong[:3]) + (" and others" if len(wrong) > 3 else "")
             raise MaskfoldError(
-                f"{path} has label values that are not whole numbers: found {shown}.",
+                f"{path} has label values that are {NO_INTEGERS}: found {shown}.",
                 "Save the mask with integers. If you resample masks, use the nearest neighbour.",
             )
         labels[..., index] = rounded
@@ -257,7 +260,7 @@ def _single_channel(path: Path, array: np.ndarray) -> np.ndarray:
             "Write one whole number per pixel.",
         )
     raise MaskfoldError(
-        f"The label file {path} has {len(array)} channels with different values, expected 1 channel.",
+        f"The label file {path} has {len(array)} {OTHER_CHANNELS}, expected 1 channel.",
         "Write one whole number per pixel, or one file per class"
         + ("; if the fourth axis is time, write a file for each volume." if array.ndim == 4 else "."),
     )

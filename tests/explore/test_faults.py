@@ -386,8 +386,8 @@ def test_missing_masks_or_test_images_do_not_affect_other_files(tmp_path: Path) 
         test={"images": "tests/{id}.png"},
     )
     found = explore(comp)
-    assert [one.message.partition(" `")[0] for one in found.faults] == ["train.masks"]
-    assert [text.partition(" `")[0] for text in remarks(found, "files")] == ["test.images"], "`cv` works without them"
+    assert [one.message.partition(":")[0] for one in found.faults] == ["train.masks"]
+    assert [text.partition(":")[0] for text in remarks(found, "files")] == ["test.images"], "`cv` works without them"
     assert len(found.cases) == len(SOUND) and found.snippet
 
 
@@ -485,7 +485,7 @@ def test_a_pattern_that_fits_two_files_of_every_case(tmp_path: Path) -> None:
     found = explore(comp)
     messages = [fault.message for fault in found.faults if "matches two files" in fault.message]
     assert messages == [
-        f"train.images `im/{{id}}_*.nii.gz` matches two files for the id L{number}: "
+        f"train.images: the pattern `im/{{id}}_*.nii.gz` matches two files for the id L{number}: "
         f"im/L{number}_0000.nii.gz and im/L{number}_0001.nii.gz."
         for number in range(4)
     ]

@@ -259,7 +259,7 @@ def test_scans_in_the_folders_of_patients_get_a_command_that_links_them(tmp_path
     found = candidates(tmp_path / "my thesis", scans_of_patients)
     lines = describe_candidates(found)
     assert [layout.cases for layout in found] == [6, 5] and "only the folders `scan 1`" in lines[0]
-    assert "11 cases together" in lines[-1] and len(lines) == 2
+    assert "11 cases in all" in lines[-1] and len(lines) == 2
     command = lines[-1].partition("run init on that folder: ")[2].partition(" && maskfold init")[0]
     subprocess.run(command, shell=True, check=True)
     layout, *others = find_layouts(scan_folder(tmp_path / "my thesis-cases"))

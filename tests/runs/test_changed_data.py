@@ -213,7 +213,7 @@ def test_results_without_digests_are_read(own_run: Callable[..., Run]) -> None:
 def test_edited_scores_of_the_run_are_not_reported(own_run: Callable[..., Run]) -> None:
     run = own_run()
     edit_scores(run.folder / "scores.csv")
-    with pytest.raises(MaskfoldError, match=r"scores\.csv was edited"):
+    with pytest.raises(MaskfoldError, match=r"scores\.csv was changed"):
         write_report(run, Path("page.html"))
     summarize_run(run)
     write_report(run, Path("page.html"))

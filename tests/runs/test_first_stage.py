@@ -268,7 +268,7 @@ def test_another_competition_is_refused(finished, tiny):
 
 def test_a_run_that_does_not_exist_is_refused(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(MaskfoldError, match="first_stage: .* is not a run"):
+    with pytest.raises(MaskfoldError, match="first_stage: .*0123456789ab"):
         open_run(tiny(3, "first_stage=0123456789ab"), "demo3d-second")
 
 
@@ -288,7 +288,7 @@ def test_settings_that_a_first_stage_does_not_support_are_refused(tiny, dimensio
 
 def test_export_teaching_and_a_plan_are_refused_before_any_work(first, tiny, tmp_path):
     run = prepare_run(second_run(tiny, first))
-    with pytest.raises(MaskfoldError, match="cannot be exported: .*first_stage") as caught:
+    with pytest.raises(MaskfoldError, match="cannot be exported.*first_stage") as caught:
         export_runs([run], tmp_path / "bundle")
     assert caught.value.status == 2 and not (tmp_path / "bundle").exists()
     student = open_run(tiny(3), "demo3d-student")
