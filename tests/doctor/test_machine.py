@@ -248,4 +248,4 @@ def test_a_look_that_fails_is_a_row_and_the_status_follows(
         checks, "all_checks", lambda: {"a": lambda _: [CheckResult("a", "unusable", "gone", "Bring it.")]}
     )
     assert checks.print_report() == 1
-    assert capsys.readouterr().out.splitlines() == ["unusable  a  gone. Bring it.", "unusable: a"]
+    assert capsys.readouterr().out.splitlines() == ["unusable  a  gone. Bring it.", "rows with the state unusable: a"]
