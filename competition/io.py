@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 MAX_COLUMNS = 10_000
 MAX_HEADER_LENGTH = 1 << 20  # number of characters of the first line from which the separator is detected
-FORMAT_HINT = "Write it as a CSV with commas, UTF-8 and one header line."
+FORMAT_HINT = "Write the file as a CSV in UTF-8, with commas and one header line."
 ABANDONED_SECONDS = 24 * 3600  # age after which a temporary file of another host counts as abandoned
 CLOCK_TOLERANCE = 60.0  # s; after a correction of the clock, a process may seem to have started after it wrote a file
 UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -49,7 +49,7 @@ JOINED_BYTES = 2**15  # parts of an array below this size are written together
 WRITER_BYTES = 1 + (1 + 64) + (1 + 10) + (1 + 8) + len(".tmp")
 # Maximum of a step and of a time in ms, because every JSON reader represents integers up to this one exactly.
 MAX_NUMBER = 2**53
-RESTORE_HINT = "Restore it from a backup, or delete it: the same command writes it again."
+RESTORE_HINT = "Restore the file from a backup. Or delete it, so that the same command writes it again."
 
 
 # Atomic writes
@@ -79,7 +79,7 @@ def atomic_write(path: Path, write: Callable[[IO[bytes]], object], needed: int =
     except OSError as error:
         size = needed or (partial.stat().st_size if partial.exists() else 0)
         raise as_disk_error(error, path, size) or MaskfoldError(
-            f"{path} cannot be written after {size:,} bytes: {error.strerror or error}.",
+            f"{path} cannot be written; writing failed after {size:,} bytes: {error.strerror or error}.",
             "Check the disk, then repeat the command.",
         ) from error
     finally:
@@ -174,8 +174,8 @@ def ensure_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise MaskfoldError(
-            f"Nothing can be written to the folder {folder}: {error.strerror or error}.",
-            "Choose another folder, or correct its permissions.",
+            f"No file can be written to the folder {folder}: {error.strerror or error}.",
+            "Choose another folder, or grant write access to this folder.",
         ) from error
 
 
@@ -238,23 +238,24 @@ def as_disk_error(error: OSError, path: Path | str | None, needed: int = 0) -> D
     if error.errno == errno.EDQUOT:
         return DiskFullError(
             f"The disk quota is used up: {path} needs {size}.",
-            "Free some space or request a larger quota; then repeat the command.",
+            "Free some space, or request a larger quota. Then repeat the command.",
         )
     if error.errno == errno.ENOSPC:
         return DiskFullError(
             f"The disk is full: {path} needs {size}.",
-            "Free some space, or move the run to another disk; then repeat the command.",
+            "Free some space, or move the run to another disk. Then repeat the command.",
         )
     if error.errno == errno.ENAMETOOLONG:
         return DiskFullError(
-            f"A name is too long for the disk: {path.name} has {len(os.fsencode(path.name))} bytes, and the whole path "
-            f"{len(os.fsencode(path))} bytes; most disks allow {MAX_NAME_BYTES} and 4,096 bytes.",
+            f"A name is too long for the disk: {path.name} has {len(os.fsencode(path.name))} bytes, and the "
+            f"whole path has {len(os.fsencode(path))} bytes. Most disks allow {MAX_NAME_BYTES} bytes for a "
+            "name, and 4,096 bytes for a path.",
             "Choose a shorter name, or a folder with a shorter path.",
         )
     if error.errno in UNWRITABLE:
         return DiskFullError(
             f"{path} ({size}) cannot be written: {error.strerror}.",
-            "Grant write access, or use another folder; then repeat the command.",
+            "Grant write access, or use another folder. Then repeat the command.",
         )
     return None
 
@@ -439,7 +440,9 @@ def read_csv(path: Path, columns: dict[str, str]) -> pandas.DataFrame:
         near = nearest_names(path.name, sorted(p.name for p in path.parent.glob("*.csv")), count=3, cutoff=0.0)
         files = f"; its folder has {', '.join(near)}" if near else ""
         raise MaskfoldError(
-            f"The table {path} does not exist{files}.", "Correct its name in the YAML, or competition.root.", status=2
+            f"The table {path} does not exist{files}.",
+            "Correct the name of the table in the YAML, or correct competition.root.",
+            status=2,
         )
     stat = path.stat()
     table = _read_table(path, stat.st_mtime_ns, stat.st_size)
@@ -448,7 +451,7 @@ def read_csv(path: Path, columns: dict[str, str]) -> pandas.DataFrame:
             near = nearest_names(column, list(table.columns))
             raise MaskfoldError(
                 f"{path} has no column `{column}`: found {', '.join(map(str, table.columns))}.",
-                f"Set {key}, for example to `{near[0]}`." if near else f"Set {key} to one of the columns found.",
+                f"Set {key}, for example to `{near[0]}`." if near else f"Set {key} to one of these columns.",
                 status=2,
             )
     return table
@@ -513,7 +516,9 @@ def _check_header(path: Path) -> str:
         raise _unreadable_table_error(path, f"its header has {len(header):,} columns")
     duplicate = next((name for name in header if name and header.count(name) > 1), None)
     if duplicate is not None:
-        raise MaskfoldError(f"{path} has the column `{duplicate}` twice.", "Rename one of these columns.", status=2)
+        raise MaskfoldError(
+            f"{path} has two columns `{duplicate}`, expected different names.", "Rename one of these columns.", status=2
+        )
     return separator
 
 

@@ -173,7 +173,7 @@ class ProcessPool:
             raise self._killed() from broken
 
     def _killed(self) -> MaskfoldError:
-        return MaskfoldError(f"A process that {self.task} was killed, probably out of memory.", self.hint)
+        return MaskfoldError(f"A process that {self.task} was killed, probably because memory ran out.", self.hint)
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def check_unedited(path: Path, plain: Mapping[str, Any], name: str, hint: str) -
         MaskfoldError: the record was changed after it was written.
     """
     if not is_unedited(plain, name):
-        raise MaskfoldError(f"{path} was changed after it was written: its content does not match its digest.", hint)
+        raise MaskfoldError(f"{path} was edited after Maskfold wrote it: its content does not match its digest.", hint)
 
 
 def read_unedited_record(path: Path, name: str, hint: str = RESTORE_HINT) -> dict[str, Any]:

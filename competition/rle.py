@@ -81,7 +81,7 @@ class RleFormat:
                 )
         if self.container.startswith("coco") and (self.order != "column" or self.relative):
             raise RleError(
-                f"RLE format, container {self.container}: found {self}, expected order='column' and relative=False.",
+                f"RLE format: container {self.container} requires order='column' and relative=False, found {self}.",
                 "Set `order: column` and `relative: false`.",
                 status=2,
             )
@@ -168,7 +168,7 @@ def encode_labels(labels: NDArray[Any], fmt: RleFormat = RleFormat()) -> dict[in
     if labels.dtype.kind not in "bui":
         raise RleError(
             f"RLE of labels: found {labels.dtype}, expected integers.",
-            "Convert the labels to integers, for example with `labels.astype(int)`.",
+            "Convert the array to integers, for example with `labels.astype(int)`.",
         )
     ordered = labels if fmt.order == "column" else labels.T
     starts = _change_positions(ordered)
@@ -302,7 +302,7 @@ def _as_mask(mask: NDArray[Any]) -> NDArray[np.uint8]:
     if mask.dtype.kind not in "bui":
         raise RleError(
             f"RLE of a mask: found {mask.dtype}, expected bool or integers.",
-            "Convert it to a mask first, for example `probabilities > 0.5`.",
+            "First convert the array to a mask, for example with `probabilities > 0.5`.",
         )
     return (mask if mask.dtype == np.bool_ else mask != 0).view(np.uint8)
 
@@ -365,8 +365,8 @@ def _text_to_runs(text: str, size: int, fmt: RleFormat, strict: bool) -> tuple[I
     empty = np.empty(0, np.int64)
     if not isinstance(text, str):
         raise RleError(
-            f"RLE: found {text!r}, expected text.",
-            "Read the table with pandas.read_csv(…, keep_default_na=False): an empty cell is an empty mask.",
+            f"RLE: found {text!r}, expected a text.",
+            "Read the table with pandas.read_csv(…, keep_default_na=False), because an empty cell means an empty mask.",
         )
     text = text.strip()
     if text in ("", fmt.empty.strip()):
@@ -392,9 +392,10 @@ def _pairs_to_runs(
     """Check the start-length pairs of one object, and convert them to runs; error messages begin with `where`."""
     if len(numbers) % 2:
         raise RleError(
-            f"{where}: found {len(numbers)} values, expected an even number; value {len(numbers)} ({numbers[-1]}) is "
-            "a start without a length.",
-            "Write start and length of every run, or set `empty` of the format.",
+            f"{where}: found {len(numbers)} values, expected an even number. Value {len(numbers)} "
+            f"({numbers[-1]}) is a start without a length.",
+            "Write the start and the length of each run. If this text stands for an empty mask, set "
+            "`empty` of the format.",
         )
 
     def check(invalid: Mask, first: int, expected: str, hint: str) -> None:
@@ -411,8 +412,8 @@ def _pairs_to_runs(
     if strict and not fmt.relative and _are_valid(numbers, base, size):  # a fast exit for the most common case
         starts = raw_starts - base
         return starts, starts + lengths
-    check(raw_starts < base, 1, f"a start of at least {base}", "Check `base` and `relative` of the format.")
-    check(lengths < 0, 2, "a length of at least 1", "Check `relative` and `container` of the format.")
+    check(raw_starts < base, 1, f"a start of at least {base}", "Check `base` and `relative` of the RLE format.")
+    check(lengths < 0, 2, "a length of at least 1", "Check `relative` and `container` of the RLE format.")
     if fmt.relative:
         # Clip the numbers, because sums of huge numbers would overflow.
         edges = np.cumsum(np.minimum(numbers, size + 1))
@@ -423,9 +424,14 @@ def _pairs_to_runs(
     if not strict:
         return _merge_runs(np.minimum(starts, size), np.minimum(ends, size))
     check(lengths == 0, 2, "a length of at least 1", "Remove runs without pixels.")
-    swapped = "Check the shape (height and width swapped?) and `base` of the format."
+    swapped = "Check the size of the mask (are height and width exchanged?) and `base` of the RLE format."
     check(starts >= size, 1, f"a start within the mask of {size} pixels", swapped)
-    check(ends > size, 2, f"a run within the mask of {size} pixels", "Check the shape and `base` of the format.")
+    check(
+        ends > size,
+        2,
+        f"a run within the mask of {size} pixels",
+        "Check the size of the mask and `base` of the RLE format.",
+    )
     if not fmt.relative:
         check(starts[1:] < starts[:-1], 3, "a start after that of the previous run", "Sort the runs by their start.")
         check(starts[1:] < ends[:-1], 3, "a start after the end of the previous run", "Merge overlapping runs.")
@@ -481,7 +487,8 @@ def parse_numbers(text: str) -> IntArray:
             if not (digits.isascii() and digits.isdigit()):
                 raise RleError(
                     f"RLE, value {index}: found {value[:40]}, expected a whole number.",
-                    "Write whole numbers separated by single spaces, or set `empty` to the text of an empty mask.",
+                    "Write whole numbers separated by single spaces. If this text stands for an empty mask, set "
+                    "`empty` of the RLE format.",
                 )
         text = " ".join(values)
     return np.fromstring(text, dtype=np.int64, sep=" ")
@@ -561,12 +568,15 @@ def parse_counts(text: str, size: int, strict: bool) -> tuple[IntArray, IntArray
     invalid = (codes < 0) | (codes > 63)
     if invalid.any():
         raise RleError(
-            f"COCO counts, character {int(invalid.argmax()) + 1}: expected one from 0 to o.",
+            f"COCO counts: character {int(invalid.argmax()) + 1} is not allowed, expected characters from 0 to o.",
             "Check `container` of the format.",
         )
     last = (codes & 32) == 0
     if not last[-1]:
-        raise RleError("COCO counts: the last number is incomplete.", "Check whether the text is truncated.")
+        raise RleError(
+            "COCO counts: the last number is incomplete, so the text may be cut off.",
+            "Check whether the text is complete.",
+        )
     ends = np.flatnonzero(last)
     begins = np.append(0, ends[:-1] + 1)
     shift = 5 * (np.arange(len(codes)) - np.repeat(begins, ends - begins + 1))
@@ -586,7 +596,7 @@ def parse_counts(text: str, size: int, strict: bool) -> tuple[IntArray, IntArray
     if strict and edges[-1] != size:
         raise RleError(
             f"COCO counts: found a sum of {sum(counts.tolist())} pixels, expected {size}.",
-            "Check the shape of the mask.",
+            "Check the size of the mask.",
         )
     edges = np.minimum(edges, size)
     edges = edges if len(edges) % 2 == 0 else edges[:-1]
@@ -612,18 +622,18 @@ def decompress_counts(text: str, size: int) -> str:
         counts = decompressor.decompress(raw, limit + 1)
         if len(counts) > limit:
             raise RleError(
-                f"COCO counts: found more than {limit} characters, the maximum for {size} pixels.",
-                "Check the shape of the mask.",
+                f"COCO counts: found more than {limit} characters, which is the maximum for {size} pixels.",
+                "Check the size of the mask.",
             )
         if not decompressor.eof:
             raise RleError(
-                "RLE: expected base64 of zlib-compressed COCO counts (the data have no end).",
-                "Check whether the text is truncated.",
+                "RLE: expected zlib-compressed COCO counts in base64, but the data are cut off.",
+                "Check whether the text is complete.",
             )
         return counts.decode("ascii")
     except (binascii.Error, zlib.error, UnicodeError, ValueError) as error:
         raise RleError(
-            f"RLE: expected base64 of zlib-compressed COCO counts ({error}).", "Check `container` of the format."
+            f"RLE: expected zlib-compressed COCO counts in base64 ({error}).", "Check `container` of the format."
         ) from error
 
 
@@ -643,7 +653,7 @@ def parse_json_lists(text: str) -> list[IntArray]:
         except (ValueError, RecursionError) as error:
             raise RleError(
                 f"RLE list {index}: found {part[:40]}, expected JSON.",
-                "Write each object as `[start, length, …]`, with `;` between objects.",
+                "Write each object as `[start, length, …]`, with `;` between two objects.",
             ) from error
         if isinstance(numbers, list):
             invalid = [value for value in numbers if type(value) is not int or abs(value) > 2**62]

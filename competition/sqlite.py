@@ -68,8 +68,8 @@ def is_damage(error: BaseException) -> bool:
 def locked_error(path: Path | str, waited: float) -> MaskfoldError:
     """Return the error for a database that stays locked."""
     return MaskfoldError(
-        f"{path} has been locked by another program for {waited:.0f} s.",
-        f"Close that program (`fuser {path}` shows its process id), then repeat the command.",
+        f"Another program has locked {path} for more than {waited:.0f} s.",
+        f"Close that program, then repeat the command. `fuser {path}` shows its process id.",
     )
 
 
@@ -78,7 +78,7 @@ def damaged_error(path: Path | str, error: BaseException, consequence: str) -> M
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
     return MaskfoldError(
         f"{path} is damaged: {reason}.",
-        f"Restore it from a backup, or move it away (mv {path} {path}.broken): {consequence}.",
+        f"Restore the file from a backup. Or move it away (mv {path} {path}.broken); then {consequence}.",
     )
 
 

@@ -74,7 +74,7 @@ def test_an_error_arrives_with_its_class_message_hint_and_status(count: int) -> 
 def test_a_process_that_the_kernel_kills_is_an_error() -> None:
     with pytest.raises(MaskfoldError) as caught, ProcessPool(Worker(1), 2, "scored cases", "Use less.") as pool:
         list(pool.map(Worker.die, list(range(50))))
-    assert caught.value.message == "A process that scored cases was killed, probably out of memory."
+    assert caught.value.message == "A process that scored cases was killed, probably because memory ran out."
     assert caught.value.hint == "Use less." and not active_children()
 
 

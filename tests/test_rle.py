@@ -152,7 +152,7 @@ def test_probabilities_are_an_error():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1 2 3", r"value 3 \(3\)"),
+        ("1 2 3", r"Value 3 \(3\)"),
         ("1 two 5 1", r"value 2: found two, expected a whole number"),
         ("1 2 5.0 1", r"value 3: found 5\.0, expected a whole number"),
         ("1 2 1_0 1", r"value 3: found 1_0, expected a whole number"),
@@ -187,18 +187,18 @@ def test_each_broken_rule_is_an_error_that_names_the_value(text, message):
         (RleFormat(container="json"), "[1, 2];4 1", r"list 2: .*expected JSON"),
         (RleFormat(container="json"), "[1, 2.5]", r"list 1: found 2\.5"),
         (RleFormat(container="json"), "{}", r"list 1: found \{\}"),
-        (RleFormat(container="coco"), "0 1", r"character 2:"),
-        (RleFormat(container="coco"), "0é", r"character 2:"),
+        (RleFormat(container="coco"), "0 1", r"character 2"),
+        (RleFormat(container="coco"), "0é", r"character 2"),
         (RleFormat(container="coco"), "0Q", "incomplete"),
         (RleFormat(container="coco"), "P" * 20 + "0", "more than 50 bits"),
         (RleFormat(container="coco"), "01", r"found a sum of 1 pixels, expected 12"),
         (RleFormat(container="coco"), "0O", r"count 2: found -1"),
-        (RleFormat(container="coco_zlib"), "not base64!", "expected base64"),
-        (RleFormat(container="coco_zlib"), b64encode(b"plain").decode(), "expected base64 of zlib"),
+        (RleFormat(container="coco_zlib"), "not base64!", "base64"),
+        (RleFormat(container="coco_zlib"), b64encode(b"plain").decode(), "base64"),
         (
             RleFormat(container="coco_zlib"),
             b64encode(zlib.compress(b"0" * 10**6)).decode(),
-            "characters, the maximum for 12 pixels",
+            "characters, .* maximum for 12 pixels",
         ),
     ],
 )
@@ -284,16 +284,16 @@ def test_memory_stays_below_three_bytes_a_pixel():
 
 # Messages and hints
 
-PAIRS = "Write start and length of every run, or set `empty` of the format."
-START = "Check `base` and `relative` of the format."
-SHAPE = "Check the shape and `base` of the format."
-SWAPPED = "Check the shape (height and width swapped?) and `base` of the format."
+PAIRS = "Write the start and the length of each run. If this text stands for an empty mask, set `empty` of the format."
+START = "Check `base` and `relative` of the RLE format."
+SHAPE = "Check the size of the mask and `base` of the RLE format."
+SWAPPED = "Check the size of the mask (are height and width exchanged?) and `base` of the RLE format."
 SORT = "Sort the runs by their start."
 MERGE = "Merge overlapping runs."
 JSON = RleFormat(container="json")
 MESSAGES: list[tuple[RleFormat, str, str, str]] = [
-    (RleFormat(), "1 2 3", "RLE: found 3 values, expected an even number; value 3 (3) ", PAIRS),
-    (JSON, "[1, 2];[4, 1, 7]", "RLE list 2: found 3 values, expected an even number; value 3 (7) ", PAIRS),
+    (RleFormat(), "1 2 3", "RLE: found 3 values, expected an even number. Value 3 (3) ", PAIRS),
+    (JSON, "[1, 2];[4, 1, 7]", "RLE list 2: found 3 values, expected an even number. Value 3 (7) ", PAIRS),
     (RleFormat(), "1 1 0 2", "RLE, value 3: found 0, expected a start of at least 1.", START),
     (RleFormat(base=0), "-1 2", "RLE, value 1: found -1, expected a start of at least 0.", START),
     (RleFormat(), "1 2 5 -1", "RLE, value 4: found -1, expected a length of at least 1.", "Check `relative` "),
@@ -320,7 +320,7 @@ def test_errors_name_value_rule_and_hint(fmt, text, message, hint):
     [
         ("found float64, expected bool", "probabilities > 0.5", 1, lambda: encode(np.zeros((2, 2)))),
         ("found float64, expected integers", "astype", 1, lambda: encode_labels(np.zeros((2, 2)))),
-        ("found nan, expected text", "keep_default_na=False", 1, lambda: decode(float("nan"), (2, 2))),
+        ("found nan, expected a text", "keep_default_na=False", 1, lambda: decode(float("nan"), (2, 2))),
         ("order: found 'diagonal', expected 'row' or 'column'", "`order`", 2, lambda: RleFormat(order="diagonal")),
         ("base: found 2, expected 0 or 1", "`base`", 2, lambda: RleFormat(base=2)),
         (
@@ -330,8 +330,8 @@ def test_errors_name_value_rule_and_hint(fmt, text, message, hint):
             lambda: RleFormat(container="xml"),
         ),
         (
-            "container coco_zlib: found RleFormat(order='column', base=1, relative=True, empty='', "
-            "container='coco_zlib'), expected order='column' and relative=False",
+            "container coco_zlib requires order='column' and relative=False, found RleFormat(order='column', base=1, "
+            "relative=True, empty='', container='coco_zlib')",
             "Set `order: column` and `relative: false`.",
             2,
             lambda: RleFormat(relative=True, container="coco_zlib"),

@@ -94,7 +94,8 @@ def augment_in_plane(exp: Experiment, axis: int) -> AugmentConfig:
     plane = exp.patch.plane(axis)
     if exp.patch.axes == [axis] and axis in flip and exp.augment.preset != "none":
         raise MaskfoldError(
-            f"augment.flip: found axis {axis}, along which the slices lie (patch.axes).",
+            f"augment.flip: found axis {axis}, along which the slices lie (patch.axes); expected only the axes "
+            "within a slice.",
             f"Set augment.flip to axes from {list(plane)}, true or false.",
             status=2,
         )

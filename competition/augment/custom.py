@@ -49,7 +49,7 @@ def build_explicit_transforms(
     """
     if augment.preset != "none":
         raise MaskfoldError(
-            "augment sets both a preset and a list of transforms.",
+            "augment sets both a preset and a list of transforms, expected only one of them.",
             "Remove augment.preset or augment.transforms.",
             status=2,
         )
@@ -74,7 +74,7 @@ def build_explicit_transforms(
                 reason = " ".join(str(error).split()).rstrip(".")
                 raise MaskfoldError(
                     f"{key}.args: {item.target} rejects these arguments: {reason}.",
-                    f"Correct {key}.args, the arguments of {cls.__name__} in {cls.__module__.split('.')[0]}.",
+                    f"Correct {key}.args, which are the arguments of {cls.__name__} in {cls.__module__.split('.')[0]}.",
                     status=2,
                 ) from error
 
@@ -158,8 +158,9 @@ def _complete_args(cls: Any, args: dict[str, Any], key: str) -> dict[str, Any]:
     if "keys" in names and "keys" not in args:
         if not known:
             raise MaskfoldError(
-                f"{key}.args.keys is missing, and Maskfold does not know whether {cls.__name__} moves the mask.",
-                f"Set {key}.args.keys to [image], or to [image, mask].",
+                f"{key}.args.keys is missing, and Maskfold cannot know whether {cls.__name__} also transforms the "
+                "mask.",
+                f"Set {key}.args.keys to [image] if only the image is transformed, or to [image, mask].",
                 status=2,
             )
         args["keys"] = ["image", "mask"] if moves else ["image"]

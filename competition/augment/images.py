@@ -82,7 +82,8 @@ class ImageAugment:
             raise MaskfoldError(
                 f"augment.transforms: found an image of type {_type_name(data['image'])} in the result, "
                 f"expected {image.dtype}.",
-                "Remove normalising and converting transforms; prepare.intensity normalises.",
+                "Remove transforms that normalise the image or convert its type from augment.transforms; "
+                "prepare.intensity normalises images.",
                 status=2,
             )
         result = data["image"].reshape(*data["image"].shape[:2], -1), data["mask"].reshape(*data["mask"].shape[:2], -1)

@@ -190,7 +190,8 @@ def preset_flips(augment: AugmentConfig, dims: int) -> tuple[int, ...]:
         return tuple(range(dims))
     if invalid := [axis for axis in augment.flip if axis >= dims]:
         raise MaskfoldError(
-            f"augment.flip: found axis {invalid[0]}, but patch.size has {dims} values.",
+            f"augment.flip: found axis {invalid[0]}, expected axes from 0 to {dims - 1}, because patch.size has "
+            f"{dims} values.",
             f"Set augment.flip to axes from 0 to {dims - 1}, true or false.",
             status=2,
         )

@@ -132,8 +132,8 @@ def _read_mlflow(root: Path, plan: CleaningPlan, has_runs: bool) -> MlflowRecord
     except Exception as error:  # noqa: BLE001 - MLflow, its database or the network may raise any exception
         line = (redact(str(error)).strip().splitlines() or [type(error).__name__])[0][:160]
         plan.notes.append(
-            f"MLflow cannot be read ({line}), so the runs with a registered model are unknown: all runs and artifacts "
-            "stay"
+            f"MLflow cannot be read ({line}), so it is unknown which runs have a registered model; all runs and "
+            "artifacts are kept"
         )
         return None
 
@@ -151,7 +151,7 @@ def _read_runs(folders: Sequence[Path], plan: CleaningPlan) -> dict[Path, Run]:
                 run.members()
                 runs[folder] = run
             except MaskfoldError as error:
-                plan.notes.append(f"{folder} stays, because it cannot be read: {error.message}")
+                plan.notes.append(f"{folder} is kept, because it cannot be read: {error.message}")
     return runs
 
 
@@ -162,7 +162,7 @@ def _unfinished_runs(folders: Sequence[Path], runs: Mapping[Path, Run], before: 
             finished = sum((member / RESULT_FILE).exists() for member in members)
             if finished == len(members):
                 continue
-            reason = f"{finished} of {len(members)} folds are finished"
+            reason = f"only {finished} of its {len(members)} folds are finished"
         elif RUN_NAME.fullmatch(folder.name) and not (folder / "experiment.yaml").exists():
             if next(folder.rglob(RESULT_FILE), None) is not None:
                 continue
@@ -192,7 +192,7 @@ def _finished_runs(runs: Mapping[Path, Run], before: float, keep_best: int) -> I
     for ranked in scored.values():
         for rank, (_, folder) in enumerate(sorted(ranked, reverse=True), start=1):
             if rank > keep_best and (changed := newest_change([folder])) < before:
-                reason = f"its score is number {rank} of {len(ranked)} runs of the competition"
+                reason = f"by its score, it has rank {rank} among the {len(ranked)} runs of the competition"
                 yield Candidate("finished run", (folder,), changed, reason, is_run=True)
 
 
@@ -217,7 +217,7 @@ def _reason_to_stay(folder: Path, reasons: Mapping[str, str], mlflow: MlflowReco
     for run_id in _mlflow_ids(folder):
         if run_id in mlflow.named_ids:
             return mlflow.named_ids[run_id]
-    return None if is_unlocked(folder) else "a process works in it"
+    return None if is_unlocked(folder) else "a process works in this run"
 
 
 def is_unlocked(folder: Path) -> bool:
@@ -299,14 +299,14 @@ def _unneeded_cases(
     if not old:
         return
     if unread := [path for path in folders if path not in runs and (path / "experiment.yaml").exists()]:
-        plan.notes.append(f"all prepared cases stay, because {unread[0]} may need some of them")
+        plan.notes.append(f"all prepared cases are kept, because {unread[0]} cannot be read and may need some of them")
         return
     needed, kept_ids = _needed_cases([run for folder, run in runs.items() if folder not in deleted])
     unneeded = {name: found for name, found in old.items() if name not in needed and _case_id(found[0]) not in kept_ids}
     if unneeded:
         paths = tuple(path for path, _ in sorted(unneeded.values()))
         changed = max(time for _, time in unneeded.values())
-        reason = "no run that stays was trained on them" if runs else "there is no run"
+        reason = "none of the remaining runs was trained on them" if runs else "there is no run"
         yield Candidate(f"{len(paths)} prepared cases", paths, changed, reason)
 
 
@@ -359,7 +359,9 @@ def _stale_temporary_files(root: Path) -> Iterator[Candidate]:
     found = [path for folder, deep in places for path in find_stale_temp(folder, deep)]
     found += [path for path in find_stale_temp(Path(gettempdir()), deep=False) if path.name.startswith(".maskfold")]
     for path in found:
-        yield Candidate("temporary files", (path,), newest_change([path]), "the process that wrote them was killed")
+        yield Candidate(
+            "temporary files", (path,), newest_change([path]), "temporary file of a process that was killed"
+        )
 
 
 # Time
@@ -410,8 +412,8 @@ def parse_age(text: str) -> float:
     units: dict[str, Any] = {"h": SECONDS_PER_DAY / 24, "d": SECONDS_PER_DAY, "w": 7 * SECONDS_PER_DAY}
     if (match := re.fullmatch(r"(\d{1,6})([hdw])", text.strip())) is None:
         raise MaskfoldError(
-            f"--older-than: found `{text}`, expected a number of hours, days or weeks.",
-            "Write e.g. --older-than 12h, --older-than 30d or --older-than 8w.",
+            f"--older-than: found `{text}`, expected a whole number and h (hours), d (days) or w (weeks).",
+            "Write for example --older-than 12h, --older-than 30d or --older-than 8w.",
             status=2,
         )
     return int(match[1]) * float(units[match[2]])

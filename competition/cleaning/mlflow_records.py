@@ -78,7 +78,7 @@ def read_mlflow(root: Path) -> MlflowRecords:
     for version in _pages(client.search_model_versions):
         run, reason = (
             runs.get(version.run_id),
-            f"the registered model {version.name}, version {version.version}, has it",
+            f"the registered model {version.name}, version {version.version}, contains its networks",
         )
         records.named_ids[version.run_id] = reason
         if run is not None and (name := run.data.tags.get("run_hash")):
@@ -87,7 +87,7 @@ def read_mlflow(root: Path) -> MlflowRecords:
         if run.data.tags.get("kind") == "submission":
             text = f"{run.data.params.get('runs', '')},{run.data.tags.get('upload_runs', '')}"
             for name in filter(None, (part.strip() for part in text.split(","))):
-                records.named_runs.setdefault(name, f"MLflow has the {run.info.run_name} of it")
+                records.named_runs.setdefault(name, f"the MLflow run {run.info.run_name} names it")
     records.unneeded.extend(_unneeded_artifacts(root, store, runs, _model_runs(client, store)))
     return records
 

@@ -60,8 +60,8 @@ def _in_submissions(folder: Path) -> Iterator[tuple[str, str]]:
             plain = json.loads(path.read_bytes())
         except (OSError, ValueError, RecursionError) as error:
             raise MaskfoldError(
-                f"{path} cannot be read ({' '.join(str(error).split())[:100]}), so the runs that this file names are "
-                "unknown.",
+                f"{path} cannot be read ({' '.join(str(error).split())[:100]}), so it is unknown which runs this file "
+                "names and must be kept.",
                 f"Restore the file from a backup, or move it out of {folder}; then repeat the command.",
             ) from error
         entries = plain.get("runs") if isinstance(plain, Mapping) else None
@@ -80,12 +80,15 @@ def _in_studies(folder: Path) -> Iterator[tuple[str, str]]:
             runs = [(trial["number"], trial.get("run")) for trial in record["trials"] if trial["number"] in best]
         except (LookupError, TypeError, AttributeError) as error:
             raise MaskfoldError(
-                f"{path} has no list of trials, so the run of the study's best trial is unknown.",
+                f"{path} has no list of trials, so it is unknown which run of the study is the best and must be kept.",
                 "Repeat the `maskfold study` command, which writes the file again.",
             ) from error
         for number, run in runs:
             if run:
-                yield Path(str(run)).name, f"trial {number} is a best one of the study {path.parent.name}"
+                yield (
+                    Path(str(run)).name,
+                    f"it is the run of trial {number}, a best trial of the study {path.parent.name}",
+                )
 
 
 def _in_runs(runs: Sequence[Path], names: set[str]) -> Iterator[tuple[str, str]]:

@@ -21,7 +21,7 @@ HEADER = ("what", "path", "frees", "last change", "reason")
 SHOWN_CASES = 20  # maximum number of runs that are printed with the reason why they stay
 
 
-@exit_on_signal("stopped: the same command deletes the rest")
+@exit_on_signal("stopped: some files are deleted; the same command deletes the others")
 def clean_command(dry_run: bool, older_than: str, keep_best: int | None, yes: bool) -> None:
     """Run `maskfold clean`; see `competition.cli.commands_runs.clean`."""
     from competition.cleaning.candidates import find_candidates, parse_age
@@ -35,11 +35,11 @@ def clean_command(dry_run: bool, older_than: str, keep_best: int | None, yes: bo
     for note in plan.notes:
         say(f"note: {note}")
     for path, reason in plan.kept[:SHOWN_CASES]:
-        say(f"stays: {path}, because {reason}")
+        say(f"kept: {path}, because {reason}")
     if len(plan.kept) > SHOWN_CASES:
-        say(f"stays: {len(plan.kept) - SHOWN_CASES} more runs")
+        say(f"kept: {len(plan.kept) - SHOWN_CASES} more runs")
     if not plan.candidates:
-        say(f"Nothing to delete: all files are needed, or changed within {older_than}.")
+        say(f"Nothing to delete: each file is needed, or has changed within the time of --older-than ({older_than}).")
         return
     rows = [candidate_cells(candidate, freed_bytes(candidate.paths)) for candidate in plan.candidates]
     _print_table(console, rows)
@@ -51,7 +51,7 @@ def clean_command(dry_run: bool, older_than: str, keep_best: int | None, yes: bo
     confirm_or_exit(
         f"Delete {found}?",
         yes,
-        "Add --yes to delete without a question, or --dry-run to list only.",
+        "Add --yes to delete these files without a question, or --dry-run to only list them.",
         "Nothing was deleted.",
     )
     # While the user answers, a new submission may name a run of the list, or a process may begin to work in it.
@@ -66,7 +66,7 @@ def clean_command(dry_run: bool, older_than: str, keep_best: int | None, yes: bo
         if is_deleted:
             freed += bytes_of_candidate
         else:
-            say(f"stays: {candidate.name}, because it is in use now")
+            say(f"kept: {candidate.name}, because a process works in it now")
     say(f"Freed {format_bytes(freed)}")
 
 

@@ -17,12 +17,20 @@ def study(
     file: Annotated[Path, typer.Argument(help="The experiment's YAML, with a `study` section.")],
     overrides: OverridesArgument = None,
     trials: Annotated[
-        int | None, typer.Option(min=1, help="Total number of finished trials; default study.trials.")
+        int | None,
+        typer.Option(
+            min=1, help="Number of trials that the study shall finish in total; default: study.trials of the YAML."
+        ),
     ] = None,
     storage: Annotated[
-        str | None, typer.Option(help="Optuna storage: postgresql://… for several machines; default mlruns/optuna.db.")
+        str | None,
+        typer.Option(
+            help="Address of Optuna's database: postgresql://… for several machines; default: mlruns/optuna.db."
+        ),
     ] = None,
-    promote: Annotated[int | None, typer.Option(min=1, help="Train the best N trials on all folds.")] = None,
+    promote: Annotated[
+        int | None, typer.Option(min=1, help="After the study, train the best N trials on all folds.")
+    ] = None,
     trust: TrustOption = None,
     allow: AllowOption = None,
 ) -> None:
@@ -41,9 +49,9 @@ def report(
         list[str],
         typer.Argument(
             metavar="RUN|STUDY|KEY=VALUE",
-            help="One run and key=value overrides, e.g. competition.root=/data; or one study. A run is an experiment's "
-            "YAML (its latest finished run), a run's folder, or its hash. A study is its name, or its folder below "
-            "mlruns/studies.",
+            help="The run, followed by key=value overrides, e.g. competition.root=/data; or a study. A run is given "
+            "by its experiment's YAML (the latest finished run), its folder or its hash. A study is given by its "
+            "name, or by its folder below mlruns/studies.",
         ),
     ],
     output: Annotated[
@@ -72,7 +80,7 @@ def review(
         Path | None,
         typer.Option("--output", "-o", help="Output page; default reports/review-RUN.html. The CSV is beside it."),
     ] = None,
-    pictures: Annotated[int, typer.Option(min=0, help="Number of findings to draw.")] = 40,
+    pictures: Annotated[int, typer.Option(min=0, help="Number of findings to draw as pictures.")] = 40,
     trust: TrustOption = None,
     allow: AllowOption = None,
 ) -> None:
@@ -121,7 +129,7 @@ def register(
         bool,
         typer.Option(
             "--best",
-            help="Register the competition's run with the best cross-validation score instead of the given one.",
+            help="Instead of the given run, register the run of the competition with the best cross-validation score.",
         ),
     ] = False,
     trust: TrustOption = None,
@@ -140,14 +148,15 @@ def register(
 def clean(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the files; delete nothing.")] = False,
     older_than: Annotated[
-        str, typer.Option(metavar="AGE", help="Keep files that changed within this time, e.g. 12h, 30d or 8w.")
+        str, typer.Option(metavar="AGE", help="Keep files that have changed within this time, e.g. 12h, 30d or 8w.")
     ] = "30d",
     keep_best: Annotated[
         int | None,
         typer.Option(
             min=0,
             metavar="N",
-            help="Also delete finished runs, except for the N best ones of each competition. Default: no finished run.",
+            help="Also delete finished runs, except for the N best runs of each competition. By default, all finished "
+            "runs are kept.",
         ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
@@ -166,7 +175,8 @@ def clean(
 def ui(
     port: Annotated[int, typer.Option(help="TCP port.")] = 5000,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; any other than 127.0.0.1 is reachable from the network.")
+        str,
+        typer.Option(help="Network address of the server. Other computers can reach every address except 127.0.0.1."),
     ] = "127.0.0.1",
 ) -> None:
     """Start the MLflow user interface for the runs in this folder."""
@@ -177,8 +187,13 @@ def ui(
 
 @commands.command(epilog="Example: maskfold watch, or: maskfold watch --once")
 def watch(
-    once: Annotated[bool, typer.Option("--once", help="Print the table once; the default without a terminal.")] = False,
-    seconds: Annotated[float, typer.Option(help="Seconds between two readings of the files.")] = 2.0,
+    once: Annotated[
+        bool,
+        typer.Option(
+            "--once", help="Print the table once and exit. This is the default if the output is not a terminal."
+        ),
+    ] = False,
+    seconds: Annotated[float, typer.Option(help="Seconds between two updates of the table.")] = 2.0,
 ) -> None:
     """Show step, seconds per step, end, score and memory of the folds and trials that run in this folder, until Ctrl-C.
 

@@ -25,13 +25,18 @@ def submit(
     words: Annotated[list[str], typer.Argument(metavar=RUNS_METAVAR, help=RUN_HELP)],
     weights: Annotated[
         str | None,
-        typer.Option(help="Ensemble weights of the runs: `auto`, or numbers such as 0.6,0.4; equal by default."),
+        typer.Option(
+            help="Ensemble weights of the runs: `auto` fits them, or give numbers such as 0.6,0.4. By default, all "
+            "runs have equal weights."
+        ),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Output CSV.")] = None,
     out_of_fold: Annotated[
         bool,
         typer.Option(
-            "--out-of-fold", help="Write the out-of-fold predictions of the training cases, to check the score."
+            "--out-of-fold",
+            help="Write the out-of-fold predictions of the training cases instead of the test cases, to check the "
+            "score.",
         ),
     ] = False,
     trust: TrustOption = None,
@@ -49,16 +54,17 @@ def submit(
 @commands.command(epilog="Example: maskfold predict RUN --images scans -o predictions")
 def predict(
     words: Annotated[list[str], typer.Argument(metavar=RUNS_METAVAR, help=RUN_HELP)],
-    images: Annotated[Path, typer.Option(help="Folder of 2D images or volumes.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Output folder of the masks.")],
+    images: Annotated[Path, typer.Option(help="Folder of the images (2D) or volumes to predict.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Output folder for the masks.")],
     pictures: Annotated[
-        int, typer.Option(min=0, help="Number of cases drawn as pictures, image and prediction side by side.")
+        int, typer.Option(min=0, help="Number of cases to draw as pictures, with image and prediction side by side.")
     ] = 3,
     label_map: Annotated[
         bool,
         typer.Option(
             "--label-map",
-            help="Write overlapping classes that are regions within regions (BraTS) into one file per case.",
+            help="For overlapping classes that are regions within regions, as in BraTS: write one label file per case "
+            "instead of one file per class.",
         ),
     ] = False,
     trust: TrustOption = None,
@@ -72,19 +78,24 @@ def predict(
 
 @commands.command(epilog="Example: maskfold upload submissions/demo2d/unet2d-15ba66a88b85.csv -m 'wider network'")
 def upload(
-    file: Annotated[Path | None, typer.Argument(help="Submission CSV; not needed with --notebook.")] = None,
+    file: Annotated[Path | None, typer.Argument(help="The CSV to submit; with --notebook, it is not needed.")] = None,
     overrides: CompetitionOverridesArgument = None,
-    message: Annotated[str | None, typer.Option("--message", "-m", help="Description shown by Kaggle.")] = None,
+    message: Annotated[
+        str | None, typer.Option("--message", "-m", help="Description of the submission, which Kaggle shows.")
+    ] = None,
     competition: Annotated[
         str | None,
         typer.Option(
-            help="The competition: its name in Kaggle's URL, or its YAML. Default: submission.kaggle of its YAML."
+            help="The competition: its name in Kaggle's URL, or the path of its competition.yaml. Default: "
+            "submission.kaggle in its YAML."
         ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     notebook: Annotated[str | None, typer.Option(help="Submit the output of this notebook: OWNER/NAME.")] = None,
     version: Annotated[int | None, typer.Option(min=1, help="Version of the notebook.")] = None,
-    output: Annotated[str, typer.Option("--file", help="Output file of the notebook.")] = "submission.csv",
+    output: Annotated[
+        str, typer.Option("--file", help="Name of the file that the notebook writes.")
+    ] = "submission.csv",
 ) -> None:
     """Check a CSV against the sample, and submit it to Kaggle after asking to use one of today's submissions."""
     from competition.cli.submit import upload_command
@@ -96,18 +107,30 @@ def upload(
 def ledger(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME|KEY=VALUE", help="Competitions, default all; key=value overrides for --add."),
+        typer.Argument(
+            metavar="NAME|KEY=VALUE",
+            help="Names of the competitions to list (default: all). With --add, also key=value overrides of the YAML.",
+        ),
     ] = None,
     refresh: Annotated[
         bool | None,
-        typer.Option("--refresh/--no-refresh", help="Fetch scores from Kaggle. Default: only if a score is missing."),
+        typer.Option(
+            "--refresh/--no-refresh",
+            help="Fetch scores from Kaggle. By default, the command does so only if a score is missing.",
+        ),
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Output plot (.png) or page (.html).")] = None,
-    competition: Annotated[str | None, typer.Option(help="With --add: the competition's YAML.")] = None,
-    add: Annotated[Path | None, typer.Option(help="Add a file that was submitted elsewhere.")] = None,
-    public: Annotated[float | None, typer.Option(help="With --add: public score.")] = None,
-    private: Annotated[float | None, typer.Option(help="With --add: private score.")] = None,
-    message: Annotated[str | None, typer.Option("--message", "-m", help="With --add: description.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write a plot (.png) or a page (.html) to this file.")
+    ] = None,
+    competition: Annotated[str | None, typer.Option(help="With --add: path of the competition's YAML.")] = None,
+    add: Annotated[
+        Path | None, typer.Option(help="Add a file that was submitted without maskfold upload, e.g. to another host.")
+    ] = None,
+    public: Annotated[float | None, typer.Option(help="With --add: the score on the public leaderboard.")] = None,
+    private: Annotated[float | None, typer.Option(help="With --add: the score on the private leaderboard.")] = None,
+    message: Annotated[
+        str | None, typer.Option("--message", "-m", help="With --add: a description of the submission.")
+    ] = None,
 ) -> None:
     """List all submissions with their CV, public and private scores, and mark the differences that are noise."""
     from competition.cli.submit import ledger_command
@@ -118,25 +141,41 @@ def ledger(
 @commands.command(epilog="Example: maskfold export experiments/demo2d/unet2d.yaml -o bundle")
 def export(
     words: Annotated[list[str], typer.Argument(metavar=RUNS_METAVAR, help=RUN_HELP)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Output folder; a bundle in it is replaced.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Output folder. If it contains a bundle, the new bundle replaces it.")
+    ],
     weights: Annotated[str | None, typer.Option(help="Ensemble weights of the runs, as for submit.")] = None,
-    zipped: Annotated[bool, typer.Option("--zip", help="Also write FOLDER.zip.")] = False,
-    onnx: Annotated[bool, typer.Option("--onnx", help="Also export the networks as ONNX, for onnxruntime.")] = False,
-    wheels: Annotated[bool, typer.Option("--wheels", help="Download the packages' wheels, except PyTorch's.")] = False,
+    zipped: Annotated[bool, typer.Option("--zip", help="Also pack the bundle into FOLDER.zip.")] = False,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Also export the networks as ONNX files, to predict with onnxruntime.")
+    ] = False,
+    wheels: Annotated[
+        bool, typer.Option("--wheels", help="Also download the wheels of the required packages, except for PyTorch's.")
+    ] = False,
     hours: Annotated[
         float,
         typer.Option(
-            min=0.01, help="Hours that the bundle's notebook may run; if time is short, it drops TTA and networks."
+            min=0.01,
+            help="Time limit of the bundle's notebook, in hours. If the time is too short, the notebook leaves out "
+            "test-time augmentation, then networks.",
         ),
     ] = 9.0,
     container: Annotated[
-        str | None, typer.Option(help="grand-challenge: also write a Dockerfile and the entry point of its interface.")
+        str | None,
+        typer.Option(
+            help="With the value grand-challenge: also write a Dockerfile and the entry point that Grand Challenge "
+            "starts."
+        ),
     ] = None,
     input_slug: Annotated[
-        str | None, typer.Option(help="With --container: name of the input socket; default the only one.")
+        str | None,
+        typer.Option(
+            help="With --container: slug of the input at Grand Challenge; default: the only folder below /input/images."
+        ),
     ] = None,
     output_slug: Annotated[
-        str | None, typer.Option(help="With --container: name of the output socket; default the competition's name.")
+        str | None,
+        typer.Option(help="With --container: slug of the output at Grand Challenge; default: the competition's name."),
     ] = None,
     trust: TrustOption = None,
     allow: AllowOption = None,
@@ -168,33 +207,51 @@ def export(
 def score(
     file: Annotated[Path, typer.Argument(help="Submission CSV, or a folder of label files (with --truth).")],
     overrides: CompetitionOverridesArgument = None,
-    competition: Annotated[Path | None, typer.Option(help="The competition's YAML; for a CSV.")] = None,
+    competition: Annotated[Path | None, typer.Option(help="The competition's YAML; required if FILE is a CSV.")] = None,
     solution: Annotated[
         Path | None,
-        typer.Option(help="CSV with the truth of the test cases. Without it, the file must contain training cases."),
+        typer.Option(
+            help="CSV with the truth of the test cases. Without it, the submission must contain training cases."
+        ),
     ] = None,
     table: Annotated[
-        Path | None, typer.Option("--table", "--output", "-o", help="Output CSV with the scores of each case.")
+        Path | None, typer.Option("--table", "--output", "-o", help="Write the scores of each case to this CSV.")
     ] = None,
     truth: Annotated[Path | None, typer.Option(help="Folder with the true label files.")] = None,
     metrics: Annotated[
-        str, typer.Option(help="Metrics of label files, or import paths of your own, separated by commas.")
+        str,
+        typer.Option(help="Metrics for label files, separated by commas: names, or import paths of your own metrics."),
     ] = "dice,hd95,nsd",
-    tolerances: Annotated[str, typer.Option(help="Tolerances of nsd in mm; a column for each.")] = "1,2,3",
+    tolerances: Annotated[
+        str, typer.Option(help="Tolerances of the metric nsd in mm, separated by commas; each gets a column.")
+    ] = "1,2,3",
     classes: Annotated[
-        str | None, typer.Option(help="Label values, e.g. 1,2 or liver=1,tumour=2+3; default: all values.")
+        str | None,
+        typer.Option(
+            help="Label values to score, e.g. 1,2 or liver=1,tumour=2+3. By default, all values above 0 are scored."
+        ),
     ] = None,
     ignore: Annotated[
         int | None,
         typer.Option(
-            help="Label value in the files of --truth whose pixels are left out of the score, for example 255."
+            help="Label value to leave out of the score, for example 255: pixels with this value in the files of "
+            "--truth do not count."
         ),
     ] = None,
     dimensions: Annotated[
-        int | None, typer.Option(min=2, max=3, help="Axes of label files; default 3 for NIfTI, NRRD and MHA, else 2.")
+        int | None,
+        typer.Option(
+            min=2,
+            max=3,
+            help="Number of axes of the label files; default: 3 for NIfTI, NRRD and MHA, and 2 for other formats.",
+        ),
     ] = None,
     missing: Annotated[
-        str, typer.Option(help="Cases that one folder lacks: error, skip, or empty (an empty prediction).")
+        str,
+        typer.Option(
+            help="What to do with cases that one folder lacks: `error` stops, `skip` leaves them out, `empty` counts "
+            "a missing prediction as empty."
+        ),
     ] = "error",
     trust: TrustOption = None,
 ) -> None:
@@ -208,8 +265,8 @@ def score(
 
         if competition is not None or solution is not None or overrides:
             raise MaskfoldError(
-                "--truth: found --competition, --solution or KEY=VALUE as well, which apply only to a CSV.",
-                "Omit these arguments, or omit --truth.",
+                "--truth: found --competition, --solution or KEY=VALUE too, but these are only for a CSV.",
+                "To score label files, omit these arguments. To score a CSV, omit --truth.",
                 status=2,
             )
         score_folder_command(
@@ -217,10 +274,14 @@ def score(
         )
         return
     if file.is_dir():
-        raise MaskfoldError(f"{file} is a folder.", "Name the folder of true label files with --truth.", status=2)
+        raise MaskfoldError(
+            f"{file} is a folder, so --truth is required, but it is missing.",
+            "Add --truth FOLDER with the true label files.",
+            status=2,
+        )
     if competition is None:
         raise MaskfoldError(
-            "--competition is missing, which a CSV requires.", "Add --competition PATH/competition.yaml.", status=2
+            "--competition is missing, but a CSV requires it.", "Add --competition PATH/competition.yaml.", status=2
         )
     from competition.cli.submit import score_command
 
@@ -236,25 +297,30 @@ def import_(
     folder: Annotated[
         Path,
         typer.Argument(
-            help="Folder of the predictions: nnU-Net's results, or fold_0/ID.npz, …, or oof/ID.nii.gz with --splits; "
-            "and test/ID.nii.gz."
+            help="Folder of the predictions: nnU-Net's results; or fold_0/ID.npz, fold_1/ID.npz, …; or oof/ID.nii.gz "
+            "together with --splits. Test predictions are in test/ID.nii.gz."
         ),
     ],
     competition: Annotated[Path, typer.Option(help="The competition's YAML.")],
-    name: Annotated[str, typer.Option(help="Name of the run, such as nnunet.")],
+    name: Annotated[str, typer.Option(help="Name of the new run, e.g. nnunet.")],
     overrides: CompetitionOverridesArgument = None,
-    oof: Annotated[Path | None, typer.Option(help="Folder of the out-of-fold predictions; needs --splits.")] = None,
-    test: Annotated[Path | None, typer.Option(help="Folder of the test predictions; default FOLDER/test.")] = None,
+    oof: Annotated[Path | None, typer.Option(help="Folder of the out-of-fold predictions; requires --splits.")] = None,
+    test: Annotated[Path | None, typer.Option(help="Folder of the test predictions; default: FOLDER/test.")] = None,
     splits: Annotated[
-        Path | None, typer.Option(help="The folds: nnU-Net's splits_final.json, or a CSV with the columns id and fold.")
+        Path | None,
+        typer.Option(help="File of the folds: nnU-Net's splits_final.json, or a CSV with the columns id and fold."),
     ] = None,
-    kind: Annotated[str, typer.Option(help="Content of the files: labels, probabilities, or auto.")] = "auto",
+    kind: Annotated[
+        str, typer.Option(help="What the files contain: labels or probabilities; `auto` decides by their values.")
+    ] = "auto",
     axes: Annotated[
         str | None,
-        typer.Option(help="Order of the spatial axes of NPY and NPZ files, e.g. zyx; default zyx for nnU-Net's."),
+        typer.Option(
+            help="Order of the spatial axes in NPY and NPZ files, e.g. zyx; files of nnU-Net are zyx by default."
+        ),
     ] = None,
     channels: Annotated[
-        str | None, typer.Option(help="Order of the files' channels, e.g. background,posterior,anterior.")
+        str | None, typer.Option(help="Order of the channels in the files, e.g. background,posterior,anterior.")
     ] = None,
     trust: TrustOption = None,
 ) -> None:
@@ -283,9 +349,11 @@ def import_(
 def folds(
     name: Annotated[str, typer.Argument(metavar="RUN", help="An experiment's YAML, a run's folder, or its hash.")],
     overrides: OverridesArgument = None,
-    to: Annotated[str, typer.Option(help="nnunet (splits_final.json) or csv (columns id and fold).")] = "csv",
+    to: Annotated[
+        str, typer.Option(help="Format of the file: nnunet (splits_final.json), or csv (columns id and fold).")
+    ] = "csv",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Output file; default splits_final.json or folds.csv.")
+        Path | None, typer.Option("--output", "-o", help="Output file; default: splits_final.json or folds.csv.")
     ] = None,
     trust: TrustOption = None,
 ) -> None:

@@ -15,18 +15,22 @@ commands = typer.Typer()
 
 @commands.command(epilog="Example: maskfold init data/mine --minutes 15 --folds 5")
 def init(
-    folder: Annotated[Path, typer.Argument(help="Folder with the competition's files, unpacked.")],
+    folder: Annotated[Path, typer.Argument(help="Folder with the unpacked files of the competition.")],
     name: Annotated[str | None, typer.Option(help="Name of the competition; default: the folder's name.")] = None,
     layout: Annotated[
-        int | None, typer.Option(help="Number of the layout to use, if the folder can be read in several ways.")
+        int | None, typer.Option(help="Number of the layout to use, if Maskfold can read the folder in several ways.")
     ] = None,
-    minutes: Annotated[float | None, typer.Option(help="Time budget of a fold, in minutes; default 15.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Time budget of each fold, in minutes; default: 15.")] = None,
     folds: Annotated[
         int | None, typer.Option(help="Number of folds; default 5, or the number of groups if there are fewer.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace existing YAML files.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace YAML files that exist already.")] = False,
     measure: Annotated[
-        bool, typer.Option(help="Time training steps on this machine, to choose resolution, network and patch.")
+        bool,
+        typer.Option(
+            help="Time training steps on this machine, to choose resolution, network and patch. Without timing, the "
+            "standard network is planned."
+        ),
     ] = True,
 ) -> None:
     """Recognise a folder's layout, and write experiments/NAME/competition.yaml and a first experiment.yaml.
@@ -43,10 +47,10 @@ def plan(
     file: Annotated[Path, typer.Argument(help="The experiment's YAML.")],
     overrides: OverridesArgument = None,
     minutes: Annotated[
-        float | None, typer.Option(help="Time budget of a fold, in minutes; default: that of the YAML, or 15.")
+        float | None, typer.Option(help="Time budget of each fold, in minutes; default: the budget in the YAML, or 15.")
     ] = None,
     write: Annotated[
-        bool, typer.Option("--write", help="Write the plan; the former file is kept as FILE.bak.")
+        bool, typer.Option("--write", help="Write the new plan into the YAML; the former file is kept as FILE.bak.")
     ] = False,
     trust: TrustOption = None,
     allow: AllowOption = None,
@@ -65,15 +69,20 @@ def cv(
     file: Annotated[
         Path,
         typer.Argument(
-            help="The experiment's YAML; or a folder of data, for which it is first written as by maskfold init."
+            help="The experiment's YAML; or a folder of data, for which the command first writes a YAML as maskfold "
+            "init does."
         ),
     ],
     overrides: OverridesArgument = None,
     minutes: Annotated[
-        float | None, typer.Option(help="With a folder: time budget of a fold, in minutes; default 15.")
+        float | None, typer.Option(help="Only with a folder: time budget of each fold, in minutes; default: 15.")
     ] = None,
-    layout: Annotated[int | None, typer.Option(help="With a folder: number of the layout, as for init.")] = None,
-    new: Annotated[bool, typer.Option("--new", help="Start a new run even if one exists.")] = False,
+    layout: Annotated[
+        int | None, typer.Option(help="Only with a folder: number of the layout to use, as for maskfold init.")
+    ] = None,
+    new: Annotated[
+        bool, typer.Option("--new", help="Start a new run even if this experiment already has one.")
+    ] = False,
     trust: TrustOption = None,
     allow: AllowOption = None,
 ) -> None:
@@ -86,11 +95,12 @@ def cv(
 
         file = experiment_for(file, overrides or [], layout, minutes)
     elif (minutes is not None or layout is not None) and not file.exists():
-        raise MaskfoldError(f"{file} does not exist.", "Name a folder with data, or an experiment's YAML.", status=2)
+        raise MaskfoldError(f"{file} does not exist.", "Give a folder with data, or an experiment's YAML.", status=2)
     elif minutes is not None or layout is not None:
         raise MaskfoldError(
-            f"{file} is no folder, so --minutes and --layout have no effect.",
-            f"Set training.budget_minutes={minutes or 15:g} instead, or plan again: maskfold plan {file}.",
+            f"{file} is a file, but --minutes and --layout are only for a folder of data.",
+            f"Set training.budget_minutes={minutes or 15:g} instead, or plan the experiment again: maskfold plan "
+            f"{file}.",
             status=2,
         )
     from competition.cli.train import cv_command
@@ -101,17 +111,21 @@ def cv(
 @commands.command(epilog="Example: maskfold demo 2d -o data/demo2d, or: maskfold demo spine")
 def demo(
     name: Annotated[
-        str, typer.Argument(help="2d, 3d or gate, or a layout; with --layout, the name of the folder below data.")
+        str,
+        typer.Argument(
+            help="The demo: 2d, 3d or gate; or a layout of phantoms. With --layout, this is the name of the folder "
+            "below data."
+        ),
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Output folder; default data/demo<name>, or data/<name> with --layout."),
+        typer.Option("--output", "-o", help="Output folder; default: data/demo<name>, or data/<name> with --layout."),
     ] = None,
     layout: Annotated[
         str | None,
         typer.Option(
-            help="Make phantoms with the folders, formats, sizes and difficulty of real data: spleen, spine, a02025 or "
-            "hipmri."
+            help="Write phantoms, which have the folders, formats, sizes and difficulty of real data. Layouts: "
+            "spleen, spine, a02025 or hipmri."
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed; each seed gives different images.")] = 0,
@@ -141,16 +155,19 @@ def explore(
 
 @commands.command(epilog="Example: maskfold dicom exports -o data/spleen --layout imagesTr")
 def dicom(
-    folder: Annotated[Path, typer.Argument(help="Folder with DICOM files, also in subfolders.")],
+    folder: Annotated[Path, typer.Argument(help="Folder with DICOM files; subfolders are read too.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Output folder for NIfTI files and series.csv.")],
     layout: Annotated[
-        str, typer.Option(help="Subfolder of the images: imagesTr (masks in labelsTr) or imagesTs (masks in labelsTs).")
+        str,
+        typer.Option(
+            help="Subfolder for the images: imagesTr (its masks go to labelsTr) or imagesTs (its masks go to labelsTs)."
+        ),
     ] = "imagesTr",
     labels: Annotated[
         str | None,
         typer.Option(
-            help="Regular expression: a series whose description matches contains labels. DICOM-SEG is always "
-            "recognised."
+            help="Regular expression: a series whose description matches it contains labels instead of images. "
+            "DICOM-SEG files are always recognised."
         ),
     ] = None,
 ) -> None:
@@ -174,10 +191,13 @@ def fetch(
     name: Annotated[
         str,
         typer.Argument(
-            help="A task of the Medical Segmentation Decathlon, e.g. spleen; kaggle:COMPETITION; or `list`."
+            help="Data set to download: a task of the Medical Segmentation Decathlon, e.g. spleen; or "
+            "kaggle:COMPETITION. `list` lists the tasks."
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Parent folder of the data set.")] = Path("data"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder in which the folder of the data set is created.")
+    ] = Path("data"),
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
     """Download a public data set, after printing its size and licence."""

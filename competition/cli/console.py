@@ -36,7 +36,9 @@ def split_runs_and_overrides(words: list[str]) -> tuple[list[str], list[str]]:
     overrides = [word for word in words if "=" in word and not Path(word).exists()]
     names = [word for word in words if word not in overrides]
     if not names:
-        raise MaskfoldError("No run given.", "Name an experiment's YAML, a run's folder or its hash.", status=2)
+        raise MaskfoldError(
+            "No run is given, expected one.", "Give an experiment's YAML, a run's folder or a run's hash.", status=2
+        )
     return names, overrides
 
 
@@ -83,7 +85,9 @@ def confirm_or_exit(question: str, yes: bool, hint: str, declined: str) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise MaskfoldError("Cannot ask for confirmation: standard input is not a terminal.", hint, status=2)
+        raise MaskfoldError(
+            "The command cannot ask for confirmation, because standard input is not a terminal.", hint, status=2
+        )
     if not typer.confirm(question):
         exit_with_error(declined, 1)
 

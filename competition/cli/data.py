@@ -65,11 +65,11 @@ def demo_command(name: str, output: Path | None, layout: str | None, seed: int) 
 
 # Data sets from the network
 
-DOWNLOAD_HINT, DOWNLOAD_DECLINED = "Add --yes to download.", "nothing was downloaded"
+DOWNLOAD_HINT, DOWNLOAD_DECLINED = "Add --yes to download without a question.", "nothing was downloaded"
 MAX_LISTED_FILES = 10  # number of a competition's largest files to print
 
 
-@exit_on_signal("stopped: run the same command to resume the download")
+@exit_on_signal("stopped: to resume the download, run the same command again")
 def fetch_command(name: str, output: Path, yes: bool) -> None:
     """Run `maskfold fetch`; `competition.cli.commands_train.fetch` describes the arguments."""
     console = Console(highlight=False)
@@ -80,7 +80,7 @@ def fetch_command(name: str, output: Path, yes: bool) -> None:
     short = parse_competition_name(name) if kaggle else find_task(name).name
     folder = output / short
     if is_nonempty_folder(folder):
-        _say(console, f"{folder} exists already; nothing was downloaded")
+        _say(console, f"{folder} exists already, so nothing was downloaded; to download it again, delete this folder")
     elif kaggle:
         _from_kaggle(console, short, folder, yes)
     else:
@@ -105,12 +105,16 @@ def _from_kaggle(console: Console, name: str, folder: Path, yes: bool) -> None:
     api = connect_kaggle()
     listing = list_competition_files(api, name)
     total = format_size(listing.size) + ("" if listing.complete else " or more")
-    _say(console, f"{name}: {_files(len(listing.files))}, {total}; licence: the rules at {listing.rules_url}")
+    _say(
+        console,
+        f"{name}: {_files(len(listing.files))}, {total}. The licence is in the competition's rules: "
+        f"{listing.rules_url}",
+    )
     for file, size in sorted(listing.files, key=lambda entry: -entry[1])[:MAX_LISTED_FILES]:
         _say(console, f"  {file}: {format_size(size)}")
     check_free_space(folder, 2 * listing.size)
     confirm_or_exit(
-        f"Download it to {folder}? This requires that you have accepted the rules.",
+        f"Download it to {folder}? By confirming, you state that you have accepted the competition's rules.",
         yes,
         DOWNLOAD_HINT,
         DOWNLOAD_DECLINED,
@@ -143,7 +147,9 @@ def _files(count: int) -> str:
 # DICOM
 
 
-@exit_on_signal("stopped: the files written so far are complete, but series.csv does not list them yet")
+@exit_on_signal(
+    "stopped: the files written so far are complete, but series.csv does not list them yet; the same command continues"
+)
 def dicom_command(folder: Path, output: Path, layout: str, labels: str | None) -> None:
     """Run `maskfold dicom`; `competition.cli.commands_train.dicom` describes the arguments."""
     from competition.dicom.convert import convert_folder
@@ -151,13 +157,14 @@ def dicom_command(folder: Path, output: Path, layout: str, labels: str | None) -
     done = convert_folder(folder, output, layout, labels, say=lambda line: print(line, flush=True))
     images, masks, refused = (len(done.with_status(status)) for status in ("converted", "label", "refused"))
     print(
-        f"{images} series converted to images, {masks} to masks, {refused} refused; listed in {output / 'series.csv'}"
+        f"{images} series converted to images, {masks} to masks, {refused} refused; {output / 'series.csv'} lists them"
     )
     if done.segments and masks:
         print("labels: " + ", ".join(f"{value} {label}" for value, label in sorted(done.segments.items())))
     if not images:
         raise MaskfoldError(
-            f"No series in {folder} was converted to an image.", f"See the reasons above or in {output / 'series.csv'}."
+            f"No series in {folder} could be converted to an image.",
+            f"The reasons are printed above and in {output / 'series.csv'}.",
         )
 
 
@@ -194,8 +201,8 @@ def explore_command(file: Path, overrides: list[str], output: Path | None) -> No
             console,
             f"\nSuggested first experiment (also in {page.with_suffix('')}/suggested.yaml):\n\n{exploration.snippet}",
         )
-    _say(console, f"Page: {page} (a single file); pictures, cases.csv and findings.csv: {page.with_suffix('')}")
-    _say(console, f"faults: {len(exploration.faults)}, remarks: {len(exploration.remarks)}")
+    _say(console, f"Page: {page} (a single file). Pictures, cases.csv and findings.csv are in {page.with_suffix('')}")
+    _say(console, f"{len(exploration.faults)} faults, {len(exploration.remarks)} remarks")
     if exploration.faults:
         sys.exit(1)
 
@@ -236,7 +243,10 @@ def _print_findings(console: Console, findings: Sequence[Finding], severity: str
             console.print(f"[{colour}]{severity} ({finding.kind})[/]: {text}", soft_wrap=True)
     for kind, count in counts.items():
         if count > MAX_PER_KIND:
-            _say(console, f"{severity} ({kind}): {format_count(count - MAX_PER_KIND, 'more finding')} in findings.csv")
+            _say(
+                console,
+                f"{severity} ({kind}): {format_count(count - MAX_PER_KIND, 'more finding')}, listed in findings.csv",
+            )
 
 
 def _say(console: Console, line: str) -> None:

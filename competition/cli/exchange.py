@@ -50,7 +50,8 @@ def import_command(
     comp = load_competition(competition, [override.removeprefix("competition.") for override in overrides], trust)
     if axes is not None and len(axes) != comp.dimensions:
         raise MaskfoldError(
-            f"--axes: found {axes}, expected {comp.dimensions} axes (competition.dimensions).",
+            f"--axes: found {axes}, expected a permutation of {comp.dimensions} axes, because "
+            f"competition.dimensions is {comp.dimensions}.",
             "Correct --axes.",
             status=2,
         )
@@ -75,7 +76,10 @@ def import_command(
     say(f"{'imported' if done.is_new else 'already imported'}: {done.run.folder} ({done.layout})")
     if done.predicted:
         folds = len(done.run.fold_numbers())
-        say(f"{done.predicted} training cases out of fold in {folds} folds, {done.tests[0]} test cases")
+        say(
+            f"{done.predicted} out-of-fold predictions of training cases in {folds} folds, {done.tests[0]} "
+            "predictions of test cases"
+        )
         summary = read_summary(done.run.folder)
         dice = ", ".join(f"{cls} {format_number(value)}" for cls, value in done.dice.items())
         say(
@@ -83,10 +87,10 @@ def import_command(
             f"({format_interval(summary['low'], summary['high'])}); Dice {dice}"
         )
     else:
-        say(f"{done.tests[0]} test cases; no out-of-fold prediction, so the score is unknown")
+        say(f"{done.tests[0]} predictions of test cases; there is no out-of-fold prediction, so the score is unknown")
     for note in import_notes(done):
         say(f"note: {note}")
-    say(f"Next: {_next_command(done)}   (RUN: a run of your own)")
+    say(f"Next: {_next_command(done)}   (replace RUN by a run of your own)")
 
 
 def _next_command(done: ImportedRun) -> str:
@@ -117,12 +121,12 @@ def folds_command(name: str, overrides: list[str], form: str, output: Path | Non
     held_out = sum(fold == -2 for fold in fold_of.values())
     say(
         f"{path}: {len(fold_of)} cases in {len(run.fold_numbers())} folds"
-        + (f"; {held_out} of them are held out (test share)" if held_out else "")
+        + (f"; {held_out} of them are held out as test share" if held_out else "")
     )
     if kind == "nnunet":
-        say("Next: copy it to nnUNet_preprocessed/DATASET before the first nnUNetv2_train")
+        say("Next: copy the file to nnUNet_preprocessed/DATASET before the first nnUNetv2_train")
     else:
-        say(f"Next: in another experiment's YAML, folds: {{scheme: file, file: {path}}}")
+        say(f"Next: to use these folds, write folds: {{scheme: file, file: {path}}} into another experiment's YAML")
 
 
 def _run_with_folds(name: str, overrides: list[str], trust: tuple[str, ...], say: Callable[[str], None]) -> Run:
@@ -147,7 +151,8 @@ def _run_with_folds(name: str, overrides: list[str], trust: tuple[str, ...], say
     if (run.folder / FOLDS_FILE).exists():
         return replace(run, folds=read_folds(run.folder / FOLDS_FILE))
     say(
-        "note: this experiment has no run yet. Before training, `maskfold cv` also compares the pixels of the images, "
-        "and puts copies into the same fold. If it finds copies, run this command again, because the folds change"
+        "note: this experiment has no run yet. When `maskfold cv` starts the first run, it also compares the "
+        "pixels of the images, and puts copies into the same fold. If it finds copies, the folds change; "
+        "then run this command again"
     )
     return run

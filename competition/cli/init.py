@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MAX_FAULTS = 20  # maximum number of faults that are printed; `maskfold explore` lists all
 
 
-@exit_on_signal("stopped: no YAML was written")
+@exit_on_signal("stopped: no YAML file was written")
 def init_command(
     folder: Path,
     name: str | None,
@@ -61,12 +61,15 @@ def _initialise(folder: Path, options: Any) -> Initialised:
     for fault in faults[:MAX_FAULTS]:
         say(f"fault ({fault.kind}): {fault.message} {fault.hint}")
     if len(faults) > MAX_FAULTS:
-        say(f"{len(faults) - MAX_FAULTS} more faults: maskfold explore {shlex.quote(str(done.competition))}")
+        say(
+            f"{len(faults) - MAX_FAULTS} more faults; to list all: maskfold explore "
+            f"{shlex.quote(str(done.competition))}"
+        )
     if done.plan is not None:
         print_plan(done.plan, options.minutes is None, console)
     say(f"written: {done.competition}" + (f", {done.experiment}" if done.experiment else ""))
     if faults or done.experiment is None:
-        say(f"Correct the data or the YAML, then: maskfold explore {shlex.quote(str(done.competition))}")
+        say(f"Correct the data or the YAML, then check again: maskfold explore {shlex.quote(str(done.competition))}")
         sys.exit(1)
     return done
 
@@ -78,7 +81,7 @@ def check_minutes(minutes: float | None) -> None:
         MaskfoldError (exit status 2): the minutes are not a positive number.
     """
     if minutes is not None and not 0 < minutes < float("inf"):
-        raise MaskfoldError(f"--minutes: found {minutes}, expected a positive number.", "Correct --minutes.", status=2)
+        raise MaskfoldError(f"--minutes: found {minutes}, expected a number above 0.", "Correct --minutes.", status=2)
 
 
 def print_plan(plan: Plan, is_default: bool, console: Console) -> None:
@@ -93,16 +96,21 @@ def print_plan(plan: Plan, is_default: bool, console: Console) -> None:
 
     say = plain_printer(console)
     if plan.rows:
-        budget = f"{plan.minutes:g} minutes per fold" + (", the default: --minutes sets another" if is_default else "")
+        budget = f"{plan.minutes:g} minutes per fold" + (
+            ", the default; to set another, add --minutes" if is_default else ""
+        )
         cores = format_count(plan.threads, "thread")
-        say(f"Candidates for {budget}, timed with {cores} in {plan.seconds:.0f} s (s/step: when nothing else runs):")
+        say(
+            f"Candidates for {budget}, timed with {cores} in {plan.seconds:.0f} s (s/step: seconds per step if no "
+            "other program runs):"
+        )
         for line in format_columns(HEADER, table_rows(plan)):
             say(f"  {line}")
     for warning in plan.warnings:
         say(f"warning: {warning}")
 
 
-@exit_on_signal("stopped: the YAML is unchanged")
+@exit_on_signal("stopped: the YAML has not changed")
 def plan_command(file: Path, overrides: list[str], minutes: float | None, write: bool, trust: tuple[str, ...]) -> None:
     """Run `maskfold plan`; see `competition.cli.commands_train.plan`."""
     from competition.explore import Exploration, explore
@@ -121,19 +129,19 @@ def plan_command(file: Path, overrides: list[str], minutes: float | None, write:
     close_shared_server()
     print_plan(done.plan, done.plan.minutes != minutes and minutes is None, console)
     for key, value in done.kept.items():
-        say(f"kept: {key} is your own value; the plan has {value}")
+        say(f"kept: {key} has your own value; the plan would set {value}")
     difference = done.difference()
     for line in difference:
         say(line)
     command = shlex.quote(str(file))
     if not difference:
-        say(f"{file} already has this plan. Next: maskfold cv {command}")
+        say(f"{file} already has the values of this plan. Next: maskfold cv {command}")
     elif write:
         backup = write_plan(done)
-        say(f"written: {file}; the former file is {backup}. Next: maskfold cv {command}")
+        say(f"{file} now has this plan; the former file is {backup}. Next: maskfold cv {command}")
     else:
         minutes_option = "" if minutes is None else f" --minutes {minutes:g}"
-        say(f"Nothing is written. To write this plan: maskfold plan {command}{minutes_option} --write")
+        say(f"The file has not changed. To write this plan: maskfold plan {command}{minutes_option} --write")
 
 
 def experiment_for(folder: Path, overrides: list[str], layout: int | None, minutes: float | None) -> Path:
@@ -165,14 +173,16 @@ def experiment_for(folder: Path, overrides: list[str], layout: int | None, minut
     root = exp.competition.root.resolve()
     if root != folder.resolve() and folder.resolve() not in root.parents:
         raise MaskfoldError(
-            f"{path} belongs to {root}, not to {folder}.",
-            f"Initialise the folder under another name: maskfold init {shlex.quote(str(folder))} --name NAME.",
+            f"{path} describes the data in {root}, not in {folder}.",
+            f"Give this folder another name: maskfold init {shlex.quote(str(folder))} --name NAME.",
             status=2,
         )
     if minutes is not None and minutes != exp.training.budget_minutes:
         raise MaskfoldError(
-            f"{path} exists already, with training.budget_minutes {exp.training.budget_minutes}, not {minutes:g}.",
-            f"Plan again: maskfold plan {quoted} --minutes {minutes:g} --write, then repeat the command.",
+            f"{path} exists already with a time budget of {exp.training.budget_minutes} minutes "
+            f"(training.budget_minutes), but --minutes is {minutes:g}.",
+            f"Plan it again with the new budget: maskfold plan {quoted} --minutes {minutes:g} --write. Then "
+            "repeat this command.",
             status=2,
         )
     return path
@@ -180,11 +190,11 @@ def experiment_for(folder: Path, overrides: list[str], layout: int | None, minut
 
 def _ask(lines: Sequence[str]) -> int:
     """Print the numbered ways to read a folder, and return the number that the user enters."""
-    typer.echo(f"The folder can be read in {len(lines)} ways:")
+    typer.echo(f"Maskfold can read this folder in {len(lines)} ways:")
     for line in lines:
         typer.echo(line)
     while True:
-        number: int = typer.prompt("Which one (number)", type=int)
+        number: int = typer.prompt("Number of the right one", type=int)
         if 1 <= number <= len(lines):
             return number
-        typer.echo(f"Enter a number from 1 to {len(lines)}.")
+        typer.echo(f"Enter a whole number from 1 to {len(lines)}.")

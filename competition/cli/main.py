@@ -29,7 +29,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Train, evaluate and submit image segmentation models: leak-free folds, tracked runs, unbiased scores.",
+    help="Train segmentation models by cross-validation without leaks, estimate their score, and write the "
+    "submission of a competition.",
 )
 
 

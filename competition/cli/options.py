@@ -8,11 +8,11 @@ import typer
 
 RUNS_METAVAR = "RUN|KEY=VALUE"
 RUN_HELP = (
-    "One or more runs, then key=value overrides. A run is an experiment's YAML (its latest finished run), a run's "
-    "folder, or its hash."
+    "One or more runs, followed by key=value overrides. A run is given by its experiment's YAML (the "
+    "latest finished run), its folder or its hash."
 )
 TrustOption = Annotated[
-    list[str] | None, typer.Option(help="Allow `target` to name classes of this package of your own; repeatable.")
+    list[str] | None, typer.Option(help="Package of your own whose classes `target` may name; may be repeated.")
 ]
 
 
@@ -28,14 +28,15 @@ AllowOption = Annotated[
     typer.Option(
         metavar="KEY",
         callback=_allow_arguments,
-        help="Allow this argument in the YAML to name a file, an address, a cache or a hub, e.g. "
-        "model.args.checkpoint_path; repeatable.",
+        help="Key of an argument in the YAML that may name a file, an address, a cache or a hub, e.g. "
+        "model.args.checkpoint_path; may be repeated.",
     ),
 ]
 OverridesArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Override keys of the YAML, e.g. folds.run=[0,1].")
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Values that override keys of the YAML, e.g. folds.run=[0,1]."),
 ]
 CompetitionOverridesArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Override keys of the competition's YAML, e.g. root=/data."),
+    typer.Argument(metavar="KEY=VALUE", help="Values that override keys of the competition's YAML, e.g. root=/data."),
 ]

@@ -33,9 +33,13 @@ def score_folder_command(
 ) -> None:
     """Run `maskfold score FOLDER --truth FOLDER`; see `competition.cli.commands_submit.score` for the arguments."""
     if missing not in MISSING:
-        raise MaskfoldError(f"--missing: found {missing}, expected {', '.join(MISSING)}.", "Correct it.", status=2)
+        raise MaskfoldError(
+            f"--missing: found {missing}, expected one of {', '.join(MISSING)}.", "Correct it.", status=2
+        )
     if output is not None and (output.is_dir() or output.suffix.lower() not in (".csv", ".tsv")):
-        raise MaskfoldError(f"--output: found {output}, expected a CSV.", "Write e.g. -o scores.csv.", status=2)
+        raise MaskfoldError(
+            f"--output: found {output}, expected the name of a CSV file.", "Write for example -o scores.csv.", status=2
+        )
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     limits = _parse_tolerances(tolerances)
 
@@ -71,7 +75,9 @@ def _parse_tolerances(text: str) -> list[float]:
         values = [-1.0]
     if not all(0 <= value < float("inf") for value in values):
         raise MaskfoldError(
-            f"--tolerances: found {text}, expected lengths in mm.", "Write e.g. --tolerances 1,2,5.", status=2
+            f"--tolerances: found {text}, expected one or more lengths in mm, separated by commas.",
+            "Write for example --tolerances 1,2,5.",
+            status=2,
         )
     return values
 
@@ -88,7 +94,7 @@ def _case_lines(scores: FolderScores) -> list[str]:
         direction = scores.metrics[first].direction
         order = table[first].map(direction.rank).where(table[first].notna()).sort_values(kind="stable")
         rows = table.loc[order.index[:MAX_ROWS]]
-        title = [f"The {MAX_ROWS} worst of {len(table)} rows by {first} (all of them: -o scores.csv)"]
+        title = [f"The {MAX_ROWS} rows of {len(table)} with the worst {first} (to see all rows, add -o scores.csv)"]
     cells = [
         [str(row["id"]), str(row["class"]), *(_number(row[name]) for name in scores.metrics)]
         for row in rows.to_dict("records")
@@ -113,7 +119,7 @@ def _summary_lines(scores: FolderScores) -> list[str]:
     header = ["class", "cases", *(_label(scores, name) for name in scores.metrics)]
     return [
         *format_columns(header, rows),
-        "Means with 95 % intervals over the cases that have the class in either file",
+        "Means with 95 % intervals, over the cases in which the prediction or the truth has the class",
     ]
 
 

@@ -62,7 +62,10 @@ def submit_command(
         done, unit = submit_files(runs, run_weights, output, trust, say, progress=progress_bar(console)), "label files"
     else:
         done, unit = submit(runs, run_weights, output, trust, say, progress=progress_bar(console)), "rows"
-    say(f"{done.path}: {done.validation.rows} {unit}, {done.validation.empty} of them empty; valid")
+    say(
+        f"{done.path}: {done.validation.rows} {unit}, {done.validation.empty} of them with an empty mask; the "
+        "file is valid"
+    )
     for line in _expected_score_lines(done):
         say(line)
     if log_submission(runs[0].folder, runs[0].exp, done.path, done.summary_path) is not None:
@@ -73,11 +76,14 @@ def submit_command(
 def _expected_score_lines(done: SubmissionResult) -> list[str]:
     expected = done.expected
     if expected is None:
-        return ["Expected score: unknown, because there are no out-of-fold predictions"]
+        return ["Expected score: unknown, because none of the runs has out-of-fold predictions"]
     nested = "nested out of fold" if expected.tuning is not None and expected.tuning.kept else "out of fold"
     return [
-        f"Expected {expected.metric}: {expected.score:.4f} ({nested}, {expected.cases} cases); 95 % prediction "
-        f"interval for {expected.test_cases} test cases: {expected.low:.4f} to {expected.high:.4f}"
+        (
+            f"Expected {expected.metric}: {expected.score:.4f} ({nested}, {expected.cases} cases); for "
+            f"{expected.test_cases} test cases, the score is between {expected.low:.4f} and {expected.high:.4f} "
+            "with a probability of 95 %"
+        )
     ]
 
 
@@ -85,7 +91,7 @@ def _write_out_of_fold(runs: list[Run], output: Path | None, say: Callable[[str]
     from competition.submission.submit import SUBMISSIONS_FOLDER, check_csv_output, write_oof_submission
 
     if len(runs) != 1:
-        raise MaskfoldError(f"--out-of-fold: found {len(runs)} runs, expected 1.", "Name one run.", status=2)
+        raise MaskfoldError(f"--out-of-fold: found {len(runs)} runs, expected 1.", "Give a single run.", status=2)
     run = runs[0]
     path = output or SUBMISSIONS_FOLDER / run.exp.competition.name / f"out-of-fold-{run.folder.name}.csv"
     check_csv_output(path, runs)
@@ -106,7 +112,9 @@ def parse_weights(text: str | None) -> list[float] | str | None:
         return [float(part) for part in text.replace(",", " ").split()]
     except ValueError:
         raise MaskfoldError(
-            f"--weights: found `{text}`, expected `auto` or numbers.", "Write e.g. --weights 0.6,0.4.", status=2
+            f"--weights: found `{text}`, expected `auto` or numbers separated by commas.",
+            "Write for example --weights 0.6,0.4.",
+            status=2,
         ) from None
 
 
@@ -177,8 +185,8 @@ def export_command(
     options = ExportOptions(zipped, onnx, wheels, hours, container, input_slug, output_slug)
     done = export_runs(runs, output, run_weights, options, Context(trust, say))
     say(
-        f"{done.folder}: {done.networks} networks, {done.size / 2**20:.1f} MiB; requires {len(done.pins)} packages "
-        "(requirements.txt); test prediction of one patch succeeded"
+        f"{done.folder}: {done.networks} networks, {done.size / 2**20:.1f} MiB; requires the {len(done.pins)} "
+        "packages of requirements.txt. A test prediction of one patch succeeded"
     )
     if done.archive is not None:
         say(f"{done.archive}: {done.archive.stat().st_size / 2**20:.1f} MiB")
@@ -205,7 +213,9 @@ def score_command(
     inputs = {path.resolve() for path in (file, solution) if path is not None}
     if table is not None and (table.is_dir() or table.resolve() in inputs):
         raise MaskfoldError(
-            f"--table {table} is a folder or an input file, expected another file.", "Name another file.", status=2
+            f"--table: found {table}, which is a folder or an input file, expected another file.",
+            "Give the name of a new file.",
+            status=2,
         )
 
     from competition.submission.score import score_submission
@@ -239,7 +249,7 @@ def _score_table(card: ScoreCard, name: str) -> Table:
 UPLOAD_HINT, UPLOAD_DECLINED = "Add --yes to submit without confirmation.", "nothing was submitted"
 
 
-@exit_on_signal("stopped: run `maskfold ledger` to see whether a submission was used")
+@exit_on_signal("stopped: to see whether the submission was counted, run `maskfold ledger`")
 def upload_command(
     file: Path | None,
     overrides: list[str],
@@ -264,7 +274,7 @@ def upload_command(
     parcel = prepare_upload(file, competition, overrides)
     if file is not None and parcel.comp is not None:
         verdict = validate_upload(file, parcel.comp)
-        say(f"{file}: {verdict.rows} rows, {verdict.empty} of them empty; valid")
+        say(f"{file}: {verdict.rows} rows, {verdict.empty} of them with an empty mask; the file is valid")
     ledger = Ledger(parcel.competition)
     previous = ledger.read()
     record, scores = make_record(parcel, message, code, previous)
@@ -272,35 +282,38 @@ def upload_command(
         if record.sha256 and earlier.sha256 == record.sha256:
             score = f", public score {earlier.public:.4f}" if earlier.public is not None else ""
             say(
-                f"warning: the same file was submitted on {format_time(earlier)} UTC{score}; "
-                "it will score the same again"
+                f"warning: this file was submitted before, on {format_time(earlier)} UTC{score}; submitting it again "
+                "will give the same score"
             )
     if record.score is not None:
         low, high = record.expected.get("low"), record.expected.get("high")
         interval = (
-            f"; 95 % prediction interval of the public score ({record.public_cases} cases): {low:.4f} to {high:.4f}"
+            (
+                f"; on {record.public_cases} public cases, the score is between {low:.4f} and {high:.4f} with a "
+                "probability of 95 %"
+            )
             if low is not None
             else ""
         )
         say(f"CV {record.metric['name']} {record.score:.4f}{interval}")
     elif file is not None:
         say(
-            "note: the CV score of this file is unknown: the JSON file of `maskfold submit` is missing next to it, or "
-            "belongs to another file"
+            "note: the CV score of this file is unknown, because the JSON that `maskfold submit` writes next to "
+            "it is missing or belongs to another file"
         )
     api = connect_kaggle()
     limits = fetch_limits(api, parcel.slug)
     if limits is None:
-        say(f"Kaggle does not report how many submissions to {parcel.slug} are used today")
+        say(f"Kaggle does not report how many of today's submissions to {parcel.slug} are used")
     else:
         limit = "in total" if limits.by_total else "today"
-        say(f"{parcel.slug}: {limits.used} of {limits.used + limits.left} submissions used {limit}")
+        say(f"{parcel.slug}: {limits.used} of {limits.used + limits.left} submissions are used {limit}")
         if limits.left <= 0:
             raise MaskfoldError(
-                f"No submissions to {parcel.slug} are left {limit}.",
-                "The competition's total limit is reached."
+                f"No submission to {parcel.slug} is left {limit}.",
+                "The limit holds for the whole competition, so you cannot submit again."
                 if limits.by_total
-                else "Wait until 00:00 UTC, when the daily limit resets.",
+                else "Wait until 00:00 UTC, when Kaggle resets the daily limit.",
             )
     submitted = file.name if code is None and file is not None else f"{notebook} version {version}"
     confirm_or_exit(f"Submit {submitted}, “{record.message}”?", yes, UPLOAD_HINT, UPLOAD_DECLINED)
@@ -312,7 +325,7 @@ def upload_command(
     files = () if file is None else (file, *([file.with_suffix(".json")] if parcel.summary else []))
     if (run := log_upload(asdict(record), files)) is not None:
         ledger.write(replace(record, mlflow=run))
-    say("Next: maskfold ledger   (scores, and which differences are noise)")
+    say("Next: maskfold ledger   (shows the scores, and which differences are noise)")
 
 
 def _code_submission(
@@ -325,16 +338,24 @@ def _code_submission(
     """
     if notebook is None:
         if version is not None:
-            raise MaskfoldError("--version requires --notebook.", "Add --notebook OWNER/NAME.", status=2)
+            raise MaskfoldError(
+                "--version requires --notebook, which is missing.", "Add --notebook OWNER/NAME.", status=2
+            )
         if file is None:
-            raise MaskfoldError("No file given.", "Name a CSV, or --notebook OWNER/NAME --version N.", status=2)
+            raise MaskfoldError(
+                "No file to submit is given.", "Give a CSV, or --notebook OWNER/NAME --version N.", status=2
+            )
         return None
     if not re.fullmatch(r"[\w-]+/[\w-]+", notebook):
         raise MaskfoldError(
-            f"--notebook: found {notebook}, expected OWNER/NAME.", "Copy it from the notebook's URL.", status=2
+            f"--notebook: found {notebook}, expected OWNER/NAME.", "Copy OWNER/NAME from the notebook's URL.", status=2
         )
     if version is None:
-        raise MaskfoldError(f"--notebook {notebook} requires --version.", "Add --version N.", status=2)
+        raise MaskfoldError(
+            f"--notebook {notebook} requires --version, which is missing.",
+            "Add --version N, the version of the notebook.",
+            status=2,
+        )
     return {"kernel": notebook, "version": version, "file": output}
 
 
@@ -368,17 +389,23 @@ def ledger_command(
     if file is not None:
         names = [_add_upload(file, competition, [word for word in words if "=" in word], public, private, message, say)]
     elif public is not None or private is not None:
-        raise MaskfoldError("--public and --private require --add.", "Name the file with --add FILE.", status=2)
+        raise MaskfoldError(
+            "--public and --private require --add, which is missing.",
+            "Add --add FILE, the file that has this score.",
+            status=2,
+        )
     selected = [ledger for ledger in list_ledgers() if not names or ledger.competition in names]
     if not selected:
         raise MaskfoldError(
-            f"No submissions yet{f' for {names[0]}' if names else ''}: submissions/*/ledger is empty.",
-            "Submit a file with `maskfold upload`, or add one with --add FILE --public 0.71.",
+            f"There are no submissions yet{f' for {names[0]}' if names else ''}: submissions/*/ledger is empty.",
+            "Submit a file with `maskfold upload`, or add a file that was submitted elsewhere: --add FILE "
+            "--public 0.71.",
         )
     if output is not None and len(selected) > 1:
         raise MaskfoldError(
-            f"--output requires one competition, found {', '.join(ledger.competition for ledger in selected)}.",
-            "Name one of these competitions.",
+            "--output requires one competition, but the ledger has "
+            f"{', '.join(ledger.competition for ledger in selected)}.",
+            "Add the name of one of these competitions to the command.",
             status=2,
         )
     for ledger in selected:
@@ -428,12 +455,12 @@ def _fetch_scores(ledger: Ledger, refresh: bool | None, say: Callable[[str], Non
     except MaskfoldError as error:
         if refresh:
             raise
-        say(f"warning: scores could not be updated. {error}")
+        say(f"warning: the scores could not be updated. {error}")
         return
     if unknown:
         say(
-            f"{unknown} submission{'s' * (unknown > 1)} of your team {'were' if unknown > 1 else 'was'} not made from "
-            "this folder; add them with --add FILE --public SCORE"
+            f"{unknown} submission{'s' * (unknown > 1)} of your team {'were' if unknown > 1 else 'was'} not made "
+            "from this project; to add a submission: maskfold ledger --add FILE --public SCORE"
         )
     changed_ids = {record.id for record in changed}
     not_logged = [record for record in ledger.read() if not record.mlflow and record.id not in changed_ids]

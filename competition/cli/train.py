@@ -53,7 +53,7 @@ def cv_command(file: Path, overrides: list[str], new: bool, trust: tuple[str, ..
     except KeyboardInterrupt as interrupt:
         reason = str(interrupt) or "Ctrl-C"
         exit_with_error(
-            f"stopped ({reason}): run the same command to resume from the last checkpoint",
+            f"stopped ({reason}): to resume from the last checkpoint, run the same command again",
             143 if "SIGTERM" in reason else 130,
         )
 
@@ -125,8 +125,8 @@ def _selection_note(run: Run) -> str:
 
     excluded = len(run.cases.attrs.get("excluded", []))
     weighted = int((run.cases[WEIGHT] != "1").sum()) if WEIGHT in run.cases.columns else 0
-    note = f", {excluded} more in no fold and not scored (train.exclude)" if excluded else ""
-    return note + (f", {weighted} with a weight (train.weights)" if weighted else "")
+    note = f", {excluded} more are left out of all folds and scores (train.exclude)" if excluded else ""
+    return note + (f", {weighted} have a weight (train.weights)" if weighted else "")
 
 
 def _case_warnings(run: Run) -> list[str]:
@@ -136,12 +136,12 @@ def _case_warnings(run: Run) -> list[str]:
     unlabelled = sum(json.loads(masks).get("rows") == [] for masks in run.cases["masks"])
     if unlabelled:
         notes.append(
-            f"{unlabelled} of {len(run.cases)} cases have no mask in {run.exp.competition.train.rle}; "
-            "their masks are empty"
+            f"{unlabelled} of {len(run.cases)} cases have no row in {run.exp.competition.train.rle}, so their "
+            "masks are read as empty"
         )
     for ids in run.folds.attrs.get("duplicates", []):
         masks = " but different masks" if ids in conflicting else ""
-        notes.append(f"cases {', '.join(ids)} have the same image{masks}; they are kept in the same fold")
+        notes.append(f"the cases {', '.join(ids)} have the same image{masks}, so they are kept in the same fold")
     return notes
 
 
@@ -153,13 +153,17 @@ def _tune_postprocessing(run: Run, summary: CvSummary, context: Context) -> list
     if missing := [str(fold) for fold in run.fold_numbers() if fold not in validated_folds]:
         folds, are, them = ("folds", "are", "them") if len(missing) > 1 else ("fold", "is", "it")
         return [
-            f"post-processing is not tuned: postprocess.tune needs all folds, and {folds} {join_names(missing)} {are} "
-            f"not finished; folds.run=[{','.join(missing)}] trains {them}"
+            (
+                f"post-processing is not tuned, because tuning needs all folds (postprocess.tune), and {folds} "
+                f"{join_names(missing)} {are} not finished; folds.run=[{','.join(missing)}] trains {them}"
+            )
         ]
     from competition.ensembling.expected import estimate_score
     from competition.runs.blend import Ensemble
 
-    context.say("tuning post-processing on the out-of-fold predictions; Ctrl-C keeps the finished run")
+    context.say(
+        "tuning the post-processing on the out-of-fold predictions; if you stop it with Ctrl-C, the trained folds stay"
+    )
     tuned = estimate_score(Ensemble((run,), (1.0,)), summary.cases, context).tuning
     return tuned.report_lines() if tuned is not None else []
 
@@ -171,7 +175,9 @@ def skipped_lines(run: Run) -> list[str]:
     ids = [case for case, _ in run.skipped]
     more = and_more(len(ids), 5, "case")
     return (
-        [f"{skipped_cases_line(run)}: {', '.join(ids[:5])}{more}; reasons: {run.folder / SKIPPED_FILE}"] if ids else []
+        [f"{skipped_cases_line(run)}: {', '.join(ids[:5])}{more}; the reasons are in {run.folder / SKIPPED_FILE}"]
+        if ids
+        else []
     )
 
 
@@ -192,7 +198,7 @@ def _next_command(file: Path, comp: Competition, overrides: list[str], cases: in
 
     run_arguments = shlex.join([str(file), *overrides, *_trust_options(trust)])
     if comp.test is None:
-        return f"Next: maskfold report {run_arguments}   (HTML report)"
+        return f"Next: maskfold report {run_arguments}   (writes an HTML report)"
     if has_hidden_test(test_count := count_test_images(comp), cases):
         shown = f"only {format_count(test_count, 'test case')} here" if test_count else "no test case here"
         output = f"bundles/{comp.name}   (a bundle for the host's notebook: {shown})"
@@ -202,11 +208,11 @@ def _next_command(file: Path, comp: Competition, overrides: list[str], cases: in
         images = comp.test.images if isinstance(comp.test.images, str) else next(iter(comp.test.images.values()))
         folder = comp.root / re.split(r"[{*]", images)[0].rpartition("/")[0]
         return (
-            f"Next: maskfold predict {run_arguments} --images {shlex.quote(str(folder))} -o submissions/{comp.name}   "
-            "(label files of the test cases)"
+            f"Next: maskfold predict {run_arguments} --images {shlex.quote(str(folder))} -o "
+            f"submissions/{comp.name}   (writes label files of the test cases)"
         )
     written = "CSV" if files is None else "label files"
-    return f"Next: maskfold submit {run_arguments}   (predict the test cases and write the {written})"
+    return f"Next: maskfold submit {run_arguments}   (predicts the test cases and writes the {written})"
 
 
 def _trust_options(trust: tuple[str, ...]) -> list[str]:
@@ -225,7 +231,7 @@ def _trust_options(trust: tuple[str, ...]) -> list[str]:
 STUDY_TABLE_WIDTH = 200  # columns of tables if the output is not a terminal
 
 
-@exit_on_signal("stopped: run the same command to resume the interrupted trial")
+@exit_on_signal("stopped: to resume the interrupted trial, run the same command again")
 def study_command(
     file: Path,
     overrides: list[str],
@@ -238,7 +244,7 @@ def study_command(
     for name, number in (("trials", trials), ("promote", promote)):
         if number is not None and number < 1:
             raise MaskfoldError(
-                f"--{name}: found {number}, expected 1 or more.", f"Correct or remove --{name}.", status=2
+                f"--{name}: found {number}, expected 1 or more.", f"Correct --{name}, or remove it.", status=2
             )
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -288,9 +294,9 @@ def print_results(search: StudySession, console: Console, say: Callable[[str], N
             f"{' '.join(trial.user_attrs.get('words', []))}"
         )
     if not best and any(trial["state"] == "complete" for trial in trials):
-        say("No complete trial satisfies the constraints.")
+        say("No complete trial satisfies the constraints of the study.")
     if best and command and search.source.load().folds.run is not None:
-        say(f"Next: {shlex.join(command)}   (train the best three trials on all folds)")
+        say(f"Next: {shlex.join(command)}   (trains the best three trials on all folds)")
 
 
 def trials_table(search: StudySession, trials: list[dict[str, Any]]) -> Table:
@@ -367,8 +373,9 @@ def promote_best(search: StudySession, count: int, console: Console, say: Callab
     console.print(table)
     if not has_unseen:
         say(
-            "warning: the study selected trials on these same folds, so their gains are biased upwards. Search with "
-            "some of the folds, e.g. folds.run=[0,1]; the other folds then give an unbiased gain."
+            "warning: these gains are measured on the folds by which the study selected the trials, so they are "
+            "too high. To get an unbiased gain, search with some of the folds, e.g. folds.run=[0,1]; the other "
+            "folds then measure the gain."
         )
     for trial in promoted:
         say(f"trial {trial.number}: {trial.run_folder}")
@@ -387,7 +394,9 @@ def report_command(words: list[str], output: Path | None, trust: tuple[str, ...]
     names, overrides = split_runs_and_overrides(words)
     if len(names) != 1:
         raise MaskfoldError(
-            f"maskfold report: found {len(names)} runs or studies, expected 1.", "Name one run or study.", status=2
+            f"maskfold report: found {len(names)} runs or studies, expected 1.",
+            "Give exactly one run or study.",
+            status=2,
         )
 
     from competition.report.run import write_report
@@ -397,7 +406,8 @@ def report_command(words: list[str], output: Path | None, trust: tuple[str, ...]
     if (study := find_study(names[0])) is not None:
         if overrides:
             raise MaskfoldError(
-                f"{study} is a study, and its page accepts no key=value: found {overrides[0]}.",
+                f"{study} is a study, so key=value arguments have no effect on its page: found {overrides[0]}, "
+                "expected none.",
                 f"Remove {overrides[0]}.",
                 status=2,
             )
@@ -418,7 +428,7 @@ def _upload_page(run: Run, say: Callable[[str], None]) -> None:
 
     with lock_if_free(run.folder) as is_held:
         if is_held and upload_finished_run(run.folder, run.exp):
-            say("The page is also in MLflow, among the artifacts of the run")
+            say("The page is also in MLflow, with the artifacts of the run")
 
 
 @exit_on_signal("stopped: nothing was written")
@@ -431,7 +441,7 @@ def compare_command(words: list[str], output: Path | None, cases: int, trust: tu
     if len(names) != 2:
         raise MaskfoldError(
             f"maskfold compare: found {len(names)} run{'s' * (len(names) != 1)}, expected 2.",
-            "Name two runs, each by its experiment's YAML, its folder or its hash.",
+            "Give two runs, each by its experiment's YAML, its folder or its hash.",
             status=2,
         )
 
@@ -447,12 +457,15 @@ def compare_command(words: list[str], output: Path | None, cases: int, trust: tu
     first, second = (find_run(name, overrides, trust, say) for name in names)
     folder = output or Path("reports") / f"compare-{first.folder.name}-{second.folder.name}"
     if folder.exists() and not folder.is_dir():
-        raise MaskfoldError(f"{folder} is a file, expected a folder.", "Name a folder with -o.", status=2)
+        raise MaskfoldError(f"{folder} is a file, expected a folder.", "Give another folder with -o.", status=2)
     check_comparison_output(folder, [first, second])
     comparison = compare_two_runs(first, second, progress_bar(console, "cases compared"))
     for note in comparison.notes:
         say(note)
-    say(f"{len(comparison.rows)} out-of-fold cases; 95 % interval: paired bootstrap; p: Wilcoxon signed-rank test")
+    say(
+        f"{len(comparison.rows)} out-of-fold cases; the 95 % interval is a paired bootstrap interval, and p "
+        "is from Wilcoxon's signed-rank test"
+    )
     rows = [difference_cells(difference, comparison) for difference in comparison.differences]
     if console.is_terminal:
         table = Table()
@@ -478,7 +491,7 @@ def review_command(words: list[str], output: Path | None, pictures: int, trust: 
     say = plain_printer(console)
     names, overrides = split_runs_and_overrides(words)
     if len(names) != 1:
-        raise MaskfoldError(f"maskfold review: found {len(names)} runs, expected 1.", "Name one run.", status=2)
+        raise MaskfoldError(f"maskfold review: found {len(names)} runs, expected 1.", "Give exactly one run.", status=2)
 
     from competition.report.review import check_review_output, describe, write_review
     from competition.review.search import review_run
@@ -499,12 +512,12 @@ def review_command(words: list[str], output: Path | None, pictures: int, trust: 
     for line in format_columns(("case", "finding", "score"), rows) if rows else ():
         say(line)
     if kept:
-        say(f"The answers for {format_count(kept, 'case')} in {table} were kept.")
+        say(f"The answers for {format_count(kept, 'case')} that were already in {table} are kept.")
     say(f"Page: {page}; table for your answers: {table}")
     if rows:
         say(
-            f"Next: write x into the column exclude of {table}, then: "
-            f"maskfold cv EXPERIMENT competition.train.exclude={table}"
+            f"Next: write x into the column `exclude` of {table} for each case to leave out. Then: maskfold cv "
+            f"EXPERIMENT competition.train.exclude={table}"
         )
 
 
@@ -516,7 +529,9 @@ def register_command(words: list[str], best: bool, trust: tuple[str, ...]) -> No
     say = plain_printer(console)
     names, overrides = split_runs_and_overrides(words)
     if len(names) > 1:
-        raise MaskfoldError(f"maskfold register: found {len(names)} runs, expected 1.", "Name one run.", status=2)
+        raise MaskfoldError(
+            f"maskfold register: found {len(names)} runs, expected 1.", "Give exactly one run.", status=2
+        )
 
     from competition.export.mlflow_model import describe_run, model_fingerprint, version_tags, write_model
     from competition.postprocessing.ranking import best_run

@@ -102,11 +102,11 @@ def watch_command(once: bool, seconds: float, root: Path = Path()) -> None:
     """
     if not (root / RUNS_FOLDER).is_dir():
         raise MaskfoldError(
-            f"No run is in this folder: {(root / RUNS_FOLDER).absolute()} does not exist.",
-            "Change to the folder in which you started `maskfold cv` or `maskfold study`.",
+            f"This folder has no runs: {(root / RUNS_FOLDER).absolute()} does not exist.",
+            "Change to the folder in which `maskfold cv` or `maskfold study` was started, and run the command there.",
         )
     if seconds < 0.5:
-        raise MaskfoldError(f"--seconds: found {seconds:g}, expected 0.5 or more.", "Correct --seconds.", status=2)
+        raise MaskfoldError(f"--seconds: found {seconds:g}, expected at least 0.5.", "Correct --seconds.", status=2)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
     if once or not console.is_terminal:
         console.print(_draw(read_active_runs(root)))
@@ -207,8 +207,10 @@ def _state_without_owner(output: Path) -> State:
 def _draw(runs: list[RunStatus]) -> RenderableType:
     """Return the table of all active runs; if there are none, return a sentence that says so."""
     if not runs:
-        return "No fold runs here. `maskfold cv` and `maskfold study` start them."
-    table = Table(title=f"{time.strftime('%H:%M:%S')} · Ctrl-C ends this table, not the folds", title_justify="left")
+        return "No fold runs in this project. `maskfold cv` and `maskfold study` start folds."
+    table = Table(
+        title=f"{time.strftime('%H:%M:%S')} · Ctrl-C closes this table; the folds continue", title_justify="left"
+    )
     for name in HEADER:
         table.add_column(name, justify="left" if name in ("fold", "state") else "right")
     for number, run in enumerate(runs):
@@ -216,7 +218,7 @@ def _draw(runs: list[RunStatus]) -> RenderableType:
             table.add_section()
         head = f"{run.name}: {run.owner or 'no process'}"
         if run.state == "killed":
-            head += " was killed; the command of the run resumes it"
+            head += " was killed; to resume the run, repeat its command"
         table.add_row(head, style="bold" if run.state == "running" else "red")
         if run.machine:
             table.add_row(f"  {run.machine}")

@@ -78,7 +78,7 @@ def check_argument_values(
         shown = repr(found.value)
         shown = shown if len(shown) <= MAX_SHOWN else shown[:MAX_SHOWN] + "…"
         raise MaskfoldError(
-            f"{where}{found.key}: found {shown}, {found.reason}; an argument in a YAML must not select a file, an "
+            f"{where}{found.key}: found {shown}, {found.reason}. No argument in a YAML may select a file, an "
             "address, a cache or a hub.",
             f"Remove {found.key}. To load pretrained weights, set `encoder_weights`. If you trust the YAML, add "
             f"--allow {found.key} or set {ALLOW_VARIABLE}={found.key}.",
@@ -100,7 +100,7 @@ def refused_arguments(args: Mapping[str, Any], key: str, trust: Sequence[str] = 
         if argument_key in WEIGHTS_KEYS and isinstance(value, str | bool | None):
             continue
         if is_refused_name(str(name)) and _names_something(str(name), value):
-            yield RefusedArgument(argument_key, value, f"which `{name}` would open")
+            yield RefusedArgument(argument_key, value, f"with which `{name}` may open a file or a hub")
         else:
             yield from _refused_values(value, argument_key, trust)
 
@@ -213,8 +213,8 @@ def _split(texts: Sequence[str], source: str) -> tuple[str, ...]:
     for key in keys:
         if key.split(".")[0] not in SECTIONS:
             raise MaskfoldError(
-                f"{source}: found `{key}`, expected the key of an argument in {', '.join(SECTIONS)}.",
-                "Write the whole key, e.g. model.args.checkpoint_path.",
+                f"{source}: found `{key}`, expected the key of an argument below {', '.join(SECTIONS)}.",
+                "Write the whole key, for example model.args.checkpoint_path.",
                 status=2,
             )
     return keys

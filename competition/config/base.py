@@ -101,8 +101,8 @@ def find_file(document: YamlDocument, key: KeyPath, value: str, default: Path, k
         file = path
     if not file_exists(document, key, file):
         raise MaskfoldError(
-            f"{place}: {name}: {file} does not exist.",
-            f"Set {name} to the path of {kind}'s YAML, relative to the file that names it.",
+            f"{place}: {name}: the file {file} does not exist.",
+            f"Set {name} to the path of {kind}'s YAML. The path is relative to the file that contains the key.",
             status=2,
         )
     return file
@@ -119,7 +119,7 @@ def expand_home(document: YamlDocument, key: KeyPath, value: str) -> Path:
     except RuntimeError:
         raise MaskfoldError(
             f"{document.locate(key)}: {'.'.join(map(str, key))}: found {value}, but this machine has no such user.",
-            "Write the whole path.",
+            "Write the whole path instead of ~NAME.",
             status=2,
         ) from None
 
@@ -153,28 +153,30 @@ def _merge_bases(document: YamlDocument, file: Path, chain: list[Path]) -> YamlD
         raise MaskfoldError(
             f"{place}: base: found {'empty text' if value == '' else 'a ' + value_kind(value)}, expected the path of "
             "an experiment's YAML.",
-            "Write e.g. base: unet3d.yaml.",
+            "Write for example base: unet3d.yaml.",
             status=2,
         )
     base_file = find_file(document, (KEY,), value, file.parent, "an experiment")
     files = [*chain, base_file]
     if base_file.resolve() in [path.resolve() for path in chain]:
         raise MaskfoldError(
-            f"{place}: base: the experiments form a cycle of bases: {' -> '.join(map(str, files))}.",
-            "Remove `base` from one of them.",
+            f"{place}: base: found a cycle, in which each experiment is the base of the next: "
+            f"{' -> '.join(map(str, files))}.",
+            "Remove `base` from one of these files.",
             status=2,
         )
     if len(files) > MAX_BASES:
         raise MaskfoldError(
-            f"{place}: base: found a chain of more than {MAX_BASES} experiments from {chain[0]} on.",
-            "Write the keys into fewer files.",
+            f"{place}: base: found a chain of more than {MAX_BASES} files, beginning with {chain[0]}, expected at "
+            f"most {MAX_BASES}.",
+            "Merge the keys of some of these files.",
             status=2,
         )
     base = read_yaml(base_file)
     if not {"competition", KEY} & base.tree.keys() and {"dimensions", "classes"} <= base.tree.keys():
         raise MaskfoldError(
-            f"{place}: base: {base_file} describes a competition, not an experiment.",
-            f"Set base to an experiment's YAML, or write competition: {value}.",
+            f"{place}: base: {base_file} describes a competition, expected an experiment.",
+            f"Set base to the YAML of an experiment. To name a competition, write competition: {value}.",
             status=2,
         )
     del document.tree[KEY]

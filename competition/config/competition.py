@@ -106,7 +106,7 @@ class TrainFiles(ConfigModel):
         if (self.masks is None) == (self.rle is None):
             raise ValueError("set exactly one of `masks` and `rle`")
         if self.threshold is not None and self.masks is None:
-            raise ValueError("`threshold` needs mask files (`masks`)")
+            raise ValueError("`threshold` needs mask files, so it requires the key `masks`")
         if self.missing_masks == "empty" and not isinstance(self.masks, dict):
             raise ValueError("`missing_masks: empty` needs one file per class, `masks: {class: pattern, …}`")
         return self
@@ -148,11 +148,14 @@ class MetricTerm(ConfigModel):
     @model_validator(mode="after")
     def _check_term(self) -> MetricTerm:
         if self.name is None and self.target is None:
-            raise ValueError("a term needs `name` or `target`")
+            raise ValueError("a term needs `name` or `target`, found neither")
         if self.weight == 0:
             raise ValueError("`weight` must not be 0")
         if self.target is None and METRICS.get(str(self.name)).pooled_share:
-            raise ValueError(f"`name`: {self.name} averages one of its terms over slices, and cannot be part of a sum")
+            raise ValueError(
+                f"`name`: {self.name} cannot be part of a sum, because it averages one of its terms over the slices "
+                "of all cases"
+            )
         self.config()
         return self
 
@@ -222,7 +225,9 @@ class MetricConfig(ConfigModel):
                 raise ValueError(f"`name`: {error}") from error
             for name in self.args:
                 if name in YAML_SETTINGS:
-                    raise ValueError(f"`args.{name}` is a key of the section `metric`; set `{name}` instead")
+                    raise ValueError(
+                        f"`args.{name}`: {name} is a key of the section `metric` itself; set `metric.{name}` instead"
+                    )
             metric.bind(self.args, self._yaml_settings())
         if self.average == "global" and not self.has_own_code and not self.resolve().supports_global:
             raise ValueError(self._global_problem())
@@ -230,15 +235,15 @@ class MetricConfig(ConfigModel):
 
     def _check_sum(self, terms: list[MetricTerm]) -> None:
         if self.target is not None or self.args:
-            raise ValueError("`sum` excludes `target` and `args`; write them in a term of the sum")
+            raise ValueError("`sum` cannot be combined with `target` and `args`; write them in a term of the sum")
         if not self.has_own_code:  # the direction of a `target` is known only after its import
             sum_direction([(term.weight, term.label, term.config().direction) for term in terms])
 
     def _global_problem(self) -> str:
         names = [name for name in METRICS.names() if METRICS.get(name).supports_global]
         return (
-            f"`average: global` requires a metric of pixel counts or with sums ({join_or(names)}), found {self.name}; "
-            "use case_class or class"
+            f"`average: global` is not possible for {self.name}; it requires a metric that is computed from sums "
+            f"over cases ({join_or(names)}). Set case_class or class"
         )
 
     @model_serializer(mode="wrap")
@@ -295,7 +300,12 @@ class MetricConfig(ConfigModel):
             try:
                 return sum_direction(terms)
             except ValueError as error:
-                raise MaskfoldError(f"competition.metric.sum: {error}.", "Correct the weights.", status=2) from error
+                raise MaskfoldError(
+                    f"competition.metric.sum: {error}.",
+                    "Change the sign of a weight, so that an improvement of each term changes the sum in the same "
+                    "direction.",
+                    status=2,
+                ) from error
         if self.target is None:
             return METRICS.get(self.name).direction
         return load_own_metric(self.target, self.name, self._trust, "competition.metric.target").direction
@@ -389,15 +399,18 @@ class SubmissionFormat(ConfigModel):
     def _check_files(self) -> SubmissionFormat:
         if self.files is None:
             if self.zip or self.labels is not None:
-                raise ValueError('`zip` and `labels` require `files`, e.g. `files: "{id}.nii.gz"`')
+                raise ValueError(
+                    '`zip` and `labels` apply only to label files, so they require `files`, e.g. `files: "{id}.nii.gz"`'
+                )
             return self
         parts = self.files.replace("\\", "/").split("/")
         if "{id}" not in parts[-1] or not self.files.lower().endswith(LABEL_FILE_EXTENSIONS):
             raise ValueError(
-                f"`files` must be a name with {{id}} that ends in {join_or(LABEL_FILE_EXTENSIONS)}, found {self.files}"
+                f"`files` must be a file name with {{id}}, and must end in {join_or(LABEL_FILE_EXTENSIONS)}, found "
+                f"{self.files}"
             )
         if parts[0] in ("", "~") or ".." in parts or ":" in self.files:
-            raise ValueError(f"`files` must be a relative path below the archive, found {self.files}")
+            raise ValueError(f"`files` must be a relative path inside the archive, found {self.files}")
         return self
 
     @model_serializer(mode="wrap")
@@ -456,7 +469,10 @@ class Competition(ConfigModel):
             raise ValueError("`classes` must not contain duplicates")
         if len(set(map(fold_name, self.classes))) != len(self.classes):
             raise ValueError(
-                "`classes` must differ in more than case and Unicode form, because files are named after them; found "
+                (
+                    "`classes` must differ in more than upper and lower case or Unicode form, because files are named "
+                    "after classes; found "
+                )
                 + ", ".join(self.classes)
             )
         for name in self.classes:
@@ -468,12 +484,13 @@ class Competition(ConfigModel):
         is_class = self.background in all_values
         if len(self.class_values) != len(self.classes) or is_class or (has_duplicates and must_be_unique):
             raise ValueError(
-                "`label_values` must have one value or list of values per class, all different and not "
-                f"{self.background}" + (" (background)" if self.background else "")
+                "`label_values` must have one value or one list of values for each class; the values must differ "
+                f"from each other and from the background, {self.background}"
+                + (" (background)" if self.background else "")
             )
         if self.ignore is not None and self.ignore in (self.background, *all_values):
             raise ValueError(
-                f"`ignore` must differ from all class values and from {self.background} (background), found "
+                f"`ignore` must differ from all class values and from the background, {self.background}, found "
                 f"{self.ignore}"
             )
         if self.background and (
@@ -483,35 +500,45 @@ class Competition(ConfigModel):
             or self.labels == "overlapping"
         ):
             raise ValueError(
-                f"`background: {self.background}` needs one label file per case and exclusive classes (`train.masks` "
-                "with one pattern, without `instances` and `train.threshold`)"
+                f"`background: {self.background}` requires one label file per case and exclusive classes, that is "
+                "`train.masks` with one pattern, without `instances` and `train.threshold`"
             )
         if self.train.threshold is not None:
             if isinstance(self.train.masks, str) and len(self.classes) > 1:
                 raise ValueError(
-                    "`train.threshold` needs one class, or one file per class (`masks: {class: pattern, …}`)"
+                    "`train.threshold` requires one class, or one file per class (`masks: {class: pattern, …}`)"
                 )
             if self.ignore is not None:
-                raise ValueError("`train.threshold` and `ignore` exclude each other; see `train.region`")
+                raise ValueError(
+                    "`train.threshold` and `ignore` cannot be combined; to ignore pixels, set `train.region`"
+                )
         if self.array_axes is not None and len(self.array_axes) != self.dimensions:
             expected = "xy or yx" if self.dimensions == 2 else "xyz, yxz or zyx"
             raise ValueError(
-                f"`array_axes` must be {expected} if `dimensions` is {self.dimensions}, found {self.array_axes}"
+                f"`array_axes` must be {expected}, because `dimensions` is {self.dimensions}, found {self.array_axes}"
             )
         if self.spacing is not None and len(self.spacing) != self.dimensions:
-            raise ValueError(f"`spacing` must have {self.dimensions} numbers (mm), found {len(self.spacing)}")
+            raise ValueError(
+                f"`spacing` must have {self.dimensions} numbers (mm), because `dimensions` is {self.dimensions}, "
+                f"found {len(self.spacing)}"
+            )
         if (files := self.submission.files) is not None:
             if self.dimensions == 3 and files.lower().endswith(".png"):
-                raise ValueError("`submission.files` of volumes cannot be PNG; use .nii.gz, .mha or .tif")
+                raise ValueError(
+                    "`submission.files` cannot be PNG, because a PNG holds no volume; use .nii.gz, .mha or .tif"
+                )
             count = 0 if self.submission.labels is None else len(self.submission.labels)
             if count not in (0, len(self.classes)):
                 raise ValueError(f"`submission.labels` must have one value per class, found {count}")
             if count and self.instances:
                 raise ValueError(
-                    "`submission.labels` and `instances` exclude each other: the values are object numbers"
+                    "`submission.labels` and `instances` cannot be combined, because the files then contain object "
+                    "numbers"
                 )
         if isinstance(self.train.masks, dict) and set(self.train.masks) != set(self.classes):
-            raise ValueError("`train.masks` must have exactly one entry per class in `classes`, keyed by class name")
+            raise ValueError(
+                "`train.masks` must have exactly one pattern for each class in `classes`, with the class name as key"
+            )
         return self
 
     @property

@@ -156,10 +156,10 @@ class ConstructionGuard:
         package = self.cls.__module__.split(".")[0]
         option = f"--trust {package}" if event in PROCESS_EVENTS or event in STATE_EVENTS else f"--allow {self.key}"
         self.violation = MaskfoldError(
-            f"{self.key}: {self.cls.__name__} tried to {action} while it was constructed; a constructor must "
-            "not touch files, connections, or the process.",
+            f"{self.key}: {self.cls.__name__} tried to {action} while Maskfold constructed it. A class that a "
+            "YAML names must not do this.",
             f"Correct {self.key}. To load pretrained weights, set `encoder_weights`. If you trust the YAML, add "
-            f"{option}.",
+            f"{option} to the command.",
             status=2,
         )
         raise self.violation

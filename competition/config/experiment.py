@@ -91,7 +91,10 @@ class ExtraCasesConfig(ConfigModel):
         """Return why the cases cannot train a network of `comp`; None if they can."""
         extra = self.competition
         if extra.train.weights is not None:
-            return "`extra.competition` must not have `train.weights`; `extra.weight` is the weight of all its cases"
+            return (
+                "`extra.competition` must not have the key `train.weights`, because `extra.weight` is the weight of "
+                "all its cases"
+            )
         if extra.dimensions != comp.dimensions:
             return (
                 f"`extra.competition` must have the same dimensions as the competition ({comp.dimensions}), "
@@ -107,15 +110,21 @@ class ExtraCasesConfig(ConfigModel):
             )
         for name in self.classes or {}:
             if name not in extra.classes:
-                return f"`extra.classes` has the key {name}; that competition's classes are {', '.join(extra.classes)}"
+                return (
+                    f"`extra.classes` has the key {name}, expected a class of the other competition: "
+                    f"{', '.join(extra.classes)}"
+                )
         mapping = self.class_mapping(comp.classes)
         for name in mapping.values():
             if name not in comp.classes:
-                return f"`extra.classes` maps to {name}; this competition's classes are {', '.join(comp.classes)}"
+                return (
+                    f"`extra.classes` maps a class to {name}, expected a class of this competition: "
+                    f"{', '.join(comp.classes)}"
+                )
         if not mapping:
             return (
-                f"`extra` shares no class with this competition: it has {', '.join(extra.classes)}, expected any of "
-                f"{', '.join(comp.classes)}; map its classes in `extra.classes`"
+                f"`extra` must share a class with this competition: found the classes {', '.join(extra.classes)}, "
+                f"expected any of {', '.join(comp.classes)}; map its classes with `extra.classes`"
             )
         return None
 
@@ -189,9 +198,9 @@ class PreprocessingConfig(ConfigModel):
             raise ValueError("`intensity: window` requires `window: [level, width]` with a positive width")
         grid_keys = [key for key in ("spacing", "resize", "long_side") if getattr(self, key) is not None]
         if len(grid_keys) > 1:
-            raise ValueError(f"`{grid_keys[0]}` and `{grid_keys[1]}` both set the grid; remove one of them")
+            raise ValueError(f"`{grid_keys[0]}` and `{grid_keys[1]}` both set the size of images; remove one of them")
         if self.stretch and self.resize is None:
-            raise ValueError("`stretch` requires `resize`, the size to stretch to")
+            raise ValueError("`stretch` requires `resize`, the size to which images are stretched")
         if self.boundary is not None and self.rings is not None:
             raise ValueError("`boundary` and `rings` both separate touching objects; remove one of them")
         if isinstance(self.channels, list) and len(set(self.channels)) != len(self.channels):
@@ -223,12 +232,13 @@ class PatchConfig(ConfigModel):
             raise ValueError(f"`axes` must not contain duplicates, found {self.axes}")
         if self.slices is None and self.axes != [LAST_AXIS]:
             raise ValueError(
-                f"`axes` requires `slices`, the number of neighbouring slices of a volume that a 2D network sees; "
-                f"found axes {self.axes} without slices"
+                "`axes` applies only to 2.5D networks, so it requires `slices`, the number of neighbouring slices "
+                f"that the network sees; found axes {self.axes} without slices"
             )
         if self.slices is not None and (self.slices % 2 == 0 or len(self.size) != 2):
             raise ValueError(
-                f"`slices` must be odd and requires a `size` of two numbers, found {self.slices} and size {self.size}"
+                f"`slices` must be odd, and `size` must have two numbers; found slices {self.slices} and size "
+                f"{self.size}"
             )
         return self
 
@@ -316,8 +326,8 @@ class TrainingConfig(ConfigModel):
             raise ValueError("`plan` must be a list of pairs [step, total steps] with 0 ≤ step < total steps")
         if self.soup > 1 and self.weights == "best":
             raise ValueError(
-                "`soup` is compared with the last weights, so it cannot be combined with `weights: best`, whose score "
-                "is biased; remove one of them"
+                "`soup` and `weights: best` cannot be combined, because the score of the best weights is biased and "
+                "a soup is compared with the last weights; remove one of them"
             )
         return self
 
@@ -356,10 +366,11 @@ class HardwareConfig(ConfigModel):
     @model_validator(mode="after")
     def _check_consistency(self) -> HardwareConfig:
         if self.gpus is not None and self.gpus > 1 and self.gpus != int(self.gpus):
-            raise ValueError(f"`gpus` above 1 must be an integer, found {self.gpus:g}")
+            raise ValueError(f"`gpus` must be a whole number if it is above 1, found {self.gpus:g}")
         if self.gpus and self.gpus < self.devices and self.devices > 1:
             raise ValueError(
-                f"`gpus` must be at least `devices` ({self.devices}), one GPU per device, found {self.gpus:g}"
+                f"`gpus` must be at least {self.devices}, because each of the {self.devices} `devices` needs a GPU, "
+                f"found {self.gpus:g}"
             )
         return self
 
@@ -413,7 +424,8 @@ class Experiment(ConfigModel):
         self._check_dimensions()
         if self.training.budget_minutes is not None and self.schedule.name == "plateau":
             raise ValueError(
-                "`training.budget_minutes` requires a schedule with a fixed end, found schedule.name: plateau"
+                "`training.budget_minutes` requires a schedule that has a fixed end, found schedule.name: plateau, "
+                "which has none"
             )
         if self.training.on_oom == "halve" and self.run.devices > 1:
             raise ValueError(
@@ -454,14 +466,14 @@ class Experiment(ConfigModel):
             raise ValueError("`first_stage` requires volumes (competition.dimensions: 3)")
         if self.augment.transforms:
             raise ValueError(
-                "`first_stage` requires `augment.preset`: the transforms of `augment.transforms` would change the "
-                "probabilities of the first stage like intensities; remove `augment.transforms`"
+                "`first_stage` requires `augment.preset`, because the transforms of `augment.transforms` would also "
+                "change the probabilities of the first stage; remove `augment.transforms`"
             )
         for key in ("pseudo", "extra"):
             if getattr(self, key) is not None:
                 raise ValueError(
-                    f"`first_stage` cannot be combined with `{key}`, whose cases have no out-of-fold predictions; "
-                    "remove one of them"
+                    f"`first_stage` cannot be combined with `{key}`, because the first stage has no out-of-fold "
+                    f"predictions of the cases of `{key}`; remove one of them"
                 )
 
     def _check_dimensions(self) -> None:
@@ -470,23 +482,25 @@ class Experiment(ConfigModel):
         if uses_slices and dims == 2:
             raise ValueError("`patch.slices` requires volumes (competition.dimensions: 3)")
         if not uses_slices and len(size) != dims:
-            raise ValueError(f"`patch.size` must have {dims} numbers, as set by competition.dimensions, found {size}")
+            raise ValueError(
+                f"`patch.size` must have {dims} numbers, because competition.dimensions is {dims}, found {size}"
+            )
         for key in ("spacing", "resize"):
             value = getattr(self.prepare, key)
             if value is not None and len(value) != dims:
                 raise ValueError(
-                    f"`prepare.{key}` must have {dims} numbers, as set by competition.dimensions, found {value}"
+                    f"`prepare.{key}` must have {dims} numbers, because competition.dimensions is {dims}, found {value}"
                 )
         if self.prepare.orientation is not None and dims == 2:
             raise ValueError("`prepare.orientation` requires volumes (competition.dimensions: 3)")
         if dims == 3 and self.prepare.channels in ("grey", "rgb"):
             raise ValueError(
-                "`prepare.channels` grey and rgb require 2D images (competition.dimensions: 2); "
+                "`prepare.channels` may be grey or rgb only for 2D images (competition.dimensions: 2); for volumes, "
                 "use keep or a list of channel numbers"
             )
         if dims == 3 and self.prepare.long_side is not None:
             raise ValueError(
-                "`prepare.long_side` requires 2D images (competition.dimensions: 2); use `spacing` for volumes"
+                "`prepare.long_side` requires 2D images (competition.dimensions: 2); for volumes, use `spacing`"
             )
 
     def _check_postprocess(self) -> None:

@@ -95,14 +95,16 @@ def resolve_target(path: str, kind: type | tuple[type, ...] | None, key: str, tr
     for part in parts[1:]:
         resolved = _get_member(resolved, part, path, key)
         if isinstance(resolved, ModuleType) and resolved.__name__.split(".")[0] not in roots:
-            _raise_invalid(path, key, f"leads out of {parts[0]} into the module {resolved.__name__}")
+            _raise_invalid(path, key, f"leads out of the package {parts[0]} into the module {resolved.__name__}")
     module = getattr(resolved, "__module__", None)
     if not isinstance(resolved, ModuleType) and (not isinstance(module, str) or module.split(".")[0] not in roots):
         _raise_invalid(path, key, f"comes from {module or 'an unknown module'}, not from a trusted package")
     if (active_part := find_active_part(f"{module}.{getattr(resolved, '__qualname__', '')}", trust)) is not None:
         raise MaskfoldError(
-            f"{key}: `{path}` is in {active_part}, whose classes read, write or run what their arguments name.",
-            f"Name another class, or trust all of {parts[0]} with --trust {parts[0]}.",
+            f"{key}: `{path}` is in {active_part}, whose classes read, write or run what their arguments name, so "
+            "it is refused.",
+            f"Name another class. If you trust the YAML, add --trust {parts[0]}, which allows all classes of "
+            f"{parts[0]}.",
             status=2,
         )
     _check_kind(resolved, kind, path, key)
@@ -140,7 +142,7 @@ def check_arguments(cls: Any, args: Mapping[str, Any], key: str, partial: bool =
                 hint = f"Its arguments are {join_or(known).replace(' or ', ' and ')}."
             else:
                 hint = f"Remove {key}; {cls.__name__} has no arguments."
-            raise MaskfoldError(f"{key}.{name} is not an argument of {cls.__name__}.", hint, status=2)
+            raise MaskfoldError(f"{key}.{name}: {cls.__name__} has no argument of this name.", hint, status=2)
     missing = [name for name in known if parameters[name].default is Parameter.empty and name not in args]
     if missing and not partial:
         raise MaskfoldError(
@@ -198,7 +200,7 @@ def _import(name: str, path: str, key: str) -> ModuleType:
         if error.name == name and "." not in name:
             raise MaskfoldError(
                 f"{key}: `{path}` needs the package {name}, which is not installed.",
-                f"Install {name}, or run the command in the folder that contains {name}.",
+                f"Install {name}, or run the command in the folder that contains the package {name}.",
                 status=2,
             ) from error
         if error.name == name:
@@ -224,7 +226,7 @@ def _get_member(container: Any, part: str, path: str, key: str) -> Any:
         pass  # the member may be a submodule that is not imported yet
     except ImportError as error:  # the package imports a member lazily, and this import failed
         raise MaskfoldError(
-            f"{key}: `{path}` needs a package that is not installed: {error}.", "Install that package.", status=2
+            f"{key}: `{path}` needs a package that is not installed: {error}.", "Install this package.", status=2
         ) from error
     if isinstance(container, ModuleType) and hasattr(container, "__path__"):
         name = f"{container.__name__}.{part}"
@@ -236,7 +238,7 @@ def _get_member(container: Any, part: str, path: str, key: str) -> Any:
     owner = getattr(container, "__name__", type(container).__name__)
     raise MaskfoldError(
         f"{key}: `{path}` does not exist: {owner} has no {part}.",
-        f"Did you mean {join_or(near)}?" if near else f"See the documentation of {owner}.",
+        f"Did you mean {join_or(near)}?" if near else f"The documentation of {owner} lists its classes.",
         status=2,
     )
 
@@ -254,12 +256,14 @@ def _check_kind(resolved: Any, kind: type | tuple[type, ...] | None, path: str, 
         actual = "module" if isinstance(resolved, ModuleType) else type(resolved).__name__
         raise MaskfoldError(
             f"{key}: `{path}` is a {actual}, expected a {expected}.",
-            "Name a class." + _suggest_classes(resolved, kinds),
+            "Name a class instead." + _suggest_classes(resolved, kinds),
             status=2,
         )
     if not issubclass(resolved, kinds):
         raise MaskfoldError(
-            f"{key}: `{path}` is a class, but not a {expected}.", f"Name a subclass of {expected}.", status=2
+            f"{key}: `{path}` is not a {expected}, expected a class that is derived from it.",
+            f"Name a class that is derived from {expected}.",
+            status=2,
         )
 
 
@@ -347,21 +351,21 @@ def check_import_path(path: str, key: str, extra: Sequence[str] = ()) -> list[st
     parts = path.split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         raise MaskfoldError(
-            f"{key}: `{path}` is not the import path of a class.",
-            "Write the full path, e.g. torch.optim.AdamW.",
+            f"{key}: found `{path}`, expected the import path of a class.",
+            "Write the full path, for example torch.optim.AdamW.",
             status=2,
         )
     private = [part for part in parts if part.startswith("_")]
     if private:
         raise MaskfoldError(
-            f"{key}: `{path}` contains `{private[0]}`, which is private.",
-            "Use the class's public import path.",
+            f"{key}: `{path}` contains the private name `{private[0]}`, expected public names only.",
+            "Use the public import path of the class.",
             status=2,
         )
     roots = trusted_packages(extra)
     if parts[0] not in roots:
         raise MaskfoldError(
-            f"{key}: `{path}` is not in a trusted package ({', '.join(sorted(roots))}).",
+            f"{key}: `{path}` is not in a trusted package; trusted are {', '.join(sorted(roots))}.",
             _trust_hint(parts, roots),
             status=2,
         )
@@ -375,8 +379,8 @@ def _user_trusted(extra: Sequence[str]) -> frozenset[str]:
     for name in packages:
         if name and not name.isidentifier():
             raise MaskfoldError(
-                f"--trust or {TRUST_VARIABLE}: found `{name}`, expected the name of a package.",
-                "Use the first part of the import path, e.g. my_nets for my_nets.unet.Fancy.",
+                f"--trust or {TRUST_VARIABLE}: found `{name}`, expected the name of a package without dots.",
+                "Write only the first part of the import path, for example my_nets for my_nets.unet.Fancy.",
                 status=2,
             )
     return frozenset(name for name in packages if name)
@@ -388,5 +392,5 @@ def _trust_hint(parts: list[str], roots: frozenset[str]) -> str:
     if package is not None:
         return f"Did you mean {'.'.join([package, *parts[1:]])}?"
     if root in sys.stdlib_module_names:
-        return "Name a class of one of these packages."
+        return "Name a class of a trusted package."
     return f"If you trust {root}, add --trust {root} or set {TRUST_VARIABLE}={root}."

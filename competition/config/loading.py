@@ -69,7 +69,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = (), trust: Sequ
     if "competition" not in document.tree and {"dimensions", "classes"} <= document.tree.keys():
         raise MaskfoldError(
             f"{file} describes a competition, not an experiment.",
-            "Name a YAML file with the keys `competition`, `patch`, `model` and `loss`.",
+            "Give the YAML file of an experiment, which has the keys `competition`, `patch`, `model` and `loss`.",
             status=2,
         )
     parsed = [override for override in parse_overrides(overrides) if override.key != BASE]
@@ -117,7 +117,7 @@ def load_competition(
     if "competition" in document.tree:
         raise MaskfoldError(
             f"{file} describes an experiment, not a competition.",
-            "Name the file that its key `competition` refers to.",
+            "Give the file that its key `competition` names.",
             status=2,
         )
     apply_overrides(document, parse_overrides(overrides))
@@ -271,9 +271,9 @@ def _resolve_root(document: YamlDocument, key: KeyPath, folder: Path) -> None:
             path = folder / path
         if SURROGATE.search(absolute := os.path.abspath(path)):
             raise MaskfoldError(
-                f"{document.locate(key)}: {'.'.join(map(str, key))}: the path {absolute} is not UTF-8, so a run cannot "
-                "save this path.",
-                "Rename the folder with mv.",
+                f"{document.locate(key)}: {'.'.join(map(str, key))}: the path {absolute} is not UTF-8, so Maskfold "
+                "cannot save it with a run.",
+                "Rename the folder with the command mv.",
                 status=2,
             )
         parent[key[-1]] = absolute
@@ -289,10 +289,15 @@ def _check_run_name(file: Path, competition: str) -> None:
     problem = name_problem(file.stem)
     length = len(f"{competition}-{printable(file.stem)}".encode())
     if problem is None and length > MAX_RUN_NAME_BYTES:
-        problem = f"is too long with the competition's: found {length} bytes, expected at most {MAX_RUN_NAME_BYTES}"
+        problem = (
+            f"is too long together with the competition's name: found {length} bytes, expected at most "
+            f"{MAX_RUN_NAME_BYTES}"
+        )
     if problem is not None:
         raise MaskfoldError(
-            f"The experiment's name {file.stem!r} {problem}.", "Rename the experiment's file.", status=2
+            f"The experiment's name {file.stem!r} {problem}.",
+            "Give the experiment's YAML file a shorter or simpler name.",
+            status=2,
         )
 
 

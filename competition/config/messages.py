@@ -83,13 +83,15 @@ def format_validation_error(error: ValidationError, model: type[BaseModel], docu
     problems = _select_union_members([_locate(details, model) for details in error.errors(include_url=False)])
     lines = list(dict.fromkeys(_format_problem(problem, document) for problem in problems[:MAX_SHOWN_ERRORS]))
     if len(lines) == 1:
-        return MaskfoldError(f"{lines[0]}.", "Correct it and run again.", status=2)
+        return MaskfoldError(f"{lines[0]}.", "Correct this key, then repeat the command.", status=2)
     hidden = max(0, len(problems) - MAX_SHOWN_ERRORS)
     listed = "".join(f"\n  {line}." for line in lines) + (
         f"\n  … and {format_count(hidden, 'more key')}." if hidden else ""
     )
     return MaskfoldError(
-        f"{document.file}: {len(lines) + hidden} invalid keys.{listed}\n", "Correct them and run again.", status=2
+        f"{document.file}: {len(lines) + hidden} invalid keys.{listed}\n",
+        "Correct these keys, then repeat the command.",
+        status=2,
     )
 
 

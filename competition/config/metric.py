@@ -111,8 +111,8 @@ class Metric:
         higher = getattr(declared, "higher_is_better", None)
         if not isinstance(higher, bool):
             raise ValueError(
-                f"{getattr(declared, '__name__', name)} does not state whether higher scores are better, expected the "
-                "decorator @metric(higher_is_better=…) or an attribute higher_is_better of true or false"
+                f"{getattr(declared, '__name__', name)} does not state whether higher scores are better; expected the "
+                "decorator @metric(higher_is_better=…), or an attribute higher_is_better that is true or false"
             )
         from_counts = bool(getattr(declared, "from_counts", False))
         pooled_share = float(getattr(declared, "pooled_share", 0.0))
@@ -176,7 +176,7 @@ class Metric:
         parameters = _parameters(self.function)
         for name in settings:
             if name not in values and parameters[name].default is inspect.Parameter.empty:
-                raise ValueError(f"`args.{name}` is missing, which the metric {self.name} requires")
+                raise ValueError(f"`args.{name}` is missing, but the metric {self.name} requires it")
         for name, allowed in _listed_values(self.function).items():
             if name in values and values[name] not in allowed:
                 raise ValueError(f"`args.{name}` is {values[name]!r}, expected {join_or([str(v) for v in allowed])}")
@@ -284,9 +284,9 @@ def load_own_metric(target: str, name: str, trust: Sequence[str], key: str) -> M
         raise MaskfoldError(f"{key}: {error}.", "See the section on metrics in CONTRIBUTING.md.", status=2) from error
     if found.pooled_share:  # because tables of scores are averaged without an import of the user's package
         raise MaskfoldError(
-            f"{key}: found {name} with pooled_share={found.pooled_share}, expected 0: only metrics of "
-            "`competition.metrics` may average a term over the slices of all cases.",
-            "Return one number for each case, or add the metric to competition/metrics (CONTRIBUTING.md).",
+            f"{key}: {name} has pooled_share={found.pooled_share}, expected 0, because only Maskfold's own "
+            "metrics may average a term over the slices of all cases.",
+            "Return one score for each case, or add the metric to competition/metrics (see CONTRIBUTING.md).",
             status=2,
         )
     return found

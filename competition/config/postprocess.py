@@ -100,7 +100,7 @@ class UntrustedStep(Step):
         """Raise an error, because the code of the step was not imported: its package is not trusted."""
         package = self.target.split(".")[0]
         raise MaskfoldError(
-            f"postprocess.steps: the step {self.target} is not in a trusted package.",
+            f"postprocess.steps: the step {self.target} is not in a trusted package, so it is not run.",
             f"If you trust {package}, add --trust {package} or set {TRUST_VARIABLE}={package}.",
             status=2,
         )
@@ -126,8 +126,8 @@ def load_own_step(target: str, args: Any, key: str, trust: Sequence[str]) -> Non
     cls = resolve_target(target, Step, f"{key}.target", trust)
     if inspect.isabstract(cls):
         raise MaskfoldError(
-            f"{key}.target: the step {target} has no method `apply`.",
-            "Write `def apply(self, current, case, index)`, see CONTRIBUTING.md.",
+            f"{key}.target: the step {target} has no method `apply`, expected one.",
+            "Write a method `def apply(self, current, case, index)`; CONTRIBUTING.md shows an example.",
             status=2,
         )
     known = list(cls.model_fields)
@@ -287,7 +287,10 @@ class PostprocessConfig(ConfigModel):
         for steps in self.steps.values() if isinstance(self.steps, dict) else [self.steps]:
             if any(step.step.creates_mask for step in steps[1:]):
                 creating = [f"`{name}`" for name in STEPS.names() if STEPS.get(name).creates_mask]
-                raise ValueError(f"{join_names(creating)} create the mask: only the first step may be one of them")
+                raise ValueError(
+                    f"{join_names(creating)} make the mask from probabilities, so at most one of them may be in the "
+                    "list, as the first step"
+                )
         return self
 
     def steps_for(self, cls: str) -> tuple[StepConfig, ...]:

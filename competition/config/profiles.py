@@ -131,12 +131,15 @@ class Profile:
                 return profile
         if "" in header or "Unnamed: 0" in header:
             raise MaskfoldError(
-                f"{path} has a column without a name.", "Write the file with pandas' to_csv(…, index=False).", status=2
+                f"{path} has a column without a name.",
+                "Give each column a name; pandas writes the file correctly with to_csv(…, index=False).",
+                status=2,
             )
         expected = " or ".join(",".join(profile.columns) for profile in formats)
         raise MaskfoldError(
-            f"{path} has the wrong columns for {self.name}: found {','.join(header)}, expected {expected}.",
-            "Correct submission.columns or submission.profile, or use the competition's own file.",
+            f"{path} does not have the columns of the profile {self.name}: found {','.join(header)}, expected "
+            f"{expected}.",
+            "Correct submission.columns or submission.profile, or use the file that the competition provides.",
             status=2,
         )
 
@@ -272,8 +275,9 @@ def get_profile(name: str) -> Profile:
     if name not in PROFILES:
         near = nearest_names(name, list(PROFILES), cutoff=0.0)
         raise MaskfoldError(
-            f"Unknown submission.profile: found `{name}`, expected one of {', '.join(PROFILES)}.",
-            f"Did you mean `{near[0]}`? Otherwise remove the key, and set submission.columns and submission.rle.",
+            f"submission.profile: found `{name}`, expected one of {', '.join(PROFILES)}.",
+            f"Did you mean `{near[0]}`? If the competition has no profile, remove the key, and set "
+            "submission.columns and submission.rle.",
             status=2,
         )
     return PROFILES[name]
@@ -294,9 +298,9 @@ def profile_of(comp: Competition) -> Profile:
     profile = get_profile(name)
     if profile.classes and set(profile.classes) != set(comp.classes):
         raise MaskfoldError(
-            f"competition.classes differs from submission.profile {name}: found {', '.join(comp.classes)}, expected "
-            f"{', '.join(profile.classes)}.",
-            "Use the profile's class names, because the ids in the host's file contain them.",
+            f"competition.classes does not fit submission.profile {name}: found {', '.join(comp.classes)}, "
+            f"expected {', '.join(profile.classes)}.",
+            "Use the class names of the profile, because the ids in the host's file contain them.",
             status=2,
         )
     return profile

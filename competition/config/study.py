@@ -29,7 +29,7 @@ class SearchDimension(ConfigModel):
     @model_validator(mode="after")
     def _check_range_or_choices(self) -> SearchDimension:
         if (self.choices is None) == (self.low is None and self.high is None):
-            raise ValueError("a key of the space must have either `low` and `high`, or `choices`")
+            raise ValueError("a key of the space must have either both `low` and `high`, or `choices`")
         if self.choices is not None:
             if self.log or self.step is not None:
                 raise ValueError("`log` and `step` require a range (`low` and `high`), found `choices`")
@@ -101,12 +101,17 @@ class StudyConfig(ConfigModel):
         if len(set(self.objectives)) != len(self.objectives):
             raise ValueError("`objectives` must not contain duplicates")
         if len(self.objectives) > 1 and self.pruner != "none":
-            raise ValueError(f"several `objectives` require `pruner: none`, found {self.pruner}")
+            raise ValueError(f"`pruner` must be none if there are several `objectives`, found {self.pruner}")
         keys = list(self.space)
         for key, dimension in self.space.items():
             for condition in dimension.when:
                 if condition not in self.space:
-                    raise ValueError(f"`when` of {key} refers to {condition}, which is not a key of the space")
+                    raise ValueError(
+                        f"the condition `when` of {key} names {condition}, which is not a key of the space"
+                    )
                 if keys.index(condition) >= keys.index(key):
-                    raise ValueError(f"`when` of {key} refers to {condition}, which must come before it in the space")
+                    raise ValueError(
+                        f"the condition `when` of {key} names {condition}, so {condition} must come before {key} in "
+                        "the space"
+                    )
         return self

@@ -114,28 +114,33 @@ def read_yaml(path: Path) -> YamlDocument:
     """
     try:
         if path.exists() and not path.is_file() and not path.is_dir():  # reading from a device might never end
-            raise MaskfoldError(f"{path} is not a regular file.", "Name a YAML file.", status=2)
+            raise MaskfoldError(f"{path} is not a regular file.", "Give a YAML file.", status=2)
         if path.is_file() and (size := path.stat().st_size) > MAX_BYTES:
             raise MaskfoldError(
-                f"{path} has {size / 2**20:.1f} MiB; YAML files are limited to {MAX_BYTES // 2**20} MiB.",
-                "Name a YAML file.",
+                f"{path} has {size / 2**20:.1f} MiB, expected at most {MAX_BYTES // 2**20} MiB, the limit for YAML "
+                "files.",
+                "Give a YAML file of Maskfold; data belong into other files.",
                 status=2,
             )
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise MaskfoldError(f"{path} does not exist.", "Name an existing YAML file.", status=2) from None
+        raise MaskfoldError(f"{path} does not exist.", "Give the path of an existing YAML file.", status=2) from None
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise MaskfoldError(f"{path} cannot be read: {reason}.", "Name a readable YAML file.", status=2) from error
+        reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
+        raise MaskfoldError(
+            f"{path} cannot be read: {reason}.", "Give a YAML file that this user can read.", status=2
+        ) from error
     document = parse_yaml(text, str(path))
     if document.tree is None:
         raise MaskfoldError(
-            f"{path} is empty.", "Write the keys of the experiment or of the competition into this file.", status=2
+            f"{path} is empty.",
+            "Write the keys of the experiment or of the competition into this file; docs/yaml.md lists them.",
+            status=2,
         )
     if not isinstance(document.tree, dict):
         raise MaskfoldError(
-            f"{path}, line 1: expected a mapping, found a {value_kind(document.tree)}.",
-            "Write lines of `key: value`.",
+            f"{path}, line 1: expected lines of `key: value` (a mapping), found a {value_kind(document.tree)}.",
+            "Write one `key: value` per line.",
             status=2,
         )
     return document
@@ -211,16 +216,16 @@ class _NodeChecker:
         self.count += 1
         if len(path) > MAX_DEPTH:
             self._fail(
-                node, f"not valid YAML, it is nested too deeply, expected at most {MAX_DEPTH} levels", "Flatten it"
+                node, f"not valid YAML: it is nested too deeply, expected at most {MAX_DEPTH} levels", "Flatten it"
             )
         if node in self.ancestors or self.count > MAX_NODES:
             self._fail(
-                node, "an alias (`*`) expands endlessly or too far", "Write the value out instead of using an alias"
+                node, "an alias (`*`) expands endlessly or too far", "Write the value itself instead of the alias"
             )
         if node.tag not in ALLOWED_TAGS:
             self._fail(
                 node,
-                f"the tag `{_short(node.tag)}` is not allowed, because YAML is read as plain data",
+                f"the tag `{_short(node.tag)}` is not allowed, because Maskfold reads YAML as plain data",
                 "Remove the tag",
             )
         self.ancestors.append(node)
@@ -230,18 +235,24 @@ class _NodeChecker:
             for index, item in enumerate(node.value):
                 self.visit(item, (*path, index))
         elif "${" in node.value:
-            self._fail(node, f"`{node.value}`: interpolation is not supported", "Write the value itself")
+            self._fail(
+                node,
+                f"`{node.value}`: references to other keys (interpolation) are not supported",
+                "Write the value itself instead of the reference",
+            )
         self.ancestors.pop()
 
     def _visit_mapping(self, node: yaml.MappingNode, path: KeyPath) -> None:
         seen: dict[tuple[str, str], SourceLocation] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag not in ALLOWED_TAGS or key.tag == TAG_PREFIX + "null":
-                self._fail(key, "mapping keys must be plain strings", "Write a string before the colon")
+                self._fail(
+                    key, "expected text as the key before the colon, found another value", "Write text before the colon"
+                )
             identity = (key.tag, key.value)
             if identity in seen:
                 first = f", first on line {seen[identity].line}" if self.has_lines else ""
-                self._fail(key, f"duplicate key `{key.value}`{first}", "Keep one of them")
+                self._fail(key, f"duplicate key `{key.value}`{first}", "Keep only one of the two")
             seen[identity] = self._location(key)
             name = key.value if key.tag == TAG_PREFIX + "merge" else PlainDataLoader("").construct_object(key)
             self.document.locations[(*path, name)] = self._location(key)
@@ -262,9 +273,10 @@ def _syntax_hint(error: yaml.MarkedYAMLError) -> str:
     if "'\\t'" in str(error.problem):
         return "Indent with spaces instead of tabs."
     if error.problem_mark is not None and "alias" in f"{error.context} {error.problem}":
-        return "Put text that begins with * or & in quotes."
+        return "Put text that begins with * or & into quotes."
     return (
-        "Check indentation, colons and brackets there and just before; quote text that contains {, [, *, # or a colon."
+        "Check indentation, colons and brackets in this line and the line before. Put text that contains {, "
+        "[, *, # or a colon into quotes."
     )
 
 
@@ -293,14 +305,14 @@ def parse_overrides(words: Sequence[str]) -> list[Override]:
         key, equals, text = word.partition("=")
         if not equals or not KEY_PATTERN.fullmatch(key):
             raise MaskfoldError(
-                f"command line: invalid override `{word}`: expected key=value.",
-                "Write e.g. training.epochs=3 or folds.run=[0,1], without spaces around the =.",
+                f"command line: found `{word}`, expected an override of the form key=value.",
+                "Write for example training.epochs=3 or folds.run=[0,1], without spaces around the =.",
                 status=2,
             )
         if len(KEY_PART_PATTERN.findall(key)) > MAX_DEPTH:
             raise MaskfoldError(
                 f"command line: the key `{key[:40]}…` is nested too deeply, expected at most {MAX_DEPTH} levels.",
-                "Name a key of the YAML.",
+                "Give a key of the YAML.",
                 status=2,
             )
         try:
@@ -341,8 +353,8 @@ def _key_path(config: Any, key: str) -> KeyPath:
             if not part.isdecimal() or int(part) >= len(node):
                 name, items = ".".join(str(parent) for parent in path), format_count(len(node), "item")
                 raise MaskfoldError(
-                    f"command line: {key} does not exist, because {name} is a list with {items}.",
-                    f"Use an index from 0 to {len(node) - 1}, or set the whole list with {name}=[…]."
+                    f"command line: the key {key} does not exist, because {name} is a list of {items}.",
+                    f"Use a position from 0 to {len(node) - 1}, or set the whole list with {name}=[…]."
                     if len(node)
                     else f"Set the whole list with {name}=[…].",
                     status=2,

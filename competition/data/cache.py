@@ -49,7 +49,7 @@ RECORD_FILE, DIGEST_KEY = "case.json", "sha256"
 UNSIGNED_KEYS = {"id", "geometry", "intensity", "normalised", "sizes"}  # keys of an old record, without a digest
 # Errors that reading a damaged record may raise.
 READ_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError)
-REBUILD_HINT = "Repeat the `maskfold` command: it preprocesses the case again."
+REBUILD_HINT = "Repeat the `maskfold` command, which preprocesses the case again."
 PAGE_BYTES = mmap.PAGESIZE
 
 
@@ -84,7 +84,7 @@ class PreprocessedCase:
             return cls._from_record(folder, read_case_record(folder))
         except READ_ERRORS as error:
             raise MaskfoldError(
-                f"Preprocessed case {folder} is missing or damaged: {format_damage(error)}.", REBUILD_HINT
+                f"The preprocessed case {folder} is missing or damaged: {format_damage(error)}.", REBUILD_HINT
             ) from error
 
     @classmethod
@@ -201,7 +201,7 @@ class NormalisedWindows:
 
 
 def _damaged_array(folder: Path, name: str, error: Exception) -> MaskfoldError:
-    return MaskfoldError(f"Preprocessed case {folder} is damaged: {name}, {format_damage(error)}.", REBUILD_HINT)
+    return MaskfoldError(f"The preprocessed case {folder} is damaged: {name}, {format_damage(error)}.", REBUILD_HINT)
 
 
 def format_damage(error: Exception) -> str:

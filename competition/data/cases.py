@@ -87,8 +87,8 @@ def case_table(comp: Competition, split: str = "train") -> pandas.DataFrame:
     if not rows:
         first, reason = next(iter(skipped.reasons.items()))
         raise MaskfoldError(
-            f"All {len(skipped.reasons)} cases are skipped; the first is {first}: {reason}",
-            "Correct the files or the competition's YAML.",
+            f"All {len(skipped.reasons)} cases are skipped, so none is left. The first is {first}: {reason}",
+            "Correct the files of the cases, or the competition's YAML.",
         )
     table = pandas.DataFrame(rows, columns=list(COLUMNS))
     if split == "train":
@@ -108,7 +108,8 @@ def _warn_unmatched_images(comp: Competition, split: str) -> None:
     if unmatched:
         named = ", ".join(unmatched[:3]) + (", …" if len(unmatched) > 3 else "")
         log.warning(
-            "The folder of %s.images has %s that no pattern of the YAML matches: %s",
+            "The folder of %s.images contains %s that no pattern of the YAML matches: %s. If they are cases, "
+            "correct the pattern.",
             split,
             format_count(len(unmatched), "image file"),
             named,
@@ -139,12 +140,13 @@ def turned_images_message(paths: list[str], split: str) -> str:
     """Return a message about images that viewers rotate by their EXIF orientation."""
     return (
         f"{format_count(len(paths), f'{split} image')} {has_or_have(len(paths))} an EXIF orientation, such as "
-        f"{paths[0]}: they are read as stored, but viewers turn them."
+        f"{paths[0]}. Maskfold reads pixels as they are stored, but viewers turn such images."
     )
 
 
 TURNED_IMAGES_HINT = (
-    "Set competition.train.exif=apply if the masks fit the turned images, or ignore if they fit the stored pixels."
+    "If the masks fit the turned images, set competition.train.exif=apply. If they fit the stored "
+    "pixels, set it to ignore."
 )
 
 
@@ -253,7 +255,7 @@ def find_images(comp: Competition, split: str, skipped: SkippedCases) -> dict[st
         incomplete = [case_id for case_id in ids if case_id not in cases]
         _skip_all(
             incomplete,
-            f"has no channel {name} ({key}.{name} `{patterns[name]}` matches no file)",
+            f"has no channel {name}: no file matches {key}.{name} `{patterns[name]}`",
             "Add the file, or skip such cases with competition.on_bad_case=skip.",
             skipped,
         )
@@ -321,7 +323,7 @@ def find_masks(
     regions = drop_undecodable(match_cases(root, comp.train.region, key), key, root, skipped)
     _skip_all(
         [case_id for case_id in masks if case_id not in regions],
-        f"has no region ({key} `{comp.train.region}` matches no file)",
+        f"has no region mask: no file matches {key} `{comp.train.region}`",
         "Add the file, or skip such cases with competition.on_bad_case=skip.",
         skipped,
     )
@@ -347,8 +349,9 @@ def _find_truth(
     kinds = {matches_many_files(pattern) for pattern in patterns.values()}
     if len(kinds) > 1:
         raise MaskfoldError(
-            "train.masks mixes single files with folders of instances (a `*` in the name).",
-            "Use one kind of pattern for all classes.",
+            "train.masks mixes single files with folders of instances (a pattern with `*`), expected one kind "
+            "for all classes.",
+            "Use the same kind of pattern for all classes.",
             status=2,
         )
     _check_no_2d_stacks(comp, patterns, "train.masks")
@@ -361,7 +364,7 @@ def _find_truth(
         _skip_masks_without_image(comp, list(cases), images, f"{key} `{pattern}`", skipped)
         _skip_all(
             [case_id for case_id in images if case_id not in cases and comp.train.missing_masks == "error"],
-            f"has an image ({{image}}) but no mask ({key} `{pattern}`)",
+            f"has an image ({{image}}) but no mask: no file matches {key} `{pattern}`",
             _channel_suffix_hint(comp, images, list(cases))
             or "Add the mask"
             + (", set train.missing_masks=empty if the case has no such object" if isinstance(masks, dict) else "")
@@ -388,15 +391,17 @@ def _find_instances(
     """Find the instance masks (one file per object) of every training case."""
     if not isinstance(comp.train.masks, dict) and len(comp.classes) > 1:
         raise MaskfoldError(
-            f"train.masks is one folder of instances, but competition.classes has {len(comp.classes)} classes.",
-            "Set train.masks to one pattern for each class.",
+            f"train.masks is one folder of instances, expected one pattern for each of the {len(comp.classes)} "
+            "classes in competition.classes.",
+            "Set train.masks to a mapping with one pattern for each class.",
             status=2,
         )
     files: dict[str, dict[str, list[str]]] = {case_id: {} for case_id in images}
     for name, pattern in patterns.items():
         if "{z}" in pattern:
             raise MaskfoldError(
-                f"train.masks `{pattern}` mixes slices ({{z}}) with a folder of instances (`*`).",
+                f"train.masks: the pattern `{pattern}` mixes slices ({{z}}) with a folder of instances (`*`), expected "
+                "only one of them.",
                 "Write one file per slice or per case.",
                 status=2,
             )
@@ -406,8 +411,8 @@ def _find_instances(
         _skip_masks_without_image(comp, list(paths_of), images, f"train.masks `{pattern}`", skipped)
         _skip_all(
             [case_id for case_id in images if case_id not in paths_of],
-            f"has an image ({{image}}) but no folder of masks (train.masks `{pattern}`)",
-            "Add the folder, empty if the case has no object, or set competition.on_bad_case=skip.",
+            f"has an image ({{image}}) but no folder of masks: nothing matches train.masks `{pattern}`",
+            "Add the folder; it may be empty if the case has no object. Or set competition.on_bad_case=skip.",
             skipped,
             images,
         )
@@ -461,7 +466,10 @@ def _channel_suffix_hint(comp: Competition, images: dict[str, ImagesByChannel], 
     if isinstance(patterns, dict) or not any(f"{mask_id}_0000" in images for mask_id in mask_ids):
         return None
     likely = patterns.replace("{id}", "{id}_0000")
-    return f'The names are those of nnU-Net, with the channel at the end: set train.images to "{likely}".'
+    return (
+        "The names look like those of nnU-Net, with the number of the channel at the end: set train.images "
+        f'to "{likely}".'
+    )
 
 
 def _check_same_slices(case_id: str, cases: dict[str, CaseFiles], key: str, skipped: SkippedCases) -> None:
@@ -477,8 +485,8 @@ def _check_same_slices(case_id: str, cases: dict[str, CaseFiles], key: str, skip
             skipped.add(
                 case_id,
                 MaskfoldError(
-                    f"Case {case_id} has no slice {different[0]} in {incomplete} ({key}; {len(different)} slices "
-                    "differ).",
+                    f"Case {case_id} has no slice {different[0]} in {incomplete} ({key}), although its other files "
+                    f"have this slice; {len(different)} slices differ.",
                     "Add the file, or skip such cases with competition.on_bad_case=skip.",
                 ),
             )
@@ -488,8 +496,9 @@ def _check_single_pattern(patterns: dict[str, str], key: str) -> None:
     """Check that a pattern with `{c}`, which stands for all channels, is the only pattern."""
     if len(patterns) > 1:
         raise MaskfoldError(
-            f"{key} has several patterns, and one has {{c}}, which stands for all channels.",
-            "Use only the pattern with {c}, or one pattern without {c} per channel.",
+            f"{key} has several patterns, and one of them has {{c}}, which stands for all channels, so the channels "
+            "are not unique.",
+            "Use only the pattern with {c}, or one pattern without {c} for each channel.",
             status=2,
         )
 
@@ -498,8 +507,10 @@ def _check_no_2d_stacks(comp: Competition, patterns: dict[str, str], key: str) -
     for pattern in patterns.values():
         if comp.dimensions == 2 and "{z}" in pattern:
             raise MaskfoldError(
-                f"{key} `{pattern}` has slices ({{z}}), but competition.dimensions is 2.",
-                "Set `dimensions: 3`, or match each slice as a case with {id}.",
+                f"{key}: the pattern `{pattern}` has slices ({{z}}), expected none, because "
+                "competition.dimensions is 2.",
+                "Set `dimensions: 3` for volumes. For 2D images, replace {z} so that {id} matches each slice as a "
+                "case.",
                 status=2,
             )
 
@@ -564,9 +575,10 @@ def _check_turned(
     root = Path(comp.root)
     if max(exif_orientation(root / name), exif_orientation(root / other_name)) >= FIRST_SIDEWAYS:
         raise MaskfoldError(
-            f"The files of case {case_id} differ in rows and columns: {name} is {'×'.join(map(str, header.shape))}, "
-            f"{other_name} is {'×'.join(map(str, other_header.shape))}, and an EXIF orientation exchanges them.",
-            "Set competition.train.exif=apply, which turns images and masks as viewers do.",
+            f"The files of case {case_id} differ in rows and columns: {name} has "
+            f"{'×'.join(map(str, header.shape))}, and {other_name} has {'×'.join(map(str, other_header.shape))}. "
+            "An EXIF orientation exchanges them.",
+            "Set competition.train.exif=apply, so that Maskfold turns images and masks as viewers do.",
         )
 
 
@@ -591,9 +603,9 @@ def _check_array_axes(
     fitting = [order for order in usual if tuple(sizes[axis] for axis in order) == shape]
     if fitting and fitting != [axes]:
         raise MaskfoldError(
-            f"The order of axes of {display_name(array[0])} of case {case_id} is unknown: the shape "
-            f"{'×'.join(map(str, shape))} fits {' and '.join(fitting)} of {display_name(partner[0])}, whose arrays "
-            f"have the axes {axes} and {'×'.join(map(str, partner[1].shape))} voxels.",
-            f"Set competition.array_axes to its order ({' or '.join(fitting)}): nibabel reads xyz, SimpleITK zyx; "
-            "rows, columns and slices are yxz.",
+            f"The order of axes of {display_name(array[0])} of case {case_id} is unknown: its shape "
+            f"{'×'.join(map(str, shape))} fits the orders {' and '.join(fitting)} of {display_name(partner[0])}, "
+            f"which has the axes {axes} and {'×'.join(map(str, partner[1].shape))} voxels.",
+            f"Set competition.array_axes to its order, {' or '.join(fitting)}. xyz is the order of nibabel, zyx "
+            "the order of SimpleITK, and yxz means rows, columns and slices.",
         )

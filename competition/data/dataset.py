@@ -27,7 +27,8 @@ def no_training_cases_error(fold: int) -> MaskfoldError:
     """Return the error for a fold without training cases, for example because all of them were skipped."""
     return MaskfoldError(
         f"Fold {fold} has 0 training cases, expected at least 1.",
-        "Add cases to the other folds; a note in the output names skipped cases.",
+        "Move cases from other folds into the training set of this fold; a note in the output names cases "
+        "that were skipped.",
     )
 
 

@@ -88,9 +88,10 @@ class Geometry:
         resampled, pad = _plan_resampling(size, crop_spacing, prepare)
         if resampled != size and np.prod([float(n) for n in resampled]) > MAX_VOXELS:
             raise MaskfoldError(
-                f"Case {case} with spacing {crop_spacing} mm is too large after resampling: found {resampled} voxels, "
-                f"expected at most {MAX_VOXELS:,} in all.",
-                "Set a coarser `prepare.spacing` or a smaller size, or correct the file's header.",
+                f"Case {case} is too large after resampling from the spacing {crop_spacing} mm: found {resampled} "
+                f"voxels, expected at most {MAX_VOXELS:,} in all.",
+                "Set a coarser `prepare.spacing`, or a smaller `prepare.resize`. If the spacing is wrong, correct "
+                "the file's header.",
             )
         rows = None if affine is None else tuple(tuple(float(x) for x in row) for row in affine)
         return cls(
@@ -252,18 +253,18 @@ def find_axes(
 
     if sorted(next(pair for pair in ("RL", "AP", "SI") if code in pair) for code in orientation) != ["AP", "RL", "SI"]:
         raise MaskfoldError(
-            f"Invalid `prepare.orientation`: found {orientation}, expected three letters such as RAS.",
-            "Name each of R or L, A or P, and S or I once.",
+            f"`prepare.orientation`: found {orientation}, expected three letters such as RAS.",
+            "Use each of R or L, A or P, and S or I once.",
             status=2,
         )
     if affine is None:
         raise MaskfoldError(
-            f"Case {case} has no affine, which `prepare.orientation` {orientation} requires.",
-            "Remove `prepare.orientation`, or use a format that stores the patient's orientation.",
+            f"`prepare.orientation` {orientation} requires an affine, but case {case} has none.",
+            "Remove `prepare.orientation`, or use a file format that stores the orientation of the patient.",
         )
     current = io_orientation(np.asarray(affine))
     if np.isnan(current).any():
-        raise MaskfoldError(f"The affine of case {case} is singular.", "Correct the file's header.")
+        raise MaskfoldError(f"The affine of case {case} cannot be inverted.", "Correct the file's header.")
     change = ornt_transform(current, axcodes2ornt(orientation))
     order = np.argsort(change[:, 0])
     return tuple(int(axis) for axis in order), tuple(bool(change[axis, 1] < 0) for axis in order)
@@ -302,7 +303,7 @@ def check_same_grid(
     if first_header.shape != header.shape:
         first_size, size = ("×".join(map(str, item.shape)) for item in (first_header, header))
         raise MaskfoldError(
-            f"The files of case {case_id} differ in shape: {first_name} is {first_size}, {name} is {size}.", hint
+            f"The files of case {case_id} differ in shape: {first_name} has {first_size}, and {name} has {size}.", hint
         )
     if first_header.affine is None or header.affine is None or not compare_affines:
         return
@@ -311,13 +312,14 @@ def check_same_grid(
         return
     if is_mask:
         hint = (
-            "Correct its header; or set competition.train.masks_on_image_grid=true if the masks have the voxels of "
-            "their images and only their headers are wrong; or skip the case with competition.on_bad_case=skip."
+            f"Correct the header of {name}. If only the headers of masks are wrong and each mask has the voxels "
+            "of its image, set competition.train.masks_on_image_grid=true. Or skip the case with "
+            "competition.on_bad_case=skip."
         )
     orientations = [header_orientation(item) for item in (first_header, header)]
     silent = [item for item, code in zip((first_name, name), orientations, strict=True) if code is None]
     if len(silent) == 1:
-        oriented = f"{first_name} is {orientations[0]}" if orientations[0] else f"{name} is {orientations[1]}"
+        oriented = f"{first_name} has {orientations[0]}" if orientations[0] else f"{name} has {orientations[1]}"
         problem = f"{silent[0]} has no orientation (both codes of its header are 0), {oriented}"
     elif orientations[0] != orientations[1]:
         problem = f"{first_name} has the orientation {orientations[0]}, {name} has {orientations[1]}"

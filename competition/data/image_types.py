@@ -148,13 +148,13 @@ def convert_decoder_errors(path: Path) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise MaskfoldError(
-            f"{path} does not exist.", "Check competition.root and the patterns of the competition's YAML."
+            f"{path} does not exist.", "Check competition.root and the patterns in the competition's YAML."
         ) from error
     except ImportError as error:  # with status 1, `on_bad_case: skip` would skip every case
         package = error.name or str(error)
         raise MaskfoldError(
-            f"{path} requires the package {package}, which cannot be imported.",
-            f"Install it: pip install {package}.",
+            f"{path} can be read only with the package {package}, which cannot be imported.",
+            f"Install the package: pip install {package}.",
             status=2,
         ) from error
     except Exception as error:  # for damaged files, decoders raise errors of arbitrary types
@@ -175,7 +175,9 @@ def check_declared_size(path: Path, declared: int, limit: int | None = None) -> 
         MaskfoldError: the file or the free memory is too small for the declared pixels.
     """
     if limit is not None and declared > limit:
-        raise unreadable_error(path, f"its header declares {declared:,} bytes of pixels, the file can hold {limit:,}")
+        raise unreadable_error(
+            path, f"its header declares {declared:,} bytes of pixels, but the file can hold at most {limit:,}"
+        )
     if declared < SMALL:
         return
     import psutil
@@ -183,9 +185,9 @@ def check_declared_size(path: Path, declared: int, limit: int | None = None) -> 
     free = psutil.virtual_memory().available
     if declared > free:
         raise MaskfoldError(
-            f"{path} cannot be read (its header declares {declared / 2**30:,.1f} GiB of pixels, "
-            f"{free / 2**30:,.1f} GiB of memory are free).",
-            "Cut it into smaller images, or skip the case with competition.on_bad_case=skip.",
+            f"{path} cannot be read: its header declares {declared / 2**30:,.1f} GiB of pixels, but only "
+            f"{free / 2**30:,.1f} GiB of memory are free.",
+            "Cut the image into smaller ones, or skip the case with competition.on_bad_case=skip.",
         )
 
 
@@ -209,8 +211,9 @@ def check_not_bomb(path: Path, declared: int) -> None:
     if declared > MAX_SHARE * free:
         raise unreadable_error(
             path,
-            f"found {size:,} bytes that unpack to {declared / 2**30:,.1f} GiB, with {free / 2**30:,.1f} GiB of memory "
-            f"free; more than {MAX_RATIO} times the file must fit into an eighth",
+            f"found {size:,} bytes that unpack to {declared / 2**30:,.1f} GiB, but only {free / 2**30:,.1f} GiB "
+            f"of memory are free; a file that unpacks to more than {MAX_RATIO} times its size may use at most an "
+            "eighth of the free memory",
             "Save it with an integer type or in parts",
         )
 
@@ -241,12 +244,12 @@ def wrong_dimensions_error(path: Path, shape: tuple[int, ...], dimensions: int) 
     size = "×".join(map(str, shape))
     if dimensions == 3:
         return MaskfoldError(
-            f"{path} is a 2D image ({size}), but competition.dimensions is 3.",
-            "Set `dimensions: 2`, or match the slices of a stack with {z} in the pattern.",
+            f"{path} is a 2D image ({size}), expected a volume, because competition.dimensions is 3.",
+            "For 2D images, set `dimensions: 2`. For a stack of slices, match the slices with {z} in the pattern.",
         )
     return MaskfoldError(
-        f"{path} is {size}, which is no 2D image, but competition.dimensions is 2.",
-        "Set `dimensions: 3`, or provide the slices as 2D images.",
+        f"{path} is {size}, expected a 2D image, because competition.dimensions is 2.",
+        "For volumes, set `dimensions: 3`. Otherwise save the slices as 2D images.",
     )
 
 
@@ -298,7 +301,9 @@ def detached_data_file(path: Path) -> Path | None:
         count = len(field.findall(header)) + (_count_in_rest(file, header) if suffix == ".mha" else 0)
     found = line.findall(header)
     if suffix == ".nrrd" and count:
-        raise unreadable_error(path, "its voxels are in another file", "Rename it to .nhdr, or save it as one file")
+        raise unreadable_error(
+            path, "its voxels are in another file", "Rename the file to .nhdr, or save header and voxels in one file"
+        )
     ends = suffix == ".mha" or len(header) < MAX_HEADER or (suffix == ".nrrd" and NRRD_END.search(header))
     if not ends:
         raise unreadable_error(path, f"its header has more than {MAX_HEADER:,} bytes")
@@ -312,11 +317,15 @@ def detached_data_file(path: Path) -> Path | None:
     if name.upper() == "LOCAL":
         return None
     if suffix == ".mha":
-        raise unreadable_error(path, f"its voxels are in {name[:80]}", "Rename it to .mhd, or save it as one file")
+        raise unreadable_error(
+            path, f"its voxels are in {name[:80]}", "Rename the file to .mhd, or save header and voxels in one file"
+        )
     is_path = name in ("", ".", "..") or any(character in name for character in "/\\%\r\0")
     if is_path or name.split(" ")[0].upper() == "LIST":
         raise unreadable_error(
-            path, f"its voxels are in {name[:80]}, expected one file in its own folder", "Save it as MHA, NRRD or NIfTI"
+            path,
+            f"its header says that the voxels are in {name[:80]}, expected one file in the same folder",
+            "Save it as MHA, NRRD or NIfTI",
         )
     return path.with_name(name)
 

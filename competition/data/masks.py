@@ -318,8 +318,9 @@ def load_relabelled_mask(source: Competition, row: Any, target: Competition, map
     overlap = int(np.count_nonzero(np.sum(list(planes.values()), axis=0) > 1))
     if overlap:
         raise MaskfoldError(
-            f"Case {row.id} of {source.name} has {overlap:,} voxels that map to two exclusive classes.",
-            "In extra.classes, map one of the two source classes to null.",
+            f"Case {row.id} of {source.name} has {overlap:,} voxels that belong to two exclusive classes after "
+            "the mapping.",
+            "In extra.classes, map one of the two classes to null.",
             status=2,
         )
     single = np.full(mask.shape[1:], 0 if len(planes) == len(target.classes) else IGNORED, np.uint8)
@@ -516,8 +517,8 @@ def _decode_rows(
             except RleError as error:
                 raise MaskfoldError(
                     f"{Path(comp.root) / str(comp.train.rle)}, line {line}, id {case_id}: {error.message}",
-                    f"{error.hint.rstrip('.')}; the format is train.rle_format in the competition's YAML, "
-                    "otherwise submission.profile's, otherwise submission.rle.",
+                    f"{error.hint.rstrip('.')}; the format is set by train.rle_format in the competition's YAML, else "
+                    "by submission.profile, else by submission.rle.",
                 ) from error
         raise
     if rows_are_parts(comp):
@@ -552,8 +553,9 @@ def _read_label_file(
     if labels.shape != shape:
         raise MaskfoldError(
             f"The mask {display_name(files)} of case {case_id} has the wrong shape: found "
-            f"{'×'.join(map(str, labels.shape))}, expected {'×'.join(map(str, shape))}, the shape of its image.",
-            "Resample image and mask to one grid.",
+            f"{'×'.join(map(str, labels.shape))}, expected {'×'.join(map(str, shape))}, which is the shape of its "
+            "image.",
+            "Resample image and mask to the same grid.",
         )
     return labels
 
@@ -596,14 +598,23 @@ def _check_known(unknown: list[int], path: Path, comp: Competition) -> None:
         known = ", ".join(
             f"{'+'.join(map(str, values))} {name}" for values, name in zip(comp.class_values, comp.classes, strict=True)
         )
-        hint = f"Set competition.label_values or competition.ignore; now {comp.background} is background, {known}."
+        hint = (
+            "Set competition.label_values, or competition.ignore for pixels that do not count. At present, "
+            f"{comp.background} is background, {known}."
+        )
         if extension_of(path.name) in (".jpg", ".jpeg"):
             hint = (
-                "Set train.threshold=128 for masks of 0 and 255, or save masks as PNG: JPEG changes values near edges."
+                "JPEG changes values near edges. Set train.threshold=128 for masks of 0 and 255, or save the masks "
+                "as PNG."
             )
         elif len(unknown) == len(comp.classes) == 1 and unknown[0] > 0:
-            hint = f"Set competition.label_values=[{unknown[0]}] if that is {comp.classes[0]}, or competition.ignore."
-        raise MaskfoldError(f"{path} has label value{'s' * (len(unknown) > 1)} without a class: found {shown}.", hint)
+            hint = (
+                f"If the value is {comp.classes[0]}, set competition.label_values=[{unknown[0]}]. If it marks ignored "
+                "pixels, set competition.ignore."
+            )
+        raise MaskfoldError(
+            f"{path} has label value{'s' * (len(unknown) > 1)} that belong to no class: found {shown}.", hint
+        )
 
 
 def _recode(labels: np.ndarray, values: list[int], codes: dict[int, int]) -> np.ndarray:
@@ -653,8 +664,10 @@ def _check_binary(path: Path, values: np.ndarray, cls: str) -> None:
     if values.size and (values != values[0]).any():
         shown = ", ".join(map(str, np.unique(values)[:5].tolist()))
         raise MaskfoldError(
-            f"The mask {path} of class {cls} has several values: found {shown}, expected 0 and one other.",
-            "Save it as a PNG without smoothing, or set train.threshold or competition.ignore.",
+            f"The mask {path} of the class {cls} has more than two values: found {shown}, expected 0 and one "
+            "other value.",
+            "Save the mask as a PNG without smoothing. Or set train.threshold, or competition.ignore for pixels "
+            "that do not count.",
         )
 
 
@@ -667,8 +680,9 @@ def _merge_classes(comp: Competition, case_id: str, class_masks: np.ndarray, ign
     overlap = int((class_masks.sum(axis=0, dtype=np.uint8) > 1).sum()) if len(class_masks) > 1 else 0
     if overlap:
         raise MaskfoldError(
-            f"Case {case_id} has {overlap:,} pixels in two classes, but its classes are exclusive.",
-            "Set competition.labels=overlapping, or correct the masks.",
+            f"Case {case_id} has {overlap:,} pixels in two classes, but competition.labels is exclusive, so each "
+            "pixel may have only one class.",
+            "If the classes may overlap, set competition.labels=overlapping. Otherwise correct the masks.",
         )
     mask = large_arrays.zeros(class_masks.shape[1:], np.uint8)
     for number, class_mask in enumerate(class_masks, 1):

@@ -43,12 +43,13 @@ def find_other_channels(channels: Mapping[str, int], dimensions: int) -> dict[st
 
 def channels_error(case_id: str, count: int, expected: int, example: str, dimensions: int) -> MaskfoldError:
     """Return the error for a case whose number of channels differs from the case `example`."""
-    hint = "Set prepare.channels to grey or rgb, or correct the case."
+    hint = "Set prepare.channels to grey or rgb, or correct the image of the case."
     if dimensions == 3:
         common = ",".join(map(str, range(min(count, expected))))
         hint = (
-            "Correct the case, skip such cases with competition.on_bad_case=skip, or use only channels that all cases "
-            f"have, such as prepare.channels=[{common}]. If the fourth axis is time, write a file for each volume."
+            "Correct the case, or skip such cases with competition.on_bad_case=skip. To use only channels that "
+            f"all cases have, set for example prepare.channels=[{common}]. If the fourth axis is time, write a "
+            "file for each volume."
         )
     number = f"{count} channel{'s' * (count != 1)}"
     return MaskfoldError(f"Case {case_id} has {number}, expected {expected} as in case {example}.", hint)
@@ -159,9 +160,9 @@ def select_channels(array: np.ndarray, numbers: Sequence[int], case: str) -> np.
     """
     if (highest := max(numbers)) >= len(array):
         raise MaskfoldError(
-            f"Invalid `prepare.channels`: found channel {highest}, expected 0 to {len(array) - 1}, because case {case} "
+            f"`prepare.channels`: found channel {highest}, expected 0 to {len(array) - 1}, because case {case} "
             f"has {len(array)} channel{'s' * (len(array) > 1)}.",
-            "Correct `prepare.channels`; channels are numbered from 0.",
+            "Correct `prepare.channels`; the first channel has the number 0.",
         )
     return array[list(numbers)]
 
@@ -192,7 +193,7 @@ def convert_channels(array: np.ndarray, channels: str | Sequence[int], alpha: bo
         return array
     if len(array) not in (1, 3):
         raise MaskfoldError(
-            f"`prepare.channels: {channels}` requires 1 or 3 channels: found {len(array)} in case {case}.",
+            f"`prepare.channels: {channels}` requires images with 1 or 3 channels, but case {case} has {len(array)}.",
             "Set `prepare.channels: keep`.",
         )
     if channels == "rgb":

@@ -208,7 +208,7 @@ def check_root(root: Path) -> None:
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise MaskfoldError(
-            f"The competition's folder {root} {what}.",
+            f"The competition's folder {root} {what}, expected the folder with the data.",
             "Unpack the data there, or set competition.root=/path/to/the/data.",
             status=2,
         )
@@ -224,10 +224,13 @@ def check_ids_differ_by_more_than_case(ids: list[str], key: str) -> None:
     for case_id in ids:
         first = seen.setdefault(fold_name(case_id), case_id)
         if first != case_id:
-            how = "in case" if first.casefold() == case_id.casefold() else "in the Unicode form of a letter (NFC, NFD)"
+            how = (
+                "in case" if first.casefold() == case_id.casefold() else "in the Unicode form of a letter (NFC or NFD)"
+            )
             raise MaskfoldError(
-                f"{key} matches two ids that differ only {how}: {first} and {case_id}.",
-                "Rename one of the files, because some file systems cannot distinguish the two names.",
+                f"{key} matches two ids that differ only {how}: {first} and {case_id}. Some file systems cannot "
+                "distinguish them.",
+                "Rename one of the two files.",
             )
 
 
@@ -250,9 +253,9 @@ def drop_undecodable(cases: Mapping[str, T], key: str, root: Path, skipped: Skip
             printable(case_id),
             MaskfoldError(
                 f"A file name is not UTF-8: found {undecodable or case_id} ({key}).",
-                f"Rename it with mv, or all at once: convmv -r -f latin1 -t utf8 --notest {shlex.quote(str(root))} "
-                "(cp437 instead of latin1 for zip files of Windows); or skip such cases with "
-                "competition.on_bad_case=skip.",
+                "Rename the file with mv. To rename all such files at once: convmv -r -f latin1 -t utf8 --notest "
+                f"{shlex.quote(str(root))} (for zip files of Windows, cp437 instead of latin1). Or skip such cases "
+                "with competition.on_bad_case=skip.",
             ),
         )
     return kept
@@ -282,7 +285,10 @@ def id_problem(comp: Competition, case_id: str) -> str | None:
     longest = max(len(name.encode()) for name in names)
     if longest <= MAX_NAME_BYTES:
         return None
-    return f"is too long: files named after it would have up to {longest} bytes in their names, of {MAX_NAME_BYTES}"
+    return (
+        f"is too long: the names of files that contain it would have up to {longest} bytes, expected at most "
+        f"{MAX_NAME_BYTES}"
+    )
 
 
 def no_match_error(root: Path, pattern: str, key: str) -> MaskfoldError:
@@ -294,15 +300,15 @@ def no_match_error(root: Path, pattern: str, key: str) -> MaskfoldError:
             break
     if not files:
         return MaskfoldError(
-            f"{key} `{pattern}` matches no file: {root} has no files that can be read as images or tables.",
+            f"{key}: the pattern `{pattern}` matches no file, because {root} contains no images or tables.",
             "Unpack the competition's archive there, or set competition.root=/path/to/the/data.",
             status=2,
         )
     near = nearest_names(pattern, sorted(files), count=3, cutoff=0.0)  # files of every type show the folder's layout
     hidden = f" {HIDDEN_TEST_HINT}" if key.startswith("test.") else ""
     return MaskfoldError(
-        f"{key} `{pattern}` matches no file below {root}; the nearest files are {', '.join(near)}.",
-        f"Correct {key} in the YAML, or competition.root.{hidden}",
+        f"{key}: the pattern `{pattern}` matches no file below {root}. Files that nearly match are {', '.join(near)}.",
+        f"Correct {key} or competition.root in the YAML.{hidden}",
         status=2,
     )
 
@@ -312,20 +318,22 @@ def _check_pattern(pattern: str, parts: list[str], key: str) -> None:
     problem = None
     names = {match.group(1) for match in PLACEHOLDER.finditer(pattern)} - {None}
     if pattern.startswith("/") or re.match(r"[A-Za-z]:", pattern):
-        problem = "is not below competition.root"
+        problem = "is an absolute path or leads out of competition.root, expected a path below it"
     elif names - {"id", "z", "c"}:
         problem = f"has {{{min(names - {'id', 'z', 'c'})}}}, expected only {{id}}, {{z}} and {{c}}"
     elif "c" in names and not key.endswith("images"):
-        problem = "has {c}, which stands for the channels of images"
+        problem = "has {c}, which stands for channels and is allowed only in patterns of images"
     elif "**" in pattern:
         problem = "has `**`; name each folder, with `*` for the part of a name that varies"
     elif "id" not in names:
-        problem = "has no {id}, so it cannot distinguish cases"
+        problem = "has no {id}, so Maskfold cannot distinguish the cases"
     elif not parts:
         problem = "is empty"
     if problem:
         raise MaskfoldError(
-            f"{key} `{pattern}` {problem}.", "Write a path below competition.root such as `images/{id}.png`.", status=2
+            f"{key}: the pattern `{pattern}` {problem}.",
+            "Write a path below competition.root such as `images/{id}.png`.",
+            status=2,
         )
 
 
@@ -342,8 +350,9 @@ def _check_unique(case_id: str, case: CaseFiles, pattern: str, key: str) -> None
 
 def _two_files_error(case_id: str, pair: list[str], pattern: str, key: str) -> MaskfoldError:
     return MaskfoldError(
-        f"{key} `{pattern}` matches two files for the id {case_id}: {pair[0]} and {pair[1]}.",
-        "Remove one of them, correct the pattern so that it matches one, or name the channels: {a: pattern, b: …}.",
+        f"{key}: the pattern `{pattern}` matches two files for the id {case_id}: {pair[0]} and {pair[1]}.",
+        "Remove one of the files, or correct the pattern so that it matches only one. If they are channels, "
+        "name them: {a: pattern, b: …}.",
     )
 
 
@@ -449,8 +458,8 @@ def _escape_extension(tail: str) -> str:
 # Test images
 
 HIDDEN_TEST_HINT = (
-    "If only the host has the test set (a code competition), predict with a bundle in the host's notebook: "
-    "maskfold export RUN -o bundle."
+    "If only the host has the test set (a code competition), write a bundle that predicts in the host's "
+    "notebook: maskfold export RUN -o bundle."
 )
 # A test set that is smaller than both limits (number of images; share of the training cases) counts as placeholders.
 MAX_PLACEHOLDERS, PLACEHOLDER_SHARE = 10, 0.05

@@ -160,7 +160,9 @@ def _find_intact(rows: list[SimpleNamespace], exp: Experiment, root: Path) -> li
         damage = find_damage(folder)
         found.append(folder if damage is None else None)
         if damage is not None and folder.exists():
-            log.warning("Preprocessed case %s (%s) is damaged: %s. It is preprocessed again.", row.id, folder, damage)
+            log.warning(
+                "The preprocessed case %s (%s) is damaged: %s. Maskfold preprocesses it again.", row.id, folder, damage
+            )
     return found
 
 
@@ -329,9 +331,9 @@ def write_mask(
 
     if mask.shape[1:] != geometry.file_shape:
         raise MaskfoldError(
-            f"The mask of case {case} has the wrong shape: found {mask.shape[1:]}, expected {geometry.file_shape}, "
-            "the shape of its image.",
-            "Resample image and mask to one grid.",
+            f"The mask of case {case} has the wrong shape: found {mask.shape[1:]}, expected "
+            f"{geometry.file_shape}, which is the shape of its image.",
+            "Resample image and mask to the same grid.",
         )
     _warn_of_cropped_classes(mask, geometry, exp, case)
     write_array(folder / "mask.npy", (len(mask), *geometry.shape), np.uint8, channels())
@@ -358,8 +360,8 @@ def write_with_channels(folder: Path, case: PreprocessedCase, channels: np.ndarr
     """
     if channels.shape[1:] != case.geometry.file_shape:
         raise MaskfoldError(
-            f"The further channels of case {case.id} have the wrong shape: found {channels.shape[1:]}, expected "
-            f"{case.geometry.file_shape}, the shape of its image.",
+            f"The additional channels of case {case.id} have the wrong shape: found {channels.shape[1:]}, "
+            f"expected {case.geometry.file_shape}, which is the shape of its image.",
             "Predict the case again from its present image.",
         )
 
@@ -398,7 +400,8 @@ def _warn_of_cropped_classes(mask: np.ndarray, geometry: Geometry, exp: Experime
         total = np.count_nonzero(channel == value)
         if lost := total - np.count_nonzero(geometry.crop_channel(channel) == value):
             log.warning(
-                "Case %s: `prepare.crop: %s` removes %d of %d voxels of %s from training and prediction.",
+                "Case %s: `prepare.crop: %s` removes %d of the %d voxels of %s from training and prediction. If this "
+                "is not intended, remove `prepare.crop`.",
                 case,
                 exp.prepare.crop,
                 lost,

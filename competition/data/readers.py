@@ -31,6 +31,9 @@ from competition.data.image_types import (
 )
 from competition.errors import MaskfoldError
 
+# parts of messages by which `competition.planning.layouts.content` tells images from masks
+NO_INTEGERS, OTHER_CHANNELS = "not whole numbers", "channels with different values"
+
 EXTENSIONS = {
     ".png": "raster",
     ".jpg": "raster",
@@ -138,8 +141,8 @@ def _as_integers(path: Path, array: np.ndarray) -> np.ndarray:
             wrong = np.unique(array[~(np.abs(array - np.rint(array)) <= 1e-3)])
             shown = ", ".join(f"{value:.6g}" for value in wrong[:3]) + (" and others" if len(wrong) > 3 else "")
             raise MaskfoldError(
-                f"{path} has label values that are not integers: found {shown}.",
-                "Save the mask as integers; resample masks only with the nearest neighbour.",
+                f"{path} has label values that are {NO_INTEGERS}: found {shown}.",
+                "Save the mask with integers. If you resample masks, use the nearest neighbour.",
             )
         labels[..., index] = rounded
     return labels
@@ -208,10 +211,14 @@ def _reader(path: Path, dimensions: int | None) -> tuple[FileFormat, int]:
     """Return the functions that read the format, and the number of spatial axes."""
     kind = EXTENSIONS.get(extension_of(path.name))
     if kind is None and extension_of(path.name) in (".dcm", ".dicom", ".ima"):
-        raise MaskfoldError(f"{path} is a DICOM file.", "Convert the study to volumes first with `maskfold dicom`.")
+        raise MaskfoldError(
+            f"{path} is a DICOM file, which Maskfold does not read directly.",
+            "Convert the study to volumes first: maskfold dicom FOLDER -o OUTPUT --layout imagesTr.",
+        )
     if kind is None:
         raise MaskfoldError(
-            f"{path} has an unsupported extension: expected one of {', '.join(EXTENSIONS)}.", _conversion_hint(path)
+            f"{path} has an extension that Maskfold does not read: expected one of {', '.join(EXTENSIONS)}.",
+            _conversion_hint(path),
         )
     return READERS[kind], dimensions or (3 if kind in ("nifti", "itk") else 2)
 
@@ -248,10 +255,13 @@ def _single_channel(path: Path, array: np.ndarray) -> np.ndarray:
     if (colours == colours[:1]).all():
         return colours[0]
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise MaskfoldError(f"The label file {path} has NaN or infinite values.", "Write one integer per pixel.")
+        raise MaskfoldError(
+            f"The label file {path} has NaN or infinite values, expected whole numbers.",
+            "Write one whole number per pixel.",
+        )
     raise MaskfoldError(
-        f"The label file {path} has different channels: found {len(array)}, expected 1.",
-        "Write one integer per pixel, or one file per class"
+        f"The label file {path} has {len(array)} {OTHER_CHANNELS}, expected 1 channel.",
+        "Write one whole number per pixel, or one file per class"
         + ("; if the fourth axis is time, write a file for each volume." if array.ndim == 4 else "."),
     )
 
@@ -279,7 +289,7 @@ def load_image(comp: Competition, row: Any) -> Image:
     sizes = {part.array.shape[1:] for part in parts}
     if len(sizes) > 1:
         raise MaskfoldError(
-            f"The channels of case {get_column(row, 'id')} differ in size: "
+            f"The channels of case {get_column(row, 'id')} have different sizes: "
             f"{', '.join('×'.join(map(str, size)) for size in sorted(sizes))}.",
             "Resample all channels to one grid, or skip the case with competition.on_bad_case=skip.",
         )
@@ -312,9 +322,9 @@ def read_case_header(comp: Competition, files: str | list[str], labels: bool, ax
         for path, other in zip(files, headers, strict=True):
             if other.shape != first.shape or other.channels != first.channels:
                 raise MaskfoldError(
-                    f"The slices {root / files[0]} and {root / path} differ: {_format_size(first)} and "
+                    f"The slices {root / files[0]} and {root / path} have different sizes: {_format_size(first)} and "
                     f"{_format_size(other)}.",
-                    "Give all slices of a case one size, or set competition.on_bad_case=skip.",
+                    "Give all slices of a case the same size, or skip the case with competition.on_bad_case=skip.",
                 )
         header = Header((*first.shape, len(headers)), (1.0, 1.0, 1.0), None, first.channels, first.dtype)
     order = permutation(file_axes(comp, files), axes)
@@ -411,8 +421,8 @@ def _read(comp: Competition, files: str | list[str], axes: str | None) -> Image:
         for path, array in zip(files, slices, strict=True):
             if array.shape != slices[0].shape:
                 raise MaskfoldError(
-                    f"The slices {root / files[0]} and {root / path} differ in size.",
-                    "Give all slices of a case one size, or set competition.on_bad_case=skip.",
+                    f"The slices {root / files[0]} and {root / path} have different sizes.",
+                    "Give all slices of a case the same size, or skip the case with competition.on_bad_case=skip.",
                 )
         image = Image(np.stack(slices, axis=-1), (1.0, 1.0, 1.0))
     image = transpose_image(image, permutation(file_axes(comp, files), axes))

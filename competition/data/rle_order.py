@@ -271,13 +271,13 @@ def check_order(vote: OrderVote, fmt: RleFormat, path: object, key: str) -> None
         full_format = f"train.rle_format to {_format_yaml(fmt, vote.order)}"
         setting, hint = f"{key}.order", f"Set {key}.order to {vote.order}"
         if key == "submission.rle":
-            hint += f", or {full_format} if only this table differs"
+            hint += f". If only this table has another order, set {full_format}"
         elif key != "train.rle_format":
             setting, hint = f"the order of {key}", f"Set {full_format}, or correct submission.profile"
         raise MaskfoldError(
-            f"Wrong order of the run lengths in {path}: {setting} is {fmt.order}, but {vote.votes} of {vote.cases} "
-            f"sampled cases indicate {vote.order}.",
-            f"{hint}; competition pages sometimes state the wrong order.",
+            f"The order of the run lengths in {path} seems to be wrong: {setting} is {fmt.order}, but "
+            f"{vote.votes} of {vote.cases} sampled cases indicate {vote.order}.",
+            f"{hint}. The order on the competition's page may be wrong.",
             status=2,
         )
 

@@ -69,7 +69,7 @@ def assign_rows(comp: Competition, cases: dict[str, CaseFiles], skipped: Skipped
     path, table, layout = _open_table(comp)
     if layout.cls is None and not layout.class_in_id and len(comp.classes) > 1:
         raise MaskfoldError(
-            f"{path} has no class column, but competition.classes has {len(comp.classes)} classes.",
+            f"{path} has no column for the class, but competition.classes has {len(comp.classes)} classes.",
             "Set train.columns.class in the competition's YAML.",
             status=2,
         )
@@ -84,8 +84,8 @@ def assign_rows(comp: Competition, cases: dict[str, CaseFiles], skipped: Skipped
     ]
     if unknown and not any(target_of.values()):
         raise MaskfoldError(
-            f"No id in {path} has an image: the table has ids such as {unknown[0][1]}, and the images have ids such as "
-            f"{next(iter(cases))}.",
+            f"None of the ids in {path} has an image: the table has ids such as {unknown[0][1]}, and the images "
+            f"have ids such as {next(iter(cases))}.",
             "Correct train.columns.id or train.images.",
             status=2,
         )
@@ -303,9 +303,9 @@ def _open_table(comp: Competition) -> tuple[Path, Any, RleTableColumns]:
         if set(layout.columns) <= set(table.columns):
             return path, table, layout
     raise MaskfoldError(
-        f"{path} has the wrong columns for submission.profile {profile.name}: found {_quoted(table.columns)}, expected "
-        f"{', or '.join(_quoted(layout.columns) for layout in layouts)}.",
-        "Set train.columns (id, class, mask) to the table's columns, or correct train.rle or submission.profile.",
+        f"{path} does not have the columns of submission.profile {profile.name}: found "
+        f"{_quoted(table.columns)}, expected {', or '.join(_quoted(layout.columns) for layout in layouts)}.",
+        "Set train.columns (id, class, mask) to the columns of the table, or correct train.rle or submission.profile.",
         status=2,
     )
 
@@ -365,8 +365,9 @@ def _names_and_classes(
     for line, name, (image, _) in zip(table.index, names, parts, strict=True):
         if not image:
             raise MaskfoldError(
-                f"{path}, line {line}: the id has no class: found {name}, expected `{name}_{comp.classes[0]}`.",
-                "Correct the row, or set train.columns.class.",
+                f"{path}, line {line}: the id contains no class: found {name}, expected for example "
+                f"`{name}_{comp.classes[0]}`.",
+                "Correct the row, or name the class column with train.columns.class.",
             )
     return [image for image, _ in parts], [cls for _, cls in parts]
 
@@ -431,8 +432,8 @@ def _skip_images_of_misspelt_rows(
                 skipped.add(
                     case_id,
                     MaskfoldError(
-                        f"{path}, line {line}: the id {name} has no image; {case_id}, which differs only in spelling, "
-                        "has no row.",
+                        f"{path}, line {line}: the id {name} has no image. The image {case_id}, whose id differs only "
+                        "in spelling, has no row.",
                         "Correct the id in the table.",
                     ),
                 )

@@ -42,7 +42,9 @@ def select_training_cases(comp: Competition, ids: list[str]) -> tuple[list[str],
     selected = [case_id for case_id in ids if case_id in listed and case_id not in excluded]
     left_out = [case_id for case_id in ids if case_id in listed and case_id in excluded]
     if left_out and not selected:
-        raise MaskfoldError(f"train.exclude leaves out all {len(left_out)} cases.", "Exclude fewer cases.", status=2)
+        raise MaskfoldError(
+            f"train.exclude leaves out all {len(left_out)} cases, so no case is left.", "Exclude fewer cases.", status=2
+        )
     return selected, left_out
 
 
@@ -80,7 +82,7 @@ def _known_ids(comp: Competition, cases: str | list[str], key: str, ids: list[st
     for name in listed:
         if name not in ids:
             raise MaskfoldError(
-                f"{source} lists the unknown case id {name}{nearest_hint(name, ids)}.",
+                f"{source}: no case has the id {name}{nearest_hint(name, ids)}.",
                 "Correct the id, or remove it from the list.",
                 status=2,
             )
@@ -152,7 +154,7 @@ def case_weights(comp: Competition, ids: Iterable[str]) -> dict[str, str]:
         if len(found) > 1:
             raise MaskfoldError(
                 f"{source} has several weights for the case {case}: {', '.join(f'{one:g}' for one in sorted(found))}.",
-                "Write the weight in one of its rows.",
+                "Write the same weight in all rows of the case, or in only one of them.",
                 status=2,
             )
     return {case: format(next(iter(found)), "g") for case, found in weights.items() if found != {1.0}}
@@ -169,8 +171,9 @@ def read_answers(path: Path) -> dict[str, tuple[str, str]]:
     table = read_csv(path, {"the name of the file": "id"})
     if missing := [name for name in (EXCLUDE, WEIGHT) if name not in table.columns]:
         raise MaskfoldError(
-            f"{path} exists and has no column `{missing[0]}`, so it is not the CSV of a review.",
-            "Name another page with -o, or move the file.",
+            f"{path} exists already and has no column `{missing[0]}`, so it is not the CSV of a review and is not "
+            "overwritten.",
+            "Give another page with -o, or move the file.",
             status=2,
         )
     answers: dict[str, tuple[str, str]] = {}
@@ -227,7 +230,7 @@ def _check_known(found: Iterable[str] | Mapping[str, object], ids: Iterable[str]
     known = set(ids)
     for case in sorted(set(found) - known):
         raise MaskfoldError(
-            f"{source} has the unknown case id {case}{nearest_hint(case, sorted(known))}.",
+            f"{source}: no case has the id {case}{nearest_hint(case, sorted(known))}.",
             "Correct the id, or remove the row.",
             status=2,
         )

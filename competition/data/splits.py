@@ -106,8 +106,8 @@ def _stratified(groups: list[str], case_strata: list[str], k: int, seed: int) ->
     for number, (_, validated) in enumerate(folds):
         if len(validated) == 0:
             raise MaskfoldError(
-                f"Fold {number} of {k} has 0 cases, because the group sizes are too uneven.",
-                "Decrease folds.k, or set folds.scheme to group.",
+                f"Fold {number} of {k} has 0 cases, expected at least 1; the groups differ too much in size.",
+                "Set a smaller folds.k, or set folds.scheme to group.",
                 status=2,
             )
         for index in validated:
@@ -160,16 +160,17 @@ def _holdout(groups: list[str], shares: list[float], seed: int) -> list[int]:
     """
     if shares[0] == 0 or shares[1] == 0:
         raise MaskfoldError(
-            f"Invalid folds.shares: found {shares}, expected training and validation shares above 0.",
-            "Set both above 0, such as [0.8, 0.2].",
+            f"folds.shares: found {shares}, expected shares above 0 for training and validation.",
+            "Set both shares above 0, for example [0.8, 0.2].",
             status=2,
         )
     names = sorted(set(groups))
     sizes = [max(1, round(share * len(names))) if share else 0 for share in shares[1:]]  # validation, held out
     if sum(sizes) >= len(names):
         raise MaskfoldError(
-            f"folds.shares {shares} require more cases: found {_describe(groups)}.",
-            "Add cases, or set two shares.",
+            f"folds.shares {shares} cannot be filled: each share needs at least one case or group, but there are "
+            f"{_describe(groups)}.",
+            "Add cases, or set only two shares.",
             status=2,
         )
     order = np.random.RandomState(_random_state(seed)).permutation(len(names))
@@ -184,7 +185,7 @@ def _check_enough(groups: list[str], k: int) -> list[str]:
     names = sorted(set(groups))
     if len(names) < k:
         raise MaskfoldError(
-            f"Invalid folds.k: found {k}, expected at most {len(names)} for {_describe(groups)}.",
+            f"folds.k: found {k}, expected at most {len(names)} for {_describe(groups)}.",
             f"Set folds.k={max(len(names), 2)}, or add cases.",
             status=2,
         )
@@ -194,7 +195,11 @@ def _check_enough(groups: list[str], k: int) -> list[str]:
 def _describe(groups: list[str]) -> str:
     count = len(set(groups))
     cases = f"{len(groups)} case{'s' if len(groups) != 1 else ''}"
-    return cases if count == len(groups) else f"{cases} in {count} group{'s' if count != 1 else ''} that stay together"
+    return (
+        cases
+        if count == len(groups)
+        else f"{cases} in {count} group{'s' if count != 1 else ''}, each of which stays together"
+    )
 
 
 def _random_state(seed: int) -> int:
@@ -252,7 +257,7 @@ def _from_ids(rule: str, ids: list[str], key: str) -> list[str]:
         expression = re.compile(rule)
     except re.error as error:
         raise MaskfoldError(
-            f"Invalid competition.{key}: found `{rule}`, expected a regular expression ({error}).",
+            f"competition.{key}: found `{rule}`, expected a valid regular expression ({error}).",
             "Correct the regular expression, or write `file.csv:column`.",
             status=2,
         ) from error
@@ -263,7 +268,7 @@ def _from_ids(rule: str, ids: list[str], key: str) -> list[str]:
         if not text:
             raise MaskfoldError(
                 f"competition.{key} `{rule}` does not match the id {case_id}.",
-                f"Correct the expression so that it matches every case's {key}.",
+                f"Correct the expression of {key}, so that it matches the id of every case.",
                 status=2,
             )
         result.append(text)
@@ -291,8 +296,8 @@ def _id_column(path: Path, table: pandas.DataFrame, comp: Competition, ids: list
         return complete[0]
     found = f"the columns {join_names(complete)} contain all" if complete else f"found {', '.join(table.columns)}"
     raise MaskfoldError(
-        f"{path} needs one column with the case ids, such as {ids[0]}: {found}.",
-        "Name that column `id` in the table, or set train.columns.id.",
+        f"{path} needs one column that contains all case ids, such as {ids[0]}: {found}.",
+        "Give that column the name `id`, or set train.columns.id.",
         status=2,
     )
 
@@ -309,14 +314,15 @@ def _from_table(path: Path, column: str, comp: Competition, ids: list[str], key:
             first_line, first_value = rows.setdefault(alias, (line, value))
             if first_value != value:
                 raise MaskfoldError(
-                    f"{path} has two {key} values for the id {name}: {first_value} in line {first_line}, {value} in "
-                    f"line {line}.",
+                    f"{path} has two values of {key} for the id {name}: {first_value} in line {first_line}, and "
+                    f"{value} in line {line}.",
                     "Remove one of the rows.",
                 )
     for case_id in ids:
         if not rows.get(case_id, (0, ""))[1]:
             raise MaskfoldError(
-                f"{path} has no {key} for the id {case_id} (column `{column}`).", "Add a row for every training case."
+                f"{path} has no value of {key} for the id {case_id} (column `{column}`).",
+                "Add a row for every training case.",
             )
     return [rows[case_id][1] for case_id in ids]
 
@@ -380,7 +386,7 @@ def check_leaks(table: pandas.DataFrame, folds: pandas.DataFrame) -> None:
     for case_id, group in zip(table["id"], table["group"], strict=True):
         first = first_case.setdefault(str(group), str(case_id))
         if fold_of[first] != fold_of[case_id]:
-            raise _leak(f"Group {group} is", first, case_id, fold_of)
+            raise _leak(f"The group {group} is", first, case_id, fold_of)
     for ids in find_duplicates(table):
         for case_id in ids[1:]:
             if fold_of[case_id] != fold_of[ids[0]]:
@@ -389,8 +395,9 @@ def check_leaks(table: pandas.DataFrame, folds: pandas.DataFrame) -> None:
 
 def _leak(what: str, case_a: str, case_b: str, fold_of: dict[str, int]) -> MaskfoldError:
     return MaskfoldError(
-        f"{what} in two folds: fold {fold_of[case_a]} (case {case_a}) and fold {fold_of[case_b]} (case {case_b}).",
-        "Put both cases into one fold.",
+        f"{what} in two folds: case {case_a} is in fold {fold_of[case_a]}, and case {case_b} is in fold "
+        f"{fold_of[case_b]}.",
+        "Put both cases into the same fold.",
         status=2,
     )
 
@@ -452,7 +459,7 @@ def folds_from_file(path: Path, ids: list[str], excluded: Sequence[str] = ()) ->
     for line, case_id, _, _ in rows:
         if case_id not in known:
             raise MaskfoldError(
-                f"{path}, line {line} has the unknown case id {case_id}{nearest_hint(case_id, ids)}.",
+                f"{path}, line {line}: no case has the id {case_id}{nearest_hint(case_id, ids)}.",
                 "Correct the id, or remove the row.",
                 status=2,
             )
@@ -460,15 +467,15 @@ def folds_from_file(path: Path, ids: list[str], excluded: Sequence[str] = ()) ->
     validated = sorted(number for number in numbers if number >= 0)
     if validated != list(range(len(validated))) or not validated:
         raise MaskfoldError(
-            f"Invalid fold numbers in {path}: found {', '.join(map(str, sorted(numbers)))}, expected 0, 1, … without a "
-            "gap.",
-            "Renumber the validated folds.",
+            f"Invalid fold numbers in {path}: found {', '.join(map(str, sorted(numbers)))}, expected 0, 1, … without "
+            "a gap.",
+            "Number the folds that are validated from 0 on, without a gap.",
             status=2,
         )
     if validated == [0] and -1 not in numbers:
         raise MaskfoldError(
             f"{path} has every case in fold 0, so no case is left to train on.",
-            "Add a second fold, or put the training cases into fold -1.",
+            "Add a second fold, or give the cases that only train the fold -1.",
             status=2,
         )
     return [fold_of[case_id] for case_id in ids]
@@ -487,7 +494,8 @@ def _read_rows(path: Path) -> list[tuple[int, str, int, str]]:
         first_line[case_id] = line
         if not fold.removeprefix("-").isdecimal() or int(fold) < -2:
             raise MaskfoldError(
-                f"{path}, line {line}: invalid fold of the id {case_id}: found `{fold}`, expected an integer from -2.",
+                f"{path}, line {line}: invalid fold of the id {case_id}: found `{fold}`, expected a whole number from "
+                "-2 on.",
                 "Write 0, 1, … for validated folds, -1 for cases that are only trained on, -2 for held-out cases.",
                 status=2,
             )

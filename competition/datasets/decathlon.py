@@ -64,8 +64,8 @@ def find_task(name: str) -> DecathlonTask:
     matches = nearest_names(name, [task.name for task in TASKS], count=1)
     suggestion = f" Did you mean {matches[0]}?" if matches else ""
     raise MaskfoldError(
-        f"Unknown data set {name}.{suggestion}",
-        "`maskfold fetch list` lists all data sets. For a Kaggle competition, write kaggle:COMPETITION.",
+        f"There is no data set {name}.{suggestion}",
+        "To list all data sets, run: maskfold fetch list. For a Kaggle competition, write kaggle:COMPETITION.",
         status=2,
     )
 

@@ -128,7 +128,8 @@ def _is_up_to_date(folder: Path, marker: dict[str, Any]) -> bool:
         return False
     if not (folder / MARKER).is_file():
         raise MaskfoldError(
-            f"{folder} exists and is not a demo of maskfold.", "Choose another folder, or move this one away."
+            f"{folder} exists and was not written by maskfold demo, so it is not replaced.",
+            f"Choose another folder, or move {folder} away.",
         )
     existing = _read_marker(folder)
     if existing is not None and existing.get("layout") != marker.get("layout"):
@@ -136,7 +137,7 @@ def _is_up_to_date(folder: Path, marker: dict[str, Any]) -> bool:
         content = f"phantoms in the layout of {layout}" if layout else f"the demo {existing.get('demo')}"
         raise MaskfoldError(
             f"{folder} contains {content}, expected no data or the same data.",
-            "Choose another folder, or delete this one.",
+            f"Choose another folder, or delete {folder}.",
         )
     return existing == marker
 
@@ -191,7 +192,7 @@ def make_demo(
     """
     if name not in DEMOS:
         raise MaskfoldError(
-            f"Unknown demo: found {name!r}, expected one of {', '.join(DEMOS)}.",
+            f"There is no demo {name!r}, expected one of {', '.join(DEMOS)}.",
             f"For phantoms with the layout of real data, add the layout, e.g. `maskfold demo {name} --layout spine`.",
             status=2,
         )
@@ -200,8 +201,8 @@ def make_demo(
     test_count = default_test_cases if test_cases is None else test_cases
     if min(case_count, test_count) < 1 or seed < 0:
         raise MaskfoldError(
-            f"Invalid demo: found {case_count} training cases, {test_count} test cases and seed {seed}, expected at "
-            "least one case of each kind and a seed that is not negative.",
+            f"Found {case_count} training cases, {test_count} test cases and seed {seed}, expected at least "
+            "one case of each kind and a seed of at least 0.",
             "Change the number of cases, or the seed.",
             status=2,
         )

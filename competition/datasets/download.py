@@ -103,8 +103,8 @@ def _fetch(
         actual_md5 = compute_md5(archive)
         if actual_md5 != source.expected_md5:
             raise MaskfoldError(
-                f"wrong MD5 of {archive}: found {actual_md5}, expected {source.expected_md5}.",
-                "Delete this archive, and run the same command again; it then downloads the archive.",
+                f"The archive {archive} is damaged: found the MD5 {actual_md5}, expected {source.expected_md5}.",
+                "Delete this archive and run the same command again, which then downloads the archive.",
             )
         return unpack_archive(archive, folder, new_progress("files unpacked"))
     if part.exists() and part.stat().st_size:
@@ -160,7 +160,7 @@ def is_nonempty_folder(folder: Path) -> bool:
     """
     if folder.exists() and not folder.is_dir():
         raise MaskfoldError(
-            f"{folder} is a file, expected a folder.", "Delete the file, or name another folder with -o.", status=2
+            f"{folder} is a file, expected a folder.", "Delete the file, or give another folder with -o.", status=2
         )
     return folder.is_dir() and next(folder.iterdir(), None) is not None
 
@@ -177,8 +177,9 @@ def check_free_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise MaskfoldError(
-            f"too little disk space in {folder.parent}: found {format_size(free)}, expected {format_size(needed)}.",
-            "Free some disk space, or name a folder on another disk with -o.",
+            f"There is too little disk space in {folder.parent}: found {format_size(free)}, expected "
+            f"{format_size(needed)}.",
+            "Free some disk space, or give a folder on another disk with -o.",
         )
 
 
@@ -223,11 +224,11 @@ def suggest_next_command(name: str, folder: Path, experiments: Path = Path("expe
         sample = (comp.get("submission") or {}).get("sample")
         if sample and not (folder / sample).exists():
             lines.append(
-                f"note: {sample} is not in this archive; to submit without it: maskfold submit "
+                f"note: this archive contains no {sample}. To submit without it: maskfold submit "
                 f"{experiment.as_posix()}{override} competition.submission.sample=null"
             )
         return lines
-    return [f"Next: write experiments/{name}/competition.yaml with `root: {folder}`; docs/yaml.md describes every key"]
+    return [(f"Next: write experiments/{name}/competition.yaml with `root: {folder}`; docs/yaml.md describes all keys")]
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -281,8 +282,9 @@ def download(
             size = part.stat().st_size
             part.unlink()
             raise MaskfoldError(
-                f"wrong MD5 of {source.url} ({size:,} bytes): found {actual_md5}, expected {source.expected_md5}.",
-                "Run the same command again; if that fails too, the host or a proxy changed the file.",
+                f"The download of {source.url} ({size:,} bytes) is damaged: found the MD5 {actual_md5}, "
+                f"expected {source.expected_md5}.",
+                "Run the same command again. If the error repeats, the host or a proxy has changed the file.",
             )
 
 
@@ -369,7 +371,7 @@ def _write_block(stream: Any, block: bytes, part: Path) -> None:
             stream.flush()
     except OSError as error:
         raise MaskfoldError(
-            f"{part} cannot be written: {error.strerror or error}.", "Name another folder with -o."
+            f"{part} cannot be written: {error.strerror or error}.", "Give another folder with -o."
         ) from error
 
 
@@ -377,8 +379,8 @@ def _download_error(url: str, reason: str) -> MaskfoldError:
     name = Path(urlsplit(url).path).name
     return MaskfoldError(
         f"{url} cannot be downloaded: {reason.rstrip('.')}.",
-        "Check the network (https_proxy sets a proxy) and run the same command again, "
-        f"or copy {name} into the folder that -o names.",
+        "Check the network (the variable https_proxy sets a proxy), and run the same command again. Or "
+        f"copy {name} into the folder that -o names.",
     )
 
 
@@ -390,7 +392,7 @@ def _download_lock(part: Path) -> Iterator[None]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise MaskfoldError(
-                f"Another process is downloading {part}.", "Wait until the other process has finished, or stop it."
+                f"Another process is downloading {part}.", "Wait until that process has finished, or stop it."
             ) from error
         try:
             yield
@@ -440,8 +442,8 @@ def unpack_archive(archive: Path, folder: Path, progress: ProgressWrapper) -> in
             needed = sum(member.size for member in members)
             if needed > free:
                 raise MaskfoldError(
-                    f"{archive} unpacks to {needed:,} bytes, but {folder.parent} has only {free:,} bytes free.",
-                    "Free some space, or name another folder with -o.",
+                    f"{archive} unpacks to {needed:,} bytes, but {folder.parent} has only {free:,} free bytes.",
+                    "Free some space, or give another folder with -o.",
                 )
             temporary_folder.mkdir()
             for member in progress(iter(members), len(members)):
@@ -453,7 +455,9 @@ def unpack_archive(archive: Path, folder: Path, progress: ProgressWrapper) -> in
         root.rename(folder)
         sync_folder(folder.parent)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise MaskfoldError(f"{archive} is damaged: {error}.", "Delete it and run the same command again.") from error
+        raise MaskfoldError(
+            f"{archive} is damaged: {error}.", f"Delete {archive}, and run the same command again."
+        ) from error
     finally:
         shutil.rmtree(temporary_folder, ignore_errors=True)
     return len(members)
@@ -475,7 +479,7 @@ def _open_archive(archive: Path) -> Iterator[tuple[list[Member], Any]]:
 def _tar_member(info: tarfile.TarInfo, archive: Path) -> Member | None:
     """Return the member for a file. Return None for a folder, because unpacking its files creates the folder."""
     if not (info.isfile() or info.isdir()):
-        kind = "a link" if info.issym() or info.islnk() else "a device or pipe"
+        kind = "a link" if info.issym() or info.islnk() else "is a device or a pipe"
         raise _unsafe_member(archive, info.name, f"is {kind}")
     path = _check_path(info.name, archive)
     return None if info.isdir() else Member(path, info.size, info)
@@ -494,7 +498,7 @@ def _check_path(name: str, archive: Path) -> PurePosixPath:
     path = PurePosixPath(name)
     parts = name.replace("\\", "/").split("/")
     if path.is_absolute() or ".." in parts or "\\" in name or ":" in parts[0] or "\0" in name:
-        raise _unsafe_member(archive, name, "is outside the folder")
+        raise _unsafe_member(archive, name, "would lie outside the folder")
     return path
 
 
@@ -507,8 +511,8 @@ def _check_members(members: list[Member | None], archive: Path) -> list[Member]:
     paths = {member.path for member in files}
     folders = {parent for path in paths for parent in path.parents}
     if len(paths) < len(files) or paths & folders or not files:
-        problem = "contains no files" if not files else "contains a path twice"
-        raise MaskfoldError(f"{archive} {problem}.", "Delete it and run the same command again.")
+        problem = "contains no files" if not files else "contains one path twice"
+        raise MaskfoldError(f"{archive} {problem}.", "Delete the archive, and run the same command again.")
     return files
 
 
@@ -531,5 +535,5 @@ def _only_folder(folder: Path) -> Path:
 
 def _unsafe_member(archive: Path, name: str, problem: str) -> MaskfoldError:
     return MaskfoldError(
-        f"{archive} was not unpacked: its member {name!r} {problem}.", "Do not use this archive; no file was written."
+        f"{archive} was not unpacked: its member {name!r} {problem}.", "Do not use this archive. No file was written."
     )

@@ -76,13 +76,13 @@ def convert_folder(
     links = ", ".join(scanned.links[:MAX_LISTED_FILES])
     if not scanned.instances and not scanned.unreadable:
         raise MaskfoldError(
-            f"No DICOM files in {folder}: found only {scanned.non_dicom_count} files of other formats"
-            + (f", and links to folders, which are not followed: {links}." if links else "."),
-            f"Name the folder that {'the link points to' if links else 'contains the exported study'}.",
+            f"{folder} contains no DICOM file: found only {scanned.non_dicom_count} files of other formats"
+            + (f", and links to folders, which the command does not follow: {links}." if links else "."),
+            f"Give the folder that {'the link points to' if links else 'contains the exported study'}.",
         )
     ensure_writable(output)
     if links:
-        say(f"links to folders are not followed: {links}; convert the folders that they point to separately")
+        say(f"links to folders are not followed: {links}. To convert those folders, run the command on each of them")
     previous_rows = read_rows(output / "series.csv")
     label_map = LabelMap(output / "segments.csv")
     converter = _Converter(output, layout, group_series(scanned.instances, label_pattern), previous_rows, say)
@@ -92,7 +92,7 @@ def convert_folder(
     converter.add_unreadable(scanned)
     converter.report_unlabelled()
     if labels is not None and not any(series.kind == "label" for series in converter.series):
-        say(f"--labels {labels} matches no series description")
+        say(f"--labels {labels} matches the description of no series")
     _write_series_csv(output, converter, previous_rows)
     label_map.save()
     return Conversion(list(converter.rows.values()), dict(label_map.labels))
@@ -101,18 +101,16 @@ def convert_folder(
 def _check_arguments(folder: Path, layout: str, labels: str | None) -> re.Pattern[str] | None:
     """Check the arguments, and return the compiled pattern `labels`."""
     if not folder.is_dir():
-        raise MaskfoldError(f"{folder} is not a folder.", "Name the folder that contains the DICOM files.", status=2)
+        raise MaskfoldError(f"{folder} is not a folder.", "Give the folder that contains the DICOM files.", status=2)
     if layout not in LABEL_FOLDERS:
         expected = " or ".join(LABEL_FOLDERS)
-        raise MaskfoldError(
-            f"invalid --layout: found {layout}, expected {expected}.", f"Use --layout {expected}.", status=2
-        )
+        raise MaskfoldError(f"--layout: found {layout}, expected {expected}.", f"Use --layout {expected}.", status=2)
     try:
         return None if labels is None else re.compile(labels)
     except re.error as error:
         raise MaskfoldError(
-            f"invalid --labels: found {labels}, expected a regular expression ({error}).",
-            "Correct the regular expression, for example --labels '(?i)segmentation|mask'.",
+            f"--labels: found {labels}, expected a valid regular expression ({error}).",
+            "Correct the regular expression. An example is --labels '(?i)segmentation|mask'.",
             status=2,
         ) from error
 
@@ -196,7 +194,7 @@ class _Converter:
         self._images[series.uid] = ConvertedImage(row.id, slices)
         notes = list(slices.notes)
         if series.uid in self._other_layouts:
-            notes.append(f"also in {self._other_layouts[series.uid]}, from an earlier conversion")
+            notes.append(f"also in {self._other_layouts[series.uid]}, where an earlier conversion wrote it")
         row.status, row.file, row.slices = "converted", name, str(len(slices.frames))
         row.shape, row.spacing = _format_size(slices.grid.shape), _format_size(slices.grid.spacing)
         row.notes, row.ignored = CELL_SEPARATOR.join(notes), _format_ignored(slices.ignored, series)
@@ -272,7 +270,7 @@ class _Converter:
         if labelled and unlabelled:
             listed = ", ".join(unlabelled[:MAX_LISTED_FILES])
             more = and_more(len(unlabelled), MAX_LISTED_FILES, "case")
-            self._say(f"without a mask: {listed}{more} (training skips them with on_bad_case: skip)")
+            self._say(f"without a mask: {listed}{more} (with on_bad_case: skip, training leaves these cases out)")
 
     def add_unreadable(self, scanned: Scan) -> None:
         """Add one row to series.csv that lists the files whose series is unknown."""

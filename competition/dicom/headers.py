@@ -111,7 +111,9 @@ def read_frames(dataset: Any, path: Path, name: str) -> tuple[Frame, ...]:
     if int(dataset.get("NumberOfFrames") or 1) > 1:
         raise SeriesRejected(f"{name} has {dataset.NumberOfFrames} frames, but not every frame has a position")
     if dataset.get("ModalityLUTSequence"):
-        raise SeriesRejected(f"{name} has a modality look-up table instead of slope and intercept")
+        raise SeriesRejected(
+            f"{name} converts its values by a look-up table (modality LUT), expected a slope and an intercept"
+        )
     acquisition = {
         key: str(dataset[key].value)
         for key in ACQUISITION_KEYWORDS
@@ -123,7 +125,9 @@ def read_frames(dataset: Any, path: Path, name: str) -> tuple[Frame, ...]:
 def _read_enhanced(dataset: Any, path: Path, name: str) -> tuple[Frame, ...]:
     groups = dataset.PerFrameFunctionalGroupsSequence
     if len(groups) != int(dataset.get("NumberOfFrames") or 1):
-        raise SeriesRejected(f"{name} declares {dataset.get('NumberOfFrames')} frames, but describes {len(groups)}")
+        raise SeriesRejected(
+            f"{name} declares {dataset.get('NumberOfFrames')} frames, but describes {len(groups)} of them"
+        )
     result = []
     for index, group in enumerate(groups):
         position = functional_group(dataset, group, "PlanePositionSequence")

@@ -81,8 +81,8 @@ def read_picture(instance: Instance, pixels: PixelReader) -> np.ndarray:
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= MAX_UINT16) or (values != np.rint(values)).any():
         raise SeriesRejected(
-            f"{instance.name} has values that no PNG holds: found {low:g} to {high:g}, expected whole numbers from 0 "
-            f"to {MAX_UINT16:,}"
+            f"{instance.name} has values that cannot be stored in a PNG: found {low:g} to {high:g}, "
+            f"expected whole numbers from 0 to {MAX_UINT16:,}"
         )
     return values.astype(np.uint8 if high <= MAX_UINT8 else np.uint16)
 

@@ -154,7 +154,7 @@ def scan_folder(folder: Path) -> Scan:
     for name in non_dicom:
         # If a slice at an end of the volume is missing, there is no gap between slices, so only the file names show it.
         if _name_pattern(name) in dicom_patterns or name.lower().endswith(SUFFIXES):
-            result.unreadable[name] = f"{name} is named like a DICOM file and is not one"
+            result.unreadable[name] = f"{name} is named like a DICOM file, but is none"
         else:
             result.non_dicom_count += 1
     return result
@@ -336,10 +336,12 @@ MAX_COSINE_DIFFERENCE = 1e-3  # maximum difference between direction cosines of 
 MAX_COUNTED_DIRECTIONS = 99  # counting stops here, because a rotating view has as many directions as frames
 SLICE_MODALITIES = ("CT", "MR", "PT", "NM")
 UNPLACED = (
-    "its images have no position in the patient, so their order and spacing are unknown; export the series again with "
-    "ImagePositionPatient"
+    "its images have no position in the patient, so their order and spacing are unknown. Export "
+    "the series again with ImagePositionPatient"
 )
-NON_IMAGE_HINTS = {"RTSTRUCT": "contours; export them as DICOM-SEG or as a label series"}
+NON_IMAGE_HINTS = {
+    "RTSTRUCT": "contours, which Maskfold does not convert; export them as DICOM-SEG or as a label series"
+}
 
 
 @dataclass(eq=False)
@@ -396,7 +398,7 @@ def _new_series(uid: str, instances: list[Instance], label_pattern: re.Pattern[s
         series.kind = "segmentation"
     elif not any(instance.has_pixels or instance.fault for instance in instances):
         series.kind = "other"
-        series.reason = f"{header.modality or 'it'} holds {NON_IMAGE_HINTS.get(header.modality, 'no images')}"
+        series.reason = f"{header.modality or 'it'} contains {NON_IMAGE_HINTS.get(header.modality, 'no images')}"
     elif label_pattern is not None and label_pattern.search(header.description):
         series.kind = "label"
     if series.kind in ("image", "label"):
@@ -418,17 +420,19 @@ def _non_volume_reason(series: Series) -> str:
     """Return the reason why the images are not slices of one volume; an empty text if they form a volume."""
     for instance in series.instances:
         if "LOCALIZER" in instance.image_type:
-            return f"a localiser ({instance.name})"
+            return f"it is a localiser, an overview image ({instance.name})"
         if "MOSAIC" in instance.image_type:
-            return f"mosaics: each image contains a whole volume ({instance.name})"
+            return f"it contains mosaics, in which each image shows a whole volume ({instance.name})"
         if instance.photometric and not instance.photometric.startswith("MONOCHROME"):
-            return f"colours: found {instance.photometric}, expected MONOCHROME1 or MONOCHROME2 ({instance.name})"
+            return (
+                f"it has colours: found {instance.photometric}, expected MONOCHROME1 or MONOCHROME2 ({instance.name})"
+            )
     frames = [frame for instance in series.instances for frame in instance.frame_headers]
     if frames and all(frame.position is None or frame.orientation is None for frame in frames):
         return UNPLACED
     directions = _count_directions([frame.orientation for frame in frames if frame.orientation is not None])
     if directions > 1:
-        return f"slices of {directions} orientations: a localiser, or planes cut from a volume"
+        return f"its slices have {directions} orientations, as in a localiser or in planes cut from a volume"
     return ""
 
 

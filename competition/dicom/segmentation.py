@@ -122,9 +122,13 @@ class MaskBuilder:
         label_series = self._label_series.get(case, [])
         uids = [slices.series.uid for _, slices in label_series]
         if mask is not None:
-            self.reject(uids, f"{case} already has a mask from a DICOM-SEG")
+            self.reject(uids, f"{case} already has a mask from a DICOM-SEG file")
         elif len(label_series) > 1:
-            self.reject(uids, f"{len(label_series)} label series match {case}, expected one; narrow --labels")
+            self.reject(
+                uids,
+                f"{len(label_series)} label series match {case}, expected one; write a narrower expression for "
+                "--labels",
+            )
         elif label_series:
             mask = self._build_or_reject(uids, partial(self._from_label_series, case, pixels))
         return mask
@@ -148,18 +152,18 @@ class MaskBuilder:
             if len(files) > 1:
                 raise SeriesRejected(
                     f"{len(files)} segmentations of {case} contain the label `{self._label_map.labels[value]}` "
-                    f"({', '.join(sorted(files))}); keep one of them"
+                    f"({', '.join(sorted(files))}), expected one; keep one of these files"
                 )
         canvas, notes = MaskCanvas(image.slices.grid), []
         for segmentation in segmentations:
             values = {number: self._label_map.value_of(label) for number, label in segmentation.labels.items()}
             merged = [self._label_map.labels[value] for value, count in Counter(values.values()).items() if count > 1]
-            notes += [f"several segments are called `{label}` and were merged" for label in merged]
+            notes += [f"several segments have the label `{label}`, so they were merged" for label in merged]
             paint_segments(segmentation, canvas, values)
         if canvas.overlap_count:
             notes.append(
-                f"{canvas.overlap_count:,} voxels are in more than one segment: the larger fraction, then the higher "
-                "value is kept"
+                f"{canvas.overlap_count:,} voxels are in more than one segment; each gets the segment with the "
+                "larger fraction or, if these are equal, the higher value"
             )
         return _new_mask(image, canvas.mask, [item.instance.series_uid for item in segmentations], notes)
 
@@ -169,7 +173,7 @@ class MaskBuilder:
         lowest, highest = float(values.min()), float(values.max())
         if lowest < 0 or highest > MAX_LABEL_VALUE or not np.array_equal(values, np.rint(values)):
             raise SeriesRejected(
-                f"its values are not labels: found {lowest:g} to {highest:g}, expected whole numbers from 0 to "
+                f"its values are no labels: found {lowest:g} to {highest:g}, expected whole numbers from 0 to "
                 f"{MAX_LABEL_VALUE}"
             )
         labels = values.astype(np.uint8)
@@ -232,9 +236,9 @@ class LabelMap:
                 or _normalise(row["label"]) in self._value_by_key()
             ):
                 raise MaskfoldError(
-                    f"{path} has an invalid row: found value {row['value']}, label {row['label']}, expected a unique "
-                    f"value from 1 to {MAX_LABEL_VALUE} and a unique label.",
-                    "Correct the row, or delete the table to number the labels anew.",
+                    f"{path} has an invalid row: found value {row['value']} and label {row['label']}, expected a "
+                    f"unique value from 1 to {MAX_LABEL_VALUE} and a unique label.",
+                    "Correct the row. Or delete the table, so that the command numbers the labels again.",
                 )
             self.labels[value] = row["label"]
 
@@ -261,8 +265,8 @@ class LabelMap:
             if value > MAX_LABEL_VALUE:
                 raise MaskfoldError(
                     f"The segmentations have more than {MAX_LABEL_VALUE} different labels.",
-                    "Sort the files into groups that share labels, and convert each group into an output folder of its "
-                    "own.",
+                    "Divide the files into groups that share labels, and convert each group into its own output "
+                    "folder.",
                 )
             self.labels[value] = label
 
@@ -333,9 +337,9 @@ class ReferenceMatcher:
         if referenced:
             candidates = [self._images[uid] for uid in sorted(referenced) if uid in self._images]
             if not candidates:
-                raise SeriesRejected("the referenced image series was refused")
+                raise SeriesRejected("the image series to which it refers was refused")
         elif instance.source_uids and strict:
-            raise SeriesRejected("the referenced image series is not in the folder")
+            raise SeriesRejected("the image series to which it refers is not in the folder")
         else:
             candidates = [image for image in self._images.values() if _same_frame(image.slices.series.header, instance)]
             if not candidates:
@@ -345,16 +349,16 @@ class ReferenceMatcher:
         if len(matching) > 1:
             ids = ", ".join(sorted(image.id for image in matching))
             raise SeriesRejected(
-                f"several images have the mask's grid, and the mask does not reference exactly one of them: {ids}"
+                f"several images have the grid of the mask, and the mask does not refer to exactly one of them: {ids}"
             )
         if not matching:
             case, mismatch = min(mismatches.items())
             more = (
-                f" (and not on the grid of {format_count(len(candidates) - 1, 'more image')})"
+                f" (nor on the grid of {format_count(len(candidates) - 1, 'more image')})"
                 if len(candidates) > 1
                 else ""
             )
-            raise SeriesRejected(f"not on the grid of {case}: {mismatch}{more}")
+            raise SeriesRejected(f"it is not on the grid of {case}: {mismatch}{more}")
         return matching[0]
 
 
@@ -474,7 +478,7 @@ def _segment_label(segment: Any) -> str:
 def _read_frame_geometry(dataset: Any, instance: Instance, kind: str) -> Iterator[tuple[int | None, np.ndarray]]:
     groups = dataset.get("PerFrameFunctionalGroupsSequence") or ()
     if len(groups) != instance.size[2]:
-        raise SeriesRejected(f"{instance.name} declares {instance.size[2]} frames and describes {len(groups)}")
+        raise SeriesRejected(f"{instance.name} declares {instance.size[2]} frames, but describes {len(groups)}")
     for index, group in enumerate(groups):
         plane_position = functional_group(dataset, group, "PlanePositionSequence")
         plane_orientation = functional_group(dataset, group, "PlaneOrientationSequence")

@@ -97,14 +97,14 @@ def read_table(path: Path, columns: list[str]) -> list[dict[str, str]]:
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise MaskfoldError(
-            f"{path} cannot be read ({error}).", "Delete this table, or name another output folder."
+            f"{path} cannot be read ({error}).", "Delete this table, or give another output folder."
         ) from error
     missing = [column for column in columns if column not in (reader.fieldnames or [])]
     if missing or any(None in row or None in row.values() for row in rows):
         raise MaskfoldError(
-            f"{path} is not a table of maskfold dicom: found columns {', '.join(reader.fieldnames or [])}, expected "
-            f"{', '.join(columns)} in every row.",
-            "Delete this table, or name another output folder.",
+            f"{path} was not written by maskfold dicom: found the columns "
+            f"{', '.join(reader.fieldnames or [])}, expected {', '.join(columns)} in every row.",
+            "Delete this table, or give another output folder.",
         )
     return [{column: row[column] for column in columns} for row in rows]
 

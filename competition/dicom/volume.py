@@ -81,7 +81,7 @@ def _usable_instances(series: Series, ignored: list[str]) -> list[Instance]:
         instance for instance in series.instances if instance.fault and instance.instance_uid not in complete_uids
     ]
     if damaged:
-        more = f" (and {len(damaged) - 1} more of the {len(series.instances)} files)" if len(damaged) > 1 else ""
+        more = f" (and {len(damaged) - 1} more of its {len(series.instances)} files)" if len(damaged) > 1 else ""
         raise SeriesRejected(f"{damaged[0].fault}{more}")
     for instance in series.instances:
         if instance.fault:
@@ -103,7 +103,7 @@ def drop_copies(instances: list[Instance], ignored: list[str]) -> list[Instance]
         if original is None:
             same_uid.append(instance)
         else:
-            ignored.append(f"{instance.name} repeats {original.name}")
+            ignored.append(f"{instance.name} is a copy of {original.name}")
     return [instance for same_uid in kept.values() for instance in same_uid]
 
 
@@ -115,7 +115,7 @@ def _check_one_patient(instances: list[Instance]) -> None:
     ):
         count = len({getattr(instance, attribute) for instance in instances})
         if count > 1:
-            raise SeriesRejected(f"the files of one series have {count} different {name}")
+            raise SeriesRejected(f"the files of one series have {count} different {name}, expected one")
 
 
 def check_decoders(instances: list[Instance]) -> None:
@@ -134,8 +134,8 @@ def check_decoders(instances: list[Instance]) -> None:
             available = False
         if not available:
             raise SeriesRejected(
-                f"compressed as {UID(syntax).name}, and no decoder for it is installed; for most JPEG kinds, run pip "
-                "install python-gdcm"
+                f"its pixels are compressed as {UID(syntax).name}, and no decoder for this compression is "
+                "installed; for most kinds of JPEG, run pip install python-gdcm"
             )
 
 
@@ -150,13 +150,13 @@ def _check_one_grid(frames: list[Frame]) -> None:
         raise SeriesRejected("its slices have no pixel spacing")
     sizes = [f"{columns}×{rows}" for rows, columns in (frame.shape for frame in frames)]
     if len(set(sizes)) > 1:
-        raise SeriesRejected(f"slices of mixed sizes: {format_counts(sizes)} pixels")
+        raise SeriesRejected(f"its slices have different sizes: {format_counts(sizes)} pixels")
     spacings = np.array([frame.spacing for frame in frames])
     if not (spacings > 0).all():
-        raise SeriesRejected("its pixel spacing is not positive")
+        raise SeriesRejected("its pixel spacing is not above 0")
     if np.abs(spacings / spacings[0] - 1).max() * max(frames[0].shape) > MAX_SHEAR:
         texts = ["×".join(f"{value:g}" for value in spacing) for spacing in spacings]
-        raise SeriesRejected(f"slices of mixed pixel spacings: {format_counts(texts)} mm")
+        raise SeriesRejected(f"its slices have different pixel spacings: {format_counts(texts)} mm")
     for frame in frames:
         check_orientation(np.asarray(frame.orientation), frame.name)
 
@@ -178,27 +178,30 @@ def _sort_frames(
         if last is None or along[index] - along[last] > SAME_POSITION_MM:
             kept.append(int(index))
         elif np.abs(positions[index] - positions[last]).max() > 10 * SAME_POSITION_MM:
-            raise SeriesRejected(f"slices are side by side ({frames[last].name} and {frames[index].name})")
+            raise SeriesRejected(
+                f"its slices are side by side instead of in a stack ({frames[last].name} and {frames[index].name})"
+            )
         else:
             duplicates.append((last, int(index)))
     for first_index, second_index in duplicates:
         first, second = frames[first_index], frames[second_index]
         if not pixels.equal(first, second):
             raise SeriesRejected(_duplicate_reason(frames, duplicates, instances[first.name], instances[second.name]))
-        ignored.append(f"{second.name} repeats {first.name}")
+        ignored.append(f"{second.name} is a copy of {first.name}")
     return [frames[index] for index in kept], along[kept]
 
 
 def _duplicate_reason(frames: list[Frame], duplicates: list[tuple[int, int]], first: Instance, second: Instance) -> str:
     """Return the reason for refusing a series in which slices at the same position have different pixels."""
     if first.instance_uid == second.instance_uid and first.path != second.path:
-        return f"{first.name} and {second.name} share one SOPInstanceUID and differ in their pixels"
+        return f"{first.name} and {second.name} have the same SOPInstanceUID, but different pixels"
     keys = [key for key in frames[0].acquisition if len({frame.acquisition.get(key) for frame in frames}) > 1]
     differing = f" and different {', '.join(keys)}" if keys else ""
     count = len({index for index, _ in duplicates})
     return (
-        f"several acquisitions in one series: {count} positions occur more than once with different pixels{differing} "
-        f"({first.name} and {second.name}); export each as its own series"
+        f"it contains several acquisitions: {count} positions occur more than once with different "
+        f"pixels{differing} ({first.name} and {second.name}). Export each acquisition as a series of "
+        "its own"
     )
 
 
@@ -207,7 +210,7 @@ def _measure_step(frames: list[Frame], along: np.ndarray) -> float:
     if len(frames) == 1:
         step = frames[0].slice_spacing or frames[0].thickness
         if not step:
-            raise SeriesRejected("a single slice without a thickness")
+            raise SeriesRejected("it has a single slice, and the thickness of the slice is missing")
         return step
     steps = np.diff(along)
     median = float(np.median(steps))
@@ -218,13 +221,16 @@ def _measure_step(frames: list[Frame], along: np.ndarray) -> float:
         missing = "a slice is missing" if count == 1 else f"{count} slices are missing"
         more = f", and {format_count(len(gaps) - 1, 'more gap')}" if len(gaps) > 1 else ""
         raise SeriesRejected(
-            f"{missing} between {along[first_gap]:.2f} and {along[first_gap + 1]:.2f} mm along the slice normal "
-            f"({frames[first_gap].name} and {frames[first_gap + 1].name}){more}; the median step is {median:.4g} mm"
+            f"{missing} between {along[first_gap]:.2f} and {along[first_gap + 1]:.2f} mm along the slice "
+            f"normal ({frames[first_gap].name} and {frames[first_gap + 1].name}){more}; the median distance "
+            f"between slices is {median:.4g} mm"
         )
     step = float(along[-1] - along[0]) / (len(along) - 1)
     deviation = np.abs(along - np.linspace(along[0], along[-1], len(along))).max() / step
     if deviation > MAX_UNEVENNESS:
-        raise SeriesRejected(f"uneven steps between slices, from {steps.min():.4g} to {steps.max():.4g} mm")
+        raise SeriesRejected(
+            f"its slices are not evenly spaced: their distances are {steps.min():.4g} to {steps.max():.4g} mm"
+        )
     return step
 
 
@@ -236,7 +242,7 @@ def _check_upright(frames: list[Frame], along: np.ndarray) -> None:
     largest = float(np.linalg.norm(sideways, axis=1).max())
     if largest > MAX_SHEAR * min(frames[0].spacing or (1.0,)):
         angle = np.degrees(np.arctan2(np.linalg.norm(sideways[-1]), along[-1] - along[0]))
-        raise SeriesRejected(f"a tilted gantry: slices shift sideways by up to {largest:.3g} mm ({angle:.1f}°)")
+        raise SeriesRejected(f"the gantry was tilted: slices shift sideways by up to {largest:.3g} mm ({angle:.1f}°)")
 
 
 def _notes(instances: list[Instance], frames: list[Frame], step: float) -> list[str]:
@@ -244,16 +250,18 @@ def _notes(instances: list[Instance], frames: list[Frame], step: float) -> list[
     instance_numbers = {item.instance_number for item in instances if item.instance_number is not None}
     if instance_numbers and len(instances) == len(frames) == len(instance_numbers):
         if min(instance_numbers) > 1:
-            notes.append(f"instance numbers start at {min(instance_numbers)}: a slice at an end may be missing")
+            notes.append(f"the instance numbers start at {min(instance_numbers)}, so a slice at an end may be missing")
         elif max(instance_numbers) - min(instance_numbers) + 1 > len(instance_numbers):
-            notes.append("instance numbers have gaps and positions do not: a slice at an end may be missing")
+            notes.append(
+                "the instance numbers have a gap, but the positions have none, so a slice at an end may be missing"
+            )
     if any(instance.photometric == "MONOCHROME1" for instance in instances):
-        notes.append("MONOCHROME1: high values display dark; values are unchanged")
+        notes.append("MONOCHROME1 displays high values as dark; the values were not changed")
     thickness = frames[0].thickness
     if len(frames) == 1:
-        notes.append(f"a single slice, {step:g} mm thick")
+        notes.append(f"it has a single slice, which is {step:g} mm thick")
     elif thickness and abs(thickness / step - 1) > 0.05:
-        notes.append(f"slices are {thickness:.4g} mm thick and {step:.4g} mm apart")
+        notes.append(f"its slices are {thickness:.4g} mm thick and {step:.4g} mm apart")
     return notes
 
 
@@ -463,7 +471,9 @@ def check_orientation(orientation: np.ndarray, name: str) -> None:
     row, column = orientation[:3], orientation[3:]
     if max(abs(row @ row - 1), abs(column @ column - 1), abs(row @ column)) > 1e-3:
         cosines = ", ".join(f"{value:g}" for value in orientation)
-        raise SeriesRejected(f"{name} has an invalid orientation: found {cosines}, expected orthogonal unit vectors")
+        raise SeriesRejected(
+            f"{name} has an invalid orientation: found {cosines}, expected two orthogonal unit vectors"
+        )
 
 
 def resample_onto(grid: Grid, affine: np.ndarray, points: np.ndarray, extent: tuple[int, int, int]) -> np.ndarray:
@@ -503,5 +513,5 @@ def resample_onto(grid: Grid, affine: np.ndarray, points: np.ndarray, extent: tu
     voxels = points @ rotation.T + offset
     outside = int(((voxels < 0) | (voxels >= np.array(grid.shape))).any(axis=1).sum())
     if outside:
-        raise SeriesRejected(f"{outside:,} of its labelled voxels are outside the image")
+        raise SeriesRejected(f"{outside:,} of its labelled voxels lie outside of the image")
     return voxels

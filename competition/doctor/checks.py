@@ -92,5 +92,5 @@ def print_table(findings: list[CheckResult]) -> None:
 def summary_line(findings: list[CheckResult]) -> str:
     """Return the last line of the report, which lists the checks with problems."""
     names = {state: [row.name for row in findings if row.state == state] for state in ("unusable", "warning")}
-    parts = [f"{state}: {', '.join(checks)}" for state, checks in names.items() if checks]
+    parts = [f"rows with the state {state}: {', '.join(checks)}" for state, checks in names.items() if checks]
     return "; ".join(parts) or "all checks passed"

@@ -19,7 +19,7 @@ GIB = 2**30
 
 # Accelerators
 
-PRECISIONS = {"bf16": "native bf16", "fp16": "no native bf16, so precision: auto is fp16", "fp32": "fp32"}
+PRECISIONS = {"bf16": "native bf16", "fp16": "no native bf16, so training.precision: auto is fp16", "fp32": "fp32"}
 
 
 def check_accelerators() -> list[CheckResult]:
@@ -32,7 +32,10 @@ def check_accelerators() -> list[CheckResult]:
     if not answer.lines:
         return [
             CheckResult(
-                "accelerators", "warning", f"torch could not be queried: {answer.trouble}", "See the row of torch."
+                "accelerators",
+                "warning",
+                f"torch could not be queried: {answer.trouble}",
+                "See the row of torch in this table.",
             )
         ]
     build, *devices = answer.lines
@@ -48,7 +51,12 @@ def check_accelerators() -> list[CheckResult]:
         )
     elif build["available"] and not devices:
         rows.append(
-            CheckResult("accelerators", "warning", "torch finds CUDA but no device", "Check CUDA_VISIBLE_DEVICES.")
+            CheckResult(
+                "accelerators",
+                "warning",
+                "torch was built with CUDA, but finds no device",
+                "Check CUDA_VISIBLE_DEVICES.",
+            )
         )
     if build["mps"]:
         rows.append(CheckResult("MPS", "ok", "Apple's GPU; fp32"))
@@ -69,7 +77,9 @@ def _device_result(row: dict[str, Any]) -> CheckResult:
         )
     detail += f", {row['free'] / GIB:.1f} GiB free, {PRECISIONS.get(row['precision'], 'precision unknown')}"
     if row["free"] < row["total"] / 4:
-        return CheckResult(name, "warning", detail, "Another program uses most of its memory; see nvidia-smi.")
+        return CheckResult(
+            name, "warning", detail, "Another program uses most of the GPU's memory; nvidia-smi shows which one."
+        )
     return CheckResult(name, "ok", detail)
 
 
@@ -91,8 +101,8 @@ def _no_device(build: dict[str, Any]) -> CheckResult:
         return CheckResult(
             "accelerators",
             "warning",
-            f"hidden by CUDA_VISIBLE_DEVICES={hidden!r}; {detail}",
-            "Unset it to use the GPUs.",
+            f"the variable CUDA_VISIBLE_DEVICES={hidden!r} hides the GPUs; {detail}",
+            "Unset the variable CUDA_VISIBLE_DEVICES to use the GPUs.",
         )
     reason = f": {first_line(build['reason'])}" if build["reason"] else ""
     return CheckResult(
@@ -133,7 +143,7 @@ def check_credentials() -> list[CheckResult]:
             CheckResult(
                 KAGGLE_CHECK,
                 "warning",
-                f"{missing} is not set, but the other half of the credentials is",
+                f"{missing} is not set, although the other half of the credentials is",
                 f"Set {missing} too, or KAGGLE_API_TOKEN alone.",
             )
         ]
@@ -141,8 +151,8 @@ def check_credentials() -> list[CheckResult]:
         CheckResult(
             KAGGLE_CHECK,
             "ok",
-            f"not set; required only by `maskfold fetch kaggle:…` and `maskfold upload` ({TOKEN_PAGE}; save as "
-            "~/.kaggle/kaggle.json)",
+            f"not set. Only `maskfold fetch kaggle:…` and `maskfold upload` need credentials ({TOKEN_PAGE}; "
+            "save the file as ~/.kaggle/kaggle.json)",
         )
     ]
 
@@ -183,7 +193,10 @@ def check_credential_file(path: Path) -> CheckResult:
         return CheckResult(KAGGLE_CHECK, "warning", f"{path} is empty", f"Create a new token ({TOKEN_PAGE}).")
     if mode & 0o077 and os.name != "nt":
         return CheckResult(
-            KAGGLE_CHECK, "warning", f"{path} has mode {mode:o}: other users can read it", f"Run: chmod 600 {path}."
+            KAGGLE_CHECK,
+            "warning",
+            f"{path} has the mode {mode:o}, so other users can read it",
+            f"Run: chmod 600 {path}.",
         )
     return CheckResult(KAGGLE_CHECK, "ok", f"in {path} (mode {mode:o})")
 
@@ -210,13 +223,16 @@ def check_cores() -> CheckResult:
         return CheckResult(
             "CPU",
             "warning",
-            f"{detail}, but the container is limited to the time of {limit:g} cores",
-            f"Set run.threads={max(1, int(limit))}: more threads would wait for each other.",
+            f"{detail}, but the container may use only the time of {limit:g} cores",
+            f"Set run.threads={max(1, int(limit))}, because more threads would wait for each other.",
         )
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if threads.isdigit() and int(threads) > usable:
         return CheckResult(
-            "CPU", "warning", f"{detail}, but OMP_NUM_THREADS={threads}", "Unset OMP_NUM_THREADS; folds set it."
+            "CPU",
+            "warning",
+            f"{detail}, but OMP_NUM_THREADS={threads}",
+            "Unset the variable OMP_NUM_THREADS, because each fold sets its number of threads itself.",
         )
     return CheckResult(
         "CPU",
@@ -239,7 +255,7 @@ def check_memory() -> CheckResult:
     """Check the free main memory, within the container's limit."""
     sizes = available_memory()
     if sizes is None:
-        return CheckResult("memory", "warning", "the amount of free memory is unknown", "Install psutil.")
+        return CheckResult("memory", "warning", "the amount of free memory cannot be read", "Install psutil.")
     free, total = sizes
     detail = f"{free / GIB:.1f} GiB free of {total / GIB:.1f} GiB"
     if free < MIN_MEMORY:
@@ -284,7 +300,7 @@ def check_shared_memory(folder: Path = Path("/dev/shm")) -> list[CheckResult]:
             CheckResult(
                 "shared memory",
                 "warning",
-                f"{detail}; loader processes crash when it is full",
+                f"{detail}; if it is full, loader processes crash",
                 "Set run.workers=0, or start the container with --shm-size=2g.",
             )
         ]
@@ -308,7 +324,9 @@ def check_open_files() -> list[CheckResult]:
             "open files",
             "warning",
             f"{soft} per process; memory maps and loader processes may exceed this limit",
-            "Run `ulimit -n 4096` first." if can_raise else f"Raise the system's limit of {hard} to 4096.",
+            "Before the command, run `ulimit -n 4096` in the same shell."
+            if can_raise
+            else f"Raise the system's limit of open files ({hard}) to 4096.",
         )
     ]
 
@@ -349,6 +367,9 @@ def check_telemetry() -> CheckResult:
             enabled.append("MLflow")
     if enabled:
         return CheckResult(
-            "telemetry", "warning", f"on: {', '.join(enabled)}", "Set NO_ALBUMENTATIONS_UPDATE=1 and DO_NOT_TRACK=true."
+            "telemetry",
+            "warning",
+            f"on: {', '.join(enabled)}",
+            "Set the variables NO_ALBUMENTATIONS_UPDATE=1 and DO_NOT_TRACK=true.",
         )
     return CheckResult("telemetry", "ok", "off: MLflow, Ray, albumentations")

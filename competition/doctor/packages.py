@@ -163,7 +163,7 @@ def check_packages() -> list[CheckResult]:
             CheckResult(
                 "packages",
                 "warning",
-                "the project's list of required packages was not found",
+                "the list of packages that the project requires was not found",
                 "Install the project: python -m pip install -e .",
             )
         ]
@@ -200,11 +200,11 @@ def check_extras() -> list[CheckResult]:
             need for need in requirements if (version := versions[need.name]) is not None and not need.fits(version)
         ]
         if None in versions.values():
-            rows.append(CheckResult(name, "ok", f"not installed; for {purpose}: {command}"))
+            rows.append(CheckResult(name, "ok", f"not installed; needed only for {purpose}: {command}"))
         elif too_old:
             need = too_old[0]
             detail = f"{need.name} {versions[need.name]} is installed, but {need.text} is required"
-            rows.append(CheckResult(name, "warning", detail, f"For {purpose}: {command}."))
+            rows.append(CheckResult(name, "warning", detail, f"If you need {purpose}, run: {command}."))
         else:
             rows.append(CheckResult(name, "ok", f"{_format_versions(versions)}: {purpose}"))
     return rows
@@ -317,7 +317,7 @@ def _has_module(module: str) -> bool:
 
 
 def _import_failure(name: str, version: str, error: str, conflicting: list[str]) -> CheckResult:
-    reason = f"; it {conflicting[0]}" if conflicting else ""
+    reason = f"; the package {conflicting[0]}" if conflicting else ""
     detail = f"{version} cannot be imported: {first_line(error)}{reason}"
     return CheckResult(name, _failure_state(name), detail, _reinstall_hint(name))
 
@@ -340,7 +340,7 @@ def _check_python(needs: ProjectRequirements) -> CheckResult:
     version = platform.python_version()
     detail = f"{version} ({platform.python_implementation()}, {platform.system()} {platform.machine()})"
     if needs.python and not PackageRequirement(f"python{needs.python}", "python").fits(version):
-        hint = "Create the environment with a newer Python."
+        hint = "Create the virtual environment again with a newer Python."
         return CheckResult("python", "unusable", f"{detail}; {needs.python} is required", hint)
     return CheckResult("python", "ok", detail)
 

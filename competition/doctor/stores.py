@@ -32,7 +32,7 @@ def check_disk(root: Path) -> list[CheckResult]:
     rows = [check_folder(f"{MLRUNS}/", root / MLRUNS)]
     artifacts = find_mlflow_store(root).artifacts
     if artifacts is None:
-        rows.append(CheckResult("artifacts", "ok", "stored by the server in MLFLOW_TRACKING_URI"))
+        rows.append(CheckResult("artifacts", "ok", "stored by the server that MLFLOW_TRACKING_URI names"))
     for name, folder in (("prepared cases", root / MLRUNS / "prepared"), ("artifacts", artifacts)):
         # If the first row is not ok, folders that would be created inside `mlruns/` have the same problem.
         if folder is not None and (rows[0].state == "ok" or nearest_existing(folder) == folder):
@@ -50,13 +50,13 @@ def check_folder(name: str, folder: Path) -> CheckResult:
     error = find_write_error(existing)
     free = shutil.disk_usage(existing).free if existing.is_dir() else 0
     space = f"{free / GIB:.1f} GiB free" if free >= GIB else f"{free / 2**20:.0f} MiB free"
-    hint = "Free some space, or link the folder to another disk."
+    hint = "Free some space, or replace the folder by a link to another disk."
     if error is not None:
         return CheckResult(name, "unusable", f"{label} is not writable: {error[0]}", error[1])
     if free < MIN_SPACE:
         return CheckResult(name, "unusable", f"{label} is on a disk that is nearly full: {space}", hint)
     if free < LOW_SPACE:
-        needs = "checkpoints, preprocessed cases and predictions take gigabytes"
+        needs = "checkpoints, preprocessed cases and predictions need several gigabytes"
         return CheckResult(name, "warning", f"{label} has {space}; {needs}", hint)
     return CheckResult(name, "ok", f"{label} is writable; {space}")
 
@@ -77,7 +77,10 @@ def find_write_error(folder: Path) -> tuple[str, str] | None:
     """
     if not folder.is_dir():
         is_broken_link = folder.is_symlink() and not folder.exists()
-        return "it is a broken link" if is_broken_link else "it is a file", "Replace it with a folder."
+        return (
+            "it is a broken link" if is_broken_link else "it is a file",
+            "Remove it, and create a folder in its place.",
+        )
     path = folder / f".doctor~{os.getpid()}~{secrets.token_hex(4)}.tmp"
     try:
         with open(path, "wb") as file:
@@ -95,11 +98,11 @@ def find_write_error(folder: Path) -> tuple[str, str] | None:
 def explain_os_error(error: OSError) -> tuple[str, str]:
     """Return the problem and a hint for an error of the file system."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full", "Free some space, or link the folder to another disk."
+        return "the disk is full", "Free some space, or replace the folder by a link to another disk."
     if error.errno == errno.EROFS:
-        return "the file system is read-only", "Mount it writable, or work in another folder."
+        return "the file system is read-only", "Mount the file system writable, or work in another folder."
     if error.errno in (errno.EACCES, errno.EPERM):
-        return "permission denied (read-only for this user)", "Correct its owner or mode: chmod u+rwx."
+        return "permission denied (read-only for this user)", "Correct its owner, or make it writable: chmod u+rwx."
     return error.strerror or str(error), "Work in another folder."
 
 
@@ -110,7 +113,7 @@ OPTUNA_FILE = "optuna.db"
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 MAX_CHECKED_BYTES = 2**28  # databases of more bytes are not checked completely
 LOCK_TIMEOUT = 5.0  # s to wait for a locked database
-UPLOAD_LATER = "training works without it; the next start of the same command uploads the missing results"
+UPLOAD_LATER = "training works without the server, and the next start of the same command uploads the missing results"
 
 
 def check_mlflow_store(root: Path) -> list[CheckResult]:
@@ -123,13 +126,17 @@ def check_mlflow_store(root: Path) -> list[CheckResult]:
         if (problem := check_database(name, store.database)) is not None:
             return [problem]
         if not store.database.exists():
-            return [CheckResult(name, "ok", f"{store.database} is created by the first run")]
+            return [CheckResult(name, "ok", f"{store.database} does not exist yet; the first run creates it")]
     elif (error := connection_error(store.uri)) is not None:
         return [_store_problem(name, store, "reached", error)]
     answer = run_probe("mlflow", root=root)
     keys = {key for line in answer.lines for key in line}
     if answer.trouble is None:
-        result = "is writable" if "written" in keys else "can be opened; it has no experiment for a test write"
+        result = (
+            "is writable"
+            if "written" in keys
+            else "can be opened; a test write is not possible, because it has no experiment"
+        )
         return [CheckResult(name, "ok", f"{without_password(store.uri)} {result}")]
     error = remove_password(answer.trouble.removeprefix("mlflow.exceptions.MlflowException: "), store.uri)
     return [_store_problem(name, store, "written to" if "opened" in keys else "opened", error)]
@@ -144,7 +151,7 @@ def _store_problem(name: str, store: MlflowStore, verb: str, error: str) -> Chec
             name, "unusable", detail, f"Copy the database, then run: mlflow db upgrade {without_password(store.uri)}."
         )
     if store.database is None:
-        hint = f"Start the server, or correct or unset MLFLOW_TRACKING_URI; {UPLOAD_LATER}."
+        hint = f"Start the server, or correct or unset the variable MLFLOW_TRACKING_URI; {UPLOAD_LATER}."
         return CheckResult(name, "warning", detail, hint)
     return CheckResult(name, "unusable", detail, _move_away_hint(store.database))
 
@@ -155,7 +162,7 @@ def check_optuna_storage(root: Path) -> list[CheckResult]:
     if (problem := check_database(name, database)) is not None:
         return [problem]
     if not database.exists():
-        return [CheckResult(name, "ok", f"{database} is created by the first study")]
+        return [CheckResult(name, "ok", f"{database} does not exist yet; the first study creates it")]
     answer = run_probe("optuna", root=root)
     if answer.trouble is None:
         return [CheckResult(name, "ok", f"{database} is writable; {answer.lines[-1]['studies']} studies")]
@@ -178,21 +185,21 @@ def check_database(name: str, database: Path) -> CheckResult | None:
             probe_new_database(nearest_existing(database.parent))
     except sqlite3.OperationalError as error:
         if "locked" in str(error):
-            detail = f"{database} is locked by another program for more than {LOCK_TIMEOUT:.0f} s"
-            return CheckResult(name, "warning", detail, f"Find the program with: fuser {database}.")
+            detail = f"another program has locked {database} for more than {LOCK_TIMEOUT:.0f} s"
+            return CheckResult(name, "warning", detail, f"To find that program, run: fuser {database}.")
         reason = {
             "attempt to write a readonly database": "it is read-only",
             "database or disk is full": "the disk is full",
-            "unable to open database file": "this user has no access to the file or its folder, or it is read-only",
+            "unable to open database file": "this user may not access the file or its folder, or the file is read-only",
             "disk I/O error": "the disk reports an error, or is full",
         }.get(str(error), str(error))
-        hint = "Correct the disk, its mount, or the file's mode."
+        hint = "Correct the disk, the way it is mounted, or the mode of the file."
         return CheckResult(name, "unusable", f"{database} is not writable: {reason}", hint)
     except sqlite3.DatabaseError as error:
         return CheckResult(name, "unusable", f"{database} is damaged: {first_line(error)}", _move_away_hint(database))
     except OSError as error:
         detail = f"{database} cannot be created: {error.strerror or error}"
-        return CheckResult(name, "unusable", detail, "See the row of mlruns/.")
+        return CheckResult(name, "unusable", detail, "See the row of mlruns/ in this table.")
     return None
 
 

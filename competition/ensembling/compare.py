@@ -67,7 +67,7 @@ class ComparedRun:
         if tuned is None:
             return cls(run, oof, settings, own)
         if not tuned.kept:
-            return cls(run, oof, tuned.settings, f"{own}, because the gain of tuned steps was within its noise")
+            return cls(run, oof, tuned.settings, f"{own}, because the gain of the tuned steps was within its noise")
         part_of = tuning_parts(run.rows(oof.fold_of), oof.fold_of, run.exp.seeds[0])
         by_part = {part: tuned.nested_settings(part) for part in set(part_of.values())}
         nested = {case: by_part[part] for case, part in part_of.items()}
@@ -100,13 +100,16 @@ def _on_same_footing(run_a: Run, run_b: Run) -> tuple[tuple[ComparedRun, Compare
     usable = [result is not None and (not result.kept or bool(result.part_steps)) for result in tuned]
     if all(usable):
         sides = ComparedRun.from_run(run_a, tuned[0]), ComparedRun.from_run(run_b, tuned[1])
-        return sides, "both runs as they would be submitted: each case has steps tuned on the other folds"
-    note = "both runs with the steps of their YAML, none of them tuned on these cases"
+        return sides, (
+            "both runs as `maskfold submit` would write them: each case has steps that were tuned on the other folds"
+        )
+    note = "both runs with the steps of their YAML, none of which was tuned on these cases"
     missing = [letter for letter, is_usable in zip("AB", usable, strict=True) if not is_usable]
     if any(run.exp.postprocess.tune for run in runs):
         note += (
-            f"; tuned steps are compared if both runs have them, {' and '.join(missing)} "
-            f"{'has' if len(missing) == 1 else 'have'} none: `maskfold submit` tunes with postprocess.tune"
+            f". Tuned steps are compared only if both runs have them, but {' and '.join(missing)} "
+            f"{'has' if len(missing) == 1 else 'have'} none: set postprocess.tune, and `maskfold submit` "
+            "tunes them"
         )
     return (ComparedRun.from_run(run_a), ComparedRun.from_run(run_b)), note
 
@@ -192,7 +195,7 @@ def compare_two_runs(run_a: Run, run_b: Run, watch: ProgressWrapper = lambda row
     """
     import pandas as pd
 
-    check_same_competition([run_a, run_b], "Compare runs of one competition.", "Name two runs.")
+    check_same_competition([run_a, run_b], "Name two runs of the same competition.", "Name two runs.")
     sides, footing = _on_same_footing(run_a, run_b)
     shared = [case for case in sides[0].oof.fold_of if case in sides[1].oof.fold_of]
     _check_same_data(run_a, run_b, shared)
@@ -293,7 +296,9 @@ def _notes(sides: tuple[ComparedRun, ComparedRun], shared: list[str]) -> list[st
     notes = [f"{letter}: {side.name}; masks with {side.description}" for letter, side in zip("AB", sides, strict=True)]
     counts = [len(side.oof.fold_of) for side in sides]
     if counts != [len(shared)] * 2:
-        notes.append(f"A predicted {counts[0]} cases and B {counts[1]}; the {len(shared)} shared cases are compared")
+        notes.append(
+            f"A predicted {counts[0]} cases and B {counts[1]}; compared are the {len(shared)} cases that both predicted"
+        )
     partitions = [
         {
             frozenset(case for case in shared if side.oof.fold_of[case] == fold)
@@ -303,10 +308,10 @@ def _notes(sides: tuple[ComparedRun, ComparedRun], shared: list[str]) -> list[st
     ]
     if partitions[0] != partitions[1]:
         notes.append(
-            "the folds differ: the two networks of a case were trained on different cases, which contributes to the "
-            "difference"
+            "the folds of the runs differ: the two networks that predicted a case were trained on "
+            "different cases, which is a part of the difference"
         )
     metrics = [side.run.exp.competition.metric for side in sides]
     if metrics[0] != metrics[1]:
-        notes.append("the metrics differ: A's metric is used")
+        notes.append("the metrics of the runs differ, so A's metric is used for both")
     return notes

@@ -170,8 +170,8 @@ class _RunNetworks:
     def predict(self, case: PreprocessedCase) -> Prediction:
         if (channels := case.image.shape[0]) != self.channels:
             raise MaskfoldError(
-                f"Case {case.id} has another number of channels: found {channels}, expected {self.channels}.",
-                f"Use images with {self.channels} channels, or set prepare.channels to grey or rgb before training.",
+                f"Case {case.id} has {channels} channels, expected {self.channels}, as in training.",
+                f"Use images with {self.channels} channels. Or train a run with prepare.channels set to grey or rgb.",
             )
         if self.networks:
             return predict_case_with_presence(

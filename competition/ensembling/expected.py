@@ -71,8 +71,8 @@ def better_alone(ensemble: Ensemble, expected: ExpectedScore) -> list[str]:
         own = scores.counted.value
         if metric.direction.rank(own) > metric.direction.rank(expected.score):
             lines.append(
-                f"note: {run.name}/{run.folder.name} alone has a better {metric.label}, {own:.4f}, than these runs "
-                f"together, {expected.score:.4f}"
+                f"note: {run.name}/{run.folder.name} alone has a better {metric.label} ({own:.4f}) than these "
+                f"runs together ({expected.score:.4f})"
             )
     return lines
 
@@ -144,7 +144,9 @@ def _remembered_tuning(run: Run, context: Context) -> TuningResult | None:
         return None
     rows = run.oof().rows().values()
     if missing := check_truth_unchanged(run.exp.competition, rows):
-        context.say(f"note: the masks of {missing} of {len(rows)} cases are missing, so the remembered search is used")
+        context.say(
+            f"note: the masks of {missing} of {len(rows)} cases are missing, so the stored tuning result is used"
+        )
         return tuning
     return load_tuning(run, with_data=True)  # without a record of the data, the search is repeated
 
@@ -162,4 +164,4 @@ def _remember_tuning(run: Run, tuning: TuningResult, key: dict[str, Any], contex
         if is_held:
             save_tuning(run, tuning, key)
         else:
-            context.say(f"note: the search is not remembered, because another process works in {run.folder}")
+            context.say(f"note: the tuning result is not stored, because another process works in {run.folder}")

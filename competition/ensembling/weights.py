@@ -64,12 +64,14 @@ class FittedWeights:
         if self.weights == self.best_weights:
             verdict = "equal weights are the best" if len(set(self.best_weights)) == 1 else "fitted weights are used"
         else:
-            verdict = "equal weights are used, because the gain is within its noise"
+            verdict = "equal weights are used, because the gain of the fitted weights is within its noise"
         return [
             f"each run alone: {single}",
-            f"equal weights {self.equal:.4f}; best on all cases {self.best:.4f} ({best}); nested score "
-            f"{self.nested:.4f} (gain {self.gain.value:+.4f}, 95 % {self.gain.low:+.4f} to {self.gain.high:+.4f}): "
-            f"{verdict}",
+            (
+                f"score with equal weights {self.equal:.4f}; best score on all cases {self.best:.4f}, with the "
+                f"weights {best}; nested score {self.nested:.4f} (gain {self.gain.value:+.4f}, 95 % "
+                f"{self.gain.low:+.4f} to {self.gain.high:+.4f}): {verdict}"
+            ),
         ]
 
 

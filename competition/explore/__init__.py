@@ -85,7 +85,7 @@ class Exploration:
 
 def _remark_on_hidden_test(comp: Competition, train: int, test: int, findings: Findings) -> None:
     if has_hidden_test(test, train):
-        shown = f"Only {format_count(test, 'test case')} for {format_count(train, 'training case')}."
+        shown = f"Test cases: found only {format_count(test, 'test case')}, for {format_count(train, 'training case')}."
         findings.add_remark("files", "test", "", shown, HIDDEN_TEST_HINT)
 
 
@@ -134,8 +134,8 @@ def explore(comp: Competition, progress: Progress = lambda rows, _: rows) -> Exp
                 "files",
                 "train",
                 "",
-                "All training cases are skipped (on_bad_case: skip).",
-                "Correct the files or the competition's YAML.",
+                "All training cases are skipped (on_bad_case: skip), so none is left.",
+                "Correct the files of the cases, or the competition's YAML.",
             )
         )
     assign_groups(comp, cases, findings)
@@ -182,8 +182,8 @@ def find_other_metric(comp: Competition, findings: Findings) -> None:
         "metric",
         "",
         "",
-        f"{found}, but the host of {comp.submission.profile} scores in another way.",
-        f"Set `metric: {{{text}}}` to compare scores with the leaderboard.",
+        f"{found}, but the host of {comp.submission.profile} scores with another metric.",
+        f"To compare scores with the leaderboard, set `metric: {{{text}}}`.",
     )
 
 

@@ -56,7 +56,7 @@ def find_cases(
             "",
             f"The folder of {split}.images has {format_count(len(unmatched), 'image file')} that no pattern matches, "
             f"such as {unmatched[0]}.",
-            f"Correct {split}.images if they are cases.",
+            f"If they are cases, correct the pattern {split}.images.",
         )
     try:
         return _discover(comp, [comp], split, findings, set())
@@ -133,9 +133,9 @@ def _find_empty_objects(comp: Competition, images: dict[str, ImagesByChannel], f
             "objects",
             "train",
             ", ".join(rows),
-            f"{comp.train.rle} has {format_count(sum(map(len, rows.values())), 'row')} without a mask for images that "
-            f"have other rows, such as line {lines[0]}, id {first}.",
-            "Remove these rows, or repair them; they count as no object.",
+            f"{comp.train.rle} has {format_count(sum(map(len, rows.values())), 'row')} without a mask, "
+            f"although their images have other rows, such as line {lines[0]}, id {first}.",
+            "Remove these rows, or add their masks. At present, they do not count as objects.",
         )
 
 

@@ -92,8 +92,8 @@ def _find_shared_groups(cases: Sequence[CaseStats], findings: Findings) -> None:
                 ", ".join(limit_ids(ids["train"] + ids["test"])),
                 f"The group {name} is in train ({', '.join(limit_ids(ids['train']))}) and in test "
                 f"({', '.join(limit_ids(ids['test']))}).",
-                "Expect a better score on the test set than in cross-validation, which separates groups; "
-                "ask the host whether this is intended.",
+                "Expect a better score on the test set than in cross-validation, because folds keep groups "
+                "apart. Ask the host whether this is intended.",
             )
 
 
@@ -111,9 +111,9 @@ def _guess_rule(cases: Sequence[CaseStats], findings: Findings) -> None:
         "group",
         "train",
         "",
-        f"The ids look grouped: `{rule}` gives {len(counts)} groups of {len(ids)} cases, such as {example} "
-        f"with {counts[example]}; competition.group is not set.",
-        f"If a group is one patient, film or slide, set competition.group to '{rule}'.",
+        f"The ids probably contain groups: `{rule}` gives {len(counts)} groups of {len(ids)} cases, "
+        f"such as {example} with {counts[example]} cases. competition.group is not set.",
+        f"If each group is one patient, film or slide, set competition.group to '{rule}'.",
     )
 
 
@@ -180,7 +180,7 @@ def _find_copies(cases: Sequence[CaseStats], findings: Findings) -> None:
                 "train",
                 ", ".join(ids),
                 f"The cases {listed(ids)} have identical images but different masks.",
-                "Remove the cases with the wrong masks.",
+                "Remove the cases whose masks are wrong.",
             )
         )
     for ids in find_duplicates(to_table(train)):
@@ -190,7 +190,7 @@ def _find_copies(cases: Sequence[CaseStats], findings: Findings) -> None:
                 "train",
                 ", ".join(ids),
                 f"The cases {listed(ids)} have identical images.",
-                "Remove all but one; otherwise folds keep them together.",
+                "Remove all but one of them. Otherwise, folds keep them together.",
             )
     train_by_hash = {case.image_hash: case for case in train}
     test_ids: dict[str, list[str]] = {}
@@ -207,7 +207,8 @@ def _find_copies(cases: Sequence[CaseStats], findings: Findings) -> None:
                 ", ".join([copy.id, *ids]),
                 f"The test {'case' if len(ids) == 1 else 'cases'} {names} {has_or_have(len(ids))} the same image as "
                 f"the training case {format_listed_case(copy.id, copy.images[0])}.",
-                "The training set contains its truth, so the host's score will be optimistic; inform the host.",
+                "The training set contains the truth of this test case, so the host's score will be "
+                "optimistic. Inform the host.",
             )
         elif len(ids) > 1:
             findings.add_remark(
@@ -215,7 +216,7 @@ def _find_copies(cases: Sequence[CaseStats], findings: Findings) -> None:
                 "test",
                 ", ".join(ids),
                 f"The test cases {names} have identical images.",
-                "No action is needed; the host scores each of them.",
+                "You need not do anything; the host scores each of them.",
             )
 
 
@@ -223,18 +224,25 @@ def _add_near_duplicates(cases: list[CaseStats], pairs: Sequence[ImagePair], fin
     """Add a remark about a cluster of cases whose images look nearly the same."""
     correlation = max(pair.correlation for pair in pairs)
     turned = sum(pair.turned for pair in pairs)
-    way = "" if not turned else " after a turn or a mirroring" if turned == len(pairs) else ", some of them turned"
+    way = (
+        ""
+        if not turned
+        else " after a rotation or mirroring"
+        if turned == len(pairs)
+        else ", some of them after a rotation or mirroring"
+    )
     splits, groups = {case.split for case in cases}, {case.group for case in cases}
     if splits == {"test"}:
-        hint = "No action is needed; the host scores each of them."
+        hint = "You need not do anything; the host scores each of them."
     elif len(splits) > 1:
-        hint = "Inspect them; if they show the same object, the host's score will be optimistic."
+        hint = "Look at these cases. If they show the same object, the host's score will be optimistic."
     elif groups != {None} and len(groups) == 1:
-        hint = "No action is needed; they are in one group, which folds keep together."
+        hint = "You need not do anything; they are in one group, which folds keep together."
     else:
         hint = (
-            "Inspect them; if they show the same object, keep one, put all into one group (competition.group), or set "
-            "folds.duplicates to near: otherwise folds keep only images of equal pixels together."
+            "Look at these cases. If they show the same object, keep only one, put all of them into one "
+            "group (competition.group), or set folds.duplicates to near. By default, folds keep only "
+            "images with equal pixels together."
         )
     names = ", ".join(limit_ids([format_listed_case(case.id, case.images[0]) for case in cases]))
     split = next(iter(splits)) if len(splits) == 1 else ""
@@ -258,9 +266,9 @@ def _find_unusual_cases(comp: Competition, cases: Sequence[CaseStats], findings:
                     "image",
                     case.split,
                     case.id,
-                    f"The case {format_single_case(case.id, case.images[0])} has the constant value "
-                    f"{channel.minimum:g} in the channel {channel.name}.",
-                    "Inspect it; the network cannot learn from a constant image.",
+                    f"In the case {format_single_case(case.id, case.images[0])}, all pixels of the channel "
+                    f"{channel.name} have the value {channel.minimum:g}.",
+                    "Look at the image; a network cannot learn from a constant channel.",
                 )
     multichannel = [case for case in cases if (case.label_channels or 1) > 1]
     if multichannel:
@@ -269,9 +277,9 @@ def _find_unusual_cases(comp: Competition, cases: Sequence[CaseStats], findings:
             "mixed",
             "train",
             ", ".join(limit_ids([case.id for case in multichannel])),
-            f"The masks of {format_count(len(multichannel), 'case')} have {first.label_channels} channels (the first "
-            f"is {first.id}); equal channels are read as one.",
-            "No action is needed; a mask with one channel is smaller.",
+            f"The masks of {format_count(len(multichannel), 'case')} have {first.label_channels} channels "
+            f"(the first is {first.id}). The channels are equal, so they are read as one.",
+            "You need not do anything; masks with one channel would be smaller files.",
         )
     for case in cases:
         if case.truth is not None and case.truth.ignored == case.truth.total:
@@ -279,9 +287,9 @@ def _find_unusual_cases(comp: Competition, cases: Sequence[CaseStats], findings:
                 "empty",
                 case.split,
                 case.id,
-                f"All pixels of the case {case.id} are ignored "
+                f"In the case {case.id}, all pixels are ignored "
                 f"({'train.region' if comp.ignore is None else f'label {comp.ignore}'}).",
-                "Inspect its mask; the network cannot learn from it.",
+                "Look at its mask; a network cannot learn from this case.",
             )
 
 
@@ -291,18 +299,20 @@ def _find_unusual_objects(cases: Sequence[CaseStats], findings: Findings) -> Non
         (
             lambda truth: truth.covered - truth.copies,
             "{} that share{s} pixels with another object",
-            "Objects are scored with all their pixels; training sees the later one where two overlap. Hosts forbid "
-            "predicted objects that overlap.",
+            (
+                "Scores compare each object with all its pixels. In training, a shared pixel belongs to the "
+                "later object. Hosts forbid predicted objects that overlap."
+            ),
         ),
         (
             lambda truth: truth.copies,
             "{} that {is_} identical to another object",
-            "Remove the copies, unless the host's truth has them too: each counts as an object.",
+            ("Remove the copies, because each counts as an object. If the host's truth has the copies too, keep them."),
         ),
         (
             lambda truth: truth.empty_objects,
             "{} without a pixel",
-            "Remove the files or rows, or repair them; they count as no object.",
+            "Remove these files or rows, or add their masks. At present, they do not count as objects.",
         ),
     ]
     for count, text, hint in kinds:
@@ -332,7 +342,7 @@ def _find_rare_classes(comp: Competition, cases: Sequence[CaseStats], findings: 
                 "train",
                 case.id,
                 f"The mask of the case {format_single_case(case.id, case.images[0])} is empty.",
-                "Inspect the image; if it shows an object, its mask is missing.",
+                "Look at the image. If it shows an object, the mask is wrong.",
             )
     for index, name in enumerate(comp.classes):
         ids = [case.id for case in cases if case.truth is not None and case.truth.voxels[index]]
@@ -343,8 +353,8 @@ def _find_rare_classes(comp: Competition, cases: Sequence[CaseStats], findings: 
                     "class",
                     "train",
                     "",
-                    f"The class {name} is in none of the {format_count(len(cases), 'training case')} with readable "
-                    "truth.",
+                    f"None of the {format_count(len(cases), 'training case')} with readable truth has the class "
+                    f"{name}.",
                     "Correct competition.classes or competition.label_values.",
                 )
             )
@@ -355,7 +365,7 @@ def _find_rare_classes(comp: Competition, cases: Sequence[CaseStats], findings: 
                 ", ".join(ids),
                 f"The class {name} is in only {len(ids)} of {format_count(len(cases), 'training case')}: "
                 f"{', '.join(ids)}.",
-                "Some folds will have no validation case with it; use fewer, stratified folds.",
+                "Some folds will have no validation case with this class. Use fewer folds, and a stratified scheme.",
             )
 
 
@@ -381,16 +391,22 @@ def find_mixed_channels(comp: Competition, cases: Sequence[CaseStats], findings:
 def _find_mixed_formats(cases: Sequence[CaseStats], comp: Competition, findings: Findings) -> None:
     """Add remarks if cases differ in dtype, orientation or (for 2D images) number of channels."""
     properties: list[tuple[str, Callable[[CaseStats], object], str]] = [
-        ("dtype", lambda case: case.dtype, "Check that all cases have one range of values, or use zscore intensities."),
+        (
+            "dtype",
+            lambda case: case.dtype,
+            "Check that all cases have the same range of values, or use zscore intensities.",
+        ),
         (
             "orientation",
             lambda case: None if case.shape is None else case.orientation or "none",
-            "Set prepare.orientation, which reorients all cases; a NIfTI file without one says nothing of its place "
-            "(both codes of its header are 0), so correct its header first.",
+            (
+                "Set prepare.orientation, which gives all cases the same orientation. If both codes in the "
+                "header of a NIfTI file are 0, the file has no orientation; correct its header first."
+            ),
         ),
     ]
     if comp.dimensions == 2:
-        hint = "`cv` stops at cases with different channels. Set prepare.channels to grey or rgb."
+        hint = "`cv` stops if cases have different channels. Set prepare.channels to grey or rgb."
         properties.insert(0, ("channels", _count_channels, hint))
     cases = [case for case in cases if not case.skipped]
     for name, get, hint in properties:
@@ -403,7 +419,7 @@ def _find_mixed_formats(cases: Sequence[CaseStats], comp: Competition, findings:
                 "mixed",
                 "",
                 ", ".join(limit_ids(ids)),
-                f"The cases differ in {name}: {listed}; the first with {rarest} is {ids[0]}.",
+                f"The cases differ in {name}: {listed}. The first case with {rarest} is {ids[0]}.",
                 hint,
             )
 
@@ -424,9 +440,9 @@ def _find_contradictory_spacings(cases: Sequence[CaseStats], findings: Findings)
             "mixed",
             "",
             ", ".join(limit_ids([case.id for case in different])),
-            f"The headers of {format_count(len(different), 'case')} contradict themselves on the voxel size: in the "
-            f"first, {first.id}, pixdim says {pixdim} mm, the affine {spacing} mm.",
-            "The affine is used, as nibabel places voxels; correct the headers if pixdim is right.",
+            f"In the headers of {format_count(len(different), 'case')}, two entries for the voxel size "
+            f"differ: in the first, {first.id}, pixdim says {pixdim} mm, and the affine says {spacing} mm.",
+            "Maskfold uses the affine, as nibabel does. If pixdim is right, correct the headers.",
         )
 
 
@@ -540,10 +556,10 @@ def find_shifts(cases: Sequence[CaseStats], findings: Findings) -> list[Distribu
                 "shift",
                 "",
                 "",
-                f"The test cases differ from the training cases: their {shift.measure} is {change} "
-                f"(median {shift.test_median:.4g} against {shift.train_median:.4g}; Kolmogorov-Smirnov distance "
-                f"{shift.distance:.2f}, p = {shift.p_value:.1g}).",
-                "Expect a lower score on the test set than in cross-validation; stronger augmentation may help.",
+                f"The test cases differ from the training cases: their {shift.measure} is {change} (median "
+                f"{shift.test_median:.4g} in test and {shift.train_median:.4g} in training; Kolmogorov-Smirnov "
+                f"distance {shift.distance:.2f}, p = {shift.p_value:.1g}).",
+                "Expect a lower score on the test set than in cross-validation. Stronger augmentation may help.",
             )
     return shifts
 

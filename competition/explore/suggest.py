@@ -169,7 +169,7 @@ def _grid(comp: Competition, train: Sequence[CaseStats]) -> tuple[list[Suggested
             ]
             median_shape = [median(axis) for axis in zip(*sizes, strict=True)]
         size = patch_size([round(n) for n in median_shape])
-        alternative = f"resize: {size}   # one size for all cases, instead of spacing"
+        alternative = f"resize: {size}   # instead of spacing: all cases get this size"
         lines.append(SuggestedKey("prepare.spacing", value, reason, (alternative,)))
     else:
         lines.append(_resize(median_shape, shapes))
@@ -187,8 +187,11 @@ def _resize(median_shape: Sequence[float], shapes: Sequence[tuple[int, ...]]) ->
         "null",
         f"no resizing; {extent}",
         (
-            f"resize: [{size[0]}, {size[1]}]   # one size for all images: for one large object per image",
-            f"long_side: {max(size)}   # smaller images with their aspect ratio",
+            (
+                f"resize: [{size[0]}, {size[1]}]   # all images get this size; use it if each image shows one "
+                "large object"
+            ),
+            f"long_side: {max(size)}   # smaller images that keep their aspect ratio",
         ),
     )
 
@@ -201,16 +204,16 @@ def _spacing(spacings: Sequence[tuple[float, ...]]) -> tuple[list[float] | None,
     """
     array = np.array(spacings)
     if (array == 1).all():
-        return None, "all spacings are 1 mm or unknown; if the files do not store it, set competition.spacing"
+        return None, "all spacings are 1 mm or unknown; if files do not store their spacing, set competition.spacing"
     medians = np.median(array, axis=0)
     if float((np.abs(array / medians - 1)).max()) < 0.01:
         spacing = "×".join(f"{mm:.3g}" for mm in medians)
-        return None, f"all cases have {spacing} mm, so no resampling is needed"
+        return None, f"all cases have a spacing of {spacing} mm, so they need no resampling"
     coarse = int(medians.argmax())
-    reason = "the median; spacings differ between cases"
+    reason = "the median spacing, because spacings differ between cases"
     if medians[coarse] >= ANISOTROPY * medians.min():
         medians[coarse] = np.quantile(array[:, coarse], 0.1)
-        reason = f"the median, but the 10th percentile for axis {coarse}, which is much coarser"
+        reason = f"the median spacing; for axis {coarse}, which is much coarser, the 10th percentile"
     return [float(f"{mm:.3g}") for mm in medians], reason
 
 
@@ -232,9 +235,15 @@ def _intensity(comp: Competition, train: Sequence[CaseStats]) -> list[SuggestedK
         level, width = 5 * round((low + high) / 10), max(10, 10 * math.ceil(4 * half / 10))
         return [
             SuggestedKey(
-                "prepare.intensity", "window", f"CT; 90 % of the foreground is between {low:.0f} and {high:.0f} HU"
+                "prepare.intensity",
+                "window",
+                f"CT values; 90 % of the foreground is between {low:.0f} and {high:.0f} HU",
             ),
-            SuggestedKey("prepare.window", f"[{level}, {width}]", "level and width: twice the range of the foreground"),
+            SuggestedKey(
+                "prepare.window",
+                f"[{level}, {width}]",
+                "level and width of a window that is twice as wide as this range",
+            ),
         ]
     outliers = [
         channel
@@ -246,16 +255,22 @@ def _intensity(comp: Competition, train: Sequence[CaseStats]) -> list[SuggestedK
             SuggestedKey(
                 "prepare.intensity",
                 "percentile",
-                f"{len(outliers)} of {format_count(len(channels), 'case')} "
-                f"{has_or_have(len(outliers))} a few very bright {pixel_or_voxel(comp.dimensions)}s, which are clipped",
+                f"{len(outliers)} of {format_count(len(channels), 'case')} {has_or_have(len(outliers))} a few "
+                f"very bright {pixel_or_voxel(comp.dimensions)}s, which are clipped",
             )
         ]
     means = [abs(channel.mean) for channel in channels if channel.mean]
     ratio = max(means) / min(means) if means else 1.0
     note = (
-        f"; the cases' means differ up to {ratio:,.0f}-fold" if ratio >= MAX_MEAN_RATIO and comp.dimensions == 3 else ""
+        f"; the means of cases differ by a factor of up to {ratio:,.0f}"
+        if ratio >= MAX_MEAN_RATIO and comp.dimensions == 3
+        else ""
     )
-    return [SuggestedKey("prepare.intensity", "zscore", f"each case by its mean and standard deviation{note}")]
+    return [
+        SuggestedKey(
+            "prepare.intensity", "zscore", f"each case is normalised by its own mean and standard deviation{note}"
+        )
+    ]
 
 
 def _has_integer_values(case: CaseStats) -> bool:
@@ -272,18 +287,22 @@ def _channels(
     note = ""
     if best and len(similar) > 1:  # no channel has a clearly better contrast
         names = join_names([contrast.name for contrast in similar[:MAX_CHANNELS]])
-        note = f"; {names} have similar contrast (|d| {best.effect_size:.2f})"
+        note = f"; {names} have nearly the same contrast (|d| {best.effect_size:.2f})"
         best = None
     alternative = ""
     if best and best.channel is not None:
         alternative = f"channels: [{best.channel}]   # {best.name} has the highest contrast"
     if comp.dimensions == 2 and len({len(_without_grey(case)) for case in train if case.stats}) > 1:
-        return [SuggestedKey("prepare.channels", "rgb", "grey and colour images: converts all to three channels")]
+        return [
+            SuggestedKey(
+                "prepare.channels", "rgb", "the data contain grey and colour images, so all get three channels"
+            )
+        ]
     if comp.dimensions == 2 and counts and set(counts) <= {3, 4} and not any(case.is_colour for case in train):
         return [SuggestedKey("prepare.channels", "grey", "the three channels of every image are equal")]
     if comp.dimensions == 2 and counts and set(counts) <= {3, 4}:
         if best and best.name == "grey" and not alternative:
-            alternative = "channels: grey   # the weighted mean of the three has the highest contrast"
+            alternative = "channels: grey   # the grey value has a higher contrast than each of the three channels"
         n_colour = sum(bool(case.is_colour) for case in train)
         reason = f"{n_colour} of {format_count(len(train), 'image')} {has_or_have(n_colour)} colours{note}"
         return [SuggestedKey("prepare.channels", "rgb", reason, (alternative,) if alternative else ())]

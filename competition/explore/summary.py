@@ -43,7 +43,9 @@ def overview_rows(exploration: Exploration) -> list[Row]:
             ]
         )
     rows.append(["different sizes", *(str(len({case.shape for case in cases})) for cases in read)])
-    rows.append(["longest side / shortest", *(format_range([case.aspect or 1 for case in cases]) for cases in read)])
+    rows.append(
+        ["longest side divided by shortest", *(format_range([case.aspect or 1 for case in cases]) for cases in read)]
+    )
     if axes == 3:
         for axis in range(axes):
             rows.append(
@@ -169,7 +171,7 @@ def contrast_rows(exploration: Exploration) -> list[Row]:
     ]
 
 
-CONTRAST_HEADER = ["channel", "contrast |d|", "foreground brighter in"]
+CONTRAST_HEADER = ["channel", "contrast |d|", "cases with foreground brighter in"]
 
 
 def format_range(values: Sequence[float], percent: bool = False) -> str:

@@ -13,7 +13,7 @@ from competition.data.patterns import SkippedCases
 from competition.errors import MaskfoldError
 
 Severity = Literal["fault", "remark"]
-SKIPPED_HINT = "Skipped by cv (on_bad_case: skip)."
+SKIPPED_HINT = "`maskfold cv` skips this case (on_bad_case: skip)."
 
 
 @dataclass(frozen=True)

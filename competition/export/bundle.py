@@ -168,8 +168,8 @@ def _example_case(ensemble: Ensemble) -> tuple[Any, int]:
         if rows:
             return rows[0], len(rows) if split == "test" else 0
     raise first_error or MaskfoldError(
-        f"The competition {comp.name} has no image below {comp.root}.",
-        "Add competition.root=/path/to/the/data to the command.",
+        f"The competition {comp.name} has no image below {comp.root}, but a bundle is tested on one image.",
+        "If the data are elsewhere, add competition.root=/path/to/the/data to the command.",
     )
 
 
@@ -386,9 +386,9 @@ def check_replaceable(folder: Path) -> None:
     ensure_writable(folder.absolute().parent)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    hint = "Set another --output, or remove this folder."
+    hint = "Set another folder with --output, or remove this folder."
     if not (folder / BUNDLE_FILE).is_file() or not (folder / MANIFEST).is_file():
-        raise MaskfoldError(f"{folder} exists and is not a bundle.", hint, status=2)
+        raise MaskfoldError(f"{folder} exists and is not a bundle, so it is not replaced.", hint, status=2)
     try:
         manifest = set(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]) | {MANIFEST}
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
@@ -402,7 +402,9 @@ def check_replaceable(folder: Path) -> None:
     ]
     if extra_files:
         raise MaskfoldError(
-            f"The bundle {folder} contains a file that is not part of it: {extra_files[0]}.", hint, status=2
+            f"The bundle {folder} contains {extra_files[0]}, expected only the files that maskfold export writes.",
+            hint,
+            status=2,
         )
 
 

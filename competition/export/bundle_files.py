@@ -45,7 +45,10 @@ def build_notebook(title: str, hours: float) -> dict[str, Any]:
         title: title of the notebook, a line of Markdown.
         hours: time limit of the competition in hours.
     """
-    text = f"# {title}\n\nAttach the bundle and the competition's data, switch the network off, and run all cells."
+    text = (
+        f"# {title}\n\nAttach the bundle and the competition's data to the notebook, switch the network "
+        "off, and run all cells."
+    )
     cells: list[dict[str, Any]] = [{"cell_type": "markdown", "id": "title", "metadata": {}, "source": _lines(text)}]
     for name, code in (
         ("find", FIND_CELL.replace("{hours}", f"{hours:g}")),
@@ -136,5 +139,5 @@ def build_readme(
         runs=rows,
         expected=expected,
         wheels=", as wheels in `wheels/`" if wheels else "",
-        onnx="" if onnx else "; this one was not",
+        onnx="" if onnx else ", which this bundle does not have",
     )

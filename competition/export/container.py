@@ -59,8 +59,8 @@ def check_container(
         # The slug becomes the name of a folder, so a text such as `../..` would lead out of the container's folders.
         if slug is not None and not SLUG.fullmatch(slug):
             raise MaskfoldError(
-                f"{option}: found {slug!r}, expected lower-case letters, digits and single hyphens.",
-                f"Copy the name of the socket from Grand Challenge, e.g. {option} ct-image.",
+                f"{option}: found {slug!r}, expected lower-case letters, digits and single hyphens only.",
+                f"Copy the slug of the input or output from Grand Challenge, for example {option} ct-image.",
                 status=2,
             )
     if container not in CONTAINERS:
@@ -69,16 +69,17 @@ def check_container(
         )
     if isinstance(comp.train.images, dict) and len(comp.train.images) > 1:
         raise MaskfoldError(
-            f"--container: found {len(comp.train.images)} channels in separate files, expected one file per image.",
-            "Join the channels in one file, or write your own entry point around the bundle.",
+            f"--container: the images have {len(comp.train.images)} channels in separate files, expected "
+            "one file per image.",
+            "Join the channels in one file, or write your own entry point that calls the bundle.",
             status=2,
         )
     try:
         import SimpleITK  # noqa: F401
     except ImportError as error:
         raise MaskfoldError(
-            "--container: SimpleITK, which reads and writes MHA files, is missing.",
-            "Install it: pip install SimpleITK.",
+            "--container requires SimpleITK, which reads and writes MHA files, but it is not installed.",
+            "Install SimpleITK: pip install SimpleITK.",
             status=2,
         ) from error
 

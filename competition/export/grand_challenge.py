@@ -109,12 +109,15 @@ def find_images(folder: Path, slug: str | None) -> list[Path]:
     if len(sockets) != 1:
         found = ", ".join(path.name for path in sockets) or "none"
         raise MaskfoldError(
-            f"Folders of images in {folder}: found {found}, expected {slug or 'one'}.",
-            "Export the bundle with --input-slug SLUG, the name of the input socket.",
+            f"{folder} has the image folders {found}, expected {slug or 'one'}.",
+            "Export the bundle again with --input-slug SLUG, the slug of the input at Grand Challenge.",
         )
     files = sorted(path for path in sockets[0].iterdir() if extension_of(path.name) in EXTENSIONS)
     if not files:
-        raise MaskfoldError(f"{sockets[0]} has no image: expected {', '.join(EXTENSIONS)}.", "Mount the images there.")
+        raise MaskfoldError(
+            f"{sockets[0]} has no image, expected files with the extension {', '.join(EXTENSIONS)}.",
+            "Mount the folder with the images there.",
+        )
     return files
 
 
@@ -138,7 +141,8 @@ def read_input(path: Path, comp: Competition) -> tuple[Image, ItkGeometry | None
     geometry = itk_geometry(path)
     if len(geometry.spacing) != dims:
         raise MaskfoldError(
-            f"{path} has {len(geometry.spacing)} dimensions, expected {dims}.", "Check the input socket."
+            f"{path} has {len(geometry.spacing)} dimensions, expected {dims}.",
+            "Check that the input slug is that of the images.",
         )
     return transpose_image(image, permutation("xyz" if dims == 3 else "xy", target)), geometry
 

@@ -42,7 +42,7 @@ class OnnxNetwork(nn.Module):
             import onnxruntime
         except ImportError as error:
             raise MaskfoldError(
-                "onnxruntime is not installed.", "Install it (pip install onnxruntime), or run without --onnx."
+                "onnxruntime is not installed.", "Install onnxruntime (pip install onnxruntime), or run without --onnx."
             ) from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -52,7 +52,7 @@ class OnnxNetwork(nn.Module):
             self.session: Any = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # onnxruntime's exception classes are no stable API
             raise MaskfoldError(
-                f"{path} cannot be run: {str(error).splitlines()[0]}.", "Export the bundle again."
+                f"onnxruntime cannot run {path}: {str(error).splitlines()[0]}.", "Export the bundle again."
             ) from error
         size = self.session.get_inputs()[0].shape[0]
         self.batch: int | None = size if isinstance(size, int) else None  # None: any batch size
@@ -80,7 +80,9 @@ def use_onnx_networks(predictor: EnsemblePredictor) -> None:
         paths = [run_networks.run.weights(*member).with_suffix(ONNX_SUFFIX) for member in run_networks.members]
         for path in paths:
             if not path.exists():
-                raise MaskfoldError(f"{path} is missing.", "Export the bundle with --onnx, or run it without --onnx.")
+                raise MaskfoldError(
+                    f"{path} is missing.", "Export the bundle again with --onnx, or run it without --onnx."
+                )
         run_networks.networks = [OnnxNetwork(path, torch.get_num_threads()) for path in paths]
 
 
@@ -126,7 +128,7 @@ def write_onnx(network: nn.Module, channels: int, exp: Experiment, path: Path) -
     """
     if exp.gate is not None:
         raise MaskfoldError(
-            "The network has a presence head (`gate` in its YAML), which the ONNX files do not support.",
+            "The network has a presence head (`gate` in its YAML), which cannot be exported to ONNX.",
             "Export without --onnx.",
         )
     try:
@@ -147,7 +149,7 @@ def write_onnx(network: nn.Module, channels: int, exp: Experiment, path: Path) -
     if not difference <= TOLERANCE:
         path.unlink()
         raise MaskfoldError(
-            f"ONNX export of {exp.model.target}: found probabilities that differ from torch's by {difference:.2g}, "
+            f"ONNX export of {exp.model.target}: its probabilities differ from torch's by {difference:.2g}, "
             f"expected at most {TOLERANCE:g}.",
             "Export without --onnx.",
         )
@@ -177,7 +179,10 @@ def _export_program(network: nn.Module, shape: tuple[int, ...], exp: Experiment)
         except Exception as error:  # noqa: BLE001 - the exporter passes on any exception of a network's code
             first_error = first_error or error
             logging.getLogger(__name__).info(
-                "ONNX export of %s with batch size %s failed: %s", exp.model.target, count, error_in_one_line(error)
+                "The ONNX export of %s with the batch size %s failed: %s",
+                exp.model.target,
+                count,
+                error_in_one_line(error),
             )
     raise MaskfoldError(
         f"{exp.model.target} cannot be exported to ONNX: {error_in_one_line(first_error or Exception())}.",

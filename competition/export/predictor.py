@@ -27,7 +27,7 @@ from competition.runs.run import Run
 from competition.submission.label_files import Labels, label_arrays
 
 EXPERIMENT_FILE, POSTPROCESS_FILE = "experiment.yaml", "postprocess.json"
-FORMAT_HINT = "Give a list of arrays or of paths, or a table with a column `image`."
+FORMAT_HINT = "Give a list of arrays or paths, or a table with a column `image`."
 ITEM_KEYS = ("image", "spacing", "affine")
 
 
@@ -79,7 +79,7 @@ class Predictor:
 
 
 def _read_settings(path: Path) -> PostprocessConfig:
-    hint = "Copy the complete folder of the run, or of the model, again."
+    hint = "Copy the complete folder of the run or of the model again."
     try:
         return PostprocessConfig.model_validate(read_record(path, hint)["settings"])
     except (OSError, ValueError, LookupError) as error:  # pydantic's errors are ValueErrors
@@ -145,7 +145,7 @@ def iter_images(images: Any, exp: Experiment) -> Iterator[InMemoryCase]:
         plain = item if isinstance(item, Mapping) and "image" in item else {"image": item}
         if unknown := [key for key in plain if key not in ITEM_KEYS]:
             raise MaskfoldError(
-                f"Key of the dictionary of {name}: found `{unknown[0]}`, expected one of {', '.join(ITEM_KEYS)}.",
+                f"Dictionary of {name}: found the key `{unknown[0]}`, expected {', '.join(ITEM_KEYS)}.",
                 "Remove this key from the dictionary.",
             )
         image = _read(plain["image"], comp, name)
@@ -163,7 +163,8 @@ def _items(images: Any, comp: Competition) -> list[Any]:
     if hasattr(images, "to_dict") and hasattr(images, "columns"):
         if "image" not in images.columns:
             raise MaskfoldError(
-                f"Columns of the table: found {', '.join(map(str, images.columns))}, expected `image`.", FORMAT_HINT
+                f"Table of images: found the columns {', '.join(map(str, images.columns))}, expected a column `image`.",
+                FORMAT_HINT,
             )
         return list(images[[name for name in ITEM_KEYS if name in images.columns]].to_dict("records"))
     if isinstance(images, np.ndarray) and images.ndim == comp.dimensions + 2:
@@ -187,7 +188,7 @@ def _read(image: Any, comp: Competition, name: str) -> Image:
         if not channels or set(image) != set(channels):
             expected = f"the channels {', '.join(channels)}" if channels else ", ".join(ITEM_KEYS)
             raise MaskfoldError(
-                f"Keys of the dictionary of {name}: found {', '.join(map(str, image))}, expected {expected}.",
+                f"Dictionary of {name}: found the keys {', '.join(map(str, image))}, expected {expected}.",
                 "Correct the keys of the dictionary.",
             )
         return _join_channels([_read(image[channel], comp, f"{channel} of {name}") for channel in channels], name)
@@ -198,7 +199,8 @@ def _read(image: Any, comp: Competition, name: str) -> Image:
         if not slices or len({array.shape for array in slices}) > 1:
             shapes = ", ".join(sorted({str(array.shape) for array in slices})) or "no slice"
             raise MaskfoldError(
-                f"The slices of {name} differ in shape: found {shapes}, expected one shape.", "Use slices of one size."
+                f"The slices of {name} differ in shape: found {shapes}, expected one shape.",
+                "Give slices of the same size.",
             )
         return Image(np.stack(slices, axis=-1), (1.0, 1.0, 1.0))
     return _read_single(image, comp.dimensions, name, comp.applies_exif)
@@ -221,12 +223,12 @@ def _read_single(image: Any, dimensions: int, name: str, exif: bool) -> Image:
             if isinstance(image, np.ndarray)
             else f"a {type(image).__name__}"
         )
-        raise MaskfoldError(f"Type of {name}: found {kind}, expected a numeric array or a path.", FORMAT_HINT)
+        raise MaskfoldError(f"{name}: found {kind}, expected a numeric array or a path.", FORMAT_HINT)
     array = channels_first(image, dimensions, Path(name))
     if array.dtype.kind in "bf":
         array = array.astype(np.uint8 if array.dtype.kind == "b" else np.float32)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise MaskfoldError(f"{name} contains NaN or infinite values.", "Correct the image, or omit it.")
+        raise MaskfoldError(f"{name} contains NaN or infinite values.", "Correct the image, or leave it out.")
     return Image(np.ascontiguousarray(array, array.dtype.newbyteorder("=")), (1.0,) * dimensions)
 
 
@@ -234,8 +236,8 @@ def _join_channels(channels: list[Image], name: str) -> Image:
     """Return one image from several images with its channels, as `competition.data.readers.load_image` would."""
     if len(shapes := {part.array.shape[1:] for part in channels}) > 1:
         raise MaskfoldError(
-            f"Shapes of the channels of {name}: found {', '.join(sorted(map(str, shapes)))}, expected one shape.",
-            "Resample them to one grid.",
+            f"The channels of {name} have different shapes: {', '.join(sorted(map(str, shapes)))}.",
+            "Resample the channels to the same grid.",
         )
     array = np.concatenate([part.array for part in channels])
     return replace(channels[0], array=array.astype(np.float32) if array.dtype == np.float64 else array)
@@ -261,7 +263,7 @@ def _set_geometry(image: Image, spacing: Any, affine: Any, name: str) -> Image:
             or abs(np.linalg.det(matrix[:3, :3])) <= 1e-6 * voxel_sizes.prod()
         ):
             raise MaskfoldError(
-                f"Affine of {name}: found {matrix.tolist()}, expected an invertible 4×4 matrix.",
+                f"Affine of {name}: found {matrix.tolist()}, expected a 4×4 matrix that can be inverted.",
                 "Set `affine` to the matrix that maps voxels to world coordinates in mm.",
             )
         image = Image(image.array, tuple(map(float, voxel_sizes))[: image.array.ndim - 1], matrix)
@@ -270,7 +272,7 @@ def _set_geometry(image: Image, spacing: Any, affine: Any, name: str) -> Image:
         if len(sizes) != image.array.ndim - 1 or not all(np.isfinite(step) and step > 0 for step in sizes):
             raise MaskfoldError(
                 f"Spacing of {name}: found {sizes}, expected {image.array.ndim - 1} positive numbers (mm).",
-                "Correct the spacing, or omit it.",
+                "Correct the spacing, or leave it out.",
             )
         image = Image(image.array, sizes, image.affine)
     return image

@@ -84,8 +84,8 @@ def user_package_files(root: str) -> list[tuple[Path, Path]]:
     spec = importlib.util.find_spec(root)
     if spec is None or spec.origin is None:
         raise MaskfoldError(
-            f"The package {root}, which defines a network or a step, has no source files.",
-            "Run the command from the folder that contains the package.",
+            f"No source files were found of the package {root}, from which a network or a step of the run comes.",
+            f"Run the command in the folder that contains the package {root}.",
         )
     origin = Path(spec.origin)
     if origin.name != "__init__.py":
@@ -179,7 +179,7 @@ def run_smoke_test(folder: Path, root: Path, row: Any, onnx: bool) -> set[str]:
     if process.returncode:
         raise MaskfoldError(
             f"The test prediction of the bundle failed: {last_line}.",
-            "If a network or a step needs a package of your own, add --trust PACKAGE.",
+            "If a network or a step comes from a package of your own, add --trust PACKAGE.",
         )
     return set(json.loads(process.stdout.strip().splitlines()[-1]))
 
@@ -256,7 +256,8 @@ def download_wheels(packages: Iterable[PinnedPackage], folder: Path) -> int:
         errors = [line for line in process.stderr.splitlines() if line.startswith("ERROR")] or ["no output"]
         raise MaskfoldError(
             f"The wheels cannot be downloaded: {errors[-1]}.",
-            "Connect to the network, or export without --wheels and attach the packages in another way.",
+            "Connect to the network. Or export without --wheels, and attach the packages to the notebook "
+            "in another way.",
         )
     return sum(1 for _ in folder.iterdir())
 

@@ -43,11 +43,12 @@ def check_files() -> None:
             fail(f"{name} is missing from the bundle.", hint)
         with open(HERE / name, "rb") as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() != sha256:
-                fail(f"{name} was changed after the export: its SHA-256 differs from the one in manifest.json.", hint)
+                fail(f"{name} was changed after the export: its SHA-256 differs from that in manifest.json.", hint)
     for path in sorted((HERE / "code").rglob("*.py")):
         if path.relative_to(HERE).as_posix() not in manifest:
             fail(
-                f"{path.relative_to(HERE).as_posix()} is not in the manifest.", "Remove it, or export the bundle again."
+                f"{path.relative_to(HERE).as_posix()} is in the bundle, but manifest.json does not list it.",
+                "Remove the file, or export the bundle again.",
             )
 
 
@@ -65,13 +66,15 @@ def check_packages() -> None:
             different.append(f"{package['name']} {installed} instead of {package['version']}")
     if missing:
         print(
-            f"note: not installed, at least not under these names: {', '.join(missing)}; if an import fails, run "
-            "pip install --no-index --no-deps --find-links wheels -r requirements.txt in the bundle's folder",
+            f"note: these packages are not installed, at least not under these names: {', '.join(missing)}. "
+            "If an import fails, run in the bundle's folder: pip install --no-index --no-deps --find-links "
+            "wheels -r requirements.txt",
             flush=True,
         )
     if different:
         print(
-            f"note: other versions than at the export, so the last digits may differ: {', '.join(different)}",
+            "note: these packages have other versions than at the export, so the last digits of results "
+            f"may differ: {', '.join(different)}",
             flush=True,
         )
 
@@ -108,9 +111,8 @@ def check_and_run() -> int:
         return run(HERE)
     except ModuleNotFoundError as error:
         fail(
-            f"The package {error.name} is missing.",
-            "Install it in the bundle's folder: "
-            "pip install --no-index --no-deps --find-links wheels -r requirements.txt",
+            f"The package {error.name} is not installed, but the bundle requires it.",
+            "Run in the bundle's folder: pip install --no-index --no-deps --find-links wheels -r requirements.txt",
         )
         return 1
 

@@ -73,12 +73,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="run.py", description="Predict the test cases of a competition and write the host's file."
     )
-    parser.add_argument("--input", type=Path, required=True, help="the competition's folder, as it is mounted")
-    parser.add_argument("--output", type=Path, default=Path("submission.csv"), help="the CSV; default submission.csv")
-    parser.add_argument("--hours", type=float, help="the time limit; without it the complete ensemble is used")
-    parser.add_argument("--devices", default="auto", help="auto, a number of GPUs, or a list: cuda:0,cuda:1 or cpu,cpu")
+    parser.add_argument("--input", type=Path, required=True, help="the competition's folder, as the host mounts it")
     parser.add_argument(
-        "--onnx", action="store_true", help="predict with onnxruntime; requires a bundle exported with --onnx"
+        "--output", type=Path, default=Path("submission.csv"), help="the CSV to write; default: submission.csv"
+    )
+    parser.add_argument(
+        "--hours", type=float, help="the time limit in hours; without it, the complete ensemble predicts"
+    )
+    parser.add_argument(
+        "--devices", default="auto", help="auto, a number of GPUs, or a list such as cuda:0,cuda:1 or cpu,cpu"
+    )
+    parser.add_argument(
+        "--onnx", action="store_true", help="predict with onnxruntime; the bundle must have been exported with --onnx"
     )
     parser.add_argument(
         "--go-on",
@@ -91,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
 def _options(args: argparse.Namespace, started: float) -> PredictionOptions:
     if args.hours is not None and not args.hours > 0:
         raise MaskfoldError(
-            f"--hours: found {args.hours:g}, expected a number above 0.", "Set e.g. --hours 9.", status=2
+            f"--hours: found {args.hours:g}, expected a number above 0.", "Set for example --hours 9.", status=2
         )
     return PredictionOptions(None if args.hours is None else args.hours * 3600, started, args.go_on, args.onnx)
 
@@ -100,8 +106,8 @@ def _read_bundle(folder: Path, args: argparse.Namespace, device: str) -> Bundle:
     bundle = Bundle.read(folder, args.input, {"cpu": "cpu", "auto": None}.get(device, "cuda"))
     if args.onnx and not bundle.has_onnx:
         raise MaskfoldError(
-            "--onnx requires ONNX files, but the bundle has none.",
-            "Export the bundle with --onnx, or run without it.",
+            "--onnx requires ONNX files, but this bundle has none.",
+            "Export the bundle again with --onnx, or run it without --onnx.",
             status=2,
         )
     return bundle
@@ -120,17 +126,17 @@ def _predict_all(folder: Path, args: argparse.Namespace, started: float) -> None
         started: value of `time.monotonic()` at the start of the command.
     """
     options, devices = _options(args, started), parse_devices(args.devices)
-    hint = "Name a file, e.g. --output submission.csv."
+    hint = "Give the name of a file, for example --output submission.csv."
     if args.output.is_dir():
         raise MaskfoldError(f"--output: found the folder {args.output}, expected a CSV file.", hint, status=2)
     if args.output.suffix != ".csv":
-        raise MaskfoldError(f"--output: found {args.output}, expected a name that ends in .csv.", hint, status=2)
+        raise MaskfoldError(f"--output: found {args.output}, expected a file name that ends in .csv.", hint, status=2)
     ensure_writable(args.output.parent)
     bundle = _read_bundle(folder, args, devices[0])
     found = find_test_cases(bundle.ensemble.comp, bundle.id_suffix, Context(say=_say))
     if not found.test_set.rows:
         rows = write_empty_submission(found, args.output)
-        _say(f"{args.output}: there is no test image, so the {rows} rows of the sample have empty masks")
+        _say(f"{args.output}: there is no test image, so all {rows} rows of the sample have empty masks")
         return
     with temporary_folder(Path(tempfile.gettempdir()) / "maskfold-bundle") as scratch:
         _describe(bundle, found, devices)
@@ -144,8 +150,8 @@ def _predict_all(folder: Path, args: argparse.Namespace, started: float) -> None
             _masks(cases, found, missed), found.test_set.profile, args.output, sample=found.test_set.sample
         )
     _say(
-        f"{args.output}: {validation.rows} rows, {validation.empty} of them empty; valid; "
-        f"{format_duration(time.monotonic() - options.started)}"
+        f"{args.output}: {validation.rows} rows, {validation.empty} of them with an empty mask; the "
+        f"file is valid; {format_duration(time.monotonic() - options.started)}"
     )
     if missed:
         _say(
@@ -163,8 +169,8 @@ def _describe(bundle: Bundle, found: TestCases, devices: Sequence[str]) -> None:
     device = f"{len(devices)} processes on {', '.join(devices)}" if len(devices) > 1 else str(context.device)
     runs = len(bundle.ensemble.active)
     _say(
-        f"{networks} networks of {runs} run{'s' * (runs > 1)}, {len(found.test_set)} test cases, {device}, "
-        f"{context.precision}"
+        f"{networks} networks of {runs} run{'s' * (runs > 1)}, {len(found.test_set)} test cases, "
+        f"{device}, {context.precision}"
     )
 
 
@@ -209,7 +215,7 @@ def _predict_in_processes(
         _print_progress(number, len(rows), predicted is not None and predicted.reached)
         yield predicted if predicted is not None else empty_prediction(row, found.test_set.comp)
     if lost:
-        _say(f"time: the limit is reached; {lost} cases that no process finished get empty masks")
+        _say(f"time limit: the time is over; {lost} cases that no process has finished get empty masks")
 
 
 def _predict_shard(

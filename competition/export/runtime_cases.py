@@ -228,7 +228,9 @@ def _read_sample(comp: Competition, context: Context) -> tuple[Profile, SampleSu
         return profile, None
     path = Path(comp.root) / comp.submission.sample
     if not path.is_file():
-        context.say(f"note: {comp.submission.sample} does not exist; the rows follow from the test images")
+        context.say(
+            f"note: the sample {comp.submission.sample} does not exist, so the file gets the rows of all test images"
+        )
         return profile, None
     layout, rows = open_rows(path, profile)
     if next(rows, None) is None:
@@ -252,9 +254,8 @@ def _read_rows(comp: Competition, context: Context) -> list[Any]:
             raise
         if others := unmatched_images(comp, "test"):
             raise MaskfoldError(
-                "test.images: the pattern matches no file, but its folder has "
-                f"{format_count(len(others), 'other image file')}, "
-                f"such as {others[0]}.",
+                "test.images: the pattern matches no file, although its folder has "
+                f"{format_count(len(others), 'other image file')}, such as {others[0]}.",
                 "Rename the files, or export the bundle again with the right test.images.",
             ) from error
         context.say(f"note: {error.message}")
@@ -309,16 +310,19 @@ def _report_differences(
     name = comp.submission.sample
     if sample_keys and not known_keys:
         context.say(
-            f"note: {name} is ignored as a dummy, because none of its ids has an image ({sample_keys[0][0]}, …); "
-            f"the rows follow from the {cases} test cases"
+            f"note: {name} is not used, because it is a dummy: none of its ids has an image "
+            f"({sample_keys[0][0]}, …). The file gets the rows of the {cases} test cases"
         )
     elif sample_keys and added_keys:
-        context.say(f"note: {name} lacks {len(added_keys)} rows of the {cases} test cases; they are added at the end")
+        context.say(
+            f"note: {name} lacks {len(added_keys)} rows of the {cases} test cases; these rows are added at the end"
+        )
     elif not sample_keys and name is not None and (Path(comp.root) / name).is_file():
-        context.say(f"note: {name} has no rows; they follow from the {cases} test cases")
+        context.say(f"note: {name} has no rows, so the file gets the rows of the {cases} test cases")
     if without_images:
         context.say(
-            f"note: {len(without_images)} rows of {name} have no image ({without_images[0][0]}, …) and get empty masks"
+            f"note: {len(without_images)} rows of {name} have no image ({without_images[0][0]}, …), so they "
+            "get empty masks"
         )
 
 
@@ -406,7 +410,7 @@ def predict_cases(
                 probabilities, presence = reducible.predictor.predict(row)
                 outcome = postprocess(probabilities, comp, bundle.settings, row, presence)
         except TimeUp:
-            say(f"time: the limit is reached; {len(rows) - number} of {len(rows)} cases get empty masks")
+            say(f"time limit: the time is over; {len(rows) - number} of {len(rows)} cases get empty masks")
             yield from (empty_prediction(remaining, comp) for remaining in rows[number:])
             return
         except MaskfoldError as error:
@@ -530,13 +534,13 @@ def parse_devices(text: str) -> list[str]:
         kind, _, index = name.partition(":")
         if name != "cpu" and not (kind == "cuda" and index.isdigit() and int(index) < gpus):
             raise MaskfoldError(
-                f"invalid --devices {text}: found {name}, expected {join_or(available)} on this machine.",
+                f"--devices {text}: found {name}, expected {join_or(available)}, the devices of this machine.",
                 "Set auto, a number of GPUs, or a list such as cuda:0,cuda:1 or cpu,cpu.",
                 status=2,
             )
     if not names:
         raise MaskfoldError(
-            f"invalid --devices {text}: expected at least one device.", "Set auto, or a number from 1.", status=2
+            f"--devices {text}: found no device, expected at least one.", "Set auto, or a number from 1.", status=2
         )
     return names
 
@@ -648,7 +652,7 @@ def _wait_for_case(
         if task.done() and not path.exists():
             pool.result(task)  # raises the error of the process, if there is one
             raise MaskfoldError(
-                f"The process that predicts case {row.id} ended before it wrote the masks.",
+                f"The process that predicts case {row.id} ended before it had written the masks.",
                 "Run with --devices cpu, or with one device.",
             )
         if deadline is not None and time.monotonic() > deadline + GRACE_SECONDS:

@@ -142,8 +142,10 @@ class TimeBudget:
         if self.level_index == before:
             return []
         return [
-            f"time: {format_duration(used)} used for {len(self.measured)} of {len(self.sizes)} cases; the others would "
-            f"take {format_duration(required)}, available are {format_duration(left)}",
+            (
+                f"time limit: {len(self.measured)} of {len(self.sizes)} cases took {format_duration(used)}; the "
+                f"others would take {format_duration(required)}, but only {format_duration(left)} are left"
+            ),
             *self._describe_change(before),
         ]
 
@@ -164,15 +166,15 @@ class TimeBudget:
 
     def _describe_change(self, before: int) -> list[str]:
         old, new = self.levels[before], self.level
-        lines = ["time: no test-time augmentation from now on"] if old.tta and not new.tta else []
+        lines = ["time limit: from now on without test-time augmentation"] if old.tta and not new.tta else []
         if new.networks != old.networks:
             lines.append(
-                f"time: {sum(new.networks)} of {sum(self.levels[0].networks)} networks from now on (per run: "
-                f"{', '.join(map(str, new.networks))})"
+                f"time limit: from now on with {sum(new.networks)} of {sum(self.levels[0].networks)} networks "
+                f"(per run: {', '.join(map(str, new.networks))})"
             )
         is_last = self.level_index + 1 == len(self.levels)
         if is_last and self.projected() * TIME_MARGIN > (self.deadline or 0.0) - self.clock():
-            lines.append("time: this may still not suffice; cases that are not reached get empty masks")
+            lines.append("time limit: the time may still be too short; cases that are not reached get empty masks")
         return lines
 
 

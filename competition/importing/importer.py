@@ -120,7 +120,9 @@ def import_predictions(
         find_tests(sources, folder, test, tests["id"].tolist(), comp.classes)
     elif test is not None:
         raise MaskfoldError(
-            "--test: the competition has no test images (`test` in its YAML).", "Add them, or omit --test.", status=2
+            "--test: the YAML of the competition has no test images (`test`).",
+            "Add `test` to the YAML, or omit --test.",
+            status=2,
         )
     if not sources.cases and not sources.tests:
         raise MaskfoldError(f"{folder} contains no prediction of a case.", LAYOUT_HINT, status=2)
@@ -131,8 +133,8 @@ def import_predictions(
     if not used and not sources.tests:
         reasons = "; ".join(dict.fromkeys(seen.values()))
         raise MaskfoldError(
-            f"None of the {len(sources.cases)} predictions is out of fold: {reasons}.",
-            "Name the file of the folds that the networks were trained with (--splits).",
+            f"None of the {len(sources.cases)} predictions is an out-of-fold prediction: {reasons}.",
+            "With --splits, give the file of the folds with which the networks were trained.",
             status=2,
         )
     run = _make_run(comp, name, cases, sources, used, options, root, context.trust)
@@ -164,7 +166,7 @@ def _check_name(name: str) -> None:
     problem = name_problem(name) or ("starts with a dot" if name.startswith(".") else None)
     if problem is not None or not name:
         raise MaskfoldError(
-            f"--name: {name!r} {problem or 'is empty'}.", "Use letters and digits, e.g. --name nnunet.", status=2
+            f"--name: {name!r} {problem or 'is empty'}.", "Use letters and digits, for example --name nnunet.", status=2
         )
 
 
@@ -185,14 +187,15 @@ def _with_channels(options: ReadingOptions, sources: Sources, comp: Competition,
     if sorted(found) != sorted(expected):
         if len(found) != len(expected):
             raise MaskfoldError(
-                f"dataset.json has {len(found)} classes ({', '.join(sources.channels)}), expected {len(expected)} "
-                f"({', '.join(comp.classes)}).",
-                "Name the folder of the same competition.",
+                f"dataset.json has {len(found)} classes ({', '.join(sources.channels)}), expected the "
+                f"{len(expected)} classes of the competition ({', '.join(comp.classes)}).",
+                "Give the folder with predictions of the same competition.",
                 status=2,
             )
         context.say(
-            f"note: the classes of dataset.json ({', '.join(sources.channels)}) have other names than those of the "
-            f"competition ({', '.join(comp.classes)}); their order is assumed to be the same"
+            "note: dataset.json and the competition name the classes differently "
+            f"({', '.join(sources.channels)}, and {', '.join(comp.classes)}); their order is assumed to be "
+            "the same"
         )
         return options
     if found == expected:
@@ -201,7 +204,8 @@ def _with_channels(options: ReadingOptions, sources: Sources, comp: Competition,
         raise MaskfoldError(
             f"The classes have different orders: {', '.join(sources.channels)} in dataset.json, and "
             f"{', '.join(comp.classes)} in the competition.",
-            "Import probabilities (`--npz`), whose channels Maskfold reorders, or use the same order in both.",
+            "Import probabilities (nnU-Net's option `--npz`), whose channels Maskfold reorders. Or use the "
+            "same order in both.",
         )
     return ReadingOptions(options.kind, options.axes, ("background", *sources.channels))
 
@@ -432,12 +436,16 @@ def import_notes(done: ImportedRun) -> list[str]:
         )
     found, expected = done.tests
     if found < expected:
-        some = f"{expected - found} of {expected} test cases have no prediction" if found else "no test predictions"
-        notes.append(f"{some}: the run takes part in compare and report, but not in submit")
+        some = (
+            f"{expected - found} of {expected} test cases have no prediction"
+            if found
+            else "there are no test predictions"
+        )
+        notes.append(f"{some}: the run can be used in compare and report, but not in submit")
     values = [value for value in done.dice.values() if value is not None]
     if values and max(values) < LOW_DICE:
         notes.append(
-            f"no class has a Dice above {LOW_DICE}: check the order of the axes (--axes) and of the channels "
-            "(--channels)"
+            f"no class has a Dice above {LOW_DICE}, so the order of the axes (--axes) or of the channels "
+            "(--channels) may be wrong"
         )
     return notes

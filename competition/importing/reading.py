@@ -102,7 +102,7 @@ def read_prediction(comp: Competition, row: Any, files: CaseFiles, options: Read
         for path, part in zip(files.by_class, parts, strict=True):
             if len(part) != 1:
                 raise MaskfoldError(
-                    f"{path}: found {len(part)} channels, expected 1 in a file of one class.",
+                    f"{path}: found {len(part)} channels, expected 1, because each class has its own file.",
                     "Write one mask per file.",
                 )
         return _from_class_files(np.concatenate([_binary(part) for part in parts]), comp, files.main)
@@ -151,9 +151,9 @@ def _read_on_case_axes(comp: Competition, row: Any, path: Path, options: Reading
         array = array.transpose(0, *(axis + 1 for axis in order))
     if array.shape[1:] != shape:
         found, expected = ("×".join(map(str, sizes)) for sizes in (array.shape[1:], shape))
-        hint = "Write the prediction on the grid of the image."
+        hint = "Write the prediction on the grid of its image."
         if sorted(array.shape[1:]) == sorted(shape) and extension_of(path.name) in ARRAYS:
-            hint = "Set the order of the file's axes, e.g. --axes zyx for (C, Z, Y, X)."
+            hint = "If the axes have another order, set it: for example --axes zyx for (C, Z, Y, X)."
         raise MaskfoldError(
             f"{path} has the wrong shape: found {found}, expected {expected}, the shape of its image.", hint
         )
@@ -180,9 +180,9 @@ def _load_array(path: Path) -> tuple[Array, bool]:
         key = names[0] if len(names) == 1 else next((name for name in ARRAY_KEYS if name in names), None)
         if key is None:
             raise MaskfoldError(
-                f"{path} has several arrays or none: found {', '.join(names[:5]) or 'none'}, expected one, or one "
-                f"named {', '.join(ARRAY_KEYS[:3])}.",
-                "Save one array per file.",
+                f"{path}: found {', '.join(names[:5]) or 'no array'}, expected a single array, or one with "
+                f"the name {', '.join(ARRAY_KEYS[:3])}.",
+                "Save only one array per file.",
             )
         with np.load(path, allow_pickle=False) as loaded:
             return np.asarray(loaded[key]), key in NNUNET_KEYS
@@ -205,9 +205,9 @@ def _with_channels(array: Array, comp: Competition, path: Path, options: Reading
         return array[None]
     if array.ndim != dims + 1:
         raise MaskfoldError(
-            f"{path} has {array.ndim} axes, expected {dims + 1} (channel and {dims} spatial axes), or {dims} for "
-            "labels.",
-            "Save one case per file, without a batch axis.",
+            f"{path} has {array.ndim} axes, expected {dims + 1} for probabilities (channel and {dims} "
+            f"spatial axes), or {dims} for labels.",
+            "Save one case per file, without an axis for the batch.",
         )
     counts = {comp.output_channels, len(comp.classes), len(options.channels) or 1, 1}
     if array.shape[0] not in counts and array.shape[-1] in counts:
@@ -251,7 +251,9 @@ def _check_affine(comp: Competition, row: Any, path: Path, target: str | None) -
     try:
         check_same_grid(str(row.id), (source, image), (str(path), header), is_mask=False)
     except MaskfoldError as error:
-        raise MaskfoldError(error.message, "Write the prediction on the grid of the image, with its affine.") from error
+        raise MaskfoldError(
+            error.message, "Write the prediction on the grid of its image, with the same affine."
+        ) from error
 
 
 # Values
@@ -300,20 +302,21 @@ def to_probabilities(array: Array, comp: Competition, path: Path, options: Readi
         expected += ", or 1 with labels" if comp.labels == "exclusive" or classes == 1 else ""
         raise MaskfoldError(
             f"{path}: found {len(values)} channels, expected {expected}.",
-            f"Save a channel for each of the classes {', '.join(comp.classes)}; --channels sets another order.",
+            f"Save a channel for each of the classes {', '.join(comp.classes)}. If the channels have "
+            "another order, set --channels.",
         )
     if comp.labels == "exclusive":
         total = values.sum(axis=0, dtype=np.float32)
         worst = float(total.flat[np.abs(total - 1).argmax()])
         if abs(worst - 1) > SUM_TOLERANCE + count / 510:
-            raise _sum_error(path, worst, "1, because the classes exclude each other")
+            raise _sum_error(path, worst, "1, because classes are exclusive")
     return values
 
 
 def _sum_error(path: Path, found: float, expected: str) -> MaskfoldError:
     return MaskfoldError(
         f"{path}: the probabilities of a pixel add up to {found:.3g}, expected {expected}.",
-        "Save the result of softmax over background and classes.",
+        "Save the result of softmax over the background and the classes.",
     )
 
 
@@ -352,9 +355,11 @@ def labels_to_probabilities(labels: Array, comp: Competition, path: Path) -> Arr
     present = np.unique(labels)
     if unknown := [value for value in present.tolist() if value not in known]:
         raise MaskfoldError(
-            f"{path} has label values without a class: found {', '.join(f'{value:g}' for value in unknown[:5])}, "
-            f"expected {', '.join(map(str, sorted(known)))}.",
-            "Write the label values of competition.yaml; for probabilities of one class, use --kind probabilities.",
+            f"{path} has label values that belong to no class: found "
+            f"{', '.join(f'{value:g}' for value in unknown[:5])}, expected "
+            f"{', '.join(map(str, sorted(known)))}.",
+            "Write the label values of competition.yaml. If the file contains probabilities of one class, "
+            "add --kind probabilities.",
         )
     masks = np.stack([np.isin(labels, values) for values in comp.class_values]).astype(np.float32)
     if comp.labels == "overlapping":
@@ -384,7 +389,7 @@ def _scale(array: Array, path: Path) -> Array:
     if low < -VALUE_TOLERANCE or high > 1 + VALUE_TOLERANCE:
         raise MaskfoldError(
             f"{path} has values from {low:.3g} to {high:.3g}, expected probabilities from 0 to 1.",
-            "Save the result of softmax or sigmoid; or, for label files, set --kind labels.",
+            "Save the result of softmax or sigmoid. If the file contains labels, add --kind labels.",
         )
     return np.clip(array.astype(np.float32), 0, 1)
 
@@ -421,7 +426,7 @@ def _from_class_files(masks: Array, comp: Competition, path: Path) -> Array:
         return values
     background = 1 - values.sum(axis=0, dtype=np.float32)
     if background.min() < -SUM_TOLERANCE - len(masks) / 510:
-        raise _sum_error(path, 1 - float(background.min()), "at most 1, because the classes exclude each other")
+        raise _sum_error(path, 1 - float(background.min()), "at most 1, because classes are exclusive")
     return np.concatenate([np.clip(background, 0, 1)[None], values])
 
 
@@ -441,9 +446,9 @@ def _channel_order(comp: Competition, channels: tuple[str, ...]) -> list[int] | 
     names = {name.lower(): number for number, name in enumerate(channels)}
     if sorted(names) != sorted(name.lower() for name in expected) or len(names) != len(channels):
         raise MaskfoldError(
-            f"--channels: found {', '.join(channels)}, expected the names {', '.join(expected)} in the order of the "
-            "files.",
-            "Name each class once.",
+            f"--channels: found {', '.join(channels)}, expected the names {', '.join(expected)}, in the "
+            "order of the channels.",
+            "Name each channel once.",
             status=2,
         )
     return [names[name.lower()] for name in expected]
@@ -470,8 +475,8 @@ def _check_beside(comp: Competition, row: Any, files: CaseFiles, probabilities: 
     share = float((expected != found)[foreground].mean()) if foreground.any() else 0.0
     if share > MAX_LABEL_DIFFERENCE:
         raise MaskfoldError(
-            f"{files.main} and {files.labels.name} next to it differ in {share:.0%} of the pixels with a class, so "
-            "their axes or classes differ.",
-            "Set the order of the array's axes (--axes) or of its channels (--channels), or remove the file that is "
-            "wrong.",
+            f"{files.main} and {files.labels.name} next to it differ in {share:.0%} of the pixels with a "
+            "class, so the order of their axes or classes differs.",
+            "Set the order of the axes (--axes) or of the channels (--channels). If one of the files is "
+            "wrong, remove it.",
         )

@@ -33,8 +33,9 @@ FOLD_FOLDER = re.compile(r"fold_(\d+)")
 VALIDATION_FOLDERS = ("validation", "validation_raw")  # nnU-Net's folders of validation predictions, versions 2 and 1
 SPLIT_FILES = ("splits_final.json", "folds.csv")
 LAYOUT_HINT = (
-    "Expected FOLDER/fold_0/validation/ID.npz (nnU-Net), FOLDER/fold_0/ID.nii.gz, or FOLDER/oof/ID.nii.gz with "
-    "--splits FILE; and test predictions in FOLDER/test. Or set --oof and --test."
+    "Expected FOLDER/fold_0/validation/ID.npz (nnU-Net), FOLDER/fold_0/ID.nii.gz, or "
+    "FOLDER/oof/ID.nii.gz together with --splits FILE. Test predictions are expected in "
+    "FOLDER/test. For other folders, set --oof and --test."
 )
 
 
@@ -114,10 +115,10 @@ def find_sources(folder: Path, oof: Path | None, splits: Path | None, ids: list[
         sources.fold_of = {case: (known or {}).get(case) for case in sources.cases}
         if sources.cases and known is None:
             raise MaskfoldError(
-                f"{place} has predictions of {len(sources.cases)} training cases, but their folds are unknown, so all "
-                "would count as seen in training.",
-                "Name the file of the folds with --splits (splits_final.json, or a CSV with the columns id and fold), "
-                "or put the predictions into FOLDER/fold_0, FOLDER/fold_1, …",
+                f"{place} has predictions of {len(sources.cases)} training cases, but their folds are unknown, "
+                "so all of them would count as seen in training.",
+                "Give the file of the folds with --splits (splits_final.json, or a CSV with the columns id and "
+                "fold). Or put the predictions into FOLDER/fold_0, FOLDER/fold_1, …",
                 status=2,
             )
     # Keep also the folds of cases without a prediction, because they show on which cases the networks of other folds
@@ -176,8 +177,8 @@ def _add_fold(sources: Sources, number: int, place: Path, ids: list[str], classe
     for case, files in files_by_case(place, ids, classes, "training", is_model_folder=True).items():
         if case in sources.cases:
             raise MaskfoldError(
-                f"The case {case} has two predictions: {sources.cases[case].main} and {files.main}.",
-                "Keep the one of the network that was not trained on the case.",
+                f"The case {case} has two predictions, expected one: {sources.cases[case].main} and {files.main}.",
+                "Keep only the prediction of the network that was not trained on the case.",
             )
         sources.cases[case], sources.fold_of[case] = files, number
 
@@ -201,8 +202,10 @@ def _check_agreement(sources: Sources, known: Mapping[str, int | None], name: st
             sources.fold_of[case] = None
         elif listed != number:
             raise MaskfoldError(
-                f"{name} says that fold {listed} validates the case {case}, but its prediction lies in fold_{number}.",
-                "Name the file of the folds that these networks were trained with, or correct the folders.",
+                f"According to {name}, fold {listed} validates the case {case}, but its prediction is in "
+                f"fold_{number}.",
+                "Give the file of the folds with which these networks were trained, or move the predictions to "
+                "the right folders.",
             )
 
 
@@ -241,19 +244,20 @@ def files_by_case(
         elif not (is_model_folder and path.name == "progress.png"):
             hint = nearest_hint(stem, ids) or (f", expected an id such as {ids[0]}" if ids else "")
             raise MaskfoldError(
-                f"{path} belongs to no {kind} case: found the id {stem}{hint}.",
-                "Rename the file to the id of its case, or move it to another folder.",
+                f"{path} belongs to no {kind} case: no such case has the id {stem}{hint}.",
+                "Give the file the id of its case as its name, or move it to another folder.",
             )
     cases = {case: _one_prediction(case, paths) for case, paths in found.items()}
     for case, files in parts.items():
         if case in cases:
             raise MaskfoldError(
-                f"The case {case} has two predictions: {cases[case].main} and {next(iter(files.values()))}.",
+                f"The case {case} has two predictions, expected one: {cases[case].main} and "
+                f"{next(iter(files.values()))}.",
                 "Keep one file per case, or one file per class.",
             )
         if missing := [name for name in classes if name not in files]:
             raise MaskfoldError(
-                f"The case {case} has no file for the class {missing[0]} in {place}, but one for "
+                f"The case {case} has no file for the class {missing[0]} in {place}, although it has files for "
                 f"{', '.join(name for name in classes if name in files)}.",
                 f"Add {case}_{missing[0]}{extension_of(next(iter(files.values())).name)}.",
             )
@@ -275,7 +279,10 @@ def _one_prediction(case: str, paths: list[Path]) -> CaseFiles:
     others = [path for path in paths if extension_of(path.name) not in ARRAYS]
     if len(arrays) > 1 or len(others) > 1:
         first, second = (arrays if len(arrays) > 1 else others)[:2]
-        raise MaskfoldError(f"The case {case} has two predictions: {first} and {second}.", "Keep one of the two files.")
+        raise MaskfoldError(
+            f"The case {case} has two predictions, expected one: {first} and {second}.",
+            "Keep only one of the two files.",
+        )
     return CaseFiles(arrays[0], labels=others[0] if others else None) if arrays else CaseFiles(others[0])
 
 
@@ -320,5 +327,5 @@ def seen_cases(sources: Sources, cases: pd.DataFrame) -> dict[str, str]:
         if fold is None:
             reasons[case] = "its fold is unknown"
         elif folds_of_group[group_of[case]] != {fold}:
-            reasons[case] = "a case of its group, or with the same image, is in another fold"
+            reasons[case] = "another fold has a case of its group, or a case with the same image"
     return reasons

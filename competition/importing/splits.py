@@ -36,15 +36,19 @@ def read_splits(path: Path) -> dict[str, int | None]:
         content = json.loads(path.read_text(encoding="utf-8"))
         folds = [([str(case) for case in fold["train"]], [str(case) for case in fold["val"]]) for fold in content]
     except FileNotFoundError:
-        raise MaskfoldError(f"{path} does not exist.", "Name the file with --splits.", status=2) from None
+        raise MaskfoldError(f"{path} does not exist.", "Give an existing file with --splits.", status=2) from None
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        hint = 'Expected a JSON list of {"train": [ids], "val": [ids]}, one entry per fold, as nnU-Net writes it.'
+        hint = (
+            'The file must be a JSON list with one entry {"train": [ids], "val": [ids]} per fold, as nnU-Net writes it.'
+        )
         raise damaged_error(path, error, hint) from error
     fold_of: dict[str, int | None] = {}
     for number, (train, val) in enumerate(folds):
         if both := sorted(set(train) & set(val)):
             raise MaskfoldError(
-                f"{path}: fold {number} trains on the case {both[0]} and validates it.", "Correct the file.", status=2
+                f"{path}: fold {number} both trains on the case {both[0]} and validates it.",
+                "Correct the file, so that each case either trains or validates in a fold.",
+                status=2,
             )
         for case in train:
             fold_of.setdefault(case, None)
@@ -93,8 +97,8 @@ def write_splits(fold_of: Mapping[str, int], form: Literal["nnunet", "csv"], pat
     if path.is_dir() or path.suffix.lower() != suffix:
         found = f"the folder {path}" if path.is_dir() else str(path)
         raise MaskfoldError(
-            f"Output file: found {found}, expected the name of a file that ends in {suffix} (--to {form}).",
-            f"Name a file, e.g. -o {DEFAULT_NAMES[form]}.",
+            f"--output: found {found}, expected a file name that ends in {suffix} (--to {form}).",
+            f"Give the name of a file, for example -o {DEFAULT_NAMES[form]}.",
             status=2,
         )
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -319,8 +319,8 @@ def _predict_batch(
                     raise ValueError("another size")
             except ValueError as error:
                 raise MaskfoldError(
-                    f"Output of the network for a batch of shape {tuple(batch.shape)}: found {format_shapes(outputs)}, "
-                    f"expected {exp.network_channels} channels of the size of the batch.",
+                    f"The network returned {format_shapes(outputs)} for a batch of shape {tuple(batch.shape)}, "
+                    f"expected {exp.network_channels} channels of the same size as the batch.",
                     "Correct model.args.",
                     status=2,
                 ) from error
@@ -365,8 +365,8 @@ def _presence(outputs: Any) -> torch.Tensor:
     """Return the presence probabilities (B, K) float32 from the outputs of a network with a presence head."""
     if (logits := split_presence(outputs)[1]) is None:
         raise MaskfoldError(
-            f"gate is set, but the network returns no presence logits: found outputs {format_shapes(outputs)}.",
-            "Set gate to null.",
+            f"gate is set, but the network returns no presence logits: found the outputs {format_shapes(outputs)}.",
+            "Set gate to null, or use a network with a presence head.",
             status=2,
         )
     return logits.float().sigmoid()

@@ -68,15 +68,16 @@ def tta_views(exp: Experiment, axis: int | None = None) -> list[TTAView]:
         axes = tuple(axis for axis in allowed if axis < dims)
         if not axes and (len(exp.patch.axes) == 1 or not exp.augment.flip):
             raise MaskfoldError(
-                "inference.tta: found flip, but augment.flip allows no axis.",
-                "Remove flip from inference.tta, or set axes in augment.flip.",
+                "inference.tta: found flip, expected no flip, because augment.flip allows no axis.",
+                "Remove flip from inference.tta, or allow axes in augment.flip.",
                 status=2,
             )
     if "rotate90" not in tta:
         return [TTAView(subset) for subset in chain.from_iterable(combinations(axes, n) for n in range(len(axes) + 1))]
     if dims != 2 or exp.patch.size[0] != exp.patch.size[1]:
         raise MaskfoldError(
-            f"inference.tta: found rotate90, but patch.size {exp.patch.size} is not a square of two values.",
+            "inference.tta: found rotate90, which requires a patch.size of two equal values, but "
+            f"patch.size is {exp.patch.size}.",
             "Remove rotate90 from inference.tta, or set patch.size to two equal values.",
             status=2,
         )

@@ -63,8 +63,8 @@ def parse_competition_name(argument: str) -> str:
     name = re.sub(r"^https?://(www\.)?kaggle\.com/(competitions|c)/", "", name).partition("/")[0]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", name):
         raise MaskfoldError(
-            f"invalid competition: found {argument}, expected kaggle:NAME.",
-            "Use the name in the competition's URL.",
+            f"The competition {argument} is not valid, expected kaggle:NAME.",
+            "Use the name in the address of the competition at Kaggle.",
             status=2,
         )
     return name
@@ -81,7 +81,9 @@ def connect_kaggle() -> Any:
             import kaggle
     except ImportError as error:
         problem = "is not installed" if error.name == "kaggle" else f"cannot be imported: {error}"
-        raise MaskfoldError(f"Kaggle's client {problem}.", 'Run: python -m pip install "maskfold[kaggle]".') from error
+        raise MaskfoldError(
+            f"Kaggle's client {problem}.", 'Install it: python -m pip install "maskfold[kaggle]".'
+        ) from error
     except (SystemExit, OSError) as error:
         raise _no_credentials() from error
     api = kaggle.api
@@ -157,7 +159,7 @@ def _fetch(
     archives = [path for path in download_folder.iterdir() if path.suffix != PARTIAL_SUFFIX]
     if not archives:
         raise MaskfoldError(
-            f"Kaggle's client downloaded no archive of {listing.name} to {download_folder}.",
+            f"Kaggle's client reported no error, but there is no archive of {listing.name} in {download_folder}.",
             "Run the same command again.",
         )
     count = unpack_archive(archives[0], folder, new_progress("files unpacked"))
@@ -177,8 +179,8 @@ def redirect_client_output(show: bool = False) -> Iterator[None]:
 def _no_credentials() -> MaskfoldError:
     return MaskfoldError(
         "Kaggle's client found no credentials.",
-        "Create a token at https://www.kaggle.com/settings and save it as ~/.kaggle/kaggle.json (chmod 600), "
-        "or set KAGGLE_USERNAME and KAGGLE_KEY, or KAGGLE_API_TOKEN.",
+        "Create a token at https://www.kaggle.com/settings, and save it as ~/.kaggle/kaggle.json "
+        "(chmod 600). Or set the variables KAGGLE_USERNAME and KAGGLE_KEY, or KAGGLE_API_TOKEN.",
     )
 
 
@@ -199,16 +201,19 @@ def kaggle_client_error(name: str, rules_url: str, error: OSError) -> MaskfoldEr
         )
     if status_code == 403:
         return MaskfoldError(
-            f"Kaggle denied access to {name} (403).", f"Accept the rules at {rules_url} first, as the same user."
+            f"Kaggle denied access to {name} (403).", f"As the same Kaggle user, accept the rules at {rules_url} first."
         )
     if status_code == 404:
         return MaskfoldError(
-            f"Kaggle has no competition {name} (404).", "Use the name in the competition's URL.", status=2
+            f"Kaggle has no competition {name} (404).",
+            "Use the name in the address of the competition at Kaggle.",
+            status=2,
         )
     reason = f"HTTP status {status_code}" if status_code else type(error).__name__
     return MaskfoldError(
         f"Kaggle cannot be reached: {reason}.",
-        "Check the network (https_proxy sets a proxy) and run the same command again; it resumes the download.",
+        "Check the network (the variable https_proxy sets a proxy). Then run the same command again, "
+        "which resumes the download.",
     )
 
 
@@ -305,8 +310,8 @@ def submit_file(api: Any, slug: str, path: Path, message: str) -> int | None:
         api, "COMPETITION_SUBMIT_UPLOAD_FAILED_MESSAGE", "Could not submit to competition"
     ):
         raise UploadRejected(
-            f"The upload of {path.name} to Kaggle was interrupted; Kaggle counted no submission.",
-            "Check the network and run the same command again.",
+            f"The upload of {path.name} to Kaggle was interrupted, so Kaggle has not counted a submission.",
+            "Check the network, and run the same command again.",
         )
     return int(getattr(answer, "ref", 0) or 0) or None
 
@@ -405,8 +410,8 @@ def _kaggle_error(slug: str, error: OSError, notebook: str | None = None) -> Mas
     if code is None:
         return MaskfoldError(
             f"Cannot connect to Kaggle: {type(error).__name__}.",
-            "Check the network (https_proxy sets a proxy) and run the same command again; `maskfold ledger` shows "
-            "whether the submission was counted.",
+            "Check the network (the variable https_proxy sets a proxy). `maskfold ledger` shows whether "
+            "the submission was counted. If it was not, run the same command again.",
         )
     if code == 401:
         plain = kaggle_client_error(slug, rules, error)
@@ -419,27 +424,27 @@ def _kaggle_error(slug: str, error: OSError, notebook: str | None = None) -> Mas
     if COMPETITION_CLOSED_PATTERN.search(message):
         return UploadRejected(
             f"{slug} accepts no more submissions ({code}){quoted}.",
-            f"Check {rules.removesuffix('/rules')} for late submissions.",
+            f"Look at {rules.removesuffix('/rules')} whether late submissions are possible.",
         )
     if code == 403:
         return UploadRejected(
             f"Kaggle does not let you submit to {slug} (403){quoted}.",
-            f"Accept the rules at {rules}, logged in as the same user.",
+            f"As the same Kaggle user, accept the rules at {rules}.",
         )
     if code == 404:
         missing = f"competition {slug}" + (f", or this version of {notebook}," if notebook else "")
         return UploadRejected(
-            f"The {missing} does not exist at Kaggle (404).",
-            "Write the names as in the URLs; set the competition with `submission.kaggle` in competition.yaml, or "
-            "--competition.",
+            f"Kaggle does not have the {missing} (404).",
+            "Write the names as in the addresses at Kaggle. To set the competition, write "
+            "`submission.kaggle` in competition.yaml, or add --competition.",
             status=2,
         )
     if code < 500:
         return UploadRejected(
             f"Kaggle rejected the submission ({code}){quoted}.",
-            f"Do as the message says; the competition's page is {rules}.",
+            f"Follow the message. The rules of the competition are at {rules}.",
         )
     return MaskfoldError(
-        f"Kaggle failed with a server error ({code}){quoted}.",
-        "Try again later; `maskfold ledger` shows whether the submission was counted.",
+        f"Kaggle's server failed ({code}){quoted}.",
+        "Try again later. `maskfold ledger` shows whether the submission was counted.",
     )

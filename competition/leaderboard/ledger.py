@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 RECORD_DIGEST = "record"  # key of the digest of the record itself
-DAMAGED_HINT = "Restore it from a backup, or move it to another folder; the host still has its scores."
+DAMAGED_HINT = "Restore the file from a backup, or move it to another folder. The host still has its scores."
 SUBMISSIONS_FOLDER, LEDGER_FOLDER = Path("submissions"), "ledger"
 CLOCK_TOLERANCE = 900.0  # s; maximum difference between the clocks of Kaggle and of this machine
 
@@ -319,9 +319,9 @@ def _read(path: Path) -> UploadRecord:
         plain.pop(DIGESTS_KEY, None)
         if (version := plain.pop("version")) != VERSION:
             raise MaskfoldError(
-                f"Version of {path}: found {version!r}, expected {VERSION}.",
-                "Use the Maskfold version that wrote this record, or move the record to another folder; the host keeps "
-                "the scores.",
+                f"{path} has the version {version!r}, expected {VERSION}.",
+                "Use the Maskfold version that wrote this record, or move the record to another folder. The "
+                "host still has the scores.",
             )
         record = UploadRecord(**plain)  # raises an error for an unknown key
         if record.id != path.stem:

@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 MIN_FILES = 4  # minimum number of files for a correlation, because Fisher's interval requires more than three
 Z_95 = 1.959964  # 95 % quantile of the normal distribution (two-sided)
 NOISE_FORMULA = (
-    "noise: half the width of the interval that contains 95 % of the differences between two files on N public cases. "
-    "Paired: the cases are drawn from the out-of-fold cases that both share (for a mean, 1.96 s/√N with the standard "
-    "deviation s of the cases' differences). Otherwise √(h₁² + h₂²) with h half of each file's 95 % interval for N "
-    "cases, as if the two files were scored on different cases, which overestimates the noise"
+    "noise: the difference that the public scores of two equally good files may have by chance, in "
+    "95 % of cases. If the files share out-of-fold cases, the noise is paired: N of these cases "
+    "are drawn many times (for a mean, the noise is 1.96 s/√N, with the standard deviation s of "
+    "the differences per case). Otherwise it is √(h₁² + h₂²), where h is half of a file's 95 % "
+    "interval for N cases; this assumes different cases for the two files, and overestimates the "
+    "noise"
 )
 
 
@@ -46,7 +48,7 @@ class ScoreNoise:
     paired: int
 
     def __str__(self) -> str:
-        how = f"paired over {self.paired} out-of-fold cases" if self.paired else "from both files' intervals"
+        how = f"paired over {self.paired} out-of-fold cases" if self.paired else "from the intervals of both files"
         return f"±{self.value:.4f} on {self.cases} public cases, {how}"
 
 
@@ -69,17 +71,17 @@ class Correlation:
     def __str__(self) -> str:
         if self.files < MIN_FILES:
             return (
-                f"correlation of CV and public: found {self.files} file{'s' * (self.files != 1)} with both scores, "
-                f"{MIN_FILES} are required"
+                f"correlation of CV and public score: found {self.files} file{'s' * (self.files != 1)} with "
+                f"both scores, expected at least {MIN_FILES}"
             )
         if not isfinite(self.r):
-            return "correlation of CV and public: undefined, because all files have the same score"
+            return "correlation of CV and public score: undefined, because all files have the same score"
         text = (
-            f"correlation of CV and public: r {self.r:+.3f} (95 % {self.low:+.3f} to {self.high:+.3f}, Fisher, "
-            f"{self.files} files)"
+            f"correlation of CV and public score: r {self.r:+.3f} (95 % interval {self.low:+.3f} to "
+            f"{self.high:+.3f}, by Fisher's method, {self.files} files)"
         )
         if self.low <= 0 <= self.high:
-            text += "; the interval contains 0, so there is no evidence yet that the two agree"
+            text += "; the interval contains 0, so there is no evidence yet that the two scores agree"
         return text
 
 
@@ -133,8 +135,8 @@ def public_overfit(records: Sequence[UploadRecord], tables: Mapping[str, pd.Data
             score_noise = public_score_noise(previous, record, (tables.get(previous.id), tables.get(record.id)))
             if score_noise is not None and abs(change) < score_noise.value:
                 lines.append(
-                    f"{format_time(record)}: the public score changed by {change:+.4f}, less than its noise "
-                    f"({score_noise}): selecting files by this change overfits the public board"
+                    f"{format_time(record)}: the public score changed by {change:+.4f}, which is less than its "
+                    f"noise ({score_noise}). If you select files by this change, you overfit the public leaderboard"
                 )
         previous = record
     return lines
@@ -147,9 +149,9 @@ def cv_lb_disagreements(records: Sequence[UploadRecord]) -> list[str]:
         low, high = record.expected.get("low"), record.expected.get("high")
         if record.public is not None and low is not None and high is not None and not low <= record.public <= high:
             lines.append(
-                f"{format_time(record)}: public {record.public:.4f} is outside {low:.4f} to {high:.4f}, the interval "
-                f"of 95 % of test sets of {record.public_cases} cases: the test cases differ from the training cases, "
-                "or the folds leak"
+                f"{format_time(record)}: the public score {record.public:.4f} is outside of {low:.4f} to "
+                f"{high:.4f}, where it would be for 95 % of test sets of {record.public_cases} cases. So the "
+                "test cases probably differ from the training cases, or the folds leak"
             )
     return lines
 
@@ -199,16 +201,17 @@ def selection_advice(records: Sequence[UploadRecord], tables: Mapping[str, pd.Da
     if best_cv.sha256 == best_public.sha256 and best_cv.public == best_public.public:
         return None
     text = (
-        f"best by CV: {format_time(best_cv)} ({best_cv.score:.4f}, public {best_cv.public:.4f}); best on the board: "
-        f"{format_time(best_public)} ({best_public.score:.4f}, public {best_public.public:.4f})"
+        f"best by CV score: {format_time(best_cv)} (CV {best_cv.score:.4f}, public "
+        f"{best_cv.public:.4f}); best by public score: {format_time(best_public)} (CV "
+        f"{best_public.score:.4f}, public {best_public.public:.4f})"
     )
     score_noise = public_score_noise(best_cv, best_public, (tables.get(best_cv.id), tables.get(best_public.id)))
     if score_noise is None:
         return text
     gap = abs((best_public.public or 0.0) - (best_cv.public or 0.0))
     if gap < score_noise.value:
-        return f"{text}; the difference on the board is within its noise ({score_noise}): choose by CV"
-    return f"{text}; the difference on the board is larger than its noise ({score_noise}): select both"
+        return f"{text}. Their public scores differ by less than the noise ({score_noise}), so choose by CV score"
+    return f"{text}. Their public scores differ by more than the noise ({score_noise}), so submit both as final files"
 
 
 def with_public_score(records: Sequence[UploadRecord]) -> list[UploadRecord]:

@@ -77,7 +77,7 @@ def prepare_upload(
         MaskfoldError: the file does not exist, or its competition or the host's name is unknown (status 2).
     """
     if path is not None and not path.is_file():
-        raise MaskfoldError(f"The file {path} does not exist.", "Write it with `maskfold submit`.", status=2)
+        raise MaskfoldError(f"The file {path} does not exist.", "Write the file with `maskfold submit`.", status=2)
     summary = _read_summary(path)
     overrides = [override.removeprefix("competition.") for override in overrides]
     slug = given
@@ -89,16 +89,17 @@ def prepare_upload(
     if comp is None and path is not None:
         more = ", with `submission.kaggle` set" if at_kaggle else ""
         raise MaskfoldError(
-            f"The competition of {path} is unknown: `maskfold submit` wrote no valid JSON next to it.",
+            f"It is unknown to which competition {path} belongs, because there is no valid JSON of "
+            "`maskfold submit` next to it.",
             f"Add --competition experiments/…/competition.yaml{more}.",
             status=2,
         )
     slug = slug or (comp.submission.kaggle if comp is not None else None)
     if not slug and at_kaggle:
         raise MaskfoldError(
-            f"The Kaggle name of {comp.name if comp else 'the competition'} is unknown.",
-            "Add `submission: {kaggle: NAME}` to competition.yaml, or --competition NAME; NAME is in the URL of the "
-            "competition.",
+            f"The name of {comp.name if comp else 'the competition'} at Kaggle is unknown.",
+            "Add `submission: {kaggle: NAME}` to competition.yaml, or add --competition NAME. NAME is in "
+            "the address of the competition at Kaggle.",
             status=2,
         )
     return UploadRequest(path, summary, comp, slug or "")
@@ -195,7 +196,7 @@ def _read_summary(path: Path | None) -> dict[str, Any]:
             path.with_suffix(".json"),
             summary,
             SUBMISSION_DIGEST,
-            "Delete it, or repeat `maskfold submit`, which writes it.",
+            "Delete the file. Or repeat `maskfold submit`, which writes it again.",
         )
     runs = summary.get("runs") if isinstance(summary, dict) else None
     valid = isinstance(runs, list) and all(isinstance(run, dict) and run.keys() >= set(RUN_KEYS) for run in runs)
@@ -441,7 +442,11 @@ def add_manual_entry(
         MaskfoldError: no score is given, or a score is invalid (status 2).
     """
     if public is None and private is None:
-        raise MaskfoldError("--add requires a score.", "Add --public 0.71, or --private.", status=2)
+        raise MaskfoldError(
+            "--add requires a score of the file, but --public and --private are missing.",
+            "Add --public 0.71, --private 0.69, or both.",
+            status=2,
+        )
     for name, value in (("--public", public), ("--private", private)):
         if value is not None:
             _check_score(name, value, request.comp)
@@ -471,11 +476,15 @@ def _check_score(name: str, value: float, comp: Competition | None) -> None:
         MaskfoldError: the score is not allowed (status 2).
     """
     if not isfinite(value):
-        raise MaskfoldError(f"{name}: found {value:g}, expected a finite number.", "Write the board's score.", status=2)
+        raise MaskfoldError(
+            f"{name}: found {value:g}, expected a finite number.",
+            "Write the score that the leaderboard shows.",
+            status=2,
+        )
     is_share = comp is not None and comp.metric.is_share
     if comp is not None and is_share and not 0 <= value <= 1:
         raise MaskfoldError(
-            f"{name}: found {value:g}, expected 0 to 1 (metric {comp.metric.name}).",
-            "Write e.g. 0.71, also if the board shows 71 %.",
+            f"{name}: found {value:g}, expected a number from 0 to 1, because the metric is {comp.metric.name}.",
+            "Write a share, for example 0.71 if the leaderboard shows 71 %.",
             status=2,
         )

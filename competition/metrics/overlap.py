@@ -92,8 +92,8 @@ def sum_columns(config: MetricConfig, columns: Iterable[str]) -> tuple[str, ...]
     names = tuple(f"{SUM_PREFIX}{number}" for number in range(1, metric.sum_count + 1))
     if missing := [name for name in names if name not in known]:
         raise MaskfoldError(
-            f"The table of scores has no column {missing[0]}, which `average: global` of {metric.name} requires.",
-            "Score the run again: delete result.json in its folds, and repeat `maskfold cv`.",
+            f"The table of scores has no column {missing[0]}, but `average: global` of {metric.name} requires it.",
+            "Score the run again: delete result.json in each of its folds, and repeat `maskfold cv`.",
         )
     return names
 

@@ -169,7 +169,7 @@ def read_scores(path: Path) -> pd.DataFrame:
         raise damaged_error(
             path,
             error,
-            "Restore the file, or delete the fold's result.json: `maskfold cv` then scores the checkpoint again.",
+            "Restore the file. Or delete the fold's result.json, so that `maskfold cv` scores the checkpoint again.",
         ) from error
     return table
 
@@ -286,9 +286,10 @@ def _score(metric: Metric, inputs: dict[str, Any], counts: OverlapCounts, cls: s
     score = float(result)
     if not isfinite(score):
         raise MaskfoldError(
-            f"The metric {metric.name} of the class {cls} is {score} for {counts.tp + counts.fp} "
-            f"predicted and {counts.tp + counts.fn} true pixels, expected a finite number.",
-            "Return the worst possible score, e.g. the image's diagonal, if only one mask is empty.",
+            f"The metric {metric.name} of the class {cls} is {score}, expected a finite number. The mask "
+            f"has {counts.tp + counts.fp} pixels, and the truth has {counts.tp + counts.fn}.",
+            "If only one of the two masks is empty, the metric must return its worst possible score, such "
+            "as the diagonal of the image.",
         )
     return score
 

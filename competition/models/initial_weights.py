@@ -68,13 +68,13 @@ class InitialMatch:
         """Return two lines about loaded and missing tensors: first their numbers, then their modules."""
         count = len(self.pairs) + sum(map(len, self.missing.values()))
         parts = [f"{len(self.pairs)} of {count} tensors loaded from {self.source}"]
-        parts += ["matched by their order"] if self.by_order else []
-        parts += [f"{join_names(self.adapted)} adapted to the input channels"] if self.adapted else []
+        parts += ["layers were paired by their order"] if self.by_order else []
+        parts += [f"{join_names(self.adapted)} adapted to the number of input channels"] if self.adapted else []
         parts += [f"{reason}: {len(names)}" for reason, names in self.missing.items() if names]
-        parts += [f"{len(self.unused)} other tensors of the file not used"] if self.unused else []
+        parts += [f"{len(self.unused)} other tensors of the file are not used"] if self.unused else []
         names = f"loaded: {_modules(self.pairs)}"
         missing = [name for names_of_reason in self.missing.values() for name in names_of_reason]
-        names += f"; random: {_modules(missing)}" if missing else ""
+        names += f"; these modules keep their random weights: {_modules(missing)}" if missing else ""
         names += f"; not used: {_modules(self.unused)}" if self.unused else ""
         return [f"{KEY}: {', '.join(parts)}", f"{KEY}: {names}"]
 
@@ -105,7 +105,9 @@ def load_initial_weights(network: nn.Module, exp: Experiment, channels: int) -> 
         tensor = tensors[source]
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise MaskfoldError(
-                f"{KEY}: {path} contains NaN or infinite values in {source}.", "Use an intact file.", status=2
+                f"{KEY}: {path} contains NaN or infinite values in {source}.",
+                "Use an intact file of weights.",
+                status=2,
             )
         with torch.no_grad():
             state[target].copy_(adapt_input_channels(tensor, channels) if target in match.adapted else tensor)
@@ -157,7 +159,7 @@ def match_tensors(
     if not match.pairs:
         found, expected = (", ".join(list(names)[:3]) for names in (sources, targets))
         raise MaskfoldError(
-            f"{KEY}: {source} fits no tensor of {type(network).__name__}: found {found}, …, expected {expected}, ….",
+            f"{KEY}: no tensor of {source} fits {type(network).__name__}: found {found}, …, expected {expected}, ….",
             f"Use a file of the same network or encoder, or remove {KEY}.",
             status=2,
         )

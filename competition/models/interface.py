@@ -102,8 +102,9 @@ def _fill_presence_head(exp: Experiment, args: dict[str, Any]) -> None:
     assert exp.gate is not None
     if args.get("aux_params") is not None:
         raise MaskfoldError(
-            "model.args.aux_params and gate both configure the network's classification head.",
-            "Remove model.args.aux_params; gate sets pooling and dropout.",
+            "model.args.aux_params and gate cannot be combined, because both set the classification head "
+            "of the network.",
+            "Remove model.args.aux_params; the section gate sets pooling and dropout.",
             status=2,
         )
     args["aux_params"] = {
@@ -121,15 +122,15 @@ def _check_smp(exp: Experiment, cls: type, args: dict[str, Any]) -> None:
     """
     if exp.network_dimensions == 3:
         raise MaskfoldError(
-            f"patch.size: found 3 values, but model.target {cls.__name__} is a 2D network.",
-            "Set patch.slices and a patch.size of 2 values (2.5D), or a 3D network such as "
-            "monai.networks.nets.DynUNet.",
+            f"patch.size: found 3 values, expected 2, because model.target {cls.__name__} is a 2D network.",
+            "For a 2.5D network, set patch.slices and a patch.size of 2 values. For a 3D network, set a "
+            "model.target such as monai.networks.nets.DynUNet.",
             status=2,
         )
     if args.get("activation") not in (None, "identity"):
         raise MaskfoldError(
-            f"model.args.activation: found {args['activation']}, expected none, because loss and prediction need "
-            "logits.",
+            f"model.args.activation: found {args['activation']}, expected none, because the loss and the "
+            "prediction need logits.",
             "Remove model.args.activation.",
             status=2,
         )
@@ -141,8 +142,8 @@ def _check_smp(exp: Experiment, cls: type, args: dict[str, Any]) -> None:
     for name in args:
         if name not in known:
             near = nearest_names(name, known)
-            hint = f"Did you mean {near[0]}?" if near else f"{cls.__name__} takes {', '.join(known)}."
-            raise MaskfoldError(f"model.args.{name} is not an argument of {cls.__name__}.", hint, status=2)
+            hint = f"Did you mean {near[0]}?" if near else f"Its arguments are {', '.join(known)}."
+            raise MaskfoldError(f"model.args.{name}: {cls.__name__} has no argument of this name.", hint, status=2)
 
 
 # Outputs

@@ -167,7 +167,7 @@ def validate_loss(exp: Experiment, context: Context = Context()) -> None:
         total.backward()
     except Exception as error:
         raise MaskfoldError(
-            f"loss: computing the loss of a random batch failed: {error_in_one_line(error)}.",
+            f"loss: the loss of a test batch with random values cannot be computed: {error_in_one_line(error)}.",
             f"Correct loss: {', '.join(spec.target for spec in exp.losses)}.",
             status=2,
         ) from error
@@ -270,28 +270,28 @@ class LossTerm(nn.Module):
         replacement = LOGIT_REPLACEMENTS.get((self.library, cls.__name__))
         if replacement is not None:
             raise self._error(
-                f".target {cls.__name__} takes probabilities, but the network returns logits",
+                f".target: {cls.__name__} expects probabilities, but the network returns logits",
                 f"Set {self.key}.target to {replacement}.",
             )
         if (self.library, cls.__name__) in CLASS_INDEX_LOSSES and not self.exclusive:
             raise self._error(
-                f".target {cls.__name__} needs one class per pixel, but competition.labels is overlapping",
+                f".target: {cls.__name__} requires one class per pixel, but competition.labels is overlapping",
                 f"Set {self.key}.target to torch.nn.BCEWithLogitsLoss.",
             )
         if cls.__name__ == "DiceCELoss" and not self.exclusive and self.channels > 1:
             raise self._error(
-                f".target {cls.__name__} computes the cross-entropy of exclusive classes, but competition.labels is "
-                "overlapping",
-                "Set two terms: monai.losses.DiceLoss and torch.nn.BCEWithLogitsLoss.",
+                f".target: {cls.__name__} computes the cross-entropy of exclusive classes, but "
+                "competition.labels is overlapping",
+                "Write a list of two losses: monai.losses.DiceLoss and torch.nn.BCEWithLogitsLoss.",
             )
         if args.get("reduction") == "none":
             raise self._error(
-                ".args.reduction: found none, expected mean or sum, since training needs a scalar",
+                ".args.reduction: found none, expected mean or sum, because training needs a single number",
                 f"Set {self.key}.args.reduction to mean.",
             )
         if args.get("from_logits") is False:
             raise self._error(
-                ".args.from_logits: found false, expected true, since the network returns logits",
+                ".args.from_logits: found false, expected true, because the network returns logits",
                 f"Remove {self.key}.args.from_logits.",
             )
 
@@ -330,7 +330,7 @@ class LossTerm(nn.Module):
             args["softmax"] = True
         if "softmax" in parameters and not (args.get("softmax") or args.get("sigmoid")):
             raise self._error(
-                ".args: found neither softmax nor sigmoid, expected one of them, since the network returns logits",
+                ".args: found neither softmax nor sigmoid, expected one of them, because the network returns logits",
                 f"Set {self.key}.args.softmax to true.",
             )
         if "use_softmax" in parameters:
@@ -348,7 +348,7 @@ class LossTerm(nn.Module):
         if (mode == "multiclass" and not self.exclusive) or (mode == "binary" and self.exclusive):
             labels, expected = ("exclusive", "multiclass") if self.exclusive else ("overlapping", "multilabel")
             raise self._error(
-                f".args.mode: found {mode}, expected {expected}, since competition.labels is {labels}",
+                f".args.mode: found {mode}, expected {expected}, because competition.labels is {labels}",
                 f"Set {self.key}.args.mode to {expected}, or remove it.",
             )
 
@@ -363,7 +363,8 @@ class LossTerm(nn.Module):
                 if len(args[name]) != self.channels:
                     raise self._error(
                         f".args.{name}: found {len(args[name])} values, expected {self.channels} (output channels)",
-                        f"Correct {self.key}.args.{name}; if classes are exclusive, the background is first.",
+                        f"Correct {self.key}.args.{name}. If classes are exclusive, the first value is that of the "
+                        "background.",
                     )
                 converted[name] = torch.tensor(args[name], dtype=torch.float32)
                 if (self.library, cls.__name__) not in CLASS_INDEX_LOSSES and self.library in (TORCH, SMP):

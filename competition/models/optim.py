@@ -50,7 +50,7 @@ def build_optimizer(
     cls = resolve_target(target, torch.optim.Optimizer, "optimizer.target", context.trust)
     if issubclass(cls, torch.optim.LBFGS | torch.optim.SparseAdam):
         raise MaskfoldError(
-            f"optimizer.target: found {cls.__name__}, expected an optimiser that needs one dense gradient per step.",
+            f"optimizer.target: found {cls.__name__}, expected an optimiser that takes one dense gradient per step.",
             "Set optimizer.target to torch.optim.AdamW or torch.optim.SGD.",
             status=2,
         )
@@ -59,7 +59,7 @@ def build_optimizer(
     if isinstance(rate, bool) or not isinstance(rate, int | float) or rate <= 0:
         raise MaskfoldError(
             f"optimizer.args.lr: found {'nothing' if rate is None else rate}, expected a positive number.",
-            "Set optimizer.args.lr, e.g. to 1.0e-3; the schedule scales it.",
+            "Set optimizer.args.lr, for example to 1.0e-3. The schedule multiplies this rate by a factor.",
             status=2,
         )
     if exp.training.fused == "on" and "fused" not in inspect.signature(cls).parameters:

@@ -112,7 +112,7 @@ def find_deepest_feature_map(
             best, deepest = (name, width), (-pixels, width)
     if not best[0]:
         raise MaskfoldError(
-            f"gate needs a feature map smaller than the patch, but {type(network).__name__} has none.",
+            f"gate requires a feature map that is smaller than the patch, but {type(network).__name__} has none.",
             "Set gate to null, or set model.target to an encoder-decoder such as monai.networks.nets.DynUNet.",
             status=2,
         )

@@ -50,7 +50,7 @@ class EncoderMatch:
     def __str__(self) -> str:
         text = f"{len(self.pairs)} of {len(self.pairs)} encoder tensors loaded from {self.source}"
         text += f", {', '.join(self.adapted)} adapted to the input channels" if self.adapted else ""
-        return text + (f", {self.unused} other tensors ignored" if self.unused else "")
+        return text + (f", {self.unused} other tensors are not used" if self.unused else "")
 
 
 def configured_encoder_weights(exp: Experiment) -> str | None:
@@ -63,8 +63,8 @@ def configured_encoder_weights(exp: Experiment) -> str | None:
     argument = "imagenet" if argument is True else argument or None
     if argument is not None and exp.encoder_weights is not None and argument != exp.encoder_weights:
         raise MaskfoldError(
-            f"encoder_weights: found {exp.encoder_weights}, but model.args sets {argument}.",
-            "Remove encoder_weights, or the argument in model.args.",
+            f"encoder_weights: found {exp.encoder_weights}, but model.args also sets weights ({argument}).",
+            "Remove encoder_weights, or remove this argument of model.args.",
             status=2,
         )
     return exp.encoder_weights or argument
@@ -118,8 +118,8 @@ def pretrained_args(cls: type, args: Mapping[str, Any], hub: str | None) -> dict
         return {"pretrained": hub is not None}
     if hub is not None:
         raise MaskfoldError(
-            f"encoder_weights: found {hub}, but {cls.__name__} has no pretrained weights to download.",
-            "Set encoder_weights to a file or package:NAME, or remove it.",
+            f"encoder_weights: found {hub}, but {cls.__name__} offers no pretrained weights for download.",
+            "Set encoder_weights to a file or to package:NAME, or remove it.",
             status=2,
         )
     return {}
@@ -188,7 +188,7 @@ def read_tensors(path: Path, key: str = "encoder_weights") -> dict[str, Tensor]:
     except Exception as error:
         raise MaskfoldError(
             f"{path} cannot be read as weights: {_reading_problem(error)}.",
-            f"Set {key} to a saved state dictionary of tensors or a .safetensors file.",
+            f"Set {key} to a state dictionary of tensors that torch saved, or to a .safetensors file.",
             status=2,
         ) from error
     for name in STATE_DICT_KEYS:
@@ -201,16 +201,18 @@ def read_tensors(path: Path, key: str = "encoder_weights") -> dict[str, Tensor]:
     )
     if not tensors:
         raise MaskfoldError(
-            f"{path} contains no state dictionary.", "Save one: torch.save(network.state_dict(), …).", status=2
+            f"{path} contains no state dictionary.",
+            "Save a state dictionary with torch.save(network.state_dict(), …), and use this file.",
+            status=2,
         )
     return tensors
 
 
 def _reading_problem(error: Exception) -> str:
     if isinstance(error, UnpicklingError) and (found := re.search(r"GLOBAL (\S+)", str(error))) is not None:
-        return f"it contains the Python object {found[1]}, and reading this object would execute code"
+        return f"it contains the Python object {found[1]}, and reading it would execute code"
     if isinstance(error, IndexError | EOFError):  # what torch's reader raises for bytes that are no pickle
-        return f"it is damaged, or not a file of torch ({error_in_one_line(error)})"
+        return f"it is damaged, or torch did not write it ({error_in_one_line(error)})"
     return error_in_one_line(error)
 
 
@@ -252,7 +254,7 @@ def _package_file(weights: str, key: str) -> Path:
         return files[0]
     names = ", ".join(f"package:{name}/{path.relative_to(folders[0])}" for path in files[:5]) if not inner else ""
     raise MaskfoldError(
-        f"{key} {weights}: found {len(files)} weights files, expected 1.",
+        f"{key}: {weights} contains {len(files)} files of weights, expected 1.",
         f"Set {key} to one of {names}." if names else f"Set {key} to a file.",
         status=2,
     )
@@ -272,8 +274,9 @@ def find_encoder(network: nn.Module, key: str) -> nn.Module:
         if name.rpartition(".")[2] == "encoder":
             return module
     raise MaskfoldError(
-        f"{key} is set, but {type(network).__name__} has no module named encoder.",
-        f"Remove {key}, or set model.target to a network with an encoder, e.g. segmentation_models_pytorch.Unet.",
+        f"{key} is set, but {type(network).__name__} has no module with the name encoder.",
+        f"Remove {key}, or set model.target to a network with an encoder, for example "
+        "segmentation_models_pytorch.Unet.",
         status=2,
     )
 
@@ -297,8 +300,8 @@ def _match(network: nn.Module, tensors: dict[str, Tensor], path: Path, channels:
         name = getattr(encoder, "name", type(encoder).__name__)
         matched = f"{len(pairs) - len(mismatched)} of {len(encoder_shapes)} tensors of the encoder {name}"
         raise MaskfoldError(
-            f"encoder_weights: {path} matches only {matched}: {detail}.",
-            "Correct encoder_weights or model.args.encoder_name.",
+            f"encoder_weights: {path} fits only {matched}: {detail}.",
+            "Correct encoder_weights, or correct model.args.encoder_name.",
             status=2,
         )
     adapted = [name for name, source in pairs.items() if file_shapes[source] != encoder_shapes[name]]

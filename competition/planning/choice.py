@@ -29,8 +29,10 @@ def choose_layout(layouts: Sequence[Layout], number: int | None, ask: Ask | None
     if number is not None:
         if not 1 <= number <= len(candidates):
             raise MaskfoldError(
-                f"--layout {number}: found {number}, expected 1 to {len(candidates)}:\n" + "\n".join(lines) + "\n",
-                "Choose one of these numbers.",
+                f"--layout {number}: found {number}, expected a number from 1 to {len(candidates)}:\n"
+                + "\n".join(lines)
+                + "\n",
+                "Choose one of the layouts by its number.",
                 status=2,
             )
         return candidates[number - 1]
@@ -38,8 +40,8 @@ def choose_layout(layouts: Sequence[Layout], number: int | None, ask: Ask | None
         return candidates[0]
     if ask is None:
         raise MaskfoldError(
-            f"The folder can be read in {len(candidates)} ways:\n" + "\n".join(lines) + "\n",
-            "Choose one by its number, for example --layout 1.",
+            f"Maskfold can read the folder in {len(candidates)} ways:\n" + "\n".join(lines) + "\n",
+            "Choose one of them by its number, for example --layout 1.",
             status=2,
         )
     return candidates[ask(lines) - 1]

@@ -41,8 +41,9 @@ def find_layouts(host: HostFolder) -> list[Layout]:
         series += find_sessions(host, series) + find_ends(series)
         if len(series) > MAX_SERIES:
             raise MaskfoldError(
-                f"{host.root} has more than {MAX_SERIES} kinds of file names, such as {series[0].pattern}.",
-                f"Name the folder with the training data. {BY_HAND}",
+                f"{host.root} has more than {MAX_SERIES} kinds of file names, such as {series[0].pattern}, so "
+                "the data set was not recognised.",
+                f"Give the folder that contains only the training data. {BY_HAND}",
                 status=2,
             )
         roles = {item.pattern: role_of(host, item) for item in series}

@@ -86,7 +86,9 @@ def scan_folder(path: Path) -> HostFolder:
     if not path.is_dir():
         raise _not_a_folder(path)
     if SURROGATE.search(str(path.absolute())):
-        raise MaskfoldError(f"The path {path.absolute()} is not UTF-8.", "Rename the folder with mv.", status=2)
+        raise MaskfoldError(
+            f"The path {path.absolute()} is not UTF-8.", "Rename the folder with the command mv.", status=2
+        )
     root = path
     while len(entries := _entries(root)) == 1 and entries[0].is_dir():
         root = entries[0]
@@ -94,7 +96,7 @@ def scan_folder(path: Path) -> HostFolder:
     files = sorted(_walk(root, "", set(), broken))
     if not files:
         raise MaskfoldError(
-            f"The folder {path} has no files (hidden files do not count).",
+            f"The folder {path} contains no files; hidden files do not count.",
             "Unpack the competition's archive there.",
             status=2,
         )
@@ -103,17 +105,17 @@ def scan_folder(path: Path) -> HostFolder:
 
 def _not_a_folder(path: Path) -> MaskfoldError:
     if path.exists():
-        hint = "Name the folder that contains it."
+        hint = "Give the folder that contains it."
         if path.suffix.lower() in ARCHIVES:
-            hint = "Unpack it, and name the folder with its files."
+            hint = "Unpack this file, and give the folder with its content."
         elif path.suffix.lower() in (".yaml", ".yml"):
-            hint = "Name the folder with the data; maskfold explore checks a YAML that exists already."
-        return MaskfoldError(f"{path} is a file, not a folder.", hint, status=2)
+            hint = "Give the folder with the data. To check a YAML that exists already, run maskfold explore on it."
+        return MaskfoldError(f"{path} is a file, expected a folder.", hint, status=2)
     near: list[str] = []
     if path.absolute().parent.is_dir():
         siblings = [entry.name for entry in path.absolute().parent.iterdir() if entry.is_dir()]
         near = nearest_names(path.name, siblings)
-    hint = f"Did you mean {path.parent / near[0]}?" if near else "Name the folder with the competition's files."
+    hint = f"Did you mean {path.parent / near[0]}?" if near else "Give the folder with the files of the competition."
     return MaskfoldError(f"The folder {path} does not exist.", hint, status=2)
 
 

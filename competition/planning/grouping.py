@@ -46,7 +46,7 @@ def find_groups(layout: Layout) -> Layout:
         rule, counts = found
         example = next(name for name, count in counts.items() if count > 1)
         shown = (
-            f"{format_count(len(counts), 'group')} by the ids, such as {example} with "
+            f"the ids form {format_count(len(counts), 'group')}, such as {example} with "
             f"{format_count(counts[example], 'case')}"
         )
         beginnings = {case_id: match[1] for case_id in layout.ids if (match := re.search(rule, case_id))}
@@ -56,11 +56,13 @@ def find_groups(layout: Layout) -> Layout:
         kind = kind_of(counts)
         if _may_be_patients(folders) and (kind or splits_folder):
             if not kind and splits_beginning:
-                layout = layout.with_remarks(f"{shown}: not used, because the folders above the cases are the groups")
+                layout = layout.with_remarks(
+                    f"{shown}. They are not used, because the folders above the cases are the groups"
+                )
         elif kind:
             layout = layout.with_keys({}, {"group": f"the repeated parts of the ids name {kind}"}).with_remarks(
-                f"{shown}: not used, because these name {kind} rather than patients; if each is a patient, set "
-                f"group: '{rule}'"
+                f"{shown}. They are not used as groups, because they name {kind} and not patients. If each is a "
+                f"patient, set group: '{rule}'"
             )
         else:
             group, group_reason = rule, f"{shown}; they stay in one fold"
@@ -104,8 +106,10 @@ def _from_tables(layout: Layout, some: frozenset[str], accept: Callable[[Counter
             if not any(value.strip().casefold() in MISSING for value in counts) and accept(counts):
                 return (
                     f"{path}:{name}",
-                    f"the column {name} of {path}: {format_count(len(counts), 'value')} of "
-                    f"{format_count(len(found), 'case')}",
+                    (
+                        f"the column {name} of {path} has {format_count(len(counts), 'value')} for "
+                        f"{format_count(len(found), 'case')}"
+                    ),
                 )
     return "", ""
 
@@ -189,13 +193,13 @@ def _may_be_patients(folders: Mapping[str, str]) -> bool:
 def _shown(folders: Mapping[str, str]) -> str:
     counts = Counter(folders.values())
     most, most_cases = counts.most_common(1)[0]
-    return f"{format_count(len(counts), 'folder')} above the cases, such as {most} with {most_cases}"
+    return f"{format_count(len(counts), 'folder')} above the cases, such as {most} with {most_cases} cases"
 
 
 def _advice(folders: Mapping[str, str]) -> str:
     return (
-        f"{_shown(folders)}: if each is a patient, write a table with the columns id and patient, and set group: "
-        "TABLE.csv:patient, so that no patient is in two folds"
+        f"{_shown(folders)}. If each folder is a patient, write a table with the columns id and "
+        "patient, and set group: TABLE.csv:patient, so that no patient is in two folds"
     )
 
 

@@ -134,8 +134,9 @@ def _plan(exploration: Exploration, options: PlanOptions, say: Callable[[str], N
         plan = make_plan(exploration, replace(options, measures=False), say)
         if plan is not None:
             plan.warnings.append(
-                f"{error.message} The plan is the standard network on the data's own grid, as with --no-measure. To "
-                "plan again when the machine is free: maskfold plan EXPERIMENT.yaml --write"
+                f"{error.message} Therefore, the plan is the standard network on the data's own grid, as with "
+                "--no-measure. When no other program uses the machine, plan again: maskfold plan "
+                "EXPERIMENT.yaml --write"
             )
         return plan
 
@@ -164,7 +165,9 @@ def _name(folder: Path, given: str | None) -> str:
     )
     name = name.strip("_-")
     if not name:
-        raise MaskfoldError(f"The folder {folder} has no name for the competition.", "Set --name.", status=2)
+        raise MaskfoldError(
+            f"The name of the folder {folder} is not allowed as the name of a competition.", "Set --name.", status=2
+        )
     return name
 
 
@@ -172,7 +175,7 @@ def _check_free(target: Path, force: bool) -> None:
     existing = [file for file in (target / COMPETITION_FILE, target / EXPERIMENT_FILE) if file.exists()]
     if existing and not force:
         raise MaskfoldError(
-            f"{existing[0]} exists already.",
+            f"{existing[0]} exists already, and is not replaced.",
             "Choose another name with --name NAME, or replace the files with --force.",
             status=2,
         )
@@ -209,7 +212,7 @@ def competition_lines(layout: Layout, name: str) -> list[Line]:
         return [line(path, keys[path]) for path in paths if path in keys]
 
     lines = [
-        line("name", name, "the folder's name, or --name"),
+        line("name", name, "the name of the folder, or --name"),
         line(
             "root",
             _relative(layout.folder.root),
@@ -225,7 +228,7 @@ def competition_lines(layout: Layout, name: str) -> list[Line]:
         lines += _pattern_lines(("train", "masks"), layout.masks, reasons.get("train.masks", ""))
     lines += optional("train.region", "train.missing_masks", "train.threshold", "train.rle")
     if "train.rle" in keys and "columns" in keys:
-        lines.append(line("train.columns", keys["columns"], reasons.get("columns", "by their content")))
+        lines.append(line("train.columns", keys["columns"], reasons.get("columns", "found by their content")))
     lines += optional("train.rle_format")
     lines += optional("train.cases")
     if layout.listed is not None:
@@ -243,7 +246,7 @@ def competition_lines(layout: Layout, name: str) -> list[Line]:
     if "group" in keys:
         lines.append(line("group", keys["group"]))
     else:
-        none = "no two ids begin alike, and no table has a column of patients"
+        none = "each id begins differently, and no table has a column of patients, so there are no groups"
         lines.append(line("group", None, reasons.get("group", none)))
     lines += optional("stratum")
     lines += _metric_lines(layout)
@@ -264,7 +267,7 @@ def _metric_lines(layout: Layout) -> list[Line]:
         return [Line(key_path(key), value, layout.reasons.get(key, "the host's metric")) for key, value in keys.items()]
     metric = "mean_ap" if layout.keys.get("instances") else "dice"
     why = "scores objects" if metric == "mean_ap" else "scores overlap"
-    return [Line(("metric", "name"), metric, f"{why}; no file names the host's metric: check the host's page")]
+    return [Line(("metric", "name"), metric, f"{why}. No file names the host's metric, so check the host's page")]
 
 
 def _listed(layout: Layout, ids: Sequence[str], name: str) -> list[str] | str:
@@ -285,13 +288,15 @@ def remarks_of(done: Initialised) -> list[str]:
     remarks = [f"check: {remark}" for remark in done.layout.remarks]
     if not any(key.startswith("metric.") for key in done.layout.keys):
         remarks.append(
-            f"check: metric.name is {done.exploration.comp.metric.name}, but no file names the host's metric"
+            f"check: metric.name is {done.exploration.comp.metric.name}, but no file names the host's "
+            "metric, so look at the host's page"
         )
     unused = without_pattern(done.exploration.comp, done.layout.folder.images)
     if unused:
         remarks.append(
             f"check: {format_count(len(unused), 'image file')} of {len(done.layout.folder.images)} "
-            f"{'is' if len(unused) == 1 else 'are'} not used, such as {unused[0]}"
+            f"{'is' if len(unused) == 1 else 'are'} not used, such as {unused[0]}. If they are cases, "
+            "correct train.images"
         )
     return remarks + [f"note: {note}" for note in done.layout.notes]
 

@@ -128,7 +128,7 @@ def measure(
         try:
             status = process.wait(limit)
         except subprocess.TimeoutExpired:
-            return f"no result after {limit:.0f} s"
+            return f"no result within {limit:.0f} s"
         finally:
             if process.poll() is None:
                 process.kill()

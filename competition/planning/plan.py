@@ -177,8 +177,8 @@ class _Planner:
             if not self.known:
                 reason = next(iter(self.failed.values()))
                 raise MaskfoldError(
-                    f"The smallest network cannot be timed on this machine: {reason.rstrip('.')}.",
-                    "Correct the data or the YAML, or plan without timing: --no-measure.",
+                    f"A step of the smallest network cannot be timed on this machine: {reason.rstrip('.')}.",
+                    "Correct the data or the YAML. To plan without timing, add --no-measure.",
                 )
             while (pick := choose(self._possible(), self.known, self.budget, hope=HOPE)) not in self.known:
                 expected, left = self._expected_seconds(pick), PATIENCE - (self.clock() - start)
@@ -248,8 +248,9 @@ class _Planner:
         found = self._run(pick, folder, limit, self.precision, [row])
         if isinstance(found, str):
             self.large_case_warnings.append(
-                f"the largest case, {row['id']}, has {ratio:.0f} times the size of the median case, and cannot be "
-                f"predicted here: {found.rstrip('.')}. What helps: a coarser prepare.spacing or more memory"
+                f"the largest case, {row['id']}, is {ratio:.0f} times as large as the median case, and cannot "
+                f"be predicted on this machine: {found.rstrip('.')}. To solve this, set a coarser "
+                "prepare.spacing, or use a machine with more memory"
             )
             return
         found = replace(found, case_bytes=self.measurements[pick].case_bytes)  # further open cases are not as large
@@ -330,8 +331,8 @@ class _Planner:
         timing = self.known.get(own) or extrapolate(own, self.known)
         steps = schedule_of(own, timing, self.budget).steps
         return (
-            f"{pick.grid.factor:g} times as coarse as the data: on the data's own grid, this network would take only "
-            f"about {steps:,} steps in {self.minutes:g} minutes"
+            f"the grid is {pick.grid.factor:g} times as coarse as the data, because on the data's own grid, "
+            f"this network would take only about {steps:,} steps in {self.minutes:g} minutes"
         )
 
     def _warnings(self, pick: Candidate, steps: int) -> list[str]:
@@ -342,8 +343,11 @@ class _Planner:
         is_hopeless = steps < HOPELESS_STEPS
         consequence = f"the network will {'learn almost nothing' if is_hopeless else 'score lower than the data allow'}"
         return [
-            f"even the smallest candidate takes only about {steps:,} steps in {self.minutes:g} minutes, expected "
-            f"{enough}: {consequence}. What helps: --minutes {max(1, round(needed + 1)):,}, more cores or a GPU"
+            (
+                f"even the smallest candidate takes only about {steps:,} steps in {self.minutes:g} minutes, "
+                f"expected {enough}, so {consequence}. To get enough steps, set --minutes "
+                f"{max(1, round(needed + 1)):,}, or use more cores or a GPU"
+            )
         ]
 
 

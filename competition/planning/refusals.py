@@ -18,9 +18,9 @@ from competition.planning.words import MASK_WORDS, has_word, is_role_name
 from competition.text import format_count
 
 BY_HAND = (
-    "Or write experiments/NAME/competition.yaml by hand, with name, root, dimensions, classes, train.images and "
-    "train.masks; in a pattern, {id} is the name of a case, such as `images/{id}.png` with `masks/{id}.png`; "
-    "docs/yaml.md has all keys."
+    "You can also write experiments/NAME/competition.yaml by hand, with the keys name, root, "
+    "dimensions, classes, train.images and train.masks. In a pattern, {id} stands for the name of "
+    "a case, as in `images/{id}.png` with `masks/{id}.png`. docs/yaml.md describes all keys."
 )
 # Formats of images that Maskfold does not read
 OTHER_IMAGES = (
@@ -39,9 +39,9 @@ def no_layout_error(host: HostFolder, series: Sequence[Series], roles: dict[str,
     sample = [host.files[number * len(host.files) // DICOM_SAMPLE] for number in range(DICOM_SAMPLE)]
     if any(is_dicom(host.root / path) for path in dict.fromkeys(sample)):
         return MaskfoldError(
-            f"{host.root} has DICOM files.",
-            f"Convert them first: maskfold dicom {root} -o {shlex.quote(str(host.root) + '-nifti')}; then run maskfold "
-            "init on the folder of the result.",
+            f"{host.root} has DICOM files, which must be converted first.",
+            f"Convert them: maskfold dicom {root} -o {shlex.quote(str(host.root) + '-nifti')}. Then run "
+            "maskfold init on the folder of the result.",
             status=2,
         )
     if not host.images:
@@ -57,8 +57,8 @@ def no_layout_error(host: HostFolder, series: Sequence[Series], roles: dict[str,
         blank = [pattern for pattern, role in roles.items() if role == "either" and has_word(pattern, MASK_WORDS)]
         if blank:
             return MaskfoldError(
-                f"{host.root} has {counts}. By its name, `{blank[0]}` has the masks, but each of them that was "
-                "read has the same value in all pixels.",
+                f"{host.root} has {counts}. According to its name, `{blank[0]}` contains masks, but in each "
+                "mask that was read, all pixels have the same value.",
                 f"Check that these files are complete. {BY_HAND}",
                 status=2,
             )
@@ -73,11 +73,19 @@ def no_layout_error(host: HostFolder, series: Sequence[Series], roles: dict[str,
         kinds = [item for item in series if not item.whole and not is_role_name(item.label)] or list(series)
         shown = ", ".join(f"`{item.pattern}` ({format_count(len(item.ids), 'case')})" for item in kinds[:4])
         return MaskfoldError(
-            f"{host.root} has {counts}, but no masks and no table of run lengths: it can only be a test set."
-            + (" If one file has many images, write a file for each." if len(host.images) <= FEW_FILES else "")
-            + (f" The kinds of files are {shown}; none has the flat regions of a mask." if len(kinds) > 1 else ""),
-            "Add the masks of the training images; or predict these images with a trained run: maskfold predict RUN "
-            f"--images {root} -o predictions. {BY_HAND if len(kinds) > 1 else ''}".rstrip(),
+            (f"{host.root} has {counts}, but neither masks nor a table of run lengths, so it can only be a test set.")
+            + (
+                " If one file contains many images, write a file for each image."
+                if len(host.images) <= FEW_FILES
+                else ""
+            )
+            + (
+                f" Found these kinds of files: {shown}. None of them has the flat regions of a mask."
+                if len(kinds) > 1
+                else ""
+            ),
+            "Add the masks of the training images. To predict these images with a trained run: maskfold "
+            f"predict RUN --images {root} -o predictions. {BY_HAND if len(kinds) > 1 else ''}".rstrip(),
             status=2,
         )
     masks = [pattern for pattern, role in roles.items() if role == "mask"]
@@ -85,14 +93,16 @@ def no_layout_error(host: HostFolder, series: Sequence[Series], roles: dict[str,
     found = f"masks {', '.join(f'`{pattern}`' for pattern in masks[:3])}"
     if not images:
         return MaskfoldError(
-            f"{host.root} has {found}, but no images.", "Add the images, or name the folder that has both.", status=2
+            f"{host.root} has {found}, but no images.",
+            "Add the images, or give the folder that contains both images and masks.",
+            status=2,
         )
     if (error := _different_sizes(host, series, roles)) is not None:
         return error
     return MaskfoldError(
-        f"{host.root} has images {', '.join(f'`{pattern}`' for pattern in images[:3])} and {found}, but the "
-        "names or sizes of images and masks do not match.",
-        f"Give each mask the name of its image. {BY_HAND}",
+        f"{host.root} has the images {', '.join(f'`{pattern}`' for pattern in images[:3])} and {found}, "
+        "but the names or sizes of images and masks do not match.",
+        f"Give each mask the same name as its image. {BY_HAND}",
         status=2,
     )
 
@@ -105,9 +115,10 @@ def _unread_truth(
         header = header_of(first_path(host, item)) if has_word(item.pattern, MASK_WORDS) else None
         if header is not None and header.channels > 1 and item.kind == "single":
             return MaskfoldError(
-                f"{host.root} has {counts}. By its name, `{item.pattern}` has the masks, but each file has "
-                f"{header.channels} channels or time points, expected 1.",
-                f"Write one label file for each case, and for each time point as a case of its own. {BY_HAND}",
+                f"{host.root} has {counts}. According to its name, `{item.pattern}` contains masks, but each "
+                f"file has {header.channels} channels or time points, expected 1.",
+                "Write one label file for each case. If the data have time points, make each time point a "
+                f"case. {BY_HAND}",
                 status=2,
             )
     unread = [item for item in series if roles[item.pattern] == "unreadable"]
@@ -124,8 +135,8 @@ def _unread_truth(
             is_own = strip_extension(name.rpartition(".")[0]) in stems or not name.lower().endswith((".json", ".txt"))
             if is_own or (has_word(path, MASK_WORDS | {"polygons"}) and name.lower().endswith(".json")):
                 return MaskfoldError(
-                    f"{host.root} has {counts}, but no masks and no table of run lengths. Files such as {path} may "
-                    "describe the objects; Maskfold reads outlines only from a COCO file.",
+                    f"{host.root} has {counts}, but neither masks nor a table of run lengths. Files such as {path} "
+                    "may describe the objects, but Maskfold reads outlines only from a COCO file.",
                     "Export masks or a COCO file from the program in which the objects were drawn, or draw the "
                     "outlines into one mask per image, for example with skimage.draw.polygon.",
                     status=2,
@@ -144,9 +155,9 @@ def _different_sizes(host: HostFolder, series: Sequence[Series], roles: Mapping[
                     sizes = ["×".join(map(str, header.shape)) for header in (one, other)]
                     return MaskfoldError(
                         f"{host.root} has images `{image.pattern}` and masks `{mask.pattern}` of the same cases, but "
-                        f"they differ in size: in {shared[0]}, the image has {sizes[0]} and the mask {sizes[1]}.",
-                        "Write images and masks of the same size; of images with several times or channels, write "
-                        f"one file for each. {BY_HAND}",
+                        f"their sizes differ: in {shared[0]}, the image has {sizes[0]} and the mask has {sizes[1]}.",
+                        "Write images and masks of the same size. If an image has several time points or channels, "
+                        f"write one file for each. {BY_HAND}",
                         status=2,
                     )
     return None
@@ -170,20 +181,22 @@ def _no_images(host: HostFolder) -> MaskfoldError:
     )
     if medical is not None:
         return MaskfoldError(
-            f"{host.root} has files that Maskfold does not read, such as {medical}.",
-            "Convert each to NIfTI with SimpleITK or nibabel, with the same position and voxel size.",
+            f"{host.root} has files of a format that Maskfold does not read, such as {medical}.",
+            "Convert each file to NIfTI with SimpleITK or nibabel, with the same position and voxel size.",
             status=2,
         )
     other = next((path for path in host.files if path.lower().endswith(OTHER_IMAGES)), None)
     if other is not None:
         return MaskfoldError(
-            f"{host.root} has no images that Maskfold reads, only files such as {other}.",
+            f"{host.root} has no images of a format that Maskfold reads, only files such as {other}.",
             "Convert them to PNG, TIFF or NPY, for example with Pillow, tifffile or h5py.",
             status=2,
         )
-    hint = "Name the folder with the competition's images."
+    hint = "Give the folder with the images of the competition."
     if archive is not None:
-        hint = f"Unpack {archive} there first."
+        hint = f"First unpack {archive} there."
     return MaskfoldError(
-        f"{host.root} has no images: {format_count(len(host.files), 'file')}, such as {host.files[0]}.", hint, status=2
+        f"{host.root} has no images, only {format_count(len(host.files), 'file')}, such as {host.files[0]}.",
+        hint,
+        status=2,
     )

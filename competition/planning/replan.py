@@ -113,14 +113,15 @@ def replan(
     exp = load_experiment(path, overrides, trust)
     if exp.patch.slices is not None:
         raise MaskfoldError(
-            f"{path} sets patch.slices: 2D networks on slices of volumes cannot be planned.",
-            "Remove patch.slices to plan a 3D network, or train the file as it is.",
+            f"{path} sets patch.slices, but 2D networks on slices of volumes cannot be planned.",
+            "To plan a 3D network, remove patch.slices. Otherwise, train the experiment without a plan.",
             status=2,
         )
     if exp.first_stage is not None:
         raise MaskfoldError(
-            f"{path} sets first_stage: networks with the predictions of another run as input cannot be planned.",
-            "Remove first_stage to plan the experiment, and add it again afterwards.",
+            f"{path} sets first_stage, but networks that get the predictions of another run as input cannot "
+            "be planned.",
+            "Remove first_stage, plan the experiment, and then add first_stage again.",
             status=2,
         )
     edited = {key: value for key, value in own.items() if key in last and value != last[key] and key[0] not in fixed}
@@ -135,8 +136,8 @@ def replan(
     plan = make_plan(read(exp), options, say)
     if plan is None:
         raise MaskfoldError(
-            f"No training case of {exp.competition.name} can be read.",
-            "Run maskfold explore on the competition's YAML to see why.",
+            f"None of the training cases of {exp.competition.name} can be read.",
+            "To see why, run maskfold explore on the YAML of the competition.",
         )
     planned = [line for line in plan.lines if line.path[0] not in fixed]
     kept = {".".join(line.path): line.value for line in plan.lines if line.path in written}

@@ -62,11 +62,11 @@ def add_submission(layout: Layout) -> list[Layout]:
     reasons = {"submission.sample": f"{format_count(sample.rows, 'row')}{known}"}
     if layout.test is not None and sample.known < sample.rows:
         missing = f"{sample.rows - sample.known} of {format_count(sample.rows, 'row')}"
-        layout = layout.with_remarks(f"{missing} of {sample.path} have no test image here")
+        layout = layout.with_remarks(f"{missing} of {sample.path} have no test image in the folder")
     if "submission.profile" in layout.keys:
         return [layout.with_keys(keys, reasons)]
     keys["submission.columns"] = {"id": sample.id, "class": sample.cls, "mask": sample.mask}
-    reasons["submission.columns"] = f"the columns of {sample.path}, by their content"
+    reasons["submission.columns"] = f"the columns of {sample.path}, recognised by their content"
     layout = layout.with_keys(keys, reasons)
     if "rle" in layout.keys:
         layout = layout.with_keys({"submission.rle": layout.keys["rle"]}, {"submission.rle": layout.reasons["rle"]})
@@ -74,7 +74,7 @@ def add_submission(layout: Layout) -> list[Layout]:
         layout = layout.with_keys(
             {"submission.rle": {"order": "column", "base": 1, "empty": ""}},
             {"submission.rle": "no file shows the format; most hosts count column by column, from 1"},
-        ).with_remarks("no file shows the order of the run lengths of the submission: check submission.rle")
+        ).with_remarks("no file shows the order of the run lengths of the submission, so check submission.rle")
     return _name_classes(layout, sample)
 
 
@@ -94,7 +94,7 @@ def _find_test(layout: Layout, sample: Sample) -> Layout:
     good = [pattern for pattern, count in found.items() if wanted and count >= MIN_SHARE * len(wanted)]
     if len(good) != 1 or good[0] == layout.images:
         return layout
-    reason = f"{format_count(found[good[0]], 'image')} that {sample.path} names"
+    reason = f"{format_count(found[good[0]], 'image')} that are in {sample.path}"
     return replace(layout, test=good[0], reasons=layout.reasons | {"test.images": reason})
 
 
@@ -193,14 +193,16 @@ def _name_classes(layout: Layout, sample: Sample) -> list[Layout]:
         return [
             layout
             if spelling == classes
-            else layout.with_keys({"classes": spelling}, {"classes": f"{reason}; spelt as in {sample.path}"})
+            else layout.with_keys({"classes": spelling}, {"classes": f"{reason}; written as in {sample.path}"})
         ]
     is_unnamed = all(name.startswith("class_") for name in classes) or classes == ["foreground"]
     usable = not any(name_problem(name) or name.isdigit() for name in names) and len(folded) == len(names)
     if not is_unnamed or len(names) != len(classes) or not usable:
         return [layout]
     if len(names) > MAX_ORDERED:
-        return [layout.with_remarks(f"{sample.path} lists the classes {', '.join(names)}: rename `classes` to these")]
+        return [
+            layout.with_remarks(f"{sample.path} has the classes {', '.join(names)}, so rename `classes` to these names")
+        ]
     kept = tuple(remark for remark in layout.remarks if "rename" not in remark)
     layout = replace(layout, remarks=kept)
     values = layout.keys.get("label_values", range(1, len(names) + 1))

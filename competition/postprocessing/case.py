@@ -130,8 +130,8 @@ class CaseProbabilities:
         """
         if self.presence is None:
             raise MaskfoldError(
-                "The step `gate` requires a presence head, but the prediction has none.",
-                "Remove `gate` from postprocess.steps, or use a run that was trained with `gate`.",
+                "The step `gate` requires a presence head, but the network of this run has none.",
+                "Remove `gate` from postprocess.steps, or use a run that was trained with the section `gate`.",
             )
         return np.asarray(self.presence[index] >= threshold)
 

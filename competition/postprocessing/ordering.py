@@ -117,7 +117,7 @@ def case_affine(row: Any, comp: Competition) -> NDArray[np.float64]:
         affine = None if is_stack else read_case_header(comp, first, False, case_axes(comp, first)).affine
     if affine is None:
         raise MaskfoldError(
-            f"Case {name} has no affine, which `postprocess.number` requires for the orientation of the patient.",
+            f"`postprocess.number` requires the orientation of the patient, but case {name} has no affine.",
             "Use NIfTI images, or remove `postprocess.number`.",
         )
     return np.asarray(affine, np.float64)

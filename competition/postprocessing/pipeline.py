@@ -140,8 +140,8 @@ def apply_step(current: ClassMask, step: StepConfig, evidence: CaseProbabilities
     if not isinstance(result, ClassMask) or result.mask.shape != current.mask.shape or result.mask.dtype != np.bool_:
         found = f"{result.mask.dtype} {result.mask.shape}" if isinstance(result, ClassMask) else type(result).__name__
         raise MaskfoldError(
-            f"The step {step.name} returned {found}, expected a ClassMask whose mask has the dtype bool and the shape "
-            f"{current.mask.shape}.",
+            f"The step {step.name} returned {found}, expected a ClassMask whose mask has the dtype bool and "
+            f"the shape {current.mask.shape}.",
             f"Correct the method `apply` of {type(step.step).__name__}.",
         )
     return result

@@ -42,15 +42,15 @@ def best_run(
     candidates = _without_imported(candidates, comp, say)
     if not candidates:
         raise MaskfoldError(
-            f"No run of {comp.name} below {RUNS_FOLDER} has a score over all its folds.",
-            "Finish a run with `maskfold cv`, or name a run instead of using --best.",
+            f"No run of {comp.name} below {RUNS_FOLDER} has finished all its folds, so there is no score to compare.",
+            "Finish a run with `maskfold cv`, or name a run instead of --best.",
         )
     direction = comp.metric.direction
     score, _, folder = max(candidates, key=lambda candidate: (direction.rank(candidate[0].value), *candidate[1:]))
     count = len(candidates)
     say(
-        f"the best of {count} finished run{'s' * (count > 1)} of {comp.name}, by the score of its submission: "
-        f"{comp.metric.name} {score.value:.4f} ({score.note})"
+        f"the best of {count} finished run{'s' * (count > 1)} of {comp.name}, ranked by the score of "
+        f"their submissions: {comp.metric.name} {score.value:.4f} ({score.note})"
     )
     return load_run(folder, trust, overrides)
 
@@ -71,8 +71,8 @@ def _without_imported(
     best = max(imported, key=rank, default=None)
     if best is not None and (not trained or rank(best) > max(map(rank, trained))):
         say(
-            f"note: {best[2].parent.name}/{best[2].name} scores better ({best[0].value:.4f}), but it was imported and "
-            "has no networks"
+            f"note: {best[2].parent.name}/{best[2].name} has a better score ({best[0].value:.4f}), but was "
+            "imported, so it has no networks"
         )
     return trained
 

@@ -146,7 +146,9 @@ class Gate(Step):
 
     def find_problem(self, exp: Experiment) -> str | None:
         """Return the problem if the experiment has no presence head; see `Step.find_problem`."""
-        return "the step gate requires a presence head, the section `gate`" if exp.gate is None else None
+        if exp.gate is None:
+            return "the step `gate` requires a presence head; to train one, set the section `gate`"
+        return None
 
 
 # Steps that change the mask
@@ -272,9 +274,12 @@ class Split(Step):
     def find_problem(self, exp: Experiment) -> str | None:
         """Return the problem if objects are not scored, or the boundary class is missing; see `Step.find_problem`."""
         if not exp.competition.instances:
-            return "the step split requires competition.instances: true"
+            return "the step `split` requires competition.instances: true"
         if self.boundary is not None and exp.prepare.object_key is None:
-            return "`split: {boundary: …}` requires `prepare.boundary` or `prepare.rings`"
+            return (
+                "`split: {boundary: …}` requires a network that learns boundaries; set `prepare.boundary` or "
+                "`prepare.rings`"
+            )
         return None
 
 

@@ -92,22 +92,25 @@ class TuningResult:
         """Return the result as lines for the user."""
         interval = f"95 % {self.gain.low:+.4f} to {self.gain.high:+.4f}"
         head = (
-            f"post-processing: {self.before:.4f} untuned, {self.after:.4f} tuned on all cases, {self.nested:.4f} "
-            f"nested (gain {self.gain.value:+.4f}, {interval})"
+            f"post-processing: score {self.before:.4f} untuned, {self.after:.4f} tuned on all cases, "
+            f"{self.nested:.4f} nested (gain {self.gain.value:+.4f}, {interval})"
         )
         steps = [f"  {cls}: {', '.join(map(str, steps)) or 'no step'}" for cls, steps in self.best_steps.items()]
         gain = self.presence_gain
         if gain is not None:
             steps.insert(
                 0,
-                f"step gate: {gain.value:+.4f} nested, in addition to the other steps (95 % {gain.low:+.4f} to "
-                f"{gain.high:+.4f}): {'used' if is_significant(gain) else 'not used'}",
+                f"step gate: nested gain of {gain.value:+.4f} in addition to the other steps (95 % "
+                f"{gain.low:+.4f} to {gain.high:+.4f}): {'used' if is_significant(gain) else 'not used'}",
             )
         if self.kept:
             return [head, *steps]
         return [
             head,
-            f"the tuned steps are not used: their nested gain is below {MIN_GAIN} or within noise. Tuned steps:",
+            (
+                f"the tuned steps are not used, because their nested gain is below {MIN_GAIN} or within the "
+                "noise. These steps were tuned:"
+            ),
             *steps,
         ]
 

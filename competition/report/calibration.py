@@ -47,7 +47,7 @@ Ints = NDArray[np.int64]
 # Section
 
 TEMPLATE = "run.html.j2"
-ABSENT_TEXT = "absent from the truth of these cases"
+ABSENT_TEXT = "the truth of these cases does not contain the class"
 # Number of bins of the reliability diagram: (0, 1/15], (1/15, 2/15] and so on. The first one also has probability 0.
 BINS = 15
 

@@ -135,9 +135,9 @@ def create_figure_folder(output: Path) -> Path:
     """
     if output.suffix.lower() not in (".html", ".htm") or output.is_dir():
         raise MaskfoldError(
-            f"invalid page: found {'the folder ' if output.is_dir() else ''}{output}, expected the name of a file that "
+            f"--output: found {'the folder ' if output.is_dir() else ''}{output}, expected a file name that "
             "ends in .html.",
-            "Name a file, e.g. --output report.html.",
+            "Give the name of a file, for example --output report.html.",
             status=2,
         )
     folder = output.with_suffix("")
@@ -206,7 +206,7 @@ def output_lock(folder: Path, output: Path) -> Iterator[None]:
         except MaskfoldError as error:
             raise MaskfoldError(
                 error.message,
-                f"Wait until it is done, or write the page elsewhere: -o {output.name}.",
+                f"Wait until it has finished, or write the page elsewhere: -o {output.name}.",
                 status=error.status,
             ) from error
         yield

@@ -78,9 +78,9 @@ def check_ledger_output(output: Path) -> None:
     """
     if output.suffix not in (".png", ".html") or output.is_dir():
         raise MaskfoldError(
-            f"invalid plot or page: found {'the folder ' if output.is_dir() else ''}{output}, expected the name of a "
-            "file that ends in .png or .html.",
-            "Name a file, e.g. --output ledger.png.",
+            f"--output: found {'the folder ' if output.is_dir() else ''}{output}, expected a file name that "
+            "ends in .png or .html.",
+            "Give the name of a file, for example --output ledger.png.",
             status=2,
         )
 

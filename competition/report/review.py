@@ -39,8 +39,8 @@ def check_review_output(page: Path, run: Run) -> None:
     """
     if page.suffix.lower() not in (".html", ".htm"):
         raise MaskfoldError(
-            f"invalid page: found {page}, expected the name of a file that ends in .html.",
-            "Name a file, e.g. -o review.html; the CSV has the same name.",
+            f"--output: found {page}, expected a file name that ends in .html.",
+            "Give the name of a file, for example -o review.html. The CSV gets the same name.",
             status=2,
         )
     table = page.with_suffix(".csv")
@@ -95,10 +95,13 @@ def describe(finding: Finding) -> str:
     slice_text = "" if finding.slice is None else f" in slice {finding.slice}"
     at = f"at row {finding.centre[0]}, column {finding.centre[1]}{slice_text}"
     if finding.kind == EXCHANGED:
-        return f"exchanged masks: the mask of {finding.partner} fits this image better, and the reverse"
+        return (
+            f"exchanged masks: the mask of {finding.partner} fits this image better, and the mask of this "
+            f"image fits {finding.partner} better"
+        )
     if finding.kind == SHIFTED:
         what = f"{finding.cls} {finding.object}" if finding.object else "the whole mask"
-        return f"shifted: {what} fits after a move by {', '.join(f'{step:+d}' for step in finding.move)} pixels, {at}"
+        return f"shifted: {what} fits if it is moved by {', '.join(f'{step:+d}' for step in finding.move)} pixels, {at}"
     if finding.kind == WRONG_CLASS:
         return f"wrong class: {finding.cls or 'background'} {finding.object} looks like {finding.suggested}, {at}"
     if finding.kind == MISSING:

@@ -134,11 +134,11 @@ def _missing_folds(results: RunResults) -> str:
     sentences = []
     if missing:
         sentences.append(
-            f"{len(missing)} of {len(numbers)} folds have no result ({', '.join(map(str, missing))}): all "
-            "scores are of the other folds."
+            f"{len(missing)} of {len(numbers)} folds have no result ({', '.join(map(str, missing))}), so "
+            "all scores are those of the other folds."
         )
     if partly:
-        sentences.append(f"Some seeds of the folds {', '.join(map(str, partly))} have no result.")
+        sentences.append(f"For the folds {', '.join(map(str, partly))}, only some seeds have a result.")
     return " ".join(sentences)
 
 
@@ -202,8 +202,8 @@ def _gain_text(results: RunResults, best: PreviousBest) -> str:
     ends = "" if math.isnan(gain.low) else f" (95 % {difference.low:+.4f} to {difference.high:+.4f}, paired bootstrap)"
     note = "; lower scores are better" if direction is Direction.LOWER else ""
     return (
-        f"{text} On the {cases} cases that both runs predicted, this run's score minus that one's is "
-        f"{difference.value:+.4f}{ends}{note}; both {footing}."
+        f"{text} On the {cases} cases that both runs predicted, the score of this run minus the score "
+        f"of that run is {difference.value:+.4f}{ends}{note}; both {footing}."
     )
 
 

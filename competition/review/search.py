@@ -59,8 +59,8 @@ def review_run(run: Run, context: Context = Context()) -> Review:
     oof = run.oof()
     if not oof.fold_of:
         raise MaskfoldError(
-            f"{run.folder} has no out-of-fold predictions, which a review compares with the truth.",
-            "Name a run with a finished fold; `maskfold cv` trains it.",
+            f"{run.folder} has no out-of-fold predictions, but a review compares these with the truth.",
+            "Name a run with at least one finished fold. `maskfold cv` trains one.",
         )
     context.say(f"reading {len(oof.fold_of)} out-of-fold predictions")
     counts, sizes = _count(oof, context)

@@ -110,7 +110,8 @@ def compare_with_baselines(run: Run, clock: Callable[[], float] = time.monotonic
     if network is None:
         return lines
     lines.append(
-        f"the network on the same cases: Dice {cv_score(network, DICE):.4f} of the classes that a case has{some}"
+        f"the network on the same cases: Dice {cv_score(network, DICE):.4f}, averaged over the classes "
+        f"that a case has{some}"
     )
     return lines + [
         warning
@@ -139,8 +140,9 @@ def _warning(name: str, baseline: pd.DataFrame, network: pd.DataFrame, run: Run)
         return None
     interval = f", 95 % {gain.low:+.4f} to {gain.high:+.4f}" if math.isfinite(gain.low) else ""
     return (
-        f"warning: the network is not clearly better than the best {name} (Dice {gain.value:+.4f}{interval}); "
-        "see metrics.jsonl and the pictures of its folds: did the loss fall, and do masks lie on their images?"
+        f"warning: the network is not clearly better than the best {name} (difference of Dice "
+        f"{gain.value:+.4f}{interval}). Look at metrics.jsonl and the pictures of its folds: does the "
+        "loss fall, and do the masks lie on their images?"
     )
 
 

@@ -65,7 +65,7 @@ class WeightedMean:
         elif self._sum.shape != plain.shape:
             raise MaskfoldError(
                 f"The predictions of one case differ in shape: found {plain.shape[1:]}, expected "
-                f"{self._sum.shape[1:]}.",
+                f"{self._sum.shape[1:]} as in the first run.",
                 "Combine runs that were trained on the same images.",
             )
         for total, channel in zip(self._sum, plain, strict=True):
@@ -223,8 +223,8 @@ def _select(weights: tuple[float, ...], included: Sequence[bool]) -> tuple[float
 
 def check_same_competition(
     runs: Sequence[Run],
-    one_competition: str = "Name runs of one competition.",
-    once: str = "Name each run once; set weights with --weights.",
+    one_competition: str = "Name only runs of the same competition.",
+    once: str = "Name each run once. To give a run more weight, set --weights.",
 ) -> None:
     """Check that runs are different runs of one competition, so that they can be averaged or compared.
 
@@ -243,11 +243,12 @@ def check_same_competition(
         for key in ("name", "dimensions", "classes", "labels", "instances"):
             if getattr(comp, key) != getattr(first, key):
                 raise MaskfoldError(
-                    f"Competition of the run {run.folder}: found {comp.name} ({key}: {getattr(comp, key)}), expected "
-                    f"{first.name} ({key}: {getattr(first, key)}) as in {runs[0].folder}.",
+                    f"The runs belong to different competitions: {run.folder} has {comp.name} ({key}: "
+                    f"{getattr(comp, key)}), expected {first.name} ({key}: {getattr(first, key)}) as in "
+                    f"{runs[0].folder}.",
                     one_competition,
                     status=2,
                 )
     for run in runs:
         if sum(other.folder.resolve() == run.folder.resolve() for other in runs) > 1:
-            raise MaskfoldError(f"The run {run.folder} is named twice.", once, status=2)
+            raise MaskfoldError(f"The run {run.folder} is named twice, expected once.", once, status=2)

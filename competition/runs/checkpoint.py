@@ -92,8 +92,7 @@ def load_weights(network: nn.Module, path: Path | str, sha256: str | None = None
     mismatch = mismatch or _mismatch(expected, _shapes(tensors))
     if mismatch:
         raise MaskfoldError(
-            f"The weights {path} do not match the network: {mismatch}.",
-            "Use the `model` section with which they were trained.",
+            f"The weights {path} do not match the network: {mismatch}.", "Use the same section `model` as in training."
         )
     non_finite = next(
         (name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()), None
@@ -101,7 +100,7 @@ def load_weights(network: nn.Module, path: Path | str, sha256: str | None = None
     if non_finite is not None:
         raise MaskfoldError(
             f"The weights {path} contain NaN or infinite values in {non_finite}.",
-            "Replace the file by an intact copy, or train the fold again with a lower learning rate.",
+            "Replace the file by an intact copy. Or train the fold again with a lower learning rate.",
         )
     network.load_state_dict(tensors)
 
@@ -146,7 +145,7 @@ def _read(path: Path, sha256: str | None = None) -> dict[str, torch.Tensor]:
 
     size, free = path.stat().st_size, psutil.virtual_memory().available
     if size > free:  # a sparse file occupies less space on the disk than it needs in memory
-        raise ValueError(f"it has {size / 2**30:,.1f} GiB, {free / 2**30:,.1f} GiB of memory are free")
+        raise ValueError(f"it has {size / 2**30:,.1f} GiB, but only {free / 2**30:,.1f} GiB of memory are free")
     content = path.read_bytes()
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
@@ -283,7 +282,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch's unpickler raises errors of any type
         raise MaskfoldError(
             f"The checkpoint {path} cannot be read: {_first_line(error)}.",
-            f"Restore it from a backup, or delete {path.parent} to train this fold afresh.",
+            f"Restore the file from a backup. To train this fold from the beginning, delete {path.parent}.",
         ) from error
     if version != CHECKPOINT_VERSION:
         raise MaskfoldError(
@@ -305,13 +304,13 @@ def _check_archive(path: Path) -> None:
     """
     with zipfile.ZipFile(path) as archive:
         if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
-            raise ValueError("it is compressed, which checkpoints never are")
+            raise ValueError("it is compressed, but Maskfold never compresses checkpoints")
         if (bad := archive.testzip()) is not None:
             raise ValueError(f"the checksum of {bad} is wrong")
         for name in (name for name in archive.namelist() if name.endswith("/data.pkl")):
             for opcode, argument, _ in pickletools.genops(archive.read(name)):
                 if opcode.name in ("GLOBAL", "STACK_GLOBAL") and str(argument).endswith("bytearray"):
-                    raise ValueError("it contains a bytearray, which checkpoints never do")
+                    raise ValueError("it contains a bytearray, which no checkpoint of Maskfold contains")
 
 
 def _check_tensors(state: Any) -> None:
@@ -329,7 +328,7 @@ def _check_tensors(state: Any) -> None:
     if isinstance(state, torch.Tensor):
         is_dense = state.layout is torch.strided and state.device.type == "cpu"
         if not is_dense or state.untyped_storage().nbytes() < state.numel() * state.element_size():
-            raise ValueError(f"a tensor of shape {tuple(state.shape)} has fewer values in the file")
+            raise ValueError(f"the file has fewer values than the shape {tuple(state.shape)} of a tensor requires")
     elif isinstance(state, dict):
         for value in state.values():
             _check_tensors(value)

@@ -75,7 +75,7 @@ class RunRecord:
             MaskfoldError: the file is damaged.
         """
         path = folder / CONTENTS_FILE
-        hint = "Restore it from a backup, or start another run with --new."
+        hint = "Restore the file from a backup, or start another run with --new."
         try:
             plain = read_record(path, hint)
             record = cls(**plain)
@@ -418,8 +418,8 @@ def changed_error(folder: Path, what: str) -> MaskfoldError:
         what: description of the file, with which the message begins.
     """
     return MaskfoldError(
-        f"{what} changed after the run {folder} was started, so old and new folds could not be compared.",
-        "Restore the former content to continue that run, or start another run with --new.",
+        f"{what} changed after the run {folder} was started, so the scores of old and new folds cannot be compared.",
+        "To continue that run, restore the former content. Otherwise, start another run with --new.",
     )
 
 

@@ -97,9 +97,12 @@ def _notes(sets: Sequence[list[str]], what: str, fold_of: Mapping[str, int], adv
     for ids in sets:
         names = join_names(ids) if len(ids) <= 8 else f"{', '.join(ids[:8])} and {len(ids) - 8} more"
         if len({fold_of[case] for case in ids}) == 1:
-            yield f"cases {names} {what}; they are kept in the same fold"
+            yield f"the cases {names} {what}, so they are kept in the same fold"
         else:
-            yield f"cases {names} {what}, but are in several folds, which makes their scores optimistic; {advice}"
+            yield (
+                f"the cases {names} {what}, but are in several folds, which makes their scores optimistic. What "
+                f"helps: {advice}"
+            )
 
 
 def _say(context: Context, notes: Iterator[str]) -> None:
@@ -107,4 +110,4 @@ def _say(context: Context, notes: Iterator[str]) -> None:
     for line in lines[:MAX_NOTES]:
         context.say(f"note: {line}")
     if len(lines) > MAX_NOTES:
-        context.say(f"note: {len(lines) - MAX_NOTES} more sets of such cases")
+        context.say(f"note: there are {len(lines) - MAX_NOTES} more sets of such cases")

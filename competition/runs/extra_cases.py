@@ -56,7 +56,8 @@ def _unlabelled(exp: Experiment, cases: pd.DataFrame) -> pd.DataFrame:
     test = TestFiles(images=pseudo.images) if pseudo.images is not None else comp.test
     if test is None:
         raise MaskfoldError(
-            f"pseudo.images is not set, and the competition {comp.name} has no test images.",
+            f"pseudo.images is not set, and the competition {comp.name} has no test images, so there are no "
+            "images for pseudo-labels.",
             "Set the pattern of the unlabelled images, e.g. pseudo.images='unlabelled/{id}.nii.gz'.",
             status=2,
         )
@@ -75,8 +76,8 @@ def _unlabelled(exp: Experiment, cases: pd.DataFrame) -> pd.DataFrame:
     kept = table[~labelled].reset_index(drop=True)
     if kept.empty:
         raise MaskfoldError(
-            f"All {len(table)} images for pseudo-labels have labels already.",
-            "Name other images with pseudo.images, or list fewer labelled cases in competition.train.cases.",
+            f"All {len(table)} images for pseudo-labels have labels already, so none is left.",
+            "Name other images with pseudo.images, or list fewer cases in competition.train.cases.",
             status=2,
         )
     if comp.group is not None:

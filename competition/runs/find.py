@@ -61,15 +61,15 @@ def _find_run(name: str, overrides: Sequence[str], trust: tuple[str, ...], say: 
         parent = folder.resolve().parent
         is_fold = (parent / CASES_FILE).exists()
         raise MaskfoldError(
-            f"{folder} is not a run: it has no {CASES_FILE}.",
-            f"Name the run's folder, {parent}." if is_fold else "Name a folder under mlruns/runs.",
+            f"{folder} is not a run, because it has no {CASES_FILE}.",
+            f"Give the folder of the run, {parent}." if is_fold else "Give a folder below mlruns/runs.",
             status=2,
         )
     run = load_run(folder, trust, overrides)
     if not run.finished_members():
         raise MaskfoldError(
             f"The run {folder} has no finished fold: {_progress(run)}.",
-            "Finish it with the same `maskfold cv` command.",
+            "Finish the run with the same `maskfold cv` command.",
         )
     return run
 
@@ -100,7 +100,9 @@ def resolve_source_runs(exp: Experiment) -> Experiment:
         return exp
     folders = [_run_folder(name, "pseudo.from", "teach") for name in exp.pseudo.teacher_names]
     if duplicates := [folder for folder in folders if folders.count(folder) > 1]:
-        raise MaskfoldError(f"pseudo.from names the run {duplicates[0]} twice.", "Name it once.", status=2)
+        raise MaskfoldError(
+            f"pseudo.from names the run {duplicates[0]} twice, expected once.", "Name it once.", status=2
+        )
     teachers = folders[0] if isinstance(exp.pseudo.teachers, str) else folders
     return exp.model_copy(update={"pseudo": exp.pseudo.model_copy(update={"teachers": teachers})})
 
@@ -150,8 +152,8 @@ def _latest_run(file: Path, overrides: Sequence[str], trust: tuple[str, ...], sa
     run_exp = with_current_settings(run.exp, exp)
     if hashed_settings(run_exp, 2) != hashed_settings(exp, 2):
         say(
-            f"note: the YAML differs from the run {run.folder.name} in {_differences(run_exp, exp)}; the run's own "
-            "experiment.yaml is used"
+            f"note: the YAML has changed since the run {run.folder.name} was started, in "
+            f"{_differences(run_exp, exp)}; this command uses the run's own experiment.yaml"
         )
     return Run(run.folder, run_exp, run.cases, run.folds, run.name)
 
@@ -206,12 +208,15 @@ def _find_by_hash(name: str) -> Path:
         return matches[0]
     if not matches:
         raise MaskfoldError(
-            f"`{name}` is not a run: found neither a folder with an experiment.yaml nor a run below {RUNS_FOLDER}.",
-            "Name an experiment's YAML, a run's folder or its hash; `maskfold cv` prints it.",
+            f"There is no run `{name}`: found neither a folder with an experiment.yaml nor a run of this "
+            f"name below {RUNS_FOLDER}.",
+            "Give an experiment's YAML, a run's folder or a run's hash. `maskfold cv` prints folder and hash.",
             status=2,
         )
     raise MaskfoldError(
-        f"`{name}` matches several runs: {', '.join(map(str, matches[:3]))}.", "Type more digits of the hash.", status=2
+        f"`{name}` is the beginning of several runs: {', '.join(map(str, matches[:3]))}.",
+        "Type more characters of the hash.",
+        status=2,
     )
 
 
@@ -226,14 +231,14 @@ def _unfinished_error(file: Path, base: Path, trust: tuple[str, ...]) -> Maskfol
         base: folder of the experiment's runs.
         trust: additional packages that `target` may name.
     """
-    problem, hint = f"No finished run of {file} is below {base}", f"Run `maskfold cv {file}` first"
+    problem, hint = f"There is no finished run of {file} below {base}", f"Run `maskfold cv {file}` first"
     if saved := sorted(base.glob("*/experiment.yaml")):
         yaml = max(saved, key=lambda path: path.stat().st_mtime)
         latest = load_run(yaml.parent, trust, check_edits=False)
         problem += f": of {latest.folder.name} {_progress(latest)}"
         hint = f"Finish it with the same `maskfold cv {file}`"
         if latest.finished_members():
-            hint += f", or name it by its hash, {latest.folder.name}"
+            hint += f", or give the run by its hash, {latest.folder.name}"
     studies = sorted(
         (
             folder
@@ -243,7 +248,7 @@ def _unfinished_error(file: Path, base: Path, trust: tuple[str, ...]) -> Maskfol
         key=lambda folder: folder.stat().st_mtime,
     )
     if studies:
-        hint += f"; for the report of its study run `maskfold report {studies[-1]}`"
+        hint += f"; for the report of its study, run `maskfold report {studies[-1]}`"
     return MaskfoldError(f"{problem}.", f"{hint}.")
 
 
@@ -263,10 +268,10 @@ def _study_error(study: Path) -> MaskfoldError:
     try:
         record = read_unedited_record(study / TRIALS_FILE, TRIALS_FILE)
         run = next(trial["run"] for trial in record["trials"] if trial["number"] == record["best"][0])
-        hint = f"Name a trial's run, e.g. that of the best trial {record['best'][0]}: {run}."
+        hint = f"Give the run of a trial, for example that of the best trial, {record['best'][0]}: {run}."
     except (OSError, MaskfoldError, LookupError, TypeError, StopIteration):
-        hint = f"Name the run of one of its trials; `maskfold report {study}` lists them."
-    return MaskfoldError(f"{study} is a study, not a run.", hint, status=2)
+        hint = f"Give the run of one of its trials. `maskfold report {study}` lists them."
+    return MaskfoldError(f"{study} is a study, expected a run.", hint, status=2)
 
 
 def _differences(first: Experiment, second: Experiment) -> str:

@@ -81,7 +81,7 @@ class FoldJob:
             return cls.from_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise damaged_error(
-                path, error, "Repeat the `maskfold` command of the run, which writes the file."
+                path, error, "Repeat the `maskfold` command of the run, which writes this file."
             ) from error
 
 
@@ -176,19 +176,19 @@ class FoldResult:
             raise _damaged(path, f"it has invalid values: {invalid} is {str(getattr(result, invalid))[:60]!r}")
         if is_edited:
             raise MaskfoldError(
-                f"{path} was changed after the fold finished: its content does not match its digest.",
+                f"{path} was changed after the fold had finished: its content does not match its digest.",
                 "Restore the file, or delete the run's folder and repeat `maskfold import`."
                 if result.stopped == IMPORTED
-                else "Restore the file, or delete it: `maskfold cv` then makes it again from the checkpoint.",
+                else "Restore the file. Or delete it, so that `maskfold cv` makes it again from the checkpoint.",
             )
         if (name := MEMBER_FOLDER.fullmatch(folder.name)) is not None:
             fold, seed = int(name["fold"] or -1), int(name["seed"] or 0)
             if (result.fold, result.seed) != (fold, seed):
                 raise MaskfoldError(
-                    f"{path} is the result of {describe_member(result.fold, result.seed)}, but lies in the folder of "
+                    f"{path} is the result of {describe_member(result.fold, result.seed)}, but is in the folder of "
                     f"{describe_member(fold, seed)}.",
-                    "Restore the result of that folder, or delete the file: `maskfold cv` then makes it again from the "
-                    "checkpoint.",
+                    "Restore the result of that folder. Or delete the file, so that `maskfold cv` makes it again "
+                    "from the checkpoint.",
                 )
         return result
 
@@ -225,9 +225,10 @@ class FoldResult:
         table = read_scores(folder / name)
         if expected is not None and sha256_of_file(folder / name) != expected:
             raise MaskfoldError(
-                f"{folder / name} was changed after the fold finished: its checksum differs from the one in "
+                f"{folder / name} was changed after the fold had finished: its checksum differs from that in "
                 f"{RESULT_FILE}.",
-                f"Restore the table, or delete {folder / RESULT_FILE}: `maskfold cv` then scores the checkpoint again.",
+                f"Restore the table. Or delete {folder / RESULT_FILE}, so that `maskfold cv` scores the "
+                "checkpoint again.",
             )
         return table
 
@@ -306,14 +307,14 @@ def _is_soup(value: object) -> bool:
 def _damaged(path: Path, why: str) -> MaskfoldError:
     return MaskfoldError(
         f"The result {path} is damaged: {why}.",
-        "Restore the file from a backup, or delete it: `maskfold cv` then computes it again from the checkpoint.",
+        "Restore the file from a backup. Or delete it, so that `maskfold cv` computes it again from the checkpoint.",
     )
 
 
 def exchanged_error(path: Path) -> MaskfoldError:
     """Return the error for a weight file that was changed or exchanged after its fold finished."""
     return MaskfoldError(
-        f"{path} was changed after the fold finished: its checksum differs from the one in {RESULT_FILE}.",
-        f"Restore the weights, or delete {path.parent / RESULT_FILE} and the folders oof and test next to it: "
-        "`maskfold cv` then predicts with these weights.",
+        f"{path} was changed after the fold had finished: its checksum differs from that in {RESULT_FILE}.",
+        f"Restore the weights. Or delete {path.parent / RESULT_FILE} and the folders oof and test next "
+        "to it, so that `maskfold cv` predicts with these weights.",
     )

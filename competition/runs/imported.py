@@ -22,7 +22,7 @@ IMPORTED_TARGET = "competition.runs.imported.NoNetwork"  # `model.target` in the
 IMPORT_FILE = "import.json"  # file in the run's folder that records the origin of the predictions
 PREDICTIONS_KEY = "predictions"  # key of the digest of the imported files in the record of the run's hash
 TEST_FOLDER, TEST_TABLE = ("test_predictions", "test_cases.csv")  # both in the run's folder
-IMPORT_HINT = "Name a run that `maskfold cv` trained; imported runs take part in submit, compare and report."
+IMPORT_HINT = "Name a run that `maskfold cv` trained. Imported runs can be used only in submit, compare and report."
 
 
 class NoNetwork:
@@ -30,7 +30,7 @@ class NoNetwork:
 
     def __init__(self) -> None:
         raise MaskfoldError(
-            "This run was imported: its predictions were made elsewhere, and it has no network to train or to run.",
+            "The predictions of this run were made elsewhere and imported, so it has no network to train or to run.",
             IMPORT_HINT,
             status=2,
         )
@@ -54,7 +54,7 @@ def refuse_imported(runs: Iterable[Run], purpose: str) -> None:
     for run in runs:
         if is_imported(run.exp):
             raise MaskfoldError(
-                f"The run {run.folder} cannot {purpose}: it was imported, so it has predictions but no networks.",
+                f"The run {run.folder} cannot {purpose}, because it was imported: it has predictions, but no networks.",
                 IMPORT_HINT,
                 status=2,
             )
@@ -91,14 +91,15 @@ def check_test_predictions(runs: Iterable[Run], rows: Iterable[Any]) -> None:
         hint = "Import the predictions again with those of all test cases (--test FOLDER)."
         if missing := [row.id for row in rows if row.id not in store or row.id not in hashes]:
             raise MaskfoldError(
-                f"The imported run {run.folder} has no prediction of {len(missing)} of {len(rows)} test cases; the "
-                f"first is {missing[0]}.",
+                f"The imported run {run.folder} has no prediction of {len(missing)} of {len(rows)} test cases. "
+                f"The first of them is {missing[0]}.",
                 f"{hint} To leave the run out of the mean, set its weight to 0 (--weights).",
             )
         if changed := [row.id for row in rows if hashes[row.id] != row.image_hash]:
             raise MaskfoldError(
-                f"{run.folder} has a prediction of the test case {changed[0]}, but of another image.",
-                f"Restore the image, or predict it again elsewhere. {hint}",
+                f"The imported run {run.folder} has a prediction of another image with the name of the test "
+                f"case {changed[0]}.",
+                f"Restore the image, or predict the present image elsewhere. {hint}",
             )
 
 

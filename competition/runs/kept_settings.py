@@ -123,7 +123,7 @@ def with_kept_settings(exp: Experiment, folder: Path) -> Experiment:
         asked = getattr(exp.training, key)
         if asked not in ("auto", value):
             raise MaskfoldError(
-                f"The run {folder} was started with training.{key}={value}; now training.{key}={asked}.",
+                f"The run {folder} was started with training.{key}={value}, but the value is now {asked}.",
                 f"Set training.{key}=auto, or start another run with --new.",
             )
     return with_settings(exp, stored)

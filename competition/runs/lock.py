@@ -212,7 +212,7 @@ def _wait_for_lock(descriptor: int, folder: Path, patience: float, say: Callable
             and owner is not None
             and (_is_dead(owner, bool(locked)) or now - last_change > STALE_SECONDS)
         ):
-            say(f"takes over the lock of {owner}, which has ended")
+            say(f"takes over the lock of {owner}, because that process has ended")
             return
         alive = locked is False or has_heartbeat  # the owner is on another machine, so wait for a heartbeat
         if alive and now - start > max(patience, PROBE_SECONDS):
@@ -222,9 +222,9 @@ def _wait_for_lock(descriptor: int, folder: Path, patience: float, say: Callable
         if not logged and (patience or not alive) and now - start > 2 * POLL_SECONDS:
             logged = True
             say(
-                f"waiting until {owner or 'another process'} releases the folder"
+                f"waits until {owner or 'another process'} releases the folder"
                 if alive
-                else f"waiting up to {STALE_SECONDS:.0f} s for a heartbeat of {owner}"
+                else f"waits up to {STALE_SECONDS:.0f} s for a heartbeat of {owner}"
             )
         time.sleep(POLL_SECONDS)
 
@@ -274,7 +274,7 @@ def _heartbeat(descriptor: int, me: LockOwner, path: Path, released: threading.E
     while not released.wait(HEARTBEAT_SECONDS):
         owner = _read(descriptor)
         if owner is not None and not owner.is_same_process(me):
-            print(f"error: {path} is now owned by {owner}; this process stops.", file=sys.stderr, flush=True)
+            print(f"error: this process lost the lock {path} to {owner}, so it stops.", file=sys.stderr, flush=True)
             os._exit(1)
         with suppress(OSError, MaskfoldError):
             _write(descriptor, LockOwner(**{**asdict(me), "beat": time.time()}), path)

@@ -209,8 +209,8 @@ class OofStore:
         path = self.path(case)
         if not path.exists():
             raise MaskfoldError(
-                f"{self.folder} contains no out-of-fold prediction of case {case}.",
-                "Run the fold that validates this case.",
+                f"{self.folder} has no out-of-fold prediction of the case {case}.",
+                "Train the fold that validates this case with `maskfold cv`.",
             )
         try:
             # ZipStore raises an error when it closes a file that it could not open
@@ -226,7 +226,8 @@ class OofStore:
                 return extract(array)
         except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise MaskfoldError(
-                f"The out-of-fold prediction {path} is damaged: {error}.", "Delete the file and run the fold again."
+                f"The out-of-fold prediction {path} is damaged: {error}.",
+                "Delete the file, and repeat `maskfold cv`, which predicts the case again.",
             ) from error
 
     def _check_weights(self, path: Path, array: Any) -> None:
@@ -238,10 +239,10 @@ class OofStore:
         found = array.attrs.get(WEIGHTS_ATTRIBUTE)
         if self.weights is not None and found is not None and found != self.weights:
             raise MaskfoldError(
-                f"The prediction {path} was made with other weights than those of its fold: found the checksum "
-                f"{str(found)[:12]}, expected {self.weights[:12]}.",
-                f"Restore the weights or the predictions, or delete {self.folder.parent / RESULT_FILE} and the folders "
-                "oof and test next to it: `maskfold cv` then predicts with the present weights.",
+                f"The prediction {path} was made with other weights than the present weights of its fold: found "
+                f"the checksum {str(found)[:12]}, expected {self.weights[:12]}.",
+                f"Restore the weights or the predictions. Or delete {self.folder.parent / RESULT_FILE} and the "
+                "folders oof and test next to it, so that `maskfold cv` predicts with the present weights.",
             )
 
     def _check_values(self, path: Path, array: Any, values: np.ndarray) -> None:
@@ -346,7 +347,7 @@ class OofPredictions:
         if case not in self.fold_of:
             raise MaskfoldError(
                 f"The run {self.run.folder} has no out-of-fold prediction of the case {case}.",
-                "Run the fold that validates this case.",
+                "Train the fold that validates this case with `maskfold cv`.",
             )
         stores = self.stores[self.fold_of[case]]
         if len(stores) == 1:
@@ -376,7 +377,7 @@ class OofPredictions:
             if (presence := store.presence(case)) is None:
                 raise MaskfoldError(
                     f"The out-of-fold prediction {store.path(case)} has no values of the presence head (`gate`).",
-                    "Delete the file and run the fold again.",
+                    "Delete the file, and repeat `maskfold cv`, which predicts the case again.",
                 )
             values.append(presence)
         from competition.inference.presence import mean_log_odds
@@ -413,8 +414,9 @@ def stored_shapes(exp: Experiment, cases: pd.DataFrame) -> dict[str, tuple[int, 
         shape = json.loads(text)
         if not isinstance(shape, list) or not all(type(length) is int and length > 0 for length in shape):
             raise MaskfoldError(
-                f"The case table of the run has the shape {text[:60]} for the case {case}, expected positive integers.",
-                "Copy the run's folder again from where it was made, or start another run with --new.",
+                f"The case table of the run says that the case {case} has the shape {text[:60]}, expected "
+                "positive whole numbers.",
+                "Copy the run's folder again from its origin, or start another run with --new.",
             )
         shapes[str(case)] = (exp.output_channels, *shape)
     return shapes
@@ -431,7 +433,7 @@ def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
     """
     members = archive.infolist()
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise ValueError("a member of the archive is compressed, which `write` never does")
+        raise ValueError("a member of the archive is compressed, but Maskfold never compresses it")
     if sum(member.file_size for member in members) > path.stat().st_size:
         raise ValueError("its members declare more bytes than the file has")
 
@@ -455,7 +457,7 @@ def _check_shape(array: Any, expected: tuple[int, ...] | None) -> None:
         raise ValueError(f"found chunks of {array.chunks} in an array of {array.shape}")
     needed = math.prod(array.shape) * np.dtype(np.float16).itemsize
     if needed > (free := psutil.virtual_memory().available):
-        raise ValueError(f"it needs {needed / 2**30:,.1f} GiB of memory, {free / 2**30:,.1f} GiB are free")
+        raise ValueError(f"it needs {needed / 2**30:,.1f} GiB of memory, but only {free / 2**30:,.1f} GiB are free")
 
 
 def _check_attributes(array: Any, case: str) -> None:

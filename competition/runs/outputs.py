@@ -34,13 +34,13 @@ def check_output(paths: Iterable[Path], comps: Iterable[Competition] = (), optio
         real = Path(os.path.realpath(path))
         run = next((folder for folder in (real, *real.parents) if _is_run(folder)), None)
         if run is not None:
-            problem = f"in the folder of the run {run}, where a command may overwrite the run's files"
+            problem = f"in the folder of the run {run}, whose files a command could overwrite"
         else:
             problem = next(filter(None, (_describe_data(real, comp) for comp in comps)), "")
         if problem:
             raise MaskfoldError(
-                f"{option}: found {path}, which is {problem}; expected a path elsewhere.",
-                f"Name another path, e.g. {option} outputs/{path.name}.",
+                f"{option}: found {path}, which is {problem}, expected a path elsewhere.",
+                f"Give another path, for example {option} outputs/{path.name}.",
                 status=2,
             )
 

@@ -177,7 +177,7 @@ class Run:
             if missing:
                 raise MaskfoldError(
                     f"folds.run: found fold {missing[0]}, expected folds from {folds[0]} to {folds[-1]}.",
-                    "Set folds.run to existing folds.",
+                    "Set folds.run to folds that exist.",
                     status=2,
                 )
             folds = list(selected_folds)
@@ -257,7 +257,7 @@ class Run:
             except OSError as error:
                 raise MaskfoldError(
                     f"Cannot read the weights {path}: {error.strerror}.",
-                    f"Copy the file back, or delete {path.parent} and run the fold again.",
+                    f"Copy the file back. Or delete {path.parent}, and train the fold again with `maskfold cv`.",
                 ) from error
             if expected is not None and digest != expected:
                 raise exchanged_error(path)
@@ -384,8 +384,9 @@ class Run:
         folds.attrs = dict(self.folds.attrs)
         if empty := sorted(set(self.folds["fold"]) - set(folds["fold"])):
             raise MaskfoldError(
-                f"All cases of fold {empty[0]} are skipped; the first reason: {next(iter(reasons.values()))}",
-                "Correct the files, or set fewer folds.",
+                f"All cases of fold {empty[0]} are skipped, so the fold is empty. The first reason is: "
+                f"{next(iter(reasons.values()))}",
+                "Correct the files of these cases, or set fewer folds.",
             )
         return replace(self, cases=cases, folds=folds)
 
@@ -414,7 +415,9 @@ def load_run(
     from competition.runs.extra_cases import extra_section
 
     if not (folder / "experiment.yaml").exists():
-        raise MaskfoldError(f"{folder} is not a run: it has no experiment.yaml.", "Name a folder under mlruns/runs.")
+        raise MaskfoldError(
+            f"{folder} is not a run, because it has no experiment.yaml.", "Give a folder below mlruns/runs."
+        )
     version = read_version(folder)
     try:
         exp = load_experiment(folder / "experiment.yaml", overrides, trust)
@@ -422,8 +425,9 @@ def load_run(
         if version in (None, __version__):
             raise
         raise MaskfoldError(
-            f"{folder} was written by Maskfold {version}; Maskfold {__version__} cannot read its YAML: {error.message}",
-            f"Use that version: pip install maskfold=={version}. Or: {error.hint}",
+            f"{folder} was written by Maskfold {version}, and Maskfold {__version__} cannot read its YAML: "
+            f"{error.message}",
+            f"Install that version: pip install maskfold=={version}. Or: {error.hint}",
             status=error.status,
         ) from error
     if overrides and exp.competition.train.rle is not None:
@@ -455,7 +459,7 @@ def load_run(
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise MaskfoldError(
             f"{folder / CASES_FILE} cannot be read ({' '.join(str(error).split())[:160]}).",
-            "Copy the run's folder again from where it was made, or start another run with --new.",
+            "Copy the run's folder again from its origin, or start another run with --new.",
         ) from error
     cases.attrs["skipped"] = sorted(read_skipped(folder).items())
     extra_tables = dict(zip(names[1:], tables, strict=True))
@@ -508,9 +512,10 @@ def check_not_edited(run: Run) -> None:
 def edited_error(folder: Path, file: str) -> MaskfoldError:
     """Return the error for a file in a run's folder that was edited; `file` names it in the message."""
     return MaskfoldError(
-        f"{file} in {folder} was changed after the run was started: its content no longer matches the hash of the run.",
-        "Undo the change, or copy the folder again from its origin. To train with other settings, change "
-        "the experiment's own YAML; to predict with others, add key=value to the command.",
+        f"{file} in {folder} was changed after the run was started, because its content no longer "
+        "matches the hash of the run.",
+        "Undo the change, or copy the folder again from its origin. To train with other settings, "
+        "change the YAML in experiments/. To predict with other settings, add key=value to the command.",
     )
 
 
@@ -538,13 +543,14 @@ def read_version(folder: Path) -> str | None:
         return None
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise MaskfoldError(
-            f"{path} is damaged.", f'Restore it, or write {{"form": 1, "maskfold": "{__version__}"}} into it.'
+            f"{path} is damaged, expected the version of the run's format.",
+            f'Restore the file, or write {{"form": 1, "maskfold": "{__version__}"}} into it.',
         ) from error
     if form > FORMAT_VERSION:
         raise MaskfoldError(
-            f"{folder} was written by Maskfold {version} in format {form}; Maskfold {__version__} reads formats "
-            f"up to {FORMAT_VERSION}.",
-            f"Use that version: pip install maskfold=={version}.",
+            f"{folder} was written by Maskfold {version} in format {form}, but Maskfold {__version__} reads "
+            f"only formats up to {FORMAT_VERSION}.",
+            f"Install that version: pip install maskfold=={version}.",
         )
     return version
 

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 SUMMARY_FILE, SCORES_FILE = "summary.json", "scores.csv"
 TUNING_FILE, TUNING_SCORES_FILE = "postprocess.json", "postprocess_scores.csv"
-REWRITE_HINT = "Delete the file and repeat the run's `maskfold cv`, which writes it again from the scores of the folds."
+REWRITE_HINT = (
+    "Delete the file, and repeat the run's `maskfold cv` command, which writes it again from the scores of the folds."
+)
 TUNING_VERSION = 1  # increase this version when the search for post-processing changes
 
 
@@ -61,8 +63,8 @@ def read_summary(folder: Path) -> dict[str, Any]:
     if other := changed_tables(folder, summary):
         names = ", ".join(other)
         raise MaskfoldError(
-            f"{path} does not belong to {names} in the same folder: it is of another run, or {names} was changed after "
-            "it was written.",
+            f"{path} does not belong to {names} in the same folder. It comes from another run, or {names} "
+            "was changed later.",
             REWRITE_HINT,
         )
     return summary
@@ -84,7 +86,8 @@ def parse_summary(folder: Path) -> dict[str, Any]:
         raise
     except (OSError, ValueError) as error:
         raise MaskfoldError(
-            f"{path} cannot be read: {error}.", "Delete it and repeat the run's `maskfold cv`, which writes a new file."
+            f"{path} cannot be read: {error}.",
+            "Delete the file, and repeat the run's `maskfold cv` command, which writes a new one.",
         ) from error
     check_unedited(path, summary, SUMMARY_FILE, REWRITE_HINT)
     return summary
@@ -243,7 +246,7 @@ def run_scores(run: Run, summary: Mapping[str, Any] | None = None) -> RunScores 
     except FileNotFoundError as error:
         if record is None:
             raise MaskfoldError(
-                f"{run.folder / SUMMARY_FILE} cannot be read: {error}.", "Run the run's `maskfold cv` again."
+                f"{run.folder / SUMMARY_FILE} cannot be read: {error}.", "Repeat the run's `maskfold cv` command."
             ) from error
         stored = None
     if record is None:

@@ -60,7 +60,8 @@ def promote_best_trials(session: StudySession, count: int, say: Callable[[str], 
     trials_0 = [trial for trial in session.finished if trial.user_attrs.get("own")]
     if not trials_0:
         raise MaskfoldError(
-            f"Trial 0 of {session.name} is not finished.", "Repeat `maskfold study` to run more trials."
+            f"Trial 0 of {session.name} is not finished, but other trials are compared with it.",
+            "Repeat `maskfold study` to run more trials.",
         )
     trial_0, context = trials_0[0], Context(session.source.trust, say)
     selected_folds = session.source.load().folds.run

@@ -103,7 +103,7 @@ def values_from_yaml(source: ExperimentSource, exp: Experiment, config: StudyCon
                 source,
                 key,
                 f"{key} is not set in the YAML{_describe_nearest(plain, key)}",
-                f"Set {key} in the YAML to the value of trial 0.",
+                f"Set {key} in the YAML to the value that trial 0 shall have.",
             )
         stored[key] = (
             _choice_label(source, key, dimension, value)
@@ -130,8 +130,8 @@ def validate_space(source: ExperimentSource, config: StudyConfig) -> None:
             raise _space_error(
                 source,
                 key,
-                f"{key} does not change the network",
-                "Search keys of prepare, patch, augment, model, loss, optimizer, schedule or training.",
+                f"{key} has no effect on the trained network",
+                "Search only keys of prepare, patch, augment, model, loss, optimizer, schedule or training.",
             )
         for value in _extremes(dimension):
             parents = [
@@ -146,7 +146,7 @@ def validate_space(source: ExperimentSource, config: StudyConfig) -> None:
                 raise _space_error(
                     source,
                     key,
-                    f"invalid value {key} = {json.dumps(value)}: {problem}",
+                    f"the value {key} = {json.dumps(value)} is not valid: {problem}",
                     "Correct the range or the choices.",
                 ) from error
 
@@ -233,9 +233,9 @@ def _choice_label(source: ExperimentSource, key: str, dimension: SearchDimension
     raise _space_error(
         source,
         key,
-        f"{key} in the YAML: found {json.dumps(value)}, expected one of its choices "
+        f"{key} in the YAML: found {json.dumps(value)}, expected one of the choices of the study "
         f"({', '.join(dimension.choice_labels)})",
-        "Add the value to the choices, because trial 0 is the unchanged YAML.",
+        "Add this value to the choices, because trial 0 is the unchanged YAML.",
     )
 
 
@@ -252,21 +252,21 @@ def _range_value(source: ExperimentSource, key: str, dimension: SearchDimension,
             source,
             key,
             f"{found} a number from {dimension.low:g} to {dimension.high:g}",
-            "Widen the range, because trial 0 is the unchanged YAML.",
+            "Widen the range of the study, because trial 0 is the unchanged YAML.",
         )
     if not dimension.contains(value):
         raise _space_error(
             source,
             key,
             f"{found} {dimension.low:g} plus a multiple of {dimension.step:g}",
-            "Change low, step or the value, because trial 0 is the unchanged YAML.",
+            "Change low, step or the value in the YAML, because trial 0 is the unchanged YAML.",
         )
     if dimension.is_integer and dimension.step is None and value != int(value):
         raise _space_error(
             source,
             key,
             f"{found} an integer, because both ends of the range are integers",
-            f"Set low: {float(dimension.low)}, or an integer in the YAML.",
+            f"Set low: {float(dimension.low)} for numbers with decimals, or set a whole number in the YAML.",
         )
     return value if dimension.is_integer else float(value)
 

@@ -72,16 +72,16 @@ def open_storage(url: str | None) -> Any:
         raise AssertionError
     except ImportError as error:
         raise MaskfoldError(
-            f"The storage {hide_password(url)} requires a driver that is not installed: {error}.",
-            'Install it: pip install "maskfold[postgres]".',
+            f"The storage {hide_password(url)} requires a database driver that is not installed: {error}.",
+            'Install the driver: pip install "maskfold[postgres]".',
         ) from error
     except Exception as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MaskfoldError(
             f"The storage {hide_password(url)} cannot be opened: {redact(first_line)[:200]}.",
-            "Create its folder, or correct the path in --storage."
+            "Create the folder of the database, or correct the path in --storage."
             if url.startswith("sqlite")
-            else "Start the database, or correct --storage.",
+            else "Start the database server, or correct --storage.",
         ) from error
 
 
@@ -109,9 +109,9 @@ def storage_errors(storage: Any) -> Iterator[None]:
         first_line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         raise MaskfoldError(
             f"The storage {url} failed: {redact(first_line)[:200]}.",
-            "Check the disk, then repeat the command: the study resumes."
+            "Check the disk, then repeat the command, which resumes the study."
             if file is not None
-            else "Check the database server, then repeat the command: the study resumes.",
+            else "Check the database server, then repeat the command, which resumes the study.",
         ) from error
 
 
@@ -127,13 +127,15 @@ def _checked_url(url: str) -> str:
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
-    hint = "Set --storage postgresql://user@host/database, or omit it for SQLite at mlruns/optuna.db."
+    hint = (
+        "Set --storage postgresql://user@host/database. Without --storage, the database is SQLite at mlruns/optuna.db."
+    )
     try:
         parsed = make_url(url)
         _ = parsed.port  # this raises ValueError if the port is not a number
     except (ArgumentError, ValueError) as error:
         raise MaskfoldError(
-            f"--storage: found {hide_password(url)}, expected the URL of a database.", hint, status=2
+            f"--storage: found {hide_password(url)}, expected the address of a database.", hint, status=2
         ) from error
     if parsed.drivername in ("postgres", "postgresql", "postgresql+psycopg"):
         return "postgresql+psycopg://" + url.partition("://")[2]

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-HINT = "Run the same `maskfold study` again to write it."  # hint for a damaged `trials.json`
+HINT = "Run the same `maskfold study` command again, which writes it."  # hint for a damaged `trials.json`
 # After this many consecutive failures, the study stops, because the values of the trials are probably not the cause.
 MAX_FAILURES = 10
 FOLDER_PATIENCE = 300.0  # maximum time in seconds to wait while another process writes the study's files
@@ -126,15 +126,15 @@ def open_study(source: ExperimentSource, storage: str | None = None) -> StudySes
     exp = source.load()
     if exp.study is None:
         raise MaskfoldError(
-            f"{source.file} has no `study` section.",
-            "Add one, e.g. study: {space: {optimizer.args.lr: {low: 1.0e-4, high: 1.0e-2, log: true}}}.",
+            f"{source.file} has no section `study`, which a study requires.",
+            "Add the section, for example study: {space: {optimizer.args.lr: {low: 1.0e-4, high: 1.0e-2, log: true}}}.",
             status=2,
         )
     config = exp.study
     if exp.folds.run == "full":
         raise MaskfoldError(
             "folds.run: found full, expected a list of folds, because training on all cases gives no validation score.",
-            "Set folds, e.g. folds.run=[0,1], or omit the key.",
+            "Set folds, for example folds.run=[0,1], or omit folds.run.",
             status=2,
         )
     check_objectives(source, config, exp.competition.classes)
@@ -267,8 +267,8 @@ def run_study(session: StudySession, count: int, say: Callable[[str], None]) -> 
                 raise worker.data_error
             if worker.duplicates >= MAX_DUPLICATES:
                 say(
-                    f"{MAX_DUPLICATES} samples in a row repeated existing trials: the space is exhausted after "
-                    f"{len(session.finished)} of {count} trials"
+                    f"{MAX_DUPLICATES} draws in a row repeated values of earlier trials, so the study ends after "
+                    f"{len(session.finished)} of {count} trials: it has tried all values of the space"
                 )
                 break
             _check_failures(session)
@@ -333,7 +333,7 @@ def _wait_for_others(session: StudySession, context: Context) -> bool:
         if waiting or len(session.finished) != before:
             return True
         time.sleep(2.0)
-    context.say("they are still running; nothing is left for this process")
+    context.say("they still run, and nothing is left to do for this process")
     return False
 
 
@@ -352,7 +352,7 @@ def requeue_stale_trials(session: StudySession, context: Context) -> None:
             except (ValueError, RuntimeError):
                 continue  # another process was faster
             RetryHeartbeatStaleTrialCallback(MAX_RETRIES)(session.optuna_study, trial)
-            context.say(f"trial {trial.number} was killed; it is queued again and will be resumed")
+            context.say(f"trial {trial.number} was killed; it is queued again, and its folds resume")
 
 
 def best_trials(session: StudySession, count: int | None = 1) -> Sequence[Any]:
@@ -371,7 +371,8 @@ def best_trials(session: StudySession, count: int | None = 1) -> Sequence[Any]:
     if not complete:
         bounds = " within its constraints" if session.config.constraints else ""
         raise MaskfoldError(
-            f"The study {session.name} has no complete trial{bounds}.", "Repeat `maskfold study` to run more trials."
+            f"The study {session.name} has no complete trial{bounds}, so there is no best trial.",
+            "Repeat `maskfold study` to run more trials.",
         )
     if len(session.config.objectives) > 1:
         front = {trial.number for trial in session.optuna_study.best_trials}
@@ -393,7 +394,7 @@ def _check_failures(session: StudySession) -> None:
         reason = (trial_0 or last)[-1].user_attrs.get(REASON_ATTRIBUTE)
         subject = "Trial 0, the unchanged YAML, failed" if trial_0 else f"The last {MAX_FAILURES} trials failed"
         raise MaskfoldError(
-            f"{subject}: {reason}", "Correct the experiment until `maskfold cv` runs, then repeat the command."
+            f"{subject}: {reason}", "Correct the experiment until `maskfold cv` works for it. Then repeat the command."
         )
 
 
@@ -458,8 +459,8 @@ def read_trials(folder: Path) -> dict[str, Any]:
         record = read_unedited_record(path, TRIALS_FILE, HINT)
     except FileNotFoundError:
         raise MaskfoldError(
-            f"No trial of the study {folder} has ended yet.",
-            "Wait until `maskfold study` has finished a trial; the command writes the page when it ends.",
+            f"No trial of the study {folder} has ended yet, so there is nothing to show.",
+            "Wait until `maskfold study` has finished a trial. At its end, the command writes the page.",
         ) from None
     try:
         if not all({"number", "state", "values", "params"} <= trial.keys() for trial in record["trials"]):

@@ -159,8 +159,9 @@ def measure_objectives(
             value = summary.dice.get(name.removeprefix("dice_"))
         if value is None or value != value:
             raise MaskfoldError(
-                f"The trial has no {name}: there are no out-of-fold predictions, or no case contains the class.",
-                "See the run's scores in scores.csv in the folder of the run.",
+                f"The trial has no {name}, because it has no out-of-fold predictions or because no case "
+                "contains the class.",
+                "See scores.csv in the folder of the trial's run.",
             )
         values[name] = float(value)
     return values
@@ -249,12 +250,12 @@ class PruningCallback:
             self.trial.report(value, step)
             self.reported.add(step)
             if may_stop and not per_case and self.trial.should_prune():
-                raise TrialStopped(f"pruned at fold {step // MAX_EPOCHS}, epoch {step % MAX_EPOCHS}")
+                raise TrialStopped(f"pruned in fold {step // MAX_EPOCHS}, epoch {step % MAX_EPOCHS}")
         if may_stop and new_scores and per_case and self.trial.should_prune():
             folds = sorted({self.fold_of[index] for index in self.reported})
             raise TrialStopped(
-                f"pruned after fold {', '.join(map(str, folds))}: on {len(self.reported)} cases it is worse than "
-                f"the best trial (p < {self.config.p_value:g})"
+                f"pruned after fold {', '.join(map(str, folds))}: the trial is worse than the best trial on "
+                f"{len(self.reported)} cases (p < {self.config.p_value:g})"
             )
 
     def _case_scores(self) -> list[tuple[int, float]]:
@@ -348,7 +349,7 @@ class TrialRunner:
         overrides = suggest_overrides(trial, self.config)
         if (same := _equal_trial(trial)) is not None:
             self.duplicates += 1
-            self.context.say(f"trial {trial.number} would repeat trial {same}; sampling again")
+            self.context.say(f"the values of trial {trial.number} would repeat trial {same}, so new values are drawn")
             raise DuplicateTrial(f"as trial {same}")
         self.duplicates = 0
         self.release_lock()  # the trial is reserved, so another process may sample its trial now
@@ -495,14 +496,14 @@ def check_study_data(source: ExperimentSource, run: Run, data: str | None, files
         changed = sorted(key for key in {*present, *files} if present.get(key) != files.get(key))
         raise ChangedDataError(
             f"{join_names(changed)} changed since the study was opened.",
-            "Restore the files, or repeat the command, which begins another study with the present files.",
+            "Restore the files. Or repeat the command, which begins another study with the present files.",
         )
     if data is None or combined_data_hash(run.cases, run.extra_tables) == data:
         return
     if data_digest(study_tables(source.load())) != data:
         raise ChangedDataError(
             f"The data of {run.exp.competition.name} have changed since the study was opened.",
-            "Restore the data, or repeat the command, which begins another study on the present data.",
+            "Restore the data. Or repeat the command, which begins another study on the present data.",
         )
 
 

@@ -88,13 +88,13 @@ class SampleFiles:
             except ZIP_ERRORS as error:
                 raise MaskfoldError(
                     f"submission.sample: {path} cannot be read as a folder or a zip archive: {error}.",
-                    "With submission.files, the sample is a zip archive or a folder of label files; omit the key if "
-                    "the host gives none.",
+                    "With submission.files, the sample must be a zip archive or a folder of label files. If the "
+                    "host gives no sample, omit the key.",
                     status=2,
                 ) from error
         visible = [name for name in names if not any(part[:1] in "._" for part in PurePosixPath(name).parts)]
         if not visible:
-            raise MaskfoldError(f"submission.sample: {path} contains no file.", "Download it again.", status=2)
+            raise MaskfoldError(f"submission.sample: {path} contains no file.", "Download the sample again.", status=2)
         return cls(path, tuple(sorted(visible)))
 
     def check_names(self, expected: Sequence[str]) -> None:
@@ -115,7 +115,7 @@ class SampleFiles:
         parts += [f"has {other[0]}{and_more(len(other), 1, 'file')}, which {verb} to no test case"] if other else []
         raise MaskfoldError(
             f"The sample {self.path} {' and '.join(parts)}.",
-            "Correct submission.files, whose pattern names the files, or test.images.",
+            "Correct submission.files, whose pattern gives the names of the files, or correct test.images.",
         )
 
     def header(self, name: str, dimensions: int, scratch: Path) -> FileHeader:
@@ -162,7 +162,7 @@ def file_names(comp: Competition, case_id: str) -> dict[str, str]:
         except MaskfoldError as error:
             raise MaskfoldError(
                 f"submission.files: {error.message.removeprefix('--label-map: ')}",
-                "Add {class} to the pattern, so that each class gets a file: {class}/{id}.png.",
+                "Add {class} to the pattern, so that each class gets its own file: {class}/{id}.png.",
                 status=2,
             ) from error
     return {"": _fill(pattern, case_id, "")}
@@ -195,8 +195,8 @@ def check_file_names(names: Mapping[str, Mapping[str, str]]) -> None:
             if first == name:
                 one, other, what = f"case {first_case}, class {first_cls}", f"case {case_id}, class {cls}", "one name,"
             raise MaskfoldError(
-                f"submission.files: two files have {what} {name}: {one} and {other}.",
-                "Put the classes into folders: {class}/{id}" + PurePosixPath(name).suffix + ".",
+                f"submission.files: two files would have {what} {name}: the files of {one} and of {other}.",
+                "Put the classes into different folders: {class}/{id}" + PurePosixPath(name).suffix + ".",
                 status=2,
             )
 
@@ -329,8 +329,8 @@ def check_sample_headers(
                 if header.shape != expected:
                     found, wanted = ("×".join(map(str, sizes)) for sizes in (header.shape, expected))
                     raise MaskfoldError(
-                        f"{name} in the sample {sample.path} has the shape {found}, expected {wanted}, the shape of "
-                        f"the image of {row.id}.",
+                        f"{name} in the sample {sample.path} has the shape {found}, expected {wanted}, which is the "
+                        f"shape of the image {row.id}.",
                         "Download the sample again, or omit submission.sample.",
                     )
                 _as_type(np.array(file_values(comp, cls), np.int64), header.dtype, name)
@@ -399,12 +399,14 @@ def _as_type(labels: np.ndarray[Any, Any], dtype: str, name: str) -> np.ndarray[
         converted = large_arrays.copy(labels, dtype)
     except TypeError as error:
         raise MaskfoldError(
-            f"{name}: the sample has values of type {dtype}, expected integers or floats.", "Omit submission.sample."
+            f"{name}: the sample has values of the type {dtype}, expected integers or floats.",
+            "Omit submission.sample.",
         ) from error
     if not large_arrays.are_equal(converted, labels):
         raise MaskfoldError(
-            f"{name}: the sample has values of type {dtype}, which cannot hold the label {int(labels.max())}.",
-            "Set smaller values with submission.labels.",
+            f"{name}: the sample has values of the type {dtype}, but this type cannot hold the label "
+            f"{int(labels.max())}.",
+            "Set smaller label values with submission.labels.",
         )
     return converted
 
@@ -424,7 +426,7 @@ def _zip(folder: Path, archive: Path) -> Path:
             out.writestr(member, path.read_bytes())
     with zipfile.ZipFile(archive) as written:
         if (damaged := written.testzip()) is not None:
-            raise MaskfoldError(f"{damaged} changed when the archive was written.", "Check the disk.")
+            raise MaskfoldError(f"{damaged} changed while the archive was written.", "Check the disk.")
     with open(archive, "rb") as stream:
         os.fsync(stream.fileno())
     return archive
@@ -443,13 +445,13 @@ def check_files_output(path: Path, comp: Competition, runs: Sequence[Run]) -> No
     Raises:
         MaskfoldError: the path is not allowed (status 2).
     """
-    hint = "Name another path with -o."
+    hint = "Give another path with -o."
     if comp.submission.zip and (path.suffix.lower() != ".zip" or path.is_dir()):
         raise MaskfoldError(
-            f"Output: found {path}, expected a file that ends in .zip (submission.zip).", hint, status=2
+            f"--output: found {path}, expected a file that ends in .zip (submission.zip).", hint, status=2
         )
     if not comp.submission.zip and path.is_file():
-        raise MaskfoldError(f"Output: found the file {path}, expected a folder.", hint, status=2)
+        raise MaskfoldError(f"--output: found the file {path}, expected a folder.", hint, status=2)
     check_output([path, _summary_path(path)], competitions_of(runs))
     ensure_writable(path.absolute().parent)
     if path.is_dir():
@@ -459,7 +461,9 @@ def check_files_output(path: Path, comp: Competition, runs: Sequence[Run]) -> No
             earlier = set()
         others = [file for file in path.rglob("*") if file.is_file()]
         if other := next((file for file in others if file.relative_to(path).as_posix() not in earlier), None):
-            raise MaskfoldError(f"Output: the folder {path} has the file {other.name} already.", hint, status=2)
+            raise MaskfoldError(
+                f"--output: the folder {path} already has the file {other.name}, which is not replaced.", hint, status=2
+            )
 
 
 def _summary_path(path: Path) -> Path:

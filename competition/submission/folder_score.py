@@ -161,13 +161,17 @@ def parse_classes(text: str) -> dict[str, list[int]]:
         name, _, values = part.strip().rpartition("=")
         if not re.fullmatch(r"\d+(\+\d+)*", values) or (name or values) in found:
             raise MaskfoldError(
-                f"--classes: found `{part.strip()}`, expected a value or NAME=VALUE, each once.",
-                "Write e.g. --classes 1,2 or --classes liver=1,tumour=2+3.",
+                f"--classes: found `{part.strip()}`, expected values or NAME=VALUE, each of them once.",
+                "Write for example --classes 1,2 or --classes liver=1,tumour=2+3.",
                 status=2,
             )
         found[name or values] = [int(value) for value in values.split("+")]
     if any(0 in values for values in found.values()):
-        raise MaskfoldError("--classes: found 0, which is the background.", "Name values above 0.", status=2)
+        raise MaskfoldError(
+            "--classes: found 0, which is the background, expected values above 0.",
+            "Write only values above 0.",
+            status=2,
+        )
     return found
 
 
@@ -198,11 +202,11 @@ def _sections(names: Sequence[str], tolerances: Sequence[float], trust: Sequence
                 config = MetricConfig(name=name, both_empty=None)
         except ValueError as error:
             raise MaskfoldError(
-                f"--metrics: {error}.", "Name metrics, or import paths of your own.", status=2
+                f"--metrics: {error}.", "Give the names of metrics, or import paths of your own metrics.", status=2
             ) from error
         if config.resolve().pooled_share:
             raise MaskfoldError(
-                f"--metrics: {name} is averaged over the slices of all cases, and has no score of a single case.",
+                f"--metrics: {name} cannot score label files, because it is averaged over the slices of all cases.",
                 "Score a CSV with --competition instead.",
                 status=2,
             )
@@ -221,7 +225,11 @@ def _files(folder: Path, option: str) -> dict[str, Path]:
         MaskfoldError: the folder or its files do not exist, or two files have the same id (status 2).
     """
     if not folder.is_dir():
-        raise MaskfoldError(f"{option}: {folder} is not a folder.", "Name a folder of label files.", status=2)
+        raise MaskfoldError(
+            f"{option}: {folder} is a file or does not exist, expected a folder.",
+            "Give a folder of label files.",
+            status=2,
+        )
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if not path.is_file() or path.name.startswith(".") or not has_reader(path.name):
@@ -230,13 +238,15 @@ def _files(folder: Path, option: str) -> dict[str, Path]:
             raise MaskfoldError(f"{option}: the name {path.name!r} {problem}.", "Rename the file.", status=2)
         if case in files:
             raise MaskfoldError(
-                f"{option}: the id {case} has two files, {files[case].name} and {path.name}.", "Remove one.", status=2
+                f"{option}: two files have the id {case}, expected one: {files[case].name} and {path.name}.",
+                "Remove one.",
+                status=2,
             )
         files[case] = path
     if not files:
         raise MaskfoldError(
-            f"{option}: {folder} has no file that can be read as labels.",
-            "Name the folder that directly contains the files, such as case.nii.gz or case.png.",
+            f"{option}: {folder} has no label file that Maskfold can read.",
+            "Give the folder that directly contains the files, such as case.nii.gz or case.png.",
             status=2,
         )
     return files
@@ -247,17 +257,17 @@ def _check_missing(
 ) -> None:
     if len(absent) == count:
         raise MaskfoldError(
-            f"No file of {predictions} has the name of a file of {truth}: found e.g. {_listed(extra)}, expected "
-            f"{_listed(absent)}.",
-            "Name the files alike; only the extensions may differ.",
+            f"No file of {predictions} has the same name as a file of {truth}: found for example "
+            f"{_listed(extra)}, expected {_listed(absent)}.",
+            "Give the two files of a case the same name; only their extensions may differ.",
             status=2,
         )
     if missing == "error" and (absent or extra):
-        parts = [f"{format_count(len(absent), 'case')} without a prediction: {_listed(absent)}"] if absent else []
-        parts += [f"{format_count(len(extra), 'prediction')} without truth: {_listed(extra)}"] if extra else []
+        parts = [f"no prediction of {format_count(len(absent), 'case')}: {_listed(absent)}"] if absent else []
+        parts += [f"no truth for {format_count(len(extra), 'prediction')}: {_listed(extra)}"] if extra else []
         raise MaskfoldError(
             f"{predictions} and {truth} have different cases: {'; '.join(parts)}.",
-            "Add --missing empty to count missing predictions as empty, or --missing skip to leave these cases out.",
+            "To count missing predictions as empty, add --missing empty. To leave these cases out, add --missing skip.",
             status=2,
         )
 
@@ -287,7 +297,7 @@ def _read_pair(
             check_same_grid(case, (str(true), header), (str(predicted), own), is_mask=False)
         except MaskfoldError as error:
             raise MaskfoldError(
-                error.message, "Predict on the grid of the truth, or resample the prediction to it."
+                error.message, "Predict on the grid of the truth, or resample the prediction to this grid."
             ) from error
     labels, _ = read_labels(true, dimensions)
     if predicted is None:
@@ -309,9 +319,9 @@ def _values(labels: Labels, file: Path | None, chosen: Mapping[str, list[int]] |
     values = {int(value) for value in np.unique(labels)} - {0}
     if chosen is None and (len(values) > MAX_VALUES or min(values, default=0) < 0):
         raise MaskfoldError(
-            f"{file} has {len(values)} values from {min(values)} to {max(values)}, expected label values above 0, at "
-            f"most {MAX_VALUES} of them.",
-            "Name label files, not images or object numbers, or set the values that are classes with --classes.",
+            f"{file} has {len(values)} values from {min(values)} to {max(values)}, expected label values "
+            f"above 0, and at most {MAX_VALUES} of them.",
+            "Give label files instead of images or object numbers. Or name the values that are classes with --classes.",
         )
     return values
 
@@ -333,16 +343,17 @@ def _check_values(predicted: set[int], true: set[int], chosen: Mapping[str, list
     if chosen is None and predicted and true and not predicted & true:
         first, second = (", ".join(map(str, sorted(values)[:SHOWN_IDS])) for values in (predicted, true))
         raise MaskfoldError(
-            f"The predictions have the values {first}, the true files {second}; no value is in both.",
-            f"List the values of each class, e.g. --classes object={min(predicted)}+{min(true)}.",
+            f"The predictions have the values {first}, and the true files have the values {second}, but no "
+            "value is in both.",
+            f"List the values of each class, for example --classes object={min(predicted)}+{min(true)}.",
             status=2,
         )
     known = {value for values in (chosen or {}).values() for value in values}
     if chosen is not None and not known & (predicted | true):
         raise MaskfoldError(
-            f"--classes: no file has one of the values {', '.join(map(str, sorted(known)))}; the files have "
+            f"--classes: no file has one of the values {', '.join(map(str, sorted(known)))}. The files have "
             f"{', '.join(map(str, sorted(predicted | true)[:SHOWN_IDS])) or 'no value'}.",
-            "Name values that the files have.",
+            "Write values that the files have.",
             status=2,
         )
 
@@ -387,6 +398,7 @@ def _score_masks(
         if not isfinite(scores[column]):
             raise MaskfoldError(
                 f"The metric {column} of the class {cls} of case {case} is {scores[column]}, expected a finite number.",
-                "Return the worst possible score, e.g. the image's diagonal, if only one mask is empty.",
+                "If only one of the two masks is empty, the metric must return its worst possible score, such "
+                "as the diagonal of the image.",
             )
     return {**scores, **counts._asdict()}

@@ -21,7 +21,9 @@ from competition.io import atomic_write
 from competition.submission.label_files import nifti_labels
 
 Labels = NDArray[Any]
-ITK_HINT = "Install SimpleITK: pip install SimpleITK. Or set submission.files to another format, e.g. {id}.nii.gz."
+ITK_HINT = (
+    "Install SimpleITK: pip install SimpleITK. Or set submission.files to another format, for example {id}.nii.gz."
+)
 AFFINE_TOLERANCE = 1e-4  # mm
 RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
 
@@ -54,7 +56,9 @@ def check_writer(name: str) -> None:
         try:
             import SimpleITK  # noqa: F401
         except ImportError as error:
-            raise MaskfoldError("submission.files: MHA files require SimpleITK.", ITK_HINT, status=2) from error
+            raise MaskfoldError(
+                "submission.files: MHA files require SimpleITK, which is not installed.", ITK_HINT, status=2
+            ) from error
 
 
 def write_labels(path: Path, labels: Labels, source: Path, row: Any, comp: Competition) -> None:
@@ -111,8 +115,8 @@ def _check_written(path: Path, expected: Labels, affine: Any, dims: int) -> None
     )
     if not same_affine or not large_arrays.are_equal(found, expected):
         raise MaskfoldError(
-            f"The label file {path.name} changed when it was written and read.",
-            f"Report this with the shape {expected.shape} and the type {expected.dtype}.",
+            f"The label file {path.name} was written, but reading it gives other values.",
+            f"Please report this error with the shape {expected.shape} and the type {expected.dtype}.",
         )
 
 
@@ -121,7 +125,8 @@ def _write_png(path: Path, labels: Labels) -> None:
 
     if labels.dtype.name not in ("uint8", "uint16"):
         raise MaskfoldError(
-            f"PNG files hold uint8 or uint16, found {labels.dtype} for {path.name}.", "Set submission.files to .tif."
+            f"PNG files can hold only uint8 or uint16, but {path.name} has {labels.dtype}.",
+            "Set submission.files to a name that ends in .tif.",
         )
     atomic_write(path, lambda file: file.write(cv2.imencode(".png", labels)[1].tobytes()))
 
@@ -211,7 +216,8 @@ def read_file_header(path: Path, dimensions: int) -> FileHeader:
     header = read_header(path, dimensions, labels=True)
     if header.channels != 1:
         raise MaskfoldError(
-            f"{path.name} has {header.channels} channels, expected 1, as in a label file.", "Correct submission.sample."
+            f"{path.name} has {header.channels} channels, expected 1, because it is a label file.",
+            "Correct submission.sample.",
         )
     return FileHeader(tuple(header.shape), _stored_type(path) or header.dtype)
 

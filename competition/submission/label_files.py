@@ -98,10 +98,11 @@ def region_values(comp: Competition) -> dict[int, int]:
             scores objects (status 2).
     """
     sets = [frozenset(values) for values in comp.class_values]
-    hint = "Omit --label-map: each class gets a file."
+    hint = "Omit --label-map. Then each class gets its own file."
     if comp.instances:
         raise MaskfoldError(
-            "--label-map: found competition.instances: true, expected false, because a label map cannot store objects.",
+            "--label-map: found competition.instances: true, expected false, because a label map has one "
+            "value per class and cannot store objects.",
             hint,
             status=2,
         )
@@ -113,8 +114,8 @@ def region_values(comp: Competition) -> dict[int, int]:
                 continue
             if inner == sets[index] or not (inner < sets[index] or inner > sets[index]):
                 raise MaskfoldError(
-                    f"--label-map: the classes {name} and {comp.classes[other]} share label values, but neither "
-                    "contains the other.",
+                    f"--label-map: the classes {name} and {comp.classes[other]} share label values, but neither of "
+                    "them contains the other.",
                     hint,
                     status=2,
                 )
@@ -122,7 +123,8 @@ def region_values(comp: Competition) -> dict[int, int]:
         if len(own) != 1:
             found = ", ".join(map(str, sorted(own))) or "none"
             raise MaskfoldError(
-                f"--label-map: the class {name} needs one label value that no class inside it also has, found {found}.",
+                f"--label-map: the class {name} needs exactly one label value that no class inside it has, "
+                f"found {found}.",
                 hint,
                 status=2,
             )
@@ -148,9 +150,9 @@ def _objects(prediction: CasePrediction, classes: Sequence[int]) -> NDArray[np.u
         present, number = np.unique(objects[pixels], return_inverse=True)
         if count + len(present) > MAX_OBJECTS:
             raise MaskfoldError(
-                f"Objects of one image: found {count + len(present):,}, expected at most {MAX_OBJECTS:,}, because a "
+                f"An image has {count + len(present):,} objects, expected at most {MAX_OBJECTS:,}, because a "
                 "label file has 16 bits.",
-                "Remove small objects with the step `remove_small`.",
+                "Remove small objects with the post-processing step `remove_small`.",
             )
         labels[pixels] = number + (count + 1)
         count += len(present)
@@ -213,8 +215,8 @@ def predict_images(
     refuse_imported(runs, "predict new images")
     if output.resolve() == images.resolve():
         raise MaskfoldError(
-            f"Output folder: found {output}, expected a folder other than --images.",
-            "Name another output folder with -o.",
+            f"--output: found {output}, expected another folder than --images.",
+            "Give another output folder with -o.",
             status=2,
         )
     check_output([output], competitions_of(runs))
@@ -257,9 +259,9 @@ def _check_holds_no_image(output: Path, rows: Sequence[Any], comp: Competition) 
             for file in [files] if isinstance(files, str) else files:
                 if os.path.realpath(Path(comp.root, file).parent) in places:
                     raise MaskfoldError(
-                        f"Output folder: found {output}, which has the image {file} of --images; expected a folder "
+                        f"--output: found {output}, which contains the image {file} of --images, expected a folder "
                         "without images.",
-                        "Name another output folder with -o.",
+                        "Give another output folder with -o.",
                         status=2,
                     )
 
@@ -280,9 +282,9 @@ def _check_file_names(rows: Sequence[Any], comp: Competition, label_map: bool) -
             first = owners.setdefault(fold_name(f"{row.id}_{name}"), (row.id, name))
             if first != (row.id, name):
                 raise MaskfoldError(
-                    f"Two label files would have the name {row.id}_{name}: class {first[1]} of case {first[0]}, and "
-                    f"class {name} of case {row.id}.",
-                    "Rename one of the images; if the classes are nested regions, use --label-map.",
+                    f"Two label files would have the name {row.id}_{name}: that of the class {first[1]} of case "
+                    f"{first[0]}, and that of the class {name} of case {row.id}.",
+                    "Rename one of the images. If the classes are nested regions, add --label-map.",
                 )
 
 
@@ -308,7 +310,7 @@ def competition_for_folder(comp: Competition, images: Path) -> Competition:
         MaskfoldError: the folder does not exist, or contains no image of the competition.
     """
     if not images.is_dir():
-        raise MaskfoldError(f"--images: found {images}, expected a folder.", "Name the folder of the images.", status=2)
+        raise MaskfoldError(f"--images: found {images}, expected a folder.", "Give the folder of the images.", status=2)
     tests = [comp.test.images] if comp.test is not None else []
     for place, pattern in enumerate([*tests, comp.train.images]):
         channels = pattern if isinstance(pattern, dict) else {"image": pattern}
@@ -327,11 +329,13 @@ def competition_for_folder(comp: Competition, images: Path) -> Competition:
     if extensions:
         counts = ", ".join(f"{count} {extension}" for extension, count in sorted(extensions.items()))
         raise MaskfoldError(
-            f"Image types in {images}: found {counts}, expected one type.", "Keep one type per folder.", status=2
+            f"The folder {images} has images of several types: {counts}, expected one type.",
+            "Keep only images of one type in the folder.",
+            status=2,
         )
     raise MaskfoldError(
-        f"{images} contains no image whose name matches the competition's images ({comp.train.images}).",
-        "Name the folder of the images" + (", one file per channel." if has_channels else "."),
+        f"{images} contains no image whose name fits the competition's images ({comp.train.images}).",
+        "Give the folder of the images" + (", one file per channel." if has_channels else "."),
         status=2,
     )
 

@@ -87,7 +87,8 @@ class SampleSubmission:
         for name, case_id in case_ids.items():
             if case_id is None:
                 raise MaskfoldError(
-                    f"{self.path} requires the id {name}, which has no test image{nearest_hint(name, names.ids)}.",
+                    f"{self.path} requires the id {name}, but no test image has this "
+                    f"id{nearest_hint(name, names.ids)}.",
                     "Correct test.images or submission.sample, or add the image.",
                 )
         missing = sorted(set(names.ids) - set(case_ids.values()))
@@ -95,7 +96,7 @@ class SampleSubmission:
             more = and_more(len(missing), 1, "image")
             raise MaskfoldError(
                 f"{self.path} has no row for the test image {missing[0]}{more}.",
-                "Correct test.images, or use the sample of these images.",
+                "Correct test.images, or use the sample that belongs to these images.",
             )
 
 
@@ -165,12 +166,12 @@ def open_rows(path: Path, profile: Profile) -> tuple[Profile, Iterator[CsvRow]]:
             cells.
     """
     if not path.is_file():
-        raise MaskfoldError(f"The file {path} does not exist.", "Correct its path.", status=2)
+        raise MaskfoldError(f"The file {path} does not exist.", "Correct the path of the file.", status=2)
     csv.field_size_limit(sys.maxsize)  # the text of a large mask is longer than the default limit
     cells = _cells(path)
     _, header = next(cells, (1, []))
     if not header:
-        raise MaskfoldError(f"{path} is empty.", "Download the host's file again, or write it again.", status=2)
+        raise MaskfoldError(f"{path} is empty.", "Download the file from the host again, or write it again.", status=2)
     layout = profile.match_header(header, path)
     return layout, _rows(path, layout, cells)
 
@@ -184,7 +185,8 @@ def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
                     yield reader.line_num, cells
     except (csv.Error, UnicodeError) as error:
         raise MaskfoldError(
-            f"Cannot read {path} as a CSV ({error}).", "Write it as a CSV with commas, UTF-8 and one header line."
+            f"Cannot read {path} as a CSV ({error}).",
+            "Write the file as a CSV in UTF-8, with commas and one header line.",
         ) from error
 
 
@@ -193,7 +195,7 @@ def _rows(path: Path, layout: Profile, lines: Iterator[tuple[int, list[str]]]) -
         if len(cells) != len(layout.columns):
             raise MaskfoldError(
                 f"{path}, line {line}: found {len(cells)} cells, expected {len(layout.columns)}.",
-                "Write one cell per column; quote cells that contain a comma.",
+                "Write one cell per column. Put cells that contain a comma into quotes.",
             )
         named = dict(zip(layout.columns, cells, strict=True))
         image, cls = layout.split_id(named[layout.id_column])
@@ -215,11 +217,12 @@ def read_sample(path: str | Path, profile: Profile) -> SampleSubmission:
         if row.key in seen:
             raise MaskfoldError(
                 f"{path}, line {row.line}: {format_key(row.key)} is a duplicate of line {seen[row.key]}.",
-                "Remove one of the two rows, or download the host's sample again.",
+                "Remove one of the two rows. If this is the host's sample, download it again.",
             )
         if layout.rows_have_class and row.key[1] not in layout.classes:
             raise MaskfoldError(
-                f"{path}, line {row.line}, class: found `{row.key[1]}`, expected one of {', '.join(layout.classes)}.",
+                f"{path}, line {row.line}: found the class `{row.key[1]}`, expected one of "
+                f"{', '.join(layout.classes)}.",
                 "Correct competition.classes or the sample.",
             )
         seen[row.key] = row.line
@@ -258,7 +261,7 @@ def read_submission(
             raise MaskfoldError(f"{location}: the id {key[0]} has no image.", "Correct the row, or add the image.")
         if key in done or (len(key_rows) > 1 and layout.rows != "object"):
             raise MaskfoldError(
-                f"{location}: the rows of {format_key(key)} are duplicates, or not consecutive.",
+                f"{location}: the rows of {format_key(key)} are not consecutive, or one of them is a duplicate.",
                 "Sort the file like the sample, and remove duplicate rows.",
             )
         done.add(key)
@@ -323,7 +326,7 @@ def _split_objects(text: str, profile: Profile) -> list[str]:
     tokens = text.split()
     if len(tokens) % 3:
         raise RleError(
-            f"Tokens: found {len(tokens)}, expected three per object (class, confidence and mask).",
+            f"Found {len(tokens)} words in a cell, expected three per object (class, confidence and mask).",
             "Write `0 confidence mask` for each object.",
         )
     for number in range(len(tokens) // 3):
@@ -338,7 +341,8 @@ def _check_confidence(number: int, cls: str, confidence: str) -> None:
         valid = False
     if not valid:
         raise RleError(
-            f"Object {number}: found `{cls} {confidence}`, expected 0 and a confidence from 0 to 1.",
+            f"Object {number}: found the class and confidence `{cls} {confidence}`, expected 0 and a "
+            "confidence from 0 to 1.",
             "Write `0 confidence mask` for each object.",
         )
 
@@ -456,7 +460,7 @@ class MaskFile:
         for row in rows:
             file._add(row, index)
         if not file.rows:
-            raise MaskfoldError(f"{path} has no rows.", "Name a file with masks.")
+            raise MaskfoldError(f"{path} has no rows.", "Give a file with rows of masks.")
         for case_id in file.rows:
             file._check_complete(case_id, index)
         return file
@@ -493,7 +497,7 @@ class MaskFile:
             raise self._error(
                 row,
                 f"has no {index.kind} image{nearest_hint(image, index.names.values())}",
-                "Correct the row, or score predictions of test cases with --solution."
+                "Correct the row. To score predictions of test cases, add --solution."
                 if index.kind == "training"
                 else "Correct the row, or test.images.",
             )
@@ -507,8 +511,8 @@ class MaskFile:
             if row.cells[column] != str(size):
                 raise self._error(
                     row,
-                    f"has {column} {row.cells[column]}, expected {size} as in the image",
-                    "Write the image's own height and width.",
+                    f"has {row.cells[column]} as {column}, expected {size}, as in the image",
+                    "Write the height and width of the image.",
                 )
         rows = self.rows.setdefault(case_id, {}).setdefault((z, cls), [])
         if rows and self.layout.rows != "object":
@@ -524,15 +528,16 @@ class MaskFile:
         slices, line = {z for z, _ in self.rows[case_id]}, self.first_line(case_id)
         if None in slices and len(slices) > 1:
             raise MaskfoldError(
-                f"{self.path}, line {line}: the case {case_id} has rows for the whole volume and for single slices.",
+                f"{self.path}, line {line}: the case {case_id} has rows for the whole volume and rows for "
+                "single slices, expected only one kind.",
                 "Write rows for the whole volume or for its slices, but not both.",
             )
         for z in (None,) if None in slices else range(index.slices[case_id]):
             for cls in self.layout.classes or (None,):
                 if (z, cls) not in self.rows[case_id]:
                     raise MaskfoldError(
-                        f"{self.path} has no row for {format_key((index.names[case_id, z], cls))}, although the case "
-                        f"{case_id} begins in line {line}.",
+                        f"{self.path} has no row for {format_key((index.names[case_id, z], cls))}, although it "
+                        f"has rows for the case {case_id}, from line {line} on.",
                         "Write all classes and slices of a case, with an empty mask if nothing is found.",
                     )
 
@@ -548,7 +553,7 @@ class MaskFile:
                     raise self._error(
                         row,
                         f"shares {shared} pixels with another object of this image",
-                        "Assign each pixel to one object.",
+                        "Assign each pixel to only one object.",
                     )
                 mask |= obj
                 if labels is not None:

@@ -205,13 +205,13 @@ def _check_profile(comp: Competition, profile: Profile) -> None:
     """
     if comp.submission.profile is not None and profile.metric == FORMAT_ONLY and "metric" not in comp.model_fields_set:
         raise MaskfoldError(
-            f"The metric of profile {profile.name} is not available (format only).",
-            "Set another metric in competition.yaml, e.g. `metric: {name: dice}`.",
+            f"The metric of the profile {profile.name} is not available; Maskfold knows only its file format.",
+            "Set another metric in competition.yaml, for example `metric: {name: dice}`.",
             status=2,
         )
     if len(comp.classes) > 1 and not profile.rows_have_class:
         raise MaskfoldError(
-            f"Class column of {profile.name}: found none, expected one, because competition.classes has "
+            f"The profile {profile.name} has no column for the class, but competition.classes has "
             f"{len(comp.classes)} classes.",
             "Set submission.columns.class, or reduce competition.classes to one class.",
             status=2,
@@ -226,7 +226,7 @@ def _check_same_cases(submission: MaskFile, solution: MaskFile) -> None:
     """
     for file, other, hint in (
         (solution, submission, "Predict every case, with an empty mask if nothing is found."),
-        (submission, solution, "Remove the row, or name the solution of these cases."),
+        (submission, solution, "Remove the row, or give a solution that contains these cases."),
     ):
         missing = [case_id for case_id in file.rows if case_id not in other.rows]
         if missing:

@@ -104,12 +104,12 @@ def submit(
     )
     for run in runs:
         if is_imported(run.exp):
-            say(f"the predictions of {run.full_name} were imported")
+            say(f"the predictions of {run.full_name} were imported, so no network of this run predicts")
         if run.exp.first_stage is not None:
-            say(f"{source_name(run.exp.first_stage)} predicts each case first, for {run.full_name}")
+            say(f"for {run.full_name}, {source_name(run.exp.first_stage)} first predicts each case")
         if missing := [member for member in run.members() if member not in run.finished_members()]:
             say(
-                f"note: {len(missing)} of {len(run.members())} networks of {run.folder} are not finished; "
+                f"note: {len(missing)} of {len(run.members())} networks of {run.folder} are not finished, so "
                 "only the finished ones predict"
             )
     ensemble, fitted, expected = fit_on_oof(ensemble, weights, len(tests), context)
@@ -326,14 +326,14 @@ def normalize_weights(weights: Sequence[float] | str | None, count: int) -> tupl
         return tuple([1 / count] * count)
     if len(weights) != count:
         raise MaskfoldError(
-            f"--weights: found {len(weights)} numbers, expected {count} (one per run).",
-            "Give one weight per run, or `auto`.",
+            f"--weights: found {len(weights)} numbers, expected {count}, one per run.",
+            "Give one weight for each run, or `auto`.",
             status=2,
         )
     if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or sum(weights) <= 0:
         raise MaskfoldError(
-            f"--weights: found {', '.join(map(str, weights))}, expected non-negative numbers with a sum above 0.",
-            "Correct --weights, or use `auto`.",
+            f"--weights: found {', '.join(map(str, weights))}, expected numbers of at least 0 with a sum above 0.",
+            "Correct --weights, or write `auto`.",
             status=2,
         )
     return tuple(weight / sum(weights) for weight in weights)
@@ -367,15 +367,15 @@ def check_csv_output(path: Path, runs: Sequence[Run]) -> None:
     if path.is_dir() or path.suffix != ".csv":
         found = f"the folder {path}" if path.is_dir() else path
         raise MaskfoldError(
-            f"Output file: found {found}, expected the name of a file that ends in .csv.",
-            "Name a file, e.g. -o submission.csv.",
+            f"--output: found {found}, expected a file name that ends in .csv.",
+            "Give the name of a file, for example -o submission.csv.",
             status=2,
         )
     beside = [path.with_suffix(".json"), scores_path(path)]
     if folder := next((other for other in beside if other.is_dir()), None):
         raise MaskfoldError(
-            f"Output file: the command also writes the file {folder} next to {path.name}, but a folder has this name.",
-            "Name another file with -o, or rename the folder.",
+            f"--output: next to {path.name}, the command also writes the file {folder}, but a folder has this name.",
+            "Give another file with -o, or rename the folder.",
             status=2,
         )
     check_output([path, *beside], competitions_of(runs))
@@ -394,7 +394,7 @@ def _check_images_readable(tests: TestSet) -> None:
         except MaskfoldError as error:
             raise MaskfoldError(
                 f"Cannot read the test case {row.id}: {error.message}",
-                "Copy the file again; the host requires a row for every test case.",
+                "Copy the file again. The host requires a row for every test case.",
             ) from error
 
 

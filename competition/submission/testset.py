@@ -144,9 +144,9 @@ def host_id_suffix(comp: Competition) -> str:
     if comp.submission.profile is None:
         return ""
     raise MaskfoldError(
-        f"It is unknown whether the ids of {profile.name} include the file extension, and there is no sample "
-        "submission.",
-        "Set submission.sample to the host's sample submission.",
+        f"It is unknown whether the ids of the profile {profile.name} include the file extension, "
+        "because there is no sample submission.",
+        "Set submission.sample to the sample submission of the host.",
         status=2,
     )
 
@@ -173,9 +173,9 @@ def row_names(row: Any, profile: Profile, sample: SampleSubmission | None) -> li
     if slices is None or not _by_slice(row, profile, sample):
         if profile.rows == "slice_class" and slices is None:
             raise MaskfoldError(
-                f"{profile.name} requires a row per slice, but the case {row.id} is a single file of shape "
-                f"{'×'.join(map(str, json.loads(row.shape)))}.",
-                "Set the file names of slices in test.images: `{id}/slice_{z}.png`.",
+                f"The profile {profile.name} requires a row per slice, but the case {row.id} is a single file "
+                f"of shape {'×'.join(map(str, json.loads(row.shape)))}.",
+                "Set test.images to a pattern for the files of slices, such as `{id}/slice_{z}.png`.",
                 status=2,
             )
         return [row.id]
@@ -198,8 +198,9 @@ def _check_classes(sample: SampleSubmission, profile: Profile) -> None:
         for cls in profile.classes:
             if (image, cls) not in present:
                 raise MaskfoldError(
-                    f"{sample.path} has no row for {format_key((image, cls))}, but rows for its other classes.",
-                    "Download the host's sample again, or correct competition.classes.",
+                    f"{sample.path} has no row for {format_key((image, cls))}, although it has rows for other "
+                    "classes of this image.",
+                    "Download the sample from the host again, or correct competition.classes.",
                 )
 
 

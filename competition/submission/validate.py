@@ -113,8 +113,8 @@ def validate_submission(
         layout, rows = open_rows(path, sample.profile if sample is not None else profile)
         if sample is not None and layout.columns != sample.profile.columns:
             findings.add(
-                f"Columns: found {','.join(layout.columns)}, expected {','.join(sample.profile.columns)} as in the "
-                "sample."
+                f"The file has the columns {','.join(layout.columns)}, expected "
+                f"{','.join(sample.profile.columns)} as in the sample."
             )
         keys = _check_rows(rows, layout, IdLookup(shapes), shapes, findings)
         if sample is not None:
@@ -262,9 +262,9 @@ def _check_row(
         findings: object that collects problems.
     """
     if layout.rows_have_class and row.key[1] not in layout.classes:
-        findings.add(f"{_location(row)}: unknown class, expected one of {', '.join(layout.classes)}.")
+        findings.add(f"{_location(row)}: the class is unknown, expected one of {', '.join(layout.classes)}.")
     if (found := _empty_problem(row.text, layout)) is not None:
-        findings.add(f"{_location(row)}, empty mask: found {found}, expected {_empty_token(layout)}.")
+        findings.add(f"{_location(row)}: an empty mask is written as {found}, expected {_empty_token(layout)}.")
         return
     if shape is None:
         return
@@ -274,7 +274,9 @@ def _check_row(
     if isinstance(decoded, RleError):
         findings.add(f"{_location(row)}: {decoded.message}")
     elif not decoded and row.text.strip() != layout.rle.empty.strip():
-        findings.add(f"{_location(row)}, empty mask: found a text without pixels, expected {_empty_token(layout)}.")
+        findings.add(
+            f"{_location(row)}: an empty mask is written as a text without pixels, expected {_empty_token(layout)}."
+        )
 
 
 def _location(row: CsvRow) -> str:
@@ -305,6 +307,7 @@ def _check_keys(keys: list[RowKey], sample: SampleSubmission, findings: _Finding
     for key, sample_key in zip(order, sample_order, strict=True):
         if key != sample_key:
             findings.add(
-                f"The rows are not in the sample's order: found {format_key(key)}, expected {format_key(sample_key)}."
+                f"The order of the rows differs from that of the sample: found {format_key(key)}, expected "
+                f"{format_key(sample_key)}."
             )
             return

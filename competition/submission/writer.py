@@ -196,13 +196,13 @@ class _TextStore:
         first = self.shapes.setdefault(key, shape)
         if shape != first:
             raise MaskfoldError(
-                f"Mask shape of {format_key(key)}: found {shape}, expected {first}, the shape of its first mask.",
+                f"A mask of {format_key(key)} has the shape {shape}, expected {first}, the shape of its first mask.",
                 "Resize the masks to the size of the image.",
             )
         if key in self._offsets and not self.profile.several_masks:
             raise MaskfoldError(
-                f"Masks of {format_key(key)}: found a second mask, expected one.",
-                "Merge the masks of one case before writing.",
+                f"{format_key(key)} has a second mask, expected one.",
+                "Merge the masks of one case before you write them.",
             )
         return key, self._offsets.setdefault(key, [])
 
@@ -230,13 +230,13 @@ class _TextStore:
         """
         if self.sample is None:
             if not self._offsets:
-                raise MaskfoldError("Masks to write: found 0, expected at least 1.", "Predict at least one case.")
+                raise MaskfoldError("There is no mask to write, expected at least one.", "Predict at least one case.")
             yield from self._offsets
             return
         for key in self.sample.keys:
             if key not in self._offsets:
                 raise MaskfoldError(
-                    f"{self.sample.path} requires {format_key(key)}, but it has no mask.",
+                    f"{self.sample.path} requires a mask of {format_key(key)}, but there is none.",
                     "Predict every test case; write an empty mask if nothing is found.",
                 )
             yield key
@@ -267,9 +267,9 @@ class _TextStore:
             cls = None
         elif cls not in self.profile.classes:
             raise MaskfoldError(
-                f"Class of the mask of {case_id}: found {cls}, expected one of {', '.join(self.profile.classes)} "
+                f"A mask of {case_id} has the class {cls}, expected one of {', '.join(self.profile.classes)} "
                 f"({self.profile.name}).",
-                "Name the classes as the host does.",
+                "Use the class names of the host.",
             )
         if self._names is None or self.sample is None:
             return case_id, cls
@@ -278,7 +278,7 @@ class _TextStore:
             hint = nearest_hint(case_id, self._names.ids) if image is None else ""
             raise MaskfoldError(
                 f"{self.sample.path} has no row for {format_key((case_id, cls))}{hint}.",
-                "Correct test.images, or use the sample of these images.",
+                "Correct test.images, or use the sample that belongs to these images.",
             )
         return image, cls
 
@@ -362,6 +362,6 @@ def _with_confidence(text: str, confidence: float, profile: Profile) -> str:
 
 def _changed_error(key: RowKey, shape: tuple[int, ...], profile: Profile) -> MaskfoldError:
     return MaskfoldError(
-        f"The mask of {format_key(key)} changed when it was encoded and decoded.",
-        f"Report this with the mask's shape {shape} and the profile {profile.name}.",
+        f"The mask of {format_key(key)} was encoded, but decoding it gives another mask.",
+        f"Please report this error with the shape {shape} of the mask and the profile {profile.name}.",
     )

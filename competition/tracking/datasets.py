@@ -60,7 +60,7 @@ def case_sets(run_folder: Path, competition: str, fold: int | None = None) -> li
         hashes = {row["id"]: row.get("hash") or "" for row in _rows(run_folder / CASES_FILE)}
         fold_of = {row["id"]: int(row["fold"]) for row in _rows(run_folder / FOLDS_FILE)}
     except (OSError, ValueError, KeyError, csv.Error) as error:
-        logger.warning("The case table of %s is not logged as a dataset: %s", run_folder, error)
+        logger.warning("The case table of %s is not stored in MLflow as a dataset: %s", run_folder, error)
         return []
     if fold is None:
         chosen = {

@@ -114,7 +114,7 @@ def _mlflow_errors(store: MlflowStore) -> Iterator[None]:
         first_line = (redact(str(error)).strip().splitlines() or [type(error).__name__])[0]
         raise MaskfoldError(
             f"MLflow ({store.display_uri}) cannot register the model: {first_line[:200]}.",
-            "Start the server or correct MLFLOW_TRACKING_URI, then run the same command again.",
+            "Start the server, or correct the variable MLFLOW_TRACKING_URI. Then run the same command again.",
         ) from error
 
 

@@ -36,10 +36,10 @@ SCORE_METRICS = {"raw": "cv_score", "nested": "nested_score", "soup": "soup_weig
 TITLES = {
     "cv": "without tuned post-processing",
     "nested": "with post-processing tuned on the other folds",
-    "soup_weights": "averaged checkpoints, on cases that did not select them",
+    "soup_weights": "of averaged checkpoints, on cases that were not used to select them",
     "last_weights": "last weights",
     "all_seeds": "all seeds together",
-    "one_seed": "one seed alone, on average",
+    "one_seed": "of one seed alone, averaged over the seeds",
 }
 CURVE_METRICS = ("train/loss", "val/score", "val/dice")  # and the metric `val/dice/<class>` of each class
 

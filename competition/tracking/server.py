@@ -41,13 +41,14 @@ def serve_mlflow(root: Path, host: str = "127.0.0.1", port: int = 5000, say: Cal
     """
     store = find_mlflow_store(root)
     if store.is_server:
-        say("The MLflow server that MLFLOW_TRACKING_URI names stores the runs. Open in a browser:")
+        say("The runs are stored by the MLflow server that MLFLOW_TRACKING_URI names. Open in a browser:")
         for line in _link_lines(store.display_uri.rstrip("/"), store.uri.rstrip("/")):
             say(line)
         return
     if store.database is not None and not store.database.exists():
         raise MaskfoldError(
-            f"No run is logged yet: {store.database} does not exist.", "Train a run with `maskfold cv` first."
+            f"No run is stored in MLflow yet, because {store.database} does not exist.",
+            "First train a run with `maskfold cv`.",
         )
     _check_address(host, port)
     log = root / MLRUNS / SERVER_LOG
@@ -64,13 +65,14 @@ def serve_mlflow(root: Path, host: str = "127.0.0.1", port: int = 5000, say: Cal
             say("starting MLflow …")
             _wait_until_ready(server, host, port, log)
             lines = _link_lines(_url(host, port), _url(host, port))
-            say(f"MLflow is running (Ctrl-C stops it; its log is {log}). Open in a browser:")
+            say(f"MLflow is running; Ctrl-C stops it, and its log is {log}. Open in a browser:")
             for line in lines:
                 say(line)
             if host not in LOOPBACK_HOSTS:
                 say(
-                    "note: everybody who can connect to this machine can read and delete runs; to connect by host name "
-                    "instead of IP address, add the name to MLFLOW_SERVER_ALLOWED_HOSTS"
+                    "note: everybody who can connect to this machine can read and delete runs. To connect by the "
+                    "name of this machine instead of its IP address, add the name to the variable "
+                    "MLFLOW_SERVER_ALLOWED_HOSTS"
                 )
             if status := server.wait():
                 raise MaskfoldError(f"MLflow's server ended with status {status}: {_last_line(log)}", f"See {log}.")
@@ -143,7 +145,7 @@ def _wait_until_ready(server: subprocess.Popen[bytes], host: str, port: int, log
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.3)
-    raise MaskfoldError(f"MLflow's server does not answer after {START_TIMEOUT_SECONDS:.0f} s.", f"See {log}.")
+    raise MaskfoldError(f"MLflow's server has not answered within {START_TIMEOUT_SECONDS:.0f} s.", f"See {log}.")
 
 
 def _url(host: str, port: int) -> str:

@@ -489,7 +489,7 @@ def get_or_create_experiment(client: MlflowClient, store: MlflowStore, name: str
             if experiment is None:
                 raise
     if experiment.lifecycle_stage == "deleted":
-        logger.warning("MLflow's experiment %s was deleted; it is restored for new runs", name)
+        logger.warning("MLflow's experiment %s was deleted in MLflow, so it is restored for new runs", name)
         client.restore_experiment(experiment.experiment_id)
     return str(experiment.experiment_id)
 

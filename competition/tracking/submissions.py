@@ -55,7 +55,7 @@ def log_submission(run_folder: Path, exp: Experiment, submission: Path, summary_
         return _log_submission(store, run_folder, exp, submission, summary_path)
     except Exception as error:  # noqa: BLE001 - no error of MLflow, its database or the network may stop a submission
         logger.warning(
-            "MLflow (%s) cannot log the submission: %s. The files are %s and %s.",
+            "The submission cannot be stored in MLflow (%s): %s. The files are %s and %s.",
             store.display_uri,
             _first_line(error),
             submission,
@@ -144,7 +144,8 @@ def log_upload(record: Mapping[str, Any], files: tuple[Path, ...] = ()) -> str |
         return _log_upload(store, folder, record, files)
     except Exception as error:  # noqa: BLE001 - no error of MLflow, its database or the network may stop an upload
         logger.warning(
-            "MLflow (%s) cannot log the upload: %s. The ledger's file has it; `maskfold ledger` tries again.",
+            "The upload cannot be stored in MLflow (%s): %s. It is in the ledger's file, and `maskfold "
+            "ledger` tries again.",
             store.display_uri,
             _first_line(error),
         )

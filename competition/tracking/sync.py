@@ -98,15 +98,15 @@ class MlflowSync:
         self._stop.set()
         self._thread.join(min(3.0, self.timeout))
         if self._thread.is_alive():
-            logger.warning("Waiting for the upload of the last files to MLflow (%s).", self.store.display_uri)
+            logger.warning("Waiting until the last files are uploaded to MLflow (%s).", self.store.display_uri)
         calls = -1
         while self._thread.is_alive() and calls != self._uploader.calls:
             calls = self._uploader.calls
             self._thread.join(self.timeout / 4 if self._is_failing else self.timeout)
         if not self._is_complete:
             logger.warning(
-                "The upload of this run to MLflow (%s) is incomplete. The files are in %s; run the same command again "
-                "to upload them.",
+                "Not all data of this run are in MLflow (%s). The files are in %s. To upload them, run the "
+                "same command again.",
                 self.store.display_uri,
                 self.run_folder,
             )
@@ -141,7 +141,7 @@ class MlflowSync:
         except Exception as error:  # noqa: BLE001 - no error of MLflow, its database or the network may stop training
             if not self._is_failing:
                 logger.warning(
-                    "MLflow (%s) cannot be updated: %s%s. Training continues; the upload is retried.",
+                    "Data cannot be sent to MLflow (%s): %s%s. Training continues, and Maskfold tries again.",
                     self.store.display_uri,
                     _first_line(error),
                     _free_space(self.store, error),
@@ -149,7 +149,7 @@ class MlflowSync:
             self._is_failing = True
             return False
         if self._is_failing:
-            logger.warning("MLflow (%s) can be updated again.", self.store.display_uri)
+            logger.warning("MLflow (%s) accepts data again.", self.store.display_uri)
         self._is_failing = False
         return True
 
@@ -175,7 +175,7 @@ def upload_finished_run(run_folder: Path, exp: Experiment) -> bool:
     try:
         uploader.upload(last=True)
     except Exception as error:  # noqa: BLE001 - no error of MLflow, its database or the network may stop a command
-        logger.warning("MLflow (%s) cannot be updated: %s.", store.display_uri, _first_line(error))
+        logger.warning("Data cannot be sent to MLflow (%s): %s.", store.display_uri, _first_line(error))
         return False
     return True
 

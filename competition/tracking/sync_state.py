@@ -120,7 +120,7 @@ def _points(line: bytes, path: Path) -> list[MetricPoint]:
     """
     parsed = parse_metrics_line(line)
     if parsed is None:
-        logger.warning("%s has a line that cannot be read; it is skipped: %.80r", path, line[:200])
+        logger.warning("%s has a line that cannot be read, so the line is skipped: %.80r", path, line[:200])
         return []
     return [MetricPoint(name, value, round(1000 * parsed.time), parsed.step) for name, value in parsed.metrics.items()]
 
@@ -246,7 +246,7 @@ def read_sync_state(run_folder: Path, store: str) -> SyncState:
         # upload everything again, because a repeated upload is better than none
         path.replace(path.with_name(f"{STATE_FILE}.unreadable"))
         logger.warning(
-            "%s is damaged (%.160s); it is renamed to %s.unreadable, and everything is uploaded to MLflow again.",
+            "%s is damaged (%.160s). It is renamed to %s.unreadable, and everything is uploaded to MLflow again.",
             path,
             error,
             STATE_FILE,

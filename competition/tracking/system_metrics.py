@@ -64,7 +64,9 @@ class SystemMetricsSampler:
                 with open(self.path, "ab") as file:
                     file.write(line.encode() + b"\n")
         except Exception as error:  # noqa: BLE001 - a failing library, or a full disk, must not stop training
-            logger.warning("No more system metrics of this run: %s: %s", type(error).__name__, error)
+            logger.warning(
+                "The load of the machine is no longer measured for this run: %s: %s", type(error).__name__, error
+            )
 
 
 def _monitors() -> list[Any]:

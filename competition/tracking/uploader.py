@@ -277,7 +277,7 @@ class RunUploader:
             summary = read_summary(self.folder)
         except (OSError, MaskfoldError) as error:
             if last:
-                logger.warning("The scores of the run are not uploaded to MLflow: %s", error)
+                logger.warning("The scores of the run are not stored in MLflow: %s", error)
             return
         page = read_run_page(self.folder, summary, settings)
         timestamp = round(1000 * max(path.stat().st_mtime for path in files))
@@ -402,7 +402,7 @@ class RunUploader:
                 retry_after_conflict(lambda: client.set_experiment_tag(experiment, VIEW_TAG, view))
             for name, uploaded in list(self.state.folders.items()):
                 if uploaded.run_id is not None and not _has_run(client, uploaded.run_id):
-                    logger.warning("MLflow no longer has the run of %s; it is uploaded again", self.folder / name)
+                    logger.warning("MLflow no longer has the run of %s, so it is uploaded again", self.folder / name)
                     del self.state.folders[name]
             self._client = client
         return self._client

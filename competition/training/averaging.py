@@ -101,7 +101,7 @@ def average_weights(files: Sequence[Path]) -> dict[str, Tensor]:
     Raises:
         MaskfoldError: a file is damaged.
     """
-    hint = f"Restore it from a backup, or delete {files[0].parent.parent} to train this fold afresh."
+    hint = f"Restore the file from a backup. To train this fold from the beginning, delete {files[0].parent.parent}."
     mean = read_weights(files[0], hint)
     for number, path in enumerate(files[1:], start=2):
         for name, tensor in read_weights(path, hint).items():
@@ -203,8 +203,9 @@ class UniformSoup:
         files = [candidate.path for candidate in sorted(self._best(self._candidates(), ranking))]
         if not files:
             raise MaskfoldError(
-                f"The checkpoints of the soup, {self.folder}, are missing: they are kept only until the fold ends.",
-                f"Restore the fold's result.json, or delete {self.folder.parent} to train this fold afresh.",
+                f"The checkpoints of the soup in {self.folder} are missing, because they are kept only until "
+                "the fold ends.",
+                f"Restore the fold's result.json. To train this fold from the beginning, delete {self.folder.parent}.",
             )
         return average_weights(files)
 
@@ -242,9 +243,10 @@ def split_halves(cases: pd.DataFrame, fold: int, seed: int) -> dict[str, int]:
     names = sorted(set(groups))
     if len(names) < 2:
         raise MaskfoldError(
-            f"training.soup: fold {fold} validates {len(cases)} case{'s' * (len(cases) != 1)} of one group, expected "
-            "two groups or more: one half of the groups selects checkpoints, the other half scores them.",
-            "Set training.soup=1, or make folds of two groups or more.",
+            f"training.soup: fold {fold} validates only {len(cases)} case{'s' * (len(cases) != 1)} of one "
+            "group, expected at least two groups, because one half of the groups selects checkpoints and "
+            "the other half scores them.",
+            "Set training.soup=1, or use folds with at least two groups.",
             status=2,
         )
     order = rng(seed, fold, 0, 0, "soup").permutation(len(names)).tolist()
@@ -267,9 +269,10 @@ def check_soup(run: Run) -> None:
     validated = -(-cfg.epochs // cfg.validate_every)  # the last epoch is always validated
     if cfg.budget_minutes is None and validated < cfg.soup:
         raise MaskfoldError(
-            f"training.soup={cfg.soup} requires {cfg.soup} validated epochs, found {validated} "
-            f"(training.epochs={cfg.epochs}, training.validate_every={cfg.validate_every}).",
-            "Set a smaller training.soup or training.validate_every, or more training.epochs.",
+            f"training.soup={cfg.soup} requires at least {cfg.soup} validated epochs, but "
+            f"training.epochs={cfg.epochs} and training.validate_every={cfg.validate_every} give "
+            f"{validated}.",
+            "Set a smaller training.soup, a smaller training.validate_every, or more training.epochs.",
             status=2,
         )
     for fold in run.fold_numbers():

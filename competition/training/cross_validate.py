@@ -106,7 +106,7 @@ def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS
 
     if is_imported(exp):
         raise MaskfoldError(
-            "This YAML is that of an imported run, which has no network to train.", IMPORT_HINT, status=2
+            "This is the YAML of an imported run, which has no network to train.", IMPORT_HINT, status=2
         )
     exp = resolve_source_runs(exp)
     cases = case_table(exp.competition, "train")
@@ -265,7 +265,9 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
     )
     folder = next((folder for cases in one_by_one for folder in cases.values()), None)
     if folder is None:
-        raise MaskfoldError("No case can be prepared.", "Set competition.on_bad_case=stop to see the reason.")
+        raise MaskfoldError(
+            "None of the cases can be prepared.", "To see the reason, set competition.on_bad_case=stop."
+        )
     channels = int(PreprocessedCase.open(folder).image.shape[0]) + run.exp.first_stage_channels
     validate_network(run.exp, channels * (run.exp.patch.slices or 1), context)
     check_initial_file(run.exp, channels * (run.exp.patch.slices or 1), context)
@@ -366,13 +368,14 @@ def _check_same_training(run: Run) -> None:
         if result.devices != devices:
             raise MaskfoldError(
                 f"{run.member_folder(result.fold, result.seed)} was trained with run.devices={result.devices} "
-                f"({result.devices * batch_size} samples a step); now run.devices={devices}.",
+                f"({result.devices * batch_size} samples per step), but run.devices is now {devices}.",
                 f"Set run.devices={result.devices}, or start another run with --new.",
             )
         if (result.restored and on_nan != "restore") or (result.skipped and on_nan == "restore"):
-            how = f"restored {result.restored} times" if result.restored else f"skipped {result.skipped} steps"
+            how = f"was restored {result.restored} times" if result.restored else f"skipped {result.skipped} steps"
             raise MaskfoldError(
-                f"{run.member_folder(result.fold, result.seed)} {how}; now training.on_nan={on_nan}.",
+                f"{run.member_folder(result.fold, result.seed)} {how}, but training.on_nan is now {on_nan}, "
+                "so other folds would react in another way.",
                 "Set training.on_nan to its former value, or start another run with --new.",
             )
 
@@ -588,6 +591,9 @@ def format_seed_gain(seeds: Mapping[str, Any] | None) -> list[str]:
     interval = f", 95 % {seeds['low']:+.4f} to {seeds['high']:+.4f} over cases" if seeds["low"] is not None else ""
     alone = ", ".join(f"seed {seed} {format_number(scores['score'])}" for seed, scores in seeds["alone"].items())
     return [
-        f"{len(seeds['alone'])} seeds: {format_number(seeds['blended'])} together, {format_number(seeds['one'])} one "
-        f"alone on average (gain {format_number(seeds['gain'], '+.4f')}{interval}); {alone}"
+        (
+            f"{len(seeds['alone'])} seeds: score {format_number(seeds['blended'])} of all together, "
+            f"{format_number(seeds['one'])} of one alone on average (gain "
+            f"{format_number(seeds['gain'], '+.4f')}{interval}); {alone}"
+        )
     ]

@@ -55,7 +55,8 @@ def make_fabric(exp: Experiment, bf16_is_deterministic: Callable[[], bool] = lam
     available = {"cuda": torch.cuda.device_count(), "mps": 1}.get(accelerator, devices)
     if 0 < available < devices:
         raise MaskfoldError(
-            f"run.devices={devices}, but this machine has {available} {accelerator} device{'s' * (available > 1)}.",
+            f"run.devices={devices}, but this machine has only {available} {accelerator} "
+            f"device{'s' * (available > 1)}.",
             f"Set run.devices={available}, or run.accelerator=cpu.",
         )
     precision: str = exp.training.precision
@@ -150,8 +151,8 @@ class DistributedContext:
         """
         if devices != self.world_size:
             raise MaskfoldError(
-                f"The checkpoint {checkpoint} was written with run.devices={devices}, expected {self.world_size}: "
-                "another number of devices takes other samples in each step.",
+                f"The checkpoint {checkpoint} was written with run.devices={devices}, expected "
+                f"{self.world_size}. With another number of devices, each step would have other samples.",
                 f"Set run.devices={devices}, or start another run with --new.",
             )
 

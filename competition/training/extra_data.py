@@ -149,10 +149,10 @@ def prepare_extra_data(
             channels = PreprocessedCase.open(folder).image.shape[0]
             if channels != expected:
                 raise MaskfoldError(
-                    f"The image {case_id} of {_data_name(key, run.exp)} has {channels} channels, expected {expected} "
-                    "as in the labelled cases.",
-                    "Remove the image, or set prepare.channels: grey or rgb for 2D images; for volumes, a list of "
-                    "channels that all images have.",
+                    f"The image {case_id} of {_data_name(key, run.exp)} has {channels} channels, expected "
+                    f"{expected}, as in the labelled cases.",
+                    "Remove the image. For 2D images, you can also set prepare.channels to grey or rgb; for "
+                    "volumes, to a list of channels that all images have.",
                 )
     copies = mark_near_duplicates(run, labelled, prepared)
     for key, table in run.extra_tables.items():
@@ -160,7 +160,7 @@ def prepare_extra_data(
         if labels := table.attrs.get("labelled", 0):
             line += f", {labels} more have labels and are not used"
         if copies[key]:
-            line += f"; {copies[key]} resemble a labelled case and are not used in the fold that validates it"
+            line += f"; {copies[key]} resemble a labelled case, so the fold that validates this case does not use them"
         context.say(line)
         for job in jobs:
             exclude_leaks(run, table, job.fold, key)
@@ -206,9 +206,9 @@ def build_extra_data(job: FoldJob, run: Run, context: Context) -> ExtraTrainingD
         }
         if resumed and recorded is not None and recorded.get("pseudo", {}).get("teachers") != summary["teachers"]:
             raise MaskfoldError(
-                f"The teachers of {job.folder.name} have changed since this fold started: their weight files differ "
-                f"({', '.join(teachers[0].names)}).",
-                f"Delete {job.folder} to train this fold afresh, or start another run with --new.",
+                f"The teachers of {job.folder.name} have changed since this fold was started: the weights of "
+                f"{', '.join(teachers[0].names)} are others.",
+                f"To train this fold from the beginning, delete {job.folder}. Or start another run with --new.",
             )
         labelled_folders, confidence = _pseudo_label_cases(rows, teachers, exp, job, context)
         weight = exp.pseudo.weight if exp.pseudo is not None else 0.0
@@ -221,8 +221,9 @@ def build_extra_data(job: FoldJob, run: Run, context: Context) -> ExtraTrainingD
         sources += [source for teacher in teachers for source in teacher.sources]
         extra_data.summary["pseudo"] = summary
         context.say(
-            f"pseudo-labels of {len(labelled_folders)} of {len(rows)} images by {', '.join(teacher_names)}; "
-            f"{100 * summary['ignored']:.1f} % of their voxels are uncertain and ignored by the loss"
+            f"{', '.join(teacher_names)} made pseudo-labels of {len(labelled_folders)} of {len(rows)} "
+            f"images; {100 * summary['ignored']:.1f} % of their voxels are uncertain, so the loss ignores "
+            "them"
         )
     if is_main_process():
         write_lineage(job.folder, sources, extra_data.summary)
@@ -262,9 +263,9 @@ def exclude_leaks(run: Run, table: pd.DataFrame, fold: int, key: str) -> tuple[p
     kept = table[[not reason for reason in reasons]]
     if kept.empty:
         raise MaskfoldError(
-            f"No image of {_data_name(key, run.exp)} is left for fold {fold}: each image is a copy of a case that this "
-            "fold validates, or belongs to the group of such a case.",
-            "Name other images, or remove the section.",
+            f"No image of {_data_name(key, run.exp)} is left for fold {fold}, because each image is a copy "
+            "of a case that this fold validates, or belongs to the group of such a case.",
+            "Name other images, or remove this section of the YAML.",
         )
     return kept, {reason: count for reason, count in Counter(reasons).items() if reason}
 
@@ -310,8 +311,8 @@ def _pseudo_label_cases(
     if not confident:
         best = max(record["dice"] for record in records)
         raise MaskfoldError(
-            f"The teachers of {job.folder.name} have no confident prediction for any of the {len(rows)} images; "
-            f"the highest expected Dice is {best:.3f}.",
+            f"The teachers of {job.folder.name} predict none of the {len(rows)} images with enough "
+            f"confidence; the highest expected Dice is {best:.3f}.",
             "Lower pseudo.confidence.dice, or train better teachers.",
         )
     kept = [record for record in records if not record["doubt"]]
@@ -420,11 +421,11 @@ def _no_teacher_error(run: Run, fold: int, teacher_run: Run, all_leaks: Sequence
     hint = (
         f"Its fold {fold} is unfinished and may be the missing teacher: finish that run, or use the same folds in both "
         if fold in unfinished_folds
-        else "Use the same folds in both, so that each fold has a teacher that left out the same cases "
+        else "Use the same folds in both runs, so that each fold has a teacher that left out the same cases "
     )
     return MaskfoldError(
-        f"pseudo.from: no network of {teacher_run.full_name} may teach fold {fold} of {run.name}, because each was "
-        f"trained on cases that the fold validates:{format_leaks(all_leaks)}.",
+        f"pseudo.from: no network of {teacher_run.full_name} may teach fold {fold} of {run.name}, "
+        f"because each of them was trained on cases that this fold validates:{format_leaks(all_leaks)}.",
         f"{hint}({_same_folds_setting(run, teacher_run)}).",
         status=2,
     )
@@ -434,7 +435,7 @@ def _same_folds_setting(run: Run, teacher_run: Run) -> str:
     file = teacher_run.folder / FOLDS_FILE
     if set(run.folds["id"]) == set(teacher_run.folds["id"]):
         return f"folds.scheme=file folds.file={file}"
-    return f"folds.scheme=file, with a folds.file of your cases' rows in {file}"
+    return f"with folds.scheme=file and a folds.file that contains your cases' rows of {file}"
 
 
 def _check_same_classes(exp: Experiment, teacher_run: Run) -> None:

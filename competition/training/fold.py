@@ -160,7 +160,9 @@ def setup_fold(job: FoldJob, run: Run, context: Context, start_time: float) -> T
     def check_bf16() -> bool:
         deterministic = bf16_is_deterministic(exp, channels, job.cache, context)
         if not deterministic:
-            context.say("note: this network's bf16 gradients are not deterministic on this CPU, so it trains in fp32")
+            context.say(
+                "note: the bf16 gradients of this network differ from run to run on this CPU, so it trains in fp32"
+            )
         return deterministic
 
     fabric, precision = make_fabric(exp, check_bf16)
@@ -202,8 +204,9 @@ def setup_fold(job: FoldJob, run: Run, context: Context, start_time: float) -> T
     )
     parameters = sum(parameter.numel() for parameter in network.parameters())
     context.say(
-        f"{len(train) + len(weighted.folders)} cases to train on, {len(validation)} to validate, {precision} on "
-        f"{fabric.device}, {format_count(torch.get_num_threads(), 'thread')}, {parameters / 1e6:.2f} M parameters"
+        f"{len(train) + len(weighted.folders)} cases to train on, {len(validation)} to validate, "
+        f"{precision} on {fabric.device}, {format_count(torch.get_num_threads(), 'thread')}, "
+        f"{parameters / 1e6:.2f} M parameters"
     )
     return Trainer(
         fabric=fabric,
@@ -397,7 +400,7 @@ def main(path: str) -> int:
         say(f"error: {disk_error}")
         return write_error(job, disk_error, pipe)
     except KeyboardInterrupt as reason:
-        say(f"stopped ({reason}); the same command resumes from the last checkpoint")
+        say(f"stopped ({reason}); to resume from the last checkpoint, run the same command again")
         return 143 if str(reason) == "SIGTERM" else 130
     return 0
 

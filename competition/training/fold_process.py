@@ -209,13 +209,14 @@ def raise_for_status(job: FoldJob, status: int, error: str = "") -> None:
     last = lines[-1] if lines else "no output"
     if status in KILLED_STATUSES:
         raise MaskfoldError(
-            f"Fold {job.folder.name} was killed (SIGKILL), probably out of memory. Last output: {last}.",
-            "Lower run.parallel_folds, run.workers, training.batch_size or patch.size, or set prepare.cache_gib. The "
-            "same command resumes from its last checkpoint.",
+            f"Fold {job.folder.name} was killed (SIGKILL), probably because memory ran out. Its last output "
+            f"was: {last}.",
+            "Lower run.parallel_folds, run.workers, training.batch_size or patch.size, or set "
+            "prepare.cache_gib. The same command resumes the fold from its last checkpoint.",
         )
     raise MaskfoldError(
         f"Fold {job.folder.name} ended with status {status}: {last}.",
-        f"See {output}; the same command resumes from its last checkpoint.",
+        f"The whole output is in {output}. The same command resumes the fold from its last checkpoint.",
     )
 
 

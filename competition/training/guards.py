@@ -154,16 +154,18 @@ class NonFiniteGuard:
                 return "skip"
             raise MaskfoldError(
                 f"{problem}; the fold has already skipped {skipped} steps.",
-                f"{hint}; training.on_nan={{skip: {2 * skipped}}} allows more.",
+                f"{hint}. training.on_nan={{skip: {2 * skipped}}} allows more such steps.",
             )
         if self.policy == "restore":
             if restored < MAX_RESTORES:
                 return "restore"
-            raise MaskfoldError(f"{problem}, after the learning rate was halved {restored} times.", f"{hint}.")
+            raise MaskfoldError(
+                f"{problem}, although the learning rate was already halved {restored} times.", f"{hint}."
+            )
         raise MaskfoldError(
             f"{problem}.",
-            f"{hint}; training.on_nan={{skip: 5}} skips a few such steps, and training.on_nan=restore restarts the "
-            "epoch with half the learning rate.",
+            f"{hint}. training.on_nan={{skip: 5}} skips a few such steps, and training.on_nan=restore goes "
+            "back to the start of the epoch with half the learning rate.",
         )
 
     def _scaler_overflowed(self) -> bool:
@@ -240,12 +242,14 @@ class OutOfMemoryGuard:
         size = self.micro_batch_size(halved)
         if size > 1 and self.policy == "halve":
             self.say(
-                f"memory ran out on {self.device} at step {step} with {size} samples at a time ({message}); continuing "
-                f"with {self.micro_batch_size(halved + 1)} at a time, accumulated to the same "
-                f"{self.batch_size * self.accumulate} samples a step"
+                f"memory ran out on {self.device} at step {step} with {size} samples at a time ({message}); "
+                f"training continues with {self.micro_batch_size(halved + 1)} at a time, accumulated to the "
+                f"same {self.batch_size * self.accumulate} samples per step"
             )
             return None
-        batch_size = "training.batch_size (raising training.accumulate keeps the step the same), " if size > 1 else ""
+        batch_size = (
+            "training.batch_size (with a higher training.accumulate, the step stays the same), " if size > 1 else ""
+        )
         halve = ", or set training.on_oom=halve" if self.policy == "stop" and size > 1 else ""
         raise MaskfoldError(
             f"Memory ran out on {self.device} at step {step} with {size} sample{'s' * (size > 1)} at a time: "
@@ -268,8 +272,8 @@ class OutOfMemoryGuard:
             metrics["memory/windows"] = float(reduced_windows)
             if reduced_windows != self._logged_windows:
                 self.say(
-                    f"memory ran out on {self.device} in prediction; continuing with {reduced_windows} windows "
-                    "at a time"
+                    f"memory ran out on {self.device} in prediction; prediction continues with {reduced_windows} "
+                    "windows at a time"
                 )
         self._logged_windows = reduced_windows
         return metrics
@@ -295,11 +299,11 @@ def oom_as_error(doing: str) -> Iterator[None]:
         )
         if not loader_killed and not is_out_of_memory(error):
             raise
-        problem = "A loader process was killed, probably out of memory," if loader_killed else "Memory ran out"
+        problem = "A loader process was killed, probably because memory ran out," if loader_killed else "Memory ran out"
         raise MaskfoldError(
             f"{problem} while {doing}: {error_in_one_line(error)}.",
-            f"{HOST_MEMORY_HINT}; set prepare.cache_gib, or lower training.batch_size, inference.batch_size or "
-            "patch.size.",
+            f"{HOST_MEMORY_HINT}. You can also set prepare.cache_gib, or lower training.batch_size, "
+            "inference.batch_size or patch.size.",
         ) from error
 
 

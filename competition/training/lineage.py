@@ -27,7 +27,7 @@ from competition.runs.run import RUN_NAME, Run, load_run
 from competition.text import join_or
 
 LINEAGE_FILE = "lineage.json"
-RESTORE_HINT = "Restore the file from a backup. No other file records the network's training cases."
+RESTORE_HINT = "Restore the file from a backup. No other file records on which cases the network was trained."
 # How a network used its cases. Files and error messages contain these texts.
 BY_LABELS = "trained on"
 BY_PSEUDO_LABELS = "taught pseudo-labels of"
@@ -193,12 +193,15 @@ def training_cases(run: Run, fold: int, seed: int, context: Context = Context())
         expected = None if result is None else result.digests.get(LINEAGE_FILE)
         if expected is not None and sha256_of_file(path) != expected:
             raise MaskfoldError(
-                f"{path} was changed after the fold finished: its checksum differs from the one in {RESULT_FILE}.",
+                f"{path} was changed after the fold had finished: its checksum differs from that in {RESULT_FILE}.",
                 RESTORE_HINT,
             )
         return _read(path)
     if run.exp.pseudo is not None or run.exp.extras:
-        raise MaskfoldError(f"{name} was trained on additional data, and its {LINEAGE_FILE} is missing.", RESTORE_HINT)
+        raise MaskfoldError(
+            f"{name} was trained on additional data, but its {LINEAGE_FILE}, which lists them, is missing.",
+            RESTORE_HINT,
+        )
     return [labelled_cases(run, fold), *initial_weights_cases(run, fold, context)]
 
 
@@ -266,8 +269,9 @@ def check_initial_weights(source: Path, job: FoldJob, run: Run) -> Path:
     """
     if source.is_file():
         raise MaskfoldError(
-            f"init_from: found the file {source}, expected a run's folder or a file {join_or(WEIGHTS_SUFFIXES)}.",
-            "Rename the file if it contains weights.",
+            f"init_from: found the file {source}, expected a run's folder or a file that ends in "
+            f"{join_or(WEIGHTS_SUFFIXES)}.",
+            "If the file contains weights, give it one of these endings.",
             status=2,
         )
     source_run = load_run(source, job.trust)
@@ -275,7 +279,7 @@ def check_initial_weights(source: Path, job: FoldJob, run: Run) -> Path:
     weights = source_run.member_folder(job.fold, 0) / PLAIN_WEIGHTS
     if not weights.exists():
         raise MaskfoldError(
-            f"init_from: {weights} does not exist.", "Finish that run's fold first, or name another run."
+            f"init_from: {weights} does not exist.", "Finish the fold of that run first, or name another run."
         )
     # The lineage that is checked below is that of the weights with which the other fold finished. So check first that
     # the file still contains these weights.
@@ -288,7 +292,8 @@ def check_initial_weights(source: Path, job: FoldJob, run: Run) -> Path:
         member, training_cases(source_run, job.fold, 0, Context(job.trust)), HeldOutCases(run, job.fold)
     ):
         raise MaskfoldError(
-            f"init_from: {member} was trained on cases that fold {job.fold} validates:{format_leaks(all_leaks)}.",
+            f"init_from: {member} was trained on cases that fold {job.fold} validates, so its scores would "
+            f"be too good:{format_leaks(all_leaks)}.",
             "Use the same folds in both experiments (folds.scheme: file).",
             status=2,
         )
@@ -396,6 +401,6 @@ def check_origin(found: Any, expected: dict[str, Any], path: Path) -> None:
             for origin, name in zip((found, expected), names, strict=True)
         )
         raise MaskfoldError(
-            f"The checkpoint {path} belongs to another fold: found {before}, expected {now}.",
-            f"Restore the fold's own checkpoint, or delete {path.parent} to train this fold afresh.",
+            f"The checkpoint {path} belongs to another fold: it is of {before}, expected {now}.",
+            f"Restore the checkpoint of this fold. To train this fold from the beginning, delete {path.parent}.",
         )

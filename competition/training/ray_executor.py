@@ -34,7 +34,8 @@ POLL_SECONDS = 0.2  # seconds between two checks
 # file 60 s late.
 LOCK_PATIENCE = 150.0
 SHARED_FOLDER_HINT = (
-    "Mount one folder at the same path on every machine of the cluster and run the command in it; see docs/cluster.md."
+    "Mount one folder at the same path on every machine of the cluster, and run the command in "
+    "this folder; see docs/cluster.md."
 )
 
 
@@ -123,8 +124,9 @@ class FoldResources:
         if max(cores, default=0) < cpus:
             available = ", ".join(f"{m.get('CPU', 0):g} CPUs and {m.get('GPU', 0):g} GPUs" for m in machines)
             raise MaskfoldError(
-                f"A fold requires {cpus} CPUs and {gpus:g} GPUs, but the cluster's machines have {available}.",
-                "Lower run.cpus, run.gpus and run.devices to the resources of one machine.",
+                f"A fold requires {cpus} CPUs and {gpus:g} GPUs, but no machine of the cluster has so many; the "
+                f"machines have {available}.",
+                "Lower run.cpus, run.gpus and run.devices, so that one machine has enough.",
             )
         return cls(cpus, gpus, run.threads or cpus)
 
@@ -143,7 +145,7 @@ def connect_ray() -> Any:
         import ray
     except ImportError as error:
         raise MaskfoldError(
-            "run.executor is ray, but Ray is not installed.", 'Run `pip install "maskfold[ray]"`.', status=2
+            "run.executor is ray, but Ray is not installed.", 'Install Ray: pip install "maskfold[ray]".', status=2
         ) from error
     if ray.is_initialized():
         return ray
@@ -153,7 +155,8 @@ def connect_ray() -> Any:
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise MaskfoldError(
             f"Ray does not answer: {str(error).splitlines()[0]}.",
-            "Check `ray status`, correct RAY_ADDRESS, or remove a dead cluster with `ray stop`.",
+            "Check the cluster with `ray status`. Then correct the variable RAY_ADDRESS, or remove a dead "
+            "cluster with `ray stop`.",
         ) from error
     finally:
         if threading.current_thread() is threading.main_thread():
@@ -182,7 +185,7 @@ def run_fold_task(
     job, host = FoldJob.from_json(job_json), socket.gethostname()
     if version != competition.__version__:
         return MaskfoldError(
-            f"{host}: found Maskfold {competition.__version__}, expected {version}, the version of the command.",
+            f"{host} has Maskfold {competition.__version__}, expected {version}, the version of this command.",
             "Install the same version on every machine.",
         )
     for folder in (job.run, Path(working_folder)):
@@ -212,12 +215,13 @@ def _task_error(ray: Any, reference: Any, job: FoldJob) -> MaskfoldError | Keybo
     except ray.exceptions.RayError as error:
         message = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         return MaskfoldError(
-            f"Ray stopped trying to run fold {job.folder.name}: {message}.",
-            f"See {job.folder / OUTPUT_FILE}; the same command resumes from its last checkpoint.",
+            f"Ray gave up running fold {job.folder.name}: {message}.",
+            f"The whole output is in {job.folder / OUTPUT_FILE}. The same command resumes the fold from its "
+            "last checkpoint.",
         )
     if task_error is None and not _wait_until((job.folder / RESULT_FILE).exists, LOCK_PATIENCE):
         return MaskfoldError(
-            f"Fold {job.folder.name} is finished, but its result is not in {job.folder} on this machine.",
+            f"Fold {job.folder.name} is finished, but {job.folder} on this machine does not contain its result.",
             SHARED_FOLDER_HINT,
         )
     return task_error

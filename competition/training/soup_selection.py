@@ -356,11 +356,13 @@ def format_soup(soup: Mapping[str, Any] | None) -> list[str]:
     )
     gain = format_number(soup["gain"], "+.4f")
     ends = f", 95 % {soup['low']:+.4f} to {soup['high']:+.4f}" if soup["low"] is not None else ""
-    fewer = f" (in one fold only {soup['fewest']} were validated)" if soup.get("fewest", soup["k"]) < soup["k"] else ""
+    fewer = f" (fewest in a fold: {soup['fewest']})" if soup.get("fewest", soup["k"]) < soup["k"] else ""
     return [
-        f"soup of the {soup['k']} best checkpoints{fewer}: {averaged} on cases that did not select them, "
-        f"{plain} with the last weights (gain {gain}{ends}), {nested} nested",
-        f"  soup of one network: {members} on cases that did not select it, {flattered} on those that did",
+        (
+            f"soup of the {soup['k']} best checkpoints{fewer}: score {averaged} on cases that were not used "
+            f"to select them, {plain} with the last weights (gain {gain}{ends}), {nested} nested"
+        ),
+        (f"  soup of one network: {members} on cases that were not used to select it, {flattered} on those that were"),
         "  selected: the soups"
         if soup["kept"]
         else "  selected: the last weights, because the interval of the gain is not above 0",

@@ -388,7 +388,7 @@ class Trainer:
         self.nan_guard.rollback(self.optimizer)
         if decision == "skip":
             self.state.skip_step()
-            self.context.say(f"{problem}: step skipped, {self.state.skipped} skipped in this fold")
+            self.context.say(f"{problem}, so the step is skipped; skipped steps of this fold: {self.state.skipped}")
             return False
         restored = self.state.restored + 1
         first_estimate = self.budget.estimates[0]
@@ -400,7 +400,9 @@ class Trainer:
         if self.distributed.rank == 0:
             self._open_metrics_log()
             self.save_checkpoint()
-        self.context.say(f"{problem}: restored step {self.state.step}, learning rate times {0.5**restored:g}")
+        self.context.say(
+            f"{problem}, so the fold goes back to step {self.state.step} with {0.5**restored:g} times the learning rate"
+        )
         return True
 
     def _after_step(self, step_start: float) -> None:
@@ -619,8 +621,8 @@ class Trainer:
         self.metrics_line = checkpoint.get("line", "")
         if checkpoint["threads"] != torch.get_num_threads():
             self.context.say(
-                f"note: the checkpoint was written with {format_count(checkpoint['threads'], 'thread')}, this process "
-                f"has {torch.get_num_threads()}; results may differ in the last digits"
+                f"note: the checkpoint was written with {format_count(checkpoint['threads'], 'thread')}, but "
+                f"this process has {torch.get_num_threads()}, so results may differ in the last digits"
             )
         self.context.say(f"resumed from step {self.state.step}")
 
@@ -640,9 +642,9 @@ class Trainer:
         else:
             return
         raise MaskfoldError(
-            f"The checkpoint {path} contains no network. Only the checkpoint of a finished fold may lack it, but "
-            f"{problem}.",
-            f"Restore the file from a backup, or delete {self.folder} to train this fold afresh.",
+            f"The checkpoint {path} contains no network. Only the checkpoint of a finished fold may lack "
+            f"the network, but {problem}.",
+            f"Restore the file from a backup. To train this fold from the beginning, delete {self.folder}.",
         )
 
     def _origin(self) -> dict[str, Any]:
@@ -676,7 +678,9 @@ class Trainer:
     def _has_time_to_validate(self, epoch: int) -> bool:
         if self.evaluator is None or self.budget.has_time_to_validate(self.elapsed_seconds(), self.reserved_seconds):
             return True
-        self.context.say(f"epoch {epoch} is not validated: the time is needed for the last steps and the prediction")
+        self.context.say(
+            f"epoch {epoch} is not validated, because the time is needed for the last steps and the final prediction"
+        )
         return False
 
     def _report_case(self, done: int, total: int) -> None:

@@ -52,7 +52,7 @@ def test_an_old_unfinished_run_may_go_and_a_young_or_finished_one_stays(make_run
     age(notes, 60)
     plan = find()
     assert proposed(plan) == [old, empty] and plan.kept == []
-    assert plan.candidates[0].reason == "1 of 2 folds are finished"
+    assert plan.candidates[0].reason == "only 1 of its 2 folds are finished"
     assert delete(plan.candidates[0]) and not old.exists() and (old.parent / ("2" * 12)).exists()
     assert not any(path.name.endswith(".tmp") for path in old.parent.iterdir())
 
@@ -118,7 +118,7 @@ def write_yaml(text: str) -> None:
     [
         (in_submission, "submission"),
         (in_ledger, "ledger"),
-        (in_study, "trial 3 is a best one of the study demo2d-tiny-12345678"),
+        (in_study, "it is the run of trial 3, a best trial of the study demo2d-tiny-12345678"),
         (in_init_from, f"the run demo2d-tiny/{OTHER} names it"),
         (in_pseudo_from, f"the run demo2d-tiny/{OTHER} names it"),
         (in_weights_of_another_run, f"the run demo2d-tiny/{OTHER} names it"),
@@ -154,7 +154,7 @@ def test_a_run_in_which_a_process_works_stays(make_run: Make, folder: str) -> No
         assert process.stdout is not None and process.stdout.readline() == "held\n"
         age(run, 60)
         plan = find()
-        assert plan.candidates == [] and plan.kept == [(run, "a process works in it")]
+        assert plan.candidates == [] and plan.kept == [(run, "a process works in this run")]
         assert not delete(candidate) and (run / "experiment.yaml").exists()  # it began after the list was made
         process.communicate("")
     age(run, 60)
@@ -202,9 +202,9 @@ def test_only_with_keep_best_may_a_finished_run_go_and_never_one_of_the_best(mak
     assert find().candidates == []
     plan = find(keep_best=2)
     assert proposed(plan) == [runs["a" * 12], runs["d" * 12]]
-    assert [candidate.reason.split(" runs")[0] for candidate in plan.candidates] == [
-        "its score is number 3 of 5",
-        "its score is number 4 of 5",
+    assert [candidate.reason.split(" runs")[0].partition("has ")[2] for candidate in plan.candidates] == [
+        "rank 3 among the 5",
+        "rank 4 among the 5",
     ]
     assert young not in proposed(find(keep_best=0)) and runs["e" * 12] not in proposed(find(keep_best=0))
 
@@ -257,7 +257,7 @@ def test_prepared_cases_stay_if_a_run_cannot_be_read_or_learnt_from_images_of_th
     (run / "experiment.yaml").write_text("model: [\n")
     age(run, 60)
     plan = find()
-    assert plan.candidates == [] and any("prepared cases stay" in note for note in plan.notes)
+    assert plan.candidates == [] and any("prepared cases are kept" in note for note in plan.notes)
 
 
 # Temporary files, sizes and ages

@@ -32,9 +32,9 @@ def test_it_lists_and_deletes_only_with_consent(
     in_submission(other, make_run)
     assert call("--dry-run", monkeypatch=monkeypatch) == 0
     listed = capsys.readouterr().out
-    for words in (f"unfinished run  {run}", "60 days ago", "1 of 2 folds are finished", "nothing was deleted"):
+    for words in (f"unfinished run  {run}", "60 days ago", "1 of its 2 folds are finished", "nothing was deleted"):
         assert words in listed
-    assert f"stays: {other}, because the submission submissions/demo2d/tiny.json names it" in listed
+    assert f"kept: {other}, because the submission submissions/demo2d/tiny.json names it" in listed
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
     assert call(monkeypatch=monkeypatch) == 2 and "--yes" in capsys.readouterr().err
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
@@ -53,7 +53,7 @@ def test_a_run_that_a_submission_names_before_the_answer_stays(
     run = make_run(OLD)
     monkeypatch.setattr(clean_module, "confirm_or_exit", lambda *_: in_submission(run, make_run))
     clean_command(dry_run=False, older_than="30d", keep_best=None, yes=False)
-    assert run.exists() and f"stays: {run}, because it is in use now" in capsys.readouterr().out
+    assert run.exists() and f"kept: {run}, because" in capsys.readouterr().out
 
 
 def test_a_project_without_runs_has_nothing_to_delete(

@@ -35,13 +35,13 @@ SMALL = [
 @pytest.mark.parametrize(
     ("overrides", "begin", "end"),
     [
-        ([], "Next: maskfold submit", "write the CSV)"),
+        ([], "Next: maskfold submit", "writes the CSV)"),
         (
             ["competition.submission.sample=null", "competition.submission.files='{id}.png'"],
             "Next: maskfold submit",
-            "write the label files)",
+            "writes the label files)",
         ),
-        (["competition.submission.sample=null"], "Next: maskfold predict", "(label files of the test cases)"),
+        (["competition.submission.sample=null"], "Next: maskfold predict", "(writes label files of the test cases)"),
     ],
 )
 def test_the_next_command_has_the_options_that_it_needs(tiny, monkeypatch, overrides, begin, end):

@@ -116,11 +116,11 @@ def test_without_a_terminal_the_table_is_printed_once(fold: Path, capsys: pytest
     printed = capsys.readouterr().out
     assert "toy-unet/0123456789ab" in printed and "12 of 50" in printed and "0.8125" in printed
     watch_command(once=True, seconds=2.0, root=fold.parents[4])
-    assert "No fold runs here" in capsys.readouterr().out
+    assert "No fold runs in this project" in capsys.readouterr().out
 
 
 def test_wrong_folders_and_numbers_are_refused(tmp_path: Path, fold: Path) -> None:
-    with pytest.raises(MaskfoldError, match="No run is in this folder"):
+    with pytest.raises(MaskfoldError, match="This folder has no runs"):
         watch_command(once=True, seconds=2.0, root=tmp_path / "elsewhere")
     with pytest.raises(MaskfoldError) as error:
         watch_command(once=True, seconds=0.0, root=fold.parents[4])
@@ -149,7 +149,7 @@ def test_ctrl_c_ends_the_live_table_quietly(fold: Path) -> None:
             shown += os.read(leader, 4096)
         except OSError:  # the process has closed its end
             break
-        if shown.count(b"No fold runs here") > 1 and not interrupted:  # it waits for the next table
+        if shown.count(b"No fold runs in this project") > 1 and not interrupted:  # it waits for the next table
             interrupted = True
             process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 0

@@ -89,8 +89,8 @@ def test_anchors_and_merges_work() -> None:
         ("a: !mine 1\n", ["line 1", "`!mine`"]),
         ("a: !!binary aGk=\n", ["line 1", "!!binary"]),
         ("a: &x [1, *x]\n", ["line 1", "endless"]),
-        ("? [a]\n: 1\n", ["line 1", "plain strings"]),
-        ("~: 1\n", ["line 1", "plain strings"]),
+        ("? [a]\n: 1\n", ["line 1", "as the key"]),
+        ("~: 1\n", ["line 1", "as the key"]),
         ("a: 1\nb: ${oc.env:HOME}\n", ["line 2", "${oc.env:HOME}", "interpolation"]),
         ("a: 1\n\tb: 2\n", ["line 2", "spaces instead of tabs"]),
         ("a: b: c\n", ["line 1", "not valid YAML"]),
@@ -148,7 +148,7 @@ def test_a_text_is_parsed_once_and_each_reader_has_its_own_tree(
         (b"- a\n", "found a list"),
         (b"word\n", "found a text"),
         (b"3\n", "found a single value"),
-        (b"a: \xff\n", "not UTF-8"),
+        (b"a: \xff\n", "UTF-8"),
     ],
 )
 def test_what_is_no_mapping_in_a_file(content: bytes | None, word: str, tmp_path: Path) -> None:

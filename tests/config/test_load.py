@@ -26,7 +26,7 @@ def test_defaults_and_both_files(toy: Toy) -> None:
 
 @pytest.mark.parametrize("names", ["[Tumor, tumor]", '["\u00e9", "e\u0301"]'])
 def test_classes_differ_by_more_than_case_and_unicode_form(toy: Toy, names: str) -> None:
-    with pytest.raises(MaskfoldError, match="more than case and Unicode form"):
+    with pytest.raises(MaskfoldError, match="Unicode form"):
         load_experiment(toy(), [f"competition.classes={names}", "competition.label_values=[1, 2]"])
 
 
@@ -195,9 +195,9 @@ def test_another_competition_can_be_named(toy: Toy, tmp_path: Path, monkeypatch:
         ("encoder_weights=${oc.env:HOME}", ["${oc.env:HOME}"]),
         ("encoder_weights=${", ["interpolation"]),
         ("study={a: 1, a: 2}", ["duplicate key `a`"]),
-        ("patch.size.2=3", ["patch.size is a list with 2 items"]),
-        ("patch.size.x=3", ["patch.size is a list with 2 items"]),
-        ("patch.size.-1=3", ["patch.size is a list with 2 items"]),
+        ("patch.size.2=3", ["patch.size is a list of 2 items"]),
+        ("patch.size.x=3", ["patch.size is a list of 2 items"]),
+        ("patch.size.-1=3", ["patch.size is a list of 2 items"]),
         ("training.epoch=3", ["training.epoch is not a known key", "nearest: epochs"]),
         ("trainig.epochs=3", ["trainig is not a known key", "nearest: training"]),
         ("training.epochs=1e1", ["training.epochs: expected an integer, found 10.0"]),

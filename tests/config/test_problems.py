@@ -79,7 +79,7 @@ def test_one_problem_is_one_line(more: str, expected: str, refusal: Refusal) -> 
     assert "\n" not in said
     assert said.startswith(HERE)
     assert expected in said
-    assert said.endswith("Correct it and run again.")
+    assert said.endswith("repeat the command.")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,10 @@ def test_one_problem_is_one_line(more: str, expected: str, refusal: Refusal) -> 
         ("loss={target: torch.nn.L1Loss, weight: 0}", "loss.weight: expected more than 0, found 0."),
         ("loss=[{target: torch.nn.L1Loss, weight: a}]", "loss.0.weight: expected a number, found the text 'a'."),
         ("loss=[3]", "loss.0: expected a mapping, found 3."),
-        ("patch.size=[1,2,3]", "`patch.size` must have 2 numbers, as set by competition.dimensions, found [1, 2, 3]."),
+        (
+            "patch.size=[1,2,3]",
+            "`patch.size` must have 2 numbers, because competition.dimensions is 2, found [1, 2, 3].",
+        ),
         ("patch.size=[1]", "patch.size: expected 2 or more entries, found the list [1]."),
         ("competition.train.images=3", "competition.train.images: expected text or a mapping, found 3."),
         ("competition.train.images={t1: 3}", "competition.train.images.t1: expected text, found 3."),
@@ -123,7 +126,7 @@ def test_problems_of_both_files_and_of_the_words_come_together(refusal: Refusal)
         "  command line: seed: expected an integer or a list of integers, found the text 'x'.",
         f"  unet.yaml, line {LAST + 3}: folds.k: expected at least 2, found 1.",
         f"  unet.yaml, line {LAST + 2}: folds.kk is not a known key (nearest: k).",
-        " Correct them and run again.",
+        " Correct these keys, then repeat the command.",
     ]
 
 

@@ -126,7 +126,7 @@ def test_unknown_ids_need_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     write_png(tmp_path / "test" / "a.png", np.zeros((2, 3), np.uint8))
     comp = competition(tmp_path, test={"images": "test/{id}.png"}, submission={"profile": "dsb2018"})
     table = case_table(comp, "test")
-    with pytest.raises(MaskfoldError, match="unknown whether the ids of dsb2018") as caught:
+    with pytest.raises(MaskfoldError, match="unknown whether the ids of the profile dsb2018") as caught:
         TestSet.from_table(comp, table)
     assert caught.value.status == 2 and "submission.sample" in caught.value.hint
     assert TestSet.from_table(comp, table, with_sample=False).names == {"a": ["a"]}

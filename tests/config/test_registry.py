@@ -63,9 +63,12 @@ def test_names_of_executors_are_known_without_their_modules() -> None:
             "postprocess.steps.0.triplet.pixels: expected more than 0, found 0",
         ),
         ("postprocess: {steps: [{split: {}}]}", "`split` requires exactly one of `distance` and `boundary`"),
-        ("postprocess: {steps: [{split: {distance: 1.0}}]}", "the step split requires competition.instances: true"),
-        ("postprocess: {steps: [{gate: 0.4}]}", "the step gate requires a presence head, the section `gate`"),
-        ("postprocess: {steps: [{open: 1}, {threshold: 0.4}]}", "`threshold` and `triplet` create the mask"),
+        ("postprocess: {steps: [{split: {distance: 1.0}}]}", "the step `split` requires competition.instances: true"),
+        (
+            "postprocess: {steps: [{gate: 0.4}]}",
+            "the step `gate` requires a presence head; to train one, set the section `gate`",
+        ),
+        ("postprocess: {steps: [{open: 1}, {threshold: 0.4}]}", "`threshold` and `triplet` make the mask"),
         (
             "schedule: {name: cosin}",
             "schedule.name: expected plateau, cosine, poly, onecycle or constant, found the text 'cosin' "

@@ -54,9 +54,9 @@ def test_found(path: str, kind: Any, found: Any) -> None:
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("os.system", ["trusted", "one of these packages"]),
+        ("os.system", ["trusted", "trusted package"]),
         ("builtins.eval", ["trusted"]),
-        ("torch.os.system", ["leads out of torch into the module os"]),
+        ("torch.os.system", ["leads out of the package torch into the module os"]),
         ("torch.sys.exit", ["module sys"]),
         ("torch.nn.modules.linear.math.sqrt", ["module math"]),
         ("torch.nn.modules.module.OrderedDict", ["comes from collections"]),
@@ -210,22 +210,22 @@ def test_arguments_that_fit(cls: type, args: dict[str, Any]) -> None:
         (
             Takes,
             {"channels": 1, "dropuot": 0.1},
-            "model.args.dropuot is not an argument of Takes. Did you mean dropout?",
+            "model.args.dropuot: Takes has no argument of this name. Did you mean dropout?",
         ),
         (
             Takes,
             {"channels": 1, "zzz": 0.1},
-            "model.args.zzz is not an argument of Takes. Its arguments are channels, dropout and norm.",
+            "model.args.zzz: Takes has no argument of this name. Its arguments are channels, dropout and norm.",
         ),
-        (Takes, {"self": 1}, "model.args.self is not an argument of Takes."),
+        (Takes, {"self": 1}, "model.args.self: Takes has no argument of this name."),
         (Takes, {"dropout": 0.1}, "model.args lacks channels, which Takes requires. Add model.args.channels."),
         (
             TakesAll,
             {"encoder_nmae": "a"},
-            "model.args.encoder_nmae is not an argument of TakesAll. Did you mean encoder_name?",
+            "model.args.encoder_nmae: TakesAll has no argument of this name. Did you mean encoder_name?",
         ),
         (smp.Unet, {"encoder_nmae": "a"}, "Did you mean encoder_name?"),
-        (TakesNothing, {"a": 1}, "model.args.a is not an argument of TakesNothing."),
+        (TakesNothing, {"a": 1}, "model.args.a: TakesNothing has no argument of this name."),
         (monai.losses.DiceCELoss, {"sofmax": True}, "Did you mean softmax?"),
     ],
 )

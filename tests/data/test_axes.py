@@ -170,12 +170,12 @@ def test_npy_images_with_masks_of_another_format(tmp_path: Path) -> None:
 def test_npy_whose_shape_allows_one_order_only(tmp_path: Path) -> None:
     assert dice_with_bright_voxels(host(tmp_path, "nifti", "xyz", (14, 18, 6))) == 1.0
     assert dice_with_bright_voxels(host(tmp_path / "rows", "png", "yxz", (14, 14, 6))) == 1.0
-    with pytest.raises(MaskfoldError, match=r"fits xyz and yxz of images/nifti/a\.nii\.gz"):
+    with pytest.raises(MaskfoldError, match=r"fits the orders xyz and yxz of images/nifti/a\.nii\.gz"):
         case_table(host(tmp_path / "square", "nifti", "xyz", (14, 14, 6)))
 
 
 def test_the_key_has_as_many_axes_as_the_images(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="`array_axes` must be xy or yx if `dimensions` is 2"):
+    with pytest.raises(ValidationError, match="`array_axes` must be xy or yx, because `dimensions` is 2"):
         competition(tmp_path, array_axes="zyx")
 
 

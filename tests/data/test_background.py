@@ -35,7 +35,7 @@ def test_0_is_a_class_or_ignored_if_the_background_is_another_value(tmp_path: Pa
     np.testing.assert_array_equal(first_mask(comp), [[[0, 1], [2, 0]]])
     comp = competition(tmp_path, classes=["disc"], label_values=[128], background=255, ignore=0)
     np.testing.assert_array_equal(first_mask(comp), [[[0, 1], [255, 0]]])
-    with pytest.raises(MaskfoldError, match="without a class: found 0"):
+    with pytest.raises(MaskfoldError, match="no class: found 0"):
         first_mask(competition(tmp_path, classes=["disc"], label_values=[128], background=255))
 
 

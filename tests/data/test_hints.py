@@ -29,7 +29,7 @@ def test_a_plain_file_named_gz_is_to_be_renamed(tmp_path: Path) -> None:
     plain = write_nifti(tmp_path / "a.nii", VOXELS)
     path = plain.rename(tmp_path / "b.nii.gz")
     for read in (read_header, read_image):
-        with pytest.raises(MaskfoldError, match="not compressed, unlike its name") as caught:
+        with pytest.raises(MaskfoldError, match="NIfTI not compressed") as caught:
             read(path)
         assert "Rename it to b.nii," in caught.value.hint
 
@@ -37,7 +37,7 @@ def test_a_plain_file_named_gz_is_to_be_renamed(tmp_path: Path) -> None:
 def test_a_packed_file_named_nii_is_to_be_renamed(tmp_path: Path) -> None:
     path = write_nifti(tmp_path / "a.nii", VOXELS)
     path.write_bytes(gzip.compress(path.read_bytes()))
-    with pytest.raises(MaskfoldError, match="compressed by gzip, unlike its name") as caught:
+    with pytest.raises(MaskfoldError, match="NIfTI compressed by gzip") as caught:
         read_image(path)
     assert "Rename it to a.nii.gz," in caught.value.hint
 
@@ -62,15 +62,15 @@ def test_an_intercept_that_is_no_number(tmp_path: Path) -> None:
     raw = bytearray(path.read_bytes())
     struct.pack_into("<2f", raw, 112, 1.0, float("nan"))
     path.write_bytes(bytes(raw))
-    with pytest.raises(MaskfoldError, match="no finite scl_inter") as caught:
+    with pytest.raises(MaskfoldError, match="scl_inter") as caught:
         read_image(path)
-    assert "Set it to 0" in caught.value.hint
+    assert "Set scl_inter to 0" in caught.value.hint
 
 
 def test_label_values_that_are_no_integers_are_shown(tmp_path: Path) -> None:
     labels = np.zeros((4, 5, 6), np.float32)
     labels[0, 0, :2] = 0.5, 1.25
-    with pytest.raises(MaskfoldError, match=r"not integers: found 0\.5, 1\.25\."):
+    with pytest.raises(MaskfoldError, match=r"not whole numbers: found 0\.5, 1\.25\."):
         read_labels(write_nifti(tmp_path / "a.nii.gz", labels))
 
 
@@ -121,7 +121,7 @@ def test_a_decompression_bomb_is_judged_by_the_free_memory(
     if accepted:
         check_not_bomb(path, unpacked)
     else:
-        with pytest.raises(MaskfoldError, match="unpack to 3.0 GiB, with 8.0 GiB of memory free"):
+        with pytest.raises(MaskfoldError, match="unpack to 3.0 GiB, but only 8.0 GiB of memory are free"):
             check_not_bomb(path, unpacked)
 
 
@@ -148,7 +148,7 @@ def test_float64_labels_are_read_exactly(tmp_path: Path) -> None:
 )
 def test_formats_that_are_not_read_have_a_command(tmp_path: Path, name: str, command: str) -> None:
     (tmp_path / name).touch()
-    with pytest.raises(MaskfoldError, match="unsupported extension") as caught:
+    with pytest.raises(MaskfoldError, match="an extension") as caught:
         read_image(tmp_path / name)
     assert command in caught.value.hint
 
@@ -156,7 +156,7 @@ def test_formats_that_are_not_read_have_a_command(tmp_path: Path, name: str, com
 def test_series_over_time(tmp_path: Path) -> None:
     first = (VOXELS > 9).astype(np.uint8)
     path = write_nifti(tmp_path / "a.nii.gz", np.stack([first, first, 1 - first], -1))
-    with pytest.raises(MaskfoldError, match="different channels: found 3") as caught:
+    with pytest.raises(MaskfoldError, match="3 channels") as caught:
         read_labels(path)
     assert "if the fourth axis is time, write a file for each volume" in caught.value.hint
     assert "If the fourth axis is time" in channels_error("b", 4, 3, "a", 3).hint

@@ -91,7 +91,7 @@ def test_voxels_in_other_folders_are_refused(tmp_path: Path, name: str) -> None:
     text = (tmp_path / "a.mhd").read_text().replace("a.zraw", name).replace("a.raw", name)
     (tmp_path / "a.mhd").write_text(text)
     for read in (read_image, read_header, file_digest):
-        with pytest.raises(MaskfoldError, match="expected one file in its own folder"):
+        with pytest.raises(MaskfoldError, match="expected one file in the same folder"):
             read(tmp_path / "a.mhd")
 
 
@@ -162,6 +162,6 @@ def test_damaged_files_are_errors(tmp_path: Path, ending: str) -> None:
 def test_without_simpleitk_the_message_has_the_install_line(tmp_path: Path, monkeypatch) -> None:
     SimpleITK.WriteImage(volume(), str(tmp_path / "a.nrrd"))
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
-    with pytest.raises(MaskfoldError, match="requires SimpleITK") as caught:
+    with pytest.raises(MaskfoldError, match="SimpleITK") as caught:
         read_image(tmp_path / "a.nrrd")
     assert caught.value.status == 2 and "pip install 'maskfold[itk]'" in caught.value.hint

@@ -60,9 +60,9 @@ def test_colours_of_a_volume_are_channels_and_of_a_label_file_are_refused(tmp_pa
     np.testing.assert_array_equal(load_image(comp, row).array, [colours["R"], colours["G"], colours["B"]])
     colours["R"] = labels
     nibabel.save(nibabel.Nifti1Image(colours, np.eye(4)), str(tmp_path / "labelsTr/v.nii.gz"))
-    with pytest.raises(MaskfoldError, match="different channels: found 3"):
+    with pytest.raises(MaskfoldError, match="3 channels"):
         load_mask(comp, rows(comp)[0])
-    assert any("different channels" in fault.message for fault in explore(comp).faults)
+    assert any("channels" in fault.message for fault in explore(comp).faults)
 
 
 def test_folders_that_are_links(tmp_path: Path) -> None:

@@ -113,5 +113,5 @@ def test_channels() -> None:
     green = np.zeros((3, 1, 1), np.float32)
     green[1] = 1
     np.testing.assert_allclose(convert_channels(green, "grey", True, "a"), 0.587)
-    with pytest.raises(MaskfoldError, match=r"found 5 in case a"):
+    with pytest.raises(MaskfoldError, match=r"case a has 5"):
         convert_channels(np.zeros((5, 2, 2), np.uint8), "grey", True, "a")

@@ -136,7 +136,7 @@ def test_channels_are_chosen_by_number(source: dict[str, Any], tmp_path: Path) -
             np.testing.assert_allclose(case.network_input[:], image[numbers] / (255 if dims == 2 else 1), rtol=1e-6)
         with pytest.raises(MaskfoldError, match=rf"prepare\.channels.*channel 4, .*case one has {len(image)} channels"):
             preprocess_case(row(), experiment(dims, channels=[0, 4]), tmp_path)
-    with pytest.raises(ValueError, match=r"prepare\.channels` grey and rgb"):
+    with pytest.raises(ValueError, match=r"prepare\.channels` may be grey or rgb"):
         experiment(3, channels="grey")
     with pytest.raises(ValueError, match=r"`channels` .*\[1, 1\]"):
         experiment(2, channels=[1, 1])
@@ -232,7 +232,7 @@ def test_a_crop_that_cuts_a_class_off_says_so(
     for crop, lost in (("nonzero", 18), ("foreground", 18), ("none", 0)):
         caplog.clear()
         preprocess_case(row(), experiment(crop=crop), tmp_path)
-        message = f"Case one: `prepare.crop: {crop}` removes {lost} of 45 voxels of b"
+        message = f"Case one: `prepare.crop: {crop}` removes {lost} of the 45 voxels of b"
         assert (message in caplog.text) == bool(lost) and ("prepare.crop" in caplog.text) == bool(lost)
 
 

@@ -318,7 +318,7 @@ def test_nifti_without_a_voxel_size_is_refused(tmp_path: Path) -> None:
 def test_nifti_with_a_singular_affine_is_refused(tmp_path: Path) -> None:
     path = write_nifti(tmp_path / "a.nii", np.ones((2, 3, 4), np.uint8))
     patch_nifti(path, 280, struct.pack("<12f", 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0))  # srow: two equal columns are 0
-    with pytest.raises(MaskfoldError, match=r"a\.nii has a singular .*affine"):
+    with pytest.raises(MaskfoldError, match=r"a\.nii has an affine"):
         read_header(path)
 
 
@@ -361,7 +361,7 @@ def test_label_file_of_equal_channels(tmp_path: Path) -> None:
     for array in (rgb, opaque):
         np.testing.assert_array_equal(read_labels(write_png(tmp_path / "a.png", array))[0], labels)
     for array in (RGB8, RGBA8, np.concatenate([rgb, GREY8[..., None]], axis=-1)):
-        with pytest.raises(MaskfoldError, match=r"a\.png has different channels: found \d"):
+        with pytest.raises(MaskfoldError, match=r"a\.png has \d channels"):
             read_labels(write_png(tmp_path / "a.png", array))
 
 
@@ -370,7 +370,7 @@ def test_float_labels(tmp_path: Path) -> None:
     found, affine = read_labels(write_nifti(tmp_path / "a.nii", labels))
     np.testing.assert_array_equal(found, labels)
     assert found.dtype.kind == "i" and affine is not None
-    with pytest.raises(MaskfoldError, match=r"b\.nii has label values that are not integers"):
+    with pytest.raises(MaskfoldError, match=r"b\.nii has label values that are not whole numbers"):
         read_labels(write_nifti(tmp_path / "b.nii", labels + 0.3))
 
 
@@ -464,7 +464,7 @@ def test_dimensions_that_do_not_fit(tmp_path: Path) -> None:
     png = write_png(tmp_path / "a.png", GREY8)
     tifffile.imwrite(tmp_path / "a.tif", GREY8)
     for path in (png, tmp_path / "a.tif"):
-        with pytest.raises(MaskfoldError, match=r"\(5×7\), but competition.dimensions is 3.*\{z\}"):
+        with pytest.raises(MaskfoldError, match=r"\(5×7\), .*competition.dimensions is 3.*\{z\}"):
             read_header(path, 3)
     nifti = write_nifti(tmp_path / "a.nii", np.ones((2, 3, 4), np.uint8))
     with pytest.raises(MaskfoldError, match="competition.dimensions is 2"):
@@ -522,7 +522,7 @@ def test_an_ome_file_reads_no_pixels_of_other_files(tmp_path: Path, name: str) -
     xml = OME.format(ifd=0, name=name, number=2)
     tifffile.imwrite(folder / "a.ome.tif", page, description=xml.encode(), metadata=None)
     for read in (read_image, read_header, read_labels):
-        with pytest.raises(MaskfoldError, match="OME metadata say that pixels are in"):
+        with pytest.raises(MaskfoldError, match="OME metadata say that the pixels are in"):
             read(folder / "a.ome.tif", 3)
 
 

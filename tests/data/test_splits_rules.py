@@ -133,14 +133,14 @@ def test_error_for_a_missing_table_or_column(tmp_path: Path) -> None:
 def test_error_for_two_groups_of_one_case(tmp_path: Path, second: str) -> None:
     comp = by_table(tmp_path, f"id,patient\np1_a,one\n\np1_b,one\n{second},two\np22_a,two\n")
     wrong, cure, status = refused(group_values, comp, IDS, "group")
-    assert str(tmp_path / "meta.csv") in wrong and f"two group values for the id {second}" in wrong
+    assert str(tmp_path / "meta.csv") in wrong and f"two values of group for the id {second}" in wrong
     assert wrong.index("one in line 2") < wrong.index("two in line 5") and "rows" in cure and status == 1
 
 
 @pytest.mark.parametrize("text", ["id,patient\np1_a,one\np22_a,two\n", "id,patient\np1_a,one\np1_b,\np22_a,two\n"])
 def test_error_for_a_case_without_a_group(tmp_path: Path, text: str) -> None:
     wrong, cure, status = refused(group_values, by_table(tmp_path, text), IDS, "group")
-    assert str(tmp_path / "meta.csv") in wrong and "no group for the id p1_b" in wrong and "`patient`" in wrong
+    assert str(tmp_path / "meta.csv") in wrong and "no value of group for the id p1_b" in wrong and "`patient`" in wrong
     assert "row" in cure and status == 1
 
 
@@ -181,7 +181,9 @@ def test_an_image_in_two_folds_is_named(tmp_path: Path) -> None:
     path = write_text(tmp_path / "folds.csv", "id,fold\ncase_000,0\ncase_001,1\ncase_002,0\n")
     folds = FoldsConfig(scheme="file", file=str(path))
     wrong, cure, status = refused(split, cases(3, image_hash=["1", "1", "2"]), COMP, folds, 1)
-    assert wrong.startswith("One image with two ids is in two folds: fold 0 (case case_000) and fold 1 (case case_001)")
+    assert wrong.startswith(
+        "One image with two ids is in two folds: case case_000 is in fold 0, and case case_001 is in fold 1"
+    )
     assert "fold" in cure and status == 2
 
 

@@ -263,7 +263,7 @@ def test_a_file_that_changes_while_it_is_read_does_not_enter_the_cache(
         return result
 
     monkeypatch.setattr(preprocessing, name, read)
-    with pytest.raises(ChangedDataError, match=rf"{path.name} of case a changed while it was read"):
+    with pytest.raises(ChangedDataError, match=rf"{path.name} of case a changed while"):
         preprocess_case(row, experiment(comp), tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -293,7 +293,7 @@ def test_a_table_that_names_the_file_of_another_case(
     check_files_belong(comp, table)
     edited = table.assign(**{key: [text.replace(old, new) for text in table[key]] for key in ("images", "masks")})
     assert not edited.equals(table)
-    with pytest.raises(MaskfoldError, match="The case a has the file .*, which does not match train"):
+    with pytest.raises(MaskfoldError, match="The case a has the file .*does not match train"):
         check_files_belong(comp, edited)
 
 

@@ -17,11 +17,11 @@ from tests.datasets.archives import FILES, member, silent, tar_of, tree
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("../evil.txt", "is outside the folder"),
-        ("toy/../../evil.txt", "is outside the folder"),
-        ("/tmp/evil.txt", "is outside the folder"),
-        ("toy\\..\\..\\evil.txt", "is outside the folder"),
-        ("C:/evil.txt", "is outside the folder"),
+        ("../evil.txt", "outside the folder"),
+        ("toy/../../evil.txt", "outside the folder"),
+        ("/tmp/evil.txt", "outside the folder"),
+        ("toy\\..\\..\\evil.txt", "outside the folder"),
+        ("C:/evil.txt", "outside the folder"),
     ],
 )
 @pytest.mark.parametrize("kind", ["tar", "zip"])
@@ -45,9 +45,9 @@ def test_a_member_outside_the_folder_is_rejected(tmp_path: Path, name: str, prob
     [
         (member("toy/link", tarfile.SYMTYPE, "/etc"), "is a link"),
         (member("toy/hard", tarfile.LNKTYPE, "/etc/passwd"), "is a link"),
-        (member("toy/pipe", tarfile.FIFOTYPE), "is a device or pipe"),
-        (member("toy/device", tarfile.CHRTYPE), "is a device or pipe"),
-        (member("../outside", tarfile.DIRTYPE), "is outside the folder"),
+        (member("toy/pipe", tarfile.FIFOTYPE), "is a device or a pipe"),
+        (member("toy/device", tarfile.CHRTYPE), "is a device or a pipe"),
+        (member("../outside", tarfile.DIRTYPE), "outside the folder"),
     ],
 )
 def test_links_and_devices_are_rejected(tmp_path: Path, bad: tarfile.TarInfo, problem: str) -> None:
@@ -83,7 +83,7 @@ def test_a_damaged_archive_leaves_nothing(tmp_path: Path, damage: str) -> None:
                 "twice": tar_of({"toy/a": b"1", "toy/a/b": b"2"}),
             }[damage]
         )
-    with pytest.raises(MaskfoldError, match="is damaged|contains no files|contains a path twice"):
+    with pytest.raises(MaskfoldError, match="is damaged|contains no files|contains one path twice"):
         unpack_archive(archive, tmp_path / "toy", silent)
     assert [path.name for path in tmp_path.iterdir()] == ["bad.archive"]
 

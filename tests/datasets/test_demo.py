@@ -106,12 +106,12 @@ def test_the_same_demo_is_kept_and_another_replaces_it(tmp_path):
 
 def test_a_folder_with_other_content_is_rejected_and_unchanged(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(MaskfoldError, match="exists and is not a demo") as caught:
+    with pytest.raises(MaskfoldError, match="exists and was not written by maskfold demo") as caught:
         make_demo("2d", tmp_path, cases=2, test_cases=1)
     assert str(tmp_path) in str(caught.value)
     assert contents(tmp_path) == {"thesis.txt": b"years of work"}
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(MaskfoldError, match="exists and is not a demo"):
+    with pytest.raises(MaskfoldError, match="exists and was not written by maskfold demo"):
         make_demo("2d", tmp_path / "file", cases=2, test_cases=1)
     with pytest.raises(MaskfoldError, match="cannot be written"):
         make_demo("2d", tmp_path / "file" / "below", cases=2, test_cases=1)

@@ -72,7 +72,7 @@ def test_the_same_phantoms_are_kept_and_others_replace_them(tmp_path):
 def test_a_folder_with_other_content_is_rejected_and_unchanged(tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.txt").write_text("years of work")
-    with pytest.raises(MaskfoldError, match="thesis exists and is not a demo"):
+    with pytest.raises(MaskfoldError, match="thesis exists and was not written by maskfold demo"):
         make_phantom("spine", tmp_path / "thesis", cases=1, test_cases=1)
     make_phantom("hipmri", tmp_path / "pelvis", cases=1)
     make_demo("2d", tmp_path / "demo", cases=1, test_cases=1)
@@ -105,7 +105,7 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
         ({"layout": "xyz"}, "Use --layout spleen, spine, a02025 or hipmri."),
         ({"layout": "spine", "cases": 0}, "at least one case"),
         ({"layout": "spine", "test_cases": 0}, "at least one case"),
-        ({"layout": "spine", "seed": -1}, "not negative"),
+        ({"layout": "spine", "seed": -1}, "at least 0"),
         ({"layout": "hipmri", "test_cases": 2}, "no test cases"),
     ],
 )

@@ -55,7 +55,7 @@ def test_without_the_expression_they_are_images(tmp_path: Path) -> None:
     lines: list[str] = []
     done = convert_folder(tmp_path / "in", tmp_path / "out", labels="nothing", say=lines.append)
     assert [row.id for row in done.with_status("converted")] == ["P1_s1", "P1_s2"]
-    assert "--labels nothing matches no series description" in lines
+    assert "--labels nothing matches the description of no series" in lines
 
 
 def test_slices_turned_round_and_fewer_of_them(tmp_path: Path) -> None:
@@ -72,9 +72,9 @@ def test_slices_turned_round_and_fewer_of_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("array", "changes", "reason"),
     [
-        (TRUTH.astype(np.int16) - 1, {}, "its values are not labels: found -1 to 2"),
-        (TRUTH.astype(np.int16) * 100, {}, "its values are not labels: found 0 to 300"),
-        (TRUTH, {"rescale": [(0.5, 0.0)] * 6}, "its values are not labels"),
+        (TRUTH.astype(np.int16) - 1, {}, "its values are no labels: found -1 to 2"),
+        (TRUTH.astype(np.int16) * 100, {}, "its values are no labels: found 0 to 300"),
+        (TRUTH, {"rescale": [(0.5, 0.0)] * 6}, "its values are no labels"),
         (
             TRUTH,
             {"spacing": (1.4, 1.6)},
@@ -85,7 +85,7 @@ def test_slices_turned_round_and_fewer_of_them(tmp_path: Path) -> None:
             {"places": positions(6) + np.array([0.32, 0, 0])},
             "not on the grid of P1: its voxels are shifted by up to 0.4 voxels",
         ),
-        (TRUTH, {"places": positions(6) + np.array([0, 0, 5.0])}, "of its labelled voxels are outside the image"),
+        (TRUTH, {"places": positions(6) + np.array([0, 0, 5.0])}, "of its labelled voxels lie outside of the image"),
         (
             TRUTH,
             {"FrameOfReferenceUID": uid("another")},
@@ -112,14 +112,14 @@ def test_several_candidates_are_refused(tmp_path: Path) -> None:
     done = convert_folder(tmp_path / "in", tmp_path / "out", labels="seg")
     assert (
         done.with_status("refused")[0].reason
-        == "several images have the mask's grid, and the mask does not reference exactly one of them: P1_s1, P1_s3"
+        == "several images have the grid of the mask, and the mask does not refer to exactly one of them: P1_s1, P1_s3"
     )
     labels(tmp_path / "more")
     image(tmp_path / "more")
     labels(tmp_path / "more/again", series="again", SeriesNumber=4)
     done = convert_folder(tmp_path / "more", tmp_path / "out2", labels="seg")
     assert [row.reason for row in done.with_status("refused")] == [
-        "2 label series match P1, expected one; narrow --labels"
+        "2 label series match P1, expected one; write a narrower expression for --labels"
     ] * 2
 
 
@@ -134,5 +134,5 @@ def test_a_segmentation_takes_precedence(tmp_path: Path) -> None:
         image_series=uid("P1", "study", "series"),
     )
     done = convert_folder(tmp_path / "in", tmp_path / "out", labels="seg")
-    assert done.with_status("refused")[0].reason == "P1 already has a mask from a DICOM-SEG"
+    assert done.with_status("refused")[0].reason == "P1 already has a mask from a DICOM-SEG file"
     assert np.asanyarray(nibabel.load(tmp_path / "out/labelsTr/P1.nii.gz").dataobj).sum() == (TRUTH[:, :, 2] == 1).sum()

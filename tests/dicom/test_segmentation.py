@@ -178,7 +178,7 @@ def test_values_that_a_user_wrote_stay(tmp_path: Path) -> None:
     convert_folder(tmp_path / "in", tmp_path / "out")
     np.testing.assert_array_equal(mask_of(tmp_path / "out"), 2 * TRUTH)
     (tmp_path / "out/segments.csv").write_text("value,label\n1,liver\n1,spleen\n")
-    with pytest.raises(MaskfoldError, match="value 1, label spleen"):
+    with pytest.raises(MaskfoldError, match="value 1 and label spleen"):
         convert_folder(tmp_path / "in", tmp_path / "out")
 
 
@@ -192,7 +192,7 @@ def test_one_file_per_segment(tmp_path: Path) -> None:
     (tmp_path / "in/a again").write_bytes((tmp_path / "in/a").read_bytes())
     done = convert_folder(tmp_path / "in", tmp_path / "out")
     np.testing.assert_array_equal(mask_of(tmp_path / "out"), TRUTH + 2 * other)
-    assert [row.ignored for row in done.with_status("label")] == ["a again repeats a", ""]
+    assert [row.ignored for row in done.with_status("label")] == ["a again is a copy of a", ""]
 
 
 def test_two_readers_of_one_organ_are_refused(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_two_readers_of_one_organ_are_refused(tmp_path: Path) -> None:
     done = convert_folder(tmp_path / "in", tmp_path / "out")
     assert not (tmp_path / "out/labelsTr").exists()
     assert [row.reason for row in done.with_status("refused")] == [
-        "2 segmentations of P1 contain the label `spleen` (a, b); keep one of them"
+        "2 segmentations of P1 contain the label `spleen` (a, b), expected one; keep one of these files"
     ] * 2
 
 
@@ -215,7 +215,7 @@ def test_two_readers_of_one_organ_are_refused(tmp_path: Path) -> None:
         ((0, 0, 1.25), (0.7, 0.8), "its voxels are shifted by up to"),
         ((0, 0, 0), (0.7, 0.7), "its voxels are shifted by up to"),
         ((0, 0, 0), (1.4, 1.6), "in size or direction"),
-        ((0, 0, 5.0), (0.7, 0.8), "labelled voxels are outside the image"),
+        ((0, 0, 5.0), (0.7, 0.8), "labelled voxels lie outside of the image"),
     ],
 )
 def test_grids_that_do_not_agree(tmp_path: Path, shift: tuple, spacing: tuple[float, float], reason: str) -> None:
@@ -245,7 +245,7 @@ def test_the_image_is_referenced_or_the_only_one_that_matches(tmp_path: Path) ->
     done = convert_folder(tmp_path / "in", tmp_path / "second")
     assert (
         reasons(done)
-        == "several images have the mask's grid, and the mask does not reference exactly one of them: P1_s1, P1_s3"
+        == "several images have the grid of the mask, and the mask does not refer to exactly one of them: P1_s1, P1_s3"
     )
     write_segmentation(
         tmp_path / "in/seg", frames_of(TRUTH, 1, places), {1: "spleen"}, image_series=uid("P1", "study", "two")
@@ -259,7 +259,8 @@ def test_an_image_that_is_not_there(tmp_path: Path) -> None:
         tmp_path / "in/seg", frames_of(TRUTH, 1, positions(6)), {1: "spleen"}, image_series=uid("nowhere")
     )
     assert (
-        reasons(convert_folder(tmp_path / "in", tmp_path / "out")) == "the referenced image series is not in the folder"
+        reasons(convert_folder(tmp_path / "in", tmp_path / "out"))
+        == "the image series to which it refers is not in the folder"
     )
 
 
@@ -267,7 +268,9 @@ def test_an_image_that_was_refused(tmp_path: Path) -> None:
     series = study(tmp_path / "in")
     (tmp_path / "in/P1/IM0003").unlink()
     write_segmentation(tmp_path / "in/seg", frames_of(TRUTH, 1, positions(6)), {1: "spleen"}, image_series=series)
-    assert reasons(convert_folder(tmp_path / "in", tmp_path / "out")) == "the referenced image series was refused"
+    assert (
+        reasons(convert_folder(tmp_path / "in", tmp_path / "out")) == "the image series to which it refers was refused"
+    )
 
 
 def test_overlaps_go_to_the_higher_value_and_are_counted(tmp_path: Path) -> None:

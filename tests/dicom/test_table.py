@@ -107,7 +107,7 @@ def test_rows_of_other_series_and_layouts_stay(tmp_path: Path) -> None:
         ("P1", "imagesTs"),
         ("P2", "imagesTs"),
     ]
-    assert done.rows[0].notes == "also in imagesTr, from an earlier conversion"
+    assert done.rows[0].notes == "also in imagesTr, where an earlier conversion wrote it"
 
 
 def test_the_table_gives_the_groups_of_folds(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_an_edited_table_deletes_nothing_elsewhere(tmp_path: Path) -> None:
     convert_folder(tmp_path / "in", tmp_path / "out")
     assert victim.exists()
     path.write_text("a,b\n1,2\n")
-    with pytest.raises(MaskfoldError, match="series.csv is not a table of maskfold dicom: found columns a, b"):
+    with pytest.raises(MaskfoldError, match="series.csv was not written by maskfold dicom: found the columns a, b"):
         convert_folder(tmp_path / "in", tmp_path / "out")
 
 
@@ -207,8 +207,8 @@ def test_a_full_disk_stops_the_conversion(tmp_path: Path, monkeypatch: pytest.Mo
     ("arguments", "message"),
     [
         (("nowhere", "imagesTr", None), "nowhere is not a folder"),
-        (("in", "images", None), "invalid --layout: found images"),
-        (("in", "imagesTr", "(seg"), "invalid --labels: found (seg"),
+        (("in", "images", None), "--layout: found images"),
+        (("in", "imagesTr", "(seg"), "--labels: found (seg"),
     ],
 )
 def test_invalid_arguments_exit_with_status_2(
@@ -224,11 +224,11 @@ def test_invalid_arguments_exit_with_status_2(
 def test_no_converted_series_exits_with_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/readme.txt").write_text("nothing")
-    with pytest.raises(MaskfoldError, match=r"No DICOM files in .*found only 1 files of other formats") as caught:
+    with pytest.raises(MaskfoldError, match=r"no DICOM file: found only 1 files of other formats") as caught:
         dicom_command(tmp_path / "in", tmp_path / "out", "imagesTr", None)
     assert caught.value.status == 1
     write_series(tmp_path / "in", volume((6, 5, 6)))[2].unlink()
-    with pytest.raises(MaskfoldError, match="No series in .* was converted") as caught:
+    with pytest.raises(MaskfoldError, match="No series in .* could be converted") as caught:
         dicom_command(tmp_path / "in", tmp_path / "out", "imagesTr", None)
     assert caught.value.status == 1
     assert "0 series converted to images, 0 to masks, 1 refused" in capsys.readouterr().out

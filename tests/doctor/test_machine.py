@@ -91,8 +91,8 @@ def test_a_gpu_that_is_taken_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> No
             None,
             "driver on your system is too old",
         ),
-        ({}, "", "hidden by CUDA_VISIBLE_DEVICES"),
-        ({}, "-1", "hidden by CUDA_VISIBLE_DEVICES"),
+        ({}, "", "CUDA_VISIBLE_DEVICES"),
+        ({}, "-1", "CUDA_VISIBLE_DEVICES"),
     ],
 )
 def test_a_driver_without_a_device_has_a_reason(
@@ -243,9 +243,9 @@ def test_a_look_that_fails_is_a_row_and_the_status_follows(
     assert checks.print_report() == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("warning   first  the check failed: RuntimeError: a fault of ours.")
-    assert lines[1:] == ["ok        b      [fine]", "warning: first"]
+    assert lines[1:] == ["ok        b      [fine]", "rows with the state warning: first"]
     monkeypatch.setattr(
         checks, "all_checks", lambda: {"a": lambda _: [CheckResult("a", "unusable", "gone", "Bring it.")]}
     )
     assert checks.print_report() == 1
-    assert capsys.readouterr().out.splitlines() == ["unusable  a  gone. Bring it.", "unusable: a"]
+    assert capsys.readouterr().out.splitlines() == ["unusable  a  gone. Bring it.", "rows with the state unusable: a"]

@@ -53,7 +53,7 @@ def test_numbers_are_those_of_the_masks(finished, tiny, dimensions, tmp_path):
     expected = means.abs().sort_values(ascending=False).index.tolist()
     assert [name for name, _ in found.most_changed(3)] == expected[:3]
     assert found.most_changed(1)[0][1] == pytest.approx(means[expected[0]])
-    assert any("the folds differ" in note for note in found.notes), "the seed deals other folds"
+    assert any("the folds of the runs differ" in note for note in found.notes), "the seed deals other folds"
 
     page = write_comparison(found, tmp_path / "out", 2)
     pictures = sorted(path.name for path in (tmp_path / "out" / "compare").iterdir())
@@ -80,7 +80,7 @@ def test_steps_are_each_runs_own(finished, tiny):
     assert "no post-processing" in found.notes[0] and "the steps of its YAML" in found.notes[1]
     assert (found.tables[1]["tp"] == 0).all() and found.tables[0]["tp"].sum() > 0, "nothing is that large"
     tuned = load_run(stepped.folder, overrides=["postprocess.tune=true"])
-    assert "A and B have none: `maskfold submit` tunes" in compare_two_runs(plain, tuned).notes[-1]
+    assert "A and B have none" in compare_two_runs(plain, tuned).notes[-1]
 
 
 def test_a_run_tuned_on_the_cases_is_not_better_than_itself(finished, tiny):
@@ -93,7 +93,7 @@ def test_a_run_tuned_on_the_cases_is_not_better_than_itself(finished, tiny):
         found = compare_two_runs(*pair)
         assert all((line.value, line.better, line.worse, line.p) == (0, 0, 0, 1) for line in found.differences)
         assert found.differences[0].a == pytest.approx(tuned.before, abs=1e-9)
-        assert "none of them tuned on these cases" in found.notes[-1]
+        assert "none of which was tuned on these cases" in found.notes[-1]
 
 
 def test_two_tuned_runs_have_the_steps_of_the_other_folds(finished, tiny, monkeypatch):
@@ -115,15 +115,15 @@ def test_two_tuned_runs_have_the_steps_of_the_other_folds(finished, tiny, monkey
     file = run.folder / "postprocess.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "nested_steps": {}}))  # as an older version wrote it
     notes = compare_two_runs(run, one_again(run)).notes
-    assert "none of them tuned on these cases" in notes[-1] and "A and B have none" in notes[-1]
+    assert "none of which was tuned on these cases" in notes[-1] and "A and B have none" in notes[-1]
 
 
 def test_one_run_is_not_better_than_itself(finished, tiny):
     one = finished(tiny(2))
     found = compare_two_runs(one, one_again(one))
-    assert not any("folds differ" in note for note in found.notes)
+    assert not any("folds of the runs differ" in note for note in found.notes)
     part = compare_two_runs(one, fold_0_of(one))
-    assert len(part.rows) < len(found.rows) and "shared cases are compared" in part.notes[2] and len(part.notes) == 4
+    assert len(part.rows) < len(found.rows) and "cases that both predicted" in part.notes[2] and len(part.notes) == 4
     assert all((line.value, line.better, line.worse, line.p) == (0, 0, 0, 1) for line in found.differences)
     assert found.most_changed(10) == []
 
@@ -178,7 +178,7 @@ def test_a_class_that_only_one_run_imagines(finished, tiny, demo2d, tmp_path):
 
 def test_what_cannot_be_compared_is_refused(finished, tiny, monkeypatch, capfd):
     one = finished(tiny(2))
-    with pytest.raises(MaskfoldError, match="found demo3d"):
+    with pytest.raises(MaskfoldError, match="has demo3d"):
         compare_two_runs(one, finished(tiny(3), "demo3d-tiny"))
     other = finished(tiny(2, "seed=2"))
     cases = other.cases.copy()

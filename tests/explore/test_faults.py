@@ -89,12 +89,14 @@ def test_a_metric_that_is_not_the_hosts(tmp_path: Path) -> None:
 
     assert remarked("contrails", average="global") == remarked("vesuvius-ink", name="fbeta", beta=0.5) == []
     assert remarked("hubmap-organ", average="class") == remarked("recodai", name="iou") == []
-    assert remarked("contrails") == ["metric.average is case_class, but the host of contrails scores in another way."]
+    assert remarked("contrails") == [
+        "metric.average is case_class, but the host of contrails scores with another metric."
+    ]
     assert remarked("sennet-hoa", name="iou") == [
-        "metric.name is iou, but the host of sennet-hoa scores in another way."
+        "metric.name is iou, but the host of sennet-hoa scores with another metric."
     ]
     assert remarked("uw-madison-gi-tract", name="uw_madison") == [
-        "metric.both_empty is 1.0, but the host of uw-madison-gi-tract scores in another way."
+        "metric.both_empty is 1.0, but the host of uw-madison-gi-tract scores with another metric."
     ]
     found = explore(competition(tmp_path, submission={"profile": "contrails"}))
     assert len(remarks(found, "metric")) == 1
@@ -106,7 +108,7 @@ def test_rows_without_a_mask_beside_others(tmp_path: Path) -> None:
     write_text(tmp_path / "train.csv", "id,rle\na,5 3\na,\nb,\n")
     found = explore(competition(tmp_path, instances=True, train={"images": "images/{id}.png", "rle": "train.csv"}))
     (remark,) = remarks(found, "objects")
-    assert remark == "train.csv has 1 row without a mask for images that have other rows, such as line 3, id a."
+    assert remark == "train.csv has 1 row without a mask, although their images have other rows, such as line 3, id a."
 
 
 def test_skip_turns_skipped_cases_into_remarks(tmp_path: Path) -> None:
@@ -114,7 +116,11 @@ def test_skip_turns_skipped_cases_into_remarks(tmp_path: Path) -> None:
     found = explore(comp)
     left = dict(case_table(comp).attrs["skipped"])
     assert {one.case: one.message for one in found.remarks if one.kind == "left out"} == left and len(left) == 5
-    assert all(one.hint == "Skipped by cv (on_bad_case: skip)." for one in found.remarks if one.kind == "left out")
+    assert all(
+        one.hint == "`maskfold cv` skips this case (on_bad_case: skip)."
+        for one in found.remarks
+        if one.kind == "left out"
+    )
     assert set(faults(found)) == {"q_0, torn_1"}, "a fault that skip does not affect"
     skipped = {case.id for case in found.cases_of("train") if case.skipped}
     assert skipped == set(left) - {"noimage_1"}
@@ -132,7 +138,7 @@ def test_a_class_only_in_skipped_cases_is_absent(tmp_path: Path) -> None:
     comp = competition(root, classes=["cell", "rare"], group=GROUP, on_bad_case="skip")
     assert explore(comp).faults == []
     path.write_bytes(path.read_bytes()[:400])
-    assert "class rare is in none of the 11 training cases" in faults(explore(comp))[""]
+    assert "None of the 11 training cases with readable truth has the class rare." in faults(explore(comp))[""]
 
 
 def test_skipping_all_cases_is_a_fault(tmp_path: Path) -> None:
@@ -380,8 +386,8 @@ def test_missing_masks_or_test_images_do_not_affect_other_files(tmp_path: Path) 
         test={"images": "tests/{id}.png"},
     )
     found = explore(comp)
-    assert [one.message.partition(" `")[0] for one in found.faults] == ["train.masks"]
-    assert [text.partition(" `")[0] for text in remarks(found, "files")] == ["test.images"], "`cv` works without them"
+    assert [one.message.partition(":")[0] for one in found.faults] == ["train.masks"]
+    assert [text.partition(":")[0] for text in remarks(found, "files")] == ["test.images"], "`cv` works without them"
     assert len(found.cases) == len(SOUND) and found.snippet
 
 
@@ -431,7 +437,10 @@ def test_an_absent_class_is_a_fault_and_a_rare_class_a_remark(tmp_path: Path) ->
         write_png(root / "masks" / f"{case_id}.png", mask)
     found = explore(competition(root, classes=["cell", "never", "rare"], group=GROUP))
     (fault,) = found.faults
-    assert fault.kind == "class" and "class never is in none of the 12 training cases" in fault.message
+    assert (
+        fault.kind == "class"
+        and "None of the 12 training cases with readable truth has the class never." in fault.message
+    )
     assert ["p_0, r_2" in text for text in remarks(found, "class")] == [True]
     assert "stratified_group" in found.snippet
 
@@ -443,8 +452,8 @@ def test_channels_and_types_that_differ(tmp_path: Path) -> None:
     write_png(root / "images" / "q_1.png", np.full(SIZE, 9, np.uint8))
     found = explore(competition(root, group=GROUP))
     said = remarks(found, "mixed")
-    assert any("channels: 1 in 11, 3 in 1; the first with 3 is p_0" in text for text in said)
-    assert any("dtype: uint8 in 11, uint16 in 1; the first with uint16 is q_0" in text for text in said)
+    assert any("channels: 1 in 11, 3 in 1. The first case with 3 is p_0" in text for text in said)
+    assert any("dtype: uint8 in 11, uint16 in 1. The first case with uint16 is q_0" in text for text in said)
     assert ["q_1" in text and "value 9" in text for text in remarks(found, "image")] == [True]
     assert "channels: rgb" in found.snippet
 
@@ -476,7 +485,7 @@ def test_a_pattern_that_fits_two_files_of_every_case(tmp_path: Path) -> None:
     found = explore(comp)
     messages = [fault.message for fault in found.faults if "matches two files" in fault.message]
     assert messages == [
-        f"train.images `im/{{id}}_*.nii.gz` matches two files for the id L{number}: "
+        f"train.images: the pattern `im/{{id}}_*.nii.gz` matches two files for the id L{number}: "
         f"im/L{number}_0000.nii.gz and im/L{number}_0001.nii.gz."
         for number in range(4)
     ]

@@ -158,8 +158,8 @@ def test_channels_of_images(tmp_path: Path, colour: bool, channels: str) -> None
 @pytest.mark.parametrize(
     ("sizes", "says"),
     [
-        ([3.06, 3.06, 3.06, 3.06], "red, green, blue and grey have similar contrast (|d| 3.06)"),
-        ([3.06, 3.05, 2.0, 2.5], "red and green have similar contrast (|d| 3.06)"),
+        ([3.06, 3.06, 3.06, 3.06], "red, green, blue and grey have nearly the same contrast (|d| 3.06)"),
+        ([3.06, 3.05, 2.0, 2.5], "red and green have nearly the same contrast (|d| 3.06)"),
         ([3.06, 2.9, 2.0, 2.5], "# or channels: [0]   # red has the highest contrast"),
     ],
 )

@@ -40,7 +40,7 @@ def test_explore_reports_a_turned_copy(tmp_path: Path, monkeypatch: pytest.Monke
     write(root, "turned_1", turn(image, 1, True), turn(mask, 1, True))
     found = explore(competition(root))
     (near,) = remarks(found, "near-duplicate")
-    assert re.search(r"q_1 .*turned_1 .* look the same after a turn or a mirroring: the correlation", near)
+    assert re.search(r"q_1 .*turned_1 .* look the same after a rotation or mirroring: the correlation", near)
     monkeypatch.setitem(duplicates.MAX_TURNED, 2, 5)  # more images than this are compared unturned only
     assert remarks(explore(competition(root)), "near-duplicate") == []
 
@@ -51,4 +51,7 @@ def test_a_cluster_of_turned_and_straight_copies_says_that_some_are_turned(tmp_p
     write(root, "bright_1", np.clip(image * 1.05 + 4, 0, 255).astype(np.uint8), mask)
     write(root, "turned_1", turn(image, 2, False), turn(mask, 2, False))
     (near,) = remarks(explore(competition(root)), "near-duplicate")
-    assert "look the same, some of them turned: the correlation of their thumbnails is up to" in near
+    assert (
+        "look the same, some of them after a rotation or mirroring: the correlation of their thumbnails is up to"
+        in near
+    )

@@ -146,7 +146,7 @@ def test_packages_that_are_not_there_are_named_first(finished, tiny, bundled):
     )
     (line,) = done.stdout.splitlines()
     assert (
-        line.startswith("note: not installed")
+        line.startswith("note: these packages are not installed")
         and "torch==" in line
         and "pandas==" in line
         and "--find-links wheels" in line
@@ -172,7 +172,7 @@ def test_a_changed_missing_or_added_file_is_refused_before_anything_is_imported(
     assert "fold_1/weights.safetensors is missing" in words()
     weights.write_bytes(whole)
     (folder / "code" / "numpy.py").write_text("raise SystemExit('taken in')")
-    assert "code/numpy.py is not in the manifest" in words()
+    assert "code/numpy.py is in the bundle" in words()
     (folder / "code" / "numpy.py").unlink()
     (folder / "manifest.json").write_text("{")
     assert "manifest.json cannot be read" in words()
@@ -303,7 +303,7 @@ def test_wrong_words_are_two_sentences(finished, tiny, bundled, tmp_path, capsys
         (["--hours", "0"], "--hours: found 0,"),
         (["--onnx"], "--onnx requires"),
         (["--devices", "gpu"], "found gpu"),
-        (["--output", "x.txt"], "--output: found x.txt, expected a name that ends in .csv."),
+        (["--output", "x.txt"], "--output: found x.txt, expected a file name that ends in .csv."),
         (["--output", str(tmp_path / "folder.csv")], "--output: found the folder "),
     ):
         assert run_bundle(folder, root, tmp_path / "x.csv", *words) == 2

@@ -145,7 +145,7 @@ def test_a_missing_package_is_named_with_a_hint(alone, tmp_path):
     found = run(python, [str(folder / "run.py"), "--input", str(made.exp.competition.root)], tmp_path)
     assert (
         found.returncode == 1
-        and "The package pydantic is missing." in found.stderr
+        and "The package pydantic is not installed" in found.stderr
         and "--find-links wheels" in found.stderr
     )
 

@@ -90,7 +90,9 @@ def test_tta_goes_after_the_first_cases_and_suffices():
     assert rungs[:3] == [EffortLevel(True, (5, 5))] * 3 and set(rungs[3:]) == {EffortLevel(False, (5, 5))}
     assert used < 300 and len(rungs) == 100
     assert (
-        "3 of 100 cases" in lines[0] and lines[1] == "time: no test-time augmentation from now on" and len(lines) == 2
+        "3 of 100 cases" in lines[0]
+        and lines[1] == "time limit: from now on without test-time augmentation"
+        and len(lines) == 2
     )
 
 
@@ -100,7 +102,7 @@ def test_networks_follow_as_few_as_it_takes():
     # By hand: 15 s are used, 181 s are left for 97 cases with a margin of 1.15: 1.62 s each, 1 s of it preprocessing:
     # 6 passes.
     assert sum(rungs[3].networks) == 6 and not rungs[3].tta
-    assert "6 of 10 networks from now on (per run: 3, 3)" in lines[-1]
+    assert "6 of 10 networks (per run: 3, 3)" in lines[-1]
 
 
 def test_cases_that_grow_are_noticed_later():
@@ -174,15 +176,15 @@ def test_an_ensemble_without_parts_of_it_predicts_as_told(timed):
     # (46).
     _, lines, looked = timed(62)
     assert [count for *_, count in looked[:4]] == [4, 2] * 2 and [count for *_, count in looked[4:]] == [2, 2] * 10
-    assert lines[1:] == ["time: no test-time augmentation from now on"]
+    assert lines[1:] == ["time limit: from now on without test-time augmentation"]
     # 29.4 s count. After one case 23.4 are left for 11: one network, of the run with the higher weight, takes 12.7 with
     # the margin, two take 25.3.
     least, lines, looked = timed(30)
     assert [(kept, count) for _, kept, count in looked[2:]] == [(1, 1)] * 11 and all(one.reached for one in least)
     assert len({name for name, *_ in looked[2:]}) == 1
     assert lines[1:] == [
-        "time: no test-time augmentation from now on",
-        "time: 1 of 4 networks from now on (per run: 1, 0)",
+        "time limit: from now on without test-time augmentation",
+        "time limit: from now on with 1 of 4 networks (per run: 1, 0)",
     ]
 
 
@@ -190,8 +192,8 @@ def test_cases_beyond_the_deadline_are_empty_and_counted(timed):
     found, lines, _ = timed(12)  # 11.76 s: a case of 6 s, five of 1 s, and one more that is begun before the end
     assert [one.reached for one in found] == [True] * 7 + [False] * 5
     assert (
-        lines[-1] == "time: the limit is reached; 5 of 12 cases get empty masks"
-        and "may still not suffice" in lines[-2]
+        lines[-1] == "time limit: the time is over; 5 of 12 cases get empty masks"
+        and "may still be too short" in lines[-2]
     )
     assert not any(one.outcome.masks.any() for one in found if not one.reached)
 

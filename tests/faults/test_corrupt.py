@@ -100,8 +100,8 @@ def test_nothing_swells_or_hangs(outcomes: list[Outcome]) -> None:
     [
         ("nii", "NaN voxels", "1 NaN or infinite value"),
         ("nii", "no spacing", "voxel size: found 0"),
-        ("nii", "affine of zeros", "singular or non-finite affine"),
-        ("nii", "two equal columns", "singular or non-finite affine"),
+        ("nii", "affine of zeros", "has an affine"),
+        ("nii", "two equal columns", "has an affine"),
         ("nii", "32,767 cubed", "its header declares"),
         ("nii.gz", "checksum", "CRC"),
         ("nii.gz", "20 GiB of zeros", BOMB),

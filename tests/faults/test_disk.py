@@ -155,11 +155,11 @@ def test_full_where_mlflow_keeps_its_store(
     (tmp_path / "project" / "paused").unlink()
     assert command.wait() == 0, command.said  # training goes on
     assert (
-        "cannot be updated" in command.said
+        "cannot be sent to MLflow" in command.said
         and f"{disk.place}/mlflow.db" in command.said
         and "bytes are free" in command.said
     )
-    assert "run the same command again to upload them" in command.said
+    assert "To upload them, run the same command again" in command.said
     with sqlite3.connect(disk.seen / "mlflow.db") as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     database.close()

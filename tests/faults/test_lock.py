@@ -129,7 +129,7 @@ def test_a_second_one_waits_as_long_as_it_has_patience(tmp_path: Path) -> None:
     threading.Timer(1.5, end, [process]).start()
     with run_lock(tmp_path, patience=60, say=said.append):
         assert process.poll() is not None
-    assert any(line.startswith(f"waiting until process {process.pid} on") for line in said)
+    assert any(line.startswith(f"waits until process {process.pid} on") for line in said)
 
 
 def test_a_number_that_another_process_has_been_given_holds_nothing(tmp_path: Path, me: LockOwner) -> None:
@@ -218,7 +218,7 @@ def test_who_slept_and_lost_its_place_ends_at_once(tmp_path: Path, elsewhere: Lo
     try:
         write(tmp_path, elsewhere)
         _, errors = process.communicate(timeout=60)
-        assert process.returncode == 1 and "owned by process 77 on far.example" in errors
+        assert process.returncode == 1 and "to process 77 on far.example" in errors
     finally:
         if process.poll() is None:
             end(process)

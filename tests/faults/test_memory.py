@@ -121,7 +121,9 @@ def test_halved_micro_batches_take_the_same_steps(tiny, tmp_path, monkeypatch, r
     result = run_fold(job, said.append)
     told = [line for line in said if "memory ran out" in line]
     assert len(told) == 2, "the resumed process keeps what the first has found"
-    assert "at step 1 with 8 samples" in told[0] and "4 at a time" in told[0] and "the same 8 samples a step" in told[1]
+    assert (
+        "at step 1 with 8 samples" in told[0] and "4 at a time" in told[0] and "the same 8 samples per step" in told[1]
+    )
     assert result.halved == 2 and set(points(job.folder, "memory/micro_batch")) == {2.0}
     # The samples of each step, in the same twos.
     assert same(reference, load_file(job.folder / "weights.safetensors"))
@@ -301,7 +303,7 @@ def test_a_loader_that_the_kernel_kills_is_named(tiny, tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr(PatchDataset, "__getitem__", getitem)
-    with pytest.raises(MaskfoldError, match="A loader process was killed, probably out of memory") as caught:
+    with pytest.raises(MaskfoldError, match="A loader process was killed, probably because memory ran out") as caught:
         run_fold(job, quiet)
     assert "run.workers" in caught.value.hint
 
@@ -310,7 +312,8 @@ def test_a_loader_that_the_kernel_kills_is_named(tiny, tmp_path, monkeypatch):
 def test_a_fold_that_the_kernel_kills_is_named(tiny, tmp_path, ending):
     _, job = start(tiny(2), tmp_path, tmp_path / "cache")
     with pytest.raises(
-        MaskfoldError, match=r"fold_0 was killed \(SIGKILL\), probably out of memory. Last output: going on"
+        MaskfoldError,
+        match=r"fold_0 was killed \(SIGKILL\), probably because memory ran out. Its last output was: going on",
     ) as caught:
         LocalExecutor(1, command=("bash", "-c", f"echo going on; {ending}")).run([job], quiet)
     assert "run.parallel_folds" in caught.value.hint

@@ -106,7 +106,7 @@ def test_a_runs_folder_names_the_version_that_made_it(tiny: Any, tmp_path: Path)
     [
         (
             '{"form": 2, "maskfold": "9.1.0"}',
-            ["Maskfold 9.1.0 in format 2", f"Maskfold {__version__} reads formats up to 1", "maskfold==9.1.0"],
+            ["Maskfold 9.1.0 in format 2", f"Maskfold {__version__} reads only formats up to 1", "maskfold==9.1.0"],
         ),
         ("{", ["version.json is damaged"]),
         ("[]", ["version.json is damaged"]),

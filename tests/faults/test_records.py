@@ -63,7 +63,7 @@ def test_a_damaged_job_is_named_by_the_fold(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "job.json").write_bytes(TEXTS[bad])
     assert main(str(tmp_path / "job.json")) == 1
     [line] = capsys.readouterr().out.splitlines()
-    assert line.startswith(f"error: {tmp_path / 'job.json'} is damaged: ") and line.endswith("which writes the file.")
+    assert line.startswith(f"error: {tmp_path / 'job.json'} is damaged: ") and line.endswith("which writes this file.")
 
 
 @pytest.mark.parametrize("bad", TEXTS)
@@ -133,7 +133,7 @@ def test_a_damaged_snapshot_is_not_averaged(tmp_path: Path) -> None:
     sound = path.read_bytes()
     for content in (sound[:-1] + bytes([sound[-1] ^ 1]), sound[:60], b""):
         path.write_bytes(content)
-        with pytest.raises(MaskfoldError, match=f"{path.name} cannot be read: .*delete {tmp_path} to train"):
+        with pytest.raises(MaskfoldError, match=f"{path.name} cannot be read: .*delete {tmp_path}"):
             kept.average()
 
 
@@ -269,7 +269,7 @@ def test_a_damaged_prepared_case_is_refused_then_prepared_again_which_is_said(
     table, exp, folder = toy
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     (folder / file).write_bytes(damage(before[file]))
-    with pytest.raises(MaskfoldError, match=r"Preprocessed case .*damaged") as caught:
+    with pytest.raises(MaskfoldError, match=r"reprocessed case .*damaged") as caught:
         case = PreprocessedCase.open(folder)
         _ = (case.image, case.mask, case.foreground)
     assert str(folder) in caught.value.message

@@ -40,7 +40,7 @@ def test_two_runs_begin_at_the_same_time_in_an_empty_project(stage: Stage, small
     both = [stage.start(tmp_path, *words, f"optimizer.args.lr={rate}", name=str(rate)) for rate in (0.001, 0.002)]
     for command in both:
         assert command.wait() == 0 and "Traceback" not in command.said, command.said
-        assert "cannot be updated" not in command.said
+        assert "cannot be sent to MLflow" not in command.said
     held = tracked(tmp_path)
     assert [one["status"] for one in held["."]] == ["FINISHED"] * 2 and [one["status"] for one in held["fold_0"]] == [
         "FINISHED"

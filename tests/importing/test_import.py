@@ -126,7 +126,7 @@ def test_an_edited_score_of_an_import_is_refused(elsewhere):
     path = run.folder / "fold_0" / "result.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "score": 0.5}))
     for read in (lambda: compare_two_runs(own, run), lambda: submit([own, run], "auto"), lambda: summarize_run(run)):
-        with pytest.raises(MaskfoldError, match=r"fold_0/result\.json was changed") as caught:
+        with pytest.raises(MaskfoldError, match=r"fold_0/result\.json was (changed|edited)") as caught:
             read()
         assert "maskfold import" in caught.value.hint
 
@@ -163,7 +163,7 @@ def test_commands_that_need_networks_refuse_an_import(elsewhere, tmp_path):
         assert caught.value.status == 2
     lines: list[str] = []
     assert best_run(str(own.folder), say=lines.append).folder == own.folder
-    assert "it was imported and has no networks" in lines[0]
+    assert "was imported, so it has no networks" in lines[0]
 
 
 def test_cases_of_unknown_folds_count_as_seen(elsewhere, tmp_path):
@@ -201,7 +201,7 @@ def test_folders_and_splits_must_agree(elsewhere):
     own, folder = elsewhere()
     swapped = {case: 1 - fold for case, fold in own.fold_of().items()}
     (folder / "splits_final.json").write_text(format_splits(swapped, "nnunet"))
-    with pytest.raises(MaskfoldError, match="but its prediction lies in fold_"):
+    with pytest.raises(MaskfoldError, match="but its prediction is in fold_"):
         import_predictions(own.exp.competition, folder, "other")
 
 
@@ -338,7 +338,7 @@ def test_a_changed_test_image_is_refused(elsewhere, tmp_path):
     table = case_rows(case_table(comp, "test"))
     first, second = (root / next(iter(json.loads(row.images).values())) for row in table[:2])
     shutil.copy(second, first)
-    with pytest.raises(MaskfoldError, match="but of another image"):
+    with pytest.raises(MaskfoldError, match="a prediction of another image"):
         submit([done.run])
 
 
@@ -400,7 +400,7 @@ def test_folds_survive_the_way_through_nnunets_file(tmp_path):
     assert read_splits(tmp_path / "splits_final.json") == {"a": 0, "b": 1, "c": 0, "d": None}
     assert read_splits(tmp_path / "folds.csv") == {"a": 0, "b": 1, "c": 0, "d": None, "e": None}
     (tmp_path / "splits_final.json").write_text('[{"train": ["a"], "val": ["a"]}]')
-    with pytest.raises(MaskfoldError, match="trains on the case a and validates it"):
+    with pytest.raises(MaskfoldError, match="trains on the case a"):
         read_splits(tmp_path / "splits_final.json")
     (tmp_path / "splits_final.json").write_text('{"train": 3}')
     with pytest.raises(MaskfoldError, match="damaged"):

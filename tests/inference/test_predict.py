@@ -82,5 +82,5 @@ def test_2d_images_are_normalised_for_the_network(tmp_path: Path, monkeypatch: p
 
 def test_errors_name_the_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = prepared(tmp_path, monkeypatch, np.ones((1, 5, 5, 5), np.int16), experiment(), (1.0, 1.0, 1.0))
-    with pytest.raises(MaskfoldError, match=r"Case one .*found \(\d, 7, "):
+    with pytest.raises(MaskfoldError, match=r"Case one .*returned \(\d, 7, "):
         predict_case([Pointwise(1, 7, 3)], case, experiment())

@@ -153,5 +153,5 @@ def test_the_store_keeps_presence(tmp_path: Path) -> None:
         store.write("wrong", probabilities, wrong)
         with pytest.raises(MaskfoldError, match="damaged"):
             store.presence("wrong")
-    with pytest.raises(MaskfoldError, match="no out-of-fold prediction of case nobody"):
+    with pytest.raises(MaskfoldError, match="no out-of-fold prediction of the case nobody"):
         store.presence("nobody")

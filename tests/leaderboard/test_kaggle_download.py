@@ -91,7 +91,7 @@ def test_a_failed_download_leaves_no_empty_folder(tmp_path: Path) -> None:
     ("status", "message"),
     [
         (401, "rejected the credentials"),
-        (403, "Accept the rules at https://www.kaggle.com/competitions/toy/rules"),
+        (403, "accept the rules at https://www.kaggle.com/competitions/toy/rules"),
         (404, "no competition toy"),
         (500, "HTTP status 500"),
     ],

@@ -69,7 +69,7 @@ def test_fishers_interval() -> None:
 
 def test_correlations_that_cannot_be() -> None:
     three = [record(n, 0.8 + n / 100, 0.7 + n / 100) for n in range(3)]
-    assert "found 3 files with both scores, 4 are required" in str(cv_lb_correlation(three))
+    assert "found 3 files with both scores, expected at least 4" in str(cv_lb_correlation(three))
     assert "found 3 files" in str(cv_lb_correlation([*three, replace(three[0], id="again")])), (
         "a file uploaded twice counts once"
     )
@@ -88,7 +88,11 @@ def test_a_move_within_the_noise_is_told_and_one_beyond_is_not() -> None:
     spread = 1.96 * (tables["r1"]["score"] - tables["r0"]["score"]).std() / 30**0.5
     still = [record(0, 0.8, 0.7), record(1, 0.81, 0.7 + 0.8 * spread)]
     (line,) = public_overfit(still, tables)
-    assert "overfits the public board" in line and "2026-01-02" in line and "paired over 200 out-of-fold cases" in line
+    assert (
+        "overfit the public leaderboard" in line
+        and "2026-01-02" in line
+        and "paired over 200 out-of-fold cases" in line
+    )
     assert public_overfit([still[0], replace(still[1], public=0.7 + 1.25 * spread)], tables) == []
     assert public_overfit([still[0], replace(still[1], public=0.7 - 1.25 * spread)], tables) == []
     assert public_overfit([still[0], replace(still[1], sha256=still[0].sha256)], tables) == [], (
@@ -123,13 +127,13 @@ def test_a_public_score_that_is_no_surprise_and_one_that_is() -> None:
         == []
     )
     (line,) = cv_lb_disagreements([record(0, 0.8, 0.77, half=0.02)])
-    assert "public 0.7700 is outside 0.7800 to 0.8200" in line
+    assert "the public score 0.7700 is outside of 0.7800 to 0.8200" in line
 
 
 def test_which_to_choose() -> None:
     near = [record(0, 0.82, 0.70, half=0.03), record(1, 0.80, 0.72, half=0.04)]
     assert "choose by CV" in selection_advice(near, {})
-    assert "select both" in selection_advice([near[0], replace(near[1], public=0.76)], {})
+    assert "submit both" in selection_advice([near[0], replace(near[1], public=0.76)], {})
     assert selection_advice([replace(near[0], public=0.73), near[1]], {}) is None
     assert selection_advice(near[:1], {}) is None
 
@@ -217,11 +221,11 @@ def test_records_are_read_back_whole(tmp_path: Path) -> None:
     path = ledger.folder / "r1.json"
     newer = {**json.loads(path.read_text()), "version": 9}
     path.write_text(json.dumps(newer))
-    with pytest.raises(MaskfoldError, match="r1.json was changed after it was written"):
+    with pytest.raises(MaskfoldError, match="r1.json was edited"):
         ledger.read()
     del newer["digests"]
     path.write_text(json.dumps(newer))
-    with pytest.raises(MaskfoldError, match="r1.json: found 9, expected 1"):
+    with pytest.raises(MaskfoldError, match="r1.json has the version 9, expected 1"):
         ledger.read()
 
 

@@ -95,7 +95,7 @@ def test_the_first_layer_is_adapted_to_the_channels(before: int, now: int, tmp_p
     weight, old = network.state_dict()[match.adapted[0]], read_tensors(path)[match.adapted[0]]
     assert weight.shape[1] == now
     torch.testing.assert_close(weight.sum(1)[:, :1], (old.sum(1) if now == 1 or before == 1 else weight.sum(1))[:, :1])
-    assert "adapted to the input channels" in match.lines()[0]
+    assert "adapted to the number of input channels" in match.lines()[0]
 
 
 def test_an_encoder_alone_is_loaded_into_the_whole_network(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_an_encoder_alone_is_loaded_into_the_whole_network(tmp_path: Path) -> No
     assert match.pairs["encoder.layer1.0.conv1.weight"] == "backbone.layer1.0.conv1.weight"
     counts, names = match.lines()
     assert f"{len(encoder)} of " in counts and "2 other tensors" in counts
-    assert "encoder.layer1 (20)" in names and "decoder.blocks (50)" in names.partition("random: ")[2]
+    assert "encoder.layer1 (20)" in names and "decoder.blocks (50)" in names.partition("random weights: ")[2]
 
 
 def nnunet_names(convolutions: list[tuple[int, int, int]]) -> dict[str, Tensor]:
@@ -137,7 +137,7 @@ def test_an_nnunet_encoder_is_matched_by_its_order(tmp_path: Path) -> None:
     weights = nnunet_names([(1, 4, 0), (4, 4, 0), (4, 8, 1), (8, 8, 1), (8, 8, 2), (8, 8, 2)])
     path = save(weights, tmp_path / "checkpoint_final.pth", key="network_weights")
     network, match = start_from(path, DYN, DYN_ARGS)
-    assert match.by_order and "matched by their order" in match.lines()[0]
+    assert match.by_order and "paired by their order" in match.lines()[0]
     for own, other in [
         ("input_block.conv1.conv", "encoder.stages.0.0.convs.0.conv"),
         ("input_block.conv2.conv", "encoder.stages.0.0.convs.1.conv"),
@@ -171,7 +171,7 @@ class Block(nn.Module):
 
 def test_a_file_that_fits_nothing_is_refused(tmp_path: Path) -> None:
     path = save({"a.weight": torch.ones(3), "b.weight": torch.ones(2)}, tmp_path / "a.pt")
-    with pytest.raises(MaskfoldError, match="fits no tensor of DynUNet: found a.weight, b.weight") as caught:
+    with pytest.raises(MaskfoldError, match="fits DynUNet: found a.weight, b.weight") as caught:
         start_from(path, DYN, DYN_ARGS)
     assert caught.value.status == 2
 

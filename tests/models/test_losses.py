@@ -248,7 +248,7 @@ def test_own_losses() -> None:
     ("labels", "target", "args", "words"),
     [
         ("overlapping", "torch.nn.CrossEntropyLoss", {}, "BCEWithLogitsLoss"),
-        ("overlapping", MONAI + "DiceCELoss", {}, "Set two terms"),
+        ("overlapping", MONAI + "DiceCELoss", {}, "two losses"),
         (
             "overlapping",
             MONAI + "DiceLoss",

@@ -42,7 +42,9 @@ def test_the_encoder_has_its_own_rate() -> None:
     assert (others["lr"], encoder["lr"]) == (0.1, 0.025)
     assert others["params"] == list(network[0].head.parameters())
     assert encoder["params"] == list(network[0].encoder.parameters())
-    with pytest.raises(MaskfoldError, match="optimizer.encoder_rate is set, but Linear has no module named encoder"):
+    with pytest.raises(
+        MaskfoldError, match="optimizer.encoder_rate is set, but Linear has no module with the name encoder"
+    ):
         build_optimizer(experiment(optimizer=optimizer), nn.Linear(3, 2))
 
 

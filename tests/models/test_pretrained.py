@@ -171,12 +171,12 @@ def test_packages_are_searched_and_never_imported(tmp_path: Path, monkeypatch: p
     (package / "models").mkdir(parents=True)
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(MaskfoldError, match="tiny_weights_package: found 0"):
+    with pytest.raises(MaskfoldError, match="tiny_weights_package contains 0"):
         find_weights_file("package:tiny_weights_package")
     (package / "models" / "a.pth").touch()
     assert find_weights_file("package:tiny_weights_package") == package / "models" / "a.pth"
     (package / "models" / "b.pth").touch()
-    with pytest.raises(MaskfoldError, match="tiny_weights_package: found 2") as caught:
+    with pytest.raises(MaskfoldError, match="tiny_weights_package contains 2") as caught:
         find_weights_file("package:tiny_weights_package")
     assert "package:tiny_weights_package/models/b.pth" in caught.value.hint
     assert find_weights_file("package:tiny_weights_package/models/b.pth") == package / "models" / "b.pth"

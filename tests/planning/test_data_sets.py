@@ -149,7 +149,7 @@ def test_case_folders_at_several_depths_get_a_command_that_links_them(tmp_path: 
     two_versions(tmp_path / "wmh")
     advice = describe_candidates(candidates(tmp_path / "wmh"))[-1]
     assert "all 12 cases" in advice
-    command = advice.partition("init that: ")[2].partition(" && maskfold init")[0]
+    command = advice.partition("run init on that folder: ")[2].partition(" && maskfold init")[0]
     subprocess.run(command, shell=True, check=True)
     found = candidates(tmp_path / "wmh-cases")
     assert [layout.cases for layout in found] == [12, 12, 12] and found[0].masks == "{id}/wmh.nii.gz"
@@ -518,7 +518,7 @@ def test_the_beginning_of_an_id_is_a_group_only_if_it_may_be_a_patient(
     layout = only(tmp_path)
     if group is None:
         assert "group" not in layout.keys and "group" in layout.reasons
-        assert any(re.search("these name (dates|kinds of cases) rather", remark) for remark in layout.remarks)
+        assert any(re.search("they name (dates|kinds of cases)", remark) for remark in layout.remarks)
         return
     groups = {match[1] for case_id in ids if (match := re.match(layout.keys["group"], case_id))}
     assert group in groups and len(groups) in (4, 12)

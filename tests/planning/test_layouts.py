@@ -167,7 +167,9 @@ def test_objects(name: str, start: Start) -> None:
 def test_a_missing_file_of_a_class_is_no_object(start: Start) -> None:
     done = start(MAKERS["class_folders"])
     comp, rows = masks_of("class_folders")
-    assert comp.train.missing_masks == "empty" and any("missing file" in remark for remark in done.layout.remarks)
+    assert comp.train.missing_masks == "empty" and any(
+        "file of a class is missing" in remark for remark in done.layout.remarks
+    )
     for number, row in enumerate(rows):
         lesion, organ = load_mask(comp, row)
         truth = picture(number)[1]

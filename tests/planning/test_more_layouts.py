@@ -258,9 +258,9 @@ def scans_of_patients(root: Path) -> None:
 def test_scans_in_the_folders_of_patients_get_a_command_that_links_them(tmp_path: Path) -> None:
     found = candidates(tmp_path / "my thesis", scans_of_patients)
     lines = describe_candidates(found)
-    assert [layout.cases for layout in found] == [6, 5] and "only of the folders `scan 1`" in lines[0]
-    assert "11 cases together" in lines[-1] and len(lines) == 2
-    command = lines[-1].partition("init that: ")[2].partition(" && maskfold init")[0]
+    assert [layout.cases for layout in found] == [6, 5] and "only the folders `scan 1`" in lines[0]
+    assert "11 cases in all" in lines[-1] and len(lines) == 2
+    command = lines[-1].partition("run init on that folder: ")[2].partition(" && maskfold init")[0]
     subprocess.run(command, shell=True, check=True)
     layout, *others = find_layouts(scan_folder(tmp_path / "my thesis-cases"))
     assert not others and layout.cases == 11 and layout.keys["group"] == "^(.+)[_-][^_-]+$"
@@ -273,6 +273,6 @@ def test_a_folder_of_blank_masks_is_named(tmp_path: Path) -> None:
     for number in range(6):
         write_png(tmp_path / "photos" / f"a{number}x{number * 7}.png", picture(number)[0])
         write_png(tmp_path / "Masks" / f"q{number + 50}.png", picture(number)[1] * 0)
-    with pytest.raises(MaskfoldError, match=r"`Masks/.*the same value in all pixels") as caught:
+    with pytest.raises(MaskfoldError, match=r"`Masks/.*all pixels have the same value") as caught:
         find_layouts(scan_folder(tmp_path))
     assert caught.value.status == 2 and "train.images" in caught.value.hint

@@ -109,7 +109,7 @@ def test_masks_that_nearly_agree_may_be_two_opinions(tmp_path: Path, moved: int)
         write_png(tmp_path / "ah" / f"s{number}.png", (mask > 0).astype(np.uint8) * 255)
         write_png(tmp_path / "vk" / f"s{number}.png", np.roll(mask > 0, moved, axis=0).astype(np.uint8) * 255)
     names = [layout.name for layout in candidates(tmp_path)]
-    assert names[0] == "a mask for each class" and len(names) == (3 if moved == 1 else 1)
+    assert names[0] == "a mask file for each class" and len(names) == (3 if moved == 1 else 1)
 
 
 def test_further_masks_of_an_image_are_told(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_further_masks_of_an_image_are_told(tmp_path: Path) -> None:
     write_png(tmp_path / "benign (2)_mask_1.png", (picture(2)[1] == 2).astype(np.uint8) * 255)
     first = candidates(tmp_path)[0]
     assert first.cases == 5
-    assert any("benign (2)_mask_1.png may be further masks" in remark for remark in first.remarks)
+    assert any("benign (2)_mask_1.png may be additional masks" in remark for remark in first.remarks)
 
 
 # Label values
@@ -129,8 +129,8 @@ def test_further_masks_of_an_image_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({0: 2, 1: 1, 2: 3}, "no mask has the value 0, .* 2 is the most frequent"),
-        ({0: 255, 1: 128, 2: 0}, "0 is read as the background, but 255 covers"),
+        ({0: 2, 1: 1, 2: 3}, "no mask has the value 0, .* most frequent value is 2"),
+        ({0: 255, 1: 128, 2: 0}, "0 is read as the background, but the value 255 covers"),
         ({0: 0, 1: 128, 2: 255}, None),
     ],
 )
@@ -174,7 +174,7 @@ def _other_size(root: Path) -> None:
     [
         (_outlines, r"annotations/t0\.xml may describe the objects"),
         (_other_format, r"only files such as images/im0001\.ppm"),
-        (_other_size, r"differ in size: in s0, the image has 80×96 and the mask 40×48"),
+        (_other_size, r"sizes differ: in s0, the image has 80×96 and the mask has 40×48"),
     ],
 )
 def test_a_refusal_names_what_is_wrong(tmp_path: Path, maker: Maker, words: str) -> None:
@@ -196,7 +196,7 @@ def test_the_validation_file_of_coco_is_not_a_choice(tmp_path: Path) -> None:
     file.unlink()
     [layout] = candidates(tmp_path)
     assert layout.keys["coco"].path == "annotations/instances_train.json"
-    assert "annotations/instances_val.json: not used" in layout.notes
+    assert "annotations/instances_val.json also look like COCO files, and are not used" in layout.notes
 
 
 def test_a_coco_file_finds_the_images_nearest_to_it(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_the_choice_is_what_is_written(start: Start) -> None:
 
 @pytest.mark.parametrize("number", [0, 3])
 def test_a_wrong_number_lists_the_candidates(number: int, start: Start) -> None:
-    with pytest.raises(MaskfoldError, match=rf"--layout {number}: .*expected 1 to 2") as caught:
+    with pytest.raises(MaskfoldError, match=rf"--layout {number}: .*expected a number from 1 to 2") as caught:
         start(two_opinions, layout=number)
     assert caught.value.status == 2 and "annotator1" in caught.value.message
 
@@ -101,7 +101,7 @@ def test_dicom_names_the_command(start: Start) -> None:
 
 
 def test_images_without_masks_are_a_test_set(start: Start) -> None:
-    with pytest.raises(MaskfoldError, match="no masks and no table .* test set") as caught:
+    with pytest.raises(MaskfoldError, match="neither masks nor a table .* test set") as caught:
         start(only_images)
     assert caught.value.status == 2 and "maskfold predict" in caught.value.hint
 
@@ -216,12 +216,14 @@ def test_a_folder_whose_steps_cannot_be_timed_gets_a_plan_with_a_warning(
 ) -> None:
     def busy(exploration: Exploration, options: PlanOptions, say: Callable[[str], None]) -> Plan | None:
         if options.measures:
-            raise MaskfoldError("The smallest network cannot be timed on this machine: no result after 240 s.", "Wait.")
+            raise MaskfoldError(
+                "A step of the smallest network cannot be timed on this machine: no result within 240 s.", "Wait."
+            )
         return make_plan(exploration, options, say)
 
     monkeypatch.setattr("competition.planning.init.make_plan", busy)
     done = start(MAKERS["paired_names"], measures=True, minutes=2)
-    assert done.plan is not None and "no result after 240 s. " in done.plan.warnings[0]
+    assert done.plan is not None and "no result within 240 s. " in done.plan.warnings[0]
     assert load_experiment("experiments/paired_names/experiment.yaml").training.budget_minutes == 2
 
 

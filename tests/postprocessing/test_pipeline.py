@@ -174,7 +174,7 @@ def test_a_row_of_the_case_table_lies_as_its_first_image_below_the_root(tmp_path
 
 def test_number_needs_to_know_how_the_patient_lies() -> None:
     values, comp, settings = spine()
-    with pytest.raises(MaskfoldError, match=r"^Case case_7 has no affine"):
+    with pytest.raises(MaskfoldError, match=r"case case_7 has no affine"):
         apply_ordering(values, comp, settings, lying(None))
 
 
@@ -352,8 +352,11 @@ def test_a_gate_is_open_from_its_threshold_on_for_its_own_class() -> None:
     none = sure(TWO)
     with pytest.raises(MaskfoldError) as caught:
         apply_step(ClassMask(TWO), StepConfig(gate=0.5), none, 0)
-    assert caught.value.message == "The step `gate` requires a presence head, but the prediction has none."
-    assert caught.value.hint == "Remove `gate` from postprocess.steps, or use a run that was trained with `gate`."
+    assert caught.value.message == "The step `gate` requires a presence head, but the network of this run has none."
+    assert (
+        caught.value.hint
+        == "Remove `gate` from postprocess.steps, or use a run that was trained with the section `gate`."
+    )
 
 
 def test_the_step_gate_empties_a_class_or_some_of_its_slices() -> None:

@@ -51,7 +51,7 @@ def test_data_without_faults_exit_with_0(
     monkeypatch.chdir(tmp_path)
     assert run(monkeypatch, file, f"root={tmp_path / 'data'}") == 0
     said = capsys.readouterr().out
-    assert re.search(r"^cases +12 +3$", said, re.MULTILINE) and "faults: 0, remarks: 0" in said
+    assert re.search(r"^cases +12 +3$", said, re.MULTILINE) and "0 faults, 0 remarks" in said
     assert "\x1b" not in said and "│" not in said
     assert {path.name for path in (tmp_path / "reports" / "host").iterdir()} == {
         *PICTURES,
@@ -97,7 +97,7 @@ def test_faults_are_on_the_terminal_on_the_page_and_in_the_files(
         cases["cut_1"]["faults"] == "1" and cases["cut_1"]["image_mean"] == "" and cases["p_0"]["cell_objects"] == "2"
     )
     assert (output.with_suffix("") / "alike.png").is_file()
-    assert "faults: 6, remarks: 5" in said
+    assert "6 faults, 5 remarks" in said
 
 
 def test_printed_snippet_is_valid_in_an_experiment(
@@ -170,8 +170,10 @@ def test_skipped_cases_are_remarks_and_not_faults(
     assert "competition.on_bad_case=skip" in capsys.readouterr().out
     assert run(monkeypatch, file, "on_bad_case=skip", "-o", tmp_path / "x.html") == 0
     said = capsys.readouterr().out
-    assert re.search(r"^remark \(left out\): .*p_0.* Skipped by cv \(on_bad_case: skip\)\.$", said, re.MULTILINE)
-    assert "on_bad_case=skip" not in said and "faults: 0, remarks: 1" in said
+    assert re.search(
+        r"^remark \(left out\): .*p_0.* `maskfold cv` skips this case \(on_bad_case: skip\)\.$", said, re.MULTILINE
+    )
+    assert "on_bad_case=skip" not in said and "0 faults, 1 remarks" in said
     assert re.search(r"^skipped by cv +1 +0$", said, re.MULTILINE)
     (tmp_path / "data" / "masks" / "p_0.jpg").write_bytes(b"")
     file = competition_yaml(tmp_path, tmp_path / "data", on_bad_case="skip", classes=["cell", "never"])
@@ -232,6 +234,6 @@ def test_many_findings_of_one_kind_are_counted(
         path.unlink()
     assert run(monkeypatch, competition_yaml(tmp_path, tmp_path / "data"), "-o", tmp_path / "x.html") == 1
     said = capsys.readouterr().out
-    assert said.count("but no mask (") == 20 and re.search(r"^fault \(files\): .*\b5 more", said, re.MULTILINE)
-    assert Page(tmp_path / "x.html").text.count("but no mask (") == 25
-    assert "faults: 25," in said
+    assert said.count("but no mask:") == 20 and re.search(r"^fault \(files\): .*\b5 more", said, re.MULTILINE)
+    assert Page(tmp_path / "x.html").text.count("but no mask:") == 25
+    assert "25 faults," in said

@@ -38,7 +38,7 @@ def test_refusals(planted: PlantedRun, tmp_path: Path) -> None:
     words = [str(planted.run.folder)]
     (tmp_path / "mine.csv").write_text("a,b\n1,2\n")
     for output, message in (
-        (tmp_path / "page.csv", "expected the name of a file that ends in .html"),
+        (tmp_path / "page.csv", "expected a file name that ends in .html"),
         (tmp_path / "mine.html", "mine.csv has no column `id`"),
     ):
         with pytest.raises(MaskfoldError, match=message) as caught:

@@ -26,7 +26,7 @@ def test_the_lines_of_a_good_network(finished, tiny):
     dice = scores.loc[scores["tp"] + scores["fn"] > 0, "dice"].mean()
     assert [line.split(" (")[0] for line in lines[:2]] == ["baseline without training: best threshold"] * 2
     assert lines[2].startswith("baseline without training: best constant mask, Dice 0.")
-    assert lines[3] == f"the network on the same cases: Dice {dice:.4f} of the classes that a case has"
+    assert lines[3] == f"the network on the same cases: Dice {dice:.4f}, averaged over the classes that a case has"
     assert len(lines) == 4
     assert baseline_lines(run) == lines
 
@@ -84,7 +84,7 @@ def test_tuning_that_is_skipped_for_lack_of_folds_is_said(finished, tiny):
     summary = summarize_run(run)
     one = dataclasses.replace(summary, folds=[result for result in summary.folds if result["fold"] == 0])
     assert _tune_postprocessing(run, one, Context()) == [
-        "post-processing is not tuned: postprocess.tune needs all folds, and fold 1 is not finished; "
+        "post-processing is not tuned, because tuning needs all folds (postprocess.tune), and fold 1 is not finished; "
         "folds.run=[1] trains it"
     ]
 

@@ -131,7 +131,7 @@ def test_the_best_run_is_the_highest_score_that_can_be_compared(runs):
 
 def test_without_a_comparable_score_there_is_no_best(runs):
     named = runs(0.9, [0])
-    with pytest.raises(MaskfoldError, match="has a score over all its folds"):
+    with pytest.raises(MaskfoldError, match="has finished all its folds"):
         best_run(str(named))
 
 

@@ -102,7 +102,7 @@ def test_a_remembered_search_is_not_used_for_other_masks(own_run: Callable[..., 
     said: list[str] = []
     again = estimate_score(ensemble(run), 20, Context(say=said.append))  # a copied run, without its data
     assert again.score == first.score
-    assert said == ["note: the masks of 10 of 10 cases are missing, so the remembered search is used"]
+    assert said == ["note: the masks of 10 of 10 cases are missing, so the stored tuning result is used"]
 
 
 def test_a_remembered_search_belongs_to_its_table_of_cases(own_run: Callable[..., Run]) -> None:
@@ -195,7 +195,7 @@ def test_edited_scores_do_not_become_the_score_of_the_run(own_run: Callable[...,
         sign(run, fold)
     before = summarize_run(run)
     edit_scores(run.folder / "fold_1" / "scores.csv")
-    with pytest.raises(MaskfoldError, match=r"fold_1/scores\.csv was changed after the fold finished") as refusal:
+    with pytest.raises(MaskfoldError, match=r"fold_1/scores\.csv was changed after the fold had finished") as refusal:
         summarize_run(run)
     assert "fold_1/result.json" in refusal.value.hint
     sign(run, 1)
@@ -213,7 +213,7 @@ def test_results_without_digests_are_read(own_run: Callable[..., Run]) -> None:
 def test_edited_scores_of_the_run_are_not_reported(own_run: Callable[..., Run]) -> None:
     run = own_run()
     edit_scores(run.folder / "scores.csv")
-    with pytest.raises(MaskfoldError, match=r"scores\.csv was changed after it was written"):
+    with pytest.raises(MaskfoldError, match=r"scores\.csv was changed"):
         write_report(run, Path("page.html"))
     summarize_run(run)
     write_report(run, Path("page.html"))
@@ -229,9 +229,7 @@ def test_a_table_of_cases_that_was_edited_by_hand(own_run: Callable[..., Run]) -
     path = run.folder / "cases.csv"
     text = path.read_text()
     path.write_text(text.replace(f"masks/{first}.png", f"masks/{second}.png"))
-    with pytest.raises(
-        MaskfoldError, match=rf"The case {first} has the file masks/{second}\.png, which does not match"
-    ):
+    with pytest.raises(MaskfoldError, match=rf"The case {first} has the file masks/{second}\.png.*does not match"):
         load_run(run.folder)
     path.write_text(text.replace(run.cases["hash"][0], run.cases["hash"][1]))
     with pytest.raises(MaskfoldError, match=r"cases\.csv in .* was changed after the run was started"):

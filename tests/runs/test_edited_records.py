@@ -59,7 +59,7 @@ def test_an_edited_result_of_a_fold(tmp_path: Path, changes: dict[str, Any]) -> 
     assert FoldResult.read(folder) == result and read_member_status(folder).score == "0.5000"
     assert read_result_json(folder / RESULT_FILE)["score"] == 0.5
     edit(folder / RESULT_FILE, **changes)
-    with pytest.raises(MaskfoldError, match=r"result\.json was changed after the fold finished") as caught:
+    with pytest.raises(MaskfoldError, match=r"result\.json was changed after the fold had finished") as caught:
         FoldResult.read(folder)
     assert "maskfold cv" in caught.value.hint
     assert read_member_status(folder).score in ("", "–") and read_result_json(folder / RESULT_FILE) == {}
@@ -89,7 +89,7 @@ def test_an_edited_list_of_trials(tmp_path: Path) -> None:
     assert read_trials(path.parent)["best"] == [0] and len(list(_in_studies(tmp_path))) == 1
     edit(path, trials=[{**trial, "values": [0.9]}])
     for read in (lambda: read_trials(path.parent), lambda: list(_in_studies(tmp_path))):
-        with pytest.raises(MaskfoldError, match=r"trials\.json was changed after it was written"):
+        with pytest.raises(MaskfoldError, match=r"trials\.json was edited"):
             read()
     write_json(path, content)  # of a version without digests
     assert read_trials(path.parent)["trials"] == [trial]
@@ -105,7 +105,7 @@ def test_an_edited_record_of_the_ledger(tmp_path: Path) -> None:
     assert ledger.read() == [record]
     path = ledger.folder / "r.json"
     edit(path, cv={"score": 0.99})
-    with pytest.raises(MaskfoldError, match=r"r\.json was changed after it was written"):
+    with pytest.raises(MaskfoldError, match=r"r\.json was edited"):
         ledger.read()
     edit(path, digests={})
     assert ledger.read()[0].score == 0.99, "of a version without digests"
@@ -119,7 +119,7 @@ def test_an_edited_summary_of_a_submission(tmp_path: Path) -> None:
     path.rename(tmp_path / "b.json")
     assert _read_summary(tmp_path / "b.csv")["expected"]["score"] == 0.5, "the user may rename both files"
     edit(tmp_path / "b.json", expected={"score": 0.99})
-    with pytest.raises(MaskfoldError, match=r"b\.json was changed after it was written"):
+    with pytest.raises(MaskfoldError, match=r"b\.json was edited"):
         _read_summary(tmp_path / "b.csv")
     write_json(path, content)
     assert _read_summary(tmp_path / "a.csv") == content, "of a version without digests"
@@ -129,7 +129,7 @@ def test_the_hint_for_a_study_names_no_edited_trial(tmp_path: Path) -> None:
     trials = [{"number": number, "run": f"mlruns/runs/a/{number}"} for number in (0, 1)]
     path = tmp_path / TRIALS_FILE
     write_json(path, with_own_digest({"objectives": ["score"], "best": [0], "trials": trials}, TRIALS_FILE))
-    assert "the best trial 0: mlruns/runs/a/0" in _study_error(tmp_path).hint
+    assert "the best trial, 0: mlruns/runs/a/0" in _study_error(tmp_path).hint
     edit(path, best=[1])
     assert "best trial" not in _study_error(tmp_path).hint
 

@@ -62,7 +62,7 @@ def test_exchanged_weights_are_noticed_when_predictions_are_read(finished, tiny)
         record_weights(run, fold)
     first, second = (run.member_folder(fold, 0) / "weights.safetensors" for fold in (0, 1))
     shutil.copy(second, first)
-    with pytest.raises(MaskfoldError, match="changed after the fold finished") as caught:
+    with pytest.raises(MaskfoldError, match="changed after the fold had finished") as caught:
         run.oof()
     assert "oof" in caught.value.hint
     run.oof((1,))
@@ -81,9 +81,9 @@ def test_a_run_does_not_start_from_exchanged_weights(finished, tiny):
     weights = source.member_folder(0, 0) / "weights.safetensors"
     assert check_initial_weights(source.folder, job, run) == weights
     shutil.copy(source.member_folder(1, 0) / "weights.safetensors", weights)
-    with pytest.raises(MaskfoldError, match=r"fold_0/weights\.safetensors was changed after the fold finished"):
+    with pytest.raises(MaskfoldError, match=r"fold_0/weights\.safetensors was changed after the fold had finished"):
         check_initial_weights(source.folder, job, run)
-    with pytest.raises(MaskfoldError, match="was changed after the fold finished"):
+    with pytest.raises(MaskfoldError, match="was changed after the fold had finished"):
         prepare_run(run)
     plain = json.loads((weights.parent / RESULT_FILE).read_text())
     write_json(weights.parent / RESULT_FILE, {**plain, "digests": {}})

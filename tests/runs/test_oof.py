@@ -71,7 +71,7 @@ def test_ids_are_sorted_and_writing_again_replaces(tmp_path: Path) -> None:
 
 
 def test_a_missing_case(tmp_path: Path) -> None:
-    with pytest.raises(MaskfoldError, match="out-of-fold prediction of case x"):
+    with pytest.raises(MaskfoldError, match="out-of-fold prediction of the case x"):
         OofStore(tmp_path / "none").read("x")
 
 

@@ -44,7 +44,7 @@ def test_the_weights_of_another_run(finished: Callable[..., Run], tiny: Callable
     assert first.checkpoints()[0].sha256 == digests[name] and next(first.networks(1))
     shutil.copy(foreign, folder / name)
     for read in (first.checkpoints, lambda: next(first.networks(1)), lambda: submit([first])):
-        with pytest.raises(MaskfoldError, match=rf"fold_0/{name} was changed after the fold finished") as refusal:
+        with pytest.raises(MaskfoldError, match=rf"fold_0/{name} was changed after the fold had finished") as refusal:
             read()
         assert "fold_0/result.json" in refusal.value.hint
     (folder / name).write_bytes(own[:-1] + bytes([own[-1] ^ 1]))
@@ -58,9 +58,9 @@ def test_the_weights_of_another_run(finished: Callable[..., Run], tiny: Callable
 @pytest.mark.parametrize(
     ("source", "target", "names"),
     [
-        ((1, 0), (0, 0), "fold 1, but lies in the folder of fold 0"),
-        ((0, 1), (0, 0), "fold 0 seed 1, but lies in the folder of fold 0"),
-        ((0, 0), (-1, 1), "fold 0, but lies in the folder of all cases seed 1"),
+        ((1, 0), (0, 0), "fold 1, but is in the folder of fold 0"),
+        ((0, 1), (0, 0), "fold 0 seed 1, but is in the folder of fold 0"),
+        ((0, 0), (-1, 1), "fold 0, but is in the folder of all cases seed 1"),
     ],
 )
 def test_the_result_of_another_fold(run: Run, source: tuple[int, int], target: tuple[int, int], names: str) -> None:
@@ -83,7 +83,7 @@ def test_the_lineage_of_another_fold_is_refused(run: Run) -> None:
         replace(result, digests=digests).write(folder)
         assert {case for case, _, _ in training_cases(run, fold, 0)[0].cases} == set(run.training_ids(fold))
     shutil.copy(run.member_folder(1, 0) / "lineage.json", run.member_folder(0, 0))
-    with pytest.raises(MaskfoldError, match=r"fold_0/lineage\.json was changed after the fold finished"):
+    with pytest.raises(MaskfoldError, match=r"fold_0/lineage\.json was changed after the fold had finished"):
         training_cases(run, 0, 0)
     result = run.result(0, 0)
     assert result is not None

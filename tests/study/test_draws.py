@@ -134,7 +134,7 @@ def test_a_pruned_trial_counts_the_cases_that_were_compared(quick, monkeypatch):
     run_study(search, 2, lambda line: None)
     assert (
         search.trials[1].user_attrs["reason"]
-        == "pruned after fold 0, 1, 2, 3: on 8 cases it is worse than the best trial (p < 0.05)"
+        == "pruned after fold 0, 1, 2, 3: the trial is worse than the best trial on 8 cases (p < 0.05)"
     )
 
 

@@ -69,9 +69,9 @@ def test_a_part_that_says_something_else_is_not_the_yamls_own(quick):
         ),
         ("    patch.size: {choices: [[32, 32], [31]]}", "patch.size = [31]: patch.size: expected 2 or more entries"),
         ("    patch.size: {choices: [[32, 32], [31, a]]}", "patch.size.1: expected an integer"),
-        ("    model.args.dropout: {low: 0, high: 1, choices: [0.1]}", "either `low` and `high`, or `choices`"),
+        ("    model.args.dropout: {low: 0, high: 1, choices: [0.1]}", "either both `low` and `high`, or `choices`"),
         ("    model.args.nothing: {choices: [1, 2]}", "model.args.nothing is not set in the YAML."),
-        ("    run.threads: {choices: [1, 2]}", "does not change the network"),
+        ("    run.threads: {choices: [1, 2]}", "no effect on the trained network"),
         ("    model.args.dropout: {low: 0.0, high: 0.5, when: {patch.size: 3}}", "not a key of the space"),
         (
             "    training.batch_size: {low: 3, high: 9, step: 2}",

@@ -206,7 +206,9 @@ def test_two_cases_or_classes_with_one_file_name_are_refused():
         submission={"files": "{class}_{id}.png"},
     )
     names = {case: file_names(comp, case) for case in ("c", "b_c")}
-    with pytest.raises(MaskfoldError, match="one name, a_b_c.png: case c, class a_b and case b_c, class a") as caught:
+    with pytest.raises(
+        MaskfoldError, match="one name, a_b_c.png: .*case c, class a_b and .*case b_c, class a"
+    ) as caught:
         check_file_names(names)
     assert caught.value.status == 2
     with pytest.raises(MaskfoldError, match="differ only in case or Unicode form"):

@@ -92,7 +92,7 @@ def test_missing_files_are_named_in_both_directions(folders):
     predictions, truth = folders
     (predictions / "a.nii.gz").unlink()
     save_nifti(predictions / "z.nii.gz", boxes())
-    with pytest.raises(MaskfoldError, match=r"1 case without a prediction: a; 1 prediction without truth: z"):
+    with pytest.raises(MaskfoldError, match=r"no prediction of 1 case: a; no truth for 1 prediction: z"):
         score_folder(*folders)
     skipped = score_folder(*folders, missing="skip")
     assert (skipped.missing, skipped.extra) == (["a"], ["z"]) and skipped.table["id"].unique().tolist() == ["b", "c"]
@@ -113,8 +113,8 @@ def test_missing_files_are_named_in_both_directions(folders):
         (lambda p, t: (p / "a.nii.gz").write_bytes((p / "a.nii.gz").read_bytes()[:60]), "a.nii.gz"),
         (lambda p, t: save_nifti(p / "a.nii", boxes()), "two files"),
         (lambda p, t: save_nifti(p / "a.nii.gz", np.arange(960).reshape(12, 10, 8) % 256), "expected label values"),
-        (lambda p, t: [file.rename(p / f"x{file.name}") for file in p.iterdir()], "has the name of a file"),
-        (lambda p, t: [file.unlink() for file in p.iterdir()], "no file that can be read"),
+        (lambda p, t: [file.rename(p / f"x{file.name}") for file in p.iterdir()], "has the same name as a file"),
+        (lambda p, t: [file.unlink() for file in p.iterdir()], "no label file"),
     ],
 )
 def test_faults_are_named(folders, change, words):
@@ -155,7 +155,7 @@ def test_the_command(folders, tmp_path):
     for words, message in (
         ([str(folders[0])], "--truth"),
         ([str(tmp_path / "s.csv")], "--competition"),
-        ([str(folders[0]), "--truth", str(folders[1]), "root=x"], "apply only to a CSV"),
+        ([str(folders[0]), "--truth", str(folders[1]), "root=x"], "only for a CSV"),
         ([str(folders[0]), "--truth", str(folders[1]), "--missing", "no"], "--missing"),
         ([str(folders[0]), "--truth", str(folders[1]), "--tolerances", "a"], "--tolerances"),
         ([str(folders[0]), "--truth", str(folders[1]), "-o", str(tmp_path)], "--output"),

@@ -88,7 +88,7 @@ def test_folders_that_cannot_be_predicted(tiny, tmp_path):
         competition_for_folder(comp, tmp_path / "empty")
     for name in ("a.jpg", "b.bmp"):
         (tmp_path / "empty" / name).write_bytes(b"x")
-    with pytest.raises(MaskfoldError, match=r"found 1 \.bmp, 1 \.jpg"):
+    with pytest.raises(MaskfoldError, match=r"1 \.bmp, 1 \.jpg"):
         competition_for_folder(comp, tmp_path / "empty")
 
 
@@ -96,7 +96,7 @@ def test_images_are_never_overwritten(finished, tiny, demo3d, tmp_path):
     run = finished(tiny(3), "demo3d-tiny")
     images = Path(shutil.copytree(demo3d / "imagesTs", tmp_path / "scans"))
     before = {path.name: path.read_bytes() for path in images.iterdir()}
-    with pytest.raises(MaskfoldError, match="Output folder: found"):
+    with pytest.raises(MaskfoldError, match="--output: found"):
         predict_images([run], images, tmp_path / "other" / ".." / "scans")
     assert {path.name: path.read_bytes() for path in images.iterdir()} == before
 
@@ -119,7 +119,7 @@ def test_a_folder_with_the_images_is_refused_from_any_level(finished, tiny, demo
     run = finished(tiny(2))
     images = Path(shutil.copytree(demo2d / "test", tmp_path / "copy" / "test"))
     before = {path.name: path.read_bytes() for path in images.iterdir()}
-    with pytest.raises(MaskfoldError, match="which has the image"):
+    with pytest.raises(MaskfoldError, match="the image"):
         predict_images([run], tmp_path / "copy", images)
     assert {path.name: path.read_bytes() for path in images.iterdir()} == before
 

@@ -122,7 +122,7 @@ def test_a_text_that_decodes_to_other_objects_is_found(
     monkeypatch.setattr(writer, "encode_labels", wrong)
     labels = np.zeros((4, 4), np.int32)
     labels[0, 0], labels[3, 2] = 1, 2  # positions 1 and 12
-    with pytest.raises(MaskfoldError, match="changed when it was encoded"):
+    with pytest.raises(MaskfoldError, match="encoded"):
         write_submission([ObjectsItem("a", None, labels)], PROFILES["dsb2018"], tmp_path / "s.csv")
     assert list(tmp_path.iterdir()) == []
 
@@ -216,10 +216,10 @@ def _pictures_report(path: Path, layout: Profile, shapes: dict[str, tuple[int, .
             if row.text.strip() == token.strip():
                 empty_lines.append(row.line)
             if row.text.strip() == "" and token != "":
-                problems.append(f"{location}, empty mask: found an empty cell, expected {empty}.")
+                problems.append(f"{location}: an empty mask is written as an empty cell, expected {empty}.")
                 continue
             if row.text.strip().lower() in {"nan", "none", "null", "<na>"}:
-                problems.append(f"{location}, empty mask: found `{row.text.strip()}`, expected {empty}.")
+                problems.append(f"{location}: an empty mask is written as `{row.text.strip()}`, expected {empty}.")
                 continue
             try:
                 objects = decode_objects(row.text, shape, layout)
@@ -227,7 +227,7 @@ def _pictures_report(path: Path, layout: Profile, shapes: dict[str, tuple[int, .
                 problems.append(f"{location}: {error.message}")
                 continue
             if not objects and row.text.strip() != token.strip():
-                problems.append(f"{location}, empty mask: found a text without pixels, expected {empty}.")
+                problems.append(f"{location}: an empty mask is written as a text without pixels, expected {empty}.")
             for mask in objects if occupied is not None else ():
                 assert occupied is not None
                 shared = int(np.count_nonzero(occupied & mask))
@@ -315,5 +315,5 @@ def test_label_files_number_the_objects_one_by_one() -> None:
     np.testing.assert_array_equal(found, expected)
     assert found.dtype == np.uint16
     many = np.arange(1, 2**16 + 1, dtype=np.int32).reshape(1, 256, 256)
-    with pytest.raises(MaskfoldError, match="found 65,536, expected at most 65,535"):
+    with pytest.raises(MaskfoldError, match="65,536 objects, expected at most 65,535"):
         label_files._objects(CasePrediction(many != 0, many), [0])

@@ -93,8 +93,8 @@ ROWS: list[tuple[Profile, str, int, int, list[str]]] = [
         2,
         0,
         [
-            "Line 2, the id a, empty mask: found `NaN`, expected an empty cell.",
-            "Line 3, the id b, empty mask: found `none`, expected an empty cell.",
+            "Line 2, the id a: an empty mask is written as `NaN`, expected an empty cell.",
+            "Line 3, the id b: an empty mask is written as `none`, expected an empty cell.",
         ],
     ),
     (
@@ -103,11 +103,11 @@ ROWS: list[tuple[Profile, str, int, int, list[str]]] = [
         2,
         0,
         [
-            "Line 2, the id a, empty mask: found `<NA>`, expected `-`.",
-            "Line 3, the id b, empty mask: found `NULL`, expected `-`.",
+            "Line 2, the id a: an empty mask is written as `<NA>`, expected `-`.",
+            "Line 3, the id b: an empty mask is written as `NULL`, expected `-`.",
         ],
     ),
-    (SKY, "a,;b, - ;c,-", 3, 2, ["Line 2, the id a, empty mask: found an empty cell, expected `-`."]),
+    (SKY, "a,;b, - ;c,-", 3, 2, ["Line 2, the id a: an empty mask is written as an empty cell, expected `-`."]),
     # Objects have a row each, which stand together; one row without any stands alone.
     (SHIPS, "b,1 2;b,3 1;a,;c,2 1", 4, 1, []),
     (SHIPS, "b,1 2;a,;b,3 1;b,5 1", 4, 1, ["Line 4: the id b is a duplicate."]),
@@ -137,7 +137,7 @@ ROWS: list[tuple[Profile, str, int, int, list[str]]] = [
         0,
         [
             "Line 3, the id b: RLE, value 2: found 0, expected a length of at least 1.",
-            "Line 4, the id b, empty mask: found `nan`, expected an empty cell.",
+            "Line 4, the id b: an empty mask is written as `nan`, expected an empty cell.",
             "Line 5, the id b: the object shares 1 pixels with another object of this image.",
             "Line 6, the id b: RLE, value 3: found 2, expected a start after that of the previous run.",
         ],
@@ -158,14 +158,14 @@ ROWS: list[tuple[Profile, str, int, int, list[str]]] = [
         "a,[];b,authentic",
         2,
         1,
-        ["Line 2, the id a, empty mask: found a text without pixels, expected `authentic`."],
+        ["Line 2, the id a: an empty mask is written as a text without pixels, expected `authentic`."],
     ),
     (
         replace(FORGED, rle=RleFormat(container="json")),
         "a,[];b,",
         2,
         1,
-        ["Line 2, the id a, empty mask: found a text without pixels, expected an empty cell."],
+        ["Line 2, the id a: an empty mask is written as a text without pixels, expected an empty cell."],
     ),
     # Columns of the image's size, and classes.
     (
@@ -184,7 +184,7 @@ ROWS: list[tuple[Profile, str, int, int, list[str]]] = [
         "a_1,;a_4,3 1;a_5,",
         3,
         2,
-        ["Line 4, the id a with the class 5: unknown class, expected one of 1, 2, 3, 4."],
+        ["Line 4, the id a with the class 5: the class is unknown, expected one of 1, 2, 3, 4."],
     ),
     (STEEL, "a_1,3 1;a_1,3 1", 2, 0, ["Line 3: the id a with the class 1 is a duplicate."]),
     # The host reads these on 350 × 525 pixels, whatever the image's size.
@@ -215,7 +215,7 @@ def test_a_cell_of_zlib_without_pixels(tmp_path: Path) -> None:
     nothing = encode(np.zeros((4, 5), bool), VESSELS.rle)
     assert nothing
     assert check(tmp_path, f"a,4,5,0 1 {nothing}", VESSELS).problems == (
-        "Line 2, the id a, empty mask: found a text without pixels, expected an empty cell.",
+        "Line 2, the id a: an empty mask is written as a text without pixels, expected an empty cell.",
     )
 
 
@@ -259,13 +259,13 @@ def test_a_file_that_cannot_be_read_to_its_end(tmp_path: Path) -> None:
                 "The row for the id z is not in the sample.",
             ],
         ),
-        ("a,;b,;c,", ["The rows are not in the sample's order: found the id a, expected the id b."]),
-        ("b,;c,;a,", ["The rows are not in the sample's order: found the id c, expected the id a."]),
+        ("a,;b,;c,", ["The order of the rows differs from that of the sample: found the id a, expected the id b."]),
+        ("b,;c,;a,", ["The order of the rows differs from that of the sample: found the id c, expected the id a."]),
         (
             "c,;b,",
             [
                 "A row for the id a is missing.",
-                "The rows are not in the sample's order: found the id c, expected the id b.",
+                "The order of the rows differs from that of the sample: found the id c, expected the id b.",
             ],
         ),
         ("b,;a,;b,;c,", ["Line 4: the id b is a duplicate."]),
@@ -296,14 +296,17 @@ def test_the_layout_is_the_samples(tmp_path: Path) -> None:
         apart,
         2,
         2,
-        ("Columns: found ImageId,EncodedPixels,ClassId, expected ImageId_ClassId,EncodedPixels as in the sample.",),
+        (
+            "The file has the columns ImageId,EncodedPixels,ClassId, "
+            "expected ImageId_ClassId,EncodedPixels as in the sample.",
+        ),
     )
     assert validate_submission(joined, STEEL, apart, SHAPES) == ValidationReport(
         joined,
         0,
         0,
         (
-            f"{joined} has the wrong columns for severstal: found ImageId_ClassId,EncodedPixels, "
+            f"{joined} does not have the columns of the profile severstal: found ImageId_ClassId,EncodedPixels, "
             "expected ImageId,EncodedPixels,ClassId.",
         ),
     )

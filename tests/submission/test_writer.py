@@ -74,15 +74,19 @@ def test_masks_are_taken_one_at_a_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("masks", "profile", "what"),
     [
-        ([("a", None, _mask())], SALT, "the id b, but it has no mask"),
+        ([("a", None, _mask())], SALT, "a mask of the id b, but there is none"),
         ([("a", None, _mask()), ("b", None, _mask()), ("bb", None, _mask())], SALT, "no row for the id bb"),
-        ([("a", None, _mask()), ("a", None, _mask((0, 0)))], SALT, "Masks of the id a: found a second mask"),
+        ([("a", None, _mask()), ("a", None, _mask((0, 0)))], SALT, "the id a has a second mask"),
         (
             [("a", None, _mask((1, 1))), ("a", None, _mask((1, 1), (2, 2))), ("b", None, _mask())],
             SHIPS,
             "shares 1 pixel",
         ),
-        ([("a", None, _mask((1, 1))), ("a", None, _mask()[:2]), ("b", None, _mask())], SHIPS, "Mask shape of the id a"),
+        (
+            [("a", None, _mask((1, 1))), ("a", None, _mask()[:2]), ("b", None, _mask())],
+            SHIPS,
+            "A mask of the id a has the shape",
+        ),
         ([("a", None, np.full((4, 5), 0.5)), ("b", None, _mask())], SALT, "found float\\d+, expected bool"),
     ],
 )
@@ -114,7 +118,7 @@ def test_sample_is_checked_before_any_work(tmp_path: Path) -> None:
     ("text", "what"),
     [
         ("id,rle_mask\nb,\na,1 1\n", None),
-        ("id,rle_mask\na,1 1\nb,\n", "not in the sample's order"),
+        ("id,rle_mask\na,1 1\nb,\n", "order of the rows"),
         ("id,rle_mask\nb,\n", "the id a is missing"),
         ("id,rle_mask\nb,\na,1 1\nz,\n", "the id z is not in the sample"),
         ("id,rle_mask\nb,\na,1 1\na,1 1\n", "a duplicate"),
@@ -160,7 +164,7 @@ def test_the_empty_token_must_be_the_hosts(tmp_path: Path) -> None:
     path = write_text(tmp_path / "s.csv", "record_id,encoded_pixels\nb,-\na,\n")
     verdict = validate_submission(path, profile, None, SHAPES)
     assert [
-        problem.startswith("Line 3, the id a, empty mask: found an empty cell, expected `-`")
+        problem.startswith("Line 3, the id a: an empty mask is written as an empty cell, expected `-`")
         for problem in verdict.problems
     ] == [True]
 
@@ -184,7 +188,7 @@ def test_what_a_notebook_hands_over(tmp_path: Path) -> None:
     assert (tmp_path / "s.csv").read_text() == "id,rle_mask\n1,1 1\n2,\n"
     with pytest.raises(MaskfoldError, match="Did you mean `tgs-salt`"):
         write_submission([("a", None, _mask())], "tgs_salt", tmp_path / "s.csv")
-    with pytest.raises(MaskfoldError, match="Masks to write: found 0"):
+    with pytest.raises(MaskfoldError, match="no mask to write"):
         write_submission([], SALT, tmp_path / "none.csv")
     with pytest.raises(RleError, match="keep_default_na"):
         decode(float("nan"), (4, 5))  # type: ignore[arg-type]

@@ -64,8 +64,8 @@ def test_a_server_that_is_down_is_told_once_and_served_later(
             time.sleep(0.05)
         time.sleep(0.2)
     told = [record.getMessage() for record in caplog.records if record.name.startswith("competition")]
-    assert sum("cannot be updated" in text for text in told) == 1
-    assert "run the same command again to upload them" in told[-1]
+    assert sum("cannot be sent to MLflow" in text for text in told) == 1
+    assert "To upload them, run the same command again" in told[-1]
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     with MlflowSync(run_folder, exp, interval=0.05):
         pass
@@ -82,7 +82,7 @@ def test_a_store_that_hangs_holds_the_end_for_a_bounded_time(
     ):
         pass
     assert shipper._thread.is_alive()
-    assert "run the same command again to upload them" in caplog.text
+    assert "To upload them, run the same command again" in caplog.text
 
 
 def test_a_process_that_was_killed_is_gone_on_with(
@@ -224,7 +224,9 @@ def test_a_server_that_dies_in_mid_run_gets_the_rest_when_it_is_back(
     )
     told = [record.getMessage() for record in caplog.records]
     assert (
-        sum("cannot be updated" in text for text in told) == sum("can be updated again" in text for text in told) >= 1
+        sum("cannot be sent to MLflow" in text for text in told)
+        == sum("accepts data again" in text for text in told)
+        >= 1
     )
 
 

@@ -92,7 +92,7 @@ def test_a_run_is_found_again_with_the_settings_that_it_was_started_with(tiny, t
     again = open_run(tiny(2), "tiny", root=tmp_path)
     assert again.folder == run.folder and again.exp.training == run.exp.training
     assert load_run(run.folder).exp.training == run.exp.training  # it was not edited
-    with pytest.raises(MaskfoldError, match="was started with training.memory_format=channels_last; now .*_first"):
+    with pytest.raises(MaskfoldError, match="was started with training.memory_format=channels_last, .* now .*_first"):
         open_run(tiny(2, "training.memory_format=channels_first"), "tiny", root=tmp_path)
     new = open_run(tiny(2, "training.memory_format=channels_first"), "tiny", new=True, root=tmp_path)
     assert new.folder != run.folder and new.exp.training.memory_format == "channels_first"

@@ -305,7 +305,7 @@ def test_voxels_in_doubt_are_ignored_and_cases_in_doubt_left_out(tiny):
     cases, lessons = lessons_of(run, jobs[0])
     assert {int(one) for case in cases.values() for one in np.unique(case.mask)} == {1}  # 0.72 is beyond 0.7
     assert lessons.summary["pseudo"]["ignored"] == 0
-    with pytest.raises(MaskfoldError, match="any of the 3 images"):  # 0.6 is in doubt everywhere
+    with pytest.raises(MaskfoldError, match="none of the 3 images"):  # 0.6 is in doubt everywhere
         lessons_of(run, jobs[1])
     run, jobs = open_student(tiny(2, *wide, "pseudo.confidence.dice=0.85"), "strict")
     with pytest.raises(MaskfoldError, match=r"expected Dice is 0\.837"):  # 2·0.72 / (0.72 + 1)
@@ -319,7 +319,7 @@ def test_several_teachers_are_averaged(tiny):
     run, jobs = open_student(
         tiny(2, f"pseudo.from=[{one.folder},{two.folder}]", "pseudo.confidence={lower: 0.3, upper: 0.7}")
     )
-    with pytest.raises(MaskfoldError, match="any of the 3 images"):  # 0.9 and 0.1: nobody knows
+    with pytest.raises(MaskfoldError, match="none of the 3 images"):  # 0.9 and 0.1: nobody knows
         lessons_of(run, jobs[0])
     cases, _ = lessons_of(run, jobs[1])
     assert len(cases) == 3

@@ -117,7 +117,7 @@ def unchanged_files(
         finally:  # a file that changed in the block explains a wrong digest better
             changed = next((path for path, stamp in _stamps(paths).items() if before[path] != stamp), None)
             if changed is not None:
-                raise _changed_error(f"{changed} of case {get_column(row, 'id')} changed while it was read.")
+                raise _changed_error(f"{changed} of case {get_column(row, 'id')} changed while Maskfold read it.")
 
 
 def check_truth_unchanged(comp: Competition, rows: Iterable[Any]) -> int:
@@ -150,7 +150,7 @@ def _check_image(comp: Competition, row: Any, digest: Digest) -> None:
     if image_digest(comp, channels, digest) != get_column(row, "image_hash"):
         names = ", ".join(display_name(files) for files in channels)
         raise _changed_error(
-            f"The image of case {get_column(row, 'id')} ({names}) has changed since the table of cases was made."
+            f"The image of case {get_column(row, 'id')} ({names}) has changed since the run was started."
         )
 
 
@@ -159,7 +159,7 @@ def _check_truth(comp: Competition, row: Any, digest: Digest) -> None:
     masks, case_id = get_json(row, "masks"), get_column(row, "id")
     channels = list(get_json(row, "images").values())
     names = ", ".join(display_name(files) for files in label_files(masks)[:3]) or str(comp.train.rle)
-    error = _changed_error(f"The mask of case {case_id} ({names}) has changed since the table of cases was made.")
+    error = _changed_error(f"The mask of case {case_id} ({names}) has changed since the run was started.")
     try:
         parts = truth_parts(comp, masks, digest)
         has_other_rows = masks["kind"] == "rle" and current_rows(comp, row) != masks["rows"]
@@ -193,7 +193,7 @@ def _stamps(paths: list[Path]) -> dict[Path, FileStamp]:
 
 def _changed_error(message: str) -> ChangedDataError:
     return ChangedDataError(
-        message, "Restore the file, or train on the changed data with `maskfold cv`, which starts another run."
+        message, "Restore the file. To train on the changed data, repeat `maskfold cv`, which starts another run."
     )
 
 
@@ -253,6 +253,7 @@ def _check_file_names(
         is_other_slice = bound is not None and "z" in bound and (texts is None or int(bound["z"]) != int(texts[index]))
         if bound is None or is_other_slice or bound.get("c", channel) != channel:
             raise MaskfoldError(
-                f"The case {case_id} has the file {path[:200]}, which does not match {key} `{pattern}` for this case.",
-                "Copy the run's folder again from where it was made, or start another run with --new.",
+                f"The case {case_id} has the file {path[:200]} in the case table, but this file does not match {key} "
+                f"`{pattern}` for this case.",
+                "Copy the run's folder again from its origin, or start another run with --new.",
             )

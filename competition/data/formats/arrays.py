@@ -100,7 +100,7 @@ def _archive_member(path: Path, keys: list[str], labels: bool) -> str:
         if name in keys:
             return name
     raise MaskfoldError(
-        f"{path} has several arrays or no array: found {', '.join(keys[:5]) or 'no array'}, expected one, or one named "
+        f"{path}: found {', '.join(keys[:5]) or 'no array'}, expected a single array, or one with the name "
         f"{' or '.join(ARRAY_NAMES[labels])}.",
-        f"Save one array per file, or name one of them `{ARRAY_NAMES[labels][0]}`.",
+        f"Save one array per file, or give one of them the name `{ARRAY_NAMES[labels][0]}`.",
     )

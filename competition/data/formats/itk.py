@@ -96,7 +96,9 @@ def _open(path: Path) -> Any:
         import SimpleITK
     except ImportError as error:
         raise MaskfoldError(
-            f"{path} requires SimpleITK, which is not installed.", "Run: pip install 'maskfold[itk]'.", status=2
+            f"{path} can be read only with SimpleITK, which is not installed.",
+            "Run: pip install 'maskfold[itk]'.",
+            status=2,
         ) from error
     if not path.is_file():
         raise FileNotFoundError(path)
@@ -162,7 +164,7 @@ def _affine(path: Path, reader: Any) -> np.ndarray:
     affine[:3, :3], affine[:3, 3] = LPS_TO_RAS @ direction * spacing, LPS_TO_RAS @ origin
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * spacing.prod():
         raise MaskfoldError(
-            f"{path} has a singular or non-finite affine.",
-            "Repair its header, or skip the case with competition.on_bad_case=skip.",
+            f"{path} has an affine that cannot be inverted or is not finite.",
+            "Repair the file's header, or skip the case with competition.on_bad_case=skip.",
         )
     return affine

@@ -68,7 +68,9 @@ def _load_nifti(path: Path) -> Any:
     if is_packed != (path.suffix.lower() == ".gz") and (is_packed or int.from_bytes(start, "little") in NIFTI_SIZES):
         name = path.name + ".gz" if is_packed else path.name[:-3]
         found = "compressed by gzip" if is_packed else "not compressed"
-        raise unreadable_error(path, f"it is NIfTI {found}, unlike its name", f"Rename it to {name}")
+        raise unreadable_error(
+            path, f"its content is NIfTI {found}, which does not fit its name", f"Rename it to {name}"
+        )
     with gzip.open(path) if is_packed else path.open("rb") as file:
         head = file.read(348)
         _check_extensions(path, head, file)
@@ -79,7 +81,7 @@ def _load_nifti(path: Path) -> Any:
         if "invalid intercept" not in str(error):
             raise
         raise unreadable_error(
-            path, "its header has no finite scl_inter", "Set it to 0 if values have no offset"
+            path, "scl_inter in its header is not a finite number", "Set scl_inter to 0 if values have no offset"
         ) from error
 
 
@@ -110,7 +112,9 @@ def _check_extensions(path: Path, head: bytes, file: gzip.GzipFile | BufferedRea
     while left >= 16:
         size = int.from_bytes(file.read(8)[:4], order, signed=True)
         if not 8 <= size <= left:
-            raise unreadable_error(path, f"an extension of its header has {size:,} bytes, of {left:,.0f}")
+            raise unreadable_error(
+                path, f"an extension of its header declares {size:,} bytes, but only {left:,.0f} are left"
+            )
         file.read(size - 8)
         left -= size
 
@@ -180,13 +184,13 @@ def _nifti_geometry(
     spacing = tuple(abs(float(step)) * factor for step in stored)
     affine = np.array(image.affine, dtype=np.float64)
     affine[:3] *= factor
-    hint = "Repair its header, or skip the case with competition.on_bad_case=skip."
+    hint = "Repair the file's header, or skip the case with competition.on_bad_case=skip."
     if not all(math.isfinite(step) and step > 0 for step in spacing):
         size = " × ".join(f"{step:g}" for step in spacing)
         raise MaskfoldError(f"{path} has an invalid voxel size: found {size} mm, expected positive numbers.", hint)
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * lengths.prod():
-        raise MaskfoldError(f"{path} has a singular or non-finite affine.", hint)
+        raise MaskfoldError(f"{path} has an affine that cannot be inverted or is not finite.", hint)
     columns = tuple(float(length) for length in lengths[:dimensions])
     if all(abs(mm - pixdim) <= PIXDIM_ROUNDING * pixdim for mm, pixdim in zip(columns, spacing, strict=True)):
         return spacing, None, affine

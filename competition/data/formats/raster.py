@@ -106,8 +106,9 @@ def open_raster(path: Path) -> Iterator[PilImage]:
     PIL.Image.MAX_IMAGE_PIXELS = None
     if path.suffix.lower() in (".jp2", ".j2k") and path.exists() and not PIL.features.check("jpg_2000"):
         raise MaskfoldError(
-            f"{path} is a JPEG 2000 file, but this Pillow was built without OpenJPEG.",
-            "Install a wheel that has it: pip install --force-reinstall --only-binary :all: pillow.",
+            f"{path} is a JPEG 2000 file, but the installed Pillow cannot read this format (it was built without "
+            "OpenJPEG).",
+            "Install a Pillow that can: pip install --force-reinstall --only-binary :all: pillow.",
             status=2,
         )
     with warnings.catch_warnings():

@@ -61,8 +61,8 @@ def open_tiff(path: Path) -> Iterator[TiffFile]:
             if html.unescape(name).lower() != path.name.lower():
                 raise unreadable_error(
                     path,
-                    f"its OME metadata say that pixels are in {name[:80]}",
-                    "Save it as one file (`tifffile.imwrite`, ImageJ), give a renamed file its old name",
+                    f"its OME metadata say that the pixels are in another file, {name[:80]}",
+                    "Save it as one file (`tifffile.imwrite`, ImageJ). If the file was renamed, give it its old name",
                 )
         yield file
 
@@ -257,8 +257,9 @@ def _decode_series(path: Path, series: TiffPageSeries) -> np.ndarray:
         if sum(page.size for page in pages) != math.prod(series.shape):
             compression = getattr(series.keyframe.compression, "name", "unknown")
             raise MaskfoldError(  # with status 1, `on_bad_case: skip` would skip every case
-                f"{path} cannot be read: no installed package decodes its compression {compression}.",
-                "Install a package that does: pip install imagecodecs; or save the file with the compression Deflate.",
+                f"{path} cannot be read, because no installed package decodes its compression {compression}.",
+                "Install a package that decodes it: pip install imagecodecs. Or save the file with the compression "
+                "Deflate.",
                 status=2,
             ) from error
         return np.stack(pages).reshape(series.shape)

@@ -59,8 +59,8 @@ def make_phantom(
     if case_count < 1 or not valid_test_count or seed < 0:
         expected = "at least one case of each kind" if default_test_cases else "at least one patient, no test cases"
         raise MaskfoldError(
-            f"Invalid {layout} phantoms: found {case_count} training cases, {test_count} test cases and seed {seed}, "
-            f"expected {expected} and a seed that is not negative.",
+            f"{layout} phantoms: found {case_count} training cases, {test_count} test cases and seed "
+            f"{seed}, expected {expected} and a seed of at least 0.",
             "Change the number of cases, or the seed.",
             status=2,
         )
@@ -111,7 +111,7 @@ def _check_layout(layout: str) -> str:
     if layout not in LAYOUTS:
         matches = nearest_names(layout, LAYOUTS)
         raise MaskfoldError(
-            f"Unknown phantom layout: found {layout!r}, expected {join_or(LAYOUTS)}.",
+            f"--layout: found {layout!r}, expected {join_or(LAYOUTS)}.",
             f"Did you mean {matches[0]}?" if matches else f"Use --layout {join_or(LAYOUTS)}.",
             status=2,
         )

@@ -46,9 +46,9 @@ def doubt_background(found: Sequence[LabelValues]) -> Doubt | None:
     if 0 not in whole:
         return Doubt(
             most,
-            f"no mask has the value 0, so each value is read as a class; {most} is the most frequent "
-            f"({count / whole.total():.0%} of the pixels): if it is the background, set background: {most} and remove "
-            "it from `classes` and `label_values`",
+            f"no mask has the value 0, so each value is read as a class. The most frequent value is {most} "
+            f"({count / whole.total():.0%} of the pixels). If {most} is the background, set background: "
+            f"{most}, and remove {most} from `classes` and `label_values`",
             len(whole) > 1,
         )
     share = count / edges.total()
@@ -56,8 +56,9 @@ def doubt_background(found: Sequence[LabelValues]) -> Doubt | None:
         return None
     return Doubt(
         most,
-        f"0 is read as the background, but {most} covers {share:.0%} of the masks' edges: if {most} is the background, "
-        f"set background: {most}, and 0 in its place in `label_values`",
+        f"0 is read as the background, but the value {most} covers {share:.0%} of the outermost pixels "
+        f"of the masks. If {most} is the background, set background: {most}, and write 0 instead of "
+        f"{most} in `label_values`",
         share >= ASKED_EDGE_SHARE and whole.most_common(1)[0][0] == most,
     )
 

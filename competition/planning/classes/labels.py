@@ -89,7 +89,9 @@ def _read_classes(layout: Layout, sparse: Sparse) -> list[Layout]:
     found = _read_values(layout, dimensions)
     if not any(values.foreground for values in found):
         raise MaskfoldError(
-            f"All masks of `{layout.masks}` are empty or cannot be read.", "Name the folder with the masks.", status=2
+            f"All masks of the pattern `{layout.masks}` are empty or cannot be read.",
+            "Give the folder that contains the masks.",
+            status=2,
         )
     if layout.keys.get("instances") or "*" in layout.masks.rpartition("/")[2]:
         return [_objects(layout, found)]
@@ -138,7 +140,7 @@ def _lossy(layout: Layout) -> Layout:
         {"classes": [name], "train.threshold": 128, "labels": "exclusive"},
         {
             "classes": f"one class, {_named(name)}",
-            "train.threshold": "values are scattered around 0 and 255, as in a JPEG: values from 128 on are the class",
+            "train.threshold": "values scatter around 0 and 255, as in a JPEG, so values from 128 on are the class",
             "labels": "one class and the background",
         },
     )
@@ -152,7 +154,7 @@ def _objects(layout: Layout, found: Sequence[LabelValues]) -> Layout:
     if any(item.lossy for item in found):
         keys["train.threshold"] = 128
         reasons["train.threshold"] = (
-            "values are scattered around 0 and 255, as in a JPEG: values from 128 on are the object"
+            "the values are scattered around 0 and 255, as in a JPEG, so values from 128 on are the object"
         )
     elif values != [1]:
         reasons["classes"] += (
@@ -168,7 +170,7 @@ def _one_file_per_class(layout: Layout) -> Layout:
     return layout.with_keys(
         {"classes": names, "labels": "overlapping" if overlap else "exclusive"},
         {
-            "classes": "named like their folders or files",
+            "classes": "named like the folders or files of the masks",
             "labels": f"{overlap}" if overlap else "no pixel is in two classes",
         },
     )
@@ -208,16 +210,19 @@ def _label_files(layout: Layout, found: Sequence[LabelValues]) -> list[Layout]:
     values = sorted({value for item in found for value in item.foreground})
     if min(values) < 0:
         raise MaskfoldError(
-            f"The masks of `{layout.masks}` have the negative value {min(values)}.",
-            "Write labels of 0 and more, or name the folder with the masks.",
+            f"The masks of the pattern `{layout.masks}` have the negative value {min(values)}, expected "
+            "label values of at least 0.",
+            "Write label values of at least 0, or give the folder that contains the masks.",
             status=2,
         )
     if _are_numbered_objects(found):
         return [_numbered_objects(layout, values)]
     if len(values) > MAX_CLASSES:
         raise MaskfoldError(
-            f"The masks of `{layout.masks}` have {len(values)} different values, expected at most {MAX_CLASSES}.",
-            "Write one value per class; or, if the values are object numbers, one file or row per object.",
+            f"The masks of the pattern `{layout.masks}` have {len(values)} different values, expected at "
+            f"most {MAX_CLASSES}.",
+            "Write one value per class. If the values are object numbers, write one file or one row of run "
+            "lengths per object.",
             status=2,
         )
     if 255 in values and len(values) > 1 and not _evenly_spaced(values):
@@ -238,14 +243,15 @@ def _with_255(layout: Layout, found: Sequence[LabelValues], values: list[int]) -
     remark = "no mask has the value 0, so each value other than 255 is read as a class"
     if has_zero:
         remark = (
-            "0 is read as the background; if it is a class, as in the train ids of street scenes, add it to "
+            "0 is read as the background. If 0 is a class, as in the train ids of street scenes, add 0 to "
             f"`classes` and `label_values`, and set background to a value that no mask has, such as {UNUSED}"
         )
     without = [value for value in values if value != 255]
     layouts = [
         replace_name(_with_classes(layout, found, without), "255 is ignored")
         .with_keys(
-            {"ignore": 255}, {"ignore": "the other values are small, so 255 marks ignored pixels, as in Pascal VOC"}
+            {"ignore": 255},
+            {"ignore": "the other values are small, so 255 is read as ignored pixels, as in Pascal VOC"},
         )
         .with_remarks(remark),
         replace_name(_with_classes(layout, found, values), "255 is a class"),
@@ -320,11 +326,11 @@ def _numbered_objects(layout: Layout, values: list[int]) -> Layout:
         {"classes": [name], "label_values": [values], "labels": "exclusive", "instances": True},
         {
             "classes": f"one class, {_named(name)}",
-            "label_values": "all values above 0 are objects of the one class",
+            "label_values": "all values above 0 are read as objects of the one class",
             "labels": "one class and the background",
             "instances": "the values number the objects of each case",
         },
-    ).with_remarks("objects that touch are read as one; write one file per object to separate them")
+    ).with_remarks("objects that touch are read as one; to separate them, write one file per object")
 
 
 def _with_classes(layout: Layout, found: Sequence[LabelValues], values: list[int]) -> Layout:
@@ -332,7 +338,7 @@ def _with_classes(layout: Layout, found: Sequence[LabelValues], values: list[int
     if not names:
         single = _single_name(layout) if len(values) == 1 else ""
         names = [single] if single else [f"class_{value}" for value in values]
-        source = f"{_named(single)}" if single else "no file contains their names: rename them"
+        source = f"{_named(single)}" if single else "no file contains the names of the classes, so rename them"
     keys: dict[str, Any] = {"classes": names, "labels": "exclusive"}
     reasons = {
         "classes": source,
@@ -342,19 +348,23 @@ def _with_classes(layout: Layout, found: Sequence[LabelValues], values: list[int
     shown = ", ".join(f"{value} in {present[value]}" for value in values[:6]) + (", …" if len(values) > 6 else "")
     if values != list(range(1, len(values) + 1)):
         keys["label_values"] = values
-    reasons["label_values"] = f"values of the masks, with the number of files: {shown}"
+    reasons["label_values"] = f"the masks have these values, with the number of files: {shown}"
     if "label_values" not in keys:
         reasons["classes"] += f"; label values {_shown(values)}"
     layout = layout.with_keys(keys, reasons)
     if "rename" in source and len(values) > MANY_VALUES:
         layout = layout.with_remarks(
-            f"the masks have {len(values)} label values, each read as a class; if they number objects, set `instances: "
-            f"true`, one class, and `label_values: [[{_shown(values)}]]` with all values"
+            f"the masks have {len(values)} label values, and each is read as a class. If the values number "
+            f"objects, set `instances: true`, one class, and `label_values: [[{_shown(values)}]]` with all "
+            "values"
         )
     if "rename" in source:
         layout = layout.with_remarks(
-            "no file contains the names of the classes: rename them in `classes`"
-            + ("; if the host ignores one of the values, remove its class, and set ignore to it" * (len(values) > 1))
+            "no file contains the names of the classes, so rename them in `classes`"
+            + (
+                ". If the host ignores one of the values, remove its class, and set ignore to this value"
+                * (len(values) > 1)
+            )
         )
     return layout
 
@@ -393,7 +403,11 @@ def _single_name(layout: Layout) -> str:
 
 
 def _named(name: str) -> str:
-    return "no file contains its name: rename it" if name == "foreground" else "named like the masks' folder or files"
+    return (
+        "no file contains the name of the class, so rename it"
+        if name == "foreground"
+        else "named like the folder or files of the masks"
+    )
 
 
 def _names_of(layout: Layout, values: Sequence[int]) -> tuple[list[str], str]:

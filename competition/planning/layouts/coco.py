@@ -58,7 +58,10 @@ def find_coco(host: HostFolder) -> list[Layout]:
     training = [layout for layout in found if split_of(layout.keys["coco"].path) in ("train", "")]
     if training and len(training) < len(found):
         others = ", ".join(layout.keys["coco"].path for layout in found if layout not in training)
-        found = [replace(layout, notes=(*layout.notes, f"{others}: not used")) for layout in training]
+        found = [
+            replace(layout, notes=(*layout.notes, f"{others} also look like COCO files, and are not used"))
+            for layout in training
+        ]
     if len(found) > 1:
         found = [replace(layout, name=f"{layout.name}: {layout.keys['coco'].path}") for layout in found]
     return found
@@ -90,11 +93,13 @@ def _read(host: HostFolder, path: str) -> CocoFile | None:
             objects.setdefault(int(item["image_id"]), []).append((int(item["category_id"]), segmentation))
         unknown = {category for items in objects.values() for category, _ in items} - set(names)
         if unknown:
-            raise ValueError(f"annotations have the category_id {min(unknown)}, which the list `categories` lacks")
+            raise ValueError(
+                f"annotations have the category_id {min(unknown)}, but the list `categories` has no such id"
+            )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, ArithmeticError) as error:
         raise MaskfoldError(
-            f"{file} looks like COCO but cannot be read ({type(error).__name__}: {str(error)[:100]}).",
-            "Correct the file.",
+            f"{file} looks like a COCO file, but cannot be read ({type(error).__name__}: {str(error)[:100]}).",
+            "Correct the file, or move it out of the folder.",
             status=2,
         ) from error
     missing = len(content["images"]) - len(images)
@@ -154,17 +159,17 @@ def _layout(host: HostFolder, coco: CocoFile) -> Layout:
     problem = next((f"{name!r} {problem}" for name in classes if (problem := name_problem(name))), None)
     if problem or len(set(ids)) < len(ids):
         raise MaskfoldError(
-            f"{host.root / coco.path}: {problem or 'two images have one name'}.",
-            "Correct the names in the file.",
+            f"{host.root / coco.path}: {problem or 'two images have the same name'}.",
+            "Correct the names of the images in this file.",
             status=2,
         )
-    remarks = [f"categories without an object are left out: {', '.join(unused[:5])}"] if unused else []
+    remarks = [f"these categories have no object, so they are left out: {', '.join(unused[:5])}"] if unused else []
     if coco.left_out:
-        remarks.append(f"{format_count(coco.left_out, 'annotation')} without an outline, or of crowds: left out")
+        remarks.append(f"{format_count(coco.left_out, 'annotation')} of crowds, or without an outline: left out")
     if coco.missing:
         remarks.append(
-            f"{format_count(coco.missing, 'image')} of {coco.path} "
-            f"{'is' if coco.missing == 1 else 'are'} not in the folder, or have the name of several files: left out"
+            f"{format_count(coco.missing, 'image')} of {coco.path} {'is' if coco.missing == 1 else 'are'} "
+            "left out, because the folder has no file, or several files, of this name"
         )
     return Layout(
         "COCO annotations",
@@ -175,7 +180,7 @@ def _layout(host: HostFolder, coco: CocoFile) -> Layout:
         keys={"coco": coco, "classes": classes, "instances": True},
         reasons={
             "classes": f"categories of {coco.path}",
-            "instances": f"{format_count(count, 'object')}, each annotated by itself",
+            "instances": f"{format_count(count, 'object')}, each with its own annotation",
             "train.images": f"{format_count(len(ids), 'image')} of {coco.path}",
             "dimensions": "COCO describes 2D images",
         },
@@ -195,7 +200,9 @@ def _pattern(paths: Sequence[str]) -> str:
     parts = [path.split("/")[:-1] for path in paths]
     if len({len(part) for part in parts}) > 1:
         raise MaskfoldError(
-            "The images of a COCO file lie in folders of different depths.", "Move them into one folder.", status=2
+            "The images of a COCO file are in folders of different depths, expected one depth.",
+            "Move them into one folder.",
+            status=2,
         )
     common = [names[0] if len(set(names)) == 1 else "*" for names in zip(*parts, strict=True)]
     return "/".join([*common, f"{{id}}{extension}"])
@@ -298,8 +305,8 @@ def _check_size(image: Path, size: tuple[int, int], described_by: str) -> None:
     found = read_header(image, 2).shape
     if tuple(found) != size:
         raise MaskfoldError(
-            f"{image} has {found[0]}×{found[1]} pixels (height × width), {described_by} has {size[0]}×{size[1]}: the "
-            "outlines would not lie on their objects.",
+            f"{image} has {found[0]}×{found[1]} pixels (height × width), but {described_by} has "
+            f"{size[0]}×{size[1]}, so the outlines would not fit the objects.",
             "Restore the images that were annotated, or scale the outlines and sizes in the file.",
             status=2,
         )
@@ -322,19 +329,19 @@ def _mask(segmentation: Any, height: int, width: int, where: str) -> np.ndarray:
         counts = segmentation["counts"]
         size = tuple(map(int, segmentation.get("size", (height, width))))
         if size != (height, width):
-            raise ValueError(f"its size is {size}, the image's {(height, width)}")
+            raise ValueError(f"its size is {size}, but the size of the image is {(height, width)}")
         if isinstance(counts, list):
             return _expand(np.asarray(counts, np.int64), height, width)
         return decode(counts, (height, width), RleFormat("column", container="coco"))
     except (ValueError, LookupError, TypeError, ArithmeticError, MemoryError, MaskfoldError) as error:
         raise MaskfoldError(
-            f"{where}: an outline is invalid ({str(error)[:160]}).", "Correct or remove the annotation.", status=2
+            f"{where}: an outline is invalid ({str(error)[:160]}).", "Correct the annotation, or remove it.", status=2
         ) from error
 
 
 def _expand(counts: np.ndarray, height: int, width: int) -> np.ndarray:
     if counts.size == 0 or counts.min() < 0 or counts.sum() != height * width:
-        raise ValueError(f"its counts sum to {int(counts.sum())}, expected {height * width}")
+        raise ValueError(f"its counts add up to {int(counts.sum())}, expected {height * width}")
     flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
     return flat.reshape((height, width), order="F")
 

@@ -44,10 +44,10 @@ def colours_error(host: HostFolder, series: Series) -> MaskfoldError:
     more = f", and {len(found) - MAX_COLOURS} more" if len(found) > MAX_COLOURS else ""
     named = f"; the names are from {source}" if any(colour in names for colour in found) else ""
     return MaskfoldError(
-        f"The masks `{series.pattern}` are in colours, which Maskfold does not read. "
-        f"{len(sample)} of {format_count(len(series.ids), 'mask')} "
-        f"have the colours (red green blue) {shown}{more}{named}.",
-        "Write one integer per pixel: 0 for the background, and a number for each colour; docs/init.md has a script "
-        "for that, under Masks in colours.",
+        f"The masks `{series.pattern}` are in colours, but Maskfold reads label values. {len(sample)} "
+        f"of {format_count(len(series.ids), 'mask')} were read, and have the colours (red green blue) "
+        f"{shown}{more}{named}.",
+        "Write one whole number per pixel: 0 for the background, and another number for each colour. "
+        "docs/init.md has a script for this, under Masks in colours.",
         status=2,
     )

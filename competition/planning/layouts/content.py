@@ -14,7 +14,15 @@ from typing import Any, Literal
 import numpy as np
 
 from competition.data.image_types import Header
-from competition.data.readers import EXTENSIONS, extension_of, read_header, read_image, read_labels
+from competition.data.readers import (
+    EXTENSIONS,
+    NO_INTEGERS,
+    OTHER_CHANNELS,
+    extension_of,
+    read_header,
+    read_image,
+    read_labels,
+)
 from competition.errors import MaskfoldError
 
 Role = Literal["mask", "image", "either", "colours", "unreadable"]
@@ -160,8 +168,9 @@ def _are_compact(labels: np.ndarray) -> bool:
 
 
 def _role_of_channels(path: Path, dimensions: int, error: MaskfoldError) -> Role:
-    if "different channels" not in error.message or dimensions == 3:
-        return "image" if "not integers" in error.message or "different channels" in error.message else "unreadable"
+    has_channels = OTHER_CHANNELS in error.message
+    if not has_channels or dimensions == 3:
+        return "image" if has_channels or NO_INTEGERS in error.message else "unreadable"
     colours = read_image(path, 2).array[:3].reshape(3, -1).T if header_channels(path) >= 3 else np.zeros((0, 3))
     distinct = np.unique(colours, axis=0)
     if 2 <= len(distinct) <= MAX_LABELS and len(colours) > 16 * len(distinct):

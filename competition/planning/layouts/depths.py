@@ -35,7 +35,7 @@ def mark_nested(layouts: Sequence[Layout]) -> list[Layout]:
             total = sum({folder: layout.cases for folder, layout in same}.values())
             for folder, layout in same:
                 advice = _scan_advice(layout, folders, total)
-                name = f"{layout.name}; only of the folders `{folder}`"
+                name = f"{layout.name}; only the folders `{folder}`"
                 marked[id(layout)] = replace(layout, name=name, advice=advice)
     return [marked.get(id(layout), layout) for layout in layouts]
 
@@ -56,10 +56,11 @@ def _scan_advice(layout: Layout, folders: Sequence[str], total: int) -> str:
     target = shlex.quote(f"{layout.folder.given}-cases")
     shown = ", ".join(f"`{folder}`" for folder in folders[:3]) + (", …" if len(folders) > 3 else "")
     return (
-        f"{{id}} is the name of one folder, so each of {shown} is a choice that leaves out the others. If each of "
-        f"these folders is a case ({format_count(total, 'case')} together), link them into one folder, and init that: "
-        f"mkdir {target} && for f in {shlex.quote(str(root))}/*/*/; do "
-        f'ln -s "$f" {target}/"$(basename "$(dirname "$f")")_$(basename "$f")"; done && maskfold init {target}'
+        f"{{id}} stands for the name of one folder, so each of {shown} is a choice that leaves out the "
+        f"others. If each of these folders is a case ({format_count(total, 'case')} in all), link them "
+        f"into one folder, and run init on that folder: mkdir {target} && for f in "
+        f'{shlex.quote(str(root))}/*/*/; do ln -s "$f" {target}/"$(basename "$(dirname '
+        f'"$f")")_$(basename "$f")"; done && maskfold init {target}'
     )
 
 
@@ -104,9 +105,10 @@ def _depth_advice(layout: Layout, masks: Sequence[str], total: int) -> str:
     for _ in range(_split_case(masks[0])[1].count("/")):
         folder = f'"$(dirname {folder})"'
     return (
-        f"Each of {', '.join(f'`{mask}`' for mask in masks[:3])} leaves out the cases of the others. To have all "
-        f"{format_count(total, 'case')}, link their folders into one folder, and init that: mkdir {target} && for m in "
-        f"{globs}; do ln -s {folder} {target}/; done && maskfold init {target}"
+        f"Each of {', '.join(f'`{mask}`' for mask in masks[:3])} leaves out the cases of the others. To "
+        f"use all {format_count(total, 'case')}, link their folders into one folder, and run init on "
+        f"that folder: mkdir {target} && for m in {globs}; do ln -s {folder} {target}/; done && "
+        f"maskfold init {target}"
     )
 
 

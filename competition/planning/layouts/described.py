@@ -43,7 +43,7 @@ def _part(host: HostFolder, folder: str) -> HostFolder:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        record = read_record(path, "Restore it; it lists the channels and labels.")
+        record = read_record(path, f"Restore {FILE}, which lists the channels and labels.")
     except MaskfoldError as error:
         raise MaskfoldError(error.message, error.hint, status=2) from error
     return record if isinstance(record.get("labels"), dict) else None
@@ -79,7 +79,7 @@ def _described(host: HostFolder, record: Mapping[str, Any]) -> Layout | None:
         "test.images": format_count(len(test_ids), "case"),
     }
     if isinstance(record.get("numTraining"), int) and record["numTraining"] != len(training):
-        remarks.append(f"{FILE} declares {record['numTraining']} training cases, the folder has {len(training)}")
+        remarks.append(f"{FILE} declares {record['numTraining']} training cases, but the folder has {len(training)}")
     layout = Layout(
         f"{kind} ({FILE})",
         host,
@@ -102,7 +102,7 @@ def _described(host: HostFolder, record: Mapping[str, Any]) -> Layout | None:
     if ids - mask_ids:
         unlabelled = format_count(len(ids - mask_ids), "image")
         layout = replace(layout, listed=tuple(training)).with_remarks(
-            f"{unlabelled} without a mask: not in training (train.cases)"
+            f"{unlabelled} without a mask, which training does not use (train.cases)"
         )
     return layout
 
@@ -151,7 +151,7 @@ def _images(
     if len(set(labels)) < len(labels):
         labels = [f"{label}_{int(number)}" for label, number in zip(labels, numbers, strict=True)]
     if names and len(names) != len(numbers):
-        remarks.append(f"{FILE} names {len(names)} channels, the files of {folder} have {len(numbers)}")
+        remarks.append(f"{FILE} names {len(names)} channels, but the files of {folder} have {len(numbers)}")
     patterns = {label: f"{folder}/{{id}}_{number}{ending}" for label, number in zip(labels, numbers, strict=True)}
     return patterns, set().union(*ids), remarks
 
@@ -175,8 +175,9 @@ def _labels(labels: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
             numbers = [int(item) for item in (raw if isinstance(raw, list) else [raw])]
         except (TypeError, ValueError) as error:
             raise MaskfoldError(
-                f"{FILE}: the label {key!r} has the value {value!r}, expected an integer or a list of integers.",
-                "Correct `labels` in that file.",
+                f"{FILE}: the label {key!r} has the value {value!r}, expected a whole number or a list of whole "
+                "numbers.",
+                f"Correct `labels` in {FILE}.",
                 status=2,
             ) from error
         if name.casefold() == "ignore" and len(numbers) == 1:
@@ -190,13 +191,13 @@ def _labels(labels: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     reasons = {"classes": f"{FILE} names them"}
     if flat != list(range(1, len(flat) + 1)):
         keys["label_values"] = flat
-        reasons["label_values"] = f"from {FILE}" + (": regions have several values" if regions else "")
+        reasons["label_values"] = f"from {FILE}" + (": some regions have several values" if regions else "")
     overlapping = len(set(used)) < len(used)
     keys["labels"] = "overlapping" if overlapping else "exclusive"
     reasons["labels"] = "regions share label values" if overlapping else "each label value belongs to one class"
     if ignore is not None:
         keys["ignore"] = ignore
-        reasons["ignore"] = f"{FILE} calls this value ignore"
+        reasons["ignore"] = f"{FILE} says that this value is ignored"
     return keys, reasons
 
 

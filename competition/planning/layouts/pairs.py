@@ -32,7 +32,7 @@ from competition.planning.layouts.series import MOST, Pair, Series, has_slice_wo
 from competition.planning.words import MASK_WORDS, has_word, split_of
 from competition.text import format_count
 
-USED_FOR_TEST = "only their images are used, as test cases"
+USED_FOR_TEST = "only the images of these cases are used, as test cases"
 
 
 def find_pairs(host: HostFolder, series: Sequence[Series], roles: dict[str, Role]) -> list[Layout]:
@@ -270,11 +270,14 @@ def _layouts(host: HostFolder, channels: list[tuple[str, Series]], truth: Truth)
     remarks = []
     if truth.region is not None:
         keys["train.region"] = truth.region.pattern
-        reasons["train.region"] = "these masks cover most of each image and contain the others, as a field of view does"
+        reasons["train.region"] = (
+            "these masks cover most of each image and contain the other masks, as the mask of a field of view does"
+        )
     if first.kind == "stack" and not has_slice_word(first):
         remarks.append(
-            f"the files of each case, such as {first.sample(1)[0]}, are read as the slices of a volume; if they are "
-            "images of their own (frames), give them names that differ between the cases, all in one folder"
+            f"the files of each case, such as {first.sample(1)[0]}, are read as the slices of a volume. If "
+            "they are separate images (frames), put all of them into one folder, with names that differ "
+            "between the cases"
         )
     if truth.kind == "objects":
         keys["instances"] = True
@@ -289,9 +292,11 @@ def _layouts(host: HostFolder, channels: list[tuple[str, Series]], truth: Truth)
     if truth.kind == "classes" and partial:
         keys["train.missing_masks"] = "empty"
         reasons["train.missing_masks"] = (
-            f"not every case has a file of {', '.join(partial[:4])}: then it has no such object"
+            f"some cases have no file of {', '.join(partial[:4])}; such a case is read as a case without such an object"
         )
-        remarks.append("a missing file of a class is taken as a case without that class (train.missing_masks)")
+        remarks.append(
+            "if the file of a class is missing, the case is read as a case without this class (train.missing_masks)"
+        )
     layout = Layout(
         _layout_name(first, truth),
         host,
@@ -317,7 +322,7 @@ def _layouts(host: HostFolder, channels: list[tuple[str, Series]], truth: Truth)
 
 def _layout_name(image: Series, truth: Truth) -> str:
     name = _kind_name(image, truth)
-    return name if truth.region is None else f"{name}; within {truth.region.pattern}"
+    return name if truth.region is None else f"{name}, only within the region {truth.region.pattern}"
 
 
 def _kind_name(image: Series, truth: Truth) -> str:
@@ -328,7 +333,7 @@ def _kind_name(image: Series, truth: Truth) -> str:
     if image.kind in ("stack", "channels"):
         return "slice stacks" if image.kind == "stack" else "slices as channels"
     if truth.kind == "classes":
-        return "a mask for each class"
+        return "a mask file for each class"
     if "{id}/" in image.pattern:
         return "one folder for each case"
     same_folder = image.pattern.rpartition("/")[0] == truth.first.pattern.rpartition("/")[0]
@@ -343,7 +348,7 @@ def _images_reason(channels: list[tuple[str, Series]]) -> str:
     if "{z}" in channels[0][1].pattern:
         reason += "; {z} is the number of the slice"
     if "{c}" in channels[0][1].pattern:
-        reason += "; {c} is the number of the channel: a case has many files, but one 2D mask"
+        reason += "; {c} is the number of the channel, because a case has many files, but one 2D mask"
     return reason
 
 
@@ -352,7 +357,9 @@ def _masks_reason(host: HostFolder, truth: Truth) -> str:
         return f"{len(truth.classes)} files for each case, one for each class"
     if truth.kind == "objects":
         count = sum(len(files) for files in truth.first.files.values())
-        return f"{format_count(count, 'object')} of {format_count(len(truth.ids), 'case')}, one file for each"
+        return (
+            f"{format_count(count, 'object')} of {format_count(len(truth.ids), 'case')}, with one file for each object"
+        )
     return f"{format_count(len(truth.ids), 'mask')} with the names of the images"
 
 

@@ -102,8 +102,10 @@ def _layouts(host: HostFolder, series: Series, table: RunTable, test_series: Seq
         keys={"train.rle": table.path},
         reasons={
             "train.images": format_count(len(series.ids), "case"),
-            "train.rle": f"{format_count(len(table.rows), 'row')} of {format_count(len(with_rows), 'id')}; "
-            f"`{table.mask}` has run lengths, `{table.id}` the images' names",
+            "train.rle": (
+                f"{format_count(len(table.rows), 'row')} of {format_count(len(with_rows), 'id')}; the column "
+                f"`{table.mask}` has run lengths, and the column `{table.id}` has the names of the images"
+            ),
             "dimensions": "a case is a stack of slices"
             if series.kind == "stack"
             else f"the files are {'2D images' if dimensions == 2 else 'volumes'}",
@@ -114,7 +116,7 @@ def _layouts(host: HostFolder, series: Series, table: RunTable, test_series: Seq
     without = [case_id for case_id in series.ids if case_id not in named and strip_extension(case_id) not in named]
     if without and series.kind == "single":
         layout = layout.with_remarks(
-            f"{format_count(len(without), 'image')} without a row in {table.path}: read as empty"
+            f"{format_count(len(without), 'image')} without a row in {table.path}, whose masks are read as empty"
         )
     layout = find_test(host, layout, test_series)
     if profile is not None:
@@ -124,8 +126,10 @@ def _layouts(host: HostFolder, series: Series, table: RunTable, test_series: Seq
             "instances": profile.rows == "object",
         }
         reasons = {
-            "submission.profile": "the header and the form of the ids are those of this competition",
-            "classes": "the host's class names" if profile.classes else "the host does not name the class",
+            "submission.profile": "its header and the form of its ids are those of this competition",
+            "classes": "the host's class names"
+            if profile.classes
+            else "the host does not name the class, so rename it",
             "instances": "a row for each object" if profile.rows == "object" else "a row for each image",
         }
         if profile.host_metric is not None:
@@ -149,13 +153,15 @@ def _by_content(layout: Layout, table: RunTable, series: Series) -> list[Layout]
         if table.cls
         else "the ends of the ids"
         if table.classes
-        else "no file names the class: rename it",
-        "instances": "some images have several rows: one for each object"
+        else "no file contains the name of the class, so rename it",
+        "instances": "some images have several rows, so each row is an object"
         if rows_of_case
-        else "no image has two rows of one class",
+        else "each image has at most one row per class",
     }
     keys["columns"] = {"id": table.id, "class": table.cls, "mask": table.mask}
-    remarks = () if table.classes or rows_of_case else ("no file names the class: rename it in `classes`",)
+    remarks = (
+        () if table.classes or rows_of_case else ("no file contains the name of the class, so rename it in `classes`",)
+    )
     is_clear = vote.order is not None and vote.confidence >= MOST and (vote.cases >= 3 or vote.strong)
     orders: list[Literal["row", "column"]] = [vote.order] if is_clear and vote.order else ["column", "row"]
     found = []
@@ -165,14 +171,17 @@ def _by_content(layout: Layout, table: RunTable, series: Series) -> list[Layout]
             {"relative": True} if relative else {}
         )
         shown = (
-            f"{vote.votes} of {vote.cases} sampled cases show it: runs of neighbouring lines fit together"
+            (
+                f"{vote.votes} of {vote.cases} sampled cases indicate this order, because the runs of "
+                "neighbouring lines fit together"
+            )
             if is_clear
-            else "chosen by you; the data do not show it"
+            else "chosen by you, because the data do not show the order"
         )
         reason = f"order: {shown}; base: {why or 'the data do not show it, most hosts count from 1'}"
         item = layout.with_keys(keys | {"rle": rle}, reasons | {"rle": reason}).with_remarks(*remarks)
         if not why:
-            item = item.with_remarks(f"the data do not show whether run lengths in {table.path} count from 0 or 1")
+            item = item.with_remarks(f"the data do not show whether run lengths in {table.path} count from 0 or from 1")
         found.append(item if is_clear else replace(item, name=f"{item.name} in {order} order"))
     return found
 

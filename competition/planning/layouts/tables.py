@@ -295,7 +295,7 @@ def find_base(runs: Sequence[Runs], order: Literal["row", "column"], relative: b
     Without evidence, return 1 and an empty text.
     """
     if relative:
-        return 1, "starts are relative, so they have no base"
+        return 1, "the starts are relative, so the base does not matter"
     crossing = {0: 0, 1: 0}
     for item in runs:
         size = int(np.prod(item.shape))
@@ -306,15 +306,15 @@ def find_base(runs: Sequence[Runs], order: Literal["row", "column"], relative: b
             if (starts == 0).any():
                 return 0, "a run starts at pixel 0"
             if (starts + lengths > size).any():
-                return 1, "a run ends at the last pixel, counted from 1"
+                return 1, "a run ends at the last pixel if pixels are counted from 1"
             short = lengths < line
             for base, count in crossing.items():
                 first = (starts - base)[short]
                 crossing[base] = count + int(np.count_nonzero(first % line + lengths[short] > line))
     if crossing[0] > crossing[1] and crossing[1] <= 0.2 * crossing[0]:
-        return 1, "counted from 1, runs at the image's edge end at the end of their line"
+        return 1, "if pixels are counted from 1, runs at the edge of the image end at the end of their line"
     if crossing[1] > crossing[0] and crossing[0] <= 0.2 * crossing[1]:
-        return 0, "counted from 0, runs at the image's edge end at the end of their line"
+        return 0, "if pixels are counted from 0, runs at the edge of the image end at the end of their line"
     return 1, ""
 
 

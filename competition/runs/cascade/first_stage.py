@@ -42,7 +42,7 @@ def open_first_stage(exp: Experiment, trust: tuple[str, ...] | None = ()) -> Run
     if not folder.is_dir():
         raise MaskfoldError(
             f"first_stage: the run {folder} does not exist.",
-            "Copy its folder back, or name its present folder: add first_stage=FOLDER to the command.",
+            "Copy its folder back. If it is in another place, add first_stage=FOLDER to the command.",
         )
     try:
         first = load_run(folder, trust)
@@ -54,14 +54,15 @@ def open_first_stage(exp: Experiment, trust: tuple[str, ...] | None = ()) -> Run
         if found != expected:
             raise MaskfoldError(
                 f"first_stage: competition.{key} of the run {first.folder} is {found}, expected {expected}.",
-                "Name a run of the same competition, with the same classes.",
+                "Name a run of the same competition with the same classes.",
                 status=2,
             )
     members = [(fold, seed) for fold in first.fold_numbers() for seed in range(len(first.exp.seeds))]
     if missing := [member for member in members if first.result(*member) is None]:
         raise MaskfoldError(
-            f"first_stage: {len(missing)} of {len(members)} networks of the run {first.folder} are not finished, e.g. "
-            f"{describe_member(*missing[0])}; every fold must have predicted its cases.",
+            f"first_stage: {len(missing)} of {len(members)} networks of the run {first.folder} are not "
+            f"finished, for example {describe_member(*missing[0])}, but every fold must have predicted its "
+            "cases.",
             "Finish the run with the same `maskfold cv` command, without folds.run.",
         )
     return first
@@ -95,29 +96,29 @@ def check_same_cases(run: Run, first: Run) -> None:
     problems = (
         ("is not a case of that run", [case for case in folds if case not in first_folds]),
         ("is a case only of that run", [case for case in first_folds if case not in folds and case not in skipped]),
-        ("has other files now", _differing(folds, rows, first_rows)),
+        ("has changed since that run was started", _differing(folds, rows, first_rows)),
     )
     for problem, cases in problems:
         if cases:
             raise MaskfoldError(
-                f"first_stage: the cases differ from those of the run {first.folder}: {min(cases)} {problem} "
-                f"({format_count(len(cases), 'such case')}).",
+                f"first_stage: the two runs do not have the same cases. Compared with the run {first.folder}, "
+                f"{min(cases)} {problem} ({format_count(len(cases), 'such case')}).",
                 "Train the first stage on the same cases (train.cases, train.exclude), or name another run.",
                 status=2,
             )
     if moved := [case for case, fold in folds.items() if first_folds[case] != fold]:
         case = min(moved)
         raise MaskfoldError(
-            f"first_stage: {len(moved)} of {len(folds)} cases are in another fold than in the run {first.folder}: "
-            f"{case} is in fold {folds[case]}, expected {first_folds[case]}.",
+            f"first_stage: {len(moved)} of {len(folds)} cases are in another fold than in the run "
+            f"{first.folder}. For example, {case} is in fold {folds[case]}, expected {first_folds[case]}.",
             f"Use the same folds: folds.scheme=file folds.file={first.folder / FOLDS_FILE}",
             status=2,
         )
     if unpredicted := [case for case, fold in folds.items() if fold < 0]:
         raise MaskfoldError(
-            f"first_stage: {len(unpredicted)} of {len(folds)} cases are validated by no fold of the run "
-            f"{first.folder}, so it has no out-of-fold prediction of them, e.g. of {min(unpredicted)}.",
-            "Use a scheme in which every case is in a fold, such as folds.scheme=kfold, in both experiments.",
+            f"first_stage: no fold of the run {first.folder} validates {len(unpredicted)} of {len(folds)} "
+            f"cases, for example {min(unpredicted)}, so the run has no out-of-fold predictions of them.",
+            "Use a scheme in which every case is in a validated fold, such as folds.scheme=kfold, in both experiments.",
             status=2,
         )
 
@@ -178,8 +179,8 @@ def first_stage_for_prediction(run: Run, context: Context = Context()) -> Run:
     expected = None if record is None else record.contents.get(FIRST_STAGE_WEIGHTS)
     if expected is not None and _weights_digest(first) != expected:
         raise MaskfoldError(
-            f"{describe_content(FIRST_STAGE_WEIGHTS, run.exp)} changed after the run {run.folder} was started, so its "
-            "networks would get other predictions than those they were trained on.",
+            f"{describe_content(FIRST_STAGE_WEIGHTS, run.exp)} changed after the run {run.folder} was "
+            "started, so its networks would get other predictions than those with which they were trained.",
             "Restore the former weights, or start another run with --new.",
         )
     return replace(first, exp=with_current_settings(first.exp, run.exp))
@@ -198,8 +199,8 @@ def refuse_first_stage(runs: Iterable[Run], purpose: str) -> None:
     for run in runs:
         if run.exp.first_stage is not None:
             raise MaskfoldError(
-                f"The run {run.folder} cannot {purpose}: its networks need the predictions of another run "
-                f"(first_stage: {run.exp.first_stage}), which would be missing.",
+                f"The run {run.folder} cannot {purpose}, because its networks need the predictions of another "
+                f"run (first_stage: {run.exp.first_stage}).",
                 "Predict with `maskfold submit` or `maskfold predict`, or name a run without first_stage.",
                 status=2,
             )

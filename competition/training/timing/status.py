@@ -45,8 +45,8 @@ class FoldStatus:
         if reserve > budget.seconds / 2:
             lines.append(
                 f"note: the prediction after the last step takes about {format_seconds(reserve)} of the "
-                f"{format_seconds(budget.seconds)} of training.budget_minutes; a lower inference.overlap, "
-                "inference.tta=[] or a larger budget leaves more of it for training"
+                f"{format_seconds(budget.seconds)} of training.budget_minutes. To have more time for training, "
+                "set a lower inference.overlap, inference.tta=[] or a larger budget"
             )
         return lines
 

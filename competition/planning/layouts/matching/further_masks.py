@@ -40,20 +40,22 @@ def with_further_masks(host: HostFolder, layout: Layout, further: Mapping[str, s
     if together is not None:
         count = format_count(len(further), "further mask")
         yield replace(
-            layout.with_remarks(f"{_shown(further)}: all masks of an image are read together"),
-            name=f"{layout.name}; all masks of an image",
+            layout.with_remarks(f"{_shown(further)}, so all masks of an image are read together"),
+            name=f"{layout.name}, all masks of an image together",
             masks=_pattern(layout),
             mask_files={"": together},
             reasons=layout.reasons
-            | {"train.masks": f"{count} of images that have one already; `*` matches all of them"},
+            | {"train.masks": f"{count} belong to images that already have a mask; `*` matches all of them"},
         )
     if together is None or any(_overlap(host, paths) for paths in together.values() if len(paths) > 1):
-        yield layout.with_remarks(f"{_shown(further)}: not used; if they are, write one mask for each image")
+        yield layout.with_remarks(
+            f"{_shown(further)}. They are not used; if they are masks, write a single mask for each image"
+        )
 
 
 def _shown(further: Mapping[str, str]) -> str:
     count, file = format_count(len(further), "file"), min(further.values())
-    return f"{count} such as {file} may be further masks of images that have one already"
+    return f"{count} such as {file} may be additional masks of images that already have one"
 
 
 def _pattern(layout: Layout) -> str:

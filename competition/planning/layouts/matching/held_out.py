@@ -84,22 +84,22 @@ def find_test(host: HostFolder, layout: Layout, images: Sequence[Series], masks:
     if mixed:
         pattern, example = mixed[0]
         layout = layout.with_remarks(
-            f"the test images are not set, because `{pattern}` would also match files that may be masks or previews, "
-            f"such as {example}: move these files out of that folder, or predict the images with maskfold predict RUN "
-            "--images FOLDER"
+            f"no test images are set, because the pattern `{pattern}` would also match files that may be "
+            f"masks or previews, such as {example}. Move these files out of that folder, or predict the "
+            "images with maskfold predict RUN --images FOLDER"
         )
     possible = unmixed
     if len(possible) > 1:
         listed = ", ".join(next(iter(patterns.values())) for patterns, _ in possible[:4])
-        return layout.with_remarks(f"several folders may hold the test images: {listed}; set `test` to one of them")
+        return layout.with_remarks(f"several folders may contain the test images: {listed}. Set `test` to one of them")
     if not possible:
         return layout
     patterns, count = possible[0]
     longer = _longer_names(_matches(host, next(iter(patterns.values()))))
     if longer:
         layout = layout.with_remarks(
-            f"{format_count(len(longer), 'test image')} such as {longer[0]} have the names of others and an addition: "
-            "if they are results or masks, move them out of that folder"
+            f"{format_count(len(longer), 'test image')} such as {longer[0]} have the name of another test "
+            "image with an addition. If they are results or masks, move them out of that folder"
         )
     return replace(
         layout,
@@ -187,9 +187,13 @@ def keep_training_ids(layout: Layout) -> Layout:
         return layout
     ids = tuple(case_id for case_id in layout.ids if splits[case_id] == "train")
     others = [case_id for case_id in layout.ids if splits[case_id] != "train"]
-    note = f"{format_count(len(others), 'labelled case')} such as {others[0]}, of validation or test by name: not used"
+    note = (
+        f"{format_count(len(others), 'labelled case')} such as {others[0]} belong to validation or test "
+        "by their names, so they are not used"
+    )
     return replace(
-        layout.with_cases(ids, "the images whose names begin with a word for training"), notes=(*layout.notes, note)
+        layout.with_cases(ids, "the images whose names begin with a word for training, such as train"),
+        notes=(*layout.notes, note),
     )
 
 
