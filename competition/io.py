@@ -142,7 +142,7 @@ def array_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
 
 
 @contextmanager
-def open_atomic(path: Path, needed: int = 0) -> Iterator[Any]:
+def open_synced(path: Path, needed: int = 0) -> Iterator[Any]:
     """Open a binary file for writing, and sync it to the disk when the `with` block ends.
 
     The file is written under the name `path`. A caller that needs an atomic write passes a temporary path.

@@ -36,7 +36,7 @@ from competition.io import (
     disk_full_as_error,
     ensure_writable,
     make_temporary_path,
-    open_atomic,
+    open_synced,
     remove_stale_temp,
     sync_folder,
 )
@@ -520,7 +520,7 @@ def _write_member(member: Member, open_member: Any, folder: Path) -> None:
     path = folder / member.path
     path.parent.mkdir(parents=True, exist_ok=True)
     source: IO[bytes]
-    with open_member(member.key) as source, open_atomic(path, member.size) as stream:
+    with open_member(member.key) as source, open_synced(path, member.size) as stream:
         shutil.copyfileobj(source, stream, 2**20)
     size = path.stat().st_size
     if size != member.size:

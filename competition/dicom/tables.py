@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from competition.errors import MaskfoldError
-from competition.io import make_temporary_path, open_atomic
+from competition.io import make_temporary_path, open_synced
 from competition.text import escape_formula
 
 CELL_SEPARATOR = "; "  # separator between files or remarks in one cell
@@ -117,7 +117,7 @@ def write_table(path: Path, columns: list[str], rows: list[dict[str, str]]) -> N
     writer.writerows({column: escape_formula(cell) for column, cell in row.items()} for row in rows)
     temporary_path = make_temporary_path(path)
     try:
-        with open_atomic(temporary_path) as stream:
+        with open_synced(temporary_path) as stream:
             stream.write(text.getvalue().encode())
         os.replace(temporary_path, path)
     finally:

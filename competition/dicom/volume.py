@@ -15,7 +15,7 @@ import numpy as np
 from competition.data.image_types import check_declared_size, check_not_bomb
 from competition.dicom.headers import Frame, SeriesRejected, reject_on_error
 from competition.dicom.scan import Instance, Series, format_counts, is_compressed
-from competition.io import make_temporary_path, open_atomic, remove_stale_temp, sync_folder
+from competition.io import make_temporary_path, open_synced, remove_stale_temp, sync_folder
 from competition.text import format_count
 
 # Stacks of slices
@@ -394,7 +394,7 @@ def write_nifti(path: Path, array: np.ndarray, grid: Grid) -> None:
     try:
         # The gzip header has no name and no time, so that equal values give equal bytes.
         with (
-            open_atomic(temporary_path, array.nbytes) as stream,
+            open_synced(temporary_path, array.nbytes) as stream,
             gzip.GzipFile("", "wb", GZIP_LEVEL, stream, mtime=0) as compressor,
         ):
             image.to_stream(compressor)

@@ -37,7 +37,7 @@ from competition.ensembling.ensemble import EnsemblePredictor
 from competition.errors import MaskfoldError
 from competition.export.predictor import EXPERIMENT_FILE, adapt_to_machine, empty_case_table, folds_table
 from competition.export.time_limit import Clock, DegradableEnsemble, TimeBudget
-from competition.io import atomic_write, ensure_writable, open_atomic
+from competition.io import atomic_write, ensure_writable, open_synced
 from competition.postprocessing.case import CasePrediction
 from competition.postprocessing.pipeline import postprocess
 from competition.process import ProcessPool
@@ -202,7 +202,7 @@ def write_empty_submission(found: TestCases, path: Path) -> int:
     """
     profile = found.test_set.profile
     ensure_writable(path.parent)
-    with open_atomic(path) as stream:
+    with open_synced(path) as stream:
         lines = io.TextIOWrapper(stream, "utf-8", newline="")
         out = csv.writer(lines, lineterminator="\n")
         out.writerow(profile.columns)

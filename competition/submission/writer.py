@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from competition import large_arrays
 from competition.config.profiles import Profile, get_profile
 from competition.errors import MaskfoldError
-from competition.io import disk_full_as_error, ensure_writable, make_temporary_path, open_atomic, sync_folder
+from competition.io import disk_full_as_error, ensure_writable, make_temporary_path, open_synced, sync_folder
 from competition.rle import draw_objects, encode, encode_labels, runs_overlap
 from competition.submission.reader import (
     IdLookup,
@@ -101,7 +101,7 @@ def write_submission(
         with _TextStore(profile, sample) as texts:
             for item in masks:
                 texts.add_objects(*item) if isinstance(item, ObjectsItem) else texts.add(*item)
-            with open_atomic(temporary_path, texts.size()) as stream:
+            with open_synced(temporary_path, texts.size()) as stream:
                 lines = io.TextIOWrapper(stream, "utf-8", newline="")
                 _write(lines, texts)
                 lines.detach()  # flush without closing the file, which must still be synced
