@@ -109,7 +109,7 @@ def fill_holes(mask: Mask) -> Mask:
 
 
 def _connected_to_first(values: NDArray[np.uint8]) -> Mask:
-    """Return the pixels of value 1 that are connected to the first pixel across pixel sides, as a bool mask.
+    """Return a bool mask of the pixels of value 1 that a path across pixel sides connects to the first pixel.
 
     Args:
         values: (*spatial) array of 0 and 1, whose first pixel is 1. A 2D array may be changed.
@@ -184,7 +184,7 @@ def binary_closing(mask: Mask, radius: int) -> Mask:
 def double_threshold(probability: NDArray[Any], high: float, pixels: int, low: float) -> Mask:
     """Return the pixels above `low`, but only if at least `pixels` pixels are above `high`; otherwise an empty mask.
 
-    This is the rule of the winners of SIIM-ACR Pneumothorax (2019): https://github.com/sneddy/pneumothorax-segmentation
+    The winners of SIIM-ACR Pneumothorax (2019) used this rule: https://github.com/sneddy/pneumothorax-segmentation
 
     Args:
         probability: (*spatial) floats.

@@ -40,7 +40,7 @@ def join_first_stage(
     """Add the out-of-fold probabilities of the first stage to preprocessed cases, as further channels.
 
     The cases with these channels are written to further folders in the cache. The name of such a folder is a hash of
-    the name of the folder without the channels, and of the checksums of the predictions.
+    two parts: the name of the case's folder without the channels, and the checksums of the predictions.
 
     Args:
         run: the run.
