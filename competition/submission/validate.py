@@ -129,7 +129,7 @@ def _check_rows(
 ) -> list[RowKey]:
     """Check all rows one by one, and return their keys in order.
 
-    Several rows in sequence with the same key, which contain the objects of one image, give a single key.
+    Rows that follow each other and have the same key contain the objects of one image; together they give one key.
 
     Args:
         rows: the rows of the file.
