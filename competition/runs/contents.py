@@ -444,7 +444,7 @@ def describe_content(key: str, exp: Experiment) -> str:
 
 
 def changed_code(folder: Path, exp: Experiment) -> list[str]:
-    """Return descriptions, for messages, of the user's packages whose code has changed since a run was started."""
+    """Describe, for messages, each of the user's packages whose code has changed since a run was started."""
     if (record := RunRecord.read(folder)) is None:
         return []
     found = {CODE_PREFIX + package: package_digest(package) for package in own_packages(exp)}
