@@ -254,7 +254,7 @@ def _by_first_word(stems: set[str]) -> Affixes | None:
 def _repeated_affixes(stems: set[str], expression: re.Pattern[str], after: bool) -> Affixes | None:
     """Divide names into affix and core by a regular expression.
 
-    Return None if there are not several affixes that occur with mostly the same cores.
+    Return None unless several affixes occur with mostly the same cores.
 
     Args:
         stems: file names without extension.
