@@ -162,7 +162,7 @@ def case_weights(comp: Competition, ids: Iterable[str]) -> dict[str, str]:
 
 
 def read_answers(path: Path) -> dict[str, tuple[str, str]]:
-    """Return the columns exclude and weight of the CSV of `maskfold review` by case id, as the user filled them.
+    """Read a review's CSV; return, by case id, the columns exclude and weight as the user filled them.
 
     Cases for which the user has filled neither column are omitted.
 

@@ -89,8 +89,8 @@ def keep_largest(mask: Mask, k: int) -> Mask:
 def fill_holes(mask: Mask) -> Mask:
     """Fill holes: background from which no path across pixel sides leads to the image border.
 
-    The result is the same as that of `scipy.ndimage.binary_fill_holes`. The package fill_voids is not used, because its
-    version 2.1.2 fills background that touches the border in about one of a hundred small noisy volumes.
+    `scipy.ndimage.binary_fill_holes` gives the same result. The package fill_voids is not used, because its version
+    2.1.2 fills background that touches the border in about one of a hundred small noisy volumes.
 
     Args:
         mask: (*spatial) bool, two or three axes.

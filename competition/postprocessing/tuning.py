@@ -372,7 +372,7 @@ def search_slots(
 ) -> list[StepSlot]:
     """Return the slots to search for a class, in the order of the search, each with the alternatives to try.
 
-    The slots of Maskfold's own steps come first, then those of the user's steps.
+    The slots of Maskfold's own steps come first, then the slots of the user's steps.
 
     Args:
         exp: the experiment.

@@ -201,8 +201,8 @@ def _decode_row(row: CsvRow, layout: Profile, shape: tuple[int, ...] | None) -> 
         shape: shape of the mask; None if there is no image with the id of the row.
 
     Returns:
-        The objects in the row as run lengths, or the error of decoding. None if `shape` is None, or if the text is
-        that of an empty mask, but not in the form that the host requires.
+        The objects in the row as run lengths, or the error of decoding. None if `shape` is None, or if the text stands
+        for an empty mask, but not in the form that the host requires.
     """
     if shape is None or _empty_problem(row.text, layout) is not None:
         return None

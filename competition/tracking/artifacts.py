@@ -65,7 +65,7 @@ class ArtifactFolders:
 def local_folder(artifact_uri: str) -> Path | None:
     """Return the local folder of an artifact URI, e.g. `file:///home/me/mlruns/artifacts/…`.
 
-    If the URI is not that of a local folder, e.g. `s3://…`, return None.
+    If the URI does not name a local folder, e.g. `s3://…`, return None.
     """
     parsed = urlparse(artifact_uri)
     return Path(url2pathname(parsed.path)) if parsed.scheme in ("", "file") and not parsed.netloc else None

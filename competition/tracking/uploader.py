@@ -465,7 +465,7 @@ class RunUploader:
                 self.state.write(self.folder)
 
     def _set_running(self, name: str) -> None:
-        """Set a folder's MLflow run to RUNNING; if the folder is that of a fold, also set the parent run."""
+        """Set a folder's MLflow run to RUNNING; if the folder belongs to a fold, also set the parent run."""
         run_id = self._run_id(name)
         if self.state.uploaded(name).status != "RUNNING":
             self.client.update_run(run_id, status="RUNNING")

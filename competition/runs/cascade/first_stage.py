@@ -35,8 +35,8 @@ def open_first_stage(exp: Experiment, trust: tuple[str, ...] | None = ()) -> Run
             build the classes of the run.
 
     Raises:
-        MaskfoldError: the folder does not exist, is not that of a run, or was edited. Or the run was imported, belongs
-            to another competition, has other classes, or is not finished.
+        MaskfoldError: the folder does not exist, does not belong to a run, or was edited. Or the run was imported,
+            belongs to another competition, has other classes, or is not finished.
     """
     folder = Path(str(exp.first_stage))
     if not folder.is_dir():
@@ -141,7 +141,7 @@ def first_stage_contents(exp: Experiment, *, missing_ok: bool = False) -> dict[s
 
     Returns:
         The digests by `FIRST_STAGE_PREDICTIONS` and `FIRST_STAGE_WEIGHTS`; empty if there is no first stage. They are
-        added to those of `competition.runs.contents.run_contents`.
+        added to the digests of `competition.runs.contents.run_contents`.
 
     Raises:
         MaskfoldError: the first stage cannot be used, see `open_first_stage`; or a prediction or a weight file is

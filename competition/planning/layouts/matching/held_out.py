@@ -200,8 +200,8 @@ def keep_training_ids(layout: Layout) -> Layout:
 def mark_unlabelled(layout: Layout) -> Layout:
     """Read images without a mask as test cases, if their names come last and there are no other test cases.
 
-    Some hosts, such as that of KiTS, give the highest numbers to the cases whose masks they keep secret. Whether or not
-    the images become test cases, a remark states how many images have no mask.
+    Some hosts, such as the host of KiTS, give the highest numbers to the cases whose masks they keep secret. Whether or
+    not the images become test cases, a remark states how many images have no mask.
     """
     if not layout.unlabelled:
         return layout
