@@ -1,9 +1,8 @@
 """Make arrays that may exceed the memory, by storing them in temporary files.
 
-An array of at least `MASKFOLD_LARGE_MIB` MiB is stored in a file and mapped into memory. A picture of
-30,000 × 30,000 pixels takes 0.8 GiB at one byte per pixel, and prediction needs several such arrays. If memory is
-short, the kernel can write the mapped memory of a file back to the disk. Other memory cannot leave the RAM without
-swap space.
+An array of at least `MASKFOLD_LARGE_MIB` MiB is stored in a file and mapped into memory. A picture of 30,000 × 30,000
+pixels takes 0.8 GiB at one byte per pixel, and prediction needs several such arrays. If memory is short, the kernel can
+write the contents of a mapped file back to the disk. Without swap space, it cannot do so with other memory.
 """
 
 from __future__ import annotations
@@ -84,8 +83,8 @@ def copy(array: np.ndarray, dtype: Any = None) -> np.ndarray:
 def are_equal(first: np.ndarray, second: np.ndarray) -> bool:
     """Return whether two arrays have equal shapes and values, without a temporary array of the same size.
 
-    2D arrays are compared in square blocks. Decoded run lengths are arrays in Fortran order. A block of whole rows
-    would read every memory page of such an array.
+    2D arrays are compared in square blocks, because decoded run lengths are arrays in Fortran order, and a block of
+    whole rows would read every memory page of such an array.
     """
     if first.shape != second.shape:
         return False

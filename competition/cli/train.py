@@ -120,7 +120,7 @@ def _table_link(run: Run) -> str:
 
 
 def _selection_note(run: Run) -> str:
-    """Return a note with the numbers of excluded cases and of cases with a weight; an empty text if there are none."""
+    """Return a note on how many cases are excluded and how many have a weight; an empty text if there are none."""
     from competition.data.selection import WEIGHT
 
     excluded = len(run.cases.attrs.get("excluded", []))

@@ -188,7 +188,7 @@ def _merge_bases(document: YamlDocument, file: Path, chain: list[Path]) -> YamlD
 
 
 def _merged(base: YamlDocument, own: YamlDocument, below: Any, above: Any, path: KeyPath) -> dict[Any, Any]:
-    """Return a mapping of the experiment merged over the mapping of its base at the same key.
+    """Return the experiment's mapping at a key, merged over the base's mapping at the same key.
 
     Args:
         base: document of the base, for the locations of its keys.

@@ -320,7 +320,7 @@ def _moments_of_rows(rows: np.ndarray, lo: float, hi: float, clips: bool) -> tup
 
 
 def _sum_of_rows(values: np.ndarray) -> float:
-    """Return the sum of the rows' sums, added one by one."""
+    """Return the sum of all values: each row is summed first, and the results are added one by one."""
     total = 0.0
     for value in np.add.reduce(values, axis=1).tolist():
         total += value

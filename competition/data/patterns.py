@@ -119,7 +119,7 @@ def match_channels(root: Path, pattern: str, key: str) -> dict[str, dict[str, Ca
 
 
 def _group_by_id(matches: Iterable[tuple[str, dict[str, str]]], pattern: str, key: str) -> dict[str, CaseFiles]:
-    """Group the matches of a pattern to cases, sorted by id. A case may have one file, or one file per slice."""
+    """Group the matches of a pattern into cases, sorted by id. A case may have one file, or one file per slice."""
     cases: dict[str, CaseFiles] = {}
     is_stack = "{z}" in pattern
     for path, bound in matches:

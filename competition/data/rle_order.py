@@ -70,7 +70,7 @@ def count_votes(opinions: Iterable[Order | None], clear: Iterable[Order] = ()) -
 
     Args:
         opinions: the order that each case indicates; None for a case that indicates no order.
-        clear: the orders that are indicated by clear evidence, one for each such case.
+        clear: the order that each case with clear evidence indicates.
     """
     votes = [vote for vote in opinions if vote is not None]
     if not votes:

@@ -1,7 +1,8 @@
 """Select the cases to use (`train.cases`, `test.cases`) or leave out (`train.exclude`), and read their weights.
 
 `train.exclude` and `train.weights` may name the CSV of `maskfold review`, in which the user has filled the columns
-`exclude` and `weight`. All three keys may also list the ids or weights directly.
+`exclude` and `weight`. Instead of naming a CSV, `train.cases`, `test.cases` and `train.exclude` may list ids directly,
+and `train.weights` may map ids to weights.
 """
 
 from __future__ import annotations
@@ -70,14 +71,14 @@ def select_test_cases(comp: Competition, ids: list[str]) -> list[str]:
 
 
 def listed_test_cases(comp: Competition) -> list[str] | None:
-    """Return the ids that `test.cases` lists, itself or in a CSV; None if the key is not set."""
+    """Return the ids in the list `test.cases`, or in the CSV that it names; None if the key is not set."""
     if comp.test is None or comp.test.cases is None:
         return None
     return _listed_ids(comp, comp.test.cases, "test.cases")[0]
 
 
 def _known_ids(comp: Competition, cases: str | list[str], key: str, ids: list[str]) -> list[str]:
-    """Return the ids that a key lists, itself or in a CSV; raise `MaskfoldError` if one of them is not in `ids`."""
+    """Return the ids in the list of a key, or in its CSV; raise `MaskfoldError` if one of them is not in `ids`."""
     listed, source = _listed_ids(comp, cases, key)
     for name in listed:
         if name not in ids:
@@ -161,7 +162,7 @@ def case_weights(comp: Competition, ids: Iterable[str]) -> dict[str, str]:
 
 
 def read_answers(path: Path) -> dict[str, tuple[str, str]]:
-    """Return the columns exclude and weight of the CSV of `maskfold review` by case id, as the user filled them.
+    """Read a review's CSV; return, by case id, the columns exclude and weight as the user filled them.
 
     Cases for which the user has filled neither column are omitted.
 

@@ -51,8 +51,8 @@ def split(
         the ids that share an image, ``attrs["conflicting"]`` the duplicates whose masks differ.
 
     Raises:
-        MaskfoldError (exit status 2): there are too few cases or groups, or none although the scheme requires groups.
-            Other causes are an invalid fold file, and two folds that share a group or an image.
+        MaskfoldError (exit status 2): there are too few cases or groups; the scheme requires groups, but there are
+            none; the fold file is invalid; or two folds share a group or an image.
     """
     import pandas
 

@@ -431,8 +431,8 @@ def unpack_archive(archive: Path, folder: Path, progress: ProgressWrapper) -> in
         Number of files.
 
     Raises:
-        MaskfoldError: the archive is damaged, or the disk has too little free space. Another cause is a member that is
-            a link or a device, or that would be written outside of the folder.
+        MaskfoldError: the archive is damaged; a member is a link or a device, or would be written outside of the
+            folder; or the disk has too little free space.
     """
     remove_stale_temp(folder.parent, folder.name)
     temporary_folder = make_temporary_path(folder)

@@ -24,7 +24,7 @@ class SeriesRejected(Exception):
 
 @contextmanager
 def reject_on_error(what: str) -> Iterator[None]:
-    """Convert all exceptions of a decoder to `SeriesRejected`, with a message that begins with `what`.
+    """Convert all exceptions of a decoder to `SeriesRejected`; the message begins with `what`.
 
     Raises:
         SeriesRejected: an exception was raised in the block.

@@ -134,7 +134,7 @@ class EnsemblePredictor:
 
 
 def count_channels(row: Any, run: Run, scratch: Path) -> int:
-    """Return the number of channels of a case after preprocessing for a run, including those of its first stage.
+    """Return how many channels a case has after preprocessing for a run, including the channels of its first stage.
 
     Args:
         row: row of the case table, or `InMemoryCase`.
@@ -203,7 +203,7 @@ def _preprocessed(
         row: row of the case table, or `InMemoryCase`.
         run: the run, which defines the preprocessing.
         scratch: folder in which the temporary folder is made.
-        added: (A, *file shape) channels to add to those of the image; None to add none.
+        added: (A, *file shape) channels to add to the image's channels; None to add none.
 
     Yields:
         The preprocessed case.

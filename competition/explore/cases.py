@@ -267,7 +267,7 @@ def channel_names(count: int, comp: Competition) -> list[str]:
 
 
 def is_colour(array: np.ndarray) -> bool:
-    """Return whether the image has three channels that differ."""
+    """Return whether the image has three channels that are not all equal; equal channels mean a grey image."""
     return len(array) == 3 and any(
         bool((array[1:, rows] != array[0, rows]).any()) for rows in row_blocks(array[0].shape)
     )
@@ -312,7 +312,7 @@ def _measure_channel(
     is_foreground: NDArray[np.bool_] | None,
     is_valid: NDArray[np.bool_] | None,
 ) -> ChannelStats:
-    """Measure a channel (*shape) block by block, because a large image as floats needs too much memory."""
+    """Measure a channel (*shape) block by block, because a large image would need too much memory as floats."""
     size = math.prod(shape)
     n_foreground = 0 if is_foreground is None else int(np.count_nonzero(is_foreground))
     n_background = size - n_foreground

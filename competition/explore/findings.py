@@ -370,7 +370,7 @@ def _find_rare_classes(comp: Competition, cases: Sequence[CaseStats], findings: 
 
 
 def find_mixed_channels(comp: Competition, cases: Sequence[CaseStats], findings: Findings) -> None:
-    """Add findings for volumes whose number of channels differs from most training cases.
+    """Add findings for volumes that have another number of channels than most training cases.
 
     `cv` stops at such volumes. For 2D images, `_find_mixed_formats` adds only a remark, because `prepare.channels` can
     convert their channels.

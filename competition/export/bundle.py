@@ -235,7 +235,7 @@ def _targets(ensemble: Ensemble) -> list[str]:
 def _copy_run(run: Run, ensemble: Ensemble, folder: Path) -> int:
     """Copy the YAML of a run and the weights of its networks into a folder; return the number of networks.
 
-    The keys of the competition that may change after training are those of the ensemble's first run.
+    The keys of the competition that may change after training are taken from the ensemble's first run.
     """
     folder.mkdir(parents=True)
     plain, first = (_without_paths(resolve_for_prediction(exp)) for exp in (run.exp, ensemble.runs[0].exp))
@@ -350,7 +350,7 @@ def _write_pages(
 def _id_suffix(ensemble: Ensemble) -> str:
     """Return the suffix that the host's ids have after the case id, e.g. `.png`; it may be empty.
 
-    If there is a sample submission, the suffix is that of its ids. Otherwise, it is the result of
+    If there is a sample submission, its ids show the suffix. Otherwise, the suffix is the result of
     `competition.submission.testset.host_id_suffix`.
     """
     comp = ensemble.comp

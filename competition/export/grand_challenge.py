@@ -37,7 +37,7 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
 
     Args:
         folder: folder of the bundle.
-        arguments: arguments of the command line; None for those of this process.
+        arguments: arguments of the command line; None for this process's arguments.
 
     Returns:
         The exit status: 0 after success.

@@ -108,7 +108,7 @@ class MainOutputNetwork(nn.Module):
 
 
 def write_onnx(network: nn.Module, channels: int, exp: Experiment, path: Path) -> float:
-    """Write a network as an ONNX file, and compare its probabilities with those of torch.
+    """Write a network as an ONNX file, and compare its probabilities with torch's probabilities.
 
     The file accepts any batch size if the code of the network allows this, otherwise only the batch size 1.
 

@@ -142,7 +142,7 @@ def find_test_cases(comp: Competition, suffix: str, context: Context) -> TestCas
 
     The rows depend on how the host's sample submission fits the images:
 
-    - If the sample has exactly the rows of the images, the rows are those of the sample.
+    - If the sample has exactly the rows of the images, the sample's rows are returned.
     - If none of its ids has an image, the sample is ignored as a dummy. The rows follow from the images, sorted by id
       (and slice) and class.
     - Otherwise, the rows of the sample come first, in its order; those without an image get empty masks. The rows of
@@ -242,10 +242,10 @@ def _read_sample(comp: Competition, context: Context) -> tuple[Profile, SampleSu
 def _read_rows(comp: Competition, context: Context) -> list[Any]:
     """Return the rows of the test cases in the case table.
 
-    If the data folder is that of the competition, but has no test images, return an empty list.
+    If the data folder belongs to the competition, but has no test images, return an empty list.
 
     Raises:
-        MaskfoldError: the data folder is not that of the competition, or an image cannot be read.
+        MaskfoldError: the data folder does not belong to the competition, or an image cannot be read.
     """
     try:
         return list(case_rows(case_table(comp, "test")))

@@ -123,7 +123,7 @@ def read_prediction_file(comp: Competition, row: Any, path: Path, options: Readi
         options: options for reading the file.
 
     Raises:
-        MaskfoldError: the file cannot be read, or its shape or affine differs from that of the image.
+        MaskfoldError: the file cannot be read, or its shape or affine differs from the image's.
     """
     try:
         return _read_on_case_axes(comp, row, path, options)
@@ -438,7 +438,7 @@ def _channel_order(comp: Competition, channels: tuple[str, ...]) -> list[int] | 
         channels: names of the channels in the file, in their order; empty if the user has set none.
 
     Raises:
-        MaskfoldError: the names are not those of the classes (status 2).
+        MaskfoldError: the names differ from the class names (status 2).
     """
     if not channels:
         return None

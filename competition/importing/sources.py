@@ -44,7 +44,7 @@ class CaseFiles:
     """Hold the files with the prediction of one case.
 
     Attributes:
-        main: the file with the prediction; if there is one file for each class, that of the first class.
+        main: the file with the prediction; if there is one file for each class, the file of the first class.
         by_class: the files of all classes, in the order of the classes. Empty if there is a single file.
         labels: a label file next to a file with probabilities, to be compared with it; None if there is none.
     """

@@ -91,7 +91,7 @@ def write_splits(fold_of: Mapping[str, int], form: Literal["nnunet", "csv"], pat
     """Write a file with folds; an existing file is replaced. See `format_splits` for the arguments.
 
     Raises:
-        MaskfoldError: the path is that of a folder, or has the wrong extension (status 2).
+        MaskfoldError: the path is a folder, or has the wrong extension (status 2).
     """
     suffix = Path(DEFAULT_NAMES[form]).suffix
     if path.is_dir() or path.suffix.lower() != suffix:

@@ -89,7 +89,7 @@ def mean_presence_along_axes(passes: Sequence[Sequence[torch.Tensor]]) -> np.nda
 def _maxima(windows: Sequence[torch.Tensor], slices: int | None) -> np.ndarray:
     """Return the maximum presence over the windows of each slice, or of the case, for N networks and K classes.
 
-    The arguments are those of `case_presence`.
+    See `case_presence` for the arguments.
 
     Returns:
         (slices, N, K) float64, or (1, N, K) if `slices` is None.

@@ -248,7 +248,7 @@ def make_record_id(time: datetime, sha256: str) -> str:
 def update_records(
     records: Iterable[UploadRecord], submissions: Iterable[KaggleSubmission], time: str
 ) -> list[UploadRecord]:
-    """Return new versions of the records that differ from the host's present data.
+    """Return updated copies of those records that differ from the host's present data.
 
     A record is compared with the submission that has the same number. If an upload was interrupted, its record has no
     number; its submission is then found by file name, description and time. If there is none, the status of the record

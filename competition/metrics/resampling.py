@@ -259,7 +259,7 @@ def _score_bounds(scores: Floats, metric: MetricConfig) -> tuple[float, float]:
 
 
 def _extreme_sums(sums: list[Floats], metric: MetricConfig) -> tuple[tuple[Floats, ...], tuple[Floats, ...]]:
-    """Return, for each class, the sums of the clusters with the lowest and with the highest score.
+    """Return, for each class, the sums of two clusters: the one with the lowest score, and the one with the highest.
 
     The possible values of a metric's method `sums` are unknown. Therefore, an imagined cluster is a copy of an
     observed cluster.

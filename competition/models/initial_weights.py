@@ -91,8 +91,8 @@ def load_initial_weights(network: nn.Module, exp: Experiment, channels: int) -> 
         The assignment of the file's tensors to the network's tensors.
 
     Raises:
-        MaskfoldError (exit status 2): the file is missing, or cannot be read without executing code. Other causes are
-            non-finite values, and a file that fits no tensor of the network.
+        MaskfoldError (exit status 2): the file is missing, cannot be read without executing code, contains values that
+            are not finite, or fits no tensor of the network.
     """
     name = str(exp.initial_weights)
     path = find_weights_file(name, KEY)

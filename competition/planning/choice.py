@@ -69,7 +69,7 @@ def _has_object_numbers(layout: Layout) -> bool:
 
 
 def describe_candidates(candidates: Sequence[Layout]) -> list[str]:
-    """Return a different numbered line for each candidate (layout, number of cases, patterns), then lines of advice."""
+    """Return a numbered line for each candidate (layout, number of cases, patterns), and lines of advice after them."""
     differ = len({layout.folder.root for layout in candidates}) > 1
     texts = []
     for layout in candidates:
@@ -84,7 +84,7 @@ def describe_candidates(candidates: Sequence[Layout]) -> list[str]:
 
 
 def _differences(layout: Layout, candidates: Sequence[Layout], texts: Sequence[str]) -> str:
-    """Return the values in which a layout differs from layouts with the same text; empty if its text is the only one.
+    """Return the values by which a layout differs from layouts that have the same text; empty if there are none.
 
     The text leaves out most channels and classes, all label values, and the folders above.
     """

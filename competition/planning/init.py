@@ -95,7 +95,7 @@ def initialise(
 
     Raises:
         MaskfoldError (exit status 2): the folder is missing, empty or without a known layout, or the files exist
-            already. Another cause is that several layouts fit, and neither an option nor the user chooses one.
+            already. The error is also raised if several layouts fit, and neither an option nor the user chooses one.
     """
     host = scan_folder(folder)
     name = _name(folder, options.name)

@@ -2,9 +2,9 @@
 
 Training steps and the prediction of one case are measured.
 
-Each candidate runs in a process of its own with the environment of a fold's process. It takes the trainer's own steps
-on a few cases in a temporary folder. So data, augmentation, precision, memory layout, optimiser and averaged weights
-are the same as in training.
+Each candidate runs in a separate process, which has the same environment as the process of a fold. There the trainer
+itself takes the steps, on a few cases in a temporary folder. So data, augmentation, precision, memory layout, optimiser
+and averaged weights are the same as in training.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Measurement:
 def measure(
     plain: dict[str, Any], rows: Sequence[dict[str, Any]], folder: Path, threads: int, limit: float
 ) -> Measurement | str:
-    """Measure an experiment in a new process: time and memory of training steps and of the prediction of a case.
+    """Measure, in a new process, the time and memory that training steps and the prediction of a case take.
 
     Args:
         plain: the experiment as plain data, with its competition.
@@ -193,7 +193,7 @@ def main(folder: str) -> int:
 
 
 def measure_here(folder: Path) -> Measurement:
-    """Measure time and memory of training steps and of one predicted case in this process.
+    """Measure, in this process, the time and memory that training steps and the prediction of a case take.
 
     Args:
         folder: folder with the experiment's YAML and `job.json` (cases, threads, seconds).
@@ -342,9 +342,9 @@ def _time_case(trainer: Any, folder: Path) -> tuple[float, float]:
 
 
 def _use_memory_of_the_end(trainer: Any, exp: Any, folder: Path) -> None:
-    """Predict a batch of windows with a mirrored view, and draw a picture of the case, as a fold does at its end.
+    """Predict a batch of windows and a mirrored view of it, and draw a picture of the case, as a finishing fold does.
 
-    The times do not count, but the memory does. All views need as much memory as the first two.
+    Only the memory is measured, not the time. One mirrored view is enough, because more views need no more memory.
     """
     from competition.augment import flip_axes
     from competition.data.cache import PreprocessedCase
@@ -384,7 +384,7 @@ def sample_rows(train: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def largest_row(train: Sequence[Any]) -> tuple[dict[str, Any], float] | None:
-    """Return the row of the case table for the largest training case, and its size divided by the median size.
+    """Return the row of the largest training case in the case table, and the case's size divided by the median size.
 
     Args:
         train: as for `sample_rows`.

@@ -210,7 +210,7 @@ class _Planner:
             self.measurements[candidate], self.known[candidate] = found, self._timing(candidate, found)
 
     def _try_fp32(self, pick: Candidate, folder: Path, limit: float) -> None:
-        """Measure the chosen candidate in fp32 too, if it was measured in bf16 on a CPU; use the faster precision.
+        """If the chosen candidate was measured in bf16 on a CPU, measure it in fp32 too, and use the faster precision.
 
         On some processors, bf16 halves the time of a 3D network's step, but small 2D networks can be slower in bf16.
         """
@@ -233,7 +233,7 @@ class _Planner:
         )
 
     def _try_largest_case(self, pick: Candidate, folder: Path, limit: float) -> None:
-        """Measure the chosen candidate on the largest case, if that case is much larger than the median case.
+        """If the largest case is much larger than the median case, measure the chosen candidate on it too.
 
         The prediction of this case may need more memory than training does.
         """

@@ -121,8 +121,9 @@ def read_facts(exploration: Exploration, k: int | None = None) -> Facts | None:
 def _object_side(comp: Competition, train: Sequence[CaseStats], spacing: Sequence[float]) -> float:
     """Return the side of a typical object of the smallest class, in pixels or voxels.
 
-    For each class, the median object is converted to a cube (2D: square) of equal size. The result is the smallest
-    side. An object is one instance, or all voxels of a class in a case if the competition scores no instances.
+    For each class, the median object is converted to a cube (2D: square) of equal size. The result is the side of the
+    smallest of these cubes. An object is one instance, or all voxels of a class in a case if the competition scores no
+    instances.
     """
     dims, sides = comp.dimensions, []
     for index in range(len(comp.classes)):

@@ -59,7 +59,7 @@ class Replanned:
         plan: the plan.
         old: text of the file.
         new: text of the file with the plan's values.
-        kept: keys that the user has edited since the last plan, with the values of the new plan. These values are not
+        kept: values that the new plan has for the keys that the user has edited since the last plan. They are not
             written, because the user's values stay.
     """
 

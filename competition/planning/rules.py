@@ -84,12 +84,12 @@ class Candidate:
 
     @property
     def work(self) -> float:
-        """Voxels of a step times the relative cost of the network, which is proportional to the seconds of a step."""
+        """Voxels in a step times the relative cost of the network; this product is proportional to the step's time."""
         return self.batch * math.prod(self.patch) * NETWORK_COST[len(self.patch)][self.network]
 
     @property
     def seen(self) -> float:
-        """Number of voxels in a training step's samples, in units of the median case's number of voxels.
+        """Size of all samples of a training step, in cases of median size.
 
         A sample that is larger than the median case is counted as one case.
         """
@@ -331,7 +331,7 @@ NO_VALIDATION = 1000  # epochs: no validation before the end
 def ema_decay(steps: int) -> float:
     """Return the decay of the moving average of the weights.
 
-    The average covers about the share `EMA_SHARE` of the steps.
+    With this decay, the average covers about the share `EMA_SHARE` of the steps.
     """
     window = min(MAX_EMA_WINDOW, max(5.0, EMA_SHARE * steps))
     return round(1.0 - 1.0 / window, 3)
@@ -357,7 +357,7 @@ def choose(
         candidates: in the order of preference.
         known: timings of the measured candidates (at least one); all other timings are extrapolated from them.
         budget: the time of a fold.
-        hope: share of enough steps that is sufficient for a candidate with an extrapolated timing.
+        hope: if a candidate's timing is extrapolated, this share of the steps that it needs is enough.
     """
     for candidate in candidates:
         timing = known.get(candidate) or extrapolate(candidate, known)

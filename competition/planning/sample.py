@@ -46,7 +46,7 @@ class Sample:
 
 
 def add_submission(layout: Layout) -> list[Layout]:
-    """Add the section `submission` to a layout, and class names from the sample submission if the layout has none.
+    """Add the section `submission` to a layout; if the layout has no class names, take them from the sample submission.
 
     If the sample names a few classes, but no file shows which label value each has, return a layout for each order of
     the classes.

@@ -48,7 +48,7 @@ class ClassMask:
         return cls(objects != 0, objects)
 
     def restrict(self, mask: Mask) -> ClassMask:
-        """Return the mask and the objects reduced to the pixels of a smaller mask.
+        """Return the mask and the objects, cut to the pixels of a smaller mask.
 
         Args:
             mask: (*spatial) bool, the new mask. All its pixels must be in the present mask.
@@ -64,7 +64,7 @@ class CaseProbabilities:
         probabilities: (P, *spatial) float16. If there is a boundary class, it is the last channel.
         comp: the competition.
         presence: (K, 1, …) probability that the case contains each of K classes, see
-            `competition.inference.predict.Prediction`. Only the step `gate` uses it. None if there is none.
+            `competition.inference.predict.Prediction`. Only the step `gate` uses it. None without a presence head.
     """
 
     probabilities: NDArray[Any]

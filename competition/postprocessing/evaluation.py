@@ -35,9 +35,9 @@ ScoreRows = dict[tuple[int, Steps], dict[str, Any]]
 
 
 class OofScores:
-    """Compute the scores of lists of post-processing steps on all out-of-fold cases of an ensemble, and store them.
+    """Score lists of post-processing steps on all out-of-fold cases of an ensemble, and store the scores.
 
-    Use the object in a `with` block; the end of the block ends the processes.
+    Use the object in a `with` block, because the end of the block ends the processes.
 
     Args:
         ensemble: the runs whose out-of-fold predictions are scored.
@@ -83,7 +83,7 @@ class OofScores:
                 self.scores.setdefault(key, {})[case] = row
 
     def truth_sizes(self) -> list[list[TruthSizes]]:
-        """Return the numbers of pixels of the labels and of their objects, for each case and class."""
+        """Return how many pixels the labels and each of their objects have, for each case and class."""
         return list(self.pool.map(CaseScorer.truth_sizes, self.cases))
 
     def score_table(self, steps: Callable[[str, int], Steps]) -> pd.DataFrame:
@@ -145,7 +145,8 @@ class CaseScorer:
     Attributes:
         oof: the out-of-fold predictions.
         rows: rows of the case table by id.
-        settings: section `postprocess` of the experiment; only its key `number` is used, which is not tuned.
+        settings: section `postprocess` of the experiment. Only its key `number` is used, because tuning does not change
+            it.
     """
 
     oof: EnsembleOof
@@ -185,7 +186,7 @@ class CaseScorer:
         return result
 
     def truth_sizes(self, case: str) -> list[TruthSizes]:
-        """Return the numbers of pixels of the labels of one case and of their objects, for each class."""
+        """Return how many pixels the labels of one case and each of their objects have, for each class."""
         comp, row = self.oof.comp, self.rows[case]
         objects = load_unchanged_objects(comp, row) if comp.instances else None
         masks = split_classes(load_unchanged_mask(comp, row), comp)

@@ -89,8 +89,8 @@ def keep_largest(mask: Mask, k: int) -> Mask:
 def fill_holes(mask: Mask) -> Mask:
     """Fill holes: background from which no path across pixel sides leads to the image border.
 
-    The result is the same as that of `scipy.ndimage.binary_fill_holes`. The package fill_voids is not used, because its
-    version 2.1.2 fills background that touches the border in about one of a hundred small noisy volumes.
+    `scipy.ndimage.binary_fill_holes` gives the same result. The package fill_voids is not used, because its version
+    2.1.2 fills background that touches the border in about one of a hundred small noisy volumes.
 
     Args:
         mask: (*spatial) bool, two or three axes.
@@ -109,7 +109,7 @@ def fill_holes(mask: Mask) -> Mask:
 
 
 def _connected_to_first(values: NDArray[np.uint8]) -> Mask:
-    """Return the pixels of value 1 that are connected to the first pixel across pixel sides, as a bool mask.
+    """Return a bool mask of the pixels of value 1 that a path across pixel sides connects to the first pixel.
 
     Args:
         values: (*spatial) array of 0 and 1, whose first pixel is 1. A 2D array may be changed.
@@ -184,7 +184,7 @@ def binary_closing(mask: Mask, radius: int) -> Mask:
 def double_threshold(probability: NDArray[Any], high: float, pixels: int, low: float) -> Mask:
     """Return the pixels above `low`, but only if at least `pixels` pixels are above `high`; otherwise an empty mask.
 
-    This is the rule of the winners of SIIM-ACR Pneumothorax (2019): https://github.com/sneddy/pneumothorax-segmentation
+    The winners of SIIM-ACR Pneumothorax (2019) used this rule: https://github.com/sneddy/pneumothorax-segmentation
 
     Args:
         probability: (*spatial) floats.

@@ -51,10 +51,10 @@ def relabel_by_order(
     The objects then get the classes in order. The first class goes to the object at the end of the row that
     `number.along` names. Two cases need a rule:
 
-    - There are more objects than classes: the consecutive objects with the largest total size get the classes, and the
-      others become background.
-    - There are fewer objects than classes: the classes start at the one with which most voxels agree with the network's
-      labels.
+    - There are more objects than classes: the classes go to those consecutive objects whose total size is largest. The
+      other objects become background.
+    - There are fewer objects than classes: the objects get consecutive classes. The first of these classes is chosen so
+      that as many voxels as possible keep the network's label.
 
     Fragments, and voxels outside the combined mask, keep their probabilities.
 
@@ -137,10 +137,10 @@ def split_touching(
     Where the network's labels are reliable, they show the border between two objects better than the cores:
 
     - If all labels are reliable (`_objects_by_votes`), they define the objects.
-    - Otherwise, the labels define those objects on which labels and cores nearly agree. The cores define the others.
-      Objects of more than 1.6 times the median size are then split by the labels.
+    - Otherwise, the labels define those objects on which labels and cores nearly agree, and the cores define the
+      others. Objects of more than 1.6 times the median size are then split by the labels.
 
-    Voxels that no path connects to a core are assigned to the nearest object.
+    A voxel that no path connects to a core is assigned to the nearest object.
 
     Args:
         row: (*spatial) bool mask of all objects.
@@ -150,8 +150,8 @@ def split_touching(
         upwards: distance in mm by which one step along each voxel axis leads towards the end with the first class.
 
     Returns:
-        (*spatial) int32 label image. Objects have numbers from 1, some of which may be unused. Voxels outside the mask
-        are 0, and also voxels whose nearest object is farther away than twice the maximum thickness.
+        (*spatial) int32 label image. Objects are numbered from 1; some numbers may be unused. A voxel is 0 if it is
+        outside the mask, or if its nearest object is farther away than twice the maximum thickness.
     """
     from scipy.ndimage import distance_transform_edt, gaussian_filter
 
@@ -241,8 +241,8 @@ def _objects_by_votes(
     - It has a core that contains few voxels of other classes. In an object as large as two objects, two classes may
       share a core.
 
-    A smaller piece of a class keeps its class if it is at the right position in the row. Other pieces become 0, so that
-    the caller assigns them to the objects around them.
+    A smaller piece of a class keeps its class if it is at the right position in the row. All other pieces become 0, so
+    that the caller assigns them to the objects around them.
 
     Args:
         row: (*spatial) bool mask of all objects.
@@ -295,7 +295,7 @@ def _pieces(row: Mask, votes: NDArray[Any]) -> tuple[Labels, NDArray[np.int64]]:
 
     Args:
         row: (*spatial) bool, mask of all objects of the row.
-        votes: (*spatial) class index that the network predicts for each voxel.
+        votes: (*spatial) integers, the network's labels.
 
     Returns:
         (*spatial) int32 label image of the components, numbered from 1; and the class index of each component, at the
@@ -310,7 +310,7 @@ def _pieces(row: Mask, votes: NDArray[Any]) -> tuple[Labels, NDArray[np.int64]]:
 
 
 def _inside_row(pieces: Labels, row: Mask) -> Mask:
-    """Return for each piece whether a large share of its surface touches other parts of the mask of all objects.
+    """Return, for each piece, whether a large share of its surface borders on other pieces rather than on background.
 
     Args:
         pieces: (*spatial) int32 numbers of the pieces.

@@ -1,4 +1,4 @@
-"""Convert probabilities to masks and objects with the list of steps of each class."""
+"""Convert probabilities to masks and objects; each class has its own list of steps."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def run_steps(
 def drop_passing_gates(
     evidence: CaseProbabilities, index: int, steps: Sequence[StepConfig]
 ) -> tuple[StepConfig, ...] | None:
-    """Return the steps without those `gate` steps that do not change this case.
+    """Return the steps, leaving out those `gate` steps that do not change this case.
 
     If a `gate` step empties the mask of the whole case, return None.
 

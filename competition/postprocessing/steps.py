@@ -27,7 +27,7 @@ MAX_MORPHOLOGY_VOXELS = 2**24  # maximum number of voxels of a case for which op
 
 
 class TruthSizes(NamedTuple):
-    """Hold the size of one class in the labels of one case, and the sizes of its objects, in pixels."""
+    """Hold, for one class and case, the number of labelled pixels and the sizes of the objects in pixels."""
 
     pixels: int
     object_sizes: tuple[int, ...]  # in pixels
@@ -97,7 +97,7 @@ class Triplet(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[Triplet]:
-        """Return steps with combinations of `high`, `pixels` and `low`.
+        """Return one step for each combination of `high`, `pixels` and `low` to try.
 
         If nearly all cases contain the class, return an empty list, because the step could then only remove true masks.
         """
@@ -116,8 +116,8 @@ class Triplet(Step):
 class Gate(Step):
     """Empty the mask if the presence head's probability that the case contains the class is below `value`.
 
-    For 2.5D networks with slices along a single axis, there is a probability for each slice, and the mask of each slice
-    is emptied separately.
+    A 2.5D network whose slices lie along a single axis predicts a probability for each slice. The mask of each slice is
+    then emptied separately.
     """
 
     needs_presence = True
@@ -302,7 +302,7 @@ class RemoveSmall(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[RemoveSmall]:
-        """Return steps with sizes below those of nearly all true objects; an empty list if there are no objects."""
+        """Return steps with sizes below the sizes of nearly all true objects; an empty list if there are none."""
         sizes = [size for truth in search.truths for size in truth.object_sizes]
         if not sizes:
             return []
@@ -367,8 +367,8 @@ def _safe_size(sizes: Sequence[int]) -> float:
     and the result is the lower 99 % prediction bound for one more observation (Hahn and Meeker, Statistical Intervals,
     section 4.7).
 
-    With `MANY_OBJECTS` or more objects, the result is infinite, so that it does not limit anything. With fewer than
-    three objects, it is 0.
+    If there are `MANY_OBJECTS` or more objects, the result is infinite, so that it does not limit anything. If there
+    are fewer than three objects, the result is 0.
 
     Args:
         sizes: sizes of the objects in the labels, in pixels.

@@ -1,7 +1,8 @@
 """Search the best post-processing steps of each class on out-of-fold predictions, and estimate their gain.
 
-The gain on the cases on which the steps were tuned is too optimistic. So the search is repeated without each fold, and
-the steps found this way are scored on the fold that was left out. This score is called nested.
+If the gain is measured on the cases on which the steps were tuned, it is too optimistic. So for each fold, the search
+is repeated on the other folds, and the steps that it finds are scored on the fold that was left out. The score over all
+folds is called nested.
 """
 
 from __future__ import annotations
@@ -369,9 +370,9 @@ def search_slots(
     start: Steps,
     presence: bool = False,
 ) -> list[StepSlot]:
-    """Return the slots to search for a class, in the order of the search, with the alternatives to try for each.
+    """Return the slots to search for a class, in the order of the search, each with the alternatives to try.
 
-    The slots of Maskfold's own steps come first, then those of the user's steps.
+    The slots of Maskfold's own steps come first, then the slots of the user's steps.
 
     Args:
         exp: the experiment.
@@ -414,7 +415,7 @@ def step_order(start: Steps) -> tuple[str, ...]:
 
 
 class _Candidates(NamedTuple):
-    """Hold the search candidates of one kind of step: its name, its class, and the steps to try."""
+    """Hold one kind of step for the search: its name, its class, and the steps to try."""
 
     name: str
     cls: type[Step]
@@ -456,8 +457,8 @@ def save_tuning(run: Run, tuning: TuningResult, key: dict[str, Any] | None = Non
     Args:
         run: the run.
         tuning: the result.
-        key: description of the data for which the result is valid: a result of `tuning_key` from before the search.
-            None to compute it now.
+        key: the return value of `tuning_key` from before the search, which describes the data for which the result is
+            valid. None to compute it now.
     """
     write_table(tuning.rows, run.folder / TUNING_SCORES_FILE)
     plain: dict[str, Any] = {
@@ -480,8 +481,8 @@ def load_tuning(run: Run, *, with_data: bool = False) -> TuningResult | None:
 
     Args:
         run: the run.
-        with_data: whether to return None also for a result that does not record the hash of the labelled data. Version
-            0.1 wrote such results.
+        with_data: whether to return None also for a result of version 0.1, which does not record the hash of the
+            labelled data.
     """
     plain = read_tuning_record(run, with_data=with_data)
     if plain is None:

@@ -369,7 +369,7 @@ MAX_CASES = 8
 
 
 def draw_samples(exploration: Exploration, path: Path) -> list[str]:
-    """Draw at most eight training cases with their masks, from the one with least to the one with most foreground.
+    """Draw at most eight training cases and their masks, in the order of their foreground, the smallest first.
 
     The cases are evenly distributed by their share of foreground. Of a volume, the slice with most foreground is drawn.
 

@@ -122,7 +122,7 @@ CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")  # characters th
 
 
 def create_figure_folder(output: Path) -> Path:
-    """Create the folder for the figures of a page, and return its path, which is that of the page without its suffix.
+    """Create the folder for the figures of a page, and return its path, which is the page's path without the suffix.
 
     Temporary files that a killed process has left in the folder are removed.
 

@@ -74,7 +74,7 @@ def check_ledger_output(output: Path) -> None:
     """Check that the name of the output file ends in `.png` or `.html`.
 
     Raises:
-        MaskfoldError: the name has another suffix, or is that of a folder (status 2).
+        MaskfoldError: the name has another suffix, or a folder has this name (status 2).
     """
     if output.suffix not in (".png", ".html") or output.is_dir():
         raise MaskfoldError(

@@ -289,7 +289,7 @@ class SizeError(NamedTuple):
 def sizes_section(results: RunResults, oof: OofPredictions, folder: Path, context: Context) -> Markup:
     """Return the section about errors by size.
 
-    If the competition scores objects, the sizes are those of objects. Otherwise, they are the sizes of masks in cases.
+    If the competition scores objects, these are the sizes of objects. Otherwise, they are the sizes of masks in cases.
 
     Args:
         results: the results of the run.

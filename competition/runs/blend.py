@@ -49,7 +49,7 @@ class WeightedMean:
             weight: weight of the run. The weights of all runs must add up to 1.
 
         Raises:
-            MaskfoldError: the probabilities have another spatial size than those of the previous runs.
+            MaskfoldError: the probabilities have another spatial size than the previous runs' probabilities.
         """
         self._weights.append(weight)
         if weight == 1.0 and self._sum is None:
@@ -92,7 +92,7 @@ class WeightedMean:
     def presence(self) -> Probabilities | None:
         """The weighted mean class presence, (K, 1, …) float32, over the runs with a presence head; None without any.
 
-        The mean is that of `competition.inference.presence.mean_log_odds`.
+        `competition.inference.presence.mean_log_odds` computes the mean.
         """
         if not self._presences:
             return None

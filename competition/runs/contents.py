@@ -131,7 +131,7 @@ def table_digest(path: Path) -> str | None:
 
 
 def run_contents(exp: Experiment, folds: pd.DataFrame | None, *, missing_ok: bool = False) -> dict[str, str]:
-    """Return digests of all files and packages that an experiment refers to, except the files of the cases.
+    """Return digests of all files and packages that an experiment names, except the files of the cases.
 
     Args:
         exp: the experiment.
@@ -294,7 +294,7 @@ def _code_files(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[P
 
 
 def _installed_version(name: str, place: Path) -> str | None:
-    """Return the version of an installed package; None if its code is outside the environment's package folders.
+    """Return the version of a package; None if its code is outside the environment's folders of installed packages.
 
     Args:
         name: name of the package.
@@ -308,7 +308,7 @@ def _installed_version(name: str, place: Path) -> str | None:
 
 
 def source_digests(exp: Experiment) -> dict[str, str]:
-    """Return the SHA-256 of the weight files of the other runs that `init_from` and `pseudo.from` name.
+    """Return the SHA-256 of each weight file of the other runs that `init_from` and `pseudo.from` name.
 
     Args:
         exp: the experiment. Its `pseudo.from` must contain folders, see `competition.runs.find.resolve_source_runs`.
@@ -329,7 +329,7 @@ def source_digests(exp: Experiment) -> dict[str, str]:
 
 
 def source_name(folder: str) -> str:
-    """Return the name of a run that stays the same if its folder is moved: the last two parts of its path."""
+    """Return the last two parts of the path of a run's folder, which stay the same if a parent folder is moved."""
     return "/".join(Path(folder).resolve().parts[-2:])
 
 
@@ -371,7 +371,7 @@ def _with_extras(plain: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _settings_of_training_table(comp: dict[str, Any]) -> dict[str, Any]:
-    """Return those keys of the section `submission` that define how the training table of run lengths is read.
+    """Return the keys of the section `submission` that define how a training table of run lengths is read.
 
     See `competition.data.rle_tables`.
     """
@@ -424,7 +424,7 @@ def changed_error(folder: Path, what: str) -> MaskfoldError:
 
 
 def describe_content(key: str, exp: Experiment) -> str:
-    """Return a description, for messages, of the file or package to which a key of the digests belongs.
+    """Describe, for messages, the file or package to which a key of the digests belongs.
 
     Args:
         key: a key of the result of `run_contents`, `source_digests` or `first_stage_contents`.
@@ -444,7 +444,7 @@ def describe_content(key: str, exp: Experiment) -> str:
 
 
 def changed_code(folder: Path, exp: Experiment) -> list[str]:
-    """Return descriptions, for messages, of the user's packages whose code has changed since a run was started."""
+    """Describe, for messages, each of the user's packages whose code has changed since a run was started."""
     if (record := RunRecord.read(folder)) is None:
         return []
     found = {CODE_PREFIX + package: package_digest(package) for package in own_packages(exp)}

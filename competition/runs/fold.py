@@ -98,7 +98,7 @@ class FoldResult:
         epochs: number of epochs.
         steps: number of optimiser steps.
         minutes: wall time in minutes, added over all processes that have worked on the fold, e.g. after a resume.
-        peak_gib: peak memory in GiB: that of the CUDA device, or without one the resident memory of the process.
+        peak_gib: peak memory of the CUDA device in GiB; without such a device, of the process (resident memory).
         threads: number of CPU threads.
         precision: Lightning Fabric's name of the precision of the training: 32-true, bf16-mixed or 16-mixed.
         device: device of the training, e.g. `cuda:0`.

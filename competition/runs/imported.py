@@ -37,7 +37,7 @@ class NoNetwork:
 
 
 def is_imported(exp: Experiment) -> bool:
-    """Return whether an experiment is that of an imported run."""
+    """Return whether an experiment belongs to an imported run."""
     return exp.model.target == IMPORTED_TARGET
 
 

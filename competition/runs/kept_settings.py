@@ -27,7 +27,7 @@ OWN_KERNEL_ARGS = ("fused", "foreach", "capturable", "differentiable")  # these 
 def drop_execution_keys(training: dict[str, Any], *, kept: bool) -> None:
     """Remove the execution settings from the section `training`, because the run's hash excludes them.
 
-    The keys are those of `KEPT_SETTINGS` and `compile`. `compile` is removed only if its value is `auto`.
+    The keys are the keys of `KEPT_SETTINGS` and `compile`. `compile` is removed only if its value is `auto`.
 
     Args:
         training: the section as plain data; it is changed in place.
@@ -39,7 +39,7 @@ def drop_execution_keys(training: dict[str, Any], *, kept: bool) -> None:
 
 
 def decide_settings(exp: Experiment, channels_last: bool) -> dict[str, str]:
-    """Decide the values of `KEPT_SETTINGS` for a new run: those of the YAML, with `auto` replaced by the faster value.
+    """Decide the values of `KEPT_SETTINGS` for a new run: the values in the YAML, but the faster one for `auto`.
 
     The decision depends only on the YAML and the network, and not on a measurement, so that all processes decide alike.
 

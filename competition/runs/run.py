@@ -59,7 +59,7 @@ RUN_NAME = re.compile(r"(?P<hash>[0-9a-f]{12})(?:-\d+)?")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Describe the file of weights with which a finished member of a run (one fold with one seed) predicts.
+    """Describe the weight file with which a finished member of a run (one fold and seed) predicts.
 
     Attributes:
         path: path of the file.

@@ -363,7 +363,7 @@ def _read_search(run: Run) -> dict[str, Any]:
 def _tuned_rows(run: Run) -> pd.DataFrame:
     """Return the table of scores of the tuning, sorted by fold as in `scores.csv`.
 
-    The last digits of a bootstrap interval depend on the order of the rows.
+    The rows are sorted, because the last digits of a bootstrap interval depend on their order.
     """
     from competition.metrics.scoring import read_scores
 

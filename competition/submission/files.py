@@ -1,8 +1,8 @@
-"""Write submissions that consist of label files instead of a CSV: a folder or a zip archive with files of each case.
+"""Write submissions that consist of label files instead of a CSV, as a folder or a zip archive.
 
-The files contain the same post-processed masks as a CSV would. Their geometry (e.g. the affine) is that of the images.
-Each file is read back after it was written. If the host provides a sample submission, names, sizes and types of the
-files are compared with it. Only then does the submission get its final name.
+The files contain the same post-processed masks that a CSV would contain. Their geometry (e.g. the affine) is that of
+the images. Each file is read back after it was written. If the host provides a sample submission, names, sizes and
+types of the files are compared with it. Only then does the submission get its final name.
 """
 
 from __future__ import annotations

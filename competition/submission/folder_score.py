@@ -100,7 +100,7 @@ def score_folder(
             column per tolerance.
         tolerances: tolerances of `nsd` in mm.
         classes: the classes, such as `1,2` or `liver=1,tumour=2+3`. None makes every value other than 0 a class.
-        ignore: value in true files of pixels that are left out of all metrics; None if there is no such value.
+        ignore: pixels that have this value in a true file are left out of all metrics; None leaves out no pixels.
         dimensions: number of spatial axes; None for 3 in NIfTI files and ITK's formats, and 2 in other files.
         missing: what to do if only one of the folders contains a case. `error` raises an error. `skip` leaves the case
             out. `empty` treats a missing prediction as empty, and leaves out a prediction without a true file.
@@ -327,7 +327,7 @@ def _values(labels: Labels, file: Path | None, chosen: Mapping[str, list[int]] |
 
 
 def _check_values(predicted: set[int], true: set[int], chosen: Mapping[str, list[int]] | None) -> None:
-    """Check that the values in the files fit together.
+    """Check that the label values of predictions and true files match.
 
     If the user has selected classes, at least one file must contain a value of these classes. If not, predictions and
     true files must have a value in common.

@@ -29,7 +29,7 @@ RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
 
 
 class FileHeader(NamedTuple):
-    """Hold the shape of a label file, in the order of axes of its format, and the name of its dtype, e.g. `uint8`."""
+    """Hold the shape of a label file, in its format's order of axes, and the name of its dtype, e.g. `uint8`."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -47,7 +47,7 @@ def axes_of_format(path: Path, dimensions: int) -> str:
 
 
 def check_writer(name: str) -> None:
-    """Check that the package is installed that is needed to write a file with this name.
+    """Check that the package for writing a file with this name is installed.
 
     Raises:
         MaskfoldError: the package is missing (status 2).
@@ -207,7 +207,7 @@ def _read_mha(path: Path) -> Labels:
 
 
 def read_file_header(path: Path, dimensions: int) -> FileHeader:
-    """Return the shape and dtype of a label file, in the order of axes of its format.
+    """Return the shape and dtype of a label file; the shape has the format's order of axes.
 
     Raises:
         MaskfoldError: the file cannot be read, or it has several channels.

@@ -87,8 +87,8 @@ def label_arrays(prediction: CasePrediction, comp: Competition, label_map: bool 
 def region_values(comp: Competition) -> dict[int, int]:
     """Return the value that represents each of several nested classes in a common label array.
 
-    Each class must have exactly one label value that no smaller class inside it has. This value represents the class.
-    In BraTS, for example, with `label_values: [[1, 2, 4], [1, 4], 4]`, the values are 2, 1 and 4.
+    Exactly one label value of each class must not occur in the smaller classes inside it. This value represents the
+    class. In BraTS, for example, with `label_values: [[1, 2, 4], [1, 4], 4]`, the values are 2, 1 and 4.
 
     Returns:
         The values by index of the class (from 0), in the order in which the classes must be drawn: the largest first.
@@ -390,7 +390,7 @@ def _draw(path: Path, row: Any, prediction: CasePrediction, comp: Competition) -
 
 
 def _save(stem: Path, labels: np.ndarray[Any, Any], source: Path, row: Any, comp: Competition) -> Path:
-    """Write one label file atomically, in the order of axes of its format, and return its path.
+    """Write one label file atomically, with the axes in its format's order, and return its path.
 
     Args:
         stem: path of the label file without the extension.

@@ -601,7 +601,7 @@ class MaskFile:
 
 
 def solution_profile(path: Path, profile: Profile) -> Profile:
-    """Return the format of a solution file: the profile, with further columns that the file has, such as Usage.
+    """Return the format of a solution file: the profile, and the file's additional columns, such as Usage.
 
     If the file does not exist or has other columns than the profile, return the profile unchanged.
     """

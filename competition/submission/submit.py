@@ -164,7 +164,7 @@ def fit_on_oof(
 
     Args:
         ensemble: the runs and their weights.
-        weights: what the user has set; the weights are fitted only if this is `auto` and there are several runs.
+        weights: what the user has set; weights are fitted only if this is `auto` and there are several runs.
         test_cases: number of test cases.
         context: context whose log receives messages for the user.
 
@@ -196,7 +196,7 @@ def submission_summary(
     fitted: FittedWeights | None,
     validation: ValidationReport,
 ) -> dict[str, Any]:
-    """Return the content of the summary JSON next to a submission.
+    """Return the content of the summary JSON that is written next to a submission.
 
     Args:
         name: file name of the submission.

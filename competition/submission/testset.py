@@ -1,4 +1,4 @@
-"""Map test cases to the ids of their rows in a submission file of the host's format."""
+"""Map each test case to the ids of its rows in a submission file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TestSet:
         rows: rows of the case table.
         profile: the file format.
         sample: the host's sample submission; None if there is none.
-        names: ids of the rows of each case in the submission file, by case id: one id, or one id per slice.
+        names: the ids that a case's rows have in the submission file, by case id: one id, or one id per slice.
     """
 
     __test__ = False  # tells pytest that this class is not a test, although its name begins with Test
@@ -130,8 +130,8 @@ def object_means(labels: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> 
 def host_id_suffix(comp: Competition) -> str:
     """Return the suffix that the host's ids have after the case id, e.g. `.jpg`; it may be empty.
 
-    The suffix is that of the profile. If the profile does not know it, it is found from the ids in the table
-    `train.rle`. Without a profile and without such a table, the suffix is empty.
+    The profile states the suffix. If the profile does not know it, the ids in the table `train.rle` show the suffix.
+    Without a profile and without such a table, the suffix is empty.
 
     Raises:
         MaskfoldError: the profile does not know the suffix, and there is no table `train.rle` (status 2).
@@ -157,7 +157,7 @@ def add_suffix(name: str, suffix: str) -> str:
 
 
 def row_names(row: Any, profile: Profile, sample: SampleSubmission | None) -> list[str]:
-    """Return the ids of the rows of a case in the submission file: the case id, or one id per slice.
+    """Return the ids that a case's rows have in the submission file: the case id, or one id per slice.
 
     If there is a sample, the ids of slices are spelt as in the sample.
 

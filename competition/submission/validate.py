@@ -129,7 +129,7 @@ def _check_rows(
 ) -> list[RowKey]:
     """Check all rows one by one, and return their keys in order.
 
-    Several rows in sequence with the same key, which contain the objects of one image, give a single key.
+    Rows that follow each other and have the same key contain the objects of one image; together they give one key.
 
     Args:
         rows: the rows of the file.
@@ -201,8 +201,8 @@ def _decode_row(row: CsvRow, layout: Profile, shape: tuple[int, ...] | None) -> 
         shape: shape of the mask; None if there is no image with the id of the row.
 
     Returns:
-        The objects in the row as run lengths, or the error of decoding. None if `shape` is None, or if the text is
-        that of an empty mask, but not in the form that the host requires.
+        The objects in the row as run lengths, or the error of decoding. None if `shape` is None, or if the text stands
+        for an empty mask, but not in the form that the host requires.
     """
     if shape is None or _empty_problem(row.text, layout) is not None:
         return None

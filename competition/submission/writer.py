@@ -1,4 +1,4 @@
-"""Write a submission file mask by mask, with rows in the host's order; after an error, no file is left on the disk."""
+"""Write a submission file mask by mask, in the host's order of rows; after an error, no file is left on the disk."""
 
 from __future__ import annotations
 

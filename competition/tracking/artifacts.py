@@ -21,7 +21,7 @@ LINKED_SUFFIXES = (".safetensors", ".pt")  # these files are replaced and never 
 class ArtifactFolders:
     """Log artifacts of MLflow runs, as hard links if the store is a local folder.
 
-    The folder of a run's artifacts is asked for once, with one request to MLflow, and remembered.
+    MLflow is asked only once for the folder of a run's artifacts; the answer is stored in this object.
 
     Args:
         client: client of the open store.
@@ -65,7 +65,7 @@ class ArtifactFolders:
 def local_folder(artifact_uri: str) -> Path | None:
     """Return the local folder of an artifact URI, e.g. `file:///home/me/mlruns/artifacts/…`.
 
-    If the URI is not that of a local folder, e.g. `s3://…`, return None.
+    If the URI does not name a local folder, e.g. `s3://…`, return None.
     """
     parsed = urlparse(artifact_uri)
     return Path(url2pathname(parsed.path)) if parsed.scheme in ("", "file") and not parsed.netloc else None

@@ -96,7 +96,7 @@ def _requirement(package: metadata.Distribution) -> str:
 def _git(*arguments: str) -> str:
     """Return the output of a git command in the repository of Maskfold's code.
 
-    If git is not installed or fails, e.g. because the code is not in a repository, return an empty text.
+    Return an empty text if git is not installed or fails, e.g. because the code is not in a repository.
     """
     try:
         process = subprocess.run(

@@ -113,7 +113,7 @@ def read_run_scores_of(
 
 
 def named_estimates(scores: RunScores) -> dict[str, ScoreEstimate]:
-    """Return the score estimates that a run has, by the prefix of their metrics in MLflow, e.g. `nested`."""
+    """Return the score estimates of a run; a key is the prefix of the estimate's metrics in MLflow, e.g. `nested`."""
     named = {
         "counted": scores.counted,
         "cv": scores.raw,
@@ -219,7 +219,8 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 def mean_curves(folders: Iterable[Path]) -> dict[str, list[tuple[int, float]]]:
     """Return the mean of each training curve over the folds of a run.
 
-    A curve has only the epochs that all folds with this curve have logged, so that every mean covers the same folds.
+    The mean of a curve covers only the epochs for which every fold that has this curve has logged a value. So each mean
+    is over the same folds.
 
     Args:
         folders: folders of the folds, with `metrics.jsonl`.

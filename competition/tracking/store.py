@@ -131,7 +131,7 @@ RESULT_TAGS = ("metric", "stopped", "precision", "device", "torch")  # keys of a
 
 
 def result_metrics(result: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of a result file as metrics, without `fold` and `seed`, which are uploaded as tags instead."""
+    """Return the numbers of a result file as metrics, except `fold` and `seed`, which are uploaded as tags."""
     return numeric_metrics({key: value for key, value in result.items() if key not in ("fold", "seed")})
 
 
@@ -149,7 +149,7 @@ MAX_CLASS_COLUMNS = 12  # maximum number of classes with a column of their own
 
 
 def build_saved_view(classes: Sequence[str], created: int) -> str:
-    """Return a saved view of MLflow's table of runs, which selects the columns with the most important scores.
+    """Return a saved view of MLflow's table of runs; it shows the columns that contain the most important scores.
 
     The result is the value of the tag `VIEW_TAG` of an MLflow experiment, in MLflow's own JSON format.
 
@@ -398,8 +398,9 @@ def project_root(run_folder: Path) -> Path:
 def configure_mlflow() -> None:
     """Set MLflow's environment variables: no telemetry, no progress bars, no printed links, short timeouts.
 
-    Call this function before MLflow is imported. With MLflow's defaults, a server that does not answer would block the
-    upload for several minutes. Telemetry is always switched off; other variables that the user has set are not changed.
+    Call this function before MLflow is imported. The timeouts are short, because with MLflow's defaults, a server that
+    does not answer would block the upload for several minutes. Telemetry is always switched off; other variables that
+    the user has set are not changed.
     """
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["DO_NOT_TRACK"] = "true"  # MLflow accepts only this value, not 1
@@ -417,7 +418,7 @@ def configure_mlflow() -> None:
 def connect_mlflow(store: MlflowStore, patience: float = PATIENCE_SECONDS) -> MlflowClient:
     """Import MLflow, open a store, and return its client; if the SQLite database does not exist, create it.
 
-    The import of MLflow takes several seconds.
+    Call this function only when it is needed, because the import of MLflow takes several seconds.
 
     Args:
         store: the store.
@@ -446,7 +447,7 @@ def connect_mlflow(store: MlflowStore, patience: float = PATIENCE_SECONDS) -> Ml
 def _create_database(database: Path) -> None:
     """Create a SQLite database for MLflow beside its final path, then move it there when it is complete.
 
-    MLflow cannot open an incomplete database, which a process that is killed might leave.
+    Otherwise, a killed process might leave an incomplete database, which MLflow cannot open.
     """
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 

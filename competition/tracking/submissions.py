@@ -108,7 +108,7 @@ def _log_submission(store: MlflowStore, run_folder: Path, exp: Experiment, submi
 def _log_counted_score(
     client: MlflowClient, store: MlflowStore, run_folder: Path, summary: Mapping[str, Any], summary_path: Path
 ) -> None:
-    """Log the expected score of a submission also as the metric `counted_score` of the run that predicted it.
+    """Log the expected score of a submission also in the run that predicted it, as the metric `counted_score`.
 
     With this metric, MLflow can sort the runs of an experiment by the expected scores of their submissions. The next
     upload of the run adds the ends of the interval. Nothing is logged for an ensemble of several runs.

@@ -44,8 +44,8 @@ class MlflowSync:
         study: folder of the study to which the run belongs as a trial; None if the run belongs to no study. This
             instance does not upload the study's folder.
         interval: seconds between two uploads.
-        timeout: seconds without progress after which the last upload is abandoned. If the previous upload failed, a
-            quarter of this time applies.
+        timeout: the last upload is abandoned after this many seconds without progress; after a quarter of them if the
+            previous upload failed.
         sampling_interval: seconds between two samples of system metrics, which are recorded only for `cv` runs.
 
     Example:
@@ -165,8 +165,8 @@ def upload_finished_run(run_folder: Path, exp: Experiment) -> bool:
     The caller must hold the run's lock. An error of MLflow is logged as a warning.
 
     Returns:
-        Whether MLflow now has the run and all its files. False also if the run was not FINISHED in MLflow before:
-        nothing is uploaded in this case, because `maskfold cv` uploads such a run.
+        Whether MLflow now has the run and all its files. If the run was not FINISHED in MLflow before, nothing is
+        uploaded, because `maskfold cv` uploads such a run; the result is then False.
     """
     store = find_mlflow_store(project_root(run_folder))
     uploader = RunUploader(run_folder, store, RunMetadata.of(run_folder, exp, "cv"))

@@ -41,7 +41,7 @@ class MetricPoint(NamedTuple):
 
 @dataclass(frozen=True)
 class FileOffset:
-    """Hold the position up to which a file was read, with digests that show whether the file was rewritten later.
+    """Hold the position up to which a file was read, and digests that show whether the file was rewritten later.
 
     Attributes:
         offset: position in bytes.

@@ -169,7 +169,7 @@ class RunUploader:
     # Uploads
 
     def _upload_metrics(self, name: str) -> None:
-        """Upload the metrics in lines of a folder's `metrics.jsonl` that were not uploaded before."""
+        """Upload those metrics in a folder's `metrics.jsonl` that were not uploaded before."""
         path = self.folder / name / "metrics.jsonl"
         if not path.exists():
             return
@@ -253,11 +253,12 @@ class RunUploader:
         The tag names the score estimate of the masks that would be submitted, e.g. `nested_score`.
 
         While folds are trained again, `summary.json` may still describe the earlier results. In this case, nothing is
-        uploaded until the summary has been written again. If this is so even at the last upload, somebody has edited
-        or copied the file, and a warning is logged.
+        uploaded until the summary has been written again. If the summary still does not match at the last upload,
+        somebody has edited or copied the file, and a warning is logged.
 
         The upload is skipped if its digest has not changed. The digest covers the summary, the tuning result and
-        `SCORES_VERSION`. A new version therefore uploads the metrics of older runs again, with those that are missing.
+        `SCORES_VERSION`. So if a new version of Maskfold has another `SCORES_VERSION`, it uploads the metrics of older
+        runs again, and adds missing ones.
 
         Args:
             last: whether this is the last upload.
@@ -288,7 +289,7 @@ class RunUploader:
         self._log_final(RUN_KEY, points, page.tags, digest)
 
     def _log_final(self, name: str, points: Sequence[MetricPoint], tags: dict[str, str], digest: str) -> None:
-        """Log final metrics and tags of a folder's MLflow run, and record the digest of the files that contain them."""
+        """Log final metrics and tags in a folder's MLflow run, and record the digest of the files that contain them."""
         from mlflow.entities import RunTag
 
         run_id = self._run_id(name)
@@ -300,7 +301,7 @@ class RunUploader:
         self.state.write(self.folder)
 
     def _upload_case_sets(self, names: Sequence[str]) -> None:
-        """Log the cases that the run and each fold trains on, validates and tests as datasets."""
+        """Log, as datasets, the training, validation and test cases of the run and of each fold."""
         tables = [path.stat() for file in (CASES_FILE, FOLDS_FILE) if (path := self.folder / file).exists()]
         stamp = (*((table.st_mtime_ns, table.st_size) for table in tables), *names)
         if len(tables) < 2 or stamp == self._case_stamp:
@@ -323,7 +324,7 @@ class RunUploader:
         return case_sets(self.folder, self.metadata.experiment_name, number)
 
     def _upload_models(self, names: Sequence[str]) -> None:
-        """Create a logged model in MLflow for the network of each finished fold, as an output of the fold's MLflow run.
+        """Create a logged model for the network of each finished fold; it becomes an output of the fold's MLflow run.
 
         The models are not outputs of the parent run, because MLflow would then show the scores of the whole run as the
         scores of a single fold's model.
@@ -464,7 +465,7 @@ class RunUploader:
                 self.state.write(self.folder)
 
     def _set_running(self, name: str) -> None:
-        """Set a folder's MLflow run to RUNNING; if the folder is that of a fold, also set the parent run."""
+        """Set a folder's MLflow run to RUNNING; if the folder belongs to a fold, also set the parent run."""
         run_id = self._run_id(name)
         if self.state.uploaded(name).status != "RUNNING":
             self.client.update_run(run_id, status="RUNNING")

@@ -96,7 +96,7 @@ class CheckpointAverager:
 def average_weights(files: Sequence[Path]) -> dict[str, Tensor]:
     """Return the mean of the weights in one or more files, tensor by tensor.
 
-    Tensors that are not floating-point, such as counters, are those of the first file.
+    Tensors that are not floating-point, such as counters, are taken from the first file.
 
     Raises:
         MaskfoldError: a file is damaged.
@@ -131,8 +131,8 @@ class UniformSoup:
     """Store the k best checkpoints of a fold by three rankings: on all validation cases, and on each of two halves.
 
     The average of the k best checkpoints is the soup. The scores are part of the file names, so that a file never
-    exists without its scores. Of two equal scores, that of the later epoch ranks first. NaN ranks last; a half has the
-    score NaN if its cases contain no class.
+    exists without its scores. Of two equal scores, the score of the later epoch ranks first. NaN ranks last; a half has
+    the score NaN if its cases contain no class.
 
     Args:
         folder: folder of the files, e.g. `epoch_000012_0.831_0.842_0.820.safetensors`; created when the first file is

@@ -95,7 +95,7 @@ def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS
         The run; no file has been written.
 
     Raises:
-        MaskfoldError: the data or the folds are invalid, a weight file does not exist, the YAML is that of an imported
+        MaskfoldError: the data or the folds are invalid, a weight file does not exist, the YAML belongs to an imported
             run, or it sets another memory format or optimizer kernel than the run was started with.
     """
     from competition.data.cases import case_table

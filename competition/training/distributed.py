@@ -88,7 +88,7 @@ def _multi_device_options() -> dict[str, Any]:
 
 
 def with_workers(exp: Experiment, device: torch.device, threads: int) -> Experiment:
-    """Return the experiment with a number of loader processes per device instead of `run.workers: auto`.
+    """Return the experiment; if `run.workers` is `auto`, replace it by a number of loader processes per device.
 
     A single process could not prepare data fast enough for a GPU. So each GPU gets one loader process less than its
     share of the threads, and at most `MAX_WORKERS`. A fold on a CPU gets no loader processes. Neither does a fold on a

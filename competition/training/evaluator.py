@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Predict and score cases with the network of a fold: its validation cases, or cases held out for a final test.
+    """Predict and score a fold's validation cases, or cases held out for a final test, with the fold's network.
 
     Args:
         exp: the experiment.

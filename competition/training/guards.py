@@ -308,7 +308,7 @@ def oom_as_error(doing: str) -> Iterator[None]:
 
 
 def peak_gib(device: torch.device) -> float:
-    """Return the peak memory in GiB: that of a CUDA device, or for other devices the process's resident memory."""
+    """Return the peak memory of a CUDA device in GiB; for other devices, the process's peak resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     import resource

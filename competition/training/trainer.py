@@ -485,7 +485,7 @@ class Trainer:
         The cases are predicted with the moving average of the weights, if `training.ema` is set.
 
         Args:
-            metrics: metrics of the epoch; those of the validation are added.
+            metrics: metrics of the epoch; the metrics of the validation are added.
             epoch: number of the epoch.
 
         Returns:

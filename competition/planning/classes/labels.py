@@ -103,7 +103,7 @@ def _read_classes(layout: Layout, sparse: Sparse) -> list[Layout]:
 
 
 def _with_unlabelled(layout: Layout, found: Sequence[LabelValues], unlabelled: int) -> list[Layout]:
-    """Return a layout that ignores a value that fills whole slices, and one that reads it as any other value.
+    """Return two layouts for a value that fills whole slices: one ignores it, the other reads it like any value.
 
     If the value is 0, the most frequent of the other values is the background.
     """

@@ -1,4 +1,4 @@
-"""Find masks that are drawn as closed lines around objects, so that the areas inside of them are not filled."""
+"""Find masks in which objects are drawn as closed lines, while the areas inside the lines are not filled."""
 
 from __future__ import annotations
 

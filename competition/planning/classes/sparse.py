@@ -1,4 +1,4 @@
-"""Find volumes of which only some slices are drawn, so that the other slices are not read as background."""
+"""Find volumes in which somebody drew only some slices, because the other slices must not be read as background."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DOCS = "docs/init.md has a script, under Masks of single slices"
 
 @dataclass(frozen=True)
 class Sparse:
-    """Describe volumes of which only some slices are drawn.
+    """Describe volumes in which somebody drew only some slices.
 
     Attributes:
         unlabelled: label value that fills whole slices and occurs in no other slice; None without such a value.

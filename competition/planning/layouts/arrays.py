@@ -67,7 +67,7 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _image_and_mask(path: Path, shapes: Mapping[str, Sequence[int]]) -> tuple[str, str]:
-    """Return the names of the image and the mask by their names, else by their values; empty texts if unclear."""
+    """Return which array is the image and which is the mask, by name or else by values; empty texts if unclear."""
     found = [[key for key in shapes if key.casefold() in some] for some in (IMAGE_KEYS, MASK_KEYS)]
     if [len(keys) for keys in found] != [1, 1]:
         found = [[key for key, role in _roles(path, shapes).items() if role == some] for some in ("image", "mask")]

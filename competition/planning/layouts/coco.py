@@ -214,7 +214,7 @@ def _pattern(paths: Sequence[str]) -> str:
 def convert_coco(layout: Layout, name: str) -> Layout:
     """Write the table of run lengths of a COCO layout, and return the layout that reads this table.
 
-    The table is written into a folder beside the data, whose name is the name of the data's folder followed by
+    The table is written into a folder beside the data. The name of this folder is the name of the data's folder and
     `-maskfold`. The data's own folder is not changed.
 
     Args:

@@ -222,7 +222,7 @@ def is_lossy(labels: np.ndarray) -> bool:
 
 @dataclass(frozen=True)
 class Slices:
-    """Describe the slices of one mask along the axis along which only some slices seem to be drawn.
+    """Describe the slices of one mask, along the axis for which only some slices seem to be drawn.
 
     Attributes:
         values: label values of the mask.
@@ -263,7 +263,7 @@ def slices_of(path: Path) -> Slices | None:
 
 @lru_cache(maxsize=65536)
 def label_values(path: Path, dimensions: int) -> LabelValues | None:
-    """Return the label values of a mask with their numbers of pixels; None if the mask cannot be read."""
+    """Return the label values of a mask, and how many pixels each has; None if the mask cannot be read."""
     try:
         labels, _ = read_labels(path, dimensions)
     except MaskfoldError:
@@ -288,8 +288,8 @@ def read_mask(path: Path, dimensions: int) -> np.ndarray[Any, np.dtype[np.bool_]
 def common_role(roles: list[Role]) -> Role:
     """Return one role for files of one kind.
 
-    This is `image` if any file is an image; otherwise `colours`, `mask` or `unreadable`, in this order, if any file
-    has this role. Files with the role `either` decide only if all files have it.
+    The result is the first of `image`, `colours`, `mask` and `unreadable` that any of the files has. If all files have
+    the role `either`, the result is `either`.
 
     Args:
         roles: roles of some of the files, at least one.

@@ -208,10 +208,11 @@ def _within_scans(pairs: list[Pair]) -> list[Pair]:
 
 
 def _drop_contained(pairs: list[Pair]) -> list[Pair]:
-    """Drop each pair of series whose files are all paired by another pair of series that has more cases.
+    """Drop each pair of series if another pair has more cases and contains all of its files.
 
-    With `benign/benign (1).png` and `malignant/malignant (1).png`, the folders are no cases with a file `{id} (1).png`,
-    because `*/{id}.png` has all of these files.
+    For example, `benign/benign (1).png` and `malignant/malignant (1).png` match the pattern `{id}/{id} (1).png`, in
+    which each folder is a case. This pattern is dropped, because `*/{id}.png` matches more cases and contains these
+    files.
     """
     files = [
         {(image.files[case_id][0], mask.files[case_id][0]) for case_id in image.ids & mask.ids}
@@ -373,7 +374,7 @@ def _dimensions_reason(image: Series, dimensions: int) -> str:
 
 
 def _merge_splits(layouts: list[Layout]) -> list[Layout]:
-    """Drop layouts of labelled test and validation cases if a training layout has the same structure.
+    """Drop the layouts of labelled test or validation cases, if a training layout has the same structure.
 
     The training layout gets a note about the dropped cases.
     """

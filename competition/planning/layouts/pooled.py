@@ -14,7 +14,7 @@ from competition.planning.words import CHANNEL_WORDS, MASK_WORDS, has_word, spli
 
 
 def pool_series(host: HostFolder, series: Sequence[Series], roles: Mapping[str, Role]) -> list[Series]:
-    """Merge the series of sibling folders into one series if each folder has different cases of the same kind.
+    """Merge the series of sibling folders into one series, if the folders have different cases of the same kind.
 
     `a/train/x/{id}.png` and `a/train/y/{id}.png` become `a/train/*/{id}.png`. Folders are not merged if they share an
     id, because they are then channels, classes or masks of several annotators. They are not merged either if their

@@ -199,7 +199,7 @@ def _join(folder: str, name: str) -> str:
 def _merge_extensions(
     groups: dict[tuple[str, str, str], dict[str, list[str]]],
 ) -> dict[tuple[str, str, str], dict[str, list[str]]]:
-    """Merge groups of 2D images that differ only in the extension (.jpg, .jpeg), if no id is in two of the groups."""
+    """Merge groups of 2D images whose names differ only in the extension (.jpg, .jpeg), if no groups share an id."""
     merged: dict[tuple[str, str, str], dict[str, list[str]]] = {}
     by_affix: dict[tuple[str, str], list[str]] = {}
     for before, after, extension in groups:
@@ -254,7 +254,7 @@ def _by_first_word(stems: set[str]) -> Affixes | None:
 def _repeated_affixes(stems: set[str], expression: re.Pattern[str], after: bool) -> Affixes | None:
     """Divide names into affix and core by a regular expression.
 
-    Return None if there are not several affixes that occur with mostly the same cores.
+    Return None unless several affixes occur with mostly the same cores.
 
     Args:
         stems: file names without extension.
@@ -394,7 +394,7 @@ def _have_own_masks(names: set[str]) -> bool:
 
 
 def _pooled_series(place: str, names: dict[str, list[tuple[str, str]]]) -> Iterator[Series]:
-    """Yield series in which each file is a case of its own, if no two folders contain files of the same name."""
+    """Yield series in which each file is its own case, if no two folders contain files of the same name."""
     path_of = {os.path.basename(path): path for items in names.values() for _, path in items}
     if len(names) >= MIN_CASES and len(path_of) == sum(map(len, names.values())):
         for item in flat_series(place.replace("{id}", "*"), list(path_of)):
@@ -480,7 +480,7 @@ def is_volume_name(name: str) -> bool:
 
 
 def trimmed(series: Series) -> Iterator[Series]:
-    """Yield copies of a series with shorter ids: without the end that all ids share, without the beginning, or both."""
+    """Yield copies of a series with shorter ids, leaving out the end that all ids share, the beginning, or both."""
     if series.kind == "objects" or series.pattern.rpartition("/")[2].count("{id}") != 1 or "{id}/" in series.pattern:
         return
     ids = sorted(series.files)

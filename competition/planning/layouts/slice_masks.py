@@ -1,4 +1,4 @@
-"""Make the error for volumes of which only some slices have a mask, each in a file of its own."""
+"""Make the error for volumes in which only some slices have a mask, and each mask is a separate file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SLICE = re.compile(r"[_\-. ]+(?:[A-Za-z]+[_\-. ]?)?\d+(?:[_\-. ].*)?")
 
 
 def slice_masks_error(host: HostFolder, series: Sequence[Series], roles: Mapping[str, Role]) -> MaskfoldError | None:
-    """Return the error for volumes with masks of single slices; None if no files look like that.
+    """Return the error for volumes whose masks are files of single slices; None if no files look like such masks.
 
     Args:
         host: the scanned folder.

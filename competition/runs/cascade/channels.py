@@ -40,7 +40,7 @@ def join_first_stage(
     """Add the out-of-fold probabilities of the first stage to preprocessed cases, as further channels.
 
     The cases with these channels are written to further folders in the cache. The name of such a folder is a hash of
-    the name of the folder without the channels, and of the checksums of the predictions.
+    two parts: the name of the case's folder without the channels, and the checksums of the predictions.
 
     Args:
         run: the run.
@@ -52,8 +52,8 @@ def join_first_stage(
         Folder of each case with the channels, by id. If the run has no first stage, a copy of `prepared`.
 
     Raises:
-        MaskfoldError: the first stage cannot be used, see `open_first_stage`; its cases or folds differ from those of
-            the run, see `check_same_cases`; or a prediction is damaged.
+        MaskfoldError: the first stage cannot be used, see `open_first_stage`; its cases or folds differ from the run's,
+            see `check_same_cases`; or a prediction is damaged.
     """
     if run.exp.first_stage is None:
         return dict(prepared)

@@ -35,8 +35,8 @@ def open_first_stage(exp: Experiment, trust: tuple[str, ...] | None = ()) -> Run
             build the classes of the run.
 
     Raises:
-        MaskfoldError: the folder does not exist, is not that of a run, or was edited. Or the run was imported, belongs
-            to another competition, has other classes, or is not finished.
+        MaskfoldError: the folder does not exist, does not belong to a run, or was edited. Or the run was imported,
+            belongs to another competition, has other classes, or is not finished.
     """
     folder = Path(str(exp.first_stage))
     if not folder.is_dir():
@@ -71,7 +71,7 @@ def open_first_stage(exp: Experiment, trust: tuple[str, ...] | None = ()) -> Run
 def fold_members(run: Run) -> list[tuple[int, int]]:
     """Return the (fold, seed) pairs of a first stage whose networks predict new cases.
 
-    These are all finished pairs, without the training on all cases (fold -1).
+    These are all finished pairs, except the training on all cases (fold -1).
     """
     return [(fold, seed) for fold, seed in run.finished_members() if fold >= 0]
 
@@ -79,8 +79,8 @@ def fold_members(run: Run) -> list[tuple[int, int]]:
 def check_same_cases(run: Run, first: Run) -> None:
     """Check that a run and its first stage have the same cases in the same folds.
 
-    With other folds, a network of the first stage could have been trained on images that belong to a validation case of
-    the run, so that scores would be too high.
+    If the folds differed, a network of the first stage could have been trained on the images of a case that the run
+    validates, so the scores would be too high.
 
     Args:
         run: the run.
@@ -133,7 +133,7 @@ def _differing(
 
 
 def first_stage_contents(exp: Experiment, *, missing_ok: bool = False) -> dict[str, str]:
-    """Return digests of the predictions and the weights of the first stage, which the hash of a run covers.
+    """Return digests of the first stage's predictions and weights; the hash of a run covers these digests.
 
     Args:
         exp: the experiment; its `first_stage` must be a folder, see `competition.runs.find.resolve_source_runs`.
@@ -141,7 +141,7 @@ def first_stage_contents(exp: Experiment, *, missing_ok: bool = False) -> dict[s
 
     Returns:
         The digests by `FIRST_STAGE_PREDICTIONS` and `FIRST_STAGE_WEIGHTS`; empty if there is no first stage. They are
-        added to those of `competition.runs.contents.run_contents`.
+        added to the digests of `competition.runs.contents.run_contents`.
 
     Raises:
         MaskfoldError: the first stage cannot be used, see `open_first_stage`; or a prediction or a weight file is
@@ -162,7 +162,7 @@ def _weights_digest(first: Run) -> str:
 def first_stage_for_prediction(run: Run, context: Context = Context()) -> Run:
     """Return the first stage of a run for the prediction of new cases.
 
-    It gets the settings of the run for test images, the data's folder and devices.
+    The returned run takes three settings from the run: the test images, the data's folder and the devices.
 
     Args:
         run: a run with a first stage.

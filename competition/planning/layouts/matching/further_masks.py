@@ -1,4 +1,4 @@
-"""Find further masks of an image, such as `x_mask_1.png` beside `x_mask.png`, to read all masks together."""
+"""Find further masks of an image, such as `x_mask_1.png` beside `x_mask.png`, so that all masks are read together."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def is_further_mask(case_id: str, ids: frozenset[str]) -> bool:
 def with_further_masks(host: HostFolder, layout: Layout, further: Mapping[str, str]) -> Iterator[Layout]:
     """Yield the layouts for images some of which have several masks.
 
-    One layout reads all masks of an image together, and another ignores the further masks. Both are yielded if masks
-    overlap. Only the first is yielded if they do not. Only the second is yielded if the name of a further mask does
-    not show to which mask it belongs.
+    One layout reads all masks of an image together, and another ignores the further masks. Both layouts are yielded if
+    the masks of an image overlap, and only the first if they do not. If the name of a further mask does not show to
+    which mask it belongs, only the second is yielded.
 
     Args:
         host: the scanned folder.
         layout: layout with one mask of each image.
-        further: files of further masks by the ids that they would have as images.
+        further: files of further masks. The keys are the ids that these files would have if they were images.
     """
     together = _together(layout, further)
     if together is not None:

@@ -198,9 +198,10 @@ def keep_training_ids(layout: Layout) -> Layout:
 
 
 def mark_unlabelled(layout: Layout) -> Layout:
-    """Read images without a mask as test cases if they are the last by name and there are no others.
+    """Read images without a mask as test cases, if their names come last and there are no other test cases.
 
-    Hosts number the cases whose masks they keep after the others, as KiTS does. In any case, a remark counts them.
+    Some hosts, such as the host of KiTS, give the highest numbers to the cases whose masks they keep secret. Whether or
+    not the images become test cases, a remark states how many images have no mask.
     """
     if not layout.unlabelled:
         return layout
@@ -219,9 +220,9 @@ def mark_unlabelled(layout: Layout) -> Layout:
 
 
 def list_training_ids(layout: Layout) -> Layout:
-    """List the training cases if the patterns of the images also match files that are neither images nor masks of them.
+    """List the training cases if the patterns of the images also match other files.
 
-    For example, `{id}.png` also matches `a_overlay.png`.
+    For example, `{id}.png` also matches `a_overlay.png`, which is no image of a case.
     """
     if layout.listed is not None or "{z}" in str(layout.images) or "{c}" in str(layout.images):
         return layout

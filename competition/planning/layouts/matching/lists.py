@@ -59,7 +59,7 @@ def apply_lists(layout: Layout) -> Layout:
 
 
 def _text_lists(host: HostFolder, known: Mapping[str, str]) -> Lists:
-    """Return the ids in text files whose names are of splits; of several folders, one for masks, else the first."""
+    """Return the ids in text files named after splits. Of several folders, use one for masks, otherwise the first."""
     by_folder: dict[str, list[tuple[str, Split]]] = {}
     for path in host.files:
         folder, _, name = path.rpartition("/")
@@ -104,7 +104,7 @@ def _name(text: str) -> str:
 
 
 def _table_lists(host: HostFolder, known: Mapping[str, str]) -> Lists:
-    """Return the ids by the column `split` of a table whose other column has the ids; all of its values are splits."""
+    """Return the ids by split, from a table that has a column of ids and a column `split` with only splits in it."""
     for path in host.tables:
         if (host.root / path).stat().st_size > MAX_BYTES:
             continue

@@ -1,4 +1,4 @@
-"""Leave out pictures that show the masks over the images: a network would learn the paint."""
+"""Leave out pictures that show the masks over the images, because a network would learn the painted masks."""
 
 from __future__ import annotations
 

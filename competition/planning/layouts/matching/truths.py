@@ -113,7 +113,7 @@ def _covers_most(host: HostFolder, mask: Series) -> bool:
 
 
 def _is_region_of(host: HostFolder, region: Series, mask: Series) -> bool:
-    """Return whether, in sampled cases, `region` covers most of the image and contains `mask`, like a field of view."""
+    """Return whether `region` covers most of the image and contains `mask`, like a field of view, in sampled cases."""
     shared = sorted(region.ids & mask.ids)
     if region is mask or not shared:
         return False
