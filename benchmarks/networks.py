@@ -93,7 +93,7 @@ def main(file: str, overrides: list[str], channels: int, pairs: int) -> list[str
     mask = torch.zeros(len(noise), masks, *exps[0].patch.size, dtype=torch.uint8)
     mask[..., 5:20, 5:20] = 1
     loss = SegmentationLoss(exps[0], Context())
-    optimizers = [build_optimizer(exp, network.parameters()) for exp, network in zip(exps, networks, strict=True)]
+    optimizers = [build_optimizer(exp, network) for exp, network in zip(exps, networks, strict=True)]
 
     def step(index: int) -> None:
         networks[index].train()
@@ -112,7 +112,7 @@ def main(file: str, overrides: list[str], channels: int, pairs: int) -> list[str
     ]
     step(0)
     weights = list(networks[0].parameters())
-    both = [build_optimizer(exps[0], weights, fused=fused) for fused in (False, True)]
+    both = [build_optimizer(exps[0], networks[0], fused=fused) for fused in (False, True)]
     for weight in weights:
         weight.grad = torch.full_like(weight, 1e-6)
     million = sum(weight.numel() for weight in weights) / 1e6

@@ -54,3 +54,17 @@ def test_a_script_imports_names_that_exist_and_are_public(script: Path) -> None:
                 assert not alias.name.startswith("_"), f"{script.name} imports {alias.name}"
                 module = __import__(str(node.module), fromlist=[alias.name])
                 assert hasattr(module, alias.name), f"{script.name}: {node.module} has no {alias.name}"
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "printed"),
+    [
+        ("networks.py", ["--small"], "optimizer, "),
+        ("preparation.py", ["4", "8"], "in the cache"),
+        ("objects.py", ["--smallest"], "check µs a row"),
+    ],
+)
+def test_a_script_runs_at_its_smallest_size(
+    tmp_path: Path, warm: WarmProcesses, script: str, words: list[str], printed: str
+) -> None:
+    assert printed in run_script(warm, tmp_path, script, *words)
