@@ -304,7 +304,7 @@ def upload_command(
     api = connect_kaggle()
     limits = fetch_limits(api, parcel.slug)
     if limits is None:
-        say(f"Kaggle does not report how many of today's submissions to {parcel.slug} are used")
+        say(f"Kaggle does not report how many submissions to {parcel.slug} are left today")
     else:
         limit = "in total" if limits.by_total else "today"
         say(f"{parcel.slug}: {limits.used} of {limits.used + limits.left} submissions are used {limit}")

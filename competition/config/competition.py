@@ -153,7 +153,7 @@ class MetricTerm(ConfigModel):
             raise ValueError("`weight` must not be 0")
         if self.target is None and METRICS.get(str(self.name)).pooled_share:
             raise ValueError(
-                f"`name`: {self.name} cannot be part of a sum, because it averages one of its terms over the slices "
+                f"`name`: {self.name} cannot be part of a sum, because a term of this metric is pooled over the slices "
                 "of all cases"
             )
         self.config()
@@ -287,7 +287,7 @@ class MetricConfig(ConfigModel):
         if self.average == "global" and self.has_own_code and not metric.supports_global:
             raise MaskfoldError(
                 f"competition.metric: {self._global_problem()}.",
-                "To score over all cases, see the section on metrics in CONTRIBUTING.md.",
+                "To write a metric with one score over all cases, see the section on metrics in CONTRIBUTING.md.",
                 status=2,
             )
         return metric

@@ -109,7 +109,7 @@ def find_images(folder: Path, slug: str | None) -> list[Path]:
     if len(sockets) != 1:
         found = ", ".join(path.name for path in sockets) or "none"
         raise MaskfoldError(
-            f"{folder} has the image folders {found}, expected {slug or 'one'}.",
+            f"{folder} has the image folders {found}, expected {slug or 'exactly one'}.",
             "Export the bundle again with --input-slug SLUG, the slug of the input at Grand Challenge.",
         )
     files = sorted(path for path in sockets[0].iterdir() if extension_of(path.name) in EXTENSIONS)
@@ -142,7 +142,7 @@ def read_input(path: Path, comp: Competition) -> tuple[Image, ItkGeometry | None
     if len(geometry.spacing) != dims:
         raise MaskfoldError(
             f"{path} has {len(geometry.spacing)} dimensions, expected {dims}.",
-            "Check that the input slug is that of the images.",
+            "Check that --input-slug names the input with the images to segment.",
         )
     return transpose_image(image, permutation("xyz" if dims == 3 else "xy", target)), geometry
 

@@ -298,8 +298,10 @@ def to_probabilities(array: Array, comp: Competition, path: Path, options: Readi
             raise _sum_error(path, 1 - float(background.min()), "at most 1")
         return np.concatenate([np.clip(background, 0, 1)[None], values])
     if len(values) != count:
-        expected = f"{count}" + (f" (background first), {classes} (without it)" if count != classes else "")
-        expected += ", or 1 with labels" if comp.labels == "exclusive" or classes == 1 else ""
+        expected = f"{count}" + (
+            f" (background first) or {classes} (without the background)" if count != classes else ""
+        )
+        expected += ", or 1 channel with labels" if comp.labels == "exclusive" or classes == 1 else ""
         raise MaskfoldError(
             f"{path}: found {len(values)} channels, expected {expected}.",
             f"Save a channel for each of the classes {', '.join(comp.classes)}. If the channels have "
@@ -476,7 +478,7 @@ def _check_beside(comp: Competition, row: Any, files: CaseFiles, probabilities: 
     if share > MAX_LABEL_DIFFERENCE:
         raise MaskfoldError(
             f"{files.main} and {files.labels.name} next to it differ in {share:.0%} of the pixels with a "
-            "class, so the order of their axes or classes differs.",
-            "Set the order of the axes (--axes) or of the channels (--channels). If one of the files is "
-            "wrong, remove it.",
+            "class, so the two files differ in the order of axes or classes.",
+            "Set the order of the axes (--axes) or of the channels (--channels). Or remove the wrong one of the "
+            "two files.",
         )

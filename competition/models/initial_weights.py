@@ -97,7 +97,7 @@ def load_initial_weights(network: nn.Module, exp: Experiment, channels: int) -> 
     name = str(exp.initial_weights)
     path = find_weights_file(name, KEY)
     if path is None:
-        raise MaskfoldError(f"{KEY}: {name} does not exist.", f"Correct {KEY}.", status=2)
+        raise MaskfoldError(f"{KEY}: {name} does not exist.", f"Set {KEY} to an existing run or file.", status=2)
     tensors = {key: value for key, value in read_tensors(path, KEY).items() if not REPEATED.search(key)}
     match = match_tensors(network, tensors, name, channels, exp.network_channels)
     state = network.state_dict()

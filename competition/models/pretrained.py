@@ -91,7 +91,7 @@ def find_weights_file(weights: str | None, key: str = "encoder_weights") -> Path
     if path.is_file():
         return path
     if path.suffix in WEIGHTS_SUFFIXES or len(path.parts) > 1:
-        raise MaskfoldError(f"{key}: {path} does not exist.", f"Correct {key}.", status=2)
+        raise MaskfoldError(f"{key}: {path} does not exist.", f"Set {key} to an existing file.", status=2)
     return None
 
 
