@@ -375,8 +375,8 @@ def promote_best(search: StudySession, count: int, console: Console, say: Callab
     console.print(table)
     if not has_unseen:
         say(
-            "warning: these gains are measured on the folds by which the study selected the trials, so they are "
-            "too high. To get an unbiased gain, search with some of the folds, e.g. folds.run=[0,1]; the other "
+            "warning: these gains are measured on the folds by which the study selected the trials, so the gains "
+            "are too high. To get an unbiased gain, search with some of the folds, e.g. folds.run=[0,1]; the other "
             "folds then measure the gain."
         )
     for trial in promoted:

@@ -242,8 +242,8 @@ class MetricConfig(ConfigModel):
     def _global_problem(self) -> str:
         names = [name for name in METRICS.names() if METRICS.get(name).supports_global]
         return (
-            f"`average: global` is not possible for {self.name}; it requires a metric that is computed from sums "
-            f"over cases ({join_or(names)}). Set case_class or class"
+            f"`average: global` is not possible for {self.name}, only for a metric that is computed from sums over "
+            f"cases ({join_or(names)}). Set case_class or class"
         )
 
     @model_serializer(mode="wrap")
@@ -283,7 +283,7 @@ class MetricConfig(ConfigModel):
             try:
                 metric = metric.bind(self.args, self._yaml_settings())
             except ValueError as error:
-                raise MaskfoldError(f"competition.metric: {error}.", "Correct metric.args.", status=2) from error
+                raise MaskfoldError(f"competition.metric: {error}.", "Change metric.args.", status=2) from error
         if self.average == "global" and self.has_own_code and not metric.supports_global:
             raise MaskfoldError(
                 f"competition.metric: {self._global_problem()}.",

@@ -139,7 +139,7 @@ class Profile:
         raise MaskfoldError(
             f"{path} does not have the columns of the profile {self.name}: found {','.join(header)}, expected "
             f"{expected}.",
-            "Correct submission.columns or submission.profile, or use the file that the competition provides.",
+            "Change submission.columns or submission.profile, or use the file that the competition provides.",
             status=2,
         )
 

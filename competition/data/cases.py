@@ -146,7 +146,7 @@ def turned_images_message(paths: list[str], split: str) -> str:
 
 TURNED_IMAGES_HINT = (
     "If the masks fit the turned images, set competition.train.exif=apply. If they fit the stored "
-    "pixels, set it to ignore."
+    "pixels, set competition.train.exif=ignore."
 )
 
 

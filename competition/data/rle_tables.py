@@ -86,7 +86,7 @@ def assign_rows(comp: Competition, cases: dict[str, CaseFiles], skipped: Skipped
         raise MaskfoldError(
             f"None of the ids in {path} has an image: the table has ids such as {unknown[0][1]}, and the images "
             f"have ids such as {next(iter(cases))}.",
-            "Correct train.columns.id or train.images.",
+            "Change train.columns.id or train.images.",
             status=2,
         )
     _skip_images_of_misspelt_rows(path, unknown, target_of, list(cases), skipped)

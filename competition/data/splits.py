@@ -470,7 +470,7 @@ def folds_from_file(path: Path, ids: list[str], excluded: Sequence[str] = ()) ->
         raise MaskfoldError(
             f"Invalid fold numbers in {path}: found {', '.join(map(str, sorted(numbers)))}, expected 0, 1, … without "
             "a gap.",
-            "Number the folds that are validated from 0 on, without a gap.",
+            "Give the validated folds the numbers 0, 1, … without a gap.",
             status=2,
         )
     if validated == [0] and -1 not in numbers:

@@ -27,6 +27,7 @@ from competition.errors import MaskfoldError
 from competition.export.runtime_cases import Bundle
 from competition.postprocessing.pipeline import postprocess
 from competition.submission.label_files import label_arrays
+from competition.text import format_count
 
 CONTAINER_FILE = "container.json"  # file in the bundle with the names of the sockets
 EXTENSIONS = (".mha", ".tif", ".tiff")
@@ -53,7 +54,7 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
     except MaskfoldError as error:
         print(f"error: {error.message} {error.hint}", file=sys.stderr)
         return error.status
-    print(f"{count} label files in {args.output}", flush=True)
+    print(f"{format_count(count, 'label file')} in {args.output}", flush=True)
     return 0
 
 

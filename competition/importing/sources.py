@@ -257,7 +257,7 @@ def files_by_case(
             )
         if missing := [name for name in classes if name not in files]:
             raise MaskfoldError(
-                f"The case {case} has no file for the class {missing[0]} in {place}, although it has files for "
+                f"The case {case} has no file for the class {missing[0]} in {place}, although the case has files for "
                 f"{', '.join(name for name in classes if name in files)}.",
                 f"Add {case}_{missing[0]}{extension_of(next(iter(files.values())).name)}.",
             )

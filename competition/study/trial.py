@@ -474,7 +474,9 @@ def study_files(exp: Experiment) -> dict[str, str]:
             files["folds.file"] = sha256_of_file(exp.folds.file)
         except OSError as error:
             raise MaskfoldError(
-                f"folds.file: {exp.folds.file} cannot be read: {error.strerror}.", "Correct folds.file.", status=2
+                f"folds.file: {exp.folds.file} cannot be read: {error.strerror}.",
+                "Set folds.file to a file that you can read.",
+                status=2,
             ) from error
     return files
 

@@ -42,7 +42,7 @@ def open_first_stage(exp: Experiment, trust: tuple[str, ...] | None = ()) -> Run
     if not folder.is_dir():
         raise MaskfoldError(
             f"first_stage: the run {folder} does not exist.",
-            "Copy its folder back. If it is in another place, add first_stage=FOLDER to the command.",
+            "Copy the folder back. If the folder is in another place, add first_stage=FOLDER to the command.",
         )
     try:
         first = load_run(folder, trust)
@@ -180,8 +180,8 @@ def first_stage_for_prediction(run: Run, context: Context = Context()) -> Run:
     if expected is not None and _weights_digest(first) != expected:
         raise MaskfoldError(
             f"{describe_content(FIRST_STAGE_WEIGHTS, run.exp)} changed after the run {run.folder} was started. The "
-            f"networks of {run.name} were trained with predictions of the former weights, so their input would now "
-            "differ.",
+            f"networks of the run {run.folder.name} were trained with predictions of the former weights, so their "
+            "input would now differ.",
             "Restore the former weights, or start another run with --new.",
         )
     return replace(first, exp=with_current_settings(first.exp, run.exp))
