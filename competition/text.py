@@ -128,6 +128,20 @@ def and_more(total: int, shown: int, noun: str) -> str:
     return f" and {format_count(total - shown, f'more {noun}')}" if total > shown else ""
 
 
+def same_problem(more: int, noun: str) -> str:
+    """Return a sentence that counts further items with the problem of a message; an empty text if there are none.
+
+    Args:
+        more: number of further items.
+        noun: singular noun for one item.
+
+    Example:
+        >>> same_problem(3, "case")
+        ' 3 more cases have the same problem.'
+    """
+    return f" {format_count(more, f'more {noun}')} {has_or_have(more)} the same problem." if more else ""
+
+
 def has_or_have(count: int) -> str:
     """Return `has` or `have`, to agree with the count."""
     return "has" if count == 1 else "have"

@@ -74,7 +74,8 @@ def build_explicit_transforms(
                 reason = " ".join(str(error).split()).rstrip(".")
                 raise MaskfoldError(
                     f"{key}.args: {item.target} rejects these arguments: {reason}.",
-                    f"Correct {key}.args, which are the arguments of {cls.__name__} in {cls.__module__.split('.')[0]}.",
+                    f"Change {key}.args. The documentation of {cls.__module__.split('.')[0]} lists the arguments of "
+                    f"{cls.__name__}.",
                     status=2,
                 ) from error
 

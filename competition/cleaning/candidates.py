@@ -299,7 +299,9 @@ def _unneeded_cases(
     if not old:
         return
     if unread := [path for path in folders if path not in runs and (path / "experiment.yaml").exists()]:
-        plan.notes.append(f"all prepared cases are kept, because {unread[0]} cannot be read and may need some of them")
+        plan.notes.append(
+            f"all prepared cases are kept, because {unread[0]} cannot be read and may need some of these cases"
+        )
         return
     needed, kept_ids = _needed_cases([run for folder, run in runs.items() if folder not in deleted])
     unneeded = {name: found for name, found in old.items() if name not in needed and _case_id(found[0]) not in kept_ids}

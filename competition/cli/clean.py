@@ -37,7 +37,7 @@ def clean_command(dry_run: bool, older_than: str, keep_best: int | None, yes: bo
     for path, reason in plan.kept[:SHOWN_CASES]:
         say(f"kept: {path}, because {reason}")
     if len(plan.kept) > SHOWN_CASES:
-        say(f"kept: {len(plan.kept) - SHOWN_CASES} more runs")
+        say(f"kept: {format_count(len(plan.kept) - SHOWN_CASES, 'more run')}")
     if not plan.candidates:
         say(f"Nothing to delete: each file is needed, or has changed within the time of --older-than ({older_than}).")
         return

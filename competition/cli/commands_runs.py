@@ -176,7 +176,10 @@ def ui(
     port: Annotated[int, typer.Option(help="TCP port.")] = 5000,
     host: Annotated[
         str,
-        typer.Option(help="Network address of the server. Other computers can reach every address except 127.0.0.1."),
+        typer.Option(
+            help="Network address of the server. With any address other than 127.0.0.1, other computers can connect "
+            "to the server."
+        ),
     ] = "127.0.0.1",
 ) -> None:
     """Start the MLflow user interface for the runs in this folder."""

@@ -35,8 +35,8 @@ def submit(
         bool,
         typer.Option(
             "--out-of-fold",
-            help="Write the out-of-fold predictions of the training cases instead of the test cases, to check the "
-            "score.",
+            help="Write a CSV of the training cases, from the out-of-fold predictions, instead of the test cases. With "
+            "this CSV, you can check the score.",
         ),
     ] = False,
     trust: TrustOption = None,
@@ -265,7 +265,8 @@ def score(
 
         if competition is not None or solution is not None or overrides:
             raise MaskfoldError(
-                "--truth: found --competition, --solution or KEY=VALUE too, but these are only for a CSV.",
+                "--truth is for label files, but --competition, --solution and KEY=VALUE are for a CSV. The command "
+                "has both.",
                 "To score label files, omit these arguments. To score a CSV, omit --truth.",
                 status=2,
             )

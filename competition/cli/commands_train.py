@@ -124,7 +124,7 @@ def demo(
     layout: Annotated[
         str | None,
         typer.Option(
-            help="Write phantoms, which have the folders, formats, sizes and difficulty of real data. Layouts: "
+            help="Write phantoms (artificial data) with the folders, formats, sizes and difficulty of a real data set: "
             "spleen, spine, a02025 or hipmri."
         ),
     ] = None,

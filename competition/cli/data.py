@@ -157,7 +157,8 @@ def dicom_command(folder: Path, output: Path, layout: str, labels: str | None) -
     done = convert_folder(folder, output, layout, labels, say=lambda line: print(line, flush=True))
     images, masks, refused = (len(done.with_status(status)) for status in ("converted", "label", "refused"))
     print(
-        f"{images} series converted to images, {masks} to masks, {refused} refused; {output / 'series.csv'} lists them"
+        f"{images} series converted to images, {masks} to masks, {refused} refused; {output / 'series.csv'} lists all "
+        "series"
     )
     if done.segments and masks:
         print("labels: " + ", ".join(f"{value} {label}" for value, label in sorted(done.segments.items())))
@@ -202,7 +203,9 @@ def explore_command(file: Path, overrides: list[str], output: Path | None) -> No
             f"\nSuggested first experiment (also in {page.with_suffix('')}/suggested.yaml):\n\n{exploration.snippet}",
         )
     _say(console, f"Page: {page} (a single file). Pictures, cases.csv and findings.csv are in {page.with_suffix('')}")
-    _say(console, f"{len(exploration.faults)} faults, {len(exploration.remarks)} remarks")
+    _say(
+        console, f"{format_count(len(exploration.faults), 'fault')}, {format_count(len(exploration.remarks), 'remark')}"
+    )
     if exploration.faults:
         sys.exit(1)
 

@@ -11,7 +11,7 @@ from competition.cli.console import exit_on_signal, format_interval, plain_print
 from competition.config.loading import load_competition, load_experiment
 from competition.context import Context
 from competition.errors import MaskfoldError
-from competition.text import format_number
+from competition.text import format_count, format_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,8 +77,8 @@ def import_command(
     if done.predicted:
         folds = len(done.run.fold_numbers())
         say(
-            f"{done.predicted} out-of-fold predictions of training cases in {folds} folds, {done.tests[0]} "
-            "predictions of test cases"
+            f"out-of-fold predictions: {format_count(done.predicted, 'training case')} in "
+            f"{format_count(folds, 'fold')}; test predictions: {format_count(done.tests[0], 'case')}"
         )
         summary = read_summary(done.run.folder)
         dice = ", ".join(f"{cls} {format_number(value)}" for cls, value in done.dice.items())
@@ -87,7 +87,10 @@ def import_command(
             f"({format_interval(summary['low'], summary['high'])}); Dice {dice}"
         )
     else:
-        say(f"{done.tests[0]} predictions of test cases; there is no out-of-fold prediction, so the score is unknown")
+        say(
+            f"test predictions: {format_count(done.tests[0], 'case')}; there are no out-of-fold predictions, so the "
+            "score is unknown"
+        )
     for note in import_notes(done):
         say(f"note: {note}")
     say(f"Next: {_next_command(done)}   (replace RUN by a run of your own)")
@@ -120,8 +123,8 @@ def folds_command(name: str, overrides: list[str], form: str, output: Path | Non
     write_splits(fold_of, kind, path)
     held_out = sum(fold == -2 for fold in fold_of.values())
     say(
-        f"{path}: {len(fold_of)} cases in {len(run.fold_numbers())} folds"
-        + (f"; {held_out} of them are held out as test share" if held_out else "")
+        f"{path}: {format_count(len(fold_of), 'case')} in {format_count(len(run.fold_numbers()), 'fold')}"
+        + (f"; {format_count(held_out, 'case')} held out as test share" if held_out else "")
     )
     if kind == "nnunet":
         say("Next: copy the file to nnUNet_preprocessed/DATASET before the first nnUNetv2_train")
@@ -152,7 +155,7 @@ def _run_with_folds(name: str, overrides: list[str], trust: tuple[str, ...], say
         return replace(run, folds=read_folds(run.folder / FOLDS_FILE))
     say(
         "note: this experiment has no run yet. When `maskfold cv` starts the first run, it also compares the "
-        "pixels of the images, and puts copies into the same fold. If it finds copies, the folds change; "
-        "then run this command again"
+        "pixels of the images, and puts cases with equal images into the same fold. If there are such cases, their "
+        "folds change; then run this command again"
     )
     return run

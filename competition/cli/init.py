@@ -62,7 +62,7 @@ def _initialise(folder: Path, options: Any) -> Initialised:
         say(f"fault ({fault.kind}): {fault.message} {fault.hint}")
     if len(faults) > MAX_FAULTS:
         say(
-            f"{len(faults) - MAX_FAULTS} more faults; to list all: maskfold explore "
+            f"{format_count(len(faults) - MAX_FAULTS, 'more fault')}; to list all: maskfold explore "
             f"{shlex.quote(str(done.competition))}"
         )
     if done.plan is not None:

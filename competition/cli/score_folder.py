@@ -94,7 +94,9 @@ def _case_lines(scores: FolderScores) -> list[str]:
         direction = scores.metrics[first].direction
         order = table[first].map(direction.rank).where(table[first].notna()).sort_values(kind="stable")
         rows = table.loc[order.index[:MAX_ROWS]]
-        title = [f"The {MAX_ROWS} rows of {len(table)} with the worst {first} (to see all rows, add -o scores.csv)"]
+        title = [
+            f"The {MAX_ROWS} rows with the worst {first}, of {len(table)} rows (to save all rows, add -o scores.csv)"
+        ]
     cells = [
         [str(row["id"]), str(row["class"]), *(_number(row[name]) for name in scores.metrics)]
         for row in rows.to_dict("records")

@@ -185,8 +185,8 @@ def export_command(
     options = ExportOptions(zipped, onnx, wheels, hours, container, input_slug, output_slug)
     done = export_runs(runs, output, run_weights, options, Context(trust, say))
     say(
-        f"{done.folder}: {done.networks} networks, {done.size / 2**20:.1f} MiB; requires the {len(done.pins)} "
-        "packages of requirements.txt. A test prediction of one patch succeeded"
+        f"{done.folder}: {format_count(done.networks, 'network')}, {done.size / 2**20:.1f} MiB; requires the "
+        f"{len(done.pins)} packages of requirements.txt. A test prediction of one patch succeeded"
     )
     if done.archive is not None:
         say(f"{done.archive}: {done.archive.stat().st_size / 2**20:.1f} MiB")
@@ -274,7 +274,8 @@ def upload_command(
     parcel = prepare_upload(file, competition, overrides)
     if file is not None and parcel.comp is not None:
         verdict = validate_upload(file, parcel.comp)
-        say(f"{file}: {verdict.rows} rows, {verdict.empty} of them with an empty mask; the file is valid")
+        rows = format_count(verdict.rows, "row")
+        say(f"{file}: {rows}, {verdict.empty} of them with an empty mask; the file is valid")
     ledger = Ledger(parcel.competition)
     previous = ledger.read()
     record, scores = make_record(parcel, message, code, previous)
@@ -304,7 +305,7 @@ def upload_command(
     api = connect_kaggle()
     limits = fetch_limits(api, parcel.slug)
     if limits is None:
-        say(f"Kaggle does not report how many of today's submissions to {parcel.slug} are used")
+        say(f"Kaggle does not report how many submissions to {parcel.slug} are left today")
     else:
         limit = "in total" if limits.by_total else "today"
         say(f"{parcel.slug}: {limits.used} of {limits.used + limits.left} submissions are used {limit}")

@@ -31,7 +31,7 @@ from competition.cli.progress import FoldBars
 from competition.config.loading import load_experiment
 from competition.context import Context
 from competition.errors import MaskfoldError
-from competition.text import and_more, format_count, join_names
+from competition.text import and_more, format_count, has_or_have, join_names
 
 if TYPE_CHECKING:
     from competition.config.competition import Competition
@@ -125,8 +125,10 @@ def _selection_note(run: Run) -> str:
 
     excluded = len(run.cases.attrs.get("excluded", []))
     weighted = int((run.cases[WEIGHT] != "1").sum()) if WEIGHT in run.cases.columns else 0
-    note = f", {excluded} more are left out of all folds and scores (train.exclude)" if excluded else ""
-    return note + (f", {weighted} have a weight (train.weights)" if weighted else "")
+    note = (
+        f", {format_count(excluded, 'more case')} left out of all folds and scores (train.exclude)" if excluded else ""
+    )
+    return note + (f", {format_count(weighted, 'case')} with a weight (train.weights)" if weighted else "")
 
 
 def _case_warnings(run: Run) -> list[str]:
@@ -136,8 +138,8 @@ def _case_warnings(run: Run) -> list[str]:
     unlabelled = sum(json.loads(masks).get("rows") == [] for masks in run.cases["masks"])
     if unlabelled:
         notes.append(
-            f"{unlabelled} of {len(run.cases)} cases have no row in {run.exp.competition.train.rle}, so their "
-            "masks are read as empty"
+            f"{unlabelled} of {len(run.cases)} cases {has_or_have(unlabelled)} no row in "
+            f"{run.exp.competition.train.rle}; a case without a row gets an empty mask"
         )
     for ids in run.folds.attrs.get("duplicates", []):
         masks = " but different masks" if ids in conflicting else ""
@@ -373,8 +375,8 @@ def promote_best(search: StudySession, count: int, console: Console, say: Callab
     console.print(table)
     if not has_unseen:
         say(
-            "warning: these gains are measured on the folds by which the study selected the trials, so they are "
-            "too high. To get an unbiased gain, search with some of the folds, e.g. folds.run=[0,1]; the other "
+            "warning: these gains are measured on the folds by which the study selected the trials, so the gains "
+            "are too high. To get an unbiased gain, search with some of the folds, e.g. folds.run=[0,1]; the other "
             "folds then measure the gain."
         )
     for trial in promoted:

@@ -160,7 +160,7 @@ def _merge_bases(document: YamlDocument, file: Path, chain: list[Path]) -> YamlD
     files = [*chain, base_file]
     if base_file.resolve() in [path.resolve() for path in chain]:
         raise MaskfoldError(
-            f"{place}: base: found a cycle, in which each experiment is the base of the next: "
+            f"{place}: base: found a cycle, in which each experiment names the next one as its base: "
             f"{' -> '.join(map(str, files))}.",
             "Remove `base` from one of these files.",
             status=2,

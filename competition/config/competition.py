@@ -153,7 +153,7 @@ class MetricTerm(ConfigModel):
             raise ValueError("`weight` must not be 0")
         if self.target is None and METRICS.get(str(self.name)).pooled_share:
             raise ValueError(
-                f"`name`: {self.name} cannot be part of a sum, because it averages one of its terms over the slices "
+                f"`name`: {self.name} cannot be part of a sum, because a term of this metric is pooled over the slices "
                 "of all cases"
             )
         self.config()
@@ -242,8 +242,8 @@ class MetricConfig(ConfigModel):
     def _global_problem(self) -> str:
         names = [name for name in METRICS.names() if METRICS.get(name).supports_global]
         return (
-            f"`average: global` is not possible for {self.name}; it requires a metric that is computed from sums "
-            f"over cases ({join_or(names)}). Set case_class or class"
+            f"`average: global` is not possible for {self.name}, only for a metric that is computed from sums over "
+            f"cases ({join_or(names)}). Set case_class or class"
         )
 
     @model_serializer(mode="wrap")
@@ -283,11 +283,11 @@ class MetricConfig(ConfigModel):
             try:
                 metric = metric.bind(self.args, self._yaml_settings())
             except ValueError as error:
-                raise MaskfoldError(f"competition.metric: {error}.", "Correct metric.args.", status=2) from error
+                raise MaskfoldError(f"competition.metric: {error}.", "Change metric.args.", status=2) from error
         if self.average == "global" and self.has_own_code and not metric.supports_global:
             raise MaskfoldError(
                 f"competition.metric: {self._global_problem()}.",
-                "To score over all cases, see the section on metrics in CONTRIBUTING.md.",
+                "To write a metric with one score over all cases, see the section on metrics in CONTRIBUTING.md.",
                 status=2,
             )
         return metric

@@ -158,7 +158,7 @@ class ConstructionGuard:
         self.violation = MaskfoldError(
             f"{self.key}: {self.cls.__name__} tried to {action} while Maskfold constructed it. A class that a "
             "YAML names must not do this.",
-            f"Correct {self.key}. To load pretrained weights, set `encoder_weights`. If you trust the YAML, add "
+            f"Change {self.key}. To load pretrained weights, set `encoder_weights`. If you trust the YAML, add "
             f"{option} to the command.",
             status=2,
         )

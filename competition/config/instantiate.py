@@ -102,7 +102,7 @@ def resolve_target(path: str, kind: type | tuple[type, ...] | None, key: str, tr
     if (active_part := find_active_part(f"{module}.{getattr(resolved, '__qualname__', '')}", trust)) is not None:
         raise MaskfoldError(
             f"{key}: `{path}` is in {active_part}, whose classes read, write or run what their arguments name, so "
-            "it is refused.",
+            "this class is refused.",
             f"Name another class. If you trust the YAML, add --trust {parts[0]}, which allows all classes of "
             f"{parts[0]}.",
             status=2,
@@ -261,8 +261,8 @@ def _check_kind(resolved: Any, kind: type | tuple[type, ...] | None, path: str, 
         )
     if not issubclass(resolved, kinds):
         raise MaskfoldError(
-            f"{key}: `{path}` is not a {expected}, expected a class that is derived from it.",
-            f"Name a class that is derived from {expected}.",
+            f"{key}: the class `{path}` is not derived from {expected}.",
+            f"Set {key} to a class that is derived from {expected}.",
             status=2,
         )
 
@@ -365,7 +365,7 @@ def check_import_path(path: str, key: str, extra: Sequence[str] = ()) -> list[st
     roots = trusted_packages(extra)
     if parts[0] not in roots:
         raise MaskfoldError(
-            f"{key}: `{path}` is not in a trusted package; trusted are {', '.join(sorted(roots))}.",
+            f"{key}: `{path}` is not in a trusted package. The trusted packages are {', '.join(sorted(roots))}.",
             _trust_hint(parts, roots),
             status=2,
         )

@@ -117,7 +117,7 @@ def load_competition(
     if "competition" in document.tree:
         raise MaskfoldError(
             f"{file} describes an experiment, not a competition.",
-            "Give the file that its key `competition` names.",
+            "Give the YAML of a competition. The key `competition` of this experiment names one.",
             status=2,
         )
     apply_overrides(document, parse_overrides(overrides))

@@ -284,8 +284,8 @@ def load_own_metric(target: str, name: str, trust: Sequence[str], key: str) -> M
         raise MaskfoldError(f"{key}: {error}.", "See the section on metrics in CONTRIBUTING.md.", status=2) from error
     if found.pooled_share:  # because tables of scores are averaged without an import of the user's package
         raise MaskfoldError(
-            f"{key}: {name} has pooled_share={found.pooled_share}, expected 0, because only Maskfold's own "
-            "metrics may average a term over the slices of all cases.",
+            f"{key}: {name} has pooled_share={found.pooled_share}, expected 0. Only the metrics that are built into "
+            "Maskfold may have a term that is pooled over all cases.",
             "Return one score for each case, or add the metric to competition/metrics (see CONTRIBUTING.md).",
             status=2,
         )

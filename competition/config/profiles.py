@@ -139,7 +139,7 @@ class Profile:
         raise MaskfoldError(
             f"{path} does not have the columns of the profile {self.name}: found {','.join(header)}, expected "
             f"{expected}.",
-            "Correct submission.columns or submission.profile, or use the file that the competition provides.",
+            "Change submission.columns or submission.profile, or use the file that the competition provides.",
             status=2,
         )
 
@@ -276,8 +276,8 @@ def get_profile(name: str) -> Profile:
         near = nearest_names(name, list(PROFILES), cutoff=0.0)
         raise MaskfoldError(
             f"submission.profile: found `{name}`, expected one of {', '.join(PROFILES)}.",
-            f"Did you mean `{near[0]}`? If the competition has no profile, remove the key, and set "
-            "submission.columns and submission.rle.",
+            f"Did you mean `{near[0]}`? If no profile fits the competition, remove submission.profile, "
+            "and set submission.columns and submission.rle.",
             status=2,
         )
     return PROFILES[name]

@@ -33,7 +33,7 @@ from competition.data.rle_tables import assign_rows
 from competition.data.selection import WEIGHT, case_weights, select_test_cases, select_training_cases
 from competition.data.splits import group_values
 from competition.errors import MaskfoldError
-from competition.text import format_count, has_or_have
+from competition.text import format_count, has_or_have, join_or, same_problem
 
 if TYPE_CHECKING:
     import pandas
@@ -108,8 +108,8 @@ def _warn_unmatched_images(comp: Competition, split: str) -> None:
     if unmatched:
         named = ", ".join(unmatched[:3]) + (", …" if len(unmatched) > 3 else "")
         log.warning(
-            "The folder of %s.images contains %s that no pattern of the YAML matches: %s. If they are cases, "
-            "correct the pattern.",
+            "The folder of %s.images contains %s that no pattern of the YAML matches: %s. If such a file is a "
+            "case, change the pattern.",
             split,
             format_count(len(unmatched), "image file"),
             named,
@@ -146,7 +146,7 @@ def turned_images_message(paths: list[str], split: str) -> str:
 
 TURNED_IMAGES_HINT = (
     "If the masks fit the turned images, set competition.train.exif=apply. If they fit the stored "
-    "pixels, set it to ignore."
+    "pixels, set competition.train.exif=ignore."
 )
 
 
@@ -429,11 +429,11 @@ def _skip_all(
     ids: list[str], problem: str, hint: str, skipped: SkippedCases, images: dict[str, ImagesByChannel] | None = None
 ) -> None:
     """Skip the cases `ids` if bad cases may be skipped; otherwise raise one error that names the first case."""
-    more = f" (and {len(ids) - 1} more)" if len(ids) > 1 and not skipped.allowed else ""
+    more = "" if skipped.allowed else same_problem(len(ids) - 1, "case")
     for case_id in ids:
         files = next(iter(images[case_id].values())).files if images else ""
         shown = problem.replace("{image}", files if isinstance(files, str) else files[0])
-        skipped.add(case_id, MaskfoldError(f"Case {case_id}{more} {shown}.", hint))
+        skipped.add(case_id, MaskfoldError(f"Case {case_id} {shown}.{more}", hint))
 
 
 def _skip_masks_without_image(
@@ -485,8 +485,8 @@ def _check_same_slices(case_id: str, cases: dict[str, CaseFiles], key: str, skip
             skipped.add(
                 case_id,
                 MaskfoldError(
-                    f"Case {case_id} has no slice {different[0]} in {incomplete} ({key}), although its other files "
-                    f"have this slice; {len(different)} slices differ.",
+                    f"Case {case_id} has no slice {different[0]} in {incomplete} ({key}), although other files of the "
+                    f"case have this slice.{same_problem(len(different) - 1, 'slice')}",
                     "Add the file, or skip such cases with competition.on_bad_case=skip.",
                 ),
             )
@@ -577,7 +577,7 @@ def _check_turned(
         raise MaskfoldError(
             f"The files of case {case_id} differ in rows and columns: {name} has "
             f"{'×'.join(map(str, header.shape))}, and {other_name} has {'×'.join(map(str, other_header.shape))}. "
-            "An EXIF orientation exchanges them.",
+            "The EXIF orientation of one of the files exchanges rows and columns.",
             "Set competition.train.exif=apply, so that Maskfold turns images and masks as viewers do.",
         )
 
@@ -603,9 +603,9 @@ def _check_array_axes(
     fitting = [order for order in usual if tuple(sizes[axis] for axis in order) == shape]
     if fitting and fitting != [axes]:
         raise MaskfoldError(
-            f"The order of axes of {display_name(array[0])} of case {case_id} is unknown: its shape "
-            f"{'×'.join(map(str, shape))} fits the orders {' and '.join(fitting)} of {display_name(partner[0])}, "
-            f"which has the axes {axes} and {'×'.join(map(str, partner[1].shape))} voxels.",
-            f"Set competition.array_axes to its order, {' or '.join(fitting)}. xyz is the order of nibabel, zyx "
-            "the order of SimpleITK, and yxz means rows, columns and slices.",
+            f"The order of axes of {display_name(array[0])} of case {case_id} is unknown: found the shape "
+            f"{'×'.join(map(str, shape))}. The order may be {join_or(fitting)}, because {display_name(partner[0])} has "
+            f"{'×'.join(map(str, partner[1].shape))} voxels along the axes {axes}.",
+            f"Set competition.array_axes to the order of the array, {join_or(fitting)}. xyz is the order of nibabel, "
+            "zyx the order of SimpleITK, and yxz means rows, columns and slices.",
         )

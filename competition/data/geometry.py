@@ -320,9 +320,9 @@ def check_same_grid(
     silent = [item for item, code in zip((first_name, name), orientations, strict=True) if code is None]
     if len(silent) == 1:
         oriented = f"{first_name} has {orientations[0]}" if orientations[0] else f"{name} has {orientations[1]}"
-        problem = f"{silent[0]} has no orientation (both codes of its header are 0), {oriented}"
+        problem = f"{silent[0]} has no orientation (the qform and sform codes of its header are 0), but {oriented}"
     elif orientations[0] != orientations[1]:
-        problem = f"{first_name} has the orientation {orientations[0]}, {name} has {orientations[1]}"
+        problem = f"{first_name} has the orientation {orientations[0]}, but {name} has {orientations[1]}"
         problem += f": the positions of voxel {corner} are {distance:.3g} voxels apart"
     else:
         problem = f"the positions of voxel {corner} in {first_name} and {name} are {distance:.3g} voxels apart"

@@ -248,7 +248,7 @@ def wrong_dimensions_error(path: Path, shape: tuple[int, ...], dimensions: int) 
             "For 2D images, set `dimensions: 2`. For a stack of slices, match the slices with {z} in the pattern.",
         )
     return MaskfoldError(
-        f"{path} is {size}, expected a 2D image, because competition.dimensions is 2.",
+        f"{path} has the shape {size}, expected a 2D image, because competition.dimensions is 2.",
         "For volumes, set `dimensions: 3`. Otherwise save the slices as 2D images.",
     )
 

@@ -318,8 +318,8 @@ def load_relabelled_mask(source: Competition, row: Any, target: Competition, map
     overlap = int(np.count_nonzero(np.sum(list(planes.values()), axis=0) > 1))
     if overlap:
         raise MaskfoldError(
-            f"Case {row.id} of {source.name} has {overlap:,} voxels that belong to two exclusive classes after "
-            "the mapping.",
+            f"Case {row.id} of {source.name} has {overlap:,} voxels that get two classes of this competition by "
+            "extra.classes, but competition.labels is exclusive.",
             "In extra.classes, map one of the two classes to null.",
             status=2,
         )
@@ -609,12 +609,11 @@ def _check_known(unknown: list[int], path: Path, comp: Competition) -> None:
             )
         elif len(unknown) == len(comp.classes) == 1 and unknown[0] > 0:
             hint = (
-                f"If the value is {comp.classes[0]}, set competition.label_values=[{unknown[0]}]. If it marks ignored "
-                "pixels, set competition.ignore."
+                f"If {unknown[0]} is the class {comp.classes[0]}, set competition.label_values=[{unknown[0]}]. If "
+                f"{unknown[0]} marks ignored pixels, set competition.ignore={unknown[0]}."
             )
-        raise MaskfoldError(
-            f"{path} has label value{'s' * (len(unknown) > 1)} that belong to no class: found {shown}.", hint
-        )
+        values = "a label value that belongs" if len(unknown) == 1 else "label values that belong"
+        raise MaskfoldError(f"{path} has {values} to no class: found {shown}.", hint)
 
 
 def _recode(labels: np.ndarray, values: list[int], codes: dict[int, int]) -> np.ndarray:

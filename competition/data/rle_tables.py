@@ -19,7 +19,7 @@ from competition.data.rle_order import check_order, detect_order
 from competition.errors import MaskfoldError
 from competition.io import read_csv
 from competition.rle import RleFormat
-from competition.text import format_count, nearest_hint
+from competition.text import nearest_hint, same_problem
 
 RleRow = list[Any]  # line in the file, class, index of the slice or None
 RowTarget = tuple[str, int | None]  # id, index of the slice or None
@@ -86,7 +86,7 @@ def assign_rows(comp: Competition, cases: dict[str, CaseFiles], skipped: Skipped
         raise MaskfoldError(
             f"None of the ids in {path} has an image: the table has ids such as {unknown[0][1]}, and the images "
             f"have ids such as {next(iter(cases))}.",
-            "Correct train.columns.id or train.images.",
+            "Change train.columns.id or train.images.",
             status=2,
         )
     _skip_images_of_misspelt_rows(path, unknown, target_of, list(cases), skipped)
@@ -449,12 +449,12 @@ def _spelling(name: str) -> str:
 
 
 def _skip_rows_without_image(path: Path, unknown: list[tuple[Any, str]], ids: list[str], skipped: SkippedCases) -> None:
-    more = f" (and {format_count(len(unknown) - 1, 'more row')})" if len(unknown) > 1 and not skipped.allowed else ""
+    more = "" if skipped.allowed else same_problem(len(unknown) - 1, "row")
     for line, name in unknown:
         skipped.add(
             name,
             MaskfoldError(
-                f"{path}, line {line}: the id {name} has no image{nearest_hint(name, ids)}{more}.",
+                f"{path}, line {line}: the id {name} has no image{nearest_hint(name, ids)}.{more}",
                 "Add the image, remove the row, or skip such rows with competition.on_bad_case=skip.",
             ),
         )
@@ -469,5 +469,5 @@ def _class_name(comp: Competition, path: Path, line: Any, text: str) -> str:
         return comp.classes[values.index(text)]
     raise MaskfoldError(
         f"{path}, line {line}: unknown class: found `{text}`, expected one of {', '.join(comp.classes)}.",
-        f"Correct the row, or competition.classes{nearest_hint(text, comp.classes)}.",
+        f"Correct the row, or change competition.classes{nearest_hint(text, comp.classes)}.",
     )

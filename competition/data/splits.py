@@ -21,7 +21,7 @@ from competition.data.masks import IGNORED, load_mask
 from competition.data.readers import strip_extension
 from competition.errors import MaskfoldError
 from competition.io import read_csv, write_table
-from competition.text import join_names, nearest_hint
+from competition.text import and_more, join_names, nearest_hint
 
 if TYPE_CHECKING:
     import pandas
@@ -294,7 +294,7 @@ def _id_column(path: Path, table: pandas.DataFrame, comp: Competition, ids: list
             complete.append(str(name))
     if len(complete) == 1:
         return complete[0]
-    found = f"the columns {join_names(complete)} contain all" if complete else f"found {', '.join(table.columns)}"
+    found = f"the columns {join_names(complete)} contain all ids" if complete else f"found {', '.join(table.columns)}"
     raise MaskfoldError(
         f"{path} needs one column that contains all case ids, such as {ids[0]}: {found}.",
         "Give that column the name `id`, or set train.columns.id.",
@@ -450,10 +450,11 @@ def folds_from_file(path: Path, ids: list[str], excluded: Sequence[str] = ()) ->
     rows = [row for row in _read_rows(path) if row[1] not in set(excluded)]
     fold_of = {case_id: fold for _, case_id, fold, _ in rows}
     missing = [case_id for case_id in ids if case_id not in fold_of]
-    more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
     if missing:
         raise MaskfoldError(
-            f"{path} has no row for the case {missing[0]}{more}.", "Add a row for every case.", status=2
+            f"{path} has no row for the case {missing[0]}{and_more(len(missing), 1, 'case')}.",
+            "Add a row for every case.",
+            status=2,
         )
     known = set(ids)
     for line, case_id, _, _ in rows:
@@ -469,7 +470,7 @@ def folds_from_file(path: Path, ids: list[str], excluded: Sequence[str] = ()) ->
         raise MaskfoldError(
             f"Invalid fold numbers in {path}: found {', '.join(map(str, sorted(numbers)))}, expected 0, 1, … without "
             "a gap.",
-            "Number the folds that are validated from 0 on, without a gap.",
+            "Give the validated folds the numbers 0, 1, … without a gap.",
             status=2,
         )
     if validated == [0] and -1 not in numbers:

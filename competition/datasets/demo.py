@@ -193,7 +193,8 @@ def make_demo(
     if name not in DEMOS:
         raise MaskfoldError(
             f"There is no demo {name!r}, expected one of {', '.join(DEMOS)}.",
-            f"For phantoms with the layout of real data, add the layout, e.g. `maskfold demo {name} --layout spine`.",
+            "To write phantoms that look like a real data set, name the data set, e.g. `maskfold demo spine`. To "
+            f"write these phantoms to data/{name}, use `maskfold demo {name} --layout spine`.",
             status=2,
         )
     maker, (default_cases, default_test_cases) = DEMOS[name]

@@ -76,7 +76,8 @@ def convert_folder(
     links = ", ".join(scanned.links[:MAX_LISTED_FILES])
     if not scanned.instances and not scanned.unreadable:
         raise MaskfoldError(
-            f"{folder} contains no DICOM file: found only {scanned.non_dicom_count} files of other formats"
+            f"{folder} contains no DICOM file: found only "
+            f"{format_count(scanned.non_dicom_count, 'file')} of other formats"
             + (f", and links to folders, which the command does not follow: {links}." if links else "."),
             f"Give the folder that {'the link points to' if links else 'contains the exported study'}.",
         )

@@ -24,6 +24,7 @@ from competition.postprocessing.tuning import TuningResult, load_tuning, tuning_
 from competition.runs.blend import check_same_competition
 from competition.runs.oof import OofPredictions
 from competition.runs.run import Run
+from competition.text import format_count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -297,7 +298,8 @@ def _notes(sides: tuple[ComparedRun, ComparedRun], shared: list[str]) -> list[st
     counts = [len(side.oof.fold_of) for side in sides]
     if counts != [len(shared)] * 2:
         notes.append(
-            f"A predicted {counts[0]} cases and B {counts[1]}; compared are the {len(shared)} cases that both predicted"
+            f"A predicted {format_count(counts[0], 'case')}, and B predicted {format_count(counts[1], 'case')}; cases "
+            f"that both predicted, and that are compared: {len(shared)}"
         )
     partitions = [
         {
@@ -309,7 +311,7 @@ def _notes(sides: tuple[ComparedRun, ComparedRun], shared: list[str]) -> list[st
     if partitions[0] != partitions[1]:
         notes.append(
             "the folds of the runs differ: the two networks that predicted a case were trained on "
-            "different cases, which is a part of the difference"
+            "different cases, and this causes a part of the difference"
         )
     metrics = [side.run.exp.competition.metric for side in sides]
     if metrics[0] != metrics[1]:

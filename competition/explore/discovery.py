@@ -56,7 +56,7 @@ def find_cases(
             "",
             f"The folder of {split}.images has {format_count(len(unmatched), 'image file')} that no pattern matches, "
             f"such as {unmatched[0]}.",
-            f"If they are cases, correct the pattern {split}.images.",
+            f"If such a file is a case, change the pattern {split}.images.",
         )
     try:
         return _discover(comp, [comp], split, findings, set())
@@ -133,8 +133,8 @@ def _find_empty_objects(comp: Competition, images: dict[str, ImagesByChannel], f
             "objects",
             "train",
             ", ".join(rows),
-            f"{comp.train.rle} has {format_count(sum(map(len, rows.values())), 'row')} without a mask, "
-            f"although their images have other rows, such as line {lines[0]}, id {first}.",
+            f"In {comp.train.rle}, images with masks also have {format_count(sum(map(len, rows.values())), 'row')} "
+            f"without a mask, such as line {lines[0]}, id {first}.",
             "Remove these rows, or add their masks. At present, they do not count as objects.",
         )
 

@@ -355,7 +355,7 @@ def _find_rare_classes(comp: Competition, cases: Sequence[CaseStats], findings: 
                     "",
                     f"None of the {format_count(len(cases), 'training case')} with readable truth has the class "
                     f"{name}.",
-                    "Correct competition.classes or competition.label_values.",
+                    "Change competition.classes or competition.label_values.",
                 )
             )
         elif ids and len(ids) < min(MIN_CLASS_CASES, len(cases)):

@@ -78,7 +78,7 @@ def check_container(
         import SimpleITK  # noqa: F401
     except ImportError as error:
         raise MaskfoldError(
-            "--container requires SimpleITK, which reads and writes MHA files, but it is not installed.",
+            "--container requires SimpleITK to read and write MHA files, but SimpleITK is not installed.",
             "Install SimpleITK: pip install SimpleITK.",
             status=2,
         ) from error

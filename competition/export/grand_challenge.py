@@ -27,6 +27,7 @@ from competition.errors import MaskfoldError
 from competition.export.runtime_cases import Bundle
 from competition.postprocessing.pipeline import postprocess
 from competition.submission.label_files import label_arrays
+from competition.text import format_count
 
 CONTAINER_FILE = "container.json"  # file in the bundle with the names of the sockets
 EXTENSIONS = (".mha", ".tif", ".tiff")
@@ -53,7 +54,7 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
     except MaskfoldError as error:
         print(f"error: {error.message} {error.hint}", file=sys.stderr)
         return error.status
-    print(f"{count} label files in {args.output}", flush=True)
+    print(f"{format_count(count, 'label file')} in {args.output}", flush=True)
     return 0
 
 
@@ -109,7 +110,7 @@ def find_images(folder: Path, slug: str | None) -> list[Path]:
     if len(sockets) != 1:
         found = ", ".join(path.name for path in sockets) or "none"
         raise MaskfoldError(
-            f"{folder} has the image folders {found}, expected {slug or 'one'}.",
+            f"{folder} has the image folders {found}, expected {slug or 'exactly one'}.",
             "Export the bundle again with --input-slug SLUG, the slug of the input at Grand Challenge.",
         )
     files = sorted(path for path in sockets[0].iterdir() if extension_of(path.name) in EXTENSIONS)
@@ -142,7 +143,7 @@ def read_input(path: Path, comp: Competition) -> tuple[Image, ItkGeometry | None
     if len(geometry.spacing) != dims:
         raise MaskfoldError(
             f"{path} has {len(geometry.spacing)} dimensions, expected {dims}.",
-            "Check that the input slug is that of the images.",
+            "Check that --input-slug names the input with the images to segment.",
         )
     return transpose_image(image, permutation("xyz" if dims == 3 else "xy", target)), geometry
 

@@ -84,7 +84,7 @@ def user_package_files(root: str) -> list[tuple[Path, Path]]:
     spec = importlib.util.find_spec(root)
     if spec is None or spec.origin is None:
         raise MaskfoldError(
-            f"No source files were found of the package {root}, from which a network or a step of the run comes.",
+            f"A network or a step of the run comes from the package {root}, but this package was not found.",
             f"Run the command in the folder that contains the package {root}.",
         )
     origin = Path(spec.origin)

@@ -31,6 +31,7 @@ from competition.export.runtime_cases import (
 from competition.export.time_limit import TimeBudget, format_duration
 from competition.io import ensure_writable, temporary_folder
 from competition.submission.writer import MaskItem, ObjectsItem, write_submission
+from competition.text import format_count
 
 # Patterns of hints of `maskfold` that name YAML keys, with the option of this command that replaces each key.
 HINTS = (
@@ -136,7 +137,7 @@ def _predict_all(folder: Path, args: argparse.Namespace, started: float) -> None
     found = find_test_cases(bundle.ensemble.comp, bundle.id_suffix, Context(say=_say))
     if not found.test_set.rows:
         rows = write_empty_submission(found, args.output)
-        _say(f"{args.output}: there is no test image, so all {rows} rows of the sample have empty masks")
+        _say(f"{args.output}: there is no test image, so every row of the sample ({rows} in all) has an empty mask")
         return
     with temporary_folder(Path(tempfile.gettempdir()) / "maskfold-bundle") as scratch:
         _describe(bundle, found, devices)
@@ -169,7 +170,8 @@ def _describe(bundle: Bundle, found: TestCases, devices: Sequence[str]) -> None:
     device = f"{len(devices)} processes on {', '.join(devices)}" if len(devices) > 1 else str(context.device)
     runs = len(bundle.ensemble.active)
     _say(
-        f"{networks} networks of {runs} run{'s' * (runs > 1)}, {len(found.test_set)} test cases, "
+        f"{format_count(networks, 'network')} of {format_count(runs, 'run')}, "
+        f"{format_count(len(found.test_set), 'test case')}, "
         f"{device}, {context.precision}"
     )
 
@@ -215,7 +217,7 @@ def _predict_in_processes(
         _print_progress(number, len(rows), predicted is not None and predicted.reached)
         yield predicted if predicted is not None else empty_prediction(row, found.test_set.comp)
     if lost:
-        _say(f"time limit: the time is over; {lost} cases that no process has finished get empty masks")
+        _say(f"time limit: the time is over; cases that no process has finished get empty masks: {lost}")
 
 
 def _predict_shard(

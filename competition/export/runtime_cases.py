@@ -254,7 +254,7 @@ def _read_rows(comp: Competition, context: Context) -> list[Any]:
             raise
         if others := unmatched_images(comp, "test"):
             raise MaskfoldError(
-                "test.images: the pattern matches no file, although its folder has "
+                "test.images: the pattern matches no file, although the folder has "
                 f"{format_count(len(others), 'other image file')}, such as {others[0]}.",
                 "Rename the files, or export the bundle again with the right test.images.",
             ) from error
@@ -315,14 +315,14 @@ def _report_differences(
         )
     elif sample_keys and added_keys:
         context.say(
-            f"note: {name} lacks {len(added_keys)} rows of the {cases} test cases; these rows are added at the end"
+            f"note: {name} lacks {format_count(len(added_keys), 'row')} of the {cases} test cases, added at the end"
         )
     elif not sample_keys and name is not None and (Path(comp.root) / name).is_file():
         context.say(f"note: {name} has no rows, so the file gets the rows of the {cases} test cases")
     if without_images:
         context.say(
-            f"note: {len(without_images)} rows of {name} have no image ({without_images[0][0]}, …), so they "
-            "get empty masks"
+            f"note: {format_count(len(without_images), 'row')} of {name} without an image ({without_images[0][0]}, …); "
+            "such a row gets an empty mask"
         )
 
 

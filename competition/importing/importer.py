@@ -205,7 +205,7 @@ def _with_channels(options: ReadingOptions, sources: Sources, comp: Competition,
             f"The classes have different orders: {', '.join(sources.channels)} in dataset.json, and "
             f"{', '.join(comp.classes)} in the competition.",
             "Import probabilities (nnU-Net's option `--npz`), whose channels Maskfold reorders. Or use the "
-            "same order in both.",
+            "same order in dataset.json and in competition.classes.",
         )
     return ReadingOptions(options.kind, options.axes, ("background", *sources.channels))
 

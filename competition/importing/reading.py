@@ -20,6 +20,7 @@ from competition.data.image_types import check_declared_size, check_not_bomb, co
 from competition.data.readers import extension_of, read_case_header, read_header, read_image, read_labels, row_axes
 from competition.errors import MaskfoldError
 from competition.importing.sources import ARRAYS, CaseFiles
+from competition.text import format_count
 
 Array = NDArray[Any]
 NNUNET_KEYS = ("probabilities", "softmax")  # names of the array in nnU-Net's archives, version 2 and 1
@@ -153,7 +154,7 @@ def _read_on_case_axes(comp: Competition, row: Any, path: Path, options: Reading
         found, expected = ("×".join(map(str, sizes)) for sizes in (array.shape[1:], shape))
         hint = "Write the prediction on the grid of its image."
         if sorted(array.shape[1:]) == sorted(shape) and extension_of(path.name) in ARRAYS:
-            hint = "If the axes have another order, set it: for example --axes zyx for (C, Z, Y, X)."
+            hint = "If the axes have another order, add it with --axes: for example --axes zyx for (C, Z, Y, X)."
         raise MaskfoldError(
             f"{path} has the wrong shape: found {found}, expected {expected}, the shape of its image.", hint
         )
@@ -286,7 +287,7 @@ def to_probabilities(array: Array, comp: Competition, path: Path, options: Readi
     if order is not None:
         if len(array) != len(options.channels):
             raise MaskfoldError(
-                f"{path}: found {len(array)} channels, expected {len(options.channels)} "
+                f"{path}: found {format_count(len(array), 'channel')}, expected {len(options.channels)} "
                 f"({', '.join(options.channels)}).",
                 "Correct --channels.",
             )
@@ -298,10 +299,12 @@ def to_probabilities(array: Array, comp: Competition, path: Path, options: Readi
             raise _sum_error(path, 1 - float(background.min()), "at most 1")
         return np.concatenate([np.clip(background, 0, 1)[None], values])
     if len(values) != count:
-        expected = f"{count}" + (f" (background first), {classes} (without it)" if count != classes else "")
-        expected += ", or 1 with labels" if comp.labels == "exclusive" or classes == 1 else ""
+        expected = f"{count}" + (
+            f" (background first) or {classes} (without the background)" if count != classes else ""
+        )
+        expected += ", or 1 channel with labels" if comp.labels == "exclusive" or classes == 1 else ""
         raise MaskfoldError(
-            f"{path}: found {len(values)} channels, expected {expected}.",
+            f"{path}: found {format_count(len(values), 'channel')}, expected {expected}.",
             f"Save a channel for each of the classes {', '.join(comp.classes)}. If the channels have "
             "another order, set --channels.",
         )
@@ -476,7 +479,7 @@ def _check_beside(comp: Competition, row: Any, files: CaseFiles, probabilities: 
     if share > MAX_LABEL_DIFFERENCE:
         raise MaskfoldError(
             f"{files.main} and {files.labels.name} next to it differ in {share:.0%} of the pixels with a "
-            "class, so the order of their axes or classes differs.",
-            "Set the order of the axes (--axes) or of the channels (--channels). If one of the files is "
-            "wrong, remove it.",
+            "class, so the two files differ in the order of axes or classes.",
+            "Set the order of the axes (--axes) or of the channels (--channels). Or remove the wrong one of the "
+            "two files.",
         )

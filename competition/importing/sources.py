@@ -115,8 +115,8 @@ def find_sources(folder: Path, oof: Path | None, splits: Path | None, ids: list[
         sources.fold_of = {case: (known or {}).get(case) for case in sources.cases}
         if sources.cases and known is None:
             raise MaskfoldError(
-                f"{place} has predictions of {len(sources.cases)} training cases, but their folds are unknown, "
-                "so all of them would count as seen in training.",
+                f"{place} has predictions of {len(sources.cases)} training cases, but the folds of these cases are "
+                "unknown, so all predictions would count as seen in training.",
                 "Give the file of the folds with --splits (splits_final.json, or a CSV with the columns id and "
                 "fold). Or put the predictions into FOLDER/fold_0, FOLDER/fold_1, …",
                 status=2,
@@ -177,7 +177,7 @@ def _add_fold(sources: Sources, number: int, place: Path, ids: list[str], classe
     for case, files in files_by_case(place, ids, classes, "training", is_model_folder=True).items():
         if case in sources.cases:
             raise MaskfoldError(
-                f"The case {case} has two predictions, expected one: {sources.cases[case].main} and {files.main}.",
+                f"The case {case} has two predictions, {sources.cases[case].main} and {files.main}, expected one.",
                 "Keep only the prediction of the network that was not trained on the case.",
             )
         sources.cases[case], sources.fold_of[case] = files, number
@@ -251,13 +251,13 @@ def files_by_case(
     for case, files in parts.items():
         if case in cases:
             raise MaskfoldError(
-                f"The case {case} has two predictions, expected one: {cases[case].main} and "
-                f"{next(iter(files.values()))}.",
+                f"The case {case} has two predictions, {cases[case].main} and "
+                f"{next(iter(files.values()))}, expected one.",
                 "Keep one file per case, or one file per class.",
             )
         if missing := [name for name in classes if name not in files]:
             raise MaskfoldError(
-                f"The case {case} has no file for the class {missing[0]} in {place}, although it has files for "
+                f"The case {case} has no file for the class {missing[0]} in {place}, although the case has files for "
                 f"{', '.join(name for name in classes if name in files)}.",
                 f"Add {case}_{missing[0]}{extension_of(next(iter(files.values())).name)}.",
             )
@@ -280,7 +280,7 @@ def _one_prediction(case: str, paths: list[Path]) -> CaseFiles:
     if len(arrays) > 1 or len(others) > 1:
         first, second = (arrays if len(arrays) > 1 else others)[:2]
         raise MaskfoldError(
-            f"The case {case} has two predictions, expected one: {first} and {second}.",
+            f"The case {case} has two predictions, {first} and {second}, expected one.",
             "Keep only one of the two files.",
         )
     return CaseFiles(arrays[0], labels=others[0] if others else None) if arrays else CaseFiles(others[0])

@@ -321,7 +321,7 @@ def _predict_batch(
                 raise MaskfoldError(
                     f"The network returned {format_shapes(outputs)} for a batch of shape {tuple(batch.shape)}, "
                     f"expected {exp.network_channels} channels of the same size as the batch.",
-                    "Correct model.args.",
+                    "Change model.args.",
                     status=2,
                 ) from error
             probabilities = logits.softmax(1) if exp.competition.labels == "exclusive" else logits.sigmoid()

@@ -201,7 +201,8 @@ def kaggle_client_error(name: str, rules_url: str, error: OSError) -> MaskfoldEr
         )
     if status_code == 403:
         return MaskfoldError(
-            f"Kaggle denied access to {name} (403).", f"As the same Kaggle user, accept the rules at {rules_url} first."
+            f"Kaggle denied access to {name} (403).",
+            f"Log in to Kaggle with the account of these credentials, and accept the rules at {rules_url}.",
         )
     if status_code == 404:
         return MaskfoldError(
@@ -424,12 +425,12 @@ def _kaggle_error(slug: str, error: OSError, notebook: str | None = None) -> Mas
     if COMPETITION_CLOSED_PATTERN.search(message):
         return UploadRejected(
             f"{slug} accepts no more submissions ({code}){quoted}.",
-            f"Look at {rules.removesuffix('/rules')} whether late submissions are possible.",
+            f"Check at {rules.removesuffix('/rules')} whether late submissions are possible.",
         )
     if code == 403:
         return UploadRejected(
             f"Kaggle does not let you submit to {slug} (403){quoted}.",
-            f"As the same Kaggle user, accept the rules at {rules}.",
+            f"Log in to Kaggle with the account of these credentials, and accept the rules at {rules}.",
         )
     if code == 404:
         missing = f"competition {slug}" + (f", or this version of {notebook}," if notebook else "")

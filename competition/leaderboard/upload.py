@@ -90,7 +90,7 @@ def prepare_upload(
         more = ", with `submission.kaggle` set" if at_kaggle else ""
         raise MaskfoldError(
             f"It is unknown to which competition {path} belongs, because there is no valid JSON of "
-            "`maskfold submit` next to it.",
+            "`maskfold submit` next to this file.",
             f"Add --competition experiments/…/competition.yaml{more}.",
             status=2,
         )

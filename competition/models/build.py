@@ -35,7 +35,7 @@ from competition.models.pretrained import (
     match_encoder,
     pretrained_args,
 )
-from competition.text import nearest_names
+from competition.text import join_or, nearest_names
 
 PatchSize = tuple[int, ...]
 IGNORED_ARGUMENT_PATTERN = re.compile(
@@ -247,13 +247,12 @@ def _check_shapes(exp: Experiment, cls: type, probe: PatchSizeProbe) -> None:
     if sizes:
         raise MaskfoldError(
             f"patch.size: found {list(size)}, but {cls.__name__} cannot process patches of this size: {failure}.",
-            "Set patch.size to a size that works; the nearest sizes are "
-            f"{' and '.join(str(list(valid)) for valid in sizes)}.",
+            f"Set patch.size to {join_or([str(list(valid)) for valid in sizes])}, the nearest sizes that work.",
             status=2,
         )
     raise MaskfoldError(
         f"model.args: {cls.__name__} with these arguments fails on a patch of {list(size)}: {failure}.",
-        f"Correct model.args. The network must return {exp.network_channels} channels of the same size as the patch.",
+        f"Change model.args. The network must return {exp.network_channels} channels of the same size as the patch.",
         status=2,
     )
 
@@ -310,7 +309,7 @@ def _args_error(exp: Experiment, cls: type, error: Exception) -> MaskfoldError:
         return MaskfoldError(f"model.args.encoder_name: {cls.__name__} has no encoder {name}.", hint, status=2)
     return MaskfoldError(
         f"model.args: {cls.__name__} rejects these arguments: {error_in_one_line(error)}.",
-        f"Correct model.args, which are the arguments of {exp.model.target}.",
+        f"Change model.args. The documentation of {exp.model.target} lists its arguments.",
         status=2,
     )
 

@@ -27,7 +27,7 @@ from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.models.build import build_network
 from competition.models.pretrained import Shapes, adapt_input_channels, find_weights_file, read_tensors
-from competition.text import join_names
+from competition.text import format_count, join_names
 
 KEY = "init_from"
 HEAD = re.compile(
@@ -71,7 +71,7 @@ class InitialMatch:
         parts += ["layers were paired by their order"] if self.by_order else []
         parts += [f"{join_names(self.adapted)} adapted to the number of input channels"] if self.adapted else []
         parts += [f"{reason}: {len(names)}" for reason, names in self.missing.items() if names]
-        parts += [f"{len(self.unused)} other tensors of the file are not used"] if self.unused else []
+        parts += [f"not used: {format_count(len(self.unused), 'other tensor')} of the file"] if self.unused else []
         names = f"loaded: {_modules(self.pairs)}"
         missing = [name for names_of_reason in self.missing.values() for name in names_of_reason]
         names += f"; these modules keep their random weights: {_modules(missing)}" if missing else ""
@@ -97,7 +97,7 @@ def load_initial_weights(network: nn.Module, exp: Experiment, channels: int) -> 
     name = str(exp.initial_weights)
     path = find_weights_file(name, KEY)
     if path is None:
-        raise MaskfoldError(f"{KEY}: {name} does not exist.", f"Correct {KEY}.", status=2)
+        raise MaskfoldError(f"{KEY}: {name} does not exist.", f"Set {KEY} to an existing run or file.", status=2)
     tensors = {key: value for key, value in read_tensors(path, KEY).items() if not REPEATED.search(key)}
     match = match_tensors(network, tensors, name, channels, exp.network_channels)
     state = network.state_dict()

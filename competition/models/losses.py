@@ -36,6 +36,7 @@ from competition.models.interface import (
 )
 from competition.models.presence_head import presence_loss
 from competition.models.targets import LossTarget
+from competition.text import join_names
 
 MONAI, SMP, TORCH, OTHER = "monai", "segmentation_models_pytorch", "torch", "other"
 # Losses that take probabilities instead of logits -> losses that take logits, which an error message suggests.
@@ -168,7 +169,7 @@ def validate_loss(exp: Experiment, context: Context = Context()) -> None:
     except Exception as error:
         raise MaskfoldError(
             f"loss: the loss of a test batch with random values cannot be computed: {error_in_one_line(error)}.",
-            f"Correct loss: {', '.join(spec.target for spec in exp.losses)}.",
+            f"Check `loss` in the experiment, and the arguments of {join_names([spec.target for spec in exp.losses])}.",
             status=2,
         ) from error
 
@@ -226,7 +227,7 @@ class LossTerm(nn.Module):
             except Exception as error:
                 raise MaskfoldError(
                     f"{key}.args: {spec.target} rejects these arguments: {error_in_one_line(error)}.",
-                    f"Correct {key}.args.",
+                    f"Change {key}.args. The documentation of {spec.target} lists its arguments.",
                     status=2,
                 ) from error
         self.select_target = self._target_selector(cls, args)
@@ -363,7 +364,7 @@ class LossTerm(nn.Module):
                 if len(args[name]) != self.channels:
                     raise self._error(
                         f".args.{name}: found {len(args[name])} values, expected {self.channels} (output channels)",
-                        f"Correct {self.key}.args.{name}. If classes are exclusive, the first value is that of the "
+                        f"Change {self.key}.args.{name}. If classes are exclusive, the first value is that of the "
                         "background.",
                     )
                 converted[name] = torch.tensor(args[name], dtype=torch.float32)

@@ -77,7 +77,7 @@ def build_optimizer(
         except Exception as error:
             raise MaskfoldError(
                 f"optimizer.args: {target} rejects these arguments: {error_in_one_line(error)}.",
-                "Correct optimizer.args.",
+                "Change optimizer.args.",
                 status=2,
             ) from error
     return optimizer

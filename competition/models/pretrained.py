@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from competition.config.experiment import WEIGHTS_SUFFIXES, Experiment
 from competition.errors import MaskfoldError
 from competition.models.interface import constructor_parameters, error_in_one_line
+from competition.text import format_count
 
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "state_dict_ema", "network_weights", "model", "network", "net")
 Shapes = dict[str, tuple[int, ...]]
@@ -50,7 +51,7 @@ class EncoderMatch:
     def __str__(self) -> str:
         text = f"{len(self.pairs)} of {len(self.pairs)} encoder tensors loaded from {self.source}"
         text += f", {', '.join(self.adapted)} adapted to the input channels" if self.adapted else ""
-        return text + (f", {self.unused} other tensors are not used" if self.unused else "")
+        return text + (f"; not used: {format_count(self.unused, 'other tensor')}" if self.unused else "")
 
 
 def configured_encoder_weights(exp: Experiment) -> str | None:
@@ -91,7 +92,7 @@ def find_weights_file(weights: str | None, key: str = "encoder_weights") -> Path
     if path.is_file():
         return path
     if path.suffix in WEIGHTS_SUFFIXES or len(path.parts) > 1:
-        raise MaskfoldError(f"{key}: {path} does not exist.", f"Correct {key}.", status=2)
+        raise MaskfoldError(f"{key}: {path} does not exist.", f"Set {key} to an existing file.", status=2)
     return None
 
 

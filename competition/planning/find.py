@@ -78,9 +78,11 @@ def _remarks_on(host: HostFolder) -> list[str]:
     remarks = []
     if host.broken:
         remarks.append(
-            f"{format_count(len(host.broken), 'link')} such as {host.broken[0]} to a file that is not there: not read; "
-            "if git-annex or DataLad keeps the data, get their content first"
+            f"{format_count(len(host.broken), 'link')} such as {host.broken[0]}: not read, because the file to which a "
+            "link points is missing; if git-annex or DataLad manages the data, first get the content of the files"
         )
     if (archive := packed_archive(host)) is not None:
-        remarks.append(f"{archive} is packed: if it has more than the files here, unpack it and run init again")
+        remarks.append(
+            f"{archive} is packed: if it contains files that are not in this folder, unpack it and run init again"
+        )
     return remarks

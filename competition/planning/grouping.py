@@ -61,8 +61,8 @@ def find_groups(layout: Layout) -> Layout:
                 )
         elif kind:
             layout = layout.with_keys({}, {"group": f"the repeated parts of the ids name {kind}"}).with_remarks(
-                f"{shown}. They are not used as groups, because they name {kind} and not patients. If each is a "
-                f"patient, set group: '{rule}'"
+                f"{shown}. They are not used as groups, because they name {kind} and not patients. If each "
+                f"group is a patient, set group: '{rule}'"
             )
         else:
             group, group_reason = rule, f"{shown}; they stay in one fold"

@@ -196,7 +196,7 @@ def _gain_text(results: RunResults, best: PreviousBest) -> str:
     gain, cases, is_nested = gain_over_run(results, best.folder)
     footing = "tuned on the other folds" if is_nested else "without tuned post-processing"
     if gain is None:
-        return f"{text} It has no case in common with this run, whose score is {results.counted().value:.4f}."
+        return f"{text} That run has no case in common with this run; this run scored {results.counted().value:.4f}."
     direction = results.metric.direction
     difference = gain.as_difference(direction)
     ends = "" if math.isnan(gain.low) else f" (95 % {difference.low:+.4f} to {difference.high:+.4f}, paired bootstrap)"

@@ -160,7 +160,7 @@ def run_contents(exp: Experiment, folds: pd.DataFrame | None, *, missing_ok: boo
             if missing_ok:
                 continue
             raise MaskfoldError(
-                f"{key}: {path} cannot be read: {error.strerror}.", f"Correct {key}.", status=2
+                f"{key}: {path} cannot be read: {error.strerror}.", f"Set {key} to a file that you can read.", status=2
             ) from error
     for package in own_packages(exp):
         if (digest := package_digest(package)) is not None:

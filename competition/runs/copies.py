@@ -100,8 +100,8 @@ def _notes(sets: Sequence[list[str]], what: str, fold_of: Mapping[str, int], adv
             yield f"the cases {names} {what}, so they are kept in the same fold"
         else:
             yield (
-                f"the cases {names} {what}, but are in several folds, which makes their scores optimistic. What "
-                f"helps: {advice}"
+                f"the cases {names} {what}, but are in several folds, which makes their scores optimistic. To "
+                f"avoid this: {advice}"
             )
 
 
@@ -110,4 +110,4 @@ def _say(context: Context, notes: Iterator[str]) -> None:
     for line in lines[:MAX_NOTES]:
         context.say(f"note: {line}")
     if len(lines) > MAX_NOTES:
-        context.say(f"note: there are {len(lines) - MAX_NOTES} more sets of such cases")
+        context.say(f"note: more sets of such cases: {len(lines) - MAX_NOTES}")

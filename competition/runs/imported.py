@@ -30,7 +30,7 @@ class NoNetwork:
 
     def __init__(self) -> None:
         raise MaskfoldError(
-            "The predictions of this run were made elsewhere and imported, so it has no network to train or to run.",
+            "The predictions of this run were made elsewhere and imported, so the run has no network.",
             IMPORT_HINT,
             status=2,
         )
@@ -97,8 +97,8 @@ def check_test_predictions(runs: Iterable[Run], rows: Iterable[Any]) -> None:
             )
         if changed := [row.id for row in rows if hashes[row.id] != row.image_hash]:
             raise MaskfoldError(
-                f"The imported run {run.folder} has a prediction of another image with the name of the test "
-                f"case {changed[0]}.",
+                f"The image of the test case {changed[0]} is not the image from which the prediction in the imported "
+                f"run {run.folder} was made.",
                 f"Restore the image, or predict the present image elsewhere. {hint}",
             )
 

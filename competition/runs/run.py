@@ -512,8 +512,7 @@ def check_not_edited(run: Run) -> None:
 def edited_error(folder: Path, file: str) -> MaskfoldError:
     """Return the error for a file in a run's folder that was edited; `file` names it in the message."""
     return MaskfoldError(
-        f"{file} in {folder} was changed after the run was started, because its content no longer "
-        "matches the hash of the run.",
+        f"{file} in {folder} was changed after the run was started: its content no longer matches the hash of the run.",
         "Undo the change, or copy the folder again from its origin. To train with other settings, "
         "change the YAML in experiments/. To predict with other settings, add key=value to the command.",
     )

@@ -63,8 +63,8 @@ def read_summary(folder: Path) -> dict[str, Any]:
     if other := changed_tables(folder, summary):
         names = ", ".join(other)
         raise MaskfoldError(
-            f"{path} does not belong to {names} in the same folder. It comes from another run, or {names} "
-            "was changed later.",
+            f"{path} does not belong to {names} in the same folder. {path.name} comes from another run, or "
+            f"{names} was changed later.",
             REWRITE_HINT,
         )
     return summary

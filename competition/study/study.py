@@ -208,7 +208,9 @@ class StudyNames:
         changed = next((run for trial in trials if self._has_changed(run := trial.user_attrs.get("run"))), None)
         if changed is None:
             return self.old
-        logger.warning("The data have changed since the study %s (%s); a new study begins.", self.old, changed)
+        logger.warning(
+            "The data have changed since the study %s was started (run %s), so a new study begins.", self.old, changed
+        )
         return self.present
 
     def _has_changed(self, run: str | None) -> bool:

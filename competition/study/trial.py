@@ -97,7 +97,7 @@ def check_objectives(source: ExperimentSource, config: StudyConfig, classes: lis
                 similar = nearest_names(name, known)
                 raise MaskfoldError(
                     f"{source.locate(key)}: study.{key}: found {name}, expected one of {', '.join(known)}.",
-                    f"Did you mean {similar[0]}?" if similar else f"Correct study.{key}.",
+                    f"Did you mean {similar[0]}?" if similar else f"Use only these names in study.{key}.",
                     status=2,
                 )
 
@@ -159,7 +159,7 @@ def measure_objectives(
             value = summary.dice.get(name.removeprefix("dice_"))
         if value is None or value != value:
             raise MaskfoldError(
-                f"The trial has no {name}, because it has no out-of-fold predictions or because no case "
+                f"{name} of the trial is unknown, because the run has no out-of-fold predictions, or because no case "
                 "contains the class.",
                 "See scores.csv in the folder of the trial's run.",
             )
@@ -474,7 +474,9 @@ def study_files(exp: Experiment) -> dict[str, str]:
             files["folds.file"] = sha256_of_file(exp.folds.file)
         except OSError as error:
             raise MaskfoldError(
-                f"folds.file: {exp.folds.file} cannot be read: {error.strerror}.", "Correct folds.file.", status=2
+                f"folds.file: {exp.folds.file} cannot be read: {error.strerror}.",
+                "Set folds.file to a file that you can read.",
+                status=2,
             ) from error
     return files
 

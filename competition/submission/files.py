@@ -115,7 +115,7 @@ class SampleFiles:
         parts += [f"has {other[0]}{and_more(len(other), 1, 'file')}, which {verb} to no test case"] if other else []
         raise MaskfoldError(
             f"The sample {self.path} {' and '.join(parts)}.",
-            "Correct submission.files, whose pattern gives the names of the files, or correct test.images.",
+            "Change submission.files, the pattern of the file names, or change test.images.",
         )
 
     def header(self, name: str, dimensions: int, scratch: Path) -> FileHeader:
@@ -383,8 +383,8 @@ def _write_checked(
     found = read_file_header(path, comp.dimensions)
     if wanted is not None and found != wanted:
         raise MaskfoldError(
-            f"{name}: found the shape {found.shape} of {found.dtype}, expected {wanted.shape} of {wanted.dtype} as in "
-            "the sample.",
+            f"{name}: found the shape {found.shape} and the type {found.dtype}, expected {wanted.shape} and "
+            f"{wanted.dtype}, as in the sample.",
             "Download the sample again, or omit submission.sample.",
         )
 

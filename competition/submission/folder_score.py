@@ -206,7 +206,8 @@ def _sections(names: Sequence[str], tolerances: Sequence[float], trust: Sequence
             ) from error
         if config.resolve().pooled_share:
             raise MaskfoldError(
-                f"--metrics: {name} cannot score label files, because it is averaged over the slices of all cases.",
+                f"--metrics: {name} cannot score label files, because this metric is pooled over the slices of all "
+                "cases.",
                 "Score a CSV with --competition instead.",
                 status=2,
             )
@@ -238,7 +239,7 @@ def _files(folder: Path, option: str) -> dict[str, Path]:
             raise MaskfoldError(f"{option}: the name {path.name!r} {problem}.", "Rename the file.", status=2)
         if case in files:
             raise MaskfoldError(
-                f"{option}: two files have the id {case}, expected one: {files[case].name} and {path.name}.",
+                f"{option}: two files have the id {case}, {files[case].name} and {path.name}, expected one.",
                 "Remove one.",
                 status=2,
             )

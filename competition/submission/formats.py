@@ -217,7 +217,7 @@ def read_file_header(path: Path, dimensions: int) -> FileHeader:
     if header.channels != 1:
         raise MaskfoldError(
             f"{path.name} has {header.channels} channels, expected 1, because it is a label file.",
-            "Correct submission.sample.",
+            "Change submission.sample.",
         )
     return FileHeader(tuple(header.shape), _stored_type(path) or header.dtype)
 

@@ -89,14 +89,14 @@ class SampleSubmission:
                 raise MaskfoldError(
                     f"{self.path} requires the id {name}, but no test image has this "
                     f"id{nearest_hint(name, names.ids)}.",
-                    "Correct test.images or submission.sample, or add the image.",
+                    "Change test.images or submission.sample, or add the image.",
                 )
         missing = sorted(set(names.ids) - set(case_ids.values()))
         if missing:
             more = and_more(len(missing), 1, "image")
             raise MaskfoldError(
                 f"{self.path} has no row for the test image {missing[0]}{more}.",
-                "Correct test.images, or use the sample that belongs to these images.",
+                "Change test.images, or use the sample that belongs to these images.",
             )
 
 
@@ -223,7 +223,7 @@ def read_sample(path: str | Path, profile: Profile) -> SampleSubmission:
             raise MaskfoldError(
                 f"{path}, line {row.line}: found the class `{row.key[1]}`, expected one of "
                 f"{', '.join(layout.classes)}.",
-                "Correct competition.classes or the sample.",
+                "Change competition.classes or the sample.",
             )
         seen[row.key] = row.line
     if not seen:
@@ -536,8 +536,8 @@ class MaskFile:
             for cls in self.layout.classes or (None,):
                 if (z, cls) not in self.rows[case_id]:
                     raise MaskfoldError(
-                        f"{self.path} has no row for {format_key((index.names[case_id, z], cls))}, although it "
-                        f"has rows for the case {case_id}, from line {line} on.",
+                        f"{self.path} has no row for {format_key((index.names[case_id, z], cls))}, although the "
+                        f"file has rows for the case {case_id}, from line {line} on.",
                         "Write all classes and slices of a case, with an empty mask if nothing is found.",
                     )
 

@@ -20,7 +20,7 @@ from competition.metrics.instances import connected_components
 from competition.metrics.scoring import Mask, score_class
 from competition.submission.reader import MaskFile, RowIndex, solution_profile
 from competition.submission.writer import resize_to_grid
-from competition.text import format_count
+from competition.text import same_problem
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -205,7 +205,7 @@ def _check_profile(comp: Competition, profile: Profile) -> None:
     """
     if comp.submission.profile is not None and profile.metric == FORMAT_ONLY and "metric" not in comp.model_fields_set:
         raise MaskfoldError(
-            f"The metric of the profile {profile.name} is not available; Maskfold knows only its file format.",
+            f"Maskfold knows the file format of the profile {profile.name}, but not the metric.",
             "Set another metric in competition.yaml, for example `metric: {name: dice}`.",
             status=2,
         )
@@ -230,8 +230,9 @@ def _check_same_cases(submission: MaskFile, solution: MaskFile) -> None:
     ):
         missing = [case_id for case_id in file.rows if case_id not in other.rows]
         if missing:
-            more = f" (and {format_count(len(missing) - 1, 'more case')})" if len(missing) > 1 else ""
             line = file.first_line(missing[0])
             raise MaskfoldError(
-                f"{file.path}, line {line}: the id {missing[0]} has no row in {other.path}{more}.", hint
+                f"{file.path}, line {line}: the id {missing[0]} has no row in {other.path}."
+                f"{same_problem(len(missing) - 1, 'id')}",
+                hint,
             )

@@ -38,6 +38,7 @@ from competition.runs.run import Checkpoint, Run
 from competition.submission.testset import TestSet
 from competition.submission.validate import ValidationReport
 from competition.submission.writer import MaskItem, ObjectsItem, write_submission
+from competition.text import format_count
 
 SUBMISSIONS_FOLDER = Path("submissions")
 
@@ -99,8 +100,8 @@ def submit(
     _check_images_readable(tests)
     predictor = EnsemblePredictor(ensemble, tests.rows[0], context)
     say(
-        f"{sum(map(len, predictor.checkpoints.values()))} networks of {len(runs)} "
-        f"run{'s' * (len(runs) > 1)}, {len(tests)} test cases"
+        f"{format_count(sum(map(len, predictor.checkpoints.values())), 'network')} of "
+        f"{format_count(len(runs), 'run')}, {format_count(len(tests), 'test case')}"
     )
     for run in runs:
         if is_imported(run.exp):

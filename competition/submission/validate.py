@@ -24,6 +24,7 @@ from competition.submission.reader import (
     open_rows,
     read_sample,
 )
+from competition.text import format_count
 
 MAX_PROBLEMS = 20  # maximum number of stored problems, because one mistake often affects every row
 _MISSING_VALUES = {"nan", "none", "null", "<na>"}  # texts that table libraries may write for an empty cell
@@ -59,9 +60,9 @@ class ValidationReport:
         """
         if self.problems:
             rest = len(self.problems) - 1
-            more = f" ({rest} more problem{'s' * (rest > 1)})" if rest else ""
+            more = f" The file has {format_count(rest, 'more problem')}." if rest else ""
             raise MaskfoldError(
-                f"{self.path.name}: {self.problems[0].rstrip('.')}{more}.",
+                f"{self.path.name}: {self.problems[0].rstrip('.')}.{more}",
                 "Write the file with `maskfold submit`, or correct these rows.",
             )
 
@@ -275,7 +276,8 @@ def _check_row(
         findings.add(f"{_location(row)}: {decoded.message}")
     elif not decoded and row.text.strip() != layout.rle.empty.strip():
         findings.add(
-            f"{_location(row)}: an empty mask is written as a text without pixels, expected {_empty_token(layout)}."
+            f"{_location(row)}: an empty mask is written as run lengths without pixels, "
+            f"expected {_empty_token(layout)}."
         )
 
 

@@ -196,7 +196,7 @@ class _TextStore:
         first = self.shapes.setdefault(key, shape)
         if shape != first:
             raise MaskfoldError(
-                f"A mask of {format_key(key)} has the shape {shape}, expected {first}, the shape of its first mask.",
+                f"A mask of {format_key(key)} has the shape {shape}, expected {first}, the shape of the first mask.",
                 "Resize the masks to the size of the image.",
             )
         if key in self._offsets and not self.profile.several_masks:
@@ -278,7 +278,7 @@ class _TextStore:
             hint = nearest_hint(case_id, self._names.ids) if image is None else ""
             raise MaskfoldError(
                 f"{self.sample.path} has no row for {format_key((case_id, cls))}{hint}.",
-                "Correct test.images, or use the sample that belongs to these images.",
+                "Change test.images, or use the sample that belongs to these images.",
             )
         return image, cls
 

@@ -144,8 +144,8 @@ def log_upload(record: Mapping[str, Any], files: tuple[Path, ...] = ()) -> str |
         return _log_upload(store, folder, record, files)
     except Exception as error:  # noqa: BLE001 - no error of MLflow, its database or the network may stop an upload
         logger.warning(
-            "The upload cannot be stored in MLflow (%s): %s. It is in the ledger's file, and `maskfold "
-            "ledger` tries again.",
+            "The upload cannot be stored in MLflow (%s): %s. The ledger has the upload, and `maskfold "
+            "ledger` sends it to MLflow again.",
             store.display_uri,
             _first_line(error),
         )

@@ -36,7 +36,7 @@ from competition.runs.lock import run_lock
 from competition.runs.oof import open_store, stored_shapes
 from competition.runs.run import CACHE_FOLDER, FOLDS_FILE, RUNS_FOLDER, Run, edited_error, read_skipped, run_hash
 from competition.runs.summary import SCORES_FILE, write_summary
-from competition.text import format_number, join_names
+from competition.text import format_count, format_number, join_names
 from competition.training.soup_selection import fold_scores, score_interval, select_soup
 
 
@@ -372,7 +372,8 @@ def _check_same_training(run: Run) -> None:
                 f"Set run.devices={result.devices}, or start another run with --new.",
             )
         if (result.restored and on_nan != "restore") or (result.skipped and on_nan == "restore"):
-            how = f"was restored {result.restored} times" if result.restored else f"skipped {result.skipped} steps"
+            restored, skipped = format_count(result.restored, "time"), format_count(result.skipped, "step")
+            how = f"was restored {restored}" if result.restored else f"skipped {skipped}"
             raise MaskfoldError(
                 f"{run.member_folder(result.fold, result.seed)} {how}, but training.on_nan is now {on_nan}, "
                 "so other folds would react in another way.",

@@ -207,7 +207,7 @@ def build_extra_data(job: FoldJob, run: Run, context: Context) -> ExtraTrainingD
         if resumed and recorded is not None and recorded.get("pseudo", {}).get("teachers") != summary["teachers"]:
             raise MaskfoldError(
                 f"The teachers of {job.folder.name} have changed since this fold was started: the weights of "
-                f"{', '.join(teachers[0].names)} are others.",
+                f"{', '.join(teachers[0].names)} differ from those at the start.",
                 f"To train this fold from the beginning, delete {job.folder}. Or start another run with --new.",
             )
         labelled_folders, confidence = _pseudo_label_cases(rows, teachers, exp, job, context)

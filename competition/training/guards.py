@@ -20,6 +20,7 @@ from competition.inference.predict import HOST_MEMORY_HINT, free_unused_memory, 
 from competition.io import json_digest, read_record, write_json
 from competition.models.execution import arrange, memory_format
 from competition.models.interface import error_in_one_line, flatten_tensors
+from competition.text import format_count
 from competition.training.distributed import DistributedContext
 
 if TYPE_CHECKING:
@@ -153,14 +154,15 @@ class NonFiniteGuard:
             if skipped < self.policy.skip:
                 return "skip"
             raise MaskfoldError(
-                f"{problem}; the fold has already skipped {skipped} steps.",
+                f"{problem}; the fold has already skipped {format_count(skipped, 'step')}.",
                 f"{hint}. training.on_nan={{skip: {2 * skipped}}} allows more such steps.",
             )
         if self.policy == "restore":
             if restored < MAX_RESTORES:
                 return "restore"
             raise MaskfoldError(
-                f"{problem}, although the learning rate was already halved {restored} times.", f"{hint}."
+                f"{problem}, although the learning rate was already halved {format_count(restored, 'time')}.",
+                f"{hint}.",
             )
         raise MaskfoldError(
             f"{problem}.",

@@ -199,7 +199,7 @@ def training_cases(run: Run, fold: int, seed: int, context: Context = Context())
         return _read(path)
     if run.exp.pseudo is not None or run.exp.extras:
         raise MaskfoldError(
-            f"{name} was trained on additional data, but its {LINEAGE_FILE}, which lists them, is missing.",
+            f"{name} was trained on additional data, but {LINEAGE_FILE}, the list of these data, is missing.",
             RESTORE_HINT,
         )
     return [labelled_cases(run, fold), *initial_weights_cases(run, fold, context)]
@@ -292,8 +292,8 @@ def check_initial_weights(source: Path, job: FoldJob, run: Run) -> Path:
         member, training_cases(source_run, job.fold, 0, Context(job.trust)), HeldOutCases(run, job.fold)
     ):
         raise MaskfoldError(
-            f"init_from: {member} was trained on cases that fold {job.fold} validates, so its scores would "
-            f"be too good:{format_leaks(all_leaks)}.",
+            f"init_from: {member} was trained on cases that fold {job.fold} validates, so the scores of "
+            f"this fold would be too good:{format_leaks(all_leaks)}.",
             "Use the same folds in both experiments (folds.scheme: file).",
             status=2,
         )

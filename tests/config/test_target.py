@@ -71,7 +71,7 @@ def test_found(path: str, kind: Any, found: Any) -> None:
         ("torch.nn:ReLU", ["import path"]),
         ("torch.nn.functional.relu", ["is a function"]),
         ("torch.float32", ["is a dtype", "trusted"]),
-        ("torch.optim.AdamW", ["not a torch Module"]),
+        ("torch.optim.AdamW", ["AdamW", "torch Module"]),
         ("monai.networks.nets.unet", ["is a module", "UNet"]),
         ("segmentation_models_pytorch.UNET", ["has no UNET", "Unet"]),
         ("monai.netwroks.nets.UNet", ["has no netwroks", "networks"]),

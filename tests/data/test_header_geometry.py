@@ -66,7 +66,7 @@ SHIFTED = MM + np.array([[0, 0, 0, 0.0015], *3 * [[0] * 4]])
             MICRON,
             np.diag([-0.4, 0.4, 0.4, 1.0]),
             "micron",
-            r"im/a\.nii\.gz has the orientation RAS, la/a\.nii\.gz has LAS",
+            r"im/a\.nii\.gz has the orientation RAS, but la/a\.nii\.gz has LAS",
         ),
         (MICRON, np.diag([0.8, 0.8, 0.8, 1.0]), "micron", r"voxel \(511, 63, 7\) in .* are 515 voxels"),
         (MM, np.diag([0.9775, 0.9775, 1.0009, 1.0]), "mm", r"voxel \(511, 63, 7\) in .* are 0\.47\d voxels"),
@@ -90,7 +90,7 @@ def test_the_key_is_about_masks_only(tmp_path: Path) -> None:
     host(tmp_path, np.eye(4), np.eye(4), (20, 24, 16))
     images = {"one": "im/{id}.nii.gz", "two": "two/{id}.nii.gz"}
     train = {"images": images, "masks": "la/{id}.nii.gz", "masks_on_image_grid": True}
-    with pytest.raises(MaskfoldError, match=r"im/a\.nii\.gz has the orientation RAS, two/a\.nii\.gz has LAS"):
+    with pytest.raises(MaskfoldError, match=r"im/a\.nii\.gz has the orientation RAS, but two/a\.nii\.gz has LAS"):
         case_table(competition(tmp_path, dimensions=3, train=train))
 
 
@@ -105,7 +105,7 @@ def test_masks_a_thousandth_of_a_voxel_away_are_accepted(tmp_path: Path, mask: n
 def test_a_header_without_codes_says_nothing_of_its_place(tmp_path: Path) -> None:
     comp = host(tmp_path, np.eye(4), np.eye(4), (20, 24, 16))
     patched(tmp_path / "la/a.nii.gz", qcode=0, scode=0)
-    with pytest.raises(MaskfoldError, match=r"la/a\.nii\.gz has no orientation .*, im/a\.nii\.gz has RAS"):
+    with pytest.raises(MaskfoldError, match=r"la/a\.nii\.gz has no orientation .*, but im/a\.nii\.gz has RAS"):
         case_table(comp)
     patched(tmp_path / "im/a.nii.gz", qcode=0, scode=0)
     assert len(case_table(comp)) == 1

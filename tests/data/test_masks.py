@@ -92,6 +92,9 @@ def test_values_that_no_class_has(tmp_path: Path) -> None:
         first_mask(competition(tmp_path, classes=["a", "b"]))
     assert f"{tmp_path / 'masks/a.png'} has label values that belong to no class: found 3, 255." in error.value.message
     assert "label_values" in error.value.hint and "ignore" in error.value.hint
+    one_case(tmp_path, np.array([[0, 3]], np.uint8))
+    with pytest.raises(MaskfoldError, match=r"a\.png has a label value that belongs to no class: found 3\."):
+        first_mask(competition(tmp_path, classes=["a", "b"]))
     one_case(tmp_path, np.array([[0, 255]], np.uint8))
     with pytest.raises(MaskfoldError, match=r"label value .*found 255.*competition.label_values=\[255\]"):
         first_mask(competition(tmp_path))

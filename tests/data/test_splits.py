@@ -204,7 +204,7 @@ def test_folds_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
-        ("id,fold\ncase_000,0\n", "has no row for the case case_001 (and 1 more)"),
+        ("id,fold\ncase_000,0\n", "has no row for the case case_001 and 1 more case"),
         ("id,fold\ncase_000,0\ncase_001,1\n\ncase_02,1\ncase_002,0\n", "line 5: no case has the id case_02; nearest"),
         ("id,fold\ncase_000,0\ncase_001,1\ncase_002,0\ncase_000,1\n", "line 5 repeats the id case_000 of line 2"),
         ("id,fold\ncase_000,0\ncase_001,one\ncase_002,0\n", "line 3: invalid fold of the id case_001: found `one`"),

@@ -228,7 +228,7 @@ def test_one_validated_fold_needs_cases_to_train_on(tmp_path: Path) -> None:
     ("text", "named", "cure"),
     [
         ("id,fold\na,0\nb,1\n", ["{path}", "the case c."], "row"),
-        ("id,fold\na,0\n", ["{path}", "the case b (and 1 more)."], "row"),
+        ("id,fold\na,0\n", ["{path}", "the case b and 1 more case."], "row"),
         ("id,fold\na,0\nb,1\nc,1\ndd,1\n", ["{path}", "line 5", "dd"], "id"),
         ("id,fold\na,0\nb,1\n,1\nc,1\n", ["{path}", "line 4 has no id."], "row"),
         ("id,fold\na,0\nb,1\nc,1\nb,0\n", ["{path}", "line 5", "the id b of line 3"], "row"),

@@ -224,7 +224,7 @@ def test_invalid_arguments_exit_with_status_2(
 def test_no_converted_series_exits_with_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/readme.txt").write_text("nothing")
-    with pytest.raises(MaskfoldError, match=r"no DICOM file: found only 1 files of other formats") as caught:
+    with pytest.raises(MaskfoldError, match=r"no DICOM file: found only 1 file of other formats") as caught:
         dicom_command(tmp_path / "in", tmp_path / "out", "imagesTr", None)
     assert caught.value.status == 1
     write_series(tmp_path / "in", volume((6, 5, 6)))[2].unlink()

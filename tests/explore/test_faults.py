@@ -108,7 +108,7 @@ def test_rows_without_a_mask_beside_others(tmp_path: Path) -> None:
     write_text(tmp_path / "train.csv", "id,rle\na,5 3\na,\nb,\n")
     found = explore(competition(tmp_path, instances=True, train={"images": "images/{id}.png", "rle": "train.csv"}))
     (remark,) = remarks(found, "objects")
-    assert remark == "train.csv has 1 row without a mask, although their images have other rows, such as line 3, id a."
+    assert remark == "In train.csv, images with masks also have 1 row without a mask, such as line 3, id a."
 
 
 def test_skip_turns_skipped_cases_into_remarks(tmp_path: Path) -> None:

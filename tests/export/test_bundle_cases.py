@@ -85,7 +85,7 @@ def test_rows_without_an_image_get_empty_masks_among_others(mounted, tmp_path, c
     assert run_bundle(folder, root, tmp_path / "x.csv") == 0
     header, *lines = rows(submitted)
     assert rows(tmp_path / "x.csv") == [header, ["lost", *lines[0][1:-1], ""], *lines]
-    assert "1 rows of sample_submission.csv have no image" in capsys.readouterr().out
+    assert "1 row of sample_submission.csv without an image" in capsys.readouterr().out
 
 
 def test_without_a_test_image_the_sample_comes_back_empty(mounted, tmp_path):

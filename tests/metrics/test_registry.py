@@ -187,7 +187,7 @@ def test_empty_masks_of_a_distance(distance):  # noqa: F811
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_an_undefined_score_of_a_mask_that_is_not_empty_is_an_error(value):
     with METRICS.temporary("undefined", Metric("undefined", lambda mask, truth: value, Direction.LOWER)):
-        with pytest.raises(MaskfoldError, match="undefined of the class a is (nan|inf) for 0 predicted and 4 true"):
+        with pytest.raises(MaskfoldError, match="undefined of the class a is (nan|inf).* 0 pixels.* 4"):
             scored({"name": "undefined"}, EMPTY, SQUARE)
         assert scored({"name": "undefined"}, EMPTY, EMPTY) == 0.0, "the function is not called"
 
@@ -227,11 +227,8 @@ def test_the_example_of_the_contributors_guide(tmp_path):
     [
         ("{name: surface_dic}", ["competition.yaml, line 5", "metric.name", "dice, f2_iou", "nearest: surface_dice"]),
         ("{name: 5}", ["competition.yaml, line 5", "metric.name", "expected text"]),
-        (
-            "{name: mean_ap, average: global}",
-            ["competition.yaml, line 5", "dice, fbeta, iou, lesion_dice", "found mean_ap"],
-        ),
-        ("{name: dice, args: {beta: 2.0}}", ["metric.args.beta", "set `beta`"]),
+        ("{name: mean_ap, average: global}", ["competition.yaml, line 5", "dice, fbeta, iou, lesion_dice", "mean_ap"]),
+        ("{name: dice, args: {beta: 2.0}}", ["metric.args.beta", "set `metric.beta`"]),
         ("{name: dice, args: {smooth: 2.0}}", ["args.smooth", "not a setting of the metric dice", "no settings"]),
     ],
 )
@@ -312,9 +309,9 @@ def load_experiment_again(folder: Path, exp):
         ("{target: own_metric.area_eror}", ["own_metric has no area_eror", "area_error"]),
         ("{target: own_metric.area_error, args: {wieght: 1}}", ["args.wieght", "did you mean weight"]),
         ("{target: own_metric.Shift}", ["args.power", "missing"]),
-        ("{target: own_metric.area_error, average: global}", ["average: global", "found area_error"]),
+        ("{target: own_metric.area_error, average: global}", ["average: global", "area_error"]),
         ("{sum: [{name: dice}, {target: own_metric.area_error}]}", ["sum", "worse for area_error", "negative weight"]),
-        ("{target: own_metric.pooled}", ["pooled_share=0.5", "competition.metrics"]),
+        ("{target: own_metric.pooled}", ["pooled_share=0.5", "competition/metrics"]),
     ],
 )
 def test_an_own_metric_is_checked_before_the_run(own, section, words):

@@ -100,7 +100,7 @@ REFUSED = {
     made.supervisely: r"ds0/ann/c0\.png\.json may describe the objects",
     made.chaos: r"has DICOM files.*maskfold dicom",
     made.colour_masks: r"are in colours.*255 0 0",
-    made.whole_arrays: r"If one file has many images, write a file for each",
+    made.whole_arrays: r"If one file contains many images, write a file for each",
     made.cellpose_npy: r"`\{id\}_seg\.npy` cannot be read: .*pickled Python objects",
     made.slice_masks: r"`images/\{id\}\.nii\.gz`, but masks of single slices: 8 masks of 4 volumes.*docs/init\.md",
     made.slice_stacks_partly: r"slice_\{z\}\.png`, but masks of single slices: 16 masks of 4 volumes",
@@ -232,7 +232,7 @@ def test_lists_that_contradict_each_other_are_only_told(tmp_path: Path) -> None:
     write_text(tmp_path / "test.txt", "c4\nc5\nc6\n")
     layout = only(tmp_path)
     assert layout.listed is None and layout.test is None
-    assert any("name the same cases, such as c4" in remark for remark in layout.remarks)
+    assert any("such as c4" in remark for remark in layout.remarks)
 
 
 def test_a_text_of_other_words_is_no_list(tmp_path: Path) -> None:

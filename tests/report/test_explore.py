@@ -173,7 +173,7 @@ def test_skipped_cases_are_remarks_and_not_faults(
     assert re.search(
         r"^remark \(left out\): .*p_0.* `maskfold cv` skips this case \(on_bad_case: skip\)\.$", said, re.MULTILINE
     )
-    assert "on_bad_case=skip" not in said and "0 faults, 1 remarks" in said
+    assert "on_bad_case=skip" not in said and "0 faults, 1 remark" in said
     assert re.search(r"^skipped by cv +1 +0$", said, re.MULTILINE)
     (tmp_path / "data" / "masks" / "p_0.jpg").write_bytes(b"")
     file = competition_yaml(tmp_path, tmp_path / "data", on_bad_case="skip", classes=["cell", "never"])

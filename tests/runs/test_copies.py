@@ -82,7 +82,8 @@ def test_another_png_of_the_same_pixels_is_in_the_same_fold(data, tiny):
     assert run.fold_of()[ORIGINAL] == run.fold_of()[COPY]
     assert run.groups() is None or run.groups()[COPY] == ORIGINAL
     assert notes == [
-        f"note: cases {ORIGINAL} and {COPY} have the same pixels in different files; they are kept in the same fold"
+        f"note: the cases {ORIGINAL} and {COPY} have the same pixels in different files, so they are kept in the same "
+        "fold"
     ]
     again = open_run(exp, "demo2d-tiny")
     assert again.folder == run.folder and again.folds.equals(run.folds), "the next command has the same folds"
@@ -152,7 +153,7 @@ def test_near_duplicates_are_in_one_fold_on_request(data, tiny, change):
     near, notes = folds_of(tiny(2, *words, "folds.duplicates=near"))
     assert near.fold_of()[ORIGINAL] == near.fold_of()[COPY] and near.folder != run.folder
     assert notes == [
-        f"note: cases {ORIGINAL} and {COPY} look the same (near-duplicates); they are kept in the same fold"
+        f"note: the cases {ORIGINAL} and {COPY} look the same (near-duplicates), so they are kept in the same fold"
     ]
     again, notes = folds_of(tiny(2, *words, "folds.duplicates=near"))
     assert again.folds.equals(near.folds) and notes == []

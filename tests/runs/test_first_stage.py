@@ -228,11 +228,11 @@ def test_other_cases_are_refused_in_both_directions(first, finished, tiny):
     left_out = next(iter(first.fold_of()))
     fewer = f"competition.train.exclude=[{left_out}]"
     folds = ("folds.scheme=file", f"folds.file={first.folder / 'folds.csv'}")
-    with pytest.raises(MaskfoldError, match="is a case only of that run") as caught:
+    with pytest.raises(MaskfoldError, match="is only in that run") as caught:
         prepare_run(second_run(tiny, first, fewer, *folds))
     assert left_out in str(caught.value) and caught.value.status == 2
     small = finished(tiny(3, *OWN_GRID, fewer), "demo3d-small")
-    with pytest.raises(MaskfoldError, match="is not a case of that run") as caught:
+    with pytest.raises(MaskfoldError, match="is not in that run") as caught:
         prepare_run(second_run(tiny, small))
     assert left_out in str(caught.value) and caught.value.status == 2
 
@@ -241,7 +241,7 @@ def test_a_case_that_only_the_second_run_skips_is_no_other_case(first, tiny):
     run = second_run(tiny, first)
     case = next(iter(first.fold_of()))
     check_same_cases(run.without_cases({case: "unreadable"}), first)
-    with pytest.raises(MaskfoldError, match="is not a case of that run"):
+    with pytest.raises(MaskfoldError, match="is not in that run"):
         check_same_cases(run, first.without_cases({case: "unreadable"}))
 
 

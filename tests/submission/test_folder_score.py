@@ -155,7 +155,7 @@ def test_the_command(folders, tmp_path):
     for words, message in (
         ([str(folders[0])], "--truth"),
         ([str(tmp_path / "s.csv")], "--competition"),
-        ([str(folders[0]), "--truth", str(folders[1]), "root=x"], "only for a CSV"),
+        ([str(folders[0]), "--truth", str(folders[1]), "root=x"], "are for a CSV"),
         ([str(folders[0]), "--truth", str(folders[1]), "--missing", "no"], "--missing"),
         ([str(folders[0]), "--truth", str(folders[1]), "--tolerances", "a"], "--tolerances"),
         ([str(folders[0]), "--truth", str(folders[1]), "-o", str(tmp_path)], "--output"),

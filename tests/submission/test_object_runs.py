@@ -227,7 +227,9 @@ def _pictures_report(path: Path, layout: Profile, shapes: dict[str, tuple[int, .
                 problems.append(f"{location}: {error.message}")
                 continue
             if not objects and row.text.strip() != token.strip():
-                problems.append(f"{location}: an empty mask is written as a text without pixels, expected {empty}.")
+                problems.append(
+                    f"{location}: an empty mask is written as run lengths without pixels, expected {empty}."
+                )
             for mask in objects if occupied is not None else ():
                 assert occupied is not None
                 shared = int(np.count_nonzero(occupied & mask))

@@ -38,8 +38,8 @@ def check(folder: Path, rows: str, profile: Profile = SALT, sample: str | None =
     [
         (["The first is an X."], "s.csv: The first is an X."),
         (["Without a full stop"], "s.csv: Without a full stop."),
-        ([".hidden is wrong.", "Two."], "s.csv: .hidden is wrong (1 more problem)."),
-        (["One.", "Two.", "Three."], "s.csv: One (2 more problems)."),
+        ([".hidden is wrong.", "Two."], "s.csv: .hidden is wrong. The file has 1 more problem."),
+        (["One.", "Two.", "Three."], "s.csv: One. The file has 2 more problems."),
     ],
 )
 def test_the_first_problem_is_said_and_the_others_are_counted(problems: list[str], wrong: str) -> None:
@@ -158,14 +158,14 @@ ROWS: list[tuple[Profile, str, int, int, list[str]]] = [
         "a,[];b,authentic",
         2,
         1,
-        ["Line 2, the id a: an empty mask is written as a text without pixels, expected `authentic`."],
+        ["Line 2, the id a: an empty mask is written as run lengths without pixels, expected `authentic`."],
     ),
     (
         replace(FORGED, rle=RleFormat(container="json")),
         "a,[];b,",
         2,
         1,
-        ["Line 2, the id a: an empty mask is written as a text without pixels, expected an empty cell."],
+        ["Line 2, the id a: an empty mask is written as run lengths without pixels, expected an empty cell."],
     ),
     # Columns of the image's size, and classes.
     (
@@ -215,7 +215,7 @@ def test_a_cell_of_zlib_without_pixels(tmp_path: Path) -> None:
     nothing = encode(np.zeros((4, 5), bool), VESSELS.rle)
     assert nothing
     assert check(tmp_path, f"a,4,5,0 1 {nothing}", VESSELS).problems == (
-        "Line 2, the id a: an empty mask is written as a text without pixels, expected an empty cell.",
+        "Line 2, the id a: an empty mask is written as run lengths without pixels, expected an empty cell.",
     )
 
 

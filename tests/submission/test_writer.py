@@ -124,7 +124,7 @@ def test_sample_is_checked_before_any_work(tmp_path: Path) -> None:
         ("id,rle_mask\nb,\na,1 1\na,1 1\n", "a duplicate"),
         ("id,mask\nb,\na,1 1\n", "columns"),
         ("id,rle_mask\nb,\na,1 1,\n", "found 3 cells, expected 2"),
-        ("id,rle_mask\nb,nan\na,1 1\n", "found `nan`"),
+        ("id,rle_mask\nb,nan\na,1 1\n", "written as `nan`"),
         ("id,rle_mask\nb,\na,1 1 2\n", "expected an even number"),
         ("id,rle_mask\nb,\na,9 1 3 1\n", "after that of the previous run"),
         ("id,rle_mask\nb,\na,20 2\n", "a run within"),

@@ -31,12 +31,12 @@ class Sparse:
         if self.unlabelled is not None:
             return (
                 f"{self.unlabelled} fills whole slices and occurs in no other slice, so it may mark slices that nobody "
-                f"drew: check ignore"
+                "drew: check the key ignore"
             )
         if self.single:
             return (
-                "in most volumes, only single slices between empty slices have a mask: if nobody drew the others, they "
-                f"must be ignored, not read as background; {DOCS}"
+                "in most volumes, only single slices between empty slices have a mask: if nobody drew masks in the "
+                f"other slices, these slices must be ignored, not read as background; {DOCS}"
             )
         return ""
 

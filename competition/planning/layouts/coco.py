@@ -59,7 +59,7 @@ def find_coco(host: HostFolder) -> list[Layout]:
     if training and len(training) < len(found):
         others = ", ".join(layout.keys["coco"].path for layout in found if layout not in training)
         found = [
-            replace(layout, notes=(*layout.notes, f"{others} also look like COCO files, and are not used"))
+            replace(layout, notes=(*layout.notes, f"not used, although the file looks like a COCO file: {others}"))
             for layout in training
         ]
     if len(found) > 1:
@@ -169,7 +169,7 @@ def _layout(host: HostFolder, coco: CocoFile) -> Layout:
     if coco.missing:
         remarks.append(
             f"{format_count(coco.missing, 'image')} of {coco.path} {'is' if coco.missing == 1 else 'are'} "
-            "left out, because the folder has no file, or several files, of this name"
+            "left out, because the folder has no file, or several files, of that name"
         )
     return Layout(
         "COCO annotations",

@@ -116,7 +116,7 @@ def _layouts(host: HostFolder, series: Series, table: RunTable, test_series: Seq
     without = [case_id for case_id in series.ids if case_id not in named and strip_extension(case_id) not in named]
     if without and series.kind == "single":
         layout = layout.with_remarks(
-            f"{format_count(len(without), 'image')} without a row in {table.path}, whose masks are read as empty"
+            f"{format_count(len(without), 'image')} without a row in {table.path}: read as images with an empty mask"
         )
     layout = find_test(host, layout, test_series)
     if profile is not None:

@@ -70,8 +70,9 @@ def _error(host: HostFolder, image: Series, mask: Series, masks: Sequence[Series
     }
     return MaskfoldError(
         f"{host.root} has volumes `{image.pattern}`, but masks of single slices: {format_count(len(files), 'mask')} of "
-        f"{format_count(count, 'volume')}, such as {min(files)}. Maskfold reads a mask with all slices of a volume.",
-        "Write one label file for each volume, with 255 in the slices that nobody drew, which are then ignored; "
-        "docs/init.md has a script for that, under Masks of single slices.",
+        f"{format_count(count, 'volume')}, such as {min(files)}. "
+        "Maskfold needs one mask file per volume, with all slices of the volume.",
+        "Write one label file for each volume, and fill the slices without a drawn mask with 255, so that training "
+        "ignores these slices. docs/init.md has a script for this, under Masks of single slices.",
         status=2,
     )

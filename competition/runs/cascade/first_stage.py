@@ -20,7 +20,7 @@ from competition.runs.contents import FIRST_STAGE_PREDICTIONS, FIRST_STAGE_WEIGH
 from competition.runs.fold import describe_member
 from competition.runs.imported import refuse_imported
 from competition.runs.run import FOLDS_FILE, Run, load_run
-from competition.text import format_count
+from competition.text import same_problem
 
 if TYPE_CHECKING:
     from types import SimpleNamespace
@@ -42,7 +42,7 @@ def open_first_stage(exp: Experiment, trust: tuple[str, ...] | None = ()) -> Run
     if not folder.is_dir():
         raise MaskfoldError(
             f"first_stage: the run {folder} does not exist.",
-            "Copy its folder back. If it is in another place, add first_stage=FOLDER to the command.",
+            "Copy the folder back. If the folder is in another place, add first_stage=FOLDER to the command.",
         )
     try:
         first = load_run(folder, trust)
@@ -94,15 +94,15 @@ def check_same_cases(run: Run, first: Run) -> None:
     rows, first_rows = run.rows(), first.rows()
     skipped = {case for case, _ in run.skipped}
     problems = (
-        ("is not a case of that run", [case for case in folds if case not in first_folds]),
-        ("is a case only of that run", [case for case in first_folds if case not in folds and case not in skipped]),
-        ("has changed since that run was started", _differing(folds, rows, first_rows)),
+        ("is not in that run", [case for case in folds if case not in first_folds]),
+        ("is only in that run", [case for case in first_folds if case not in folds and case not in skipped]),
+        ("has other files than in that run", _differing(folds, rows, first_rows)),
     )
     for problem, cases in problems:
         if cases:
             raise MaskfoldError(
-                f"first_stage: the two runs do not have the same cases. Compared with the run {first.folder}, "
-                f"{min(cases)} {problem} ({format_count(len(cases), 'such case')}).",
+                f"first_stage: this run does not have the same cases as the run {first.folder}: {min(cases)} {problem}."
+                f"{same_problem(len(cases) - 1, 'case')}",
                 "Train the first stage on the same cases (train.cases, train.exclude), or name another run.",
                 status=2,
             )
@@ -111,13 +111,13 @@ def check_same_cases(run: Run, first: Run) -> None:
         raise MaskfoldError(
             f"first_stage: {len(moved)} of {len(folds)} cases are in another fold than in the run "
             f"{first.folder}. For example, {case} is in fold {folds[case]}, expected {first_folds[case]}.",
-            f"Use the same folds: folds.scheme=file folds.file={first.folder / FOLDS_FILE}",
+            f"Use the folds of that run: add folds.scheme=file folds.file={first.folder / FOLDS_FILE} to the command.",
             status=2,
         )
     if unpredicted := [case for case, fold in folds.items() if fold < 0]:
         raise MaskfoldError(
             f"first_stage: no fold of the run {first.folder} validates {len(unpredicted)} of {len(folds)} "
-            f"cases, for example {min(unpredicted)}, so the run has no out-of-fold predictions of them.",
+            f"cases, for example {min(unpredicted)}, so that run has no out-of-fold predictions of these cases.",
             "Use a scheme in which every case is in a validated fold, such as folds.scheme=kfold, in both experiments.",
             status=2,
         )
@@ -179,8 +179,9 @@ def first_stage_for_prediction(run: Run, context: Context = Context()) -> Run:
     expected = None if record is None else record.contents.get(FIRST_STAGE_WEIGHTS)
     if expected is not None and _weights_digest(first) != expected:
         raise MaskfoldError(
-            f"{describe_content(FIRST_STAGE_WEIGHTS, run.exp)} changed after the run {run.folder} was "
-            "started, so its networks would get other predictions than those with which they were trained.",
+            f"{describe_content(FIRST_STAGE_WEIGHTS, run.exp)} changed after the run {run.folder} was started. The "
+            f"networks of the run {run.folder.name} were trained with predictions of the former weights, so their "
+            "input would now differ.",
             "Restore the former weights, or start another run with --new.",
         )
     return replace(first, exp=with_current_settings(first.exp, run.exp))

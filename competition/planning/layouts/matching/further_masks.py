@@ -45,11 +45,11 @@ def with_further_masks(host: HostFolder, layout: Layout, further: Mapping[str, s
             masks=_pattern(layout),
             mask_files={"": together},
             reasons=layout.reasons
-            | {"train.masks": f"{count} belong to images that already have a mask; `*` matches all of them"},
+            | {"train.masks": f"{count} belong to images that already have a mask; `*` matches all masks of an image"},
         )
     if together is None or any(_overlap(host, paths) for paths in together.values() if len(paths) > 1):
         yield layout.with_remarks(
-            f"{_shown(further)}. They are not used; if they are masks, write a single mask for each image"
+            f"{_shown(further)}. These files are not used; if they are masks, write a single mask for each image"
         )
 
 

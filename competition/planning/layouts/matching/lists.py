@@ -40,7 +40,9 @@ def apply_lists(layout: Layout) -> Layout:
     test = lists.get("test", ("", set()))[1]
     named = " and ".join(dict.fromkeys(path for path, _ in lists.values()))
     if own & test:
-        return layout.with_remarks(f"{named} name the same cases, such as {min(own & test)}: not used")
+        return layout.with_remarks(
+            f"training and test cases in {named} overlap, such as {min(own & test)}, so these lists are not used"
+        )
     kept = [case_id for case_id in layout.ids if (case_id in own if own else case_id not in test)]
     if not kept:
         return layout
