@@ -437,7 +437,7 @@ def read_csv(path: Path, columns: dict[str, str]) -> pandas.DataFrame:
         MaskfoldError: the file is missing, broken or empty, or lacks a column.
     """
     if not path.is_file():
-        near = nearest_names(path.name, sorted(p.name for p in path.parent.glob("*.csv")), count=3, cutoff=0.0)
+        near = nearest_names(path.name, sorted(p.name for p in path.parent.glob("*.[ct]sv")), count=3, cutoff=0.0)
         files = f"; its folder has {', '.join(near)}" if near else ""
         raise MaskfoldError(
             f"The table {path} does not exist{files}.",

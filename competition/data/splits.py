@@ -26,7 +26,7 @@ from competition.text import and_more, join_names, nearest_hint
 if TYPE_CHECKING:
     import pandas
 
-FILE_RULE = re.compile(r"(?P<file>[^:]+\.csv):(?P<column>.+)", re.IGNORECASE)
+FILE_RULE = re.compile(r"(?P<file>[^:]+\.(?:csv|tsv)):(?P<column>.+)", re.IGNORECASE)
 TRAIN_ONLY, HELD_OUT = -1, -2  # fold numbers of cases that are not validated
 
 

@@ -40,8 +40,9 @@ MIN_SMALL_FOLDERS, MAX_SMALL_FOLDER = (
 
 def find_groups(layout: Layout) -> Layout:
     """Add the keys `group` and `stratum` to a layout, if its case ids or a table of the host define them."""
-    group, group_reason = _from_tables(layout, GROUP_WORDS, _groups_several)
-    stratum, stratum_reason = _from_tables(layout, STRATUM_WORDS, _is_stratum)
+    group, group_reason, group_conflicts = _from_tables(layout, GROUP_WORDS, _groups_several)
+    stratum, stratum_reason, stratum_conflicts = _from_tables(layout, STRATUM_WORDS, _is_stratum)
+    layout = layout.with_remarks(*group_conflicts, *stratum_conflicts)
     if not group and (found := guess_group_rule(layout.ids)) is not None:
         rule, counts = found
         example = next(name for name, count in counts.items() if count > 1)
@@ -83,7 +84,16 @@ def _pairs(folders: Mapping[str, str], beginnings: Mapping[str, str]) -> set[tup
     return {(folder, beginnings.get(case_id, "")) for case_id, folder in folders.items()}
 
 
-def _from_tables(layout: Layout, some: frozenset[str], accept: Callable[[Counter[str]], bool]) -> tuple[str, str]:
+def _from_tables(
+    layout: Layout, some: frozenset[str], accept: Callable[[Counter[str]], bool]
+) -> tuple[str, str, list[str]]:
+    """Find a column of a table whose name has one of some words, and whose values the cases may share.
+
+    Returns:
+        The rule for `group` or `stratum`, and its reason, both empty if there is no such column; and a remark for each
+        column that is not used because a case has two values in it.
+    """
+    conflicts = []
     for path in layout.folder.tables:
         file = layout.folder.root / path
         if path == layout.keys.get("train.rle") or file.stat().st_size > MAX_TABLE_BYTES or ":" in path:
@@ -100,6 +110,15 @@ def _from_tables(layout: Layout, some: frozenset[str], accept: Callable[[Counter
             if name == ids or some.isdisjoint(_words_of_column(name)):
                 continue
             values = dict(zip(table[ids], table[column], strict=True))
+            twice = next(
+                (key for key, value in zip(table[ids], table[column], strict=True) if values[key] != value), None
+            )
+            if twice is not None:
+                conflicts.append(
+                    f"{path} has several rows with different values of {name} for the id {twice}, so this column is "
+                    "not used; correct the table and run init again"
+                )
+                continue
             plain = {strip_extension(case_id): value for case_id, value in values.items()}
             found = [values.get(case_id, plain.get(case_id, "")) for case_id in layout.ids]
             counts = Counter(found)
@@ -110,8 +129,9 @@ def _from_tables(layout: Layout, some: frozenset[str], accept: Callable[[Counter
                         f"the column {name} of {path} has {format_count(len(counts), 'value')} for "
                         f"{format_count(len(found), 'case')}"
                     ),
+                    conflicts,
                 )
-    return "", ""
+    return "", "", conflicts
 
 
 def _words_of_column(name: str) -> set[str]:
@@ -133,14 +153,16 @@ def _is_stratum(counts: Counter[str]) -> bool:
 def _id_column(table: pandas.DataFrame, ids: tuple[str, ...]) -> str | None:
     """Return the column of a table that contains the ids of all training cases.
 
-    This is the column `id`, or, without such a column, the only column with all ids. Return None if there is none.
+    This is the column `id`, or, without such a column, the only column with all ids. A column in which no id repeats
+    has priority. Return None if there is no such column.
     """
     wanted = set(ids)
     complete = []
     for column in table.columns:
         values = set(table[column])
-        if wanted <= values | {strip_extension(value) for value in values} and table[column].is_unique:
+        if wanted <= values | {strip_extension(value) for value in values}:
             complete.append(str(column))
+    complete = [column for column in complete if table[column].is_unique] or complete
     if "id" in table.columns:
         return "id" if "id" in complete else None
     return complete[0] if len(complete) == 1 else None

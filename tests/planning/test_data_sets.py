@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from competition.config.competition import Competition
 from competition.data.cases import case_rows, case_table
 from competition.data.masks import load_mask
+from competition.data.splits import group_values
 from competition.errors import MaskfoldError
 from competition.planning.choice import describe_candidates, order_candidates
 from competition.planning.find import find_layouts
@@ -542,3 +544,39 @@ def test_a_column_groups_the_cases_unless_values_are_missing(
         write_png(tmp_path / "masks" / f"x{number}y.png", mask)
     table(tmp_path / "meta.csv", ("image", column), [(f"x{number}y", value) for number, value in enumerate(values)])
     assert only(tmp_path).keys.get("group") == (f"meta.csv:{column}" if used else None)
+
+
+@pytest.mark.parametrize(
+    ("name", "further", "group", "groups"),
+    [
+        ("meta.tsv", [], "meta.tsv:patient", 4),
+        ("meta.csv", [("x3y", "P1")], "meta.csv:patient", 4),  # the same row twice
+        ("meta.csv", [("x3y", "P0")], None, None),  # another patient for the same image
+    ],
+)
+def test_a_table_with_tabs_or_with_repeated_rows_groups_the_cases(
+    tmp_path: Path, name: str, further: list[tuple[str, str]], group: str | None, groups: int | None
+) -> None:
+    for number in range(8):
+        image, mask = picture(number)
+        write_png(tmp_path / "images" / f"x{number}y.png", image)
+        write_png(tmp_path / "masks" / f"x{number}y.png", mask)
+    rows = [*((f"x{number}y", f"P{number // 2}") for number in range(8)), *further]
+    separator = "\t" if name.endswith(".tsv") else ","
+    (tmp_path / name).write_text("\n".join(separator.join(row) for row in [("image", "patient"), *rows]) + "\n")
+    layout = only(tmp_path)
+    assert layout.keys.get("group") == group
+    if group is None:
+        assert any("patient" in remark and "x3y" in remark for remark in layout.remarks)
+        return
+    comp = Competition.model_validate(
+        {
+            "name": "table",
+            "root": str(tmp_path),
+            "dimensions": 2,
+            "classes": ["a"],
+            "train": {"images": "images/{id}.png", "masks": "masks/{id}.png"},
+            "group": group,
+        }
+    )
+    assert len(set(group_values(comp, list(layout.ids), "group") or [])) == groups
