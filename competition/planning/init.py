@@ -296,7 +296,7 @@ def remarks_of(done: Initialised) -> list[str]:
         remarks.append(
             f"check: {format_count(len(unused), 'image file')} of {len(done.layout.folder.images)} "
             f"{'is' if len(unused) == 1 else 'are'} not used, such as {unused[0]}. If they are cases, "
-            "correct train.images"
+            "change train.images, or test.images if they have no masks"
         )
     return remarks + [f"note: {note}" for note in done.layout.notes]
 
