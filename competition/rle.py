@@ -622,7 +622,7 @@ def decompress_counts(text: str, size: int) -> str:
         counts = decompressor.decompress(raw, limit + 1)
         if len(counts) > limit:
             raise RleError(
-                f"COCO counts: found more than {limit} characters, which is the maximum for {size} pixels.",
+                f"COCO counts: found more than {limit} characters, expected at most {limit} for the size of {size}.",
                 "Check the size of the mask.",
             )
         if not decompressor.eof:

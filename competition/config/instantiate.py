@@ -262,7 +262,7 @@ def _check_kind(resolved: Any, kind: type | tuple[type, ...] | None, path: str, 
     if not issubclass(resolved, kinds):
         raise MaskfoldError(
             f"{key}: the class `{path}` is not derived from {expected}.",
-            f"Set {key} to a class that is derived from {expected}.",
+            f"Name a class that is derived from {expected}.",
             status=2,
         )
 

@@ -159,7 +159,7 @@ def test_only_the_listed_test_cases_are_read(tmp_path: Path) -> None:
         other = competition_for_folder(comp, tmp_path / "new" / "images")
         assert case_table(other, "test")["id"].tolist() == ["d", "e"]
     comp = competition(tmp_path, test={"images": "images/{id}.png", "cases": ["x"]})
-    with pytest.raises(MaskfoldError, match=r"test\.cases lists the unknown case id x") as caught:
+    with pytest.raises(MaskfoldError, match=r"test\.cases: .* id x") as caught:
         case_table(comp, "test")
     assert caught.value.status == 2
 

@@ -153,7 +153,7 @@ def test_a_busy_server_is_retried(host: Host, tmp_path: Path) -> None:
 
 def test_a_wrong_checksum_leaves_nothing(host: Host, tmp_path: Path) -> None:
     source = RemoteFile(host.url, len(host.content), "0" * 32)
-    with pytest.raises(MaskfoldError, match=f"found {host.source().expected_md5}, expected 0000"):
+    with pytest.raises(MaskfoldError, match=f"found .*{host.source().expected_md5}, expected 0000"):
         fetched(source, tmp_path / "toy")
     assert list(tmp_path.iterdir()) == []
 

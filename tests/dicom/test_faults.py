@@ -306,7 +306,8 @@ def test_the_real_study_with_faults(tmp_path: Path) -> None:
     assert rows["T2_reg"].reason.startswith("a slice is missing between")
     assert rows["FLAIR_reg"].reason.startswith(f"{cut.name} is truncated")
     # The copy or the original may sort first: one of them is ignored.
-    assert {"again", by_series["T1post"][5].name} == set(rows["T1post"].ignored.split(" repeats "))
+    words = set(rows["T1post"].ignored.split())
+    assert {"again", by_series["T1post"][5].name} <= words and not words & {cut.name}
     assert rows["T1post"].shape == "280x320x22"
 
 

@@ -109,7 +109,7 @@ def test_a_sum_over_all_cases():
         ("{sum: [{name: dice, weight: .nan}]}", ["weight"]),
         ("{sum: [{name: uw_madison}]}", ["uw_madison", "slices"]),
         ("{sum: [{name: dice}], args: {beta: 1}}", ["`sum` cannot be combined"]),
-        ("{sum: [{name: hd95}], average: global}", ["average: global", "found hd95"]),
+        ("{sum: [{name: hd95}], average: global}", ["average: global", "hd95"]),
         ("{sum: [{name: dice, wieght: 1.0}]}", ["wieght", "weight"]),
         ("{sum: dice}", ["metric.sum"]),
     ],

@@ -139,7 +139,7 @@ def test_patch_that_does_not_fit_names_the_nearest_sizes() -> None:
     args = {"channels": [4, 8, 8, 8], "strides": [2, 2, 2]}
     with pytest.raises(MaskfoldError, match=r"patch\.size: found \[36, 32, 20\]") as caught:
         validate_network(experiment(NETS + "UNet", args, dims=3, size=[36, 32, 20]), 1)
-    assert "[32, 32, 16] and [40, 32, 24]" in caught.value.hint
+    assert "[32, 32, 16] or [40, 32, 24]" in caught.value.hint
     for size in ([32, 32, 16], [40, 32, 24]):
         validate_network(experiment(NETS + "UNet", args, dims=3, size=size), 1)
 
@@ -153,7 +153,7 @@ def test_each_axis_has_its_own_multiple() -> None:
     }
     with pytest.raises(MaskfoldError) as caught:
         validate_network(experiment(NETS + "DynUNet", args, dims=3, size=[18, 16, 5]), 1)
-    assert "[16, 16, 5] and [20, 16, 5]" in caught.value.hint
+    assert "[16, 16, 5] or [20, 16, 5]" in caught.value.hint
 
 
 def test_patch_too_small_for_the_network() -> None:

@@ -31,7 +31,7 @@ def test_page_and_table(planted: PlantedRun, tmp_path: Path, capsys: pytest.Capt
         writer.writeheader()
         writer.writerows([rows[0] | {"exclude": "x"}, *rows[1:]])
     review_command(words, page, 0, ())
-    assert "The answers for 1 case in " in capsys.readouterr().out
+    assert "The answers for 1 case that were already in " in capsys.readouterr().out
 
 
 def test_refusals(planted: PlantedRun, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_a_network_that_is_not_clearly_better_is_warned_of(finished, tiny):
         baseline_lines(run)
     (run.folder / SUMMARY_FILE).unlink()
     warnings = [line for line in baseline_lines(run) if line.startswith("warning: ")]
-    assert len(warnings) == 2 and "not clearly better than the best constant mask (Dice -0." in warnings[0]
+    assert len(warnings) == 2 and "than the best constant mask (difference of Dice -0." in warnings[0]
     assert "the best threshold (" in warnings[1]
 
 

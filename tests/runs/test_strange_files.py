@@ -123,7 +123,7 @@ def test_without_a_table_the_free_memory_is_the_limit(tmp_path: Path, monkeypatc
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     prediction(tmp_path, with_shape)
     for shapes in (None, {"a": (3, HUGE, HUGE)}):  # the stranger changed the table as well
-        with pytest.raises(MaskfoldError, match=r"it needs 24\.0 GiB of memory, 1\.0 GiB are free"):
+        with pytest.raises(MaskfoldError, match=r"needs 24\.0 GiB .* 1\.0 GiB are free"):
             OofStore(tmp_path, "float16", shapes).read("a")
 
 
@@ -182,7 +182,7 @@ def test_weights_larger_than_the_free_memory(tmp_path: Path, monkeypatch: pytest
     sparse_weights(path, [1, 1 << 28])
     memory = psutil.virtual_memory()._replace(available=2**29)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
-    with pytest.raises(MaskfoldError, match=r"it has 1\.0 GiB, 0\.5 GiB of memory are free"):
+    with pytest.raises(MaskfoldError, match=r"has 1\.0 GiB.* 0\.5 GiB .* free"):
         read_weights(path)
 
 

@@ -189,7 +189,7 @@ def test_a_teacher_that_was_taught_by_a_leaky_one_is_refused_when_that_one_is_go
         prepare_run(open_run(student, "tiny"))
     assert f"full was taught by grandparent/{grandparent.folder.name}/full, which was trained on" in str(error.value)
     (job.folder / "lineage.json").unlink()
-    with pytest.raises(MaskfoldError, match="lineage.json is missing"):
+    with pytest.raises(MaskfoldError, match=r"lineage\.json.* is missing"):
         prepare_run(open_run(student, "tiny"))
 
 
@@ -443,7 +443,7 @@ def test_the_name_of_a_run_follows_what_it_learns_from(tiny, demo2d):
 def test_words_that_make_no_sense_are_refused(tiny):
     with pytest.raises(MaskfoldError, match="`lower` must be at most `upper`"):
         tiny(2, "pseudo={from: x, confidence: {lower: 0.8, upper: 0.7}}")
-    with pytest.raises(MaskfoldError, match="pseudo.from: `nowhere`"):
+    with pytest.raises(MaskfoldError, match=r"pseudo\.from: .*`nowhere`"):
         open_run(tiny(2, "pseudo.from=nowhere"), "tiny")
     teacher = finish(open_run(tiny(2), "teacher"))
     with pytest.raises(MaskfoldError, match="names the run .* twice"):

@@ -80,7 +80,7 @@ def test_what_no_machine_has_is_refused_and_not_waited_for(run, machines):
     ("words", "part"),
     [
         (["run.gpus=1.5"], r"gpus.* found 1\.5"),
-        (["run.devices=2", "run.gpus=1"], r"devices. \(2\).* found 1"),
+        (["run.devices=2", "run.gpus=1"], r"gpus. must be at least 2.*devices.* found 1"),
         (["run.executor=rey"], "ray"),
     ],
 )
