@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from competition.config.competition import Competition, drop_keys_without_effect
+from competition.data.cache import PreprocessedCase
 from competition.data.cases import case_rows, case_table, data_hash
 from competition.data.masks import boundary_mask, load_objects
+from competition.data.preprocessing import preprocess_case
 from competition.errors import MaskfoldError
 from competition.explore import explore
 from competition.explore.cases import count_undeclared_labels
@@ -18,6 +20,7 @@ from competition.explore.summary import class_rows
 from competition.importing.reading import labels_to_probabilities
 from competition.metrics.scoring import score_case
 from tests.data.test_masks import first_mask, one_case
+from tests.data.test_preprocessing import experiment
 from tests.host import competition, write_png
 
 FILES: dict[str, Any] = {"images": "images/{id}.png", "masks": "masks/{id}.png"}
@@ -56,6 +59,17 @@ def test_objects_that_touch_have_a_boundary(tmp_path: Path, keys: dict[str, Any]
     one_case(tmp_path, TOUCHING[:3])
     edge = boundary_mask(objects_of(competition(tmp_path, **keys)), 1)
     np.testing.assert_array_equal(edge, [[False, False, True, True, False, False]] * 3)
+
+
+def test_preprocessed_masks_have_the_boundary_and_the_rings_of_each_number(tmp_path: Path) -> None:
+    one_case(tmp_path, TOUCHING[:3])
+    comp = {"root": str(tmp_path), "classes": ["cell"], **NUMBERED}
+    expected = {"boundary": [1, 1, 2, 2, 1, 1], "rings": [3, 2, 1, 1, 2, 3]}
+    for key, value in (("boundary", 1), ("rings", 3)):
+        exp = experiment(2, comp, **{key: value})
+        (row,) = case_rows(case_table(exp.competition))
+        case = PreprocessedCase.open(preprocess_case(row, exp, tmp_path / "cache"))
+        np.testing.assert_array_equal(case.mask[0, :3, :6], [expected[key]] * 3)
 
 
 def test_ignored_pixels_and_pixels_outside_the_region_belong_to_no_object(tmp_path: Path) -> None:
