@@ -90,6 +90,9 @@ class TrainFiles(ConfigModel):
     # For JPEG masks: values at or above the threshold are the class, lower values are background. Requires one class,
     # or one file per class.
     threshold: PositiveInt | None = None
+    # True: the values of a label file number the objects of its case, so each value above 0 is an object of the only
+    # class. Requires `instances`, one class, and one label file per case.
+    object_numbers: bool = False
     # One region mask per case: pixels where it is 0 are excluded from training and scoring.
     region: str | None = None
     # Use only these ids, or the ids in a CSV's column `id`; None: all cases.
@@ -503,6 +506,8 @@ class Competition(ConfigModel):
                 f"`background: {self.background}` requires one label file per case and exclusive classes, that is "
                 "`train.masks` with one pattern, without `instances` and `train.threshold`"
             )
+        if self.train.object_numbers:
+            self._check_object_numbers()
         if self.train.threshold is not None:
             if isinstance(self.train.masks, str) and len(self.classes) > 1:
                 raise ValueError(
@@ -541,6 +546,26 @@ class Competition(ConfigModel):
             )
         return self
 
+    def _check_object_numbers(self) -> None:
+        masks = self.train.masks
+        if not self.instances:
+            raise ValueError("`train.object_numbers` requires `instances: true`")
+        if len(self.classes) != 1:
+            raise ValueError(
+                f"`train.object_numbers` requires one class, found {len(self.classes)}: {', '.join(self.classes)}, "
+                "because a number does not tell the class of its object"
+            )
+        if not isinstance(masks, str) or "*" in masks.rpartition("/")[2]:
+            raise ValueError(
+                "`train.object_numbers` requires one label file per case, that is `train.masks` with one pattern "
+                f"without * in the file name, found {masks}"
+            )
+        if self.label_values is not None or self.train.threshold is not None:
+            raise ValueError(
+                "`train.object_numbers` cannot be combined with `label_values` and `train.threshold`, because each "
+                "value above 0 is an object; to leave out a value, set `ignore`"
+            )
+
     @property
     def applies_exif(self) -> bool:
         """Whether images and label files are rotated by their EXIF orientation."""
@@ -551,6 +576,13 @@ class Competition(ConfigModel):
         """The values of each class in label files."""
         values = range(1, len(self.classes) + 1) if self.label_values is None else self.label_values
         return [value if isinstance(value, list) else [value] for value in values]
+
+    @property
+    def values_separate_objects(self) -> bool:
+        """Whether pixels of different values in a label file belong to different objects of the only class."""
+        if not self.instances or len(self.classes) > 1 or self.train.threshold is not None:
+            return False
+        return isinstance(self.train.masks, str) and (self.train.object_numbers or len(self.class_values[0]) > 1)
 
     @property
     def has_ignored_pixels(self) -> bool:
@@ -586,6 +618,8 @@ def drop_keys_without_effect(plain: dict[str, Any]) -> None:
     for key in ("threshold", "region"):
         if plain["train"].get(key) is None:
             plain["train"].pop(key, None)
+    if not plain["train"].get("object_numbers"):
+        plain["train"].pop("object_numbers", None)
     for key in ("masks_on_image_grid", "exclude", "weights"):
         # these keys change no case, and the hash of the data covers the selected cases and weights
         plain["train"].pop(key, None)

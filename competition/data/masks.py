@@ -170,8 +170,9 @@ def load_objects(comp: Competition, row: Any) -> CaseObjects:
     """Number the objects of a training case, each with all its pixels.
 
     Each row of run lengths is an object. If the profile says that rows are parts of one mask, all rows of a class are
-    one object. Each file in a folder of instances is an object. In other label files an object is a connected component
-    of a class (8 neighbours in 2D, 26 in 3D).
+    one object. Each file in a folder of instances is an object. With `train.object_numbers`, each value of a label file
+    is an object. In other label files an object is a connected component of a class (8 neighbours in 2D, 26 in 3D). If
+    the only class has several values, all pixels of a component have the same value.
 
     Args:
         comp: the competition.
@@ -191,8 +192,14 @@ def load_objects(comp: Competition, row: Any) -> CaseObjects:
         truth = load_mask(comp, row)
         for index, name in enumerate(comp.classes):
             mask = truth[0] == index + 1 if comp.labels == "exclusive" else truth[index] == 1
+            numbers = mask.view(np.uint8)
+            if masks["kind"] == "labels" and comp.values_separate_objects:
+                numbers = _number_values(comp, row, masks, mask)
+                if comp.train.object_numbers:
+                    canvas.add(comp, _Part(name, numbers))
+                    continue
             # As uint8, because cc3d 4.1 returns wrong labels for some boolean arrays.
-            components = cc3d.connected_components(mask.view(np.uint8), connectivity=8 if mask.ndim == 2 else 26)
+            components = cc3d.connected_components(numbers, connectivity=8 if mask.ndim == 2 else 26)
             canvas.add(comp, _Part(name, components.astype(np.int32, copy=False)))
         return canvas.objects()
     for part in _parts(comp, row, masks, shape):
@@ -200,6 +207,24 @@ def load_objects(comp: Competition, row: Any) -> CaseObjects:
     objects = canvas.objects()
     outside = _outside_region(comp, row, masks, shape)
     return objects if outside is None else objects.without(outside)
+
+
+def _number_values(comp: Competition, row: Any, masks: dict[str, Any], mask: np.ndarray) -> np.ndarray:
+    """Number the values that a case's label file has inside a mask, in ascending order.
+
+    Args:
+        comp: the competition.
+        row: a row of the case table.
+        masks: the sources of the row's truth, of the kind `labels`.
+        mask: (*spatial) bool.
+
+    Returns:
+        (*spatial) int32: 0 outside the mask, and 1…N inside.
+    """
+    labels = _read_label_file(comp, masks["files"], mask.shape, get_column(row, "id"), row_axes(comp, row))
+    numbers = np.zeros(mask.shape, np.int32)
+    numbers[mask] = np.unique(labels[mask], return_inverse=True)[1].reshape(-1) + 1
+    return numbers
 
 
 class _Canvas:
@@ -574,6 +599,7 @@ def _outside_region(comp: Competition, row: Any, masks: dict[str, Any], shape: t
 
 def _labels_to_mask(labels: np.ndarray, path: Path, comp: Competition) -> np.ndarray:
     """Convert label values to the array that `load_mask` returns."""
+    labels = merge_numbers(labels, comp)
     ignored = {} if comp.ignore is None else {comp.ignore: IGNORED}
     known = {comp.background, *ignored, *(value for values_of in comp.class_values for value in values_of)}
     if labels.dtype == np.uint8 and labels.size <= MAX_TRANSLATED:
@@ -589,6 +615,22 @@ def _labels_to_mask(labels: np.ndarray, path: Path, comp: Competition) -> np.nda
     return np.stack(
         [_recode(labels, values, {**dict.fromkeys(values_of, 1), **ignored}) for values_of in comp.class_values]
     )
+
+
+def merge_numbers(labels: np.ndarray, comp: Competition) -> np.ndarray:
+    """Return label values (*spatial) in which 1, the value of the only class, replaces all object numbers.
+
+    Negative values and the ignored value are kept. Without `train.object_numbers`, the array is returned unchanged.
+    """
+    if not comp.train.object_numbers:
+        return labels
+    merged = large_arrays.copy(labels)
+    for block in large_arrays.row_blocks(labels.shape):
+        is_number = labels[block] > 0
+        if comp.ignore is not None:
+            is_number &= labels[block] != comp.ignore
+        merged[block][is_number] = 1
+    return merged
 
 
 def _check_known(unknown: list[int], path: Path, comp: Competition) -> None:

@@ -20,7 +20,7 @@ from competition.data.content.digests import label_files
 from competition.data.duplicates import make_thumbnail
 from competition.data.geometry import header_orientation
 from competition.data.image_types import Header
-from competition.data.masks import IGNORED, CaseObjects, load_mask, load_objects
+from competition.data.masks import IGNORED, CaseObjects, load_mask, load_objects, merge_numbers
 from competition.data.normalisation import GREY_WEIGHTS, convert_channels, may_have_alpha
 from competition.data.readers import load_image, read_header, read_labels
 from competition.errors import MaskfoldError
@@ -152,7 +152,7 @@ def count_undeclared_labels(comp: Competition, files: str | list[str]) -> dict[i
             labels, _ = read_labels(Path(comp.root) / path, dimensions, comp.applies_exif)
         except MaskfoldError:
             continue
-        values, voxels = np.unique(labels, return_counts=True)
+        values, voxels = np.unique(merge_numbers(labels, comp), return_counts=True)
         for value, count in zip(values.tolist(), voxels.tolist(), strict=True):
             if value not in declared:
                 counts[value] = counts.get(value, 0) + count
@@ -394,14 +394,15 @@ def measure_truth(comp: Competition, row: Any, mask: np.ndarray, kind: str) -> T
         row: row of the case table.
         mask: (M, *spatial) from `load_mask`.
         kind: kind of the truth, see `competition.data.cases.find_masks`. If the truth consists of objects (rows of run
-            lengths or instance masks), these are counted. Otherwise an object is a connected component of a class, as
-            in `load_instances`.
+            lengths or instance masks) or its values separate objects, these objects are counted. Otherwise an object
+            is a connected component of a class, as in `load_instances`.
 
     Raises:
         MaskfoldError: the objects cannot be read.
     """
     classes = class_layers(mask, comp)
-    given = load_objects(comp, row) if kind in ("rle", "instances") else None
+    is_listed = kind in ("rle", "instances")  # files or rows, which may overlap or be empty
+    given = load_objects(comp, row) if is_listed or (kind == "labels" and comp.values_separate_objects) else None
     if given is not None and given.hidden:
         objects = [given.of_class(layer, index).sizes() for index, layer in enumerate(classes)]
     elif given is not None:
@@ -415,7 +416,7 @@ def measure_truth(comp: Competition, row: Any, mask: np.ndarray, kind: str) -> T
         int(np.count_nonzero((mask == IGNORED).any(axis=0))),
         is_foreground.size,
         objects,
-        *(_count_overlaps(given) if given is not None and comp.instances else (0, 0, 0)),
+        *(_count_overlaps(given) if given is not None and is_listed and comp.instances else (0, 0, 0)),
         frequency_map(classes),
     )
 

@@ -118,11 +118,11 @@ def class_rows(exploration: Exploration) -> list[Row]:
     for index, name in enumerate(exploration.comp.classes):
         voxels = sum(int(truth.voxels[index]) for truth in truths)
         objects = np.concatenate([*(truth.objects[index] for truth in truths), np.empty(0, np.int64)])
-        value = (
-            "+".join(map(str, exploration.comp.class_values[index]))
-            if isinstance(exploration.comp.train.masks, str)
-            else NO_VALUE
-        )
+        value = NO_VALUE
+        if exploration.comp.train.object_numbers:
+            value = "object numbers"
+        elif isinstance(exploration.comp.train.masks, str):
+            value = "+".join(map(str, exploration.comp.class_values[index]))
         present = sum(bool(truth.voxels[index]) for truth in truths)
         rows.append(
             [

@@ -17,6 +17,7 @@ from competition.config.competition import Competition
 from competition.data.formats.raster import open_raster
 from competition.data.geometry import check_same_grid
 from competition.data.image_types import check_declared_size, check_not_bomb, convert_decoder_errors
+from competition.data.masks import merge_numbers
 from competition.data.readers import extension_of, read_case_header, read_header, read_image, read_labels, row_axes
 from competition.errors import MaskfoldError
 from competition.importing.sources import ARRAYS, CaseFiles
@@ -354,6 +355,7 @@ def labels_to_probabilities(labels: Array, comp: Competition, path: Path) -> Arr
     Raises:
         MaskfoldError: a value belongs to no class.
     """
+    labels = merge_numbers(labels, comp)
     known = {comp.background, *(value for values in comp.class_values for value in values)}
     present = np.unique(labels)
     if unknown := [value for value in present.tolist() if value not in known]:

@@ -226,7 +226,7 @@ def competition_lines(layout: Layout, name: str) -> list[Line]:
     ]
     if layout.masks is not None:
         lines += _pattern_lines(("train", "masks"), layout.masks, reasons.get("train.masks", ""))
-    lines += optional("train.region", "train.missing_masks", "train.threshold", "train.rle")
+    lines += optional("train.region", "train.missing_masks", "train.threshold", "train.object_numbers", "train.rle")
     if "train.rle" in keys and "columns" in keys:
         lines.append(line("train.columns", keys["columns"], reasons.get("columns", "found by their content")))
     lines += optional("train.rle_format")

@@ -174,6 +174,7 @@ def test_an_older_yaml_without_todays_keys_gets_their_defaults(tiny: Any, tmp_pa
         plain["competition"]["train"]["missing_masks"],
         plain["competition"]["train"]["exif"],
         plain["competition"]["train"]["threshold"],
+        plain["competition"]["train"]["object_numbers"],
         plain["competition"]["train"]["region"],
         plain["competition"]["train"]["exclude"],
         plain["competition"]["train"]["weights"],

@@ -160,7 +160,8 @@ def numbered_objects(root: Path) -> None:
 
 def test_values_that_number_objects(tmp_path: Path) -> None:
     layout = only(tmp_path, numbered_objects)
-    assert layout.keys["label_values"] == [list(range(1, 15))] and layout.keys["instances"]
+    assert layout.keys["instances"] and layout.keys["train.object_numbers"]
+    assert layout.keys["classes"] == ["foreground"] and "label_values" not in layout.keys and layout.remarks == ()
 
 
 def objects_side_by_side(root: Path) -> None:

@@ -7,11 +7,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 
 from competition.cli.main import main
+from competition.inference.masks import to_masks
 from competition.io import read_csv, read_record
+from competition.metrics.scoring import score_case
+from competition.runs.oof import OofPredictions
+from competition.runs.run import load_run
 from tests.conftest import TINY, add_mlflow_database
+from tests.host import write_png
 from tests.planning.phantoms import MAKERS, TEST_IDS, two_opinions
 
 pytestmark = pytest.mark.xdist_group("serial")  # folds are processes of their own
@@ -87,6 +94,45 @@ def test_from_a_folder_to_a_prediction(name: str, dimensions: int, submits: bool
         status, said, errors = maskfold("predict", *words, "--images", images, "-o", "masks", "--pictures", "0")
         assert status == 0, errors
         assert {path.name.partition(".")[0] for path in Path("masks").glob("scan*")} == set(TEST_IDS)
+
+
+def numbered_squares(count: int) -> np.ndarray:
+    """Return a mask (48, 48) uint16 of `count` squares of 6×6 pixels, which touch and are numbered from 1."""
+    numbers = np.zeros((8, 8), np.uint16)
+    numbers.flat[:count] = np.arange(1, count + 1)
+    return np.kron(numbers, np.ones((6, 6), np.uint16))
+
+
+def test_objects_that_touch_are_scored_by_their_numbers(maskfold: Command) -> None:
+    root = Path("data/numbered")
+    for number in range(8):
+        mask = numbered_squares(9 + number)
+        noise = np.random.default_rng(number).integers(0, 80, mask.shape)
+        write_png(root / "images" / f"a{number}.png", (noise + 90 * (mask > 0)).astype(np.uint8))
+        write_png(root / "masks" / f"a{number}.png", mask)
+    status, said, errors = maskfold("init", root, "--no-measure")
+    assert status == 0, errors
+    written = yaml.safe_load(Path("experiments/numbered/competition.yaml").read_text())
+    assert written["instances"] and written["train"]["object_numbers"] and "label_values" not in written
+    write_png(root / "masks" / "a3.png", numbered_squares(40))  # a higher number than in the masks that `init` read
+    metric = ["competition.metric.name=voi", "competition.metric.both_empty=0"]
+    status, said, errors = maskfold("cv", "experiments/numbered/experiment.yaml", *FAST, *TINY[2], *metric)
+    assert status == 0, errors
+    (table,) = Path("mlruns/runs").glob("*/*/cases.csv")
+    run = load_run(table.parent)
+    scores = read_csv(run.folder / "fold_0" / "scores.csv", {}).set_index("id")["score"].astype(float)
+    oof, comp = OofPredictions(run), run.exp.competition
+    for case in scores.index:
+        count = 40 if case == "a3" else 9 + int(case[1])
+        mask = numbered_squares(count)
+        truth = (mask > 0).astype(np.uint8)[None]
+        predicted = to_masks(oof.read(case), comp)
+        expected, merged = (
+            score_case(predicted, truth, comp, true_instances=objects)[0]["score"]
+            for objects in (mask.astype(np.int32), None)
+        )
+        assert scores[case] == pytest.approx(expected, abs=1e-6), case
+        assert abs(expected - merged) > 0.1, (case, expected, merged)
 
 
 def test_a_question_on_the_command_line(maskfold: Command) -> None:

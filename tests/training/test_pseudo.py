@@ -413,6 +413,7 @@ def test_the_name_of_a_run_follows_what_it_learns_from(tiny, demo2d):
     }
     for key in ("cases", "masks_on_image_grid", "missing_masks", "exif", "threshold", "region", "exclude", "weights"):
         tree["competition"]["train"].pop(key)
+    tree["competition"]["train"].pop("object_numbers")
     for key in ("root", "array_axes", "spacing", "background"):
         tree["competition"].pop(key)
     for key in ("kaggle", "public_share"):

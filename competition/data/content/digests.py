@@ -170,6 +170,8 @@ def reading_parts(
             parts.append(f"axes {file_axes(comp, files)} {axes}".encode())
     if masks is not None and comp.train.threshold is not None:
         parts.append(f"threshold {comp.train.threshold}".encode())
+    if masks is not None and masks["kind"] == "labels" and comp.values_separate_objects:
+        parts.append(b"object numbers" if comp.train.object_numbers else b"objects of different values")
     if masks is not None and "region" in masks:
         parts.append(b"region")
     if masks is not None and masks["kind"] == "classes":

@@ -216,13 +216,13 @@ def _label_files(layout: Layout, found: Sequence[LabelValues]) -> list[Layout]:
             status=2,
         )
     if _are_numbered_objects(found):
-        return [_numbered_objects(layout, values)]
+        return [_numbered_objects(layout)]
     if len(values) > MAX_CLASSES:
         raise MaskfoldError(
             f"The masks of the pattern `{layout.masks}` have {len(values)} different values, expected at "
             f"most {MAX_CLASSES}.",
-            "Write one value per class. If the values are object numbers, write one file or one row of run "
-            "lengths per object.",
+            "Write one value per class. If the values are object numbers, number the objects of each mask from 1 "
+            "without gaps. Or write competition.yaml with `instances: true` and `train.object_numbers: true`.",
             status=2,
         )
     if 255 in values and len(values) > 1 and not _evenly_spaced(values):
@@ -320,17 +320,17 @@ def _are_numbered_objects(found: Sequence[LabelValues]) -> bool:
     return is_counting and len(set(counts)) > 1 and max(counts) >= MIN_NUMBERED
 
 
-def _numbered_objects(layout: Layout, values: list[int]) -> Layout:
+def _numbered_objects(layout: Layout) -> Layout:
     name = _single_name(layout)
     return layout.with_keys(
-        {"classes": [name], "label_values": [values], "labels": "exclusive", "instances": True},
+        {"classes": [name], "labels": "exclusive", "instances": True, "train.object_numbers": True},
         {
             "classes": f"one class, {_named(name)}",
-            "label_values": "all values above 0 are read as objects of the one class",
             "labels": "one class and the background",
-            "instances": "the values number the objects of each case",
+            "instances": "each case has several objects",
+            "train.object_numbers": "the values number the objects of each case, so each value above 0 is an object",
         },
-    ).with_remarks("objects that touch are read as one; to separate them, write one file per object")
+    )
 
 
 def _with_classes(layout: Layout, found: Sequence[LabelValues], values: list[int]) -> Layout:
@@ -355,8 +355,7 @@ def _with_classes(layout: Layout, found: Sequence[LabelValues], values: list[int
     if "rename" in source and len(values) > MANY_VALUES:
         layout = layout.with_remarks(
             f"the masks have {len(values)} label values, and each is read as a class. If the values number "
-            f"objects, set `instances: true`, one class, and `label_values: [[{_shown(values)}]]` with all "
-            "values"
+            "objects, set `instances: true`, `train.object_numbers: true` and one class, without `label_values`"
         )
     if "rename" in source:
         layout = layout.with_remarks(
