@@ -11,7 +11,7 @@ from competition.planning.grouping import find_groups
 from competition.planning.layout import Layout, role_of
 from competition.planning.layouts.coco import find_coco
 from competition.planning.layouts.content import Role
-from competition.planning.layouts.depths import mark_depths, mark_nested
+from competition.planning.layouts.depths import mark_depths, mark_nested, scans_error
 from competition.planning.layouts.described import find_described
 from competition.planning.layouts.ends import find_ends
 from competition.planning.layouts.pairs import find_pairs
@@ -19,6 +19,7 @@ from competition.planning.layouts.pooled import pool_series
 from competition.planning.layouts.run_lengths import find_run_tables
 from competition.planning.layouts.series import Series, find_series
 from competition.planning.layouts.sessions import find_sessions
+from competition.planning.layouts.sites import find_sites
 from competition.planning.refusals import BY_HAND, no_layout_error, packed_archive
 from competition.planning.sample import add_submission
 from competition.text import format_count
@@ -38,9 +39,9 @@ def find_layouts(host: HostFolder) -> list[Layout]:
     roles: dict[str, Role] = {}
     if not found:
         series = find_series(host)
-        series += find_sessions(host, series) + find_ends(series)
+        series += find_sessions(host, series) + find_ends(series) + find_sites(host)
         if len(series) > MAX_SERIES:
-            raise MaskfoldError(
+            raise scans_error(host) or MaskfoldError(
                 f"{host.root} has more than {MAX_SERIES} kinds of file names, such as {series[0].pattern}, so "
                 "the data set was not recognised.",
                 f"Give the folder that contains only the training data. {BY_HAND}",

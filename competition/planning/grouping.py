@@ -17,7 +17,7 @@ from competition.errors import MaskfoldError
 from competition.explore.group_rules import are_dates, guess_group_rule, kind_of
 from competition.io import read_csv
 from competition.planning.layout import Layout
-from competition.planning.words import tokens, words
+from competition.planning.words import has_word, tokens, words
 from competition.text import format_count
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ GROUP_WORDS = words(
     "patient patients subject subjects person donor donors animal mouse case group individual participant pid lesion "
     "lesions video videos sequenceid"
 )
+PERSON_NAMES = GROUP_WORDS | words("pat pt pid subj sub")  # in names of folders
+VISIT_WORDS = words("visit visits session sessions ses scan scans timepoint tp baseline followup day week month exam")
+SITE_WORDS = words("site sites center centre hospital clinic klinik institute")  # each numbers its own patients
 STRATUM_WORDS = words("stratum strata diagnosis grade organ tissue stain cohort sex gender modality")
 MISSING = ("", "na", "n/a", "nan", "none", "null", "unknown", "-")  # texts of a table that name no group or stratum
 MAX_TABLE_BYTES = 2**27
@@ -228,6 +231,7 @@ def _advice(folders: Mapping[str, str]) -> str:
 def folders_of_cases(layout: Layout) -> dict[str, str]:
     """Return, by training case, the folder that `*` in a pattern such as `*/{id}.png` matches.
 
+    With several such folders, as in `*/*/{id}.png`, this is the folder that may be the patient, see `_patient_folders`.
     Return an empty dictionary if the pattern has no `*`.
     """
     for pattern in [layout.masks] if isinstance(layout.masks, str) else list((layout.masks or {}).values()):
@@ -235,6 +239,32 @@ def folders_of_cases(layout: Layout) -> dict[str, str]:
         places = [index for index, part in enumerate(parts[1:]) if "{id}" in part and parts[index] == "*"]
         if not places:
             return {}
+        stars = [index for index in range(places[0] + 1) if "*" in parts[index]]
         files = {case_id: paths[0] for by_id in layout.mask_files.values() for case_id, paths in by_id.items() if paths}
-        return {case_id: files[case_id].split("/")[places[0]] for case_id in layout.ids if case_id in files}
+        split = {case_id: files[case_id].split("/") for case_id in layout.ids if case_id in files}
+        return _patient_folders({case_id: tuple(names[place] for place in stars) for case_id, names in split.items()})
     return {}
+
+
+def _patient_folders(paths: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """Return the folder of each case that may be its patient.
+
+    This is the inner folder, unless it is a visit of the patient (`Patient 07/visit 1`). Inner folders of equal names
+    are different patients if the outer folders are sites (`Site A/Pat. 003` and `Site B/Pat. 003`). Otherwise they may
+    be one patient (`2019/Pat. 003` and `2020/Pat. 003`), who must not be in two folds.
+
+    Args:
+        paths: the folders of each case, from outer to inner, at least one.
+    """
+    inner = {case_id: names[-1] for case_id, names in paths.items()}
+    outer = {case_id: names[:-1] for case_id, names in paths.items()}
+    if not any(outer.values()):
+        return inner
+    repeat = len(set(paths.values())) > len(set(inner.values()))
+    are_persons = all(has_word(names[-1], PERSON_NAMES) for names in outer.values())
+    are_visits = are_dates(list(inner.values())) or all(has_word(name, VISIT_WORDS) for name in inner.values())
+    are_sites = all(has_word(names[-1], SITE_WORDS) for names in outer.values())
+    may_be_outer = repeat and not are_sites and _may_be_patients({key: "/".join(names) for key, names in outer.items()})
+    if are_persons or are_visits or may_be_outer:
+        return _patient_folders(outer)
+    return {case_id: "/".join(names) for case_id, names in paths.items()} if repeat and are_sites else inner

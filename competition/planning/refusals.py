@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from competition.data.readers import ITK_EXTENSIONS, extension_of, strip_extension
 from competition.errors import MaskfoldError
 from competition.planning.folder import ARCHIVES, HostFolder, is_dicom
-from competition.planning.layout import first_path
+from competition.planning.layout import ROLE_SAMPLE, first_path
 from competition.planning.layouts.arrays import arrays_error
 from competition.planning.layouts.colours import colours_error
-from competition.planning.layouts.content import Role, header_of, reading_error
-from competition.planning.layouts.series import MOST, Series
+from competition.planning.layouts.content import Role, header_of, reading_error, role_of_file
+from competition.planning.layouts.depths import scans_error
+from competition.planning.layouts.series import MIN_CASES, MOST, Series
 from competition.planning.layouts.slice_masks import slice_masks_error
 from competition.planning.words import MASK_WORDS, has_word, is_role_name
 from competition.text import format_count
@@ -46,7 +47,7 @@ def no_layout_error(host: HostFolder, series: Sequence[Series], roles: dict[str,
         )
     if not host.images:
         return _no_images(host)
-    for error in (arrays_error(host), slice_masks_error(host, series, roles)):
+    for error in (arrays_error(host), slice_masks_error(host, series, roles), scans_error(host)):
         if error is not None:
             return error
     counts = f"{format_count(len(host.images), 'image')}, such as {host.images[0]}"
@@ -63,6 +64,8 @@ def no_layout_error(host: HostFolder, series: Sequence[Series], roles: dict[str,
                 status=2,
             )
         if (error := _unread_truth(host, series, roles, counts)) is not None:
+            return error
+        if (error := _mixed_error(host, series, roles, counts)) is not None:
             return error
         if (archive := packed_archive(host)) is not None:
             return MaskfoldError(
@@ -141,6 +144,25 @@ def _unread_truth(
                     "outlines into one mask per image, for example with skimage.draw.polygon.",
                     status=2,
                 )
+    return None
+
+
+def _mixed_error(
+    host: HostFolder, series: Sequence[Series], roles: Mapping[str, Role], counts: str
+) -> MaskfoldError | None:
+    """Return the error for images and masks whose names fit the same pattern; None if there are no such files."""
+    for item in series:
+        paths = item.sample(ROLE_SAMPLE) if roles[item.pattern] == "image" and item.kind == "single" else []
+        masks = [path for path in paths if role_of_file(host.root / path) == "mask"]
+        images = [path for path in paths if role_of_file(host.root / path) == "image"]
+        if len(masks) >= MIN_CASES and images:
+            return MaskfoldError(
+                f"{host.root} has {counts}. The pattern `{item.pattern}` matches images, such as {images[0]}, and "
+                f"files that look like masks, such as {masks[0]}. The names do not show which mask belongs to which "
+                "image.",
+                f"Give each mask the name of its image, in a folder of its own or with an end such as _mask. {BY_HAND}",
+                status=2,
+            )
     return None
 
 

@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from competition.planning.layout import Layout, Patterns
+from competition.errors import MaskfoldError
+from competition.planning.folder import HostFolder
+from competition.planning.layout import ROLE_SAMPLE, Layout, Patterns
+from competition.planning.layouts.content import common_role, role_of_file
+from competition.planning.layouts.series import MAX_AFFIXES, MIN_CASES, MOST, have_roles, join
 from competition.text import format_count
 
 
 def mark_nested(layouts: Sequence[Layout]) -> list[Layout]:
-    """Return the layouts; add advice to those that differ only in the name of one folder below `{id}`.
+    """Return the layouts; add advice to those that leave out scans because their folders have other names.
 
     In `Patient 07/scan 1/T1.nii.gz` and `Patient 07/scan 2/T1.nii.gz`, the layout `{id}/scan 1/T1.nii.gz` leaves out
     all cases of `{id}/scan 2/T1.nii.gz`. The advice is a command that links all scans into one folder, so that `{id}`
-    is a scan.
+    is a scan. If images and masks lie in different folders of patients, there is no such command.
     """
     kinds: dict[str, list[tuple[str, Layout]]] = {}
     for layout in layouts:
@@ -30,14 +35,39 @@ def mark_nested(layouts: Sequence[Layout]) -> list[Layout]:
             kinds.setdefault(key, []).append((folder, layout))
     marked = {}
     for same in kinds.values():
-        folders = sorted({folder for folder, _ in same})
-        if len(folders) > 1:
-            total = sum({folder: layout.cases for folder, layout in same}.values())
+        first = same[0][1]
+        above, _, image = _split_scan(_first_pattern(first.images))
+        above_masks, _, mask = _split_scan(_first_pattern(first.masks or ""))
+        cases = _cases_by_scan(first, above, (image, mask)) if above == above_masks else {}
+        cases = {folder: layout.cases for folder, layout in same} | cases
+        if len(cases) > 1:
+            folders = sorted(cases)
+            link = _link_scans(first.folder, above) if above == above_masks else ""
+            advice = (
+                f"{{id}} stands for the name of one folder, so each of {_listed(folders)} is a choice that leaves out "
+                f"the others. If each of these folders is a case ({format_count(sum(cases.values()), 'case')} in all), "
+                f"link them into one folder, and run init on that folder: {link}"
+            )
+            is_only = len({folder for folder, _ in same}) == 1  # then the user may not be asked, and not see the advice
             for folder, layout in same:
-                advice = _scan_advice(layout, folders, total)
                 name = f"{layout.name}; only the folders `{folder}`"
-                marked[id(layout)] = replace(layout, name=name, advice=advice)
+                changed = replace(layout, name=name, advice=advice if link else "")
+                marked[id(layout)] = changed.with_remarks(advice) if link and is_only else changed
     return [marked.get(id(layout), layout) for layout in layouts]
+
+
+def _cases_by_scan(layout: Layout, above: str, names: Sequence[str]) -> dict[str, int]:
+    """Return, by the name of the scans' folders, how many of these folders have all files of the given names."""
+    patients = layout.folder.children.get(above, {})
+    scans = {patient: layout.folder.children.get(join(above, patient), {}) for patient in patients}
+    return dict(
+        Counter(
+            scan
+            for patient, inner in scans.items()
+            for scan, files in inner.items()
+            if {name.replace("{id}", patient) for name in names}.issubset(files)
+        )
+    )
 
 
 def _first_pattern(patterns: Patterns) -> str:
@@ -50,18 +80,56 @@ def _split_scan(pattern: str) -> tuple[str, str, str]:
     return (match[1] or "", match[2], match[3]) if match else ("", "", "")
 
 
-def _scan_advice(layout: Layout, folders: Sequence[str], total: int) -> str:
-    above = _split_scan(_first_pattern(layout.images))[0]
-    root = layout.folder.root.absolute() / above
-    target = shlex.quote(f"{layout.folder.given}-cases")
-    shown = ", ".join(f"`{folder}`" for folder in folders[:3]) + (", …" if len(folders) > 3 else "")
+def _listed(folders: Sequence[str]) -> str:
+    return ", ".join(f"`{folder}`" for folder in folders[:3]) + (", …" if len(folders) > 3 else "")
+
+
+def _link_scans(host: HostFolder, above: str) -> str:
+    """Return a shell command that links `PATIENT/SCAN` as `PATIENT_SCAN` into one folder, and runs init on it."""
+    root = shlex.quote(str(host.root.absolute() / above))
+    target = shlex.quote(f"{host.given}-cases")
     return (
-        f"{{id}} stands for the name of one folder, so each of {shown} is a choice that leaves out the "
-        f"others. If each of these folders is a case ({format_count(total, 'case')} in all), link them "
-        f"into one folder, and run init on that folder: mkdir {target} && for f in "
-        f'{shlex.quote(str(root))}/*/*/; do ln -s "$f" {target}/"$(basename "$(dirname '
-        f'"$f")")_$(basename "$f")"; done && maskfold init {target}'
+        f'mkdir {target} && for f in {root}/*/*/; do ln -s "$f" {target}/"$(basename "$(dirname "$f")")_'
+        f'$(basename "$f")"; done && maskfold init {target}'
     )
+
+
+def scans_error(host: HostFolder) -> MaskfoldError | None:
+    """Return the error for scans in folders of their patients, if no name of a scan's folder is common to the patients.
+
+    In `MS-01/2019-03-04/T1.nii.gz`, the names of the scans' folders differ between patients, but the same date may
+    occur at several patients. So {id} can be neither the patient nor the scan. The hint is the command that links all
+    scans into one folder. Return None if the folder has no such scans, or no images and masks in them.
+    """
+    for parent, patients in sorted(host.children.items()):
+        inner = {patient: host.children.get(join(parent, patient), {}) for patient in patients}
+        scans = {f"{patient}/{scan}": files for patient, folders in inner.items() for scan, files in folders.items()}
+        names = Counter(scan for folders in inner.values() for scan in folders)
+        if len(inner) < 2 or len(names) == len(scans) or have_roles(list(patients)) or have_roles(list(names)):
+            continue
+        kinds: dict[str, list[str]] = {}  # file's name within the folder of a scan -> paths
+        for scan, files in scans.items():
+            for file in files:
+                kinds.setdefault(file, []).append(f"{join(parent, scan)}/{file}")
+        usual = sorted(kinds, key=lambda file: (-len(kinds[file]), file))[:MAX_AFFIXES]
+        roles = {
+            file: common_role([role_of_file(host.root / path) for path in kinds[file][:ROLE_SAMPLE]])
+            for file in usual
+            if len(kinds[file]) >= MIN_CASES
+        }
+        images = [file for file, role in roles.items() if role == "image" and len(kinds[file]) >= MOST * len(scans)]
+        masks = [file for file, role in roles.items() if role == "mask"]
+        if images and masks:
+            shown = _listed([join(parent, scan) for scan in sorted(scans)])
+            return MaskfoldError(
+                f"{host.root} has {format_count(len(scans), 'folder')} of scans in folders of their patients: {shown}. "
+                f"Each scan has images such as `{images[0]}`, and {len(kinds[masks[0]])} scans have masks such as "
+                f"`{masks[0]}`. {{id}} stands for the name of one folder, but the names of the scans' folders differ "
+                "between the patients, and several patients share some of them.",
+                f"Link all scans into one folder, and run init on that folder: {_link_scans(host, parent)}",
+                status=2,
+            )
+    return None
 
 
 def mark_depths(layouts: Sequence[Layout]) -> list[Layout]:

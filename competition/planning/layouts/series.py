@@ -179,10 +179,10 @@ def _group_names(folder: str, stems: dict[str, str], split: Affixes) -> list[Ser
     groups: dict[tuple[str, str, str], dict[str, list[str]]] = {}
     for name, stem in stems.items():
         before, core, after = split.get(stem, ("", stem, ""))
-        groups.setdefault((before, after, extension_of(name)), {})[core] = [_join(folder, name)]
+        groups.setdefault((before, after, extension_of(name)), {})[core] = [join(folder, name)]
     return [
         Series(
-            _join(folder, f"{before}{{id}}{after}{extension}"),
+            join(folder, f"{before}{{id}}{after}{extension}"),
             "single",
             files,
             (before or after).strip("_-. ") or folder.rpartition("/")[2],
@@ -192,7 +192,8 @@ def _group_names(folder: str, stems: dict[str, str], split: Affixes) -> list[Ser
     ]
 
 
-def _join(folder: str, name: str) -> str:
+def join(folder: str, name: str) -> str:
+    """Return the path of a name in a folder below the root; the root itself is the empty text."""
     return f"{folder}/{name}" if folder else name
 
 
@@ -287,12 +288,12 @@ def _numbered_slices(folder: str, stems: dict[str, str]) -> list[Series]:
         match = expression.fullmatch(stem)
         if match is None:
             return []
-        files.setdefault(match["id"], []).append(_join(folder, name))
+        files.setdefault(match["id"], []).append(join(folder, name))
         middles.add(match["mid"])
         extensions.add(extension_of(name))
     if len(middles) != 1 or len(extensions) != 1 or len(files) < MIN_CASES or len(files) == len(stems):
         return []
-    pattern = _join(folder, f"{{id}}{middles.pop()}{{z}}{extensions.pop()}")
+    pattern = join(folder, f"{{id}}{middles.pop()}{{z}}{extensions.pop()}")
     return [Series(pattern, "stack", files, folder.rpartition("/")[2])]
 
 
@@ -305,9 +306,9 @@ def _case_folder_series(host: HostFolder, parent: str, depth: int) -> list[Serie
     Return an empty list if there are no case folders.
     """
     cases = case_folders(host, parent, depth)
-    if len(cases) < MIN_FOLDERS or _have_roles(list(cases)):
+    if len(cases) < MIN_FOLDERS or have_roles(list(cases)):
         return []
-    prefix = _join(parent, "*/{id}" if depth == 2 else "{id}")
+    prefix = join(parent, "*/{id}" if depth == 2 else "{id}")
     entries: dict[tuple[str, str], dict[str, list[tuple[str, str]]]] = {}  # folder, extension -> id -> (name, path)
     for case_id, (folder, inner_paths) in cases.items():
         for inner in inner_paths:
@@ -322,7 +323,7 @@ def _case_folder_series(host: HostFolder, parent: str, depth: int) -> list[Serie
     return series if covered >= MOST * len(cases) else []
 
 
-def _have_roles(names: list[str]) -> bool:
+def have_roles(names: list[str]) -> bool:
     """Return whether folder names describe their content, like `images` and `masks`.
 
     Names such as `scan1` and `scan2`, which differ only in a number, do not.
@@ -340,15 +341,15 @@ def case_folders(host: HostFolder, parent: str, depth: int) -> dict[str, tuple[s
     """
     children = _without_trees(host, parent)
     if depth == 1:
-        return {name: (_join(parent, name), paths) for name, paths in children.items()}
+        return {name: (join(parent, name), paths) for name, paths in children.items()}
     cases: dict[str, tuple[str, list[str]]] = {}
-    if _have_roles(list(children)):
+    if have_roles(list(children)):
         return {}
     for child in children:
-        for name, paths in host.children.get(_join(parent, child), {}).items():
+        for name, paths in host.children.get(join(parent, child), {}).items():
             if name in cases:
                 return {}
-            cases[name] = (_join(_join(parent, child), name), paths)
+            cases[name] = (join(join(parent, child), name), paths)
     return cases if len(children) > 1 else {}
 
 
@@ -360,13 +361,13 @@ def _inner_series(prefix: str, folder: str, names: dict[str, list[tuple[str, str
         folder: the subfolder; empty for the case folder itself.
         names: file name (with {id}) and path of each file, by case. All files have one extension.
     """
-    place = _join(prefix, folder) if folder else prefix
+    place = join(prefix, folder) if folder else prefix
     label = folder.rpartition("/")[2]
     many, rest = _split_numbered(names)
     for template, files in many.items():
         if not is_volume_name(template) and (pattern := _slice_pattern(template, files)) is not None:
             yield Series(
-                _join(place, pattern), "stack", {i: [path for _, path in items] for i, items in files.items()}, label
+                join(place, pattern), "stack", {i: [path for _, path in items] for i, items in files.items()}, label
             )
         if label:
             yield _objects(place, names, label)
@@ -378,7 +379,7 @@ def _inner_series(prefix: str, folder: str, names: dict[str, list[tuple[str, str
         files_of = {case_id: [path] for case_id, items in rest.items() for other, path in items if other == name}
         stem = strip_extension(name)
         own = stem.replace("{id}", "").strip("_-. ")
-        yield Series(_join(place, name), "single", files_of, own or label)
+        yield Series(join(place, name), "single", files_of, own or label)
     if rest and not fixed and not many and label:
         yield _objects(place, rest, label)
     used = sum(len(items) for items in names.values())
@@ -409,7 +410,7 @@ def _pooled_series(place: str, names: dict[str, list[tuple[str, str]]]) -> Itera
 def _objects(place: str, names: dict[str, list[tuple[str, str]]], label: str) -> Series:
     extension = extension_of(next(iter(names.values()))[0][0])
     files = {case_id: sorted(path for _, path in items) for case_id, items in names.items()}
-    return Series(_join(place, f"*{extension}"), "objects", files, label)
+    return Series(join(place, f"*{extension}"), "objects", files, label)
 
 
 Names = dict[str, list[tuple[str, str]]]
@@ -492,7 +493,7 @@ def trimmed(series: Series) -> Iterator[Series]:
         cores = {case_id: case_id[len(before) : len(case_id) - len(after)] for case_id in ids}
         if all(cores.values()) and len(set(cores.values())) == len(ids):
             folder, _, name = series.pattern.rpartition("/")
-            pattern = _join(folder, name.replace("{id}", f"{before}{{id}}{after}"))
+            pattern = join(folder, name.replace("{id}", f"{before}{{id}}{after}"))
             yield replace(series, pattern=pattern, files={cores[i]: files for i, files in series.files.items()})
 
 
