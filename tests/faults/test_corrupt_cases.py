@@ -140,6 +140,6 @@ def test_a_test_case_that_is_left_out_is_told_by_predict_and_submit(
     assert [one.case_id for one in done] == [path.stem for path in others]
     assert f"Case {victim.stem} " in caplog.text and victim.name in caplog.text
     caplog.clear()
-    with pytest.raises(MaskfoldError, match=f"{victim.stem}, which has no test image"):
+    with pytest.raises(MaskfoldError, match=f"{victim.stem}, but no test image"):
         submit([run], output=tmp_path / "a.csv")
     assert f"Case {victim.stem} " in caplog.text and not (tmp_path / "a.csv").exists()

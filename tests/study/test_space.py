@@ -67,7 +67,7 @@ def test_a_part_that_says_something_else_is_not_the_yamls_own(quick):
             "    optimizer.args.lrr: {low: 1.0e-4, high: 1.0e-2}",
             "optimizer.args.lrr is not set in the YAML (nearest: optimizer.args.lr).",
         ),
-        ("    patch.size: {choices: [[32, 32], [31]]}", "patch.size = [31]: patch.size: expected 2 or more entries"),
+        ("    patch.size: {choices: [[32, 32], [31]]}", "patch.size = [31] is not valid: patch.size: expected 2 or"),
         ("    patch.size: {choices: [[32, 32], [31, a]]}", "patch.size.1: expected an integer"),
         ("    model.args.dropout: {low: 0, high: 1, choices: [0.1]}", "either both `low` and `high`, or `choices`"),
         ("    model.args.nothing: {choices: [1, 2]}", "model.args.nothing is not set in the YAML."),

@@ -110,7 +110,7 @@ def test_extra_sections_that_make_no_sense(tiny, demo2d):
         tiny(2, f"extra.competition={file}")
     with pytest.raises(MaskfoldError, match=r"`extra\.classes` .* three\b.* one, two"):
         tiny(2, f"extra.competition={file}", "extra.classes={three: ring}")
-    with pytest.raises(MaskfoldError, match=r"`extra\.classes` .* wing; .* ring, grain"):
+    with pytest.raises(MaskfoldError, match=r"`extra\.classes` .* wing, .* ring, grain"):
         tiny(2, f"extra.competition={file}", "extra.classes={one: wing}")
     with pytest.raises(MaskfoldError, match=r"extra\.competition: .*nowhere\.yaml"):
         tiny(2, "extra.competition=nowhere.yaml")

@@ -449,7 +449,7 @@ def test_words_that_make_no_sense_are_refused(tiny):
     teacher = finish(open_run(tiny(2), "teacher"))
     with pytest.raises(MaskfoldError, match="names the run .* twice"):
         open_run(tiny(2, f"pseudo.from=[{teacher.folder},{teacher.folder.name}]"), "tiny")
-    with pytest.raises(MaskfoldError, match="pseudo.images `nothing/"):
+    with pytest.raises(MaskfoldError, match=r"pseudo\.images: .*`nothing/"):
         open_run(tiny(2, f"pseudo.from={teacher.folder}", "pseudo.images='nothing/{id}.png'"), "tiny")
     pattern = tiny(2).competition.train.images
     with pytest.raises(MaskfoldError, match="All 10 images for pseudo-labels have labels already"):
