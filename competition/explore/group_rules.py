@@ -69,9 +69,10 @@ def _divide_equally(rule: str, other: str, ids: Sequence[str]) -> bool:
 
 
 def kind_of(names: Iterable[str]) -> str:
-    """Return what names of groups mean if they name no patients: `dates` or `kinds of cases`; otherwise "".
+    """Guess whether the names of groups stand for something other than patients.
 
-    Most of the names are dates, or are years or collections, or have no digit (`Abyssinian`).
+    Return `dates` if most of the names are dates. Return `kinds of cases` if most of them are years, collections
+    (`site3`) or names without a digit (`Abyssinian`). Otherwise, return an empty text.
     """
     names = list(names)
     if are_dates(names):

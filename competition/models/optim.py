@@ -40,7 +40,8 @@ def build_optimizer(
         MaskfoldError (exit status 2): one of the following is wrong.
 
             - The target or its arguments are wrong, or `lr` is missing.
-            - The optimiser needs more than one dense gradient per step, as LBFGS does.
+            - The optimiser does not work with one dense gradient per step: LBFGS needs several gradients, SparseAdam a
+              sparse one.
             - `training.fused` is on, but the optimiser has no fused kernel.
 
     Example:

@@ -1,7 +1,7 @@
 """Find groups and strata of the cases.
 
-A group or stratum is a repeated beginning of the ids, a column of one of the host's tables, or a folder above the
-cases.
+Groups and strata come from a beginning that several ids share, from a column of one of the host's tables, or from the
+folders above the cases.
 """
 
 from __future__ import annotations

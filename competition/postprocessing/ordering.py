@@ -83,7 +83,7 @@ def relabel_by_order(
     total, votes = total[box], class_probabilities[(slice(None), *box)].argmax(axis=0)
     changed = result[(slice(None), *box)]  # this is a view of the result
     world, sign = WORLD_AXES[number.along]
-    # Distance in mm by which one step along each voxel axis leads towards the end that `number.along` names.
+    # For each voxel axis, how many mm one step moves towards the end that `number.along` names.
     upwards = sign * affine[world, :3]
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     objects = split_touching(np.ascontiguousarray(row[box]), votes, number.split, spacing, upwards)
@@ -147,7 +147,7 @@ def split_touching(
         votes: (*spatial) integers, the network's labels: index of the most probable class at each voxel.
         split: minimum thickness of a core, as a share of the maximum; None to use connected components as objects.
         spacing: voxel size in mm along each axis.
-        upwards: distance in mm by which one step along each voxel axis leads towards the end with the first class.
+        upwards: for each voxel axis, how many mm one step moves towards the end of the row with the first class.
 
     Returns:
         (*spatial) int32 label image. Objects are numbered from 1; some numbers may be unused. A voxel is 0 if it is
@@ -249,7 +249,7 @@ def _objects_by_votes(
         votes: (*spatial) integers, the network's labels.
         cores: (*spatial) int32 numbers of the cores.
         labels: (*spatial) int32, the objects that grew from the cores.
-        upwards: distance in mm by which one step along each voxel axis leads towards the end with the first class.
+        upwards: for each voxel axis, how many mm one step moves towards the end of the row with the first class.
 
     Returns:
         (*spatial) int32: index of the class plus 1, or 0.
@@ -342,14 +342,14 @@ def _split_large(labels: Labels, votes: NDArray[Any]) -> None:
 
 
 def _in_order(objects: Labels, number: LabelOrdering, upwards: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the numbers of the objects, in order from the end of the row that gets the first class.
+    """Return the label numbers of the objects in the order of the row, starting at the end with the first class.
 
     Objects that are smaller than the minimum size are left out.
 
     Args:
         objects: (*spatial) label image of the objects.
         number: the options for ordering.
-        upwards: distance in mm by which one step along each voxel axis leads towards the end with the first class.
+        upwards: for each voxel axis, how many mm one step moves towards the end of the row with the first class.
     """
     inside = objects != 0
     sizes = np.bincount(objects[inside])
@@ -364,7 +364,7 @@ def _heights(objects: Labels, upwards: NDArray[np.float64]) -> NDArray[np.float6
 
     Args:
         objects: (*spatial) label image of the objects.
-        upwards: distance in mm by which one step along each voxel axis leads towards the end with the first class.
+        upwards: for each voxel axis, how many mm one step moves towards the end of the row with the first class.
 
     Returns:
         (largest number + 1,) positions; 0 at the index of a number that no object has.

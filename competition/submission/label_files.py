@@ -123,8 +123,8 @@ def region_values(comp: Competition) -> dict[int, int]:
         if len(own) != 1:
             found = ", ".join(map(str, sorted(own))) or "none"
             raise MaskfoldError(
-                f"--label-map: the class {name} needs exactly one label value that no class inside it has, "
-                f"found {found}.",
+                f"--label-map: exactly one label value of the class {name} must lie outside the classes that it "
+                f"contains, found {found}.",
                 hint,
                 status=2,
             )

@@ -383,7 +383,8 @@ class RowIndex:
         names: name of each case or slice in messages.
         slices: number of slices of each case, by id; 0 for a case that is a single file.
         exact: (case id, None) by case id. Cases that have one row per slice in the file are left out.
-        aliases: (case id, slice) by further spellings of the names; None for a spelling that several have in common.
+        aliases: (case id, slice) by each spelling of a name that a file may use; None for a spelling that fits more
+            than one case or slice.
     """
 
     rows: dict[str, Any]

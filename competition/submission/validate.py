@@ -232,8 +232,8 @@ def _shared_pixels(decoded: list[Decoded], size: int) -> list[list[int]]:
         size: number of pixels of the image.
 
     Returns:
-        One list for each row, with the counts above 0 of its objects. If no objects of the image overlap, an empty
-        list.
+        One list for each row: the number of shared pixels of each object that shares any. If no objects of the image
+        overlap, the result is an empty list.
     """
     objects = [[] if row is None or isinstance(row, RleError) else row for row in decoded]
     if not runs_overlap([runs for row in objects for runs in row]):

@@ -203,9 +203,10 @@ class UniformSoup:
         files = [candidate.path for candidate in sorted(self._best(self._candidates(), ranking))]
         if not files:
             raise MaskfoldError(
-                f"The checkpoints of the soup in {self.folder} are missing, because they are kept only until "
-                "the fold ends.",
-                f"Restore the fold's result.json. To train this fold from the beginning, delete {self.folder.parent}.",
+                f"The checkpoints of the soup in {self.folder} were deleted when the fold finished, but the fold's "
+                "result.json is missing.",
+                f"Restore result.json from a backup, or delete {self.folder.parent}, so that this fold is trained "
+                "again from the beginning.",
             )
         return average_weights(files)
 

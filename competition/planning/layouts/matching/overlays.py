@@ -80,7 +80,7 @@ def _is_painted(host: HostFolder, plain: Series, other: Series, mask: Series) ->
 
 
 def _is_painted_case(plain: Path, other: Path, mask: Path) -> bool | None:
-    """Compare one case; return None if its mask is empty, so that nothing can be painted."""
+    """Return whether `other` is `plain` with the mask painted in; None if the mask is empty, which shows nothing."""
     import cv2
 
     labels = read_mask(mask, 2)
