@@ -621,8 +621,9 @@ def decompress_counts(text: str, size: int) -> str:
         decompressor = zlib.decompressobj()
         counts = decompressor.decompress(raw, limit + 1)
         if len(counts) > limit:
+            pixels = "1 pixel" if size == 1 else f"{size} pixels"
             raise RleError(
-                f"COCO counts: found more than {limit} characters, expected at most {limit} for the size of {size}.",
+                f"COCO counts: found more than {limit} characters, expected at most {limit} for {pixels}.",
                 "Check the size of the mask.",
             )
         if not decompressor.eof:

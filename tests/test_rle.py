@@ -198,7 +198,7 @@ def test_each_broken_rule_is_an_error_that_names_the_value(text, message):
         (
             RleFormat(container="coco_zlib"),
             b64encode(zlib.compress(b"0" * 10**6)).decode(),
-            "characters, .* maximum for 12 pixels",
+            "characters, .* at most .* for 12 pixels",
         ),
     ],
 )
