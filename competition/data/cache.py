@@ -91,7 +91,8 @@ class PreprocessedCase:
     def _from_record(cls, folder: Path, record: dict[str, Any]) -> PreprocessedCase:
         """Build the case from its record.
 
-        If the record is damaged, one of `READ_ERRORS` is raised. In new records, a digest shows the damage earlier.
+        Raise one of `READ_ERRORS` if the record is damaged. If the record has a digest, `read_case_record` finds the
+        damage before.
         """
         case = cls(
             folder,
@@ -166,7 +167,8 @@ class PreprocessedCase:
         try:
             array: np.ndarray = np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
             if array.shape[1:] != item_shape or length not in (None, len(array)):
-                raise ValueError(f"its shape is {array.shape}")
+                expected = ", ".join(map(str, ("any length" if length is None else length, *item_shape)))
+                raise ValueError(f"found shape {array.shape}, expected ({expected})")
             if str(array.dtype) not in dtypes or not array.flags.c_contiguous:  # str(dtype) includes the byte order
                 raise ValueError(f"found dtype {array.dtype.str}, expected C-ordered {' or '.join(dtypes)}")
         except Exception as error:  # numpy evaluates the header as Python source, which may raise anything
@@ -180,7 +182,7 @@ class PreprocessedCase:
 
 @dataclass(frozen=True)
 class NormalisedWindows:
-    """Normalise an image (C, *spatial) window by window when it is read, so that memory holds no normalised copy.
+    """Normalise each window of an image (C, *spatial) when the window is read, to keep no normalised copy in memory.
 
     Attributes:
         image: the image of a preprocessed case, uint8 or float32.
@@ -201,7 +203,9 @@ class NormalisedWindows:
 
 
 def _damaged_array(folder: Path, name: str, error: Exception) -> MaskfoldError:
-    return MaskfoldError(f"The preprocessed case {folder} is damaged: {name}, {format_damage(error)}.", REBUILD_HINT)
+    damage = format_damage(error)
+    detail = damage if damage.startswith(name) else f"{name}: {damage}"
+    return MaskfoldError(f"The preprocessed case {folder} is damaged ({detail}).", REBUILD_HINT)
 
 
 def format_damage(error: Exception) -> str:
@@ -279,9 +283,9 @@ def get_or_build(root: Path, key: str, build: Callable[[Path], dict[str, Any]], 
     """Return the folder `root / key`; build it if it is missing or damaged.
 
     `build` fills an empty folder and returns the content of `case.json`. If two processes build the same case at the
-    same time, the first result stays, and the second is discarded. Files of killed processes stay in `root`. A command
-    removes them once with `io.remove_all_stale_temp`, because listing a large cache for each case would take longer
-    than building the case.
+    same time, the first result stays, and the second is discarded. This function does not remove the files of killed
+    processes from `root`, because listing a large cache for each case would take longer than building the case. A
+    command removes them once with `io.remove_all_stale_temp`.
 
     Args:
         root: the cache's folder.
@@ -400,10 +404,10 @@ _intact_headers: set[tuple[Any, ...]] = set()
 
 
 def _read_headers(case: PreprocessedCase) -> list[tuple[Any, ...]] | None:
-    """Return what determines whether the headers of a case's arrays are valid, as one tuple per array.
+    """Return a tuple for each array of a case: its name, header, file size and expected shape.
 
-    Two cases with equal tuples have equally valid arrays. Return None if the files must be mapped for the check,
-    because one is missing or was not written by Maskfold.
+    Arrays with equal tuples are either all valid or all invalid, so only one of them must be mapped for the check.
+    Return None if this does not hold, because a file is missing or was not written by Maskfold.
     """
     names = [name for name in ARRAY_FILES if name != "mask.npy" or (case.folder / name).exists()]
     expected = (case.geometry.shape, len(case.intensity.shift), case.normalised)
@@ -436,7 +440,7 @@ def read_case_record(folder: Path) -> dict[str, Any]:
         raise ValueError(f"the checksum of {RECORD_FILE} is wrong")
     # A record without a digest was written by an old version, or the key of its digest is damaged.
     if DIGEST_KEY not in record and set(record) != UNSIGNED_KEYS:
-        raise ValueError(f"{RECORD_FILE} has the unexpected keys {', '.join(sorted(record))[:100]}")
+        raise ValueError(f"{RECORD_FILE} has no key {DIGEST_KEY}; its keys are {', '.join(sorted(record))[:100]}")
     for name, size in sizes.items():
         if Path(name).name != name:
             raise ValueError(f"{RECORD_FILE} lists {name[:100]}, which is not a file name")
@@ -533,7 +537,7 @@ class MemoryBudget:
 
     @contextmanager
     def reading(self, case: PreprocessedCase) -> Iterator[None]:
-        """Make room for a case that is read in the `with` block, by releasing other cases until the budget suffices."""
+        """Release other cases until the budget has room for the case that the `with` block reads."""
         if self.max_bytes is None:
             yield
             return

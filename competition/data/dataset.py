@@ -36,20 +36,21 @@ class PatchDataset:
     """Return training samples by (epoch, position), as a map-style dataset of torch.
 
     Each sample has its own random generator. Cases come in cycles: each cycle contains every case once in a new random
-    order, independent of where epochs begin. A share `patch.foreground` of the patches is centred on a foreground
-    voxel; its class is drawn evenly from the classes of the case. All other patches are drawn uniformly. Patches lie
-    inside the image if it is large enough. A smaller image is centred and padded as in inference: volumes and masks
-    with 0, 2D images with their edge pixels.
+    order, and may begin in the middle of an epoch. A share `patch.foreground` of the patches is centred on a foreground
+    voxel, whose class is drawn from the classes of the case with equal probability. All other patches are drawn
+    uniformly. Patches lie inside the image if it is large enough. A smaller image is centred and padded as in
+    inference: volumes and masks with 0, 2D images with their edge pixels.
 
     A sample is a dict with the following entries:
-    - `image`: (C', *patch.size) float32, normalised. C' is the number of channels C of the case;
-    - `mask`: (M, *patch.size) uint8, where M is 1 for exclusive classes, and the number of classes for overlapping
-    classes; - `case`: the index into `folders`; - `seed`: 63 bits, for the augmentation of volumes on the training
-    device.
 
-    With `patch.slices`, C' is C * slices: the neighbouring slices along an axis of `patch.axes`, with edge slices
-    repeated. If there are several axes, the sample's seed chooses one of them (`choose_by_seed`), and the patch lies
-    in the two other axes.
+    - `image`: (C', *patch.size) float32, normalised. C' is the number of channels C of the case.
+    - `mask`: (M, *patch.size) uint8. M is 1 for exclusive classes, and the number of classes for overlapping classes.
+    - `case`: the index into `folders`.
+    - `seed`: 63 bits, for the augmentation of volumes on the training device.
+
+    With `patch.slices`, the channels are that many neighbouring slices along an axis of `patch.axes`, so C' is
+    C * slices. Beyond the ends of the volume, the edge slice is repeated. If there are several axes, the sample's seed
+    chooses one of them (`choose_by_seed`), and the patch lies in the two other axes.
 
     Args:
         folders: preprocessed cases with masks.
@@ -91,7 +92,7 @@ class PatchDataset:
         self._open_cases: OrderedDict[int, _OpenCase] = OrderedDict()
 
     def __len__(self) -> int:
-        """Return the average number of samples per cycle, rounded up: the sum of the weights of all cases."""
+        """Return the average number of samples per cycle, rounded up; see `WeightedCaseSampler`."""
         return self.sampler.cycle_length
 
     def __getstate__(self) -> dict[str, Any]:
@@ -259,7 +260,10 @@ class BatchSampler:
         self, start: int, total: int | None, steps_per_epoch: int, batch: int, rank: int = 0, world: int = 1
     ) -> None:
         if steps_per_epoch < 1 or batch < 1 or not 0 <= rank < world:
-            raise ValueError(f"invalid sampler: {steps_per_epoch=}, {batch=}, {rank=}, {world=}")
+            raise ValueError(
+                f"found {steps_per_epoch=}, {batch=}, {rank=}, {world=}; expected steps_per_epoch and batch above 0, "
+                "and a rank from 0 to world - 1"
+            )
         self.start, self.total, self.steps_per_epoch = start, total, steps_per_epoch
         self.batch, self.rank, self.world = batch, rank, world
 

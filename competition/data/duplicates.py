@@ -57,10 +57,10 @@ def split_groups(table: pandas.DataFrame, alike: Iterable[Sequence[str]] = ()) -
 
     Args:
         table: the case table.
-        alike: lists of ids that share an image although their files differ.
+        alike: lists of ids of cases that show the same image although their files differ.
 
     Returns:
-        One name per case: the first (in sorted order) of the groups in its split group.
+        For each case, the name of its split group: the first, in sorted order, of the merged groups' names.
     """
     group = {str(case_id): str(name) for case_id, name in zip(table["id"], table["group"], strict=True)}
     parent = {name: name for name in group.values()}
@@ -81,7 +81,7 @@ def split_groups(table: pandas.DataFrame, alike: Iterable[Sequence[str]] = ()) -
 
 
 def find_equal_images(prepared: Mapping[str, Path]) -> list[list[str]]:
-    """Return the ids of preprocessed images with equal pixels, as lists; constant images are left out.
+    """Return a list of ids for each set of preprocessed images with equal pixels; leave out constant images.
 
     A few values of each image are compared first. Only images that agree in these values are read completely.
 
@@ -115,7 +115,7 @@ def find_equal_images(prepared: Mapping[str, Path]) -> list[list[str]]:
 
 
 def find_similar_images(prepared: Mapping[str, Path]) -> list[list[str]]:
-    """Return the ids of preprocessed images that look the same, possibly after mirroring or rotation, as lists.
+    """Return a list of ids for each set of preprocessed images that look the same, or do so if mirrored or rotated.
 
     If A looks like B and B looks like C, all three are in one list.
 
@@ -224,7 +224,7 @@ def find_near_duplicates(thumbnails: Sequence[Floats | None], turned: bool = Fal
 
 
 def _views(dims: int, turned: bool) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
-    """Yield orders and directions of the axes 1 to `dims`: unchanged, and all mirrored and rotated versions."""
+    """Yield the order and directions of the axes 1 to `dims`: unchanged and, if `turned`, all mirrored and rotated."""
     axes, forward, backward = tuple(range(1, dims + 1)), slice(None), slice(None, None, -1)
     if not turned:
         yield axes, (forward,) * dims
@@ -277,7 +277,7 @@ def cluster_pairs(pairs: Sequence[ImagePair]) -> list[list[int]]:
 
 
 def _shrink(array: np.ndarray, axis: int, side: int) -> np.ndarray:
-    """Divide an axis into `side` boxes and return the mean of each, float32; a shorter axis repeats its values."""
+    """Return the float32 means of `side` boxes along an axis; if the axis is shorter than `side`, repeat its values."""
     length = array.shape[axis]
     starts = np.arange(side) * length // side
     if length < side:

@@ -40,7 +40,7 @@ class Geometry:
         flips: for each preprocessed axis, whether its direction is reversed.
         crop: (start, stop) per axis of the reoriented grid.
         resampled: shape after resampling; the outer edges of the first and last voxels stay where they are.
-        pad: (before, after) voxels that are added along each axis at the end.
+        pad: for each axis, the numbers of voxels that the last step adds before and after the resampled voxels.
         background: whether channel 0 of the probabilities is the background. If so, its probability is 1 in the region
             that was cropped off.
     """
@@ -76,8 +76,8 @@ class Geometry:
             case: id of the case, for messages.
 
         Raises:
-            MaskfoldError: `prepare.orientation` is set and the file has no affine, or the grid would have more than
-                `MAX_VOXELS`.
+            MaskfoldError: `prepare.orientation` is invalid, or set for a file without an invertible affine; or the
+                resampled grid would have more than `MAX_VOXELS` voxels.
         """
         shape = array.shape[1:]
         axes, flips = find_axes(affine, len(shape), prepare.orientation, case)
@@ -113,12 +113,12 @@ class Geometry:
 
     @property
     def lossless(self) -> bool:
-        """Whether nothing is resampled."""
+        """Whether resampling keeps the shape of the crop, so that no values are interpolated."""
         return self.resampled == tuple(stop - start for start, stop in self.crop)
 
     @property
     def is_identity(self) -> bool:
-        """Whether the preprocessed grid is the file's grid."""
+        """Whether the preprocessed grid equals the file's grid."""
         is_in_order = self.axes == tuple(range(len(self.axes))) and not any(self.flips)
         return is_in_order and self.shape == self.file_shape and self.lossless and not any(map(any, self.pad))
 
@@ -180,7 +180,7 @@ class Geometry:
         return result
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
+        """Return the attributes as plain values for JSON."""
         return {field.name: getattr(self, field.name) for field in fields(self)}  # `asdict` also copies numbers
 
     @classmethod
@@ -233,7 +233,7 @@ def _to_tuples(value: Any) -> Any:
 def find_axes(
     affine: np.ndarray | None, dims: int, orientation: str | None, case: str
 ) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-    """Return which axes of a file, and which of them reversed, give the orientation `orientation`, such as "RAS".
+    """Return the order and the directions of a file's axes that give an orientation such as "RAS".
 
     Args:
         affine: 4×4 matrix from voxel to world coordinates; None if the file has no affine.
@@ -271,7 +271,7 @@ def find_axes(
 
 
 def reorient(array: np.ndarray, axes: tuple[int, ...], flips: tuple[bool, ...]) -> np.ndarray:
-    """Return a view of an array (C, *file shape) on the axes that `find_axes` returns."""
+    """Return a view of an array (C, *file shape) whose axes are reordered and reversed as `find_axes` returns."""
     transposed = array.transpose(0, *(axis + 1 for axis in axes))
     return transposed[(slice(None), *(slice(None, None, -1) if flip else slice(None) for flip in flips))]
 
@@ -291,7 +291,7 @@ def check_same_grid(
         case_id: id of the case, for messages.
         first: name and header of the first image, on the case's axes.
         other: name and header of another image, or of a mask.
-        is_mask: whether the other file is a mask, for the hint.
+        is_mask: whether the other file is a mask; determines the hint.
         compare_affines: whether to compare the affines in addition to the shapes.
 
     Raises:
@@ -352,7 +352,7 @@ def corner_distance(first: np.ndarray, other: np.ndarray, shape: tuple[int, ...]
 
 
 def header_orientation(header: Header) -> str | None:
-    """Return axis codes such as RAS; None if the header does not store the patient's orientation."""
+    """Return the axis codes of a header, such as RAS; None if it does not store the patient's orientation."""
     if header.affine is None or not header.in_patient_space:
         return None
     from nibabel.orientations import aff2axcodes
@@ -501,7 +501,7 @@ def foreground_box(array: np.ndarray, prepare: PreprocessingConfig) -> Box:
 
 
 def content_threshold(channel: np.ndarray, prepare: PreprocessingConfig) -> float:
-    """Return the value above which one channel (*spatial) has content; see `foreground_box`."""
+    """Return the value above which a voxel of a channel (*spatial) belongs to the content; see `foreground_box`."""
     step = max(1, int(np.ceil((channel.size / SAMPLE) ** (1 / channel.ndim))))
     sample = channel[(slice(None, None, step),) * channel.ndim]
     low, high = np.percentile(_windowed(sample, prepare), (LOW, HIGH))

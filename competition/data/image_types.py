@@ -132,7 +132,7 @@ def wrong_values_error(path: Path, dtype: object) -> MaskfoldError:
     """Return the error for a file whose values are not real numbers, such as complex64."""
     if "complex" in str(dtype):
         return unreadable_error(path, f"its values are complex ({dtype})", "Save their magnitude as float32")
-    return unreadable_error(path, f"its values are {dtype}")
+    return unreadable_error(path, f"its values are {dtype}, expected real numbers")
 
 
 @contextmanager
@@ -169,7 +169,7 @@ def check_declared_size(path: Path, declared: int, limit: int | None = None) -> 
     Args:
         path: the file.
         declared: bytes of its pixels, by its header.
-        limit: maximum number of bytes that the file can contain; None if its compression has no useful bound.
+        limit: maximum number of bytes of pixels that the file can contain; None if its compression has no useful bound.
 
     Raises:
         MaskfoldError: the file or the free memory is too small for the declared pixels.
@@ -312,7 +312,9 @@ def detached_data_file(path: Path) -> Path | None:
     if not count:
         raise unreadable_error(path, f"its header has no line {name_of_field}")
     if count > 1 or len(found) != 1:
-        raise unreadable_error(path, f"its header has the field {name_of_field} {count} times or not at a line's start")
+        raise unreadable_error(
+            path, f"its header has the field {name_of_field} {count} times, expected once, at the start of a line"
+        )
     name = found[0].decode(errors="replace").removeprefix("./")
     if name.upper() == "LOCAL":
         return None

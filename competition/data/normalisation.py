@@ -24,10 +24,10 @@ CAST_BLOCK = 8192  # NumPy converts this many values at a time in a sum, so it s
 
 
 def find_other_channels(channels: Mapping[str, int], dimensions: int) -> dict[str, MaskfoldError]:
-    """Return an error for each case whose number of channels differs from most cases.
+    """Return an error for each case whose number of channels differs from that of most cases.
 
     Args:
-        channels: number of channels by case id, in order, for cases that train one network.
+        channels: number of channels by case id, for the cases that train one network.
         dimensions: 2 or 3, for the hint.
     """
     if len(set(channels.values())) < 2:
@@ -42,7 +42,7 @@ def find_other_channels(channels: Mapping[str, int], dimensions: int) -> dict[st
 
 
 def channels_error(case_id: str, count: int, expected: int, example: str, dimensions: int) -> MaskfoldError:
-    """Return the error for a case whose number of channels differs from the case `example`."""
+    """Return the error for a case whose number of channels differs from that of the case `example`."""
     hint = "Set prepare.channels to grey or rgb, or correct the image of the case."
     if dimensions == 3:
         common = ",".join(map(str, range(min(count, expected))))
@@ -93,7 +93,7 @@ class Intensity:
         channel *= np.float32(self.scale[index])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
+        """Return the attributes as plain values for JSON."""
         return {field.name: getattr(self, field.name) for field in fields(self)}  # `asdict` copies each number
 
     @classmethod
@@ -112,7 +112,7 @@ def channel_statistics(channel: np.ndarray, prepare: PreprocessingConfig, unit: 
 
     Args:
         channel: (*spatial), finite; uint8 or float32.
-        prepare: the experiment's section.
+        prepare: section `prepare` of the experiment.
         unit: the value that `none` maps to 1: 255 for 8-bit 2D images, so that images of all bit depths end in [0, 1].
     """
     if prepare.intensity == "none":
@@ -178,9 +178,9 @@ def may_have_alpha(images: str | dict[str, str]) -> bool:
 def convert_channels(array: np.ndarray, channels: str | Sequence[int], alpha: bool, case: str) -> np.ndarray:
     """Select or convert the channels of a 2D image (C, H, W) as `prepare.channels` sets; keep the dtype.
 
-    `keep` drops the alpha channel, which is the last of 2 or 4 channels of one file (if `alpha` is set). `grey` weighs
-    red, green and blue as in ITU-R BT.601; `rgb` repeats a grey channel. A list of numbers selects channels of the
-    file, including the fourth: an image with 4 measured channels in one file needs `[0, 1, 2, 3]`.
+    If `alpha` is set, the last of 2 or 4 channels is an alpha channel, which `keep`, `grey` and `rgb` drop. `grey`
+    weighs red, green and blue as in ITU-R BT.601; `rgb` repeats a grey channel. A list of numbers selects any channels
+    of the file: an image with 4 measured channels in one file needs `[0, 1, 2, 3]`.
 
     Raises:
         MaskfoldError: the image has neither 1 nor 3 channels for grey or rgb, or no channel with one of the numbers.
@@ -302,10 +302,10 @@ def _moments(channel: np.ndarray, lo: float, hi: float, clips: bool = True) -> t
 
 
 def _moments_of_rows(rows: np.ndarray, lo: float, hi: float, clips: bool) -> tuple[float, float]:
-    """Compute the exact result of `_moments` for rows (planes, values), with fewer calls of NumPy.
+    """Compute the exact result of `_moments` with fewer calls of NumPy, for a channel whose planes are flat `rows`.
 
-    The order of the sums is the same: NumPy adds the values of a row in the order of a plane's values, and the rows are
-    added one by one. For 8-bit values, tables of 256 results replace the computation.
+    Values are added in the same order as in `_moments`: first within each row, then row by row. For 8-bit values,
+    tables of 256 results replace the computation.
     """
     is_8_bit = rows.dtype == np.uint8
     values = BYTES if is_8_bit else rows

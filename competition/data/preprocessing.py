@@ -106,7 +106,7 @@ def preprocess_cases(
     Args:
         table: the case table, or rows of it.
         exp: the experiment.
-        root: the cache's folder. If a case is missing, files of killed processes are removed from it.
+        root: the cache's folder. If it lacks a case, files of killed processes are removed from the folder first.
         workers: number of processes. With None, this process starts alone. If much work remains after a second, one
             process per core takes over, or fewer processes if the memory is too small for so many cases.
         progress: function that is called about ten times with a line of progress. It is not called if the cache has
@@ -226,7 +226,7 @@ def _count_workers(rows: list[SimpleNamespace]) -> int:
 
 @dataclass(frozen=True)
 class _Preprocessor:
-    """Preprocess cases in a worker process, one per call."""
+    """Preprocess cases in a worker process, one case per call of `run`."""
 
     exp: Experiment
     root: Path
@@ -342,7 +342,7 @@ def write_mask(
 
 
 def write_with_channels(folder: Path, case: PreprocessedCase, channels: np.ndarray) -> dict[str, Any]:
-    """Write a preprocessed volume with further channels behind its own channels.
+    """Write a preprocessed volume with further channels after its own channels.
 
     This is a `build` function of `get_or_build`. The further channels are mapped to the grid of the case like an
     image: linearly, without normalisation, and with 0 in the padding. If both grids are equal, the values are copied.

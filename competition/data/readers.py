@@ -30,6 +30,7 @@ from competition.data.image_types import (
     unreadable_error,
 )
 from competition.errors import MaskfoldError
+from competition.text import format_count
 
 # parts of messages by which `competition.planning.layouts.content` tells images from masks
 NO_INTEGERS, OTHER_CHANNELS = "not whole numbers", "channels with different values"
@@ -154,8 +155,8 @@ def read_header(path: str | Path, dimensions: int | None = None, labels: bool = 
     Args:
         path: as for `read_image`.
         dimensions: as for `read_image`.
-        labels: whether the file is a label file. If so, a palette image has one channel, the indices. In an archive
-            with several arrays, the array with the labels is described.
+        labels: whether the file is a label file. If so, a palette image has one channel, the indices. Of an archive
+            with several arrays, the header of the label array is read.
         exif: as for `read_image`.
 
     Returns:
@@ -170,7 +171,7 @@ def read_header(path: str | Path, dimensions: int | None = None, labels: bool = 
     with convert_decoder_errors(path):
         result: Header = file_format.header(path, dimensions, labels)
     if 0 in (*result.shape, result.channels):
-        raise unreadable_error(path, f"its shape is {'×'.join(map(str, result.shape))}")
+        raise _empty_error(path, result.shape, result.channels)
     if exif and dimensions == 2 and exif_orientation(path) >= FIRST_SIDEWAYS:
         result = replace(result, shape=result.shape[::-1], spacing=result.spacing[::-1])
     return result
@@ -229,7 +230,7 @@ def _conversion_hint(path: Path) -> str:
     if extension in (".img", ".hdr"):
         return f"Convert each pair to NIfTI with nibabel's command: nib-convert {stem}.img {stem}.nii.gz"
     if extension not in ITK_EXTENSIONS:
-        return "Convert the file."
+        return "Convert the file to one of these formats."
     return (
         "Convert each file to NIfTI with SimpleITK (pip install SimpleITK), with the same position and voxel size: "
         f'python -c \'import SimpleITK as s; s.WriteImage(s.ReadImage("{path.name}"), "{stem}.nii.gz")\''
@@ -240,13 +241,18 @@ def _to_native(path: Path, image: Image) -> Image:
     """Convert an image to the machine's byte order, and floats of other precision to float32."""
     array = image.array
     if array.size == 0:
-        raise unreadable_error(path, f"its shape is {'×'.join(map(str, array.shape[1:]))}")
+        raise _empty_error(path, array.shape[1:], len(array))
     dtype = np.dtype(np.float32) if array.dtype.kind == "f" else array.dtype.newbyteorder("=")
     return replace(image, array=np.ascontiguousarray(array.astype(dtype, copy=False)))
 
 
+def _empty_error(path: Path, shape: tuple[int, ...], channels: int) -> MaskfoldError:
+    size = f"{'×'.join(map(str, shape))} with {format_count(channels, 'channel')}"
+    return unreadable_error(path, f"its shape is {size}, expected at least one pixel")
+
+
 def _single_channel(path: Path, array: np.ndarray) -> np.ndarray:
-    """Return the only channel of labels (C, *spatial)."""
+    """Return labels (C, *spatial) as one channel; raise an error if the channels, except a constant alpha, differ."""
     if len(array) == 1:
         return array[0]
     colours = array
@@ -407,7 +413,7 @@ def get_json(row: Any, column: str) -> Any:
 
 @lru_cache(maxsize=16)
 def _parse_cell(text: str) -> Any:
-    """Parse a cell; the cells of one case are read several times in a row."""
+    """Parse a cell; the result is cached, because the cells of one case are read several times in succession."""
     return json.loads(text)
 
 
@@ -421,7 +427,8 @@ def _read(comp: Competition, files: str | list[str], axes: str | None) -> Image:
         for path, array in zip(files, slices, strict=True):
             if array.shape != slices[0].shape:
                 raise MaskfoldError(
-                    f"The slices {root / files[0]} and {root / path} have different sizes.",
+                    f"The slices {root / files[0]} and {root / path} have different shapes: {slices[0].shape} and "
+                    f"{array.shape}.",
                     "Give all slices of a case the same size, or skip the case with competition.on_bad_case=skip.",
                 )
         image = Image(np.stack(slices, axis=-1), (1.0, 1.0, 1.0))

@@ -41,7 +41,7 @@ class RleTableColumns:
 
     @property
     def columns(self) -> list[str]:
-        """The required columns."""
+        """Names of the columns that the table must have."""
         return [column for column in (self.id, self.cls, self.mask) if column is not None]
 
 
@@ -280,9 +280,9 @@ def _profile(comp: Competition) -> Profile | None:
 def _open_table(comp: Competition) -> tuple[Path, Any, RleTableColumns]:
     """Return the path of `train.rle`, its content as a pandas table, and the columns with id, mask and class.
 
-    Column names in the YAML take precedence over column names in the profile. A profile may know several headers of
-    the training table: it often differs from the submission's, and some hosts changed it during the competition. The
-    table's own header selects one of them.
+    Column names in the YAML take precedence over column names in the profile. A profile may contain several sets of
+    column names, because the columns of the training table often differ from those of the submission, and some hosts
+    changed them during the competition. The first set that the table has is used.
 
     Raises:
         MaskfoldError: a column is missing (exit status 2).

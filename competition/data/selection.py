@@ -174,7 +174,7 @@ def read_answers(path: Path) -> dict[str, tuple[str, str]]:
         raise MaskfoldError(
             f"{path} exists already and has no column `{missing[0]}`, so it is not the CSV of a review and is not "
             "overwritten.",
-            "Give another page with -o, or move the file.",
+            "Choose another output page with -o, or move the file.",
             status=2,
         )
     answers: dict[str, tuple[str, str]] = {}

@@ -116,9 +116,9 @@ def _stratified(groups: list[str], case_strata: list[str], k: int, seed: int) ->
 
 
 def _stratified_without_groups(strata: Sequence[str], k: int, seed: int) -> list[int]:
-    """Compute the folds of scikit-learn's StratifiedKFold.
+    """Return the fold of each case, as scikit-learn's StratifiedKFold would assign the cases.
 
-    The cases of each stratum are dealt to the folds in turn, and then shuffled.
+    The cases of each stratum are divided evenly and randomly among the folds.
     """
     # This does not call scikit-learn; `_kfold` gives the reason.
     random = np.random.RandomState(_random_state(seed))
@@ -249,9 +249,9 @@ def known_groups(comp: Competition, ids: list[str]) -> dict[str, str]:
 
 
 def _from_ids(rule: str, ids: list[str], key: str) -> list[str]:
-    """Return the group or stratum in each id: the text that the first group of a regular expression matches.
+    """Return the group or stratum in each id: the part of the id that a regular expression matches.
 
-    If the expression has no group, the text is the whole match.
+    If the expression contains capture groups, only the match of the first capture group is returned.
     """
     try:
         expression = re.compile(rule)

@@ -143,7 +143,7 @@ def test_float64_labels_are_read_exactly(tmp_path: Path) -> None:
         ("p0.GIPL", "SimpleITK"),
         ("p0.img", "nib-convert p0.img p0.nii.gz"),
         ("p0.hdr", "nib-convert p0.img p0.nii.gz"),
-        ("p0.xyz", "Convert the file."),
+        ("p0.xyz", "Convert the file to one of these formats."),
     ],
 )
 def test_formats_that_are_not_read_have_a_command(tmp_path: Path, name: str, command: str) -> None:

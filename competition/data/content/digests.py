@@ -61,9 +61,9 @@ def _single_stamp(path: Path) -> FileStamp:
 
 
 def is_settled(stamp: FileStamp) -> bool:
-    """Return whether a file is so old that another write would certainly change its stamp.
+    """Return whether a file's last write is more than `SETTLED_SECONDS` ago.
 
-    A stamp is the result of `file_stamp`. `SETTLED_SECONDS` is the age from which this is certain.
+    If so, another write would certainly change the file's stamp (the result of `file_stamp`).
     """
     return time.time() - max(stamp[2:4] + stamp[6:]) / 1e9 > SETTLED_SECONDS
 

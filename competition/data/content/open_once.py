@@ -19,7 +19,7 @@ _kept: ContextVar[dict[str, bytes] | None] = ContextVar("contents of files", def
 
 @lru_cache(maxsize=PATHS)
 def file_below(root: Path, name: str) -> Path:
-    """Return the path of a file below the competition's root; `root / name` parses the path again at each use."""
+    """Return the path `root / name` from a cache, because a case needs each path several times."""
     return Path(root) / name
 
 
@@ -27,8 +27,8 @@ def file_below(root: Path, name: str) -> Path:
 def keep_contents() -> Iterator[None]:
     """Keep the content of each small file that `open_file` opens in the `with` block.
 
-    Each such file is read once, so the block sees one content of it, even if the file changes. Blocks may be nested:
-    the outermost one keeps the contents.
+    Each such file is read once, so all code in the block gets the same content, even if the file changes. Blocks may be
+    nested: the outermost one keeps the contents.
     """
     if _kept.get() is not None:
         yield
@@ -41,7 +41,7 @@ def keep_contents() -> Iterator[None]:
 
 
 def open_file(path: Path) -> BytesIO | BufferedReader:
-    """Open a file for reading; in a block of `keep_contents`, return the content that was read first, if it is small.
+    """Open a file for reading; in a block of `keep_contents`, a small file has the content that was read first.
 
     Raises:
         OSError: the file cannot be read.

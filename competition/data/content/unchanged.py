@@ -198,10 +198,10 @@ def _changed_error(message: str) -> ChangedDataError:
 
 
 def check_files_belong(comp: Competition, table: pandas.DataFrame) -> None:
-    """Check that each file in a run's case table matches the id of its case and the pattern in the YAML.
+    """Check that each path in a run's case table matches its case's id and the YAML's pattern for its channel or class.
 
-    The pattern is the one of the file's channel or class. This function does not compare contents with the table's
-    digests; the functions that read the files do this.
+    This function does not compare the files' contents with the table's digests; the functions that read the files do
+    this.
 
     Args:
         comp: the competition of the table.
@@ -218,7 +218,8 @@ def check_files_belong(comp: Competition, table: pandas.DataFrame) -> None:
     for row in case_rows(table):
         truth = json.loads(row.masks)
         if (truth["kind"] == "rle") != (comp.train.rle is not None):
-            raise ValueError(f"the masks of case {row.id} are of the kind {truth['kind']}")
+            expected = "rle" if comp.train.rle is not None else "label files"
+            raise ValueError(f"the masks of case {row.id} are of the kind {truth['kind']}, expected {expected}")
         channels = json.loads(row.images)
         is_shared = "{c}" in first_pattern  # one pattern for all channels
         named = {"train.images": (channels, dict.fromkeys(channels, first_pattern) if is_shared else image_patterns)}

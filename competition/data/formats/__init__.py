@@ -18,7 +18,7 @@ from competition.data.image_types import Header
 
 
 class FileFormat(NamedTuple):
-    """Hold the functions that read the header and the pixels of one family of file formats."""
+    """Hold two functions of one family of file formats: one reads the header, the other the pixels."""
 
     header: Callable[..., Header]
     pixels: Callable[..., Any]

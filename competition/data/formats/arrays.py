@@ -33,7 +33,7 @@ def numpy_header(path: Path, dimensions: int, labels: bool = False) -> Header:
     Args:
         path: an .npy file or .npz archive, see `numpy_pixels`.
         dimensions: 2 or 3.
-        labels: whether to select the mask or the image if an archive has several arrays.
+        labels: of an archive with several arrays, True selects the mask, and False the image.
     """
     shape, dtype = _declared_array(path, labels)
     if dtype.kind not in "biuf":
@@ -50,7 +50,7 @@ def numpy_pixels(path: Path, dimensions: int, labels: bool) -> Image:
         path: an .npy file, or an .npz archive that has one array, or several arrays of which one is named `image` (or
             `mask`).
         dimensions: 2 or 3.
-        labels: whether to select the mask or the image if an archive has several arrays.
+        labels: of an archive with several arrays, True selects the mask, and False the image.
     """
     numpy_header(path, dimensions, labels)
     shape, dtype = _declared_array(path, labels)
@@ -86,7 +86,7 @@ def _array_header(path: Path, file: IO[bytes]) -> tuple[tuple[int, ...], np.dtyp
         version
     )
     if read_header is None:
-        raise unreadable_error(path, f"its format version is {version}")
+        raise unreadable_error(path, f"its format version is {version}, expected (1, 0) or (2, 0)")
     shape, _, dtype = read_header(file)
     if dtype.hasobject:
         raise unreadable_error(path, "it has pickled Python objects, which may run code")

@@ -59,7 +59,7 @@ def nifti_pixels(path: Path, dimensions: int, labels: bool) -> Image:
 
 
 def _load_nifti(path: Path) -> Any:
-    """Open a file without reading its voxels; raise an error if its extension or its intercept is wrong."""
+    """Open a file without reading its voxels; check that its name, header extensions and intercept are valid."""
     import nibabel
 
     with path.open("rb") as file:
@@ -107,7 +107,11 @@ def _check_extensions(path: Path, head: bytes, file: gzip.GzipFile | BufferedRea
     offset = float(header["vox_offset"])
     left = offset - len(head) - 4
     if not 0 <= left <= MAX_EXTENSIONS:
-        raise unreadable_error(path, f"the extensions of its header end at byte {offset:,.0f}")
+        first = len(head) + 4
+        raise unreadable_error(
+            path,
+            f"the extensions of its header end at byte {offset:,.0f}, expected {first:,} to {first + MAX_EXTENSIONS:,}",
+        )
     order: Literal["little", "big"] = "little" if header.endianness == "<" else "big"
     while left >= 16:
         size = int.from_bytes(file.read(8)[:4], order, signed=True)
@@ -121,10 +125,7 @@ def _check_extensions(path: Path, head: bytes, file: gzip.GzipFile | BufferedRea
 
 @contextmanager
 def _read_to_end(path: Path, image: Any) -> Iterator[Any]:
-    """Yield an object that reads the voxels; after the block, read a gzip file to its end.
-
-    At the end of the file, gzip verifies the checksum.
-    """
+    """Yield an object that reads the voxels; after the block, read a gzip file to its end, to verify its checksum."""
     voxels = image.dataobj
     if path.suffix.lower() != ".gz":
         yield voxels
@@ -135,7 +136,7 @@ def _read_to_end(path: Path, image: Any) -> Iterator[Any]:
         while block := stream.read(2**20):
             remaining -= len(block)
             if remaining < 0:
-                raise unreadable_error(path, "it has too much data after its last voxel")
+                raise unreadable_error(path, f"it has more than {MAX_TRAILING:,} bytes after its last voxel")
 
 
 def _is_scaled_nifti(proxy: Any) -> bool:

@@ -1,6 +1,6 @@
 """Verify PNG files, and decode the most common kinds without unpacking them twice.
 
-Decoders silently fill in pixels that damaged data lack, so the pixels are counted first.
+Decoders silently fill in pixels that are missing in a damaged file, so this module counts the pixels first.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ MAX_PLAIN = 2**26  # bytes of pixels; a larger image is decoded by Pillow, which
 
 
 def decode_plain_png(path: Path, dimensions: int) -> np.ndarray | None:
-    """Decode a grey, RGB or RGBA PNG of 8 bits per sample; unpack it only once, to verify and to decode it.
+    """Verify and decode a grey, RGB or RGBA PNG of 8 bits per sample, and unpack it only once for both.
 
-    Pillow's decoder of PNG pixels gets the unpacked rows, stored without compression. The rest of Pillow takes longer
-    for a small image than the decoder.
+    The unpacked rows are passed to Pillow's PNG decoder without compression. Pillow's other steps are skipped, because
+    they take longer than the decoder for a small image.
 
     Args:
         path: the file.

@@ -43,7 +43,7 @@ def raster_header(path: Path, dimensions: int, labels: bool = False) -> Header:
 
     Args:
         path: the file.
-        dimensions: 2.
+        dimensions: must be 2.
         labels: whether the file is a label file. If so, a palette image has one channel, the indices.
     """
     with open_raster(path) as image:
@@ -67,7 +67,7 @@ def raster_pixels(path: Path, dimensions: int, labels: bool) -> Image:
 
     Args:
         path: the file.
-        dimensions: 2.
+        dimensions: must be 2.
         labels: whether the file is a label file. If True, the result is a palette's indices, and the raw values of 1-,
             2- and 4-bit files. If False, it is the palette's colours, and 1-, 2- and 4-bit values are scaled to 0…255.
     """
@@ -118,7 +118,7 @@ def open_raster(path: Path) -> Iterator[PilImage]:
 
 
 def _decoded_mode(image: PilImage) -> str:
-    """Return the mode to which an image (not a label file) is decoded."""
+    """Return the Pillow mode, such as RGB, into which an image (not a label file) is decoded."""
     if image.mode in ("P", "PA"):
         return "RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB"
     if image.mode not in RASTER_CHANNELS:
@@ -140,7 +140,7 @@ def _bits_per_sample(path: Path, image: PilImage) -> int:
 
 
 def _jpeg_2000_bits(path: Path) -> int:
-    """Return the largest number of bits of a component, which the segment SIZ declares.
+    """Return the largest number of bits per component that the segment SIZ of the file declares.
 
     Raises:
         MaskfoldError: a component has a sign, or more than 16 bits.
@@ -155,7 +155,7 @@ def _jpeg_2000_bits(path: Path) -> int:
     if bits > 16 or any(size & 128 for size in sizes):
         signs = "signed" if any(size & 128 for size in sizes) else "unsigned"
         raise unreadable_error(
-            path, f"found {signs} values of {bits} bits, expected unsigned values of up to 16", "Save it as TIFF"
+            path, f"found {signs} values of {bits} bits, expected unsigned values of up to 16 bits", "Save it as TIFF"
         )
     return bits
 

@@ -120,8 +120,8 @@ def tiff_pixels(path: Path, dimensions: int, labels: bool) -> Image:
 def _tiff_spacing(file: TiffFile, dimensions: int) -> tuple[float, ...] | None:
     """Return the voxel size of a volume in mm along (H, W, Z), from the metadata of ImageJ or OME.
 
-    Return None for 2D images, whose distances are measured in pixels, and for files without such metadata. The
-    resolution in such files describes a printer or scanner.
+    Return None for 2D images, whose distances are measured in pixels. Also return None for a file without such
+    metadata, because its TIFF resolution describes a printer or scanner.
     """
     if dimensions != 3:
         return None
@@ -196,7 +196,7 @@ def lacks_decoder(page: TiffPage | TiffFrame, error: ValueError) -> bool:
 
 
 def check_tiff_size(path: Path, series: TiffPageSeries) -> None:
-    """Check that the file can contain its uncompressed pages, and that it is no decompression bomb.
+    """Check that an uncompressed file is large enough for its pages, and that a file is no decompression bomb.
 
     Pixels of less than 8 bits share a byte. Tiles of a compressed page may be larger than the page.
 
@@ -231,12 +231,12 @@ def _tiff_pages_and_channels(series: TiffPageSeries) -> tuple[int, int]:
 
 
 def _tiff_layout(path: Path, series: TiffPageSeries, dimensions: int) -> tuple[tuple[int, ...], int]:
-    """Return spatial shape and channels; raise an error if the values are no real numbers."""
+    """Return the spatial shape and the number of channels; raise an error if the values are not real numbers."""
     if (dtype := np.dtype(series.dtype)).kind not in "biuf":
         raise wrong_values_error(path, dtype)
     page = dict(zip(series.keyframe.axes, series.keyframe.shape, strict=True))
     if set(page) - set("YXS"):
-        raise unreadable_error(path, f"a page has the axes {series.keyframe.axes}")
+        raise unreadable_error(path, f"a page has the axes {series.keyframe.axes}, expected YX, YXS or SYX")
     slices, channels = _tiff_pages_and_channels(series)
     samples, size = page.get("S", 1), (page["Y"], page["X"])
     if dimensions == 2:

@@ -24,10 +24,10 @@ LZMA_MEMORY = 2**27  # bytes of a decoder; the highest preset of xz needs 65 MiB
 
 
 class BoundedDecoders(Mapping[int, Callable[..., Any]]):
-    """Replace the decoders in tifffile's table whose output has no size limit; keep all other decoders.
+    """Replace those decoders of tifffile whose output has no size limit; keep all other decoders.
 
-    If this version of Python lacks the module of a decoder, the decoder is not in the table. Otherwise, tifffile would
-    raise ImportError when it decodes, although other libraries may decode the file.
+    If this version of Python lacks the module of a decoder, this table has no such decoder, and other libraries try to
+    decode the file. With tifffile's own decoder, the file would fail with ImportError.
     """
 
     def __init__(self, decoders: Mapping[int, Callable[..., Any]]) -> None:
@@ -64,8 +64,8 @@ def bounded_decoder(module: str, unbounded: Callable[..., Any]) -> Callable[...,
 
     Args:
         module: name of the Python module that decompresses: zlib, lzma or compression.zstd.
-        unbounded: tifffile's own decoder. It is used only for calls without a number of bytes, which tifffile does not
-            make for strips and tiles.
+        unbounded: tifffile's own decoder, used only for calls without a number of bytes. For strips and tiles,
+            tifffile always gives this number.
     """
 
     def decode(data: bytes, /, *, out: Any = None) -> bytes:
