@@ -50,7 +50,7 @@ def convert_folder(
 ) -> Conversion:
     """Convert every DICOM series below a folder.
 
-    Volumes become NIfTI files; 2D pictures without a position become PNG files.
+    Volumes become NIfTI files; 2D pictures without a position in the patient, such as X-rays, become PNG files.
 
     Args:
         folder: folder with DICOM files; file names, order and subfolders do not matter.
@@ -117,10 +117,9 @@ def _check_arguments(folder: Path, layout: str, labels: str | None) -> re.Patter
 
 
 class _Converter:
-    """Convert one folder, step by step.
+    """Convert one folder; each method converts some of the series and fills in their rows of series.csv.
 
-    `rows` contains one row per SeriesInstanceUID, and for pictures one row per case id. Each method fills in a part of
-    the rows.
+    `rows` contains one row per series and, in a series of 2D pictures, one row per picture.
     """
 
     def __init__(

@@ -79,7 +79,8 @@ class Frame:
         position: (3,) centre of the first pixel in mm, LPS; None if absent.
         orientation: (6,) direction cosines along a row (to the next column) and along a column, LPS; None if absent.
         spacing: distance between rows and between columns in mm; None if absent.
-        thickness, slice_spacing: mm, SliceThickness and SpacingBetweenSlices; 0 if absent. Positions are more reliable.
+        thickness, slice_spacing: SliceThickness and SpacingBetweenSlices in mm; 0 if absent. The distance between
+            positions is more reliable.
         slope, intercept: value = stored × slope + intercept.
         acquisition: values by keyword of `ACQUISITION_KEYWORDS`.
     """
@@ -99,10 +100,10 @@ class Frame:
 
 
 def read_frames(dataset: Any, path: Path, name: str) -> tuple[Frame, ...]:
-    """Read the geometry of every frame of a file (PS3.3 C.7.6.2, C.7.6.16).
+    """Read the geometry of every frame of a file (DICOM PS3.3, C.7.6.2 and C.7.6.16).
 
     Raises:
-        SeriesRejected: the file has several frames that do not all have a position, or a modality look-up table
+        SeriesRejected: the file has several frames, not all with a position; or it has a modality look-up table
             instead of slope and intercept.
         ValueError, TypeError: a numeric attribute is not a number.
     """

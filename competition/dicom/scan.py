@@ -154,7 +154,7 @@ def scan_folder(folder: Path) -> Scan:
     for name in non_dicom:
         # If a slice at an end of the volume is missing, there is no gap between slices, so only the file names show it.
         if _name_pattern(name) in dicom_patterns or name.lower().endswith(SUFFIXES):
-            result.unreadable[name] = f"{name} is named like a DICOM file, but is none"
+            result.unreadable[name] = f"{name} is named like a DICOM file, but is not a DICOM file"
         else:
             result.non_dicom_count += 1
     return result
@@ -352,7 +352,7 @@ class Series:
         instances: headers of the files, at least one, sorted by name.
         kind: image, label (an image series that contains labels), picture (2D images without a position), segmentation
             (DICOM-SEG) or other.
-        reason: reason why the series cannot become a volume, apart from damaged files; empty for volumes.
+        reason: reason, other than damaged files, why the series cannot be converted; empty if there is none.
     """
 
     uid: str

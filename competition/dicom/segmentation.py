@@ -201,7 +201,7 @@ def _new_mask(image: ConvertedImage, array: np.ndarray, series: list[str], notes
 
 
 def _stack_mismatch(slices: SliceStack, grid: Grid) -> str:
-    """Return why the voxels of a label series do not lie on a grid; an empty text if they do."""
+    """Return why the voxels of a label series do not coincide with those of a grid; an empty text if they do."""
     try:
         resample_onto(grid, slices.grid.affine, np.empty((0, 3), np.int64), slices.grid.shape)
     except SeriesRejected as error:
@@ -414,8 +414,8 @@ class MaskCanvas:
     def set_voxels(self, voxels: np.ndarray, value: int, fraction: np.ndarray | float = 1.0) -> None:
         """Set the mask to a value at the voxels (N, 3).
 
-        If several calls set the same voxel, the value with the largest fraction is used. If fractions are equal, this
-        is the highest value.
+        If several calls set the same voxel, the value with the largest fraction wins. If the fractions are equal, the
+        highest value wins.
         """
         index = tuple(voxels.T)
         old_value, old_fraction = self.mask[index], self._fraction[index]
@@ -450,7 +450,7 @@ def read_segmentation(instance: Instance) -> Segmentation:
         for number, _ in frame_geometry:
             if number is not None and number not in labels:
                 raise SeriesRejected(
-                    f"{instance.name} has a frame of segment {number}, which its header does not describe"
+                    f"{instance.name} has a frame of segment {number}, but its header describes no segment {number}"
                 )
         return Segmentation(
             instance,
@@ -463,9 +463,10 @@ def read_segmentation(instance: Instance) -> Segmentation:
 
 
 def _segment_label(segment: Any) -> str:
-    """Return the name of a segment.
+    """Return the name of a segment: its SegmentLabel.
 
-    The name is the segment's SegmentLabel. If this is empty, it is the name of the segment's type, or else its number.
+    If SegmentLabel is empty, return the name of the segment's type. If that is empty too, return `segment` and the
+    segment's number.
     """
     types = segment.get("SegmentedPropertyTypeCodeSequence") or [{}]
     for name in (segment.get("SegmentLabel"), types[0].get("CodeMeaning")):
@@ -498,9 +499,9 @@ def _read_frame_geometry(dataset: Any, instance: Instance, kind: str) -> Iterato
 
 
 def grid_mismatch(segmentation: Segmentation, grid: Grid) -> str:
-    """Return why the frames of a segmentation do not lie on a grid; an empty text if they do.
+    """Return why the pixels of a segmentation do not coincide with the voxels of a grid; an empty text if they do.
 
-    Frames may lie outside of the grid's extent.
+    Frames beyond the ends of the grid are allowed.
     """
     rows, columns = segmentation.shape
     try:
@@ -542,7 +543,7 @@ def paint_segments(segmentation: Segmentation, canvas: MaskCanvas, values: dict[
         for segment, inside in insides.items():
             if segment not in values:
                 raise SeriesRejected(
-                    f"the pixels of {name} contain segment {segment}, which the header does not describe"
+                    f"the pixels of {name} contain segment {segment}, but its header describes no segment {segment}"
                 )
             row, column = np.nonzero(inside)
             points = np.stack([column, row, np.zeros_like(row)], axis=1)

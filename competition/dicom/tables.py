@@ -1,4 +1,4 @@
-"""Read and write series.csv, which has one row per converted series, and other small CSV tables."""
+"""Read and write series.csv, which has one row per series or 2D picture, and other small CSV tables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SeriesRow:
         id: id of the case; for a label series, id of the labelled case. If the series is no case, the value of
             `patient`.
         patient: cleaned PatientID; see `scan.name_patients`.
-        study, series: UIDs.
+        study, series: StudyInstanceUID and SeriesInstanceUID.
         number: SeriesNumber.
         description: SeriesDescription, without private texts.
         modality: Modality, e.g. CT.

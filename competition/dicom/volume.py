@@ -45,7 +45,7 @@ class SliceStack:
 
 
 def build_stack(series: Series, pixels: PixelReader) -> SliceStack:
-    """Sort the slices of a series by position along their normal, and measure their distance from the positions.
+    """Sort the slices of a series along their normal, and compute the distance between slices from their positions.
 
     Args:
         series: a series of kind image or label.
@@ -119,10 +119,10 @@ def _check_one_patient(instances: list[Instance]) -> None:
 
 
 def check_decoders(instances: list[Instance]) -> None:
-    """Check, before a file is opened, that a decoder for its compressed pixels is installed.
+    """Check that decoders for the compressed pixels of all files are installed, without opening the files.
 
     Raises:
-        SeriesRejected: no decoder is installed.
+        SeriesRejected: no decoder for one of the files is installed.
     """
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
@@ -153,7 +153,7 @@ def _check_one_grid(frames: list[Frame]) -> None:
         raise SeriesRejected(f"its slices have different sizes: {format_counts(sizes)} pixels")
     spacings = np.array([frame.spacing for frame in frames])
     if not (spacings > 0).all():
-        raise SeriesRejected("its pixel spacing is not above 0")
+        raise SeriesRejected(f"found a pixel spacing of {spacings.min():g} mm, expected a value above 0")
     if np.abs(spacings / spacings[0] - 1).max() * max(frames[0].shape) > MAX_SHEAR:
         texts = ["×".join(f"{value:g}" for value in spacing) for spacing in spacings]
         raise SeriesRejected(f"its slices have different pixel spacings: {format_counts(texts)} mm")
@@ -192,7 +192,7 @@ def _sort_frames(
 
 
 def _duplicate_reason(frames: list[Frame], duplicates: list[tuple[int, int]], first: Instance, second: Instance) -> str:
-    """Return the reason for refusing a series in which slices at the same position have different pixels."""
+    """Return why a series is refused in which slices at the same position have different pixels."""
     if first.instance_uid == second.instance_uid and first.path != second.path:
         return f"{first.name} and {second.name} have the same SOPInstanceUID, but different pixels"
     keys = [key for key in frames[0].acquisition if len({frame.acquisition.get(key) for frame in frames}) > 1]
@@ -235,7 +235,7 @@ def _measure_step(frames: list[Frame], along: np.ndarray) -> float:
 
 
 def _check_upright(frames: list[Frame], along: np.ndarray) -> None:
-    """Check that slices are not shifted sideways, as from a tilted gantry: they would form a sheared volume."""
+    """Check that slices are not shifted sideways, as by a tilted gantry, because their volume would be sheared."""
     normal = slice_normal(np.asarray(frames[0].orientation))
     positions = np.array([frame.position for frame in frames])
     sideways = positions - positions[0] - np.outer(along - along[0], normal)

@@ -197,7 +197,7 @@ def tags(**changes: object) -> Fault:
         (tags(ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"]), "mosaics"),
         (tags(ImagePositionPatient=None), "no position in the patient, so their order and spacing are unknown"),
         (tags(PixelSpacing=None), "no pixel spacing"),
-        (tags(PixelSpacing=["0", "0.7"]), "pixel spacing is not above 0"),
+        (tags(PixelSpacing=["0", "0.7"]), "found a pixel spacing of 0 mm, expected"),
         (tags(PhotometricInterpretation="PALETTE COLOR"), "colours: found PALETTE COLOR"),
         (
             tags(ImageOrientationPatient=["1", "0", "0", "1", "0", "0"]),
