@@ -146,7 +146,7 @@ class MonaiTransforms:
 
 
 def _complete_args(cls: Any, args: dict[str, Any], key: str) -> dict[str, Any]:
-    """Add the arguments `keys` and interpolation mode of a transform, if the YAML does not set them.
+    """Return a transform's arguments; if the YAML does not set `keys` or the interpolation, add defaults.
 
     Raises:
         MaskfoldError (exit status 2): `keys` is needed or wrong, or the mode would interpolate between the mask's

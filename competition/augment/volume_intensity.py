@@ -274,8 +274,8 @@ def downsampling_matrix(length: int, resolution: float) -> np.ndarray:
 def apply_along_axes(batch: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     """Apply a separate matrix to each spatial axis of each sample.
 
-    Blur, lower resolution and spline interpolation are all matrix products, so they share this function. The matrices
-    also handle the borders, so no padding is needed. Each sample can have a different strength.
+    `Blur` uses such matrices to blur samples and to lower their resolution. The matrices also handle the borders, so no
+    padding is needed. Each sample has its own matrices, so its strength can differ from that of other samples.
 
     Args:
         batch: (B, C, *spatial).

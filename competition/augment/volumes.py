@@ -1,7 +1,7 @@
 """Augment batches of volumes (and 2.5D patches) with presets, on the training device.
 
-Each transform is a class. The parameters of each sample are drawn on the CPU, with the sample's seed. Then the
-transform is applied to all samples for which parameters were drawn. `TRANSFORMS` sets the order of the transforms.
+Each transform is a class. It draws the parameters of each sample on the CPU, with the sample's seed. Then it changes
+all samples for which it has drawn parameters, at once. `TRANSFORMS` sets the order of the transforms.
 """
 
 # This module does not use the transforms of MONAI, torchio or kornia. MONAI and torchio process one sample at a time.
@@ -25,13 +25,13 @@ from competition.seeding import choose_by_seed
 
 
 class VolumeAugment:
-    """Apply a preset to whole batches; each sample has its own seed, independent of all other samples.
+    """Apply a preset to batches; the result of a sample depends only on its own seed, not on the other samples.
 
     Args:
         augment: section `augment` of the experiment, with a preset.
         dims: number of spatial axes of a patch, 2 or 3.
-        spacing: size of a voxel along each axis; rotations are rigid in these units. None means that all axes have the
-            same voxel size.
+        spacing: size of a voxel along each axis, so that rotations do not shear the content. None means that all axes
+            have the same voxel size.
         probabilities: number of channels, at the end of the image, that contain probabilities of a first-stage model.
             Geometric transforms move these channels with the image. Intensity transforms leave them unchanged.
 
