@@ -65,9 +65,9 @@ def draw_case(
 ) -> None:
     """Draw image, truth and prediction side by side: one row for a 2D image, three orthogonal slices for a volume.
 
-    If there is no truth, only image and prediction are drawn. Of a volume, the slices with the most true foreground
-    are drawn. Without true foreground, the slices with the most predicted foreground are drawn. If both are empty, the
-    middle slices are drawn. All classes have the same weight in this choice.
+    If there is no truth, only image and prediction are drawn. Of a volume, the slices with the most foreground in the
+    truth are drawn. If the truth has no foreground, the prediction chooses the slices in the same way. If both have
+    none, the middle slices are drawn. All classes have the same weight in this choice.
 
     Args:
         path: the PNG file, which is written atomically.
@@ -162,8 +162,8 @@ def draw_comparison(
 ) -> None:
     """Draw truth, predictions A and B, and their difference side by side.
 
-    A 2D image has one row. A volume has one row for each of three orthogonal slices, those in which the two
-    predictions differ most. The last panel compares the two predictions over all classes. A pixel is green if only B
+    A 2D image has one row. A volume has one row for each of the three orthogonal slices in which the predictions
+    differ most. The last panel compares the two predictions over all classes. A pixel is green if only B
     is right, red if only A is right, and yellow if both are wrong.
 
     Args:
@@ -307,8 +307,8 @@ def draw_finding(
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, atomically, and empty it.
 
-    The parts of a figure refer to each other, so Python would free their arrays much later. A large image needs 0.2 GiB
-    for each figure.
+    Emptying frees the figure's arrays, up to 0.2 GiB for a large image. Without it, Python would free them much later,
+    because the parts of a figure refer to each other.
     """
     atomic_write(path, lambda file: figure.savefig(file, format="png"))
     for axes in figure.axes:
@@ -350,7 +350,7 @@ def _class_mask(truth: Array, index: int, comp: Competition) -> NDArray[np.bool_
 
 
 def _dice_per_class(truth: Array, masks: Array, comp: Competition) -> dict[str, float]:
-    """Return the Dice of each class, or nan for a class that has no pixels in truth and prediction.
+    """Return the Dice of each class, or nan for a class that is absent from both truth and prediction.
 
     The Dice is computed in blocks of rows, to limit memory.
     """

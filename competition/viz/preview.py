@@ -1,4 +1,4 @@
-"""Read images for drawing as for training, but reduce a large TIFF while its parts are read."""
+"""Read images for figures: reduce a large TIFF while reading it, and read all other images as for training."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def load_picture(comp: Competition, row: Any) -> Image:
         row: a row of the case table.
 
     Returns:
-        The result of `load_image`. One large 2D TIFF is instead averaged over squares of `reduction_step` pixels, as
-        float32, so that the whole image is never in memory.
+        The result of `load_image`. If the image is a single large 2D TIFF, it is instead averaged over squares of
+        `reduction_step` pixels, as float32, so that the whole image is never in memory.
 
     Raises:
         MaskfoldError: the image cannot be read; see `load_image`.
@@ -64,7 +64,7 @@ def _read_reduced(path: Path, exif: bool) -> NDArray[np.float32] | None:
 
     Args:
         path: the TIFF file.
-        exif: whether the orientation in the file's EXIF data is applied. A file with such an orientation is unusual.
+        exif: whether images are rotated by their EXIF orientation. If so, a TIFF with such a rotation is unusual.
     """
     import tifffile
 

@@ -64,7 +64,7 @@ def reduce_mask(mask: Array, step: int, value: int | None = None) -> NDArray[np.
     Args:
         mask: (…, rows, columns).
         step: edge length of the squares. With 1, the mask is not reduced.
-        value: value in `mask` of the pixels that belong to the mask. None means that `mask` is bool.
+        value: the value in `mask` that counts as set. None means that `mask` is bool.
     """
     if step == 1:
         return np.asarray(mask if value is None else mask == value)
@@ -80,7 +80,7 @@ def reduce_mask(mask: Array, step: int, value: int | None = None) -> NDArray[np.
 def reduce_truth(truth: Array, comp: Competition, step: int) -> NDArray[np.uint8]:
     """Reduce the rows and columns of a stored mask (M, rows, columns) uint8 by the factor `step`.
 
-    If a square of `step` pixels contains several exclusive classes, the result is the last of these classes.
+    If a square of `step` × `step` pixels contains several exclusive classes, the last of them is the result's value.
     """
     if step == 1:
         return truth

@@ -152,13 +152,13 @@ def add_legend(target: Any, below: bool = False, columns: int = 1) -> None:
 
 
 def dark_class_colour(index: int) -> RGB:
-    """Return the colour of a class on white, a darker shade of the class's colour on images."""
+    """Return the colour of a class on a white background: a darker shade of the class's colour on images."""
     hue, light, saturation = colorsys.rgb_to_hls(*class_colour(index))
     return colorsys.hls_to_rgb(hue, min(light, 0.40), saturation * 0.9)
 
 
 def fold_colour(fold: int) -> RGB:
-    """Return the colour of a fold; a negative number is the fit on all cases, whose colour is black."""
+    """Return the colour of a fold; for a negative number (a network trained on all cases), the colour of text."""
     return TEXT_COLOUR if fold < 0 else FOLD_COLOURS[fold % len(FOLD_COLOURS)]
 
 
