@@ -218,7 +218,7 @@ def retry_with_smaller_batches(predict: Callable[[Experiment], T], exp: Experime
 
 
 def reduced_batch_size(device: torch.device | str) -> int | None:
-    """Return the number of windows per batch to which out-of-memory errors have reduced a device; None if none did."""
+    """Return the number of windows per batch on a device after out-of-memory errors; None if it was never reduced."""
     return _reduced.get(str(device))
 
 

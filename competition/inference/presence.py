@@ -1,4 +1,4 @@
-"""Compute the probability that a case contains each class (its presence) from the presence heads of networks.
+"""Compute class presence, the probability that a case contains a class, from the presence heads of networks.
 
 There is one value per class. If a 2.5D network predicts slices along a single axis, there is one value per class and
 slice.
@@ -24,10 +24,10 @@ MIN_PROBABILITY = 1e-3
 def mean_log_odds(gates: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> np.ndarray:
     """Combine the presence probabilities of several networks by the mean of their log odds.
 
-    Why not the mean of the probabilities: a threshold is tuned on single networks, and then applied to the combination
-    of several. A mean of probabilities is closer to 0.5 than the probabilities of single networks, so a tuned threshold
-    far from 0.5 would not suit the mean. The mean of log odds avoids this bias (logarithmic opinion pool: Genest and
-    Zidek, Combining probability distributions, Statistical Science 1986).
+    The probabilities themselves are not averaged, because a threshold is tuned on single networks and then applied to
+    the combination of several. Their mean is closer to 0.5 than the probabilities of single networks, so a tuned
+    threshold far from 0.5 would not suit the mean. The mean of log odds avoids this bias (logarithmic opinion pool:
+    Genest and Zidek, Combining probability distributions, Statistical Science 1986).
 
     Args:
         gates: one array of probabilities per network. The shapes must broadcast: some arrays may have a value per

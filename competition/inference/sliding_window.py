@@ -1,6 +1,6 @@
 """Predict an image in sliding windows whose predictions are blended with Gaussian weights.
 
-To save memory, the weighted sums are kept only for a slab: the part of the first axis that the present windows cover.
+To save memory, the weighted sums are kept only for a slab: the part of the first axis that the current windows cover.
 """
 
 # This module does not use monai.inferers. MONAI adds the windows in another order, so predictions of existing runs
@@ -288,7 +288,7 @@ def _predict_slice_blocks(
 
 
 def _pad_to_patch(shape: Sequence[int], patch: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Return the shape after padding to at least the patch size, and the voxels added at the start of each axis."""
+    """Return the shape padded to at least the patch size, and the number of voxels added at the start of each axis."""
     padded = [max(length, size) for length, size in zip(shape, patch, strict=True)]
     return padded, [(total - length) // 2 for total, length in zip(padded, shape, strict=True)]
 

@@ -35,9 +35,9 @@ class TTAView:
 
 
 def count_passes(exp: Experiment) -> int:
-    """Return the number of forward passes over a case per network: its test-time views, added over all axes of slices.
+    """Return how often each network predicts the whole case: once for each test-time view.
 
-    For networks that are not 2.5D, this sum has a single term.
+    A 2.5D network predicts the case once for each test-time view of each axis in `patch.axes`.
     """
     return sum(len(tta_views(exp, axis)) for axis in exp.patch.axes)
 
