@@ -450,7 +450,7 @@ def read_case_record(folder: Path) -> dict[str, Any]:
 
 
 def _record_digest(record: dict[str, Any]) -> str:
-    """Return the SHA-256 (hexadecimal) of a record without the file sizes, which are compared with the files."""
+    """Return the hexadecimal SHA-256 of a record without its file sizes; `read_case_record` checks the sizes itself."""
     plain = {key: value for key, value in record.items() if key not in (DIGEST_KEY, "sizes")}
     return json_digest(plain)
 
@@ -506,8 +506,8 @@ class MemoryBudget:
     """Limit the memory of the cases that one process has mapped, by releasing the least recently used cases.
 
     A case counts with its full size on disk, even if only a part was read. Asking the kernel for the used size would
-    take too long. Before a case larger than the budget is read, all other cases are released. Such a case is released
-    after it was read.
+    take too long. A case that is larger than the budget is read alone: all other cases are released before, and the
+    case itself is released after it was read.
 
     Args:
         max_bytes: the budget in bytes; None means no limit.

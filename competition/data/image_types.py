@@ -62,7 +62,7 @@ class Image:
 
 @dataclass(frozen=True, eq=False)
 class Header:
-    """Hold the metadata of an image file, which are read without its pixels.
+    """Hold the metadata of an image file that can be read without decoding its pixels.
 
     Attributes:
         shape: the spatial shape.
@@ -192,7 +192,7 @@ def check_declared_size(path: Path, declared: int, limit: int | None = None) -> 
 
 
 def check_not_bomb(path: Path, declared: int) -> None:
-    """Raise an error for a decompression bomb, which is a small file that would fill the memory.
+    """Raise an error if a file is a decompression bomb: a small file whose pixels would fill the memory.
 
     Args:
         path: the file.

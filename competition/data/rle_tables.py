@@ -60,9 +60,8 @@ def assign_rows(comp: Competition, cases: dict[str, CaseFiles], skipped: Skipped
         [line, class, slice] of each row that is not empty, by id.
 
     Raises:
-        MaskfoldError: the table lacks a column, no id matches, or the image or the class of a row is unknown. Another
-            cause is an order of run lengths in the YAML or profile that clearly contradicts the data (see
-            `competition.data.rle_order`).
+        MaskfoldError: the table lacks a column, no id matches, the image or the class of a row is unknown, or the data
+            clearly contradict the order of run lengths in the YAML or profile (see `competition.data.rle_order`).
     """
     if not cases:  # all cases are skipped
         return {}

@@ -37,7 +37,7 @@ class Conversion:
     segments: dict[int, str]
 
     def with_status(self, status: str) -> list[SeriesRow]:
-        """Return the rows whose status is `status`, which is `converted`, `label` or `refused`."""
+        """Return the rows with a status: `converted` (images), `label` (masks) or `refused`."""
         return [row for row in self.rows if row.status == status]
 
 

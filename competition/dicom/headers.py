@@ -43,7 +43,7 @@ def reject_on_error(what: str) -> Iterator[None]:
 
 @contextmanager
 def silence_pydicom() -> Iterator[None]:
-    """Silence pydicom's warnings about small violations of the standard, which the user cannot fix."""
+    """Silence pydicom's warnings, because the user cannot fix the small violations of the standard that they report."""
     logger = logging.getLogger("pydicom")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -25,7 +25,7 @@ def pseudo_mask(probabilities: np.ndarray, comp: Competition, rule: ConfidenceCo
 
     Returns:
         (M, *spatial) uint8. M is 1 for exclusive classes (label values, 0 is the background), and the number of classes
-        for overlapping classes (0 or 1 for each class). This is the form of `competition.data.masks.load_mask`.
+        for overlapping classes (0 or 1 for each class). `competition.data.masks.load_mask` returns the same form.
     """
     if comp.labels == "overlapping":
         certain = (probabilities <= rule.lower) | (probabilities >= rule.upper)

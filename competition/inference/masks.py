@@ -1,7 +1,7 @@
 """Convert the probabilities of a case to the masks of its classes.
 
-This module does not import torch, because that takes seconds and processes that score stored predictions do not need
-it.
+This module does not import torch. The import would take seconds, and processes that only score stored predictions do
+not need torch.
 """
 
 from __future__ import annotations

@@ -317,7 +317,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def class_colour(index: int) -> RGB:
-    """Return the colour of a class, which is the same in all figures with images.
+    """Return the colour that a class has in all figures with images.
 
     The first classes have the colours of `PALETTE`. For further classes, the colour is computed.
     """

@@ -130,8 +130,8 @@ def check_truth_unchanged(comp: Competition, rows: Iterable[Any]) -> int:
         rows: rows of the case table.
 
     Returns:
-        The number of cases that cannot be checked because a file of their truth is missing. A copied run may be used
-        without its training data, so this is no error.
+        The number of cases that cannot be checked because a file of their truth is missing. Missing files are no
+        error, because a copied run may be used without its training data.
 
     Raises:
         ChangedDataError: the truth of a case has changed since the run began.

@@ -177,7 +177,7 @@ def _raster_labels(image: PilImage, depth: int) -> np.ndarray:
 
 
 def _decode_deep(path: Path, channels: int) -> Image:
-    """Decode a 16-bit colour PNG, or a JPEG 2000 of more than 8 bits, whose values Pillow would scale.
+    """Decode a 16-bit colour PNG or a JPEG 2000 of more than 8 bits with OpenCV, because Pillow would scale its values.
 
     OpenCV returns BGR, and may add an alpha channel for one transparent colour.
     """
