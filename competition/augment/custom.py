@@ -42,7 +42,7 @@ def build_explicit_transforms(
         group: base class of groups of transforms.
         complete: function that receives the class, the arguments and the YAML key of a transform. It returns the final
             arguments.
-        context: context, which contains the packages that the user trusts.
+        context: contains the packages that the user trusts.
 
     Raises:
         MaskfoldError (exit status 2): a target or an argument is wrong, or the section sets a preset too.
@@ -102,7 +102,7 @@ class MonaiTransforms:
 
     Args:
         augment: section `augment` of the experiment.
-        context: context, which contains the packages that the user trusts.
+        context: contains the packages that the user trusts.
 
     Raises:
         MaskfoldError (exit status 2): a target or an argument is wrong, or a transform would interpolate between the

@@ -35,7 +35,7 @@ class ImageAugment:
 
     Args:
         augment: section `augment` of the experiment.
-        context: context, which contains the packages that the user trusts, for `augment.transforms`.
+        context: contains the packages that the user trusts, for `augment.transforms`.
 
     Raises:
         MaskfoldError (exit status 2): a target or an argument in `augment.transforms` is wrong.

@@ -275,7 +275,7 @@ def apply_along_axes(batch: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     """Apply a separate matrix to each spatial axis of each sample.
 
     `Blur` uses such matrices to blur samples and to lower their resolution. The matrices also handle the borders, so no
-    padding is needed. Each sample has its own matrices, so its strength can differ from that of other samples.
+    padding is needed.
 
     Args:
         batch: (B, C, *spatial).

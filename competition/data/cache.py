@@ -91,8 +91,7 @@ class PreprocessedCase:
     def _from_record(cls, folder: Path, record: dict[str, Any]) -> PreprocessedCase:
         """Build the case from its record.
 
-        Raise one of `READ_ERRORS` if the record is damaged. If the record has a digest, `read_case_record` finds the
-        damage before.
+        Raise one of `READ_ERRORS` if the record is damaged.
         """
         case = cls(
             folder,
@@ -283,9 +282,9 @@ def get_or_build(root: Path, key: str, build: Callable[[Path], dict[str, Any]], 
     """Return the folder `root / key`; build it if it is missing or damaged.
 
     `build` fills an empty folder and returns the content of `case.json`. If two processes build the same case at the
-    same time, the first result stays, and the second is discarded. This function does not remove the files of killed
-    processes from `root`, because listing a large cache for each case would take longer than building the case. A
-    command removes them once with `io.remove_all_stale_temp`.
+    same time, the first result stays, and the second is discarded. Files of killed processes stay in `root`, because
+    listing a large cache for each case would take longer than building the case. A command removes these files once
+    with `io.remove_all_stale_temp`.
 
     Args:
         root: the cache's folder.

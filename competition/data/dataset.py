@@ -48,9 +48,9 @@ class PatchDataset:
     - `case`: the index into `folders`.
     - `seed`: 63 bits, for the augmentation of volumes on the training device.
 
-    With `patch.slices`, the channels are that many neighbouring slices along an axis of `patch.axes`, so C' is
-    C * slices. Beyond the ends of the volume, the edge slice is repeated. If there are several axes, the sample's seed
-    chooses one of them (`choose_by_seed`), and the patch lies in the two other axes.
+    With `patch.slices`, that many neighbouring slices along an axis of `patch.axes` become channels, so C' is
+    C * slices. Beyond the volume, edge slices are repeated. If there are several axes, the sample's seed chooses one of
+    them (`choose_by_seed`), and the patch lies in the two other axes.
 
     Args:
         folders: preprocessed cases with masks.

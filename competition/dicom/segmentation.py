@@ -465,8 +465,7 @@ def read_segmentation(instance: Instance) -> Segmentation:
 def _segment_label(segment: Any) -> str:
     """Return the name of a segment: its SegmentLabel.
 
-    If SegmentLabel is empty, return the name of the segment's type. If that is empty too, return `segment` and the
-    segment's number.
+    If SegmentLabel is empty, return the name of the segment's type; if that is empty too, its number.
     """
     types = segment.get("SegmentedPropertyTypeCodeSequence") or [{}]
     for name in (segment.get("SegmentLabel"), types[0].get("CodeMeaning")):

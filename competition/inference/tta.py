@@ -35,10 +35,7 @@ class TTAView:
 
 
 def count_passes(exp: Experiment) -> int:
-    """Return how often each network predicts the whole case: once for each test-time view.
-
-    A 2.5D network predicts the case once for each test-time view of each axis in `patch.axes`.
-    """
+    """Return how often each network predicts a case: once per test-time view (2.5D: per view and axis of slices)."""
     return sum(len(tta_views(exp, axis)) for axis in exp.patch.axes)
 
 

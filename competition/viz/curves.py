@@ -24,7 +24,7 @@ def plot_fold_curves(path: Path, metrics_jsonl: Path, direction: Direction = Dir
     """Draw a fold's loss, score and learning rate against the epoch.
 
     Args:
-        path: the PNG file, which is written atomically.
+        path: the PNG file, written atomically.
         metrics_jsonl: file with lines `{"step", "epoch", "time", "metrics": {name: value}}`. The last line is skipped
             if it is incomplete, e.g. because the training was killed. If the file is missing or empty, the figure
             shows the text "nothing logged".

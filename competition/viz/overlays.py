@@ -70,12 +70,12 @@ def draw_case(
     none, the middle slices are drawn. All classes have the same weight in this choice.
 
     Args:
-        path: the PNG file, which is written atomically.
+        path: the PNG file, written atomically.
         image: (C, *spatial) of any dtype. The image may be reduced by `load_picture`. A 2D image with 3 or 4 channels
             is drawn as RGB. Of any other image, the first channel is drawn.
         truth: (M, *spatial) uint8 from `competition.data.masks.load_mask`; 255 is ignored. None for a test case.
         masks: (K, *spatial) bool, the prediction.
-        comp: competition, which defines the classes and how labels are stored.
+        comp: defines the classes and how labels are stored.
         title: title of the figure.
         spacing: voxel size along each axis in mm. None means that all axes have the same voxel size.
         dice: Dice per class for the legend; nan for a class that is absent from truth and prediction. If it is None,
@@ -167,11 +167,11 @@ def draw_comparison(
     is right, red if only A is right, and yellow if both are wrong.
 
     Args:
-        path: the PNG file, which is written atomically.
+        path: the PNG file, written atomically.
         image: (C, *spatial), as in `draw_case`.
         truth: (M, *spatial) uint8; 255 is ignored.
         masks: predictions of A and B, each (K, *spatial) bool.
-        comp: competition, which defines the classes.
+        comp: defines the classes.
         title: title of the figure.
         names: titles of the panels of A and B.
         spacing: voxel size along each axis in mm. None means that all axes have the same voxel size.
@@ -250,11 +250,11 @@ def draw_finding(
     If a slice is larger than `MAX_CROP` pixels, only the part around the point is drawn.
 
     Args:
-        path: the PNG file, which is written atomically.
+        path: the PNG file, written atomically.
         image: (C, *spatial), as in `draw_case`.
         truth: (M, *spatial) uint8; 255 is ignored.
         masks: (K, *spatial) bool, the prediction.
-        comp: competition, which defines the classes.
+        comp: defines the classes.
         centre: row and column of the point in the slice, along the first two axes of the file.
         position: index of the slice along the last axis of a volume. None for a 2D image.
         spacing: voxel size along each axis in mm. None means that all axes have the same voxel size.
@@ -307,8 +307,8 @@ def draw_finding(
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, atomically, and empty it.
 
-    Emptying frees the figure's arrays, up to 0.2 GiB for a large image. Without it, Python would free them much later,
-    because the parts of a figure refer to each other.
+    Otherwise, Python would free the figure's arrays (0.2 GiB for a large image) much later, because the parts of a
+    figure refer to each other.
     """
     atomic_write(path, lambda file: figure.savefig(file, format="png"))
     for axes in figure.axes:

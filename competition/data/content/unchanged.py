@@ -200,8 +200,7 @@ def _changed_error(message: str) -> ChangedDataError:
 def check_files_belong(comp: Competition, table: pandas.DataFrame) -> None:
     """Check that each path in a run's case table matches its case's id and the YAML's pattern for its channel or class.
 
-    This function does not compare the files' contents with the table's digests; the functions that read the files do
-    this.
+    The contents of the files are not checked here, but when they are read.
 
     Args:
         comp: the competition of the table.

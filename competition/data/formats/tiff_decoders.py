@@ -26,8 +26,8 @@ LZMA_MEMORY = 2**27  # bytes of a decoder; the highest preset of xz needs 65 MiB
 class BoundedDecoders(Mapping[int, Callable[..., Any]]):
     """Replace those decoders of tifffile whose output has no size limit; keep all other decoders.
 
-    If this version of Python lacks the module of a decoder, this table has no such decoder, and other libraries try to
-    decode the file. With tifffile's own decoder, the file would fail with ImportError.
+    If this version of Python lacks the module of a decoder, the table has no such decoder. So other libraries can try
+    to decode the file, instead of tifffile raising an ImportError.
     """
 
     def __init__(self, decoders: Mapping[int, Callable[..., Any]]) -> None:
