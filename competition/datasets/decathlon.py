@@ -52,7 +52,7 @@ TASKS = (
 
 
 def find_task(name: str) -> DecathlonTask:
-    """Return a task by its name in any case: `spleen`, `Task09_Spleen` and `task09` are the same task.
+    """Return a task by its name in upper or lower case: `spleen`, `Task09_Spleen` and `task09` are the same task.
 
     Raises:
         MaskfoldError: no task has this name (exit status 2).

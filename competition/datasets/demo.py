@@ -302,8 +302,9 @@ def make_demo_3d(folder: Path, cases: int = 24, test_cases: int = 8, seed: int =
 def make_demo_gate(folder: Path, cases: int = 120, test_cases: int = 30, seed: int = DEFAULT_SEED) -> None:
     """Write the demo of the presence head into an existing, empty folder.
 
-    A third of the cases have no lesion. The files are `images/{id}.png` (uint8 grey) with `masks/{id}.png` (uint8: 0
-    background, 1 lesion), `test/{id}.png`, `sample_submission.csv` and `solution.csv`.
+    A presence head predicts whether an image has a lesion; a third of the images have none. The files are
+    `images/{id}.png` (uint8 grey) with `masks/{id}.png` (uint8: 0 background, 1 lesion), `test/{id}.png`,
+    `sample_submission.csv` and `solution.csv`.
     """
     from competition.datasets.demo_images import GATE_CLASSES, GATE_KINDS, draw_gate_image
 

@@ -73,7 +73,7 @@ def _draw_clusters(rng: np.random.Generator, reflectance: Array, labels: Array, 
 
 
 def _draw_debris(rng: np.random.Generator, reflectance: Array, occupied: Array) -> None:
-    """Draw plain discs with the size, and the highest or lowest brightness, of rings and grains."""
+    """Draw plain discs about as large as rings and grains, and as bright or dark as their extremes."""
     height, width = occupied.shape
     for _ in range(int(rng.integers(4, 8) * occupied.size / 144**2) + 1):
         shape = Blob(rng, rng.uniform((0, 0), (height, width)), rng.uniform(4.0, 14.0), occupied.shape)
@@ -121,19 +121,13 @@ class Blob:
 
 
 def _ring(rng: np.random.Generator, shape: Blob) -> Array:
-    """Return the brightness of a ring, a bright rim around a dark core.
-
-    On average, a ring is as bright as the background.
-    """
+    """Return the brightness of a ring, a bright rim around a dark core, relative to the background."""
     contrast = rng.uniform(0.16, 0.28)
     return contrast * np.where(shape.rho > 0.7, 1.0, -1.0)
 
 
 def _grain(rng: np.random.Generator, shape: Blob) -> Array:
-    """Return the brightness of a grain, which consists of bright and dark specks of about four pixels.
-
-    On average, a grain is as bright as the background.
-    """
+    """Return the brightness of a grain (bright and dark specks of about four pixels) relative to the background."""
     h, w = shape.rho.shape
     coarse = rng.choice([-1.0, 1.0], size=(h // 3 + 3, w // 3 + 3))
     contrast = rng.uniform(0.22, 0.34)

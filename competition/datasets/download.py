@@ -479,7 +479,7 @@ def _open_archive(archive: Path) -> Iterator[tuple[list[Member], Any]]:
 def _tar_member(info: tarfile.TarInfo, archive: Path) -> Member | None:
     """Return the member for a file. Return None for a folder, because unpacking its files creates the folder."""
     if not (info.isfile() or info.isdir()):
-        kind = "a link" if info.issym() or info.islnk() else "is a device or a pipe"
+        kind = "a link" if info.issym() or info.islnk() else "a device or a pipe"
         raise _unsafe_member(archive, info.name, f"is {kind}")
     path = _check_path(info.name, archive)
     return None if info.isdir() else Member(path, info.size, info)

@@ -425,8 +425,8 @@ def _count_overlaps(objects: CaseObjects) -> tuple[int, int, int]:
     """Count the objects that share pixels with others.
 
     Returns:
-        Three numbers: objects that a later object covers at least partly, copies of another object among them, and
-            files or rows without a pixel.
+        Three numbers: objects that a later object covers at least partly, how many of these are copies of another
+            object, and files or rows without a pixel.
     """
     boxes: dict[int, list[tuple[slice, ...]]] = {}
     for part in objects.hidden:

@@ -35,7 +35,7 @@ def find_cases(
     """Find the images of all cases and the truth of training cases; add errors to `findings` and continue.
 
     Discovery reads only file names. If ids are duplicate, or differ only in upper and lower case, discovery runs again
-    without these ids. It then runs on temporary folders with empty files of the same names.
+    without these ids, on temporary folders with empty files of the same names.
 
     Args:
         comp: the competition.

@@ -92,8 +92,8 @@ def _find_shared_groups(cases: Sequence[CaseStats], findings: Findings) -> None:
                 ", ".join(limit_ids(ids["train"] + ids["test"])),
                 f"The group {name} is in train ({', '.join(limit_ids(ids['train']))}) and in test "
                 f"({', '.join(limit_ids(ids['test']))}).",
-                "Expect a better score on the test set than in cross-validation, because folds keep groups "
-                "apart. Ask the host whether this is intended.",
+                "Expect a better score on the test set than in cross-validation, which never trains on the group of a "
+                "validation case. Ask the host whether this is intended.",
             )
 
 
@@ -111,8 +111,8 @@ def _guess_rule(cases: Sequence[CaseStats], findings: Findings) -> None:
         "group",
         "train",
         "",
-        f"The ids probably contain groups: `{rule}` gives {len(counts)} groups of {len(ids)} cases, "
-        f"such as {example} with {counts[example]} cases. competition.group is not set.",
+        f"The ids probably contain groups, but competition.group is not set: `{rule}` divides {len(ids)} cases into "
+        f"{len(counts)} groups, such as {example} with {counts[example]} cases.",
         f"If each group is one patient, film or slide, set competition.group to '{rule}'.",
     )
 
@@ -190,7 +190,7 @@ def _find_copies(cases: Sequence[CaseStats], findings: Findings) -> None:
                 "train",
                 ", ".join(ids),
                 f"The cases {listed(ids)} have identical images.",
-                "Remove all but one of them. Otherwise, folds keep them together.",
+                "Remove all but one of them. Otherwise, they stay in one fold.",
             )
     train_by_hash = {case.image_hash: case for case in train}
     test_ids: dict[str, list[str]] = {}
@@ -237,12 +237,12 @@ def _add_near_duplicates(cases: list[CaseStats], pairs: Sequence[ImagePair], fin
     elif len(splits) > 1:
         hint = "Look at these cases. If they show the same object, the host's score will be optimistic."
     elif groups != {None} and len(groups) == 1:
-        hint = "You need not do anything; they are in one group, which folds keep together."
+        hint = "You need not do anything; they are in one group, which stays in one fold."
     else:
         hint = (
             "Look at these cases. If they show the same object, keep only one, put all of them into one "
-            "group (competition.group), or set folds.duplicates to near. By default, folds keep only "
-            "images with equal pixels together."
+            "group (competition.group), or set folds.duplicates to near. By default, only "
+            "images with equal pixels stay in one fold."
         )
     names = ", ".join(limit_ids([format_listed_case(case.id, case.images[0]) for case in cases]))
     split = next(iter(splits)) if len(splits) == 1 else ""
@@ -400,8 +400,8 @@ def _find_mixed_formats(cases: Sequence[CaseStats], comp: Competition, findings:
             "orientation",
             lambda case: None if case.shape is None else case.orientation or "none",
             (
-                "Set prepare.orientation, which gives all cases the same orientation. If both codes in the "
-                "header of a NIfTI file are 0, the file has no orientation; correct its header first."
+                "Set prepare.orientation, which gives all cases the same orientation. If sform_code and "
+                "qform_code of a NIfTI file are 0, the file has no orientation; correct its header first."
             ),
         ),
     ]
@@ -441,7 +441,7 @@ def _find_contradictory_spacings(cases: Sequence[CaseStats], findings: Findings)
             "",
             ", ".join(limit_ids([case.id for case in different])),
             f"In the headers of {format_count(len(different), 'case')}, two entries for the voxel size "
-            f"differ: in the first, {first.id}, pixdim says {pixdim} mm, and the affine says {spacing} mm.",
+            f"differ. In the case {first.id}, pixdim is {pixdim} mm, but the affine gives {spacing} mm.",
             "Maskfold uses the affine, as nibabel does. If pixdim is right, correct the headers.",
         )
 

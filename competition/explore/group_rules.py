@@ -1,4 +1,4 @@
-"""Guess from the ids which cases belong to one patient: numbers of patients, and repeated beginnings of the ids."""
+"""Guess which cases belong to one patient, from patient numbers and repeated prefixes in the ids."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ Rule = tuple[str, Counter[str]]  # a regular expression, and the number of ids i
 def guess_group_rule(ids: Sequence[str]) -> Rule | None:
     """Return a regular expression that groups the ids by patient, and the number of ids in each group.
 
-    The number of a patient in all ids, such as `scan_PAT012_week3`, is the group. Otherwise, the group is a repeated
-    beginning of the ids. Of several beginnings, the one with fewer groups is returned: if `patient1_view1_ED` were
-    grouped by patient and view, a patient would be in two folds. Beginnings that name a collection (`site1`, `2007`) or
-    a date do not count as groups if a longer beginning repeats. If no beginning repeats, return None.
+    If all ids contain the number of a patient, as `scan_PAT012_week3` does, the patient is the group. Otherwise, the
+    group is a repeated prefix of the ids. If several prefixes repeat, the one with fewer groups is used: if
+    `patient1_view1_ED` were grouped by patient and view, a patient would be in two folds. Prefixes that name a
+    collection (`site1`, `2007`) or a date are used only if no longer prefix repeats. If none repeats, return None.
     """
     found: list[Rule] = []
     for rule in BEGINNINGS:
@@ -85,7 +85,7 @@ def are_dates(names: Sequence[str]) -> bool:
     """Return whether most names have a date and no other number, or all are short dates (190301).
 
     The date may begin with the year (20190301, 2019-03-01, 2019-03), the day (31-12-2019) or the month. Numbers of six
-    digits may be the numbers of patients, so one that is no date shows that none is.
+    digits may also be patient numbers, so a single number that is no date means that none of them is a date.
     """
     long = sum(MONTH.fullmatch(name) is not None or _is_dated(name) for name in names)
     short = (all(_is_short_date(name, order) for name in names) for order in SHORT_ORDERS)
@@ -105,20 +105,20 @@ def _is_short_date(name: str, order: str) -> bool:
 
 
 def _is_dated(name: str) -> bool:
-    """Return whether a name has a date, and no digit besides."""
+    """Return whether a name has a date, and no other digit."""
     spans = _date_spans(name)
     rest = "".join(letter for place, letter in enumerate(name) if not any(start <= place < end for start, end in spans))
     return bool(spans) and not any(map(str.isdigit, rest))
 
 
 def _date_spans(text: str) -> list[tuple[int, int]]:
-    """Return the places of the dates in a text."""
+    """Return the start and the end of each date in a text."""
     matches = ((match, century) for expression, century in DATES for match in expression.finditer(text))
     return [match.span() for match, century in matches if _is_date(match, century)]
 
 
 def _is_date(match: re.Match[str], century: int) -> bool:
-    """Return whether the numbers of a match are a day and a month, in either order, of a year."""
+    """Return whether the numbers of a match form a date: a year, and a day and a month in either order."""
     year, one, other = century + int(match["y"]), int(match["a"]), int(match["b"])
     for month, day in ((one, other), (other, one)):
         try:
@@ -130,13 +130,13 @@ def _is_date(match: re.Match[str], century: int) -> bool:
 
 
 def _cut_dates(matches: Sequence[re.Match[str]]) -> bool:
-    """Return whether the groups of most matches end within a date: `31` of `31-12-2019_MR1` is no patient."""
+    """Return whether most prefixes end within a date: the prefix `31` of `31-12-2019_MR1` is no patient."""
     cut = sum(any(start < match.end(1) < end for start, end in _date_spans(match.string)) for match in matches)
     return cut > 0.5 * len(matches)
 
 
 def _are_shared(counts: Counter[str]) -> bool:
-    """Return whether names are of collections or dates, which several patients have in common."""
+    """Return whether all names are collections (`site1`), or most are dates, which several patients share."""
     return all(map(COLLECTION.fullmatch, counts)) or are_dates(list(counts))
 
 
@@ -148,10 +148,11 @@ def _repeat(counts: Counter[str]) -> bool:
 
 
 def _by_person(ids: Sequence[str]) -> Rule | None:
-    """Return a regular expression of the patient's number in the ids, with the site before it; None without one.
+    """Return a regular expression for the patient's number in the ids, with the site before it; None without a number.
 
-    A word for a patient is certain enough if at least one of several patients repeats. The letter `p` counts only if
-    many repeat, if a part follows, and if nothing before it has a number but a site or a date: `book3_p1` is a page.
+    If the ids have a word such as `patient`, it is enough that one of several patients has several cases. The letter
+    `p` may also mean a page (`book3_p1`). It counts only if many patients have several cases, text follows the
+    patient's number, and no number except a site or a date precedes it.
     """
     matches = [match for case_id in ids if (match := PERSON.search(case_id))]
     if not ids or len(matches) < len(ids):
@@ -172,16 +173,15 @@ def _by_person(ids: Sequence[str]) -> Rule | None:
 
 
 def _has_no_number(match: re.Match[str]) -> bool:
-    """Return whether the text before a patient's number has no digit besides dates."""
+    """Return whether the text before a patient's number has no digit except in dates."""
     before = match.string[: match.start()]
     return not any(map(str.isdigit, before)) or _is_dated(before)
 
 
 def _by_subject(ids: Sequence[str]) -> Rule | None:
-    """Return a regular expression of the subject in ids such as `sub-CC0016_ses-1`.
+    """Return a regular expression for the subject in ids such as `sub-CC0016_ses-1`.
 
     The result is None unless all ids begin with a word for a subject, and at least one of several subjects repeats.
-    Such words are certain enough to group cases even if few subjects repeat.
     """
     matches = [re.match(SUBJECT, case_id) for case_id in ids]
     counts = Counter(match[1] for match in matches if match)

@@ -127,7 +127,8 @@ def _folds(comp: Competition, train: Sequence[CaseStats], most: int) -> Suggeste
     schemes = {(True, True): "stratified_group", (True, False): "group", (False, True): "stratified"}
     scheme = schemes.get((is_grouped, stratify), "kfold")
     if is_grouped:
-        reason = f"keeps {format_count(len(group_sizes), 'group')} of {format_count(len(train), 'case')} together"
+        groups = format_count(len(group_sizes), "group")
+        reason = f"{format_count(len(train), 'case')} in {groups}; each group stays in one fold"
     else:
         reason = f"{format_count(len(train), 'case')} without groups"
     if uneven:
@@ -200,7 +201,7 @@ def _spacing(spacings: Sequence[tuple[float, ...]]) -> tuple[list[float] | None,
     """Suggest the median spacing of the cases; for a coarse axis, suggest the 10th percentile, as nnU-Net does.
 
     Returns:
-        The spacing in mm along each axis, and the reason for it.
+        The spacing in mm along each axis, None if the cases need no resampling; and the reason.
     """
     array = np.array(spacings)
     if (array == 1).all():
@@ -320,7 +321,7 @@ def _patch(shape: Sequence[int]) -> SuggestedKey:
     """Suggest a patch size for cases of the median shape `shape`."""
     size = patch_size(shape)
     median_size = "×".join(map(str, shape))
-    limit = f"at most {MAX_PATCH_PIXELS[len(size)]:,} {pixel_or_voxel(len(size))}s"
+    limit = f"a patch has at most {MAX_PATCH_PIXELS[len(size)]:,} {pixel_or_voxel(len(size))}s"
     return SuggestedKey("patch", f"{{size: {size}, foreground: 0.5}}", f"the median case has {median_size}; {limit}")
 
 

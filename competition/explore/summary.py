@@ -171,7 +171,7 @@ def contrast_rows(exploration: Exploration) -> list[Row]:
     ]
 
 
-CONTRAST_HEADER = ["channel", "contrast |d|", "cases with foreground brighter in"]
+CONTRAST_HEADER = ["channel", "contrast |d|", "cases with brighter foreground"]
 
 
 def format_range(values: Sequence[float], percent: bool = False) -> str:

@@ -48,11 +48,11 @@ def choose_layout(layouts: Sequence[Layout], number: int | None, ask: Ask | None
 
 
 def order_candidates(layouts: Sequence[Layout]) -> list[Layout]:
-    """Return the layouts from which the user may choose, sorted by their number of cases, the largest number first.
+    """Return the layouts from which the user may choose, those with the most cases first.
 
-    If layouts have equally many cases, those whose label values seem to be object numbers come last. If a description
-    of the host names the files, layouts that were recognised only by file names are dropped. If two layouts have the
-    same files and keys, only one of them is returned.
+    If layouts have equally many cases, those whose label values seem to be object numbers come last. Layouts with a
+    worse `Layout.rank` than another layout are dropped. If two layouts have the same files and keys, only one of them
+    is returned.
     """
     best = min(layout.rank for layout in layouts)
     kept: dict[str, Layout] = {}
@@ -84,9 +84,9 @@ def describe_candidates(candidates: Sequence[Layout]) -> list[str]:
 
 
 def _differences(layout: Layout, candidates: Sequence[Layout], texts: Sequence[str]) -> str:
-    """Return the values by which a layout differs from layouts that have the same text; empty if there are none.
+    """Return the keys and values that distinguish a layout from others with the same line in `texts`, if any.
 
-    The text leaves out most channels and classes, all label values, and the folders above.
+    A line leaves out most channels and classes, all label values, and the parent folders.
     """
     text = texts[candidates.index(layout)]
     values = [_values(other) for other, same in zip(candidates, texts, strict=True) if same == text]
@@ -96,7 +96,7 @@ def _differences(layout: Layout, candidates: Sequence[Layout], texts: Sequence[s
 
 
 def _values(layout: Layout) -> dict[str, str]:
-    """Return the values by which `order_candidates` tells layouts apart, as texts by key."""
+    """Return the root folder, the patterns and the other keys of a layout, as texts by key."""
     values: dict[str, Any] = {"root": layout.folder.root, **layout.keys}
     for key, patterns in (("train.images", layout.images), ("train.masks", layout.masks)):
         named = patterns if isinstance(patterns, dict) else {"": patterns}

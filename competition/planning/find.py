@@ -75,12 +75,12 @@ def find_layouts(host: HostFolder) -> list[Layout]:
 
 
 def _remarks_on(host: HostFolder) -> list[str]:
-    """Return remarks on links to files that are not there, and on archives that are still packed."""
+    """Return remarks on links whose target is missing, and on archives that are still packed."""
     remarks = []
     if host.broken:
         remarks.append(
-            f"{format_count(len(host.broken), 'link')} such as {host.broken[0]}: not read, because the file to which a "
-            "link points is missing; if git-annex or DataLad manages the data, first get the content of the files"
+            f"{format_count(len(host.broken), 'link')} such as {host.broken[0]}: not read, because the files that "
+            "they point to are missing; if git-annex or DataLad manages the data, first get the content of the files"
         )
     if (archive := packed_archive(host)) is not None:
         remarks.append(

@@ -1,4 +1,4 @@
-"""List the files of a competition's folder; skip files that systems and archive programs add."""
+"""List the files of a competition's folder; skip files that operating systems and archive programs add."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class HostFolder:
             inner folder.
         files: paths below the root with forward slashes, sorted.
         given: the folder that the user named; Maskfold writes nothing into it.
-        broken: links to files that are not there.
+        broken: links whose target is missing.
     """
 
     root: Path
@@ -145,7 +145,7 @@ def _walk(folder: Path, above: str, parents: set[str], broken: list[str]) -> Ite
 
 
 def is_dicom(path: Path) -> bool:
-    """Return whether a file is DICOM, by its extension or by the mark after its first 128 bytes."""
+    """Return whether a file is DICOM, by its extension or by the letters DICM after its first 128 bytes."""
     extension = extension_of(path.name)
     if extension in (".dcm", ".dicom", ".ima"):
         return True

@@ -1,6 +1,6 @@
-"""Find groups and strata of the cases.
+"""Find groups (cases that must stay in one fold) and strata (kinds of cases that each fold should contain).
 
-Groups and strata come from a beginning that several ids share, from a column of one of the host's tables, or from the
+Both may come from a column of the host's tables. Groups may also come from case ids that begin alike, or from the
 folders above the cases.
 """
 
@@ -61,15 +61,15 @@ def find_groups(layout: Layout) -> Layout:
         if _may_be_patients(folders) and (kind or splits_folder):
             if not kind and splits_beginning:
                 layout = layout.with_remarks(
-                    f"{shown}. They are not used, because the folders above the cases are the groups"
+                    f"{shown}. These groups are not used, because the folders above the cases are the groups"
                 )
         elif kind:
             layout = layout.with_keys({}, {"group": f"the repeated parts of the ids name {kind}"}).with_remarks(
-                f"{shown}. They are not used as groups, because they name {kind} and not patients. If each "
+                f"{shown}. These groups are not used, because they are {kind} and not patients. If each "
                 f"group is a patient, set group: '{rule}'"
             )
         else:
-            group, group_reason = rule, f"{shown}; they stay in one fold"
+            group, group_reason = rule, f"{shown}; the cases of a group stay in one fold"
             if splits_folder and not kind_of(Counter(folders.values())):
                 layout = layout.with_remarks(f"{shown}: {_advice(folders)}")
     if group:
@@ -90,7 +90,7 @@ def _pairs(folders: Mapping[str, str], beginnings: Mapping[str, str]) -> set[tup
 def _from_tables(
     layout: Layout, some: frozenset[str], accept: Callable[[Counter[str]], bool]
 ) -> tuple[str, str, list[str]]:
-    """Find a column of a table whose name has one of some words, and whose values the cases may share.
+    """Find a column of the host's tables whose name has one of the words `some`, and whose values `accept` accepts.
 
     Returns:
         The rule for `group` or `stratum`, and its reason, both empty if there is no such column; and a remark for each
@@ -138,9 +138,9 @@ def _from_tables(
 
 
 def _words_of_column(name: str) -> set[str]:
-    """Return the words that a column's name may consist of.
+    """Return the texts in a column's name that are compared with known words.
 
-    These are its words, the name without a final `id`, and the name as one word (`sequenceid`).
+    These are each word of the name, all words joined (`sequenceid`), and the name without a final `id`.
     """
     return {*tokens(name), name.casefold().removesuffix("id").strip("_ "), "".join(tokens(name))}
 
@@ -175,12 +175,12 @@ def _id_column(table: pandas.DataFrame, ids: tuple[str, ...]) -> str | None:
 
 
 def group_by_folder(layout: Layout, name: str) -> Layout:
-    """Group cases by the folders above them, if these may be patients.
+    """Group cases by the folders above them, if each folder may be a patient.
 
     In `Patient 07/2019-03-01/T1.nii.gz` with the pattern `*/{id}/T1.nii.gz`, the id is the scan, and only the folder
     that `*` matches shows which scans belong to one patient. If there are many folders with few cases each, each
-    folder is treated as a patient. A table that is written beside the data then names the folder of each case. A few
-    folders with many cases each (`benign`, `malignant`), and folders of dates, only get a remark.
+    folder is treated as a patient, and a table with the folder of each case is written beside the data. A few folders
+    with many cases each (`benign`, `malignant`), and folders of dates, only get a remark.
 
     Args:
         layout: the chosen layout; a layout that already has a group is returned unchanged.
@@ -247,7 +247,7 @@ def folders_of_cases(layout: Layout) -> dict[str, str]:
 
 
 def _patient_folders(paths: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-    """Return the folder of each case that may be its patient.
+    """Return, for each case, the folder that may be its patient.
 
     This is the inner folder, unless it is a visit of the patient (`Patient 07/visit 1`). Inner folders of equal names
     are different patients if the outer folders are sites (`Site A/Pat. 003` and `Site B/Pat. 003`). Otherwise they may

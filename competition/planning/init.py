@@ -147,12 +147,12 @@ def experiment_of(folder: Path, name: str | None = None) -> Path:
 
 
 def _name(folder: Path, given: str | None) -> str:
-    """Return the competition's name: the name that the user gave, or a name made from the folder's.
+    """Return the competition's name: the name that the user gave or, without one, the folder's name.
 
-    In a name made from the folder's, `_` replaces all characters that are not letters, digits, `_` or `-`.
+    In the folder's name, `_` replaces all characters that are not letters, digits, `_` or `-`.
 
     Raises:
-        MaskfoldError: the given name has other characters, or the folder has no name.
+        MaskfoldError: the given name has other characters, or the folder's name has no letters or digits.
     """
     if given is not None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", given):
@@ -166,7 +166,9 @@ def _name(folder: Path, given: str | None) -> str:
     name = name.strip("_-")
     if not name:
         raise MaskfoldError(
-            f"The name of the folder {folder} is not allowed as the name of a competition.", "Set --name.", status=2
+            f"The name of the folder {folder} has no letters or digits, expected at least one.",
+            "Set the competition's name with --name NAME.",
+            status=2,
         )
     return name
 

@@ -31,14 +31,14 @@ class Layout:
         keys: other keys of competition.yaml, by dotted path.
         reasons: reasons for the values of these keys, by dotted path.
         remarks: remarks on values that the user should check.
-        rank: 0 if the host's description names the files, 1 if only the file names suggest the layout.
+        rank: 0 if a dataset.json or the table of a known competition determines the layout, otherwise 1.
         mask_files: files of the masks by class ("" if one file has all classes), then by case.
         notes: remarks on files that were found but not used.
         listed: ids of the training cases if the patterns also match other files; otherwise None.
         test_listed: ids of the test cases if the pattern of the test images also matches other files; otherwise None.
         unlabelled: ids of the images without a mask.
         ids: ids of the training cases.
-        advice: advice to the user before choosing this layout; may be empty.
+        advice: text for a user who may choose this layout; may be empty.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Layout:
         return replace(self, remarks=self.remarks + tuple(remark for remark in remarks if remark not in self.remarks))
 
     def with_cases(self, ids: Sequence[str], reason: str) -> Layout:
-        """Return the layout with some of its training cases, which the competition's YAML then lists."""
+        """Return the layout with only the training cases `ids`; competition.yaml then lists these ids."""
         kept = tuple(ids)
         files = {
             name: {case_id: paths for case_id, paths in by_id.items() if case_id in set(kept)}

@@ -63,7 +63,7 @@ def to_yaml(lines: Sequence[Line], title: Sequence[str]) -> str:
 
 
 def _with_reason(text: str, indent: str, reason: str) -> list[str]:
-    """Return a line with its reason as a comment; if the line would be too long, return the comment first."""
+    """Return a line with its reason as a comment; if the line would be too long, put the comment above it."""
     reason = _one_line(reason)
     if not reason:
         return [text]

@@ -1,10 +1,8 @@
 """Measure the time and memory that candidate experiments take on this machine.
 
-Training steps and the prediction of one case are measured.
-
-Each candidate runs in a separate process, which has the same environment as the process of a fold. There the trainer
-itself takes the steps, on a few cases in a temporary folder. So data, augmentation, precision, memory layout, optimiser
-and averaged weights are the same as in training.
+Each candidate runs in a separate process, which has the same environment as the process of a fold. In this process,
+the trainer takes steps on a few cases, and predicts one case. So data, augmentation, precision, memory layout,
+optimiser and averaged weights are the same as in training.
 """
 
 from __future__ import annotations

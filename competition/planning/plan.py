@@ -352,7 +352,7 @@ class _Planner:
 
 
 def nested(lines: Sequence[Line]) -> dict[str, Any]:
-    """Return the values of lines as nested mappings, by the lines' paths of keys."""
+    """Return the values of lines as nested mappings: the path (`a`, `b`) becomes {a: {b: value}}."""
     tree: dict[str, Any] = {}
     for line in lines:
         place = tree

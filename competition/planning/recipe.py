@@ -140,10 +140,7 @@ def _object_side(comp: Competition, train: Sequence[CaseStats], spacing: Sequenc
 
 
 def grids_of(facts: Facts) -> list[Any]:
-    """Return the resolutions (grids) of preprocessed cases from which the plan chooses.
-
-    The function `competition.planning.rules.grids` defines them.
-    """
+    """Return the resolutions (grids) of preprocessed cases from which the plan chooses; see `rules.grids`."""
     return grids(facts.shape, facts.spacing, facts.object_side, may_resample=not facts.comp.instances)
 
 
@@ -231,7 +228,7 @@ def _boundary(comp: Competition, train: Sequence[CaseStats]) -> list[Line]:
             ("prepare", "boundary"),
             width,
             "an additional class for the border of each object, because objects are wide enough (the "
-            f"median object has {side:.0f} pixels)",
+            f"median object is about {side:.0f} pixels wide)",
         )
     ]
 
@@ -253,7 +250,7 @@ def _augment(facts: Facts, candidate: Candidate, schedule: Schedule | None) -> L
     if sided:
         along = "this axis" if len(sided) == 1 else "these axes"
         reason = (
-            f"{', '.join(sided)}: these classes lie on the same side in all cases, so there are no mirror "
+            f"{', '.join(sided)}: the classes lie on the same side in most cases, so training uses no mirror "
             f"images along {along}"
         )
     elif facts.sides:
@@ -339,9 +336,9 @@ def _network_3d(candidate: Candidate) -> list[Line]:
 
 
 def network_strides(size: Sequence[int]) -> list[Any]:
-    """Return the strides of each network level: 2 along axes that are even and long enough, otherwise 1.
+    """Return the strides of each network level: 2 along each axis that the level can halve, otherwise 1.
 
-    An axis is long enough if it has at least 4 pixels and is not much shorter than the longest axis.
+    A level can halve an axis if its length is even, at least 4, and at least a third of the longest axis.
     """
     left, strides = list(size), []
     for _ in range(LEVELS):
@@ -394,7 +391,7 @@ def _optimizer(candidate: Candidate, schedule: Schedule | None) -> list[Line]:
             "torch.optim.AdamW",
             "AdamW, because the steps are so short that Muon would take a large part of their time",
         )
-    why += "; the rate is low, because the encoder is pretrained" * pretrained
+    why += "; the learning rate is low, because the encoder is pretrained" * pretrained
     warmup = 0.02 if schedule is None else schedule.warmup
     warmup = max(0.05, warmup) if pretrained else warmup
     return [
@@ -439,7 +436,7 @@ def _training(candidate: Candidate, schedule: Schedule | None, minutes: float | 
             ("training", "budget_minutes"),
             minutes,
             "minutes of a fold, including its validations and the final prediction; about "
-            f"{schedule.steps:,} steps, of which {candidate.enough:,} are enough",
+            f"{schedule.steps:,} steps; {candidate.enough:,} would be enough",
         ),
         Line(("training", "steps_per_epoch"), schedule.steps_per_epoch, "the log has a line for each epoch"),
         batch,
@@ -481,8 +478,8 @@ def _postprocess(facts: Facts) -> Line:
         return Line(("postprocess",), {"tune": True}, reason)
     number = {"along": row.along, "classes": row.classes}
     row_reason = (
-        f"{', '.join(row.classes)} look alike, and have the same order in all cases, so each object "
-        "gets its class by the order"
+        f"{', '.join(row.classes)} look alike, and have the same order in nearly all cases, so the "
+        "order gives each object its class"
     )
     return Line(("postprocess",), {"number": number, "tune": True}, f"{row_reason}; {reason}")
 

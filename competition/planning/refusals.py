@@ -160,14 +160,14 @@ def _mixed_error(
                 f"{host.root} has {counts}. The pattern `{item.pattern}` matches images, such as {images[0]}, and "
                 f"files that look like masks, such as {masks[0]}. The names do not show which mask belongs to which "
                 "image.",
-                f"Give each mask the name of its image, in a folder of its own or with an end such as _mask. {BY_HAND}",
+                f"Give each mask the name of its image, in a separate folder or with a suffix such as _mask. {BY_HAND}",
                 status=2,
             )
     return None
 
 
 def _different_sizes(host: HostFolder, series: Sequence[Series], roles: Mapping[str, Role]) -> MaskfoldError | None:
-    """Return the error for images and masks with the same ids but different sizes; None if no ids are equal."""
+    """Return the error for images and masks with the same ids but different sizes; None without such files."""
     for mask in series:
         for image in series:
             shared = sorted(image.ids & mask.ids)

@@ -59,8 +59,7 @@ class Replanned:
         plan: the plan.
         old: text of the file.
         new: text of the file with the plan's values.
-        kept: values that the new plan has for the keys that the user has edited since the last plan. They are not
-            written, because the user's values stay.
+        kept: values of the new plan that are not written, because the user has edited their keys since the last plan.
     """
 
     path: Path
@@ -213,9 +212,9 @@ def _is_planned(section: str, own: dict[tuple[str, ...], Any], last: dict[tuple[
 
 
 def _planned_with(key: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Return the keys that depend on a key, including the key itself.
+    """Return the keys that must change together with a key, including the key itself.
 
-    If the user has changed the key, all of these keys keep the user's values. An example is the two keys of `model`.
+    If the user has changed one of them, such as `model.target`, the plan changes none of them.
     """
     if key[0] == "model":
         return [("model", "target"), ("model", "args")]
@@ -243,8 +242,9 @@ def _override(exp: Experiment, word: str) -> Any:
 def merge(text: str, tree: dict[str, Any], lines: Sequence[Line]) -> str:
     """Replace sections in the text of an experiment by the plan's sections, and return the new text.
 
-    Sections that the plan does not contain keep their text and comments. Within a replaced section, keys that the plan
-    does not set keep their values.
+    Sections that the plan does not contain keep their text and comments, except `NETWORK_SECTIONS`, which are removed.
+    `WHOLE_SECTIONS` are replaced as a whole. In other sections, keys that the plan does not set keep their values,
+    except that `GRID_KEYS` are removed from `prepare`.
 
     Args:
         text: text of the file.

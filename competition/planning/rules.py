@@ -274,10 +274,7 @@ FORWARD_SHARE = 1 / 3  # the forward pass's share of a training step
 
 
 def _predicted_work(candidate: Candidate) -> float:
-    """Return the work to predict a median case.
-
-    This is the number of voxels in all windows, multiplied by the network's relative cost.
-    """
+    """Return the work to predict a median case: the voxels in all windows times the network's relative cost."""
     dims = len(candidate.patch)
     windows = count_windows(candidate.grid.shape, candidate.patch, OVERLAP[dims])
     return windows * math.prod(candidate.patch) * NETWORK_COST[dims][candidate.network]
@@ -329,10 +326,7 @@ NO_VALIDATION = 1000  # epochs: no validation before the end
 
 
 def ema_decay(steps: int) -> float:
-    """Return the decay of the moving average of the weights.
-
-    With this decay, the average covers about the share `EMA_SHARE` of the steps.
-    """
+    """Return the decay with which the moving average of the weights covers about `EMA_SHARE` of the steps."""
     window = min(MAX_EMA_WINDOW, max(5.0, EMA_SHARE * steps))
     return round(1.0 - 1.0 / window, 3)
 

@@ -1,7 +1,4 @@
-"""Read the sample submission.
-
-The content of its columns shows their meaning, the test images and the classes.
-"""
+"""Read the sample submission, and infer the meaning of its columns, the test images and the classes from it."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ class Sample:
     Attributes:
         path: path below the folder.
         id, mask, cls: names of the columns; cls is None without a column of classes.
-        classes: values of the class column, or the ends of the ids, in the order of their first rows.
+        classes: values of the class column, or the suffixes of the ids, in the order of their first rows.
         rows: number of rows.
         known: number of rows whose id belongs to a test image.
     """
@@ -94,7 +91,7 @@ def _find_test(layout: Layout, sample: Sample) -> Layout:
     good = [pattern for pattern, count in found.items() if wanted and count >= MIN_SHARE * len(wanted)]
     if len(good) != 1 or good[0] == layout.images:
         return layout
-    reason = f"{format_count(found[good[0]], 'image')} that are in {sample.path}"
+    reason = f"{format_count(found[good[0]], 'image')} that {sample.path} names"
     return replace(layout, test=good[0], reasons=layout.reasons | {"test.images": reason})
 
 

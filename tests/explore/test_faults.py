@@ -210,7 +210,7 @@ def test_cases_without_faults_are_measured(tmp_path: Path) -> None:
 def test_sound_data_have_no_faults(tmp_path: Path) -> None:
     found = explore(competition(sound(tmp_path), test=TEST))
     assert found.faults == [] and {one.kind for one in found.remarks} == {"group"}  # the ids look grouped
-    assert "4 groups of 12" in remarks(found, "group")[0]
+    assert "12 cases into 4 groups" in remarks(found, "group")[0]
     assert explore(competition(tmp_path, test=TEST, group=GROUP)).findings == []
 
 

@@ -92,7 +92,7 @@ def test_suggested_fold_scheme(tmp_path: Path, group: str | None, voxels: list[i
         one.group = None if group is None else str(number // 2)
     exp, snippet = loaded(tmp_path, competition(tmp_path, group=group), cases)
     assert (exp.folds.scheme, exp.folds.k) == (scheme, 5)
-    assert ("10 groups of 20 cases" in snippet) == (group is not None)
+    assert ("20 cases in 10 groups" in snippet) == (group is not None)
 
 
 def test_number_of_folds_is_limited_by_the_groups(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Write synthetic volumes and masks as DICOM: a series with one file per slice, and DICOM-SEG.
 
 Coordinates are DICOM's (x towards the patient's left, y towards the back, z towards the head; mm). Files follow DICOM
-PS3.3 A.3 (CT Image); UIDs are derived from the patient's id, so that a seed gives the same files.
+PS3.3 A.3 (CT Image); UIDs are derived from the seed and the patient's id, so that a seed gives the same files.
 """
 
 from __future__ import annotations
@@ -260,7 +260,7 @@ def write_segmentation(
 
 
 def _describe(study: Study, ds: Dataset) -> None:
-    """Add the attributes that describe a DICOM-SEG's segment, creator and dimensions of the frames."""
+    """Add the attributes that describe the segment, the creator and the frame dimensions of a DICOM-SEG."""
     ds.SegmentationType, ds.LossyImageCompression = "BINARY", "00"
     ds.ContentLabel, ds.ContentDescription, ds.ContentCreatorName = "SEGMENTATION", "", ""
     ds.SegmentSequence = [

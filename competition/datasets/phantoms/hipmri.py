@@ -1,8 +1,8 @@
-"""Make phantoms of the male pelvis in MR over several weeks: six classes, two of them small.
+"""Make phantoms of the male pelvis in MR over several weeks: five classes, two of them small.
 
-Unlike real data, the pelvis is drawn, with voxels of about 5×5×6 mm instead of 1.6 mm. The following properties are as
-in real data: file names, classes, bias field and noise of a coil. Scans of a patient in several weeks are also as
-similar as in real data: they differ only in the filling of bladder and rectum.
+Unlike real data, the pelvis is drawn, with voxels of about 5×5×6 mm instead of 1.6 mm. These properties are as in
+real data: file names, classes, a coil's bias field and noise, and scans of a patient in several weeks that differ in
+the filling of bladder and rectum.
 """
 
 from __future__ import annotations
@@ -156,10 +156,7 @@ def _draw_bowel(canvas: Canvas, scaled_points: Points, rng: np.random.Generator)
 def _draw_organs(
     canvas: Canvas, scaled_points: Points, pelvis: Pelvis, rng: np.random.Generator, patient_rng: np.random.Generator
 ) -> None:
-    """Draw the bladder above the prostate, and the rectum behind both.
-
-    Bladder and rectum differ in filling between weeks.
-    """
+    """Draw the bladder above the prostate, and the rectum behind both."""
     x, y, z = scaled_points
     filling = rng.uniform(0.75, 1.3)  # filling of the bladder
     gland = np.array([0.0, 2.0, pelvis.level - 24.0]) + rng.uniform(-3.0, 3.0, 3)

@@ -129,10 +129,7 @@ def grid_points(shape: Sequence[int], spacing: Sequence[float]) -> list[Array]:
 
 
 def window_around(points: Points, centre: Vector, reach: float) -> tuple[slice, ...]:
-    """Return the slices of a grid's part that lies within `reach` mm of a centre along every axis.
-
-    Drawing only in this part is faster.
-    """
+    """Return the slices of a grid's part that lies within `reach` mm of a centre along every axis."""
     slices = []
     for p, c in zip(points, centre, strict=True):
         near = np.flatnonzero(np.abs(p.reshape(-1) - c) <= reach)

@@ -1,4 +1,4 @@
-"""Find out which label value is the background, if the masks suggest another one than 0."""
+"""Find the label value of the background, if the masks suggest a value other than 0."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Doubt:
 
     Attributes:
         value: the label value.
-        remark: what the user should check if 0 is read as the background.
-        asks: whether the evidence is so strong that the user has to choose.
+        remark: text that asks the user to check the background.
+        asks: whether the evidence is so strong that the user must choose the background.
     """
 
     value: int
@@ -31,8 +31,8 @@ class Doubt:
 def doubt_background(found: Sequence[LabelValues]) -> Doubt | None:
     """Return the label value other than 0 that may be the background; None if the masks suggest no such value.
 
-    If no mask has a 0, this is the most frequent value. Otherwise it is the value that covers most of the masks'
-    edges.
+    If no mask has a 0, this is the most frequent value. Otherwise it is the most frequent value of the
+    outermost pixels of the masks.
 
     Args:
         found: label values of each mask.
@@ -66,7 +66,7 @@ def doubt_background(found: Sequence[LabelValues]) -> Doubt | None:
 def may_be_background(found: Sequence[LabelValues], value: int) -> bool:
     """Return whether a label value that usually marks ignored pixels, such as 255, may be the background.
 
-    This is the case if no mask has a 0, if most pixels have the value, or if it covers most of the masks' edges.
+    This is the case if no mask has a 0, or if most pixels or most of the outermost pixels have the value.
 
     Args:
         found: label values of each mask.

@@ -233,7 +233,8 @@ def _label_files(layout: Layout, found: Sequence[LabelValues]) -> list[Layout]:
 def _with_255(layout: Layout, found: Sequence[LabelValues], values: list[int]) -> list[Layout]:
     """Return one layout for each meaning that the label value 255 may have: ignored, a class, or the background.
 
-    The other label values are small. If a file of the host calls 255 the background, only this layout is returned.
+    The other label values are small. If a file of the host calls 255 the background, only the layout with this
+    background is returned.
     """
     names, source = _find_names(layout.folder, [255])
     zero_is_named = named_background(_find_names(layout.folder, [0])[0]) is not None
@@ -302,9 +303,9 @@ def replace_name(layout: Layout, addition: str) -> Layout:
 
 
 def _evenly_spaced(values: Sequence[int]) -> bool:
-    """Return whether the values divide 0 to 255 evenly, such as 128 and 255.
+    """Return whether the values are evenly spaced up to 255, such as 128 and 255.
 
-    Programs write such grey levels so that the classes are visible.
+    Programs write classes as such grey levels to make them visible.
     """
     step = 255 / len(values)
     return all(abs(value - step * (number + 1)) <= 2 for number, value in enumerate(values))
@@ -376,7 +377,7 @@ def _shown(values: Sequence[int]) -> str:
 
 
 def _single_name(layout: Layout) -> str:
-    """Return a name for the only class, from the end of the mask files' names or from their folder.
+    """Return a name for the only class, from the suffix of the mask files' names or from their folder.
 
     Return `foreground` if neither is a suitable name.
     """
@@ -469,8 +470,8 @@ def _names_of_lines(text: str) -> tuple[dict[int, str], dict[tuple[int, ...], st
     """Return class names by label value and by colour, from lines that each name a class.
 
     Lines may be `liver`, `1: liver`, `1 liver 255 0 0` or `liver:255,0,0::`; lines that begin with # are left out. If
-    lines have no label values, the values are the numbers of the lines. They begin with 0 if the first name means the
-    background, otherwise with 1.
+    lines have no label values, the values are the line numbers, counted from 0 if the first name means the background,
+    otherwise from 1.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     lines = [COLOUR_FIRST.sub(r"\2 \1", line) for line in lines]

@@ -1,7 +1,4 @@
-"""Name label values by the polygons beside the masks, as in Cityscapes and labelme.
-
-Each polygon has a class name.
-"""
+"""Name label values by polygons with class names beside the masks, as in Cityscapes and labelme."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class Sparse:
 
     Attributes:
         unlabelled: label value that fills whole slices and occurs in no other slice; None without such a value.
-        single: whether the drawn slices are single ones, between slices of 0.
+        single: whether, in most volumes, only single slices between empty slices are drawn.
     """
 
     unlabelled: int | None = None
@@ -27,7 +27,7 @@ class Sparse:
 
     @property
     def remark(self) -> str:
-        """What the user should check if the slices are read as they are; empty if all slices are drawn."""
+        """Text that asks the user to check the slices; empty if all slices seem to be drawn."""
         if self.unlabelled is not None:
             return (
                 f"{self.unlabelled} fills whole slices and occurs in no other slice, so it may mark slices that nobody "
@@ -42,7 +42,7 @@ class Sparse:
 
 
 def find_sparse(layout: Layout) -> Sparse:
-    """Find out whether only some slices of the volumes are drawn, in a sample of the cases."""
+    """Find out from a sample of the cases whether somebody drew only some slices of the volumes."""
     if layout.dimensions != 3:
         return Sparse()
     count = max(1, SAMPLE // max(1, len(layout.mask_files)))

@@ -1,4 +1,4 @@
-"""Describe NPZ files that hold an image and its mask, and make the command that writes one file for each."""
+"""Describe NPZ files that hold an image and its mask, and make the command that writes both into separate files."""
 
 from __future__ import annotations
 
@@ -34,16 +34,15 @@ def arrays_error(host: HostFolder) -> MaskfoldError | None:
     shown = ", ".join(f"{key} ({'×'.join(map(str, shape)) or 'one value'})" for key, shape in list(shapes.items())[:6])
     ranks = {len(shapes[key]) for key in (image, mask) if key in shapes}
     volumes = (
-        " For volumes, then set competition.array_axes (zyx if the first axis counts the slices) and "
-        "competition.spacing in its YAML."
+        " For volumes, then set array_axes (zyx if the first axis counts the slices) and spacing in competition.yaml."
         if 3 in ranks
         else ""
     )
     unclear = "" if image and mask else " Write the names of the two arrays in place of IMAGE and MASK."
     return MaskfoldError(
-        f"{host.root} has NPZ files with several arrays: {path} has {shown}. Maskfold reads one image or one mask of "
-        "a file.",
-        f"Write images and masks into files of their own: {_command(host, image or 'IMAGE', mask or 'MASK')}"
+        f"{host.root} has NPZ files with several arrays: {path} has {shown}. Maskfold reads only one "
+        "array of each file.",
+        f"Write images and masks into separate files: {_command(host, image or 'IMAGE', mask or 'MASK')}"
         f"{unclear}{volumes}",
         status=2,
     )

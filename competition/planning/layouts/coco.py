@@ -1,4 +1,4 @@
-"""Read COCO JSON, and convert the polygons and run lengths of its objects once into a table of run lengths."""
+"""Read COCO JSON files, and convert the polygons and run lengths of their objects into a table of run lengths."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class CocoFile:
 
     Attributes:
         path: path of the file, below the folder.
-        names: name of the class of each category.
+        names: class name of each category, by id.
         images: path below the folder, height and width of each image, by id.
-        objects: category and segmentation of each object, by image.
+        objects: category id and segmentation of each object, by id of the image.
         left_out: number of annotations that are not used, because they describe crowds or have no segmentation.
         missing: number of images without a file in the folder, or with several possible files.
     """
@@ -59,7 +59,7 @@ def find_coco(host: HostFolder) -> list[Layout]:
     if training and len(training) < len(found):
         others = ", ".join(layout.keys["coco"].path for layout in found if layout not in training)
         found = [
-            replace(layout, notes=(*layout.notes, f"not used, although the file looks like a COCO file: {others}"))
+            replace(layout, notes=(*layout.notes, f"COCO files of a validation or test split, not used: {others}"))
             for layout in training
         ]
     if len(found) > 1:
@@ -109,7 +109,7 @@ def _read(host: HostFolder, path: str) -> CocoFile | None:
 def _looks_like_coco(file: Path) -> bool:
     """Return whether the text of a file contains the three main keys of COCO.
 
-    With this check, other large files are not parsed.
+    This check avoids parsing large files that are not COCO.
     """
     content = file.read_bytes()
     return all(f'"{key}"'.encode() in content for key in ("images", "annotations", "categories"))
@@ -139,9 +139,9 @@ def _places(host: HostFolder, path: str, images: Sequence[Mapping[str, Any]]) ->
 
 
 def _nearest(paths: Sequence[str], folder: str) -> str:
-    """Return the only one of the paths that lies below a folder or, if none does, below its nearest parent.
+    """Return the path that lies below a folder or, if none does, below the nearest parent folder that contains a path.
 
-    Return an empty text if several of the paths lie there.
+    Return an empty text if several paths lie there.
     """
     while folder and not any(path.startswith(f"{folder}/") for path in paths):
         folder = folder.rpartition("/")[0]
@@ -160,7 +160,7 @@ def _layout(host: HostFolder, coco: CocoFile) -> Layout:
     if problem or len(set(ids)) < len(ids):
         raise MaskfoldError(
             f"{host.root / coco.path}: {problem or 'two images have the same name'}.",
-            "Correct the names of the images in this file.",
+            "Correct the names of images and categories in this file.",
             status=2,
         )
     remarks = [f"these categories have no object, so they are left out: {', '.join(unused[:5])}"] if unused else []
@@ -214,8 +214,8 @@ def _pattern(paths: Sequence[str]) -> str:
 def convert_coco(layout: Layout, name: str) -> Layout:
     """Write the table of run lengths of a COCO layout, and return the layout that reads this table.
 
-    The table is written into a folder beside the data. The name of this folder is the name of the data's folder and
-    `-maskfold`. The data's own folder is not changed.
+    The table is written into a folder beside the data. The name of this folder is the name of the data's folder,
+    followed by `-maskfold`. The data's own folder is not changed.
 
     Args:
         layout: the layout.

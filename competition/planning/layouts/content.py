@@ -45,7 +45,7 @@ class LabelValues:
     Attributes:
         counts: pairs of value and number of pixels.
         lossy: whether the values scatter around 0 and 255, as in a JPEG.
-        edges: pairs of value and number of pixels along the sides of the mask.
+        edges: pairs of value and number of outermost pixels of the mask.
     """
 
     counts: tuple[tuple[int, int], ...]
@@ -104,7 +104,7 @@ def header_of(path: Path) -> Header | None:
 
 
 def reading_error(path: Path) -> MaskfoldError | None:
-    """Return the error with which a file cannot be read; None if it can."""
+    """Return the error that reading a file raises; None if the file can be read."""
     try:
         read_header(path, dimensions_of(path))
     except MaskfoldError as error:
@@ -185,7 +185,7 @@ def header_channels(path: Path) -> int:
 
 
 def _flat_share(labels: np.ndarray, step: int = 1) -> float:
-    """Return the share of neighbouring pixels with equal values; pairs of zeros do not count.
+    """Return the share of pairs of neighbouring pixels with equal values; pairs of zeros do not count.
 
     In a volume, only the two axes with the larger shares count, because slices that nobody drew may lie between drawn
     slices.
@@ -222,11 +222,11 @@ def is_lossy(labels: np.ndarray) -> bool:
 
 @dataclass(frozen=True)
 class Slices:
-    """Describe the slices of one mask, along the axis for which only some slices seem to be drawn.
+    """Describe the slices of one mask, to detect masks in which somebody drew only some slices.
 
     Attributes:
         values: label values of the mask.
-        whole: label values that fill whole slices, and that no other slice has.
+        whole: label values that fill whole slices, and occur in no other slice.
         single: whether at least `MIN_SINGLE` slices have a foreground, and no two of them are neighbours.
     """
 
@@ -236,7 +236,7 @@ class Slices:
 
     @classmethod
     def of(cls, slices: Sequence[tuple[int, int, Collection[int]]]) -> Slices:
-        """Describe slices by the lowest value, the highest value, and all values of each slice."""
+        """Describe slices, each given by its lowest label value, its highest label value, and all its label values."""
         mixed = {value for low, high, values in slices if low != high for value in values}
         uniform = {low for low, high, _ in slices if low == high}
         drawn = [place for place, (low, high, _) in enumerate(slices) if (low, high) != (0, 0)]
@@ -246,7 +246,7 @@ class Slices:
 
 @lru_cache(maxsize=4096)
 def slices_of(path: Path) -> Slices | None:
-    """Describe the slices of a volume's mask along each axis, and return what is found; None if it cannot be read."""
+    """Describe the slices of a volume's mask along all axes; return None if the mask cannot be read."""
     try:
         labels, _ = read_labels(path, 3)
     except MaskfoldError:

@@ -21,7 +21,7 @@ from competition.text import format_count
 
 
 def mark_nested(layouts: Sequence[Layout]) -> list[Layout]:
-    """Return the layouts; add advice to those that leave out scans because their folders have other names.
+    """Return the layouts, with advice for layouts that match only scans whose folder has a certain name.
 
     In `Patient 07/scan 1/T1.nii.gz` and `Patient 07/scan 2/T1.nii.gz`, the layout `{id}/scan 1/T1.nii.gz` leaves out
     all cases of `{id}/scan 2/T1.nii.gz`. The advice is a command that links all scans into one folder, so that `{id}`
@@ -95,11 +95,11 @@ def _link_scans(host: HostFolder, above: str) -> str:
 
 
 def scans_error(host: HostFolder) -> MaskfoldError | None:
-    """Return the error for scans in folders of their patients, if no name of a scan's folder is common to the patients.
+    """Return the error for scans in folders of their patients, if {id} can be neither the patient nor the scan.
 
-    In `MS-01/2019-03-04/T1.nii.gz`, the names of the scans' folders differ between patients, but the same date may
-    occur at several patients. So {id} can be neither the patient nor the scan. The hint is the command that links all
-    scans into one folder. Return None if the folder has no such scans, or no images and masks in them.
+    In `MS-01/2019-03-04/T1.nii.gz`, {id} cannot be the patient, because the scans of each patient have other dates. It
+    cannot be the scan either, because two patients may have scans of the same date. The hint is the command that links
+    all scans into one folder. Return None without such scans.
     """
     for parent, patients in sorted(host.children.items()):
         inner = {patient: host.children.get(join(parent, patient), {}) for patient in patients}
@@ -124,8 +124,8 @@ def scans_error(host: HostFolder) -> MaskfoldError | None:
             return MaskfoldError(
                 f"{host.root} has {format_count(len(scans), 'folder')} of scans in folders of their patients: {shown}. "
                 f"Each scan has images such as `{images[0]}`, and {len(kinds[masks[0]])} scans have masks such as "
-                f"`{masks[0]}`. {{id}} stands for the name of one folder, but the names of the scans' folders differ "
-                "between the patients, and several patients share some of them.",
+                f"`{masks[0]}`. {{id}} stands for the name of one folder, but several patients have scan folders of "
+                "the same name, so this name does not identify a scan.",
                 f"Link all scans into one folder, and run init on that folder: {_link_scans(host, parent)}",
                 status=2,
             )
@@ -133,7 +133,7 @@ def scans_error(host: HostFolder) -> MaskfoldError | None:
 
 
 def mark_depths(layouts: Sequence[Layout]) -> list[Layout]:
-    """Return the layouts; add advice to those whose case folders have equal files but lie in different places.
+    """Return the layouts, with advice for those that differ only in the place of their case folders.
 
     The advice is a command that links all case folders into one folder.
     """
@@ -173,7 +173,7 @@ def _depth_advice(layout: Layout, masks: Sequence[str], total: int) -> str:
     for _ in range(_split_case(masks[0])[1].count("/")):
         folder = f'"$(dirname {folder})"'
     return (
-        f"Each of {', '.join(f'`{mask}`' for mask in masks[:3])} leaves out the cases of the others. To "
+        f"Each of the patterns {', '.join(f'`{mask}`' for mask in masks[:3])} leaves out the cases of the others. To "
         f"use all {format_count(total, 'case')}, link their folders into one folder, and run init on "
         f"that folder: mkdir {target} && for m in {globs}; do ln -s {folder} {target}/; done && "
         f"maskfold init {target}"

@@ -1,6 +1,6 @@
-"""Recognise file names that consist of an id and an end, such as `a_attribute_globules.png` beside `a.jpg`.
+"""Recognise file names that consist of a case id and a suffix, such as `a_attribute_globules.png` beside `a.jpg`.
 
-The end may have several words. So only the ids in another folder show where the id stops.
+The suffix may have several words, so only the ids in another folder show where it begins.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ MARKS = "_-. "
 
 
 def find_ends(series: Sequence[Series]) -> list[Series]:
-    """Find folders whose file names consist of another folder's ids and an end; return one series for each end.
+    """Find folders whose file names are another folder's ids with suffixes; return one series for each suffix.
 
     Args:
-        series: result of `find_series`. Folders whose names `find_series` has already divided are left out.
+        series: result of `find_series`. If it has already divided the names of a folder, the folder is left out.
     """
     plain = [item for item in series if item.kind == "single" and item.origin and _is_plain(item)]
     divided = {item.origin for item in series if item.whole or (item.origin and not _is_plain(item))}
@@ -37,10 +37,9 @@ def _is_plain(series: Series) -> bool:
 
 
 def _divide(series: Series, ids: frozenset[str]) -> list[Series]:
-    """Divide a series by the text that follows an id in the file names.
+    """Divide a series into one series for each suffix that follows an id in the file names.
 
-    Return an empty list if the names do not fit. They fit if most of them begin with an id, and if several ends (but
-    not too many) occur in several cases.
+    Return an empty list unless most names begin with an id, and 2 to `MAX_AFFIXES` suffixes occur in several cases.
     """
     groups: dict[tuple[str, str], dict[str, list[str]]] = {}
     for paths in series.files.values():

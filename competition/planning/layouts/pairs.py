@@ -143,12 +143,11 @@ def _differ_in_size(host: HostFolder, paths: Sequence[str]) -> bool:
 
 
 def _prefer_whole_names(pairs: list[Pair], series: Sequence[Series]) -> list[Pair]:
-    """Decide for each folder whether a case id is the whole file name or a part of the name.
+    """Decide for each folder whether case ids are whole file names or parts of them; drop pairs that contradict this.
 
-    `Series.whole` says which of the two a series assumes. Pairs that contradict the decision are dropped. A folder is
-    read with whole names if these pair with the whole names of another folder, or if more cases pair in this way. For
-    example, `Masks/{id}` belongs to `{id}_ch0` and `{id}_ch1`, although the names in `Masks` can be divided into
-    `{id}_f01` and `{id}_f02`.
+    `Series.whole` says which of the two a series assumes. Whole names are case ids if they match the whole names of
+    another folder, or if more cases match in this way. For example, `Masks/{id}` belongs to `{id}_ch0` and `{id}_ch1`,
+    although the names in `Masks` can be divided into `{id}_f01` and `{id}_f02`.
     """
     split = {item.origin for item in series if item.whole}
 
@@ -179,7 +178,7 @@ def _prefer_whole_names(pairs: list[Pair], series: Sequence[Series]) -> list[Pai
 
 
 def _with_plain_names(pairs: Sequence[Pair]) -> set[str]:
-    """Return the folders in which images with plain names (`a.jpg` beside `a_superpixels.png`) match all masks."""
+    """Return the folders whose images without a suffix (`a.jpg` beside `a_b.png`) match as many masks as all do."""
     counts: dict[tuple[str, bool], int] = {}
     for image, mask in pairs:
         is_plain = image.pattern.rpartition("/")[2].startswith("{id}.")
@@ -192,8 +191,8 @@ def _with_plain_names(pairs: Sequence[Pair]) -> set[str]:
 def _within_scans(pairs: list[Pair]) -> list[Pair]:
     """Drop pairs of image and mask from different scans.
 
-    A scan is a folder of a case that contains both an image and a mask. Otherwise the second scan of a patient would
-    be read as a channel of the first scan.
+    A scan is a folder of a case that contains both an image and a mask. With such a pair, the second scan of a patient
+    would be read as a channel of the first scan.
     """
 
     def folder(series: Series) -> str:
@@ -211,8 +210,7 @@ def _drop_contained(pairs: list[Pair]) -> list[Pair]:
     """Drop each pair of series if another pair has more cases and contains all of its files.
 
     For example, `benign/benign (1).png` and `malignant/malignant (1).png` match the pattern `{id}/{id} (1).png`, in
-    which each folder is a case. This pattern is dropped, because `*/{id}.png` matches more cases and contains these
-    files.
+    which each folder is a case. This pattern is dropped, because `*/{id}.png` matches these files and more cases.
     """
     files = [
         {(image.files[case_id][0], mask.files[case_id][0]) for case_id in image.ids & mask.ids}
@@ -293,7 +291,7 @@ def _layouts(host: HostFolder, channels: list[tuple[str, Series]], truth: Truth)
     if truth.kind == "classes" and partial:
         keys["train.missing_masks"] = "empty"
         reasons["train.missing_masks"] = (
-            f"some cases have no file of {', '.join(partial[:4])}; such a case is read as a case without such an object"
+            f"some cases have no file of {', '.join(partial[:4])}; they are read as cases without this class"
         )
         remarks.append(
             "if the file of a class is missing, the case is read as a case without this class (train.missing_masks)"

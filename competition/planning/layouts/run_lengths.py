@@ -126,7 +126,7 @@ def _layouts(host: HostFolder, series: Series, table: RunTable, test_series: Seq
             "instances": profile.rows == "object",
         }
         reasons = {
-            "submission.profile": "its header and the form of its ids are those of this competition",
+            "submission.profile": "the table has the header and the form of ids of this competition",
             "classes": "the host's class names"
             if profile.classes
             else "the host does not name the class, so rename it",
@@ -151,7 +151,7 @@ def _by_content(layout: Layout, table: RunTable, series: Series) -> list[Layout]
     reasons = {
         "classes": f"values of the column `{table.cls}`"
         if table.cls
-        else "the ends of the ids"
+        else "the suffixes of the ids"
         if table.classes
         else "no file contains the name of the class, so rename it",
         "instances": "some images have several rows, so each row is an object"

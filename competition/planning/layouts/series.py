@@ -53,7 +53,7 @@ class Series:
         kind: `single` if a case is one file, `stack` for files of slices, `objects` for one file per object,
             `channels` for one file per channel.
         files: paths of the files by id.
-        label: text that distinguishes the series from similar series: the end of the name, or the folder.
+        label: text that distinguishes the series from similar series: suffix or prefix of the names, or the folder.
         origin: the folder if all files lie in one folder; empty for files in case folders.
         whole: whether the id is the whole file name, although the names of the folder can be divided into several
             series.
@@ -160,7 +160,7 @@ def _only_folders(host: HostFolder, parent: str) -> bool:
 
 
 def flat_series(folder: str, names: list[str]) -> list[Series]:
-    """Return the series of the files in one folder, which differ in the ends or beginnings of the file names."""
+    """Return the series of files in one folder; each series has its own suffix or prefix in the file names."""
     stems = {name: strip_extension(name) for name in names}
     split = (
         _by_longer_names(set(stems.values()))
@@ -219,7 +219,7 @@ def _merge_extensions(
 
 
 def _by_longer_names(stems: set[str]) -> Affixes | None:
-    """Divide names into id and end, if they continue another name of the folder, like `a` and `a_mask`."""
+    """Divide each name that begins with another name, as `a_mask` begins with `a`, into id and suffix."""
     split: Affixes = {}
     for stem in stems:
         cuts = (match.start() for match in re.finditer(r"[_\-. ]+(?=[A-Za-z0-9])", stem))
@@ -253,7 +253,7 @@ def _by_first_word(stems: set[str]) -> Affixes | None:
 
 
 def _repeated_affixes(stems: set[str], expression: re.Pattern[str], after: bool) -> Affixes | None:
-    """Divide names into affix and core by a regular expression.
+    """Divide names into affix (suffix or prefix) and core (id) by a regular expression.
 
     Return None unless several affixes occur with mostly the same cores.
 
@@ -470,10 +470,7 @@ def _slice_pattern(template: str, files: Names) -> str | None:
 
 
 def is_volume_name(name: str) -> bool:
-    """Return whether a file's extension belongs to a volume format.
-
-    Several volumes cannot be slices of one case.
-    """
+    """Return whether a file's extension belongs to a volume format."""
     return EXTENSIONS.get(extension_of(name)) in ("nifti", "itk")
 
 
@@ -481,7 +478,7 @@ def is_volume_name(name: str) -> bool:
 
 
 def trimmed(series: Series) -> Iterator[Series]:
-    """Yield copies of a series with shorter ids, leaving out the end that all ids share, the beginning, or both."""
+    """Yield copies of a series whose ids lack the suffix that all ids share, the common prefix, or both."""
     if series.kind == "objects" or series.pattern.rpartition("/")[2].count("{id}") != 1 or "{id}/" in series.pattern:
         return
     ids = sorted(series.files)
@@ -498,7 +495,7 @@ def trimmed(series: Series) -> Iterator[Series]:
 
 
 def _common_start(ids: Iterable[str]) -> str:
-    """Return the beginning that all ids share, up to a separator or up to the number that follows a word."""
+    """Return the prefix that all ids share, up to a separator or up to a number that follows a word."""
     names = list(ids)
     start = _common_prefix(names)
     start = start.rstrip("0123456789")
@@ -508,7 +505,7 @@ def _common_start(ids: Iterable[str]) -> str:
 
 
 def _common_end(ids: Iterable[str]) -> str:
-    """Return the end that all ids share, starting with a separator."""
+    """Return the suffix that all ids share, from a separator on or, without a separator, after a number."""
     names = list(ids)
     end = _common_prefix([name[::-1] for name in names])[::-1]
     positions = [position for mark in "_-. " if (position := end.find(mark)) >= 0]

@@ -1,4 +1,4 @@
-"""Find series in case folders that contain one folder per session.
+"""Find series of files in case folders that contain one folder per session.
 
 An example is BIDS: `sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz`.
 """
@@ -74,7 +74,7 @@ def _name_their_folders(paths: Sequence[str], cases: CaseFolders) -> bool:
 
 
 def _common(names: Sequence[str]) -> str:
-    """Return the letters with which all names begin, without digits at the end."""
+    """Return the common prefix of all names, without digits at its end."""
     first, last = min(names), max(names)
     count = next((place for place, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
     return first[:count].rstrip("0123456789")

@@ -17,8 +17,8 @@ from competition.planning.words import CHANNEL_WORDS, split_of, tokens
 def find_sites(host: HostFolder) -> list[Series]:
     """Return series such as `Frames/*/*/{id}.tif` if the names of the folders repeat, but those of the files do not.
 
-    The outer folders must not be named after roles (`images`, `masks`), different splits or different modalities, and
-    each series must have files of several of them.
+    The outer folders must not be named after roles (`images`, `masks`), different splits or different modalities. Each
+    series must have files in several outer folders.
     """
     found = []
     for parent, children in sorted(host.children.items()):

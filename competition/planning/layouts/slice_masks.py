@@ -40,7 +40,7 @@ def _is_volume(host: HostFolder, series: Series) -> bool:
 
 
 def _count_slices(image: Series, mask: Series) -> int:
-    """Return the number of volumes of which the masks are slices; 0 if the masks are of something else."""
+    """Return the number of volumes whose slices the masks show; 0 if the masks do not belong to these volumes."""
     if mask.kind == "stack":
         shared = image.ids & mask.ids
         is_part = image.kind == "stack" and any(len(mask.files[i]) < len(image.files[i]) for i in shared)

@@ -1,6 +1,6 @@
 """Read tables of run lengths.
 
-The meaning of each column and the order and base of the run lengths are found by their content.
+The content of a table shows the meaning of each column, the pixel order, and whether pixels are numbered from 0 or 1.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class RunTable:
     Attributes:
         path: path below the folder.
         id, mask, cls: names of the columns; cls is None without a column of classes.
-        classes: values of the class column, or the ends of the ids, in the order of their first rows.
+        classes: values of the class column, or the suffixes of the ids, in the order of their first rows.
         rows: for each row, the id (without the class), the class and the run lengths.
         empty: text that stands for an empty mask.
         header: names of all columns.
@@ -190,7 +190,7 @@ def find_profile(table: RunTable, sample_header: Sequence[str] | None) -> Profil
 def _possible_columns(profile: Profile) -> list[set[str]]:
     """Return the two sets of columns that a host's training table may have.
 
-    The first set holds the columns of the training table itself, the second set the columns of the submission.
+    The first set holds the training table's own columns, the second set the columns of the submission.
 
     `competition.data.rle_tables` reads tables with either set.
     """
@@ -266,9 +266,9 @@ def _file_of(case: CaseFiles, index: int | None) -> str:
 
 
 def is_relative(runs: Sequence[Runs]) -> bool:
-    """Return whether each run starts relative to the end of the previous run.
+    """Return whether the start of each run is relative to the end of the previous run.
 
-    If so, the starts do not increase from run to run.
+    Absolute starts always increase from run to run, relative starts often do not.
     """
     texts = [text for item in runs for text in item.texts if len(text.split()) >= 6]
     decreasing = sum(bool((np.diff(parse_numbers(text)[::2]) <= 0).any()) for text in texts)

@@ -59,6 +59,6 @@ def _by_folder(image: Series, mask: Series, images: Sequence[Series]) -> bool:
 
 
 def _by_name(image: Series, mask: Series, _: Sequence[Series]) -> bool:
-    """Return whether image and mask names end equally, apart from words such as `gt`: `{id}_ED` and `{id}_ED_gt`."""
+    """Return whether image and mask have the same suffix, apart from words such as `gt`: `{id}_ED` and `{id}_ED_gt`."""
     name = without_role_words(image.label)
     return bool(name) and has_word(mask.label, MASK_WORDS) and name == without_role_words(mask.label)

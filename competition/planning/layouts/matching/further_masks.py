@@ -27,9 +27,9 @@ def is_further_mask(case_id: str, ids: frozenset[str]) -> bool:
 def with_further_masks(host: HostFolder, layout: Layout, further: Mapping[str, str]) -> Iterator[Layout]:
     """Yield the layouts for images some of which have several masks.
 
-    One layout reads all masks of an image together, and another ignores the further masks. Both layouts are yielded if
-    the masks of an image overlap, and only the first if they do not. If the name of a further mask does not show to
-    which mask it belongs, only the second is yielded.
+    The first layout reads all masks of an image together, the second ignores the further masks. If masks of an image
+    overlap, both layouts are yielded, otherwise only the first. If the name of a further mask does not show to which
+    mask it belongs, only the second is yielded.
 
     Args:
         host: the scanned folder.

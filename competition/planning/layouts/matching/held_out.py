@@ -32,7 +32,7 @@ MIN_TEST = 2  # a single image without a mask is rather a mistake than a test se
 def structure(pattern: str) -> str:
     """Return the words of a pattern, without the extension and without words such as train, val and test.
 
-    Patterns of training and test images that correspond have equal results.
+    If a training and a test pattern match corresponding folders, their results are equal.
     """
     splits = TRAIN_WORDS | TEST_WORDS | VALIDATION_WORDS
     plain = re.sub(r"\.[A-Za-z*][\w.*]*$", "", pattern)
@@ -91,7 +91,9 @@ def find_test(host: HostFolder, layout: Layout, images: Sequence[Series], masks:
     possible = unmixed
     if len(possible) > 1:
         listed = ", ".join(next(iter(patterns.values())) for patterns, _ in possible[:4])
-        return layout.with_remarks(f"several folders may contain the test images: {listed}. Set `test` to one of them")
+        return layout.with_remarks(
+            f"several folders may contain the test images: {listed}. Set test.images to one of them"
+        )
     if not possible:
         return layout
     patterns, count = possible[0]

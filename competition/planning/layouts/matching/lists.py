@@ -26,8 +26,8 @@ Lists = dict[Split, tuple[str, set[str]]]  # the path of an example, and the ids
 def apply_lists(layout: Layout) -> Layout:
     """Use only the training cases that the host's lists name, and read the cases of a test list as test cases.
 
-    Validation cases are training cases too, because the folds make their own. Lists that contradict each other only get
-    a remark.
+    Cases of a validation list are training cases too, because each fold has its own validation cases. Lists that
+    contradict each other only get a remark.
     """
     if layout.masks is None:
         return layout
@@ -47,8 +47,9 @@ def apply_lists(layout: Layout) -> Layout:
     if not kept:
         return layout
     if len(kept) < len(layout.ids):
-        reason = f"the cases with a mask that {named} list for training"
-        remark = f"left out of training by {named}: {format_count(len(layout.ids) - len(kept), 'case')} with a mask"
+        reason = f"the cases with a mask that are for training according to {named}"
+        count = format_count(len(layout.ids) - len(kept), "case")
+        remark = f"{count} with a mask: left out of training, according to {named}"
         layout = layout.with_cases(kept, reason).with_remarks(remark)
     unlabelled = tuple(case_id for case_id in layout.unlabelled if case_id in own and case_id not in test)
     layout = replace(layout, unlabelled=unlabelled)
@@ -61,7 +62,10 @@ def apply_lists(layout: Layout) -> Layout:
 
 
 def _text_lists(host: HostFolder, known: Mapping[str, str]) -> Lists:
-    """Return the ids in text files named after splits. Of several folders, use one for masks, otherwise the first."""
+    """Return the ids in text files that are named after splits.
+
+    If several folders have such files, use a folder with a word for masks in its name, otherwise the first folder.
+    """
     by_folder: dict[str, list[tuple[str, Split]]] = {}
     for path in host.files:
         folder, _, name = path.rpartition("/")
@@ -83,7 +87,7 @@ def _text_lists(host: HostFolder, known: Mapping[str, str]) -> Lists:
 
 
 def _ids_of_lines(path: Path, known: Mapping[str, str]) -> set[str]:
-    """Return the cases that the lines of a file name, each by its first word; empty if the file is no such list."""
+    """Return the case ids in a text file with one id per line; empty if the file is no such list."""
     if path.stat().st_size > MAX_BYTES:
         return set()
     try:

@@ -60,7 +60,7 @@ def overlay_remarks(overlays: Iterable[Series]) -> list[str]:
     """Return a remark for each series of overlays that is left out."""
     return [
         f"{format_count(len(series.ids), 'picture')} such as {series.sample(1)[0]} show the masks over the images: "
-        "not used, because the network would learn the paint"
+        "not used, because the network would learn the painted masks"
         for series in overlays
     ]
 
@@ -80,7 +80,7 @@ def _is_painted(host: HostFolder, plain: Series, other: Series, mask: Series) ->
 
 
 def _is_painted_case(plain: Path, other: Path, mask: Path) -> bool | None:
-    """Return whether `other` is `plain` with the mask painted in; None if the mask is empty, which shows nothing."""
+    """Return whether `other` is `plain` with the mask painted in; None if the mask is empty."""
     import cv2
 
     labels = read_mask(mask, 2)
@@ -102,7 +102,7 @@ def _is_painted_case(plain: Path, other: Path, mask: Path) -> bool | None:
 
 
 def _read_colours(path: Path) -> np.ndarray | None:
-    """Return an 8-bit image as (H, W, 3) int16, grey in all three channels; None for any other image."""
+    """Return an 8-bit colour or grey image as (H, W, 3) int16; None for any other image."""
     try:
         array = read_image(path, 2).array
     except MaskfoldError:
