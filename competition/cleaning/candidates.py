@@ -61,8 +61,8 @@ class CleaningPlan:
 
     Attributes:
         candidates: the files that may be deleted.
-        kept: (folder, reason) of each run that must stay, because a submission, a study, another run, a YAML file or
-            MLflow refers to it, or because a process works in it.
+        kept: (folder, reason) of each run that must stay, because something refers to the run (e.g. a submission or
+            another run), or because a process works in it.
         notes: notes for the user about files that stay because they cannot be read.
     """
 
@@ -78,8 +78,8 @@ def find_candidates(root: Path, older_than: float, keep_best: int | None = None)
         root: the folder that contains `mlruns`.
         older_than: minimum age in seconds: files that have changed more recently stay. Temporary files of killed
             processes may be deleted at any age.
-        keep_best: number of finished runs of each competition that stay, those with the best scores; the other finished
-            runs may be deleted. None if all finished runs stay.
+        keep_best: number of finished runs with the best scores that stay in each competition; the other finished runs
+            may be deleted. None if all finished runs stay.
 
     Raises:
         MaskfoldError: a submission, the ledger or a study cannot be read, so that the runs to which it refers are
@@ -142,7 +142,7 @@ def _read_mlflow(root: Path, plan: CleaningPlan, has_runs: bool) -> MlflowRecord
 
 
 def _read_runs(folders: Sequence[Path], plan: CleaningPlan) -> dict[Path, Run]:
-    """Return the runs that can be read, by folder; `plan` gets a note for each run that cannot be read and stays."""
+    """Return the runs that can be read, by folder; `plan` gets a note for each other run, which stays."""
     runs = {}
     for folder in folders:
         if (folder / "experiment.yaml").exists():
@@ -275,8 +275,8 @@ def _unneeded_cases(
     If a run needs a deleted case later, the case is preprocessed again.
 
     The name of a preprocessed case's folder is a hash of everything on which the case depends. For two kinds of cases,
-    this hash cannot be computed here. That of a pseudo-labelled case depends on the teachers, and that of a case with
-    the channels of a first stage depends on predictions. Such a case stays if a remaining run has an additional
+    this hash cannot be computed here. The hash of a pseudo-labelled case depends on the teachers. The hash of a case
+    with the channels of a first stage depends on predictions. Such a case stays if a remaining run has an additional
     training case with the same id, or has a first stage and any case with the same id.
 
     Args:

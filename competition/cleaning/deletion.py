@@ -15,7 +15,7 @@ from competition.runs.lock import lock_if_free
 def freed_bytes(paths: Iterable[Path]) -> int:
     """Return the number of bytes on the disk that become free if all these files and folders are deleted.
 
-    A file frees nothing if it has a hard link elsewhere, as weights have that are also artifacts in MLflow.
+    A file with a hard link elsewhere frees nothing, e.g. weights that are also artifacts in MLflow.
     """
     links: Counter[tuple[int, int]] = Counter()
     sizes: dict[tuple[int, int], tuple[int, int]] = {}

@@ -126,7 +126,7 @@ def _unneeded_artifacts(
 def _folder_is_gone(root: Path, folder: str) -> bool:
     """Return whether a run's folder was in this project and has been deleted.
 
-    That the folder does not exist is not enough: the project may have been moved, or its disk may not be mounted.
+    A missing folder alone is no proof: the project may have been moved, or its disk may not be mounted.
 
     Args:
         root: the folder that contains `mlruns`.

@@ -28,7 +28,7 @@ SHORTEST_HASH = 4  # minimum number of digits of a hash with which a YAML may na
 
 
 def find_named_runs(root: Path, runs: Sequence[Path], deleted: Iterable[str] = ()) -> dict[str, str]:
-    """Return the runs that must stay, and for each of them the reason, by its name.
+    """Return the reason for each run that must stay, by the name of the run.
 
     Args:
         root: the folder that contains `mlruns`.
@@ -72,7 +72,7 @@ def _in_submissions(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _in_studies(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield (name, reason) of the run of each best trial of a study."""
+    """Yield (name, reason) of the run of each best trial of each study."""
     for path in sorted(folder.glob(f"*/{TRIALS_FILE}")):
         record = read_unedited_record(path, TRIALS_FILE)
         try:

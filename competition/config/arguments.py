@@ -57,7 +57,7 @@ class RefusedArgument(NamedTuple):
 def check_argument_values(
     target: str, args: Mapping[str, Any], key: str, trust: Sequence[str] = (), where: str = ""
 ) -> None:
-    """Check that no argument names a file, an address, a cache or a hub, at any depth.
+    """Check that no argument, nested ones included, names a file, an address, a cache or a hub.
 
     Args:
         target: the import path of the class; if the user trusts its package, its arguments are not checked.
@@ -106,7 +106,7 @@ def refused_arguments(args: Mapping[str, Any], key: str, trust: Sequence[str] = 
 
 
 def is_refused_name(name: str) -> bool:
-    """Return whether an argument of this name may name a file, an address, a cache or a hub.
+    """Return whether an argument with this name may select a file, an address, a cache or a hub.
 
     Example:
         >>> is_refused_name("cache_dir"), is_refused_name("decoder_channels")

@@ -94,9 +94,8 @@ def plausible_array_axes(comp: Competition, partner: str, is_stack: bool) -> lis
 def rle_counts_in_pictures(comp: Competition) -> bool:
     """Return whether run lengths number pixels in (row, column) order, although arrays have the order (X, Y).
 
-    This is the case if 2D NIfTI images (or NIfTI slices) come together with data of another format: a table of run
-    lengths, or masks or test images that are not NIfTI. If all files are NIfTI, run lengths use the order of the
-    arrays.
+    This is so if the images are 2D NIfTI images or NIfTI slices, but other data are not NIfTI: the masks, the test
+    images, or a table of run lengths. If all files are NIfTI, run lengths use the order of the arrays.
     """
     axes = competition_axes(comp)
     if axes is None or not axes.startswith("xy") or not (comp.dimensions == 2 or "{z}" in str(comp.train.images)):
@@ -108,7 +107,7 @@ def rle_counts_in_pictures(comp: Competition) -> bool:
 
 
 def rle_format_of_arrays(comp: Competition, fmt: RleFormat) -> RleFormat:
-    """Convert the RLE format of a host, which numbers the pixels of pictures, to the format for arrays of `comp`.
+    """Convert a host's RLE format, whose run lengths number pixels of pictures, to the format for arrays of `comp`.
 
     The axes of a 2D array may be exchanged relative to the picture. Both formats give the same run lengths.
     """

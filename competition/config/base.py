@@ -51,7 +51,7 @@ def folder_of(document: YamlDocument, key: KeyPath, default: Path) -> Path:
 
 
 def inline_file(document: YamlDocument, key: KeyPath, default: Path, kind: str) -> Path:
-    """Replace the path of a YAML file in the document by the content of this file; return the content's folder.
+    """Replace the path of a YAML file in the document by the content of this file; return the file's folder.
 
     Args:
         document: the document.

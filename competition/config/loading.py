@@ -56,7 +56,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = (), trust: Sequ
 
     Returns:
         The experiment. Of its targets, only the user's own post-processing steps are imported;
-        `competition.config.instantiate.check_targets` checks them.
+        `competition.config.instantiate.check_targets` imports and checks the other targets.
 
     Raises:
         MaskfoldError (exit status 2): the message lists all errors, each with file, line and key.

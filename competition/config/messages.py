@@ -53,8 +53,8 @@ class Problem:
         path: the key's path in the YAML. Pydantic's `loc` also contains names of union members, which this path omits.
         expected: the types that the key's value may have.
         section: the model class that has the key as a field; None if no model has it.
-        union_members: for each key along the path whose type is a union: the path of this key, the types of the union,
-            and the type for which pydantic reported the error.
+        union_members: one entry for each key along the path whose type is a union: (path of the key, types of the
+            union, type for which pydantic reported the error).
     """
 
     error: ErrorDetails
@@ -120,7 +120,7 @@ def _locate(error: ErrorDetails, model: type[BaseModel]) -> Problem:
 
 
 def _select_union_members(problems: list[Problem]) -> list[Problem]:
-    """Keep only the errors that concern the union type which the user meant.
+    """Keep only the errors about the type, among the types of a union, that the user meant.
 
     For a key with a union type, pydantic reports errors for every type of the union. A type was not meant if the value
     has another type, e.g. text instead of a list. If no type of the union was meant, one error that names all types

@@ -369,8 +369,8 @@ def sum_direction(terms: Sequence[tuple[float, str, Direction]]) -> Direction:
     if len(set(values)) > 1:
         rising, falling = (join_names([name for name, sign in signs.items() if sign == side]) for side in (1, -1))
         raise ValueError(
-            f"a higher sum is better for {rising} and worse for {falling}; give terms whose lower scores are better a "
-            "negative weight, such as `{name: hd95, weight: -0.01}`"
+            f"a higher sum is better for {rising} and worse for {falling}; give a negative weight to each term "
+            "whose lower scores are better, such as `{name: hd95, weight: -0.01}`"
         )
     return Direction(values[0])
 

@@ -97,10 +97,10 @@ def compile_network(
     say: Callable[[str], None],
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> nn.Module | None:
-    """Compile a network for training, and run the compiled network once on noise.
+    """Compile a network for training, and call the compiled network once with noise.
 
-    The run is needed because torch compiles at the first call. Afterwards, this function restores the buffers, the
-    training mode and torch's random generators. The weights do not change.
+    This call is needed, because torch compiles only at the first call. Afterwards, this function restores the buffers,
+    the training mode and torch's random generators. The weights do not change.
 
     Args:
         network: network on `device`. The compiled network shares its weights.

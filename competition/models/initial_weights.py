@@ -49,9 +49,9 @@ class InitialMatch:
     Attributes:
         source: the file's path, as in the YAML.
         pairs: name of the tensor in the network -> name of the tensor in the file.
-        adapted: names in the network of the tensors that are adapted, because the file's tensor has another number of
+        adapted: names of the network's tensors for which the file's tensor is adapted, because it has another number of
             input channels.
-        missing: names in the network of the tensors that keep their random values, grouped by reason. The reasons are
+        missing: names of the network's tensors that keep their random values, grouped by reason. The reasons are
             `head`, `other shape` and `not in the file`.
         unused: names of the file's tensors that are not loaded.
         by_order: whether the tensors were matched by their order.
@@ -276,7 +276,7 @@ def _by_name(targets: Shapes, sources: Shapes, channels: int) -> dict[str, str]:
 def _by_order(targets: Shapes, sources: Shapes, channels: int) -> dict[str, str]:
     """Pair the convolutions in order, from the input on, until their shapes differ.
 
-    As many normalisation layers are then paired in the same way.
+    Then at most the same number of normalisation layers is paired in the same way.
 
     Returns:
         Name of the tensor in the network -> name of the tensor in the file. The result is empty if too few

@@ -71,8 +71,8 @@ def is_smp(cls: type) -> bool:
 def constructor_parameters(cls: type) -> dict[str, inspect.Parameter]:
     """Return the parameters of a class's `__init__`.
 
-    The signature of the class itself is not enough. If the class defines `__new__`, as in segmentation_models_pytorch,
-    its signature lacks these parameters.
+    The signature of the class itself is not enough. If a class defines `__new__`, as in segmentation_models_pytorch,
+    the class's signature lacks the parameters of `__init__`.
     """
     parameters = dict(inspect.signature(cls.__init__).parameters)  # type: ignore[misc]
     parameters.pop("self", None)

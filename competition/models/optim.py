@@ -34,10 +34,10 @@ def build_optimizer(
         network: the network.
         context: context, which contains the packages that the user trusts.
         fused: whether one kernel updates all weights. This changes the last bits of the results; see
-            `uses_fused_kernel`.
+            `competition.runs.kept_settings`.
 
     Raises:
-        MaskfoldError (exit status 2): one of the following is wrong.
+        MaskfoldError (exit status 2): one of these problems.
 
             - The target or its arguments are wrong, or `lr` is missing.
             - The optimiser does not work with one dense gradient per step: LBFGS needs several gradients, SparseAdam a
@@ -174,7 +174,7 @@ class LRSchedule:
 class _Plateau:
     """Compute the factor of the schedule `plateau` with torch's ReduceLROnPlateau.
 
-    The scheduler controls a learning rate of 1, so that this rate is the factor.
+    The scheduler starts with a learning rate of 1, so its present rate is the factor.
     """
 
     def __init__(self, cfg: ScheduleConfig, direction: Direction) -> None:

@@ -20,7 +20,7 @@ Schedule = Callable[[float, ScheduleConfig], float]
 
 
 def with_warmup(schedule: Schedule) -> Schedule:
-    """Return a schedule that starts with a linear warm-up, after which the given schedule follows.
+    """Return the given schedule with a linear warm-up before it.
 
     In the warm-up, the first share `warmup` of training, the factor rises to 1.
     """

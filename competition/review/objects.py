@@ -82,7 +82,7 @@ class _Objects:
 
         Args:
             labels: (H, W) label image whose components are found.
-            by: (H, W) second label image, by whose labels the sums are divided.
+            by: (H, W) second label image; the sums are computed separately for each of its labels.
             suspect: (H, W) whether the label of a pixel is suspect.
             evidence: (H, W) evidence of each pixel.
             count: number of labels, with background.

@@ -136,7 +136,7 @@ class _Case:
 
     Attributes:
         findings: the findings about the case's objects.
-        suspicion: evidence per pixel of the foreground of truth and prediction together.
+        suspicion: total evidence, divided by the number of pixels that are foreground in the truth or the prediction.
         whole: a finding about the whole mask, whose kind is not set yet.
     """
 
@@ -270,10 +270,10 @@ class _Tracks:
                 open_tracks.remove(track)
 
     def merged(self) -> Iterator[tuple[int, int, SliceFinding, float, int]]:
-        """Yield one merged finding per object.
+        """Yield (slice, area, finding, evidence, pixels) of each object.
 
-        Each is a tuple: index of the slice with the most evidence, total area of the object's findings, finding in
-        this slice, total evidence, and total number of suspect pixels.
+        `slice` is the index of the slice with the most evidence, and `finding` the finding in this slice. Area,
+        evidence and number of suspect pixels are totals over the object's findings.
         """
         for track in self._tracks:
             index, best = max(track, key=lambda item: item[1].evidence)

@@ -24,8 +24,8 @@ def write_review_table(findings: Sequence[Finding], path: Path) -> int:
 
     Args:
         findings: the findings, in the order of the rows.
-        path: the CSV. If the file exists, the answers for each case move to the first row of the case. Cases without a
-            finding get a row at the end.
+        path: the CSV. If the file exists, the answers for each case move to the first row of the case. Cases with
+            answers, but without a finding, get a row at the end.
 
     Returns:
         The number of cases with answers in the existing file.

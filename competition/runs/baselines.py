@@ -1,4 +1,4 @@
-"""Compute baselines without training that a network should exceed: the best constant mask and the best threshold."""
+"""Compute two baselines that need no training: the Dice of the best constant mask and of the best threshold."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ DICE = MetricConfig(name="dice", both_empty=None)
 
 
 def baseline_lines(run: Run, clock: Callable[[], float] = time.monotonic) -> list[str]:
-    """Return the result of `compare_with_baselines`, from the run's folder if it is stored there.
+    """Return the lines of `compare_with_baselines`; if `baselines.json` in the run's folder has them, read them there.
 
-    A stored result is used only if `scores.csv` has not changed since. A new result is stored in `baselines.json`.
+    Stored lines are used only if `scores.csv` has not changed since. New lines are stored in `baselines.json`.
 
     Args:
         run: the run, with finished folds.
@@ -184,7 +184,7 @@ def _mean(dice: np.ndarray[Any, Any], ids: list[str], run: Run) -> float:
 
 
 def _stride(shape: tuple[int, ...], values: int) -> tuple[slice, ...]:
-    """Return one slice per spatial axis, with a common step, that select about `values` values of an image.
+    """Return one slice per spatial axis, all with the same step, which together select about `values` values.
 
     Args:
         shape: shape (C, *spatial) of the image.

@@ -1,4 +1,4 @@
-"""Average the probabilities of several runs with weights, with at most two cases in memory."""
+"""Compute the weighted mean of the probabilities of several runs, with at most two cases in memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Probabilities = NDArray[Any]
 
 @dataclass
 class WeightedMean:
-    """Compute the weighted mean of the probabilities of several runs for one case, added one run after the other.
+    """Compute the weighted mean of several runs' probabilities for one case; the runs are added one after the other.
 
     Runs with and without a boundary class can be mixed. The boundary is then averaged over those runs that have a
     boundary class. In the same way, class presence is averaged over those runs that have a presence head.
@@ -90,7 +90,7 @@ class WeightedMean:
 
     @property
     def presence(self) -> Probabilities | None:
-        """The weighted mean class presence, (K, 1, …) float32, over the runs with a presence head; None without any.
+        """The weighted mean class presence, (K, 1, …) float32, over the runs with a presence head; None without one.
 
         `competition.inference.presence.mean_log_odds` computes the mean.
         """
@@ -197,7 +197,7 @@ class EnsembleOof:
     def has_presence(self) -> bool:
         """Whether class presence can be computed for every case.
 
-        For this, `weights` and the weights of each fold must contain a run with a presence head and a weight above 0.
+        For this, `weights` and the weights of each fold must give a run with a presence head a weight above 0.
         """
         has_head = [oof.run.exp.gate is not None for oof in self.oofs]
         return all(

@@ -40,7 +40,7 @@ GOOD_CHECKPOINT = "good.pt"  # checkpoint from the end of an epoch; `training.on
 def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Write a network's weights to a safetensors file.
 
-    The metadata get the SHA-256 of the tensors' bytes, because the format itself has no checksum.
+    The file's metadata contain the SHA-256 of the tensors' bytes, because the format itself has no checksum.
 
     Args:
         path: path of the file.
@@ -136,7 +136,7 @@ def _read(path: Path, sha256: str | None = None) -> dict[str, torch.Tensor]:
     SHA-256 in the metadata, if there is one, and a wrong `sha256` is an error.
 
     Raises:
-        ValueError: the file does not fit into the free memory, has unknown metadata, or a checksum is wrong.
+        ValueError: the file does not fit into the free memory, has unknown metadata, or has a wrong checksum.
         MaskfoldError: the file is intact, but is not the one with the SHA-256 `sha256`.
     """
     import psutil
@@ -378,13 +378,13 @@ class MetricsLog:
         atomic_append(self.path, line.encode() + b"\n")
 
     def append(self, step: int, epoch: int, metrics: dict[str, float]) -> None:
-        """Append a line with the metrics of a step, with the current time."""
+        """Append a line with the metrics of a step and the current time."""
         self.append_line(self.format_line(step, epoch, metrics))
 
     def has_metric(self, step: int, name: str) -> bool:
         """Return whether the file already has a value of this metric at this step.
 
-        A resumed process asks this, so that it does not write a second line.
+        A resumed process calls this method, so that it does not write a second line.
         """
         lines = self.path.read_bytes().splitlines() if self.path.exists() else []
         records = (parse_metrics_line(line) for line in lines)

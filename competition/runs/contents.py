@@ -69,7 +69,7 @@ class RunRecord:
 
     @classmethod
     def read(cls, folder: Path) -> RunRecord | None:
-        """Read the record in a run's folder; return None if an older version, which wrote no record, made the run.
+        """Read the record in a run's folder; return None if there is none, because an older version made the run.
 
         Raises:
             MaskfoldError: the file is damaged.
@@ -92,7 +92,7 @@ class RunRecord:
     def write(self, folder: Path) -> None:
         """Write the record to `contents.json` in a run's folder.
 
-        If the folder has a record already, its values stay unchanged; new keys are added, and `tables` is replaced.
+        If the folder already has a record, add only new keys to it, and replace `tables`.
         """
         former = RunRecord.read(folder)
         record = self
@@ -235,7 +235,7 @@ def get_key(plain: Any, key: str) -> Any:
 def package_digest(name: str) -> str | None:
     """Return a text that changes when the code of a package changes.
 
-    The package is not imported. It is searched among the installed packages, then in the working folder, as in
+    The package is not imported. It is looked up among the installed packages, then in the working folder, as in
     `competition.config.instantiate.resolve_target`.
 
     Args:

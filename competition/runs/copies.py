@@ -24,7 +24,7 @@ EQUAL, SIMILAR = "have the same pixels in different files", "look the same (near
 
 
 def keep_copies_together(run: Run, prepared: Mapping[str, Path], context: Context = Context()) -> Run:
-    """Return a run whose folds never separate copies of one image; list the copies in notes for the user.
+    """Put all copies of an image into the same fold, and list the copies in notes for the user.
 
     Copies are images with equal pixels. With `folds.duplicates: near`, near-duplicates are copies too.
 

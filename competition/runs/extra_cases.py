@@ -45,8 +45,8 @@ def _unlabelled(exp: Experiment, cases: pd.DataFrame) -> pd.DataFrame:
     """Return the case table of the unlabelled images that get pseudo-labels.
 
     If the competition has groups, the table has the column group. An image whose id does not match the group rule forms
-    a group of its own. The attribute `labelled` of the table is the number of images that were left out because they
-    have labels.
+    a group of its own. The table's `attrs["labelled"]` is the number of images that were left out because they have
+    labels.
     """
     from competition.data.cases import case_table
     from competition.data.splits import known_groups

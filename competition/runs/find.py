@@ -214,8 +214,8 @@ def _find_by_hash(name: str) -> Path:
             status=2,
         )
     raise MaskfoldError(
-        f"`{name}` is the beginning of several runs: {', '.join(map(str, matches[:3]))}.",
-        "Type more characters of the hash.",
+        f"`{name}` matches {len(matches)} runs, expected one: {', '.join(map(str, matches[:3]))}.",
+        "Give more characters of the hash, or the run's folder.",
         status=2,
     )
 
@@ -235,8 +235,8 @@ def _unfinished_error(file: Path, base: Path, trust: tuple[str, ...]) -> Maskfol
     if saved := sorted(base.glob("*/experiment.yaml")):
         yaml = max(saved, key=lambda path: path.stat().st_mtime)
         latest = load_run(yaml.parent, trust, check_edits=False)
-        problem += f": of {latest.folder.name} {_progress(latest)}"
-        hint = f"Finish it with the same `maskfold cv {file}`"
+        problem += f". In the latest run, {latest.folder.name}, {_progress(latest)}"
+        hint = f"Finish this run with the same `maskfold cv {file}` command"
         if latest.finished_members():
             hint += f", or give the run by its hash, {latest.folder.name}"
     studies = sorted(
@@ -248,7 +248,7 @@ def _unfinished_error(file: Path, base: Path, trust: tuple[str, ...]) -> Maskfol
         key=lambda folder: folder.stat().st_mtime,
     )
     if studies:
-        hint += f"; for the report of its study, run `maskfold report {studies[-1]}`"
+        hint += f"; for the report of the experiment's study, run `maskfold report {studies[-1]}`"
     return MaskfoldError(f"{problem}.", f"{hint}.")
 
 

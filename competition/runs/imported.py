@@ -26,7 +26,7 @@ IMPORT_HINT = "Name a run that `maskfold cv` trained. Imported runs can be used 
 
 
 class NoNetwork:
-    """Take the place of a network class in `model.target` of an imported run; its constructor raises an error."""
+    """Stand for the missing network in `model.target` of an imported run; the constructor raises an error."""
 
     def __init__(self) -> None:
         raise MaskfoldError(

@@ -171,7 +171,9 @@ class OofStore:
                 size in (1, full) for size, full in zip(values.shape[1:], array.shape[1:], strict=True)
             )
             if not broadcasts:
-                raise ValueError(f"its attribute `gate` has shape {values.shape}, the array {array.shape}")
+                raise ValueError(
+                    f"the shape {values.shape} of its attribute `gate` does not fit the array's shape {array.shape}"
+                )
             if not ((values >= 0) & (values <= 1)).all():
                 raise ValueError("its attribute `gate` has values outside of [0, 1]")
             return values
@@ -454,7 +456,7 @@ def _check_shape(array: Any, expected: tuple[int, ...] | None) -> None:
     if expected is not None and array.shape != expected:
         raise ValueError(f"found the shape {array.shape}, expected {expected}")
     if any(chunk > max(length, 1) for chunk, length in zip(array.chunks, array.shape, strict=True)):
-        raise ValueError(f"found chunks of {array.chunks} in an array of {array.shape}")
+        raise ValueError(f"found chunks of {array.chunks}, which are larger than the array, {array.shape}")
     needed = math.prod(array.shape) * np.dtype(np.float16).itemsize
     if needed > (free := psutil.virtual_memory().available):
         raise ValueError(f"it needs {needed / 2**30:,.1f} GiB of memory, but only {free / 2**30:,.1f} GiB are free")
@@ -542,7 +544,10 @@ def _check_codecs(array: Any) -> None:
     """
     codecs = {type(codec).__name__ for codec in array.metadata.codecs}
     if str(array.dtype) not in OOF_DTYPES or not codecs <= OOF_CODECS:
-        raise ValueError(f"found {array.dtype} with the codecs {', '.join(sorted(codecs))}")
+        raise ValueError(
+            f"found {array.dtype} with the codecs {', '.join(sorted(codecs))}, expected {' or '.join(OOF_DTYPES)} with "
+            f"{' and '.join(sorted(OOF_CODECS))}"
+        )
 
 
 def _read_array(array: Any) -> np.ndarray:

@@ -34,12 +34,12 @@ def check_output(paths: Iterable[Path], comps: Iterable[Competition] = (), optio
         real = Path(os.path.realpath(path))
         run = next((folder for folder in (real, *real.parents) if _is_run(folder)), None)
         if run is not None:
-            problem = f"in the folder of the run {run}, whose files a command could overwrite"
+            problem = f"in the folder of the run {run}"
         else:
             problem = next(filter(None, (_describe_data(real, comp) for comp in comps)), "")
         if problem:
             raise MaskfoldError(
-                f"{option}: found {path}, which is {problem}, expected a path elsewhere.",
+                f"{option}: {path} is {problem}, expected a path elsewhere.",
                 f"Give another path, for example {option} outputs/{path.name}.",
                 status=2,
             )
@@ -76,9 +76,9 @@ def _describe_data(real: Path, comp: Competition) -> str:
 
 
 def _describe_links(real: Path, root: Path, comp: Competition) -> str:
-    """Return a text if a path lies in a folder of images or masks that the data folder contains as a symbolic link.
+    """Describe the folder of images or masks in which a path lies, behind a symbolic link in the data folder.
 
-    If it does not, return an empty text.
+    If the path lies in no such folder, return an empty text.
 
     Args:
         real: the path, with all links resolved.

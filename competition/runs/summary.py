@@ -377,10 +377,10 @@ def tuning_digest(plain: Mapping[str, Any]) -> str:
 
 
 def tuning_key(run: Run) -> dict[str, Any]:
-    """Return data that changes when something changes on which a tuning result depends.
+    """Return plain data that describe everything on which a tuning result depends.
 
-    The data describe the predictions, the labels, the settings of post-processing and the metric. They are stored with
-    the result as its `key`.
+    These are the predictions, the labels, the settings of post-processing and the metric. The data are stored with the
+    result as its `key`.
     """
     from competition.data.cases import data_hash
     from competition.data.rle_tables import rle_format

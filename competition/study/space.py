@@ -25,7 +25,7 @@ EXCLUDED_SECTIONS = ("competition", "run", "study", "postprocess", "folds")
 
 
 class ExperimentSource(NamedTuple):
-    """Hold what is needed to load the experiment of a study, and those of its trials.
+    """Hold what is needed to load the experiment of a study and the experiments of its trials.
 
     Attributes:
         file: YAML file of the experiment.
@@ -82,7 +82,7 @@ def suggest_overrides(trial: optuna.Trial, config: StudyConfig) -> list[str]:
 
 
 def values_from_yaml(source: ExperimentSource, exp: Experiment, config: StudyConfig) -> dict[str, Any]:
-    """Return the values of all searched keys in the unchanged YAML, as Optuna stores them; they are those of trial 0.
+    """Return the values of all searched keys in the unchanged YAML, as Optuna stores them; trial 0 uses these values.
 
     Args:
         source: the experiment's file and overrides.
@@ -157,7 +157,7 @@ def format_override(key: str, value: Any) -> str:
 
 
 def decode_stored_value(dimension: SearchDimension, stored: Any) -> Any:
-    """Return the value of a key in the YAML from the value that Optuna stores, which is a label if there are choices.
+    """Convert the value that Optuna stores for a key, such as the label of a choice, to the value in the YAML.
 
     Args:
         dimension: range or choices of the key.
@@ -210,7 +210,7 @@ def _sample(trial: optuna.Trial, key: str, dimension: SearchDimension) -> Any:
 def _choice_label(source: ExperimentSource, key: str, dimension: SearchDimension, value: Any) -> str:
     """Return the label of the choice that equals the value in the YAML.
 
-    If the choices are sections, they are compared after their missing keys have got their defaults.
+    A choice that is a section is compared after its missing keys are filled with their defaults.
 
     Args:
         source: the experiment's file and overrides.

@@ -231,9 +231,9 @@ class StudyNames:
 
 @contextmanager
 def study_folder_lock(folder: Path, patience: float = FOLDER_PATIENCE) -> Iterator[None]:
-    """Hold the lock of a study's folder during the `with` block, in which files are written there.
+    """Hold the lock of a study's folder while the `with` block writes files there.
 
-    This is needed because several processes may run the study at the same time.
+    The lock is needed because several processes may run the study at the same time.
 
     Args:
         folder: folder of the study.
@@ -335,7 +335,7 @@ def _wait_for_others(session: StudySession, context: Context) -> bool:
         if waiting or len(session.finished) != before:
             return True
         time.sleep(2.0)
-    context.say("they still run, and nothing is left to do for this process")
+    context.say("the trials of the other processes still run, and this process has nothing left to do")
     return False
 
 

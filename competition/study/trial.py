@@ -206,7 +206,7 @@ class TrialStopped(Exception):
 class PruningCallback:
     """Report scores to Optuna while the folds of a trial run, and raise `TrialStopped` if the pruner stops the trial.
 
-    Optuna's pruners compare trials by numbered scores, which it calls steps. What a step is depends on the pruner:
+    Optuna's pruners compare the scores of trials at numbered steps. What a step is depends on the pruner:
 
     - With `wilcoxon`, each validated case is a step. So the cases of a single fold suffice for the paired test. The
       number of the step is the index of the case in the case table, which does not depend on the order of the folds.
@@ -310,11 +310,12 @@ class TrialRunner:
         config: section `study` of the experiment.
         folder: folder of the study.
         context: context with the trusted packages and the log.
-        data: hash of the data for which the study was opened; None to skip this check.
-        files: digests of the other files for which the study was opened, see `study_files`; None to skip this check.
+        data: hash of the data for which the study was opened, to detect changes; None to skip this check.
+        files: digests of the other files for which the study was opened, see `study_files`; None to skip their check.
 
     Attributes:
-        data_error: error of the check; None if nothing has changed. After an error, no further trial may run.
+        data_error: error that reports changed data or files; None while they are unchanged. After an error, no further
+            trial may run.
         release_lock: function that releases the lock of the study. It is called when the trial's values are sampled.
         number: number of the present or last trial; None before the first one.
         duplicates: number of consecutive samples that repeated existing trials.

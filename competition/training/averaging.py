@@ -53,7 +53,7 @@ class CheckpointAverager:
         self.folder, self.k, self.by_score, self.direction = folder, k, by_score, direction
 
     def add(self, epoch: int, score: float | None, weights: Callable[[], dict[str, Tensor]]) -> None:
-        """Save the weights of an epoch if it is among the last or best `k`; remove files of epochs that no longer are.
+        """Save the weights of an epoch if it is among the last or best `k`; remove the files of all other epochs.
 
         Args:
             epoch: number of the epoch.
@@ -137,7 +137,7 @@ class UniformSoup:
     Args:
         folder: folder of the files, e.g. `epoch_000012_0.831_0.842_0.820.safetensors`; created when the first file is
             written.
-        exp: the experiment; `training.soup` is k. If it is 1, no checkpoint is stored.
+        exp: the experiment; `training.soup` is k. If k is 1, no checkpoint is stored.
         fold: number of the fold.
         cases: rows of the case table with the fold's validation cases. If None (no validation), no checkpoint is
             stored.
@@ -184,7 +184,7 @@ class UniformSoup:
         """Return the epochs of the k best checkpoints of one ranking, in ascending order; k is `training.soup`.
 
         Args:
-            ranking: which validation cases rank the checkpoints: `ALL_CASES` or one of `HALVES`.
+            ranking: validation cases on which the checkpoints are ranked: `ALL_CASES` or one of `HALVES`.
         """
         return sorted(candidate.epoch for candidate in self._best(self._candidates(), ranking))
 
@@ -194,11 +194,10 @@ class UniformSoup:
         The caller must estimate the statistics of batch normalisation again, because they do not fit the mean weights.
 
         Args:
-            ranking: which validation cases rank the checkpoints: `ALL_CASES` or one of `HALVES`.
+            ranking: validation cases on which the checkpoints are ranked: `ALL_CASES` or one of `HALVES`.
 
         Raises:
-            MaskfoldError: a file is damaged, or there are no checkpoints any more, because the fold was already
-                finished once.
+            MaskfoldError: a file is damaged, or the checkpoints were deleted because the fold had already finished.
         """
         files = [candidate.path for candidate in sorted(self._best(self._candidates(), ranking))]
         if not files:
@@ -256,7 +255,7 @@ def split_halves(cases: pd.DataFrame, fold: int, seed: int) -> dict[str, int]:
 
 
 def check_soup(run: Run) -> None:
-    """Check that the soup of each fold is possible; do nothing if `training.soup` is 1.
+    """Check that each fold can make a soup; do nothing if `training.soup` is 1.
 
     Each fold must validate at least `training.soup` epochs, and its validation cases must have at least two groups.
     With a time budget, the number of epochs is not known yet and not checked.

@@ -182,11 +182,11 @@ class StepBudget:
         return self.pace.has_time_to_validate(self.seconds - elapsed - reserve(), self._validations_required)
 
     def _steps_left(self, step: int, seconds: float, validation_due: bool) -> int:
-        """Return the number of steps that remain: as many as fit into a time, but enough for warm-up and `MIN_STEPS`.
+        """Return the number of remaining steps: as many as fit into `seconds`, but enough for warm-up and `MIN_STEPS`.
 
         Args:
             step: number of completed steps.
-            seconds: time for these steps and the validations between them.
+            seconds: time for the remaining steps and the validations between them.
             validation_due: whether an epoch that has ended must be validated before the next step.
         """
         period, until_validation = self._validation_period, None

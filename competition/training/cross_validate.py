@@ -95,8 +95,8 @@ def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS
         The run; no file has been written.
 
     Raises:
-        MaskfoldError: the data or the folds are invalid, a weight file does not exist, the YAML belongs to an imported
-            run, or it sets another memory format or optimizer kernel than the run was started with.
+        MaskfoldError: the data or the folds are invalid, a weight file does not exist, or the YAML belongs to an
+            imported run. Or the YAML sets another memory format or optimizer kernel than the started run has.
     """
     from competition.data.cases import case_table
     from competition.data.splits import check_leaks, split
@@ -130,9 +130,9 @@ def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS
 
 
 def _with_saved_groups(run: Run) -> Run:
-    """Return the run with folds in which each group of the stored `folds.csv` is in one fold.
+    """Return the run with folds that keep the cases of each group in the stored `folds.csv` together.
 
-    An earlier command may have put copies of an image into a common group. These groups must also be respected now.
+    An earlier command may have put copies of an image into one group, which must stay in one fold.
     """
     from competition.data.splits import split
     from competition.runs.copies import in_several_groups
@@ -316,7 +316,7 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
 
 
 def _describe_slices(exp: Experiment) -> str:
-    """Return a line for the user that states along which axes of the volumes the slices of a 2.5D network lie."""
+    """Return a line for the user that names the axes along which a 2.5D network takes its slices."""
     planes = exp.slice_planes or ["in the file's order of axes"] * len(exp.patch.axes)
     axes = join_names([f"{axis} ({plane})" for axis, plane in zip(exp.patch.axes, planes, strict=True)])
     return f"2.5D: {exp.patch.slices} slices along {'axis' if len(exp.patch.axes) == 1 else 'one of the axes'} {axes}"
@@ -358,10 +358,10 @@ def _record_sources(run: Run) -> Run:
 
 
 def _check_same_training(run: Run) -> None:
-    """Check that finished folds were trained with the same number of devices and the same effect of `training.on_nan`.
+    """Check that `run.devices` and `training.on_nan` train the remaining folds in the same way as the finished ones.
 
     Raises:
-        MaskfoldError: the remaining folds would be trained differently from a finished one.
+        MaskfoldError: a finished fold was trained in another way.
     """
     devices, batch_size, on_nan = run.exp.run.devices, run.exp.training.batch_size, run.exp.training.on_nan
     for result in run.results():
@@ -376,7 +376,7 @@ def _check_same_training(run: Run) -> None:
             how = f"was restored {restored}" if result.restored else f"skipped {skipped}"
             raise MaskfoldError(
                 f"{run.member_folder(result.fold, result.seed)} {how}, but training.on_nan is now {on_nan}, "
-                "so other folds would react in another way.",
+                "so the other folds would treat non-finite values in another way.",
                 "Set training.on_nan to its former value, or start another run with --new.",
             )
 
@@ -490,7 +490,7 @@ def _dice_interval(
 
 
 def score_test_share(run: Run, members: list[FoldResult]) -> pd.DataFrame | None:
-    """Return the scores of a fold on the held-out test share, with the mean probabilities of its seeds.
+    """Score the mean probabilities of a fold's seeds on the held-out test share.
 
     Args:
         run: the run.
@@ -589,12 +589,12 @@ def format_seed_gain(seeds: Mapping[str, Any] | None) -> list[str]:
     """
     if seeds is None:
         return []
-    interval = f", 95 % {seeds['low']:+.4f} to {seeds['high']:+.4f} over cases" if seeds["low"] is not None else ""
+    interval = f", 95 % {seeds['low']:+.4f} to {seeds['high']:+.4f}" if seeds["low"] is not None else ""
     alone = ", ".join(f"seed {seed} {format_number(scores['score'])}" for seed, scores in seeds["alone"].items())
     return [
         (
-            f"{len(seeds['alone'])} seeds: score {format_number(seeds['blended'])} of all together, "
-            f"{format_number(seeds['one'])} of one alone on average (gain "
+            f"{len(seeds['alone'])} seeds: score {format_number(seeds['blended'])} with all seeds together, "
+            f"{format_number(seeds['one'])} with one seed on average (gain "
             f"{format_number(seeds['gain'], '+.4f')}{interval}); {alone}"
         )
     ]

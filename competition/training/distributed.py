@@ -1,7 +1,7 @@
 """Train one fold in several processes, one per device.
 
-All processes take the same optimiser steps, each with other samples. Lightning Fabric starts the processes and averages
-their gradients.
+All processes take the same optimiser steps, each on different samples. Lightning Fabric starts the processes and
+averages their gradients.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Evaluator:
         cases: rows of the case table, one row for each case to predict.
         prepared: folder of each preprocessed case, by id.
         device: device of the network.
-        autocast: function that returns the context manager of a forward pass, which sets the precision.
+        autocast: function that returns a context manager, which sets the precision of a forward pass.
         should_stop: function that is called between cases and before each batch of windows. It raises an exception to
             stop the work.
         memory_budget: limit on the memory that preprocessed cases may take in this process.
@@ -111,7 +111,7 @@ class Evaluator:
         return pd.DataFrame(scores)
 
     def time_cases(self, network: torch.nn.Module, fold: int, patience: float, folder: Path) -> tuple[float, float]:
-        """Estimate the durations of the validation and of storing the predictions, from the case of median size.
+        """Estimate from the case of median size how long validation takes, and how long storing the predictions takes.
 
         The scoring is timed with the labels in place of the prediction. An untrained network predicts noise, and
         scoring noise may take far longer than scoring a normal mask.
@@ -171,7 +171,7 @@ class Evaluator:
             self._save_picture(path, row, masks, truth, scores, f"epoch {epoch}")
 
     def draw_truth(self, folder: Path) -> None:
-        """Draw the first case with its truth as the prediction; a plan measures the memory of a picture in this way."""
+        """Draw the first case with its truth as the prediction, so that a plan can measure the memory of a picture."""
         row: Any = next(self.cases.iloc[:1].itertuples(index=False))
         truth = load_unchanged_mask(self.exp.competition, row)
         masks = split_classes(truth, self.exp.competition)

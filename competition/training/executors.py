@@ -1,4 +1,4 @@
-"""Define executors, which train the folds of a run, and the local executor, which starts a process for each fold."""
+"""Train the folds of a run with an executor; the local executor starts a process for each fold."""
 
 from __future__ import annotations
 

@@ -109,8 +109,8 @@ def load_run_for_job(job: FoldJob) -> Run:
     """Load the run of a job, and set torch's number of threads to this process's share of the fold's threads.
 
     Raises:
-        MaskfoldError: the run's folder was edited; or a file that the YAML names, or weights of another run that this
-            run uses, have changed since the run was started.
+        MaskfoldError: the run's folder was edited, or files that the YAML names or weights of other runs have changed
+            since the run was started.
     """
     run = load_run(job.run, job.trust)
     contents = run_contents(run.exp, None, missing_ok=True) | first_stage_contents(run.exp, missing_ok=True)
@@ -161,7 +161,8 @@ def setup_fold(job: FoldJob, run: Run, context: Context, start_time: float) -> T
         deterministic = bf16_is_deterministic(exp, channels, job.cache, context)
         if not deterministic:
             context.say(
-                "note: the bf16 gradients of this network differ from run to run on this CPU, so it trains in fp32"
+                "note: on this CPU, the bf16 gradients of this network differ each time they are computed, so it "
+                "trains in fp32"
             )
         return deterministic
 
@@ -281,7 +282,7 @@ def write_result(
 ) -> FoldResult:
     """Write `result.json`, which marks a fold as finished and is therefore its last file.
 
-    Before, the checkpoint is replaced by one without tensors, because the fold does not need them any more.
+    Before that, replace the checkpoint by one without tensors, which a finished fold does not need.
 
     Args:
         job: the fold.

@@ -55,7 +55,7 @@ class Process(Protocol):
 
 
 class ErrorPipe:
-    """Read the pipe through which the process of a fold reports the error with which it ends.
+    """Read the pipe through which the process of a fold reports the error that ended it.
 
     Attributes:
         pipe: file descriptor of the reading end; -1 if there is no pipe, or if it was already read.

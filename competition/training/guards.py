@@ -85,7 +85,7 @@ class NonFiniteGuard:
             torch._foreach_copy_(self._saved_buffers, self._buffers)
 
     def clip_gradient(self, network: Any, optimizer: Any) -> Tensor:
-        """Clip the norm of the gradient to `training.clip_gradient`, or leave the gradient unchanged if this is null.
+        """Clip the norm of the gradient to `training.clip_gradient`; if this key is null, leave the gradient unchanged.
 
         Returns:
             The norm before clipping, a scalar on the device.
@@ -260,10 +260,9 @@ class OutOfMemoryGuard:
         )
 
     def report(self, halved: int) -> dict[str, float]:
-        """Return the reduced sizes of micro-batches and of batches of windows as metrics; empty if none was reduced.
+        """Return the reduced sizes of micro-batches and prediction batches as metrics; empty if none was reduced.
 
-        If the size of batches of windows, which prediction uses, has changed since the last call, write a line to the
-        log.
+        If the size of prediction batches (number of windows) has changed since the last call, write a line to the log.
 
         Args:
             halved: number of times that the size of micro-batches was halved so far.
@@ -380,7 +379,7 @@ def _gradients_repeat(exp: Experiment, channels: int, context: Context) -> bool:
 
 
 def _compute_gradients(network: nn.Module, image: Tensor) -> list[Tensor]:
-    """Return the bf16 gradients of a network's parameters for a scalar that depends on all of its outputs.
+    """Return the bf16 gradients of a network's parameters for a scalar that depends on all outputs of the network.
 
     Parameters without a gradient are left out.
     """

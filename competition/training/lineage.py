@@ -83,7 +83,7 @@ class Leak:
 
     Attributes:
         member: name of the network, e.g. `hippocampus-unet3d/2cb50ff146c0/fold_0`.
-        source: those training cases of the network that include the leaked cases.
+        source: entry of the network's lineage that contains the leaked cases.
         cases: (id, reason) of each case in `source` that the fold validates. The reason is a text for the message; it
             is empty if the case itself is validated.
     """
@@ -211,7 +211,7 @@ def labelled_cases(run: Run, fold: int) -> TrainingCases:
 
 
 def initial_weights_cases(run: Run, fold: int, context: Context = Context()) -> list[TrainingCases]:
-    """Return the training cases of the network from whose weights a fold starts (`init_from`); empty without one."""
+    """Return the training cases of the network from whose weights a fold starts (`init_from`); empty if none."""
     if run.exp.initial_run is None:
         return []
     source_run = load_run(Path(run.exp.initial_run), context.trust)
@@ -363,7 +363,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def checkpoint_origin(folder: Path, fold: int, seed: int) -> dict[str, Any]:
-    """Return data that identify the training to which a checkpoint belongs: names of run, fold and seed.
+    """Return data that identify the training to which a checkpoint belongs: name of the run, fold and seed.
 
     Args:
         folder: the fold's folder, in the run's folder.
@@ -379,8 +379,8 @@ def check_origin(found: Any, expected: dict[str, Any], path: Path) -> None:
     A checkpoint of another fold must not be used, because its network was trained on cases that this fold validates.
 
     Args:
-        found: the result of `checkpoint_origin` that the checkpoint contains; None if an older version, which did not
-            record it, wrote the checkpoint.
+        found: the result of `checkpoint_origin` that the checkpoint contains; None if an older version wrote the
+            checkpoint without it.
         expected: the result of `checkpoint_origin` for this fold.
         path: path of the checkpoint.
 

@@ -134,8 +134,8 @@ class FoldResources:
 def connect_ray() -> Any:
     """Connect to a Ray cluster, and return the module `ray`.
 
-    The cluster is the one that the environment variable `RAY_ADDRESS` names. Without it, it is a cluster that `ray
-    start` has started on this machine. If there is none, a new cluster is started on this machine.
+    The environment variable `RAY_ADDRESS` names the cluster. If this variable is not set, connect to the cluster that
+    `ray start` has started on this machine. If there is none, start a new cluster on this machine.
 
     Raises:
         MaskfoldError: Ray is not installed, or the cluster does not answer.

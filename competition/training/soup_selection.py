@@ -42,7 +42,7 @@ def predict_with_soup(
     """Average the best checkpoints of a fold (the soup), and write the weights and out-of-fold predictions to disk.
 
     The written weights are the average of the checkpoints that are best on all validation cases. The written
-    predictions come from other averages, so that no case is predicted by checkpoints that it helped to select: each
+    predictions come from other averages, so that no case is predicted by checkpoints that it helped to select. Each
     half of the validation cases is predicted with the average of the checkpoints that are best on the other half.
 
     Args:
@@ -168,7 +168,7 @@ def _training_images(trainer: Trainer) -> Iterator[Tensor]:
 
 
 def fold_scores(run: Run, fold: int, members: list[FoldResult], weights: str | None = None) -> pd.DataFrame:
-    """Return the scores of the validation cases of one fold; with several seeds, those of their mean probabilities.
+    """Return the scores of one fold's validation cases; with several seeds, score the seeds' mean probabilities.
 
     Args:
         run: the run.
@@ -254,7 +254,7 @@ def compare_soup(
 
     The soups are selected if the 95 % interval of their paired gain over the plain weights lies above 0.
 
-    The score of the selected weights is slightly too optimistic, because the same cases have made the selection. The
+    The score of the selected weights is slightly too optimistic, because they were selected on the same cases. The
     nested score corrects this: the cases are divided into parts, and the weights for each part are selected on the
     cases of all other parts.
 
@@ -360,7 +360,7 @@ def format_soup(soup: Mapping[str, Any] | None) -> list[str]:
     return [
         (
             f"soup of the {soup['k']} best checkpoints{fewer}: score {averaged} on cases that were not used "
-            f"to select them, {plain} with the last weights (gain {gain}{ends}), {nested} nested"
+            f"to select them, {plain} with the last weights (gain {gain}{ends}), nested score {nested}"
         ),
         (f"  soup of one network: {members} on cases that were not used to select it, {flattered} on those that were"),
         "  selected: the soups"

@@ -129,7 +129,9 @@ def out_of_fold_by_hand(run, jobs) -> None:
     assert summary.seeds["one"] == pytest.approx(np.mean(alone), abs=1e-9) and summary.seeds["folds"] == 2
     assert summary.seeds["gain"] == pytest.approx(score - np.mean(alone), abs=1e-6)
     assert summary.seeds["low"] <= summary.seeds["gain"] <= summary.seeds["high"]
-    assert f"{score:.4f} of all together, {np.mean(alone):.4f} of one alone" in format_seed_gain(summary.seeds)[0]
+    assert (
+        f"{score:.4f} with all seeds together, {np.mean(alone):.4f} with one seed" in format_seed_gain(summary.seeds)[0]
+    )
 
 
 def submission_by_hand(run, jobs) -> None:

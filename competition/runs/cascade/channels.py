@@ -1,4 +1,4 @@
-"""Add the class probabilities that an earlier run (the first stage) predicts to preprocessed cases, as channels."""
+"""Add the class probabilities of an earlier run (the first stage) to preprocessed cases, as input channels."""
 
 from __future__ import annotations
 

@@ -87,8 +87,8 @@ def check_same_cases(run: Run, first: Run) -> None:
         first: its first stage.
 
     Raises:
-        MaskfoldError: a case is only in one of the two runs, has other files, is in another fold, or is in no fold, so
-            that the first stage has no out-of-fold prediction of it (status 2).
+        MaskfoldError: a case is in only one of the two runs, differs between them in its files or its fold, or is in no
+            fold and so has no out-of-fold prediction of the first stage (status 2).
     """
     folds, first_folds = run.fold_of(), first.fold_of()
     rows, first_rows = run.rows(), first.rows()
@@ -137,7 +137,7 @@ def first_stage_contents(exp: Experiment, *, missing_ok: bool = False) -> dict[s
 
     Args:
         exp: the experiment; its `first_stage` must be a folder, see `competition.runs.find.resolve_source_runs`.
-        missing_ok: whether to return no digests if the folder of the first stage does not exist, instead of an error.
+        missing_ok: whether a missing folder of the first stage gives no digests; otherwise it is an error.
 
     Returns:
         The digests by `FIRST_STAGE_PREDICTIONS` and `FIRST_STAGE_WEIGHTS`; empty if there is no first stage. They are
@@ -162,7 +162,7 @@ def _weights_digest(first: Run) -> str:
 def first_stage_for_prediction(run: Run, context: Context = Context()) -> Run:
     """Return the first stage of a run for the prediction of new cases.
 
-    The returned run takes three settings from the run: the test images, the data's folder and the devices.
+    Settings that do not affect its networks are taken from `run`, see `competition.runs.find.with_current_settings`.
 
     Args:
         run: a run with a first stage.

@@ -84,10 +84,10 @@ class Pace:
         return min(max(self.step / self._validation_step, 1.0), MAX_DRIFT)
 
     def steps_within(self, seconds: float, until_validation: int | None, period: int, required: bool) -> int:
-        """Return the number of steps that fit into a time, together with the validations between these steps.
+        """Return the number of steps that fit into `seconds`, together with the validations between these steps.
 
         Args:
-            seconds: the time, without the time that the fold needs after its last step.
+            seconds: the time left, without the time that the fold needs after its last step.
             until_validation: number of steps until the next validation; 0 if a validation is due now; None if the fold
                 has no validations.
             period: number of steps between two validations.
