@@ -1,8 +1,8 @@
 """Compare the scores of training recipes after equal processor time, on several data sets and seeds.
 
-    python benchmarks/accuracy.py --data hippocampus nuclei --minutes 3 8            # hours; a stopped bench resumes
+    python benchmarks/accuracy.py --data hippocampus nuclei --minutes 3 8           # takes hours; repeat to resume
     python benchmarks/accuracy.py --data spine --recipes init mine=mine.yaml hand_tuned --seeds 0 1
-    python benchmarks/accuracy.py --table                                            # the table of the rows so far
+    python benchmarks/accuracy.py --table                                            # table of the finished folds
     python benchmarks/accuracy.py --data demo2d --small -w /tmp/accuracy             # to check that the script works
 
 Recipes:
@@ -16,7 +16,7 @@ without post-processing.
 
 Maskfold's recipes get the minutes as `training.budget_minutes`, which is wall time. A rival, i.e. one of the scripts,
 gets processor time instead: as many seconds as the whole command of `init` used for the same fold (start, preparation,
-training, prediction and summary). A busy machine thus favours neither of them.
+training, prediction and summary). So a busy machine favours neither Maskfold nor the rival.
 
 Each finished fold becomes a line of WORK/rows.jsonl and is not computed again. The table shows the competition's metric
 over the cases of all folds and seeds. It also shows the difference to `init`, with a 95 % interval from the paired

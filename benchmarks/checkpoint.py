@@ -3,7 +3,7 @@
 Only Maskfold's writer syncs the file to the disk, and writes it under a temporary name before it renames it.
 
     python benchmarks/checkpoint.py                    # 24 M parameters, Adam's moments, averaged weights: 366 MiB
-    python benchmarks/checkpoint.py --million 0.1      # milliseconds, for a test
+    python benchmarks/checkpoint.py --million 0.1      # a small checkpoint, for a test
 
 The two ways alternate in one process. The processor time is that of this process; the wall time depends on the disk.
 """

@@ -13,7 +13,6 @@ more than 2.5 standard errors below 93 % (below 89.3 % in 300 simulations). The 
 
 Scores:
 
-
 * dice: Dice of good cases has a Beta distribution around 0.9. With probability p, a case fails and has a Dice near 0.
 * patients: like `dice`, with three cases for each of n patients. The cases of a patient succeed or fail together.
 * classes: three classes, each absent in a third of the cases, with `average: class`. The classes of a case fail

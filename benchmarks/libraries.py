@@ -82,9 +82,9 @@ class Sleeper:
 
 
 def measure_pool() -> None:
-    """Print the time to the first result, and how many worker processes remain in two situations.
+    """Print the time to the first result, and how many worker processes outlive the last result and their parent.
 
-    The situations are after the last result, and 5 s after a SIGKILL of the parent process.
+    The parent process is killed by SIGKILL; the workers are counted 5 s later.
     """
     for kind in ("joblib", "ProcessPool"):
         seconds = []

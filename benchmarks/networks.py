@@ -2,7 +2,7 @@ r"""Compare the processor time of channels_last and of a fused optimizer with to
 
     python benchmarks/networks.py                                        # experiments/demo2d/unet2d.yaml
     python benchmarks/networks.py experiments/nuclei/unet2d.yaml training.batch_size=4 --channels 3
-    python benchmarks/networks.py --small                                # seconds, for a test
+    python benchmarks/networks.py --small                                # a small network, for a test
 
 Two networks with the same weights take turns in one process, on one thread, with noise as input: one has torch's
 default memory format, the other has channels_last. The script prints three comparisons:

@@ -2,7 +2,7 @@
 
     python benchmarks/objects.py [--smallest]
 
-Three ways to write one row per object give the same bytes:
+The script compares three ways to encode one row per object; the first two must write the same bytes:
 
 * labels: call `write_submission` with one `ObjectsItem`, i.e. with a label image of all objects;
 * masks: call `write_submission` with a mask for each object;

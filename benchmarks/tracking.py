@@ -3,9 +3,9 @@
     python benchmarks/tracking.py            # a few minutes; --pairs 12 for more
     python benchmarks/tracking.py --steps 4 --pairs 2 --tiny    # quick check that it runs
 
-A fold trains in its own process. In this process, a thread uploads its metrics and pictures, or does not run. Blocks of
-epochs with this thread and blocks without it form pairs of alternating order. As in `maskfold cv`, the thread uploads
-each line and picture while the next epoch runs, and samples the system metrics.
+A fold trains in its own process. In the process of this script, a thread uploads the fold's metrics and pictures, or
+does not run. The script compares blocks of epochs with and without this thread, in pairs of alternating order. As in
+`maskfold cv`, the thread uploads each line and picture while the next epoch runs, and samples the system metrics.
 
 The seconds of an epoch come from the fold's `metrics.jsonl`. The first epoch of a block is ignored, because the thread
 then opens the database or uploads the rest of the previous block.
