@@ -249,7 +249,7 @@ def _tuned_tables(run: Run, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame] |
 
 
 def find_previous_best(run: Run) -> PreviousBest | None:
-    """Return the run with the best score among the finished runs that ended before a run; None if there is none.
+    """Return the run with the best score among the finished runs that ended before `run`; None if there is none.
 
     Only runs of the same competition and metric, in the same folder of runs, are compared.
     """
@@ -284,7 +284,7 @@ def find_previous_best(run: Run) -> PreviousBest | None:
 def get_end_time(folder: Path) -> float:
     """Return the time at which a run ended, in s since 1970; infinity if no fold is finished.
 
-    This is the latest time in the `metrics.jsonl` of its finished folds, because copying the folder does not change it.
+    The time is the latest one in the `metrics.jsonl` of the finished folds. Copying the folder does not change it.
     """
     times = [
         _last_time(result.parent / "metrics.jsonl") or result.stat().st_mtime
