@@ -262,7 +262,7 @@ class KaggleSubmission:
 
 
 class UploadRejected(MaskfoldError):
-    """Report that Kaggle has rejected or not received a submission, so that it does not use up the daily limit."""
+    """Report that Kaggle has rejected or not received a submission, which does not count towards the daily limit."""
 
 
 def fetch_limits(api: Any, slug: str) -> SubmissionLimits | None:
