@@ -199,7 +199,7 @@ def _with_channels(array: Array, comp: Competition, path: Path, options: Reading
     if array.dtype == bool:
         array = array.astype(np.uint8)
     if array.dtype.kind not in "iuf":
-        raise MaskfoldError(f"{path} has values of type {array.dtype}, expected numbers.", "Save numbers.")
+        raise MaskfoldError(f"{path} has values of type {array.dtype}, expected numbers.", "Save integers or floats.")
     dims = comp.dimensions
     if dims == 2 and array.ndim == 4 and array.shape[1] == 1:  # nnU-Net writes images as (C, 1, Y, X)
         array = array[:, 0]

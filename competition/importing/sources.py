@@ -305,7 +305,7 @@ def _channel_names(folder: Path) -> list[str]:
 
 
 def seen_cases(sources: Sources, cases: pd.DataFrame) -> dict[str, str]:
-    """Return the predictions that are not out of fold, because their networks may have been trained on the case.
+    """Return the predictions that are not out of fold, because the network may have been trained on the case.
 
     A prediction is out of fold if the fold of its case is known, and all cases of the same group (or with the same
     image) are in this fold too.
