@@ -443,7 +443,7 @@ def _kaggle_error(slug: str, error: OSError, notebook: str | None = None) -> Mas
     if code < 500:
         return UploadRejected(
             f"Kaggle rejected the submission ({code}){quoted}.",
-            f"Follow the message. The rules of the competition are at {rules}.",
+            f"Correct what Kaggle's message names. The rules of the competition are at {rules}.",
         )
     return MaskfoldError(
         f"Kaggle's server failed ({code}){quoted}.",
