@@ -194,7 +194,7 @@ def _gain_text(results: RunResults, best: PreviousBest) -> str:
     if results.table is None or math.isnan(results.score().value):
         return text
     gain, cases, is_nested = gain_over_run(results, best.folder)
-    footing = "tuned on the other folds" if is_nested else "without tuned post-processing"
+    footing = "with post-processing tuned on the other folds" if is_nested else "without tuned post-processing"
     if gain is None:
         return f"{text} That run has no case in common with this run; this run scored {results.counted().value:.4f}."
     direction = results.metric.direction
@@ -203,7 +203,7 @@ def _gain_text(results: RunResults, best: PreviousBest) -> str:
     note = "; lower scores are better" if direction is Direction.LOWER else ""
     return (
         f"{text} On the {cases} cases that both runs predicted, the score of this run minus the score "
-        f"of that run is {difference.value:+.4f}{ends}{note}; both {footing}."
+        f"of that run is {difference.value:+.4f}{ends}{note}; both scores are {footing}."
     )
 
 
