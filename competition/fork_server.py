@@ -65,7 +65,7 @@ class ForkedProcess:
     def poll(self) -> int | None:
         """Return the child's exit status, or None while the child runs.
 
-        As in `subprocess`, a child that signal number n ended has the status -n.
+        As in `subprocess`, the status is -n if signal n has ended the child.
         """
         return self.returncode if self._has_ended(0.0) else None
 

@@ -21,7 +21,7 @@ HEADER = ("what", "path", "frees", "last change", "reason")
 SHOWN_CASES = 20  # maximum number of runs that are printed with the reason why they stay
 
 
-@exit_on_signal("stopped: some files are deleted; the same command deletes the others")
+@exit_on_signal("stopped: some files may already be deleted; to delete the others, run the same command again")
 def clean_command(dry_run: bool, older_than: str, keep_best: int | None, yes: bool) -> None:
     """Run `maskfold clean`; see `competition.cli.commands_runs.clean`."""
     from competition.cleaning.candidates import find_candidates, parse_age
@@ -44,7 +44,7 @@ def clean_command(dry_run: bool, older_than: str, keep_best: int | None, yes: bo
     rows = [candidate_cells(candidate, freed_bytes(candidate.paths)) for candidate in plan.candidates]
     _print_table(console, rows)
     size = format_bytes(freed_bytes(path for candidate in plan.candidates for path in candidate.paths))
-    found = f"{format_count(len(rows), 'row')} of the table, {size}"
+    found = f"the files of {format_count(len(rows), 'row')} of the table ({size})"
     if dry_run:
         say(f"{found}; nothing was deleted (--dry-run)")
         return

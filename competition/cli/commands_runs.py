@@ -86,8 +86,8 @@ def review(
 ) -> None:
     """Find labels that look wrong: cases and objects where the out-of-fold predictions contradict the truth.
 
-    Writes a page with pictures and a CSV. Fill its columns exclude and weight, and name it in train.exclude or
-    train.weights of the competition's YAML.
+    Writes an HTML page with pictures, and a CSV. Fill in the columns exclude and weight of the CSV, and name the CSV in
+    train.exclude or train.weights of the competition's YAML.
     """
     from competition.cli.train import review_command
 
@@ -200,7 +200,8 @@ def watch(
 ) -> None:
     """Show step, seconds per step, end, score and memory of the folds and trials that run in this folder, until Ctrl-C.
 
-    The command reads the files of the runs only, so it works over ssh and beside Ray, and names killed processes.
+    The command only reads the files of the runs, so it also works over ssh and for runs on Ray. It marks runs whose
+    process was killed.
     """
     from competition.cli.watch import watch_command
 

@@ -97,7 +97,7 @@ def upload(
         str, typer.Option("--file", help="Name of the file that the notebook writes.")
     ] = "submission.csv",
 ) -> None:
-    """Check a CSV against the sample, and submit it to Kaggle after asking to use one of today's submissions."""
+    """Check a CSV against the sample, and submit it to Kaggle after you confirm."""
     from competition.cli.submit import upload_command
 
     upload_command(file, overrides or [], message, competition, yes, notebook, version, output)
@@ -257,8 +257,8 @@ def score(
 ) -> None:
     """Score a CSV with the competition's metric, or a folder of label files with any metrics.
 
-    A CSV is compared with a solution, or with the training masks; a folder with the label files of the same names in
-    --truth.
+    A CSV is compared with a solution, or with the training masks. The label files of a folder are compared with the
+    files of the same names in --truth.
     """
     if truth is not None:
         from competition.cli.score_folder import score_folder_command
@@ -327,7 +327,8 @@ def import_(
 ) -> None:
     """Make a run, for submit, compare and report, from predictions of another program such as nnU-Net.
 
-    Checks ids, shapes, values and folds; scores the predictions. A case whose fold is unknown counts as seen.
+    Checks ids, shapes, values and folds, and scores the predictions. A case of unknown fold is treated as a training
+    case of every network.
     """
     from competition.cli.exchange import import_command
 

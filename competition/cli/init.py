@@ -96,9 +96,7 @@ def print_plan(plan: Plan, is_default: bool, console: Console) -> None:
 
     say = plain_printer(console)
     if plan.rows:
-        budget = f"{plan.minutes:g} minutes per fold" + (
-            ", the default; to set another, add --minutes" if is_default else ""
-        )
+        budget = f"{plan.minutes:g} minutes per fold" + (" (the default of --minutes)" if is_default else "")
         cores = format_count(plan.threads, "thread")
         say(
             f"Candidates for {budget}, timed with {cores} in {plan.seconds:.0f} s (s/step: seconds per step if no "
@@ -194,7 +192,7 @@ def _ask(lines: Sequence[str]) -> int:
     for line in lines:
         typer.echo(line)
     while True:
-        number: int = typer.prompt("Number of the right one", type=int)
+        number: int = typer.prompt("Number of the correct way", type=int)
         if 1 <= number <= len(lines):
             return number
         typer.echo(f"Enter a whole number from 1 to {len(lines)}.")

@@ -64,7 +64,7 @@ def version() -> None:
 
 
 def main() -> None:
-    """Run the command line; print errors that a user can cause as one message without a traceback."""
+    """Run the command line; print expected errors without a traceback."""
     install_redaction()
     # Libraries create millions of objects that stay alive. With Python's default threshold of 700, the search for
     # garbage among these objects takes a sixth of the import time.

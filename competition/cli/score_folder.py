@@ -34,7 +34,7 @@ def score_folder_command(
     """Run `maskfold score FOLDER --truth FOLDER`; see `competition.cli.commands_submit.score` for the arguments."""
     if missing not in MISSING:
         raise MaskfoldError(
-            f"--missing: found {missing}, expected one of {', '.join(MISSING)}.", "Correct it.", status=2
+            f"--missing: found {missing}, expected one of {', '.join(MISSING)}.", "Correct --missing.", status=2
         )
     if output is not None and (output.is_dir() or output.suffix.lower() not in (".csv", ".tsv")):
         raise MaskfoldError(

@@ -443,7 +443,7 @@ def _add_upload(
 def _fetch_scores(ledger: Ledger, refresh: bool | None, say: Callable[[str], None]) -> None:
     """Fetch scores from Kaggle if the user asked for them, or if a score is missing.
 
-    An error of Kaggle is only a warning. But if the user gave --refresh, the error ends the command.
+    If Kaggle reports an error, the command prints a warning and continues. With --refresh, the error ends the command.
     """
     from competition.leaderboard import upload
     from competition.leaderboard.kaggle import connect_kaggle

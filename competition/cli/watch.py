@@ -1,7 +1,7 @@
 """Show a table of the folds and trials that run in this project.
 
-The table is made only from the files in the folders of the runs. So it also works over ssh, beside Ray, and for runs
-that other machines write to a shared folder.
+The table is made only from the files in the folders of the runs. So it also works over ssh, for runs on Ray, and for
+runs that other machines write to a shared folder.
 """
 
 from __future__ import annotations

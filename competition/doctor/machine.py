@@ -138,12 +138,12 @@ def check_credentials() -> list[CheckResult]:
     if name and os.environ.get("KAGGLE_KEY"):
         return [CheckResult(KAGGLE_CHECK, "ok", "in KAGGLE_USERNAME and KAGGLE_KEY")]
     if name or os.environ.get("KAGGLE_KEY"):
-        missing = "KAGGLE_KEY" if name else "KAGGLE_USERNAME"
+        missing, present = ("KAGGLE_KEY", "KAGGLE_USERNAME") if name else ("KAGGLE_USERNAME", "KAGGLE_KEY")
         return [
             CheckResult(
                 KAGGLE_CHECK,
                 "warning",
-                f"{missing} is not set, although the other half of the credentials is",
+                f"{missing} is not set, but {present} is set",
                 f"Set {missing} too, or KAGGLE_API_TOKEN alone.",
             )
         ]

@@ -176,7 +176,7 @@ def check_optuna_storage(root: Path) -> list[CheckResult]:
 def check_database(name: str, database: Path) -> CheckResult | None:
     """Return the problem with a SQLite file; None if there is no problem.
 
-    If the file does not exist, the check is whether SQLite works in its folder.
+    If the file does not exist, check whether SQLite works in its folder.
     """
     try:
         if database.exists():
@@ -272,7 +272,7 @@ def without_password(uri: str) -> str:
 def remove_password(text: str, uri: str) -> str:
     """Return a text in which the password of a URL is hidden.
 
-    The password is found in the form of the URL and in its percent-decoded form.
+    Both the percent-encoded and the decoded form of the password are hidden.
     """
     password = urlsplit(uri).password
     for secret in {password, unquote(password)} if password else ():

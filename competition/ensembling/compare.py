@@ -109,8 +109,8 @@ def _on_same_footing(run_a: Run, run_b: Run) -> tuple[tuple[ComparedRun, Compare
     if any(run.exp.postprocess.tune for run in runs):
         note += (
             f". Tuned steps are compared only if both runs have them, but {' and '.join(missing)} "
-            f"{'has' if len(missing) == 1 else 'have'} none: set postprocess.tune, and `maskfold submit` "
-            "tunes them"
+            f"{'has' if len(missing) == 1 else 'have'} none. To tune the steps, set postprocess.tune and run "
+            "`maskfold submit`"
         )
     return (ComparedRun.from_run(run_a), ComparedRun.from_run(run_b)), note
 
@@ -298,8 +298,8 @@ def _notes(sides: tuple[ComparedRun, ComparedRun], shared: list[str]) -> list[st
     counts = [len(side.oof.fold_of) for side in sides]
     if counts != [len(shared)] * 2:
         notes.append(
-            f"A predicted {format_count(counts[0], 'case')}, and B predicted {format_count(counts[1], 'case')}; cases "
-            f"that both predicted, and that are compared: {len(shared)}"
+            f"A predicted {format_count(counts[0], 'case')}, and B predicted {format_count(counts[1], 'case')}; number "
+            f"of cases that both predicted, which are compared: {len(shared)}"
         )
     partitions = [
         {

@@ -88,7 +88,7 @@ def fit_weights(
     the best weights so far. All weights are scored on every case, with the competition's metric and without
     post-processing.
 
-    The search is made on all cases, and for the nested score also without each fold.
+    The search uses all cases. For the nested score, the search is repeated without each fold.
 
     Args:
         ensemble: the runs; their present weights are ignored.

@@ -56,11 +56,11 @@ class ExportOptions:
     """Select the optional contents of a bundle.
 
     Attributes:
-        zipped: whether to write also a zip file next to the folder.
-        onnx: whether to write also the networks as ONNX files.
-        wheels: whether to download also the wheels of the required packages.
+        zipped: whether to also write a zip file next to the folder.
+        onnx: whether to also write the networks as ONNX files.
+        wheels: whether to also download the wheels of the required packages.
         hours: the competition's time limit in hours, which is written into the notebook.
-        container: `grand-challenge` to write also a Dockerfile and an entry point for Grand Challenge, see
+        container: `grand-challenge` to also write a Dockerfile and an entry point for Grand Challenge, see
             `competition.export.container`; None for no container.
         input_slug: name of the socket (Grand Challenge's name for an input or output) with the input images. None if
             the container has a single input socket.
@@ -151,8 +151,7 @@ def export_runs(
 def _example_case(ensemble: Ensemble) -> tuple[Any, int]:
     """Return a case for the test prediction, and the number of test cases.
 
-    The case is the first test case or, if there are no test images, the first training case. In this situation, the
-    number of test cases is returned as 0.
+    The case is the first test case. Without test images, it is the first training case, and the number is 0.
 
     Raises:
         MaskfoldError: there is no image.
@@ -168,7 +167,7 @@ def _example_case(ensemble: Ensemble) -> tuple[Any, int]:
         if rows:
             return rows[0], len(rows) if split == "test" else 0
     raise first_error or MaskfoldError(
-        f"The competition {comp.name} has no image below {comp.root}, but a bundle is tested on one image.",
+        f"The competition {comp.name} has no image below {comp.root}, expected one to test the bundle.",
         "If the data are elsewhere, add competition.root=/path/to/the/data to the command.",
     )
 
@@ -298,7 +297,7 @@ def _write_onnx_networks(run: Run, folder: Path, row: Any, context: Context) -> 
 def _write_requirements(
     part: Path, ensemble: Ensemble, row: Any, manifest: dict[str, Any], options: ExportOptions
 ) -> list[PinnedPackage]:
-    """Test the bundle with a prediction, and write `requirements.txt` from the modules that it has imported.
+    """Test the bundle with a prediction, and write `requirements.txt` from the modules that the prediction imports.
 
     The packages are also added to `bundle.json`.
 

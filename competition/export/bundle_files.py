@@ -94,7 +94,7 @@ required. The bundle downloads nothing and unpickles nothing.
 - With `--hours 9`, the script measures the time of the first cases. If the time limit is too short, the script drops
   test-time augmentation first, then one network after the other, lowest weight first, and prints each change. If the
   time suffices, nothing changes. Cases that are not reached get empty masks.
-- `--devices auto` uses all GPUs, else the CPU; `--devices 1`, `cuda:1` or `cpu,cpu` select devices.
+- `--devices auto` uses all GPUs, or the CPU if there is no GPU; `--devices 1`, `cuda:1` or `cpu,cpu` select devices.
 - `--go-on` gives empty masks to a case that cannot be read or predicted, instead of stopping.
 - `--onnx` predicts with onnxruntime; it requires a bundle that was exported with `--onnx`{onnx}.
 

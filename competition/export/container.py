@@ -1,4 +1,4 @@
-"""Write the files with which a bundle can be built as a container for Grand Challenge.
+"""Write the files that turn a bundle into a container for Grand Challenge.
 
 These are a Dockerfile, an entry point, and a file with the names of the sockets (Grand Challenge's name for inputs and
 outputs).

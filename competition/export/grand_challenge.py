@@ -34,7 +34,7 @@ EXTENSIONS = (".mha", ".tif", ".tiff")
 
 
 def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
-    """Predict all input images; print errors that the user can correct to standard error.
+    """Predict all input images; print a `MaskfoldError` to standard error.
 
     Args:
         folder: folder of the bundle.

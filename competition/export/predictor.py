@@ -279,9 +279,9 @@ def _set_geometry(image: Image, spacing: Any, affine: Any, name: str) -> Image:
 
 
 def _set_default_affine(image: Image, orientation: str | None) -> Image:
-    """Return a volume with an affine for the axis directions in `orientation`, e.g. RAS, if it has no affine.
+    """Return the image with an affine that has the axis directions of `orientation`, e.g. RAS.
 
-    An image with an affine, or without an `orientation` in the YAML, is returned unchanged.
+    If the image already has an affine, or `orientation` is None, the image is returned unchanged.
     """
     if image.affine is not None or orientation is None:
         return image

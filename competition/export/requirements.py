@@ -187,8 +187,7 @@ def run_smoke_test(folder: Path, root: Path, row: Any, onnx: bool) -> set[str]:
 def pinned_requirements(imported: set[str], named: Iterable[str]) -> list[PinnedPackage]:
     """Return the packages that a bundle requires, with their installed versions.
 
-    These are packages that the test prediction has imported. They must be named in imports of Maskfold's files or in
-    targets, or be required by such a package.
+    These are the imported packages that contain a module in `named`, and the imported packages on which these depend.
 
     Args:
         imported: top-level modules that the test prediction has imported.

@@ -1,7 +1,7 @@
 """Run a bundle; each bundle contains a copy of this file as `run.py`.
 
-The script first checks the files and packages of the bundle, for which it needs only the standard library. It then
-predicts the test cases of a competition, without network access:
+The script first checks the files and packages of the bundle with the standard library alone. It then predicts the test
+cases of a competition, without network access:
 
     python bundle/run.py --input /kaggle/input/x --output submission.csv --hours 9
 """

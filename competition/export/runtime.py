@@ -44,7 +44,7 @@ HINTS = (
 
 
 def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
-    """Run a bundle; print errors that the user can correct to standard error.
+    """Run a bundle; print a `MaskfoldError` to standard error.
 
     Args:
         folder: folder of the bundle.
@@ -217,7 +217,7 @@ def _predict_in_processes(
         _print_progress(number, len(rows), predicted is not None and predicted.reached)
         yield predicted if predicted is not None else empty_prediction(row, found.test_set.comp)
     if lost:
-        _say(f"time limit: the time is over; cases that no process has finished get empty masks: {lost}")
+        _say(f"time limit: the time is over; {format_count(lost, 'unfinished case')} will get empty masks")
 
 
 def _predict_shard(

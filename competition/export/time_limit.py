@@ -37,7 +37,7 @@ class EffortLevel:
 
     Attributes:
         tta: whether test-time augmentation is used.
-        networks: number of networks of each run that are used. If not all are used, these are the first ones.
+        networks: number of networks that are used of each run, counted from its first network.
     """
 
     tta: bool
@@ -85,7 +85,7 @@ class TimeBudget:
         sizes: number of voxels of each case, in order. The time of a case is assumed to be proportional to its number
             of voxels.
         limit: time limit in seconds; None for no limit.
-        started: start of this time, on the clock `clock`.
+        started: time at which the limit begins, as `clock` returns it.
         clock: function that returns the time in seconds.
     """
 

@@ -177,8 +177,8 @@ def _with_channels(options: ReadingOptions, sources: Sources, comp: Competition,
     differ, tell the user that the order is assumed to be the same.
 
     Raises:
-        MaskfoldError: the number of classes differs, or the files contain labels and their order differs (status 2 for
-            the number).
+        MaskfoldError: the number of classes differs (status 2), or the order of the classes differs and the files
+            contain labels.
     """
     found = [name.lower() for name in sources.channels]
     expected = [name.lower() for name in comp.classes]

@@ -107,7 +107,8 @@ def read_prediction(comp: Competition, row: Any, files: CaseFiles, options: Read
                     f"{path}: found {len(part)} channels, expected 1, because each class has its own file.",
                     "Write one mask per file.",
                 )
-        return _from_class_files(np.concatenate([_binary(part) for part in parts]), comp, files.main)
+        masks = [_binary(part, path) for part, path in zip(parts, files.by_class, strict=True)]
+        return _from_class_files(np.concatenate(masks), comp, files.main)
     array = read_prediction_file(comp, row, files.main, options)
     probabilities = to_probabilities(array, comp, files.main, options)
     if files.labels is not None and comp.labels == "exclusive" and not options.channels:
@@ -199,7 +200,7 @@ def _with_channels(array: Array, comp: Competition, path: Path, options: Reading
     if array.dtype == bool:
         array = array.astype(np.uint8)
     if array.dtype.kind not in "iuf":
-        raise MaskfoldError(f"{path} has values of type {array.dtype}, expected numbers.", "Save numbers.")
+        raise MaskfoldError(f"{path} has values of type {array.dtype}, expected numbers.", "Save integers or floats.")
     dims = comp.dimensions
     if dims == 2 and array.ndim == 4 and array.shape[1] == 1:  # nnU-Net writes images as (C, 1, Y, X)
         array = array[:, 0]
@@ -399,8 +400,8 @@ def _scale(array: Array, path: Path) -> Array:
     return np.clip(array.astype(np.float32), 0, 1)
 
 
-def _binary(part: Array) -> Array:
-    """Return the values of a file for one class as probabilities.
+def _binary(part: Array, path: Path) -> Array:
+    """Return the values of a file for one class as probabilities; `path` is the path of the file, for messages.
 
     Floats are not changed. Integers with at most two different values, one of them 0, are a mask and become 0 and 1.
     Other integers are scaled by `_scale`.
@@ -410,7 +411,7 @@ def _binary(part: Array) -> Array:
     present = np.unique(part)
     if len(present) <= 2 and (len(present) < 2 or present[0] == 0):
         return (part != 0).astype(np.float32)
-    return _scale(part, Path("the file of a class"))
+    return _scale(part, path)
 
 
 def _from_class_files(masks: Array, comp: Competition, path: Path) -> Array:

@@ -305,7 +305,7 @@ def _channel_names(folder: Path) -> list[str]:
 
 
 def seen_cases(sources: Sources, cases: pd.DataFrame) -> dict[str, str]:
-    """Return the predictions that are not out of fold, because their networks may have been trained on the case.
+    """Return the predictions that are not out of fold, because the network may have been trained on the case.
 
     A prediction is out of fold if the fold of its case is known, and all cases of the same group (or with the same
     image) are in this fold too.
@@ -325,7 +325,7 @@ def seen_cases(sources: Sources, cases: pd.DataFrame) -> dict[str, str]:
     for case in sources.cases:
         fold = sources.fold_of.get(case)
         if fold is None:
-            reasons[case] = "its fold is unknown"
+            reasons[case] = "the fold of the case is unknown"
         elif folds_of_group[group_of[case]] != {fold}:
-            reasons[case] = "another fold has a case of its group, or a case with the same image"
+            reasons[case] = "another fold has a case of the same group or with the same image"
     return reasons

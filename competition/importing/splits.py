@@ -24,7 +24,7 @@ def read_splits(path: Path) -> dict[str, int | None]:
             `train` and `val`, as in nnU-Net's `splits_final.json`.
 
     Returns:
-        The number of the fold by case id; None for a case that no fold validates, or several folds.
+        The number of the fold by case id; None for a case that no fold or several folds validate.
 
     Raises:
         MaskfoldError: the file is missing or damaged, or a fold trains on a case that it validates.

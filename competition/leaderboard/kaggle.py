@@ -262,7 +262,7 @@ class KaggleSubmission:
 
 
 class UploadRejected(MaskfoldError):
-    """Report that Kaggle has rejected or not received a submission, so that it does not use up the daily limit."""
+    """Report that Kaggle has rejected or not received a submission, which does not count towards the daily limit."""
 
 
 def fetch_limits(api: Any, slug: str) -> SubmissionLimits | None:
@@ -443,7 +443,7 @@ def _kaggle_error(slug: str, error: OSError, notebook: str | None = None) -> Mas
     if code < 500:
         return UploadRejected(
             f"Kaggle rejected the submission ({code}){quoted}.",
-            f"Follow the message. The rules of the competition are at {rules}.",
+            f"Correct what Kaggle's message names. The rules of the competition are at {rules}.",
         )
     return MaskfoldError(
         f"Kaggle's server failed ({code}){quoted}.",

@@ -23,12 +23,11 @@ if TYPE_CHECKING:
 MIN_FILES = 4  # minimum number of files for a correlation, because Fisher's interval requires more than three
 Z_95 = 1.959964  # 95 % quantile of the normal distribution (two-sided)
 NOISE_FORMULA = (
-    "noise: the difference that the public scores of two equally good files may have by chance, in "
-    "95 % of cases. If the files share out-of-fold cases, the noise is paired: N of these cases "
-    "are drawn many times (for a mean, the noise is 1.96 s/√N, with the standard deviation s of "
-    "the differences per case). Otherwise it is √(h₁² + h₂²), where h is half of a file's 95 % "
-    "interval for N cases; this assumes different cases for the two files, and overestimates the "
-    "noise"
+    "noise: by chance, the public scores of two equally good files differ by less than this value with a probability "
+    "of 95 %. N is the number of public cases. If the files share out-of-fold cases, the noise is paired: N of these "
+    "cases are drawn many times (for a mean, the noise is 1.96 s/√N, with the standard deviation s of the differences "
+    "per case). Otherwise it is √(h₁² + h₂²), where h is half of a file's 95 % interval for N cases; this formula "
+    "assumes different cases for the two files, so it overestimates the noise"
 )
 
 
@@ -91,8 +90,8 @@ def public_score_noise(
     """Return the noise of the difference between the public scores of two files.
 
     If both uploads have out-of-fold scores of common cases, the noise is estimated from the differences of these
-    scores. Otherwise it is computed from the prediction intervals of the two files, which overestimates it. If these
-    are unknown too, return None.
+    scores. Otherwise it is computed from the prediction intervals of the two files, which overestimates it. If the
+    intervals are unknown too, or the number of public cases is unknown, return None.
 
     Args:
         earlier: the earlier upload.

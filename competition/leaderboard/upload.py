@@ -63,8 +63,8 @@ def prepare_upload(
     The competition is searched in this order:
 
     1. the YAML file `given`;
-    2. a competition in `experiments/` that has the name in the summary JSON, or, without a name in the JSON, the host's
-       name `given`;
+    2. the competition in `experiments/` with the name in the summary JSON; if the JSON has no name, the one whose
+       `submission.kaggle` is `given`;
     3. the YAML of a run that the summary JSON names.
 
     Args:

@@ -21,9 +21,9 @@ MAX_THRESHOLDS = 256  # number of candidates for the global threshold
 def score_threshold_baseline(cases: Iterable[tuple[Array, Array]], comp: Competition) -> dict[str, float]:
     """Score the best intensity threshold on the best channel of the images.
 
-    The threshold is Otsu's threshold of each image, or one threshold for all images. The foreground is brighter or
-    darker than the threshold. Threshold, side and channel are selected with the labels against which they are scored.
-    Therefore, both scores are optimistic.
+    The threshold is Otsu's threshold of each image, or one threshold for all images. The foreground is either brighter
+    or darker than the threshold. This choice, the threshold and the channel are selected with the same labels against
+    which they are scored. Therefore, both scores are optimistic.
 
     A threshold does not separate classes. The first score, the Dice of each class, uses the truth to assign classes:
     for each class that the case has, the prediction is the whole foreground. For all other classes, the prediction is
@@ -37,8 +37,7 @@ def score_threshold_baseline(cases: Iterable[tuple[Array, Array]], comp: Competi
 
     Returns:
         Two scores by name: the mean Dice over pairs of case and class, and the mean foreground Dice over cases. Each
-            name
-        describes the selected threshold. The result is empty if there are no cases.
+        name describes the selected threshold. The result is empty if there are no cases.
 
     Reference:
         N. Otsu, "A threshold selection method from gray-level histograms", IEEE Trans. SMC 9(1), 1979.

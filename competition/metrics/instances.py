@@ -5,8 +5,8 @@ without a matching true object is a false positive. Data Science Bowl 2018, TGS 
 these definitions.
 
 Hosts forbid overlapping predicted objects. So at most one predicted object can match a true object with an IoU above
-0.5. True objects may overlap, and each true object is compared with all its pixels. If one predicted object matches
-two true objects, both are true positives.
+0.5. True objects may overlap; the IoU then also counts pixels that another true object covers. If one predicted object
+matches two true objects, both are true positives.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def score_from_counts(config: MetricConfig, *sums: ArrayLike) -> Any:
 def sum_columns(config: MetricConfig, columns: Iterable[str]) -> tuple[str, ...]:
     """Return the names of the columns in a score table that `average: global` adds up over cases.
 
-    The columns are tp, fp and fn. If the metric defines a method `sums`, they are the values that this method returns.
+    The columns are tp, fp and fn. If the metric defines a method `sums`, the columns with its results are used instead.
 
     Args:
         config: section `metric`.

@@ -36,8 +36,8 @@ class ScoreTable:
         metric: section `metric` of the YAML.
         ids: case ids.
         classes: names of the classes.
-        score: score of each case and class, nan if the class has no score. If `pooled` is set, only the part of the
-            score from the other term.
+        score: score of each case and class, nan if the class has no score. If `pooled` is set, `score` contains only
+            the part from the other term.
         counts: arrays that `average: global` adds up over cases: tp, fp and fn, or the results of the metric's method
             `sums`. With any other average, the tuple is empty.
         pooled: for a metric with a term that is averaged over the slices of all cases, two arrays: the sum of the term

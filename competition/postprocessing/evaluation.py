@@ -119,7 +119,7 @@ def scoring_pool(scorer: Any, cases: int, workers: int | None = None) -> Process
         scorer,
         count if count > 1 else 0,
         "scored out-of-fold predictions",
-        "Run it again with fewer cores (taskset -c 0).",
+        "Run the command again with fewer cores (taskset -c 0).",
     )
 
 

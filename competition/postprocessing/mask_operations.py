@@ -296,7 +296,7 @@ def split_seeds(mask: Mask, interior: NDArray[Any], level: float, smallest: int)
 
 
 def split_inner_peaks(mask: Mask, interior: NDArray[Any], level: float, depth: float, smooth: float) -> Labels:
-    """Split touching objects by a watershed, with one object per clear peak of probability and distance together.
+    """Split touching objects by a watershed, with one object per clear peak of the sum of probability and distance.
 
     The inner part of the objects consists of the pixels of the mask whose `interior` is above `level`. The height of a
     pixel is its `interior` plus the square root of its distance to the pixels outside the inner part. Because of the
@@ -432,7 +432,7 @@ def _root(parents: list[int], number: int) -> int:
 
 
 def neighbour_pairs(ndim: int, corners: bool) -> Iterator[tuple[Box, Box]]:
-    """Yield pairs of index tuples that select touching pixels of an array; together they contain each such pair once.
+    """Yield pairs of index tuples that select touching pixels of an array, each pair of pixels exactly once.
 
     For a pair `first, second`, the pixels `array[first]` and `array[second]` at the same position touch each other.
 
@@ -514,8 +514,8 @@ COLUMNS = 4096  # number of columns that are processed at a time, so that they f
 def _volume_distance(mask: Mask) -> NDArray[np.float32]:
     """Return `scipy.ndimage.distance_transform_edt(mask)` as float32, but several times faster.
 
-    OpenCV computes the distances within each plane along the first axis. The squared distance of a pixel is then a
-    minimum over all planes: of the squared distance within that plane, plus the squared distance to that plane.
+    OpenCV computes the distances within each plane along the first axis. For each pixel and plane, the squared distance
+    within the plane and the squared distance to the plane are added. The result is the root of the smallest sum.
 
     Args:
         mask: (D, H, W) bool, C order, with at least one pixel of background.

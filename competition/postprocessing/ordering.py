@@ -49,7 +49,7 @@ def relabel_by_order(
     are the connected components of the combined mask, which `split_touching` separates where they touch.
 
     The objects then get the classes in order. The first class goes to the object at the end of the row that
-    `number.along` names. Two cases need a rule:
+    `number.along` names. Two situations need a rule:
 
     - There are more objects than classes: the classes go to those consecutive objects whose total size is largest. The
       other objects become background.

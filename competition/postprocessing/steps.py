@@ -42,7 +42,7 @@ class SearchContext:
         truths: sizes of the class in the labels of each case.
         largest: number of pixels of the largest case.
         has_boundary: whether the probabilities include a boundary class.
-        presence: whether to search also steps that require the presence head.
+        presence: whether to also search steps that require the presence head.
     """
 
     exp: Experiment

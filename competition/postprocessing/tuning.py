@@ -212,7 +212,7 @@ class _CoordinateDescent:
         own: steps of each class in the YAML, from which the search starts.
         parts: numbers of the parts to leave out; None for the search on all cases.
         part_of: number of the part of each case, by id.
-        presence: whether to search also steps that require the presence head.
+        presence: whether to also search steps that require the presence head.
     """
 
     def __init__(
@@ -380,7 +380,7 @@ def search_slots(
         largest: number of pixels of the largest case.
         has_boundary: whether the probabilities include a boundary class.
         start: steps of the class in the YAML. If there are any, only steps with the same names are searched.
-        presence: whether to search also steps that require the presence head.
+        presence: whether to also search steps that require the presence head.
 
     Returns:
         The slots; the alternatives of each slot include the value in the YAML.

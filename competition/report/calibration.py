@@ -63,7 +63,7 @@ def calibration_section(results: RunResults, oof: OofPredictions, folder: Path, 
     """
     comp = results.run.exp.competition
     cases = sample_evenly(list(oof.fold_of))
-    context.say(f"calibration over {len(cases)} cases")
+    context.say(f"measuring the calibration on {len(cases)} cases")
     tallies, scored = count_calibration(oof, cases), mean_scored_dice(results, cases)
     shown = select_drawn_classes([float(class_tally.positives.sum()) for class_tally in tallies])
     exclusive = comp.labels == "exclusive"
@@ -95,7 +95,7 @@ def calibration_section(results: RunResults, oof: OofPredictions, folder: Path, 
 
 
 def mean_scored_dice(results: RunResults, cases: list[str]) -> list[float]:
-    """Return the mean Dice of each class over those of the cases whose labels contain the class.
+    """Return the mean Dice of each class over the given cases whose labels contain the class.
 
     If there are no such cases, the Dice of the class is nan.
 
@@ -376,7 +376,7 @@ def _histograms(probabilities: NDArray[Any], truth: NDArray[Any], comp: Competit
 
 
 def _to_bins(values: NDArray[Any]) -> NDArray[Any]:
-    """Sum the 61 entries of a histogram to the 15 bins of the reliability diagram."""
+    """Sum the 61 entries of a histogram into the 15 bins of the reliability diagram."""
     sums = values[1:].reshape(BINS, HISTOGRAM_STEPS // BINS).sum(axis=1)
     sums[0] += values[0]
     return sums

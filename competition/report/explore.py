@@ -319,7 +319,7 @@ def draw_near_duplicates(exploration: Exploration, path: Path) -> None:
 def _split_histogram(axes: Axes, values_by_split: Mapping[str, Sequence[float]]) -> None:
     """Draw histograms of the training and the test cases into the same axes.
 
-    Their heights are shares of the training or test cases, so that they can be compared if the numbers of cases differ.
+    The heights are shares of the training or test cases, so they are comparable even if the numbers of cases differ.
 
     Args:
         axes: the axes.

@@ -79,7 +79,7 @@ def score_with_interval(value: float, low: float, high: float) -> Cell:
 
 
 def png_data_uri(path: Path) -> str:
-    """Return the content of a PNG file as a `data:` URI, with which a page can contain it."""
+    """Return the content of a PNG file as a `data:` URI, which embeds the image in a page."""
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
 
 
@@ -160,8 +160,8 @@ def staged_figures(output: Path, old_names: str) -> Iterator[Path]:
 
     Args:
         output: path of the page.
-        old_names: regular expression for the names of figures. Those of an earlier page that were not written again are
-            removed.
+        old_names: regular expression for the names of figures. Figures of an earlier page that match it and were not
+            written again are removed.
 
     Yields:
         The temporary folder.

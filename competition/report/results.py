@@ -23,10 +23,10 @@ DICE_METRIC = MetricConfig(name="dice", both_empty=None)
 
 
 class PresenceCounts(NamedTuple):
-    """Hold how often a class is present in the labels of a case, and how often the prediction is wrong about this."""
+    """Count the cases with and without a class in their labels, and those in which the prediction is wrong about it."""
 
     present: int  # number of cases whose labels contain the class
-    missed: int  # number of those cases in which the prediction contains no pixel of the class correctly
+    missed: int  # number of those cases in which the prediction has no correct pixel of the class
     absent: int  # number of cases whose labels do not contain the class
     false_alarms: int  # number of those cases in which the prediction contains the class
 
@@ -108,9 +108,9 @@ class RunResults:
         return self._estimate(self.rows(fold, cls), self.metric)
 
     def counted(self) -> RunScores:
-        """Return the scores of the run, with the selected score of the masks that would be submitted.
+        """Return the scores of the run; `counted` is the score of the masks that `maskfold submit` would write.
 
-        If the stored scores cannot be used, the selected score is the result of `score()`.
+        If the stored scores cannot be used, `counted` is the result of `score()`.
         """
         try:
             scores = run_scores(self.run, self.summary)

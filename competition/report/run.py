@@ -194,7 +194,7 @@ def _gain_text(results: RunResults, best: PreviousBest) -> str:
     if results.table is None or math.isnan(results.score().value):
         return text
     gain, cases, is_nested = gain_over_run(results, best.folder)
-    footing = "tuned on the other folds" if is_nested else "without tuned post-processing"
+    footing = "with post-processing tuned on the other folds" if is_nested else "without tuned post-processing"
     if gain is None:
         return f"{text} That run has no case in common with this run; this run scored {results.counted().value:.4f}."
     direction = results.metric.direction
@@ -203,7 +203,7 @@ def _gain_text(results: RunResults, best: PreviousBest) -> str:
     note = "; lower scores are better" if direction is Direction.LOWER else ""
     return (
         f"{text} On the {cases} cases that both runs predicted, the score of this run minus the score "
-        f"of that run is {difference.value:+.4f}{ends}{note}; both {footing}."
+        f"of that run is {difference.value:+.4f}{ends}{note}; both scores are {footing}."
     )
 
 
@@ -249,7 +249,7 @@ def _tuned_tables(run: Run, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame] |
 
 
 def find_previous_best(run: Run) -> PreviousBest | None:
-    """Return the run with the best score among the finished runs that ended before a run; None if there is none.
+    """Return the run with the best score among the finished runs that ended before `run`; None if there is none.
 
     Only runs of the same competition and metric, in the same folder of runs, are compared.
     """
@@ -284,7 +284,7 @@ def find_previous_best(run: Run) -> PreviousBest | None:
 def get_end_time(folder: Path) -> float:
     """Return the time at which a run ended, in s since 1970; infinity if no fold is finished.
 
-    This is the latest time in the `metrics.jsonl` of its finished folds, because copying the folder does not change it.
+    The time is the latest one in the `metrics.jsonl` of the finished folds. Copying the folder does not change it.
     """
     times = [
         _last_time(result.parent / "metrics.jsonl") or result.stat().st_mtime

@@ -289,7 +289,7 @@ class SizeError(NamedTuple):
 def sizes_section(results: RunResults, oof: OofPredictions, folder: Path, context: Context) -> Markup:
     """Return the section about errors by size.
 
-    If the competition scores objects, these are the sizes of objects. Otherwise, they are the sizes of masks in cases.
+    If the competition scores objects, the size is that of an object. Otherwise, it is that of the mask of a case.
 
     Args:
         results: the results of the run.
@@ -326,7 +326,7 @@ def sizes_section(results: RunResults, oof: OofPredictions, folder: Path, contex
 
 
 def case_size_errors(results: RunResults) -> list[SizeError]:
-    """Return the size of the true mask and the Dice in each case whose labels contain a class, for each class."""
+    """Return, for each class, the size of the true mask and the Dice of each case whose labels contain the class."""
     comp = results.run.exp.competition
     scale = {
         row.id: float(np.prod(json.loads(str(row.spacing)))) if comp.dimensions == 3 else 1.0
@@ -369,7 +369,7 @@ def object_size_errors(oof: OofPredictions, cases: list[str]) -> list[SizeError]
 
 
 def group_quartiles(sizes: Floats, values: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-    """Divide values into groups of similar size, with about equal numbers of values.
+    """Divide values by their sizes into groups of about equal numbers of values, and return each group's quartiles.
 
     Args:
         sizes: (n,) sizes.

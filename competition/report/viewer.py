@@ -1,8 +1,8 @@
 """Write the section of a run's page with a viewer, which shows cases slice by slice, with labels and prediction.
 
 The page contains the data of the viewer: for each case, some slices as one JPEG, and the labels and the prediction as
-run lengths. The number and size of the slices are smaller if there are many cases, so that the page stays small. A
-script in the page draws them.
+run lengths. With many cases, the slices are fewer and smaller, so that the page stays small. A script in the page draws
+the slices.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def viewer_section(results: RunResults, oof: OofPredictions, cases: Sequence[str
         context: context whose log receives progress messages.
     """
     comp, rows, scores = results.run.exp.competition, oof.rows(), dict(rank_cases(results))
-    context.say(f"slices of {len(cases)} cases for the viewer")
+    context.say(f"preparing slices of {len(cases)} cases for the viewer")
     budget = min(CASE_BYTES, TOTAL_BYTES // max(1, len(cases)))
     entries, options = [], []
     for case in cases:

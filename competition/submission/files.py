@@ -2,7 +2,7 @@
 
 The files contain the same post-processed masks that a CSV would contain. Their geometry (e.g. the affine) is that of
 the images. Each file is read back after it was written. If the host provides a sample submission, names, sizes and
-types of the files are compared with it. Only then does the submission get its final name.
+types of the files are compared with it. After all checks, the submission gets its final name.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def file_names(comp: Competition, case_id: str) -> dict[str, str]:
 
 
 def _fill(pattern: str, case_id: str, cls: str) -> str:
-    """Replace `{id}` and `{class}` in the pattern of a file name; such texts inside an id or a class stay unchanged."""
+    """Replace `{id}` and `{class}` in the pattern of a file name, but not inside the inserted id and class."""
     return re.sub(r"\{(id|class)\}", lambda match: case_id if match[1] == "id" else cls, pattern)
 
 
@@ -191,11 +191,12 @@ def check_file_names(names: Mapping[str, Mapping[str, str]]) -> None:
             first_case, first_cls, first = seen.setdefault(fold_name(name), (case_id, cls, name))
             if (first_case, first_cls) == (case_id, cls):
                 continue
-            (one, other), what = ((first, name), "names that differ only in case or Unicode form,")
+            problem = f"the file names {first} and {name} differ only in case or Unicode form."
             if first == name:
-                one, other, what = f"case {first_case}, class {first_cls}", f"case {case_id}, class {cls}", "one name,"
+                one, other = (f"{case} {cls}".strip() for case, cls in ((first_case, first_cls), (case_id, cls)))
+                problem = f"the files of the cases {one} and {other} would have the same name {name}."
             raise MaskfoldError(
-                f"submission.files: two files would have {what} {name}: the files of {one} and of {other}.",
+                f"submission.files: {problem}",
                 "Put the classes into different folders: {class}/{id}" + PurePosixPath(name).suffix + ".",
                 status=2,
             )
@@ -304,9 +305,9 @@ def submit_files(
 def check_sample_headers(
     sample: SampleFiles, comp: Competition, rows: Sequence[Any], names: Mapping[str, Mapping[str, str]]
 ) -> dict[str, FileHeader]:
-    """Check the sizes and types of the sample's files, and return them by the names of the files.
+    """Check the shape and dtype of each file in the sample, and return them by file name.
 
-    This is done before any prediction, so that a problem is reported early.
+    The check runs before any prediction, so that a problem is reported early.
 
     Args:
         sample: the host's sample, whose names were checked.
@@ -462,7 +463,10 @@ def check_files_output(path: Path, comp: Competition, runs: Sequence[Run]) -> No
         others = [file for file in path.rglob("*") if file.is_file()]
         if other := next((file for file in others if file.relative_to(path).as_posix() not in earlier), None):
             raise MaskfoldError(
-                f"--output: the folder {path} already has the file {other.name}, which is not replaced.", hint, status=2
+                f"--output: found the file {other.name} in the folder {path}, expected only files of an earlier "
+                "submission.",
+                hint,
+                status=2,
             )
 
 

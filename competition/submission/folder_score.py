@@ -161,7 +161,7 @@ def parse_classes(text: str) -> dict[str, list[int]]:
         name, _, values = part.strip().rpartition("=")
         if not re.fullmatch(r"\d+(\+\d+)*", values) or (name or values) in found:
             raise MaskfoldError(
-                f"--classes: found `{part.strip()}`, expected values or NAME=VALUE, each of them once.",
+                f"--classes: found `{part.strip()}`, expected VALUE or NAME=VALUE, and each class once.",
                 "Write for example --classes 1,2 or --classes liver=1,tumour=2+3.",
                 status=2,
             )
@@ -239,7 +239,7 @@ def _files(folder: Path, option: str) -> dict[str, Path]:
             raise MaskfoldError(f"{option}: the name {path.name!r} {problem}.", "Rename the file.", status=2)
         if case in files:
             raise MaskfoldError(
-                f"{option}: two files have the id {case}, {files[case].name} and {path.name}, expected one.",
+                f"{option}: two files have the id {case}: {files[case].name} and {path.name}, expected one file.",
                 "Remove one.",
                 status=2,
             )
@@ -264,7 +264,7 @@ def _check_missing(
             status=2,
         )
     if missing == "error" and (absent or extra):
-        parts = [f"no prediction of {format_count(len(absent), 'case')}: {_listed(absent)}"] if absent else []
+        parts = [f"no prediction for {format_count(len(absent), 'case')}: {_listed(absent)}"] if absent else []
         parts += [f"no truth for {format_count(len(extra), 'prediction')}: {_listed(extra)}"] if extra else []
         raise MaskfoldError(
             f"{predictions} and {truth} have different cases: {'; '.join(parts)}.",
@@ -315,7 +315,7 @@ def _values(labels: Labels, file: Path | None, chosen: Mapping[str, list[int]] |
         chosen: label values of each class, if the user has selected classes. None makes every value a class.
 
     Raises:
-        MaskfoldError: `chosen` is None, and there are more than `MAX_VALUES` values or negative ones.
+        MaskfoldError: `chosen` is None, and the array has more than `MAX_VALUES` values or a negative value.
     """
     values = {int(value) for value in np.unique(labels)} - {0}
     if chosen is None and (len(values) > MAX_VALUES or min(values, default=0) < 0):
@@ -330,8 +330,8 @@ def _values(labels: Labels, file: Path | None, chosen: Mapping[str, list[int]] |
 def _check_values(predicted: set[int], true: set[int], chosen: Mapping[str, list[int]] | None) -> None:
     """Check that the label values of predictions and true files match.
 
-    If the user has selected classes, at least one file must contain a value of these classes. If not, predictions and
-    true files must have a value in common.
+    If the user has selected classes, at least one file must contain a value of these classes. If the user has selected
+    none, predictions and true files must have a value in common.
 
     Args:
         predicted: values in all predictions.
@@ -339,7 +339,7 @@ def _check_values(predicted: set[int], true: set[int], chosen: Mapping[str, list
         chosen: label values of each class that the user has selected; None if every value is a class.
 
     Raises:
-        MaskfoldError: the condition is not fulfilled (status 2).
+        MaskfoldError: the label values do not match (status 2).
     """
     if chosen is None and predicted and true and not predicted & true:
         first, second = (", ".join(map(str, sorted(values)[:SHOWN_IDS])) for values in (predicted, true))

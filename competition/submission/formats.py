@@ -115,7 +115,7 @@ def _check_written(path: Path, expected: Labels, affine: Any, dims: int) -> None
     )
     if not same_affine or not large_arrays.are_equal(found, expected):
         raise MaskfoldError(
-            f"The label file {path.name} was written, but reading it gives other values.",
+            f"The label file {path.name} was written, but reading it gives other values or another affine.",
             f"Please report this error with the shape {expected.shape} and the type {expected.dtype}.",
         )
 
@@ -217,7 +217,7 @@ def read_file_header(path: Path, dimensions: int) -> FileHeader:
     if header.channels != 1:
         raise MaskfoldError(
             f"{path.name} has {header.channels} channels, expected 1, because it is a label file.",
-            "Change submission.sample.",
+            "Set submission.sample to label files with one channel.",
         )
     return FileHeader(tuple(header.shape), _stored_type(path) or header.dtype)
 

@@ -53,9 +53,8 @@ def label_arrays(prediction: CasePrediction, comp: Competition, label_map: bool 
 
         - With exclusive classes, one array with the label values of all classes, under the name "".
         - With overlapping classes, one array of 0 and 1 for each class. With `label_map`, one array under the name "".
-        - With `competition.instances`, the values are numbers of objects from 1, and the dtype is uint16.
-
-        Otherwise, the dtype is uint8, or uint16 if a label value requires it.
+        - With `competition.instances`, the values are numbers of objects from 1, and the dtype is uint16. Without it,
+          the dtype is uint8, or uint16 if a label value requires it.
     """
     if label_map and comp.labels == "overlapping":
         order = region_values(comp)
@@ -341,7 +340,7 @@ def competition_for_folder(comp: Competition, images: Path) -> Competition:
 
 
 def _with_test_images(comp: Competition, images: Path, pattern: Any, own_cases: bool = False) -> Competition:
-    """Return the competition with other test images; `own_cases`: the folder is its own, so `test.cases` counts."""
+    """Return the competition with other test images; with `own_cases`, only those that `test.cases` lists."""
     cases = listed_test_cases(comp) if own_cases else None
     return comp.model_copy(update={"root": images.absolute(), "test": TestFiles(images=pattern, cases=cases)})
 

@@ -149,8 +149,8 @@ class _Truth(NamedTuple):
 def _truth_from_masks(row: Any, comp: Competition, profile: Profile) -> _Truth:
     """Return the training masks and objects of a case, as cross-validation reads them.
 
-    If the format has a grid of its own, the masks are resized to it, and the objects are None. The metric then computes
-    them as connected components.
+    If the format has a grid of its own, the masks are resized to it, and the objects are None. The metric then takes
+    the connected components of the masks as objects.
     """
     masks = load_mask(comp, row)
     if profile.grid is not None:

@@ -107,7 +107,7 @@ def submit(
         if is_imported(run.exp):
             say(f"the predictions of {run.full_name} were imported, so no network of this run predicts")
         if run.exp.first_stage is not None:
-            say(f"for {run.full_name}, {source_name(run.exp.first_stage)} first predicts each case")
+            say(f"{source_name(run.exp.first_stage)} predicts each case before {run.full_name}, as its first stage")
         if missing := [member for member in run.members() if member not in run.finished_members()]:
             say(
                 f"note: {len(missing)} of {len(run.members())} networks of {run.folder} are not finished, so "
@@ -165,7 +165,7 @@ def fit_on_oof(
 
     Args:
         ensemble: the runs and their weights.
-        weights: what the user has set; weights are fitted only if this is `auto` and there are several runs.
+        weights: the user's setting. If it is `auto` and there are several runs, weights are fitted.
         test_cases: number of test cases.
         context: context whose log receives messages for the user.
 

@@ -207,7 +207,7 @@ def _check_classes(sample: SampleSubmission, profile: Profile) -> None:
 def _by_slice(row: Any, profile: Profile, sample: SampleSubmission | None) -> bool:
     """Return whether a case has one row per slice in a submission file.
 
-    This is so if the format requires it, or if the sample submission does not contain the case id.
+    The result is True if the format requires such rows, or if the sample submission does not contain the case id.
     """
     if profile.rows == "slice_class":
         return True

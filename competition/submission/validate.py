@@ -90,7 +90,7 @@ def validate_submission(
 
     - the header, and the ids and their order: no id may be missing, unknown or a duplicate;
     - height and width, if the file has such columns;
-    - the numbers in each text: they must be sorted, positive and within the image;
+    - the run lengths of each mask: their numbers must be sorted, positive and within the image;
     - objects: they must not overlap if the host forbids it;
     - empty masks: they must have the host's text, and never `nan`.
 
@@ -130,7 +130,7 @@ def _check_rows(
 ) -> list[RowKey]:
     """Check all rows one by one, and return their keys in order.
 
-    Rows that follow each other and have the same key contain the objects of one image; together they give one key.
+    Consecutive rows with the same key contain the objects of one image; they give one key.
 
     Args:
         rows: the rows of the file.

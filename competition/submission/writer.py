@@ -158,7 +158,8 @@ class _TextStore:
             confidence: confidence of the object, for files with confidences.
 
         Raises:
-            MaskfoldError: there is no row for the mask, it is a duplicate, or it differs after encoding and decoding.
+            MaskfoldError: there is no row for the mask, the row already has a mask, or the mask differs after encoding
+                and decoding.
         """
         mask = resize_to_grid(np.asarray(mask), self.profile)
         key, offsets = self._begin(case_id, cls, mask.shape)
@@ -171,8 +172,8 @@ class _TextStore:
         """Encode and store the objects of a label image; see `ObjectsItem` for the arguments.
 
         Raises:
-            MaskfoldError: there is no row for the objects, they are a duplicate, or they differ after encoding and
-                decoding.
+            MaskfoldError: there is no row for the objects, the row already has a mask, or the objects differ after
+                encoding and decoding.
         """
         if self.profile.grid is not None and labels.shape != self.profile.grid:  # objects are resized one by one
             self.add(case_id, cls, np.zeros_like(labels))

@@ -62,7 +62,8 @@ def mlflow_name(name: str) -> str:
 def mlflow_metric_name(name: str) -> str:
     """Return the name of a metric in MLflow.
 
-    Metrics of time, memory and the like get the prefix `system/`, because MLflow shows this prefix on a separate page.
+    Metrics of time, memory and the like get the prefix `system/`, because MLflow shows metrics with this prefix on a
+    separate page.
 
     Example:
         >>> [mlflow_metric_name(name) for name in ("val/dice", "time/epoch_seconds", "minutes")]

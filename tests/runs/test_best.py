@@ -167,9 +167,9 @@ def test_the_best_run_is_the_one_that_would_score_best_when_submitted(finished, 
     later = finished(tiny(2, "postprocess.tune=true", "seed=3"), noise=0.35)
     later = replace(later, folder=later.folder.rename(later.folder.with_name("later")))
     assert find_previous_best(later).folder == cured.folder.resolve()
-    assert "both without tuned post-processing" in experiment_section(RunResults.load(later))
+    assert "both scores are without tuned post-processing" in experiment_section(RunResults.load(later))
     estimate_score(Ensemble((later,), (1.0,)), 20)
-    assert "both tuned on the other folds" in experiment_section(RunResults.load(later))
+    assert "both scores are with post-processing tuned on the other folds" in experiment_section(RunResults.load(later))
     gain, cases, _ = gain_over_run(RunResults.load(later), cured.folder)
     expected = run_scores(later).value - tuned[cured.folder].nested
     assert cases == 10 and gain.value == pytest.approx(expected, abs=1e-9)

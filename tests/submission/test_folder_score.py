@@ -92,7 +92,7 @@ def test_missing_files_are_named_in_both_directions(folders):
     predictions, truth = folders
     (predictions / "a.nii.gz").unlink()
     save_nifti(predictions / "z.nii.gz", boxes())
-    with pytest.raises(MaskfoldError, match=r"no prediction of 1 case: a; no truth for 1 prediction: z"):
+    with pytest.raises(MaskfoldError, match=r"no prediction for 1 case: a; no truth for 1 prediction: z"):
         score_folder(*folders)
     skipped = score_folder(*folders, missing="skip")
     assert (skipped.missing, skipped.extra) == (["a"], ["z"]) and skipped.table["id"].unique().tolist() == ["b", "c"]
