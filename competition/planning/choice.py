@@ -18,11 +18,12 @@ def choose_layout(layouts: Sequence[Layout], number: int | None, ask: Ask | None
 
     Args:
         layouts: the layouts that fit, at least one.
-        number: the number that `--layout` gives, from 1; None without `--layout`.
+        number: the layout's number that `--layout` gives, counted from 1; None without `--layout`.
         ask: function that asks on a terminal; None without a terminal.
 
     Raises:
-        MaskfoldError (exit status 2): no layout has the number, or several layouts fit and there is no terminal.
+        MaskfoldError (exit status 2): no layout has the number; or there are several layouts, but neither `--layout`
+            nor a terminal.
     """
     candidates = order_candidates(layouts)
     lines = describe_candidates(candidates)
@@ -51,7 +52,7 @@ def order_candidates(layouts: Sequence[Layout]) -> list[Layout]:
     """Return the layouts from which the user may choose, those with the most cases first.
 
     If layouts have equally many cases, those whose label values seem to be object numbers come last. Layouts with a
-    worse `Layout.rank` than another layout are dropped. If two layouts have the same files and keys, only one of them
+    higher `Layout.rank` than another layout are dropped. If two layouts have the same files and keys, only one of them
     is returned.
     """
     best = min(layout.rank for layout in layouts)
@@ -69,7 +70,10 @@ def _has_object_numbers(layout: Layout) -> bool:
 
 
 def describe_candidates(candidates: Sequence[Layout]) -> list[str]:
-    """Return a numbered line for each candidate (layout, number of cases, patterns), and lines of advice after them."""
+    """Return a numbered line for each candidate, with its name, number of cases and patterns.
+
+    If a candidate has advice for the user, the last text also contains this advice, on a line of its own.
+    """
     differ = len({layout.folder.root for layout in candidates}) > 1
     texts = []
     for layout in candidates:
@@ -84,9 +88,17 @@ def describe_candidates(candidates: Sequence[Layout]) -> list[str]:
 
 
 def _differences(layout: Layout, candidates: Sequence[Layout], texts: Sequence[str]) -> str:
-    """Return the keys and values that distinguish a layout from others with the same line in `texts`, if any.
+    """Return the keys and values that distinguish a layout from all candidates with the same text.
 
-    A line leaves out most channels and classes, all label values, and the parent folders.
+    Texts can be equal, because a text leaves out most channels and classes, all label values, and the parent folders.
+
+    Args:
+        layout: one of the candidates.
+        candidates: all candidates.
+        texts: the text that describes each candidate.
+
+    Returns:
+        The keys and values as text; empty if no other candidate has the same text.
     """
     text = texts[candidates.index(layout)]
     values = [_values(other) for other, same in zip(candidates, texts, strict=True) if same == text]

@@ -90,11 +90,17 @@ def _pairs(folders: Mapping[str, str], beginnings: Mapping[str, str]) -> set[tup
 def _from_tables(
     layout: Layout, some: frozenset[str], accept: Callable[[Counter[str]], bool]
 ) -> tuple[str, str, list[str]]:
-    """Find a column of the host's tables whose name has one of the words `some`, and whose values `accept` accepts.
+    """Find a column of the host's tables for `group` or `stratum`.
+
+    Args:
+        layout: the layout.
+        some: words; the name of the column must contain one of them.
+        accept: function that receives the number of cases with each value of a column, and returns whether the column
+            is suitable.
 
     Returns:
-        The rule for `group` or `stratum`, and its reason, both empty if there is no such column; and a remark for each
-        column that is not used because a case has two values in it.
+        The rule for `group` or `stratum`, and its reason, both empty if no column is suitable; and a remark for each
+        column that is not used because it has two values for one id.
     """
     conflicts = []
     for path in layout.folder.tables:
@@ -138,7 +144,7 @@ def _from_tables(
 
 
 def _words_of_column(name: str) -> set[str]:
-    """Return the texts in a column's name that are compared with known words.
+    """Return the words of a column's name, in which `_from_tables` searches for known words.
 
     These are each word of the name, all words joined (`sequenceid`), and the name without a final `id`.
     """
@@ -156,8 +162,8 @@ def _is_stratum(counts: Counter[str]) -> bool:
 def _id_column(table: pandas.DataFrame, ids: tuple[str, ...]) -> str | None:
     """Return the column of a table that contains the ids of all training cases.
 
-    This is the column `id`, or, without such a column, the only column with all ids. A column in which no id repeats
-    has priority. Return None if there is no such column.
+    If the table has a column `id`, it must be this column. If several columns contain all ids, only those without a
+    repeated value count. Return None if no column or more than one column remains.
     """
     wanted = set(ids)
     complete = []

@@ -66,7 +66,7 @@ class Options:
         folds: number of folds; None means the plan's default.
         force: whether to replace existing YAML files.
         measures: whether to time candidates on this machine; see `competition.planning.plan`.
-        threads: threads of a fold for which the plan is made; None means all cores.
+        threads: number of threads that the plan assumes for a fold; None means one per core.
     """
 
     name: str | None = None

@@ -100,9 +100,9 @@ def _short(patterns: Any) -> str:
 
 
 def role_of(host: HostFolder, series: Series) -> Role:
-    """Return whether the files of a series (files with names of one pattern) are images or masks.
+    """Return the role that the files of a series have, such as `image` or `mask`; `role_of_file` lists the roles.
 
-    `role_of_file` lists the possible roles.
+    A series consists of the files whose names match one pattern.
     """
     return common_role([role_of_file(host.root / path) for path in series.sample(ROLE_SAMPLE)])
 

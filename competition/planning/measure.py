@@ -382,7 +382,7 @@ def sample_rows(train: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def largest_row(train: Sequence[Any]) -> tuple[dict[str, Any], float] | None:
-    """Return the row of the largest training case in the case table, and the case's size divided by the median size.
+    """Return the case-table row of the largest training case, and this case's size divided by the median size.
 
     Args:
         train: as for `sample_rows`.

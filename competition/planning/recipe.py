@@ -60,7 +60,7 @@ class Facts:
         shape: median shape of preprocessed cases on the data's own grid.
         spacing: voxel size along each axis of the data's own grid in mm; None in 2D.
         object_side: side of a typical object of the smallest class, in pixels or voxels of the data's own grid.
-        sides: how strongly the classes prefer one side, for each axis; empty if there are too few cases.
+        sides: for each axis, how strongly the classes prefer one side, see `find_sides`; empty with too few cases.
         folds: number of folds.
     """
 
@@ -202,7 +202,7 @@ def _resolution(candidate: Candidate, reason: str) -> list[Line]:
 
 
 def _crop(comp: Competition, train: Sequence[CaseStats]) -> list[Line]:
-    """Crop volumes to the box of the nonzero voxels if, in most volumes, at least half of the voxels are 0."""
+    """Plan to crop each volume to the box of its nonzero voxels, if at least half of most volumes is 0."""
     stats = [case.stats[0] for case in train if case.stats]
     empty = [item for item in stats if item.median == 0 and item.minimum == 0]
     if comp.dimensions == 3 and len(empty) > 0.5 * len(stats):
@@ -338,7 +338,8 @@ def _network_3d(candidate: Candidate) -> list[Line]:
 def network_strides(size: Sequence[int]) -> list[Any]:
     """Return the strides of each network level: 2 along each axis that the level can halve, otherwise 1.
 
-    A level can halve an axis if its length is even, at least 4, and at least a third of the longest axis.
+    A level can halve an axis if the axis's length at this level is even, at least 4, and at least a third of the
+    longest axis.
     """
     left, strides = list(size), []
     for _ in range(LEVELS):
@@ -424,8 +425,8 @@ def _training(candidate: Candidate, schedule: Schedule | None, minutes: float | 
             Line(("training", "validate_every"), 5, "number of epochs between validations"),
         ]
     every = (
-        f"number of epochs between validations; {format_count(schedule.validations, 'validation')} in all, in at most "
-        "a tenth of the budget"
+        f"number of epochs between validations; {format_count(schedule.validations, 'validation')} in all, which "
+        f"{'takes' if schedule.validations == 1 else 'take'} at most a tenth of the budget"
     )
     if schedule.validate_every == NO_VALIDATION:
         every = (

@@ -206,7 +206,13 @@ def flatten(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]
 
 
 def _is_planned(section: str, own: dict[tuple[str, ...], Any], last: dict[tuple[str, ...], Any]) -> bool:
-    """Return whether a section of the file equals the section of the last plan."""
+    """Return whether a file has a section, and the section has the same values as in the last plan.
+
+    Args:
+        section: the top-level key of the section.
+        own: values of the file by key.
+        last: values of the last plan by key.
+    """
     written = {key: value for key, value in own.items() if key[0] == section}
     return bool(written) and written == {key: value for key, value in last.items() if key[0] == section}
 

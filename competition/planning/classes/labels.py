@@ -1,4 +1,4 @@
-"""Find classes and label values in the masks and in the host's lists of names."""
+"""Find classes and label values in the masks and in files with the names of classes."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ NAME_FILES = (
 
 
 def read_labels_of(layout: Layout) -> list[Layout]:
-    """Return a layout with its classes, which are found in the masks and in the host's lists of names.
+    """Return a copy of a layout with classes, or several copies if its masks can be read in several ways.
 
-    If the masks can be read in several ways, return one layout for each way.
+    Label values come from the masks, the names of classes from files such as `classes.txt`.
 
     Raises:
         MaskfoldError (exit status 2): the masks have no foreground, or cannot be read as labels.
@@ -81,7 +81,7 @@ def read_labels_of(layout: Layout) -> list[Layout]:
 
 
 def _read_classes(layout: Layout, sparse: Sparse) -> list[Layout]:
-    """Return the layout with its classes, as for `read_labels_of`."""
+    """Return a copy of the layout with classes for each way to read its masks; see `read_labels_of`."""
     assert layout.masks is not None
     if isinstance(layout.masks, dict):
         return [_one_file_per_class(layout)]
@@ -103,9 +103,17 @@ def _read_classes(layout: Layout, sparse: Sparse) -> list[Layout]:
 
 
 def _with_unlabelled(layout: Layout, found: Sequence[LabelValues], unlabelled: int) -> list[Layout]:
-    """Return two layouts for a value that fills whole slices: one ignores it, the other reads it like any value.
+    """Return the ways to read a label value that fills whole slices: ignore it, or read it like any other value.
 
-    If the value is 0, the most frequent of the other values is the background.
+    If 0 is ignored, the most frequent of the other values is the background.
+
+    Args:
+        layout: the layout.
+        found: label values of each mask.
+        unlabelled: the value that fills whole slices.
+
+    Returns:
+        A layout that ignores the value, unless no class remains, followed by the layouts that do not ignore it.
     """
     counts: Counter[int] = Counter()
     for item in found:
@@ -233,8 +241,12 @@ def _label_files(layout: Layout, found: Sequence[LabelValues]) -> list[Layout]:
 def _with_255(layout: Layout, found: Sequence[LabelValues], values: list[int]) -> list[Layout]:
     """Return one layout for each meaning that the label value 255 may have: ignored, a class, or the background.
 
-    The other label values are small. If a file of the host calls 255 the background, only the layout with this
-    background is returned.
+    If a file with the names of classes calls 255 the background, only the layout with this background is returned.
+
+    Args:
+        layout: the layout.
+        found: label values of each mask.
+        values: all label values except 0, in ascending order; those other than 255 are small.
     """
     names, source = _find_names(layout.folder, [255])
     zero_is_named = named_background(_find_names(layout.folder, [0])[0]) is not None
@@ -266,7 +278,7 @@ def _with_255(layout: Layout, found: Sequence[LabelValues], values: list[int]) -
 def _with_background(layout: Layout, found: Sequence[LabelValues], values: list[int]) -> list[Layout]:
     """Return the layout with its classes, or two layouts if two label values may be the background.
 
-    If a file of the host names the label values, these names decide, and only one layout is returned.
+    If a file names the label values, these names decide, and only one layout is returned.
     """
     names, source = _names_of(layout, values)
     place = named_background(names)
@@ -305,7 +317,7 @@ def replace_name(layout: Layout, addition: str) -> Layout:
 def _evenly_spaced(values: Sequence[int]) -> bool:
     """Return whether the values are evenly spaced up to 255, such as 128 and 255.
 
-    Programs write classes as such grey levels to make them visible.
+    Some programs write classes as evenly spaced grey values, because people can see the masks then.
     """
     step = 255 / len(values)
     return all(abs(value - step * (number + 1)) <= 2 for number, value in enumerate(values))
@@ -314,7 +326,8 @@ def _evenly_spaced(values: Sequence[int]) -> bool:
 def _are_numbered_objects(found: Sequence[LabelValues]) -> bool:
     """Return whether the label values are object numbers.
 
-    If so, each mask has the values 1, 2, … without a gap, up to a number that differs between masks.
+    They are object numbers if each mask has the values 1, 2, … without a gap, and the highest value differs between
+    masks and reaches `MIN_NUMBERED`.
     """
     counts = [len(item.foreground) for item in found if item.foreground]
     is_counting = all(item.foreground == list(range(1, len(item.foreground) + 1)) for item in found if item.foreground)
@@ -426,8 +439,8 @@ def _find_names(host: HostFolder, values: Sequence[int]) -> tuple[list[str], str
     """Search the host's files for the class names of label values.
 
     Returns:
-        The names, and a phrase with the path of the file. Both are empty if no file has a different, valid name for
-        each value.
+        The names, and a phrase with the path of the file. Both are empty if no file has a valid name for each value,
+        or if several values have the same name.
     """
     for path in host.files:
         stem, _, extension = path.rpartition("/")[2].rpartition(".")

@@ -51,7 +51,7 @@ def names_by_polygons(layout: Layout, values: Sequence[int]) -> tuple[list[str],
 
 
 def _polygon_file(layout: Layout, case_id: str, mask: str) -> str:
-    """Return a JSON file whose name contains the case's id, preferably in the mask's folder.
+    """Return the path of a JSON file whose name contains the case's id, preferably in the mask's folder.
 
     Return an empty text if no file name contains the id.
     """
@@ -79,7 +79,7 @@ def _corners(item: dict[str, Any]) -> np.ndarray:
 def _vote(mask: Path, polygons: Sequence[Polygon], votes: dict[int, Counter[str]]) -> None:
     """Count, for each label value, how many of its pixels lie in polygons of each name.
 
-    Where polygons overlap, the later one is used.
+    Where polygons overlap, the last one of them counts.
 
     Args:
         mask: path of the label file.

@@ -1,4 +1,4 @@
-"""Find volumes in which somebody drew only some slices, because the other slices must not be read as background."""
+"""Find volumes with masks in some slices only: slices without a mask must not be read as background."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ DOCS = "docs/init.md has a script, under Masks of single slices"
 
 @dataclass(frozen=True)
 class Sparse:
-    """Describe volumes in which somebody drew only some slices.
+    """Describe volumes in which a mask was drawn in some slices only.
 
     Attributes:
-        unlabelled: label value that fills whole slices and occurs in no other slice; None without such a value.
-        single: whether, in most volumes, only single slices between empty slices are drawn.
+        unlabelled: label value that probably marks slices without a drawn mask: it fills whole slices, and occurs in no
+            other slice. None without such a value.
+        single: whether, in most volumes, each slice with a foreground lies between slices without one.
     """
 
     unlabelled: int | None = None
@@ -27,7 +28,7 @@ class Sparse:
 
     @property
     def remark(self) -> str:
-        """Text that asks the user to check the slices; empty if all slices seem to be drawn."""
+        """Text that asks the user to check the slices; empty if all slices seem to have a drawn mask."""
         if self.unlabelled is not None:
             return (
                 f"{self.unlabelled} fills whole slices and occurs in no other slice, so it may mark slices that nobody "
@@ -42,7 +43,7 @@ class Sparse:
 
 
 def find_sparse(layout: Layout) -> Sparse:
-    """Find out from a sample of the cases whether somebody drew only some slices of the volumes."""
+    """Return, from a sample of the cases, whether a mask was drawn in some slices of the volumes only."""
     if layout.dimensions != 3:
         return Sparse()
     count = max(1, SAMPLE // max(1, len(layout.mask_files)))
@@ -69,5 +70,9 @@ def _sample(layout: Layout, files: dict[str, list[str]], count: int) -> list[Sli
 
 
 def _of_stack(counts: Sequence[dict[int, int]]) -> Slices:
-    """Describe the slices of a stack by the label values of each slice."""
+    """Return a description of the slices of a stack.
+
+    Args:
+        counts: number of pixels by label value, for each slice.
+    """
     return Slices.of([(min(slice_counts), max(slice_counts), set(slice_counts)) for slice_counts in counts])

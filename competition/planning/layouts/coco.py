@@ -139,9 +139,9 @@ def _places(host: HostFolder, path: str, images: Sequence[Mapping[str, Any]]) ->
 
 
 def _nearest(paths: Sequence[str], folder: str) -> str:
-    """Return the path that lies below a folder or, if none does, below the nearest parent folder that contains a path.
+    """Return the only path below a folder or, if there is none, below its nearest parent with a path.
 
-    Return an empty text if several paths lie there.
+    Return an empty text if several paths lie below this folder.
     """
     while folder and not any(path.startswith(f"{folder}/") for path in paths):
         folder = folder.rpartition("/")[0]

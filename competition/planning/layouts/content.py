@@ -137,7 +137,7 @@ def role_of_file(path: Path) -> Role:
 
 
 def role_of_values(labels: np.ndarray) -> Role:
-    """Return the role that integers suggest: `mask`, `image`, or `either` if all are equal; see `role_of_file`."""
+    """Return the role that pixel values suggest: `mask`, `image`, or `either` if all are equal; see `role_of_file`."""
     step = min(max(1, math.ceil(labels.size / MAX_SAMPLE)), max(1, len(labels) // 8))
     block = labels[::step]  # whole rows, so that neighbours stay neighbours
     values = np.unique(block)
@@ -154,7 +154,7 @@ def role_of_values(labels: np.ndarray) -> Role:
 def _are_compact(labels: np.ndarray) -> bool:
     """Return whether labels look like object numbers.
 
-    If so, 0 occurs, and the pixels of most other values fill much of their bounding boxes.
+    They do if 0 occurs, and the pixels of most other values fill much of their bounding boxes.
     """
     from scipy.ndimage import find_objects
 
@@ -187,8 +187,8 @@ def header_channels(path: Path) -> int:
 def _flat_share(labels: np.ndarray, step: int = 1) -> float:
     """Return the share of pairs of neighbouring pixels with equal values; pairs of zeros do not count.
 
-    In a volume, only the two axes with the larger shares count, because slices that nobody drew may lie between drawn
-    slices.
+    In a volume, only the two axes with the larger shares count, because slices without a drawn mask may lie between
+    slices with one.
 
     Args:
         labels: the labels.
@@ -222,7 +222,7 @@ def is_lossy(labels: np.ndarray) -> bool:
 
 @dataclass(frozen=True)
 class Slices:
-    """Describe the slices of one mask, to detect masks in which somebody drew only some slices.
+    """Describe the slices of one mask, to detect volumes with masks in some slices only.
 
     Attributes:
         values: label values of the mask.
@@ -236,7 +236,13 @@ class Slices:
 
     @classmethod
     def of(cls, slices: Sequence[tuple[int, int, Collection[int]]]) -> Slices:
-        """Describe slices, each given by its lowest label value, its highest label value, and all its label values."""
+        """Return the description of a mask from its slices along one axis.
+
+        Args:
+            slices: lowest label value, highest label value, and label values of each slice. The label values count only
+                if the lowest and the highest value differ. They may then include values of other such slices, because
+                only the values of all these slices together are used.
+        """
         mixed = {value for low, high, values in slices if low != high for value in values}
         uniform = {low for low, high, _ in slices if low == high}
         drawn = [place for place, (low, high, _) in enumerate(slices) if (low, high) != (0, 0)]
@@ -246,7 +252,10 @@ class Slices:
 
 @lru_cache(maxsize=4096)
 def slices_of(path: Path) -> Slices | None:
-    """Describe the slices of a volume's mask along all axes; return None if the mask cannot be read."""
+    """Return the description of a volume's mask from its slices along all axes; None if it cannot be read.
+
+    `whole` has the values that fill whole slices along any axis, and `single` is true if it is true along any axis.
+    """
     try:
         labels, _ = read_labels(path, 3)
     except MaskfoldError:

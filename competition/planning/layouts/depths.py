@@ -57,7 +57,13 @@ def mark_nested(layouts: Sequence[Layout]) -> list[Layout]:
 
 
 def _cases_by_scan(layout: Layout, above: str, names: Sequence[str]) -> dict[str, int]:
-    """Return, by the name of the scans' folders, how many of these folders have all files of the given names."""
+    """Count the scans that have all given files, by the name of the scan's folder, such as `scan 1`.
+
+    Args:
+        layout: the layout.
+        above: the folder that contains the folders of the patients.
+        names: the files that a scan must have, below its folder; {id} stands for the patient.
+    """
     patients = layout.folder.children.get(above, {})
     scans = {patient: layout.folder.children.get(join(above, patient), {}) for patient in patients}
     return dict(

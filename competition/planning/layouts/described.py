@@ -21,7 +21,7 @@ CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
 def find_described(host: HostFolder) -> list[Layout]:
-    """Return a layout for each `dataset.json` of a Decathlon or nnU-Net folder, in the root or a folder of the root."""
+    """Return a layout for each Decathlon or nnU-Net folder with a `dataset.json`: the root, or a folder in it."""
     found = []
     for path in host.jsons:
         if path.rpartition("/")[2] == FILE and path.count("/") <= 1:

@@ -146,8 +146,9 @@ def _prefer_whole_names(pairs: list[Pair], series: Sequence[Series]) -> list[Pai
     """Decide for each folder whether case ids are whole file names or parts of them; drop pairs that contradict this.
 
     `Series.whole` says which of the two a series assumes. Whole names are case ids if they match the whole names of
-    another folder, or if more cases match in this way. For example, `Masks/{id}` belongs to `{id}_ch0` and `{id}_ch1`,
-    although the names in `Masks` can be divided into `{id}_f01` and `{id}_f02`.
+    another folder, or if whole names give more cases with an image and a mask than parts of names do. For example,
+    `Masks/{id}` belongs to `{id}_ch0` and `{id}_ch1`, although the names in `Masks` can be divided into `{id}_f01` and
+    `{id}_f02`.
     """
     split = {item.origin for item in series if item.whole}
 
@@ -178,7 +179,10 @@ def _prefer_whole_names(pairs: list[Pair], series: Sequence[Series]) -> list[Pai
 
 
 def _with_plain_names(pairs: Sequence[Pair]) -> set[str]:
-    """Return the folders whose images without a suffix (`a.jpg` beside `a_b.png`) match as many masks as all do."""
+    """Return the folders in which the images without a suffix match at least as many masks as all images do.
+
+    For example, `a.jpg` beside `a_b.png` is an image without a suffix.
+    """
     counts: dict[tuple[str, bool], int] = {}
     for image, mask in pairs:
         is_plain = image.pattern.rpartition("/")[2].startswith("{id}.")
@@ -402,7 +406,10 @@ def _merge_splits(layouts: list[Layout]) -> list[Layout]:
 
 
 def _correct_notes(layout: Layout) -> Layout:
-    """Correct the notes of a layout without test images: labelled test cases are not used at all."""
+    """Correct the notes of a layout without test images.
+
+    The notes say that the images of labelled test cases are test images. Here, these cases are not used at all.
+    """
     if layout.test is not None:
         return layout
     return replace(layout, notes=tuple(note.replace(USED_FOR_TEST, "not used") for note in layout.notes))

@@ -59,7 +59,8 @@ def find_run_tables(
 def _named_by(table: RunTable, images: Sequence[Series], names: dict[str, set[str]]) -> list[Series]:
     """Return the series of images whose cases a table names.
 
-    If several series of one folder match, only the one with the largest matching share is returned.
+    If the table names cases of several series of one folder, only the series with the largest share of named cases is
+    returned.
     """
     wanted = {name for name, _, _ in table.rows}
     best: dict[str, tuple[float, Series]] = {}

@@ -193,7 +193,7 @@ def _group_names(folder: str, stems: dict[str, str], split: Affixes) -> list[Ser
 
 
 def join(folder: str, name: str) -> str:
-    """Return the path of a name in a folder below the root; the root itself is the empty text."""
+    """Return the path of a name in a folder, relative to the root; an empty `folder` is the root itself."""
     return f"{folder}/{name}" if folder else name
 
 

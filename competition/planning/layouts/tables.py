@@ -188,11 +188,10 @@ def find_profile(table: RunTable, sample_header: Sequence[str] | None) -> Profil
 
 
 def _possible_columns(profile: Profile) -> list[set[str]]:
-    """Return the two sets of columns that a host's training table may have.
+    """Return two sets of columns: a training table of the host has all columns of one of them.
 
-    The first set holds the training table's own columns, the second set the columns of the submission.
-
-    `competition.data.rle_tables` reads tables with either set.
+    The first set has the columns that the profile defines for the training table, the second set the columns of the
+    submission. `competition.data.rle_tables` reads tables with either set.
     """
     train = profile.train
     cls = train.class_column or profile.class_column

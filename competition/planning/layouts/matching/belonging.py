@@ -51,7 +51,7 @@ def _folder_words(series: Series) -> set[str]:
 def _by_folder(image: Series, mask: Series, images: Sequence[Series]) -> bool:
     """Return whether the mask's folders name the image's folders.
 
-    Only words that distinguish the image's folders from the folders of all `images` are compared.
+    Words that the folders of all `images` have in common are ignored.
     """
     common = set.intersection(*map(_folder_words, images))
     own = _folder_words(image) - common

@@ -45,8 +45,9 @@ def channel_choices(images: list[Series]) -> Iterator[list[tuple[str, Series]]]:
 def as_channels(host: HostFolder, stack: Series, mask: Series) -> Series | None:
     """Return a stack of files as channels {c} instead of slices, or None if they are no channels.
 
-    They are channels if all cases have equally many files, and one 2D mask that has the size of each file. A mask with
-    the number of a slice in its name, such as `12_mask.png` beside `12.png`, belongs to this slice alone.
+    They are channels if all cases have equally many files, and each case has one 2D mask of the same size as its files.
+    If the mask's name contains the number of a file, such as `12_mask.png` beside `12.png`, the mask belongs to this
+    file alone, and the files are no channels.
     """
     counts = {len(files) for files in stack.files.values()}
     shared = sorted(stack.ids & mask.ids)

@@ -25,7 +25,7 @@ def is_further_mask(case_id: str, ids: frozenset[str]) -> bool:
 
 
 def with_further_masks(host: HostFolder, layout: Layout, further: Mapping[str, str]) -> Iterator[Layout]:
-    """Yield the layouts for images some of which have several masks.
+    """Yield the ways to read the masks if some images have several masks.
 
     The first layout reads all masks of an image together, the second ignores the further masks. If masks of an image
     overlap, both layouts are yielded, otherwise only the first. If the name of a further mask does not show to which
@@ -67,7 +67,8 @@ def _pattern(layout: Layout) -> str:
 def _together(layout: Layout, further: Mapping[str, str]) -> dict[str, list[str]] | None:
     """Return all mask files of each case.
 
-    Return None if the name of a further mask does not begin with the name of a first mask.
+    Return None if the name of a further mask does not begin with the name of a mask in the layout, or if the layout has
+    stacks or a mask per class.
     """
     if not isinstance(layout.masks, str) or "{z}" in layout.masks or set(layout.mask_files) != {""}:
         return None

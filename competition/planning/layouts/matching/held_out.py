@@ -32,7 +32,7 @@ MIN_TEST = 2  # a single image without a mask is rather a mistake than a test se
 def structure(pattern: str) -> str:
     """Return the words of a pattern, without the extension and without words such as train, val and test.
 
-    If a training and a test pattern match corresponding folders, their results are equal.
+    Patterns whose folders differ only in such words, such as `train/{id}` and `test/{id}`, have the same result.
     """
     splits = TRAIN_WORDS | TEST_WORDS | VALIDATION_WORDS
     plain = re.sub(r"\.[A-Za-z*][\w.*]*$", "", pattern)
@@ -139,9 +139,13 @@ def _same_names(host: HostFolder, channels: dict[str, str]) -> list[tuple[dict[s
 
 
 def _sibling(folder: str, rest: str, folders: Sequence[str]) -> str:
-    """Return the pattern of a channel in the test folder that corresponds to a training folder.
+    """Return the pattern of a channel's test images; an empty text if no folder fits.
 
-    Return an empty text if there is no such folder.
+    Args:
+        folder: the folder of the channel's training images. The test folder has the same name, apart from words such as
+            train and test.
+        rest: the pattern below this folder.
+        folders: all test folders.
     """
     same = [other for other in folders if structure(f"{other}/x") == structure(f"{folder}/x")]
     return f"{same[0]}/{rest}" if same else ""
@@ -222,7 +226,7 @@ def mark_unlabelled(layout: Layout) -> Layout:
 
 
 def list_training_ids(layout: Layout) -> Layout:
-    """List the training cases if the patterns of the images also match other files.
+    """Return a layout that lists its training cases, if the patterns of the images also match other files.
 
     For example, `{id}.png` also matches `a_overlay.png`, which is no image of a case.
     """

@@ -51,7 +51,7 @@ def is_named_overlay(series: Series, may_be_light: bool = False) -> bool:
 
     Args:
         series: a series of images.
-        may_be_light: whether `vis` may be visible light, because there are images of other bands.
+        may_be_light: whether there are images of other bands, so that `vis` may mean visible light.
     """
     return has_word(series.pattern.replace("{id}", " "), OVERLAY_WORDS - ({"vis"} if may_be_light else set()))
 

@@ -113,7 +113,13 @@ def _covers_most(host: HostFolder, mask: Series) -> bool:
 
 
 def _is_region_of(host: HostFolder, region: Series, mask: Series) -> bool:
-    """Return whether `region` covers most of the image and contains `mask`, like a field of view, in sampled cases."""
+    """Return whether a mask, such as a field of view, covers most of the image and contains another, smaller mask.
+
+    Args:
+        host: the scanned folder.
+        region: the masks that may cover most of the image.
+        mask: the smaller masks; a sample of the cases is compared.
+    """
     shared = sorted(region.ids & mask.ids)
     if region is mask or not shared:
         return False
