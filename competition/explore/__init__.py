@@ -160,7 +160,7 @@ def explore(comp: Competition, progress: Progress = lambda rows, _: rows) -> Exp
 
 
 def find_other_metric(comp: Competition, findings: Findings) -> None:
-    """Add a remark if the YAML names the profile of a host but sets another metric than this host."""
+    """Add a remark if the YAML's metric differs from the metric of the host whose profile the YAML names."""
     profile = PROFILES.get(str(comp.submission.profile))
     host = None if profile is None else profile.host_metric
     if host is None:

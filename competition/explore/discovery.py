@@ -120,9 +120,9 @@ def _discover(
 
 
 def _find_empty_objects(comp: Competition, images: dict[str, ImagesByChannel], findings: Findings) -> None:
-    """Add a remark about rows without a mask for images that also have rows with a mask.
+    """Add a remark about table rows without a mask, if the same image also has rows with a mask.
 
-    This applies only if each row of the table is an object.
+    This is done only for competitions that score objects, because each row of their tables is an object.
     """
     if not comp.instances:
         return
@@ -206,7 +206,7 @@ def _allows_many_files(key: str, pattern: str) -> bool:
 
 
 def _failing(check: Callable[[], object], ids: list[str], split: str, findings: Findings) -> set[str]:
-    """Run a check; if it raises an error, add a fault and return `ids`, otherwise return an empty set."""
+    """Run a check of the cases `ids`; if it raises an error, add a fault and return the ids, otherwise an empty set."""
     try:
         check()
     except MaskfoldError as error:
@@ -284,7 +284,10 @@ def _read_with_blank_lines(path: Path) -> Any:
 
 
 def _blank_rows(comp: Competition, table: Any, error: MaskfoldError, collector: ErrorCollector) -> None:
-    """Blank the row that an error message names and all rows with the same class; record an error for each row."""
+    """Blank the row that an error message names, and all rows with this row's class; record an error for each.
+
+    If the table has no column of classes, only the named row is blanked.
+    """
     match = LINE_PATTERN.search(error.message)
     line, column = int(match.group(1)) if match else 0, comp.train.columns.cls
     lines = [line]

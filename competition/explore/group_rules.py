@@ -43,8 +43,9 @@ def guess_group_rule(ids: Sequence[str]) -> Rule | None:
 
     If all ids contain the number of a patient, as `scan_PAT012_week3` does, the patient is the group. Otherwise, the
     group is a repeated prefix of the ids. If several prefixes repeat, the one with fewer groups is used: if
-    `patient1_view1_ED` were grouped by patient and view, a patient would be in two folds. Prefixes that name a
-    collection (`site1`, `2007`) or a date are used only if no longer prefix repeats. If none repeats, return None.
+    `patient1_view1_ED` were grouped by patient and view, a patient could be in two folds. A prefix that names a
+    collection (`site1`, `2007`) or a date is used only if no other prefix repeats. If no prefix repeats, ids such as
+    `sub-CC0016_ses-1` are grouped by subject; for other ids, return None.
     """
     found: list[Rule] = []
     for rule in BEGINNINGS:
@@ -151,8 +152,8 @@ def _by_person(ids: Sequence[str]) -> Rule | None:
     """Return a regular expression for the patient's number in the ids, with the site before it; None without a number.
 
     If the ids have a word such as `patient`, it is enough that one of several patients has several cases. The letter
-    `p` may also mean a page (`book3_p1`). It counts only if many patients have several cases, text follows the
-    patient's number, and no number except a site or a date precedes it.
+    `p` may also mean a page (`book3_p1`). Ids with this letter must meet more conditions: many patients have several
+    cases, text follows the patient's number, and no number except a site or a date precedes it.
     """
     matches = [match for case_id in ids if (match := PERSON.search(case_id))]
     if not ids or len(matches) < len(ids):

@@ -328,9 +328,9 @@ def _patch(shape: Sequence[int]) -> SuggestedKey:
 def patch_size(shape: Sequence[int], most: int | None = None) -> list[int]:
     """Return a patch size for a U-Net.
 
-    The sides are multiples of `STEP`. If a 3D case is thinner than `STEP` along an axis, the side is a smaller power
-    of two. The patch is at most as large as the median case, rounded up in this way. If it has more than `most`
-    pixels, its longest side is shortened repeatedly.
+    Each side is the side of the median case, rounded up to a multiple of `STEP`. If a 3D case is thinner than `STEP`
+    along an axis, this side is rounded up to a power of two instead. If the patch has more than `most` pixels, its
+    longest side is shortened by `STEP` repeatedly.
 
     Args:
         shape: median shape of preprocessed cases.

@@ -184,7 +184,7 @@ def format_range(values: Sequence[float], percent: bool = False) -> str:
 
 
 def format_number(value: float) -> str:
-    """Format a number, such as 1,388 or 0.6875."""
+    """Format a number: 1388 as `1,388`, and 0.68754 with four significant digits as `0.6875`."""
     return f"{value:,.0f}" if value == round(value) or abs(value) >= 1000 else f"{value:.4g}"
 
 

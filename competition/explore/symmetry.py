@@ -32,10 +32,10 @@ class Sidedness:
 
     Attributes:
         axis: axis of the preprocessed case.
-        asymmetry: share of the frequency maps of the classes that does not overlap with the mirrored maps, 0 to 1.
+        asymmetry: share of the classes' frequency maps that their mirrored maps do not cover, 0 to 1.
         consistency: mean of the cases' asymmetries divided by their standard deviation. The asymmetry of a case is
-            positive if the case prefers the same side as the other cases. So the value is about 0 if the classes lie
-            on random sides.
+            positive if the case prefers the same side as the other cases, otherwise negative. If the classes lie on
+            random sides, the mean is about 0.
     """
 
     axis: int
@@ -80,8 +80,8 @@ def find_sides(train: Sequence[CaseStats]) -> list[Sidedness]:
     """Measure, for each axis, how strongly the classes prefer one side.
 
     Return an empty list if there are too few cases. If files have an orientation, their maps are turned to RAS, as
-    preprocessing turns the cases. The consistency is measured between two halves of the cases, because the mean map of
-    a few cases is never symmetric.
+    preprocessing turns the cases. For the consistency, each case is compared with the mean map of the half of the cases
+    to which it does not belong, because every case resembles a mean that contains it.
     """
     maps = [
         turned_to_ras(case.truth.frequency, case.orientation)
