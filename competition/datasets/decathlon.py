@@ -19,8 +19,8 @@ class DecathlonTask:
     Attributes:
         name: name of the task on the command line, and of its local folder.
         folder: name of the task in the Decathlon; the archive contains this folder.
-        megabytes: approximate size of the archive in 10⁶ bytes. The unpacked size is about the same, because the files
-            are compressed.
+        megabytes: approximate size of the archive in 10⁶ bytes. The unpacked size is about the same, because the
+            archive contains compressed files (.nii.gz).
         description: modality and classes.
     """
 

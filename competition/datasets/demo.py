@@ -33,7 +33,8 @@ def make_folder(folder: Path, marker: dict[str, Any], fill: Callable[[Path], Non
 
     Args:
         folder: the folder to create. It replaces an older demo; phantoms replace only phantoms of the same layout.
-        marker: description of the content (name, version, seed, numbers). Folders with equal markers have equal files.
+        marker: description of the content (name, version, seed, numbers of cases). Folders with equal markers have
+            equal files.
         fill: function that receives the path of an empty folder and writes all files there.
 
     Returns:

@@ -1,9 +1,9 @@
 """Draw the images of the 2D demo and of the presence-head demo.
 
 A threshold cannot segment the 2D demo, but a small U-Net can: only texture distinguishes rings and grains from the
-background, from debris and from each other. Rings and grains are on average as bright as their surroundings. Debris has
-the same range of brightness. The illumination is uneven. In the presence-head demo, only the brightness of a vessel
-decides whether spots are lesions.
+background, from debris and from each other. Rings and grains are on average as bright as their surroundings. Debris is
+as bright or as dark as parts of rings and grains. The illumination is uneven. In the presence-head demo, only the
+brightness of a vessel decides whether spots are lesions.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _draw_clusters(rng: np.random.Generator, reflectance: Array, labels: Array, 
 
 
 def _draw_debris(rng: np.random.Generator, reflectance: Array, occupied: Array) -> None:
-    """Draw plain discs about as large as rings and grains, and as bright or dark as their extremes."""
+    """Draw discs without texture, about as large as rings and grains, and as bright or as dark as parts of these."""
     height, width = occupied.shape
     for _ in range(int(rng.integers(4, 8) * occupied.size / 144**2) + 1):
         shape = Blob(rng, rng.uniform((0, 0), (height, width)), rng.uniform(4.0, 14.0), occupied.shape)

@@ -200,7 +200,7 @@ def format_size(size: int) -> str:
 def suggest_next_command(name: str, folder: Path, experiments: Path = Path("experiments")) -> list[str]:
     """Return lines that suggest the next command: `maskfold cv` with an experiment for the data set.
 
-    If there is no such experiment, the line says which YAML to write.
+    If there is no such experiment, return one line that says which YAML to write.
 
     Args:
         name: name of the data set.

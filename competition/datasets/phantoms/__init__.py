@@ -1,8 +1,7 @@
 """Make phantoms: synthetic data that resemble data sets with restricted access.
 
-They have similar folders, formats, sizes and contrasts.
-
-All data are computed from a seed: no pixel, name, date or identifier belongs to a person.
+Folders, formats, sizes and contrasts of phantoms are similar to those of the real data, but all data are computed from
+a seed: no pixel, name, date or identifier belongs to a person.
 """
 
 from __future__ import annotations

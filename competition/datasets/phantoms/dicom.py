@@ -48,7 +48,7 @@ class SliceGrid:
     ) -> SliceGrid:
         """Return a grid with its middle at `centre`.
 
-        The grid is rotated about the patient's z axis, then about the x axis, by `turn` degrees.
+        The grid is rotated about the patient's z axis by `turn[0]` degrees, then about the x axis by `turn[1]` degrees.
         """
         (ca, sa), (cb, sb) = ((np.cos(np.deg2rad(a)), np.sin(np.deg2rad(a))) for a in turn)
         about_z = np.array([[ca, -sa, 0], [sa, ca, 0], [0, 0, 1]])
