@@ -29,7 +29,8 @@ def file_axes(comp: Competition, files: str | Sequence[str]) -> str | None:
         files: a path or pattern, or the paths of a stack's slices.
 
     Returns:
-        The order, such as `xyz`, `yxz` or `yx`; None for an NPY or NPZ file without `array_axes`, or an unknown name.
+        The order, such as `xyz`, `yxz` or `yx`; None for an NPY or NPZ file without `array_axes`, and for a file with
+        an unknown extension.
     """
     is_stack = not isinstance(files, str)
     name = files if isinstance(files, str) else files[0]
@@ -107,9 +108,10 @@ def rle_counts_in_pictures(comp: Competition) -> bool:
 
 
 def rle_format_of_arrays(comp: Competition, fmt: RleFormat) -> RleFormat:
-    """Convert a host's RLE format, whose run lengths number pixels of pictures, to the format for arrays of `comp`.
+    """Convert a host's RLE format, which numbers the pixels of pictures, to a format for the arrays of `comp`.
 
-    The axes of a 2D array may be exchanged relative to the picture. Both formats give the same run lengths.
+    If the arrays have the axes of the pictures in the opposite order, the pixel order changes too: an array in the
+    returned format has the same run lengths as its picture in the host's format.
     """
     if fmt.container != "pairs" or not rle_counts_in_pictures(comp):
         return fmt

@@ -96,7 +96,7 @@ def format_validation_error(error: ValidationError, model: type[BaseModel], docu
 
 
 def _locate(error: ErrorDetails, model: type[BaseModel]) -> Problem:
-    """Find the key in the schema, and its section, to which the location in a pydantic error refers."""
+    """Return a pydantic error with the key to which it refers, and with the types and section of this key."""
     problem = Problem(error, expected=[model])
     for part in error["loc"]:
         if len(problem.expected) > 1:
@@ -120,11 +120,11 @@ def _locate(error: ErrorDetails, model: type[BaseModel]) -> Problem:
 
 
 def _select_union_members(problems: list[Problem]) -> list[Problem]:
-    """Keep only the errors about the type, among the types of a union, that the user meant.
+    """Drop the errors about types that the user did not mean, for keys that allow several types.
 
-    For a key with a union type, pydantic reports errors for every type of the union. A type was not meant if the value
-    has another type, e.g. text instead of a list. If no type of the union was meant, one error that names all types
-    remains.
+    For a key with several types (a union), pydantic reports the errors of every type. The user did not mean a type if
+    the value has another type, e.g. text instead of a list. If the value has none of the types, the remaining errors
+    name all of them.
     """
     mismatches = {
         (path, member)

@@ -227,8 +227,9 @@ def metric(
 
     If mask and truth are both empty (for a metric of objects: both without objects), the function is not called, and
     the score is `metric.both_empty`. Its default is the score of a correct prediction: 1, or 0 if lower is better. If
-    only one of the two is empty, the function must return a finite number. A share must be 0. A distance must be the
-    image's diagonal in mm, which is the largest possible value, because a smaller distance would reward empty masks.
+    only one of the two is empty, the function must return a finite number: 0 for a share of pixels or objects, and the
+    image's diagonal in mm for a distance. The diagonal is the largest possible distance; a smaller number would reward
+    empty masks.
 
     A function in a module of `competition.metrics` is added to `METRICS`, and a YAML names it in `metric.name`. A
     function of another package is named by its import path in `metric.target`.

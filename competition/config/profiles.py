@@ -67,7 +67,8 @@ class Profile:
         overlap_allowed: whether two objects of one image may share a pixel.
         grid: (H, W) of the submitted masks; None means the size of the image.
         extra_columns: additional columns with the mask's shape: `height` and `width`.
-        confidence: whether one cell contains all objects of an image, each as `0 confidence mask`.
+        confidence: whether one cell contains all objects of an image, each as three words: the class number 0, the
+            confidence and the mask.
         metric: the host's metric as a value of `metric.name`. `format only` means that Maskfold does not have the
             metric.
         metric_keys: other keys of `metric` that the host's rule sets, see `docs/submission.md`.

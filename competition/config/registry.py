@@ -17,7 +17,8 @@ class Registry(Generic[Entry]):
     """Map names to entries. The module that defines an entry adds it to the registry.
 
     A module adds its entries while it is imported, and the first lookup imports the module. The registry stores the
-    modules' names instead of importing them, so that a lookup may import a package of a higher layer.
+    modules' names and imports no module before, because these modules may themselves import the module with the
+    registry.
 
     Args:
         kind: the noun for an entry in messages, e.g. `metric`.
@@ -40,7 +41,7 @@ class Registry(Generic[Entry]):
         self._complete = not package
 
     def register(self, name: str) -> Callable[[Entry], Entry]:
-        """Return a decorator that adds a function or class and returns it unchanged."""
+        """Return a decorator that adds a function or class under this name, and returns it unchanged."""
 
         def add(entry: Entry) -> Entry:
             self.add(name, entry)

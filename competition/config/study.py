@@ -56,9 +56,9 @@ class SearchDimension(ConfigModel):
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     def contains(self, value: int | float) -> bool:
-        """Return whether `value` is a whole number of steps above `low`.
+        """Return whether the difference between `value` and `low` is a multiple of `step`.
 
-        If the dimension has no `step`, every value is accepted.
+        Without `step`, every value is accepted. The bounds are not checked.
         """
         assert self.low is not None
         return self.step is None or (_exact(value) - _exact(self.low)) % _exact(self.step) == 0
