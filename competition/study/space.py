@@ -123,7 +123,7 @@ def validate_space(source: ExperimentSource, config: StudyConfig) -> None:
         config: section `study` of the experiment.
 
     Raises:
-        MaskfoldError: a key or a value is invalid, or a key does not change the network (status 2).
+        MaskfoldError: a key or a value is invalid, or a key has no effect on the training of the network (status 2).
     """
     for key, dimension in config.space.items():
         if key.split(".")[0] in EXCLUDED_SECTIONS:
@@ -276,7 +276,7 @@ def _applies(dimension: SearchDimension, stored: dict[str, Any], config: StudyCo
 
     Args:
         dimension: range or choices of the key, with its conditions.
-        stored: the values of the keys before it, as Optuna stores them.
+        stored: values of the keys that the search space lists before this key, as Optuna stores them.
         config: section `study` of the experiment.
     """
     for parent, allowed in dimension.when.items():
@@ -290,11 +290,11 @@ def _applies(dimension: SearchDimension, stored: dict[str, Any], config: StudyCo
 
 
 def _allowed_value(parent: SearchDimension, allowed: Any) -> Any:
-    """Return one value of a searched key that a condition of another key allows.
+    """Return a value with which a searched key fulfils the condition of another key.
 
     Args:
         parent: range or choices of the searched key.
-        allowed: the condition in `when` of the other key: a value, a label, or a list of values and labels.
+        allowed: the condition on this key in the other key's `when`: a value, a label, or a list of values and labels.
     """
     is_list_of_options = (
         isinstance(allowed, list) and allowed and allowed not in [choice for _, choice in parent.labelled_choices]

@@ -1,4 +1,4 @@
-"""Open the database with the trials of studies: SQLite in `mlruns/`, or PostgreSQL, which machines can share."""
+"""Open the database with the trials of studies: SQLite in `mlruns/`, or PostgreSQL for several machines."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def storage_errors(storage: Any) -> Iterator[None]:
 
 
 def _checked_url(url: str) -> str:
-    """Check the URL of a database, and return it in the form to use.
+    """Check the URL of a database, and return the URL with which Optuna opens it.
 
     For PostgreSQL, the URL gets the driver that `maskfold[postgres]` installs. For SQLite, it is returned unchanged.
 
@@ -207,7 +207,7 @@ def current_process() -> dict[str, Any]:
 def is_process_dead(process: Any) -> bool:
     """Return whether the process of a trial ran on this machine and has ended.
 
-    For a process on another machine, return False; whether it is dead is seen from its heartbeats.
+    For a process on another machine, return False: only its missing heartbeats show that it has ended.
 
     Args:
         process: result of `current_process` that is stored with the trial.

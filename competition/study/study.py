@@ -462,7 +462,8 @@ def read_trials(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise MaskfoldError(
             f"No trial of the study {folder} has ended yet, so there is nothing to show.",
-            "Wait until `maskfold study` has finished a trial. At its end, the command writes the page.",
+            "Wait until `maskfold study` has finished a trial. `maskfold study` also writes the page itself when it "
+            "ends.",
         ) from None
     try:
         if not all({"number", "state", "values", "params"} <= trial.keys() for trial in record["trials"]):
@@ -573,7 +574,7 @@ def _save(session: StudySession, name: str, draw_axes: Any, drawn: list[Path], p
 
 @contextmanager
 def track_study(session: StudySession) -> Iterator[None]:
-    """Upload the folder of a study to MLflow in the background of the `with` block.
+    """Upload the folder of a study to MLflow in the background, while the `with` block runs.
 
     If several processes run the study at the same time, only the first one uploads.
     """

@@ -427,10 +427,10 @@ class TrialRunner:
 
 
 def _as_ranked(run: Run, trial: optuna.Trial) -> Run:
-    """Return the run of a trial with `postprocess.tune` set as in the first complete trial of the study.
+    """Return a trial's run; its `postprocess.tune` is set as in the first complete trial of the study.
 
-    Without this, a study could mix scores with and without tuned post-processing. This could happen if the YAML
-    changes, or if an older version, which did not tune, began the study.
+    Otherwise, a study could mix scores with and without tuned post-processing: if the YAML changes, or if an older
+    version of Maskfold, which did not tune, began the study.
     """
     complete = [other for other in trial.study.get_trials(deepcopy=False) if other.state.name == "COMPLETE"]
     if not complete:
