@@ -273,8 +273,8 @@ class OutOfMemoryGuard:
             metrics["memory/windows"] = float(reduced_windows)
             if reduced_windows != self._logged_windows:
                 self.say(
-                    f"memory ran out on {self.device} in prediction; prediction continues with {reduced_windows} "
-                    "windows at a time"
+                    f"memory ran out on {self.device} in prediction; prediction continues with "
+                    f"{format_count(reduced_windows, 'window')} at a time"
                 )
         self._logged_windows = reduced_windows
         return metrics
