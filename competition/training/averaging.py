@@ -39,10 +39,12 @@ ALL_CASES, HALVES = 0, (1, 2)
 
 
 class CheckpointAverager:
-    """Average the weights of the last or best `k` epochs, from files such as `epoch_000012_0.831200000.safetensors`.
+    """Store the weights of the last or best `k` epochs in files, and average them.
+
+    The name of a file, e.g. `epoch_000012_0.831200000.safetensors`, contains the epoch and its validation score.
 
     Args:
-        folder: folder of the files; created when the first file is written.
+        folder: folder of the files; it is created when the first file is written.
         k: number of epochs whose weights are stored and averaged.
         by_score: whether to select the epochs with the best validation scores instead of the last epochs. The score nan
             is worse than every number.
@@ -54,6 +56,8 @@ class CheckpointAverager:
 
     def add(self, epoch: int, score: float | None, weights: Callable[[], dict[str, Tensor]]) -> None:
         """Save the weights of an epoch if it is among the last or best `k`; remove the files of all other epochs.
+
+        For the last epoch alone (`k` is 1), nothing is saved, because the checkpoint contains its weights.
 
         Args:
             epoch: number of the epoch.
@@ -82,7 +86,7 @@ class CheckpointAverager:
         return average_weights(files) if files else None
 
     def remove_files(self) -> None:
-        """Remove the files of all epochs; call this after the average was saved."""
+        """Remove the files of all epochs; call this after the average has been saved."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _files(self) -> list[Path]:

@@ -96,7 +96,7 @@ def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS
 
     Raises:
         MaskfoldError: the data or the folds are invalid, a weight file does not exist, or the YAML belongs to an
-            imported run. Or the YAML sets another memory format or optimizer kernel than the started run has.
+            imported run. Or the run was started with another memory format or optimiser kernel than the YAML sets.
     """
     from competition.data.cases import case_table
     from competition.data.splits import check_leaks, split
@@ -130,9 +130,9 @@ def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS
 
 
 def _with_saved_groups(run: Run) -> Run:
-    """Return the run with folds that keep the cases of each group in the stored `folds.csv` together.
+    """Return the run with folds that do not divide any group of its stored `folds.csv`.
 
-    An earlier command may have put copies of an image into one group, which must stay in one fold.
+    An earlier command may have put copies of an image into one group. The copies must stay in one fold.
     """
     from competition.data.splits import split
     from competition.runs.copies import in_several_groups
@@ -345,10 +345,13 @@ def _check_same_contents(run: Run) -> None:
 
 
 def _record_sources(run: Run) -> Run:
-    """Check that the weights of the runs in `init_from` and `pseudo.from` have not changed since the run was started.
+    """Check and record the digests of the weights of the runs in `init_from` and `pseudo.from`.
 
     Returns:
-        The run, whose record contains the digests of these weights.
+        The run, whose record contains these digests.
+
+    Raises:
+        MaskfoldError: the weights have changed since the run was started.
     """
     if run.record is None or (run.exp.initial_run is None and run.exp.pseudo is None):
         return run
@@ -358,10 +361,11 @@ def _record_sources(run: Run) -> Run:
 
 
 def _check_same_training(run: Run) -> None:
-    """Check that `run.devices` and `training.on_nan` train the remaining folds in the same way as the finished ones.
+    """Check that `run.devices` and `training.on_nan` fit the way in which the finished folds were trained.
 
     Raises:
-        MaskfoldError: a finished fold was trained in another way.
+        MaskfoldError: a finished fold was trained on another number of devices, or has treated non-finite values in
+            another way than `training.on_nan` does now.
     """
     devices, batch_size, on_nan = run.exp.run.devices, run.exp.training.batch_size, run.exp.training.on_nan
     for result in run.results():

@@ -41,7 +41,7 @@ def make_fabric(exp: Experiment, bf16_is_deterministic: Callable[[], bool] = lam
             returns False, fp32 is used instead. See `competition.training.guards`.
 
     Returns:
-        Fabric, and fp32, bf16 or fp16.
+        Fabric, and the precision: fp32, bf16 or fp16.
 
     Raises:
         MaskfoldError: the machine has fewer devices than `run.devices`.

@@ -35,6 +35,9 @@ T = TypeVar("T")
 class Evaluator:
     """Predict and score a fold's validation cases, or cases held out for a final test, with the fold's network.
 
+    In the shapes of arrays, P is `exp.output_channels`, K the number of classes, and M the number of channels of the
+    labels, see `competition.data.masks.load_mask`.
+
     Args:
         exp: the experiment.
         cases: rows of the case table, one row for each case to predict.
@@ -89,7 +92,7 @@ class Evaluator:
 
         Returns:
             The scores, one dictionary per class; the predicted masks, (K, *file shape) bool; and the labels, (M, *file
-            shape) uint8, as from `competition.data.masks.load_mask`.
+            shape) uint8.
         """
         comp = self.exp.competition
         masks = to_masks(probabilities, comp)
@@ -148,7 +151,7 @@ class Evaluator:
         """Return the labels of a case in the form of predicted probabilities, with the values 0 and 1.
 
         Args:
-            probabilities: array of the right shape (P, *file shape); if it can be written, it is overwritten and
+            probabilities: array of the shape of the result, (P, *file shape). If it is writable, it is overwritten and
                 returned.
             row: row of the case table.
         """
@@ -171,7 +174,10 @@ class Evaluator:
             self._save_picture(path, row, masks, truth, scores, f"epoch {epoch}")
 
     def draw_truth(self, folder: Path) -> None:
-        """Draw the first case with its truth as the prediction, so that a plan can measure the memory of a picture."""
+        """Draw the first case with its labels in place of a prediction.
+
+        The planning of an experiment calls this method to measure the memory that a picture takes.
+        """
         row: Any = next(self.cases.iloc[:1].itertuples(index=False))
         truth = load_unchanged_mask(self.exp.competition, row)
         masks = split_classes(truth, self.exp.competition)
@@ -201,7 +207,7 @@ class Evaluator:
 
         Args:
             store: the store with the probabilities.
-            scores: table of the scores, as from `predict_out_of_fold`.
+            scores: table of the scores, a result of `predict_out_of_fold`.
             folder: folder for the pictures.
             fold: number of the fold.
         """

@@ -71,7 +71,8 @@ def run_fold(job: FoldJob, say: Callable[[str], None] = print, start_time: float
     Args:
         job: the fold.
         say: function that receives lines for the log.
-        start_time: time at which the time budget starts, on the clock of `time.monotonic()`; None for now.
+        start_time: time at which the time budget starts, on the clock of `time.monotonic()`; None if it starts with
+            this call.
 
     Returns:
         The content of `result.json`.

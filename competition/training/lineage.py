@@ -37,10 +37,10 @@ MAX_SHOWN = 8  # maximum number of leaks in an error message
 
 @dataclass(frozen=True)
 class TrainingCases:
-    """Hold the cases on which a network was trained in one way, e.g. by pseudo-labels.
+    """Hold cases on which a network was trained, all in the same way, e.g. with pseudo-labels.
 
     Attributes:
-        how: `BY_LABELS`, `BY_PSEUDO_LABELS` or `BY_EXTRA_CASES`.
+        how: the way of training: `BY_LABELS`, `BY_PSEUDO_LABELS` or `BY_EXTRA_CASES`.
         competition: name of the cases' competition.
         root: the competition's data folder at the time of the training.
         cases: (id, group, SHA-256 of the image) of each case.
@@ -206,7 +206,7 @@ def training_cases(run: Run, fold: int, seed: int, context: Context = Context())
 
 
 def labelled_cases(run: Run, fold: int) -> TrainingCases:
-    """Return the labelled cases of a run on which a fold trains."""
+    """Return the labelled cases on which a fold of a run trains."""
     return TrainingCases.from_table(BY_LABELS, run, run.cases[run.cases["id"].isin(run.training_ids(fold))])
 
 
@@ -219,7 +219,7 @@ def initial_weights_cases(run: Run, fold: int, context: Context = Context()) -> 
 
 
 def cases_via(how: str, run: Run, fold: int, seed: int, context: Context = Context()) -> list[TrainingCases]:
-    """Return the training cases of one network, as part of the lineage of a second network that it has influenced.
+    """Return the training cases of one network, as part of the lineage of a second network that the first influenced.
 
     Args:
         how: how the first network has influenced the second, e.g. `started from`. This text and the name of the first
@@ -260,12 +260,12 @@ def check_initial_weights(source: Path, job: FoldJob, run: Run) -> Path:
         run: the run of the fold.
 
     Returns:
-        The weight file of the same fold in the other run. For the training on all cases (fold -1), it is that of the
-        other run's training on all cases.
+        The weight file of the same fold in the other run. For the training on all cases (fold -1), the weight file of
+        the other run's training on all cases.
 
     Raises:
-        MaskfoldError: the weights do not exist, were changed after the source's fold finished, or were trained on a
-            case that this fold validates.
+        MaskfoldError: `source` is a file, or the folder of an imported run; or the weights do not exist, were changed
+            after the source's fold finished, or were trained on a case that this fold validates.
     """
     if source.is_file():
         raise MaskfoldError(

@@ -41,10 +41,10 @@ SHARED_FOLDER_HINT = (
 
 @EXECUTORS.register("ray")
 class RayExecutor:
-    """Run each fold as a Ray task, on any machine of the cluster with free resources.
+    """Run each fold as a Ray task, on any machine of the cluster that has enough free resources.
 
-    At most `run.parallel_folds` tasks run at the same time. If there is no cluster, Ray starts one on this machine,
-    which ends with this process.
+    At most `run.parallel_folds` tasks run at the same time. If there is no cluster, Ray starts one on this machine.
+    This cluster ends with this process.
 
     Args:
         run: the section `run` of the experiment.
@@ -108,7 +108,8 @@ class FoldResources:
 
         Args:
             run: the section `run` of the experiment.
-            machines: for each machine, its numbers of `CPU` and `GPU`. Machines without CPUs get no folds.
+            machines: for each machine, its number of CPUs by the key `CPU`, and of GPUs by the key `GPU`. Machines
+                without CPUs get no folds.
 
         Raises:
             MaskfoldError: no machine has these resources.

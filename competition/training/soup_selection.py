@@ -53,7 +53,8 @@ def predict_with_soup(
         dice: Dice of the plain weights, by class.
 
     Returns:
-        The entry `soup` of `result.json`; None if `training.soup` is off. Its keys are:
+        The entry `soup` of `result.json`; None if `training.soup` is 1, or if the fold has no validation cases. Its
+        keys are:
 
         - `epochs`: epochs of the checkpoints in the written weights.
         - `score`, `dice`: score and Dice by class of the written predictions.

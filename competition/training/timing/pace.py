@@ -56,7 +56,8 @@ class Pace:
 
         Args:
             seconds: duration of the validation.
-            writing: seconds that the final prediction takes in addition to a validation; None if not measured now.
+            writing: seconds that the final prediction takes in addition to a validation; None if this was not measured
+                now.
         """
         # A validation that took longer than the last one shows that the machine has become slower, before the average
         # over steps shows it. Later steps will show the same, and must not raise the estimate of a validation again.

@@ -1,7 +1,7 @@
 """Report the progress of a fold, as lines in the log or as lines for a progress bar on the terminal.
 
-The process of the fold only writes lines. The command's process reads those for the bar (`competition.cli.progress`),
-and draws the bar.
+The process of the fold only writes lines. The command's process reads the lines for the bar, and draws it, see
+`competition.cli.progress`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class ProgressLog:
     def set(self, status: Status) -> None:
         """Set the function that describes the present work of the fold.
 
-        The function is called when a line is due, possibly in another thread.
+        `status` is called whenever a line is due, possibly in another thread.
         """
         self._status = status
         self.tick()
