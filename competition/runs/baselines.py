@@ -33,9 +33,9 @@ DICE = MetricConfig(name="dice", both_empty=None)
 
 
 def baseline_lines(run: Run, clock: Callable[[], float] = time.monotonic) -> list[str]:
-    """Return the lines of `compare_with_baselines`; if `baselines.json` in the run's folder has them, read them there.
+    """Return the lines of `compare_with_baselines`, from `baselines.json` in the run's folder if it contains them.
 
-    Stored lines are used only if `scores.csv` has not changed since. New lines are stored in `baselines.json`.
+    Stored lines are used only if `scores.csv` has not changed since they were computed. New lines are stored.
 
     Args:
         run: the run, with finished folds.
@@ -127,8 +127,8 @@ def _warning(name: str, baseline: pd.DataFrame, network: pd.DataFrame, run: Run)
 
     Args:
         name: name of the baseline in the warning.
-        baseline: table of the baseline's Dice, as from `_table`.
-        network: table of the network's Dice, as from `_network_dice`.
+        baseline: table of the baseline's Dice, a result of `_table`.
+        network: table of the network's Dice, a result of `_network_dice`.
         run: the run.
     """
     baseline = baseline.merge(network[["id", "class"]], on=["id", "class"])  # the same pairs, in the same order
@@ -150,7 +150,8 @@ def _network_dice(run: Run, ids: list[str]) -> pd.DataFrame | None:
     """Return the network's Dice for each case and each class that the labels of the case contain.
 
     Returns:
-        Table with the columns id, class, score and dice, sorted by id and class; None if there are no such scores.
+        Table with the columns id, class, score and dice, sorted by id and class; score and dice are both the Dice. None
+        if there are no such scores.
     """
     try:
         scores = read_run_scores(run.folder)
@@ -166,7 +167,8 @@ def _network_dice(run: Run, ids: list[str]) -> pd.DataFrame | None:
 def _table(dice: np.ndarray[Any, Any], ids: list[str], run: Run) -> pd.DataFrame:
     """Convert a baseline's Dice, an array (cases, K), to a table with one row per case and class.
 
-    Values that are not finite are left out. The columns are id, class, score and dice.
+    Values that are not finite are left out. The columns are id, class, score and dice; score and dice are both the
+    Dice.
     """
     import pandas as pd
 

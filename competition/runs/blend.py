@@ -197,7 +197,8 @@ class EnsembleOof:
     def has_presence(self) -> bool:
         """Whether class presence can be computed for every case.
 
-        For this, `weights` and the weights of each fold must give a run with a presence head a weight above 0.
+        For this, at least one run with a presence head must have a weight above 0, both in `weights` and in the weights
+        of each fold.
         """
         has_head = [oof.run.exp.gate is not None for oof in self.oofs]
         return all(

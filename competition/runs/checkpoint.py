@@ -189,7 +189,7 @@ def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[tuple[int, ...]
 
 
 def _mismatch(expected: dict[str, torch.Tensor], found: dict[str, tuple[tuple[int, ...], int]]) -> str | None:
-    """Describe the first difference between the tensors of a network and of a file; return None if there is none.
+    """Return a description of the first difference between the tensors of a network and of a file, or None.
 
     Values in the file may have fewer bytes than in the network, but not more.
 

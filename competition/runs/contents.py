@@ -51,8 +51,8 @@ class RunRecord:
     """Record the inputs of a run's hash at the time when the run was started.
 
     Attributes:
-        names: the hash of the run in both versions of the hash, with the keys "1" and "2". The name of the run's folder
-            starts with one of these hashes.
+        names: the run's hash by both versions of the hash function, with the keys "1" and "2". The name of the run's
+            folder starts with one of these hashes.
         data: hash of the cases, see `competition.runs.extra_cases.combined_data_hash`.
         contents: digests of the files and packages that the YAML refers to, see `run_contents`.
         sources: digests of the weights of other runs, from which this run starts or whose predictions it uses as
@@ -103,7 +103,7 @@ class RunRecord:
             write_json(folder / CONTENTS_FILE, asdict(record))
 
     def changed_table(self, folder: Path, *, missing_ok: bool = False) -> str | None:
-        """Return the name of the first table in a run's folder that differs from the record; None if all are equal.
+        """Return the name of the first table in a run's folder that differs from the record; None if none differs.
 
         Args:
             folder: folder of the run.
@@ -136,7 +136,7 @@ def run_contents(exp: Experiment, folds: pd.DataFrame | None, *, missing_ok: boo
     Args:
         exp: the experiment.
         folds: table with the columns id and fold; None omits the digest of the folds.
-        missing_ok: whether to omit files that do not exist.
+        missing_ok: whether to omit files that do not exist or cannot be read; otherwise they are an error.
 
     Returns:
         Digests by the following keys:
@@ -150,7 +150,8 @@ def run_contents(exp: Experiment, folds: pd.DataFrame | None, *, missing_ok: boo
         `competition.runs.cascade.first_stage.first_stage_contents`.
 
     Raises:
-        MaskfoldError: a weight file does not exist or cannot be read (status 2).
+        MaskfoldError: a weight file does not exist, or a file cannot be read (status 2). With `missing_ok`, this is no
+            error.
     """
     contents = {} if folds is None else {FOLDS_KEY: folds_digest(folds)}
     for key, path in _named_files(exp, missing_ok).items():
@@ -342,8 +343,8 @@ def change_to_version_2(plain: dict[str, Any], saved: dict[str, Any], contents: 
     Args:
         plain: the settings of version 1; they are changed in place.
         saved: the complete resolved YAML.
-        contents: a result of `run_contents`; the values at its keys of the YAML are replaced by a fixed text, because
-            the hash covers the content of these files instead.
+        contents: a result of `run_contents`. If it has the digest of the file that a key of the YAML names, the value
+            of this key is replaced by a fixed text, because the hash covers the digest instead.
     """
     for section, key in KEYS_OF_VERSION_1:
         del plain[section][key]
@@ -424,10 +425,10 @@ def changed_error(folder: Path, what: str) -> MaskfoldError:
 
 
 def describe_content(key: str, exp: Experiment) -> str:
-    """Describe, for messages, the file or package to which a key of the digests belongs.
+    """Return a description, for messages, of the file or package to which a digest belongs.
 
     Args:
-        key: a key of the result of `run_contents`, `source_digests` or `first_stage_contents`.
+        key: the key of the digest in the result of `run_contents`, `source_digests` or `first_stage_contents`.
         exp: the experiment, which contains the path of the file.
     """
     if key == FOLDS_KEY:
@@ -444,7 +445,7 @@ def describe_content(key: str, exp: Experiment) -> str:
 
 
 def changed_code(folder: Path, exp: Experiment) -> list[str]:
-    """Describe, for messages, each of the user's packages whose code has changed since a run was started."""
+    """Return a description, for messages, of each user package whose code has changed since a run was started."""
     if (record := RunRecord.read(folder)) is None:
         return []
     found = {CODE_PREFIX + package: package_digest(package) for package in own_packages(exp)}

@@ -33,7 +33,7 @@ def find_run(
     Args:
         name: one of: the path of an experiment's YAML, which means the latest finished run of the experiment; a run's
             folder; `experiment/hash`; a hash or its first digits; the name of an experiment with a single run.
-        overrides: `key=value` strings, e.g. `competition.root=/elsewhere`, `postprocess.tune=true`.
+        overrides: `key=value` strings that replace values of the YAML, e.g. `competition.root=/elsewhere`.
         trust: additional packages that `target` may name.
         say: function that receives a note if the YAML or the user's own code has changed since the run was started.
 
@@ -162,7 +162,7 @@ def _latest_finished(base: Path, trust: tuple[str, ...]) -> Run | None:
     """Return the complete run that finished most recently; None if no run has finished all its folds.
 
     Reading a run takes time. So runs are read in the order of their latest results, newest first. The search ends when
-    no other run can have finished later than the best one so far, usually after one or two runs. Imported runs are
+    no other run can have finished later than the latest one so far, usually after one or two runs. Imported runs are
     skipped.
 
     Args:
@@ -188,7 +188,7 @@ def _latest_finished(base: Path, trust: tuple[str, ...]) -> Run | None:
 
 
 def _latest_result(folder: Path) -> float | None:
-    """Return the time of the latest fold result in a run's folder, in s since 1970; None if there is no result."""
+    """Return the time of the latest fold result in a run's folder, in seconds since 1970; None if there is none."""
     times = []
     with os.scandir(folder) as entries:
         for name in [entry.name for entry in entries if MEMBER_FOLDER.fullmatch(entry.name)]:

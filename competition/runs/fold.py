@@ -235,7 +235,8 @@ class FoldResult:
     def write(self, folder: Path) -> None:
         """Write `result.json`, with a digest of its content, into the folder of the fold and seed.
 
-        Call this after the other files of this folder are written, because `result.json` shows that all is finished.
+        Call this after all other files of the folder are written, because `result.json` marks this training as
+        finished.
 
         Raises:
             DiskFullError: the disk has too little free space.

@@ -49,7 +49,7 @@ def refuse_imported(runs: Iterable[Run], purpose: str) -> None:
         purpose: what the command would do with the runs, for the message, e.g. `predict new images`.
 
     Raises:
-        MaskfoldError: status 2; a run was imported.
+        MaskfoldError: a run was imported (status 2).
     """
     for run in runs:
         if is_imported(run.exp):

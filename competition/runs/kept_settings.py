@@ -39,7 +39,7 @@ def drop_execution_keys(training: dict[str, Any], *, kept: bool) -> None:
 
 
 def decide_settings(exp: Experiment, channels_last: bool) -> dict[str, str]:
-    """Decide the values of `KEPT_SETTINGS` for a new run: the values in the YAML, but the faster one for `auto`.
+    """Return the values of `KEPT_SETTINGS` for a new run: those of the YAML, with `auto` replaced by the faster one.
 
     The decision depends only on the YAML and the network, and not on a measurement, so that all processes decide alike.
 

@@ -53,9 +53,9 @@ class LockOwner:
         host: the machine's name.
         boot: id that the kernel made when the machine started; it identifies the machine even if containers on it have
             other names.
-        born: start time of the process in s since 1970. It distinguishes processes that had the same process id.
-        since: time at which the process took the lock, in s since 1970.
-        beat: time of the last heartbeat of the process, in s since 1970.
+        born: start time of the process in seconds since 1970. It distinguishes processes that had the same process id.
+        since: time at which the process took the lock, in seconds since 1970.
+        beat: time of the last heartbeat of the process, in seconds since 1970.
     """
 
     process: int

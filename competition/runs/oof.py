@@ -52,7 +52,7 @@ class OofStore:
     A file may come from an untrusted source. Therefore the declared shape, dtype, codecs and chunk sizes, and the size
     to which each chunk decompresses, are checked before memory is allocated.
 
-    A file also contains the id and shape of its case, and a checksum of the values. `read` compares all three. So it
+    A file also contains the id and shape of its case, and a checksum of the values. `read` checks all three. So it
     rejects a file of another case, and a file with a missing chunk, which Zarr would read as zeros. Files of version
     0.1 have no checksum. For exclusive classes, a missing chunk is then found because the probabilities of a pixel do
     not add up to 1.

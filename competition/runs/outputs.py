@@ -27,7 +27,7 @@ def check_output(paths: Iterable[Path], comps: Iterable[Competition] = (), optio
         option: name of the command-line option with the path, for the message.
 
     Raises:
-        MaskfoldError: status 2; a path is in a protected folder, or is a protected file.
+        MaskfoldError: a path is in a protected folder, or is a protected file (status 2).
     """
     comps = list(comps)
     for path in paths:
@@ -55,7 +55,9 @@ def _is_run(folder: Path) -> bool:
 
 
 def _describe_data(real: Path, comp: Competition) -> str:
-    """Describe the data of a competition that would be overwritten at a path; return an empty text if there are none.
+    """Return a description of the data of a competition that an output at a path would overwrite.
+
+    If it would overwrite none, return an empty text.
 
     Args:
         real: the path, with all links resolved.
@@ -76,9 +78,9 @@ def _describe_data(real: Path, comp: Competition) -> str:
 
 
 def _describe_links(real: Path, root: Path, comp: Competition) -> str:
-    """Describe the folder of images or masks in which a path lies, behind a symbolic link in the data folder.
+    """Return a description of a path in a folder of images or masks to which a symbolic link in the data folder leads.
 
-    If the path lies in no such folder, return an empty text.
+    For any other path, return an empty text.
 
     Args:
         real: the path, with all links resolved.

@@ -46,8 +46,8 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
 def read_summary(folder: Path) -> dict[str, Any]:
     """Read a run's `summary.json`, and check that it belongs to the scores and results in the same folder.
 
-    This comparison detects a summary that was copied from another run, whose own digest is valid. Files that were
-    deleted to save space are not compared.
+    This also detects a summary that was copied from another run, although the digest in this summary is valid. Files
+    that were deleted to save space are not compared.
 
     Args:
         folder: the run's folder.
@@ -94,11 +94,14 @@ def parse_summary(folder: Path) -> dict[str, Any]:
 
 
 def other_results(folder: Path, summary: Mapping[str, Any]) -> list[str]:
-    """Return the names of result files in a run's folder, e.g. `fold_0/result.json`, that differ from a summary.
+    """Return the names of those `result.json` whose score, steps or minutes differ from a summary in the same folder.
 
     Args:
         folder: the run's folder.
-        summary: content of a `summary.json`.
+        summary: content of the `summary.json`.
+
+    Returns:
+        Names such as `fold_0/result.json`.
 
     Raises:
         MaskfoldError: a result is damaged.
@@ -157,8 +160,8 @@ class ScoreEstimate(NamedTuple):
         Args:
             plain: the stored data.
             value: key of the score.
-            low: key of the lower end of the interval; nan if it has no finite number.
-            high: key of the upper end of the interval; nan if it has no finite number.
+            low: key of the lower end of the interval. If it has no finite number, the lower end is nan.
+            high: key of the upper end of the interval. If it has no finite number, the upper end is nan.
         """
         numbers: list[Any] = [plain.get(key) for key in (value, low, high)]
         if not _is_finite(numbers[0]):

@@ -195,7 +195,7 @@ def refuse_first_stage(runs: Iterable[Run], purpose: str) -> None:
         purpose: what the command would do with the runs, for the message, e.g. `be exported`.
 
     Raises:
-        MaskfoldError: status 2; a run has a first stage.
+        MaskfoldError: a run has a first stage (status 2).
     """
     for run in runs:
         if run.exp.first_stage is not None:
