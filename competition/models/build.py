@@ -402,8 +402,8 @@ def nearest_valid_sizes(is_valid: Callable[[PatchSize], bool], size: PatchSize) 
         size: a patch size that the network does not accept.
 
     Returns:
-        The smaller and the larger size, in this order. A size that does not exist is left out, so the list may be
-        shorter. If there is no larger size, the list is empty.
+        The smaller and the larger size, in this order. If there is no smaller size, the list contains only the larger
+        one. If there is no larger size, no smaller size is searched for, and the list is empty.
     """
     known: dict[PatchSize, bool] = {size: False}
 

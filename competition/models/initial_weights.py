@@ -65,7 +65,7 @@ class InitialMatch:
     by_order: bool = False
 
     def lines(self) -> list[str]:
-        """Return two lines about loaded and missing tensors: first their numbers, then their modules."""
+        """Return two lines: the first counts the loaded and the missing tensors, the second names their modules."""
         count = len(self.pairs) + sum(map(len, self.missing.values()))
         parts = [f"{len(self.pairs)} of {count} tensors loaded from {self.source}"]
         parts += ["layers were paired by their order"] if self.by_order else []
@@ -84,7 +84,7 @@ def load_initial_weights(network: nn.Module, exp: Experiment, channels: int) -> 
 
     Args:
         network: network of the experiment, on the CPU.
-        exp: experiment with `initial_weights`.
+        exp: experiment whose `init_from` names a file.
         channels: number of channels of the network's input.
 
     Returns:

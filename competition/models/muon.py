@@ -25,7 +25,7 @@ EPSILON = 1e-7
 class Muon(torch.optim.Optimizer):
     """Update matrices and convolution kernels with Muon, and all other parameters with AdamW.
 
-    AdamW updates parameters of fewer than two axes (biases, normalisation), kernels with a single filter or a single
+    AdamW updates parameters with fewer than two axes (biases, normalisation), kernels with a single filter or a single
     weight per filter, and depthwise kernels.
 
     Muon and AdamW use the same learning rate. An update of Muon is scaled to a root mean square of 1, like the first

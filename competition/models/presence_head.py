@@ -71,7 +71,8 @@ def find_deepest_feature_map(
     candidate if it is called once, and its output is one feature map with these properties:
 
     - The map is smaller than the patch.
-    - The map of the larger patch is larger. For example, the pooled values of a squeeze-and-excitation do not grow.
+    - The map of the larger patch is larger. For example, the pooled values of a squeeze-and-excitation
+      block do not grow.
 
     The candidate with the smallest map is chosen. Among maps of the same size, the map with the most channels is
     chosen. Among maps that are equal in both, the last one in order of computation is chosen.
@@ -159,7 +160,7 @@ def presence_target(mask: Tensor, comp: Competition) -> tuple[Tensor, Tensor]:
             cases of other competitions may have ignored pixels even without this setting.
 
     Returns:
-        Two arrays (B, K): the presence as float32 (0 or 1), and whether the presence is known as bool.
+        Two tensors (B, K): the presence, float32 (0 or 1); and whether the presence is known, bool.
     """
     classes = len(comp.classes)
     if comp.labels == "overlapping":

@@ -155,8 +155,8 @@ def load_encoder(network: nn.Module, path: Path, channels: int) -> EncoderMatch:
 def match_encoder(network: nn.Module, path: Path, channels: int) -> EncoderMatch:
     """Match each tensor of an encoder with a tensor of a file.
 
-    The tensors are matched by name, without a prefix. If this leaves tensors of the encoder without a match, matching
-    by order is tried too.
+    The tensors are matched by their names without a prefix. If a tensor of the encoder has no match, they are also
+    matched by their order, and the way with more matches is used.
 
     Args:
         network: a network on any device, including the meta device.
@@ -349,9 +349,9 @@ def _by_name(targets: Sequence[str] | Shapes, sources: Sequence[str] | Shapes) -
 def _by_order(encoder: nn.Module, targets: Shapes, sources: Shapes, channels: int) -> dict[str, str]:
     """Pair the tensors of an encoder with the tensors of a file by their order, if all shapes fit.
 
-    After the encoder's tensors, the file may contain further tensors, such as a head. A feature extractor of timm has
-    other names than timm's complete network. Therefore, its tensors are matched by name with the complete network, and
-    the complete network by order with the file.
+    After the encoder's tensors, the file may contain further tensors, such as a head. The tensors of a feature
+    extractor of timm are matched by name with timm's complete network, and the tensors of that network by order with
+    the file.
     """
     if type(encoder).__name__ == "TimmUniversalEncoder":
         import timm

@@ -20,9 +20,9 @@ Schedule = Callable[[float, ScheduleConfig], float]
 
 
 def with_warmup(schedule: Schedule) -> Schedule:
-    """Return the given schedule with a linear warm-up before it.
+    """Return a schedule that consists of a linear warm-up and then the given schedule.
 
-    In the warm-up, the first share `warmup` of training, the factor rises to 1.
+    The warm-up is the first share `warmup` of training. In it, the factor rises from `WARMUP_START` to 1.
     """
 
     @wraps(schedule)

@@ -40,7 +40,7 @@ class LossTarget:
 
     @cached_property
     def binary_channels(self) -> Tensor:
-        """One channel per network output, (B, C, *spatial) float32: 1 at the class's pixels, 0 elsewhere."""
+        """One channel per output channel of the network, (B, C, *spatial) float32: 1 at the class's pixels, else 0."""
         if not self.exclusive:
             return self.mask.float()
         shape = (self.mask.shape[0], self.channels, *self.mask.shape[2:])
