@@ -38,7 +38,7 @@ class Candidate:
     Attributes:
         kind: kind of the files, e.g. `unfinished run`.
         paths: files and folders to delete.
-        changed: time of the last change of any of them, in s since 1970.
+        changed: time of the last change of any of them, in seconds since 1970.
         reason: why the files may be deleted.
         is_run: whether the first path is the folder of a run. The lock of the run must then be taken for the deletion.
     """
@@ -51,7 +51,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """The path that tables show: the first path, or, for several paths that are not a run, their common folder."""
+        """The path that tables show: the common folder of several paths that are not a run, else the first path."""
         return str(self.paths[0]) if self.is_run or len(self.paths) == 1 else f"{self.paths[0].parent}"
 
 
@@ -142,7 +142,7 @@ def _read_mlflow(root: Path, plan: CleaningPlan, has_runs: bool) -> MlflowRecord
 
 
 def _read_runs(folders: Sequence[Path], plan: CleaningPlan) -> dict[Path, Run]:
-    """Return the runs that can be read, by folder; `plan` gets a note for each other run, which stays."""
+    """Return the runs that can be read, by folder; for each other run, which stays, add a note to `plan`."""
     runs = {}
     for folder in folders:
         if (folder / "experiment.yaml").exists():
@@ -178,7 +178,7 @@ def _finished_runs(runs: Mapping[Path, Run], before: float, keep_best: int) -> I
 
     Args:
         runs: all runs, by folder.
-        before: time in s since 1970; only runs that have not changed since are yielded.
+        before: time in seconds since 1970; only runs that have not changed since are yielded.
         keep_best: number of best runs of each competition and metric.
     """
     scored: dict[str, list[tuple[float, Path]]] = {}
@@ -275,16 +275,17 @@ def _unneeded_cases(
     If a run needs a deleted case later, the case is preprocessed again.
 
     The name of a preprocessed case's folder is a hash of everything on which the case depends. For two kinds of cases,
-    this hash cannot be computed here. The hash of a pseudo-labelled case depends on the teachers. The hash of a case
-    with the channels of a first stage depends on predictions. Such a case stays if a remaining run has an additional
-    training case with the same id, or has a first stage and any case with the same id.
+    this hash cannot be computed here. The hash of a pseudo-labelled case depends on the networks that predict its
+    labels. The hash of a case with the channels of a first stage depends on the predictions of the first stage. Such a
+    case stays if a remaining run has an additional training case with the same id, or has a first stage and any case
+    with the same id.
 
     Args:
         root: the folder that contains `mlruns`.
         folders: folders of all runs.
         runs: the runs that can be read, by folder.
         deleted: folders of the runs that will be deleted.
-        before: time in s since 1970; only cases that have not changed since are yielded.
+        before: time in seconds since 1970; only cases that have not changed since are yielded.
         plan: plan that gets a note if a run cannot be read, so that all cases stay.
     """
     cache = root / CACHE_FOLDER
@@ -370,7 +371,7 @@ def _stale_temporary_files(root: Path) -> Iterator[Candidate]:
 
 
 def newest_change(paths: Sequence[Path]) -> float:
-    """Return the time of the latest change of any file in these files and folders, in s since 1970.
+    """Return the time of the latest change of any file in these files and folders, in seconds since 1970.
 
     Lock files are ignored.
     """

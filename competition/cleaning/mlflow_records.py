@@ -97,8 +97,9 @@ def _unneeded_artifacts(
 ) -> Iterator[UnneededArtifacts]:
     """Yield the artifacts of runs that were deleted in MLflow, and of runs whose folder was deleted.
 
-    The artifacts of the runs' logged models, which are links to the same weights, are yielded too. If this store knows
-    no run for a folder of artifacts, the folder is left out, because it may belong to another store.
+    The artifacts of the runs' logged models, whose files are usually hard links to the weights of the runs, are yielded
+    too. If this store knows no run for a folder of artifacts, the folder is left out, because it may belong to another
+    store.
 
     Args:
         root: the folder that contains `mlruns`.

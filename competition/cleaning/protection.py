@@ -1,7 +1,7 @@
 """Find the runs that must stay because a submission, the ledger, a study, another run or a YAML file refers to them.
 
-In this module, the name of a run is the name of its folder, which is its hash. If two runs have the same name, both
-stay.
+In this module, the name of a run is the name of its folder, which is its hash. If two runs have the same name, a
+reference to this name keeps both.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def _in_runs(runs: Sequence[Path], names: set[str]) -> Iterator[tuple[str, str]]
 def _in_yamls(root: Path, runs: Sequence[Path], names: set[str]) -> Iterator[tuple[str, str]]:
     """Yield (name, reason) of each run to which a YAML file of a study or of the user refers.
 
-    Such a file may contain the hash of a run or its first digits, or the YAML file of the run's experiment.
+    Such a file may name a run by its hash, by the first digits of the hash, or by the YAML file of its experiment.
 
     Args:
         root: the folder that contains `mlruns`.
