@@ -51,7 +51,7 @@ class SliceFinding:
 class _Objects:
     """Hold the connected components (objects) of all labels of a slice.
 
-    The evidence in an object is summed separately for each label of a second label image, `by` in `find`.
+    The evidence in an object is summed separately for each label of a second label image (the argument `by` of `find`).
 
     Attributes:
         components: (H, W) number of the component, 0 for background.

@@ -75,9 +75,9 @@ Counts = dict[int, list[list[ClassCounts]]]  # counts by fold, set of labels and
 
 
 def _count(oof: OofPredictions, context: Context) -> tuple[Counts, list[NDArray[np.float64]]]:
-    """Return each fold's voxel counts, and the median object size of each label.
+    """Return the voxel counts of each fold, and the median object size of each label.
 
-    Both exist for each set of labels; see `competition.review.voxels.label_problems`.
+    They are computed separately for each set of exclusive labels; see `competition.review.voxels.label_problems`.
     """
     comp, rows = oof.run.exp.competition, oof.rows()
     counts: Counts = {}
@@ -104,7 +104,7 @@ def _count(oof: OofPredictions, context: Context) -> tuple[Counts, list[NDArray[
 
 
 def _object_sizes(labels: Labels) -> Iterator[tuple[int, int]]:
-    """Yield the label and the size of each connected component of a truth (*spatial)."""
+    """Yield the label and the size of each connected component of true labels (*spatial)."""
     import cc3d
 
     clean = np.ascontiguousarray(np.where(labels == IGNORED, 0, labels))
@@ -250,7 +250,7 @@ def _planes(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
 
 
 class _Tracks:
-    """Merge findings in neighbouring slices of a volume that concern the same object.
+    """Merge the findings about the same object in neighbouring slices of a volume.
 
     A track is the list of an object's findings, one per slice.
     """

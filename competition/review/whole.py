@@ -59,8 +59,8 @@ def find_move(mask: WholeMask) -> tuple[tuple[int, ...], float] | None:
     """Find the translation with which the truth of a case best fits its prediction.
 
     Returns:
-        The translation in voxels of the file, and the Dice after it; None if no translation makes truth and prediction
-        agree much better.
+        The translation in voxels of the file, and the Dice after it; None if this Dice is below `MIN_AGREEMENT`, or
+        less than `MIN_GAIN` above the Dice without a translation.
     """
     from scipy.fft import irfftn, next_fast_len, rfftn
 
