@@ -353,7 +353,7 @@ def _has_images(root: Path, pattern: str) -> bool:
 
 
 def _extensions(images: Path) -> dict[str, int]:
-    """Return the number of readable files directly in a folder, by extension."""
+    """Return the number of files directly in a folder that Maskfold can read, by extension."""
     counts: dict[str, int] = {}
     for path in images.iterdir():
         if path.is_file() and has_reader(path.name) and not path.name.startswith("."):

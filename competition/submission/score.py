@@ -136,7 +136,7 @@ class _Truth(NamedTuple):
     """Hold the true masks of a case.
 
     Attributes:
-        masks: (M, *spatial) uint8, as from `competition.data.masks.load_mask`.
+        masks: (M, *spatial) uint8, a result of `competition.data.masks.load_mask`.
         objects: objects of each class; None for a class without stored objects.
         comp: the competition, in which `labels` describes the form of `masks`.
     """

@@ -243,7 +243,7 @@ class _TextStore:
             yield key
 
     def of(self, key: RowKey) -> list[str]:
-        """Return the texts of the mask column for the rows with a key.
+        """Return the texts of the mask column for the rows with the key `key`.
 
         There are several texts only if the format has one row per object.
         """
