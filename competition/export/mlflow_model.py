@@ -143,7 +143,7 @@ def write_model(run: Run, folder: Path, temporary_folder: Path) -> None:
 
 
 def pinned_requirements() -> list[str]:
-    """Return the packages that Maskfold requires as `name==version`, with the installed versions.
+    """Return `name==version` of each package that Maskfold requires, with the installed version.
 
     Local parts of versions, such as `+cpu`, are left out.
     """

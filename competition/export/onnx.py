@@ -26,7 +26,7 @@ TOLERANCE = 1e-3  # maximum difference between the probabilities of ONNX and tor
 class OnnxNetwork(nn.Module):
     """Run a network from an ONNX file with onnxruntime, as a torch module.
 
-    The input is (B, C, *patch) float32, the output are logits (B, P, *patch) float32.
+    The input is images (B, C, *patch) float32. The output is logits (B, P, *patch) float32 of P output channels.
 
     Args:
         path: a file that `write_onnx` has written.

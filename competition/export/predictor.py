@@ -89,7 +89,8 @@ def _read_settings(path: Path) -> PostprocessConfig:
 def adapt_to_machine(exp: Experiment) -> Experiment:
     """Return the experiment with settings for prediction on this machine.
 
-    It uses one device. If this machine does not have the accelerator that the YAML names, the accelerator is `auto`.
+    The returned experiment uses one device. If this machine does not have the accelerator that the YAML names, the
+    accelerator is `auto`.
     """
     import torch
 
@@ -156,7 +157,7 @@ def iter_images(images: Any, exp: Experiment) -> Iterator[InMemoryCase]:
 
 
 def _items(images: Any, comp: Competition) -> list[Any]:
-    """Return a list of images from a list, from a table with the column image, or from an array with a batch axis.
+    """Return a list of images from a list, from a table with the column `image`, or from an array with a batch axis.
 
     Such an array has the shape (N, C, *spatial) or (N, *spatial, C).
     """

@@ -85,9 +85,9 @@ def terminate(_number: int, _frame: FrameType | None) -> None:
 
 
 def main() -> int:
-    """Check the bundle, predict with the code in its folder `code`, and return the exit status.
+    """Call `check_and_run`, and return its exit status.
 
-    Ctrl-C and SIGTERM stop the script at any time, also during imports.
+    Ctrl-C (status 130) and SIGTERM (status 143) stop the script at any time, also during imports.
     """
     signal.signal(signal.SIGTERM, terminate)
     try:
