@@ -352,7 +352,7 @@ def _histograms(probabilities: NDArray[Any], truth: NDArray[Any], comp: Competit
 
     Args:
         probabilities: (P, *spatial) predicted probabilities.
-        truth: (M, *spatial) uint8 labels, as from `competition.data.masks.load_mask`.
+        truth: (M, *spatial) uint8 labels, a result of `competition.data.masks.load_mask`.
         comp: the competition.
     """
     bins = HISTOGRAM_STEPS + 1

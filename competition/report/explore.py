@@ -47,8 +47,8 @@ MAX_ROWS = 500  # maximum number of faults, and of remarks, on the page; finding
 def write_exploration(exploration: Exploration, output: Path) -> Path:
     """Write the page of a data exploration, and a folder with its figures and tables.
 
-    The page contains everything that it shows. The folder has the name of the page, and contains the figures,
-    `cases.csv`, `findings.csv` and `suggested.yaml`.
+    The page is a single HTML file that contains its figures. The folder has the name of the page, and contains
+    copies of the figures, `cases.csv`, `findings.csv` and `suggested.yaml`.
 
     Args:
         exploration: the exploration.
@@ -369,9 +369,10 @@ MAX_CASES = 8
 
 
 def draw_samples(exploration: Exploration, path: Path) -> list[str]:
-    """Draw at most eight training cases and their masks, in the order of their foreground, the smallest first.
+    """Draw at most eight training cases and their masks, sorted by their share of foreground, the smallest first.
 
-    The cases are evenly distributed by their share of foreground. Of a volume, the slice with most foreground is drawn.
+    If there are more cases, eight are selected at equal distances in this order. Of a volume, the slice with the most
+    foreground is drawn.
 
     Returns:
         The ids of the drawn cases. If no case has a mask, the list is empty and no figure is written.
@@ -391,7 +392,7 @@ def draw_samples(exploration: Exploration, path: Path) -> list[str]:
 
 
 def _select(cases: Sequence[CaseStats]) -> list[CaseStats]:
-    """Return at most eight cases, evenly distributed by their share of foreground."""
+    """Return at most eight cases, selected at equal distances in the order of their share of foreground."""
     ordered = sorted(cases, key=lambda case: (_foreground_share(case), case.id))
     if len(ordered) <= MAX_CASES:
         return ordered
@@ -405,7 +406,7 @@ def _foreground_share(case: CaseStats) -> float:
 def _sample_layers(case: CaseStats, comp: Competition) -> tuple[np.ndarray, np.ndarray]:
     """Return the image and the class masks of a case for a figure, reduced in size.
 
-    Of a volume, this is the slice along the last axis with most foreground.
+    Of a volume, this is the slice along the last axis with the most foreground.
 
     Returns:
         Channels (C, rows, columns), and masks (K, rows, columns) bool.

@@ -220,7 +220,7 @@ def write_page(
     Args:
         title: title of the browser window.
         head: HTML above the navigation.
-        sections: (text of its link, HTML) of each section, by its id.
+        sections: (text of the link to the section, HTML of the section), by the id of the section.
         output: path of the page.
         script: JavaScript that runs at the end of the page; it must not contain `</script`.
 

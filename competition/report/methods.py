@@ -60,7 +60,7 @@ class Citations:
 
         Args:
             key: key in `references.yaml`, e.g. the import path of a class.
-            what: what the reference is cited for, for the table of references.
+            what: the subject of the citation, which the table of references shows.
         """
         text = find_reference(key)
         if text is None:

@@ -23,7 +23,7 @@ DICE_METRIC = MetricConfig(name="dice", both_empty=None)
 
 
 class PresenceCounts(NamedTuple):
-    """Count the cases with and without a class in their labels, and those in which the prediction is wrong about it."""
+    """Count the cases with and without a class, and those in which the prediction misses or invents the class."""
 
     present: int  # number of cases whose labels contain the class
     missed: int  # number of those cases in which the prediction has no correct pixel of the class
@@ -108,9 +108,9 @@ class RunResults:
         return self._estimate(self.rows(fold, cls), self.metric)
 
     def counted(self) -> RunScores:
-        """Return the scores of the run; `counted` is the score of the masks that `maskfold submit` would write.
+        """Return the scores of the run; their `counted` is the score of the masks that `maskfold submit` would write.
 
-        If the stored scores cannot be used, `counted` is the result of `score()`.
+        If the stored scores cannot be used, their `counted` is the result of `score()`.
         """
         try:
             scores = run_scores(self.run, self.summary)
@@ -134,7 +134,7 @@ class RunResults:
         return self._estimate(rows.assign(score=rows["dice"]), DICE_METRIC)
 
     def presence(self, cls: str) -> PresenceCounts:
-        """Return the numbers of cases with and without a class, and of cases in which the prediction is wrong."""
+        """Count the cases with and without a class, and those in which the prediction misses or invents the class."""
         rows = self.rows(cls=cls)
         present = rows["tp"] + rows["fn"] > 0
         return PresenceCounts(

@@ -45,7 +45,7 @@ UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, Recur
 
 
 def write_report(run: Run, output: Path, context: Context = Context()) -> Path:
-    """Write the page of a run, which contains everything that it shows.
+    """Write the page of a run, a single HTML file that contains its figures.
 
     The figures are also written as PNG files, into a folder with the name of the page.
 
@@ -282,7 +282,7 @@ def find_previous_best(run: Run) -> PreviousBest | None:
 
 
 def get_end_time(folder: Path) -> float:
-    """Return the time at which a run ended, in s since 1970; infinity if no fold is finished.
+    """Return the time at which a run ended, in seconds since 1970; infinity if no fold is finished.
 
     The time is the latest one in the `metrics.jsonl` of the finished folds. Copying the folder does not change it.
     """

@@ -369,7 +369,7 @@ def object_size_errors(oof: OofPredictions, cases: list[str]) -> list[SizeError]
 
 
 def group_quartiles(sizes: Floats, values: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-    """Divide values by their sizes into groups of about equal numbers of values, and return each group's quartiles.
+    """Sort values by size, form groups of about equally many values, and return the quartiles of each group.
 
     Args:
         sizes: (n,) sizes.
@@ -437,7 +437,7 @@ def _objects_row(name: str, sized: SizeError) -> list[str]:
 
 
 def _thirds_table(sized_by_class: list[SizeError], classes: list[str], unit: str, what: str) -> Table:
-    """Return a table with the mean Dice, or the recall of objects, in the smallest, middle and largest third.
+    """Return a table with the mean Dice, or the recall of objects, for the smallest, middle and largest third of sizes.
 
     Args:
         sized_by_class: sizes and scores of each class.

@@ -57,14 +57,14 @@ def write_study_report(
     objectives: Sequence[str] = ("score",),
     best: Sequence[int] = (),
 ) -> Path:
-    """Write the page of a study from given trials and figures; the page contains everything that it shows.
+    """Write the page of a study, a single HTML file that contains its figures, from given trials.
 
     The figures are also copied into a folder with the name of the page.
 
     Args:
         folder: folder of the study.
         title: title of the page.
-        trials: one dictionary for each trial, as from `competition.study.study.write_trials`. Keys that are not in
+        trials: one dictionary for each trial, a result of `competition.study.study.write_trials`. Keys that are not in
             `TRIAL_KEYS` become additional columns.
         figures: PNG files; if a file is missing, the page says so.
         output: path of the page, which ends in `.html`.

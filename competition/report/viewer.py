@@ -174,7 +174,7 @@ def select_slices(
 
     Args:
         image: (C, *spatial); may be reduced by `load_picture`.
-        truth: (M, *spatial) uint8 labels, as from `competition.data.masks.load_mask`.
+        truth: (M, *spatial) uint8 labels, a result of `competition.data.masks.load_mask`.
         masks: (K, *spatial) bool, the prediction.
         comp: the competition.
         side: maximum length of the sides of a slice in pixels.
