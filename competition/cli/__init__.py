@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def _report_missing(error: ImportError) -> NoReturn:
-    """Print which package is missing and exit, or run `maskfold doctor` if that is the command."""
+    """Print which package is missing, and exit; for the command `maskfold doctor`, print its report instead."""
     if (error.name or "").split(".")[0] == "competition":  # the missing module is part of Maskfold, so this is a bug
         raise error
     if sys.argv[1:2] == ["doctor"]:

@@ -34,7 +34,7 @@ def study(
     trust: TrustOption = None,
     allow: AllowOption = None,
 ) -> None:
-    """Search keys of the experiment with Optuna; each trial is one cross-validation run.
+    """Search for the best values of YAML keys with Optuna; each trial is one cross-validation run.
 
     Run the same command again to resume, also after a crash. Trial 0 uses the YAML unchanged.
     """

@@ -55,9 +55,10 @@ def plan(
     trust: TrustOption = None,
     allow: AllowOption = None,
 ) -> None:
-    """Plan an experiment again, for another budget or machine: time training steps, choose, and show the difference.
+    """Plan an experiment again, for another budget or machine, and show the difference to the present YAML.
 
-    Keys that the plan does not set, and values that you changed since the last plan, stay as they are.
+    The command times training steps to choose resolution, network and patch. Keys that the plan does not set, and
+    values that you changed since the last plan, stay as they are.
     """
     from competition.cli.init import plan_command
 
