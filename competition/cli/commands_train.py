@@ -131,7 +131,7 @@ def demo(
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed; each seed gives different images.")] = 0,
 ) -> None:
-    """Make a small competition: 2D images or volumes, masks, a sample submission and its hidden solution.
+    """Make a small competition: images, masks, a sample submission, and the hidden solution of the test cases.
 
     The YAML files are written to experiments/ in the working folder; existing files are kept.
     """

@@ -80,7 +80,8 @@ def confirm_or_exit(question: str, yes: bool, hint: str, declined: str) -> None:
     If the user declines, print the message `declined` and exit with status 1.
 
     Raises:
-        MaskfoldError: standard input is not a terminal (exit status 2); `hint` is the hint of this error.
+        MaskfoldError: `yes` is False, and standard input is not a terminal (exit status 2). The error contains
+            `hint`.
     """
     if yes:
         return
@@ -93,7 +94,7 @@ def confirm_or_exit(question: str, yes: bool, hint: str, declined: str) -> None:
 
 
 def plain_printer(console: Console) -> Callable[[str], None]:
-    """Return a function that prints a line unchanged, without markup or line breaks."""
+    """Return a function that prints a line as it is: markup is not interpreted, and long lines are not wrapped."""
     return functools.partial(console.print, soft_wrap=True, markup=False)
 
 
@@ -107,9 +108,10 @@ def format_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list
 
 
 def progress_bar(console: Console, what: str = "cases predicted") -> Callable[[Iterator[Any], int], Iterator[Any]]:
-    """Return a function that takes an iterator and its length, and shows the progress of the iteration.
+    """Return a function that wraps an iterator of known length, and shows the progress of the iteration.
 
-    On a terminal it draws a bar with the label `what`. Elsewhere it prints about ten lines.
+    The function takes the iterator and its length, and yields the same items. On a terminal, it draws a bar with the
+    label `what`. Elsewhere, it prints about ten lines.
     """
 
     def watch(rows: Iterator[Any], count: int) -> Iterator[Any]:
@@ -127,7 +129,10 @@ def progress_bar(console: Console, what: str = "cases predicted") -> Callable[[I
 
 
 def terminal_bar(console: Console) -> Callable[[str], Bar | None]:
-    """Return a function for `Context.bar`, which makes a progress bar on a terminal and returns None elsewhere."""
+    """Return a function for `Context.bar`.
+
+    The function takes a label. On a terminal, it returns a progress bar with this label. Elsewhere, it returns None.
+    """
     return lambda what: progress_bar(console, what) if console.is_terminal else None
 
 
@@ -139,9 +144,9 @@ MAX_CLASS_COLUMNS = 3  # with more classes, the table has one row per class
 def cv_table(summary: CvSummary, run: Run) -> Table:
     """Return the result of a cross-validation as a table with one row per fold.
 
-    A row for all out-of-fold cases with 95 % intervals follows. Further rows show each seed and the held-out test
-    share, if the run has them. If there are more than `MAX_CLASS_COLUMNS` classes, the folds are columns instead of
-    rows.
+    The next two rows show the scores of all out-of-fold cases, and the 95 % intervals of these scores. Further rows
+    show each seed and the held-out test share, if the run has them. If there are more than `MAX_CLASS_COLUMNS`
+    classes, the folds are columns instead of rows.
     """
     if len(run.exp.competition.classes) > MAX_CLASS_COLUMNS:
         return _transposed_table(summary, run)
@@ -185,9 +190,10 @@ def cv_table(summary: CvSummary, run: Run) -> Table:
 
 
 def _transposed_table(summary: CvSummary, run: Run) -> Table:
-    """Return a table with a row for the metric and a row for the Dice of each class.
+    """Return a table with a row for the metric, a row for the Dice of each class, and a row for the minutes.
 
-    The columns are the folds, all cases, the interval, and the held-out test share.
+    The columns are the folds, all out-of-fold cases, their 95 % interval and, if the run has one, the held-out test
+    share.
     """
     table = Table(
         title=f"{run.name}: {summary.metric} and Dice per class, out of fold", caption=skipped_cases_line(run)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 def demo_command(name: str, output: Path | None, layout: str | None, seed: int) -> None:
-    """Make a demo, or phantoms in a known layout, write their YAML files, and print the next command."""
+    """Make a demo, or phantoms in the layout of a real data set; write the YAML files, and print the next command."""
     from competition.datasets.demo import make_demo, write_demo_experiment
     from competition.datasets.phantoms import LAYOUTS, make_phantom, next_command
 

@@ -41,7 +41,14 @@ def init_command(
 
 
 def _initialise(folder: Path, options: Any) -> Initialised:
-    """Write the YAML files of a folder, and print the findings; exit with status 1 if the data have faults."""
+    """Write the YAML files for a folder of data, print what was found and planned, and return it.
+
+    If the data have faults, exit with status 1.
+
+    Args:
+        folder: folder of the competition's data.
+        options: `competition.planning.init.Options`, made from the options of the command line.
+    """
     from competition.fork_server import close_shared_server
     from competition.planning.init import counts_of, initialise, remarks_of
 
@@ -147,7 +154,7 @@ def experiment_for(folder: Path, overrides: list[str], layout: int | None, minut
 
     Args:
         folder: folder of the competition's data.
-        overrides: `key=value` overrides of the command, of which only `run.threads` is used here.
+        overrides: the `key=value` words of the command line; only `run.threads` is used here.
         layout: number of the layout, if the folder can be read in several ways.
         minutes: time budget of a fold in minutes; None means the default, or the budget of an existing experiment.
 

@@ -24,7 +24,7 @@ class FoldBars:
 
     Args:
         run: the run.
-        console: console on which the command also prints its lines.
+        console: the console on which the command prints its lines; the bars are drawn below these lines.
 
     Example:
         >>> with FoldBars(run, console) as bars:  # doctest: +SKIP

@@ -194,7 +194,7 @@ def _next_command(file: Path, comp: Competition, overrides: list[str], cases: in
         comp: the experiment's competition.
         overrides: `key=value` overrides of the command.
         cases: number of training cases.
-        trust: packages of `--trust`.
+        trust: packages that the user trusts with `--trust`; the suggested command needs the same option.
     """
     from competition.data.patterns import count_test_images, has_hidden_test
 
@@ -218,9 +218,9 @@ def _next_command(file: Path, comp: Competition, overrides: list[str], cases: in
 
 
 def _trust_options(trust: tuple[str, ...]) -> list[str]:
-    """Return the options `--trust` and `--allow` that the user gave.
+    """Return the words of the options `--trust` and `--allow` that the user gave, for a suggested next command.
 
-    The suggested next command needs the same options.
+    That command needs the same options.
     """
     from competition.config.arguments import allowed_keys
 
@@ -344,7 +344,7 @@ def _next_study_command(file: Path, overrides: list[str], storage: str | None, t
 
 
 def promote_best(search: StudySession, count: int, console: Console, say: Callable[[str], None]) -> list[Any]:
-    """Train the best trials on all folds, and print each trial's gain over the YAML's own settings.
+    """Train the best trials on all folds, print each trial's gain over the YAML's own settings, and return the trials.
 
     The gain is computed on the folds that the study did not use. If the study used all folds, the gain is computed on
     these folds, and a warning says that it is biased.

@@ -290,9 +290,10 @@ def _machine(path: Path) -> str:
 
 
 def _parse_lines(lines: list[str]) -> dict[str, str]:
-    """Return the parts of a fold's progress (the keys of `PARTS`), each from the last line that contains it.
+    """Return the parts of a fold's progress by name, each from the last line that contains it.
 
-    A missing part has no key. The part `activity` is used only if it is in the last line that contains any part.
+    The names are the keys of `PARTS`; a part that no line contains is left out. The part `activity` is also left out
+    if a later line contains another part, because the activity has then ended.
     """
     parts: dict[str, str] = {}
     for line in reversed(lines):
