@@ -21,7 +21,7 @@ LINKED_SUFFIXES = (".safetensors", ".pt")  # these files are replaced and never 
 class ArtifactFolders:
     """Log artifacts of MLflow runs, as hard links if the store is a local folder.
 
-    MLflow is asked only once for the folder of a run's artifacts; the answer is stored in this object.
+    For each run, MLflow is asked only once where the artifacts are; this object stores the answer.
 
     Args:
         client: client of the open store.

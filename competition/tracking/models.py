@@ -1,8 +1,8 @@
 """Log the networks of a run as MLflow's logged models: one per finished fold, with the fold's scores.
 
 If the store is a local folder, a model's artifact is a hard link to the weights in the run's folder, so the weights are
-on disk only once. Otherwise, the model has no artifact. In both cases, the model's tag `weights` names the artifact of
-the fold's MLflow run that contains the weights.
+on disk only once. Otherwise, the model has no artifact. In both cases, the fold's MLflow run has the weights as an
+artifact, and the model's tag `weights` names this artifact.
 """
 
 from __future__ import annotations

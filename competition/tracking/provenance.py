@@ -83,7 +83,8 @@ def _packages() -> str:
 def _requirement(package: metadata.Distribution) -> str:
     """Return the line with which pip can reinstall a package: `name==version`, or `name @ url`.
 
-    The URL is used if the package was installed from one, which pip records in `direct_url.json` (PEP 610).
+    If a package was installed from a URL, pip has recorded the URL in `direct_url.json` (PEP 610), and the line
+    contains it.
     """
     origin = json.loads(package.read_text("direct_url.json") or "null")
     if origin is None:

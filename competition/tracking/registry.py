@@ -119,7 +119,7 @@ def _mlflow_errors(store: MlflowStore) -> Iterator[None]:
 
 
 def _find_version(client: MlflowClient, name: str, fingerprint: str) -> int | None:
-    """Return the lowest version number of a model with this fingerprint; None if there is no such complete version."""
+    """Return the lowest number of a READY model version with this fingerprint; None if there is no such version."""
     quoted = name.replace("'", "''")
     versions = client.search_model_versions(f"name = '{quoted}' and tags.{FINGERPRINT_TAG} = '{fingerprint}'")
     return min((int(version.version) for version in versions if version.status == "READY"), default=None)
@@ -178,9 +178,10 @@ def _uploaded_run_id(store: MlflowStore, run_folder: Path, exp: Experiment) -> s
 
 
 def _copy_metrics(client: MlflowClient, run_id: str, model_id: str) -> None:
-    """Log the metrics of an MLflow run, except system metrics, also as metrics of a model.
+    """Log the last value of each metric of an MLflow run, except system metrics, also for a model.
 
-    Each value keeps its time and step, so that the history of the run's metrics does not change.
+    MLflow stores such a value in the run too. The value keeps its time and step, so the run does not get a second
+    value.
     """
     from mlflow.entities import Metric
 

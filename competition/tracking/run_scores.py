@@ -53,8 +53,8 @@ class RunPage:
     Attributes:
         metrics: value of each final metric.
         tags: the tags; one of them is the description.
-        curves: (epoch, value) pairs of the mean curve of each metric over the folds. Empty until all folds are
-            finished, because each further fold would change the means.
+        curves: for each metric, its mean over the folds, as (epoch, mean) pairs. Empty until all folds are finished,
+            because each further fold would change the means.
     """
 
     metrics: dict[str, float]
@@ -89,8 +89,8 @@ def read_run_scores_of(
 ) -> RunScores | None:
     """Return the score estimates of a run.
 
-    If post-processing was tuned, the estimates come from `run_scores`. If it was not tuned, they come from the summary.
-    If the tuned score cannot be read, a warning is logged, and the estimates also come from the summary.
+    If post-processing was not tuned, the estimates are those in the summary. If it was tuned, `run_scores` computes
+    them from the tuning result. If this fails, a warning is logged, and the estimates are those in the summary.
 
     Args:
         folder: the run's folder.
@@ -219,8 +219,8 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 def mean_curves(folders: Iterable[Path]) -> dict[str, list[tuple[int, float]]]:
     """Return the mean of each training curve over the folds of a run.
 
-    The mean of a curve covers only the epochs for which every fold that has this curve has logged a value. So each mean
-    is over the same folds.
+    Folds that have not logged a metric do not count for its curve. Of the other folds, all must have logged a value in
+    an epoch; otherwise the epoch is left out. So all means of a curve are over the same folds.
 
     Args:
         folders: folders of the folds, with `metrics.jsonl`.

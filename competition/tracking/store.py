@@ -290,8 +290,8 @@ def get_member_tags(folder: Path) -> dict[str, str]:
 def started_at(folder: Path) -> int:
     """Return the time at which a run or fold was started, in ms since 1970.
 
-    This is the time of `job.json` or `experiment.yaml` in the folder, whichever is older. If the folder has neither
-    file, it is the time of the folder itself.
+    This is the modification time of `job.json` or `experiment.yaml` in the folder, whichever is older. If the folder
+    has neither file, it is the modification time of the folder.
     """
     times = [path.stat().st_mtime for name in ("job.json", "experiment.yaml") if (path := folder / name).exists()]
     return round(1000 * min(times, default=folder.stat().st_mtime))
@@ -315,7 +315,7 @@ def read_result_json(path: Path) -> dict[str, Any]:
 
 
 def matching_files(folder: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
-    """Yield the files of a folder that match each pattern, in alphabetical order.
+    """For each pattern, yield the matching files of a folder in alphabetical order.
 
     Hidden files are left out, because these are temporary files that are still being written.
     """
@@ -499,9 +499,9 @@ def get_or_create_experiment(client: MlflowClient, store: MlflowStore, name: str
 def retry_after_conflict(call: Callable[[], None]) -> None:
     """Call a function that writes to MLflow's database; if it conflicts with another command, call it once more.
 
-    MLflow inserts a data set or a tag only if it has not found it in the database. If two commands do this at the same
-    time, both find nothing, and the second insertion violates a unique constraint. A second call finds the row that the
-    other command has inserted.
+    Before MLflow inserts a data set or a tag, it searches the database for the same row. If two commands do this at the
+    same time, both find nothing, and the second insertion violates a unique constraint. A second call then finds the
+    row that the other command has inserted.
 
     Raises:
         mlflow.exceptions.MlflowException: the first call fails for another reason, or the second call fails.

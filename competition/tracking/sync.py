@@ -44,8 +44,8 @@ class MlflowSync:
         study: folder of the study to which the run belongs as a trial; None if the run belongs to no study. This
             instance does not upload the study's folder.
         interval: seconds between two uploads.
-        timeout: the last upload is abandoned after this many seconds without progress; after a quarter of them if the
-            previous upload failed.
+        timeout: the last upload is abandoned after this many seconds without progress. If the previous upload failed,
+            a quarter of this time is enough.
         sampling_interval: seconds between two samples of system metrics, which are recorded only for `cv` runs.
 
     Example:
@@ -160,13 +160,13 @@ class MlflowSync:
 
 
 def upload_finished_run(run_folder: Path, exp: Experiment) -> bool:
-    """Upload the files of a finished run that MLflow does not have yet.
+    """Upload new files of a run that has the status FINISHED in MLflow.
 
-    The caller must hold the run's lock. An error of MLflow is logged as a warning.
+    A run with another status is not uploaded here, because `maskfold cv` uploads it. The caller must hold the run's
+    lock. An error of MLflow is logged as a warning.
 
     Returns:
-        Whether MLflow now has the run and all its files. If the run was not FINISHED in MLflow before, nothing is
-        uploaded, because `maskfold cv` uploads such a run; the result is then False.
+        True if MLflow now has the run and all its files; False if the run has another status or the upload failed.
     """
     store = find_mlflow_store(project_root(run_folder))
     uploader = RunUploader(run_folder, store, RunMetadata.of(run_folder, exp, "cv"))

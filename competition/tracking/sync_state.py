@@ -29,7 +29,8 @@ class MetricPoint(NamedTuple):
     Attributes:
         name: name of the metric, e.g. `val/dice`.
         value: its value.
-        time: time in the file, in ms since 1970. A repeated upload has the same time, so MLflow drops it.
+        time: time at which the value was written, in ms since 1970. MLflow drops a value that is uploaded again with
+            the same time.
         step: number of the optimiser step.
     """
 
@@ -45,8 +46,10 @@ class FileOffset:
 
     Attributes:
         offset: position in bytes.
-        seal: digest of the last `SEAL_BYTES` bytes before the offset. It differs if the file has been rewritten.
-        head: digest of the first line. It differs if the fold has been trained again from the start.
+        seal: digest of the last `SEAL_BYTES` bytes before the offset. If the file now gives another digest, it has been
+            rewritten.
+        head: digest of the first line. If the file now gives another digest, the fold has been trained again from the
+            start.
     """
 
     offset: int = 0
@@ -72,7 +75,7 @@ class JournalChunk:
 
 
 def read_chunk(path: Path, position: FileOffset) -> JournalChunk:
-    """Read the complete lines after a position, at most `MAX_READ_BYTES` at once.
+    """Read the complete lines after a position, at most `MAX_READ_BYTES` per call.
 
     An incomplete last line is left for the next call.
 

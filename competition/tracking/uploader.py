@@ -256,9 +256,9 @@ class RunUploader:
         uploaded until the summary has been written again. If the summary still does not match at the last upload,
         somebody has edited or copied the file, and a warning is logged.
 
-        The upload is skipped if its digest has not changed. The digest covers the summary, the tuning result and
-        `SCORES_VERSION`. So if a new version of Maskfold has another `SCORES_VERSION`, it uploads the metrics of older
-        runs again, and adds missing ones.
+        A digest covers the summary, the tuning result, the setting `postprocess.tune` and `SCORES_VERSION`. If it is
+        the digest of the previous upload, nothing is uploaded. So a version of Maskfold with another `SCORES_VERSION`
+        uploads the metrics of older runs again, and adds missing ones.
 
         Args:
             last: whether this is the last upload.
