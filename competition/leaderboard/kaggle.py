@@ -223,12 +223,13 @@ def kaggle_client_error(name: str, rules_url: str, error: OSError) -> MaskfoldEr
 
 @dataclass(frozen=True)
 class SubmissionLimits:
-    """Hold how many submissions the user's team has made and may still make.
+    """Hold how many submissions the user's team has made today, and how many it may still make.
 
     Attributes:
         used: number of submissions made today (UTC).
-        left: number of submissions that are still allowed today.
-        by_total: whether the competition limits the total number of submissions; otherwise it limits those per day.
+        left: number of submissions that are still allowed now.
+        by_total: whether `left` follows from a limit on all submissions to the competition. False if it follows from a
+            limit per day.
     """
 
     used: int
@@ -262,7 +263,10 @@ class KaggleSubmission:
 
 
 class UploadRejected(MaskfoldError):
-    """Report that Kaggle has rejected or not received a submission, which does not count towards the daily limit."""
+    """Report that Kaggle has rejected or not received a submission.
+
+    Such a submission does not count towards the daily limit.
+    """
 
 
 def fetch_limits(api: Any, slug: str) -> SubmissionLimits | None:

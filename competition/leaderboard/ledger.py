@@ -203,7 +203,7 @@ class Ledger:
             raise damaged_error(path, error, DAMAGED_HINT) from error
 
     def _digests(self, record: UploadRecord) -> dict[str, str]:
-        """Return the digests that the file of a record contains.
+        """Return the digests that a record's file contains: of the record itself, and of its table of scores.
 
         If the file is missing, or an earlier version without digests wrote it, return an empty dictionary.
         """

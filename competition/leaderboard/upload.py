@@ -245,8 +245,9 @@ def _keys(summary: dict[str, Any]) -> dict[str, dict[str, str]]:
 def _rows(path: Path | None, summary: dict[str, Any], comp: Competition | None) -> pd.DataFrame | None:
     """Return the table of out-of-fold scores that belongs to a submission, with one row per case and class.
 
-    The table next to the CSV is tried first, then the tables of the run if there is only one. A table is used only if
-    its score equals the one in the summary JSON. If there is none, return None.
+    The table next to the CSV is tried first. If only one run has a weight above 0, the tables in its folder are tried
+    next. A table is used only if its score equals the expected score in the summary JSON. If no table does, return
+    None.
 
     Args:
         path: path of the CSV; None for a notebook.
@@ -294,7 +295,7 @@ def _groups(runs: Sequence[Path]) -> dict[str, str] | None:
 
 
 def table_groups(rows: pd.DataFrame) -> dict[str, str] | None:
-    """Return the group of each case in a table of scores, by id; None if the table has no groups."""
+    """Return the group of each case in a table of scores, by case id; None if the table has no groups."""
     return dict(zip(rows["id"], rows["group"], strict=True)) if "group" in rows else None
 
 
@@ -325,9 +326,9 @@ def _expected(
 ) -> dict[str, float | None]:
     """Return the expected score, and its 95 % prediction interval for the cases of the public leaderboard.
 
-    The interval is computed from the scores of the cases. If these are missing, the interval in the summary JSON, which
-    is for the whole test set, is widened: its distances to the score are divided by the square root of the share of
-    public cases.
+    The interval is computed from the scores of the cases. If these are missing, the interval in the summary JSON is
+    used, but widened, because it is for the whole test set: the distance from the score to each end is divided by the
+    square root of the share of public cases.
 
     Args:
         expected: the expected score in the summary JSON.
@@ -470,7 +471,7 @@ def add_manual_entry(
 
 
 def _check_score(name: str, value: float, comp: Competition | None) -> None:
-    """Check that a score is finite, and between 0 and 1 if the metric is a share.
+    """Check that a score is finite, and that it is from 0 to 1 if the metric has only such scores.
 
     Raises:
         MaskfoldError: the score is not allowed (status 2).
