@@ -97,9 +97,9 @@ def import_predictions(
         comp: the competition.
         folder: folder of the predictions; see `competition.importing.sources` for the layouts.
         name: name of the experiment in the run's path.
-        oof: folder of the out-of-fold predictions; None to search it in `folder`, see `find_sources`.
-        test: folder of the test predictions; None to search it in `folder`, see `find_tests`.
-        splits: file with the folds; None to search it in `folder`, see `find_sources`.
+        oof: folder of the out-of-fold predictions; None to search for it in `folder`, see `find_sources`.
+        test: folder of the test predictions; None to search for it in `folder`, see `find_tests`.
+        splits: file with the folds; None to search for it in `folder`, see `find_sources`.
         options: options for reading the files.
         context: context with the log and the trusted packages.
         progress: function that wraps the iteration over the cases, e.g. with a progress bar. It receives an iterator

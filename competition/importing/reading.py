@@ -37,7 +37,8 @@ class ReadingOptions:
     """Hold the options for reading prediction files.
 
     Attributes:
-        kind: whether the files contain labels or probabilities; `auto` decides by their channels and values.
+        kind: `labels` or `probabilities`, the content of the files. With `auto`, the channels and values of each file
+            show which it is.
         axes: order of the spatial axes in NPY and NPZ files, e.g. `zyx`. None means `zyx` for nnU-Net's archives. For
             other files, it means the order in `competition.array_axes` or, if that is not set, of the case's images.
         channels: names of the channels in their order. Empty for the usual order: the background, if there is one, and
@@ -52,8 +53,9 @@ class ReadingOptions:
 def decide_kind(comp: Competition, found: Iterable[CaseFiles], options: ReadingOptions) -> Kind:
     """Decide, in a competition with one class, whether files with integers contain labels or probabilities.
 
-    The integer 1 may be a label value, or the probability 1/255. A single file may not be enough to decide this. So all
-    files are read: they contain labels if every value in them is a label value.
+    The integer 1 may be a label value, or the probability 1/255. A single file may not be enough to decide this. So the
+    files of all cases are read: they contain labels if every value in them is a label value. If the competition scores
+    objects, integers are always probabilities.
 
     Args:
         comp: the competition.
@@ -61,8 +63,8 @@ def decide_kind(comp: Competition, found: Iterable[CaseFiles], options: ReadingO
         options: options for reading the files.
 
     Returns:
-        `labels` or `probabilities`. If the user has set `options.kind`, if there are several classes, or if no file has
-        integers in a single channel, `options.kind` is returned.
+        `labels` or `probabilities`. If there is nothing to decide, `options.kind`: if the user has set it, if there are
+        several classes, or if no file has integers in a single channel.
 
     Raises:
         MaskfoldError: a file cannot be read.
@@ -239,7 +241,7 @@ def _check_affine(comp: Competition, row: Any, path: Path, target: str | None) -
         comp: the competition.
         row: row of the case table.
         path: path of the prediction.
-        target: order of axes of the case.
+        target: order of the axes of the case's image, e.g. `zyx`; None for the order in its file.
 
     Raises:
         MaskfoldError: the affine or the shape differs.

@@ -85,8 +85,8 @@ def find_sources(folder: Path, oof: Path | None, splits: Path | None, ids: list[
 
     Args:
         folder: the folder; see the docstring of this module for its layouts.
-        oof: folder of all out-of-fold predictions. None to search for folders of folds in `folder`; if there are none,
-            the folder is `oof` in `folder` if it exists, or `folder` itself.
+        oof: folder of all out-of-fold predictions. With None, the predictions in `folder` are found as follows: in one
+            folder for each fold; without such folders, in `oof`; without `oof`, in `folder` itself.
         splits: file with the folds, see `read_splits`. None for `splits_final.json` or `folds.csv` in `folder`, if one
             of them exists.
         ids: ids of the training cases.
