@@ -12,7 +12,10 @@ Check = Callable[[Path], list[CheckResult]]
 
 
 def all_checks() -> dict[str, Check]:
-    """Return all checks by name; if a check raises an error, the table has a row of this name with the error."""
+    """Return all checks by name.
+
+    `run_checks` uses the name only if a check raises an error: the row with the error then has this name.
+    """
     from competition.doctor import machine, packages, stores
 
     return {
@@ -35,7 +38,7 @@ def run_checks(root: Path | None = None) -> list[CheckResult]:
         root: the folder that contains `mlruns/`; None means the working folder.
 
     Returns:
-        The rows of the table. If a check raises an error, the error becomes a row.
+        The rows of the table. If a check raises an error, its rows are replaced by a warning with the error.
     """
     findings: list[CheckResult] = []
     for name, check in all_checks().items():

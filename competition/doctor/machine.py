@@ -215,7 +215,7 @@ def check_machine() -> list[CheckResult]:
 
 
 def check_cores() -> CheckResult:
-    """Check the number of cores that this process may use, and the number of threads."""
+    """Check that the container's CPU limit and `OMP_NUM_THREADS` fit the number of cores that this process may use."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     detail = f"{usable} cores" if usable == os.cpu_count() else f"{usable} of {os.cpu_count()} cores"
     limit = container_cpu_limit()
