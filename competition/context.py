@@ -23,8 +23,8 @@ def no_bar(what: str) -> Bar | None:
 class Context:
     """Hold what a command passes to the functions it calls: trusted packages, the log and progress bars.
 
-    Some functions take only the log function `say` instead of a context. They import no `target`, or they get the
-    trusted packages from another argument (a `FoldJob` or an `ExperimentSource`).
+    Some functions take only the log function `say` instead of a context. They import no `target` (a class or function
+    that the YAML names), or they get the trusted packages from another argument, a `FoldJob` or an `ExperimentSource`.
 
     Attributes:
         trust: packages from which a `target` may be imported, in addition to

@@ -1,13 +1,13 @@
 """Import modules once in a server, and fork a child for each task; only the first task waits for imports.
 
-The command uses `ForkServer`; `python -m competition.fork_server` runs the server. The server only imports: it
-computes nothing, holds no lock, starts no thread, and never initialises CUDA. A child has the same environment,
-working folder, output and session as a newly started process. The server is the parent of the child. The server ends
-when the command ends, even if the command is killed.
+The command is the process that uses `ForkServer`; the server is the process that runs `python -m
+competition.fork_server`. The server only imports: it computes nothing, holds no lock, starts no thread itself, and
+never initialises CUDA. A child has the same environment, working folder, output and session as a newly started process.
+Its parent is the server, not the command. The server ends when the command ends, even if the command is killed.
 
 The server imports with the environment of its children. So each library reads the same variables as in a newly started
-process. For example, OpenMP and OpenBLAS get the same number of threads. OpenBLAS ends its waiting threads before a
-fork, and starts them again when it needs them.
+process. For example, OpenMP and OpenBLAS get the same number of threads. OpenBLAS may start threads when it is
+imported, but it ends them before a fork, and starts them again when it needs them.
 """
 
 # This module does not use `multiprocessing.forkserver`. Its children do not have their own environment, output and
@@ -187,7 +187,10 @@ class ForkServer:
         return int(json.loads(answer))
 
     def close(self) -> None:
-        """End the server. Each child that still runs checks by itself whether its parent has ended."""
+        """End the server, but not its children.
+
+        A child that calls `competition.process.exit_with_parent` ends by itself within a second.
+        """
         self._channel.close()
         self._process.kill()  # a server that is importing would notice the closed channel only later
         self._process.wait()
@@ -369,7 +372,10 @@ def run_child(request: Mapping[str, Any], descriptors: Sequence[int]) -> int | N
 
 
 def end_with(work: Callable[[], int | None]) -> NoReturn:
-    """Call a function, and exit with its result as Python does, but without the seconds for unloading all modules."""
+    """Call a function, and exit with its result as the status.
+
+    The exit is like Python's, but faster: modules are not unloaded, which would take seconds.
+    """
     status: object = 1
     interrupted = False
     try:

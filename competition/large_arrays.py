@@ -74,7 +74,12 @@ def zeros(shape: Sequence[int], dtype: Any) -> np.ndarray:
 
 
 def copy(array: np.ndarray, dtype: Any = None) -> np.ndarray:
-    """Return a C-ordered copy of an array as `dtype`; a large copy is a memory map of a temporary file."""
+    """Return a C-ordered copy of an array; a large copy is a memory map of a temporary file.
+
+    Args:
+        array: the array.
+        dtype: dtype of the copy; None for the dtype of the array.
+    """
     result = empty(array.shape, array.dtype if dtype is None else dtype)
     np.copyto(result, array, casting="unsafe")
     return result
@@ -101,10 +106,11 @@ def are_equal(first: np.ndarray, second: np.ndarray) -> bool:
 
 
 def row_blocks(shape: Sequence[int]) -> Iterator[slice]:
-    """Yield slices of the first axis that together cover an array, each of at most `BLOCK_VALUES` values or one row.
+    """Yield slices of the first axis that together cover an array of this shape.
 
-    A caller that works block by block needs no temporary array of the full size. An array of up to `BLOCK_VALUES`
-    values is one block.
+    Each slice has at most `BLOCK_VALUES` values, but at least one row, even if a row has more values. A caller that
+    works block by block needs no temporary array of the full size. An array of up to `BLOCK_VALUES` values is one
+    block.
     """
     rows = max(1, BLOCK_VALUES // max(1, math.prod(shape[1:])))
     for start in range(0, shape[0], rows):

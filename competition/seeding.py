@@ -54,8 +54,9 @@ def child_seed(seed: int, fold: int, epoch: int, position: int, purpose: str) ->
 
 
 def choose_by_seed(choices: Sequence[T], seed: int) -> T:
-    """Return one of `choices`, selected by the seed alone; seeds of `child_seed` select all choices equally often.
+    """Return one of `choices`, which depends only on the seed and the number of choices.
 
-    Functions that get the same seed of a sample make the same choice.
+    Over many seeds from `child_seed`, all choices occur equally often. Two functions that get the same seed make the
+    same choice.
     """
     return choices[seed % len(choices)]

@@ -59,7 +59,7 @@ def fold_name(name: str) -> str:
 
 
 def escape_formula(cell: str) -> str:
-    """Return a cell that spreadsheets show as text, with an apostrophe before a formula."""
+    """Return a cell's text; a formula gets an apostrophe in front, so that spreadsheets show it as text."""
     return f"'{cell}" if is_formula(cell) and not cell.startswith("'") else cell
 
 
