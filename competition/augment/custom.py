@@ -98,7 +98,7 @@ class MonaiTransforms:
 
     The transforms find the two arrays under the keys `image` and `mask`. If the YAML does not set a transform's
     `keys`, a transform that moves voxels is applied to both arrays, and any other transform only to the image. If the
-    YAML does not set `mode`, the image is interpolated linearly, and the mask by nearest neighbour.
+    YAML does not set `mode`, the image gets linear interpolation, and the mask nearest-neighbour interpolation.
 
     Args:
         augment: section `augment` of the experiment.
@@ -149,8 +149,8 @@ def _complete_args(cls: Any, args: dict[str, Any], key: str) -> dict[str, Any]:
     """Return a transform's arguments; if the YAML does not set `keys` or the interpolation, add defaults.
 
     Raises:
-        MaskfoldError (exit status 2): `keys` is needed or wrong, or the mode would interpolate between the mask's
-            labels.
+        MaskfoldError (exit status 2): `keys` is missing for a transform that Maskfold does not know, or contains a name
+            other than image and mask; or the mode would interpolate between the mask's labels.
     """
     names = inspect.signature(cls.__init__).parameters
     package, _, part = cls.__module__.removesuffix(".dictionary").rpartition(".")

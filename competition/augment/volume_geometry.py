@@ -57,7 +57,7 @@ class Displacement(NamedTuple):
 @TRANSFORMS.register("warp")
 @dataclass(frozen=True)
 class Warp(GeometricTransform):
-    """Rotate, zoom and deform a patch elastically, in one resampling.
+    """Rotate and zoom a patch, and deform it elastically, all in one resampling.
 
     At positions outside of the patch, the nearest voxel of image and mask is repeated.
 
@@ -115,7 +115,7 @@ class Warp(GeometricTransform):
         return field * np.float32(strength) * extents
 
     def apply(self, image: Tensor, mask: Tensor, drawn: Sequence[Displacement]) -> tuple[Tensor, Tensor]:
-        """Resample the images linearly and the masks by nearest neighbour.
+        """Resample the images with linear interpolation, and the masks with nearest-neighbour interpolation.
 
         See `GeometricTransform.apply` for the arguments.
         """

@@ -131,8 +131,7 @@ def apply_to_batch(
         probabilities: number of channels, at the end of the image, that intensity transforms leave unchanged.
 
     Returns:
-        The transformed images and masks as new tensors. If there are no transforms, the result is the arguments
-        themselves.
+        The transformed images and masks as new tensors; without transforms, the arguments themselves.
     """
     if not transforms:
         return image, mask

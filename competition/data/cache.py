@@ -132,7 +132,7 @@ class PreprocessedCase:
     def foreground(self) -> np.ndarray:
         """A sample of foreground voxels, (n, 1 + d) int32: the class (1 to K) and the d coordinates of each voxel.
 
-        The sample is spread evenly and has at most 10,000 voxels per class.
+        The sample has at most 10,000 voxels per class. They are spread evenly over the voxels of the class.
         """
         return self._load_array("foreground.npy", None, (1 + len(self.geometry.shape),), ("int32",))
 
@@ -161,7 +161,8 @@ class PreprocessedCase:
             dtypes: names of the accepted dtypes.
 
         Raises:
-            MaskfoldError: the header has another shape or dtype. The values are not checked.
+            MaskfoldError: the file is missing, or its header is damaged or has another shape or dtype. The values are
+                not checked.
         """
         try:
             array: np.ndarray = np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
@@ -201,14 +202,24 @@ class NormalisedWindows:
         return self.intensity.apply(self.image[window])
 
 
-def _damaged_array(folder: Path, name: str, error: Exception) -> MaskfoldError:
+class _DamagedArrayError(MaskfoldError):
+    """Report a damaged array file of a preprocessed case; `damage` is the part of the message about the file."""
+
+    damage = ""
+
+
+def _damaged_array(folder: Path, name: str, error: Exception) -> _DamagedArrayError:
     damage = format_damage(error)
-    detail = damage if damage.startswith(name) else f"{name}: {damage}"
-    return MaskfoldError(f"The preprocessed case {folder} is damaged ({detail}).", REBUILD_HINT)
+    damage = damage if damage.startswith(name) else f"{damage} (file {name})"
+    damaged = _DamagedArrayError(f"The preprocessed case {folder} is damaged: {damage}.", REBUILD_HINT)
+    damaged.damage = damage
+    return damaged
 
 
 def format_damage(error: Exception) -> str:
-    """Return a short description of the damage that an error reports."""
+    """Return a short description of the damage that an error reports, without the folder of the case."""
+    if isinstance(error, _DamagedArrayError):
+        return error.damage
     if isinstance(error, MaskfoldError):
         return error.message.removesuffix(".")
     if isinstance(error, FileNotFoundError):
@@ -264,9 +275,9 @@ def _shared_key_parts(exp: Experiment) -> dict[str, Any]:
 
 
 def _rle_settings(comp: Competition) -> dict[str, Any]:
-    """Return the settings that decode `train.rle`.
+    """Return the settings with which `train.rle` is decoded, as a part of the cache key.
 
-    Settings of a profile are included only if the YAML names a profile.
+    The keys `container`, `grid` and `parts` are left out if they have their default values.
     """
     fmt = rle_format(comp)
     settings: dict[str, Any] = {"order": fmt.order, "base": fmt.base, "relative": fmt.relative, "empty": fmt.empty}
@@ -282,16 +293,16 @@ def get_or_build(root: Path, key: str, build: Callable[[Path], dict[str, Any]], 
     """Return the folder `root / key`; build it if it is missing or damaged.
 
     `build` fills an empty folder and returns the content of `case.json`. If two processes build the same case at the
-    same time, the first result stays, and the second is discarded. Files of killed processes stay in `root`, because
-    listing a large cache for each case would take longer than building the case. A command removes these files once
-    with `io.remove_all_stale_temp`.
+    same time, the first result stays, and the second is discarded. Temporary files of killed processes stay in `root`,
+    because looking for them at each call would take longer than building the case. `preprocess_cases` removes them once
+    before it builds cases.
 
     Args:
         root: the cache's folder.
         key: the folder's name.
         build: function that fills the folder.
         durable: whether to sync the files to the disk, so that the folder is complete or absent after a power failure
-            too. A folder that the command itself removes does not need to be synced.
+            too. Syncing is not needed if the same command deletes the folder later.
 
     Raises:
         DiskFullError: the disk is full or cannot be written.
@@ -405,8 +416,9 @@ _intact_headers: set[tuple[Any, ...]] = set()
 def _read_headers(case: PreprocessedCase) -> list[tuple[Any, ...]] | None:
     """Return a tuple for each array of a case: its name, header, file size and expected shape.
 
-    Arrays with equal tuples are either all valid or all invalid, so only one of them must be mapped for the check.
-    Return None if this does not hold, because a file is missing or was not written by Maskfold.
+    Arrays with equal tuples are either all valid or all invalid, so `find_damage` maps only the first of them into
+    memory. Return None if a file is missing, or if its header does not have the form that Maskfold writes; then
+    `find_damage` maps every array of the case.
     """
     names = [name for name in ARRAY_FILES if name != "mask.npy" or (case.folder / name).exists()]
     expected = (case.geometry.shape, len(case.intensity.shift), case.normalised)
@@ -457,7 +469,8 @@ def _record_digest(record: dict[str, Any]) -> str:
 def _publish(folder: Path, final: Path) -> None:
     """Rename the built folder to its final name. If an intact folder already has this name, keep that one instead.
 
-    The rename is not synced: after a power failure the case is complete or absent, as after a kill.
+    The rename is not synced, so a power failure may undo it. The case is then missing from the cache, but never
+    incomplete.
     """
     if not _try_rename(folder, final):
         with _exclusive(final.parent):
@@ -505,7 +518,7 @@ class MemoryBudget:
     """Limit the memory of the cases that one process has mapped, by releasing the least recently used cases.
 
     A case counts with its full size on disk, even if only a part was read. Asking the kernel for the used size would
-    take too long. A case that is larger than the budget is read alone: all other cases are released before, and the
+    take too long. A case that is larger than the budget is read alone: all other cases are released first, and the
     case itself is released after it was read.
 
     Args:
@@ -524,7 +537,7 @@ class MemoryBudget:
 
     @classmethod
     def from_experiment(cls, exp: Experiment) -> MemoryBudget:
-        """Return one process's budget: `prepare.cache_gib` divided by the number of processes and loader workers."""
+        """Return one process's budget: `prepare.cache_gib` is divided equally among processes and loader workers."""
         if exp.prepare.cache_gib is None:
             return cls(None)
         return cls(int(exp.prepare.cache_gib * 2**30) // (exp.run.devices * (exp.run.loader_processes + 1)))

@@ -61,7 +61,7 @@ class PatchDataset:
             (M, *patch.size). It gets 2D images before normalisation, as (H, W, C) uint8 or float32 in [0, 1] with
             (H, W, M).
         positions_per_epoch: number of samples per epoch in all processes; None computes it from the experiment.
-        train: if False, every epoch has the same patch of a case, without augmentation.
+        train: if False, every epoch contains the same patch of each case, without augmentation.
         sampler: sampler that determines how often each case is drawn; None draws all cases equally often.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Find duplicate images: equal files, equal pixels, or near-duplicates by thumbnails.
+"""Find duplicate images: equal files, equal pixels, and near-duplicates, whose thumbnails are alike.
 
 Near-duplicates are copies that were re-encoded, brightened or rescaled; on request also mirrored and rotated copies.
 """
@@ -115,7 +115,7 @@ def find_equal_images(prepared: Mapping[str, Path]) -> list[list[str]]:
 
 
 def find_similar_images(prepared: Mapping[str, Path]) -> list[list[str]]:
-    """Return a list of ids for each set of preprocessed images that look the same, or do so if mirrored or rotated.
+    """Return a list of ids for each set of preprocessed images that look alike, even if mirrored or rotated.
 
     If A looks like B and B looks like C, all three are in one list.
 
@@ -224,7 +224,10 @@ def find_near_duplicates(thumbnails: Sequence[Floats | None], turned: bool = Fal
 
 
 def _views(dims: int, turned: bool) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
-    """Yield the order and directions of the axes 1 to `dims`: unchanged and, if `turned`, all mirrored and rotated."""
+    """Yield the views of a thumbnail: the unchanged image and, if `turned`, each mirrored or rotated version.
+
+    A view is the order of the axes 1 to `dims`, and the direction (a slice) of each axis.
+    """
     axes, forward, backward = tuple(range(1, dims + 1)), slice(None), slice(None, None, -1)
     if not turned:
         yield axes, (forward,) * dims

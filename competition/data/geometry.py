@@ -289,8 +289,8 @@ def check_same_grid(
 
     Args:
         case_id: id of the case, for messages.
-        first: name and header of the first image, on the case's axes.
-        other: name and header of another image, or of a mask.
+        first: name and header of the first image, in the case's order of axes.
+        other: name and header of another image or of a mask, in the same order of axes.
         is_mask: whether the other file is a mask; determines the hint.
         compare_affines: whether to compare the affines in addition to the shapes.
 
@@ -352,7 +352,7 @@ def corner_distance(first: np.ndarray, other: np.ndarray, shape: tuple[int, ...]
 
 
 def header_orientation(header: Header) -> str | None:
-    """Return the axis codes of a header, such as RAS; None if it does not store the patient's orientation."""
+    """Return the axis codes of a header, such as RAS; None if the header does not store the patient's orientation."""
     if header.affine is None or not header.in_patient_space:
         return None
     from nibabel.orientations import aff2axcodes
@@ -420,10 +420,10 @@ def resample_2d(channel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def resample_labels(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Resample a label volume (*spatial) uint8: each voxel gets the label with the largest interpolated share.
 
-    This rule is more exact than nearest neighbours: a ball of 1,000 voxels of 1 mm, resampled to 1.1 mm and back, keeps
-    a Dice of 0.984 instead of 0.965. If shares tie, the nearest voxel's label wins, so that thin structures do
-    not vanish systematically. Two label values are never averaged, so the ignore value does not change. Object numbers
-    (labels of another dtype) are resampled by nearest neighbours.
+    This rule is more exact than nearest-neighbour interpolation: a ball of 1,000 voxels of 1 mm, resampled to 1.1 mm
+    and back, keeps a Dice of 0.984 instead of 0.965. If shares tie, the nearest voxel's label wins, so that thin
+    structures do not vanish systematically. Two label values are never averaged, so the ignore value does not change.
+    Object numbers (labels of another dtype) are resampled by nearest-neighbour interpolation.
     """
     source = np.ascontiguousarray(mask)
     if source.shape == tuple(shape):

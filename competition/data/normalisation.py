@@ -178,9 +178,10 @@ def may_have_alpha(images: str | dict[str, str]) -> bool:
 def convert_channels(array: np.ndarray, channels: str | Sequence[int], alpha: bool, case: str) -> np.ndarray:
     """Select or convert the channels of a 2D image (C, H, W) as `prepare.channels` sets; keep the dtype.
 
-    If `alpha` is set, the last of 2 or 4 channels is an alpha channel, which `keep`, `grey` and `rgb` drop. `grey`
-    weighs red, green and blue as in ITU-R BT.601; `rgb` repeats a grey channel. A list of numbers selects any channels
-    of the file: an image with 4 measured channels in one file needs `[0, 1, 2, 3]`.
+    A list of numbers selects any channels of the file: an image with 4 measured channels in one file needs
+    `[0, 1, 2, 3]`. Otherwise, if `alpha` is set and the file has 2 or 4 channels, the last one is transparency and is
+    dropped first. Then `keep` returns all other channels, `grey` weighs red, green and blue as in ITU-R BT.601, and
+    `rgb` repeats a grey channel.
 
     Raises:
         MaskfoldError: the image has neither 1 nor 3 channels for grey or rgb, or no channel with one of the numbers.
@@ -302,7 +303,7 @@ def _moments(channel: np.ndarray, lo: float, hi: float, clips: bool = True) -> t
 
 
 def _moments_of_rows(rows: np.ndarray, lo: float, hi: float, clips: bool) -> tuple[float, float]:
-    """Compute the exact result of `_moments` with fewer calls of NumPy, for a channel whose planes are flat `rows`.
+    """Compute the exact result of `_moments` with fewer calls of NumPy; each plane of the channel is a row of `rows`.
 
     Values are added in the same order as in `_moments`: first within each row, then row by row. For 8-bit values,
     tables of 256 results replace the computation.

@@ -64,7 +64,8 @@ ITK_EXTENSIONS = (".gipl", ".vtk")  # medical formats that ITK reads, and Maskfo
 def read_image(path: str | Path, dimensions: int | None = None, exif: bool = False) -> Image:
     """Read an image file of any supported format.
 
-    16-bit values stay 16-bit. An alpha channel is kept (`prepare.channels` drops it). Palette indices become colours.
+    16-bit values stay 16-bit. An alpha channel is kept, and dropped only by preprocessing (see `prepare.channels`).
+    Palette indices become colours.
 
     Args:
         path: a PNG, JPEG, JPEG 2000, BMP, GIF, TIFF, NIfTI, NPY, NPZ, NRRD, NHDR, MHA or MHD file.
@@ -143,7 +144,7 @@ def _as_integers(path: Path, array: np.ndarray) -> np.ndarray:
             shown = ", ".join(f"{value:.6g}" for value in wrong[:3]) + (" and others" if len(wrong) > 3 else "")
             raise MaskfoldError(
                 f"{path} has label values that are {NO_INTEGERS}: found {shown}.",
-                "Save the mask with integers. If you resample masks, use the nearest neighbour.",
+                "Save the mask with integers. If you resample masks, use nearest-neighbour interpolation.",
             )
         labels[..., index] = rounded
     return labels
@@ -209,7 +210,7 @@ def _apply_exif(path: Path, image: Image) -> Image:
 
 
 def _reader(path: Path, dimensions: int | None) -> tuple[FileFormat, int]:
-    """Return the functions that read the format, and the number of spatial axes."""
+    """Return the functions that read the format of a file, and the number of the file's spatial axes."""
     kind = EXTENSIONS.get(extension_of(path.name))
     if kind is None and extension_of(path.name) in (".dcm", ".dicom", ".ima"):
         raise MaskfoldError(
@@ -308,7 +309,7 @@ def load_image(comp: Competition, row: Any) -> Image:
 
 
 def read_case_header(comp: Competition, files: str | list[str], labels: bool, axes: str | None) -> Header:
-    """Read the header of a case's file in the case's order of axes. A stack of slices has one header, of (H, W, Z).
+    """Read the header of a case's file in the case's order of axes; a stack has one header for all its slices.
 
     Args:
         comp: the competition.

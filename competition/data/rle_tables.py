@@ -54,14 +54,15 @@ def assign_rows(comp: Competition, cases: dict[str, CaseFiles], skipped: Skipped
     Args:
         comp: the competition.
         cases: the first channel's files, by id.
-        skipped: receives the rows with unknown ids.
+        skipped: receives the rows with unknown ids if `on_bad_case` is `skip`.
 
     Returns:
         [line, class, slice] of each row that is not empty, by id.
 
     Raises:
-        MaskfoldError: the table lacks a column, no id matches, the image or the class of a row is unknown, or the data
-            clearly contradict the order of run lengths in the YAML or profile (see `competition.data.rle_order`).
+        MaskfoldError: the table lacks a column; no id matches, or an id is unknown and may not be skipped; a class is
+            unknown; or the data clearly contradict the order of run lengths in the YAML or profile (see
+            `competition.data.rle_order`).
     """
     if not cases:  # all cases are skipped
         return {}
@@ -115,7 +116,7 @@ def table_id_suffix(comp: Competition) -> str:
 
 
 def find_blank_rows(comp: Competition, cases: dict[str, CaseFiles]) -> dict[str, list[int]]:
-    """Return the lines of rows without a mask, by case, for images (or slices) that also have rows with a mask.
+    """Return the rows without a mask of images (or slices) that also have rows with a mask: line numbers by case id.
 
     If no row of an image has a mask, the image has no objects, and its rows are not returned.
 
@@ -310,7 +311,10 @@ def _open_table(comp: Competition) -> tuple[Path, Any, RleTableColumns]:
 
 
 def _ids_end_in_classes(comp: Competition, ids: Any) -> bool:
-    """Return whether the first ids of a table end in the name of one of several classes, as in `name.jpg_Fish`."""
+    """Return whether each of the first 20 ids of a table ends in the name of a class, as in `name.jpg_Fish`.
+
+    With only one class, the result is False.
+    """
     first = ids.head(20).tolist()
     return (
         len(comp.classes) > 1

@@ -1,4 +1,4 @@
-"""Select the cases to use (`train.cases`, `test.cases`) or leave out (`train.exclude`), and read their weights.
+"""Select the cases to use (`train.cases`, `test.cases`) or to leave out (`train.exclude`), and read case weights.
 
 `train.exclude` and `train.weights` may name the CSV of `maskfold review`, in which the user has filled the columns
 `exclude` and `weight`. Instead of naming a CSV, `train.cases`, `test.cases` and `train.exclude` may list ids directly,

@@ -47,8 +47,8 @@ def split(
 
     Returns:
         Columns id, fold and group (the split group), sorted by id. With the scheme `holdout`, validation cases have
-        fold 0, training cases -1, and held-out cases (the third of `folds.shares`) -2. ``attrs["duplicates"]`` lists
-        the ids that share an image, ``attrs["conflicting"]`` the duplicates whose masks differ.
+        fold 0, training cases -1, and held-out cases (the third share in `folds.shares`) -2. ``attrs["duplicates"]``
+        lists the ids that share an image, ``attrs["conflicting"]`` the duplicates whose masks differ.
 
     Raises:
         MaskfoldError (exit status 2): there are too few cases or groups; the scheme requires groups, but there are
@@ -140,7 +140,7 @@ def merge_rare_strata(case_strata: Sequence[str], k: int) -> list[str]:
     If the merged stratum still has fewer than k cases, the smallest other stratum is added to it.
 
     Args:
-        case_strata: the stratum of each case; at least k.
+        case_strata: strata of at least k cases, one per case.
         k: number of folds.
 
     Returns:
@@ -339,7 +339,8 @@ def compute_strata(table: pandas.DataFrame, comp: Competition) -> pandas.Series:
 
     Returns:
         Strings with the table's index. A computed stratum contains the presence of each class, and the tercile of the
-        foreground share among all cases with a mask, e.g. ``10:2`` for the first of two classes and a large mask.
+        foreground share among all cases with a mask. For example, in ``10:2``, the case has only the first of two
+        classes, and its foreground share is in the upper third.
 
     Raises:
         MaskfoldError: a mask cannot be read.

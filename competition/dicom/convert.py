@@ -54,10 +54,11 @@ def convert_folder(
 
     Args:
         folder: folder with DICOM files; file names, order and subfolders do not matter.
-        output: folder for LAYOUT/{id}.nii.gz (X, Y, Z; int16, or float32 if int16 cannot hold the values) or
-            LAYOUT/{id}.png (uint8, or uint16 for higher values), labelsTr or labelsTs/{id}.nii.gz (uint8 on the
-            image's grid), series.csv and segments.csv. Existing files of other series are not changed.
-        layout: imagesTr or imagesTs.
+        output: folder for series.csv, segments.csv, and the subfolders of images and masks. Existing files of other
+            series are not changed.
+        layout: subfolder of the images: imagesTr or imagesTs. A volume becomes {id}.nii.gz (X, Y, Z; int16, or float32
+            if int16 cannot hold the values). A picture becomes {id}.png (uint8, or uint16 for higher values). A mask
+            becomes {id}.nii.gz (uint8 on the image's grid) in labelsTr or labelsTs.
         labels: regular expression; series whose description matches it contain labels.
         say: function that is called with one line per series.
 
@@ -171,7 +172,10 @@ class _Converter:
         )
 
     def convert_images(self) -> None:
-        """Write the volume or the pictures of each image series, and report each series that is not a mask."""
+        """Write the volume or the pictures of each image series, and report the result of each series.
+
+        Label series and DICOM-SEG files are left to `convert_masks`.
+        """
         for series in self.series:
             row = self.rows[series.uid]
             if series.kind == "image":

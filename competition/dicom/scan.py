@@ -94,7 +94,7 @@ class Instance:
         size: number of rows, columns and frames.
         frame_headers: geometry of each frame; empty for segmentations and files without pixels.
         source_uids: UIDs of the instances and series from which the file was derived.
-        has_pixels: whether the file is an image.
+        has_pixels: whether the file is an image, rather than e.g. a report.
         fault: reason why the pixels cannot be used; empty if they can be used.
     """
 
@@ -248,7 +248,7 @@ def _read_identity(dataset: Any, path: Path, name: str) -> Instance:
 
 
 def _read_image_attributes(instance: Instance, dataset: Any) -> None:
-    """Read the attributes that describe the image into `instance`.
+    """Set those attributes of `instance` that describe the image.
 
     Raises:
         SeriesRejected: the pixels are incomplete.

@@ -171,10 +171,11 @@ class MaskBuilder:
         image, slices = self._label_series[case][0]
         values = load_volume(slices, pixels)
         lowest, highest = float(values.min()), float(values.max())
-        if lowest < 0 or highest > MAX_LABEL_VALUE or not np.array_equal(values, np.rint(values)):
+        fractions = values[values != np.rint(values)]
+        if lowest < 0 or highest > MAX_LABEL_VALUE or fractions.size:
+            found = str(fractions[0]) if fractions.size else f"{lowest:g} to {highest:g}"
             raise SeriesRejected(
-                f"its values are no labels: found {lowest:g} to {highest:g}, expected whole numbers from 0 to "
-                f"{MAX_LABEL_VALUE}"
+                f"its values are no labels: found {found}, expected whole numbers from 0 to {MAX_LABEL_VALUE}"
             )
         labels = values.astype(np.uint8)
         points = np.argwhere(labels)

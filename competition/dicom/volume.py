@@ -92,9 +92,9 @@ def _usable_instances(series: Series, ignored: list[str]) -> list[Instance]:
 
 
 def drop_copies(instances: list[Instance], ignored: list[str]) -> list[Instance]:
-    """Return the files without byte-identical copies, and add a remark about each copy to `ignored`.
+    """Return the files that are no byte-identical copy of an earlier file; add a remark on each copy to `ignored`.
 
-    Copies with equal pixels but other headers are found later, by their position.
+    Copies with equal pixels but other headers stay. `_sort_frames` finds them by their position.
     """
     kept: dict[str, list[Instance]] = {}
     for instance in instances:
@@ -192,7 +192,7 @@ def _sort_frames(
 
 
 def _duplicate_reason(frames: list[Frame], duplicates: list[tuple[int, int]], first: Instance, second: Instance) -> str:
-    """Return why a series is refused in which slices at the same position have different pixels."""
+    """Return why a series is refused whose slices have different pixels at the same position."""
     if first.instance_uid == second.instance_uid and first.path != second.path:
         return f"{first.name} and {second.name} have the same SOPInstanceUID, but different pixels"
     keys = [key for key in frames[0].acquisition if len({frame.acquisition.get(key) for frame in frames}) > 1]

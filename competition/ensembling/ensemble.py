@@ -54,7 +54,7 @@ class EnsemblePredictor:
             channels.
         context: context with the trusted packages.
         scratch: folder in which cases are preprocessed, in temporary folders that are deleted afterwards.
-        only_folds: whether to leave out networks that were trained on all cases, as for a first stage.
+        only_folds: True leaves out networks that were trained on all cases. The first stage of a run needs this.
 
     Raises:
         MaskfoldError: a weight file is missing or damaged, or belongs to another network; the case cannot be

@@ -143,10 +143,10 @@ def fit_weights(
 
 
 def weight_grid(count: int, parts: int) -> Iterator[Weights]:
-    """Yield all weights of several runs in steps of 1 / `parts`, with the sum 1.
+    """Yield all combinations of weights of several runs, in steps of 1 / `parts`; each combination adds up to 1.
 
-    For more than 4 runs, only weights of single runs and of mixtures of two runs are yielded, because the number of all
-    weights would be too large.
+    More than 4 runs have too many combinations. For them, only those combinations are yielded in which one or two runs
+    have a weight above 0.
 
     Args:
         count: number of runs.

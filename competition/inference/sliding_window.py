@@ -134,9 +134,9 @@ def window_starts(length: int, patch: int, overlap: float) -> list[int]:
 def window_weights(length: int, patch: int, axis_starts: list[int]) -> torch.Tensor:
     """Return the blending weights of windows along one axis; at every voxel, the weights of all windows add up to 1.
 
-    The weight of a voxel in space is the product of its weights along the axes. A Gaussian in space is a product of
-    Gaussians along the axes, and so is its sum over a grid of windows. Therefore it is enough to normalise the weights
-    along each axis, and no volume with the sum of the weights is needed.
+    A window's weight at a voxel is the product of the weights along the axes. The windows lie on a grid, so the sum of
+    these products over all windows is the product of the sums along the axes. If each of these sums is 1, the weights
+    at every voxel add up to 1, and no volume with the sum of the weights is needed.
 
     Args:
         length: number of voxels along the axis.

@@ -1,4 +1,4 @@
-"""Compute the baseline of an intensity threshold, whose score a useful network must exceed."""
+"""Compute a baseline that a useful network must exceed: the score of the best intensity threshold."""
 
 from __future__ import annotations
 
@@ -22,18 +22,21 @@ def score_threshold_baseline(cases: Iterable[tuple[Array, Array]], comp: Competi
     """Score the best intensity threshold on the best channel of the images.
 
     The threshold is Otsu's threshold of each image, or one threshold for all images. The foreground is either brighter
-    or darker than the threshold. This choice, the threshold and the channel are selected with the same labels against
-    which they are scored. Therefore, both scores are optimistic.
+    or darker than the threshold.
 
-    A threshold does not separate classes. The first score, the Dice of each class, uses the truth to assign classes:
-    for each class that the case has, the prediction is the whole foreground. For all other classes, the prediction is
-    empty. The second score is the Dice of foreground against background, for which no classes are assigned.
+    A threshold does not separate classes. Therefore there are two scores. The first, the Dice of each class, uses the
+    truth to assign classes: for each class that the case has, the prediction is the whole foreground. For all other
+    classes, the prediction is empty. The second score is the Dice of foreground against background, for which no
+    classes are assigned.
+
+    Both scores are optimistic, because threshold, channel and direction (brighter or darker) are chosen by the labels
+    against which they are scored.
 
     Args:
         cases: pairs of image (C, *spatial) and mask (M, *spatial) uint8. Pixels of 255 in the mask are ignored.
         comp: competition, which defines the classes. `metric.both_empty` is the score of a class that is absent from
-            label and prediction. If lower scores of the metric are better, 1 is used instead, because `both_empty` is
-            no Dice.
+            label and prediction. If lower scores of the metric are better, `both_empty` is a distance and no Dice, so 1
+            is used instead.
 
     Returns:
         Two scores by name: the mean Dice over pairs of case and class, and the mean foreground Dice over cases. Each
@@ -135,9 +138,10 @@ class _Counts:
         return cls(counts[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:], counts.sum(axis=1))
 
     def class_dice(self, polarity: str, both_empty: float | None) -> Array:
-        """Return the Dice (K, T) of each class, or `both_empty` for a class that the label lacks (nan if it is None).
+        """Return the Dice (K, T) of each class.
 
-        The prediction is all pixels above the threshold (polarity `bright`), or all other pixels (polarity `dark`).
+        For a class that the label lacks, the value is `both_empty`, or nan if `both_empty` is None. The prediction is
+        all pixels above the threshold (polarity `bright`), or all other pixels (polarity `dark`).
         """
         dice = self._dice(polarity)[1:]
         dice[self.total[2:] == 0] = np.nan if both_empty is None else both_empty

@@ -1,8 +1,8 @@
 """Compute scores over all cases with bootstrap intervals, and compare two runs on the same cases.
 
 With fewer than 50 cases (`FEW_CASES`), bootstrap intervals are too narrow, because few cases often contain none of the
-network's failures. `FewClusters` describes the interval that is used instead. `benchmarks/coverage.py` measures how
-often both intervals contain the true score.
+network's failures. `FewClusters` describes the interval that is used instead. `benchmarks/coverage.py` measures for
+each of the two kinds of interval how often it contains the true score.
 """
 
 # This module does not use scipy.stats.bootstrap, although that function is nearly as fast (61 ms instead of 44 ms:
@@ -204,9 +204,9 @@ def paired_gain(
 ) -> ScoreGain:
     """Compute the gain of `after` over `before` on the same cases, with its paired bootstrap interval.
 
-    The interval is a bootstrap interval even for few cases. Most failures occur in both scores. Therefore, the
-    interval of a difference is more reliable than the interval of a score. Maskfold uses this interval to decide
-    whether to accept tuned post-processing, ensemble weights and soups.
+    The interval is a bootstrap interval even for few cases. Most failures lower both scores and hardly change their
+    difference. So failures that do not occur in the few cases matter less here than for the interval of a single score.
+    Maskfold uses this interval to decide whether to accept tuned post-processing, ensemble weights and soups.
 
     Args:
         before: scores as in `cv_score`.

@@ -36,8 +36,8 @@ class ScoreTable:
         metric: section `metric` of the YAML.
         ids: case ids.
         classes: names of the classes.
-        score: score of each case and class, nan if the class has no score. If `pooled` is set, `score` contains only
-            the part from the other term.
+        score: score of each case and class, nan if the class has no score. If `pooled` is not empty, `score` lacks the
+            metric's term that `pooled` contains.
         counts: arrays that `average: global` adds up over cases: tp, fp and fn, or the results of the metric's method
             `sums`. With any other average, the tuple is empty.
         pooled: for a metric with a term that is averaged over the slices of all cases, two arrays: the sum of the term
@@ -117,7 +117,7 @@ class ScoreTable:
         """Add the metric's term that is averaged over slices to the rest of the score.
 
         Args:
-            rest: part of the score from the other term.
+            rest: the score without this term.
             sums: sum of the term over the slices, and number of slices. Without them, the result is `rest`.
         """
         return rest + divide(*sums) if sums else rest
@@ -138,12 +138,12 @@ class Clusters:
 
 @dataclass(frozen=True)
 class FewClusters:
-    """Compute intervals for few clusters of cases, widened by one additional, imagined cluster.
+    """Compute intervals for few clusters of cases, widened by one more cluster that was not observed.
 
     Even if eight of eight cases have good scores, a third of all future cases may fail. A bootstrap cannot show this,
     because it only repeats the cases of the sample. Instead, the weights of the clusters are exponential (a Bayesian
-    bootstrap), and one imagined cluster of mean size is added. For one end of the interval, the imagined cluster has
-    the worst possible score. For the other end, it has the best possible score.
+    bootstrap), and one imagined cluster of mean size is added to them. For one end of the interval, the imagined
+    cluster has the worst possible score. For the other end, it has the best possible score.
 
     For a mean of bounded scores, this is Gaffke's interval. For scores of 0 and 1, it is the interval of Clopper and
     Pearson, which always has at least its nominal coverage. See Learned-Miller and Thomas, "A New Confidence Interval
@@ -259,10 +259,10 @@ def _score_bounds(scores: Floats, metric: MetricConfig) -> tuple[float, float]:
 
 
 def _extreme_sums(sums: list[Floats], metric: MetricConfig) -> tuple[tuple[Floats, ...], tuple[Floats, ...]]:
-    """Return, for each class, the sums of two clusters: the one with the lowest score, and the one with the highest.
+    """Return, for each class, the sums of the cluster with the lowest score, and of that with the highest score.
 
-    The possible values of a metric's method `sums` are unknown. Therefore, an imagined cluster is a copy of an
-    observed cluster.
+    `FewClusters` adds a cluster with the worst or best possible score. For a metric with its own method `sums`, it is
+    unknown which sums give such a score. So the sums of the worst or best observed cluster are used instead.
 
     Args:
         sums: arrays (clusters, classes), one for each result of the method `sums`.

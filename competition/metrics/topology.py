@@ -110,7 +110,7 @@ def variation_of_information(predicted_objects: Labels, true_objects: Labels, ba
 
 @metric("voi_score", higher_is_better=True)
 def voi_score(predicted_objects: Labels, true_objects: Labels, alpha: float = 0.3, background: bool = False) -> float:
-    """Return 1 / (1 + alpha × variation of information), a score from 0 to 1 for weighted sums of metrics.
+    """Return 1 / (1 + alpha × variation of information), which can be combined with other scores from 0 to 1.
 
     Args:
         predicted_objects: integers of any shape, 0 for background, one label per object.
@@ -119,7 +119,8 @@ def voi_score(predicted_objects: Labels, true_objects: Labels, alpha: float = 0.
         background: whether the background is a part of both partitions; see `variation_of_information`.
 
     Returns:
-        A score above 0; 1 means equal partitions. If only one of the two arrays contains objects, the result is 0.
+        A score from 0 to 1; 1 means equal partitions. The score is 0 only if exactly one of the two arrays contains
+        objects.
     """
     if predicted_objects.any() != true_objects.any():
         return 0.0

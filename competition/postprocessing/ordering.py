@@ -56,7 +56,7 @@ def relabel_by_order(
     - There are fewer objects than classes: the objects get consecutive classes. The first of these classes is chosen so
       that as many voxels as possible keep the network's label.
 
-    Fragments, and voxels outside the combined mask, keep their probabilities.
+    Objects below the minimum size (see `_in_order`), and voxels outside the combined mask, keep their probabilities.
 
     Args:
         probabilities: (P, *spatial) floats.
@@ -330,7 +330,10 @@ def _inside_row(pieces: Labels, row: Mask) -> Mask:
 
 
 def _split_large(labels: Labels, votes: NDArray[Any]) -> None:
-    """Split each object that is much larger than the median object by the network's labels; `labels` is changed."""
+    """Split, in place, the objects in `labels` that are much larger than the median object.
+
+    The network's labels `votes` define the parts: each frequent class in such an object becomes an object of its own.
+    """
     sizes = np.bincount(labels[labels != 0])
     median = np.sort(sizes[sizes > 0])[(np.count_nonzero(sizes) - 1) // 2]
     for large in np.flatnonzero(sizes > DOUBLE_OBJECT_RATIO * median):

@@ -17,13 +17,14 @@ from competition.runs.summary import SUMMARY_FILE, RunScores, read_summary, run_
 def best_run(
     name: str, overrides: Sequence[str] = (), trust: tuple[str, ...] = (), say: Callable[[str], None] = lambda _: None
 ) -> Run:
-    """Return the run with the best score among all finished runs of a competition that have networks.
+    """Return the run with the best score among a competition's finished runs that have networks.
 
     Runs are compared by the score of the masks that would be submitted, over all folds (see
     `competition.runs.summary.run_scores`). Imported runs have no networks and are left out.
 
     Args:
-        name: name of an experiment's YAML or of a run, in a form that `find_run` accepts. Its competition is searched.
+        name: name of an experiment's YAML or of a run, in a form that `find_run` accepts. All runs of the same
+            competition are compared.
         overrides: `key=value` strings, e.g. `competition.root=/elsewhere`.
         trust: additional packages that `target` may name.
         say: function that receives lines for the user.

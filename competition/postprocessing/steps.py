@@ -302,7 +302,7 @@ class RemoveSmall(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[RemoveSmall]:
-        """Return steps with sizes below the sizes of nearly all true objects; an empty list if there are none."""
+        """Return steps with sizes below those of nearly all true objects; an empty list without true objects."""
         sizes = [size for truth in search.truths for size in truth.object_sizes]
         if not sizes:
             return []

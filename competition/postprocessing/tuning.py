@@ -233,10 +233,10 @@ class _CoordinateDescent:
         self.selected = {part: np.ones(len(case_parts), bool) if part is None else case_parts != part for part in parts}
 
     def run(self, context: Context) -> dict[int | None, list[Steps]]:
-        """Search the slots one by one, in at most `MAX_SWEEPS` rounds.
+        """Search the slots of the lists of steps (see `StepSlot`) one by one, in at most `MAX_SWEEPS` rounds.
 
-        The best threshold depends on the later steps, and they depend on the threshold. So all rounds after the first
-        one search the slots with `searched_again` again, until a round changes no list of steps.
+        The best threshold depends on the later steps, and the best later steps depend on the threshold. So after the
+        first round, further rounds search the slots with `searched_again`, until a round changes no list of steps.
 
         Args:
             context: context whose log receives progress messages.
@@ -427,10 +427,9 @@ def _registered() -> list[tuple[str, type[Step]]]:
 
 
 def _build_slot(members: Sequence[_Candidates], kinds: set[str]) -> StepSlot:
-    """Return the slot for several kinds of steps, of which the search uses one or none.
+    """Return the slot for several kinds of steps that replace each other, so that a list contains at most one of them.
 
-    Steps that can be combined with another step of the slot (attribute `combines`) are tried alone and after each step
-    of another kind.
+    Steps with the attribute `combines` are the exception: they are tried alone, and after each other step of the slot.
 
     Args:
         members: search candidates of each kind of step in the slot.

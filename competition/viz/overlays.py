@@ -66,8 +66,8 @@ def draw_case(
     """Draw image, truth and prediction side by side: one row for a 2D image, three orthogonal slices for a volume.
 
     If there is no truth, only image and prediction are drawn. Of a volume, the slices with the most foreground in the
-    truth are drawn. If the truth has no foreground, the prediction chooses the slices in the same way. If both have
-    none, the middle slices are drawn. All classes have the same weight in this choice.
+    truth are drawn. If the truth has no foreground, the slices with the most foreground in the prediction are drawn. If
+    both have none, the middle slices are drawn. All classes have the same weight in this choice.
 
     Args:
         path: the PNG file, written atomically.
@@ -447,7 +447,7 @@ def _row_heights(planes: Sequence[SlicePlane], foreground: Array, width: float) 
 
     Args:
         planes: the slices, one per row.
-        foreground: array of the shape of the case.
+        foreground: any array with the spatial shape of the case; its values are not used.
         width: width of a panel in inches.
     """
     heights = []
@@ -576,7 +576,7 @@ def _draw_legend(figure: Figure, entries: Sequence[tuple[RGB, str]], ignored: bo
 
 
 def _legend_entries(comp: Competition, truth: Array, masks: tuple[Array, Array]) -> list[tuple[RGB, str]]:
-    """Return the legend's entries: first the classes that are present, then the colours of the difference."""
+    """Return the legend's entries: the classes that are present, then the colours of the comparison of A and B."""
     present: list[Any] = [
         index
         for index, class_truth in enumerate(label_to_class_masks(truth, comp))

@@ -64,7 +64,8 @@ def _read_reduced(path: Path, exif: bool) -> NDArray[np.float32] | None:
 
     Args:
         path: the TIFF file.
-        exif: whether images are rotated by their EXIF orientation. If so, a TIFF with such a rotation is unusual.
+        exif: whether images are rotated by their EXIF orientation. If so, the result is None for a TIFF that has to be
+            rotated.
     """
     import tifffile
 

@@ -58,7 +58,7 @@ def reduce_image(channels: Array, step: int) -> Array:
 def reduce_mask(mask: Array, step: int, value: int | None = None) -> NDArray[np.bool_]:
     """Reduce the rows and columns of a mask by the factor `step`.
 
-    A pixel of the result is set if its square of `step` pixels contains any pixel of the mask. So small objects stay
+    A pixel of the result is set if any pixel of its square of `step` × `step` pixels is set. So small objects stay
     visible.
 
     Args:

@@ -74,7 +74,7 @@ def test_slices_turned_round_and_fewer_of_them(tmp_path: Path) -> None:
     [
         (TRUTH.astype(np.int16) - 1, {}, "its values are no labels: found -1 to 2"),
         (TRUTH.astype(np.int16) * 100, {}, "its values are no labels: found 0 to 300"),
-        (TRUTH, {"rescale": [(0.5, 0.0)] * 6}, "its values are no labels"),
+        (TRUTH, {"rescale": [(0.5, 0.0)] * 6}, "its values are no labels: found 0.5, expected"),
         (
             TRUTH,
             {"spacing": (1.4, 1.6)},

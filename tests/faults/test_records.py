@@ -276,6 +276,7 @@ def test_a_damaged_prepared_case_is_refused_then_prepared_again_which_is_said(
     with caplog.at_level(logging.WARNING):
         assert preprocess_cases(table, exp, folder.parent) == {"a": folder}
     assert f"case a ({folder}) is damaged: " in caplog.text
+    assert caplog.text.count("is damaged") == 1
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     caplog.clear()
     preprocess_cases(table, exp, folder.parent)

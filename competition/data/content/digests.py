@@ -37,11 +37,11 @@ _remembered: dict[Path, tuple[FileStamp, bytes]] = {}  # stamp and digest
 
 
 def file_stamp(path: Path) -> FileStamp:
-    """Return inode, size and times of a file.
+    """Return four values of a file: inode, size, modification time and change time.
 
-    If the file is written or replaced, at least one of these values changes.
-
-    For an MHD or NHDR file, the values of the file with its voxels follow.
+    If the file is written or replaced later, at least one of these values changes. The only exception is a write
+    directly after another one, see `is_settled`. For an MHD or NHDR file, the same values of the file with the voxels
+    are appended.
 
     Raises:
         MaskfoldError: the file does not exist.
@@ -87,7 +87,7 @@ def remembered_digest(path: Path) -> bytes:
 
 
 def file_digests(comp: Competition, files: list[Files], digest: Digest = file_digest) -> list[bytes]:
-    """Return the SHA-256 of files in order. A stack has one digest, made from the digests of its slices.
+    """Return the SHA-256 of each entry of `files`; a stack has one, made from the digests of its slices.
 
     Args:
         comp: the competition.
@@ -155,8 +155,8 @@ def reading_parts(
 ) -> list[bytes]:
     """Return the parts of a case's content hash that mark files which earlier versions read differently.
 
-    Most cases have no such part. Examples are files whose axes are reordered, and files with a `Header.plain_spacing`.
-    The parts change the hash, so that a case cached by an earlier version is not used.
+    Most cases have no such part. A case has one if, for example, the axes of a file are reordered, or the header has a
+    `plain_spacing`. The parts change the hash, so that a case cached by an earlier version is not used.
 
     Args:
         comp: the competition.

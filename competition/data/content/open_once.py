@@ -1,4 +1,4 @@
-"""Read each small file once, although its decoder, its checks and its digest read it one after another."""
+"""Keep the content of small files in memory, so that decoding, checking and hashing read each file only once."""
 
 from __future__ import annotations
 

@@ -80,9 +80,9 @@ def unchanged_files(
     """Check that a case's files match the case table, and do not change while a `with` block reads them.
 
     Most files are read twice: once for decoding and once for hashing. If a file changes between the two reads, its
-    stamp changes (see `file_stamp`). So the function takes stamps before and after the block, and digests in between.
-    It does not notice a change that restores inode, size and both times of a file. With `fresh`, small files are read
-    only once (see `keep_contents`).
+    stamp changes (see `file_stamp`). So the function takes the stamps first, and compares them with the stamps after
+    the files are decoded and hashed. It does not notice a change that restores all values of the stamp. With `fresh`,
+    small files are read only once (see `keep_contents`).
 
     Args:
         comp: the competition.
@@ -155,7 +155,16 @@ def _check_image(comp: Competition, row: Any, digest: Digest) -> None:
 
 
 def _check_truth(comp: Competition, row: Any, digest: Digest) -> None:
-    """Check the truth of a case, but not its images: compare `hash` of the table with the truth's current digests."""
+    """Check that the truth of a case gives the `hash` in the case table; the images are not hashed again.
+
+    Args:
+        comp: the competition.
+        row: a row of the case table. `hash` is computed from its `image_hash` and the present files of the truth.
+        digest: as for `file_digests`.
+
+    Raises:
+        ChangedDataError: the truth has changed.
+    """
     masks, case_id = get_json(row, "masks"), get_column(row, "id")
     channels = list(get_json(row, "images").values())
     names = ", ".join(display_name(files) for files in label_files(masks)[:3]) or str(comp.train.rle)

@@ -1,7 +1,7 @@
 """Read each family of file formats: PNG, JPEG, JPEG 2000, BMP and GIF; NIfTI; NumPy; TIFF; NRRD and MHA.
 
-Each family has a file with two functions: one reads the header, the other checks the declared size and then reads the
-pixels.
+Each family has a Python module with two functions: one reads the header of an image file, the other checks the declared
+size and then reads the pixels.
 """
 
 from __future__ import annotations

@@ -67,7 +67,8 @@ def itk_geometry(path: Path) -> ItkGeometry:
     """Read the geometry of a file from its header, without the voxels.
 
     Raises:
-        MaskfoldError: as for `itk_header`.
+        FileNotFoundError: the file does not exist.
+        MaskfoldError: SimpleITK is not installed (exit status 2), or the header is damaged.
     """
     reader = _open(path)
     return ItkGeometry(tuple(reader.GetSpacing()), tuple(reader.GetOrigin()), tuple(reader.GetDirection()))
@@ -77,7 +78,8 @@ def pixel_dtype(path: Path) -> np.dtype[Any]:
     """Return the dtype in which the file stores one component of a voxel.
 
     Raises:
-        MaskfoldError: as for `itk_header`.
+        FileNotFoundError: the file does not exist.
+        MaskfoldError: SimpleITK is not installed (exit status 2), or the header is damaged.
     """
     import SimpleITK
 

@@ -179,7 +179,8 @@ def _raster_labels(image: PilImage, depth: int) -> np.ndarray:
 def _decode_deep(path: Path, channels: int) -> Image:
     """Decode a 16-bit colour PNG or a JPEG 2000 of more than 8 bits with OpenCV, because Pillow would scale its values.
 
-    OpenCV returns BGR, and may add an alpha channel for one transparent colour.
+    The result has the first `channels` of red, green, blue and alpha. OpenCV itself returns BGR, and may add an alpha
+    channel for one transparent colour.
     """
     import cv2
 

@@ -24,10 +24,10 @@ LZMA_MEMORY = 2**27  # bytes of a decoder; the highest preset of xz needs 65 MiB
 
 
 class BoundedDecoders(Mapping[int, Callable[..., Any]]):
-    """Replace those decoders of tifffile whose output has no size limit; keep all other decoders.
+    """Map each compression to its decoder, with a size limit for those decoders of tifffile that have none.
 
-    If this version of Python lacks the module of a decoder, the table has no such decoder. So other libraries can try
-    to decode the file, instead of tifffile raising an ImportError.
+    If this version of Python lacks the module of a decoder, the mapping raises a KeyError, as for an unknown
+    compression. Then other libraries try to decode the file. tifffile's own decoder would raise an ImportError instead.
     """
 
     def __init__(self, decoders: Mapping[int, Callable[..., Any]]) -> None:
