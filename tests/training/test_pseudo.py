@@ -16,13 +16,14 @@ from competition.context import Context
 from competition.data.cache import PreprocessedCase
 from competition.data.preprocessing import preprocess_cases
 from competition.errors import MaskfoldError
-from competition.io import write_json
 from competition.models.build import build_network
+from competition.records import write_json
 from competition.runs.checkpoint import save_weights
 from competition.runs.fold import FoldResult
-from competition.runs.run import load_run, run_hash
+from competition.runs.identity.hashing import run_hash
+from competition.runs.run import load_run
 from competition.training.cross_validate import make_jobs, open_run, prepare_run
-from competition.training.extra_data import build_extra_data, check_extra_data, prepare_extra_data
+from competition.training.extra.fold_data import build_extra_data, check_extra_data, prepare_extra_data
 from competition.training.fold import run_fold, setup_fold
 from competition.training.lineage import training_cases
 
