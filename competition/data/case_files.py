@@ -352,7 +352,8 @@ MAX_PLACEHOLDERS, PLACEHOLDER_SHARE = 10, 0.05
 def count_test_images(comp: Competition) -> int | None:
     """Return the number of test cases with an image.
 
-    Return None if the competition has no `test` section, or if its folder is missing.
+    Return None if the competition has no `test` section, or if its folder is missing. Return 0 if the pattern matches
+    no file or is invalid; `find_images` raises the error.
     """
     if comp.test is None or not Path(comp.root).is_dir():
         return None

@@ -99,6 +99,10 @@ def find_covered(labels: np.ndarray, mask: np.ndarray) -> Iterator[HiddenPixels]
     """Yield, for each object in a label image, its pixels inside a mask.
 
     The mask belongs to a later object, which will cover these pixels in the label image.
+
+    Args:
+        labels: (*spatial) integers, the objects so far; 0 for background.
+        mask: (*spatial) bool, with at least one True.
     """
     box = bounding_box(mask)
     covered = np.where(mask[box], labels[box], 0)
@@ -156,9 +160,9 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
 def boundary_mask(objects: np.ndarray, width: int) -> np.ndarray:
     """Return the pixels of each object that are at most `width` pixels from another object or from the background.
 
-    The boundary of a small object is thinner or absent, so that some pixels of the object keep their class. Pixels at
-    the edge of the image are not boundary pixels for this reason alone. The boundary class was proposed by Caicedo et
-    al., "Nucleus segmentation across imaging experiments", Nature Methods 2019.
+    The boundary of a small object is thinner or absent, so that some pixels of the object keep their class. Where the
+    image ends, an object has no boundary. The boundary class was proposed by Caicedo et al., "Nucleus segmentation
+    across imaging experiments", Nature Methods 2019.
 
     Args:
         objects: (*spatial) integers, 0 for background.
@@ -187,8 +191,8 @@ def ring_mask(objects: np.ndarray, rings: int) -> np.ndarray:
 
     The depth of a pixel is its distance to the nearest pixel outside its object, divided by the largest such distance
     in the object. Each ring covers an equal range of depths, so even the smallest object has pixels of the innermost
-    ring. The edge of the image is not treated as outside of the object. Depth levels as classes were proposed by Bai
-    and Urtasun, "Deep Watershed Transform for Instance Segmentation", CVPR 2017.
+    ring. Pixels beyond the image do not count as outside the object. Depth levels as classes were proposed by Bai and
+    Urtasun, "Deep Watershed Transform for Instance Segmentation", CVPR 2017.
 
     Args:
         objects: (*spatial) integers, 0 for background.

@@ -521,6 +521,7 @@ def is_in_pattern_folder(root: Path, pattern: str, path: str) -> bool:
 
 
 def list_patterns(source: str | dict[str, str] | None) -> list[str]:
+    """Return the patterns of a YAML key: one pattern, or one for each channel or class; none if the key is not set."""
     return list(source.values()) if isinstance(source, dict) else [source] if source else []
 
 

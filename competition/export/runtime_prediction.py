@@ -283,7 +283,7 @@ def collect(
     shards = assign_shards(sizes, len(devices))
     shard_of = {case: shard for shard, cases in enumerate(shards) for case in cases}
     content = json.dumps(
-        {"rows": [vars(row) for row in rows], "hands": shards, "confidence": confidence}, default=int
+        {"rows": [vars(row) for row in rows], "shards": shards, "confidence": confidence}, default=int
     ).encode()
     atomic_write(folder / ROWS_FILE, lambda file: file.write(content), len(content))
     with ExitStack() as stack:
@@ -310,7 +310,7 @@ def load_shard(folder: Path, shard: int) -> tuple[list[tuple[int, Any]], bool]:
         (index, row of the case table) of each case; and whether the submission file has a confidence for each object.
     """
     plain = json.loads((folder / ROWS_FILE).read_text(encoding="utf-8"))
-    return [(case, SimpleNamespace(**plain["rows"][case])) for case in plain["hands"][shard]], plain["confidence"]
+    return [(case, SimpleNamespace(**plain["rows"][case])) for case in plain["shards"][shard]], plain["confidence"]
 
 
 def save_result(folder: Path, case: int, predicted: BundlePrediction) -> None:
@@ -355,6 +355,19 @@ def _environment(device: str, count: int) -> tuple[str, dict[str, str]]:
 def _wait_for_case(
     folder: Path, case: int, row: Any, pool: ProcessPool, task: Future[None], deadline: float | None
 ) -> BundlePrediction | None:
+    """Wait until a process has stored the masks of a case, and read them; None if the deadline has passed.
+
+    Args:
+        folder: folder through which the processes exchange cases and masks.
+        case: index of the case.
+        row: row of the case table.
+        pool: the pool of the process that predicts the case.
+        task: the work of this process.
+        deadline: as for `collect`.
+
+    Raises:
+        MaskfoldError: the process failed, or ended without the masks.
+    """
     path = folder / f"{case}.npz"
     while not path.exists():
         if task.done() and not path.exists():

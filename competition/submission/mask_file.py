@@ -204,6 +204,7 @@ class MaskFile:
                     )
 
     def _union(self, rows: list[CsvRow], shape: tuple[int, ...]) -> tuple[Mask, CaseObjects | None]:
+        """Return the mask and the objects, as from `class_mask`, in the rows of one class of one case or slice."""
         if self.layout.several_masks and (labels := self._draw(rows, shape)) is not None:
             return labels != 0, CaseObjects(labels)
         mask, number, hidden = np.zeros(shape, np.bool_), 0, list[HiddenPixels]()
@@ -241,6 +242,17 @@ class MaskFile:
         return np.ascontiguousarray(draw_objects(runs, math.prod(shape)).reshape(shape, order=order))
 
     def _objects(self, row: CsvRow, shape: tuple[int, ...], only_row: bool) -> list[Mask]:
+        """Decode the masks in one row, each of the given shape.
+
+        Args:
+            row: the row.
+            shape: shape of the masks.
+            only_row: whether the file has no other row of the same case, slice and class. If it has, an empty row is an
+                error in a submission.
+
+        Raises:
+            MaskfoldError: the text is invalid, or breaks a rule of the host.
+        """
         token = self.layout.rle.empty
         try:
             objects = decode_objects(row.text, shape, self.layout)

@@ -121,6 +121,15 @@ def find_teachers(run: Run, job: FoldJob) -> list[Teacher]:
 
 
 def _no_teacher_error(run: Run, fold: int, teacher_run: Run, all_leaks: Sequence[Leak]) -> MaskfoldError:
+    """Return the error for a run in `pseudo.from` that has no teacher for a fold.
+
+    Args:
+        run: the run whose fold is taught.
+        fold: number of the fold.
+        teacher_run: the run in `pseudo.from`.
+        all_leaks: the validation cases of the fold on which the networks of `teacher_run` were trained; empty if it has
+            no finished network.
+    """
     if not all_leaks:
         return MaskfoldError(
             f"pseudo.from: {teacher_run.folder} has no finished fold.",
@@ -142,6 +151,7 @@ def _no_teacher_error(run: Run, fold: int, teacher_run: Run, all_leaks: Sequence
 
 
 def _same_folds_setting(run: Run, teacher_run: Run) -> str:
+    """Return the `key=value` settings, for a hint, with which a run gets the same folds as the run of its teachers."""
     file = teacher_run.folder / FOLDS_FILE
     if set(run.folds["id"]) == set(teacher_run.folds["id"]):
         return f"folds.scheme=file folds.file={file}"
