@@ -339,7 +339,7 @@ def test_weights_say_how_often_a_case_is_drawn(tiny):
 def test_a_killed_fold_finds_its_labels_again_and_ends_with_the_same_bits(tiny, monkeypatch):
     from safetensors.torch import load_file
 
-    from competition.training import extra_data as module
+    from competition.training.extra import pseudo_labels as module
     from tests.training.test_fold import Killed, killed_after
 
     teacher = finish(open_run(tiny(2), "teacher"))
