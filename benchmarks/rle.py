@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 from timing import Ratio, compare
 
-from competition.rle import RleFormat, decode, encode
+from competition.rle import decode, encode
+from competition.rle_text import RleFormat
 
 SIZES = {(256, 1600): 201, (1024, 1024): 101, (8192, 8192): 5}  # shape: rounds
 LARGE_SPEEDUP = 6.0  # minimum speed-up over the fastest alternative when a mask of 8192² pixels is encoded

@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from competition.config.experiment import HardwareConfig
-from competition.io import write_json
+from competition.records import write_json
 from competition.runs.fold import FoldJob, FoldResult
 from competition.training.executors import Executor, LocalExecutor
 from competition.training.fold_process import start_fold

@@ -29,7 +29,7 @@ _MODULES = {
     "Experiment": "competition.config.experiment",
     "MaskfoldError": "competition.errors",
     "Predictor": "competition.export.predictor",
-    "RleFormat": "competition.rle",
+    "RleFormat": "competition.rle_text",
     "Run": "competition.runs.run",
     "decode": "competition.rle",
     "encode": "competition.rle",

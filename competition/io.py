@@ -1,42 +1,32 @@
-"""Write files atomically with clear errors, and read and write CSV tables, JSON records and lines of metrics.
+"""Write files atomically, and report a full or unwritable disk with a clear error.
 
-A file is written under a temporary name that identifies its process, synced, and renamed.
+A file is written under a temporary name that identifies its process, synced, and renamed. If a process is killed, its
+temporary files stay; later commands find and remove them.
 """
 
 from __future__ import annotations
 
-import csv
 import errno
 import hashlib
-import json
 import math
 import os
 import re
 import secrets
 import shutil
 import socket
-import sys
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
-from types import MappingProxyType
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 
 from competition.errors import MaskfoldError
-from competition.text import nearest_names
 
-if TYPE_CHECKING:
-    import pandas
-
-MAX_COLUMNS = 10_000
-MAX_HEADER_LENGTH = 1 << 20  # number of characters of the first line from which the separator is detected
-FORMAT_HINT = "Write the file as a CSV in UTF-8, with commas and one header line."
 ABANDONED_SECONDS = 24 * 3600  # age after which a temporary file of another host counts as abandoned
 CLOCK_TOLERANCE = 60.0  # s; after a correction of the clock, a process may seem to have started after it wrote a file
 UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -47,9 +37,6 @@ JOINED_BYTES = 2**15  # parts of an array below this size are written together
 # Maximum number of bytes that a temporary name adds: dots, a host (64 bytes, see gethostname(2)), a process id and a
 # random number.
 WRITER_BYTES = 1 + (1 + 64) + (1 + 10) + (1 + 8) + len(".tmp")
-# Maximum of a step and of a time in ms, because every JSON reader represents integers up to this one exactly.
-MAX_NUMBER = 2**53
-RESTORE_HINT = "Restore the file from a backup. Or delete it, so that the same command writes it again."
 
 
 # Atomic writes
@@ -187,11 +174,6 @@ def sha256_of_file(path: Path | str) -> str:
     """
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def json_digest(data: Any) -> str:
-    """Return the SHA-256 of JSON data as 64 hexadecimal digits, independent of the order of keys."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def sync_file(path: Path | str) -> None:
@@ -418,237 +400,3 @@ def _is_alive(process: int, written: float) -> bool:
         return False
     except psutil.Error:  # a living process of another user
         return True
-
-
-# CSV tables
-
-
-def read_csv(path: Path, columns: dict[str, str]) -> pandas.DataFrame:
-    """Read a table as text: `001` stays `001`, and an empty cell is an empty string.
-
-    Args:
-        path: path of the file.
-        columns: names of the required columns. The keys are the YAML keys that set these names, for error messages.
-
-    Returns:
-        All columns as str; the index is the line number in the file (the header is line 1). Blank lines are dropped.
-
-    Raises:
-        MaskfoldError: the file is missing, broken or empty, or lacks a column.
-    """
-    if not path.is_file():
-        near = nearest_names(path.name, sorted(p.name for p in path.parent.glob("*.[ct]sv")), count=3, cutoff=0.0)
-        files = f"; its folder has {', '.join(near)}" if near else ""
-        raise MaskfoldError(
-            f"The table {path} does not exist{files}.",
-            "Correct the name of the table in the YAML, or correct competition.root.",
-            status=2,
-        )
-    stat = path.stat()
-    table = _read_table(path, stat.st_mtime_ns, stat.st_size)
-    for key, column in columns.items():
-        if column not in table.columns:
-            near = nearest_names(column, list(table.columns))
-            raise MaskfoldError(
-                f"{path} has no column `{column}`: found {', '.join(map(str, table.columns))}.",
-                f"Set {key}, for example to `{near[0]}`." if near else f"Set {key} to one of these columns.",
-                status=2,
-            )
-    return table
-
-
-def write_table(table: pandas.DataFrame, path: Path) -> None:
-    """Write a pandas table atomically as CSV, or with tabs if the path ends in `.tsv`; numbers are not rounded."""
-    content = table.to_csv(index=False, sep=separator_of(path), lineterminator="\n").encode()
-    atomic_write(path, lambda file: file.write(content), len(content))
-
-
-def separator_of(path: Path) -> str:
-    """Return the cell separator of tables that `write_table` writes to this path."""
-    return "\t" if path.suffix == ".tsv" else ","
-
-
-@lru_cache(maxsize=4)
-def _read_table(path: Path, modified: int, size: int) -> pandas.DataFrame:
-    """Read a table as `read_csv` does, without the check for required columns.
-
-    The result is cached until the file's modification time or size changes, because each case reads the same table of
-    run lengths.
-    """
-    import pandas
-
-    try:
-        separator = _check_header(path)
-        table = pandas.read_csv(
-            path, sep=separator, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig"
-        )
-    except (ValueError, OSError, csv.Error) as error:  # pandas' own errors are ValueErrors
-        raise _unreadable_table_error(path, " ".join(str(error).split())[:300]) from error
-    if not isinstance(table.index, pandas.RangeIndex):  # pandas would use additional cells as row names
-        raise _unreadable_table_error(path, "its rows have more cells than its header")
-    table = table.fillna("")
-    table.index = pandas.RangeIndex(2, len(table) + 2)
-    return table[(table != "").any(axis=1)]
-
-
-def _unreadable_table_error(path: Path, reason: str) -> MaskfoldError:
-    return MaskfoldError(f"{path} cannot be read as a table ({reason}).", FORMAT_HINT)
-
-
-def _check_header(path: Path) -> str:
-    """Check the header of a table, and return the character that separates its cells.
-
-    The separator is a comma if the header contains one, otherwise a semicolon or a tab.
-
-    Raises:
-        MaskfoldError: the file is JSON; a column occurs twice (pandas would rename it); or there are more columns than
-            `MAX_COLUMNS` (which pandas would read for minutes).
-    """
-    csv.field_size_limit(sys.maxsize)  # texts of run lengths may be longer than the default limit
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        line = stream.readline(MAX_HEADER_LENGTH)
-        separator = "," if "," in line else next((mark for mark in ";\t" if mark in line), ",")
-        if line.lstrip()[:1] in ("{", "["):
-            raise _unreadable_table_error(path, "it is JSON, expected comma-separated values with a header")
-        stream.seek(0)
-        header = next(csv.reader(stream, delimiter=separator), [])
-    if len(header) > MAX_COLUMNS:
-        raise _unreadable_table_error(path, f"its header has {len(header):,} columns")
-    duplicate = next((name for name in header if name and header.count(name) > 1), None)
-    if duplicate is not None:
-        raise MaskfoldError(
-            f"{path} has two columns `{duplicate}`, expected different names.", "Rename one of these columns.", status=2
-        )
-    return separator
-
-
-# JSON records
-
-
-def read_record(path: Path, hint: str = RESTORE_HINT) -> dict[str, Any]:
-    """Read the object in a JSON file.
-
-    Raises:
-        FileNotFoundError: the file is missing.
-        MaskfoldError: the file is damaged.
-    """
-    try:
-        return parse_json_object(path.read_bytes())
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:
-        raise damaged_error(path, error, hint) from error
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON atomically, with null for each NaN, because JSON has no NaN.
-
-    A score is NaN if no case defines it: the class is in no truth and no prediction, and `metric.both_empty` is null.
-
-    Raises:
-        ValueError: a number is infinite.
-    """
-    content = (json.dumps(nan_to_none(data), indent=1, allow_nan=False) + "\n").encode()
-    atomic_write(path, lambda file: file.write(content), len(content))
-
-
-def nan_to_none(data: Any) -> Any:
-    """Return a copy of JSON data with None for each NaN.
-
-    Example:
-        >>> nan_to_none({"score": float("nan"), "folds": [0.5, float("nan")]})
-        {'score': None, 'folds': [0.5, None]}
-    """
-    if isinstance(data, dict):
-        return {key: nan_to_none(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [nan_to_none(value) for value in data]
-    return None if isinstance(data, float) and math.isnan(data) else data
-
-
-def finite_or_none(value: float) -> float | None:
-    """Return a number that JSON can store: None if `value` is NaN or infinite, like some ends of intervals."""
-    return float(value) if math.isfinite(value) else None
-
-
-def parse_json_object(content: bytes | str) -> dict[str, Any]:
-    """Parse a JSON object.
-
-    Raises:
-        ValueError: the content is not JSON (NaN is not JSON), not an object, or nested too deeply.
-    """
-    try:
-        plain = json.loads(content, parse_constant=_reject_constant)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    if not isinstance(plain, dict):
-        raise ValueError(f"found a {type(plain).__name__}, expected an object")
-    return plain
-
-
-def damaged_error(path: Path, error: object, hint: str = RESTORE_HINT) -> MaskfoldError:
-    """Return the error for a record that cannot be read or has unexpected content."""
-    reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())[:160]
-    return MaskfoldError(f"{path} is damaged: {reason}.", hint)
-
-
-def _reject_constant(constant: str) -> float:
-    raise ValueError(f"found {constant}, which is not JSON")
-
-
-# Lines of a `metrics.jsonl`
-
-
-class MetricsLine(NamedTuple):
-    """Hold a line of a `metrics.jsonl`, which training writes.
-
-    Attributes:
-        step: number of optimiser steps.
-        epoch: number of epochs, which may be a fraction.
-        time: seconds since 1970.
-        metrics: the metrics by name; only metrics whose values are numbers.
-    """
-
-    step: int
-    epoch: float
-    time: float
-    metrics: dict[str, float]
-
-
-def parse_metrics_line(content: bytes, defaults: Mapping[str, float] = MappingProxyType({})) -> MetricsLine | None:
-    """Parse a line of a `metrics.jsonl`; return None if a kill truncated the line, or if it is damaged.
-
-    A metric that is infinite becomes NaN.
-
-    Args:
-        content: the line.
-        defaults: values for keys that the line lacks. A key without a default is required.
-    """
-    try:
-        plain = {**defaults, **json.loads(content)}
-        step, metrics, time = plain["step"], plain["metrics"], float(plain["time"])
-        epoch = float(plain["epoch"])
-        valid = type(step) is int and 0 <= step < MAX_NUMBER and 0 <= time < MAX_NUMBER / 1000 and math.isfinite(epoch)
-        return MetricsLine(step, epoch, time, _to_floats(metrics)) if valid else None
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
-        return None
-
-
-def read_metrics_lines(path: Path) -> list[MetricsLine]:
-    """Read the intact lines of a `metrics.jsonl`, in the order of the file.
-
-    A missing step or time becomes 0. The list is empty if the file cannot be read.
-    """
-    try:
-        lines = [parse_metrics_line(line, {"step": 0, "time": 0.0}) for line in path.read_bytes().split(b"\n")]
-    except OSError:
-        return []
-    return [line for line in lines if line is not None]
-
-
-def _to_floats(metrics: dict[str, Any]) -> dict[str, float]:
-    return {
-        name: float(value) if math.isfinite(value) else math.nan
-        for name, value in metrics.items()
-        if isinstance(value, int | float)
-    }

@@ -1,18 +1,98 @@
-"""Store JSON records with a digest of their own content, so that an edited number is not mistaken for a result."""
+"""Read and write JSON: records, records with a digest of their own content, and the lines of a `metrics.jsonl`."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from competition.errors import MaskfoldError
-from competition.io import RESTORE_HINT, json_digest, nan_to_none, read_record, sha256_of_file
+from competition.io import atomic_write, sha256_of_file
 
+RESTORE_HINT = "Restore the file from a backup. Or delete it, so that the same command writes it again."
 # Key of the digests of the record itself and of its tables: {"digests": {"summary.json": …, "scores.csv": …}}
 DIGESTS_KEY = "digests"
 SUBMISSION_DIGEST = "submission"  # key of the own digest of the JSON next to a submission, which the user may rename
+# Maximum of a step and of a time in ms, because every JSON reader represents integers up to this one exactly.
+MAX_NUMBER = 2**53
+
+
+def read_record(path: Path, hint: str = RESTORE_HINT) -> dict[str, Any]:
+    """Read the object in a JSON file.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        MaskfoldError: the file is damaged.
+    """
+    try:
+        return parse_json_object(path.read_bytes())
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise damaged_error(path, error, hint) from error
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON atomically, with null for each NaN, because JSON has no NaN.
+
+    A score is NaN if no case defines it: the class is in no truth and no prediction, and `metric.both_empty` is null.
+
+    Raises:
+        ValueError: a number is infinite.
+    """
+    content = (json.dumps(nan_to_none(data), indent=1, allow_nan=False) + "\n").encode()
+    atomic_write(path, lambda file: file.write(content), len(content))
+
+
+def nan_to_none(data: Any) -> Any:
+    """Return a copy of JSON data with None for each NaN.
+
+    Example:
+        >>> nan_to_none({"score": float("nan"), "folds": [0.5, float("nan")]})
+        {'score': None, 'folds': [0.5, None]}
+    """
+    if isinstance(data, dict):
+        return {key: nan_to_none(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [nan_to_none(value) for value in data]
+    return None if isinstance(data, float) and math.isnan(data) else data
+
+
+def finite_or_none(value: float) -> float | None:
+    """Return a number that JSON can store: None if `value` is NaN or infinite, like some ends of intervals."""
+    return float(value) if math.isfinite(value) else None
+
+
+def parse_json_object(content: bytes | str) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Raises:
+        ValueError: the content is not JSON (NaN is not JSON), not an object, or nested too deeply.
+    """
+    try:
+        plain = json.loads(content, parse_constant=_reject_constant)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(plain, dict):
+        raise ValueError(f"found a {type(plain).__name__}, expected an object")
+    return plain
+
+
+def damaged_error(path: Path, error: object, hint: str = RESTORE_HINT) -> MaskfoldError:
+    """Return the error for a record that cannot be read or has unexpected content."""
+    reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())[:160]
+    return MaskfoldError(f"{path} is damaged: {reason}.", hint)
+
+
+def _reject_constant(constant: str) -> float:
+    raise ValueError(f"found {constant}, which is not JSON")
+
+
+# Records with a digest of their own content, so that an edited number is not mistaken for a result
 
 
 def with_own_digest(plain: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -100,3 +180,66 @@ def _digest(plain: Mapping[str, Any], name: str) -> str:
     """Return the digest of a record; the record's own digest is left out of the content."""
     others = {key: value for key, value in (plain.get(DIGESTS_KEY) or {}).items() if key != name}
     return json_digest({**plain, DIGESTS_KEY: others})
+
+
+def json_digest(data: Any) -> str:
+    """Return the SHA-256 of JSON data as 64 hexadecimal digits, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+# Lines of a `metrics.jsonl`
+
+
+class MetricsLine(NamedTuple):
+    """Hold a line of a `metrics.jsonl`, which training writes.
+
+    Attributes:
+        step: number of optimiser steps.
+        epoch: number of epochs, which may be a fraction.
+        time: seconds since 1970.
+        metrics: the metrics by name; only metrics whose values are numbers.
+    """
+
+    step: int
+    epoch: float
+    time: float
+    metrics: dict[str, float]
+
+
+def parse_metrics_line(content: bytes, defaults: Mapping[str, float] = MappingProxyType({})) -> MetricsLine | None:
+    """Parse a line of a `metrics.jsonl`; return None if a kill truncated the line, or if it is damaged.
+
+    A metric that is infinite becomes NaN.
+
+    Args:
+        content: the line.
+        defaults: values for keys that the line lacks. A key without a default is required.
+    """
+    try:
+        plain = {**defaults, **json.loads(content)}
+        step, metrics, time = plain["step"], plain["metrics"], float(plain["time"])
+        epoch = float(plain["epoch"])
+        valid = type(step) is int and 0 <= step < MAX_NUMBER and 0 <= time < MAX_NUMBER / 1000 and math.isfinite(epoch)
+        return MetricsLine(step, epoch, time, _to_floats(metrics)) if valid else None
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
+        return None
+
+
+def read_metrics_lines(path: Path) -> list[MetricsLine]:
+    """Read the intact lines of a `metrics.jsonl`, in the order of the file.
+
+    A missing step or time becomes 0. The list is empty if the file cannot be read.
+    """
+    try:
+        lines = [parse_metrics_line(line, {"step": 0, "time": 0.0}) for line in path.read_bytes().split(b"\n")]
+    except OSError:
+        return []
+    return [line for line in lines if line is not None]
+
+
+def _to_floats(metrics: dict[str, Any]) -> dict[str, float]:
+    return {
+        name: float(value) if math.isfinite(value) else math.nan
+        for name, value in metrics.items()
+        if isinstance(value, int | float)
+    }

@@ -7,7 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from competition.rle import RleFormat, encode
+from competition.rle import encode
+from competition.rle_text import RleFormat
 
 YAML = """\
 name: discs

@@ -149,7 +149,7 @@ def _score(run: Run, fold: int, member: int) -> None:
     import pandas as pd
     import torch
 
-    from competition.io import write_json
+    from competition.records import write_json
     from competition.runs.fold import FoldResult
     from competition.runs.oof import OofStore
     from competition.training.evaluator import Evaluator

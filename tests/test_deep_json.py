@@ -12,7 +12,8 @@ from competition.export.bundle import BUNDLE_FILE, MANIFEST, check_replaceable
 from competition.export.runtime_cases import Bundle
 from competition.leaderboard.upload import _read_summary
 from competition.planning.classes.labels import _read_names
-from competition.rle import RleError, RleFormat, decode
+from competition.rle import decode
+from competition.rle_text import RleError, RleFormat
 from competition.training.lineage import LINEAGE_FILE, read_lineage_summary
 
 DEEP = "[" * 100_000

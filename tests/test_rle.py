@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco
 
-from competition import rle
+from competition import rle, rle_text
 from competition.errors import MaskfoldError
-from competition.rle import RleError, RleFormat, decode, decode_labels, encode, encode_labels
+from competition.rle import decode, decode_labels, encode, encode_labels
+from competition.rle_text import RleError, RleFormat
 
 NUCLEI = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "nuclei"
 
@@ -379,7 +380,7 @@ def test_blank_text_is_an_empty_mask_in_every_container():
     for container in ("pairs", "coco", "coco_zlib", "json"):
         for text in ("", "  ", "-1", " -1 "):
             assert not decode(text, (2, 3), RleFormat(empty="-1", container=container)).any()
-            starts, ends = rle._text_to_runs(text, 6, RleFormat(empty="-1", container=container), True)
+            starts, ends = rle_text.text_to_runs(text, 6, RleFormat(empty="-1", container=container), True)
             assert len(starts) == len(ends) == 0 and starts.dtype == ends.dtype == np.int64
 
 
@@ -392,12 +393,12 @@ def test_labels_of_hosts_that_break_the_rules():
 
 def test_runs_are_sorted_and_united():
     starts, ends = np.array([20, 0, 21, 4, 9, 30, 15]), np.array([22, 4, 25, 6, 9, 31, 14])
-    low, high = rle._merge_runs(starts, ends)
+    low, high = rle_text._merge_runs(starts, ends)
     # 0–4 touches 4–6; runs of no or negative length are dropped.
     assert (low.tolist(), high.tolist()) == ([0, 20, 30], [6, 25, 31])
-    inner = rle._merge_runs(np.array([0, 2, 8]), np.array([10, 3, 12]))
+    inner = rle_text._merge_runs(np.array([0, 2, 8]), np.array([10, 3, 12]))
     assert [edge.tolist() for edge in inner] == [[0], [12]]
-    none = rle._merge_runs(np.array([3]), np.array([3]))
+    none = rle_text._merge_runs(np.array([3]), np.array([3]))
     assert [edge.tolist() for edge in none] == [[], []]
     mask = decode("1 10 21 2 22 2", (30, 1), RleFormat(), strict=False)
     assert np.flatnonzero(mask).tolist() == [*range(10), 20, 21, 22]

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from competition import rle
-from competition.rle import RleError, RleFormat, decode, decode_runs, encode
+from competition import rle, rle_text
+from competition.rle import decode, decode_runs, encode
+from competition.rle_text import RleError, RleFormat
 from tests.sentences import assert_readable
 
 COCO, ZLIB, JSON = RleFormat(container="coco"), RleFormat(container="coco_zlib"), RleFormat(container="json")
@@ -117,8 +118,8 @@ def test_objects_are_drawn_one_over_the_other(objects: list[list[tuple[int, int]
 def test_the_fast_check_of_pairs(numbers: list[int], base: int, valid: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop for few numbers and the arrays for many agree."""
     for few in (128, 0):
-        monkeypatch.setattr(rle, "_FEW_NUMBERS", few)
-        assert rle._are_valid(np.array(numbers, np.int64), base, 12) is valid
+        monkeypatch.setattr(rle_text, "_FEW_NUMBERS", few)
+        assert rle_text._are_valid(np.array(numbers, np.int64), base, 12) is valid
 
 
 @pytest.mark.parametrize("strict", [True, False])
@@ -151,10 +152,10 @@ def test_values_that_are_no_numbers(value: str) -> None:
 def test_numbers_of_any_size_are_written(low: int) -> None:
     """70 pairs are written by the tables; each has numbers of several lengths."""
     pairs = np.array([[low + 1001 * index, low // 7 + 9 * index + 1] for index in range(70)], np.int64)
-    assert rle.format_pairs(pairs) == " ".join(str(number) for number in pairs.ravel().tolist())
+    assert rle_text.format_pairs(pairs) == " ".join(str(number) for number in pairs.ravel().tolist())
     pairs[0, 0] = 0
-    assert rle.format_pairs(pairs) == " ".join(str(number) for number in pairs.ravel().tolist())
-    np.testing.assert_array_equal(rle.parse_numbers(rle.format_pairs(pairs)), pairs.ravel())
+    assert rle_text.format_pairs(pairs) == " ".join(str(number) for number in pairs.ravel().tolist())
+    np.testing.assert_array_equal(rle_text.parse_numbers(rle_text.format_pairs(pairs)), pairs.ravel())
 
 
 # COCO's counts
@@ -199,12 +200,12 @@ def test_counts_are_compressed_as_much_as_possible() -> None:
 
 def test_compressed_counts_have_a_limit() -> None:
     """An image of one pixel has at most 33 characters: 11 for each pixel, and for two more."""
-    assert rle.decompress_counts(packed("P" * 32 + "0"), 1) == "P" * 32 + "0"
-    wrong, hint = refused(rle.decompress_counts, packed("P" * 33 + "0"), 1)
+    assert rle_text.decompress_counts(packed("P" * 32 + "0"), 1) == "P" * 32 + "0"
+    wrong, hint = refused(rle_text.decompress_counts, packed("P" * 33 + "0"), 1)
     assert "33 characters" in wrong and "1 pixel" in wrong and "size" in hint
     bomb = packed("0" * 30_000_000)
     tracemalloc.start()
-    refused(rle.decompress_counts, bomb, 12)
+    refused(rle_text.decompress_counts, bomb, 12)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1_000_000
@@ -245,7 +246,7 @@ def test_errors_of_lists(text: str, named: list[str], hinted: str) -> None:
 
 
 def test_the_largest_number_of_a_list() -> None:
-    (numbers,) = rle.parse_json_lists(f"[{2**62}, {-(2**62)}]")
+    (numbers,) = rle_text.parse_json_lists(f"[{2**62}, {-(2**62)}]")
     assert numbers.dtype == np.int64 and numbers.tolist() == [2**62, -(2**62)]
 
 

@@ -17,7 +17,8 @@ from competition.cleaning.mlflow_records import MODELS_FOLDER, MlflowRecords, re
 from competition.cleaning.protection import SUBMISSIONS_FOLDER, find_named_runs
 from competition.config.experiment import Experiment
 from competition.errors import MaskfoldError
-from competition.io import find_stale_temp, parse_json_object
+from competition.io import find_stale_temp
+from competition.records import parse_json_object
 from competition.redact import redact
 from competition.runs.fold import RESULT_FILE
 from competition.runs.lock import is_free

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from competition.cli.console import format_columns, format_interval, progress_bar
 from competition.errors import MaskfoldError
-from competition.io import finite_or_none
+from competition.records import finite_or_none
 from competition.text import and_more, format_count, format_number
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def score_folder_command(
     for line in (*_case_lines(scores), "", *_summary_lines(scores), *_missing_lines(scores, missing)):
         console.print(line, soft_wrap=True, markup=False)
     if output is not None:
-        from competition.io import write_table
+        from competition.tables import write_table
 
         output.parent.mkdir(parents=True, exist_ok=True)
         write_table(scores.table, output)

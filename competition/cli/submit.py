@@ -23,7 +23,7 @@ from competition.cli.console import (
 from competition.config.loading import load_competition
 from competition.context import Context
 from competition.errors import MaskfoldError
-from competition.io import finite_or_none
+from competition.records import finite_or_none
 from competition.text import and_more, format_count, format_number
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ def score_command(
     console.print(_score_table(card, file.name))
     console.print(f"{card.metric}: {card.score:.10f}\ncases: {card.cases}", soft_wrap=True)
     if table is not None:
-        from competition.io import write_table
+        from competition.tables import write_table
 
         table.parent.mkdir(parents=True, exist_ok=True)
         write_table(card.table, table)

@@ -196,7 +196,7 @@ def _next_command(file: Path, comp: Competition, overrides: list[str], cases: in
         cases: number of training cases.
         trust: packages that the user trusts with `--trust`; the suggested command needs the same option.
     """
-    from competition.data.patterns import count_test_images, has_hidden_test
+    from competition.data.case_files import count_test_images, has_hidden_test
 
     run_arguments = shlex.join([str(file), *overrides, *_trust_options(trust)])
     if comp.test is None:

@@ -20,8 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from competition.errors import MaskfoldError
-from competition.io import parse_json_object, parse_metrics_line
-from competition.records import changed_tables, is_unedited
+from competition.records import changed_tables, is_unedited, parse_json_object, parse_metrics_line
 from competition.runs.fold import MEMBER_FOLDER, RESULT_FILE
 from competition.runs.lock import is_alive, read_owner
 from competition.text import format_number

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from competition.config.competition import Competition
-from competition.rle import RleFormat
+from competition.rle_text import RleFormat
 
 # Endings of file names, and of patterns such as `{id}.nii*`.
 NIFTI = re.compile(r"\.(nii(\.gz|\.?\*.*)?|nrrd|nhdr|mha|mhd)$", re.IGNORECASE)  # also formats with the same order

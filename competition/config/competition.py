@@ -57,7 +57,7 @@ class TableColumns(ConfigModel):
 
 
 class RleConfig(ConfigModel):
-    """Set the format of run-length encoded masks; see `competition.rle.RleFormat`."""
+    """Set the format of run-length encoded masks; see `competition.rle_text.RleFormat`."""
 
     order: Literal["row", "column"] = "column"
     base: Literal[0, 1] = 1
@@ -598,28 +598,3 @@ class Competition(ConfigModel):
     def output_channels(self) -> int:
         """Number of network output channels: one per class, plus background if classes are exclusive."""
         return len(self.classes) + (self.labels == "exclusive")
-
-
-def drop_keys_without_effect(plain: dict[str, Any]) -> None:
-    """Remove keys that do not change a run's results, so that they are not part of the run's hash.
-
-    Newer keys with their default value are also removed, so that the hashes of older runs stay valid.
-
-    Args:
-        plain: the competition as plain values; changed in place.
-    """
-    for key in ("array_axes", "spacing", "background"):
-        if not plain.get(key):
-            plain.pop(key, None)
-    if plain["train"].get("missing_masks") == "error":
-        del plain["train"]["missing_masks"]
-    if plain["train"].get("exif") in (None, "ignore"):
-        plain["train"].pop("exif", None)
-    for key in ("threshold", "region"):
-        if plain["train"].get(key) is None:
-            plain["train"].pop(key, None)
-    if not plain["train"].get("object_numbers"):
-        plain["train"].pop("object_numbers", None)
-    for key in ("masks_on_image_grid", "exclude", "weights"):
-        # these keys change no case, and the hash of the data covers the selected cases and weights
-        plain["train"].pop(key, None)

@@ -376,10 +376,7 @@ class HardwareConfig(ConfigModel):
 
     @property
     def loader_processes(self) -> int:
-        """Number of loader processes per device; 0 if `workers` is `auto`.
-
-        Before training, `training.distributed.with_workers` replaces `auto` by a number.
-        """
+        """Number of loader processes per device; 0 for `auto`, which `training.distributed.with_workers` replaces."""
         return 0 if self.workers == "auto" else self.workers
 
 
@@ -569,11 +566,7 @@ class Experiment(ConfigModel):
 
     @property
     def network_channels(self) -> int:
-        """Number of output channels of the network, which equals `output_channels` without `prepare.rings`.
-
-        With `prepare.rings`, the network has one channel for the background and one channel for each ring of each
-        class.
-        """
+        """Number of output channels of the network. With `prepare.rings`: one per ring and class, plus background."""
         if self.prepare.rings is None:
             return self.output_channels
         return 1 + len(self.competition.classes) * self.prepare.rings

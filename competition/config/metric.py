@@ -32,7 +32,7 @@ INPUTS = {
     "predicted_objects": "(*spatial) integers: 0 for background, one label per object",
     "true_objects": "(*spatial) integers, the same for the truth",
     "distances": "distances between the borders of mask and truth, `competition.metrics.distances.BorderDistances`",
-    "predicted_hidden": "pixels of predicted objects that later ones cover, `competition.data.masks.HiddenPixels`",
+    "predicted_hidden": "pixels of predicted objects that later ones cover, `competition.data.objects.HiddenPixels`",
     "true_hidden": "the same for the truth",
 }
 COUNTS = ("tp", "fp", "fn")

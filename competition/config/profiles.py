@@ -11,7 +11,7 @@ from typing import Any, Literal
 from competition.config.axes import rle_format_of_arrays
 from competition.config.competition import Competition
 from competition.errors import MaskfoldError
-from competition.rle import RleFormat
+from competition.rle_text import RleFormat
 from competition.text import nearest_names
 
 FORMAT_ONLY = "format only"  # for competitions whose metric is not in `competition.metrics`

@@ -27,16 +27,10 @@ from competition.config.competition import Competition
 from competition.config.experiment import Experiment
 from competition.data.geometry import Geometry
 from competition.data.normalisation import Intensity
-from competition.data.rle_tables import rle_format, rle_grid, rows_are_parts
+from competition.data.rle.tables import rle_format, rle_grid, rows_are_parts
 from competition.errors import MaskfoldError
-from competition.io import (
-    disk_full_as_error,
-    json_digest,
-    make_temporary_path,
-    parse_json_object,
-    sync_file,
-    sync_folder,
-)
+from competition.io import disk_full_as_error, make_temporary_path, sync_file, sync_folder
+from competition.records import json_digest, parse_json_object
 
 CACHE_FORMAT = 1  # increase it when the files of a preprocessed case change
 # Keys of `prepare` that were added later. They are hashed only if set, so that old caches stay valid.

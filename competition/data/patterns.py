@@ -1,31 +1,30 @@
-"""Match file patterns such as `imagesTr/{id}.nii.gz` in the competition's folder, and record bad cases."""
+"""Match file patterns such as `imagesTr/{id}.nii.gz` in the competition's folder."""
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 from urllib.parse import quote
 
 from competition.config.competition import Competition
 from competition.data.readers import extension_of, has_reader, strip_extension
-from competition.data.selection import select_test_cases
+from competition.data.selection import SkippedCases
 from competition.errors import SURROGATE, MaskfoldError, printable
 from competition.io import MAX_NAME_BYTES
 from competition.text import fold_name, name_problem, nearest_names
 
-if TYPE_CHECKING:
-    import pandas
-
 PLACEHOLDER = re.compile(r"\{([^{}]*)\}|\*")
 OOF_SUFFIX = ".zarr.zip"  # extension of a case's out-of-fold prediction
 MAX_LISTED_FILES = 5000  # number of files that are searched for similar names
-log = logging.getLogger(__name__)
+HIDDEN_TEST_HINT = (
+    "If only the host has the test set (a code competition), write a bundle that predicts in the host's "
+    "notebook: maskfold export RUN -o bundle."
+)
 
 
 @dataclass(frozen=True)
@@ -455,36 +454,6 @@ def _escape_extension(tail: str) -> str:
     return re.escape(tail[: len(tail) - length]) + (f"(?i:{re.escape(tail[-length:])})" if length else "")
 
 
-# Test images
-
-HIDDEN_TEST_HINT = (
-    "If only the host has the test set (a code competition), write a bundle that predicts in the host's "
-    "notebook: maskfold export RUN -o bundle."
-)
-# A test set that is smaller than both limits (number of images; share of the training cases) counts as placeholders.
-MAX_PLACEHOLDERS, PLACEHOLDER_SHARE = 10, 0.05
-
-
-def count_test_images(comp: Competition) -> int | None:
-    """Return the number of test cases with an image.
-
-    Return None if the competition has no `test` section, or if its folder is missing.
-    """
-    if comp.test is None or not Path(comp.root).is_dir():
-        return None
-    pattern = next(iter(_as_list(comp.test.images)))
-    try:
-        matched = match_files(Path(comp.root), pattern, "test.images")
-        return len(select_test_cases(comp, sorted(case_id for case_id, paths in matched.items() if paths)))
-    except MaskfoldError:
-        return 0
-
-
-def has_hidden_test(test_count: int | None, train_count: int) -> bool:
-    """Return whether the host seems to hide the test set, because there are no test images or very few."""
-    return test_count is not None and test_count < min(MAX_PLACEHOLDERS, max(1, PLACEHOLDER_SHARE * train_count))
-
-
 # Files that no pattern matches
 
 
@@ -501,7 +470,7 @@ def unmatched_images(comp: Competition, split: str) -> list[str]:
     root = Path(comp.root)
     section = comp.train if split == "train" else comp.test
     unmatched: set[str] = set()
-    for pattern in _as_list(section.images if section is not None else None):
+    for pattern in list_patterns(section.images if section is not None else None):
         *above, _ = (part for part in pattern.split("/") if part not in ("", "."))
         folders = [path for path, _ in _descend(root, "", above, {}, folders=True)] if above else [""]
         for folder in folders:
@@ -523,7 +492,7 @@ def patterns_of(comp: Competition) -> list[str]:
     return [
         pattern
         for source in (comp.train.images, comp.train.masks, comp.train.region, tests)
-        for pattern in _as_list(source)
+        for pattern in list_patterns(source)
     ]
 
 
@@ -551,7 +520,8 @@ def is_in_pattern_folder(root: Path, pattern: str, path: str) -> bool:
     return (root / folder).is_dir() and any(whole.fullmatch(f"{folder}/{name}") for name in os.listdir(root / folder))
 
 
-def _as_list(source: str | dict[str, str] | None) -> list[str]:
+def list_patterns(source: str | dict[str, str] | None) -> list[str]:
+    """Return the patterns of a YAML key: one pattern, or one for each channel or class; none if the key is not set."""
     return list(source.values()) if isinstance(source, dict) else [source] if source else []
 
 
@@ -563,41 +533,3 @@ def _path_expression(pattern: str) -> str:
         text += re.escape(path[last : match.start()]) + ("[0-9]+" if match.group(1) in ("z", "c") else "[^/]*")
         last = match.end()
     return text + _escape_extension(path[last:])
-
-
-# Bad cases
-
-
-class SkippedCases:
-    """Collect bad cases, or raise an error at the first bad case, as `competition.on_bad_case` sets.
-
-    Attributes:
-        allowed: whether `on_bad_case` is `skip`, so that bad cases are collected.
-        reasons: reason for skipping each case, by id.
-        excluded: ids of the cases that `train.exclude` leaves out.
-    """
-
-    def __init__(self, comp: Competition) -> None:
-        self.allowed = comp.on_bad_case == "skip"
-        self.reasons: dict[str, str] = {}
-        self.excluded: list[str] = []
-
-    def add(self, case_id: str, error: MaskfoldError) -> None:
-        """Record a bad case if bad cases may be skipped.
-
-        Raises:
-            MaskfoldError: bad cases must not be skipped, so `error` is raised.
-        """
-        if not self.allowed:
-            raise error
-        self.reasons.setdefault(case_id, error.message)
-
-
-def warn_skipped(table: pandas.DataFrame) -> pandas.DataFrame:
-    """Log a warning for each skipped case, and return the table.
-
-    Commands that do not list skipped cases call this function.
-    """
-    for case_id, reason in table.attrs.get("skipped", []):
-        log.warning("Case %s is skipped: %s", case_id, reason)
-    return table

@@ -23,7 +23,7 @@ from competition.config.experiment import Experiment
 from competition.data.cache import BuiltCase, PreprocessedCase, build_case, cache_key, find_damage
 from competition.data.content.unchanged import unchanged_files
 from competition.data.geometry import Geometry
-from competition.data.masks import IGNORED, boundary_mask, load_instances, load_mask, ring_mask
+from competition.data.masks import IGNORED, load_instances, load_mask
 from competition.data.normalisation import (
     ChannelStatistics,
     Intensity,
@@ -33,6 +33,7 @@ from competition.data.normalisation import (
     select_channels,
     to_uint8_or_unit_range,
 )
+from competition.data.objects import boundary_mask, ring_mask
 from competition.data.readers import load_image
 from competition.errors import ChangedDataError, MaskfoldError
 from competition.io import DiskFullError, remove_all_stale_temp, write_array

@@ -1,5 +1,7 @@
 """Select the cases to use (`train.cases`, `test.cases`) or to leave out (`train.exclude`), and read case weights.
 
+`SkippedCases` collects the bad cases that `on_bad_case: skip` leaves out.
+
 `train.exclude` and `train.weights` may name the CSV of `maskfold review`, in which the user has filled the columns
 `exclude` and `weight`. Instead of naming a CSV, `train.cases`, `test.cases` and `train.exclude` may list ids directly,
 and `train.weights` may map ids to weights.
@@ -7,6 +9,7 @@ and `train.weights` may map ids to weights.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from competition.config.competition import Competition
 from competition.errors import MaskfoldError
-from competition.io import read_csv
+from competition.tables import read_csv
 from competition.text import nearest_hint
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 EXCLUDE, WEIGHT = "exclude", "weight"  # columns of the CSV
 MARKS, NO_MARKS = ("x", "y", "yes", "true", "1"), ("", "n", "no", "false", "0")
 MAX_WEIGHT = 100.0
+log = logging.getLogger(__name__)
 
 
 def select_training_cases(comp: Competition, ids: list[str]) -> tuple[list[str], list[str]]:
@@ -235,3 +239,41 @@ def _check_known(found: Iterable[str] | Mapping[str, object], ids: Iterable[str]
             "Correct the id, or remove the row.",
             status=2,
         )
+
+
+# Bad cases
+
+
+class SkippedCases:
+    """Collect bad cases, or raise an error at the first bad case, as `competition.on_bad_case` sets.
+
+    Attributes:
+        allowed: whether `on_bad_case` is `skip`, so that bad cases are collected.
+        reasons: reason for skipping each case, by id.
+        excluded: ids of the cases that `train.exclude` leaves out.
+    """
+
+    def __init__(self, comp: Competition) -> None:
+        self.allowed = comp.on_bad_case == "skip"
+        self.reasons: dict[str, str] = {}
+        self.excluded: list[str] = []
+
+    def add(self, case_id: str, error: MaskfoldError) -> None:
+        """Record a bad case if bad cases may be skipped.
+
+        Raises:
+            MaskfoldError: bad cases must not be skipped, so `error` is raised.
+        """
+        if not self.allowed:
+            raise error
+        self.reasons.setdefault(case_id, error.message)
+
+
+def warn_skipped(table: pandas.DataFrame) -> pandas.DataFrame:
+    """Log a warning for each skipped case, and return the table.
+
+    Commands that do not list skipped cases call this function.
+    """
+    for case_id, reason in table.attrs.get("skipped", []):
+        log.warning("Case %s is skipped: %s", case_id, reason)
+    return table

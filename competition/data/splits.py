@@ -20,7 +20,7 @@ from competition.data.duplicates import duplicates_with_other_masks, find_duplic
 from competition.data.masks import IGNORED, load_mask
 from competition.data.readers import strip_extension
 from competition.errors import MaskfoldError
-from competition.io import read_csv, write_table
+from competition.tables import read_csv, write_table
 from competition.text import and_more, join_names, nearest_hint
 
 if TYPE_CHECKING:

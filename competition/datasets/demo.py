@@ -104,7 +104,8 @@ def write_tables(
         seed: seed of the order.
         columns: names of the columns; two names mean that there is no class column.
     """
-    from competition.rle import RleFormat, encode
+    from competition.rle import encode
+    from competition.rle_text import RleFormat
 
     rows = [(case, number, name) for case in sorted(truth) for number, name in enumerate(classes, 1)]
     order = np.random.default_rng([seed, 1]).permutation(len(rows))

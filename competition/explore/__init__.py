@@ -10,9 +10,10 @@ from typing import Any
 from competition.config.competition import YAML_SETTINGS, Competition, MetricConfig
 from competition.config.metric import METRICS
 from competition.config.profiles import PROFILES
+from competition.data.case_files import count_test_images, has_hidden_test
 from competition.data.cases import TURNED_IMAGES_HINT, find_turned_images, turned_images_message
 from competition.data.duplicates import ImagePair
-from competition.data.patterns import HIDDEN_TEST_HINT, count_test_images, has_hidden_test
+from competition.data.patterns import HIDDEN_TEST_HINT
 from competition.errors import MaskfoldError
 from competition.explore.cases import measure_case
 from competition.explore.discovery import find_cases

@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 
 from competition import large_arrays
 from competition.config.competition import Competition
-from competition.data.cases import ImagesByChannel, case_row, check_files_agree
+from competition.data.case_files import ImagesByChannel
+from competition.data.cases import case_row, check_files_agree
 from competition.data.content.digests import label_files
 from competition.data.duplicates import make_thumbnail
 from competition.data.geometry import header_orientation
 from competition.data.image_types import Header
-from competition.data.masks import IGNORED, CaseObjects, load_mask, load_objects, merge_numbers
+from competition.data.masks import IGNORED, load_mask, load_objects, merge_numbers
 from competition.data.normalisation import GREY_WEIGHTS, convert_channels, may_have_alpha
+from competition.data.objects import CaseObjects
 from competition.data.readers import load_image, read_header, read_labels
 from competition.errors import MaskfoldError
 from competition.explore.symmetry import frequency_map
@@ -393,7 +395,7 @@ def measure_truth(comp: Competition, row: Any, mask: np.ndarray, kind: str) -> T
         comp: the competition.
         row: row of the case table.
         mask: (M, *spatial) from `load_mask`.
-        kind: kind of the truth, see `competition.data.cases.find_masks`. If the truth consists of objects (rows of run
+        kind: kind of the truth, see `find_masks`. If the truth consists of objects (rows of run
             lengths or instance masks) or its values separate objects, these objects are counted. Otherwise an object
             is a connected component of a class, as in `load_instances`.
 

@@ -10,7 +10,7 @@ from tempfile import gettempdir
 from typing import Any
 
 from competition.config.competition import Competition
-from competition.data.cases import ImagesByChannel, find_images, find_masks
+from competition.data.case_files import ImagesByChannel, find_images, find_masks
 from competition.data.patterns import (
     check_ids_differ_by_more_than_case,
     match_cases,
@@ -18,10 +18,11 @@ from competition.data.patterns import (
     matches_many_files,
     unmatched_images,
 )
-from competition.data.rle_tables import find_blank_rows
+from competition.data.rle.tables import find_blank_rows
 from competition.errors import MaskfoldError
 from competition.explore.types import ErrorCollector, Findings
-from competition.io import read_csv, temporary_folder
+from competition.io import temporary_folder
+from competition.tables import read_csv
 from competition.text import fold_name, format_count
 
 LINE_PATTERN = re.compile(r", line (\d+): ")

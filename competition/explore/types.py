@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from competition.config.competition import Competition
-from competition.data.patterns import SkippedCases
+from competition.data.selection import SkippedCases
 from competition.errors import MaskfoldError
 
 Severity = Literal["fault", "remark"]

@@ -35,7 +35,8 @@ from competition.export.requirements import (
     user_package_files,
 )
 from competition.export.runtime_cases import BUNDLE_FILE, BUNDLE_FORMAT, id_suffix
-from competition.io import atomic_write, ensure_writable, sha256_of_file, write_json
+from competition.io import atomic_write, ensure_writable, sha256_of_file
+from competition.records import write_json
 from competition.runs.blend import Ensemble, check_same_competition
 from competition.runs.cascade.first_stage import refuse_first_stage
 from competition.runs.checkpoint import read_weights

@@ -13,7 +13,7 @@ from pathlib import Path
 from competition.config.competition import Competition
 from competition.errors import MaskfoldError
 from competition.export.grand_challenge import CONTAINER_FILE
-from competition.io import write_json
+from competition.records import write_json
 
 CONTAINERS = ("grand-challenge",)
 SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")

@@ -15,7 +15,7 @@ from competition.config.loading import resolve_config, resolve_for_prediction, w
 from competition.errors import MaskfoldError
 from competition.export.predictor import EXPERIMENT_FILE, POSTPROCESS_FILE
 from competition.export.requirements import normalise_package_name
-from competition.io import json_digest, write_json
+from competition.records import json_digest, write_json
 from competition.runs.fold import RESULT_FILE
 from competition.runs.run import Run
 from competition.runs.summary import read_summary, run_scores

@@ -19,8 +19,8 @@ from competition.data.image_types import Image, channels_first
 from competition.data.readers import read_image
 from competition.ensembling.ensemble import EnsemblePredictor, InMemoryCase
 from competition.errors import MaskfoldError
-from competition.io import damaged_error, read_record
 from competition.postprocessing.pipeline import postprocess
+from competition.records import damaged_error, read_record
 from competition.runs.blend import Ensemble
 from competition.runs.fold import RESULT_FILE
 from competition.runs.run import Run

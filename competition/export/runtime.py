@@ -13,20 +13,17 @@ from pathlib import Path
 
 from competition.context import Context
 from competition.errors import MaskfoldError
-from competition.export.runtime_cases import (
-    Bundle,
+from competition.export.runtime_cases import Bundle, TestCases, find_test_cases, write_empty_submission
+from competition.export.runtime_prediction import (
     BundlePrediction,
     PredictionOptions,
-    TestCases,
     collect,
     count_voxels,
     empty_prediction,
-    find_test_cases,
     load_shard,
     parse_devices,
     predict_cases,
     save_result,
-    write_empty_submission,
 )
 from competition.export.time_limit import TimeBudget, format_duration
 from competition.io import ensure_writable, temporary_folder

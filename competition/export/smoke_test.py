@@ -69,7 +69,7 @@ def smoke_test(folder: Path, root: Path, row: Any, onnx: bool) -> list[str]:
     from competition.context import Context
     from competition.data.readers import load_image
     from competition.ensembling.ensemble import EnsemblePredictor, InMemoryCase
-    from competition.export import runtime, runtime_cases  # noqa: F401 (run.py imports them)
+    from competition.export import runtime, runtime_prediction  # noqa: F401 (run.py imports them)
     from competition.export.onnx import use_onnx_networks
     from competition.export.runtime_cases import Bundle
     from competition.export.time_limit import DegradableEnsemble

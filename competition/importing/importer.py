@@ -21,23 +21,18 @@ from competition.data.splits import TRAIN_ONLY
 from competition.errors import MaskfoldError
 from competition.importing.reading import ReadingOptions, decide_kind, read_prediction
 from competition.importing.sources import LAYOUT_HINT, CaseFiles, Sources, find_sources, find_tests, seen_cases
-from competition.io import (
-    json_digest,
-    nan_to_none,
-    sha256_of_file,
-    sync_folder,
-    temporary_folder,
-    write_json,
-    write_table,
-)
+from competition.io import sha256_of_file, sync_folder, temporary_folder
 from competition.metrics.bootstrap import cv_score, dice_per_class
 from competition.postprocessing.evaluation import scoring_pool
-from competition.runs.contents import FOLDS_KEY, RunRecord, folds_digest
+from competition.records import json_digest, nan_to_none, write_json
 from competition.runs.extra_cases import combined_data_hash
 from competition.runs.fold import IMPORTED, PLAIN_WEIGHTS, FoldResult
+from competition.runs.identity.contents import FOLDS_KEY, RunRecord, folds_digest
+from competition.runs.identity.hashing import run_hash
 from competition.runs.imported import IMPORT_FILE, IMPORTED_TARGET, PREDICTIONS_KEY, TEST_FOLDER, TEST_TABLE
 from competition.runs.oof import OofStore, open_store, stored_shapes
-from competition.runs.run import CASES_FILE, RUNS_FOLDER, Run, load_run, run_hash
+from competition.runs.run import CASES_FILE, RUNS_FOLDER, Run, load_run
+from competition.tables import write_table
 from competition.text import and_more, format_count, has_or_have, name_problem
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from typing import Literal
 
 from competition.data.splits import HELD_OUT, read_folds
 from competition.errors import MaskfoldError
-from competition.io import atomic_write, damaged_error
+from competition.io import atomic_write
+from competition.records import damaged_error
 
 SPLIT_FORMS = ("nnunet", "csv")
 DEFAULT_NAMES = {"nnunet": "splits_final.json", "csv": "folds.csv"}

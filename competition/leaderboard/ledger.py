@@ -18,16 +18,18 @@ from pydantic import TypeAdapter, ValidationError
 from competition.config.competition import MetricConfig
 from competition.config.metric import Direction
 from competition.errors import MaskfoldError
-from competition.io import (
+from competition.io import sha256_of_file
+from competition.records import (
+    DIGESTS_KEY,
+    changed_tables,
+    check_unedited,
     damaged_error,
     parse_json_object,
     read_record,
-    separator_of,
-    sha256_of_file,
+    with_own_digest,
     write_json,
-    write_table,
 )
-from competition.records import DIGESTS_KEY, changed_tables, check_unedited, with_own_digest
+from competition.tables import separator_of, write_table
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,13 +13,14 @@ from competition.config.competition import Competition, MetricConfig
 from competition.config.loading import load_competition, load_experiment, resolve_config
 from competition.data.cases import case_table
 from competition.errors import MaskfoldError
-from competition.io import finite_or_none, separator_of, sha256_of_file
+from competition.io import sha256_of_file
 from competition.leaderboard.kaggle import UploadRejected, fetch_submissions, submit_file, submit_notebook
 from competition.leaderboard.ledger import Ledger, UploadRecord, make_record_id, update_records, utc_now
 from competition.metrics.bootstrap import bootstrap_interval, cv_score, prediction_interval
-from competition.records import SUBMISSION_DIGEST, check_unedited
+from competition.records import SUBMISSION_DIGEST, check_unedited, finite_or_none
 from competition.runs.run import CASES_FILE
 from competition.submission.validate import ValidationReport, validate_submission
+from competition.tables import separator_of
 from competition.tracking.store import flatten_parameters
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from competition.config.metric import metric
-from competition.data.masks import HiddenPixels, shared_region
+from competition.data.objects import HiddenPixels, shared_region
 
 Labels = NDArray[np.integer[Any]]
 Hidden = Sequence[HiddenPixels]

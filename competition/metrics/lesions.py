@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from competition.config.metric import metric
-from competition.data.masks import HiddenPixels
+from competition.data.objects import HiddenPixels
 from competition.metrics.instances import Labels, object_areas
 from competition.metrics.overlap import divide_or_nan
 

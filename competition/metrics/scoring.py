@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from competition import large_arrays
 from competition.config.competition import Competition
 from competition.config.metric import OBJECTS, Metric, PooledScore, WeightedSum
-from competition.data.masks import CaseObjects
+from competition.data.objects import CaseObjects
 from competition.errors import MaskfoldError
-from competition.io import damaged_error
 from competition.metrics.distances import BorderDistances
 from competition.metrics.instances import Labels, connected_components
 from competition.metrics.overlap import SUM_PREFIX, OverlapCounts, count_overlap, dice, iou
+from competition.records import damaged_error
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from competition.data.readers import strip_extension
 from competition.errors import MaskfoldError
 from competition.explore.group_rules import are_dates, guess_group_rule, kind_of
-from competition.io import read_csv
 from competition.planning.layout import Layout
 from competition.planning.words import has_word, tokens, words
+from competition.tables import read_csv
 from competition.text import format_count
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from competition.errors import MaskfoldError
-from competition.io import read_record, write_json
+from competition.records import read_record, write_json
 
 STEP_SECONDS = 4.0  # seconds over which the steps of a candidate are averaged
 MIN_TIMED, MAX_TIMED = 3, 12  # steps

@@ -14,10 +14,11 @@ from competition.config.loading import load_experiment
 from competition.config.yaml import read_yaml
 from competition.errors import MaskfoldError
 from competition.explore import Exploration
-from competition.io import atomic_write, read_record, write_json
+from competition.io import atomic_write
 from competition.planning.lines import Line, to_yaml
 from competition.planning.measure import thread_count
 from competition.planning.plan import PLAN_FILE, Plan, PlanOptions, make_plan, plan_record
+from competition.records import read_record, write_json
 
 # The plan does not change these sections: they decide which cases are compared, or the plan never measures them.
 FIXED_SECTIONS = ("competition", "seed", "folds", "postprocess", "study")

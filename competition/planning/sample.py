@@ -12,8 +12,8 @@ from typing import Any
 from competition.data.patterns import match_cases, slice_aliases
 from competition.data.readers import strip_extension
 from competition.errors import MaskfoldError
-from competition.io import read_csv
 from competition.planning.layout import Layout
+from competition.tables import read_csv
 from competition.text import format_count, name_problem
 
 MASK_NAMES = ("rle", "mask", "encodedpixels", "predicted", "segmentation", "annotation", "prediction", "rle_mask")

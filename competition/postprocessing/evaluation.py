@@ -15,7 +15,7 @@ import numpy as np
 
 from competition.config.postprocess import PostprocessConfig, StepConfig
 from competition.data.content.unchanged import load_unchanged_mask, load_unchanged_objects
-from competition.data.masks import CaseObjects
+from competition.data.objects import CaseObjects
 from competition.errors import MaskfoldError
 from competition.metrics.instances import connected_components
 from competition.metrics.scoring import score_class, split_classes

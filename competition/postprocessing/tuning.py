@@ -19,14 +19,16 @@ from competition.config.experiment import Experiment
 from competition.config.postprocess import STEPS, PostprocessConfig, Step, StepConfig
 from competition.context import Context
 from competition.errors import MaskfoldError
-from competition.io import sha256_of_file, write_json, write_table
+from competition.io import sha256_of_file
 from competition.metrics.bootstrap import ScoreGain, cv_score, paired_gain
 from competition.metrics.overlap import score_from_counts, sum_columns
 from competition.metrics.scoring import read_scores
 from competition.postprocessing.evaluation import OofScores, Steps
 from competition.postprocessing.steps import SearchContext, TruthSizes
+from competition.records import write_json
 from competition.runs.run import Run
 from competition.runs.summary import TUNING_FILE, TUNING_SCORES_FILE, read_tuning_record, tuning_digest, tuning_key
+from competition.tables import write_table
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,11 +13,11 @@ from markupsafe import Markup
 from competition.context import Context
 from competition.data.content.unchanged import load_unchanged_mask
 from competition.ensembling.compare import Comparison
-from competition.io import write_table
 from competition.metrics.bootstrap import PairedDifference
 from competition.report.html import Table, format_score, render, staged_figures, write_page
 from competition.runs.outputs import check_output, competitions_of
 from competition.runs.run import Run
+from competition.tables import write_table
 from competition.viz.overlays import draw_comparison, save_figure
 from competition.viz.preview import load_unchanged_picture
 from competition.viz.style import (

@@ -14,8 +14,9 @@ from competition.errors import MaskfoldError
 from competition.explore import Exploration, summary
 from competition.explore.summary import case_rows, finding_rows
 from competition.explore.types import CaseStats, Finding
-from competition.io import atomic_write, write_table
+from competition.io import atomic_write
 from competition.report.html import Table, create_figure_folder, render, write_page
+from competition.tables import write_table
 from competition.text import format_count, pixel_or_voxel, shorten_id
 from competition.viz.overlays import class_colour, label_to_class_masks, save_figure
 from competition.viz.preview import load_picture

@@ -20,8 +20,8 @@ from competition import __version__
 from competition.config.experiment import LAST_AXIS, Experiment
 from competition.errors import MaskfoldError
 from competition.inference.tta import count_passes, tta_views
-from competition.io import read_record
 from competition.metrics.bootstrap import FEW_CASES
+from competition.records import read_record
 from competition.report.html import Table, render
 from competition.report.results import RunResults
 from competition.runs.fold import PLAIN_WEIGHTS

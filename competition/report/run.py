@@ -17,9 +17,9 @@ from markupsafe import Markup
 from competition.config.metric import Direction
 from competition.context import Context
 from competition.errors import MaskfoldError
-from competition.io import read_metrics_lines
 from competition.metrics.bootstrap import ScoreGain, paired_gain
 from competition.postprocessing.tuning import load_tuning
+from competition.records import read_metrics_lines
 from competition.report.calibration import calibration_section
 from competition.report.folds import folds_section
 from competition.report.html import NO_SCRIPT, output_lock, render, staged_figures, write_page

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from competition.config.postprocess import StepConfig
 from competition.context import Context
 from competition.data.content.unchanged import load_unchanged_mask, load_unchanged_objects
-from competition.data.masks import HiddenPixels
+from competition.data.objects import HiddenPixels
 from competition.errors import MaskfoldError
 from competition.inference.masks import to_masks
-from competition.io import parse_json_object
 from competition.metrics.bootstrap import ScoreGain
 from competition.metrics.instances import connected_components, object_areas
 from competition.postprocessing.tuning import TuningResult, load_tuning
+from competition.records import parse_json_object
 from competition.report.calibration import describe_sample, sample_evenly
 from competition.report.html import (
     ABSENT_LABEL,

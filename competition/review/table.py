@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from competition.data.selection import EXCLUDE, WEIGHT, read_answers
-from competition.io import write_table
 from competition.review.findings import Finding
+from competition.tables import write_table
 
 if TYPE_CHECKING:
     import pandas as pd

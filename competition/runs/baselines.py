@@ -12,12 +12,12 @@ import numpy as np
 
 from competition.config.competition import MetricConfig
 from competition.data.content.unchanged import load_unchanged_image, load_unchanged_mask
-from competition.io import parse_json_object, sha256_of_file, write_json
+from competition.io import sha256_of_file
 from competition.metrics.baseline import best_threshold
 from competition.metrics.bootstrap import cv_score, paired_gain
 from competition.metrics.constant_mask import CoarseTruth, constant_mask_dice
 from competition.metrics.scoring import IGNORE_LABEL, split_classes
-from competition.records import is_unedited, with_own_digest
+from competition.records import is_unedited, parse_json_object, with_own_digest, write_json
 from competition.runs.run import Run
 from competition.runs.summary import SCORES_FILE, read_run_scores
 from competition.seeding import rng

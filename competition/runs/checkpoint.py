@@ -18,14 +18,8 @@ import torch
 from torch import nn
 
 from competition.errors import MaskfoldError
-from competition.io import (
-    DiskFullError,
-    as_disk_error,
-    atomic_append,
-    atomic_write,
-    parse_json_object,
-    parse_metrics_line,
-)
+from competition.io import DiskFullError, as_disk_error, atomic_append, atomic_write
+from competition.records import parse_json_object, parse_metrics_line
 from competition.runs.fold import exchanged_error
 
 CHECKPOINT_VERSION = 1

@@ -12,12 +12,12 @@ from typing import Any
 from competition.config.experiment import Experiment
 from competition.config.loading import load_experiment
 from competition.errors import MaskfoldError
-from competition.io import read_metrics_lines
-from competition.records import read_unedited_record
-from competition.runs.contents import changed_code
+from competition.records import read_metrics_lines, read_unedited_record
 from competition.runs.fold import MEMBER_FOLDER, RESULT_FILE
+from competition.runs.identity.contents import changed_code
+from competition.runs.identity.hashing import hashed_settings
 from competition.runs.imported import is_imported, refuse_imported
-from competition.runs.run import CASES_FILE, RUNS_FOLDER, Run, check_not_edited, hashed_settings, load_run
+from competition.runs.run import CASES_FILE, RUNS_FOLDER, Run, check_not_edited, load_run
 
 STUDIES_FOLDER = Path("mlruns") / "studies"
 TRIALS_FILE = "trials.json"  # file with the results of the trials in a study's folder
@@ -133,7 +133,7 @@ def with_current_settings(trained: Experiment, yaml: Experiment) -> Experiment:
         trained: the experiment as it is stored with the run.
         yaml: the experiment in the current YAML.
     """
-    from competition.data.rle_tables import keep_table_format
+    from competition.data.rle.tables import keep_table_format
 
     comp = trained.competition.model_copy(update={key: getattr(yaml.competition, key) for key in SUBMIT_TIME_KEYS})
     comp = keep_table_format(comp, trained.competition)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from competition.errors import MaskfoldError
-from competition.io import damaged_error, parse_json_object, sha256_of_file, write_json
-from competition.records import DIGESTS_KEY, is_unedited, with_own_digest
+from competition.io import sha256_of_file
+from competition.records import DIGESTS_KEY, damaged_error, is_unedited, parse_json_object, with_own_digest, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,7 +111,7 @@ class FoldResult:
         restored: number of times that training returned to an earlier checkpoint after a non-finite step. Each time,
             the learning rate is halved.
         halved: number of times that micro-batches were halved because memory ran out.
-        lessons: counts of the additional training data, see `competition.training.extra_data`.
+        lessons: counts of the additional training data, see `competition.training.extra.fold_data`.
         soup: scores of the soup (the average of the weights of the best checkpoints) on the validation cases, see
             `competition.training.soup_selection`; None without a soup.
         digests: SHA-256 of the member's score tables, weights and `lineage.json`, by file name. Empty in results of

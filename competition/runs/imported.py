@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from competition.errors import MaskfoldError
-from competition.io import read_csv, read_record
+from competition.records import read_record
+from competition.tables import read_csv
 
 if TYPE_CHECKING:
     from competition.config.experiment import Experiment

@@ -6,29 +6,29 @@ or -1 for the training on all cases, and the index of the seed in the experiment
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType, SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from competition import __version__
-from competition.config.competition import drop_keys_without_effect
-from competition.config.experiment import LAST_AXIS, Experiment
+from competition.config.experiment import Experiment
 from competition.config.loading import load_experiment, resolve_config, write_yaml
 from competition.config.yaml import read_yaml
 from competition.context import Context
 from competition.errors import MaskfoldError
-from competition.io import read_csv, sha256_of_file, write_json, write_table
-from competition.runs.contents import RunRecord, change_to_version_2, source_name, table_digest
+from competition.io import sha256_of_file
+from competition.records import write_json
 from competition.runs.fold import PLAIN_WEIGHTS, FoldResult, exchanged_error, member_folder_name
+from competition.runs.identity.contents import RunRecord, table_digest
+from competition.runs.identity.hashing import run_hash
 from competition.runs.imported import is_imported, refuse_imported
-from competition.runs.kept_settings import drop_execution_keys
+from competition.tables import read_csv, write_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,16 +43,6 @@ CASES_FILE, FOLDS_FILE = "cases.csv", "folds.csv"  # in a run's folder
 SKIPPED_FILE = "skipped.csv"  # file with the skipped cases and the reasons in a run's folder
 VERSION_FILE = "version.json"  # in a run's folder
 FORMAT_VERSION = 1  # format of a run's folder; increased if this version can no longer read older folders
-# Keys that were added to the YAML after the first runs were made. The hash ignores such a key if it has its default
-# value, so that the hashes of older runs stay the same. Keys of `prepare` are also listed in data/cache.py.
-KEYS_ADDED_LATER = (
-    *(("prepare", key) for key in ("boundary", "rings", "stretch", "long_side")),
-    ("optimizer", "encoder_rate"),
-    ("training", "freeze_encoder"),
-)
-SECTIONS_ADDED_LATER = ("gate", "first_stage")
-# Keys that do not change the result. A run that was stopped can resume with other values of these keys.
-RESUMABLE_KEYS = (("training", "on_nan"), ("training", "on_oom"), ("prepare", "cache_gib"))
 # Name of a run's folder. `maskfold cv --new` adds a number if the hash is taken.
 RUN_NAME = re.compile(r"(?P<hash>[0-9a-f]{12})(?:-\d+)?")
 
@@ -410,7 +400,7 @@ def load_run(
 
     from competition.data.cases import COLUMNS
     from competition.data.content.unchanged import check_files_belong
-    from competition.data.rle_tables import keep_table_format
+    from competition.data.rle.tables import keep_table_format
     from competition.data.splits import read_folds
     from competition.runs.extra_cases import extra_section
 
@@ -552,90 +542,6 @@ def read_version(folder: Path) -> str | None:
             f"Install that version: pip install maskfold=={version}.",
         )
     return version
-
-
-def run_hash(
-    exp: Experiment, data_hash: str, version: Literal[1, 2] = 1, contents: Mapping[str, str] = MappingProxyType({})
-) -> str:
-    """Return the hash of a run, twelve hexadecimal digits computed from its YAML, its data and files in the YAML.
-
-    The hash ignores `run:`, `study:`, `postprocess:`, the selection of folds (`folds.run`) and the data's folder, so
-    that a run can be extended and moved. It also ignores `on_nan` and `on_oom`, so that a run can resume with another
-    reaction to non-finite values and to a lack of memory.
-
-    Version 1 of the hash covers the paths of files that the YAML names; version 2 covers their content. Version 2 also
-    ignores the test images, the format of the submission, and how often checkpoints and pictures are written. The keys
-    of `submission` that define how the training table is read are not ignored.
-
-    Args:
-        exp: the experiment.
-        data_hash: hash of the cases, see `competition.runs.extra_cases.combined_data_hash`.
-        version: version of the hash.
-        contents: digests of files and packages, a result of `competition.runs.contents.run_contents`; used only for
-            version 2.
-    """
-    plain = hashed_settings(exp, version, contents)
-    text = json.dumps(
-        [plain, data_hash] if version == 1 else [version, plain, data_hash, dict(contents)], sort_keys=True
-    )
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def hashed_settings(
-    exp: Experiment, version: Literal[1, 2], contents: Mapping[str, str] = MappingProxyType({})
-) -> dict[str, Any]:
-    """Return the part of the resolved YAML that the hash of a run covers; see `run_hash` for the arguments."""
-    plain: dict[str, Any] = resolve_config(exp)
-    for key in ("run", "study", "postprocess"):
-        plain.pop(key, None)
-    _remove_extra_keys(plain)
-    plain["folds"].pop("run", None)
-    for section, key in KEYS_ADDED_LATER:
-        if not plain[section][key]:
-            del plain[section][key]
-    for key in SECTIONS_ADDED_LATER:
-        if not plain[key]:
-            del plain[key]
-    if plain["folds"]["duplicates"] == "exact":  # off
-        del plain["folds"]["duplicates"]
-    if plain["patch"]["axes"] == [LAST_AXIS]:  # the only axis in versions without this key
-        del plain["patch"]["axes"]
-    if plain["training"]["soup"] == 1:  # off
-        del plain["training"]["soup"]
-    for section, key in RESUMABLE_KEYS:
-        del plain[section][key]
-    drop_execution_keys(plain["training"], kept=True)
-    plain["competition"].pop("root", None)
-    drop_keys_without_effect(plain["competition"])
-    # these keys concern the leaderboard, and how files are written
-    for key in ("kaggle", "public_share", "files", "zip", "labels"):
-        plain["competition"]["submission"].pop(key, None)
-    if version == 2:
-        change_to_version_2(plain, resolve_config(exp), contents)
-    return plain
-
-
-def _remove_extra_keys(plain: dict[str, Any]) -> None:
-    """Remove keys from the sections of training data that the run's hash ignores, and shorten folders of runs to names.
-
-    Args:
-        plain: the resolved YAML; it is changed in place.
-    """
-    plain["competition"]["train"].pop("cases", None)  # the hash of the data covers the cases
-    for key in ("pseudo", "extra"):
-        if plain.get(key) is None:
-            plain.pop(key, None)
-    if (pseudo := plain.get("pseudo")) is not None:  # the name of a run stays the same when its folder is moved
-        teachers = pseudo["from"] if isinstance(pseudo["from"], list) else [pseudo["from"]]
-        pseudo["from"] = [source_name(teacher) for teacher in teachers]
-    if plain.get("first_stage") is not None:
-        plain["first_stage"] = source_name(plain["first_stage"])
-    extras = plain.get("extra") or []
-    for extra in extras if isinstance(extras, list) else [extras]:
-        for key in ("root", "test", "submission", "metric"):
-            extra["competition"].pop(key, None)
-        drop_keys_without_effect(extra["competition"])
-        extra["competition"]["train"].pop("cases", None)
 
 
 def write_replay_yaml(exp: Experiment, estimates: list[list[int]] | None, folder: Path) -> None:

@@ -16,8 +16,17 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from competition.config.postprocess import own_step_digest
 from competition.errors import MaskfoldError
-from competition.io import damaged_error, json_digest, nan_to_none, parse_json_object, sha256_of_file, write_json
-from competition.records import changed_tables, check_unedited, with_own_digest
+from competition.io import sha256_of_file
+from competition.records import (
+    changed_tables,
+    check_unedited,
+    damaged_error,
+    json_digest,
+    nan_to_none,
+    parse_json_object,
+    with_own_digest,
+    write_json,
+)
 from competition.runs.fold import RESULT_FILE, FoldResult, member_folder_name
 
 if TYPE_CHECKING:
@@ -386,7 +395,7 @@ def tuning_key(run: Run) -> dict[str, Any]:
     result as its `key`.
     """
     from competition.data.cases import data_hash
-    from competition.data.rle_tables import rle_format
+    from competition.data.rle.tables import rle_format
 
     settings = {
         key: value for key, value in run.exp.postprocess.model_dump().items() if key != "number" or value is not None

@@ -13,15 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from competition.config.competition import drop_keys_without_effect
 from competition.config.loading import resolve_config, write_yaml
 from competition.config.study import StudyConfig
 from competition.context import Context
 from competition.data.cases import data_hash
 from competition.errors import MaskfoldError
-from competition.io import atomic_write, damaged_error, json_digest, remove_all_stale_temp, write_json
-from competition.records import read_unedited_record, with_own_digest
+from competition.io import atomic_write, remove_all_stale_temp
+from competition.records import damaged_error, json_digest, read_unedited_record, with_own_digest, write_json
 from competition.runs.find import STUDIES_FOLDER, TRIALS_FILE
+from competition.runs.identity.hashing import drop_keys_without_effect
 from competition.runs.kept_settings import drop_execution_keys
 from competition.runs.lock import ensure_lock
 from competition.runs.run import read_skipped

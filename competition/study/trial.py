@@ -15,11 +15,12 @@ from competition.config.metric import Direction
 from competition.config.study import StudyConfig
 from competition.context import Context
 from competition.errors import ChangedDataError, MaskfoldError
-from competition.io import read_metrics_lines, sha256_of_file
+from competition.io import sha256_of_file
+from competition.records import read_metrics_lines
 from competition.runs.cascade.first_stage import first_stage_contents
-from competition.runs.contents import run_contents
 from competition.runs.extra_cases import combined_data_hash, extra_case_tables
 from competition.runs.find import resolve_source_runs
+from competition.runs.identity.contents import run_contents
 from competition.runs.run import CASES_FILE, Run
 from competition.runs.summary import read_summary, run_scores, write_summary
 from competition.study.space import ExperimentSource, suggest_overrides
@@ -461,8 +462,8 @@ def study_files(exp: Experiment) -> dict[str, str]:
     scores of earlier and later trials cannot be compared.
 
     Returns:
-        Digests by the keys of `competition.runs.contents.run_contents` and `first_stage_contents`; that of the fold
-        file has the key `folds.file`.
+        Digests by the keys of `run_contents` and `first_stage_contents`; that of the fold file has the key
+        `folds.file`.
 
     Raises:
         MaskfoldError: a file cannot be read (status 2).

@@ -6,7 +6,8 @@ Example:
 """
 
 from competition.config.profiles import PROFILES, Profile, TrainTable, profile_of
-from competition.rle import RleFormat, decode, encode
+from competition.rle import decode, encode
+from competition.rle_text import RleFormat
 from competition.submission.reader import SampleSubmission, SubmissionRow, read_sample, read_submission
 from competition.submission.validate import ValidationReport, validate_submission
 from competition.submission.writer import write_submission

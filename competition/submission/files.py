@@ -27,14 +27,14 @@ from competition.config.competition import Competition
 from competition.context import Context, no_log
 from competition.data.cases import case_rows, case_table
 from competition.data.image_types import check_not_bomb
-from competition.data.patterns import warn_skipped
 from competition.data.readers import row_axes
+from competition.data.selection import warn_skipped
 from competition.ensembling.ensemble import EnsemblePredictor
 from competition.errors import MaskfoldError
-from competition.io import ensure_writable, json_digest, sha256_of_file, temporary_folder, write_json, write_table
+from competition.io import ensure_writable, sha256_of_file, temporary_folder
 from competition.postprocessing.case import CasePrediction
 from competition.postprocessing.pipeline import postprocess
-from competition.records import SUBMISSION_DIGEST, with_own_digest
+from competition.records import SUBMISSION_DIGEST, json_digest, with_own_digest, write_json
 from competition.runs.blend import Ensemble, check_same_competition
 from competition.runs.imported import check_test_predictions
 from competition.runs.outputs import check_output, competitions_of
@@ -51,6 +51,7 @@ from competition.submission.submit import (
     submission_summary,
 )
 from competition.submission.validate import ValidationReport
+from competition.tables import write_table
 from competition.text import and_more, fold_name
 
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # time of all files in an archive, so that the same masks give the same archive

@@ -18,9 +18,9 @@ from competition.config.competition import Competition, TestFiles
 from competition.config.postprocess import PostprocessConfig
 from competition.context import Context
 from competition.data.cases import case_rows, case_table
-from competition.data.patterns import match_cases, warn_skipped
+from competition.data.patterns import match_cases
 from competition.data.readers import EXTENSIONS, extension_of, has_reader, read_header, row_axes
-from competition.data.selection import listed_test_cases
+from competition.data.selection import listed_test_cases, warn_skipped
 from competition.ensembling.ensemble import EnsemblePredictor
 from competition.errors import MaskfoldError
 from competition.io import atomic_write, ensure_writable

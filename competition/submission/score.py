@@ -13,12 +13,13 @@ import numpy as np
 from competition.config.competition import Competition
 from competition.config.profiles import FORMAT_ONLY, Profile, profile_of
 from competition.data.cases import case_table
-from competition.data.masks import CaseObjects, load_mask, load_objects
+from competition.data.masks import load_mask, load_objects
+from competition.data.objects import CaseObjects
 from competition.errors import MaskfoldError
 from competition.metrics.bootstrap import bootstrap_interval, class_scores, cv_score
 from competition.metrics.instances import connected_components
 from competition.metrics.scoring import Mask, score_class
-from competition.submission.reader import MaskFile, RowIndex, solution_profile
+from competition.submission.mask_file import MaskFile, RowIndex, solution_profile
 from competition.submission.writer import resize_to_grid
 from competition.text import same_problem
 

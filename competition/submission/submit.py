@@ -20,24 +20,25 @@ from competition.config.competition import MetricConfig
 from competition.config.metric import Direction
 from competition.context import Context, no_log
 from competition.data.cases import case_table
-from competition.data.patterns import warn_skipped
 from competition.data.readers import load_image
+from competition.data.selection import warn_skipped
 from competition.ensembling.ensemble import EnsemblePredictor
 from competition.ensembling.expected import ExpectedScore, better_alone, estimate_score
 from competition.ensembling.weights import FittedWeights, fit_weights
 from competition.errors import MaskfoldError
-from competition.io import ensure_writable, finite_or_none, sha256_of_file, temporary_folder, write_json, write_table
+from competition.io import ensure_writable, sha256_of_file, temporary_folder
 from competition.metrics.bootstrap import cv_score
 from competition.postprocessing.pipeline import postprocess
-from competition.records import SUBMISSION_DIGEST, with_own_digest
+from competition.records import SUBMISSION_DIGEST, finite_or_none, with_own_digest, write_json
 from competition.runs.blend import Ensemble, check_same_competition
-from competition.runs.contents import source_name
+from competition.runs.identity.contents import source_name
 from competition.runs.imported import check_test_predictions, is_imported
 from competition.runs.outputs import check_output, competitions_of
 from competition.runs.run import Checkpoint, Run
 from competition.submission.testset import TestSet
 from competition.submission.validate import ValidationReport
 from competition.submission.writer import MaskItem, ObjectsItem, write_submission
+from competition.tables import write_table
 from competition.text import format_count
 
 SUBMISSIONS_FOLDER = Path("submissions")

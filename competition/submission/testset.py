@@ -15,7 +15,7 @@ from competition.config.profiles import Profile, profile_of
 from competition.data.cases import case_rows
 from competition.data.patterns import SliceFile, slice_aliases
 from competition.data.readers import has_reader
-from competition.data.rle_tables import table_id_suffix
+from competition.data.rle.tables import table_id_suffix
 from competition.ensembling.ensemble import list_slices
 from competition.errors import MaskfoldError
 from competition.postprocessing.case import CasePrediction

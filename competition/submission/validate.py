@@ -12,7 +12,8 @@ import numpy as np
 
 from competition.config.profiles import Profile
 from competition.errors import MaskfoldError
-from competition.rle import RleError, runs_overlap
+from competition.rle import runs_overlap
+from competition.rle_text import RleError
 from competition.submission.reader import (
     CsvRow,
     IdLookup,

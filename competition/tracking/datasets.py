@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from competition.io import separator_of
 from competition.runs.run import CASES_FILE, FOLDS_FILE
+from competition.tables import separator_of
 from competition.tracking.store import retry_after_conflict
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from competition.errors import MaskfoldError
-from competition.io import read_metrics_lines
+from competition.records import read_metrics_lines
 from competition.runs.run import load_run
 from competition.runs.summary import TUNING_FILE, RunScores, ScoreEstimate, run_scores, stored_scores
 from competition.tracking.datasets import validated_folds

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from competition.io import atomic_write, parse_json_object, parse_metrics_line
+from competition.io import atomic_write
+from competition.records import parse_json_object, parse_metrics_line
 
 MAX_READ_BYTES = 2_000_000  # bytes read at a time
 SEAL_BYTES = 512  # the digest `FileOffset.seal` covers this many bytes before the offset

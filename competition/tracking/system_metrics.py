@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from competition.io import read_metrics_lines
+from competition.records import read_metrics_lines
 from competition.tracking.store import configure_mlflow
 
 # This module uses MLflow's monitors, but not its `SystemMetricsMonitor`. That class asks MLflow for the run after each

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from competition.errors import MaskfoldError
 from competition.records import changed_tables
-from competition.runs.contents import CONTENTS_FILE
 from competition.runs.fold import PLAIN_WEIGHTS, RESULT_FILE
+from competition.runs.identity.contents import CONTENTS_FILE
 from competition.runs.run import CASES_FILE, FOLDS_FILE
 from competition.runs.summary import SUMMARY_FILE, TUNING_FILE, read_summary
 from competition.tracking.artifacts import ArtifactFolders

@@ -17,9 +17,11 @@ from competition.config.experiment import Experiment
 from competition.context import Context
 from competition.data.splits import HELD_OUT
 from competition.errors import MaskfoldError
-from competition.io import finite_or_none, nan_to_none, remove_all_stale_temp, sha256_of_file, write_table
+from competition.io import remove_all_stale_temp, sha256_of_file
 from competition.metrics.bootstrap import bootstrap_interval, cv_score, dice_per_class, paired_gain
-from competition.runs.contents import (
+from competition.records import finite_or_none, nan_to_none
+from competition.runs.fold import FoldJob, FoldResult
+from competition.runs.identity.contents import (
     FOLDS_KEY,
     RunRecord,
     changed_error,
@@ -29,13 +31,14 @@ from competition.runs.contents import (
     source_digests,
     source_name,
 )
-from competition.runs.fold import FoldJob, FoldResult
+from competition.runs.identity.hashing import run_hash
 from competition.runs.imported import IMPORT_HINT, is_imported
 from competition.runs.kept_settings import decide_settings, stored_settings, with_kept_settings, with_settings
 from competition.runs.lock import run_lock
 from competition.runs.oof import open_store, stored_shapes
-from competition.runs.run import CACHE_FOLDER, FOLDS_FILE, RUNS_FOLDER, Run, edited_error, read_skipped, run_hash
+from competition.runs.run import CACHE_FOLDER, FOLDS_FILE, RUNS_FOLDER, Run, edited_error, read_skipped
 from competition.runs.summary import SCORES_FILE, write_summary
+from competition.tables import write_table
 from competition.text import format_count, format_number, join_names
 from competition.training.soup_selection import fold_scores, score_interval, select_soup
 
@@ -83,7 +86,7 @@ def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS
     """Return the run of an experiment: the existing run with the same hash, or a new one.
 
     The name of a new run's folder is version 2 of its hash. A run that an older version of Maskfold made has version 1
-    of the hash as its name, and is found too. See `competition.runs.run.run_hash`.
+    of the hash as its name, and is found too. See `competition.runs.identity.hashing.run_hash`.
 
     Args:
         exp: the experiment.
@@ -238,7 +241,7 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
     from competition.runs.cascade.first_stage import check_same_cases, open_first_stage
     from competition.runs.copies import keep_copies_together
     from competition.training.averaging import check_soup
-    from competition.training.extra_data import check_extra_data, prepare_extra_data
+    from competition.training.extra.fold_data import check_extra_data, prepare_extra_data
     from competition.training.guards import oom_as_error
     from competition.training.lineage import check_initial_weights
 

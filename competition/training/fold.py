@@ -33,26 +33,28 @@ from competition.data.dataset import PatchDataset, WeightedCaseSampler, no_train
 from competition.data.preprocessing import preprocess_cases
 from competition.data.splits import HELD_OUT
 from competition.errors import MaskfoldError
-from competition.io import as_disk_error, nan_to_none, remove_all_stale_temp, sha256_of_file, write_json, write_table
+from competition.io import as_disk_error, remove_all_stale_temp, sha256_of_file
 from competition.metrics.bootstrap import cv_score, dice_per_class
 from competition.models.build import build_network
 from competition.models.execution import compile_network, wants_compilation
 from competition.models.initial_weights import load_initial_weights
 from competition.process import exit_with_parent, keep_freed_memory, parent_process
+from competition.records import nan_to_none, write_json
 from competition.redact import install_redaction
 from competition.runs.cascade.channels import join_first_stage
 from competition.runs.cascade.first_stage import first_stage_contents
 from competition.runs.checkpoint import LAST_CHECKPOINT, load_weights, save_weights
-from competition.runs.contents import check_contents, run_contents, source_digests
 from competition.runs.fold import PLAIN_WEIGHTS, SOUP_WEIGHTS, FoldJob, FoldResult
+from competition.runs.identity.contents import check_contents, run_contents, source_digests
 from competition.runs.lock import run_lock
 from competition.runs.oof import open_store, stored_shapes
 from competition.runs.run import Run, load_run, write_replay_yaml
 from competition.seeding import child_seed
+from competition.tables import write_table
 from competition.text import format_count
 from competition.training.distributed import is_main_process, launch_processes, make_fabric, with_workers
 from competition.training.evaluator import Evaluator, summary_metrics
-from competition.training.extra_data import build_extra_data, split_by_weight
+from competition.training.extra.fold_data import build_extra_data, split_by_weight
 from competition.training.fold_process import ERROR_FILE, ERROR_PIPE
 from competition.training.guards import bf16_is_deterministic, oom_as_error, peak_gib
 from competition.training.lineage import LINEAGE_FILE, check_initial_weights, read_lineage_summary

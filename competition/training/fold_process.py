@@ -13,8 +13,9 @@ from typing import IO, Any, Protocol
 
 from competition.errors import MaskfoldError
 from competition.fork_server import ForkedProcess, ForkServer, ServerLost, shared_server
-from competition.io import atomic_write, disk_full_as_error, parse_json_object
+from competition.io import atomic_write, disk_full_as_error
 from competition.process import PARENT_VARIABLE
+from competition.records import parse_json_object
 from competition.runs.fold import FoldJob
 
 STOP_TIMEOUT = 60.0  # seconds in which a fold that is stopped must write its checkpoint

@@ -17,9 +17,9 @@ from competition.config.experiment import Experiment, SkipSteps
 from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.inference.predict import HOST_MEMORY_HINT, free_unused_memory, is_out_of_memory, reduced_batch_size
-from competition.io import json_digest, read_record, write_json
 from competition.models.execution import arrange, memory_format
 from competition.models.interface import error_in_one_line, flatten_tensors
+from competition.records import json_digest, read_record, write_json
 from competition.text import format_count
 from competition.training.distributed import DistributedContext
 

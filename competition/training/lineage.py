@@ -19,7 +19,8 @@ from competition.config.experiment import WEIGHTS_SUFFIXES
 from competition.context import Context
 from competition.data.splits import HELD_OUT
 from competition.errors import MaskfoldError
-from competition.io import parse_json_object, sha256_of_file, write_json
+from competition.io import sha256_of_file
+from competition.records import parse_json_object, write_json
 from competition.runs.extra_cases import same_competition
 from competition.runs.fold import PLAIN_WEIGHTS, RESULT_FILE, FoldJob, exchanged_error
 from competition.runs.imported import refuse_imported

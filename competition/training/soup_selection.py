@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from competition.config.competition import MetricConfig
 from competition.data.splits import HELD_OUT
-from competition.io import finite_or_none, nan_to_none, sha256_of_file, write_table
+from competition.io import sha256_of_file
 from competition.metrics.bootstrap import bootstrap_interval, cv_score, dice_per_class, paired_gain
+from competition.records import finite_or_none, nan_to_none
 from competition.runs.fold import PLAIN_WEIGHTS, SOUP_WEIGHTS, FoldJob, FoldResult
 from competition.runs.oof import open_store, stored_shapes
 from competition.runs.run import Run
 from competition.seeding import child_seed
+from competition.tables import write_table
 from competition.text import format_number
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from competition.config.metric import Direction
-from competition.io import read_metrics_lines
+from competition.records import read_metrics_lines
 from competition.viz.overlays import class_colour, save_figure
 
 if TYPE_CHECKING:

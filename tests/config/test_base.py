@@ -11,7 +11,7 @@ from competition.cleaning.protection import _sources
 from competition.config.loading import load_experiment, resolve_config, write_yaml
 from competition.config.yaml import read_yaml
 from competition.errors import MaskfoldError
-from competition.runs.run import run_hash
+from competition.runs.identity.hashing import run_hash
 from competition.study.space import ExperimentSource
 
 Toy = Callable[..., Path]

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from competition.config.experiment import Experiment
-from competition.runs.run import hashed_settings, run_hash
+from competition.runs.identity.hashing import hashed_settings, run_hash
 from tests.prepared import experiment
 
 VOLUME, SLICED = "331c398708d2", "6efe82f9b3ce"  # hashes of the first version without the key

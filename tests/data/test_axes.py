@@ -19,7 +19,8 @@ from competition.data.image_types import combined_digest, file_digest
 from competition.data.masks import load_instances, load_mask
 from competition.data.readers import load_image
 from competition.errors import MaskfoldError
-from competition.rle import RleFormat, encode
+from competition.rle import encode
+from competition.rle_text import RleFormat
 from competition.submission.label_files import _save
 from tests.host import competition, write_nifti, write_png, write_text
 

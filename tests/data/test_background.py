@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from competition.config.competition import drop_keys_without_effect
 from competition.errors import MaskfoldError
 from competition.explore.cases import count_undeclared_labels
 from competition.importing.reading import labels_to_probabilities
 from competition.postprocessing.case import CasePrediction
+from competition.runs.identity.hashing import drop_keys_without_effect
 from competition.submission.label_files import label_arrays
 from tests.data.test_masks import first_mask, one_case
 from tests.host import competition

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from competition.config.competition import Competition, drop_keys_without_effect
+from competition.config.competition import Competition
 from competition.data.cache import cache_key
 from competition.data.cases import case_table
 from competition.data.masks import load_mask
@@ -17,6 +17,7 @@ from competition.data.readers import load_image
 from competition.errors import MaskfoldError
 from competition.explore import explore
 from competition.export.predictor import _read
+from competition.runs.identity.hashing import drop_keys_without_effect
 from tests.host import competition, write_png
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (24, 32), dtype=np.uint8)

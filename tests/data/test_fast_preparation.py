@@ -17,14 +17,15 @@ import pytest
 from scipy import ndimage
 
 from competition.config.experiment import Experiment
-from competition.data import normalisation, preprocessing, rle_tables
+from competition.data import normalisation, preprocessing
 from competition.data.cache import CACHE_FORMAT, OPTIONAL_KEYS, UNHASHED_KEYS, PreprocessedCase, cache_key, find_damage
 from competition.data.cases import case_table
-from competition.data.masks import boundary_mask
 from competition.data.normalisation import percentiles
+from competition.data.objects import boundary_mask
 from competition.data.preprocessing import preprocess_cases, sample_voxels
 from competition.data.readers import read_image
-from competition.data.rle_tables import row_texts
+from competition.data.rle import tables as rle_tables
+from competition.data.rle.tables import row_texts
 from competition.errors import MaskfoldError
 from tests.data.test_preprocessing import experiment, write_competition
 from tests.host import write_text

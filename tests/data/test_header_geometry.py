@@ -22,7 +22,7 @@ from competition.data.readers import load_image, read_header, read_image
 from competition.errors import MaskfoldError
 from competition.explore import explore
 from competition.export.predictor import iter_images
-from competition.runs.run import run_hash
+from competition.runs.identity.hashing import run_hash
 from tests.host import competition, write_nifti, write_png
 
 VOLUMES = {"images": "im/{id}.nii.gz", "masks": "la/{id}.nii.gz"}

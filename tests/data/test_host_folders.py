@@ -19,7 +19,8 @@ from competition.data.masks import load_mask
 from competition.data.patterns import match_cases, unmatched_images
 from competition.errors import MaskfoldError
 from competition.explore import explore
-from competition.rle import RleFormat, encode
+from competition.rle import encode
+from competition.rle_text import RleFormat
 
 BASE: dict[str, Any] = {
     "name": "x",

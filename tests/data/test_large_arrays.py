@@ -19,7 +19,8 @@ from competition.explore.cases import component_sizes
 from competition.inference.masks import to_masks
 from competition.inference.predict import predict_case
 from competition.inference.sliding_window import predict_image
-from competition.rle import RleFormat, decode_labels, encode
+from competition.rle import decode_labels, encode
+from competition.rle_text import RleFormat
 from competition.runs.oof import OofStore
 from tests.prepared import experiment, prepared_case
 

@@ -13,10 +13,12 @@ from PIL import Image
 
 from competition.config.competition import Competition
 from competition.data.cases import case_table
-from competition.data.masks import CaseObjects, load_instances, load_mask, load_objects
+from competition.data.masks import load_instances, load_mask, load_objects
+from competition.data.objects import CaseObjects
 from competition.data.readers import load_image
 from competition.errors import MaskfoldError
-from competition.rle import RleFormat, encode
+from competition.rle import encode
+from competition.rle_text import RleFormat
 from tests.conftest import SHARED
 from tests.host import competition, pictures, write_nifti, write_png, write_text
 

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from competition.config.competition import Competition, drop_keys_without_effect
+from competition.config.competition import Competition
 from competition.data.cache import PreprocessedCase
 from competition.data.cases import case_rows, case_table, data_hash
-from competition.data.masks import boundary_mask, load_objects
+from competition.data.masks import load_objects
+from competition.data.objects import boundary_mask
 from competition.data.preprocessing import preprocess_case
 from competition.errors import MaskfoldError
 from competition.explore import explore
@@ -19,6 +20,7 @@ from competition.explore.cases import count_undeclared_labels
 from competition.explore.summary import class_rows
 from competition.importing.reading import labels_to_probabilities
 from competition.metrics.scoring import score_case
+from competition.runs.identity.hashing import drop_keys_without_effect
 from tests.data.test_masks import first_mask, one_case
 from tests.data.test_preprocessing import experiment
 from tests.host import competition, write_png

@@ -239,7 +239,7 @@ def test_a_crop_that_cuts_a_class_off_says_so(
 def test_keys_that_came_later_change_no_name_where_they_are_off() -> None:
     """The names that the first version gave to this run and to this prepared case."""
     from competition.data.cache import cache_key
-    from competition.runs.run import run_hash
+    from competition.runs.identity.hashing import run_hash
 
     exp = experiment(orientation="RAS", crop="nonzero")
     assert run_hash(exp, "data") == "2484a8dac14e"

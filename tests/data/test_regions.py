@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from competition.config.competition import drop_keys_without_effect
 from competition.data.cases import case_table, data_hash
 from competition.data.masks import IGNORED, load_instances, load_mask
 from competition.data.patterns import match_cases, unmatched_images
@@ -19,6 +18,7 @@ from competition.data.readers import load_image
 from competition.errors import MaskfoldError
 from competition.explore import explore
 from competition.metrics.scoring import score_class
+from competition.runs.identity.hashing import drop_keys_without_effect
 from tests.host import competition, pictures, write_png, write_text
 
 SIZE = (24, 32)

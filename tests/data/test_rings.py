@@ -10,12 +10,12 @@ import torch
 
 from competition.data.cache import PreprocessedCase
 from competition.data.cases import case_rows, case_table
-from competition.data.masks import ring_mask
+from competition.data.objects import ring_mask
 from competition.data.preprocessing import preprocess_case
 from competition.errors import MaskfoldError
 from competition.inference.sliding_window import merge_rings, predict_image
 from competition.models.presence_head import presence_target
-from competition.runs.run import run_hash
+from competition.runs.identity.hashing import run_hash
 
 
 def test_touching_objects_have_their_own_rings_and_the_edge_of_the_image_is_no_edge() -> None:

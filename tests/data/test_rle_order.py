@@ -9,9 +9,10 @@ import pytest
 
 from competition.config.competition import Competition
 from competition.data.cases import case_table
-from competition.data.rle_order import OrderVote, check_order, count_pieces, count_votes, likely_order
+from competition.data.rle.order import OrderVote, check_order, count_pieces, count_votes, likely_order
 from competition.errors import MaskfoldError
-from competition.rle import RleFormat, encode
+from competition.rle import encode
+from competition.rle_text import RleFormat
 from tests.host import competition, write_png, write_text
 
 NUCLEI = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "nuclei"
@@ -88,8 +89,9 @@ def test_verdict_and_refusal() -> None:
 
 @pytest.mark.skipif(not NUCLEI.is_dir(), reason="the real data are absent")
 def test_the_real_nuclei_go_down_the_columns() -> None:
-    from competition.data.patterns import SkippedCases, match_cases
-    from competition.data.rle_tables import assign_rows
+    from competition.data.patterns import match_cases
+    from competition.data.rle.tables import assign_rows
+    from competition.data.selection import SkippedCases
 
     pattern = "stage1_train/{id}/images/{id}.png"
 

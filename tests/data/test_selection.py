@@ -12,15 +12,16 @@ import pytest
 
 from competition.config.competition import Competition
 from competition.config.loading import load_competition
+from competition.data.case_files import count_test_images
 from competition.data.cases import case_table, data_hash
 from competition.data.dataset import WeightedCaseSampler
-from competition.data.patterns import count_test_images
 from competition.data.selection import EXCLUDE, WEIGHT, read_answers
 from competition.errors import MaskfoldError
-from competition.runs.run import load_run, run_hash
+from competition.runs.identity.hashing import run_hash
+from competition.runs.run import load_run
 from competition.submission.label_files import competition_for_folder
 from competition.training.cross_validate import open_run
-from competition.training.extra_data import split_by_weight
+from competition.training.extra.fold_data import split_by_weight
 from tests.host import competition, pictures
 
 

@@ -15,10 +15,11 @@ from competition.config.competition import Competition
 from competition.data.cache import cache_key
 from competition.data.cases import case_table
 from competition.data.masks import load_instances, load_mask
-from competition.data.rle_order import OrderVote, check_order
-from competition.data.rle_tables import rle_format
+from competition.data.rle.order import OrderVote, check_order
+from competition.data.rle.tables import rle_format
 from competition.errors import MaskfoldError
-from competition.rle import RleFormat, encode
+from competition.rle import encode
+from competition.rle_text import RleFormat
 from tests.data.test_preprocessing import experiment
 from tests.host import competition, write_png, write_text
 

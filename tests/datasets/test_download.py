@@ -359,8 +359,8 @@ def test_the_next_command(tmp_path: Path) -> None:
 def test_macos_files_are_not_cases(tmp_path: Path) -> None:
     """`._case.nii.gz` beside the volumes, as the Decathlon's archives unpack with tar."""
     from competition.config.competition import Competition
-    from competition.data.cases import find_images, find_masks
-    from competition.data.patterns import SkippedCases
+    from competition.data.case_files import find_images, find_masks
+    from competition.data.selection import SkippedCases
 
     for name in ("imagesTr", "labelsTr", "imagesTs"):
         (tmp_path / name).mkdir()

@@ -14,7 +14,8 @@ from competition.data.cases import case_table
 from competition.data.masks import load_mask
 from competition.data.readers import load_image
 from competition.dicom.convert import Conversion, convert_folder
-from competition.rle import RleFormat, encode
+from competition.rle import encode
+from competition.rle_text import RleFormat
 from tests.dicom.files import header, save, set_pixels, uid, volume, write_series
 from tests.host import competition
 

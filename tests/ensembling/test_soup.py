@@ -17,7 +17,7 @@ from competition.config.competition import MetricConfig
 from competition.data.masks import load_mask
 from competition.export.mlflow_model import write_predictor_folder
 from competition.export.predictor import Predictor
-from competition.io import write_json
+from competition.records import write_json
 from competition.runs.checkpoint import save_weights
 from competition.runs.fold import FoldResult
 from competition.runs.oof import OofPredictions, OofStore

@@ -23,7 +23,7 @@ def tell_environment(folder, _worker, shard, device):
 def fail_as_second_shard(_worker, shard, device):
     """Raise an error in all shards but the first one, which sleeps."""
     if shard:
-        from competition.rle import RleError
+        from competition.rle_text import RleError
 
         raise RleError("case.png is damaged.", "Replace the file.", status=2)
     time.sleep(600)

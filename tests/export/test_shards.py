@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from competition.errors import MaskfoldError
-from competition.export.runtime_cases import BundlePrediction, assign_shards, collect, parse_devices, save_result
+from competition.export.runtime_prediction import BundlePrediction, assign_shards, collect, parse_devices, save_result
 from competition.postprocessing.case import CasePrediction
-from competition.rle import RleError
+from competition.rle_text import RleError
 from competition.submission.submit import submit
 from tests.export.bundles import run_bundle
 from tests.export.shards import die_as_second_shard, do_nothing, fail_as_second_shard, hang, tell_environment
@@ -109,7 +109,7 @@ def test_a_process_that_the_kernel_kills_is_an_error(tmp_path):
 
 
 def test_a_process_that_hangs_is_killed_at_the_deadline(tmp_path, monkeypatch):
-    monkeypatch.setattr("competition.export.runtime_cases.GRACE_SECONDS", 0.0)
+    monkeypatch.setattr("competition.export.runtime_prediction.GRACE_SECONDS", 0.0)
     rows = [SimpleNamespace(id=f"case{place}") for place in range(2)]
     assert list(collect(hang, ["cpu", "cpu"], rows, [1, 2], tmp_path, False, 0.0)) == [None, None]
     assert not active_children()

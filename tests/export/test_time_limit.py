@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from competition.context import Context
-from competition.export import runtime_cases, time_limit
+from competition.export import runtime_prediction, time_limit
 from competition.export.runtime_cases import Bundle, find_test_cases
 from competition.export.time_limit import DegradableEnsemble, EffortLevel, TimeBudget, effort_levels
 from competition.inference.tta import count_passes
@@ -155,9 +155,9 @@ def timed(finished, tiny, bundled, tmp_path, monkeypatch):
         bundle, lines = Bundle.read(folder, runs[0].exp.competition.root, "cpu"), []
         found = find_test_cases(bundle.ensemble.comp, "", Context(say=lines.append))
         rows = [*found.test_set.rows] * 4  # 12 cases of 6 s: 2 networks × 2 views + 2 networks
-        order = runtime_cases.PredictionOptions(limit, clock.now, clock=clock)
+        order = runtime_prediction.PredictionOptions(limit, clock.now, clock=clock)
         return (
-            list(runtime_cases.predict_cases(bundle, rows, False, tmp_path, order, lines.append)),
+            list(runtime_prediction.predict_cases(bundle, rows, False, tmp_path, order, lines.append)),
             lines,
             list(looked),
         )
@@ -221,7 +221,7 @@ def test_the_alarm_ends_a_case_that_hangs():
 
     watch = TimeBudget([], [], [], 0.2, time.monotonic())
     rounds = 0
-    with pytest.raises(runtime_cases.TimeUp), runtime_cases._stop_at_deadline(watch):
+    with pytest.raises(runtime_prediction.TimeUp), runtime_prediction._stop_at_deadline(watch):
         while rounds < 10**9:  # for ever, nearly
             try:
                 rounds += 1
@@ -238,7 +238,7 @@ def test_empty_cases_have_the_images_shape():
     comp = Competition(
         name="x", root=".", dimensions=2, classes=["a", "b"], train=TrainFiles(images="{id}.png", masks="{id}.png")
     )
-    found = runtime_cases.empty_prediction(SimpleNamespace(id="c", shape=json.dumps([5, 7])), comp)
+    found = runtime_prediction.empty_prediction(SimpleNamespace(id="c", shape=json.dumps([5, 7])), comp)
     assert found.outcome.masks.shape == (2, 5, 7) and not found.outcome.masks.any()
 
 

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def _rows(path: Path) -> Any:
-    from competition.io import read_csv
+    from competition.tables import read_csv
 
     table = read_csv(path, {"train.columns.id": "id"})
     return [list(table.columns), *(list(row) for row in table.itertuples(index=False))]

@@ -29,8 +29,8 @@ from competition.inference import predict as inference_memory
 from competition.inference.predict import is_out_of_memory, predict_case
 from competition.models.losses import SegmentationLoss
 from competition.runs.checkpoint import load_checkpoint
+from competition.runs.identity.hashing import run_hash
 from competition.runs.oof import OofStore
-from competition.runs.run import run_hash
 from competition.tracking.sync_state import FileOffset, read_chunk
 from competition.training import fold as fold_module
 from competition.training.executors import LocalExecutor

@@ -151,8 +151,9 @@ def test_an_older_yaml_without_todays_keys_gets_their_defaults(tiny: Any, tmp_pa
     """What `KEYS_ADDED_LATER` keys are for: a run keeps its name when a key is added."""
     import yaml
 
+    from competition.runs.identity.hashing import KEYS_ADDED_LATER, RESUMABLE_KEYS, run_hash
     from competition.runs.kept_settings import KEPT_SETTINGS
-    from competition.runs.run import KEYS_ADDED_LATER, RESUMABLE_KEYS, load_run, run_hash
+    from competition.runs.run import load_run
     from competition.training.cross_validate import open_run
 
     run = open_run(tiny(2), "tiny", root=tmp_path)

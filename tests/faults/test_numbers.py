@@ -24,7 +24,7 @@ from competition.errors import MaskfoldError
 from competition.models.optim import LRSchedule
 from competition.runs.checkpoint import load_checkpoint
 from competition.runs.fold import FoldResult
-from competition.runs.run import run_hash
+from competition.runs.identity.hashing import run_hash
 from competition.tracking.sync_state import FileOffset, read_chunk
 from competition.training import fold as fold_module
 from competition.training.cross_validate import open_run, prepare_run

@@ -36,7 +36,7 @@ TEXTS = {"brackets": BRACKETS, "list": b"[1]", "no text": b"\xff", "nothing": b"
 
 @pytest.mark.parametrize("bad", BAD_LINES)
 def test_every_reader_of_a_journal_leaves_out_the_same_lines(tmp_path: Path, bad: str) -> None:
-    from competition.io import read_metrics_lines
+    from competition.records import read_metrics_lines
     from competition.runs.checkpoint import MetricsLog
     from competition.tracking.sync_state import FileOffset, read_chunk
     from competition.tracking.system_metrics import _truncate_to_last_step

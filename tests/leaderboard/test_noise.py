@@ -230,7 +230,7 @@ def test_records_are_read_back_whole(tmp_path: Path) -> None:
 
 
 def test_the_hosts_keys_change_no_runs_name(tiny) -> None:
-    from competition.runs.run import run_hash
+    from competition.runs.identity.hashing import run_hash
 
     plain = tiny(2)
     named = tiny(2, "competition.submission.kaggle=toy-2026", "competition.submission.public_share=0.3")

@@ -16,13 +16,13 @@ import pytest
 
 from competition.cli.main import main
 from competition.data.cases import case_table
-from competition.io import write_table
 from competition.leaderboard.ledger import Ledger
 from competition.metrics.bootstrap import cv_score, prediction_interval
 from competition.metrics.scoring import read_scores
 from competition.submission.submit import scores_path
 from competition.submission.testset import TestSet
 from competition.submission.writer import write_submission
+from competition.tables import write_table
 from tests.conftest import ROOT
 from tests.leaderboard.kaggle_host import SECRET, FakeKaggle
 

@@ -39,7 +39,7 @@ from competition.training.cross_validate import make_jobs, open_run, prepare_run
 from competition.training.evaluator import Evaluator
 from competition.training.fold import run_fold
 from competition.training.soup_selection import compare_soup
-from competition.training.trainer import TrainerState
+from competition.training.state import TrainerState
 from competition.viz.curves import plot_fold_curves
 from tests.distance import DISTANCE, distance  # noqa: F401 (a fixture)
 from tests.leaderboard.test_noise import record

@@ -8,7 +8,7 @@ import pytest
 from scipy.ndimage import generate_binary_structure, label
 
 from competition.config.competition import Competition, MetricConfig
-from competition.data.masks import CaseObjects, HiddenPixels
+from competition.data.objects import CaseObjects, HiddenPixels
 from competition.metrics.bootstrap import bootstrap_interval, class_scores, cv_score
 from competition.metrics.instances import connected_components
 from competition.metrics.scoring import read_scores, score_case

@@ -14,8 +14,8 @@ from competition.config.metric import Direction
 from competition.errors import MaskfoldError
 from competition.metrics.bootstrap import bootstrap_interval, cv_score
 from competition.metrics.scoring import score_case
-from competition.runs.contents import own_packages
-from competition.runs.run import run_hash
+from competition.runs.identity.contents import own_packages
+from competition.runs.identity.hashing import run_hash
 from tests.metrics.mask_pairs import one_empty, random_pairs
 from tests.metrics.test_lesions import score_table
 from tests.metrics.test_registry import demo, own  # noqa: F401 (a fixture)
@@ -75,7 +75,7 @@ def test_empty_masks_have_the_best_score():
 
 
 def test_an_object_term_without_objects_counts_as_correct():
-    from competition.data.masks import CaseObjects
+    from competition.data.objects import CaseObjects
     from tests.metrics.test_lesions import comp
 
     nothing = CaseObjects(np.zeros((4, 4), np.int64))

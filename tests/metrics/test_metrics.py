@@ -8,7 +8,7 @@ from monai.metrics import DiceMetric, compute_surface_dice
 from scipy.ndimage import generate_binary_structure, label
 from scipy.spatial.distance import directed_hausdorff
 
-from competition.data.masks import find_covered
+from competition.data.objects import find_covered
 from competition.metrics.bootstrap import cv_score
 from competition.metrics.instances import connected_components, count_object_matches, f2_iou, mean_ap, tgs_ap
 from competition.metrics.overlap import count_overlap, dice, fbeta, iou

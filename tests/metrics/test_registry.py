@@ -27,7 +27,7 @@ from competition.metrics.scoring import score_case
 from competition.metrics.surface import hd95
 from competition.postprocessing.tuning import load_tuning
 from competition.runs.blend import Ensemble
-from competition.runs.run import run_hash
+from competition.runs.identity.hashing import run_hash
 from competition.training.cross_validate import make_jobs, open_run, prepare_run
 from competition.training.fold import run_fold
 from tests.conftest import ROOT

@@ -16,8 +16,8 @@ from competition.errors import MaskfoldError
 from competition.models.build import build_network
 from competition.models.initial_weights import InitialMatch, check_initial_file, load_initial_weights
 from competition.models.pretrained import read_tensors
-from competition.runs.contents import run_contents
-from competition.runs.run import run_hash
+from competition.runs.identity.contents import run_contents
+from competition.runs.identity.hashing import run_hash
 from tests.models import experiment
 
 UNET = "monai.networks.nets.UNet"

@@ -16,7 +16,7 @@ from competition.models.build import build_network, validate_network
 from competition.models.interface import flatten_tensors, main_output, segmentation_outputs, split_presence
 from competition.models.losses import SegmentationLoss
 from competition.models.presence_head import WithPresenceHead, find_deepest_feature_map, presence_loss, presence_target
-from competition.runs.run import run_hash
+from competition.runs.identity.hashing import run_hash
 from tests.models import experiment
 
 NETS = "monai.networks.nets."

@@ -268,7 +268,8 @@ def hubmap_json(root: Path) -> None:
 
 def hubmap(root: Path) -> None:
     """HuBMAP: TIFFs with polygons in JSON files and a table of run lengths."""
-    from competition.rle import RleFormat, encode
+    from competition.rle import encode
+    from competition.rle_text import RleFormat
 
     hubmap_json(root)
     rows = [(f"{number}aa05346ff", encode(colour(number)[1] > 0, RleFormat("column", 1))) for number in range(3)]

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from competition.rle import RleFormat, encode
+from competition.rle import encode
+from competition.rle_text import RleFormat
 from tests.host import write_nifti, write_png, write_text
 
 IDS = tuple(f"scan{number:02d}" for number in range(1, 9))

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from competition.config.loading import load_competition
+from competition.data.case_files import count_test_images
 from competition.data.cases import case_table
-from competition.data.patterns import count_test_images
 from competition.errors import MaskfoldError
 from competition.planning.choice import describe_candidates, order_candidates
 from competition.planning.find import find_layouts

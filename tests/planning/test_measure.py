@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from competition.inference import sliding_window
-from competition.io import read_record, write_json
 from competition.planning.init import Initialised
 from competition.planning.measure import largest_row, measure_here
 from competition.planning.plan import PlanOptions, make_plan
+from competition.records import read_record, write_json
 from tests.host import write_png
 from tests.planning.phantoms import picture
 

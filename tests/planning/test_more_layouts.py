@@ -13,7 +13,8 @@ from competition.planning.choice import describe_candidates, order_candidates
 from competition.planning.find import find_layouts
 from competition.planning.folder import scan_folder
 from competition.planning.layout import Layout
-from competition.rle import RleFormat, encode
+from competition.rle import encode
+from competition.rle_text import RleFormat
 from tests.host import write_nifti, write_png
 from tests.planning.phantoms import picture, table, volume
 

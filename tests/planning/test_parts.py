@@ -20,7 +20,8 @@ from competition.planning.lines import Line, format_value, to_yaml
 from competition.planning.recipe import MUON, _optimizer, has_encoder_package, network_strides
 from competition.planning.rules import Candidate, Grid
 from competition.planning.words import is_channel_name, is_role_name, split_of, without_role_words
-from competition.rle import RleFormat, encode
+from competition.rle import encode
+from competition.rle_text import RleFormat
 from tests.host import write_png
 from tests.planning.phantoms import picture
 

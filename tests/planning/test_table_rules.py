@@ -14,7 +14,8 @@ from competition.planning.choice import order_candidates
 from competition.planning.find import find_layouts
 from competition.planning.folder import scan_folder
 from competition.planning.layout import Layout
-from competition.rle import RleFormat, encode
+from competition.rle import encode
+from competition.rle_text import RleFormat
 from tests.host import write_png, write_text
 from tests.planning.conftest import Start
 from tests.planning.phantoms import picture, table

@@ -13,10 +13,11 @@ import yaml
 
 from competition.cli.main import main
 from competition.inference.masks import to_masks
-from competition.io import read_csv, read_record
 from competition.metrics.scoring import score_case
+from competition.records import read_record
 from competition.runs.oof import OofPredictions
 from competition.runs.run import load_run
+from competition.tables import read_csv
 from tests.conftest import TINY, add_mlflow_database
 from tests.host import write_png
 from tests.planning.phantoms import MAKERS, TEST_IDS, two_opinions

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from competition.data.masks import load_mask
-from competition.io import write_json
+from competition.records import write_json
 from competition.report.run import write_report
 from competition.report.viewer import viewer_script
 from competition.runs.fold import FoldResult

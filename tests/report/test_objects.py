@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import label
 
-from competition.data.masks import find_covered, load_instances, load_mask
+from competition.data.masks import load_instances, load_mask
+from competition.data.objects import find_covered
 from competition.report.results import RunResults
 from competition.report.scores import case_size_errors, group_quartiles, match_objects, object_size_errors
 from competition.runs.oof import OofPredictions

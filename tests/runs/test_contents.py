@@ -17,12 +17,20 @@ from safetensors.torch import load_file, save_file
 
 import competition.data.splits
 from competition.config.competition import RleConfig
-from competition.data.rle_tables import keep_table_format, rle_format
+from competition.data.rle.tables import keep_table_format, rle_format
 from competition.errors import MaskfoldError
-from competition.runs.contents import CONTENTS_FILE, FOLDS_KEY, RunRecord, package_digest, run_contents, source_digests
 from competition.runs.find import find_run, with_current_settings
 from competition.runs.fold import FoldResult, mixed_environments
-from competition.runs.run import Run, load_run, run_hash
+from competition.runs.identity.contents import (
+    CONTENTS_FILE,
+    FOLDS_KEY,
+    RunRecord,
+    package_digest,
+    run_contents,
+    source_digests,
+)
+from competition.runs.identity.hashing import run_hash
+from competition.runs.run import Run, load_run
 from competition.training.cross_validate import make_jobs, open_run, prepare_run
 from competition.training.fold import load_run_for_job, run_fold
 

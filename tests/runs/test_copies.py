@@ -18,7 +18,8 @@ from competition.data.duplicates import find_equal_images, find_near_duplicates,
 from competition.data.preprocessing import preprocess_cases
 from competition.data.splits import read_folds
 from competition.runs import copies
-from competition.runs.run import CACHE_FOLDER, load_run, run_hash
+from competition.runs.identity.hashing import run_hash
+from competition.runs.run import CACHE_FOLDER, load_run
 from competition.training.cross_validate import locked_run, make_jobs, open_run, prepare_run
 
 Picture = np.ndarray[Any, Any]

@@ -16,10 +16,10 @@ from competition.cleaning.protection import _in_studies
 from competition.cli.watch import read_member_status
 from competition.config.competition import MetricConfig
 from competition.errors import MaskfoldError
-from competition.io import sha256_of_file, write_json
+from competition.io import sha256_of_file
 from competition.leaderboard.ledger import Ledger, UploadRecord
 from competition.leaderboard.upload import _read_summary
-from competition.records import SUBMISSION_DIGEST, changed_tables, is_unedited, with_own_digest
+from competition.records import SUBMISSION_DIGEST, changed_tables, is_unedited, with_own_digest, write_json
 from competition.report.results import RunResults
 from competition.runs.baselines import BASELINES_FILE, baseline_lines
 from competition.runs.find import TRIALS_FILE, _study_error

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from competition.errors import MaskfoldError
-from competition.io import sha256_of_file, write_json
+from competition.io import sha256_of_file
+from competition.records import write_json
 from competition.runs.fold import RESULT_FILE
 from competition.runs.oof import OofStore
 from competition.training.cross_validate import make_jobs, open_run, prepare_run

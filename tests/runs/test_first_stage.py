@@ -23,17 +23,18 @@ from competition.ensembling.ensemble import EnsemblePredictor
 from competition.errors import MaskfoldError
 from competition.export.bundle import export_runs
 from competition.inference.predict import predict_case
-from competition.io import write_json
 from competition.planning.replan import replan
+from competition.records import write_json
 from competition.runs.blend import Ensemble
 from competition.runs.cascade.channels import join_first_stage
 from competition.runs.cascade.first_stage import check_same_cases, first_stage_for_prediction
 from competition.runs.find import find_run
 from competition.runs.fold import RESULT_FILE
+from competition.runs.identity.hashing import hashed_settings
 from competition.runs.oof import OofStore
-from competition.runs.run import hashed_settings, load_run
+from competition.runs.run import load_run
 from competition.training.cross_validate import make_jobs, open_run, prepare_run
-from competition.training.extra_data import find_teachers
+from competition.training.extra.pseudo_labels import find_teachers
 from competition.training.fold import load_run_for_job, run_fold, setup_fold
 
 OWN_GRID = ("prepare.spacing=null", "prepare.orientation=null")  # the grid of the file

@@ -15,8 +15,8 @@ from competition.cli.train import register_command
 from competition.context import Context
 from competition.ensembling.expected import estimate_score
 from competition.errors import MaskfoldError
-from competition.io import write_json
 from competition.postprocessing.tuning import TUNING_FILE, load_tuning
+from competition.records import write_json
 from competition.report.run import write_report
 from competition.report.study import write_study_page
 from competition.runs.blend import Ensemble

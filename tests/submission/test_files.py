@@ -21,7 +21,7 @@ from competition.errors import MaskfoldError
 from competition.postprocessing.pipeline import postprocess
 from competition.records import SUBMISSION_DIGEST, is_unedited
 from competition.runs.blend import Ensemble
-from competition.runs.run import hashed_settings
+from competition.runs.identity.hashing import hashed_settings
 from competition.submission.files import (
     SampleFiles,
     check_file_names,

@@ -13,20 +13,14 @@ import numpy as np
 import pytest
 
 from competition.config.profiles import PROFILES, Profile
-from competition.data.masks import find_covered
+from competition.data.objects import find_covered
 from competition.errors import MaskfoldError
 from competition.postprocessing.case import CasePrediction
-from competition.rle import RleError, RleFormat, decode, decode_labels, decode_overlapping_labels, encode
+from competition.rle import decode, decode_labels, decode_overlapping_labels, encode
+from competition.rle_text import RleError, RleFormat
 from competition.submission import label_files, writer
-from competition.submission.reader import (
-    IdLookup,
-    MaskFile,
-    RowIndex,
-    decode_object_runs,
-    decode_objects,
-    format_key,
-    open_rows,
-)
+from competition.submission.mask_file import MaskFile, RowIndex
+from competition.submission.reader import IdLookup, decode_object_runs, decode_objects, format_key, open_rows
 from competition.submission.testset import TestSet, object_means
 from competition.submission.validate import validate_submission
 from competition.submission.writer import ObjectsItem, write_submission

@@ -10,7 +10,8 @@ import pytest
 
 from competition.config.profiles import PROFILES, Profile
 from competition.errors import MaskfoldError
-from competition.rle import RleFormat, encode
+from competition.rle import encode
+from competition.rle_text import RleFormat
 from competition.submission.reader import read_sample
 from competition.submission.validate import MAX_PROBLEMS, ValidationReport, validate_submission
 from tests.host import write_text

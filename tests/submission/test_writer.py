@@ -182,7 +182,8 @@ def test_reader_names_the_line(damage: Callable[[str], str], tmp_path: Path) -> 
 
 
 def test_what_a_notebook_hands_over(tmp_path: Path) -> None:
-    from competition.rle import RleError, RleFormat, decode
+    from competition.rle import decode
+    from competition.rle_text import RleError, RleFormat
 
     write_submission([(1, None, _mask((0, 0))), (2, None, _mask())], "tgs-salt", tmp_path / "s.csv")  # type: ignore[list-item]
     assert (tmp_path / "s.csv").read_text() == "id,rle_mask\n1,1 1\n2,\n"

@@ -21,9 +21,10 @@ from competition.errors import MaskfoldError
 from competition.models.build import build_network, suits_channels_last, validate_network
 from competition.models.execution import arrange, compile_network, wants_compilation
 from competition.models.optim import build_optimizer
+from competition.runs.identity.hashing import run_hash
 from competition.runs.kept_settings import decide_settings, stored_settings
 from competition.runs.oof import OofStore
-from competition.runs.run import load_run, run_hash
+from competition.runs.run import load_run
 from competition.training import distributed
 from competition.training.cross_validate import make_jobs, open_run, prepare_run
 from competition.training.distributed import with_workers

@@ -17,7 +17,7 @@ from competition.data.masks import load_mask
 from competition.errors import MaskfoldError
 from competition.runs.run import load_run
 from competition.training.cross_validate import open_run
-from competition.training.extra_data import prepare_extra_case
+from competition.training.extra.fold_data import prepare_extra_case
 from competition.training.fold import run_fold
 from tests.host import competition, write_png
 from tests.training.test_pseudo import copied, finish, here, lessons_of, open_student

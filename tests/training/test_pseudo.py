@@ -16,13 +16,14 @@ from competition.context import Context
 from competition.data.cache import PreprocessedCase
 from competition.data.preprocessing import preprocess_cases
 from competition.errors import MaskfoldError
-from competition.io import write_json
 from competition.models.build import build_network
+from competition.records import write_json
 from competition.runs.checkpoint import save_weights
 from competition.runs.fold import FoldResult
-from competition.runs.run import load_run, run_hash
+from competition.runs.identity.hashing import run_hash
+from competition.runs.run import load_run
 from competition.training.cross_validate import make_jobs, open_run, prepare_run
-from competition.training.extra_data import build_extra_data, check_extra_data, prepare_extra_data
+from competition.training.extra.fold_data import build_extra_data, check_extra_data, prepare_extra_data
 from competition.training.fold import run_fold, setup_fold
 from competition.training.lineage import training_cases
 
@@ -338,7 +339,7 @@ def test_weights_say_how_often_a_case_is_drawn(tiny):
 def test_a_killed_fold_finds_its_labels_again_and_ends_with_the_same_bits(tiny, monkeypatch):
     from safetensors.torch import load_file
 
-    from competition.training import extra_data as module
+    from competition.training.extra import pseudo_labels as module
     from tests.training.test_fold import Killed, killed_after
 
     teacher = finish(open_run(tiny(2), "teacher"))

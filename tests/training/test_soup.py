@@ -18,9 +18,9 @@ from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.io import sha256_of_file
 from competition.metrics.bootstrap import cv_score
-from competition.runs import run
+from competition.runs.identity import hashing
+from competition.runs.identity.hashing import run_hash
 from competition.runs.oof import OofStore
-from competition.runs.run import run_hash
 from competition.training import soup_selection
 from competition.training.averaging import ALL_CASES, HALVES, UniformSoup, split_halves
 from competition.training.cross_validate import make_jobs, open_run, prepare_run
@@ -161,7 +161,7 @@ def test_off_it_is_no_part_of_a_run_s_name(tiny, monkeypatch):
             "training": {key: value for key, value in plain["training"].items() if key != "soup"} | {"soup": 1},
         }
 
-    monkeypatch.setattr(run, "resolve_config", former)
+    monkeypatch.setattr(hashing, "resolve_config", former)
     assert run_hash(souped, "data") == names[0]
 
 

@@ -20,7 +20,7 @@ from competition.data.image_types import (
     file_digest,
     has_detached_voxels,
 )
-from competition.data.rle_tables import row_texts
+from competition.data.rle.tables import row_texts
 
 # Seconds. A digest is cached only if the file's last write is older than this, because a second write within one tick
 # of the file system's clock would not change the file's times.

@@ -30,10 +30,11 @@ from competition.data.content.digests import (
 )
 from competition.data.content.open_once import file_below, keep_contents
 from competition.data.image_types import Image, file_digest
-from competition.data.masks import CaseObjects, load_mask, load_objects
+from competition.data.masks import load_mask, load_objects
+from competition.data.objects import CaseObjects
 from competition.data.patterns import match_path
 from competition.data.readers import display_name, get_column, get_json, load_image, read_case_header, row_axes
-from competition.data.rle_tables import current_rows
+from competition.data.rle.tables import current_rows
 from competition.errors import ChangedDataError, MaskfoldError
 
 if TYPE_CHECKING:

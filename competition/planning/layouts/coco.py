@@ -19,7 +19,8 @@ from competition.io import atomic_write, disk_full_as_error
 from competition.planning.folder import HostFolder
 from competition.planning.layout import Layout
 from competition.planning.words import split_of
-from competition.rle import RleFormat, decode, encode
+from competition.rle import decode, encode
+from competition.rle_text import RleFormat
 from competition.text import format_count, name_problem
 
 SUFFIX = "-maskfold"  # end of the name of the folder beside the data for converted masks

@@ -10,10 +10,10 @@ from typing import Any
 
 from competition.data.readers import has_reader
 from competition.errors import MaskfoldError
-from competition.io import read_record
 from competition.planning.folder import HostFolder
 from competition.planning.layout import Layout, Patterns
 from competition.planning.layouts.content import dimensions_of
+from competition.records import read_record
 from competition.text import format_count
 
 FILE = "dataset.json"

@@ -17,12 +17,12 @@ import numpy as np
 from competition.config.profiles import PROFILES, Profile
 from competition.data.patterns import CaseFiles, SliceFile, match_cases
 from competition.data.readers import read_header, read_image, strip_extension
-from competition.data.rle_order import OrderVote, count_votes, likely_order
-from competition.data.rle_tables import targets_by_name
+from competition.data.rle.order import OrderVote, count_votes, likely_order
+from competition.data.rle.tables import targets_by_name
 from competition.errors import MaskfoldError
-from competition.io import read_csv
 from competition.planning.words import tokens
-from competition.rle import RleFormat, parse_numbers
+from competition.rle_text import RleFormat, parse_numbers
+from competition.tables import read_csv
 
 if TYPE_CHECKING:
     import pandas
@@ -191,7 +191,7 @@ def _possible_columns(profile: Profile) -> list[set[str]]:
     """Return two sets of columns: a training table of the host has all columns of one of them.
 
     The first set has the columns that the profile defines for the training table, the second set the columns of the
-    submission. `competition.data.rle_tables` reads tables with either set.
+    submission. `competition.data.rle.tables` reads tables with either set.
     """
     train = profile.train
     cls = train.class_column or profile.class_column
@@ -275,7 +275,7 @@ def is_relative(runs: Sequence[Runs]) -> bool:
 
 
 def vote_order(runs: Sequence[Runs], relative: bool) -> OrderVote:
-    """Return the pixel order that most cases indicate; see `competition.data.rle_order`."""
+    """Return the pixel order that most cases indicate; see `competition.data.rle.order`."""
     votes = []
     for item in runs:
         image = None

@@ -14,7 +14,7 @@ from competition.context import Context
 from competition.data.cache import PreprocessedCase, get_or_build
 from competition.data.preprocessing import write_with_channels
 from competition.inference.masks import merge_boundary_class
-from competition.io import json_digest
+from competition.records import json_digest
 from competition.runs.cascade.first_stage import check_same_cases, open_first_stage
 from competition.runs.run import Run
 

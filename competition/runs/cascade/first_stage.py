@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from competition.config.experiment import Experiment
 from competition.context import Context
 from competition.errors import MaskfoldError
-from competition.io import json_digest
-from competition.runs.contents import FIRST_STAGE_PREDICTIONS, FIRST_STAGE_WEIGHTS, RunRecord, describe_content
+from competition.records import json_digest
 from competition.runs.fold import describe_member
+from competition.runs.identity.contents import FIRST_STAGE_PREDICTIONS, FIRST_STAGE_WEIGHTS, RunRecord, describe_content
 from competition.runs.imported import refuse_imported
 from competition.runs.run import FOLDS_FILE, Run, load_run
 from competition.text import same_problem
@@ -141,7 +141,7 @@ def first_stage_contents(exp: Experiment, *, missing_ok: bool = False) -> dict[s
 
     Returns:
         The digests by `FIRST_STAGE_PREDICTIONS` and `FIRST_STAGE_WEIGHTS`; empty if there is no first stage. They are
-        added to the digests of `competition.runs.contents.run_contents`.
+        added to the digests of `competition.runs.identity.contents.run_contents`.
 
     Raises:
         MaskfoldError: the first stage cannot be used, see `open_first_stage`; or a prediction or a weight file is

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from competition.data.readers import strip_extension
 from competition.errors import MaskfoldError
-from competition.io import read_csv
 from competition.planning.folder import HostFolder
 from competition.planning.layout import Layout
 from competition.planning.words import MASK_WORDS, Split, has_word, split_of, words
+from competition.tables import read_csv
 from competition.text import format_count
 
 MIN_KNOWN = 0.8  # share of the lines of a list that name a case

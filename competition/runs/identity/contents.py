@@ -1,9 +1,9 @@
 """Compute and record digests of the files that a run's YAML refers to.
 
-The YAML contains only the paths of files, not their content. Therefore the hash of a run also covers digests of the
-folds, of weight files, and of the user's own code (see `competition.runs.run.run_hash`). `contents.json` in the run's
-folder records all inputs of the hash. With this record, a later command detects whether these files, or the YAML in the
-run's folder, have changed.
+The YAML contains only the paths of files, not their content. Therefore the hash of a run (see
+`competition.runs.identity.hashing`) also covers digests of the folds, of weight files, and of the user's own code.
+`contents.json` in the run's folder records all inputs of the hash. With this record, a later command detects whether
+these files, or the YAML in the run's folder, have changed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from competition.config.experiment import Experiment
 from competition.config.instantiate import TRUSTED_PACKAGES
 from competition.config.loading import resolve_config
 from competition.errors import MaskfoldError
-from competition.io import damaged_error, read_record, sha256_of_file, write_json
+from competition.io import sha256_of_file
+from competition.records import damaged_error, read_record, write_json
 from competition.runs.fold import PLAIN_WEIGHTS, SOUP_WEIGHTS
 
 if TYPE_CHECKING:
@@ -38,11 +39,8 @@ FOLDS_KEY = "folds"  # key for the digest of the assignment of cases to folds
 FIRST_STAGE_PREDICTIONS, FIRST_STAGE_WEIGHTS = "predictions of the first stage", "weights of the first stage"
 CODE_PREFIX = "code of "  # prefix of the key for the digest of a package
 CODE_SUFFIXES = (".py", ".so", ".pyd")
-# Further keys that do not change the result; only the hash of version 1 includes them. `inference.batch_size` is not
-# listed here, because it does change the result: libraries select other algorithms for other batch sizes. On a CPU, 0.2
-# to 0.3 % of the probabilities with one window per batch differ in the last bit from those with several windows
-# (measured with the networks of experiments/demo2d and demo3d).
-KEYS_OF_VERSION_1 = (("training", "checkpoint_minutes"), ("training", "pictures_every"))
+
+
 SECTIONS_WITH_CODE = ("model", "loss", "optimizer", "augment.transforms", "competition.metric")
 
 
@@ -332,56 +330,6 @@ def source_digests(exp: Experiment) -> dict[str, str]:
 def source_name(folder: str) -> str:
     """Return the last two parts of the path of a run's folder, which stay the same if a parent folder is moved."""
     return "/".join(Path(folder).resolve().parts[-2:])
-
-
-# What version 2 of the hash covers
-
-
-def change_to_version_2(plain: dict[str, Any], saved: dict[str, Any], contents: Mapping[str, str]) -> None:
-    """Convert the settings that version 1 of the run's hash covers to those that version 2 covers.
-
-    Args:
-        plain: the settings of version 1; they are changed in place.
-        saved: the complete resolved YAML.
-        contents: a result of `run_contents`. If it has the digest of the file that a key of the YAML names, the value
-            of this key is replaced by a fixed text, because the hash covers the digest instead.
-    """
-    for section, key in KEYS_OF_VERSION_1:
-        del plain[section][key]
-    for hashed, whole in zip(_with_extras(plain), _with_extras(saved), strict=True):
-        comp = hashed["competition"]
-        comp.pop("test", None)  # the hash of the data covers test images that get pseudo-labels
-        comp["submission"] = _settings_of_training_table(whole["competition"])
-    if plain["init_from"] is not None:
-        plain["init_from"] = source_name(plain["init_from"])
-    for key in contents:
-        *parents, last = key.split(".")
-        parent = get_key(plain, ".".join(parents)) if parents else plain
-        if key == FOLDS_KEY:
-            plain["folds"].pop("file", None)
-        elif isinstance(parent, list) and last.isdecimal() and int(last) < len(parent):
-            parent[int(last)] = "a file"
-        elif isinstance(parent, dict) and last in parent:
-            parent[last] = "a file"
-
-
-def _with_extras(plain: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return all mappings that have a key `competition`: the whole YAML, and each entry of `extra`."""
-    extras = plain.get("extra") or []
-    return [plain, *(extras if isinstance(extras, list) else [extras])]
-
-
-def _settings_of_training_table(comp: dict[str, Any]) -> dict[str, Any]:
-    """Return the keys of the section `submission` that define how a training table of run lengths is read.
-
-    See `competition.data.rle_tables`.
-    """
-    submission, train = comp["submission"], comp["train"]
-    if train["rle"] is None:
-        return {}
-    if submission["profile"] is not None:
-        return {"profile": submission["profile"]}
-    return {"rle": submission["rle"]} if train["rle_format"] is None else {}
 
 
 # Comparison

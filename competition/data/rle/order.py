@@ -21,7 +21,8 @@ from competition.config.competition import Competition
 from competition.data.patterns import CaseFiles
 from competition.data.readers import read_header, read_image
 from competition.errors import MaskfoldError
-from competition.rle import RleFormat, decode, parse_numbers
+from competition.rle import decode
+from competition.rle_text import RleFormat, parse_numbers
 
 Order = Literal["row", "column"]
 Opinion = tuple[Order, bool]  # the order that one case indicates, and whether this case alone is clear evidence
@@ -97,7 +98,7 @@ def detect_order(
         comp: the competition.
         cases: the first channel's files, by id.
         rows: [line, class, slice] of each row that is not empty, by case id; see
-            `competition.data.rle_tables.assign_rows`.
+            `competition.data.rle.tables.assign_rows`.
         texts: the run lengths in each line of the table.
         fmt: the format in the YAML or its profile.
         grid: (H, W) of the masks; None means the size of each image.

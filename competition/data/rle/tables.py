@@ -13,12 +13,13 @@ from typing import Any
 from competition.config.axes import rle_counts_in_pictures
 from competition.config.competition import Competition, RleConfig, TableColumns
 from competition.config.profiles import Profile, profile_of, split_class
-from competition.data.patterns import CaseFiles, SkippedCases, SliceFile, slice_aliases
+from competition.data.patterns import CaseFiles, SliceFile, slice_aliases
 from competition.data.readers import get_column, strip_extension
-from competition.data.rle_order import check_order, detect_order
+from competition.data.rle.order import check_order, detect_order
+from competition.data.selection import SkippedCases
 from competition.errors import MaskfoldError
-from competition.io import read_csv
-from competition.rle import RleFormat
+from competition.rle_text import RleFormat
+from competition.tables import read_csv
 from competition.text import nearest_hint, same_problem
 
 RleRow = list[Any]  # line in the file, class, index of the slice or None
@@ -62,7 +63,7 @@ def assign_rows(comp: Competition, cases: dict[str, CaseFiles], skipped: Skipped
     Raises:
         MaskfoldError: the table lacks a column; no id matches, or an id is unknown and may not be skipped; a class is
             unknown; or the data clearly contradict the order of run lengths in the YAML or profile (see
-            `competition.data.rle_order`).
+            `competition.data.rle.order`).
     """
     if not cases:  # all cases are skipped
         return {}

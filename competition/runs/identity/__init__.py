@@ -1,0 +1,1 @@
+"""Identify a run: compute its hash from its settings and data, and record digests of its inputs."""
