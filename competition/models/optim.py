@@ -236,7 +236,7 @@ class ExponentialMovingAverage:
         self.updates += 1
 
     def _move(self, averages: Tensors, parameters: Tensors, _: Tensor | int) -> None:
-        """Move floating-point averages towards the parameters, and copy integers.
+        """Move the averages towards the parameters; if the tensors are integers, copy the parameters instead.
 
         All tensors of one call must have the same dtype.
         """

@@ -1,7 +1,7 @@
 """Predict for each foreground class whether a patch contains it, with a presence head.
 
-A presence head is a classification head. Networks of segmentation_models_pytorch have such a head, which the argument
-`aux_params` enables. For any other network, `WithPresenceHead` adds one: it pools the deepest feature map and applies
+A presence head is a classification head. Networks of segmentation_models_pytorch get such a head from the
+argument `aux_params`. For any other network, `WithPresenceHead` adds one: it pools the deepest feature map and applies
 one linear layer. Each class has its own sigmoid, even if classes are exclusive. A network with a presence head returns
 its segmentation output and the presence logits (B, K).
 """
@@ -71,8 +71,8 @@ def find_deepest_feature_map(
     candidate if it is called once, and its output is one feature map with these properties:
 
     - The map is smaller than the patch.
-    - The map of the larger patch is larger. For example, the pooled values of a squeeze-and-excitation
-      block do not grow.
+    - The map of the larger patch is larger. This excludes, for example, the pooled values of a squeeze-and-excitation
+      block.
 
     The candidate with the smallest map is chosen. Among maps of the same size, the map with the most channels is
     chosen. Among maps that are equal in both, the last one in order of computation is chosen.
@@ -151,8 +151,8 @@ def presence_target(mask: Tensor, comp: Competition) -> tuple[Tensor, Tensor]:
     """Return which classes are present in each patch, and for which classes this is known.
 
     Ignored pixels are left out, as in the score. If all pixels of a patch are ignored, the presence of its classes is
-    unknown. If there is only one class, the values for boundaries and rings of its objects also mean that it is
-    present.
+    unknown. If there is only one class, every value except 0 and 255 means that the class is present, because further
+    values mark the boundaries or rings of its objects.
 
     Args:
         mask: (B, M, *spatial) uint8, as for `competition.models.targets.LossTarget`.

@@ -129,7 +129,7 @@ def pretrained_args(cls: type, args: Mapping[str, Any], hub: str | None) -> dict
 def load_encoder(network: nn.Module, path: Path, channels: int) -> EncoderMatch:
     """Load every tensor of `network.encoder` from a file.
 
-    If the file has another number of input channels, `adapt_input_channels` changes the first convolution.
+    If the number of input channels in the file is not `channels`, `adapt_input_channels` changes the first convolution.
 
     Args:
         network: a network on the CPU, with a submodule `encoder`.
@@ -155,8 +155,8 @@ def load_encoder(network: nn.Module, path: Path, channels: int) -> EncoderMatch:
 def match_encoder(network: nn.Module, path: Path, channels: int) -> EncoderMatch:
     """Match each tensor of an encoder with a tensor of a file.
 
-    The tensors are matched by their names without a prefix. If a tensor of the encoder has no match, they are also
-    matched by their order, and the way with more matches is used.
+    First, the tensors are matched by their names, from which a prefix is removed. If this leaves a tensor of the
+    encoder without a match, all tensors are also matched by their order, and the result with more matches is used.
 
     Args:
         network: a network on any device, including the meta device.
@@ -349,9 +349,9 @@ def _by_name(targets: Sequence[str] | Shapes, sources: Sequence[str] | Shapes) -
 def _by_order(encoder: nn.Module, targets: Shapes, sources: Shapes, channels: int) -> dict[str, str]:
     """Pair the tensors of an encoder with the tensors of a file by their order, if all shapes fit.
 
-    After the encoder's tensors, the file may contain further tensors, such as a head. The tensors of a feature
-    extractor of timm are matched by name with timm's complete network, and the tensors of that network by order with
-    the file.
+    After the encoder's tensors, the file may contain further tensors, such as a head. If the encoder is a feature
+    extractor of timm, timm's complete network serves as a link: its tensors are paired with the encoder's by name, and
+    with the file's by order.
     """
     if type(encoder).__name__ == "TimmUniversalEncoder":
         import timm

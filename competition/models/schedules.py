@@ -1,6 +1,6 @@
 """Define the learning-rate schedules, as functions of the completed share of training.
 
-The functions have no state. So they work with a time budget as well as with a fixed number of steps.
+A schedule depends only on this share. So it works with a time budget as well as with a fixed number of steps.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Schedule = Callable[[float, ScheduleConfig], float]
 def with_warmup(schedule: Schedule) -> Schedule:
     """Return a schedule that consists of a linear warm-up and then the given schedule.
 
-    The warm-up is the first share `warmup` of training. In it, the factor rises from `WARMUP_START` to 1.
+    During the warm-up, which is the first share `warmup` of training, the factor rises from `WARMUP_START` to 1.
     """
 
     @wraps(schedule)

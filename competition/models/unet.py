@@ -17,9 +17,9 @@ from torch import nn
 class UNet(nn.Module):
     """Segment 2D images or volumes with a plain U-Net.
 
-    Every edge of a patch must have at least 2 ** (len(channels) - 1) pixels (16 for five values). If a level halves an
-    edge of odd length, the decoder pads one pixel. Edges that are multiples of 2 ** (len(channels) - 1) need no
-    padding.
+    Every edge of a patch must have at least 2 ** (len(channels) - 1) pixels: 16 if `channels` has five values. If a
+    level halves an edge of odd length, the decoder pads one pixel. Edges that are multiples of
+    2 ** (len(channels) - 1) need no padding.
 
     Args:
         spatial_dims: number of spatial axes, 2 or 3.
