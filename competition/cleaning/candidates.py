@@ -52,13 +52,13 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """The path that tables show: the common folder of several paths that are not a run, else the first path."""
+        """The path that tables show: the run's folder, the only path or, for several paths, their common folder."""
         return str(self.paths[0]) if self.is_run or len(self.paths) == 1 else f"{self.paths[0].parent}"
 
 
 @dataclass
 class CleaningPlan:
-    """Hold the files that may be deleted, and the runs that could be deleted but must stay.
+    """Hold the files that may be deleted, and the runs that must stay.
 
     Attributes:
         candidates: the files that may be deleted.
@@ -73,11 +73,11 @@ class CleaningPlan:
 
 
 def find_candidates(root: Path, older_than: float, keep_best: int | None = None) -> CleaningPlan:
-    """Find the files of a project that may be deleted.
+    """Find the deletable files of a project, and the runs that must stay.
 
     Args:
         root: the folder that contains `mlruns`.
-        older_than: minimum age in seconds: files that have changed more recently stay. Temporary files of killed
+        older_than: minimum age in seconds; files that have changed more recently stay. Temporary files of killed
             processes may be deleted at any age.
         keep_best: number of finished runs with the best scores that stay in each competition; the other finished runs
             may be deleted. None if all finished runs stay.
@@ -143,7 +143,7 @@ def _read_mlflow(root: Path, plan: CleaningPlan, has_runs: bool) -> MlflowRecord
 
 
 def _read_runs(folders: Sequence[Path], plan: CleaningPlan) -> dict[Path, Run]:
-    """Return the runs that can be read, by folder; for each other run, which stays, add a note to `plan`."""
+    """Return the readable runs by folder; an unreadable run stays, and `plan` gets a note about it."""
     runs = {}
     for folder in folders:
         if (folder / "experiment.yaml").exists():
@@ -175,12 +175,12 @@ def _unfinished_runs(folders: Sequence[Path], runs: Mapping[Path, Run], before: 
 
 
 def _finished_runs(runs: Mapping[Path, Run], before: float, keep_best: int) -> Iterator[Candidate]:
-    """Yield the finished runs that are not among the best ones of their competition.
+    """Yield the finished runs that are not among the best runs of their competition and metric.
 
     Args:
         runs: all runs, by folder.
         before: time in seconds since 1970; only runs that have not changed since are yielded.
-        keep_best: number of best runs of each competition and metric.
+        keep_best: number of best runs of each competition and metric that are not yielded.
     """
     scored: dict[str, list[tuple[float, Path]]] = {}
     for folder, run in runs.items():
@@ -408,7 +408,7 @@ def _walk(paths: Sequence[Path], accept: Callable[[str], bool]) -> Iterator[Path
 
 
 def parse_age(text: str) -> float:
-    """Return the number of seconds of an age in hours, days or weeks, e.g. `12h`, `30d` or `2w`.
+    """Convert an age in hours, days or weeks, e.g. `12h`, `30d` or `2w`, to seconds.
 
     Raises:
         MaskfoldError: the text is not an age (status 2).

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class UnneededArtifacts:
-    """Describe the artifacts of one MLflow run that may be deleted.
+    """Describe the unneeded artifacts of one MLflow run.
 
     Attributes:
         run_id: id of the MLflow run.
@@ -127,7 +127,8 @@ def _unneeded_artifacts(
 def _folder_is_gone(root: Path, folder: str) -> bool:
     """Return whether a run's folder was in this project and has been deleted.
 
-    A missing folder alone is no proof: the project may have been moved, or its disk may not be mounted.
+    A missing folder alone is no proof, because the project may have been moved, or its disk may not be mounted. So the
+    path must also be inside this project's folder of runs, and that folder must not be empty.
 
     Args:
         root: the folder that contains `mlruns`.
