@@ -23,9 +23,9 @@ class Finding:
             about the whole mask of a case with several classes.
         suggested: class that the network suggests: a class name, `background`, or empty if it suggests none.
         slice: index of the slice along the last axis in which the fault is largest; None for 2D images.
-        object: number of the object, from 1; 0 for a finding about the whole mask. The connected components of the
-            class in this slice of the truth are numbered. If the truth lacks the object, the components of the
-            prediction are numbered.
+        object: number of the object among the connected components of its class in this slice, from 1. The components
+            of the truth are numbered or, if the truth lacks the object, those of the prediction. 0 for a finding about
+            the whole mask.
         centre: (row, column) of the fault in the slice, the first two axes of the file.
         pixels: number of pixels in which the network confidently contradicts the truth.
         partner: id of the case whose mask fits better, for exchanged masks.

@@ -1,9 +1,10 @@
 """Find suspect voxels by confident learning, with a threshold and a calibration for each class.
 
-In confident learning (Northcutt et al. 2021, https://arxiv.org/abs/1911.00068), a voxel's label is suspect if another
-class has a high probability. The threshold of a class is its mean probability over the voxels that are labelled as
-this class. All probabilities are out of fold. Thresholds and calibration for the cases of a fold come from the other
-folds.
+In confident learning (Northcutt et al. 2021, https://arxiv.org/abs/1911.00068), the threshold of a class is its mean
+probability over the voxels that are labelled as this class. At each voxel, the most probable of the classes that reach
+their thresholds is compared with the label. The label is suspect if that class is another one, and its calibrated
+probability is higher than that of the label. All probabilities are out of fold. Thresholds and calibration for the
+cases of a fold come from the other folds.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ class Rule:
 def label_problems(
     probabilities: np.ndarray, truth: np.ndarray, comp: Competition
 ) -> Iterator[tuple[tuple[str, ...], ReadRows, Labels]]:
-    """Yield the sets of exclusive labels of a case.
+    """Yield the label names, probabilities and labels of a case, once for each set of exclusive labels.
 
     If the classes exclude each other, there is one set: the background and all classes. Otherwise there is one set for
     each class: the background and this class.

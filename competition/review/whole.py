@@ -82,7 +82,7 @@ def find_move(mask: WholeMask) -> tuple[tuple[int, ...], float] | None:
 
 
 def find_exchanged(masks: Sequence[WholeMask]) -> dict[str, str]:
-    """Find pairs of cases with exchanged masks: the truth of each case fits the prediction of its partner.
+    """Find pairs of cases with exchanged masks: each truth fits the partner's prediction better than its own.
 
     Args:
         masks: the suspect cases, most suspect first; only the first `MAX_SUSPECTS` are compared.
