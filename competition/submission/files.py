@@ -204,7 +204,7 @@ def check_file_names(names: Mapping[str, Mapping[str, str]]) -> None:
 
 
 def file_labels(prediction: CasePrediction, comp: Competition) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the content of the label files of a case: (*spatial) uint8 or uint16 arrays, by the keys of `file_names`.
+    """Return the content of a case's label files: (*spatial) uint8 or uint16 arrays, with the keys of `file_names`.
 
     Args:
         prediction: masks and objects of the case.

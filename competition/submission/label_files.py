@@ -86,8 +86,8 @@ def label_arrays(prediction: CasePrediction, comp: Competition, label_map: bool 
 def region_values(comp: Competition) -> dict[int, int]:
     """Return the value that represents each of several nested classes in a common label array.
 
-    Exactly one label value of each class must not occur in the smaller classes inside it. This value represents the
-    class. In BraTS, for example, with `label_values: [[1, 2, 4], [1, 4], 4]`, the values are 2, 1 and 4.
+    Each class must have exactly one label value that none of the smaller classes inside it has. This value represents
+    the class. In BraTS, for example, with `label_values: [[1, 2, 4], [1, 4], 4]`, the values are 2, 1 and 4.
 
     Returns:
         The values by index of the class (from 0), in the order in which the classes must be drawn: the largest first.
@@ -268,7 +268,7 @@ def _check_holds_no_image(output: Path, rows: Sequence[Any], comp: Competition) 
 def _check_file_names(rows: Sequence[Any], comp: Competition, label_map: bool) -> None:
     """Check that all label files have different names.
 
-    Two cases can get the same name, e.g. `a_b_c` for class `c` of case `a_b` and for class `b_c` of case `a`.
+    Files of two cases can get the same name, e.g. `a_b_c` for class `c` of case `a_b` and for class `b_c` of case `a`.
 
     Raises:
         MaskfoldError: two files would have the same name.
@@ -340,7 +340,7 @@ def competition_for_folder(comp: Competition, images: Path) -> Competition:
 
 
 def _with_test_images(comp: Competition, images: Path, pattern: Any, own_cases: bool = False) -> Competition:
-    """Return the competition with other test images; with `own_cases`, only those that `test.cases` lists."""
+    """Return the competition with a folder's images as test cases; `own_cases` keeps only those in `test.cases`."""
     cases = listed_test_cases(comp) if own_cases else None
     return comp.model_copy(update={"root": images.absolute(), "test": TestFiles(images=pattern, cases=cases)})
 
@@ -353,7 +353,7 @@ def _has_images(root: Path, pattern: str) -> bool:
 
 
 def _extensions(images: Path) -> dict[str, int]:
-    """Return the number of files directly in a folder that Maskfold can read, by extension."""
+    """Return the number of files of readable types in a folder, by extension; subfolders are not searched."""
     counts: dict[str, int] = {}
     for path in images.iterdir():
         if path.is_file() and has_reader(path.name) and not path.name.startswith("."):
@@ -373,7 +373,7 @@ def _write(
 
 
 def _draw(path: Path, row: Any, prediction: CasePrediction, comp: Competition) -> None:
-    """Write a picture of the image of one case with its prediction."""
+    """Draw the image and the prediction of one case, and write the picture to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = load_unchanged_picture(comp, row)
     draw_case(

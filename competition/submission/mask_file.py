@@ -1,6 +1,7 @@
-"""Read a file in the host's format whose rows are in any order, and return the masks of any of its cases.
+"""Read a submission or a solution (the labels of test cases) completely, and return the masks of any of its cases.
 
-`RowIndex` finds the case to which a row belongs; `MaskFile` holds the rows of a file by case.
+The rows of the file may be in any order. `RowIndex` finds the case to which a row belongs, and `MaskFile` holds the
+rows by case.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class RowIndex:
     Attributes:
         rows: rows of the case table by id.
         kind: kind of the images (training or test), for messages.
-        names: name of each case or slice in messages.
+        names: name of each case or slice for messages, by (case id, slice).
         slices: number of slices of each case, by id; 0 for a case that is a single file.
         exact: (case id, None) by case id. Cases that have one row per slice in the file are left out.
         aliases: (case id, slice) by each spelling of a name that a file may use; None for a spelling that fits more
@@ -91,10 +92,10 @@ class MaskFile:
 
     Attributes:
         path: path of the file.
-        layout: format of the file, which is the expected format or its alternative.
+        layout: format of the file: the expected profile or its `alternative`, whichever fits the header.
         strict: whether the file must follow all rules of the host: True for a submission, False for a file that the
             host has made.
-        rows: the rows of each case, by case id and then by (slice, class). There are several rows if each row contains
+        rows: lists of rows, by case id and then by (slice, class). A list has several rows only if each row contains
             one object.
     """
 
@@ -114,8 +115,8 @@ class MaskFile:
             strict: whether the file must follow all rules of the host.
 
         Raises:
-            MaskfoldError: a row has no image, has an unknown class, or is a duplicate; or a class or slice of a case
-                is missing.
+            MaskfoldError: the file has no rows; a row has no image, has an unknown class or (with `strict`) a wrong
+                height or width, or is a duplicate; or a class or slice of a case is missing.
         """
         layout, rows = open_rows(path, profile)
         file = cls(path, layout, strict, {})
@@ -204,7 +205,7 @@ class MaskFile:
                     )
 
     def _union(self, rows: list[CsvRow], shape: tuple[int, ...]) -> tuple[Mask, CaseObjects | None]:
-        """Return the mask and the objects, as from `class_mask`, in the rows of one class of one case or slice."""
+        """Return the mask and the objects of one class of a case or slice from its rows, as `class_mask` does."""
         if self.layout.several_masks and (labels := self._draw(rows, shape)) is not None:
             return labels != 0, CaseObjects(labels)
         mask, number, hidden = np.zeros(shape, np.bool_), 0, list[HiddenPixels]()
@@ -275,9 +276,10 @@ class MaskFile:
 
 
 def solution_profile(path: Path, profile: Profile) -> Profile:
-    """Return the format of a solution file: the profile, and the file's additional columns, such as Usage.
+    """Return the format of a solution file, which may have additional columns, such as Usage.
 
-    If the file does not exist or has other columns than the profile, return the profile unchanged.
+    The format is the profile, or its `alternative`, with the file's columns. If the file does not exist, or lacks
+    columns of both formats, return the profile unchanged.
     """
     if path.is_file():
         header: tuple[str, ...] = ()

@@ -89,7 +89,7 @@ class SampleSubmission:
 
 @dataclass
 class IdLookup:
-    """Find the id of a case by a name from a CSV file; either of them may have the extension of an image file.
+    """Find a case's id by its name in a CSV file; the id or the name may have the extension of an image file.
 
     Args:
         cases: ids of the cases.
@@ -146,7 +146,7 @@ def open_rows(path: Path, profile: Profile) -> tuple[Profile, Iterator[CsvRow]]:
         profile: the expected format.
 
     Returns:
-        The format, which is `profile` or its alternative, with the columns of the file; and the iterator.
+        The format, which is `profile` or `profile.alternative`, with the columns of the file; and the iterator.
 
     Raises:
         MaskfoldError: the file is missing, its header differs from the profile's, or a row has too many or too few
@@ -280,7 +280,7 @@ def decode_objects(text: str, shape: tuple[int, ...], profile: Profile) -> list[
 
 
 def decode_object_runs(text: str, shape: tuple[int, ...], profile: Profile) -> list[Runs]:
-    """Decode the masks in one cell of a file to run lengths (see `rle.decode_runs`), without building arrays.
+    """Decode the masks in one cell of a file to starts and ends of runs, as `rle.decode_runs` returns them.
 
     Masks without pixels are left out.
 
@@ -297,7 +297,7 @@ def decode_object_runs(text: str, shape: tuple[int, ...], profile: Profile) -> l
 
 
 def _split_objects(text: str, profile: Profile) -> list[str]:
-    """Split the content of a cell into the texts of its objects; none if it is the text for an empty mask.
+    """Split the content of a cell into the texts of its objects; return an empty list for an empty mask.
 
     Raises:
         RleError: the cell does not have the form that the format requires.

@@ -73,8 +73,8 @@ def score_submission(path: str | Path, comp: Competition, solution: str | Path |
         The score, its interval, and the table of scores.
 
     Raises:
-        MaskfoldError: the file or the solution is invalid (the message names the line), or they contain different
-            cases. With status 2: the metric is not available, or there is no image.
+        MaskfoldError: the file or the solution is invalid (the message names the line), they contain different cases,
+            the metric is not available (status 2), or there is no image (status 2).
     """
     path, profile = Path(path), profile_of(comp)
     _check_profile(comp, profile)

@@ -130,11 +130,11 @@ def object_means(labels: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> 
 def host_id_suffix(comp: Competition) -> str:
     """Return the suffix that the host's ids have after the case id, e.g. `.jpg`; it may be empty.
 
-    The profile states the suffix. If the profile does not know it, the ids in the table `train.rle` show the suffix.
-    Without a profile and without such a table, the suffix is empty.
+    If the profile states the suffix, it is returned. Otherwise, the suffix is that of the ids in the table `train.rle`.
+    Without a profile and without such a table, it is empty.
 
     Raises:
-        MaskfoldError: the profile does not know the suffix, and there is no table `train.rle` (status 2).
+        MaskfoldError: the profile does not state the suffix, and there is no table `train.rle` (status 2).
     """
     profile = profile_of(comp)
     if profile.id_suffix is not None:
