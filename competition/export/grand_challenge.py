@@ -41,7 +41,7 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
         arguments: arguments of the command line; None for this process's arguments.
 
     Returns:
-        The exit status: 0 after success.
+        The exit status: 0 after success, otherwise the `status` of the error.
     """
     parser = argparse.ArgumentParser(
         prog="process.py", description="Predict the images of Grand Challenge's interface."

@@ -102,7 +102,7 @@ def adapt_to_machine(exp: Experiment) -> Experiment:
 
 
 def folds_table(folder: Path) -> Any:
-    """Return a table with the column fold, which contains the fold numbers in the names of the networks' folders."""
+    """Return a table with the column fold: the fold numbers, read from the names of the networks' folders."""
     import pandas as pd
 
     matches = [re.match(r"fold_(\d+)", path.parent.name) for path in sorted(folder.glob(f"*/{RESULT_FILE}"))]

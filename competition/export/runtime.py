@@ -61,7 +61,7 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
 
 
 def _translate_hint(hint: str) -> str:
-    """Replace keys of the YAML in the hint of an error by options of this command."""
+    """Replace the YAML keys in an error's hint by the corresponding options of `run.py`."""
     for pattern, option in HINTS:
         hint = re.sub(pattern, option, hint)
     return hint

@@ -127,15 +127,17 @@ def find_test_cases(comp: Competition, suffix: str, context: Context) -> TestCas
 
     The rows depend on how the host's sample submission fits the images:
 
-    - If the sample has exactly the rows of the images, the sample's rows are returned.
-    - If none of its ids has an image, the sample is ignored as a dummy. The rows follow from the images, sorted by id
-      (and slice) and class.
+    - If there are no test images, the rows are those of the sample, and they get empty masks.
+    - If the sample has exactly the rows of the images, the rows are those of the sample.
+    - If there is no sample, or none of its ids has an image (then it is a dummy), the rows follow from the images,
+      sorted by id (and slice) and class.
     - Otherwise, the rows of the sample come first, in its order; those without an image get empty masks. The rows of
       all other images follow, sorted by id (and slice) and class.
 
     Args:
         comp: the competition; its `root` is the folder in which the host's files are mounted.
-        suffix: suffix that the host's ids have after the case id, e.g. `.png`; used only if the sample has no rows.
+        suffix: suffix that the host's ids have after the case id, e.g. `.png`; used only if the ids of the sample have
+            no common extension, or if there is no sample.
         context: context whose log receives messages for the user.
 
     Raises:
@@ -286,7 +288,7 @@ def _report_differences(
     Args:
         comp: the competition.
         sample_keys: keys of the rows of the sample.
-        known_keys: those keys whose image exists.
+        known_keys: those of `sample_keys` whose image exists.
         added_keys: keys of rows that are added for images that the sample lacks.
         without_images: keys of rows whose image does not exist.
         cases: number of test cases.

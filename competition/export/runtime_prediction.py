@@ -67,7 +67,7 @@ class PredictionOptions:
 
     Attributes:
         limit: time limit in seconds; None for no limit.
-        started: start of this time, on the clock `clock`.
+        started: time at which the limit begins, as `clock` returns it.
         continue_on_error: whether to continue with empty masks if a case cannot be read or predicted; if not, the
             prediction stops.
         use_onnx: whether to predict with onnxruntime.
@@ -145,9 +145,9 @@ def empty_prediction(row: Any, comp: Competition) -> BundlePrediction:
 
 
 def _load_networks(bundle: Bundle, rows: Sequence[Any], scratch: Path, options: PredictionOptions) -> EnsemblePredictor:
-    """Load the networks of a bundle, with the number of input channels of the first case that can be read.
+    """Load the networks of a bundle, with the number of input channels of the first case.
 
-    With `options.continue_on_error`, cases before it are skipped.
+    With `options.continue_on_error`, cases that cannot be read are skipped, unless all cases fail.
     """
     for number, row in enumerate(rows):
         try:
@@ -223,10 +223,10 @@ def parse_devices(text: str) -> list[str]:
     """Return the names of the devices that the option `--devices` selects.
 
     Args:
-        text: `auto` (all GPUs, otherwise the CPU), a number of GPUs, or a list such as `cuda:0,cuda:1` or `cpu,cpu`.
+        text: `auto` for all GPUs, a number of GPUs, or a list such as `cuda:0,cuda:1` or `cpu,cpu`.
 
     Returns:
-        Names such as `cuda:0` and `cpu`. `auto` without a GPU gives `["auto"]`.
+        Names such as `cuda:0` and `cpu`. If there is no GPU, `auto` gives `["auto"]`.
 
     Raises:
         MaskfoldError: the text is invalid, or names a GPU that does not exist (status 2).
