@@ -160,7 +160,7 @@ def draw_reliability(tallies: list[CalibrationCounts], classes: list[str], shown
 
 
 def _hide_axes(axes: Axes) -> None:
-    """Hide the ticks and spines of axes whose bars only show a shape."""
+    """Hide the vertical ticks and the frame of a histogram of which only the shape matters, not the numbers."""
     axes.set_yticks([])
     axes.minorticks_off()
     for side in ("top", "right", "left", "bottom"):
@@ -177,8 +177,8 @@ def draw_thresholds(
 ) -> None:
     """Draw the mean Dice of each class as a function of the probability threshold.
 
-    The mean Dice of the run itself is marked. A second line shows the share of the cases without the class whose mask
-    is empty at each threshold.
+    The mean Dice of the run itself is marked. A second line shows, for the cases without the class, the share of empty
+    masks at each threshold.
 
     Args:
         tallies: counts of each class.
@@ -313,7 +313,7 @@ class CalibrationCounts:
         return np.mean(self.dice, axis=0) if self.dice else np.full(len(THRESHOLDS), nan)
 
     def share_left_empty(self) -> Floats | None:
-        """Return the share of cases without the class whose mask above each threshold is empty, (19,).
+        """Return the share of empty masks at each threshold, (19,), among the cases without the class.
 
         If all cases have the class, return None.
         """
@@ -348,7 +348,8 @@ def count_calibration(oof: OofPredictions, cases: Sequence[str]) -> list[Calibra
 def _histograms(probabilities: NDArray[Any], truth: NDArray[Any], comp: Competition) -> list[tuple[Ints, Ints, Floats]]:
     """Return the histograms of each class in one case: pixels, positives and sums, (61,) each.
 
-    Ignored pixels are left out. The probability of a boundary class is distributed over the classes.
+    Ignored pixels are left out. If the network predicts a boundary class, its probability is distributed over the
+    classes.
 
     Args:
         probabilities: (P, *spatial) predicted probabilities.

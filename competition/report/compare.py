@@ -79,7 +79,7 @@ def check_comparison_output(folder: Path, runs: Sequence[Run]) -> None:
 
 
 def measure_label(difference: PairedDifference, comparison: Comparison) -> str:
-    """Return the label of the measure of a difference, with its unit, e.g. `HD95, mm`."""
+    """Return the name and the unit of the measure that a difference compares, e.g. `HD95, mm`."""
     metric = comparison.comp.metric
     unit = "mm" if comparison.comp.dimensions == 3 else "pixels" if _has_no_spacing(comparison) else "mm"
     return {

@@ -232,9 +232,9 @@ def draw_sizes(exploration: Exploration, path: Path) -> None:
 
 
 def draw_intensities(exploration: Exploration, path: Path) -> None:
-    """Draw histograms of the mean and the standard deviation of intensities in a case, for each channel.
+    """Draw two histograms for each channel: the mean intensity of each case, and its standard deviation.
 
-    Training and test cases have separate histograms.
+    Training and test cases are drawn separately.
     """
     channels = dict.fromkeys(channel.name for case in exploration.cases for channel in case.stats or [])
     names = list(channels)[: MAX_PANELS // 2]

@@ -143,7 +143,7 @@ def _draw(axes: Axes, metric: str, curves: Mapping[Member, Mapping[str, Curve]],
 
 
 def _set_epoch_axis(grid: Sequence[Axes], curves: Mapping[Member, Mapping[str, Curve]]) -> None:
-    """Set the same range of epochs for all panels, so that even a single validation is drawn at its epoch."""
+    """Give all panels the same range of epochs, with a margin, so that even a single epoch has a valid range."""
     from matplotlib.ticker import MaxNLocator
 
     epochs = [epoch for metrics in curves.values() for x_values, _ in metrics.values() for epoch in x_values]

@@ -136,7 +136,7 @@ def draw_ledger(records: Sequence[UploadRecord], path: Path, name: str) -> None:
 
 
 def _interval_bars(points: Sequence[UploadRecord], axes: Axes, x: np.ndarray, y: np.ndarray) -> None:
-    """Draw the interval of each CV score as a horizontal bar, and the expected range of the public score vertically.
+    """Draw each CV score's interval as a horizontal bar, and the public score's expected range as a vertical bar.
 
     Args:
         points: the uploads with both scores.

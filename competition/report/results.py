@@ -81,7 +81,7 @@ class RunResults:
         return self.run.exp.competition.metric
 
     def rows(self, fold: int | None = None, cls: str | None = None) -> pd.DataFrame:
-        """Return rows of the table of scores.
+        """Return the rows of the table of scores that belong to a fold and a class.
 
         Args:
             fold: number of a fold; None for all folds.
@@ -96,7 +96,7 @@ class RunResults:
         return self.table[mask]
 
     def score(self, fold: int | None = None, cls: str | None = None) -> ScoreEstimate:
-        """Return the competition's metric with its 95 % interval.
+        """Return the score of a fold and a class by the competition's metric, with its 95 % interval.
 
         Args:
             fold: number of a fold; None for all folds.
@@ -108,9 +108,9 @@ class RunResults:
         return self._estimate(self.rows(fold, cls), self.metric)
 
     def counted(self) -> RunScores:
-        """Return the scores of the run; their `counted` is the score of the masks that `maskfold submit` would write.
+        """Return the run's scores; the field `counted` is the score of the masks that `maskfold submit` would write.
 
-        If the stored scores cannot be used, their `counted` is the result of `score()`.
+        If the stored scores cannot be used, this field is the result of `score()`.
         """
         try:
             scores = run_scores(self.run, self.summary)

@@ -289,7 +289,7 @@ class SizeError(NamedTuple):
 def sizes_section(results: RunResults, oof: OofPredictions, folder: Path, context: Context) -> Markup:
     """Return the section about errors by size.
 
-    If the competition scores objects, the size is that of an object. Otherwise, it is that of the mask of a case.
+    If the competition scores objects, their sizes are used. Otherwise, the sizes of the cases' masks are used.
 
     Args:
         results: the results of the run.

@@ -218,10 +218,13 @@ def select_slices(
 def _to_shape(plane: NDArray[Any], shape: Sequence[int], step: int, full: Sequence[int]) -> NDArray[Any]:
     """Reduce the channels of a slice in size.
 
+    Channels of the full size are averaged over squares of pixels. If `load_picture` has already reduced the channels,
+    rows and columns are selected at about equal distances.
+
     Args:
-        plane: (C, rows, columns) channels; `load_picture` may already have reduced them.
+        plane: (C, rows, columns) channels.
         shape: (rows, columns) of the result.
-        step: the reduction from `full` to `shape`: each `step`-th row and column.
+        step: edge length of the squares, with which the reduction of `full` gives `shape`.
         full: (rows, columns) of the slice in the file.
     """
     if tuple(plane.shape[1:]) == tuple(full):
