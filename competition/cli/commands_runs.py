@@ -164,7 +164,7 @@ def clean(
     """Free disk space: delete temporary files, unfinished runs, and unneeded prepared cases and MLflow artifacts.
 
     The command lists the files with sizes and reasons, then asks. A run stays if a submission, the ledger, a registered
-    model or another run names it, if it is a best trial of a study, or if a process works in it.
+    model, a YAML file or another run names it, if it is a best trial of a study, or if a process works in it.
     """
     from competition.cli.clean import clean_command
 

@@ -325,7 +325,7 @@ def import_(
     ] = None,
     trust: TrustOption = None,
 ) -> None:
-    """Make a run, for submit, compare and report, from predictions of another program such as nnU-Net.
+    """Turn the predictions of another program, such as nnU-Net, into a run for submit, compare and report.
 
     Checks ids, shapes, values and folds, and scores the predictions. A case of unknown fold is treated as a training
     case of every network.

@@ -1,4 +1,4 @@
-"""Share functions among commands: exit, signals, confirmation, progress, and the table of `maskfold cv`."""
+"""Define functions that several commands use: exit, signals, confirmation, progress, and the table of `maskfold cv`."""
 
 from __future__ import annotations
 
