@@ -178,10 +178,9 @@ def _uploaded_run_id(store: MlflowStore, run_folder: Path, exp: Experiment) -> s
 
 
 def _copy_metrics(client: MlflowClient, run_id: str, model_id: str) -> None:
-    """Log the last value of each metric of an MLflow run, except system metrics, also for a model.
+    """Copy the last value of each metric of an MLflow run, except system metrics, to a logged model.
 
-    MLflow stores such a value in the run too. The value keeps its time and step, so the run does not get a second
-    value.
+    MLflow stores each copied value in the run again. The value keeps its time and step, so MLflow drops the duplicate.
     """
     from mlflow.entities import Metric
 

@@ -41,10 +41,10 @@ logger = logging.getLogger(__name__)
 
 
 def mlflow_name(name: str) -> str:
-    """Return a name that MLflow accepts for a metric or parameter; other characters become `_`.
+    """Return a name that MLflow accepts for a metric or parameter.
 
-    MLflow accepts letters, digits, space and `_ - . /`. If the name is changed, a checksum of the original name is
-    added, so that `T1+` and `T1*` get different names.
+    MLflow accepts letters, digits, space and `_ - . /`. If the name has other characters, they become `_`, and a
+    checksum of the original name is added, so that `T1+` and `T1*` get different names.
 
     Example:
         >>> mlflow_name("val/dice/left ventricle")

@@ -45,7 +45,7 @@ class MlflowSync:
             instance does not upload the study's folder.
         interval: seconds between two uploads.
         timeout: the last upload is abandoned after this many seconds without progress. If the previous upload failed,
-            a quarter of this time is enough.
+            the last upload is abandoned after a quarter of this time.
         sampling_interval: seconds between two samples of system metrics, which are recorded only for `cv` runs.
 
     Example:

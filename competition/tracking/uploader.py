@@ -256,9 +256,9 @@ class RunUploader:
         uploaded until the summary has been written again. If the summary still does not match at the last upload,
         somebody has edited or copied the file, and a warning is logged.
 
-        A digest covers the summary, the tuning result, the setting `postprocess.tune` and `SCORES_VERSION`. If it is
-        the digest of the previous upload, nothing is uploaded. So a version of Maskfold with another `SCORES_VERSION`
-        uploads the metrics of older runs again, and adds missing ones.
+        Nothing is uploaded if the summary, the tuning result, the setting `postprocess.tune` and `SCORES_VERSION` are
+        the same as at the previous upload, which a digest of them shows. So a version of Maskfold with another
+        `SCORES_VERSION` uploads the metrics of older runs again, and adds missing ones.
 
         Args:
             last: whether this is the last upload.
@@ -447,7 +447,7 @@ class RunUploader:
         return self.metadata.run_name if name == RUN_KEY else f"{name.replace('_', ' ')} · {self.metadata.run_name}"
 
     def _update_run_names(self) -> None:
-        """Rename the MLflow runs of a study's trial that was repeated under another trial number.
+        """Rename the MLflow runs of a study's trial if the trial was repeated under another number.
 
         A run that a user has renamed in MLflow keeps the user's name.
         """
