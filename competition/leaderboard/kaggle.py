@@ -302,9 +302,9 @@ def submit_file(api: Any, slug: str, path: Path, message: str) -> int | None:
         Kaggle's number of the submission; None if Kaggle reports no number.
 
     Raises:
-        UploadRejected: Kaggle has rejected the file, or the upload was interrupted. The submission does not use up the
-            daily limit.
-        MaskfoldError: the connection was lost. The submission may have used up a part of the daily limit.
+        UploadRejected: Kaggle has rejected the file, or the upload was interrupted. The submission does not count
+            towards the daily limit.
+        MaskfoldError: the connection was lost. The submission may count towards the daily limit.
     """
     try:
         with redirect_client_output():

@@ -253,8 +253,8 @@ def update_records(
     """Return updated copies of those records that differ from the host's present data.
 
     A record is compared with the submission that has the same number. If an upload was interrupted, its record has no
-    number; its submission is then found by file name, description and time. If there is none, the status of the record
-    becomes `lost`. Records whose numbers are not among the latest submissions do not change.
+    number; its submission is then found by file name, description and time. If there is none, the status `sending` of
+    the record becomes `lost`. Records whose numbers are not among the latest submissions do not change.
 
     Args:
         records: the records of one competition.
@@ -352,8 +352,8 @@ def _read(path: Path) -> UploadRecord:
 def describe_changes(before: UploadRecord | None, after: UploadRecord) -> list[str]:
     """Return one line for each change between two uploads: runs, weights, values of the YAML, and post-processing.
 
-    A run that was removed and a run that was added are paired if they belong to the same experiment, or if they are the
-    only ones. For such a pair, the values of their YAML are compared.
+    A run that was removed and a run that was added are paired if they belong to the same experiment, or if only one run
+    was removed and only one was added. For such a pair, the values of their YAML are compared.
 
     Args:
         before: the earlier upload; None if `after` is the first one.

@@ -182,8 +182,8 @@ def cv_lb_correlation(records: Sequence[UploadRecord]) -> Correlation:
 def selection_advice(records: Sequence[UploadRecord], tables: Mapping[str, pd.DataFrame | None]) -> str | None:
     """Return advice on which file to select, if the best file by CV is not the best one on the public leaderboard.
 
-    Return None if it is the same file, if fewer than two uploads have both scores, or if it is unknown whether higher
-    or lower scores are better.
+    Return None if one file is the best in both, if fewer than two uploads have both scores, or if it is unknown whether
+    higher or lower scores are better.
 
     Args:
         records: the uploads, the oldest first.

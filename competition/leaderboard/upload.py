@@ -52,7 +52,7 @@ class UploadRequest:
 
     @property
     def competition(self) -> str:
-        """Name of the competition: that of its YAML or, if the YAML is unknown, that of the summary or the host."""
+        """Name of the competition in its YAML; if the YAML is unknown, its name in the summary or at the host."""
         return self.comp.name if self.comp is not None else str(self.summary.get("competition") or self.slug)
 
 
