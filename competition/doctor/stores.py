@@ -225,7 +225,9 @@ def probe_database(database: Path) -> None:
 
 
 def probe_new_database(folder: Path) -> None:
-    """Create a database in a folder and remove it, because SQLite fails on network disks without file locks.
+    """Check that SQLite works in a folder: create a database, and remove it.
+
+    On a network disk without file locks, SQLite does not work.
 
     Raises:
         sqlite3.DatabaseError: SQLite does not work in the folder.

@@ -63,8 +63,8 @@ def decide_kind(comp: Competition, found: Iterable[CaseFiles], options: ReadingO
         options: options for reading the files.
 
     Returns:
-        `labels` or `probabilities`. If there is nothing to decide, `options.kind`: if the user has set it, if there are
-        several classes, or if no file has integers in a single channel.
+        `labels` or `probabilities`. The result is `options.kind` if the user has set it, if there are several classes,
+        or if no file has integers in a single channel.
 
     Raises:
         MaskfoldError: a file cannot be read.
