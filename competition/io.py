@@ -305,7 +305,7 @@ def remove_stale_temp(folder: Path, name: str) -> None:
 def temporary_folder(final: Path) -> Iterator[Path]:
     """Make a temporary folder next to `final`, named after `final`, and delete it after the `with` block.
 
-    First remove temporary folders of `final` that dead processes left.
+    Temporary folders of `final` that dead processes left are removed first.
 
     Args:
         final: a path whose parent folder exists; the path itself is not created.

@@ -187,15 +187,15 @@ def decode_overlapping_labels(
 
 
 def draw_objects(runs: Sequence[tuple[IntArray, IntArray]], size: int) -> NDArray[np.int32]:
-    """Write the runs of several objects into a label array.
+    """Draw objects, which are given as runs, into a flattened label image.
 
     Args:
-        runs: starts and ends of each object's runs, see `decode_runs`.
+        runs: starts and ends of each object's runs, as `decode_runs` returns them.
         size: number of pixels of the image.
 
     Returns:
-        (size,) int32 in the format's order: 0 for background, n for object number n. Later objects overwrite earlier
-        objects.
+        (size,) int32: 0 for background, n for object number n, counted from 1. Later objects overwrite earlier
+        objects. Pixels have the same numbers as in `runs`.
     """
     if not runs or not size:
         return large_arrays.zeros((size,), np.int32)

@@ -25,7 +25,7 @@ _FEW_NUMBERS = 128  # for fewer numbers, a loop is faster than NumPy
 
 
 class RleError(MaskfoldError):
-    """Report invalid RLE: a text that is not a mask of this shape and format, or an array that is not a mask."""
+    """Report invalid RLE: a text that does not fit the mask's shape or format, or an array that is not a mask."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,9 @@ class RleFormat:
     """Describe the RLE format of a competition.
 
     Attributes:
-        order: order in which pixels are numbered. `column` varies the first axis fastest (Fortran order, most of
-            Kaggle), and `row` the last axis. In a volume (X, Y, Z), this is X for `column` and Z for `row`.
+        order: order in which pixels are numbered. With `column`, the first axis varies fastest (Fortran order, as in
+            most of Kaggle's competitions). With `row`, the last axis varies fastest. In a volume (X, Y, Z), the fastest
+            axis is X for `column` and Z for `row`.
         base: number of the first pixel.
         relative: whether each start is the distance from the end of the previous run (as in SIIM-ACR). The first start
             is then the distance from the first pixel, and `base` is ignored.
@@ -254,7 +255,8 @@ def format_pairs(pairs: IntArray) -> str:
 def _block_to_text(pairs: IntArray) -> str:
     """Format a block of pairs as text.
 
-    Tables contain the digits of each column as texts of 4 bytes. Missing digits are NUL bytes, which are removed last.
+    The digits of each number are divided into groups. `_digits` gives the text of a group as 4 bytes, in which NUL
+    bytes replace missing digits. The NUL bytes are removed last.
     """
     columns: list[NDArray[np.uint32]] = []
     for numbers in (pairs[:, 1], pairs[:, 0]):  # from the last column to the first
@@ -284,7 +286,7 @@ def _digits(count: int, tail: str) -> NDArray[np.uint32]:
 
 
 def format_counts(starts: IntArray, ends: IntArray, size: int) -> str:
-    """Format runs `starts[i]:ends[i]` of `size` pixels as COCO's compressed counts.
+    """Format the runs `starts[i]:ends[i]` of a mask with `size` pixels as COCO's compressed counts.
 
     The counts are the lengths of background and foreground runs, in turn. From the fourth count on, the text stores the
     difference between a count and the count two positions before. A number is written in groups of five bits, lowest
@@ -309,10 +311,11 @@ def format_counts(starts: IntArray, ends: IntArray, size: int) -> str:
 
 
 def parse_counts(text: str, size: int, strict: bool) -> tuple[IntArray, IntArray]:
-    """Parse COCO's compressed counts to runs `starts[i]:ends[i]`.
+    """Parse COCO's compressed counts to the runs `starts[i]:ends[i]` of a mask with `size` pixels.
 
     Raises:
-        RleError: a character is invalid, the text is truncated, or the sum of the counts is not `size`.
+        RleError: a character or a count is invalid, the text is truncated, or `strict` is True and the sum of the
+            counts is not `size`.
     """
     codes = np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int64) - 48
     invalid = (codes < 0) | (codes > 63)

@@ -1,7 +1,7 @@
 """Derive a random generator for each random choice from a seed, fold, epoch, position and purpose.
 
 No two choices share a generator. Therefore, neither the number of loader processes nor a resume in the middle of an
-epoch changes a choice, and no generator state must be saved.
+epoch changes a choice, and the state of a generator need not be saved.
 
 Example:
     >>> [int(rng(12345, fold=0, epoch=3, position=7, purpose="patch").integers(100)) for _ in range(2)]
