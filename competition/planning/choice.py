@@ -72,7 +72,7 @@ def _has_object_numbers(layout: Layout) -> bool:
 def describe_candidates(candidates: Sequence[Layout]) -> list[str]:
     """Return a numbered line for each candidate, with its name, number of cases and patterns.
 
-    If a candidate has advice for the user, the last text also contains this advice, on a line of its own.
+    If a candidate has advice for the user, the last text ends with this advice, after a line break.
     """
     differ = len({layout.folder.root for layout in candidates}) > 1
     texts = []

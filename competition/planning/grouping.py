@@ -162,8 +162,8 @@ def _is_stratum(counts: Counter[str]) -> bool:
 def _id_column(table: pandas.DataFrame, ids: tuple[str, ...]) -> str | None:
     """Return the column of a table that contains the ids of all training cases.
 
-    If the table has a column `id`, it must be this column. If several columns contain all ids, only those without a
-    repeated value count. Return None if no column or more than one column remains.
+    If several columns contain all ids, only those without a repeated value count. If the table has a column `id`, only
+    this column may be returned. Return None if no column or more than one column remains.
     """
     wanted = set(ids)
     complete = []

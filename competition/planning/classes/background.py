@@ -31,8 +31,8 @@ class Doubt:
 def doubt_background(found: Sequence[LabelValues]) -> Doubt | None:
     """Return the label value other than 0 that may be the background; None if the masks suggest no such value.
 
-    If no mask has a 0, this is the most frequent value. Otherwise it is the most frequent value of the
-    outermost pixels of the masks.
+    If no mask has a 0, this is the most frequent value. Otherwise it is the most frequent value of the outermost pixels
+    of the masks, if at least the share `MIN_EDGE_SHARE` of these pixels has this value.
 
     Args:
         found: label values of each mask.

@@ -105,7 +105,7 @@ def _read_classes(layout: Layout, sparse: Sparse) -> list[Layout]:
 def _with_unlabelled(layout: Layout, found: Sequence[LabelValues], unlabelled: int) -> list[Layout]:
     """Return the ways to read a label value that fills whole slices: ignore it, or read it like any other value.
 
-    If 0 is ignored, the most frequent of the other values is the background.
+    If the value is 0 and is ignored, the most frequent of the other values becomes the background.
 
     Args:
         layout: the layout.

@@ -43,9 +43,9 @@ class LabelValues:
     """Hold the label values of one mask.
 
     Attributes:
-        counts: pairs of value and number of pixels.
+        counts: pairs of a label value and its number of pixels.
         lossy: whether the values scatter around 0 and 255, as in a JPEG.
-        edges: pairs of value and number of outermost pixels of the mask.
+        edges: pairs of a label value and its number of pixels at the border of the mask.
     """
 
     counts: tuple[tuple[int, int], ...]
@@ -239,9 +239,9 @@ class Slices:
         """Return the description of a mask from its slices along one axis.
 
         Args:
-            slices: lowest label value, highest label value, and label values of each slice. The label values count only
-                if the lowest and the highest value differ. They may then include values of other such slices, because
-                only the values of all these slices together are used.
+            slices: for each slice, its lowest label value, its highest label value, and a collection of its label
+                values. The collection is read only if the lowest and the highest value differ. It may also contain
+                values of other such slices, because the collections of all these slices are joined.
         """
         mixed = {value for low, high, values in slices if low != high for value in values}
         uniform = {low for low, high, _ in slices if low == high}

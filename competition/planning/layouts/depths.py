@@ -25,7 +25,7 @@ def mark_nested(layouts: Sequence[Layout]) -> list[Layout]:
 
     In `Patient 07/scan 1/T1.nii.gz` and `Patient 07/scan 2/T1.nii.gz`, the layout `{id}/scan 1/T1.nii.gz` leaves out
     all cases of `{id}/scan 2/T1.nii.gz`. The advice is a command that links all scans into one folder, so that `{id}`
-    is a scan. If images and masks lie in different folders of patients, there is no such command.
+    is a scan. If a patient has one folder for images and another for masks, there is no such command.
     """
     kinds: dict[str, list[tuple[str, Layout]]] = {}
     for layout in layouts:

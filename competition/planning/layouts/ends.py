@@ -17,7 +17,7 @@ def find_ends(series: Sequence[Series]) -> list[Series]:
     """Find folders whose file names are another folder's ids with suffixes; return one series for each suffix.
 
     Args:
-        series: result of `find_series`. If it has already divided the names of a folder, the folder is left out.
+        series: result of `find_series`. Folders whose file names `find_series` has already divided are left out.
     """
     plain = [item for item in series if item.kind == "single" and item.origin and _is_plain(item)]
     divided = {item.origin for item in series if item.whole or (item.origin and not _is_plain(item))}

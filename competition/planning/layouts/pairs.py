@@ -179,9 +179,9 @@ def _prefer_whole_names(pairs: list[Pair], series: Sequence[Series]) -> list[Pai
 
 
 def _with_plain_names(pairs: Sequence[Pair]) -> set[str]:
-    """Return the folders in which the images without a suffix match at least as many masks as all images do.
+    """Return the folders in which it is enough to read images without a suffix, such as `a.jpg` beside `a_b.png`.
 
-    For example, `a.jpg` beside `a_b.png` is an image without a suffix.
+    In such a folder, there would not be more cases with a mask if images with a suffix were cases too.
     """
     counts: dict[tuple[str, bool], int] = {}
     for image, mask in pairs:
@@ -195,8 +195,8 @@ def _with_plain_names(pairs: Sequence[Pair]) -> set[str]:
 def _within_scans(pairs: list[Pair]) -> list[Pair]:
     """Drop pairs of image and mask from different scans.
 
-    A scan is a folder of a case that contains both an image and a mask. With such a pair, the second scan of a patient
-    would be read as a channel of the first scan.
+    A scan is a subfolder of a case folder, with both images and masks. With a pair from two scans, the second scan of a
+    patient would be read as a channel of the first scan.
     """
 
     def folder(series: Series) -> str:
@@ -259,7 +259,10 @@ def _combinations(
 
 
 def _layouts(host: HostFolder, channels: list[tuple[str, Series]], truth: Truth) -> Iterator[Layout]:
-    """Yield the layout of images and masks; yield several layouts if images have further masks."""
+    """Yield the layout of images and masks, or two layouts if some images have several masks that overlap.
+
+    See `with_further_masks`.
+    """
     image_ids = frozenset.intersection(*(series.ids for _, series in channels))
     ids = sorted(image_ids & truth.ids)
     first = channels[0][1]
@@ -406,9 +409,9 @@ def _merge_splits(layouts: list[Layout]) -> list[Layout]:
 
 
 def _correct_notes(layout: Layout) -> Layout:
-    """Correct the notes of a layout without test images.
+    """Correct the notes about labelled test cases, if the layout has no test images.
 
-    The notes say that the images of labelled test cases are test images. Here, these cases are not used at all.
+    The notes say that the images of these cases are used as test images. In such a layout, they are not used at all.
     """
     if layout.test is not None:
         return layout

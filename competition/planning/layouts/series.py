@@ -200,7 +200,7 @@ def join(folder: str, name: str) -> str:
 def _merge_extensions(
     groups: dict[tuple[str, str, str], dict[str, list[str]]],
 ) -> dict[tuple[str, str, str], dict[str, list[str]]]:
-    """Merge groups of 2D images whose names differ only in the extension (.jpg, .jpeg), if no groups share an id."""
+    """Merge groups of 2D images that differ only in the extension (.jpg, .jpeg), if these groups share no id."""
     merged: dict[tuple[str, str, str], dict[str, list[str]]] = {}
     by_affix: dict[tuple[str, str], list[str]] = {}
     for before, after, extension in groups:
@@ -303,7 +303,7 @@ def _numbered_slices(folder: str, stems: dict[str, str]) -> list[Series]:
 def _case_folder_series(host: HostFolder, parent: str, depth: int) -> list[Series]:
     """Return the series of the case folders in a folder, or, with depth 2, in its subfolders.
 
-    Return an empty list if there are no case folders.
+    Return an empty list if there are too few case folders, or if no series has a file in most of them.
     """
     cases = case_folders(host, parent, depth)
     if len(cases) < MIN_FOLDERS or have_roles(list(cases)):

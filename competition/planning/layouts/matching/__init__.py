@@ -1,1 +1,1 @@
-"""Match images and masks: channels, versions, further masks, and the split into training and test."""
+"""Match images and masks: channels, versions, several masks of an image, and the split into training and test."""

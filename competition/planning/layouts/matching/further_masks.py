@@ -1,4 +1,4 @@
-"""Find further masks of an image, such as `x_mask_1.png` beside `x_mask.png`, so that all masks are read together."""
+"""Find images with several masks, such as `x_mask.png` and `x_mask_1.png`, and read all masks of an image together."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def is_further_mask(case_id: str, ids: frozenset[str]) -> bool:
 def with_further_masks(host: HostFolder, layout: Layout, further: Mapping[str, str]) -> Iterator[Layout]:
     """Yield the ways to read the masks if some images have several masks.
 
-    The first layout reads all masks of an image together, the second ignores the further masks. If masks of an image
-    overlap, both layouts are yielded, otherwise only the first. If the name of a further mask does not show to which
-    mask it belongs, only the second is yielded.
+    The first layout reads all masks of an image together. The second reads one mask of each image, and ignores the
+    others (the further masks). If masks of an image overlap, both layouts are yielded, otherwise only the first. If the
+    masks cannot be read together, see `_together`, only the second is yielded.
 
     Args:
         host: the scanned folder.
@@ -65,10 +65,10 @@ def _pattern(layout: Layout) -> str:
 
 
 def _together(layout: Layout, further: Mapping[str, str]) -> dict[str, list[str]] | None:
-    """Return all mask files of each case.
+    """Return all mask files of each case; None if they cannot be read together.
 
-    Return None if the name of a further mask does not begin with the name of a mask in the layout, or if the layout has
-    stacks or a mask per class.
+    This is so if the name of a further mask does not begin with the name of a mask in the layout, or if the layout has
+    stacks of masks or a mask per class.
     """
     if not isinstance(layout.masks, str) or "{z}" in layout.masks or set(layout.mask_files) != {""}:
         return None

@@ -66,7 +66,7 @@ def overlay_remarks(overlays: Iterable[Series]) -> list[str]:
 
 
 def _is_painted(host: HostFolder, plain: Series, other: Series, mask: Series) -> bool:
-    """Return whether `other` is `plain` with the mask painted in, or with the mask's outline, in the sampled cases."""
+    """Return whether, in the sampled cases, `other` is `plain` with the mask or its outline painted on it."""
     if {plain.kind, other.kind, mask.kind} != {"single"}:
         return False
     shared = sorted(plain.ids & other.ids & mask.ids)
@@ -80,7 +80,7 @@ def _is_painted(host: HostFolder, plain: Series, other: Series, mask: Series) ->
 
 
 def _is_painted_case(plain: Path, other: Path, mask: Path) -> bool | None:
-    """Return whether `other` is `plain` with the mask painted in; None if the mask is empty."""
+    """Return whether `other` is `plain` with the mask or its outline painted on it; None if the mask is empty."""
     import cv2
 
     labels = read_mask(mask, 2)
