@@ -395,9 +395,9 @@ def measure_truth(comp: Competition, row: Any, mask: np.ndarray, kind: str) -> T
         comp: the competition.
         row: row of the case table.
         mask: (M, *spatial) from `load_mask`.
-        kind: kind of the truth, see `find_masks`. If the truth consists of objects (rows of run
-            lengths or instance masks) or its values separate objects, these objects are counted. Otherwise an object
-            is a connected component of a class, as in `load_instances`.
+        kind: kind of the truth, see `find_masks`. If the truth lists objects (as rows of run lengths or as instance
+            masks), or if label values separate objects, these objects are counted. Otherwise an object is a connected
+            component of a class, as in `load_instances`.
 
     Raises:
         MaskfoldError: the objects cannot be read.

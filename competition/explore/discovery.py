@@ -35,8 +35,9 @@ def find_cases(
 ) -> tuple[dict[str, ImagesByChannel], dict[str, dict[str, Any]]]:
     """Find the images of all cases and the truth of training cases; add errors to `findings` and continue.
 
-    Discovery reads only file names. If ids are duplicate, or differ only in upper and lower case, discovery runs again
-    without these ids, on temporary folders with empty files of the same names.
+    Images and masks are found by their names, without reading the files. If this fails because of duplicate ids, it is
+    repeated without these ids, in temporary folders with empty files of the same names. Ids that differ
+    only in upper and lower case then get separate temporary folders.
 
     Args:
         comp: the competition.

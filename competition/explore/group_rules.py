@@ -149,11 +149,12 @@ def _repeat(counts: Counter[str]) -> bool:
 
 
 def _by_person(ids: Sequence[str]) -> Rule | None:
-    """Return a regular expression for the patient's number in the ids, with the site before it; None without a number.
+    """Return a regular expression for the patient's number in the ids, with the site before it; None if there is none.
 
-    If the ids have a word such as `patient`, it is enough that one of several patients has several cases. The letter
-    `p` may also mean a page (`book3_p1`). Ids with this letter must meet more conditions: many patients have several
-    cases, text follows the patient's number, and no number except a site or a date precedes it.
+    All ids must have a word such as `patient` with a number, and at least one of several patients must have several
+    cases. Instead of a word, the ids may have the letter `p`, which may also mean a page (`book3_p1`). Such ids must
+    meet more conditions: many patients have several cases, text follows the patient's number, and no number except a
+    site or a date precedes it.
     """
     matches = [match for case_id in ids if (match := PERSON.search(case_id))]
     if not ids or len(matches) < len(ids):

@@ -347,7 +347,7 @@ def patch_size(shape: Sequence[int], most: int | None = None) -> list[int]:
 def _round_up(length: float, step: int) -> int:
     """Round a length up to a multiple of `step`.
 
-    In volumes, a length below `step` is rounded up to a power of two.
+    If `step` is that of volumes (below `STEP[2]`), a length below `step` is rounded up to a power of two.
     """
     if step < STEP[2] and length < step:
         return int(2 ** max(0, math.ceil(math.log2(max(1.0, length)))))

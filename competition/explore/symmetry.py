@@ -79,9 +79,9 @@ def frequency_map(layers: Sequence[NDArray[np.bool_]]) -> NDArray[np.float32]:
 def find_sides(train: Sequence[CaseStats]) -> list[Sidedness]:
     """Measure, for each axis, how strongly the classes prefer one side.
 
-    Return an empty list if there are too few cases. If files have an orientation, their maps are turned to RAS, as
-    preprocessing turns the cases. For the consistency, each case is compared with the mean map of the half of the cases
-    to which it does not belong, because every case resembles a mean that contains it.
+    Return an empty list if there are too few cases. If a file has an orientation, the frequency map of its case is
+    turned to RAS, as preprocessing turns the case. For `consistency`, the cases are split into two halves, and each
+    case is compared with the mean of the other half, because it resembles every mean that contains the case itself.
     """
     maps = [
         turned_to_ras(case.truth.frequency, case.orientation)
