@@ -173,7 +173,9 @@ EXPERIMENTS = {
 def make_demo(
     name: str, folder: Path, seed: int = DEFAULT_SEED, cases: int | None = None, test_cases: int | None = None
 ) -> bool:
-    """Make a demo competition. If the process is killed, the folder does not exist or has its old content.
+    """Make a demo competition.
+
+    If the process is killed before the end, the folder does not exist or has its old content.
 
     Args:
         name: `2d`, `3d` or `gate`.

@@ -98,7 +98,7 @@ def _draw_fibres(rng: np.random.Generator, reflectance: Array, occupied: Array) 
 
 
 class Blob:
-    """Draw a disc with an irregular border on the pixel grid.
+    """Hold the pixels of a disc with a random, irregular border.
 
     Attributes:
         box: slices of the image that contain the disc.
@@ -185,7 +185,8 @@ def draw_gate_image(rng: np.random.Generator, kind: str = "contrast") -> tuple[A
 
     Args:
         rng: source of all randomness.
-        kind: `contrast` (spots are lesions) or `plain` (the same spots are not lesions).
+        kind: `contrast` (the vessel is bright, and the mottled spots are lesions), or `plain` (the vessel is not
+            bright, and no spot is a lesion).
 
     Returns:
         The image (96, 96) uint8 and its labels (96, 96) uint8: 0 background, 1 lesion.

@@ -60,7 +60,7 @@ class Pelvis:
     """Hold the anatomy of one patient, which is the same in all weeks."""
 
     def __init__(self, rng: np.random.Generator) -> None:
-        """Draw the parameters of the anatomy; `draw_volume` draws one week."""
+        """Draw the parameters of the anatomy at random; `draw_volume` makes the volume of one week."""
         self.texture = int(rng.integers(2**31))
         self.size = rng.uniform(0.92, 1.05)
         self.body = np.array([138.0, rng.uniform(88.0, 100.0)]) * self.size

@@ -30,7 +30,7 @@ class Abdomen:
     """Hold the position and brightness of one patient's organs."""
 
     def __init__(self, rng: np.random.Generator) -> None:
-        """Draw the parameters of the anatomy; `render` draws its voxels."""
+        """Draw the parameters of the anatomy at random; `render` computes the voxels."""
         self.texture = int(rng.integers(2**31))  # seed of the smooth fields, which is the same for every grid
         self.size = rng.uniform(0.86, 1.0)
         self.body = np.array([152.0, rng.uniform(98.0, 112.0)]) * self.size
