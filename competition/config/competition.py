@@ -47,7 +47,7 @@ UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class TableColumns(ConfigModel):
-    """Set the column names of a table."""
+    """Set the column names of a table of run-length encoded masks."""
 
     id: str = "id"
     cls: str | None = Field(default=None, alias="class")  # None: the table has one class
@@ -68,11 +68,11 @@ class RleConfig(ConfigModel):
 class TrainFiles(ConfigModel):
     """Set the paths of the training images and their ground truth.
 
-    `{id}` is the case, `{z}` a slice of the case's stack.
+    In a path, `{id}` stands for the case, `{z}` for a slice of the case's stack, and `{c}` for a channel.
 
-    Exactly one of `masks` and `rle` is set. `masks` is a label file per case (`"masks/{id}.png"`), one file per class
-    (`{liver: "liver/{id}.png", …}`), or a folder of instance masks, whose pattern has a `*` in the file name
-    (`"{id}/masks/*.png"`).
+    Exactly one of `masks` and `rle` (a table of run lengths) is set. `masks` names one label file per case
+    (`"masks/{id}.png"`), one file per class (`{liver: "liver/{id}.png", …}`), or one file per object. With one file per
+    object, the file name contains a `*` (`"{id}/masks/*.png"`).
     """
 
     images: str | dict[str, str]
@@ -133,7 +133,7 @@ class TestFiles(ConfigModel):
 
     @model_serializer(mode="wrap")
     def _omit_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Omit `cases` if it is not set, so that hashes and files of other competitions do not change."""
+        """Omit `cases` if it is not set, so that hashes and files of runs without this key do not change."""
         plain: dict[str, Any] = handler(self)
         return {key: value for key, value in plain.items() if value is not None}
 
@@ -186,9 +186,10 @@ class MetricConfig(ConfigModel):
     the mean of each class, then the mean over classes. `global` scores each class on all pixels (or objects) of all
     cases, then takes the mean over classes.
 
-    `both_empty` is the score of a class that is in neither truth nor prediction. With null, the pair of case and class
-    is left out. The default is the best score: 1.0, or 0.0 if lower scores are better. For a sum, the default is the
-    weighted sum of the terms' best scores. For the user's own metric, the default is null.
+    `both_empty` is the score of a class in a case in which neither truth nor prediction has the class. With null, this
+    pair of case and class is left out. The default is the best score: 1.0, or 0.0 if lower scores are better. For a
+    sum, the default is the weighted sum of the terms' best scores. For the user's own metric, and for a sum that
+    contains one, the default is null.
     """
 
     # with `target` or `sum`, only a label; by default the last part of the path, or the names of the terms
@@ -253,7 +254,7 @@ class MetricConfig(ConfigModel):
     def _omit_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Omit `target`, `args` and `sum` if they are not set.
 
-        Files and hashes of runs from before these keys existed then stay valid.
+        Then the files and hashes of runs that are older than these keys stay valid.
         """
         plain: dict[str, Any] = handler(self)
         return {key: value for key, value in plain.items() if value or key not in ("target", "args", "sum")}
@@ -270,11 +271,11 @@ class MetricConfig(ConfigModel):
         """Return the metric with its settings.
 
         Raises:
-            MaskfoldError (exit status 2): one of the following is wrong.
+            MaskfoldError (exit status 2): one of these problems.
 
-                - `target` cannot be imported, is not trusted, or does not fit `args`.
+                - `target` cannot be imported, is not trusted, or does not accept `args`.
                 - The user's own metric does not support `average: global`.
-                - The terms of a sum have different directions.
+                - A higher sum is better for one term of `sum` and worse for another.
         """
         if self.sum is not None:
             terms = [(term.weight, term.config(self._trust).resolve()) for term in self.sum]
@@ -383,7 +384,7 @@ LABEL_FILE_EXTENSIONS = (".nii.gz", ".nii", ".mha", ".tif", ".tiff", ".png")
 
 
 class SubmissionFormat(ConfigModel):
-    """Set the format of the submission file."""
+    """Set the format of the submission: a CSV, or label files (`files`)."""
 
     profile: str | None = None  # name of a known format, e.g. uw-madison-gi-tract
     sample: str | None = None  # path below `root`
@@ -418,16 +419,16 @@ class SubmissionFormat(ConfigModel):
 
     @model_serializer(mode="wrap")
     def _omit_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Omit the keys of label files if they are not set.
+        """Omit `files`, `zip` and `labels` if they are not set.
 
-        Files and hashes of runs from before these keys existed then stay valid.
+        Then the files and hashes of runs that are older than these keys stay valid.
         """
         plain: dict[str, Any] = handler(self)
         return {key: value for key, value in plain.items() if value or key not in ("files", "zip", "labels")}
 
 
 class Competition(ConfigModel):
-    """Hold everything that the host defines. All experiments on a competition share it."""
+    """Hold all settings that the host defines; all experiments on a competition share them."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
     root: Annotated[Path, Field(strict=False)]  # relative to the working folder, otherwise to the YAML's folder

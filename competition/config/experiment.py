@@ -29,7 +29,7 @@ WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")  # extension
 
 
 class PresenceHeadConfig(ConfigModel):
-    """Set up the auxiliary classification head; see `competition.models.presence_head`."""
+    """Set up the presence head, which predicts the classes in a case; see `competition.models.presence_head`."""
 
     weight: Annotated[float, Field(ge=0)] = 0.1  # weight of the head's binary cross-entropy in the loss
     pooling: Literal["avg", "max"] = "avg"  # pooling of the deepest feature map
@@ -40,7 +40,7 @@ SamplingWeight = Annotated[float, Field(gt=0, le=100)]
 
 
 class ConfidenceConfig(ConfigModel):
-    """Set the confidence limits of pseudo-labels. Uncertain voxels are ignored, and uncertain cases are skipped."""
+    """Set how certain pseudo-labels must be; uncertain voxels are ignored, and uncertain cases are not used."""
 
     # Exclusive classes: a voxel is certain if the probability of one class (or of the background) is at least `upper`
     # and the probability of every other class is at most `lower`. Overlapping classes: a voxel is certain if each
@@ -59,7 +59,7 @@ class ConfidenceConfig(ConfigModel):
 
 
 class PseudoLabelConfig(ConfigModel):
-    """Add unlabelled images with pseudo-labels of finished runs to training, but not to validation."""
+    """Add unlabelled images to training, but not to validation; finished runs predict their pseudo-labels."""
 
     teachers: str | Annotated[list[str], Field(min_length=1)] = Field(alias="from")  # runs, as for `maskfold predict`
     # A pattern below competition.root; None: the test images. Labelled images are excluded.
@@ -69,7 +69,7 @@ class PseudoLabelConfig(ConfigModel):
 
     @property
     def teacher_names(self) -> list[str]:
-        """The names of the teachers in the YAML, as a list."""
+        """The runs that predict the pseudo-labels (teachers), as a list of the names in the YAML."""
         return [self.teachers] if isinstance(self.teachers, str) else list(self.teachers)
 
 
@@ -82,13 +82,13 @@ class ExtraCasesConfig(ConfigModel):
     classes: dict[str, str | None] | None = None
 
     def class_mapping(self, own_classes: list[str]) -> dict[str, str]:
-        """Return the class of this competition for each class of the other competition that has a counterpart."""
+        """Return the mapping from classes of the other competition to `own_classes`; unmapped classes are left out."""
         if self.classes is None:
             return {name: name for name in self.competition.classes if name in own_classes}
         return {name: own_name for name, own_name in self.classes.items() if own_name is not None}
 
     def find_mismatch(self, comp: Competition) -> str | None:
-        """Return why the cases cannot train a network of `comp`; None if they can."""
+        """Return why the cases cannot train a network for the competition `comp`; None if they can."""
         extra = self.competition
         if extra.train.weights is not None:
             return (
@@ -244,7 +244,7 @@ class PatchConfig(ConfigModel):
 
     @staticmethod
     def plane(axis: int) -> tuple[int, ...]:
-        """Return the two axes of the volume that a slice along `axis` spans, in ascending order."""
+        """Return the two axes of the plane of a slice, in ascending order: all axes of the volume except `axis`."""
         return tuple(other for other in range(LAST_AXIS + 1) if other != axis)
 
 
@@ -276,7 +276,7 @@ class ScheduleConfig(ConfigModel):
 
 
 class SkipSteps(ConfigModel):
-    """Set the maximum number of optimizer steps that a fold may skip."""
+    """Set how many optimizer steps a fold may skip because the loss or a gradient is not finite."""
 
     skip: PositiveInt
 
@@ -349,7 +349,7 @@ class InferenceConfig(ConfigModel):
 
 
 class HardwareConfig(ConfigModel):
-    """Set hardware and parallelism. Apart from the kind of device, only the key `devices` changes results."""
+    """Set hardware and parallelism; only the kind of device and the number of `devices` change results."""
 
     executor: Annotated[str, AfterValidator(EXECUTORS.check)] = "local"  # this machine, or a Ray cluster
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"

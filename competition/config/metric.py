@@ -226,10 +226,12 @@ def metric(
     the sums of that case.
 
     If mask and truth are both empty (for a metric of objects: both without objects), the function is not called, and
-    the score is `metric.both_empty`. Its default is the score of a correct prediction: 1, or 0 if lower is better. If
-    only one of the two is empty, the function must return a finite number: 0 for a share of pixels or objects, and the
-    image's diagonal in mm for a distance. The diagonal is the largest possible distance; a smaller number would reward
-    empty masks.
+    the score is `metric.both_empty`. Its default is the best score: 1, or 0 if lower is better. For a metric of another
+    package, the default is null, which means no score.
+
+    If only one of the two is empty, the function must return a finite number: 0 for a share of pixels or objects, and
+    the image's diagonal in mm for a distance. The diagonal is the largest possible distance; a smaller number would
+    reward empty masks.
 
     A function in a module of `competition.metrics` is added to `METRICS`, and a YAML names it in `metric.name`. A
     function of another package is named by its import path in `metric.target`.
@@ -320,8 +322,8 @@ def _listed_values(function: Any) -> dict[str, tuple[Any, ...]]:
 class WeightedSum:
     """Compute a weighted sum of metrics, as the `function` of a `Metric`.
 
-    A term that compares objects gives nan if neither mask nor truth has an object. If another term has a score, the
-    nan is replaced by the term's best score: 1, or 0 if lower scores are better.
+    A term that compares objects gives nan if neither mask nor truth has an object. If another term has a score, this
+    nan is replaced by the best score of the term that gave it: 1, or 0 if lower scores are better.
 
     Args:
         terms: pairs of weight and metric, whose settings are bound.
@@ -334,7 +336,7 @@ class WeightedSum:
         self.sums = self._sums if all(metric.supports_global for _, metric in self.terms) else None
 
     def __call__(self, *sums: Any, **inputs: Any) -> Any:
-        """Return the weighted sum from the inputs of one case, or from the results of `sums` added up over cases."""
+        """Return the weighted sum for one class, from the inputs of one case or from `sums` added up over cases."""
         import numpy as np  # inside, because commands that only read a YAML do not need it
 
         if sums:

@@ -33,10 +33,9 @@ class Step(ConfigModel):
     Attributes:
         creates_mask: whether the step makes the mask from the probabilities. Only the first step may do so.
         needs_presence: whether the step requires the output of the presence head.
-        slot: name of a group of alternative steps, of which the search (`postprocess.tune`) uses at most one. With
-            None, the step has no alternatives.
-        combines: whether the search tries the step together with each alternative of its group, instead of in place of
-            the alternative.
+        slot: name of a group of alternative steps, of which the search (`postprocess.tune`) uses only one at a time,
+            except with `combines`. With None, the step has no alternatives.
+        combines: whether the search tries the step alone, and also after each other step of its group.
         searched_again: whether the search tries the steps of this group again after all other groups, until nothing
             changes.
     """

@@ -16,9 +16,8 @@ Entry = TypeVar("Entry")
 class Registry(Generic[Entry]):
     """Map names to entries. The module that defines an entry adds it to the registry.
 
-    A module adds its entries while it is imported, and the first lookup imports the module. The registry stores the
-    modules' names and imports no module before, because these modules may themselves import the module with the
-    registry.
+    A module adds its entries while it is imported, and the first lookup imports the module. Until then, the registry
+    stores only the module's name, because the module may itself import the module that contains the registry.
 
     Args:
         kind: the noun for an entry in messages, e.g. `metric`.

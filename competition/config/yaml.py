@@ -201,7 +201,7 @@ def value_kind(value: Any) -> str:
 class _NodeChecker:
     """Check all nodes of a YAML text, and record the line of each key.
 
-    Unsafe tags, duplicate keys, interpolation and aliases that expand endlessly are errors.
+    Unsafe tags, duplicate keys, references to other keys (`${key}`) and aliases that expand endlessly are errors.
     """
 
     def __init__(self, document: YamlDocument, *, has_lines: bool) -> None:
