@@ -209,8 +209,9 @@ class PruningCallback:
 
     Optuna's pruners compare the scores of trials at numbered steps. What a step is depends on the pruner:
 
-    - With `wilcoxon`, each validated case is a step. So the cases of a single fold suffice for the paired test. The
-      number of the step is the index of the case in the case table, which does not depend on the order of the folds.
+    - With `wilcoxon`, each validated case is a step. So the cases of a single fold suffice for the pruner's paired
+      test. The number of the step is the index of the case in the case table, which does not depend on the order of the
+      folds.
     - With `median` and `hyperband`, each validation during training is a step, fold after fold. If folds run in
       parallel, the scores of a later fold are reported only after the earlier folds have finished.
 
@@ -317,7 +318,7 @@ class TrialRunner:
     Attributes:
         data_error: error that reports changed data or files; None while they are unchanged. After an error, no further
             trial may run.
-        release_lock: function that releases the lock of the study. It is called when the trial's values are sampled.
+        release_lock: function that releases the lock of the study. It is called after the trial's values were sampled.
         number: number of the present or last trial; None before the first one.
         duplicates: number of consecutive samples that repeated existing trials.
     """
@@ -428,10 +429,10 @@ class TrialRunner:
 
 
 def _as_ranked(run: Run, trial: optuna.Trial) -> Run:
-    """Return a trial's run; its `postprocess.tune` is set as in the first complete trial of the study.
+    """Return a trial's run with the value of `postprocess.tune` from the first complete trial of the study.
 
-    Otherwise, a study could mix scores with and without tuned post-processing: if the YAML changes, or if an older
-    version of Maskfold, which did not tune, began the study.
+    So a study never mixes scores with and without tuned post-processing. The values of two trials could differ if the
+    YAML has changed, or if an older version of Maskfold, which did not tune, began the study.
     """
     complete = [other for other in trial.study.get_trials(deepcopy=False) if other.state.name == "COMPLETE"]
     if not complete:
@@ -449,7 +450,7 @@ def study_tables(exp: Experiment) -> dict[str, pd.DataFrame]:
 
 
 def data_digest(tables: dict[str, pd.DataFrame]) -> str:
-    """Return the hash of the data in all case tables, a result of `study_tables`."""
+    """Return the hash of the data in all case tables that `study_tables` returned."""
     return combined_data_hash(
         tables[CASES_TABLE], {name: table for name, table in tables.items() if name != CASES_TABLE}
     )
@@ -535,7 +536,7 @@ def _equal_trial(trial: optuna.Trial) -> int | None:
 
 
 def _write_stop_reason(run: Run, reason: str) -> None:
-    """Write the reason why the run of a trial ended early into its `summary.json`, which is uploaded to MLflow."""
+    """Store in a run's `summary.json` why its trial ended early; this file is uploaded to MLflow."""
     try:
         summary = read_summary(run.folder)
     except (FileNotFoundError, MaskfoldError):
