@@ -182,7 +182,9 @@ class StepBudget:
         return self.pace.has_time_to_validate(self.seconds - elapsed - reserve(), self._validations_required)
 
     def _steps_left(self, step: int, seconds: float, validation_due: bool) -> int:
-        """Return the number of remaining steps: those that fit into `seconds`, but at least warm-up and `MIN_STEPS`.
+        """Return the number of further steps: as many as fit into `seconds`, but at least as many as the fold needs.
+
+        The fold needs the rest of the warm-up, and `MIN_STEPS` steps in all.
 
         Args:
             step: number of completed steps.

@@ -474,7 +474,8 @@ class Trainer:
     def final_weights(self) -> dict[str, Tensor]:
         """Return the weights for prediction, by name.
 
-        They are the mean of the weights of the last or the best `training.average` epochs.
+        They are the mean of the weights of the last or the best `training.average` epochs. For the last epoch alone,
+        they are the weights of `ema_model`.
         """
         return self.averager.average() or dict(self.ema_model().state_dict())
 
@@ -572,7 +573,7 @@ class Trainer:
         return math.ceil(self.state.step / self.steps_per_epoch)
 
     def elapsed_seconds(self) -> float:
-        """Return the seconds that all processes of the fold together have taken so far."""
+        """Return the seconds of work on the fold so far, including the time of earlier, interrupted processes."""
         return self.earlier_seconds + time.monotonic() - self.start_time
 
     def reserved_seconds(self) -> float:
