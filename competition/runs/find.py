@@ -108,10 +108,10 @@ def resolve_source_runs(exp: Experiment) -> Experiment:
 
 
 def _run_folder(name: str, key: str, purpose: str) -> str:
-    """Return the folder of a finished run that is the value of a key of the YAML.
+    """Return the folder of the finished run that a key of the YAML names.
 
     Args:
-        name: name of the run, in a form that `find_run` accepts.
+        name: name of the run, the value of the key, in a form that `find_run` accepts.
         key: key of the YAML, with which the error message begins.
         purpose: what the run is needed for, e.g. `teach`; part of the error message if the run was imported.
     """

@@ -55,9 +55,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _describe_data(real: Path, comp: Competition) -> str:
-    """Return a description of the data of a competition that an output at a path would overwrite.
-
-    If it would overwrite none, return an empty text.
+    """Describe the data of a competition that an output at `real` would overwrite; empty if there are none.
 
     Args:
         real: the path, with all links resolved.
@@ -78,9 +76,9 @@ def _describe_data(real: Path, comp: Competition) -> str:
 
 
 def _describe_links(real: Path, root: Path, comp: Competition) -> str:
-    """Return a description of a path in a folder of images or masks to which a symbolic link in the data folder leads.
+    """Describe the folder of images or masks that contains `real`; empty if no such folder contains it.
 
-    For any other path, return an empty text.
+    Unlike `_describe_data`, this finds folders outside of the data folder to which links in the data folder lead.
 
     Args:
         real: the path, with all links resolved.

@@ -90,7 +90,7 @@ def hashed_settings(
 
 
 def _remove_extra_keys(plain: dict[str, Any]) -> None:
-    """Remove keys from the sections of training data that the run's hash ignores, and shorten folders of runs to names.
+    """Remove keys that the run's hash ignores from the sections of training data; replace folders of runs by names.
 
     Args:
         plain: the resolved YAML; it is changed in place.
