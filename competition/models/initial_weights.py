@@ -1,7 +1,8 @@
 """Load initial weights from a file (`init_from: weights.safetensors`): all tensors that fit the network.
 
 The file may belong to another network with the same encoder, e.g. to a network that was pretrained on other data.
-The tensors of file and network are matched by name. If few names match, they are matched by their order.
+The tensors of the file are matched with those of the network by name. If few tensors match in this way, they are
+matched by order, and the way that matches more tensors is used.
 
 - By name: two tensors match if their shapes are equal, and their names are equal after a prefix such as `module.`,
   `network.` or `encoder.` is removed. The pair of prefixes that matches most tensors is used first.
@@ -276,7 +277,7 @@ def _by_name(targets: Shapes, sources: Shapes, channels: int) -> dict[str, str]:
 def _by_order(targets: Shapes, sources: Shapes, channels: int) -> dict[str, str]:
     """Pair the convolutions in order, from the input on, until their shapes differ.
 
-    Then at most the same number of normalisation layers is paired in the same way.
+    Then the normalisation layers are paired in the same way, at most as many as there are pairs of convolutions.
 
     Returns:
         Name of the tensor in the network -> name of the tensor in the file. The result is empty if too few
