@@ -197,7 +197,10 @@ class NormalisedWindows:
 
 
 class _DamagedArrayError(MaskfoldError):
-    """Report a damaged array file of a preprocessed case; `damage` is the part of the message about the file."""
+    """Report a damaged array file of a preprocessed case.
+
+    `damage` is the part of the message that says what is wrong with the file, without the folder of the case.
+    """
 
     damage = ""
 
@@ -231,7 +234,7 @@ def cache_key(row: Any, exp: Experiment) -> str:
 
     Args:
         row: a row of the case table; only `id`, `split` and `hash` (hash of the case's files) are read.
-        exp: the experiment; its section `prepare` and the competition's channels, classes and labels are read.
+        exp: the experiment; its section `prepare` is read, and those keys of its competition that change the arrays.
     """
     case = {"id": str(row.id), "split": str(row.split), "hash": str(row.hash)}
     return json_digest(case | _shared_key_parts(exp))[:32]
@@ -492,7 +495,7 @@ def _try_rename(folder: Path, final: Path) -> bool:
 
 @contextmanager
 def _exclusive(root: Path) -> Iterator[None]:
-    """Lock the cache, as a context manager.
+    """Hold the lock of the cache during the `with` block.
 
     If two processes replaced the same damaged case without the lock, one could remove the other's intact case.
     """

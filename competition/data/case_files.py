@@ -1,6 +1,6 @@
 """Find the files of each case by the patterns of competition.yaml: images by channel, and ground truth.
 
-A case whose files are incomplete is skipped, or raises an error, as `on_bad_case` sets.
+If the files of a case are incomplete, the key `on_bad_case` decides whether the case is skipped or an error is raised.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ def find_images(comp: Competition, split: str, skipped: SkippedCases) -> dict[st
     Args:
         comp: the competition.
         split: train or test.
-        skipped: receives the cases that are bad, for example because a channel is missing. If `on_bad_case` is `stop`,
+        skipped: receives the bad cases, for example those that lack the file of a channel. If `on_bad_case` is `stop`,
             the first bad case is an error instead.
 
     Returns:
-        Files by channel for each id, sorted by id. If there is one pattern, its channel is called `image`.
+        Files by channel for each id, sorted by id. The channels have their names in the YAML, or the texts that `{c}`
+        matched. If the YAML has a single pattern without a name and without `{c}`, the channel is called `image`.
 
     Raises:
         MaskfoldError: a pattern is invalid or matches no file (see `match_cases`), or a case is bad and `on_bad_case`
@@ -98,7 +99,7 @@ def find_images(comp: Competition, split: str, skipped: SkippedCases) -> dict[st
 
 
 def _drop_masks(comp: Competition, cases: dict[str, CaseFiles]) -> None:
-    """Remove from `cases` the label files that the image pattern also matches: `{id}.png` also matches `a_mask.png`."""
+    """Remove label files from `cases`, because an image pattern such as `{id}.png` also matches `a_mask.png`."""
     masks, region = comp.train.masks, comp.train.region
     case_of = {case.paths[0]: case_id for case_id, case in cases.items() if case.paths}
     patterns = list(masks.values()) if isinstance(masks, dict) else [masks] if masks else []
@@ -113,7 +114,10 @@ def _drop_masks(comp: Competition, cases: dict[str, CaseFiles]) -> None:
 
 
 def _drop_matches(comp: Competition, pattern: str, cases: dict[str, CaseFiles], case_of: dict[str, str]) -> None:
-    """Remove from `cases` the label files that a pattern with `*`, e.g. `*/{id}_mask.png`, finds for other cases."""
+    """Remove from `cases` the files that are masks of other cases by a pattern with `*`, such as `*/{id}_mask.png`.
+
+    `case_of` maps the path of each image to its id.
+    """
     try:
         masks = match_files(Path(comp.root), pattern, "train.masks")
     except MaskfoldError:  # `find_masks` reports a pattern without a match
@@ -142,7 +146,8 @@ def find_masks(
         [[line, class, slice or null], …]}``. With `train.region` each has the key `region`: a path or slices.
 
     Raises:
-        MaskfoldError: an image has no mask, a mask has no image, or a pattern or table is invalid.
+        MaskfoldError: a pattern or table is invalid; or an image has no mask, or a mask has no image, and `on_bad_case`
+            is `stop`.
     """
     masks = _find_truth(comp, images, skipped)
     if comp.train.region is None:
@@ -301,7 +306,7 @@ def _channel_suffix_hint(comp: Competition, images: dict[str, ImagesByChannel], 
 
 
 def _check_same_slices(case_id: str, cases: dict[str, CaseFiles], key: str, skipped: SkippedCases) -> None:
-    """Check that all stacks of a case have the same slices."""
+    """Check that all stacks of a case have the same slice numbers; if not, add the case to `skipped`."""
     stacks = {name: {int(item.z) for item in case.slices} for name, case in cases.items() if case.slices}
     if not stacks:
         return
@@ -352,8 +357,8 @@ MAX_PLACEHOLDERS, PLACEHOLDER_SHARE = 10, 0.05
 def count_test_images(comp: Competition) -> int | None:
     """Return the number of test cases with an image.
 
-    Return None if the competition has no `test` section, or if its folder is missing. Return 0 if the pattern matches
-    no file or is invalid; `find_images` raises the error.
+    Return None if the competition has no `test` section, or if the competition's folder is missing. Return 0 if the
+    pattern matches no file or is invalid; `find_images` raises the error.
     """
     if comp.test is None or not Path(comp.root).is_dir():
         return None
@@ -366,5 +371,8 @@ def count_test_images(comp: Competition) -> int | None:
 
 
 def has_hidden_test(test_count: int | None, train_count: int) -> bool:
-    """Return whether the host seems to hide the test set, because there are no test images or very few."""
+    """Return whether the host seems to hide the test set: there are no test images, or very few.
+
+    If `test_count` is None (see `count_test_images`), return False.
+    """
     return test_count is not None and test_count < min(MAX_PLACEHOLDERS, max(1, PLACEHOLDER_SHARE * train_count))

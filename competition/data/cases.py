@@ -36,7 +36,7 @@ COLUMNS = (
 def case_table(comp: Competition, split: str = "train") -> pandas.DataFrame:
     """Find and check all cases by file names, headers and tables; `load_image` and `load_mask` read the pixels.
 
-    With `on_bad_case: skip` each case is read completely once, so that the table has only usable cases.
+    With `on_bad_case: skip`, each case is read completely once, so that the table has only usable cases.
 
     Args:
         comp: the competition.
@@ -50,7 +50,7 @@ def case_table(comp: Competition, split: str = "train") -> pandas.DataFrame:
         - masks: JSON as described in `find_masks`; null for test cases;
         - group: value of `competition.group`; the id if it is not set. stratum: value of `competition.stratum`, or
           empty;
-        - shape, spacing (mm): JSON lists along the spatial axes. channels: their number;
+        - shape, spacing (mm): JSON lists, one number per spatial axis. channels: number of channels;
         - slices: JSON, the text that {z} matched in each slice; null for other cases;
         - image_hash: SHA-256 (hexadecimal) of the image files' bytes. hash: SHA-256 of the images and the ground truth.
 
@@ -204,7 +204,7 @@ def check_files_agree(
         (`competition.config.axes`).
 
     Raises:
-        MaskfoldError: a file cannot be read, its shape or affine differs from the first image, or the order of
+        MaskfoldError: a file cannot be read, its shape or affine differs from that of the first image, or the order of
             its axes is unknown.
     """
     channels = [case.files for case in images.values()]
@@ -231,7 +231,7 @@ def check_files_agree(
 def _check_turned(
     comp: Competition, case_id: str, first: tuple[str | list[str], Header], other: tuple[str | list[str], Header]
 ) -> None:
-    """Check that an EXIF orientation does not exchange rows and columns between two files of a case.
+    """Check that the rows and columns of two files are not exchanged because of an EXIF orientation.
 
     Raises:
         MaskfoldError: the shapes of the files differ in the order of rows and columns, and one file has an EXIF
@@ -257,11 +257,12 @@ def _check_array_axes(
 ) -> None:
     """Check that the order of axes of an NPY file is unambiguous, if another file of the case has another format.
 
-    NPY files do not store their order. It is unambiguous if the NPY file's shape fits the order of the other file's
-    axes, and fits no other usual order.
+    NPY files do not store the order of their axes. A usual order is possible if the shapes of both files agree in this
+    order. The check passes if the case's own order is the only possible one. It also passes if no order is possible,
+    because `check_same_grid` then reports the shapes.
 
     Raises:
-        MaskfoldError: several orders fit, or only another order fits.
+        MaskfoldError: several orders are possible, or only another order than the case's own.
     """
     if (file_axes(comp, first[0]) is None) == (file_axes(comp, other[0]) is None):
         return

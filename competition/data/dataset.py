@@ -215,7 +215,10 @@ class _OpenCase:
 def _window(
     centre: Array, shape: Sequence[int], size: Sequence[int]
 ) -> tuple[tuple[slice, ...], list[tuple[int, int]]]:
-    """Return the slices of the image that a patch around `centre` covers, and the patch's padding per axis."""
+    """Return which part of the image a patch around `centre` covers, and how the patch is padded.
+
+    The part is an index with one `slice` per axis. The padding is (voxels before, voxels after) for each axis.
+    """
     inside, padding = [], []
     for middle, length, patch_length in zip(centre, shape, size, strict=True):
         if length >= patch_length:

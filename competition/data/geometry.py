@@ -153,7 +153,8 @@ class Geometry:
     def inverse(self, probabilities: np.ndarray) -> np.ndarray:
         """Map probabilities back to the file's grid, channel by channel; this is the inverse of `forward`.
 
-        Outside the crop box, the probability of the background is 1, and the probability of each class is 0.
+        Outside the crop box, all probabilities are 0, except that of the background (if channel 0 is the background),
+        which is 1.
 
         Args:
             probabilities: (P, *preprocessed shape) float16 or float32.
@@ -271,7 +272,7 @@ def find_axes(
 
 
 def reorient(array: np.ndarray, axes: tuple[int, ...], flips: tuple[bool, ...]) -> np.ndarray:
-    """Return a view of an array (C, *file shape) whose axes are reordered and reversed as `find_axes` returns."""
+    """Return a view of an array (C, *file shape) with reordered and reversed axes; see `find_axes`."""
     transposed = array.transpose(0, *(axis + 1 for axis in axes))
     return transposed[(slice(None), *(slice(None, None, -1) if flip else slice(None) for flip in flips))]
 

@@ -168,7 +168,7 @@ def check_declared_size(path: Path, declared: int, limit: int | None = None) -> 
 
     Args:
         path: the file.
-        declared: bytes of its pixels, by its header.
+        declared: number of bytes of the pixels, as the file's header declares.
         limit: maximum number of bytes of pixels that the file can contain; None if its compression has no useful bound.
 
     Raises:
@@ -196,7 +196,7 @@ def check_not_bomb(path: Path, declared: int) -> None:
 
     Args:
         path: the file.
-        declared: bytes of its pixels, by its header.
+        declared: number of bytes of the pixels, as the file's header declares.
 
     Raises:
         MaskfoldError: the file would unpack to more than `MAX_RATIO` times its size, and to more than `MAX_UNPACKED`
@@ -342,7 +342,7 @@ def _count_in_rest(file: IO[bytes], header: bytes) -> int:
 
 
 def has_detached_voxels(path: Path) -> bool:
-    """Return whether the extension of a file (MHD, NHDR) means that its voxels are in a second file."""
+    """Return whether a file's voxels are in a second file, as the extensions .mhd and .nhdr mean."""
     return path.name.lower().endswith((".mhd", ".nhdr"))
 
 

@@ -65,7 +65,7 @@ def _load_truth(comp: Competition, row: Any, masks: dict[str, Any], shape: tuple
 
 
 def load_instances(comp: Competition, row: Any) -> np.ndarray:
-    """Number the objects of a training case in a label image.
+    """Return a label image in which the objects of a training case are numbered.
 
     A pixel that belongs to two objects gets the number of the later object.
 
@@ -83,12 +83,13 @@ def load_instances(comp: Competition, row: Any) -> np.ndarray:
 
 
 def load_objects(comp: Competition, row: Any) -> CaseObjects:
-    """Number the objects of a training case, each with all its pixels.
+    """Return the objects of a training case, numbered from 1, each with all its pixels.
 
-    Each row of run lengths is an object. If the profile says that rows are parts of one mask, all rows of a class are
-    one object. Each file in a folder of instances is an object. With `train.object_numbers`, each value of a label file
-    is an object. In other label files an object is a connected component of a class (8 neighbours in 2D, 26 in 3D). If
-    the only class has several values, all pixels of a component have the same value.
+    Each row of run lengths is an object. If the host's profile says that rows are parts of one mask, all rows of a
+    class are one object. Each file in a folder of instances is an object. With `train.object_numbers`, each value of a
+    label file is an object. In other label files an object is a connected component of a class (8 neighbours in 2D, 26
+    in 3D). If the competition has one class with several label values, pixels with different values are never in the
+    same component.
 
     Args:
         comp: the competition.
@@ -126,7 +127,7 @@ def load_objects(comp: Competition, row: Any) -> CaseObjects:
 
 
 def _number_values(comp: Competition, row: Any, masks: dict[str, Any], mask: np.ndarray) -> np.ndarray:
-    """Number the values that a case's label file has inside a mask, in ascending order.
+    """Return the values of a case's label file inside a mask, replaced by numbers from 1 in ascending order.
 
     Args:
         comp: the competition.
@@ -135,7 +136,7 @@ def _number_values(comp: Competition, row: Any, masks: dict[str, Any], mask: np.
         mask: (*spatial) bool.
 
     Returns:
-        (*spatial) int32: 0 outside the mask, and 1…N inside.
+        (*spatial) int32: 0 outside the mask, and 1…N inside, for N different values.
     """
     labels = _read_label_file(comp, masks["files"], mask.shape, get_column(row, "id"), row_axes(comp, row))
     numbers = np.zeros(mask.shape, np.int32)
@@ -144,7 +145,7 @@ def _number_values(comp: Competition, row: Any, masks: dict[str, Any], mask: np.
 
 
 class _Canvas:
-    """Collect objects in a label image, together with the pixels that later objects cover."""
+    """Collect objects in a label image, and the pixels in which an object is covered by a later one."""
 
     def __init__(self, labels: np.ndarray) -> None:
         self.labels = labels
@@ -169,7 +170,7 @@ class _Canvas:
 
 
 def load_relabelled_mask(source: Competition, row: Any, target: Competition, mapping: dict[str, str]) -> np.ndarray:
-    """Read the mask of another competition's case (the source) in the classes of the trained one (the target).
+    """Read the mask of a case from the competition `source`, and convert it to the classes of `target`.
 
     Source classes without a mapping become background. A target class is unknown if no source class maps to it. For
     overlapping classes, the mask of an unknown class is 255 everywhere. For exclusive classes, 255 replaces the
@@ -182,7 +183,8 @@ def load_relabelled_mask(source: Competition, row: Any, target: Competition, map
         mapping: source class to target class.
 
     Returns:
-        (M, *spatial) uint8 in the target's classes, as from `load_mask`; 255 where the class is unknown.
+        (M, *spatial) uint8 in the target's classes, as from `load_mask`; 255 where the class is unknown, and in pixels
+        that the source ignores.
 
     Raises:
         MaskfoldError: the ground truth cannot be read, or a voxel maps to two exclusive classes.
@@ -234,7 +236,7 @@ class _Part:
         objects: integers 1 to n for the objects, and 0 elsewhere.
         where: index of the region of the case that `objects` covers: the whole case, or one slice of it.
         ignored: mask of the ignored pixels; None if there are none.
-        hidden: pixels that later objects of this part cover, in coordinates of the region.
+        hidden: pixels in which an object is covered by a later object of this part, in coordinates of the region.
     """
 
     cls: str
@@ -279,7 +281,7 @@ def _parts(comp: Competition, row: Any, masks: dict[str, Any], shape: tuple[int,
 def _decode_rows(
     comp: Competition, case_id: str, lines: list[int], shape: tuple[int, ...]
 ) -> tuple[np.ndarray, tuple[HiddenPixels, ...]]:
-    """Decode lines of `train.rle` to a label image on the case's axes, and return the covered pixels too.
+    """Decode lines of `train.rle` to a label image on the case's axes; return the pixels with overlaps too.
 
     Args:
         comp: the competition.
@@ -288,7 +290,7 @@ def _decode_rows(
         shape: shape of the case, or of one slice.
 
     Returns:
-        The label image (*shape), and the pixels of objects that later objects cover.
+        The label image (*shape), and the pixels in which an object is covered by a later one.
 
     Raises:
         MaskfoldError: a text is not valid RLE.

@@ -206,8 +206,8 @@ def convert_channels(array: np.ndarray, channels: str | Sequence[int], alpha: bo
 def percentiles(channel: np.ndarray, shares: Sequence[float]) -> list[float]:
     """Compute percentiles with the exact result of `np.percentile`, but faster.
 
-    Values are counted instead of sorted if they are 8-bit, or float32 values of 16-bit data: k / 65535, or whole
-    numbers from a range of 65,536.
+    To save time, values are counted instead of sorted. This is possible if they are uint8, or float32 values made from
+    16-bit data: multiples of 1/65535 from 0 to 1, or whole numbers within a range of 65,536.
 
     Args:
         channel: (*spatial), finite, with at least one value; uint8 or float32.

@@ -10,10 +10,10 @@ import numpy as np
 
 
 class HiddenPixels(NamedTuple):
-    """Hold the pixels of an object that a later object covers in a label image.
+    """Hold the pixels in which one object is covered by a later object in a label image.
 
     Attributes:
-        number: number of the object; several entries may have the same number.
+        number: number of the covered object. Several `HiddenPixels` may belong to the same object.
         box: region of the case that contains the pixels, one slice per axis.
         mask: the covered pixels in the region, bool of the region's shape.
     """
@@ -30,7 +30,7 @@ class CaseObjects:
     Attributes:
         labels: (*spatial) integers: 0 for background, 1 to N for the objects. Where two objects overlap, the value is
             the number of the later object.
-        hidden: pixels of objects that a later object covers; empty if no objects overlap.
+        hidden: pixels in which an object is covered by a later one; empty if no objects overlap.
         class_of: (N + 1,) integers, the class index of each object number. None means that all objects have one class.
         empty: number of mask files (or rows of run lengths) that have no pixels. For label files, this is the number
             of classes without pixels.
@@ -232,11 +232,12 @@ def _edge_distance(inside: np.ndarray) -> np.ndarray:
 
 
 def _has_neighbour(objects: np.ndarray, radius: int, highest: int) -> np.ndarray:
-    """Return a mask (*spatial) of the pixels that have a pixel with another number near them.
+    """Return a mask (*spatial) of the pixels that have another pixel with a different number nearby.
 
     Args:
         objects: (*spatial) integers.
-        radius: largest distance of the other pixel, in pixels along each axis (a square or cube).
+        radius: largest distance at which the other pixel counts as nearby, in pixels along each axis (a square or
+            cube).
         highest: the largest number in `objects`.
     """
     size = 2 * radius + 1

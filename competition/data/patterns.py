@@ -64,9 +64,9 @@ T = TypeVar("T", CaseFiles, list[str])
 def match_cases(root: Path, pattern: str, key: str) -> dict[str, CaseFiles]:
     """Find the file, or the stack of slices, of each id that a pattern matches.
 
-    `{id}`, `{z}` and `{c}` (digits) match the same text wherever they occur, in folders and in the name; `*` matches
-    anything within one name. The extension matches in upper and lower case: `{id}.png` matches a.PNG. Names that begin
-    with a dot are ignored.
+    `{id}` matches any text within one name, `{z}` and `{c}` match digits, and `*` matches anything within one name. If
+    `{id}`, `{z}` or `{c}` occurs several times in a pattern, it matches the same text each time. The extension matches
+    in upper and lower case: `{id}.png` matches a.PNG. Names that begin with a dot are ignored.
 
     Args:
         root: the competition's folder.
@@ -155,7 +155,7 @@ def match_files(root: Path, pattern: str, key: str) -> dict[str, list[str]]:
 
 
 def matches_many_files(pattern: str) -> bool:
-    """Return whether a mask pattern matches many files per case, because its file name contains `*`."""
+    """Return whether a mask pattern can match several files of one case: whether its file name contains `*`."""
     return "*" in pattern.rpartition("/")[2]
 
 
@@ -214,10 +214,12 @@ def check_root(root: Path) -> None:
 
 
 def check_ids_differ_by_more_than_case(ids: list[str], key: str) -> None:
-    """Check that all ids remain different if case and Unicode form are ignored, because ids become file names.
+    """Check that no two ids differ only in upper and lower case or in Unicode form.
+
+    Ids become file names, and some file systems cannot distinguish such names.
 
     Raises:
-        MaskfoldError: two ids differ only in case, or only in the Unicode form of a letter.
+        MaskfoldError: two ids differ only in upper and lower case, or in the Unicode form of a letter.
     """
     seen: dict[str, str] = {}
     for case_id in ids:
@@ -448,7 +450,7 @@ def _expression(part: str, bound: dict[str, str]) -> str:
 
 
 def _escape_extension(tail: str) -> str:
-    """Return a regular expression for the end of a name, in which an image's extension ignores case."""
+    """Return a regular expression for the end of a name; an image's extension matches in upper and lower case."""
     name = f"_{tail}"  # `.png` alone would be a hidden file without an extension
     length = len(extension_of(name)) if has_reader(name) else 0
     return re.escape(tail[: len(tail) - length]) + (f"(?i:{re.escape(tail[-length:])})" if length else "")

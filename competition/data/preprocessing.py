@@ -343,10 +343,10 @@ def write_mask(
 
 
 def write_with_channels(folder: Path, case: PreprocessedCase, channels: np.ndarray) -> dict[str, Any]:
-    """Write a preprocessed volume with further channels after its own channels.
+    """Write a copy of a preprocessed volume, with additional channels after its own channels.
 
-    This is a `build` function of `get_or_build`. The further channels are mapped to the grid of the case like an
-    image: linearly, without normalisation, and with 0 in the padding. If both grids are equal, the values are copied.
+    This is a `build` function of `get_or_build`. The additional channels are interpolated linearly to the grid of the
+    case, as an image is, but not normalised. Padding is 0. If both grids are equal, the values are copied.
 
     Args:
         folder: empty folder for the files of a preprocessed case.

@@ -210,7 +210,7 @@ def _apply_exif(path: Path, image: Image) -> Image:
 
 
 def _reader(path: Path, dimensions: int | None) -> tuple[FileFormat, int]:
-    """Return the functions that read the format of a file, and the number of the file's spatial axes."""
+    """Return the reader functions for a file's format, and the number of the file's spatial axes."""
     kind = EXTENSIONS.get(extension_of(path.name))
     if kind is None and extension_of(path.name) in (".dcm", ".dicom", ".ima"):
         raise MaskfoldError(

@@ -201,7 +201,7 @@ def _read(comp: Competition, path: Path, key: str, *columns: str) -> pandas.Data
 
 
 def _marks(table: pandas.DataFrame, path: Path) -> list[bool]:
-    """Return whether each row is marked to be excluded."""
+    """Return, for each row, whether the user marked its case to be excluded."""
     marks = []
     for line, text in table[EXCLUDE].items():
         word = text.strip().lower()

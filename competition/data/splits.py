@@ -140,7 +140,7 @@ def merge_rare_strata(case_strata: Sequence[str], k: int) -> list[str]:
     If the merged stratum still has fewer than k cases, the smallest other stratum is added to it.
 
     Args:
-        case_strata: strata of at least k cases, one per case.
+        case_strata: stratum of each case; at least k cases in all.
         k: number of folds.
 
     Returns:

@@ -19,7 +19,7 @@ _kept: ContextVar[dict[str, bytes] | None] = ContextVar("contents of files", def
 
 @lru_cache(maxsize=PATHS)
 def file_below(root: Path, name: str) -> Path:
-    """Return the path `root / name` from a cache, because a case needs each path several times."""
+    """Return the path `root / name`; results are cached, because a case needs each path several times."""
     return Path(root) / name
 
 

@@ -64,7 +64,7 @@ def load_unchanged_mask(comp: Competition, row: Any) -> np.ndarray:
 
 
 def load_unchanged_objects(comp: Competition, row: Any) -> CaseObjects:
-    """Number the objects of a case with `load_objects`; check that its files have not changed since the run began.
+    """Read the objects of a case with `load_objects`, and check that its files have not changed since the run began.
 
     Raises:
         ChangedDataError: a file has changed.
@@ -160,7 +160,8 @@ def _check_truth(comp: Competition, row: Any, digest: Digest) -> None:
 
     Args:
         comp: the competition.
-        row: a row of the case table. `hash` is computed from its `image_hash` and the present files of the truth.
+        row: a row of the case table. `hash` is computed again from its `image_hash` and the files of the truth as they
+            are now.
         digest: as for `file_digests`.
 
     Raises:
@@ -210,7 +211,7 @@ def _changed_error(message: str) -> ChangedDataError:
 def check_files_belong(comp: Competition, table: pandas.DataFrame) -> None:
     """Check that each path in a run's case table matches its case's id and the YAML's pattern for its channel or class.
 
-    The contents of the files are not checked here, but when they are read.
+    The contents of the files are not checked here, but when the files are read.
 
     Args:
         comp: the competition of the table.

@@ -170,9 +170,9 @@ def _nifti_geometry(
 ) -> tuple[tuple[float, ...], tuple[float, ...] | None, np.ndarray]:
     """Return the spacing, the header's field pixdim, and the affine of a file, all in mm.
 
-    The affine determines the positions of voxels, so the spacing is the length of the affine's columns. If pixdim
-    agrees within `PIXDIM_ROUNDING`, the spacing is taken from pixdim, which has no rounding errors. In this case, None
-    is returned instead of pixdim.
+    The affine determines the positions of voxels, so the spacing is the lengths of the affine's columns. If pixdim
+    differs from these lengths by at most the share `PIXDIM_ROUNDING`, the spacing is taken from pixdim, which has no
+    rounding errors. In this case, None is returned instead of pixdim.
     """
     import nibabel
 

@@ -185,7 +185,7 @@ def _read_large_page(page: TiffPage) -> np.ndarray | None:
 
 
 def lacks_decoder(page: TiffPage | TiffFrame, error: ValueError) -> bool:
-    """Return whether tifffile raised `error` because it cannot decode the page's compression or packed values.
+    """Return whether `error` means that tifffile cannot decode the page's compression or packed values.
 
     Newer versions of tifffile say that the package imagecodecs has the decoder. Older versions do not know some
     compressions, e.g. fax codes.
@@ -196,7 +196,7 @@ def lacks_decoder(page: TiffPage | TiffFrame, error: ValueError) -> bool:
 
 
 def check_tiff_size(path: Path, series: TiffPageSeries) -> None:
-    """Check that an uncompressed file is large enough for its pages, and that a file is no decompression bomb.
+    """Check that an uncompressed file is large enough for its pages, and that no file is a decompression bomb.
 
     Pixels of less than 8 bits share a byte. Tiles of a compressed page may be larger than the page.
 

@@ -302,7 +302,7 @@ def _edge_strength(image: NDArray[np.generic]) -> NDArray[np.float32]:
 
 
 def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return a mask of the pixels that differ from the previous pixel along an axis."""
+    """Return a mask of the pixels that differ from the previous pixel along at least one axis."""
     outline = np.zeros(mask.shape, np.bool_)
     for axis in range(mask.ndim):
         later = [slice(None)] * mask.ndim

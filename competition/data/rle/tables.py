@@ -117,7 +117,7 @@ def table_id_suffix(comp: Competition) -> str:
 
 
 def find_blank_rows(comp: Competition, cases: dict[str, CaseFiles]) -> dict[str, list[int]]:
-    """Return the rows without a mask of images (or slices) that also have rows with a mask: line numbers by case id.
+    """Find the rows without a mask whose image (or slice) also has rows with a mask; return line numbers by case id.
 
     If no row of an image has a mask, the image has no objects, and its rows are not returned.
 
