@@ -328,8 +328,8 @@ class ReferenceMatcher:
                 study may match.
 
         Returns:
-            The referenced image that has the mask's grid. If the file references no image of the folder, the only
-            image in the same study and frame of reference that has the mask's grid.
+            The referenced image that has the mask's grid. If the file references no image of the folder, the result is
+            the only image in the same study and frame of reference that has the mask's grid.
 
         Raises:
             SeriesRejected: no image matches, or several images match.
@@ -364,7 +364,7 @@ class ReferenceMatcher:
 
 
 def _same_frame(image: Instance, mask: Instance) -> bool:
-    """Return whether image and mask belong to the same study, and do not have different frames of reference."""
+    """Return whether image and mask have the same study and frame of reference; a missing frame matches any."""
     frames_of_reference = {image.frame_of_reference, mask.frame_of_reference} - {""}
     return image.study_uid == mask.study_uid and len(frames_of_reference) < 2
 

@@ -92,7 +92,7 @@ def _usable_instances(series: Series, ignored: list[str]) -> list[Instance]:
 
 
 def drop_copies(instances: list[Instance], ignored: list[str]) -> list[Instance]:
-    """Return the files that are no byte-identical copy of an earlier file; add a remark on each copy to `ignored`.
+    """Remove byte-identical copies from a list of files; add a remark on each copy to `ignored`.
 
     Copies with equal pixels but other headers stay. `_sort_frames` finds them by their position.
     """
@@ -192,7 +192,7 @@ def _sort_frames(
 
 
 def _duplicate_reason(frames: list[Frame], duplicates: list[tuple[int, int]], first: Instance, second: Instance) -> str:
-    """Return why a series is refused whose slices have different pixels at the same position."""
+    """Return the reason for refusing a series in which slices at the same position have different pixels."""
     if first.instance_uid == second.instance_uid and first.path != second.path:
         return f"{first.name} and {second.name} have the same SOPInstanceUID, but different pixels"
     keys = [key for key in frames[0].acquisition if len({frame.acquisition.get(key) for frame in frames}) > 1]
@@ -235,7 +235,10 @@ def _measure_step(frames: list[Frame], along: np.ndarray) -> float:
 
 
 def _check_upright(frames: list[Frame], along: np.ndarray) -> None:
-    """Check that slices are not shifted sideways, as by a tilted gantry, because their volume would be sheared."""
+    """Check that slices are not shifted sideways, as a tilted gantry shifts them.
+
+    A volume of such slices would be sheared.
+    """
     normal = slice_normal(np.asarray(frames[0].orientation))
     positions = np.array([frame.position for frame in frames])
     sideways = positions - positions[0] - np.outer(along - along[0], normal)
