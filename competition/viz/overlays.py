@@ -399,7 +399,8 @@ class SlicePlane(NamedTuple):
 def _foreground_profiles(layers: Iterable[Array], shape: Sequence[int]) -> list[NDArray[np.float64]]:
     """Return the amount of foreground in each slice, as one array per axis.
 
-    Each class is divided by its total amount, so that small and large classes have the same weight.
+    The amounts of each class are divided by the total of this class, so that small and large classes have the same
+    weight.
 
     Args:
         layers: mask of each class, (*spatial) bool.
