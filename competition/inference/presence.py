@@ -25,13 +25,14 @@ def mean_log_odds(gates: Sequence[np.ndarray], weights: Sequence[float] | None =
     """Combine the presence probabilities of several networks by the mean of their log odds.
 
     The probabilities themselves are not averaged, because a threshold is tuned on single networks and then applied to
-    the combination of several. Their mean is closer to 0.5 than the probabilities of single networks, so a tuned
-    threshold far from 0.5 would not suit the mean. The mean of log odds avoids this bias (logarithmic opinion pool:
-    Genest and Zidek, Combining probability distributions, Statistical Science 1986).
+    the combination of several. The mean of several probabilities is usually closer to 0.5 than the probabilities of
+    single networks. So a tuned threshold far from 0.5 would not suit this mean. The mean of log odds avoids this bias
+    (logarithmic opinion pool: Genest and Zidek, Combining probability distributions, Statistical Science 1986).
 
     Args:
         gates: one array of probabilities per network. The shapes must broadcast: some arrays may have a value per
-            slice, others one per case. A single array is returned without clipping.
+            slice, others one per case. Several arrays are clipped to exclude 0 and 1, whose log odds are infinite. A
+            single array is not clipped.
         weights: one weight per network, with a sum above 0; None means equal weights.
 
     Returns:
@@ -121,7 +122,7 @@ def presence_on_file_grid(gate: np.ndarray, geometry: Geometry, by_slice: bool, 
 
     Returns:
         (K, 1, …, 1) float32. With `by_slice`, the axis of the slices is as long as in the file. Slices that
-        preprocessing cropped have the presence 0.
+        preprocessing cropped off have the presence 0.
     """
     dims = len(geometry.file_shape)
     if not by_slice:

@@ -82,8 +82,8 @@ def predict_image_with_presence(
 
     Returns:
         The probabilities, as from `predict_image`, and the class presence, float64 in [0, 1] for K classes. The shape
-        of the presence is (K, slices) if a 2.5D network predicts slices along a single axis, else (K, 1). None if
-        the experiment has no presence head (`gate`).
+        of the presence is (K, slices) if a 2.5D network predicts slices along a single axis, else (K, 1). The presence
+        is None if the experiment has no presence head (`gate`).
     """
     # For each axis of slices, the presence in all windows in the order of prediction: with slices, first all windows of
     # the first slice.
