@@ -117,7 +117,8 @@ class _Counts:
     Attributes:
         above: (2 + K, T) int64, numbers of pixels above each threshold. The first row counts all pixels, the second
             row the foreground pixels, and each further row the pixels of one class.
-        total: (2 + K,) int64, numbers of pixels of the same rows, whatever their value.
+        total: (2 + K,) int64, numbers of all pixels, of the foreground pixels, and of the pixels of each class, above
+            and below the thresholds.
     """
 
     above: Array

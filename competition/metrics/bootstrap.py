@@ -132,7 +132,7 @@ def prediction_interval(
     groups: Mapping[str, str] | None = None,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Compute a prediction interval for the score of a test set of `n_test` cases from the same distribution.
+    """Compute a prediction interval for the score of a test set from the same distribution as the cases.
 
     The interval is wider than the interval of `bootstrap_interval`, because the test set is a random sample too. Each
     iteration draws a bootstrap sample of the cases, and then a test set from this sample. With fewer than `FEW_CASES`

@@ -40,8 +40,8 @@ def mean_ap(
     Args:
         predicted_objects: integers of any shape, 0 for background, one label per object.
         true_objects: the true objects, in the same form.
-        predicted_hidden: pixels of predicted objects that later predicted objects cover.
-        true_hidden: pixels of true objects that later true objects cover.
+        predicted_hidden: pixels in which a predicted object is covered by a later one.
+        true_hidden: pixels in which a true object is covered by a later one.
 
     Returns:
         A score from 0 to 1; nan if there are neither predicted nor true objects.
@@ -62,8 +62,8 @@ def f2_iou(
     Args:
         predicted_objects: integers of any shape, 0 for background, one label per object.
         true_objects: the true objects, in the same form.
-        predicted_hidden: pixels of predicted objects that later predicted objects cover.
-        true_hidden: pixels of true objects that later true objects cover.
+        predicted_hidden: pixels in which a predicted object is covered by a later one.
+        true_hidden: pixels in which a true object is covered by a later one.
 
     Returns:
         A score from 0 to 1; nan if there are neither predicted nor true objects.
@@ -99,8 +99,8 @@ def count_object_matches(
     Args:
         predicted: integers of any shape, 0 for background, one label per object.
         truth: the true objects, in the same form.
-        predicted_hidden: pixels of predicted objects that later predicted objects cover.
-        true_hidden: pixels of true objects that later true objects cover.
+        predicted_hidden: pixels in which a predicted object is covered by a later one.
+        true_hidden: pixels in which a true object is covered by a later one.
 
     Returns:
         Three arrays (10,): true positives, false positives and false negatives.
@@ -147,8 +147,8 @@ def object_areas(
     Args:
         predicted: integers of any shape, 0 for background, one label per object.
         truth: the true objects, in the same form.
-        predicted_hidden: pixels of predicted objects that later predicted objects cover.
-        true_hidden: pixels of true objects that later true objects cover.
+        predicted_hidden: pixels in which a predicted object is covered by a later one.
+        true_hidden: pixels in which a true object is covered by a later one.
 
     Returns:
         Three dictionaries with numbers of pixels. Their keys are the predicted label, the true label, and the pair of
@@ -177,7 +177,7 @@ def _add_hidden(
     predicted: tuple[Labels, Hidden],
     truth: tuple[Labels, Hidden],
 ) -> None:
-    """Add the pixels that later objects cover to the areas.
+    """Add to the areas the pixels in which an object is covered by a later one.
 
     This is necessary because a label image contains only the last object at each pixel.
 

@@ -28,7 +28,7 @@ class OverlapCounts(NamedTuple):
 
 
 def count_overlap(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> OverlapCounts:
-    """Count the pixels that two bool arrays of the same shape share, and the pixels that only one of them has."""
+    """Count the pixels that are True in both of two bool arrays, and those that are True in only one of them."""
     tp = sum(int(np.count_nonzero(mask[rows] & truth[rows])) for rows in row_blocks(mask.shape))
     return OverlapCounts(tp, int(np.count_nonzero(mask)) - tp, int(np.count_nonzero(truth)) - tp)
 

@@ -138,7 +138,7 @@ class Clusters:
 
 @dataclass(frozen=True)
 class FewClusters:
-    """Compute intervals for few clusters of cases, widened by one more cluster that was not observed.
+    """Compute intervals for few clusters of cases, widened by the effect of one more, imagined cluster.
 
     Even if eight of eight cases have good scores, a third of all future cases may fail. A bootstrap cannot show this,
     because it only repeats the cases of the sample. Instead, the weights of the clusters are exponential (a Bayesian
@@ -165,7 +165,10 @@ class FewClusters:
 
     @classmethod
     def from_table(cls, table: ScoreTable, clusters: Clusters) -> FewClusters:
-        """Add up the cases of each cluster; a cluster without a score is left out."""
+        """Sum the scores (or pixel counts) of the cases in each cluster, and derive the two imagined clusters.
+
+        A cluster without a score is left out.
+        """
         finite = np.isfinite(table.score)
         cells = table.counts or (np.where(finite, table.score, 0.0), finite.astype(np.float64), *table.pooled)
         sums = [np.zeros((clusters.count, len(table.classes))) for _ in cells]
@@ -239,10 +242,10 @@ class FewClusters:
 
 
 def _score_bounds(scores: Floats, metric: MetricConfig) -> tuple[float, float]:
-    """Return the lowest and highest possible score: 0 and 1 for shares, estimates for all other metrics.
+    """Return the lowest and highest possible score: 0 and 1 for shares such as the Dice, otherwise estimates.
 
-    The largest possible distance is unknown. It is assumed to exceed the largest observed distance by the range of the
-    observed distances.
+    For example, the largest possible distance is unknown. It is assumed to exceed the largest observed distance by the
+    range of the observed distances. The lowest possible score is estimated in the same way.
     """
     if not len(scores):
         return nan, nan
@@ -289,13 +292,13 @@ def expanded_interval(
     """Return the expanded percentile interval of a table's score, or of the difference of two tables' scores.
 
     Args:
-        table: scores of the cases.
+        table: scores of the cases. With `minus`, only the number of cases is read.
         clusters: clusters of the cases.
         n: number of bootstrap samples.
         level: confidence level.
         draw: function that takes a number of samples and returns cluster indices (samples, draws).
         draws: number of clusters in each sample, which limits how many samples are computed at a time.
-        minus: two tables, if the interval is for the score of the first table minus the score of the second.
+        minus: two tables. If given, the interval is that of the first table's score minus the second table's score.
 
     Returns:
         Lower and upper end of the interval; nan if there are fewer than two clusters.

@@ -90,8 +90,8 @@ def score_class(
 ) -> dict[str, Any]:
     """Score one class of one case.
 
-    Arguments and result are as in `score_case`, for the class number `index`. But `mask` and `predicted_instances`
-    have no class axis.
+    The arguments are as in `score_case`, except that `mask` and `predicted_instances` have no class axis. `index` is
+    the index of the class. The result is the row of this class.
     """
     mask, class_truth = np.asarray(mask, np.bool_), _class_truth(truth, comp, index)
     ignored = _equal(truth[0 if comp.labels == "exclusive" else index], IGNORE_LABEL)
