@@ -51,7 +51,7 @@ class ClassMask:
         """Return the mask and the objects, cut to the pixels of a smaller mask.
 
         Args:
-            mask: (*spatial) bool, the new mask. All its pixels must be in the present mask.
+            mask: (*spatial) bool, the new mask. All its pixels must be in the current mask.
         """
         return replace(self, mask=mask, objects=None if self.objects is None else np.where(mask, self.objects, 0))
 
@@ -138,8 +138,8 @@ class CaseProbabilities:
     def above_threshold(self, index: int, threshold: float) -> Mask:
         """Return the pixels in which the probability of a class exceeds a threshold, (*spatial) bool.
 
-        With exclusive classes, pixels in which another class is more probable are left out. The background is not
-        compared.
+        With exclusive classes, pixels in which another class is more probable are left out. The background does not
+        count as another class, so it may be more probable.
 
         Args:
             index: index of the class.

@@ -143,7 +143,7 @@ def split_touching(
     A voxel that no path connects to a core is assigned to the nearest object.
 
     Args:
-        row: (*spatial) bool mask of all objects.
+        row: (*spatial) bool mask of all objects in the row, e.g. of all vertebrae.
         votes: (*spatial) integers, the network's labels: index of the most probable class at each voxel.
         split: minimum thickness of a core, as a share of the maximum; None to use connected components as objects.
         spacing: voxel size in mm along each axis.
@@ -209,7 +209,7 @@ def _reliable_seeds(
     Otherwise, the object itself is the seed.
 
     Args:
-        row: (*spatial) bool mask of all objects.
+        row: (*spatial) bool mask of all objects in the row, e.g. of all vertebrae.
         votes: (*spatial) integers, the network's labels.
         cores: (*spatial) int32 numbers of the cores.
         labels: (*spatial) int32, the objects that grew from the cores.
@@ -234,18 +234,19 @@ def _objects_by_votes(
 ) -> Labels | None:
     """Return the objects that the network's labels define; None if the labels are unreliable.
 
-    The labels are reliable if every class fulfils three conditions:
+    The labels are reliable if they contain at least two large classes, and if these conditions hold:
 
-    - Nearly all of its voxels are in one connected piece.
-    - It is not larger than one object.
-    - It has a core that contains few voxels of other classes. In an object as large as two objects, two classes may
-      share a core.
+    - Nearly all voxels of each large class are in one connected piece.
+    - No class is much larger than the median object.
+    - Nearly all voxels of each core have the same class. The core of an object as large as two objects may contain two
+      classes.
 
-    A smaller piece of a class keeps its class if it is at the right position in the row. All other pieces become 0, so
-    that the caller assigns them to the objects around them.
+    The largest piece of each large class keeps its class. A smaller piece keeps its class if it contains no core, is
+    not surrounded by other pieces, and is at the right position in the row. All other pieces become 0, so that the
+    caller assigns them to the objects around them.
 
     Args:
-        row: (*spatial) bool mask of all objects.
+        row: (*spatial) bool mask of all objects in the row, e.g. of all vertebrae.
         votes: (*spatial) integers, the network's labels.
         cores: (*spatial) int32 numbers of the cores.
         labels: (*spatial) int32, the objects that grew from the cores.
@@ -291,15 +292,15 @@ def _objects_by_votes(
 
 
 def _pieces(row: Mask, votes: NDArray[Any]) -> tuple[Labels, NDArray[np.int64]]:
-    """Return the connected components of each class of the network's labels.
+    """Split the row of objects into pieces: connected components of voxels with the same label of the network.
 
     Args:
-        row: (*spatial) bool, mask of all objects of the row.
+        row: (*spatial) bool mask of all objects in the row, e.g. of all vertebrae.
         votes: (*spatial) integers, the network's labels.
 
     Returns:
-        (*spatial) int32 label image of the components, numbered from 1; and the class index of each component, at the
-        index of its number (-1 at index 0).
+        (*spatial) int32 label image of the pieces, numbered from 1; and the class index of each piece, at the index of
+        its number (-1 at index 0).
     """
     pieces, classes = np.zeros(row.shape, np.int32), [np.array([-1])]
     for cls in np.unique(votes[row]):
@@ -314,7 +315,7 @@ def _inside_row(pieces: Labels, row: Mask) -> Mask:
 
     Args:
         pieces: (*spatial) int32 numbers of the pieces.
-        row: (*spatial) bool mask of all objects.
+        row: (*spatial) bool mask of all objects in the row, e.g. of all vertebrae.
 
     Returns:
         One bool for each number, starting with 0.
@@ -345,7 +346,7 @@ def _split_large(labels: Labels, votes: NDArray[Any]) -> None:
 
 
 def _in_order(objects: Labels, number: LabelOrdering, upwards: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the label numbers of the objects in the order of the row, starting at the end with the first class.
+    """Return the numbers of the objects in their order along the row, starting at the end with the first class.
 
     Objects that are smaller than the minimum size are left out.
 
@@ -383,7 +384,7 @@ def _class_indices(
     """Return the class index of each object; -1 for an object that gets no class and becomes background.
 
     Args:
-        ordered: numbers of the objects in order.
+        ordered: numbers of the objects in their order along the row.
         objects: (*spatial) int32 label image of the objects.
         votes: (*spatial) integers, the network's labels.
         class_count: number of classes.

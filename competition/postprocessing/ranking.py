@@ -81,7 +81,7 @@ def _without_imported(
 def _comparable_score(summary: Path, comp: Competition, overrides: Sequence[str]) -> RunScores | None:
     """Return the scores of a run if it can be compared with other runs of a competition; otherwise None.
 
-    It can be compared if it has the same competition and metric, and all its folds are finished.
+    It can be compared if its competition and metric are those of `comp`, and all its folds are finished.
 
     Args:
         summary: path of the run's `summary.json`.

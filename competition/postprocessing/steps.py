@@ -202,7 +202,7 @@ class FillHoles(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[FillHoles]:
-        """Return this step with its only value."""
+        """Return one step, because `true` is the only value to try."""
         return [cls(value=True)]
 
 
@@ -361,14 +361,14 @@ def _radii(search: SearchContext) -> tuple[int, ...]:
 
 
 def _safe_size(sizes: Sequence[int]) -> float:
-    """Return a size in pixels below which a further true object would be very unlikely.
+    """Return a size in pixels that one more true object would almost certainly exceed.
 
     The smallest of a few observed objects is a poor estimate of this size. So the sizes are assumed to be log-normal,
     and the result is the lower 99 % prediction bound for one more observation (Hahn and Meeker, Statistical Intervals,
     section 4.7).
 
-    If there are `MANY_OBJECTS` or more objects, the result is infinite, so that it does not limit anything. If there
-    are fewer than three objects, the result is 0.
+    If there are `MANY_OBJECTS` or more objects, the observed sizes are a good estimate, so the result is infinite and
+    limits no candidate. If there are fewer than three objects, the result is 0.
 
     Args:
         sizes: sizes of the objects in the labels, in pixels.

@@ -121,7 +121,10 @@ class TuningResult:
 def tune_postprocessing(
     evaluation: OofScores, seed: int, groups: dict[str, str] | None, context: Context = Context()
 ) -> TuningResult:
-    """Search the best steps of each class by coordinate descent, once on all cases and once without each fold.
+    """Search the best steps of each class by coordinate descent, and estimate their gain.
+
+    The first search uses all cases. Then, for each part of the cases (usually a fold), another search leaves out this
+    part.
 
     All searches share the scores: each list of steps is scored once on every case, and each search averages the scores
     of its own cases.
