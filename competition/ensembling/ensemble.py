@@ -54,7 +54,8 @@ class EnsemblePredictor:
             channels.
         context: context with the trusted packages.
         scratch: folder in which cases are preprocessed, in temporary folders that are deleted afterwards.
-        only_folds: True leaves out networks that were trained on all cases. The first stage of a run needs this.
+        only_folds: True leaves out networks that were trained on all cases. It is set if the ensemble is the first
+            stage of another run.
 
     Raises:
         MaskfoldError: a weight file is missing or damaged, or belongs to another network; the case cannot be

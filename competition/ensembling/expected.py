@@ -50,7 +50,7 @@ class ExpectedScore:
 
 
 def better_alone(ensemble: Ensemble, expected: ExpectedScore) -> list[str]:
-    """Return a line for the user for each run of an ensemble whose own score is better than that of the ensemble.
+    """List the runs that score better alone than the whole ensemble, with one line per run for the user.
 
     This is possible because the weights are fitted before post-processing: tuned steps may improve a single run more
     than the ensemble. Runs with another number of out-of-fold cases are not compared.

@@ -88,10 +88,11 @@ def fit_weights(
     the best weights so far. All weights are scored on every case, with the competition's metric and without
     post-processing.
 
-    The search uses all cases. For the nested score, the search is repeated without each fold.
+    The search uses all cases. For the nested score, the search is repeated once per fold, without the cases of this
+    fold.
 
     Args:
-        ensemble: the runs; their present weights are ignored.
+        ensemble: the runs; their current weights are ignored.
         seed: seed of the bootstrap.
         groups: group of each case by id, over which the interval is computed; None for an interval over cases.
         context: context whose log receives progress messages.
@@ -143,10 +144,10 @@ def fit_weights(
 
 
 def weight_grid(count: int, parts: int) -> Iterator[Weights]:
-    """Yield all combinations of weights of several runs, in steps of 1 / `parts`; each combination adds up to 1.
+    """Yield combinations of weights of several runs, in steps of 1 / `parts`; each combination adds up to 1.
 
-    More than 4 runs have too many combinations. For them, only those combinations are yielded in which one or two runs
-    have a weight above 0.
+    For up to 4 runs, all combinations are yielded. More runs have too many combinations, so only those are yielded in
+    which one or two runs have a weight above 0.
 
     Args:
         count: number of runs.
