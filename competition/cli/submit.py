@@ -213,7 +213,7 @@ def score_command(
     inputs = {path.resolve() for path in (file, solution) if path is not None}
     if table is not None and (table.is_dir() or table.resolve() in inputs):
         raise MaskfoldError(
-            f"--table: found {table}, which is a folder or an input file, expected another file.",
+            f"--table: {table} is a folder or one of the input files, expected the name of another file.",
             "Give the name of a new file.",
             status=2,
         )

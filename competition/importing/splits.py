@@ -18,11 +18,11 @@ DEFAULT_NAMES = {"nnunet": "splits_final.json", "csv": "folds.csv"}
 
 
 def read_splits(path: Path) -> dict[str, int | None]:
-    """Read the fold that validates each case from a file.
+    """Read from a file which fold validates each case.
 
     Args:
-        path: a CSV with the columns id and fold; or a JSON list with one entry for each fold, which contains the ids
-            `train` and `val`, as in nnU-Net's `splits_final.json`.
+        path: a CSV with the columns id and fold; or a JSON list with one entry per fold. An entry has lists of case
+            ids under the keys `train` and `val`, as in nnU-Net's `splits_final.json`.
 
     Returns:
         The number of the fold by case id; None for a case that no fold or several folds validate.

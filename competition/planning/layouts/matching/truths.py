@@ -43,7 +43,7 @@ class Truth:
 
     @property
     def patterns(self) -> Patterns:
-        """The patterns in the form of `train.masks`."""
+        """The patterns of the mask files, as a value of the key `train.masks`."""
         return {name: series.pattern for name, series in self.classes} if self.kind == "classes" else self.first.pattern
 
     @property
