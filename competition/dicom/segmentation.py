@@ -266,8 +266,8 @@ class LabelMap:
             if value > MAX_LABEL_VALUE:
                 raise MaskfoldError(
                     f"The segmentations have more than {MAX_LABEL_VALUE} different labels.",
-                    "Divide the files into groups that share labels, and convert each group into its own output "
-                    "folder.",
+                    "Divide the files into groups, so that files with the same labels are in one group. Convert each "
+                    "group into its own output folder.",
                 )
             self.labels[value] = label
 

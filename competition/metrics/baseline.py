@@ -55,8 +55,8 @@ class ThresholdBaseline:
     Attributes:
         scores: result of `score_threshold_baseline`.
         name: name of the threshold with the best mean Dice over pairs of case and class; empty if there are no cases.
-        case_dice: Dice (cases, K) of this threshold. For each class that the case has, the prediction is the whole
-            foreground. For all other classes, the value is nan.
+        case_dice: Dice (cases, K) of this threshold. A threshold cannot tell classes apart, so all pixels that it
+            selects are the prediction of each class that the case has. For all other classes, the value is nan.
     """
 
     scores: dict[str, float]

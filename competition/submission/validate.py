@@ -91,7 +91,7 @@ def validate_submission(
 
     - the header, and the ids and their order: no id may be missing, unknown or a duplicate;
     - height and width, if the file has such columns;
-    - the run lengths of each mask: their numbers must be sorted, positive and within the image;
+    - the runs of each mask: they must be sorted by their starts, have positive lengths, and lie within the image;
     - objects: they must not overlap if the host forbids it;
     - empty masks: they must have the host's text, and never `nan`.
 
@@ -99,7 +99,7 @@ def validate_submission(
         path: path of the file.
         profile: the file format.
         sample: the host's sample, or its path. None skips the comparison of ids and their order with a sample.
-        shapes: shape of the masks of each case, by id, see `competition.submission.reader.read_submission`.
+        shapes: shape of the masks of each case, by id; see `competition.submission.reader.read_submission`.
 
     Returns:
         The report with the problems of the file.

@@ -166,7 +166,9 @@ def _layout(host: HostFolder, coco: CocoFile) -> Layout:
         )
     remarks = [f"these categories have no object, so they are left out: {', '.join(unused[:5])}"] if unused else []
     if coco.left_out:
-        remarks.append(f"{format_count(coco.left_out, 'annotation')} of crowds, or with neither an outline nor run lengths: left out")
+        remarks.append(
+            f"{format_count(coco.left_out, 'annotation')} of crowds, or with neither an outline nor run lengths: left out"
+        )
     if coco.missing:
         remarks.append(
             f"{format_count(coco.missing, 'image')} of {coco.path} {'is' if coco.missing == 1 else 'are'} "

@@ -9,12 +9,12 @@ from competition.planning.words import MASK_WORDS, has_word, tokens, without_rol
 
 
 def prefer_own_images(pairs: Sequence[Pair]) -> list[Pair]:
-    """Choose the images of each mask, and return the remaining pairs of image and mask.
+    """Drop pairs of an image and a mask if both have a better partner, and return the other pairs.
 
-    A mask belongs to an image if the mask's folders name the image's folders. Examples are `01_GT/SEG` and `01`, or
-    `PNG/masks` and `PNG/raw`. It also belongs to the image if the mask's name continues the image's name
-    (`{id}_4CH_ED_gt` and `{id}_4CH_ED`). A pair is dropped if its image belongs to another mask and its mask belongs
-    to another image. An image that belongs to no mask stays, because it may be another channel.
+    An image and a mask are partners if their folders show it, as `01` and `01_GT/SEG`, or `PNG/raw` and `PNG/masks`.
+    They are also partners if the mask's name continues the image's name, as `{id}_4CH_ED` and `{id}_4CH_ED_gt`. If
+    the image and the mask of a pair are not partners, and each of them has a partner in another pair, the pair is
+    dropped. An image without a partner keeps its pairs, because it may be another channel.
     """
     kept = list(pairs)
     for belongs in (_by_folder, _by_name):
