@@ -167,7 +167,7 @@ def _layout(host: HostFolder, coco: CocoFile) -> Layout:
     remarks = [f"these categories have no object, so they are left out: {', '.join(unused[:5])}"] if unused else []
     if coco.left_out:
         remarks.append(
-            f"{format_count(coco.left_out, 'annotation')} of crowds, or with neither an outline nor run lengths: left out"
+            f"{format_count(coco.left_out, 'annotation')} of crowds, or with neither outline nor run lengths: left out"
         )
     if coco.missing:
         remarks.append(
