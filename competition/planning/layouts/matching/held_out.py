@@ -206,7 +206,7 @@ def mark_unlabelled(layout: Layout) -> Layout:
     if not layout.unlabelled:
         return layout
     count = format_count(len(layout.unlabelled), "image")
-    is_last = min(map(_natural, layout.unlabelled)) > max(map(_natural, layout.ids))
+    is_last = min(map(natural, layout.unlabelled)) > max(map(natural, layout.ids))
     patterns = layout.images if isinstance(layout.images, str) else " ".join(layout.images.values())
     may_be_test = is_last and len(layout.unlabelled) >= MIN_TEST and not split_of(patterns)
     if layout.test is not None or not may_be_test or layout.folder.broken:  # a broken link may be a mask
@@ -236,7 +236,7 @@ def list_training_ids(layout: Layout) -> Layout:
     return layout
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def natural(name: str) -> list[tuple[int, str]]:
     """Return a key that sorts `case2` before `case10`."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
