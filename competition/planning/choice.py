@@ -70,10 +70,10 @@ def _has_object_numbers(layout: Layout) -> bool:
 
 def describe_candidates(candidates: Sequence[Layout]) -> list[str]:
     """Return a numbered line for each candidate (layout, number of cases, patterns), and lines of advice after them."""
-    differ = len({layout.folder.root for layout in candidates}) > 1
+    differ = len({layout.folder.name for layout in candidates}) > 1
     texts = []
     for layout in candidates:
-        place = f" in {layout.folder.root.name}" if differ else ""
+        place = f" in {layout.folder.name}" if differ else ""
         test = "" if layout.test is None else "; with test images"
         texts.append(f"{layout.name}{place}, {format_count(layout.cases, 'case')}: {layout.summary}{test}")
     texts = [f"{text}{_differences(layout, candidates, texts)}" for layout, text in zip(candidates, texts, strict=True)]
