@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from competition import large_arrays
 from competition.errors import MaskfoldError
+from competition.text import format_count
 
 IntArray = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -392,7 +393,7 @@ def _pairs_to_runs(
     """Check the start-length pairs of one object, and convert them to runs; error messages begin with `where`."""
     if len(numbers) % 2:
         raise RleError(
-            f"{where}: found {len(numbers)} values, expected an even number. Value {len(numbers)} "
+            f"{where}: found {format_count(len(numbers), 'value')}, expected an even number. Value {len(numbers)} "
             f"({numbers[-1]}) is a start without a length.",
             "Write the start and the length of each run. If this text stands for an empty mask, set "
             "`empty` of the format.",

@@ -30,6 +30,7 @@ from competition.data.image_types import (
     unreadable_error,
 )
 from competition.errors import MaskfoldError
+from competition.text import format_count
 
 # parts of messages by which `competition.planning.layouts.content` tells images from masks
 NO_INTEGERS, OTHER_CHANNELS = "not whole numbers", "channels with different values"
@@ -386,7 +387,7 @@ def _permute_affine(affine: np.ndarray | None, order: tuple[int, ...]) -> np.nda
 
 
 def _format_size(header: Header) -> str:
-    return f"{'×'.join(map(str, header.shape))} with {header.channels} channels"
+    return f"{'×'.join(map(str, header.shape))} with {format_count(header.channels, 'channel')}"
 
 
 def get_column(row: Any, column: str) -> Any:

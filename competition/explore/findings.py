@@ -111,8 +111,9 @@ def _guess_rule(cases: Sequence[CaseStats], findings: Findings) -> None:
         "group",
         "train",
         "",
-        f"The ids probably contain groups: `{rule}` gives {len(counts)} groups of {len(ids)} cases, "
-        f"such as {example} with {counts[example]} cases. competition.group is not set.",
+        f"The ids probably contain groups: `{rule}` gives {format_count(len(counts), 'group')} of "
+        f"{format_count(len(ids), 'case')}, such as {example} with "
+        f"{format_count(counts[example], 'case')}. competition.group is not set.",
         f"If each group is one patient, film or slide, set competition.group to '{rule}'.",
     )
 

@@ -28,7 +28,7 @@ from competition.data.readers import strip_extension
 from competition.errors import MaskfoldError
 from competition.metrics.scoring import Mask
 from competition.rle import RleError, decode, decode_runs, draw_objects, parse_json_lists, runs_overlap
-from competition.text import and_more, nearest_hint
+from competition.text import and_more, format_count, nearest_hint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -553,7 +553,7 @@ class MaskFile:
                 if shared and self.strict and not self.layout.overlap_allowed:
                     raise self._error(
                         row,
-                        f"shares {shared} pixels with another object of this image",
+                        f"shares {format_count(int(shared), 'pixel')} with another object of this image",
                         "Assign each pixel to only one object.",
                     )
                 mask |= obj

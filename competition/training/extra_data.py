@@ -31,6 +31,7 @@ from competition.runs.checkpoint import LAST_CHECKPOINT
 from competition.runs.extra_cases import extra_section, mark_near_duplicates, same_competition
 from competition.runs.fold import FoldJob
 from competition.runs.run import FOLDS_FILE, Run, load_run
+from competition.text import format_count
 from competition.training.distributed import is_main_process, make_fabric
 from competition.training.lineage import (
     BY_EXTRA_CASES,
@@ -149,14 +150,14 @@ def prepare_extra_data(
             channels = PreprocessedCase.open(folder).image.shape[0]
             if channels != expected:
                 raise MaskfoldError(
-                    f"The image {case_id} of {_data_name(key, run.exp)} has {channels} channels, expected "
-                    f"{expected}, as in the labelled cases.",
+                    f"The image {case_id} of {_data_name(key, run.exp)} has {format_count(channels, 'channel')}, "
+                    f"expected {expected}, as in the labelled cases.",
                     "Remove the image. For 2D images, you can also set prepare.channels to grey or rgb; for "
                     "volumes, to a list of channels that all images have.",
                 )
     copies = mark_near_duplicates(run, labelled, prepared)
     for key, table in run.extra_tables.items():
-        line = f"{_data_name(key, run.exp)}: {len(table)} images"
+        line = f"{_data_name(key, run.exp)}: {format_count(len(table), 'image')}"
         if labels := table.attrs.get("labelled", 0):
             line += f", {labels} more have labels and are not used"
         if copies[key]:
