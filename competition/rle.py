@@ -596,7 +596,7 @@ def parse_counts(text: str, size: int, strict: bool) -> tuple[IntArray, IntArray
     edges = np.cumsum(np.minimum(counts, size + 1))
     if strict and edges[-1] != size:
         raise RleError(
-            f"COCO counts: found a sum of {sum(counts.tolist())} pixels, expected {size}.",
+            f"COCO counts: found a sum of {format_count(sum(counts.tolist()), 'pixel')}, expected {size}.",
             "Check the size of the mask.",
         )
     edges = np.minimum(edges, size)

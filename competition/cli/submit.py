@@ -144,9 +144,11 @@ def predict_command(
         label_map=label_map,
     )
     unit = "voxels" if runs[0].exp.competition.dimensions == 3 else "pixels"
-    for prediction in predictions[:5]:
+    for prediction in predictions[:MAX_LISTED]:
         counts = ", ".join(f"{name} {count:,}" for name, count in prediction.pixels.items())
         say(f"{prediction.files[0]}: {unit} of {counts}")
+    if more := and_more(len(predictions), MAX_LISTED, "case"):
+        say(more.strip())
     say(
         f"{format_count(len(predictions), 'case')}, "
         f"{format_count(sum(len(prediction.files) for prediction in predictions), 'file')} in {output}"
@@ -364,6 +366,7 @@ def _code_submission(
 
 # Ledger
 
+MAX_LISTED = 5  # number of predictions whose sizes `predict` prints
 LEDGER_HEADER = ("", "date, UTC", "file", "CV", "95 %", "95 % of boards", "public", "private", "changed")
 MAX_SHOWN_CHANGES = 2  # maximum number of changes in a row of the table
 

@@ -25,6 +25,9 @@ IMAGE_WORDS = words(
 )
 TEST_WORDS = words("test tests testing ts tst heldout")
 VALIDATION_WORDS = words("val valid validation dev")
+# Folders of images that the host holds back, although their names do not say test
+HELD_OUT_WORDS = words("external holdout eval evaluation inference unseen")
+UNLABELLED_WORDS = words("unlabeled unlabelled unannotated")  # for training without masks, not for a test
 TRAIN_WORDS = words("train training trn tr")
 CHANNEL_WORDS = words(
     "flair t1 t1c t1ce t1gd t1n t1w t1wce t2 t2f t2w t2flair adc dwi hbv ct cta ctp pet suv mr mri mra pd pdw swi asl "

@@ -146,7 +146,7 @@ def prefer_linked(layouts: Sequence[Layout], linked: Sequence[Layout]) -> list[L
             layout.with_keys(
                 {}, {"root": "links to the files, with the names of the folders in the names of the links"}
             ),
-            name=f"{layout.name}, all folders together, with their names in the ids ({layout.ids[0]})",
+            name=f"{layout.name}, all folders together, with their names in the ids ({max(layout.ids, key=len)})",
         )
         for layout in linked
         if layout.cases == best > most
