@@ -94,10 +94,14 @@ def split_of(path: str) -> Split:
 
 
 def is_role_name(name: str) -> bool:
-    """Return whether a folder's name only describes the kind of its files, such as `images` or `stage1_train`."""
+    """Return whether a folder's name only describes the kind of its files, such as `images` or `stage1_train`.
+
+    A single letter with a number, such as `X001`, is rather the name of a case.
+    """
     role = MASK_WORDS | IMAGE_WORDS | TEST_WORDS | VALIDATION_WORDS | TRAIN_WORDS | {"stage", "set", "dataset"}
     parts = [token for token in tokens(name) if not token.isdigit()]
-    return bool(parts) and all(part in role for part in parts)
+    is_numbered_letter = len(parts) == 1 and len(parts[0]) == 1 and any(map(str.isdigit, name))
+    return bool(parts) and not is_numbered_letter and all(part in role for part in parts)
 
 
 def without_role_words(name: str) -> str:

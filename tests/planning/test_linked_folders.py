@@ -52,6 +52,8 @@ LAYOUTS = {
     "deep": ("data/{place}/train/images/{number}.png", "data/{place}/train/masks/{number}.png", TWO),
     "case folders": ("{place}/{number}/image.png", "{place}/{number}/mask.png", TWO),
     "volumes": ("{place}/scans/{number}.nii.gz", "{place}/labels/{number}.nii.gz", TWO),
+    "words beside the role": ("{place}/left_frames/{number}.png", "{place}/ground_truth/{number}.png", THREE),
+    "words beside both roles": ("{place}/us_scan/{number}.png", "{place}/outline_mask/{number}.png", TWO),
     "three sites": ("{place}/images/{number}.png", "{place}/masks/{number}.png", THREE),
     "three sites below": ("images/{place}/{number}.png", "masks/{place}/{number}.png", THREE),
 }

@@ -19,7 +19,7 @@ from competition.errors import MaskfoldError
 from competition.explore import Exploration
 from competition.planning.init import remarks_of
 from competition.planning.plan import Plan, PlanOptions, make_plan
-from tests.host import write_png, write_text
+from tests.host import write_nifti, write_png, write_text
 from tests.planning.conftest import Start
 from tests.planning.phantoms import (
     AMBIGUOUS,
@@ -33,6 +33,7 @@ from tests.planning.phantoms import (
     two_opinions,
     unclear_order,
     value_255,
+    volume,
 )
 
 
@@ -442,3 +443,38 @@ def test_the_sample_submission_wins_over_the_name_of_a_folder(start: Start) -> N
     comp = load_competition(done.competition)
     assert comp.test is not None and comp.test.images == "round2/{id}.png"
     assert not any("no folder is named test" in remark for remark in remarks_of(done))
+
+
+def test_a_folder_for_the_test_is_no_channel_of_the_images(start: Start) -> None:
+    """The folder `holdout` beside `tiles` is not pooled with it to `*/{id}.png`."""
+
+    def maker(root: Path) -> None:
+        for number in range(12):
+            image, mask = picture(number)
+            write_png(root / "tiles" / f"M-33-{number // 3}-A_{number % 3}_{number % 2}.png", image)
+            write_png(root / "tiles" / f"M-33-{number // 3}-A_{number % 3}_{number % 2}_m.png", mask * 50)
+        for number in range(3):
+            write_png(root / "holdout" / f"M-34-9-A_{number}_1.png", picture(40 + number)[0])
+        write_text(root / "legend.csv", "value,name\n0,other\n50,building\n100,wood\n")
+
+    done = start(maker, folder="land", measures=False)
+    comp, experiment = load_competition(done.competition), load_experiment(done.experiment)
+    assert comp.train.images == "tiles/{id}.png" and comp.test is not None and comp.test.images == "holdout/{id}.png"
+    assert (comp.classes, comp.label_values) == (["building", "wood"], [50, 100])
+    ids = case_table(comp)["id"].tolist()
+    assert group_values(comp, ids, "group") == [case_id.partition("_")[0] for case_id in ids]
+    assert experiment.folds.scheme == "group"
+
+
+def test_a_letter_with_a_number_is_a_case_and_no_role(start: Start) -> None:
+    def maker(root: Path) -> None:
+        for site, letter in (("ClinicA", "A"), ("ClinicB", "B"), ("External", "X")):
+            for number in range(4):
+                image, mask = volume(number + ord(letter))
+                write_nifti(root / site / f"{letter}{number:03d}" / "t2.nii.gz", image)
+                if letter != "X":
+                    write_nifti(root / site / f"{letter}{number:03d}" / "roi.nii.gz", mask)
+
+    done = start(maker, folder="clinics", measures=False)
+    assert done.layout.images == "*/{id}/t2.nii.gz" and done.layout.cases == 8
+    assert [case.id for case in done.exploration.cases_of("test")] == ["X000", "X001", "X002", "X003"]

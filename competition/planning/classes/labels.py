@@ -59,6 +59,9 @@ NAME_FILES = (
     "label_colors",
     "_classes",
     "obj_names",
+    "legend",
+    "class_legend",
+    "categories",
 )
 
 

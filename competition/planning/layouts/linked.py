@@ -35,6 +35,8 @@ from competition.planning.words import (
 from competition.text import format_count
 
 MIN_REPEATED = 0.5  # share of the files whose name occurs in several folders
+MAYBE = "\0"  # begins a name that may be no place
+Divided = tuple[tuple[str, ...], tuple[str, ...]]  # names of roles, names of places
 SPLIT_WORDS = TRAIN_WORDS | TEST_WORDS | VALIDATION_WORDS
 
 
@@ -64,7 +66,7 @@ def link_equal_names(host: HostFolder) -> LinkedFolder | None:
     The folder is deleted when nothing refers to the result any more. Return None if few names repeat, or if the names
     of the links would not be unique.
     """
-    divided = {path: _divide(path) for path in host.images}
+    divided = _certain_places({path: _divide(path) for path in host.images})
     kept = _varying({path: places for path, (_, places) in divided.items()})
     names = Counter((roles, path.rpartition("/")[2]) for path, (roles, _) in divided.items())
     repeated = sum(count for count in names.values() if count > 1)
@@ -87,29 +89,36 @@ def link_equal_names(host: HostFolder) -> LinkedFolder | None:
     return folder
 
 
-def _divide(path: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _divide(path: str) -> Divided:
     """Divide the folders of a path into names of roles and splits (`images`, `train`), and names of places (`siteA`).
 
-    A folder such as `siteA_masks` has both.
+    A folder such as `siteA_masks` has both. Its place begins with `MAYBE`, because in `left_frames` beside
+    `ground_truth`, the other word is no place.
     """
     roles, places = [], []
     for name in path.split("/")[:-1]:
         has_digit = any(map(str.isdigit, name))
         place = without_role_words(name)
+        is_mixed = place not in ("", name) and has_word(name, MASK_WORDS | IMAGE_WORDS)
         if is_role_name(name) and (not has_digit or has_word(name, SPLIT_WORDS)):
             roles.append(name)
-        elif (
-            place
-            and not place.replace("_", "").isdigit()
-            and place != name
-            and has_word(name, MASK_WORDS | IMAGE_WORDS)
-        ):
-            own = [token for token in tokens(name) if token in MASK_WORDS | IMAGE_WORDS | SPLIT_WORDS]
-            roles.append("_".join(own))
-            places.append(place)
+        elif is_mixed and not place.replace("_", "").isdigit():
+            roles.append("_".join(word for word in tokens(name) if word in MASK_WORDS | IMAGE_WORDS | SPLIT_WORDS))
+            places.append(MAYBE + place)
         else:
             places.append(name)
     return tuple(roles), tuple(places)
+
+
+def _certain_places(divided: Mapping[str, Divided]) -> dict[str, Divided]:
+    """Return the roles and places of each path, without words that all folders of a role share, such as `left`."""
+    same: dict[tuple[str, ...], set[str]] = {}
+    for roles, places in divided.values():
+        same.setdefault(roles, set()).update(name for name in places if name.startswith(MAYBE))
+    return {
+        path: (roles, tuple(name.removeprefix(MAYBE) for name in places if name[:1] != MAYBE or len(same[roles]) > 1))
+        for path, (roles, places) in divided.items()
+    }
 
 
 def _varying(places: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:

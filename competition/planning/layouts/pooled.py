@@ -10,7 +10,15 @@ from dataclasses import replace
 from competition.planning.folder import HostFolder
 from competition.planning.layouts.content import Role
 from competition.planning.layouts.series import Pair, Series
-from competition.planning.words import CHANNEL_WORDS, MASK_WORDS, UNLABELLED_WORDS, has_word, split_of, tokens
+from competition.planning.words import (
+    CHANNEL_WORDS,
+    HELD_OUT_WORDS,
+    MASK_WORDS,
+    UNLABELLED_WORDS,
+    has_word,
+    split_of,
+    tokens,
+)
 
 
 def pool_series(host: HostFolder, series: Sequence[Series], roles: Mapping[str, Role]) -> list[Series]:
@@ -28,7 +36,7 @@ def pool_series(host: HostFolder, series: Sequence[Series], roles: Mapping[str, 
     Returns:
         The merged series only. Their attribute `members` has the patterns of the series that were merged.
     """
-    # Folders above and below, split, whether the images are unlabelled, end of the pattern, whole, role
+    # Folders above and below, split, whether the images have no masks, end of the pattern, whole, role
     Key = tuple[tuple[str, ...], tuple[str, ...], str, bool, str, bool, Role]
     siblings: dict[Key, list[tuple[str, Series]]] = {}
     for item in series:
@@ -38,7 +46,7 @@ def pool_series(host: HostFolder, series: Sequence[Series], roles: Mapping[str, 
             for place, name in enumerate(parts):
                 end = item.pattern[len(item.origin) :]
                 above, below = tuple(parts[:place]), tuple(parts[place + 1 :])
-                no_masks = has_word(name, UNLABELLED_WORDS)
+                no_masks = has_word(name, UNLABELLED_WORDS | HELD_OUT_WORDS)
                 key = (above, below, split_of(name), no_masks, end, item.whole, roles[item.pattern])
                 siblings.setdefault(key, []).append((name, item))
     pooled: dict[tuple[str, bool], Series] = {}
