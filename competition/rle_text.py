@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from competition.errors import MaskfoldError
+from competition.text import format_count
 
 IntArray = NDArray[np.int64]
 _BLOCK = 1 << 16  # number of pairs that are formatted at a time
@@ -143,7 +144,7 @@ def _pairs_to_runs(
     """Check the start-length pairs of one object, and convert them to runs; error messages begin with `where`."""
     if len(numbers) % 2:
         raise RleError(
-            f"{where}: found {len(numbers)} values, expected an even number. Value {len(numbers)} "
+            f"{where}: found {format_count(len(numbers), 'value')}, expected an even number. Value {len(numbers)} "
             f"({numbers[-1]}) is a start without a length.",
             "Write the start and the length of each run. If this text stands for an empty mask, set "
             "`empty` of the format.",
@@ -348,7 +349,7 @@ def parse_counts(text: str, size: int, strict: bool) -> tuple[IntArray, IntArray
     edges = np.cumsum(np.minimum(counts, size + 1))
     if strict and edges[-1] != size:
         raise RleError(
-            f"COCO counts: found a sum of {sum(counts.tolist())} pixels, expected {size}.",
+            f"COCO counts: found a sum of {format_count(sum(counts.tolist()), 'pixel')}, expected {size}.",
             "Check the size of the mask.",
         )
     edges = np.minimum(edges, size)

@@ -38,7 +38,7 @@ def read_csv(path: Path, columns: dict[str, str]) -> pandas.DataFrame:
         files = f"; its folder has {', '.join(near)}" if near else ""
         raise MaskfoldError(
             f"The table {path} does not exist{files}.",
-            "Correct the name of the table in the YAML, or correct competition.root.",
+            "Correct the path of the table in the YAML, which begins at competition.root, or correct competition.root.",
             status=2,
         )
     stat = path.stat()

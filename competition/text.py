@@ -114,7 +114,23 @@ def join_names(names: Sequence[str]) -> str:
 
 def format_count(count: int, noun: str) -> str:
     """Format a count: `1 case`, `1,200 cases`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    return format_amount(count, noun, ",")
+
+
+def format_amount(amount: float, noun: str, spec: str = "g") -> str:
+    """Format a number and its noun, which is singular if the number is shown as 1: `1 minute`, `1.5 minutes`.
+
+    Args:
+        amount: the number.
+        noun: singular noun with a regular plural: `case`, `class`, `patch`, `study`.
+        spec: format of the number, as in an f-string.
+    """
+    shown = format(amount, spec)
+    if shown == "1":
+        return f"{shown} {noun}"
+    if re.search(r"[^aeiou]y$", noun):
+        return f"{shown} {noun[:-1]}ies"
+    return f"{shown} {noun}{'es' if noun.endswith(('s', 'x', 'ch', 'sh')) else 's'}"
 
 
 def and_more(total: int, shown: int, noun: str) -> str:

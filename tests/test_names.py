@@ -92,7 +92,7 @@ def test_a_table_of_run_lengths_beside_names_that_are_not_utf8(latin: Path) -> N
     assert case_table(competition(latin, train=train, on_bad_case="skip"))["id"].tolist() == ["a", "b", "c"]
     for case_id in "abc":
         (latin / "images" / f"{case_id}.png").unlink()
-    with pytest.raises(MaskfoldError, match="All 1 cases are skipped"):
+    with pytest.raises(MaskfoldError, match="No case is left, because 1 case is skipped"):
         case_table(competition(latin, train=train, on_bad_case="skip"))
 
 

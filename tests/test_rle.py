@@ -192,7 +192,7 @@ def test_each_broken_rule_is_an_error_that_names_the_value(text, message):
         (RleFormat(container="coco"), "0é", r"character 2"),
         (RleFormat(container="coco"), "0Q", "incomplete"),
         (RleFormat(container="coco"), "P" * 20 + "0", "more than 50 bits"),
-        (RleFormat(container="coco"), "01", r"found a sum of 1 pixels, expected 12"),
+        (RleFormat(container="coco"), "01", r"found a sum of 1 pixel, expected 12"),
         (RleFormat(container="coco"), "0O", r"count 2: found -1"),
         (RleFormat(container="coco_zlib"), "not base64!", "base64"),
         (RleFormat(container="coco_zlib"), b64encode(b"plain").decode(), "base64"),

@@ -177,7 +177,9 @@ def cv_table(summary: CvSummary, run: Run) -> Table:
     if summary.seeds is not None:
         for seed, scores in summary.seeds["alone"].items():
             values = [format_number(scores["score"]), *(format_number(scores["dice"].get(name)) for name in classes)]
-            table.add_row(f"seed {seed}", *values, "", f"this seed only, {summary.seeds['folds']} folds")
+            table.add_row(
+                f"seed {seed}", *values, "", f"this seed only, {format_count(summary.seeds['folds'], 'fold')}"
+            )
     if summary.test_dice is not None:
         table.add_row(
             "test",

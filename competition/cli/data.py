@@ -98,7 +98,7 @@ def _from_decathlon(console: Console, name: str, folder: Path, yes: bool) -> Non
     count = download_and_unpack(
         source, folder, lambda what: progress_bar(console, what), lambda line: _say(console, line)
     )
-    _say(console, f"{folder}: {_files(count)}")
+    _say(console, f"{folder}: {format_count(count, 'file')}")
 
 
 def _from_kaggle(console: Console, name: str, folder: Path, yes: bool) -> None:
@@ -107,7 +107,7 @@ def _from_kaggle(console: Console, name: str, folder: Path, yes: bool) -> None:
     total = format_size(listing.size) + ("" if listing.complete else " or more")
     _say(
         console,
-        f"{name}: {_files(len(listing.files))}, {total}. The licence is in the competition's rules: "
+        f"{name}: {format_count(len(listing.files), 'file')}, {total}. The licence is in the competition's rules: "
         f"{listing.rules_url}",
     )
     for file, size in sorted(listing.files, key=lambda entry: -entry[1])[:MAX_LISTED_FILES]:
@@ -120,7 +120,7 @@ def _from_kaggle(console: Console, name: str, folder: Path, yes: bool) -> None:
         DOWNLOAD_DECLINED,
     )
     count = fetch_competition(api, listing, folder, lambda what: progress_bar(console, what), console.is_terminal)
-    _say(console, f"{folder}: {_files(count)}")
+    _say(console, f"{folder}: {format_count(count, 'file')}")
 
 
 def _print_tasks(console: Console) -> None:
@@ -138,10 +138,6 @@ def _print_tasks(console: Console) -> None:
     for row in rows:
         table.add_row(*row)
     console.print(table)
-
-
-def _files(count: int) -> str:
-    return "1 file" if count == 1 else f"{count:,} files"
 
 
 # DICOM

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from competition.cli.console import exit_on_signal, format_columns, plain_printer, progress_bar
 from competition.errors import MaskfoldError
-from competition.text import format_count
+from competition.text import format_amount, format_count
 
 if TYPE_CHECKING:
     from competition.config.experiment import Experiment
@@ -102,8 +102,10 @@ def print_plan(plan: Plan, is_default: bool, console: Console) -> None:
     from competition.planning.plan import HEADER, table_rows
 
     say = plain_printer(console)
-    if plan.rows:
-        budget = f"{plan.minutes:g} minutes per fold" + (" (the default of --minutes)" if is_default else "")
+    if plan.rows and plan.minutes is not None:
+        budget = f"{format_amount(plan.minutes, 'minute')} per fold" + (
+            " (the default of --minutes)" if is_default else ""
+        )
         cores = format_count(plan.threads, "thread")
         say(
             f"Candidates for {budget}, timed with {cores} in {plan.seconds:.0f} s (s/step: seconds per step if no "
@@ -183,9 +185,10 @@ def experiment_for(folder: Path, overrides: list[str], layout: int | None, minut
             status=2,
         )
     if minutes is not None and minutes != exp.training.budget_minutes:
+        own = exp.training.budget_minutes
+        budget = "without a time budget" if own is None else f"with a time budget of {format_amount(own, 'minute')}"
         raise MaskfoldError(
-            f"{path} exists already with a time budget of {exp.training.budget_minutes} minutes "
-            f"(training.budget_minutes), but --minutes is {minutes:g}.",
+            f"{path} exists already {budget} (training.budget_minutes), but --minutes is {minutes:g}.",
             f"Plan it again with the new budget: maskfold plan {quoted} --minutes {minutes:g} --write. Then "
             "repeat this command.",
             status=2,

@@ -80,7 +80,7 @@ def _expected_score_lines(done: SubmissionResult) -> list[str]:
     nested = "nested out of fold" if expected.tuning is not None and expected.tuning.kept else "out of fold"
     return [
         (
-            f"Expected {expected.metric}: {expected.score:.4f} ({nested}, {expected.cases} cases); for "
+            f"Expected {expected.metric}: {expected.score:.4f} ({nested}, {format_count(expected.cases, 'case')}); for "
             f"{expected.test_cases} test cases, the score is between {expected.low:.4f} and {expected.high:.4f} "
             "with a probability of 95 %"
         )
@@ -96,7 +96,9 @@ def _write_out_of_fold(runs: list[Run], output: Path | None, say: Callable[[str]
     path = output or SUBMISSIONS_FOLDER / run.exp.competition.name / f"out-of-fold-{run.folder.name}.csv"
     check_csv_output(path, runs)
     verdict, score = write_oof_submission(run, path)
-    say(f"{path}: {verdict.rows} rows of training cases; {run.exp.competition.metric.name} {score:.10f}")
+    say(
+        f"{path}: {format_count(verdict.rows, 'row')} of training cases; {run.exp.competition.metric.name} {score:.10f}"
+    )
     say(f"Next: maskfold score {path} --competition …/competition.yaml   (computes the same score from the file)")
 
 
@@ -142,9 +144,11 @@ def predict_command(
         label_map=label_map,
     )
     unit = "voxels" if runs[0].exp.competition.dimensions == 3 else "pixels"
-    for prediction in predictions[:5]:
+    for prediction in predictions[:MAX_LISTED]:
         counts = ", ".join(f"{name} {count:,}" for name, count in prediction.pixels.items())
         say(f"{prediction.files[0]}: {unit} of {counts}")
+    if more := and_more(len(predictions), MAX_LISTED, "case"):
+        say(more.strip())
     say(
         f"{format_count(len(predictions), 'case')}, "
         f"{format_count(sum(len(prediction.files) for prediction in predictions), 'file')} in {output}"
@@ -362,6 +366,7 @@ def _code_submission(
 
 # Ledger
 
+MAX_LISTED = 5  # number of predictions whose sizes `predict` prints
 LEDGER_HEADER = ("", "date, UTC", "file", "CV", "95 %", "95 % of boards", "public", "private", "changed")
 MAX_SHOWN_CHANGES = 2  # maximum number of changes in a row of the table
 

@@ -76,7 +76,7 @@ def _run_cv(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...])
     from competition.training.soup_selection import format_soup
 
     run = open_run(exp, f"{exp.competition.name}-{file.stem}", new=new)
-    console.print(f"{len(run.cases)} cases{_selection_note(run)}", soft_wrap=True)
+    console.print(f"{format_count(len(run.cases), 'case')}{_selection_note(run)}", soft_wrap=True)
     for note in _case_warnings(run):
         console.print(f"note: {note}", soft_wrap=True, markup=False)
 
@@ -307,7 +307,7 @@ def trials_table(search: StudySession, trials: list[dict[str, Any]]) -> Table:
     The table does not say why a trial failed or violates a constraint; the study's HTML page does.
     """
     keys = list(search.config.space)
-    table = Table(title=f"{search.name}: {len(trials)} trials")
+    table = Table(title=f"{search.name}: {format_count(len(trials), 'trial')}")
     for name in ("trial", "state", *search.config.objectives, "minutes", *(key.rpartition(".")[2] for key in keys)):
         table.add_column(name)
     for trial in trials:

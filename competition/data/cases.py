@@ -75,7 +75,8 @@ def case_table(comp: Competition, split: str = "train") -> pandas.DataFrame:
     if not rows:
         first, reason = next(iter(skipped.reasons.items()))
         raise MaskfoldError(
-            f"All {len(skipped.reasons)} cases are skipped, so none is left. The first is {first}: {reason}",
+            f"No case is left, because {format_count(len(skipped.reasons), 'case')} "
+            f"{'is' if len(skipped.reasons) == 1 else 'are'} skipped. The first is {first}: {reason}",
             "Correct the files of the cases, or the competition's YAML.",
         )
     table = pandas.DataFrame(rows, columns=list(COLUMNS))

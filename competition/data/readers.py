@@ -393,7 +393,7 @@ def _permute_affine(affine: np.ndarray | None, order: tuple[int, ...]) -> np.nda
 
 
 def _format_size(header: Header) -> str:
-    return f"{'×'.join(map(str, header.shape))} with {header.channels} channels"
+    return f"{'×'.join(map(str, header.shape))} with {format_count(header.channels, 'channel')}"
 
 
 def get_column(row: Any, column: str) -> Any:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from competition.config.competition import Competition
 from competition.errors import MaskfoldError
 from competition.tables import read_csv
-from competition.text import nearest_hint
+from competition.text import format_count, nearest_hint
 
 if TYPE_CHECKING:
     import pandas
@@ -48,7 +48,9 @@ def select_training_cases(comp: Competition, ids: list[str]) -> tuple[list[str],
     left_out = [case_id for case_id in ids if case_id in listed and case_id in excluded]
     if left_out and not selected:
         raise MaskfoldError(
-            f"train.exclude leaves out all {len(left_out)} cases, so no case is left.", "Exclude fewer cases.", status=2
+            f"train.exclude leaves out {format_count(len(left_out), 'case')}, so no case is left.",
+            "Exclude fewer cases.",
+            status=2,
         )
     return selected, left_out
 

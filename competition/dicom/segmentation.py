@@ -162,8 +162,9 @@ class MaskBuilder:
             paint_segments(segmentation, canvas, values)
         if canvas.overlap_count:
             notes.append(
-                f"{canvas.overlap_count:,} voxels are in more than one segment; each gets the segment with the "
-                "larger fraction or, if these are equal, the higher value"
+                f"{format_count(canvas.overlap_count, 'voxel')} {'is' if canvas.overlap_count == 1 else 'are'} in more "
+                "than one segment; each gets the segment with the larger "
+                "fraction or, if these are equal, the higher value"
             )
         return _new_mask(image, canvas.mask, [item.instance.series_uid for item in segmentations], notes)
 

@@ -14,6 +14,7 @@ from typing import Any
 from competition.doctor.finding import CheckResult, first_line
 from competition.doctor.packages import installed_version
 from competition.doctor.probe import run_probe
+from competition.text import format_count
 
 GIB = 2**30
 
@@ -86,7 +87,7 @@ def _device_result(row: dict[str, Any]) -> CheckResult:
 def _no_device(build: dict[str, Any]) -> CheckResult:
     """Return a row that says why torch finds no accelerator."""
     precision = PRECISIONS.get(build["cpu"], "precision unknown")
-    detail = f"no GPU; training on the CPU ({precision}, torch uses {build['threads']} threads)"
+    detail = f"no GPU; training on the CPU ({precision}, torch uses {format_count(build['threads'], 'thread')})"
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if not has_nvidia_driver():
         return CheckResult("accelerators", "ok", detail)

@@ -17,6 +17,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from competition.doctor.finding import CheckResult, first_line
 from competition.doctor.probe import run_probe
+from competition.text import format_count
 from competition.tracking.store import MLRUNS, MlflowStore, find_mlflow_store
 
 # Disk
@@ -165,7 +166,9 @@ def check_optuna_storage(root: Path) -> list[CheckResult]:
         return [CheckResult(name, "ok", f"{database} does not exist yet; the first study creates it")]
     answer = run_probe("optuna", root=root)
     if answer.trouble is None:
-        return [CheckResult(name, "ok", f"{database} is writable; {answer.lines[-1]['studies']} studies")]
+        return [
+            CheckResult(name, "ok", f"{database} is writable; {format_count(answer.lines[-1]['studies'], 'study')}")
+        ]
     if "No module named" in answer.trouble:
         return [
             CheckResult(name, "warning", f"cannot be opened: {answer.trouble}", "Install the missing package first.")

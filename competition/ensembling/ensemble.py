@@ -23,6 +23,7 @@ from competition.runs.cascade.channels import class_probabilities
 from competition.runs.cascade.first_stage import first_stage_for_prediction, fold_members
 from competition.runs.imported import StoredTestPredictions, is_imported
 from competition.runs.run import CACHE_FOLDER, Run
+from competition.text import format_count
 
 # Maximum size in bytes of all weights together. If they are larger, the networks are read from disk for each case.
 MAX_WEIGHT_BYTES_IN_MEMORY = 2**32
@@ -171,8 +172,9 @@ class _RunNetworks:
     def predict(self, case: PreprocessedCase) -> Prediction:
         if (channels := case.image.shape[0]) != self.channels:
             raise MaskfoldError(
-                f"Case {case.id} has {channels} channels, expected {self.channels}, as in training.",
-                f"Use images with {self.channels} channels. Or train a run with prepare.channels set to grey or rgb.",
+                f"Case {case.id} has {format_count(channels, 'channel')}, expected {self.channels}, as in training.",
+                f"Use images with {format_count(self.channels, 'channel')}. Or train a run with prepare.channels set "
+                "to grey or rgb.",
             )
         if self.networks:
             return predict_case_with_presence(

@@ -111,8 +111,9 @@ def _guess_rule(cases: Sequence[CaseStats], findings: Findings) -> None:
         "group",
         "train",
         "",
-        f"The ids probably contain groups, but competition.group is not set: `{rule}` divides {len(ids)} cases into "
-        f"{len(counts)} groups, such as {example} with {counts[example]} cases.",
+        f"The ids probably contain groups, but competition.group is not set: `{rule}` divides "
+        f"{format_count(len(ids), 'case')} into {format_count(len(counts), 'group')}, such as {example} with "
+        f"{format_count(counts[example], 'case')}.",
         f"If each group is one patient, film or slide, set competition.group to '{rule}'.",
     )
 

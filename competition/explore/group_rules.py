@@ -21,6 +21,7 @@ PERSON = re.compile(
     r"(?![A-Za-z0-9])"
 )
 SUBJECT = r"^((?:sub|subj|subject|patient|pat)[_-]?[A-Za-z0-9]+)[_-].+$"  # `sub-CC0016_ses-1`
+TILE = r"^([^_]+)_(?:[A-Za-z]{0,3}\d+_)+[A-Za-z]{0,3}\d+$"  # `M-33-20-D_0_3`, `scene-4_r12_c3`
 MIN_GROUPS, MAX_GROUP_SHARE, MIN_REPEATED = 3, 0.8, 0.5  # groups; groups per case; share of cases in repeated groups
 
 # Dates, with the places of year, month and day; 20190301, 2019-03-01, 31-12-2019, 12/31/2019, 31.12.19
@@ -54,6 +55,7 @@ def guess_group_rule(ids: Sequence[str]) -> Rule | None:
         is_whole = are_dates(list(counts)) or not _cut_dates(matches)
         if ids and len(matches) == len(ids) and _repeat(counts) and is_whole:
             found.append((rule, counts))
+    found += _by_tile(ids)
     person = _by_person(ids)
     if person is not None:  # the simplest expression of the same groups
         return next((rule for rule in found if _divide_equally(rule[0], person[0], ids)), person)
@@ -178,6 +180,17 @@ def _has_no_number(match: re.Match[str]) -> bool:
     """Return whether the text before a patient's number has no digit except in dates."""
     before = match.string[: match.start()]
     return not any(map(str.isdigit, before)) or _is_dated(before)
+
+
+def _by_tile(ids: Sequence[str]) -> list[Rule]:
+    """Return a regular expression of the image whose tiles the ids name; the list is empty without such ids.
+
+    In `M-33-20-D_0_3`, the tile's row and column follow the name of the image, which ends before the first `_`.
+    """
+    matches = [re.match(TILE, case_id) for case_id in ids]
+    counts = Counter(match[1] for match in matches if match)
+    is_possible = bool(ids) and all(matches) and _repeat(counts) and not _are_shared(counts) and not kind_of(counts)
+    return [(TILE, counts)] if is_possible else []
 
 
 def _by_subject(ids: Sequence[str]) -> Rule | None:

@@ -308,7 +308,7 @@ def _channels(
         reason = f"{n_colour} of {format_count(len(train), 'image')} {has_or_have(n_colour)} colours{note}"
         return [SuggestedKey("prepare.channels", "rgb", reason, (alternative,) if alternative else ())]
     if len(contrasts) > 1 and (alternative or note):
-        reason = f"{len(contrasts)} channels{note}"
+        reason = f"{format_count(len(contrasts), 'channel')}{note}"
         return [SuggestedKey("prepare.channels", "keep", reason, (alternative,) if alternative else ())]
     return []
 

@@ -20,6 +20,7 @@ from competition.runs.fold import RESULT_FILE
 from competition.runs.run import Run
 from competition.runs.summary import read_summary, run_scores
 from competition.submission.label_files import label_file_settings
+from competition.text import format_count
 
 PACKAGE_FOLDER = Path(competition.__file__).parent
 MODEL_SCRIPT = Path(__file__).with_name("mlflow_script.py")
@@ -76,7 +77,9 @@ def describe_run(run: Run) -> str:
         return text
     text += f", {summary['metric']} {summary['score']:.4f} out of fold"
     if summary.get("low") is not None and summary.get("high") is not None:
-        text += f" (95 % interval {summary['low']:.4f} to {summary['high']:.4f}, {summary['cases']} cases)"
+        text += (
+            f" (95 % interval {summary['low']:.4f} to {summary['high']:.4f}, {format_count(summary['cases'], 'case')})"
+        )
     submitted = run_scores(run, summary)
     if submitted is not None and submitted.is_nested:
         text += f", {submitted.value:.4f} with {submitted.note}"

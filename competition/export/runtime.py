@@ -148,7 +148,7 @@ def _predict_all(folder: Path, args: argparse.Namespace, started: float) -> None
             _masks(cases, found, missed), found.test_set.profile, args.output, sample=found.test_set.sample
         )
     _say(
-        f"{args.output}: {validation.rows} rows, {validation.empty} of them with an empty mask; the "
+        f"{args.output}: {format_count(validation.rows, 'row')}, {validation.empty} of them with an empty mask; the "
         f"file is valid; {format_duration(time.monotonic() - options.started)}"
     )
     if missed:

@@ -182,8 +182,8 @@ def _with_channels(options: ReadingOptions, sources: Sources, comp: Competition,
     if sorted(found) != sorted(expected):
         if len(found) != len(expected):
             raise MaskfoldError(
-                f"dataset.json has {len(found)} classes ({', '.join(sources.channels)}), expected the "
-                f"{len(expected)} classes of the competition ({', '.join(comp.classes)}).",
+                f"dataset.json has {format_count(len(found), 'class')} ({', '.join(sources.channels)}), expected the "
+                f"{format_count(len(expected), 'class')} of the competition ({', '.join(comp.classes)}).",
                 "Give the folder with predictions of the same competition.",
                 status=2,
             )

@@ -16,6 +16,7 @@ import numpy as np
 from competition.leaderboard.ledger import UploadRecord, metric_of_record
 from competition.leaderboard.upload import table_groups
 from competition.metrics.bootstrap import paired_difference_noise
+from competition.text import format_count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,7 +78,7 @@ class Correlation:
             return "correlation of CV and public score: undefined, because all files have the same score"
         text = (
             f"correlation of CV and public score: r {self.r:+.3f} (95 % interval {self.low:+.3f} to "
-            f"{self.high:+.3f}, by Fisher's method, {self.files} files)"
+            f"{self.high:+.3f}, by Fisher's method, {format_count(self.files, 'file')})"
         )
         if self.low <= 0 <= self.high:
             text += "; the interval contains 0, so there is no evidence yet that the two scores agree"

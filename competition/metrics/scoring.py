@@ -19,6 +19,7 @@ from competition.metrics.distances import BorderDistances
 from competition.metrics.instances import Labels, connected_components
 from competition.metrics.overlap import SUM_PREFIX, OverlapCounts, count_overlap, dice, iou
 from competition.records import damaged_error
+from competition.text import format_count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -211,7 +212,7 @@ def _check_shapes(masks: Mask, truth: NDArray[np.uint8], comp: Competition) -> N
     channels = 1 if comp.labels == "exclusive" else len(comp.classes)
     if masks.shape[0] != len(comp.classes) or truth.shape != (channels, *masks.shape[1:]):
         raise ValueError(
-            f"shapes do not match {len(comp.classes)} classes with {comp.labels} labels: "
+            f"shapes do not match {format_count(len(comp.classes), 'class')} with {comp.labels} labels: "
             f"found masks {masks.shape} and truth {truth.shape}, expected masks ({len(comp.classes)}, *spatial) and "
             f"truth ({channels}, *spatial)."
         )
@@ -287,7 +288,7 @@ def _score(metric: Metric, inputs: dict[str, Any], counts: OverlapCounts, cls: s
     if not isfinite(score):
         raise MaskfoldError(
             f"The metric {metric.name} of the class {cls} is {score}, expected a finite number. The mask "
-            f"has {counts.tp + counts.fp} pixels, and the truth has {counts.tp + counts.fn}.",
+            f"has {format_count(counts.tp + counts.fp, 'pixel')}, and the truth has {counts.tp + counts.fn}.",
             "If only one of the two masks is empty, the metric must return its worst possible score, such "
             "as the diagonal of the image.",
         )

@@ -35,7 +35,7 @@ from competition.models.pretrained import (
     match_encoder,
     pretrained_args,
 )
-from competition.text import join_or, nearest_names
+from competition.text import format_count, join_or, nearest_names
 
 PatchSize = tuple[int, ...]
 IGNORED_ARGUMENT_PATTERN = re.compile(
@@ -252,7 +252,8 @@ def _check_shapes(exp: Experiment, cls: type, probe: PatchSizeProbe) -> None:
         )
     raise MaskfoldError(
         f"model.args: {cls.__name__} with these arguments fails on a patch of {list(size)}: {failure}.",
-        f"Change model.args. The network must return {exp.network_channels} channels of the same size as the patch.",
+        f"Change model.args. The network must return {format_count(exp.network_channels, 'channel')} of the same size "
+        "as the patch.",
         status=2,
     )
 

@@ -36,7 +36,7 @@ from competition.models.interface import (
 )
 from competition.models.presence_head import presence_loss
 from competition.models.targets import LossTarget
-from competition.text import join_names
+from competition.text import format_count, join_names
 
 MONAI, SMP, TORCH, OTHER = "monai", "segmentation_models_pytorch", "torch", "other"
 # Losses that take probabilities instead of logits -> losses that take logits, which an error message suggests.
@@ -363,7 +363,8 @@ class LossTerm(nn.Module):
             if isinstance(args.get(name), list) and (self.library in (TORCH, SMP) or cls.__name__ == "DiceCELoss"):
                 if len(args[name]) != self.channels:
                     raise self._error(
-                        f".args.{name}: found {len(args[name])} values, expected {self.channels} (output channels)",
+                        f".args.{name}: found {format_count(len(args[name]), 'value')}, expected {self.channels} "
+                        "(output channels)",
                         f"Change {self.key}.args.{name}. If classes are exclusive, the first value is that of the "
                         "background.",
                     )

@@ -74,10 +74,10 @@ def describe_candidates(candidates: Sequence[Layout]) -> list[str]:
 
     If a candidate has advice for the user, the last text ends with this advice, after a line break.
     """
-    differ = len({layout.folder.root for layout in candidates}) > 1
+    differ = len({layout.folder.name for layout in candidates}) > 1
     texts = []
     for layout in candidates:
-        place = f" in {layout.folder.root.name}" if differ else ""
+        place = f" in {layout.folder.name}" if differ else ""
         test = "" if layout.test is None else "; with test images"
         texts.append(f"{layout.name}{place}, {format_count(layout.cases, 'case')}: {layout.summary}{test}")
     texts = [f"{text}{_differences(layout, candidates, texts)}" for layout, text in zip(candidates, texts, strict=True)]

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from competition.errors import MaskfoldError
 from competition.planning.classes.labels import read_labels_of
 from competition.planning.folder import HostFolder
 from competition.planning.grouping import find_groups
-from competition.planning.layout import Layout, role_of
+from competition.planning.layout import Layout, Patterns, role_of
 from competition.planning.layouts.coco import find_coco
 from competition.planning.layouts.content import Role
 from competition.planning.layouts.depths import mark_depths, mark_nested, scans_error
 from competition.planning.layouts.described import find_described
 from competition.planning.layouts.ends import find_ends
+from competition.planning.layouts.linked import link_equal_names, prefer_linked
 from competition.planning.layouts.pairs import find_pairs
 from competition.planning.layouts.pooled import pool_series
 from competition.planning.layouts.run_lengths import find_run_tables
-from competition.planning.layouts.series import Series, find_series
+from competition.planning.layouts.series import Series, find_series, has_slice_name
 from competition.planning.layouts.sessions import find_sessions
 from competition.planning.layouts.sites import find_sites
 from competition.planning.refusals import BY_HAND, no_layout_error, packed_archive
@@ -38,25 +40,10 @@ def find_layouts(host: HostFolder) -> list[Layout]:
     series: list[Series] = []
     roles: dict[str, Role] = {}
     if not found:
-        series = find_series(host)
-        series += find_sessions(host, series) + find_ends(series) + find_sites(host)
-        if len(series) > MAX_SERIES:
-            raise scans_error(host) or MaskfoldError(
-                f"{host.root} has more than {MAX_SERIES} kinds of file names, such as {series[0].pattern}, so "
-                "the data set was not recognised.",
-                f"Give the folder that contains only the training data. {BY_HAND}",
-                status=2,
-            )
-        roles = {item.pattern: role_of(host, item) for item in series}
-        pooled = pool_series(host, series, roles)
-        roles |= {item.pattern: roles[item.members[0]] for item in pooled}
-        series += pooled
+        series, roles = _find_series(host)
         tests = [item for item in series if roles[item.pattern] == "image" and item.kind != "objects"]
-        found = [
-            *mark_depths(mark_nested(find_pairs(host, series, roles))),
-            *find_run_tables(host, series, roles, tests),
-            *find_coco(host),
-        ]
+        pairs = mark_depths(mark_nested(find_pairs(host, series, roles)))
+        found = [*pairs, *_find_linked(host, pairs), *find_run_tables(host, series, roles, tests), *find_coco(host)]
     if not found:
         raise no_layout_error(host, series, roles)
     readings, errors = [], []
@@ -72,6 +59,40 @@ def find_layouts(host: HostFolder) -> list[Layout]:
     readings = [replace(layout, notes=(*layout.notes, *unused)) for layout in readings if layout.rank == best]
     remarks = _remarks_on(host)
     return [item.with_remarks(*remarks) for layout in readings for item in add_submission(find_groups(layout))]
+
+
+def _find_series(host: HostFolder) -> tuple[list[Series], dict[str, Role]]:
+    """Return all series of a folder, and the role of each, by pattern."""
+    series = find_series(host)
+    series += find_sessions(host, series) + find_ends(series) + find_sites(host)
+    if len(series) > MAX_SERIES:
+        raise scans_error(host) or MaskfoldError(
+            f"{host.root} has more than {MAX_SERIES} kinds of file names, such as {series[0].pattern}, so "
+            "the data set was not recognised.",
+            f"Give the folder that contains only the training data. {BY_HAND}",
+            status=2,
+        )
+    roles = {item.pattern: role_of(host, item) for item in series}
+    pooled = pool_series(host, series, roles)
+    roles |= {item.pattern: roles[item.members[0]] for item in pooled}
+    return series + pooled, roles
+
+
+def _find_linked(host: HostFolder, pairs: Sequence[Layout]) -> list[Layout]:
+    """Return the layouts in which files of equal names in several folders are cases of their own.
+
+    There are none if a command for links is already advised, or if the names of the files say that they are slices.
+    """
+    are_slices = any("{z}" in _first(layout.images) and has_slice_name(_first(layout.images)) for layout in pairs)
+    linked = None if not pairs or are_slices or any(layout.advice for layout in pairs) else link_equal_names(host)
+    if linked is None:
+        return []
+    series, roles = _find_series(linked)
+    return prefer_linked(pairs, find_pairs(linked, series, roles))
+
+
+def _first(patterns: Patterns) -> str:
+    return patterns if isinstance(patterns, str) else next(iter(patterns.values()))
 
 
 def _remarks_on(host: HostFolder) -> list[str]:

@@ -35,6 +35,11 @@ class HostFolder:
     given: Path
     broken: tuple[str, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """Name of the folder, for messages."""
+        return self.root.name
+
     @cached_property
     def images(self) -> tuple[str, ...]:
         """Paths of the files with an extension that Maskfold can read as images."""

@@ -16,6 +16,7 @@ from competition.data.readers import strip_extension
 from competition.errors import MaskfoldError
 from competition.explore.group_rules import are_dates, guess_group_rule, kind_of
 from competition.planning.layout import Layout
+from competition.planning.layouts.linked import LinkedFolder, places_of_cases
 from competition.planning.words import has_word, tokens, words
 from competition.tables import read_csv
 from competition.text import format_count
@@ -46,7 +47,8 @@ def find_groups(layout: Layout) -> Layout:
     group, group_reason, group_conflicts = _from_tables(layout, GROUP_WORDS, _groups_several)
     stratum, stratum_reason, stratum_conflicts = _from_tables(layout, STRATUM_WORDS, _is_stratum)
     layout = layout.with_remarks(*group_conflicts, *stratum_conflicts)
-    if not group and (found := guess_group_rule(layout.ids)) is not None:
+    is_linked = isinstance(layout.folder, LinkedFolder)  # its ids begin with folders, see `folders_of_cases`
+    if not group and not is_linked and (found := guess_group_rule(layout.ids)) is not None:
         rule, counts = found
         example = next(name for name, count in counts.items() if count > 1)
         shown = (
@@ -194,14 +196,21 @@ def group_by_folder(layout: Layout, name: str) -> Layout:
     """
     from competition.planning.layouts.coco import write_table
 
-    folders = folders_of_cases(layout)
+    patients = _patients_in_links(layout)
+    folders = patients or folders_of_cases(layout)
     counts = Counter(folders.values())
     if "group" in layout.keys or len(counts) < 2 or max(counts.values()) == 1:
         return layout
-    if not _may_be_patients(folders):
-        return layout.with_remarks(_advice(folders))
+    if not patients and not _may_be_patients(folders):
+        if isinstance(layout.folder, LinkedFolder):
+            layout = layout.with_keys({}, {"group": "the folders in the ids may be sites or kinds of cases"})
+        return layout.with_remarks(_advice_with_table(layout, folders, name))
     table = write_table(layout.folder, f"{name}-groups.csv", ("id", "group"), sorted(folders.items()))
+    example, most = counts.most_common(1)[0]
     reason = f"{_shown(folders)}; the cases of a folder stay in one fold"
+    if patients:
+        shown = f"{format_count(len(counts), 'group')}, such as {example} with {format_count(most, 'case')}"
+        reason = f"the ids form {shown}; they stay in one fold"
     return layout.with_keys({"group": f"{table}:group"}, {"group": reason})
 
 
@@ -234,12 +243,45 @@ def _advice(folders: Mapping[str, str]) -> str:
     )
 
 
+def _patients_in_links(layout: Layout) -> dict[str, str]:
+    """Return the patient of each case of a layout of links, if what follows the folders in its id names a patient.
+
+    Equal names at two sites are two patients, see `_patient_folders`. Return an empty dictionary without such names.
+    """
+    own = places_of_cases(layout)
+    found = guess_group_rule([names[-1] for names in own.values()])
+    if found is None or kind_of(found[1]):
+        return {}
+    matches = {case_id: re.search(found[0], names[-1]) for case_id, names in own.items()}
+    return _patient_folders({case_id: (*own[case_id][:-1], match[1]) for case_id, match in matches.items() if match})
+
+
+def _advice_with_table(layout: Layout, folders: Mapping[str, str], name: str) -> str:
+    """Return the advice on folders; for a layout of links, first write a table of the folders, which the advice names.
+
+    The names of the folders are then a part of the ids, but no expression on the ids finds them for certain.
+    """
+    from competition.planning.layouts.coco import write_table
+
+    if not isinstance(layout.folder, LinkedFolder):
+        return _advice(folders)
+    table = write_table(layout.folder, f"{name}-folders.csv", ("id", "folder"), sorted(folders.items()))
+    return (
+        f"{_shown(folders)}. If each folder is a patient, set group: {table}:folder, so that no patient is in two "
+        f"folds. If the folders are sites or kinds of cases, set stratum: {table}:folder, so that each fold has cases "
+        "of all folders"
+    )
+
+
 def folders_of_cases(layout: Layout) -> dict[str, str]:
     """Return, by training case, the folder that `*` in a pattern such as `*/{id}.png` matches.
 
     With several such folders, as in `*/*/{id}.png`, this is the folder that may be the patient, see `_patient_folders`.
-    Return an empty dictionary if the pattern has no `*`.
+    In a layout of links, the folders are those in the ids. Return an empty dictionary if the pattern has no `*`.
     """
+    if own := places_of_cases(layout):
+        paths = {case_id: names[:-1] for case_id, names in own.items()}
+        return _patient_folders(paths) if all(paths.values()) else {}
     for pattern in [layout.masks] if isinstance(layout.masks, str) else list((layout.masks or {}).values()):
         parts = pattern.split("/")
         places = [index for index, part in enumerate(parts[1:]) if "{id}" in part and parts[index] == "*"]

@@ -25,6 +25,7 @@ from competition.planning.folder import scan_folder
 from competition.planning.grouping import group_by_folder
 from competition.planning.layout import Layout
 from competition.planning.layouts.coco import convert_coco, write_ids
+from competition.planning.layouts.linked import keep_links
 from competition.planning.lines import Line, key_path, to_yaml
 from competition.planning.measure import thread_count
 from competition.planning.plan import Plan, PlanOptions, make_plan
@@ -104,7 +105,7 @@ def initialise(
     layout = choose_layout(find_layouts(host), options.layout, ask)
     if "coco" in layout.keys:
         layout = convert_coco(layout, name)
-    layout = group_by_folder(layout, name)
+    layout = group_by_folder(keep_links(layout, name), name)
     text = to_yaml(competition_lines(layout, name), _title(layout))
     comp = _load(text)
     exploration = explore(comp, progress)
@@ -218,7 +219,7 @@ def competition_lines(layout: Layout, name: str) -> list[Line]:
         line(
             "root",
             _relative(layout.folder.root),
-            "if the data are elsewhere, add competition.root=/path to the command",
+            reasons.get("root", "if the data are elsewhere, add competition.root=/path to the command"),
         ),
         line("dimensions", layout.dimensions),
         line("classes", keys["classes"]),

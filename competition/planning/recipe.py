@@ -437,7 +437,7 @@ def _training(candidate: Candidate, schedule: Schedule | None, minutes: float | 
             ("training", "budget_minutes"),
             minutes,
             "minutes of a fold, including its validations and the final prediction; about "
-            f"{schedule.steps:,} steps; {candidate.enough:,} would be enough",
+            f"{format_count(schedule.steps, 'step')}; {candidate.enough:,} would be enough",
         ),
         Line(("training", "steps_per_epoch"), schedule.steps_per_epoch, "the log has a line for each epoch"),
         batch,

@@ -11,7 +11,7 @@ from typing import Any
 
 from competition.config.experiment import Experiment
 from competition.config.loading import load_experiment
-from competition.config.yaml import read_yaml
+from competition.config.yaml import parse_yaml, read_yaml
 from competition.errors import MaskfoldError
 from competition.explore import Exploration
 from competition.io import atomic_write
@@ -48,6 +48,7 @@ GRID_KEYS = (
     "orientation",
 )
 NETWORK_SECTIONS = ("encoder_weights", "gate")  # these keys are dropped if the planned network has none of them
+FOLDS_REASON = re.compile(r"\d[\d,]* cases? without groups|keeps \d[\d,]* groups? of ")  # the planner's words
 TOP_KEY = re.compile(r"^(?P<quote>[\"']?)(?P<key>[A-Za-z_]\w*)(?P=quote)\s*:")
 
 
@@ -110,6 +111,9 @@ def replan(
         # It may name classes that competition.yaml no longer has, and the new plan has its own.
         fixed.remove("postprocess")
         overrides = ["postprocess.number=null", *overrides]
+    if _is_planned("folds", own, last):
+        # The plan gives the same folds as before, unless competition.yaml now has other groups or strata.
+        fixed.remove("folds")
     exp = load_experiment(path, overrides, trust)
     if exp.patch.slices is not None:
         raise MaskfoldError(
@@ -143,6 +147,8 @@ def replan(
     kept = {".".join(line.path): line.value for line in plan.lines if line.path in written}
     lines = [Line(line.path, pins[line.path] if line.path in written else line.value, line.reason) for line in planned]
     new = merge(old, document.tree, lines)
+    if "folds" in fixed:
+        new = _correct_folds_reason(new, next(line for line in plan.lines if line.path == ("folds",)))
     return Replanned(path, plan, old, new, kept)
 
 
@@ -285,6 +291,30 @@ def merge(text: str, tree: dict[str, Any], lines: Sequence[Line]) -> str:
             done.add(key)
     new = [to_yaml(own, []) for key, own in sections.items() if key not in done]
     return "".join([*result, *new])
+
+
+def _correct_folds_reason(text: str, planned: Line) -> str:
+    """Replace the planner's reason for `folds` beside the user's own value, because the reason may no longer be true.
+
+    For example, the user has set groups, and the comment still says that there are none. Comments of the user stay.
+
+    Args:
+        text: text of the file.
+        planned: the line of `folds` in the new plan.
+    """
+    blocks = []
+    for key, block in split_blocks(text):
+        rows = block.splitlines()
+        comment = " ".join(row.partition("#")[2].strip() for row in rows if "#" in row)
+        is_one_line = sum(not row.startswith("#") for row in rows) == 1
+        if key == "folds" and is_one_line and FOLDS_REASON.match(comment):
+            value, scheme = parse_yaml(block).tree["folds"], planned.value["scheme"]
+            reason = planned.reason
+            if value.get("scheme") != scheme:
+                reason = f"your value; the plan would set {scheme}: {reason}"
+            block = to_yaml([Line(("folds",), value, reason)], [])
+        blocks.append(block)
+    return "".join(blocks)
 
 
 def split_blocks(text: str) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ from competition.data.patterns import match_cases, slice_aliases
 from competition.data.readers import strip_extension
 from competition.errors import MaskfoldError
 from competition.planning.layout import Layout
+from competition.planning.layouts.matching.held_out import NO_TEST_FOLDER
 from competition.tables import read_csv
 from competition.text import format_count, name_problem
 
@@ -51,8 +52,10 @@ def add_submission(layout: Layout) -> list[Layout]:
     sample = find_sample(layout)
     if sample is None:
         return [_format_only(layout)]
-    if layout.test is None:
-        layout = _find_test(layout, sample)
+    if layout.test is None or sample.known == 0:
+        remarks = tuple(remark for remark in layout.remarks if not remark.startswith(NO_TEST_FOLDER))
+        named = _find_test(replace(layout, test=None, remarks=remarks), sample)
+        layout = named if named.test is not None else layout
         sample = find_sample(layout) or sample
     keys: dict[str, Any] = {"submission.sample": sample.path}
     known = f", {sample.known} of them with a test image" if layout.test is not None else ""

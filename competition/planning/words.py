@@ -25,6 +25,9 @@ IMAGE_WORDS = words(
 )
 TEST_WORDS = words("test tests testing ts tst heldout")
 VALIDATION_WORDS = words("val valid validation dev")
+# Folders of images that the host holds back, although their names do not say test
+HELD_OUT_WORDS = words("external holdout eval evaluation inference unseen")
+UNLABELLED_WORDS = words("unlabeled unlabelled unannotated")  # for training without masks, not for a test
 TRAIN_WORDS = words("train training trn tr")
 CHANNEL_WORDS = words(
     "flair t1 t1c t1ce t1gd t1n t1w t1wce t2 t2f t2w t2flair adc dwi hbv ct cta ctp pet suv mr mri mra pd pdw swi asl "
@@ -91,10 +94,14 @@ def split_of(path: str) -> Split:
 
 
 def is_role_name(name: str) -> bool:
-    """Return whether a folder's name only describes the kind of its files, such as `images` or `stage1_train`."""
+    """Return whether a folder's name only describes the kind of its files, such as `images` or `stage1_train`.
+
+    A single letter with a number, such as `X001`, is rather the name of a case.
+    """
     role = MASK_WORDS | IMAGE_WORDS | TEST_WORDS | VALIDATION_WORDS | TRAIN_WORDS | {"stage", "set", "dataset"}
     parts = [token for token in tokens(name) if not token.isdigit()]
-    return bool(parts) and all(part in role for part in parts)
+    is_numbered_letter = len(parts) == 1 and len(parts[0]) == 1 and any(map(str.isdigit, name))
+    return bool(parts) and not is_numbered_letter and all(part in role for part in parts)
 
 
 def without_role_words(name: str) -> str:

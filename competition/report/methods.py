@@ -28,7 +28,7 @@ from competition.runs.fold import PLAIN_WEIGHTS
 from competition.runs.imported import IMPORT_FILE, is_imported
 from competition.runs.run import Run
 from competition.runs.summary import run_scores
-from competition.text import format_count, join_names, pixel_or_voxel
+from competition.text import format_amount, format_count, join_names, pixel_or_voxel
 
 TEMPLATE = "run.html.j2"
 MAX_CLASSES = 6  # maximum number of classes whose Dice the paragraph contains
@@ -127,7 +127,7 @@ def _folds(run: Run) -> str:
     text += SCHEMES[exp.folds.scheme]
     together = []
     if exp.competition.group is not None:
-        together.append(f"cases of one group ({run.cases['group'].nunique()} groups)")
+        together.append(f"cases of one group ({format_count(run.cases['group'].nunique(), 'group')})")
     together.append("near-duplicate images" if exp.folds.duplicates == "near" else "equal images")
     seeds = f", each with {len(exp.seeds)} random seeds" if len(exp.seeds) > 1 else ""
     return f"{text}{seeds}; {' and '.join(together)} stayed in one fold."
@@ -178,7 +178,7 @@ def _network(run: Run, citations: Citations) -> str:
     else:
         text += ", initialised at random"
     if exp.prepare.boundary is not None:
-        text += f"; the outer {exp.prepare.boundary} pixels of each object were a class of their own"
+        text += f"; an edge of {format_count(exp.prepare.boundary, 'pixel')} in each object was a class of its own"
         text += citations.cite("boundary", "boundary class")
     if exp.prepare.rings is not None:
         text += f"; it learned each object as {exp.prepare.rings} rings from its edge to its centre"
@@ -208,7 +208,9 @@ def _training(results: RunResults, citations: Citations) -> str:
     exp = results.run.exp
     training, members, dims = exp.training, results.members, exp.competition.dimensions
     steps, epochs = _range(one.steps for one in members), _range(one.epochs for one in members)
-    length = f"{steps} steps ({epochs} epochs)" if members else f"{training.epochs} epochs"
+    length = format_count(training.epochs, "epoch")
+    if members:
+        length = f"{steps} {'step' if steps == '1' else 'steps'} ({epochs} {'epoch' if epochs == '1' else 'epochs'})"
     batch = training.batch_size * training.accumulate * exp.run.devices
     text = f"Each was trained for {length} on patches of {_numbers(exp.patch.size)} with {batch} patches per step"
     text += f", {100 * exp.patch.foreground:.0f} % of them centred on a foreground {pixel_or_voxel(dims)}, "
@@ -279,7 +281,7 @@ def _scores(results: RunResults, citations: Citations) -> str:
     name = comp.metric.name
     terms: Iterable[Any] = comp.metric.sum or (comp.metric,)
     cited = "".join(citations.cite(term.target or f"metric {term.name}", "metric") for term in terms)
-    text = f"On the out-of-fold predictions of {cases} cases, {name}{cited} was "
+    text = f"On the out-of-fold predictions of {format_count(cases, 'case')}, {name}{cited} was "
     text += f"{score.value:.4f}"
     if not math.isnan(score.low):
         groups = results.run.groups()
@@ -315,7 +317,7 @@ def _software(results: RunResults, citations: Citations) -> str:
     )
     minutes = sum(one.minutes for one in members)
     text = f"Software: Maskfold {__version__}, PyTorch {versions}{citations.cite('torch', 'software')}"
-    text += f"; training took {minutes:.0f} minutes on {devices}" if members else ""
+    text += f"; training took {format_amount(minutes, 'minute', '.0f')} on {devices}" if members else ""
     return f"{text}."
 
 

@@ -33,6 +33,7 @@ from competition.runs.imported import describe_import, is_imported
 from competition.runs.outputs import check_output, competitions_of
 from competition.runs.run import FOLDS_FILE, Run, load_run
 from competition.runs.summary import SUMMARY_FILE, read_run_scores, read_summary, run_scores
+from competition.text import format_amount, format_count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,7 +103,7 @@ def _head(results: RunResults) -> Markup:
         "classes": f"{len(comp.classes)} {comp.labels}" + (", scored by object" if comp.instances else ""),
         "network": exp.model.target.rpartition(".")[2],
         "seeds": ", ".join(map(str, exp.seeds)),
-        "trained": f"{sum(member.minutes for member in members):.0f} minutes for all folds",
+        "trained": f"{format_amount(sum(member.minutes for member in members), 'minute', '.0f')} for all folds",
         "on": "; ".join(dict.fromkeys(f"{m.device}, {m.precision}, torch {m.torch}" for m in members)) or "–",
         "peak memory": f"{max((member.peak_gib for member in members), default=0.0):.1f} GiB",
     }
@@ -190,7 +191,8 @@ def experiment_section(results: RunResults) -> Markup:
 
 
 def _gain_text(results: RunResults, best: PreviousBest) -> str:
-    text = f"{best.name} scored {best.score:.4f} on {best.cases} cases{f' ({best.note})' if best.note else ''}."
+    note = f" ({best.note})" if best.note else ""
+    text = f"{best.name} scored {best.score:.4f} on {format_count(best.cases, 'case')}{note}."
     if results.table is None or math.isnan(results.score().value):
         return text
     gain, cases, is_nested = gain_over_run(results, best.folder)

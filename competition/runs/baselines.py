@@ -13,7 +13,7 @@ import numpy as np
 from competition.config.competition import MetricConfig
 from competition.data.content.unchanged import load_unchanged_image, load_unchanged_mask
 from competition.io import sha256_of_file
-from competition.metrics.baseline import best_threshold
+from competition.metrics.baseline import ThresholdBaseline, best_threshold
 from competition.metrics.bootstrap import cv_score, paired_gain
 from competition.metrics.constant_mask import CoarseTruth, constant_mask_dice
 from competition.metrics.scoring import IGNORE_LABEL, split_classes
@@ -21,6 +21,7 @@ from competition.records import is_unedited, parse_json_object, with_own_digest,
 from competition.runs.run import Run
 from competition.runs.summary import SCORES_FILE, read_run_scores
 from competition.seeding import rng
+from competition.text import format_count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,22 +103,51 @@ def compare_with_baselines(run: Run, clock: Callable[[], float] = time.monotonic
         samples.append((image[(slice(None), *stride)].copy(), mask[(slice(None), *stride)].copy()))
         used.append(str(row.id))
     threshold, constant = best_threshold(samples, comp), constant_mask_dice(coarse)
-    some = "" if len(used) == len(cases) else f", on {len(used)} of {len(cases)} out-of-fold cases"
-    lines = [f"baseline without training: {name} {score:.4f}{some}" for name, score in threshold.scores.items()]
-    if np.isfinite(constant).any():
-        lines.append(f"baseline without training: best constant mask, Dice {_mean(constant, used, run):.4f}{some}")
     network = _network_dice(run, used)
+    lines = _table_of_dice(run, threshold, constant, network, used, len(cases))
     if network is None:
         return lines
-    lines.append(
-        f"the network on the same cases: Dice {cv_score(network, DICE):.4f}, averaged over the classes "
-        f"that a case has{some}"
-    )
     return lines + [
         warning
         for name, dice in (("constant mask", constant), (f"threshold ({threshold.name})", threshold.case_dice))
         if (warning := _warning(name, _table(dice, used, run), network, run)) is not None
     ]
+
+
+def _table_of_dice(
+    run: Run,
+    threshold: ThresholdBaseline,
+    constant: np.ndarray[Any, Any],
+    network: pd.DataFrame | None,
+    used: list[str],
+    count: int,
+) -> list[str]:
+    """Return the Dice of the network and of both baselines as a table, in lines.
+
+    Args:
+        run: the run.
+        threshold: the best threshold.
+        constant: Dice (cases, K) of the best constant mask.
+        network: table of the network's Dice, as from `_network_dice`.
+        used: ids of the compared cases.
+        count: number of all out-of-fold cases.
+    """
+    own = [] if network is None else [("the network", cv_score(network, DICE))]
+    own.append((f"without training: best threshold ({threshold.name})", _mean(threshold.case_dice, used, run)))
+    if np.isfinite(constant).any():
+        own.append(("without training: best constant mask, the same for all cases", _mean(constant, used, run)))
+    width = max(len(name) for name, _ in own)
+    cases = f"the same {format_count(count, 'out-of-fold case')}"
+    if len(used) < count:
+        cases = f"the same {len(used)} of {format_count(count, 'out-of-fold case')}"
+    lines = [
+        f"Dice on {cases}, averaged over the classes that a case has:",
+        *(f"  {name.ljust(width)}  {value:.4f}" for name, value in own),
+    ]
+    if len(run.exp.competition.classes) > 1:
+        name, value = list(threshold.scores.items())[-1]
+        lines.append(f"  all classes as one foreground, without training: {name} {value:.4f}")
+    return lines
 
 
 def _warning(name: str, baseline: pd.DataFrame, network: pd.DataFrame, run: Run) -> str | None:

@@ -25,7 +25,7 @@ from competition.runs.run import CASES_FILE, Run
 from competition.runs.summary import read_summary, run_scores, write_summary
 from competition.study.space import ExperimentSource, suggest_overrides
 from competition.study.storage import PROCESS_ATTRIBUTE, current_process
-from competition.text import join_names, nearest_names
+from competition.text import format_count, join_names, nearest_names
 from competition.training.cross_validate import CvSummary
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ class PruningCallback:
             folds = sorted({self.fold_of[index] for index in self.reported})
             raise TrialStopped(
                 f"pruned after fold {', '.join(map(str, folds))}: the trial is worse than the best trial on "
-                f"{len(self.reported)} cases (p < {self.config.p_value:g})"
+                f"{format_count(len(self.reported), 'case')} (p < {self.config.p_value:g})"
             )
 
     def _case_scores(self) -> list[tuple[int, float]]:

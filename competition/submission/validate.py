@@ -165,7 +165,8 @@ def _check_rows(
             _check_row(row, layout, shape, decoded[number], findings)
             for count in shared[number] if shared else ():
                 findings.add(
-                    f"Line {row.line}, {format_key(row.key)}: the object shares {count} pixels with another object of "
+                    f"Line {row.line}, {format_key(row.key)}: the object shares {format_count(count, 'pixel')} with "
+                    "another object of "
                     "this image."
                 )
         if error is not None:

@@ -18,6 +18,7 @@ from competition.config.experiment import EXECUTORS, HardwareConfig
 from competition.errors import MaskfoldError
 from competition.runs.fold import RESULT_FILE, FoldJob
 from competition.runs.lock import is_free
+from competition.text import format_amount, format_count
 from competition.training.fold_process import (
     OUTPUT_FILE,
     STOP_TIMEOUT,
@@ -123,9 +124,12 @@ class FoldResources:
         share = max(run.devices, min(min(cores, default=1), sum(cores) // run.parallel_folds))
         cpus = run.cpus or run.threads or share
         if max(cores, default=0) < cpus:
-            available = ", ".join(f"{m.get('CPU', 0):g} CPUs and {m.get('GPU', 0):g} GPUs" for m in machines)
+            available = ", ".join(
+                f"{format_amount(m.get('CPU', 0), 'CPU')} and {format_amount(m.get('GPU', 0), 'GPU')}" for m in machines
+            )
             raise MaskfoldError(
-                f"A fold requires {cpus} CPUs and {gpus:g} GPUs, but no machine of the cluster has so many; the "
+                f"A fold requires {format_count(cpus, 'CPU')} and {format_amount(gpus, 'GPU')}, but no machine of the "
+                "cluster has so many; the "
                 f"machines have {available}.",
                 "Lower run.cpus, run.gpus and run.devices, so that one machine has enough.",
             )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from competition.config.metric import Direction
 from competition.records import read_metrics_lines
+from competition.text import format_amount
 from competition.viz.overlays import class_colour, save_figure
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def _title_parts(metrics_jsonl: Path, curves: Mapping[str, Curve], direction: Di
     """Return the parts of the figure's title: the fold, its epochs, its best score and its speed."""
     parts = [metrics_jsonl.parent.name]
     epochs = max((epochs[-1] for epochs, _ in curves.values()), default=0)
-    parts.append(f"{epochs:g} epochs")
+    parts.append(format_amount(epochs, "epoch"))
     scores = [
         (value, epoch) for epoch, value in zip(*curves.get("val/score", ([], [])), strict=True) if math.isfinite(value)
     ]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from competition.config.competition import Competition
 from competition.data.geometry import find_axes, reorient
 from competition.io import atomic_write
+from competition.text import and_more
 from competition.viz.reduction import BLOCK_PIXELS, reduce_image, reduce_mask, reduce_truth, reduction_step
 
 if TYPE_CHECKING:
@@ -564,7 +565,7 @@ def _draw_legend(figure: Figure, entries: Sequence[tuple[RGB, str]], ignored: bo
 
     handles = [Patch(color=colour, label=label) for colour, label in entries[:MAX_LEGEND_ENTRIES]]
     if len(entries) > MAX_LEGEND_ENTRIES:
-        handles.append(Patch(alpha=0.0, label=f" and {len(entries) - MAX_LEGEND_ENTRIES} more classes"))
+        handles.append(Patch(alpha=0.0, label=and_more(len(entries), MAX_LEGEND_ENTRIES, "class")))
     if not entries:
         handles.append(Patch(alpha=0.0, label=" no class in truth or prediction"))
     if ignored:

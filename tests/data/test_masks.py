@@ -159,7 +159,7 @@ def test_one_file_per_class(tmp_path: Path) -> None:
 def test_class_files_that_are_missing_overlap_or_are_grey(tmp_path: Path) -> None:
     liver, _ = per_class(tmp_path)
     write_png(tmp_path / "tumour/a.png", (np.arange(20).reshape(4, 5) < 6).astype(np.uint8))
-    with pytest.raises(MaskfoldError, match="ase a has 1 pixels.*labels=overlapping"):
+    with pytest.raises(MaskfoldError, match="ase a has 1 pixel in.*labels=overlapping"):
         first_mask(competition(tmp_path, **PER_CLASS))
     mask = first_mask(competition(tmp_path, labels="overlapping", **PER_CLASS))
     assert mask.sum(axis=0).max() == 2 and mask[0].sum() == liver.sum()

@@ -49,5 +49,5 @@ def test_overlapping_labels_of_theirs(truth):
     truth([[[0, 1, 1, 255]], [[0, 0, 1, 255]]])
     theirs = comp(["whole", "core"], "overlapping")
     assert masks.load_relabelled_mask(theirs, ROW, comp(["tumour"]), {"whole": "tumour"}).tolist() == [[[0, 1, 1, 255]]]
-    with pytest.raises(MaskfoldError, match="1 voxels"):
+    with pytest.raises(MaskfoldError, match="1 voxel "):
         masks.load_relabelled_mask(theirs, ROW, comp(["x", "y"]), {"whole": "x", "core": "y"})

@@ -61,7 +61,11 @@ def test_wrong_answers_are_refused(comp: Competition, ids: list[str], tmp_path: 
     wrong = [
         ("exclude", [(ids[0], "maybe", "")], r"line 2, column `exclude`: found 'maybe', expected x or yes"),
         ("exclude", [(ids[0] + "x", "x", "")], f"no case has the id {ids[0]}x; nearest is {ids[0]}"),
-        ("exclude", [(case, "x", "") for case in ids], rf"train.exclude leaves out all {len(ids)} cases"),
+        (
+            "exclude",
+            [(case, "x", "") for case in ids],
+            rf"train.exclude leaves out {len(ids)} cases, so no case is left",
+        ),
         ("weights", [(ids[0], "", "0")], "the weight of the case .* is '0', expected a number above 0"),
         ("weights", [(ids[0], "", "nan")], "is 'nan', expected a number above 0"),
         ("weights", [(ids[0], "", "half")], "is 'half', expected a number above 0"),

@@ -146,7 +146,7 @@ def test_skipping_all_cases_is_a_fault(tmp_path: Path) -> None:
     for path in (root / "masks").iterdir():
         path.write_bytes(b"no picture")
     comp = competition(root, group=GROUP, on_bad_case="skip")
-    with pytest.raises(MaskfoldError, match="All 12 cases.*p_0"):
+    with pytest.raises(MaskfoldError, match="12 cases are skipped.*p_0"):
         case_table(comp)
     (fault,) = explore(comp).faults
     assert fault.case == "" and "All training cases" in fault.message and "on_bad_case: skip" in fault.message

@@ -35,6 +35,12 @@ def groups(ids: list[str]) -> set[str]:
         ([f"book{b}_p{n}" for b in range(4) for n in range(5)], {f"book{b}" for b in range(4)}),
         ([f"film{f}_p{n}_s{z}" for f in range(3) for n in range(4) for z in range(2)], {f"film{f}" for f in range(3)}),
         ([f"{p:02d}_31-12-20{y}" for p in range(5) for y in range(10, 13)], {f"{p:02d}" for p in range(5)}),
+        (
+            [f"M-33-{m}-D_{r}_{c}" for m in range(4) for r in range(2) for c in range(3)],
+            {f"M-33-{m}-D" for m in range(4)},
+        ),
+        ([f"area-{m}-b_r{r}_c{r}" for m in range(4) for r in range(3)], {f"area-{m}" for m in range(4)}),
+        ([f"north_{r}_{c}" for r in range(4) for c in range(4)], {f"north_{r}" for r in range(4)}),
         ([f"PAT{p}" for p in range(9)], set()),
         ([f"image{p}" for p in range(9)], set()),
     ],

@@ -220,13 +220,15 @@ def test_masks_of_single_slices_are_not_those_of_all_slices(tmp_path: Path) -> N
     assert caught.value.status == 2
 
 
-def test_frames_that_are_read_as_slices_are_told(tmp_path: Path) -> None:
+def test_files_that_may_be_frames_or_slices_are_a_question(tmp_path: Path) -> None:
     for number in range(21):
         image, mask = picture(number)
         for kind, array in (("images", image), ("masks", binary(mask))):
             write_png(tmp_path / f"video{number // 7}" / kind / f"frame{number % 7:03d}.png", array)
-    layout = only(tmp_path)
-    assert layout.dimensions == 3 and any("slices of a volume" in remark for remark in layout.remarks)
+    frames, stacks = candidates(tmp_path)
+    assert (frames.dimensions, frames.cases, frames.ids[0]) == (2, 21, "video0_frame000")
+    assert (stacks.dimensions, stacks.cases) == (3, 3)
+    assert any("slices of a volume" in remark for remark in stacks.remarks)
 
 
 def breast(root: Path, moved: int) -> None:

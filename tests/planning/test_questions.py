@@ -19,7 +19,7 @@ from competition.errors import MaskfoldError
 from competition.explore import Exploration
 from competition.planning.init import remarks_of
 from competition.planning.plan import Plan, PlanOptions, make_plan
-from tests.host import write_png, write_text
+from tests.host import write_nifti, write_png, write_text
 from tests.planning.conftest import Start
 from tests.planning.phantoms import (
     AMBIGUOUS,
@@ -33,6 +33,7 @@ from tests.planning.phantoms import (
     two_opinions,
     unclear_order,
     value_255,
+    volume,
 )
 
 
@@ -367,3 +368,113 @@ def test_a_few_folders_above_many_cases_are_only_named(start: Start) -> None:
     done = start(_scans_of_patients(3, 6), folder="kinds", measures=False)
     assert load_competition(done.competition).group is None
     assert any("3 folders above the cases, such as Patient 00 with 6" in text for text in remarks_of(done))
+
+
+@pytest.mark.parametrize(
+    "folder", ["external", "scans_external", "holdout", "hold_out", "evaluation", "val", "validation", "val/images"]
+)
+def test_a_folder_of_images_without_masks_is_the_test_set_if_its_name_says_so(folder: str, start: Start) -> None:
+    def paired(root: Path) -> None:
+        for number in range(11):
+            image, mask = picture(number)
+            train = "images" if folder.count("/") == 0 else "train/images"
+            write_png(root / (train if number < 8 else folder) / f"a{number:02d}.png", image)
+            if number < 8:
+                write_png(root / train.replace("images", "masks") / f"a{number:02d}.png", mask)
+
+    done = start(paired, folder="held", measures=False)
+    comp = load_competition(done.competition)
+    assert comp.test is not None and comp.test.images == f"{folder}/{{id}}.png"
+    assert [case.id for case in done.exploration.cases_of("test")] == ["a08", "a09", "a10"]
+    assert any("no folder is named test" in remark and folder in remark for remark in remarks_of(done))
+
+
+def _with_folders(*folders: str, masks: bool = False) -> Callable[[Path], None]:
+    def maker(root: Path) -> None:
+        for place, folder in enumerate(("", *folders)):
+            for number in range(8 if not folder else 4):
+                image, mask = picture(20 * place + number)
+                write_png(root / folder / "images" / f"a{place}{number}.png", image)
+                if not folder or masks:
+                    write_png(root / folder / "masks" / f"a{place}{number}.png", mask)
+
+    return maker
+
+
+def test_a_test_folder_wins_over_other_folders_without_masks(start: Start) -> None:
+    done = start(_with_folders("external", "test"), folder="both", measures=False)
+    comp = load_competition(done.competition)
+    assert comp.test is not None and comp.test.images == "test/images/{id}.png"
+
+
+def test_several_folders_without_masks_are_named(start: Start) -> None:
+    done = start(_with_folders("external", "val"), folder="several", measures=False)
+    assert load_competition(done.competition).test is None
+    assert any("several folders have images without masks" in remark for remark in remarks_of(done))
+
+
+@pytest.mark.parametrize("folder", ["unlabeled", "unlabelled"])
+def test_unlabelled_images_are_no_test_images(folder: str, start: Start) -> None:
+    done = start(_with_folders(folder), folder="some", measures=False)
+    comp = load_competition(done.competition)
+    assert comp.test is None and done.layout.cases == 8
+    assert any(f"pseudo.images: '{folder}/images/{{id}}.png'" in remark for remark in remarks_of(done))
+
+
+def test_an_external_set_with_masks_is_no_test_set(start: Start) -> None:
+    asked: list[str] = []
+
+    def ask(lines: Sequence[str]) -> int:
+        asked.extend(lines)
+        return next(number for number, line in enumerate(lines, 1) if "8 cases" in line)
+
+    done = start(_with_folders("external", masks=True), ask, folder="masked", measures=False)
+    assert len(asked) > 1 and load_competition(done.competition).test is None
+
+
+def test_the_sample_submission_wins_over_the_name_of_a_folder(start: Start) -> None:
+    def maker(root: Path) -> None:
+        _with_folders("external")(root)
+        for number in range(3):
+            write_png(root / "round2" / f"b{number}.png", picture(90 + number)[0])
+        write_text(root / "sample_submission.csv", "id,rle\n" + "".join(f"b{number},\n" for number in range(3)))
+
+    done = start(maker, folder="sampled", measures=False, layout=1)
+    comp = load_competition(done.competition)
+    assert comp.test is not None and comp.test.images == "round2/{id}.png"
+    assert not any("no folder is named test" in remark for remark in remarks_of(done))
+
+
+def test_a_folder_for_the_test_is_no_channel_of_the_images(start: Start) -> None:
+    """The folder `holdout` beside `tiles` is not pooled with it to `*/{id}.png`."""
+
+    def maker(root: Path) -> None:
+        for number in range(12):
+            image, mask = picture(number)
+            write_png(root / "tiles" / f"M-33-{number // 3}-A_{number % 3}_{number % 2}.png", image)
+            write_png(root / "tiles" / f"M-33-{number // 3}-A_{number % 3}_{number % 2}_m.png", mask * 50)
+        for number in range(3):
+            write_png(root / "holdout" / f"M-34-9-A_{number}_1.png", picture(40 + number)[0])
+        write_text(root / "legend.csv", "value,name\n0,other\n50,building\n100,wood\n")
+
+    done = start(maker, folder="land", measures=False)
+    comp, experiment = load_competition(done.competition), load_experiment(done.experiment)
+    assert comp.train.images == "tiles/{id}.png" and comp.test is not None and comp.test.images == "holdout/{id}.png"
+    assert (comp.classes, comp.label_values) == (["building", "wood"], [50, 100])
+    ids = case_table(comp)["id"].tolist()
+    assert group_values(comp, ids, "group") == [case_id.partition("_")[0] for case_id in ids]
+    assert experiment.folds.scheme == "group"
+
+
+def test_a_letter_with_a_number_is_a_case_and_no_role(start: Start) -> None:
+    def maker(root: Path) -> None:
+        for site, letter in (("ClinicA", "A"), ("ClinicB", "B"), ("External", "X")):
+            for number in range(4):
+                image, mask = volume(number + ord(letter))
+                write_nifti(root / site / f"{letter}{number:03d}" / "t2.nii.gz", image)
+                if letter != "X":
+                    write_nifti(root / site / f"{letter}{number:03d}" / "roi.nii.gz", mask)
+
+    done = start(maker, folder="clinics", measures=False)
+    assert done.layout.images == "*/{id}/t2.nii.gz" and done.layout.cases == 8
+    assert [case.id for case in done.exploration.cases_of("test")] == ["X000", "X001", "X002", "X003"]

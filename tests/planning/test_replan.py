@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from competition.config.loading import load_experiment
+from competition.config.loading import load_competition, load_experiment
 from competition.config.yaml import parse_yaml, read_yaml
 from competition.errors import MaskfoldError
+from competition.explore import explore
 from competition.planning import plan as planning
 from competition.planning.init import Initialised
 from competition.planning.lines import Line
 from competition.planning.replan import Replanned, flatten, merge, plan_file, replan, split_blocks, write
-from tests.planning.phantoms import decathlon, paired_names
+from tests.host import write_text
+from tests.planning.phantoms import IDS, decathlon, paired_names
 from tests.planning.test_rules import machine
 
 Start = Callable[..., Initialised]
@@ -156,6 +160,41 @@ def test_folds_and_seed_stay(start: Start, monkeypatch: pytest.MonkeyPatch) -> N
     write(again(done, monkeypatch, 60.0))
     exp = load_experiment(done.experiment)
     assert (exp.seeds, exp.folds.k) == ([7], 4)
+
+
+@pytest.mark.parametrize("own", [None, "{scheme: kfold, k: 3}", "{scheme: group, k: 3}"])
+def test_the_reason_for_the_folds_knows_groups_that_were_set_later(
+    own: str | None, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = start(paired_names)
+    assert done.experiment is not None and "8 cases without groups" in done.experiment.read_text()
+    write_text(
+        Path("data/paired_names/patients.csv"), "id,who\n" + "".join(f"{i},{n // 2}\n" for n, i in enumerate(IDS))
+    )
+    competition = done.competition.read_text()
+    done.competition.write_text(re.sub("group: null.*", "group: patients.csv:who", competition))
+    text = done.experiment.read_text()
+    if own is not None:
+        done.experiment.write_text(text.replace("{scheme: kfold, k: 5}", own))
+    grouped = dataclasses.replace(done, exploration=explore(load_competition(done.competition), lambda rows, _: rows))
+    write(again(grouped, monkeypatch, 60.0))
+    line = next(line for line in done.experiment.read_text().splitlines() if line.startswith("folds:"))
+    above = done.experiment.read_text().partition("folds:")[0].rpartition("\nseed:")[2]
+    assert load_experiment(done.experiment).folds.scheme == ("kfold" if own and "kfold" in own else "group")
+    assert "keeps 4 groups of 8 cases together" in above + line and "without groups" not in above + line
+    assert ("your value; the plan would set group" in above + line) == (own == "{scheme: kfold, k: 3}")
+
+
+def test_a_comment_of_the_user_beside_the_folds_stays(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = start(paired_names)
+    assert done.experiment is not None
+    lines = [
+        "folds: {scheme: kfold, k: 4}  # as agreed" if line.startswith("folds:") else line
+        for line in done.experiment.read_text().splitlines()
+    ]
+    done.experiment.write_text("\n".join(lines) + "\n")
+    write(again(done, monkeypatch, 60.0))
+    assert "folds: {scheme: kfold, k: 4}  # as agreed" in done.experiment.read_text()
 
 
 def test_a_file_beside_others_has_its_own_plan() -> None:

@@ -24,10 +24,13 @@ def test_the_lines_of_a_good_network(finished, tiny):
     lines = baseline_lines(run)
     scores = read_scores(run.folder / SCORES_FILE)
     dice = scores.loc[scores["tp"] + scores["fn"] > 0, "dice"].mean()
-    assert [line.split(" (")[0] for line in lines[:2]] == ["baseline without training: best threshold"] * 2
-    assert lines[2].startswith("baseline without training: best constant mask, Dice 0.")
-    assert lines[3] == f"the network on the same cases: Dice {dice:.4f}, averaged over the classes that a case has"
-    assert len(lines) == 4
+    assert lines[0] == "Dice on the same 10 out-of-fold cases, averaged over the classes that a case has:"
+    assert lines[1].split("  ")[1] == "the network" and lines[1].endswith(f"  {dice:.4f}")
+    assert lines[2].startswith("  without training: best threshold (")
+    assert lines[3].startswith("  without training: best constant mask, ")
+    assert len({len(line) for line in lines[1:4]}) == 1  # the numbers are in one column
+    assert lines[4].startswith("  all classes as one foreground, without training: best threshold (")
+    assert len(lines) == 5
     assert baseline_lines(run) == lines
 
 
@@ -66,7 +69,7 @@ def test_some_cases_of_many_are_always_the_same_and_said(finished, tiny, monkeyp
     ticks = iter(np.arange(0.0, 100.0) * seconds / 4)  # seconds / 4 for each case
     limited = most < 10
     lines = baseline_lines(run, (lambda: 0.0) if limited else lambda: float(next(ticks)))
-    assert all(line.endswith(", on 4 of 10 out-of-fold cases") for line in lines if not line.startswith("warning"))
+    assert lines[0].startswith("Dice on the same 4 of 10 out-of-fold cases, ")
 
 
 def test_large_images_are_thinned():

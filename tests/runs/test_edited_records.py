@@ -186,7 +186,7 @@ def test_edited_baselines_are_computed_again(finished: Callable[..., Run], tiny:
     run = finished(tiny(2))
     lines = baseline_lines(run)
     assert lines and baseline_lines(run) == lines
-    edit(run.folder / BASELINES_FILE, lines=["baseline without training: threshold 0.9999"])
+    edit(run.folder / BASELINES_FILE, lines=["  the network  0.9999"])
     assert baseline_lines(run) == lines
 
 

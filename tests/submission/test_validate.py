@@ -127,7 +127,7 @@ ROWS: list[tuple[Profile, str, int, int, list[str]]] = [
         3,
         0,
         [
-            "Line 3, the id b: the object shares 1 pixels with another object of this image.",
+            "Line 3, the id b: the object shares 1 pixel with another object of this image.",
             "Line 4, the id b: the object shares 3 pixels with another object of this image.",
         ],
     ),
@@ -139,7 +139,7 @@ ROWS: list[tuple[Profile, str, int, int, list[str]]] = [
         [
             "Line 3, the id b: RLE, value 2: found 0, expected a length of at least 1.",
             "Line 4, the id b: an empty mask is written as `nan`, expected an empty cell.",
-            "Line 5, the id b: the object shares 1 pixels with another object of this image.",
+            "Line 5, the id b: the object shares 1 pixel with another object of this image.",
             "Line 6, the id b: RLE, value 3: found 2, expected a start after that of the previous run.",
         ],
     ),

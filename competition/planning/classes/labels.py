@@ -16,11 +16,12 @@ from competition.errors import MaskfoldError
 from competition.planning.classes import outlines
 from competition.planning.classes.background import NAMES as BACKGROUND_NAMES
 from competition.planning.classes.background import doubt_background, may_be_background, named_background
+from competition.planning.classes.numbering import MAX_CLASSES, meaning_of_values, values_by_case
 from competition.planning.classes.polygon_names import names_by_polygons
 from competition.planning.classes.sparse import Sparse, find_sparse
 from competition.planning.folder import HostFolder
 from competition.planning.layout import Layout
-from competition.planning.layouts.content import LabelValues, label_values, read_mask
+from competition.planning.layouts.content import LabelValues, read_mask
 from competition.planning.words import (
     ANNOTATOR_WORDS,
     FORMAT_WORDS,
@@ -34,10 +35,8 @@ from competition.planning.words import (
 )
 from competition.text import name_problem
 
-MAX_MASKS = 3000  # maximum number of masks that are read; of more masks, an evenly spaced sample is read
 MAX_OVERLAPS = 300  # maximum number of cases in which the masks of the classes are compared
-MIN_NUMBERED = 8  # if one case has at least this many values 1, 2, …, they number objects, not classes
-MAX_CLASSES = 250
+NEAR_255 = 250  # if objects have such numbers, 255 may be another one
 UNUSED = 254  # a label value that no mask has, beside an ignored 255
 MAX_TABLE_BYTES = 2**20  # a larger table has no names of classes
 MANY_VALUES = 12  # if more values have no name, the user is told that they may be object numbers
@@ -60,6 +59,9 @@ NAME_FILES = (
     "label_colors",
     "_classes",
     "obj_names",
+    "legend",
+    "class_legend",
+    "categories",
 )
 
 
@@ -85,8 +87,7 @@ def _read_classes(layout: Layout, sparse: Sparse) -> list[Layout]:
     assert layout.masks is not None
     if isinstance(layout.masks, dict):
         return [_one_file_per_class(layout)]
-    dimensions = 2 if "{z}" in layout.masks else layout.dimensions
-    found = _read_values(layout, dimensions)
+    found = [values for items in values_by_case(layout).values() for values in items]
     if not any(values.foreground for values in found):
         raise MaskfoldError(
             f"All masks of the pattern `{layout.masks}` are empty or cannot be read.",
@@ -131,15 +132,6 @@ def _with_unlabelled(layout: Layout, found: Sequence[LabelValues], unlabelled: i
         ignored = [layout_of.with_keys({"ignore": unlabelled}, {"ignore": "it fills whole slices; chosen by you"})]
     plain = [replace_name(item, f"{unlabelled} is not ignored") for item in _label_files(layout, found)]
     return [*ignored, *plain]
-
-
-def _read_values(layout: Layout, dimensions: int) -> list[LabelValues]:
-    paths = [path for files in layout.mask_files.values() for case in files.values() for path in case]
-    chosen = (
-        [paths[number * len(paths) // MAX_MASKS] for number in range(MAX_MASKS)] if len(paths) > MAX_MASKS else paths
-    )
-    values = [label_values(layout.folder.root / path, dimensions) for path in chosen]
-    return [item for item in values if item is not None]
 
 
 def _lossy(layout: Layout) -> Layout:
@@ -223,19 +215,26 @@ def _label_files(layout: Layout, found: Sequence[LabelValues]) -> list[Layout]:
             "Write label values of at least 0, or give the folder that contains the masks.",
             status=2,
         )
-    if _are_numbered_objects(found):
-        return [_numbered_objects(layout)]
-    if len(values) > MAX_CLASSES:
+    has_255 = 255 in values and len(values) > 1 and not _evenly_spaced(values)
+    stands_apart = has_255 and not any(value > 255 or NEAR_255 <= value < 255 for value in values)
+    is_named = bool(_names_of(layout, [value for value in values if not (stands_apart and value == 255)])[0])
+    meaning = "classes" if is_named else meaning_of_values(layout, 255 if stands_apart else None)
+    if len(values) > MAX_CLASSES and meaning != "objects":
         raise MaskfoldError(
             f"The masks of the pattern `{layout.masks}` have {len(values)} different values, expected at "
-            f"most {MAX_CLASSES}.",
-            "Write one value per class. If the values are object numbers, number the objects of each mask from 1 "
-            "without gaps. Or write competition.yaml with `instances: true` and `train.object_numbers: true`.",
+            f"most {MAX_CLASSES} classes. The values may number objects, but the masks do not show this for certain.",
+            "If the values number objects, put the masks into a folder whose name contains `instances`, and run init "
+            "again. Or write competition.yaml with `instances: true` and `train.object_numbers: true`. If each value "
+            "is a class, merge classes.",
             status=2,
         )
-    if 255 in values and len(values) > 1 and not _evenly_spaced(values):
-        return _with_255(layout, found, values)
-    return _with_background(layout, found, values)
+    numbered = [] if meaning == "classes" else _numbered_objects(layout, stands_apart)
+    if meaning == "objects":
+        return numbered
+    layouts = _with_255(layout, found, values) if has_255 else _with_background(layout, found, values)
+    if numbered and len(layouts) == 1:
+        layouts = [replace_name(layouts[0], "each value is a class")]
+    return layouts + [replace_name(item, "the values number the objects of each case") for item in numbered]
 
 
 def _with_255(layout: Layout, found: Sequence[LabelValues], values: list[int]) -> list[Layout]:
@@ -323,20 +322,10 @@ def _evenly_spaced(values: Sequence[int]) -> bool:
     return all(abs(value - step * (number + 1)) <= 2 for number, value in enumerate(values))
 
 
-def _are_numbered_objects(found: Sequence[LabelValues]) -> bool:
-    """Return whether the label values are object numbers.
-
-    They are object numbers if each mask has the values 1, 2, … without a gap, and the highest value differs between
-    masks and reaches `MIN_NUMBERED`.
-    """
-    counts = [len(item.foreground) for item in found if item.foreground]
-    is_counting = all(item.foreground == list(range(1, len(item.foreground) + 1)) for item in found if item.foreground)
-    return is_counting and len(set(counts)) > 1 and max(counts) >= MIN_NUMBERED
-
-
-def _numbered_objects(layout: Layout) -> Layout:
+def _numbered_objects(layout: Layout, has_255: bool) -> list[Layout]:
+    """Return the layout whose values number objects, or one layout for each meaning that the value 255 may have."""
     name = _single_name(layout)
-    return layout.with_keys(
+    numbered = layout.with_keys(
         {"classes": [name], "labels": "exclusive", "instances": True, "train.object_numbers": True},
         {
             "classes": f"one class, {_named(name)}",
@@ -345,6 +334,10 @@ def _numbered_objects(layout: Layout) -> Layout:
             "train.object_numbers": "the values number the objects of each case, so each value above 0 is an object",
         },
     )
+    if not has_255:
+        return [numbered]
+    ignored = numbered.with_keys({"ignore": 255}, {"ignore": "255 is far above the other values; chosen by you"})
+    return [replace_name(ignored, "255 is ignored"), replace_name(numbered, "255 is an object")]
 
 
 def _with_classes(layout: Layout, found: Sequence[LabelValues], values: list[int]) -> Layout:

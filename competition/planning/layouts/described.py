@@ -151,7 +151,9 @@ def _images(
     if len(set(labels)) < len(labels):
         labels = [f"{label}_{int(number)}" for label, number in zip(labels, numbers, strict=True)]
     if names and len(names) != len(numbers):
-        remarks.append(f"{FILE} names {len(names)} channels, but the files of {folder} have {len(numbers)}")
+        remarks.append(
+            f"{FILE} names {format_count(len(names), 'channel')}, but the files of {folder} have {len(numbers)}"
+        )
     patterns = {label: f"{folder}/{{id}}_{number}{ending}" for label, number in zip(labels, numbers, strict=True)}
     return patterns, set().union(*ids), remarks
 

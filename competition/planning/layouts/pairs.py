@@ -282,8 +282,8 @@ def _layouts(host: HostFolder, channels: list[tuple[str, Series]], truth: Truth)
     if first.kind == "stack" and not has_slice_word(first):
         remarks.append(
             f"the files of each case, such as {first.sample(1)[0]}, are read as the slices of a volume. If "
-            "they are separate images (frames), put all of them into one folder, with names that differ "
-            "between the cases"
+            "they are separate images (frames), choose the layout in which all folders are read together; without "
+            "this layout, put all images into one folder, with names that differ between the cases"
         )
     if truth.kind == "objects":
         keys["instances"] = True

@@ -10,7 +10,15 @@ from dataclasses import replace
 from competition.planning.folder import HostFolder
 from competition.planning.layouts.content import Role
 from competition.planning.layouts.series import Pair, Series
-from competition.planning.words import CHANNEL_WORDS, MASK_WORDS, has_word, split_of, tokens
+from competition.planning.words import (
+    CHANNEL_WORDS,
+    HELD_OUT_WORDS,
+    MASK_WORDS,
+    UNLABELLED_WORDS,
+    has_word,
+    split_of,
+    tokens,
+)
 
 
 def pool_series(host: HostFolder, series: Sequence[Series], roles: Mapping[str, Role]) -> list[Series]:
@@ -28,8 +36,8 @@ def pool_series(host: HostFolder, series: Sequence[Series], roles: Mapping[str, 
     Returns:
         The merged series only. Their attribute `members` has the patterns of the series that were merged.
     """
-    # Folders above and below, split, end of the pattern, whole, role
-    Key = tuple[tuple[str, ...], tuple[str, ...], str, str, bool, Role]
+    # Folders above and below, split, whether the images have no masks, end of the pattern, whole, role
+    Key = tuple[tuple[str, ...], tuple[str, ...], str, bool, str, bool, Role]
     siblings: dict[Key, list[tuple[str, Series]]] = {}
     for item in series:
         has_masks = item.whole and any(has_word(case_id, MASK_WORDS) for case_id in item.ids)
@@ -38,10 +46,11 @@ def pool_series(host: HostFolder, series: Sequence[Series], roles: Mapping[str, 
             for place, name in enumerate(parts):
                 end = item.pattern[len(item.origin) :]
                 above, below = tuple(parts[:place]), tuple(parts[place + 1 :])
-                key = (above, below, split_of(name), end, item.whole, roles[item.pattern])
+                no_masks = has_word(name, UNLABELLED_WORDS | HELD_OUT_WORDS)
+                key = (above, below, split_of(name), no_masks, end, item.whole, roles[item.pattern])
                 siblings.setdefault(key, []).append((name, item))
     pooled: dict[tuple[str, bool], Series] = {}
-    for (above, below, _, end, _, _), members in siblings.items():
+    for (above, below, _, _, end, _, _), members in siblings.items():
         names = [name for name, _ in members]
         if len(names) < 2 or not _are_parts([item for _, item in members]) or _differ_in_modality(names):
             continue

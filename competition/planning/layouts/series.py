@@ -523,4 +523,9 @@ def _common_prefix(names: list[str]) -> str:
 
 def has_slice_word(series: Series) -> bool:
     """Return whether a stack's pattern contains a word for slices."""
-    return any(token in SLICE_WORDS for token in tokens(series.pattern.replace("{z}", " ").replace("{id}", " ")))
+    return has_slice_name(series.pattern)
+
+
+def has_slice_name(pattern: str) -> bool:
+    """Return whether a pattern contains a word for slices."""
+    return any(token in SLICE_WORDS for token in tokens(pattern.replace("{z}", " ").replace("{id}", " ")))

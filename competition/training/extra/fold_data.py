@@ -26,6 +26,7 @@ from competition.runs.extra_cases import extra_section, mark_near_duplicates, sa
 from competition.runs.fold import FoldJob
 from competition.runs.identity.hashing import drop_keys_without_effect
 from competition.runs.run import Run
+from competition.text import format_count
 from competition.training.distributed import is_main_process
 from competition.training.extra.pseudo_labels import find_teachers, pseudo_label_cases
 from competition.training.lineage import (
@@ -136,14 +137,14 @@ def prepare_extra_data(
             channels = PreprocessedCase.open(folder).image.shape[0]
             if channels != expected:
                 raise MaskfoldError(
-                    f"The image {case_id} of {_data_name(key, run.exp)} has {channels} channels, expected "
-                    f"{expected}, as in the labelled cases.",
+                    f"The image {case_id} of {_data_name(key, run.exp)} has {format_count(channels, 'channel')}, "
+                    f"expected {expected}, as in the labelled cases.",
                     "Remove the image. For 2D images, you can also set prepare.channels to grey or rgb; for "
                     "volumes, to a list of channels that all images have.",
                 )
     copies = mark_near_duplicates(run, labelled, prepared)
     for key, table in run.extra_tables.items():
-        line = f"{_data_name(key, run.exp)}: {len(table)} images"
+        line = f"{_data_name(key, run.exp)}: {format_count(len(table), 'image')}"
         if labels := table.attrs.get("labelled", 0):
             line += f", {labels} more have labels and are not used"
         if copies[key]:

@@ -36,7 +36,7 @@ class FoldStatus:
         cases = ""
         if trainer.evaluator is not None:
             seconds = format_seconds(budget.pace.validation)
-            cases = f"{len(trainer.evaluator.cases)} cases validated in about {seconds} · "
+            cases = f"{format_count(len(trainer.evaluator.cases), 'case')} validated in about {seconds} · "
         lines = [
             f"about {format_count(budget.total, 'step')} in all, {trainer.steps_per_epoch} an epoch, "
             f"{format_seconds(budget.pace.step)} a step · {cases}ends about {clock_time(self.seconds_left())} · "

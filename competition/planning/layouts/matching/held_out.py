@@ -7,7 +7,7 @@ file names begin with the split: `train_1.bmp`, `testA_1.bmp`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from competition.planning.folder import HostFolder
@@ -15,17 +15,20 @@ from competition.planning.layout import Layout, first_path
 from competition.planning.layouts.content import dimensions_of
 from competition.planning.layouts.series import Series
 from competition.planning.words import (
+    HELD_OUT_WORDS,
     MASK_WORDS,
     TEST_WORDS,
     TRAIN_WORDS,
+    UNLABELLED_WORDS,
     VALIDATION_WORDS,
     Split,
     has_word,
     split_of,
     tokens,
 )
-from competition.text import format_count
+from competition.text import format_count, has_or_have
 
+NO_TEST_FOLDER = "no folder is named test"  # beginning of the remark on other folders
 MIN_TEST = 2  # a single image without a mask is rather a mistake than a test set
 
 
@@ -52,7 +55,7 @@ def find_test(host: HostFolder, layout: Layout, images: Sequence[Series], masks:
         masks: all series of masks. Test images whose pattern would also match masks are not taken.
     """
     channels = layout.images if isinstance(layout.images, dict) else {"image": layout.images}
-    possible = _same_names(host, channels)
+    possible = _same_names(host, channels, _is_test)
     if not possible and len(channels) == 1:
         name, pattern = next(iter(channels.items()))
         possible = [
@@ -95,7 +98,7 @@ def find_test(host: HostFolder, layout: Layout, images: Sequence[Series], masks:
             f"several folders may contain the test images: {listed}. Set test.images to one of them"
         )
     if not possible:
-        return layout
+        return layout if mixed else _find_held_out(host, layout, channels, masks)
     patterns, count = possible[0]
     longer = _longer_names(_matches(host, next(iter(patterns.values()))))
     if longer:
@@ -103,11 +106,62 @@ def find_test(host: HostFolder, layout: Layout, images: Sequence[Series], masks:
             f"{format_count(len(longer), 'test image')} such as {longer[0]} have the name of another test "
             "image with an addition. If they are results or masks, move them out of that folder"
         )
-    return replace(
-        layout,
-        test=patterns if isinstance(layout.images, dict) else next(iter(patterns.values())),
-        reasons=layout.reasons | {"test.images": format_count(count, "case")},
+    return _with_test(layout, patterns, format_count(count, "case"))
+
+
+def _with_test(layout: Layout, patterns: dict[str, str], reason: str) -> Layout:
+    test = patterns if isinstance(layout.images, dict) else next(iter(patterns.values()))
+    return replace(layout, test=test, reasons=layout.reasons | {"test.images": reason})
+
+
+def _is_test(folder: str) -> bool:
+    return split_of(folder) == "test"
+
+
+def _is_held_out(folder: str) -> bool:
+    return split_of(folder) == "val" or has_word(folder.replace("hold_out", "holdout"), HELD_OUT_WORDS)
+
+
+def _is_unlabelled(folder: str) -> bool:
+    return has_word(folder, UNLABELLED_WORDS)
+
+
+def _find_held_out(host: HostFolder, layout: Layout, channels: dict[str, str], masks: Sequence[Series]) -> Layout:
+    """Return a layout without a test folder, with the images without masks of another folder as test images.
+
+    Many hosts give only the images of a validation set or of an external set, and score their predictions. Several such
+    folders, and folders of unlabelled images, only get a remark.
+    """
+    labelled = [item.ids for item in masks if _is_held_out(item.pattern) or _is_unlabelled(item.pattern)]
+    found = [
+        (patterns, count)
+        for patterns, count in _same_names(host, channels, _is_held_out)
+        if not any(_share_cases(host, patterns, ids) for ids in labelled)
+    ]
+    for patterns, count in _same_names(host, channels, _is_unlabelled):
+        pattern = next(iter(patterns.values()))
+        if not any(_share_cases(host, patterns, ids) for ids in labelled):
+            layout = layout.with_remarks(
+                f"not used, because {'it' if count == 1 else 'they'} {has_or_have(count)} no masks: "
+                f"{format_count(count, 'image')} of `{pattern}`. To train on pseudo-labels of such images, set "
+                f"pseudo.images: '{pattern}'"
+            )
+    listed = ", ".join(f"`{next(iter(patterns.values()))}`" for patterns, _ in found[:4])
+    if len(found) != 1:
+        several = f"several folders have images without masks, which may be the test images: {listed}"
+        return layout.with_remarks(f"{several}. Set `test` to one of them") if found else layout
+    patterns, count = found[0]
+    images = f"{format_count(count, 'case')} without masks"
+    return _with_test(layout, patterns, f"{images}; {NO_TEST_FOLDER}").with_remarks(
+        f"{NO_TEST_FOLDER}, so the {images} of {listed} are read as test images. If the host scores other images, "
+        "change `test`, or remove it"
     )
+
+
+def _share_cases(host: HostFolder, patterns: dict[str, str], ids: frozenset[str]) -> bool:
+    """Return whether at least half of the images that patterns match have one of the ids."""
+    own = frozenset.intersection(*(_match_ids(host, pattern) for pattern in patterns.values()))
+    return 2 * len(own & ids) >= len(own)
 
 
 def _longer_names(files: Mapping[str, str]) -> list[str]:
@@ -116,14 +170,16 @@ def _longer_names(files: Mapping[str, str]) -> list[str]:
     return sorted(files[case_id] for case_id, match in cuts.items() if match and match[1] in files)
 
 
-def _same_names(host: HostFolder, channels: dict[str, str]) -> list[tuple[dict[str, str], int]]:
-    """Return the patterns of test folders whose files are named like the training files of all channels.
+def _same_names(
+    host: HostFolder, channels: dict[str, str], is_possible: Callable[[str], bool]
+) -> list[tuple[dict[str, str], int]]:
+    """Return the patterns of possible folders whose files are named like the training files of all channels.
 
     Each entry contains the pattern of each channel, and the number of cases.
     """
     parts = {name: _fixed_folder(pattern) for name, pattern in channels.items()}
     own = {folder for folder, _ in parts.values()}
-    folders = sorted(folder for folder in {*host.folders, *host.children} if split_of(folder) == "test")
+    folders = sorted(folder for folder in {*host.folders, *host.children} if is_possible(folder))
     found = []
     for folder in folders:
         if folder in own or (has_word(folder, MASK_WORDS) and not any(has_word(name, MASK_WORDS) for name in own)):
@@ -212,7 +268,7 @@ def mark_unlabelled(layout: Layout) -> Layout:
     if not layout.unlabelled:
         return layout
     count = format_count(len(layout.unlabelled), "image")
-    is_last = min(map(_natural, layout.unlabelled)) > max(map(_natural, layout.ids))
+    is_last = min(map(natural, layout.unlabelled)) > max(map(natural, layout.ids))
     patterns = layout.images if isinstance(layout.images, str) else " ".join(layout.images.values())
     may_be_test = is_last and len(layout.unlabelled) >= MIN_TEST and not split_of(patterns)
     if layout.test is not None or not may_be_test or layout.folder.broken:  # a broken link may be a mask
@@ -242,7 +298,7 @@ def list_training_ids(layout: Layout) -> Layout:
     return layout
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def natural(name: str) -> list[tuple[int, str]]:
     """Return a key that sorts `case2` before `case10`."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 

@@ -1,0 +1,258 @@
+"""Find out whether the values of label files number the objects of each case, or stand for classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal
+
+import numpy as np
+
+from competition.data.readers import read_labels
+from competition.errors import MaskfoldError
+from competition.planning.layout import Layout
+from competition.planning.layouts.content import LabelValues, label_values
+from competition.planning.layouts.matching.held_out import natural
+from competition.planning.words import tokens, words
+
+Meaning = Literal["objects", "unclear", "classes"]
+INSTANCE_WORDS = words("instance instances inst insts")  # folders whose masks number objects
+SEMANTIC_WORDS = words("semantic sem semseg class classes classlabels")
+MIN_NUMBERED = 8  # so many values are enough to tell numbers of objects from classes without asking
+MIN_ASKED = 3  # of fewer values, none suggests that they number objects
+MAX_CLASSES = 250  # more values cannot be classes
+MAX_MASKS = 3000  # maximum number of masks that are read; of more masks, those of evenly spaced cases are read
+# Share of the values of all cases that are one connected part: at least so many to ask, and to decide without asking
+ASKED_SINGLE, CERTAIN_SINGLE = 0.8, 0.95
+CODE, MAX_CODED = 1000, 100  # a value of class and number is CODE times the class, plus a number below MAX_CODED
+WHOLE_PART = 0.95  # a value is one connected part if its largest part has this share of its pixels
+MAX_EQUAL = 0.5  # share of the cases that may have the same values
+MAX_SPACING = 3  # the highest number is at most so many times the count of the numbers
+LOW_START, MIN_LOW = 0.1, 0.8  # in this share of the cases, the lowest number is at most this share of the highest
+# The different values of all cases, as a share of their sum over the cases, if few values are in two cases, as in parts
+# of one large image
+MIN_UNIQUE = 0.8
+MIN_RANGE = 1.5  # the highest number of some case is so many times the median one: cases have different counts
+SAMPLE = 24  # cases whose parts are searched
+MAX_VOXELS = 2**27  # of these cases together, at most
+SHUFFLES = 199  # random orders of the values, with which the sizes are compared
+MAX_SHARE, MAX_CHANCE = 0.1, 0.05  # the values explain a larger share of the sizes, with a smaller chance
+
+
+@dataclass(frozen=True)
+class Part:
+    """Describe the pixels of one value in one case.
+
+    Attributes:
+        value: the value.
+        size: number of its pixels.
+        is_single: whether nearly all of its pixels are connected.
+        is_inner: whether none of its pixels lies at an edge of the mask, so that the whole object is visible.
+    """
+
+    value: int
+    size: int
+    is_single: bool
+    is_inner: bool
+
+
+def meaning_of_values(layout: Layout, ignored: int | None = None) -> Meaning:
+    """Return whether the label values of a layout number objects, stand for classes, or may be either.
+
+    The values number objects if they are 1, 2, … without a gap up to a count that differs between the cases, or have
+    gaps, as after objects were removed. In both cases, each value must be one connected part, the values of the cases
+    must differ, and a value must not tell the size of its object, as the name of an organ does.
+
+    Args:
+        layout: layout with one label file, or one stack of label files, for each case.
+        ignored: a value that is left out, such as 255.
+    """
+    own = _values_of_cases(layout, ignored)
+    every = set().union(*own.values()) if own else set()
+    if len(every) < 2 or min(every) < 1 or _are_coded(every):
+        return "classes"
+    named = set(tokens(str(layout.masks).replace("{id}", " ")))
+    says_objects = bool(named & INSTANCE_WORDS) and not named & SEMANTIC_WORDS
+    sets = list(own.values())
+    counting = all(values == set(range(1, len(values) + 1)) for values in sets)
+    if not says_objects and (len(every) < MIN_ASKED or not _differ(sets, counting) or named & SEMANTIC_WORDS):
+        return "classes"
+    parts = _sample_parts(layout, own, ignored)
+    found = [part for case in parts for part in case]
+    single = sum(part.is_single for part in found) / max(1, len(found))
+    most = max(map(len, sets))
+    if single < ASKED_SINGLE:
+        return "unclear" if counting and most >= MIN_NUMBERED else "classes"
+    if says_objects:
+        return "objects"
+    are_unique = len(every) >= MIN_UNIQUE * sum(map(len, sets))  # then few sizes of the same value can be compared
+    tells_size = not are_unique and _value_tells_size(parts)
+    if len(every) < MIN_NUMBERED:
+        are_dense = max(every) <= MAX_SPACING * len(every)
+        return "unclear" if single >= CERTAIN_SINGLE and are_dense and not tells_size else "classes"
+    if tells_size:
+        return "unclear"
+    if counting and most >= MIN_NUMBERED:
+        return "objects"
+    is_certain = single >= CERTAIN_SINGLE and most >= MIN_NUMBERED and (are_unique or _are_counted(sets))
+    return "objects" if is_certain else "unclear"
+
+
+def _are_counted(sets: Sequence[set[int]]) -> bool:
+    """Return whether the values of each case are a count, from which some numbers may be missing.
+
+    After objects were removed from a count, small numbers are left in nearly every case, most numbers are left, and the
+    highest number differs much between cases. Numbers of vertebrae, for example, begin with different numbers instead.
+
+    Args:
+        sets: the values of each case.
+    """
+    every = set().union(*sets)
+    highest = [max(values) for values in sets]
+    begin_low = sum(min(values) <= max(2, LOW_START * max(values)) for values in sets)
+    are_dense = median(len(values) / max(values) for values in sets) >= 1 / MAX_SPACING
+    has_range = max(highest) >= MIN_RANGE * median(highest) or len(every) > MAX_CLASSES
+    return begin_low >= MIN_LOW * len(sets) and are_dense and has_range and median(map(len, sets)) >= MIN_ASKED
+
+
+def values_by_case(layout: Layout) -> dict[str, list[LabelValues]]:
+    """Read the label values of all masks, or of those of evenly spaced cases if there are more than `MAX_MASKS`.
+
+    Returns:
+        The values of each mask file that can be read, by case.
+    """
+    dimensions = 2 if "{z}" in str(layout.masks) else layout.dimensions
+    files = {case_id: paths for by_id in layout.mask_files.values() for case_id, paths in by_id.items()}
+    count = min(len(files), max(1, MAX_MASKS * len(files) // max(1, sum(map(len, files.values())))))
+    ids = list(files)
+    chosen = [ids[number * len(ids) // count] for number in range(count)]
+    read = {
+        case_id: [label_values(layout.folder.root / path, dimensions) for path in files[case_id]] for case_id in chosen
+    }
+    return {case_id: [item for item in own if item is not None] for case_id, own in read.items()}
+
+
+def _values_of_cases(layout: Layout, ignored: int | None) -> dict[str, set[int]]:
+    """Return the values other than 0 of each case that has any."""
+    own = {
+        case_id: {value for item in items for value in item.foreground} - {ignored}
+        for case_id, items in values_by_case(layout).items()
+    }
+    return {case_id: values for case_id, values in own.items() if values}
+
+
+def _are_coded(values: set[int]) -> bool:
+    """Return whether values are 1000 times a class plus the number of an object (26001), as in Cityscapes and MOTS."""
+    return max(values) >= CODE and all(value % CODE < MAX_CODED for value in values)
+
+
+def _differ(sets: Sequence[set[int]], counting: bool) -> bool:
+    """Return whether the values differ between cases as numbers of objects do.
+
+    Args:
+        sets: the values of each case.
+        counting: whether the values of each case are 1, 2, … without a gap.
+    """
+    kinds = [frozenset(values) for values in sets]
+    most = max(kinds.count(kind) for kind in set(kinds))
+    return most <= MAX_EQUAL * len(kinds) or (counting and len(set(kinds)) >= MIN_ASKED)
+
+
+# Connected parts
+
+
+def _sample_parts(layout: Layout, own: Mapping[str, set[int]], ignored: int | None) -> list[list[Part]]:
+    """Return the parts of evenly spaced cases, until these cases together have `MAX_VOXELS` voxels."""
+    ids = sorted(own)
+    chosen = ids[:: max(1, len(ids) // SAMPLE)][:SAMPLE]
+    found, voxels = [], 0
+    for case_id in chosen:
+        for files in layout.mask_files.values():
+            labels = _read(layout, files.get(case_id, []))
+            if labels is not None:
+                found.append(parts_of(labels, ignored))
+                voxels += labels.size
+        if voxels >= MAX_VOXELS:
+            break
+    return found
+
+
+def _read(layout: Layout, paths: Sequence[str]) -> np.ndarray | None:
+    """Return the labels of a case, whose files are the slices if there are several; None if they cannot be read."""
+    is_stack = "{z}" in str(layout.masks)
+    try:
+        slices = [
+            read_labels(layout.folder.root / path, 2 if is_stack else layout.dimensions)[0]
+            for path in sorted(paths, key=natural)
+        ]
+    except MaskfoldError:
+        return None
+    if not slices or len({labels.shape for labels in slices}) > 1:
+        return None
+    return np.stack(slices, axis=-1) if is_stack else slices[0]
+
+
+def parts_of(labels: np.ndarray, ignored: int | None = None) -> list[Part]:
+    """Return the part of each value above 0 in a mask.
+
+    Args:
+        labels: whole numbers of at least 0, (*spatial).
+        ignored: a value that is left out.
+    """
+    import cc3d
+
+    values, codes = np.unique(labels, return_inverse=True)
+    codes = np.ascontiguousarray(codes.reshape(labels.shape), dtype=np.uint32)
+    codes += np.uint32(values[0] != 0)  # 0 is the background of cc3d
+    components = np.asarray(cc3d.connected_components(codes, connectivity=8 if labels.ndim == 2 else 26)).ravel()
+    sizes = np.bincount(components)
+    code_of = np.zeros(len(sizes), np.int64)
+    code_of[components] = codes.ravel()
+    edges = [np.take(codes, (0, -1), axis) for axis in range(labels.ndim) if labels.shape[axis] > 2]
+    at_edge = set(np.unique(np.concatenate([edge.ravel() for edge in edges])).tolist()) if edges else set()
+    found = []
+    for code, value in enumerate(values.tolist(), start=int(values[0] != 0)):
+        own = sizes[1:][code_of[1:] == code]
+        if value > 0 and value != ignored and own.size:
+            size = int(own.sum())
+            found.append(Part(value, size, bool(own.max() >= WHOLE_PART * size), code not in at_edge))
+    return found
+
+
+# Sizes
+
+
+def _value_tells_size(parts: Sequence[Sequence[Part]]) -> bool:
+    """Return whether the same value has a similar size in all cases, as an organ or a bone has.
+
+    The sizes (as logarithms, minus their mean in the case) are compared with those of random orders of the values
+    within each case. Objects at the edges of the mask are left out if enough others are left.
+    """
+    inner = [[part for part in case if part.is_inner] for case in parts]
+    chosen = inner if 2 * sum(map(len, inner)) >= sum(map(len, parts)) else parts
+    rows = [case for case in chosen if len(case) > 1]
+    if not rows:
+        return False
+    sizes = [np.log([part.size for part in case]) for case in rows]
+    sizes = [own - own.mean() for own in sizes]
+    values = np.concatenate([[part.value for part in case] for case in rows])
+    _, codes, counts = np.unique(values, return_inverse=True, return_counts=True)
+    repeated = counts[codes] > 1
+    joined = np.concatenate(sizes)
+    total = float((joined[repeated] ** 2).sum())
+    if np.count_nonzero(repeated) < 2 or total == 0:
+        return False
+    rng = np.random.default_rng(0)
+    own_share = _between(joined, codes, counts) / total
+    shuffled: Iterable[np.ndarray] = (np.concatenate([rng.permutation(own) for own in sizes]) for _ in range(SHUFFLES))
+    others = np.array([_between(order, codes, counts) / total for order in shuffled])
+    chance = (1 + np.count_nonzero(others >= own_share)) / (1 + SHUFFLES)
+    return bool(chance <= MAX_CHANCE and own_share - others.mean() >= MAX_SHARE)
+
+
+def _between(sizes: np.ndarray, codes: np.ndarray, counts: np.ndarray) -> float:
+    """Return the sum of squares of the means of repeated values, each times the number of its cases."""
+    sums = np.bincount(codes, sizes)
+    is_repeated = counts > 1
+    return float((sums[is_repeated] ** 2 / counts[is_repeated]).sum())
