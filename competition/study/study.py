@@ -51,6 +51,7 @@ from competition.study.trial import (
     study_files,
     study_tables,
 )
+from competition.text import format_count
 
 if TYPE_CHECKING:
     import optuna
@@ -326,7 +327,7 @@ def _wait_for_others(session: StudySession, context: Context) -> bool:
     from optuna.storages import fail_stale_trials
 
     running = sum(trial.state.name == "RUNNING" for trial in session.trials)
-    context.say(f"{running} trials run in other processes; waiting for their heartbeats")
+    context.say(f"{format_count(running, 'trial')} in other processes; this process waits for a heartbeat")
     before = len(session.finished)
     deadline = time.monotonic() + HEARTBEAT_GRACE + 2 * HEARTBEAT_INTERVAL
     while time.monotonic() < deadline:

@@ -208,7 +208,7 @@ def setup_fold(job: FoldJob, run: Run, context: Context, start_time: float) -> T
     )
     parameters = sum(parameter.numel() for parameter in network.parameters())
     context.say(
-        f"{len(train) + len(weighted.folders)} cases to train on, {len(validation)} to validate, "
+        f"{format_count(len(train) + len(weighted.folders), 'case')} to train on, {len(validation)} to validate, "
         f"{precision} on {fabric.device}, {format_count(torch.get_num_threads(), 'thread')}, "
         f"{parameters / 1e6:.2f} M parameters"
     )
