@@ -48,6 +48,7 @@ from competition.runs.run import CACHE_FOLDER, Run
 from competition.submission.reader import open_rows
 from competition.submission.submit import fit_on_oof, normalize_weights
 from competition.submission.testset import host_id_suffix
+from competition.text import format_count
 
 MANIFEST = "manifest.json"
 
@@ -339,7 +340,7 @@ def _write_pages(
     score = (
         "There are no out-of-fold predictions, so the expected score is unknown."
         if expected is None
-        else f"Out-of-fold score: {expected.metric} {expected.score:.4f} on {expected.cases} cases."
+        else f"Out-of-fold score: {expected.metric} {expected.score:.4f} on {format_count(expected.cases, 'case')}."
     )
     write_text(
         part / "README.md",

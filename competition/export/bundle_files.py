@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from competition.text import format_count
+
 FIND_CELL = """from pathlib import Path
 import importlib.util, json, subprocess, sys
 
@@ -85,7 +87,7 @@ def _lines(text: str) -> list[str]:
 
 README_TEMPLATE = """# {title}
 
-{networks} networks, exported by Maskfold {version}. Python {python} or newer and the packages of `requirements.txt` are
+{networks}, exported by Maskfold {version}. Python {python} or newer and the packages of `requirements.txt` are
 required. The bundle downloads nothing and unpickles nothing.
 
     python run.py --input /kaggle/input/x --output submission.csv --hours 9
@@ -135,7 +137,7 @@ def build_readme(
         title=title,
         version=version,
         python=python,
-        networks=sum(run["networks"] for run in runs),
+        networks=format_count(sum(run["networks"] for run in runs), "network"),
         runs=rows,
         expected=expected,
         wheels=", as wheels in `wheels/`" if wheels else "",

@@ -26,7 +26,7 @@ from competition.metrics.scoring import Mask
 from competition.rle import draw_objects, runs_overlap
 from competition.rle_text import RleError
 from competition.submission.reader import CsvRow, decode_object_runs, decode_objects, format_key, open_rows
-from competition.text import nearest_hint
+from competition.text import format_count, nearest_hint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -216,7 +216,7 @@ class MaskFile:
                 if shared and self.strict and not self.layout.overlap_allowed:
                     raise self._error(
                         row,
-                        f"shares {shared} pixels with another object of this image",
+                        f"shares {format_count(int(shared), 'pixel')} with another object of this image",
                         "Assign each pixel to only one object.",
                     )
                 mask |= obj

@@ -24,6 +24,7 @@ from competition.submission.reader import IdLookup, decode_object_runs, decode_o
 from competition.submission.testset import TestSet, object_means
 from competition.submission.validate import validate_submission
 from competition.submission.writer import ObjectsItem, write_submission
+from competition.text import format_count
 from tests.host import write_text
 
 OBJECT_PROFILES = ["dsb2018", "sartorius", "recodai", "hubmap-vasculature"]
@@ -228,7 +229,10 @@ def _pictures_report(path: Path, layout: Profile, shapes: dict[str, tuple[int, .
                 assert occupied is not None
                 shared = int(np.count_nonzero(occupied & mask))
                 if shared:
-                    problems.append(f"{location}: the object shares {shared} pixels with another object of this image.")
+                    problems.append(
+                        f"{location}: the object shares {format_count(shared, 'pixel')} with another object of "
+                        "this image."
+                    )
                 occupied |= mask
         if empty_lines and len(all_rows) > 1:
             problems.append(f"Line {empty_lines[0]}: {format_key(key)} has an empty row in addition to other rows.")
@@ -262,7 +266,7 @@ def test_rows_before_a_broken_line_are_checked(tmp_path: Path) -> None:
     path = write_text(tmp_path / "s.csv", "ImageId,EncodedPixels\na,1 2\na,2 2\na,9 9 9\na,1 1,\na,1 1\n")
     report = validate_submission(path, PROFILES["dsb2018"], None, {"a": (4, 4)})
     assert report.rows == 3
-    assert ["shares 1 pixels" in report.problems[0], "even number" in report.problems[1]] == [True, True]
+    assert ["shares 1 pixel" in report.problems[0], "even number" in report.problems[1]] == [True, True]
     assert "line 5: found 3 cells" in report.problems[2] and len(report.problems) == 3
 
 
