@@ -31,6 +31,7 @@ from competition.planning.rules import (
     schedule_of,
     smallest,
 )
+from competition.text import format_count
 
 DEFAULT_MINUTES = 15.0
 # Maximum seconds of all measurements: converted to a machine that does nothing else, and by the clock.
@@ -332,7 +333,7 @@ class _Planner:
         steps = schedule_of(own, timing, self.budget).steps
         return (
             f"the grid is {pick.grid.factor:g} times as coarse as the data, because on the data's own grid, "
-            f"this network would take only about {steps:,} steps in {self.minutes:g} minutes"
+            f"this network would take only about {format_count(steps, 'step')} in {self.minutes:g} minutes"
         )
 
     def _warnings(self, pick: Candidate, steps: int) -> list[str]:
@@ -344,8 +345,8 @@ class _Planner:
         consequence = f"the network will {'learn almost nothing' if is_hopeless else 'score lower than the data allow'}"
         return [
             (
-                f"even the smallest candidate takes only about {steps:,} steps in {self.minutes:g} minutes, "
-                f"expected {enough}, so {consequence}. To get enough steps, set --minutes "
+                f"even the smallest candidate takes only about {format_count(steps, 'step')} in {self.minutes:g} "
+                f"minutes, expected {enough}, so {consequence}. To get enough steps, set --minutes "
                 f"{max(1, round(needed + 1)):,}, or use more cores or a GPU"
             )
         ]
