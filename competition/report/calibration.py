@@ -23,6 +23,7 @@ from competition.inference.masks import merge_boundary_class
 from competition.report.html import ABSENT_LABEL, Table, format_score, render
 from competition.report.results import RunResults
 from competition.runs.oof import OofPredictions
+from competition.text import format_count
 from competition.viz.overlays import IGNORE_LABEL, label_to_class_masks, save_figure
 from competition.viz.style import (
     GREY_COLOUR,
@@ -63,7 +64,7 @@ def calibration_section(results: RunResults, oof: OofPredictions, folder: Path, 
     """
     comp = results.run.exp.competition
     cases = sample_evenly(list(oof.fold_of))
-    context.say(f"measuring the calibration on {len(cases)} cases")
+    context.say(f"measuring the calibration on {format_count(len(cases), 'case')}")
     tallies, scored = count_calibration(oof, cases), mean_scored_dice(results, cases)
     shown = select_drawn_classes([float(class_tally.positives.sum()) for class_tally in tallies])
     exclusive = comp.labels == "exclusive"

@@ -35,6 +35,7 @@ from competition.report.html import (
 from competition.report.results import RunResults
 from competition.runs.oof import OofPredictions
 from competition.runs.summary import TUNING_FILE, ScoreEstimate, check_search_unedited
+from competition.text import format_count
 from competition.training.cross_validate import format_seed_gain
 from competition.training.soup_selection import format_soup
 from competition.viz.overlays import get_ignored_voxels, label_to_class_masks, save_figure
@@ -306,7 +307,7 @@ def sizes_section(results: RunResults, oof: OofPredictions, folder: Path, contex
     what, xlabel = "object" if comp.instances else "case", f"size in truth, {unit}"
     if comp.instances:
         cases = sample_evenly(list(oof.fold_of))
-        context.say(f"matching the objects of {len(cases)} cases")
+        context.say(f"matching the objects of {format_count(len(cases), 'case')}")
         sized, sample = object_size_errors(oof, cases), describe_sample(cases, oof)
         draw_size_errors(sized, comp.classes, "best IoU of an object", xlabel, picture)
         objects = Table(OBJECT_HEADER, [_objects_row(*columns) for columns in zip(comp.classes, sized, strict=True)])

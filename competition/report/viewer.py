@@ -29,6 +29,7 @@ from competition.report.html import format_score, render
 from competition.report.learning import rank_cases
 from competition.report.results import RunResults
 from competition.runs.oof import OofPredictions
+from competition.text import format_count
 from competition.viz.overlays import (
     IGNORE_LABEL,
     class_colour,
@@ -113,7 +114,7 @@ def viewer_section(results: RunResults, oof: OofPredictions, cases: Sequence[str
         context: context whose log receives progress messages.
     """
     comp, rows, scores = results.run.exp.competition, oof.rows(), dict(rank_cases(results))
-    context.say(f"preparing slices of {len(cases)} cases for the viewer")
+    context.say(f"preparing slices of {format_count(len(cases), 'case')} for the viewer")
     budget = min(CASE_BYTES, TOTAL_BYTES // max(1, len(cases)))
     entries, options = [], []
     for case in cases:
