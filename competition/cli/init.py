@@ -186,8 +186,8 @@ def experiment_for(folder: Path, overrides: list[str], layout: int | None, minut
         raise MaskfoldError(
             f"{path} exists already with a time budget of {exp.training.budget_minutes} minutes "
             f"(training.budget_minutes), but --minutes is {minutes:g}.",
-            f"Plan it again with the new budget: maskfold plan {quoted} --minutes {minutes:g} --write. Then "
-            "repeat this command.",
+            f"Plan the experiment again with the new budget: maskfold plan {quoted} --minutes {minutes:g} --write. "
+            "Then repeat this command.",
             status=2,
         )
     return path

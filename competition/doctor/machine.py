@@ -14,6 +14,7 @@ from typing import Any
 from competition.doctor.finding import CheckResult, first_line
 from competition.doctor.packages import installed_version
 from competition.doctor.probe import run_probe
+from competition.text import format_count
 
 GIB = 2**30
 
@@ -86,7 +87,7 @@ def _device_result(row: dict[str, Any]) -> CheckResult:
 def _no_device(build: dict[str, Any]) -> CheckResult:
     """Return a row that says why torch finds no accelerator."""
     precision = PRECISIONS.get(build["cpu"], "precision unknown")
-    detail = f"no GPU; training on the CPU ({precision}, torch uses {build['threads']} threads)"
+    detail = f"no GPU; training on the CPU ({precision}, torch uses {format_count(build['threads'], 'thread')})"
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if not has_nvidia_driver():
         return CheckResult("accelerators", "ok", detail)
@@ -217,13 +218,13 @@ def check_machine() -> list[CheckResult]:
 def check_cores() -> CheckResult:
     """Check that the container's CPU limit and `OMP_NUM_THREADS` fit the number of cores that this process may use."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    detail = f"{usable} cores" if usable == os.cpu_count() else f"{usable} of {os.cpu_count()} cores"
+    detail = format_count(usable, "core") if usable == os.cpu_count() else f"{usable} of {os.cpu_count()} cores"
     limit = container_cpu_limit()
     if limit is not None and limit < usable:
         return CheckResult(
             "CPU",
             "warning",
-            f"{detail}, but the container may use only the time of {limit:g} cores",
+            f"{detail}, but the container may use only the time of {limit:g} core{'s' * (limit != 1)}",
             f"Set run.threads={max(1, int(limit))}, because more threads would wait for each other.",
         )
     threads = os.environ.get("OMP_NUM_THREADS", "")
