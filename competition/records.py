@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 from competition.errors import MaskfoldError
 from competition.io import atomic_write, sha256_of_file
 
-RESTORE_HINT = "Restore the file from a backup. Or delete it, so that the same command writes it again."
+RESTORE_HINT = (
+    "Restore the file from a backup. Or delete the file, and repeat the command, which writes the file again."
+)
 # Key of the digests of the record itself and of its tables: {"digests": {"summary.json": …, "scores.csv": …}}
 DIGESTS_KEY = "digests"
 SUBMISSION_DIGEST = "submission"  # key of the own digest of the JSON next to a submission, which the user may rename

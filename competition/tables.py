@@ -25,7 +25,8 @@ def read_csv(path: Path, columns: dict[str, str]) -> pandas.DataFrame:
 
     Args:
         path: path of the file.
-        columns: names of the required columns. The keys are the YAML keys that set these names, for error messages.
+        columns: names of the required columns. The keys are the YAML keys that set these names, for error messages; if
+            no YAML key sets a name, the key is the name itself.
 
     Returns:
         All columns as str; the index is the line number in the file (the header is line 1). Blank lines are dropped.
@@ -48,7 +49,11 @@ def read_csv(path: Path, columns: dict[str, str]) -> pandas.DataFrame:
             near = nearest_names(column, list(table.columns))
             raise MaskfoldError(
                 f"{path} has no column `{column}`: found {', '.join(map(str, table.columns))}.",
-                f"Set {key}, for example to `{near[0]}`." if near else f"Set {key} to one of these columns.",
+                f"Rename a column to `{column}`, or give another table."
+                if key == column
+                else f"Set {key}, for example to `{near[0]}`."
+                if near
+                else f"Set {key} to one of these columns.",
                 status=2,
             )
     return table

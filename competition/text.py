@@ -163,6 +163,11 @@ def has_or_have(count: int) -> str:
     return "has" if count == 1 else "have"
 
 
+def is_or_are(count: int) -> str:
+    """Return `is` or `are`, to agree with the count."""
+    return "is" if count == 1 else "are"
+
+
 def pixel_or_voxel(dimensions: int) -> str:
     """Return `pixel` for 2D and `voxel` for 3D."""
     return "pixel" if dimensions == 2 else "voxel"

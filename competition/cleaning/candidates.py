@@ -24,6 +24,7 @@ from competition.runs.fold import RESULT_FILE
 from competition.runs.lock import is_free
 from competition.runs.run import CACHE_FOLDER, CASES_FILE, RUN_NAME, RUNS_FOLDER, Run, load_run
 from competition.runs.summary import run_scores
+from competition.text import format_count, is_or_are
 
 # Name of a preprocessed case's folder, see `competition.data.cache.cache_key`.
 PREPARED_NAME = re.compile("[0-9a-f]{32}")
@@ -163,11 +164,11 @@ def _unfinished_runs(folders: Sequence[Path], runs: Mapping[Path, Run], before: 
             finished = sum((member / RESULT_FILE).exists() for member in members)
             if finished == len(members):
                 continue
-            reason = f"only {finished} of its {len(members)} folds are finished"
+            reason = f"only {finished} of its {format_count(len(members), 'fold')} {is_or_are(finished)} finished"
         elif RUN_NAME.fullmatch(folder.name) and not (folder / "experiment.yaml").exists():
             if next(folder.rglob(RESULT_FILE), None) is not None:
                 continue
-            reason = "it has no experiment.yaml: its command ended before the first fold"
+            reason = "the run has no experiment.yaml, because its command ended before the first fold"
         else:
             continue
         if (changed := newest_change([folder])) < before:
@@ -193,7 +194,7 @@ def _finished_runs(runs: Mapping[Path, Run], before: float, keep_best: int) -> I
     for ranked in scored.values():
         for rank, (_, folder) in enumerate(sorted(ranked, reverse=True), start=1):
             if rank > keep_best and (changed := newest_change([folder])) < before:
-                reason = f"by its score, it has rank {rank} among the {len(ranked)} runs of the competition"
+                reason = f"by score, rank {rank} among the {format_count(len(ranked), 'run')} of the competition"
                 yield Candidate("finished run", (folder,), changed, reason, is_run=True)
 
 
@@ -310,8 +311,8 @@ def _unneeded_cases(
     if unneeded:
         paths = tuple(path for path, _ in sorted(unneeded.values()))
         changed = max(time for _, time in unneeded.values())
-        reason = "none of the remaining runs was trained on them" if runs else "there is no run"
-        yield Candidate(f"{len(paths)} prepared cases", paths, changed, reason)
+        reason = "none of the remaining runs was trained on these cases" if runs else "there is no run"
+        yield Candidate(format_count(len(paths), "prepared case"), paths, changed, reason)
 
 
 def _needed_cases(runs: Sequence[Run]) -> tuple[set[str], set[str]]:

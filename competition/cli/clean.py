@@ -44,7 +44,7 @@ def clean_command(dry_run: bool, older_than: str, keep_best: int | None, yes: bo
     rows = [candidate_cells(candidate, freed_bytes(candidate.paths)) for candidate in plan.candidates]
     _print_table(console, rows)
     size = format_bytes(freed_bytes(path for candidate in plan.candidates for path in candidate.paths))
-    found = f"the files of {format_count(len(rows), 'row')} of the table ({size})"
+    found = f"all files in the table ({format_count(len(rows), 'row')}, {size})"
     if dry_run:
         say(f"{found}; nothing was deleted (--dry-run)")
         return

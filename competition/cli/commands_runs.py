@@ -105,7 +105,9 @@ def compare(
     ] = None,
     cases: Annotated[
         int,
-        typer.Option(min=0, help="Number of cases to draw as pictures. The cases with the largest change are drawn."),
+        typer.Option(
+            min=0, help="Number of cases to draw as pictures: those whose scores differ most between the two runs."
+        ),
     ] = 10,
     trust: TrustOption = None,
     allow: AllowOption = None,
@@ -129,7 +131,7 @@ def register(
         bool,
         typer.Option(
             "--best",
-            help="Instead of the given run, register the run of the competition with the best cross-validation score.",
+            help="Instead of the given run, register the run with the best cross-validation score in its competition.",
         ),
     ] = False,
     trust: TrustOption = None,

@@ -35,8 +35,8 @@ def submit(
         bool,
         typer.Option(
             "--out-of-fold",
-            help="Write a CSV of the training cases, from the out-of-fold predictions, instead of the test cases. With "
-            "this CSV, you can check the score.",
+            help="Write a CSV of the training cases, from the out-of-fold predictions, instead of the test cases. "
+            "`maskfold score` computes the run's score again from this CSV.",
         ),
     ] = False,
     trust: TrustOption = None,
@@ -144,7 +144,7 @@ def export(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Output folder. If it contains a bundle, the new bundle replaces it.")
     ],
-    weights: Annotated[str | None, typer.Option(help="Ensemble weights of the runs, as for submit.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Ensemble weights of the runs, as for maskfold submit.")] = None,
     zipped: Annotated[bool, typer.Option("--zip", help="Also pack the bundle into FOLDER.zip.")] = False,
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Also export the networks as ONNX files, to predict with onnxruntime.")
@@ -265,9 +265,9 @@ def score(
 
         if competition is not None or solution is not None or overrides:
             raise MaskfoldError(
-                "--truth is for label files, but --competition, --solution and KEY=VALUE are for a CSV. The command "
-                "has both.",
-                "To score label files, omit these arguments. To score a CSV, omit --truth.",
+                "--truth is for label files, but --competition, --solution and KEY=VALUE are for a CSV: found both "
+                "kinds of arguments, expected one.",
+                "To score label files, omit --competition, --solution and KEY=VALUE. To score a CSV, omit --truth.",
                 status=2,
             )
         score_folder_command(
@@ -276,7 +276,7 @@ def score(
         return
     if file.is_dir():
         raise MaskfoldError(
-            f"{file} is a folder, so --truth is required, but it is missing.",
+            f"{file} is a folder, which requires --truth, but --truth is missing.",
             "Add --truth FOLDER with the true label files.",
             status=2,
         )

@@ -114,8 +114,8 @@ def demo(
     name: Annotated[
         str,
         typer.Argument(
-            help="The demo: 2d, 3d or gate; or a layout of phantoms. With --layout, this is the name of the folder "
-            "below data."
+            help="The demo: 2d, 3d or gate; or the layout of phantoms: spleen, spine, a02025 or hipmri. With --layout, "
+            "NAME can be any text and only names the default output folder."
         ),
     ],
     output: Annotated[

@@ -17,7 +17,7 @@ from rich.table import Table
 from competition.context import Bar
 from competition.errors import MaskfoldError
 from competition.redact import redact
-from competition.text import format_count, format_number
+from competition.text import format_count, format_number, is_or_are
 
 if TYPE_CHECKING:
     from competition.runs.run import Run
@@ -257,8 +257,8 @@ def skipped_cases_line(run: Run) -> str | None:
     count = len(run.skipped)
     if not count:
         return None
-    verb = "is" if count == 1 else "are"
-    return f"{count} of {count + len(run.cases)} cases {verb} skipped (competition.on_bad_case: skip)"
+    total = format_count(count + len(run.cases), "case")
+    return f"{count} of {total} {is_or_are(count)} skipped (competition.on_bad_case: skip)"
 
 
 def format_interval(low: float | None, high: float | None) -> str:

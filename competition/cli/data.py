@@ -144,7 +144,8 @@ def _print_tasks(console: Console) -> None:
 
 
 @exit_on_signal(
-    "stopped: the files written so far are complete, but series.csv does not list them yet; the same command continues"
+    "stopped: the files written so far are complete, but series.csv does not list them yet; to continue, run the same "
+    "command again"
 )
 def dicom_command(folder: Path, output: Path, layout: str, labels: str | None) -> None:
     """Run `maskfold dicom`; `competition.cli.commands_train.dicom` describes the arguments."""

@@ -189,8 +189,8 @@ def experiment_for(folder: Path, overrides: list[str], layout: int | None, minut
         budget = "without a time budget" if own is None else f"with a time budget of {format_amount(own, 'minute')}"
         raise MaskfoldError(
             f"{path} exists already {budget} (training.budget_minutes), but --minutes is {minutes:g}.",
-            f"Plan it again with the new budget: maskfold plan {quoted} --minutes {minutes:g} --write. Then "
-            "repeat this command.",
+            f"Plan the experiment again with the new budget: maskfold plan {quoted} --minutes {minutes:g} --write. "
+            "Then repeat this command.",
             status=2,
         )
     return path

@@ -28,8 +28,8 @@ AllowOption = Annotated[
     typer.Option(
         metavar="KEY",
         callback=_allow_arguments,
-        help="Key of an argument in the YAML that may name a file, an address, a cache or a hub, e.g. "
-        "model.args.checkpoint_path; may be repeated.",
+        help="Allow the argument with this key in the YAML, e.g. model.args.checkpoint_path, to name a file, an "
+        "address, a cache or a hub; may be repeated.",
     ),
 ]
 OverridesArgument = Annotated[

@@ -59,18 +59,16 @@ def submit_command(
     if runs[0].exp.competition.submission.files is not None:
         from competition.submission.files import submit_files
 
-        done, unit = submit_files(runs, run_weights, output, trust, say, progress=progress_bar(console)), "label files"
+        done, unit = submit_files(runs, run_weights, output, trust, say, progress=progress_bar(console)), "label file"
     else:
-        done, unit = submit(runs, run_weights, output, trust, say, progress=progress_bar(console)), "rows"
-    say(
-        f"{done.path}: {done.validation.rows} {unit}, {done.validation.empty} of them with an empty mask; the "
-        "file is valid"
-    )
+        done, unit = submit(runs, run_weights, output, trust, say, progress=progress_bar(console)), "row"
+    written = format_count(done.validation.rows, unit)
+    say(f"{done.path}: {written}, {done.validation.empty} of them with an empty mask; the file is valid")
     for line in _expected_score_lines(done):
         say(line)
     if log_submission(runs[0].folder, runs[0].exp, done.path, done.summary_path) is not None:
         say(f"Logged to MLflow with the run {runs[0].folder.name}, including {done.summary_path.name}")
-    say(f"Next: submit the {'files' if unit == 'label files' else 'file'}, or run maskfold ui")
+    say(f"Next: submit the {'files' if unit == 'label file' else 'file'}, or run maskfold ui")
 
 
 def _expected_score_lines(done: SubmissionResult) -> list[str]:
@@ -81,8 +79,8 @@ def _expected_score_lines(done: SubmissionResult) -> list[str]:
     return [
         (
             f"Expected {expected.metric}: {expected.score:.4f} ({nested}, {format_count(expected.cases, 'case')}); for "
-            f"{expected.test_cases} test cases, the score is between {expected.low:.4f} and {expected.high:.4f} "
-            "with a probability of 95 %"
+            f"{format_count(expected.test_cases, 'test case')}, the score is between {expected.low:.4f} and "
+            f"{expected.high:.4f} with a probability of 95 %"
         )
     ]
 
@@ -91,14 +89,13 @@ def _write_out_of_fold(runs: list[Run], output: Path | None, say: Callable[[str]
     from competition.submission.submit import SUBMISSIONS_FOLDER, check_csv_output, write_oof_submission
 
     if len(runs) != 1:
-        raise MaskfoldError(f"--out-of-fold: found {len(runs)} runs, expected 1.", "Give a single run.", status=2)
+        raise MaskfoldError(f"--out-of-fold: found {len(runs)} runs, expected 1.", "Name exactly one run.", status=2)
     run = runs[0]
     path = output or SUBMISSIONS_FOLDER / run.exp.competition.name / f"out-of-fold-{run.folder.name}.csv"
     check_csv_output(path, runs)
     verdict, score = write_oof_submission(run, path)
-    say(
-        f"{path}: {format_count(verdict.rows, 'row')} of training cases; {run.exp.competition.metric.name} {score:.10f}"
-    )
+    rows = format_count(verdict.rows, "row")
+    say(f"{path}: {rows} of training cases; {run.exp.competition.metric.name} {score:.10f}")
     say(f"Next: maskfold score {path} --competition …/competition.yaml   (computes the same score from the file)")
 
 
@@ -312,7 +309,7 @@ def upload_command(
         say(f"Kaggle does not report how many submissions to {parcel.slug} are left today")
     else:
         limit = "in total" if limits.by_total else "today"
-        say(f"{parcel.slug}: {limits.used} of {limits.used + limits.left} submissions are used {limit}")
+        say(f"{parcel.slug}: submissions used {limit}: {limits.used} of {limits.used + limits.left}")
         if limits.left <= 0:
             raise MaskfoldError(
                 f"No submission to {parcel.slug} is left {limit}.",
@@ -465,8 +462,8 @@ def _fetch_scores(ledger: Ledger, refresh: bool | None, say: Callable[[str], Non
         return
     if unknown:
         say(
-            f"{unknown} submission{'s' * (unknown > 1)} of your team {'were' if unknown > 1 else 'was'} not made "
-            "from this project; to add a submission: maskfold ledger --add FILE --public SCORE"
+            f"submissions of your team at Kaggle that the ledger does not have: {unknown}; to add a submission: "
+            "maskfold ledger --add FILE --public SCORE"
         )
     changed_ids = {record.id for record in changed}
     not_logged = [record for record in ledger.read() if not record.mlflow and record.id not in changed_ids]

@@ -138,7 +138,7 @@ def _case_warnings(run: Run) -> list[str]:
     unlabelled = sum(json.loads(masks).get("rows") == [] for masks in run.cases["masks"])
     if unlabelled:
         notes.append(
-            f"{unlabelled} of {len(run.cases)} cases {has_or_have(unlabelled)} no row in "
+            f"{unlabelled} of {format_count(len(run.cases), 'case')} {has_or_have(unlabelled)} no row in "
             f"{run.exp.competition.train.rle}; a case without a row gets an empty mask"
         )
     for ids in run.folds.attrs.get("duplicates", []):
@@ -261,7 +261,7 @@ def study_command(
     ensure_demo(source.load().competition, overrides)
     search = open_study(source, storage)
     count = search.config.trials if trials is None else trials
-    say(f"study {search.name}: {len(search.finished)} of {count} trials finished")
+    say(f"study {search.name}: {len(search.finished)} of {format_count(count, 'trial')} finished")
     with track_study(search):
         if promote is None:
             run_study(search, count, say)
@@ -465,8 +465,8 @@ def compare_command(words: list[str], output: Path | None, cases: int, trust: tu
     for note in comparison.notes:
         say(note)
     say(
-        f"{len(comparison.rows)} out-of-fold cases; the 95 % interval is a paired bootstrap interval, and p "
-        "is from Wilcoxon's signed-rank test"
+        f"{format_count(len(comparison.rows), 'out-of-fold case')}; the 95 % interval of a difference is a paired "
+        "bootstrap interval, and p is from Wilcoxon's signed-rank test"
     )
     rows = [difference_cells(difference, comparison) for difference in comparison.differences]
     if console.is_terminal:
@@ -482,7 +482,7 @@ def compare_command(words: list[str], output: Path | None, cases: int, trust: tu
     page = write_comparison(comparison, folder, cases, Context(trust, say))
     changed = comparison.most_changed(cases)
     if changed:
-        say("Largest changes: " + ", ".join(f"{case} {change:+.4f}" for case, change in changed))
+        say("Largest differences (B minus A): " + ", ".join(f"{case} {change:+.4f}" for case, change in changed))
     say(f"Page{' with pictures' if changed else ''}: {page}; scores of each case and class: {folder / 'cases.csv'}")
 
 
@@ -508,7 +508,8 @@ def review_command(words: list[str], output: Path | None, pictures: int, trust: 
     kinds = Counter(finding.kind for finding in review.findings)
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     affected = len({finding.id for finding in review.findings})
-    found = f"{len(review.findings)} findings in {affected} of {format_count(review.cases, 'case')}"
+    number = format_count(len(review.findings), "finding")
+    found = f"{number} in {affected} of {format_count(review.cases, 'case')}"
     say(found + (f": {counts}" if counts else ""))
     rows = [(finding.id, describe(finding), f"{finding.score:.3f}") for finding in review.findings[:SHOWN_FINDINGS]]
     for line in format_columns(("case", "finding", "score"), rows) if rows else ():

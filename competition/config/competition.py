@@ -247,7 +247,7 @@ class MetricConfig(ConfigModel):
         names = [name for name in METRICS.names() if METRICS.get(name).supports_global]
         return (
             f"`average: global` is not possible for {self.name}, only for a metric that is computed from sums over "
-            f"cases ({join_or(names)}). Set case_class or class"
+            f"cases ({join_or(names)}); set `average` to case_class or class"
         )
 
     @model_serializer(mode="wrap")
@@ -414,7 +414,7 @@ class SubmissionFormat(ConfigModel):
                 f"{self.files}"
             )
         if parts[0] in ("", "~") or ".." in parts or ":" in self.files:
-            raise ValueError(f"`files` must be a relative path inside the archive, found {self.files}")
+            raise ValueError(f"`files` must be a relative path without .., ~ and colons, found {self.files}")
         return self
 
     @model_serializer(mode="wrap")

@@ -450,7 +450,7 @@ class Experiment(ConfigModel):
                 raise ValueError(problem)
         if self.gate is not None and object_key is not None and len(self.competition.classes) > 1:
             raise ValueError(
-                f"`gate` with `prepare.{object_key}` requires a single class; found {len(self.competition.classes)}"
+                f"`gate` with `prepare.{object_key}` requires a single class, found {len(self.competition.classes)}"
             )
         self._check_first_stage()
         self._check_postprocess()

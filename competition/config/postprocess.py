@@ -287,8 +287,8 @@ class PostprocessConfig(ConfigModel):
             if any(step.step.creates_mask for step in steps[1:]):
                 creating = [f"`{name}`" for name in STEPS.names() if STEPS.get(name).creates_mask]
                 raise ValueError(
-                    f"{join_names(creating)} make the mask from probabilities, so at most one of them may be in the "
-                    "list, as the first step"
+                    f"each of the steps {join_names(creating)} makes the mask from probabilities, so the list may have "
+                    "only one such step, and only as its first step"
                 )
         return self
 

@@ -98,10 +98,11 @@ def _warn_unmatched_images(comp: Competition, split: str) -> None:
         named = ", ".join(unmatched[:3]) + (", …" if len(unmatched) > 3 else "")
         log.warning(
             "The folder of %s.images contains %s that no pattern of the YAML matches: %s. If such a file is a "
-            "case, change the pattern.",
+            "case, change %s.images.",
             split,
             format_count(len(unmatched), "image file"),
             named,
+            split,
         )
 
 

@@ -204,9 +204,9 @@ def load_relabelled_mask(source: Competition, row: Any, target: Competition, map
     overlap = int(np.count_nonzero(np.sum(list(planes.values()), axis=0) > 1))
     if overlap:
         raise MaskfoldError(
-            f"Case {row.id} of {source.name} has {format_count(overlap, 'voxel')} with two classes of this "
-            "competition by extra.classes, but competition.labels is exclusive.",
-            "In extra.classes, map one of the two classes to null.",
+            f"Case {row.id} of {source.name} has {format_count(overlap, 'voxel')} to which extra.classes gives several "
+            "classes of this competition, expected one class for each voxel, because competition.labels is exclusive.",
+            f"In extra.classes, map all but one of the overlapping classes of {source.name} to null.",
             status=2,
         )
     single = np.full(mask.shape[1:], 0 if len(planes) == len(target.classes) else IGNORED, np.uint8)
@@ -489,8 +489,8 @@ def _merge_classes(comp: Competition, case_id: str, class_masks: np.ndarray, ign
     overlap = int((class_masks.sum(axis=0, dtype=np.uint8) > 1).sum()) if len(class_masks) > 1 else 0
     if overlap:
         raise MaskfoldError(
-            f"Case {case_id} has {format_count(overlap, 'pixel')} in two classes, but competition.labels is exclusive, "
-            "so each pixel may have only one class.",
+            f"Case {case_id} has {format_count(overlap, 'pixel')} in several classes, expected one class for each "
+            "pixel, because competition.labels is exclusive.",
             "If the classes may overlap, set competition.labels=overlapping. Otherwise correct the masks.",
         )
     mask = large_arrays.zeros(class_masks.shape[1:], np.uint8)

@@ -352,8 +352,8 @@ def _check_unique(case_id: str, case: CaseFiles, pattern: str, key: str) -> None
 def _two_files_error(case_id: str, pair: list[str], pattern: str, key: str) -> MaskfoldError:
     return MaskfoldError(
         f"{key}: the pattern `{pattern}` matches two files for the id {case_id}: {pair[0]} and {pair[1]}.",
-        "Remove one of the files, or correct the pattern so that it matches only one. If they are channels, "
-        "name them: {a: pattern, b: …}.",
+        "Remove one of the files, or correct the pattern so that it matches only one. If the two files are channels "
+        "of one image, give a pattern for each channel: {a: pattern, b: …}.",
     )
 
 

@@ -361,9 +361,10 @@ def write_with_channels(folder: Path, case: PreprocessedCase, channels: np.ndarr
     """
     if channels.shape[1:] != case.geometry.file_shape:
         raise MaskfoldError(
-            f"The additional channels of case {case.id} have the wrong shape: found {channels.shape[1:]}, "
+            f"The predictions of the first stage for case {case.id} have the wrong shape: found {channels.shape[1:]}, "
             f"expected {case.geometry.file_shape}, which is the shape of its image.",
-            "Predict the case again from its present image.",
+            "Restore the image with which the first stage was trained. Or train the first stage again, with "
+            "`maskfold cv --new`.",
         )
 
     def all_channels() -> Iterator[np.ndarray]:

@@ -101,7 +101,7 @@ def _listed_ids(comp: Competition, cases: str | list[str], key: str) -> tuple[li
     if not isinstance(cases, str):
         return list(cases), key
     path = _find(comp, cases)
-    table = read_csv(path, {"the column `id` in that table, or train.columns.id": comp.train.columns.id})
+    table = read_csv(path, {"train.columns.id": comp.train.columns.id})
     return table[comp.train.columns.id].tolist(), f"{key} ({path})"
 
 
@@ -123,7 +123,7 @@ def excluded_ids(comp: Competition, ids: Iterable[str]) -> set[str]:
         found, source = set(listed), "train.exclude"
     else:
         path = _find(comp, listed)
-        table, column, source = _read(comp, path, "train.exclude"), comp.train.columns.id, f"train.exclude ({path})"
+        table, column, source = _read(comp, path), comp.train.columns.id, f"train.exclude ({path})"
         marked = table if EXCLUDE not in table.columns else table[_marks(table, path)]
         found = set(marked[column])
     _check_known(found, ids, source)
@@ -150,7 +150,7 @@ def case_weights(comp: Competition, ids: Iterable[str]) -> dict[str, str]:
         path = _find(comp, listed)
         source = f"train.weights ({path})"
         texts = {}
-        table = _read(comp, path, "train.weights", WEIGHT)
+        table = _read(comp, path, WEIGHT)
         for case, text in zip(table[comp.train.columns.id], table[WEIGHT], strict=True):
             if text.strip():
                 texts.setdefault(case, []).append(text.strip())
@@ -175,7 +175,7 @@ def read_answers(path: Path) -> dict[str, tuple[str, str]]:
     Raises:
         MaskfoldError: the file is not a review's CSV.
     """
-    table = read_csv(path, {"the name of the file": "id"})
+    table = read_csv(path, {"id": "id"})
     if missing := [name for name in (EXCLUDE, WEIGHT) if name not in table.columns]:
         raise MaskfoldError(
             f"{path} exists already and has no column `{missing[0]}`, so it is not the CSV of a review and is not "
@@ -197,8 +197,8 @@ def _find(comp: Competition, name: str) -> Path:
     return Path(comp.root) / path if not path.exists() and (Path(comp.root) / path).exists() else path
 
 
-def _read(comp: Competition, path: Path, key: str, *columns: str) -> pandas.DataFrame:
-    needed = {"train.columns.id": comp.train.columns.id, **{f"{key} to a table with it": name for name in columns}}
+def _read(comp: Competition, path: Path, *columns: str) -> pandas.DataFrame:
+    needed = {"train.columns.id": comp.train.columns.id, **{name: name for name in columns}}
     return read_csv(path, needed)
 
 

@@ -485,7 +485,7 @@ def folds_from_file(path: Path, ids: list[str], excluded: Sequence[str] = ()) ->
 
 def _read_rows(path: Path) -> list[tuple[int, str, int, str]]:
     """Return (line in the file, id, fold, group) of each row."""
-    table = read_csv(path, {"the column `id` in that file": "id", "the column `fold` in that file": "fold"})
+    table = read_csv(path, {"id": "id", "fold": "fold"})
     groups = table["group"] if "group" in table.columns else table["id"]
     first_line: dict[str, int] = {}
     rows = []

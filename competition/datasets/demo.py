@@ -135,13 +135,18 @@ def _is_up_to_date(folder: Path, marker: dict[str, Any]) -> bool:
         )
     existing = _read_marker(folder)
     if existing is not None and existing.get("layout") != marker.get("layout"):
-        layout = existing.get("layout")
-        content = f"phantoms in the layout of {layout}" if layout else f"the demo {existing.get('demo')}"
+        content = _content(existing)
         raise MaskfoldError(
-            f"{folder} contains {content}, expected no data or the same data.",
+            f"{folder} contains {content}, expected {_content(marker)} or no data.",
             f"Choose another folder, or delete {folder}.",
         )
     return existing == marker
+
+
+def _content(marker: dict[str, Any]) -> str:
+    """Return the content of a folder as text for messages, from the content of its marker file."""
+    layout = marker.get("layout")
+    return f"phantoms in the layout of {layout}" if layout else f"the demo {marker.get('demo')}"
 
 
 def _read_marker(folder: Path) -> dict[str, Any] | None:
@@ -206,8 +211,8 @@ def make_demo(
     test_count = default_test_cases if test_cases is None else test_cases
     if min(case_count, test_count) < 1 or seed < 0:
         raise MaskfoldError(
-            f"Found {case_count} training cases, {test_count} test cases and seed {seed}, expected at least "
-            "one case of each kind and a seed of at least 0.",
+            f"The demo {name} cannot be made: found {case_count} training cases, {test_count} test cases and seed "
+            f"{seed}, expected at least one case of each kind and a seed of at least 0.",
             "Change the number of cases, or the seed.",
             status=2,
         )

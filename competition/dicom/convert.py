@@ -198,7 +198,7 @@ class _Converter:
         self._images[series.uid] = ConvertedImage(row.id, slices)
         notes = list(slices.notes)
         if series.uid in self._other_layouts:
-            notes.append(f"also in {self._other_layouts[series.uid]}, where an earlier conversion wrote it")
+            notes.append(f"an earlier conversion wrote this series to {self._other_layouts[series.uid]}")
         row.status, row.file, row.slices = "converted", name, str(len(slices.frames))
         row.shape, row.spacing = _format_size(slices.grid.shape), _format_size(slices.grid.spacing)
         row.notes, row.ignored = CELL_SEPARATOR.join(notes), _format_ignored(slices.ignored, series)

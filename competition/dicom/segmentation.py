@@ -162,9 +162,8 @@ class MaskBuilder:
             paint_segments(segmentation, canvas, values)
         if canvas.overlap_count:
             notes.append(
-                f"{format_count(canvas.overlap_count, 'voxel')} {'is' if canvas.overlap_count == 1 else 'are'} in more "
-                "than one segment; each gets the segment with the larger "
-                "fraction or, if these are equal, the higher value"
+                f"voxels in more than one segment: {canvas.overlap_count:,}; each of them gets the segment with the "
+                "larger fraction or, if the fractions are equal, with the higher value"
             )
         return _new_mask(image, canvas.mask, [item.instance.series_uid for item in segmentations], notes)
 
@@ -207,7 +206,7 @@ def _stack_mismatch(slices: SliceStack, grid: Grid) -> str:
     try:
         resample_onto(grid, slices.grid.affine, np.empty((0, 3), np.int64), slices.grid.shape)
     except SeriesRejected as error:
-        return f"{error} (found {slices.grid}, expected {grid})"
+        return f"{error} (found a grid of {slices.grid}, expected {grid})"
     return ""
 
 

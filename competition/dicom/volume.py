@@ -16,7 +16,7 @@ from competition.data.image_types import check_declared_size, check_not_bomb
 from competition.dicom.headers import Frame, SeriesRejected, reject_on_error
 from competition.dicom.scan import Instance, Series, format_counts, is_compressed
 from competition.io import make_temporary_path, open_synced, remove_stale_temp, sync_folder
-from competition.text import format_count
+from competition.text import format_count, has_or_have
 
 # Stacks of slices
 
@@ -144,7 +144,8 @@ def _check_one_grid(frames: list[Frame]) -> None:
     unplaced = [frame for frame in frames if frame.position is None or frame.orientation is None]
     if unplaced:
         raise SeriesRejected(
-            f"{len(unplaced)} of {len(frames)} slices have no position in the patient ({unplaced[0].name})"
+            f"{len(unplaced)} of {format_count(len(frames), 'slice')} {has_or_have(len(unplaced))} no position in the "
+            f"patient ({unplaced[0].name})"
         )
     if any(frame.spacing is None for frame in frames):
         raise SeriesRejected("its slices have no pixel spacing")
@@ -199,8 +200,8 @@ def _duplicate_reason(frames: list[Frame], duplicates: list[tuple[int, int]], fi
     differing = f" and different {', '.join(keys)}" if keys else ""
     count = len({index for index, _ in duplicates})
     return (
-        f"it contains several acquisitions: {count} positions occur more than once with different "
-        f"pixels{differing} ({first.name} and {second.name}). Export each acquisition as a series of "
+        f"it contains several acquisitions: slices with different pixels{differing} share "
+        f"{format_count(count, 'position')} ({first.name} and {second.name}). Export each acquisition as a series of "
         "its own"
     )
 
@@ -516,5 +517,5 @@ def resample_onto(grid: Grid, affine: np.ndarray, points: np.ndarray, extent: tu
     voxels = points @ rotation.T + offset
     outside = int(((voxels < 0) | (voxels >= np.array(grid.shape))).any(axis=1).sum())
     if outside:
-        raise SeriesRejected(f"{outside:,} of its labelled voxels lie outside of the image")
+        raise SeriesRejected(f"it has {format_count(outside, 'labelled voxel')} outside of the image")
     return voxels

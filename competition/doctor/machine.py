@@ -218,13 +218,13 @@ def check_machine() -> list[CheckResult]:
 def check_cores() -> CheckResult:
     """Check that the container's CPU limit and `OMP_NUM_THREADS` fit the number of cores that this process may use."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    detail = f"{usable} cores" if usable == os.cpu_count() else f"{usable} of {os.cpu_count()} cores"
+    detail = format_count(usable, "core") if usable == os.cpu_count() else f"{usable} of {os.cpu_count()} cores"
     limit = container_cpu_limit()
     if limit is not None and limit < usable:
         return CheckResult(
             "CPU",
             "warning",
-            f"{detail}, but the container may use only the time of {limit:g} cores",
+            f"{detail}, but the container may use only the time of {limit:g} core{'s' * (limit != 1)}",
             f"Set run.threads={max(1, int(limit))}, because more threads would wait for each other.",
         )
     threads = os.environ.get("OMP_NUM_THREADS", "")

@@ -17,7 +17,6 @@ from urllib.request import getproxies, proxy_bypass
 
 from competition.doctor.finding import CheckResult, first_line
 from competition.doctor.probe import run_probe
-from competition.text import format_count
 from competition.tracking.store import MLRUNS, MlflowStore, find_mlflow_store
 
 # Disk
@@ -166,9 +165,7 @@ def check_optuna_storage(root: Path) -> list[CheckResult]:
         return [CheckResult(name, "ok", f"{database} does not exist yet; the first study creates it")]
     answer = run_probe("optuna", root=root)
     if answer.trouble is None:
-        return [
-            CheckResult(name, "ok", f"{database} is writable; {format_count(answer.lines[-1]['studies'], 'study')}")
-        ]
+        return [CheckResult(name, "ok", f"{database} is writable; studies: {answer.lines[-1]['studies']}")]
     if "No module named" in answer.trouble:
         return [
             CheckResult(name, "warning", f"cannot be opened: {answer.trouble}", "Install the missing package first.")
@@ -289,6 +286,6 @@ def _move_away_hint(database: Path) -> str:
     consequence = (
         "the next study starts at trial 0"
         if database.name == OPTUNA_FILE
-        else "the next start creates a new one and uploads its run again"
+        else "the next command that needs it creates a new database and uploads its run again"
     )
     return f"Move it away (mv {database} {database}.broken): {consequence}."

@@ -298,8 +298,8 @@ def _notes(sides: tuple[ComparedRun, ComparedRun], shared: list[str]) -> list[st
     counts = [len(side.oof.fold_of) for side in sides]
     if counts != [len(shared)] * 2:
         notes.append(
-            f"A predicted {format_count(counts[0], 'case')}, and B predicted {format_count(counts[1], 'case')}; number "
-            f"of cases that both predicted, which are compared: {len(shared)}"
+            f"A predicted {format_count(counts[0], 'case')}, and B predicted {format_count(counts[1], 'case')}; the "
+            f"comparison uses the {format_count(len(shared), 'case')} that both runs predicted"
         )
     partitions = [
         {

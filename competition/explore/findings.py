@@ -23,7 +23,7 @@ from competition.errors import MaskfoldError
 from competition.explore.cases import COLOURS
 from competition.explore.group_rules import are_dates, guess_group_rule
 from competition.explore.types import CaseStats, Finding, Findings, TruthStats
-from competition.text import format_count, format_listed_case, format_single_case, has_or_have, shorten_id
+from competition.text import format_count, format_listed_case, format_single_case, has_or_have, is_or_are, shorten_id
 
 # Groups
 
@@ -320,9 +320,7 @@ def _find_unusual_objects(cases: Sequence[CaseStats], findings: Findings) -> Non
         numbers = {case.id: count(case.truth) for case in cases if case.truth is not None and count(case.truth)}
         total = sum(numbers.values())
         if total:
-            what = text.format(
-                format_count(total, "object"), s="s" if total == 1 else "", is_="is" if total == 1 else "are"
-            )
+            what = text.format(format_count(total, "object"), s="s" if total == 1 else "", is_=is_or_are(total))
             findings.add_remark(
                 "objects",
                 "train",

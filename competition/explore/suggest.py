@@ -13,7 +13,7 @@ import numpy as np
 from competition.config.competition import Competition
 from competition.explore.findings import ChannelContrast, similar_contrasts
 from competition.explore.types import CaseStats, ChannelStats
-from competition.text import format_count, has_or_have, join_names, pixel_or_voxel
+from competition.text import format_count, has_or_have, is_or_are, join_names, pixel_or_voxel
 
 STEP = {2: 32, 3: 8}  # 2D encoders halve the patch five times, 3D networks three times
 # maximum size of a patch with which a step on one CPU core takes seconds, not minutes
@@ -134,7 +134,7 @@ def _folds(comp: Competition, train: Sequence[CaseStats], most: int) -> Suggeste
     if uneven:
         reason += "; not every case has every class: " + ", ".join(uneven[:3])
     elif stratify:
-        reason += f"; {format_count(empty, 'mask')} {'is' if empty == 1 else 'are'} empty"
+        reason += f"; {format_count(empty, 'mask')} {is_or_are(empty)} empty"
     else:
         reason += "; every case has every class" if truths else "; no truth could be read"
     return SuggestedKey("folds", f"{{scheme: {scheme}, k: {k}}}", reason)

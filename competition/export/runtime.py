@@ -134,7 +134,10 @@ def _predict_all(folder: Path, args: argparse.Namespace, started: float) -> None
     found = find_test_cases(bundle.ensemble.comp, bundle.id_suffix, Context(say=_say))
     if not found.test_set.rows:
         rows = write_empty_submission(found, args.output)
-        _say(f"{args.output}: there is no test image, so every row of the sample ({rows} in all) has an empty mask")
+        _say(
+            f"{args.output}: there is no test image, so every row of the sample has an empty mask "
+            f"({format_count(rows, 'row')})"
+        )
         return
     with temporary_folder(Path(tempfile.gettempdir()) / "maskfold-bundle") as scratch:
         _describe(bundle, found, devices)
@@ -149,12 +152,12 @@ def _predict_all(folder: Path, args: argparse.Namespace, started: float) -> None
         )
     _say(
         f"{args.output}: {format_count(validation.rows, 'row')}, {validation.empty} of them with an empty mask; the "
-        f"file is valid; {format_duration(time.monotonic() - options.started)}"
+        f"file is valid; time needed: {format_duration(time.monotonic() - options.started)}"
     )
     if missed:
         _say(
-            f"warning: {len(missed)} of {len(found.test_set.rows)} cases were not predicted and have empty masks "
-            f"({missed[0]}, …)"
+            f"warning: without a prediction, and therefore with empty masks: {len(missed)} of "
+            f"{format_count(len(found.test_set.rows), 'case')} ({missed[0]}{', …' if len(missed) > 1 else ''})"
         )
 
 

@@ -33,7 +33,7 @@ from competition.runs.run import Run
 from competition.submission.reader import IdLookup, RowKey, SampleSubmission, format_row, open_rows, read_sample
 from competition.submission.testset import TestSet, add_suffix, row_names
 from competition.submission.writer import MaskItem
-from competition.text import format_count
+from competition.text import format_count, has_or_have
 
 BUNDLE_FILE, BUNDLE_FORMAT = "bundle.json", 1
 
@@ -302,12 +302,14 @@ def _report_differences(
         )
     elif sample_keys and added_keys:
         context.say(
-            f"note: {name} lacks {format_count(len(added_keys), 'row')} of the {cases} test cases, added at the end"
+            f"note: {name} lacks {format_count(len(added_keys), 'row')} of the {cases} test cases; the file gets "
+            "missing rows at its end"
         )
     elif not sample_keys and name is not None and (Path(comp.root) / name).is_file():
         context.say(f"note: {name} has no rows, so the file gets the rows of the {cases} test cases")
     if without_images:
         context.say(
-            f"note: {format_count(len(without_images), 'row')} of {name} without an image ({without_images[0][0]}, …); "
-            "such a row gets an empty mask"
+            f"note: {format_count(len(without_images), 'row')} of {name} {has_or_have(len(without_images))} no image "
+            f"({without_images[0][0]}{', …' if len(without_images) > 1 else ''}); a row without an image gets an "
+            "empty mask"
         )

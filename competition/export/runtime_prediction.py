@@ -118,7 +118,7 @@ def predict_cases(
                 probabilities, presence = reducible.predictor.predict(row)
                 outcome = postprocess(probabilities, comp, bundle.settings, row, presence)
         except TimeUp:
-            say(f"time limit: the time is over; {len(rows) - number} of {len(rows)} cases get empty masks")
+            say(f"time limit: the time is over; cases with empty masks: {len(rows) - number} of {len(rows)}")
             yield from (empty_prediction(remaining, comp) for remaining in rows[number:])
             return
         except MaskfoldError as error:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from competition.ensembling.ensemble import EnsemblePredictor
+from competition.text import format_count
 
 TIME_MARGIN = 1.15  # safety factor: the remaining cases may take this many times the estimated time
 # Parts are dropped only after this number of cases, or earlier if more than this share of the time limit is used.
@@ -144,7 +145,7 @@ class TimeBudget:
         return [
             (
                 f"time limit: {len(self.measured)} of {len(self.sizes)} cases took {format_duration(used)}; the "
-                f"others would take {format_duration(required)}, but only {format_duration(left)} are left"
+                f"other cases would take {format_duration(required)}, but only {format_duration(left)} are left"
             ),
             *self._describe_change(before),
         ]
@@ -166,10 +167,15 @@ class TimeBudget:
 
     def _describe_change(self, before: int) -> list[str]:
         old, new = self.levels[before], self.level
-        lines = ["time limit: from now on without test-time augmentation"] if old.tta and not new.tta else []
+        lines = (
+            ["time limit: the remaining cases are predicted without test-time augmentation"]
+            if old.tta and not new.tta
+            else []
+        )
         if new.networks != old.networks:
             lines.append(
-                f"time limit: from now on with {sum(new.networks)} of {sum(self.levels[0].networks)} networks "
+                f"time limit: the remaining cases are predicted with {sum(new.networks)} of "
+                f"{format_count(sum(self.levels[0].networks), 'network')} "
                 f"(per run: {', '.join(map(str, new.networks))})"
             )
         is_last = self.level_index + 1 == len(self.levels)

@@ -128,7 +128,7 @@ def import_predictions(
     if not used and not sources.tests:
         reasons = "; ".join(dict.fromkeys(seen.values()))
         raise MaskfoldError(
-            f"None of the {len(sources.cases)} predictions is an out-of-fold prediction: {reasons}.",
+            f"{folder} has {format_count(len(sources.cases), 'prediction')}, but no out-of-fold prediction: {reasons}.",
             "With --splits, give the file of the folds with which the networks were trained.",
             status=2,
         )
@@ -297,7 +297,10 @@ def _write(
     from competition.training.cross_validate import summarize_run
 
     run.write()
-    context.say(f"reading {len(used)} out-of-fold predictions and {len(sources.tests)} of test cases")
+    context.say(
+        f"reading {format_count(len(used), 'out-of-fold prediction')} and "
+        f"{format_count(len(sources.tests), 'test prediction')}"
+    )
     rows = run.rows(used)
     fold_of = run.fold_of()
     shapes = stored_shapes(run.exp, run.cases)
@@ -432,7 +435,7 @@ def import_notes(done: ImportedRun) -> list[str]:
     found, expected = done.tests
     if found < expected:
         some = (
-            f"{expected - found} of {expected} test cases have no prediction"
+            f"{expected - found} of {format_count(expected, 'test case')} {has_or_have(expected - found)} no prediction"
             if found
             else "there are no test predictions"
         )

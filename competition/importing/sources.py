@@ -115,7 +115,7 @@ def find_sources(folder: Path, oof: Path | None, splits: Path | None, ids: list[
         sources.fold_of = {case: (known or {}).get(case) for case in sources.cases}
         if sources.cases and known is None:
             raise MaskfoldError(
-                f"{place} has predictions of {len(sources.cases)} training cases, but the folds of these cases are "
+                f"{place} has predictions of training cases ({len(sources.cases)}), but the folds of these cases are "
                 "unknown, so all predictions would count as seen in training.",
                 "Give the file of the folds with --splits (splits_final.json, or a CSV with the columns id and "
                 "fold). Or put the predictions into FOLDER/fold_0, FOLDER/fold_1, …",

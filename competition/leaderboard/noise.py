@@ -58,15 +58,17 @@ class Correlation:
 
     Attributes:
         files: number of files with both scores.
-        r: Pearson's r; nan if there are fewer than `MIN_FILES` files, or if all files have the same score.
+        r: Pearson's r; nan if there are fewer than `MIN_FILES` files, or if `constant` is not empty.
         low: lower end of the interval; nan if `r` is nan.
         high: upper end of the interval; nan if `r` is nan.
+        constant: the score that is equal for all files, `CV` or `public`; an empty text if both scores vary.
     """
 
     files: int
     r: float
     low: float
     high: float
+    constant: str = ""
 
     def __str__(self) -> str:
         if self.files < MIN_FILES:
@@ -75,7 +77,9 @@ class Correlation:
                 f"both scores, expected at least {MIN_FILES}"
             )
         if not isfinite(self.r):
-            return "correlation of CV and public score: undefined, because all files have the same score"
+            return (
+                f"correlation of CV and public score: undefined, because all files have the same {self.constant} score"
+            )
         text = (
             f"correlation of CV and public score: r {self.r:+.3f} (95 % interval {self.low:+.3f} to "
             f"{self.high:+.3f}, by Fisher's method, {format_count(self.files, 'file')})"
@@ -135,8 +139,9 @@ def public_overfit(records: Sequence[UploadRecord], tables: Mapping[str, pd.Data
             score_noise = public_score_noise(previous, record, (tables.get(previous.id), tables.get(record.id)))
             if score_noise is not None and abs(change) < score_noise.value:
                 lines.append(
-                    f"{format_time(record)}: the public score changed by {change:+.4f}, which is less than its "
-                    f"noise ({score_noise}). If you select files by this change, you overfit the public leaderboard"
+                    f"{format_time(record)}: the public score differs from that of the previous file by {change:+.4f}, "
+                    f"which is less than the noise ({score_noise}). If you select files by this difference, you "
+                    "overfit the public leaderboard"
                 )
         previous = record
     return lines
@@ -149,9 +154,9 @@ def cv_lb_disagreements(records: Sequence[UploadRecord]) -> list[str]:
         low, high = record.expected.get("low"), record.expected.get("high")
         if record.public is not None and low is not None and high is not None and not low <= record.public <= high:
             lines.append(
-                f"{format_time(record)}: the public score {record.public:.4f} is outside of {low:.4f} to "
-                f"{high:.4f}, where it would be for 95 % of test sets of {record.public_cases} cases. So the "
-                "test cases probably differ from the training cases, or the folds leak"
+                f"{format_time(record)}: the public score is {record.public:.4f}. The CV score predicts {low:.4f} to "
+                f"{high:.4f} for 95 % of test sets of {record.public_cases} cases. So the test cases probably differ "
+                "from the training cases, or the folds leak"
             )
     return lines
 
@@ -172,7 +177,7 @@ def cv_lb_correlation(records: Sequence[UploadRecord]) -> Correlation:
         return Correlation(len(pairs), nan, nan, nan)
     x, y = np.array(pairs, np.float64).T
     if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return Correlation(len(pairs), nan, nan, nan)
+        return Correlation(len(pairs), nan, nan, nan, "CV" if np.ptp(x) == 0 else "public")
     r = float(np.clip(np.corrcoef(x, y)[0, 1], -1, 1))
     if abs(r) > 1 - 1e-12:
         return Correlation(len(pairs), r, r, r)

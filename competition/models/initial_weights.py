@@ -68,7 +68,7 @@ class InitialMatch:
     def lines(self) -> list[str]:
         """Return two lines: the first counts the loaded and the missing tensors, the second names their modules."""
         count = len(self.pairs) + sum(map(len, self.missing.values()))
-        parts = [f"{len(self.pairs)} of {count} tensors loaded from {self.source}"]
+        parts = [f"{len(self.pairs)} of {format_count(count, 'tensor')} loaded from {self.source}"]
         parts += ["layers were paired by their order"] if self.by_order else []
         parts += [f"{join_names(self.adapted)} adapted to the number of input channels"] if self.adapted else []
         parts += [f"{reason}: {len(names)}" for reason, names in self.missing.items() if names]

@@ -10,7 +10,7 @@ from torch import Tensor
 from competition.config.experiment import Experiment
 from competition.config.instantiate import check_arguments
 from competition.errors import MaskfoldError
-from competition.text import nearest_names
+from competition.text import format_count, nearest_names
 
 INPUT_CHANNEL_ARGUMENTS = ("in_channels", "in_chans", "input_channels", "n_channels")
 OUTPUT_CHANNEL_ARGUMENTS = ("out_channels", "classes", "num_classes", "n_classes", "out_chans", "output_channels")
@@ -50,7 +50,13 @@ def complete_network_args(exp: Experiment, cls: type, channels: int) -> dict[str
         channels,
         f"the images have {channels} channel{'s' * (channels != 1)}",
     )
-    _fill_argument(args, parameters, OUTPUT_CHANNEL_ARGUMENTS, outputs, f"classes and labels need {outputs} outputs")
+    _fill_argument(
+        args,
+        parameters,
+        OUTPUT_CHANNEL_ARGUMENTS,
+        outputs,
+        f"competition.classes and competition.labels require {format_count(outputs, 'output')}",
+    )
     _fill_argument(args, parameters, SPATIAL_AXES_ARGUMENTS, dims, f"patch.size has {dims} values")
     if "img_size" in parameters and parameters["img_size"].default is inspect.Parameter.empty:
         args.setdefault("img_size", list(exp.patch.size))

@@ -30,7 +30,7 @@ from competition.planning.lines import Line, key_path, to_yaml
 from competition.planning.measure import thread_count
 from competition.planning.plan import Plan, PlanOptions, make_plan
 from competition.planning.replan import write_plan
-from competition.text import format_count
+from competition.text import format_count, is_or_are
 
 EXPERIMENTS = Path("experiments")
 COMPETITION_FILE, EXPERIMENT_FILE = "competition.yaml", "experiment.yaml"
@@ -298,8 +298,8 @@ def remarks_of(done: Initialised) -> list[str]:
     if unused:
         remarks.append(
             f"check: {format_count(len(unused), 'image file')} of {len(done.layout.folder.images)} "
-            f"{'is' if len(unused) == 1 else 'are'} not used, such as {unused[0]}. If they are cases, "
-            "change train.images, or test.images if they have no masks"
+            f"{is_or_are(len(unused))} not used, such as {unused[0]}. If these files are cases, "
+            "change train.images; if they are cases without masks, change test.images"
         )
     return remarks + [f"note: {note}" for note in done.layout.notes]
 

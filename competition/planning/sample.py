@@ -15,7 +15,7 @@ from competition.errors import MaskfoldError
 from competition.planning.layout import Layout
 from competition.planning.layouts.matching.held_out import NO_TEST_FOLDER
 from competition.tables import read_csv
-from competition.text import format_count, name_problem
+from competition.text import format_count, has_or_have, name_problem
 
 MASK_NAMES = ("rle", "mask", "encodedpixels", "predicted", "segmentation", "annotation", "prediction", "rle_mask")
 MAX_ORDERED = 3  # up to this number of classes, each order of the classes is a candidate
@@ -62,7 +62,9 @@ def add_submission(layout: Layout) -> list[Layout]:
     reasons = {"submission.sample": f"{format_count(sample.rows, 'row')}{known}"}
     if layout.test is not None and sample.known < sample.rows:
         missing = f"{sample.rows - sample.known} of {format_count(sample.rows, 'row')}"
-        layout = layout.with_remarks(f"{missing} of {sample.path} have no test image in the folder")
+        layout = layout.with_remarks(
+            f"{missing} of {sample.path} {has_or_have(sample.rows - sample.known)} no test image in the folder"
+        )
     if "submission.profile" in layout.keys:
         return [layout.with_keys(keys, reasons)]
     keys["submission.columns"] = {"id": sample.id, "class": sample.cls, "mask": sample.mask}

@@ -80,7 +80,7 @@ def write_exploration(exploration: Exploration, output: Path) -> Path:
         return write_page(f"{exploration.comp.name} · data", _head(exploration), sections, output)
     except OSError as error:
         raise MaskfoldError(
-            f"cannot write the page {output}: {error.strerror or error}.",
+            f"The page {output} cannot be written: {error.strerror or error}.",
             "Set another file with --output, or free disk space.",
         ) from error
 

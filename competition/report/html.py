@@ -147,7 +147,7 @@ def create_figure_folder(output: Path) -> Path:
         remove_stale_temp(output.parent, output.name)
     except OSError as error:
         raise MaskfoldError(
-            f"cannot create the image folder {folder}: {error.strerror}.", "Set another output file for the page."
+            f"The image folder {folder} cannot be created: {error.strerror}.", "Set another output file with --output."
         ) from error
     return folder
 

@@ -114,7 +114,7 @@ def _data(results: RunResults) -> str:
     text += f" with {channels} channels" if channels > 1 else ""
     overlap = "may overlap" if comp.labels == "overlapping" else "exclude each other"
     text += f"; the classes {overlap}." if len(comp.classes) > 1 else "."
-    return text + (f" {format_count(excluded, 'unusable case')} were left out." if excluded else "")
+    return text + (f" We left out {format_count(excluded, 'unusable case')}." if excluded else "")
 
 
 def _folds(run: Run) -> str:

@@ -18,6 +18,7 @@ from competition.review.search import Review
 from competition.review.table import write_review_table
 from competition.runs.outputs import check_output, competitions_of
 from competition.runs.run import Run
+from competition.text import format_count
 from competition.viz.overlays import draw_finding
 from competition.viz.preview import load_unchanged_picture
 
@@ -70,7 +71,7 @@ def write_review(review: Review, page: Path, pictures: int = 40, context: Contex
     with staged_figures(page, r"finding_\d+\.png") as folder:
         shown = review.findings[:pictures]
         if shown:
-            context.say(f"drawing the first {len(shown)} findings")
+            context.say(f"drawing {format_count(len(shown), 'finding')}, the highest score first")
         sections = {
             "findings": ("Findings", _table_section(review, len(shown))),
             "pictures": ("Pictures", _pictures_section(review, shown, folder)),

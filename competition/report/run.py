@@ -33,7 +33,7 @@ from competition.runs.imported import describe_import, is_imported
 from competition.runs.outputs import check_output, competitions_of
 from competition.runs.run import FOLDS_FILE, Run, load_run
 from competition.runs.summary import SUMMARY_FILE, read_run_scores, read_summary, run_scores
-from competition.text import format_amount, format_count
+from competition.text import format_amount, format_count, has_or_have
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -135,11 +135,13 @@ def _missing_folds(results: RunResults) -> str:
     sentences = []
     if missing:
         sentences.append(
-            f"{len(missing)} of {len(numbers)} folds have no result ({', '.join(map(str, missing))}), so "
-            "all scores are those of the other folds."
+            f"{len(missing)} of {format_count(len(numbers), 'fold')} {has_or_have(len(missing))} no result (fold "
+            f"numbers: {', '.join(map(str, missing))}), so all scores are those of the other folds."
         )
     if partly:
-        sentences.append(f"For the folds {', '.join(map(str, partly))}, only some seeds have a result.")
+        sentences.append(
+            f"In these folds, only some seeds have a result (fold numbers: {', '.join(map(str, partly))})."
+        )
     return " ".join(sentences)
 
 
@@ -198,14 +200,14 @@ def _gain_text(results: RunResults, best: PreviousBest) -> str:
     gain, cases, is_nested = gain_over_run(results, best.folder)
     footing = "with post-processing tuned on the other folds" if is_nested else "without tuned post-processing"
     if gain is None:
-        return f"{text} That run has no case in common with this run; this run scored {results.counted().value:.4f}."
+        return f"{text} {best.name} has no case in common with this run; this run scored {results.counted().value:.4f}."
     direction = results.metric.direction
     difference = gain.as_difference(direction)
     ends = "" if math.isnan(gain.low) else f" (95 % {difference.low:+.4f} to {difference.high:+.4f}, paired bootstrap)"
     note = "; lower scores are better" if direction is Direction.LOWER else ""
     return (
-        f"{text} On the {cases} cases that both runs predicted, the score of this run minus the score "
-        f"of that run is {difference.value:+.4f}{ends}{note}; both scores are {footing}."
+        f"{text} On the {format_count(cases, 'case')} that both runs predicted, the score of this run minus the score "
+        f"of {best.name} is {difference.value:+.4f}{ends}{note}; both scores are {footing}."
     )
 
 

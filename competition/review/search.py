@@ -21,6 +21,7 @@ from competition.review.voxels import ClassCounts, Labels, Rule, count_labels, l
 from competition.review.whole import MAX_SUSPECTS, MIN_SUSPICION, WholeMask, find_exchanged, find_move
 from competition.runs.oof import OofPredictions
 from competition.runs.run import Run
+from competition.text import format_count
 
 SMALL_SHARE = 0.1  # the score of a finding with this share of the median object's size is halved
 
@@ -62,10 +63,10 @@ def review_run(run: Run, context: Context = Context()) -> Review:
             f"{run.folder} has no out-of-fold predictions, but a review compares these with the truth.",
             "Name a run with at least one finished fold. `maskfold cv` trains one.",
         )
-    context.say(f"reading {len(oof.fold_of)} out-of-fold predictions")
+    context.say(f"reading {format_count(len(oof.fold_of), 'out-of-fold prediction')}")
     counts, sizes = _count(oof, context)
     rules = _fit_rules(counts, set(oof.fold_of.values()))
-    context.say("comparing them with the truth")
+    context.say("comparing the predictions with the truth")
     findings = _search(oof, rules, sizes, context)
     findings.sort(key=lambda finding: (-finding.score, finding.id, finding.slice or 0, finding.object))
     return Review(run, findings, len(oof.fold_of), rules)

@@ -198,7 +198,7 @@ def _mismatch(expected: dict[str, torch.Tensor], found: dict[str, tuple[tuple[in
         if shape != tensor.shape:
             return f"shape of {name}: found {shape}, expected {tuple(tensor.shape)}"
         if value_bytes > tensor.element_size():
-            return f"bytes per value of {name}: found {value_bytes}, expected {tensor.element_size()}"
+            return f"bytes per value of {name}: found {value_bytes}, expected at most {tensor.element_size()}"
     return next((f"{name} is not part of the network" for name in found if name not in expected), None)
 
 

@@ -11,7 +11,7 @@ from competition.context import Context
 from competition.data.duplicates import find_equal_images, find_similar_images
 from competition.data.splits import split
 from competition.runs.run import FOLDS_FILE, Run
-from competition.text import join_names
+from competition.text import format_count, join_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,10 +87,11 @@ def _advice(run: Run, started: bool, what: str) -> str:
         what: kind of the copies, `EQUAL` or `SIMILAR`.
     """
     if run.exp.folds.scheme == "file":
-        return "put them into the same fold in folds.file"
+        return "put these cases into the same fold in folds.file"
     if what == SIMILAR and run.exp.folds.duplicates == "exact":
-        return "folds.duplicates=near keeps them in one fold"
-    return "start another run with --new, which keeps them in one fold" if started else "remove all but one"
+        return "set folds.duplicates=near, which keeps these cases in one fold"
+    started_advice = "start another run with --new, which keeps these cases in one fold"
+    return started_advice if started else "remove all but one of these cases"
 
 
 def _notes(sets: Sequence[list[str]], what: str, fold_of: Mapping[str, int], advice: str) -> Iterator[str]:
@@ -110,4 +111,4 @@ def _say(context: Context, notes: Iterator[str]) -> None:
     for line in lines[:MAX_NOTES]:
         context.say(f"note: {line}")
     if len(lines) > MAX_NOTES:
-        context.say(f"note: more sets of such cases: {len(lines) - MAX_NOTES}")
+        context.say(f"note: {format_count(len(lines) - MAX_NOTES, 'more set')} of cases with equal or similar images")

@@ -18,6 +18,7 @@ from competition.runs.identity.contents import changed_code
 from competition.runs.identity.hashing import hashed_settings
 from competition.runs.imported import is_imported, refuse_imported
 from competition.runs.run import CASES_FILE, RUNS_FOLDER, Run, check_not_edited, load_run
+from competition.text import format_count, is_or_are
 
 STUDIES_FOLDER = Path("mlruns") / "studies"
 TRIALS_FILE = "trials.json"  # file with the results of the trials in a study's folder
@@ -231,7 +232,7 @@ def _unfinished_error(file: Path, base: Path, trust: tuple[str, ...]) -> Maskfol
         base: folder of the experiment's runs.
         trust: additional packages that `target` may name.
     """
-    problem, hint = f"There is no finished run of {file} below {base}", f"Run `maskfold cv {file}` first"
+    problem, hint = f"There is no finished run of {file} below {base}", f"Train a run with `maskfold cv {file}`"
     if saved := sorted(base.glob("*/experiment.yaml")):
         yaml = max(saved, key=lambda path: path.stat().st_mtime)
         latest = load_run(yaml.parent, trust, check_edits=False)
@@ -256,7 +257,7 @@ def _progress(run: Run) -> str:
     """Return the progress of a run as text: the number of finished folds, and the last epoch of unfinished folds."""
     members = run.members()
     done = [member for member in members if run.result(*member) is not None]
-    text = f"{len(done)} of {len(members)} folds {'is' if len(done) == 1 else 'are'} finished"
+    text = f"{len(done)} of {format_count(len(members), 'fold')} {is_or_are(len(done))} finished"
     for folder in (run.member_folder(*member) for member in members if member not in done):
         if lines := read_metrics_lines(folder / "metrics.jsonl"):
             text += f", {folder.name} is at epoch {lines[-1].epoch:.0f} of {run.exp.training.epochs}"
@@ -268,7 +269,7 @@ def _study_error(study: Path) -> MaskfoldError:
     try:
         record = read_unedited_record(study / TRIALS_FILE, TRIALS_FILE)
         run = next(trial["run"] for trial in record["trials"] if trial["number"] == record["best"][0])
-        hint = f"Give the run of a trial, for example that of the best trial, {record['best'][0]}: {run}."
+        hint = f"Give the run of one of its trials, for example {run}, the run of the best trial {record['best'][0]}."
     except (OSError, MaskfoldError, LookupError, TypeError, StopIteration):
         hint = f"Give the run of one of its trials. `maskfold report {study}` lists them."
     return MaskfoldError(f"{study} is a study, expected a run.", hint, status=2)

@@ -212,7 +212,7 @@ def _wait_for_lock(descriptor: int, folder: Path, patience: float, say: Callable
             and owner is not None
             and (_is_dead(owner, bool(locked)) or now - last_change > STALE_SECONDS)
         ):
-            say(f"takes over the lock of {owner}, because that process has ended")
+            say(f"this process takes over the lock of {owner}, because that process has ended")
             return
         alive = locked is False or has_heartbeat  # the owner is on another machine, so wait for a heartbeat
         if alive and now - start > max(patience, PROBE_SECONDS):
@@ -222,9 +222,9 @@ def _wait_for_lock(descriptor: int, folder: Path, patience: float, say: Callable
         if not logged and (patience or not alive) and now - start > 2 * POLL_SECONDS:
             logged = True
             say(
-                f"waits until {owner or 'another process'} releases the folder"
+                f"this process waits until {owner or 'another process'} releases {folder}"
                 if alive
-                else f"waits up to {STALE_SECONDS:.0f} s for a heartbeat of {owner}"
+                else f"this process waits up to {STALE_SECONDS:.0f} s for a heartbeat of {owner}"
             )
         time.sleep(POLL_SECONDS)
 

@@ -327,7 +327,7 @@ def _wait_for_others(session: StudySession, context: Context) -> bool:
     from optuna.storages import fail_stale_trials
 
     running = sum(trial.state.name == "RUNNING" for trial in session.trials)
-    context.say(f"{format_count(running, 'trial')} still running in other processes; waiting for heartbeats")
+    context.say(f"{format_count(running, 'trial')} in other processes; this process waits for a heartbeat")
     before = len(session.finished)
     deadline = time.monotonic() + HEARTBEAT_GRACE + 2 * HEARTBEAT_INTERVAL
     while time.monotonic() < deadline:

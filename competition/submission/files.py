@@ -192,7 +192,7 @@ def check_file_names(names: Mapping[str, Mapping[str, str]]) -> None:
             first_case, first_cls, first = seen.setdefault(fold_name(name), (case_id, cls, name))
             if (first_case, first_cls) == (case_id, cls):
                 continue
-            problem = f"the file names {first} and {name} differ only in case or Unicode form."
+            problem = f"the file names {first} and {name} differ only in upper and lower case or Unicode form."
             if first == name:
                 one, other = (f"{case} {cls}".strip() for case, cls in ((first_case, first_cls), (case_id, cls)))
                 problem = f"the files of the cases {one} and {other} would have the same name {name}."

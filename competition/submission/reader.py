@@ -83,7 +83,7 @@ class SampleSubmission:
             more = and_more(len(missing), 1, "image")
             raise MaskfoldError(
                 f"{self.path} has no row for the test image {missing[0]}{more}.",
-                "Change test.images, or use the sample that belongs to these images.",
+                "Change test.images, or set submission.sample to the sample that belongs to the test images.",
             )
 
 

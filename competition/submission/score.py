@@ -206,8 +206,9 @@ def _check_profile(comp: Competition, profile: Profile) -> None:
     """
     if comp.submission.profile is not None and profile.metric == FORMAT_ONLY and "metric" not in comp.model_fields_set:
         raise MaskfoldError(
-            f"Maskfold knows the file format of the profile {profile.name}, but not the metric.",
-            "Set another metric in competition.yaml, for example `metric: {name: dice}`.",
+            f"Maskfold knows the file format of the profile {profile.name}, but not its metric, and competition.yaml "
+            "sets no metric.",
+            "Set `metric` in competition.yaml, for example `metric: {name: dice}`.",
             status=2,
         )
     if len(comp.classes) > 1 and not profile.rows_have_class:

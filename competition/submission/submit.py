@@ -39,7 +39,7 @@ from competition.submission.testset import TestSet
 from competition.submission.validate import ValidationReport
 from competition.submission.writer import MaskItem, ObjectsItem, write_submission
 from competition.tables import write_table
-from competition.text import format_count
+from competition.text import format_count, is_or_are
 
 SUBMISSIONS_FOLDER = Path("submissions")
 
@@ -111,8 +111,8 @@ def submit(
             say(f"{source_name(run.exp.first_stage)} predicts each case before {run.full_name}, as its first stage")
         if missing := [member for member in run.members() if member not in run.finished_members()]:
             say(
-                f"note: {len(missing)} of {len(run.members())} networks of {run.folder} are not finished, so "
-                "only the finished ones predict"
+                f"note: {len(missing)} of {format_count(len(run.members()), 'network')} of {run.folder} "
+                f"{is_or_are(len(missing))} not finished, so only the finished networks predict"
             )
     ensemble, fitted, expected = fit_on_oof(ensemble, weights, len(tests), context)
     if fitted is not None:

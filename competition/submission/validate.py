@@ -64,7 +64,7 @@ class ValidationReport:
             more = f" The file has {format_count(rest, 'more problem')}." if rest else ""
             raise MaskfoldError(
                 f"{self.path.name}: {self.problems[0].rstrip('.')}.{more}",
-                "Write the file with `maskfold submit`, or correct these rows.",
+                f"Write {self.path.name} with `maskfold submit`, or correct the file.",
             )
 
 
@@ -166,8 +166,7 @@ def _check_rows(
             for count in shared[number] if shared else ():
                 findings.add(
                     f"Line {row.line}, {format_key(row.key)}: the object shares {format_count(count, 'pixel')} with "
-                    "another object of "
-                    "this image."
+                    "another object of this image."
                 )
         if error is not None:
             raise error
@@ -265,7 +264,7 @@ def _check_row(
         findings: object that collects problems.
     """
     if layout.rows_have_class and row.key[1] not in layout.classes:
-        findings.add(f"{_location(row)}: the class is unknown, expected one of {', '.join(layout.classes)}.")
+        findings.add(f"{_location(row)}: found an unknown class, expected one of {', '.join(layout.classes)}.")
     if (found := _empty_problem(row.text, layout)) is not None:
         findings.add(f"{_location(row)}: an empty mask is written as {found}, expected {_empty_token(layout)}.")
         return

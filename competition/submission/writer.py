@@ -279,7 +279,7 @@ class _TextStore:
             hint = nearest_hint(case_id, self._names.ids) if image is None else ""
             raise MaskfoldError(
                 f"{self.sample.path} has no row for {format_key((case_id, cls))}{hint}.",
-                "Change test.images, or use the sample that belongs to these images.",
+                "Change test.images, or set submission.sample to the sample that belongs to the test images.",
             )
         return image, cls
 

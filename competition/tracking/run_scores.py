@@ -18,6 +18,7 @@ from competition.errors import MaskfoldError
 from competition.records import read_metrics_lines
 from competition.runs.run import load_run
 from competition.runs.summary import TUNING_FILE, RunScores, ScoreEstimate, run_scores, stored_scores
+from competition.text import format_count
 from competition.tracking.datasets import validated_folds
 from competition.tracking.store import (
     MAX_TAG_LENGTH,
@@ -163,7 +164,7 @@ def describe_scores(scores: RunScores, summary: Mapping[str, Any], files: Iterab
     text = f"**{counted.value:.4f}** {scores.metric}"
     if isfinite(counted.low):
         text += f" (95 % interval {counted.low:.4f} to {counted.high:.4f})"
-    text += f" on {scores.cases} out-of-fold cases" if scores.cases else ""
+    text += f" on {format_count(scores.cases, 'out-of-fold case')}" if scores.cases else ""
     counting = SCORE_METRICS[scores.counting].removesuffix("_score")
     rows = [
         [f"**{TITLES[name]}**" if name == counting else TITLES[name], f"{estimate.value:.4f}", _interval(estimate)]

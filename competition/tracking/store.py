@@ -441,7 +441,8 @@ def connect_mlflow(store: MlflowStore, patience: float = PATIENCE_SECONDS) -> Ml
             if not store.database.exists():
                 logger.info("creating the MLflow database %s", store.database)
                 _create_database(store.database)
-        check_sqlite(store.database, "the next start creates a new one and uploads its run again", patience)
+        consequence = "the next command creates a new database and uploads its run again"
+        check_sqlite(store.database, consequence, patience)
     return MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
 
 

@@ -310,7 +310,10 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
     join_first_stage(run, prepared, CACHE_FOLDER, context)
     if run.exp.first_stage is not None:
         names = join_names(comp.classes)
-        context.say(f"{source_name(run.exp.first_stage)} adds {added} input channels: the probabilities of {names}")
+        context.say(
+            f"{source_name(run.exp.first_stage)} adds {format_count(added, 'input channel')}: the probabilities of "
+            f"{names}"
+        )
     before_write()
     if not started and (run.folder / FOLDS_FILE).exists():  # another command has started the run and written this file
         return prepare_run(opened, context)
@@ -380,7 +383,7 @@ def _check_same_training(run: Run) -> None:
             )
         if (result.restored and on_nan != "restore") or (result.skipped and on_nan == "restore"):
             restored, skipped = format_count(result.restored, "time"), format_count(result.skipped, "step")
-            how = f"was restored {restored}" if result.restored else f"skipped {skipped}"
+            how = f"went back to an earlier step {restored}" if result.restored else f"skipped {skipped}"
             raise MaskfoldError(
                 f"{run.member_folder(result.fold, result.seed)} {how}, but training.on_nan is now {on_nan}, "
                 "so the other folds would treat non-finite values in another way.",

@@ -213,11 +213,12 @@ def raise_for_status(job: FoldJob, status: int, error: str = "") -> None:
             f"Fold {job.folder.name} was killed (SIGKILL), probably because memory ran out. Its last output "
             f"was: {last}.",
             "Lower run.parallel_folds, run.workers, training.batch_size or patch.size, or set "
-            "prepare.cache_gib. The same command resumes the fold from its last checkpoint.",
+            "prepare.cache_gib. Then run the same command again, which resumes the fold from its last checkpoint.",
         )
     raise MaskfoldError(
         f"Fold {job.folder.name} ended with status {status}: {last}.",
-        f"The whole output is in {output}. The same command resumes the fold from its last checkpoint.",
+        f"The whole output of the fold is in {output}. To resume the fold from its last checkpoint, run the same "
+        "command again.",
     )
 
 

@@ -245,8 +245,8 @@ class OutOfMemoryGuard:
         if size > 1 and self.policy == "halve":
             self.say(
                 f"memory ran out on {self.device} at step {step} with {size} samples at a time ({message}); "
-                f"training continues with {self.micro_batch_size(halved + 1)} at a time, accumulated to the "
-                f"same {self.batch_size * self.accumulate} samples per step"
+                f"training continues with {format_count(self.micro_batch_size(halved + 1), 'sample')} at a time, and "
+                f"still accumulates {self.batch_size * self.accumulate} samples per step"
             )
             return None
         batch_size = (

@@ -221,8 +221,8 @@ def _task_error(ray: Any, reference: Any, job: FoldJob) -> MaskfoldError | Keybo
         message = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         return MaskfoldError(
             f"Ray gave up running fold {job.folder.name}: {message}.",
-            f"The whole output is in {job.folder / OUTPUT_FILE}. The same command resumes the fold from its "
-            "last checkpoint.",
+            f"The whole output of the fold is in {job.folder / OUTPUT_FILE}. To resume the fold from its last "
+            "checkpoint, run the same command again.",
         )
     if task_error is None and not _wait_until((job.folder / RESULT_FILE).exists, LOCK_PATIENCE):
         return MaskfoldError(

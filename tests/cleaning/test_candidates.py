@@ -52,7 +52,7 @@ def test_an_old_unfinished_run_may_go_and_a_young_or_finished_one_stays(make_run
     age(notes, 60)
     plan = find()
     assert proposed(plan) == [old, empty] and plan.kept == []
-    assert plan.candidates[0].reason == "only 1 of its 2 folds are finished"
+    assert plan.candidates[0].reason == "only 1 of its 2 folds is finished"
     assert delete(plan.candidates[0]) and not old.exists() and (old.parent / ("2" * 12)).exists()
     assert not any(path.name.endswith(".tmp") for path in old.parent.iterdir())
 
@@ -202,7 +202,7 @@ def test_only_with_keep_best_may_a_finished_run_go_and_never_one_of_the_best(mak
     assert find().candidates == []
     plan = find(keep_best=2)
     assert proposed(plan) == [runs["a" * 12], runs["d" * 12]]
-    assert [candidate.reason.split(" runs")[0].partition("has ")[2] for candidate in plan.candidates] == [
+    assert [candidate.reason.split(" runs")[0].partition("by score, ")[2] for candidate in plan.candidates] == [
         "rank 3 among the 5",
         "rank 4 among the 5",
     ]
@@ -228,7 +228,7 @@ def test_prepared_cases_stay_as_long_as_a_run_needs_them(make_run: Make) -> None
     prepare("1" * 32, days=3)
     Path("mlruns/prepared/notes").mkdir()
     [candidate] = find().candidates
-    assert candidate.paths == (unneeded,) and candidate.kind == "1 prepared cases"
+    assert candidate.paths == (unneeded,) and candidate.kind == "1 prepared case"
     run.folder.rename("elsewhere")
     [candidate] = find().candidates
     assert set(candidate.paths) == {unneeded, *needed}

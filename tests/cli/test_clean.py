@@ -32,7 +32,7 @@ def test_it_lists_and_deletes_only_with_consent(
     in_submission(other, make_run)
     assert call("--dry-run", monkeypatch=monkeypatch) == 0
     listed = capsys.readouterr().out
-    for words in (f"unfinished run  {run}", "60 days ago", "1 of its 2 folds are finished", "nothing was deleted"):
+    for words in (f"unfinished run  {run}", "60 days ago", "1 of its 2 folds is finished", "nothing was deleted"):
         assert words in listed
     assert f"kept: {other}, because the submission submissions/demo2d/tiny.json names it" in listed
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)

@@ -68,7 +68,10 @@ def test_names_of_executors_are_known_without_their_modules() -> None:
             "postprocess: {steps: [{gate: 0.4}]}",
             "the step `gate` requires a presence head; to train one, set the section `gate`",
         ),
-        ("postprocess: {steps: [{open: 1}, {threshold: 0.4}]}", "`threshold` and `triplet` make the mask"),
+        (
+            "postprocess: {steps: [{open: 1}, {threshold: 0.4}]}",
+            "each of the steps `threshold` and `triplet` makes the mask",
+        ),
         (
             "schedule: {name: cosin}",
             "schedule.name: expected plateau, cosine, poly, onecycle or constant, found the text 'cosin' "

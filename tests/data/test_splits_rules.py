@@ -236,8 +236,8 @@ def test_one_validated_fold_needs_cases_to_train_on(tmp_path: Path) -> None:
         ("id,fold\na,0\nb,--1\nc,1\n", ["{path}", "line 3", "the id b", "`--1`", "-2"], "-1"),
         ("id,fold\na,0\nb,\nc,1\n", ["{path}", "line 3", "the id b", "``", "-2"], "-1"),
         ("id,fold\na,1\nb,3\nc,-1\n", ["{path}", "-1, 1, 3", "0, 1, …"], "folds"),
-        ("id,number\na,1\n", ["{path}", "`fold`"], "Set the column `fold` in that file"),
-        ("case,fold\na,1\n", ["{path}", "`id`"], "Set the column `id` in that file"),
+        ("id,number\na,1\n", ["{path}", "`fold`"], "`fold`"),
+        ("case,fold\na,1\n", ["{path}", "`id`"], "`id`"),
     ],
 )
 def test_errors_of_fold_files(tmp_path: Path, text: str, named: list[str], cure: str) -> None:

@@ -176,11 +176,7 @@ def tags(**changes: object) -> Fault:
         (cut_header, "IM0002 is truncated in its header"),
         (uneven, "not evenly spaced: their distances are 2.5 to 3.3 mm"),
         (tilted, "the gantry was tilted: slices shift sideways by up to 1.8 mm (13.5°)"),
-        (
-            twice,
-            "several acquisitions: 4 positions occur more than once with different pixels and different "
-            "AcquisitionNumber",
-        ),
+        (twice, "several acquisitions: slices with different pixels and different AcquisitionNumber share 4 positions"),
         (one_name_two_pixels, "have the same SOPInstanceUID"),
         (mixed_sizes, "different sizes: 4 of 6×5, 2 of 8×5"),
         (mixed_spacings, "different pixel spacings: 4 of 0.7×0.8, 2 of 0.9×0.8"),

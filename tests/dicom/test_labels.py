@@ -85,7 +85,7 @@ def test_slices_turned_round_and_fewer_of_them(tmp_path: Path) -> None:
             {"places": positions(6) + np.array([0.32, 0, 0])},
             "not on the grid of P1: its voxels are shifted by up to 0.4 voxels",
         ),
-        (TRUTH, {"places": positions(6) + np.array([0, 0, 5.0])}, "of its labelled voxels lie outside of the image"),
+        (TRUTH, {"places": positions(6) + np.array([0, 0, 5.0])}, "labelled voxels outside of the image"),
         (
             TRUTH,
             {"FrameOfReferenceUID": uid("another")},

@@ -127,7 +127,7 @@ def test_fractional_from_one_half_on_and_the_larger_fraction_wins(tmp_path: Path
     expected = np.where(2 * np.maximum(one, two) < largest, 0, np.where(one > two, 1, 2))
     np.testing.assert_array_equal(mask_of(tmp_path / "out"), expected)
     overlap = int(((2 * one >= largest) & (2 * two >= largest)).sum())
-    assert f"{overlap} voxels are in more than one segment" in done.with_status("label")[0].notes
+    assert f"voxels in more than one segment: {overlap}" in done.with_status("label")[0].notes
 
 
 def test_one_value_per_label_over_the_folder_and_over_conversions(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_two_readers_of_one_organ_are_refused(tmp_path: Path) -> None:
         ((0, 0, 1.25), (0.7, 0.8), "its voxels are shifted by up to"),
         ((0, 0, 0), (0.7, 0.7), "its voxels are shifted by up to"),
         ((0, 0, 0), (1.4, 1.6), "in size or direction"),
-        ((0, 0, 5.0), (0.7, 0.8), "labelled voxels lie outside of the image"),
+        ((0, 0, 5.0), (0.7, 0.8), "labelled voxels outside of the image"),
     ],
 )
 def test_grids_that_do_not_agree(tmp_path: Path, shift: tuple, spacing: tuple[float, float], reason: str) -> None:
@@ -284,7 +284,7 @@ def test_overlaps_go_to_the_higher_value_and_are_counted(tmp_path: Path) -> None
     )
     done = convert_folder(tmp_path / "in", tmp_path / "out")
     np.testing.assert_array_equal(mask_of(tmp_path / "out"), 1 + TRUTH)
-    assert done.with_status("label")[0].notes.startswith(f"{TRUTH.sum()} voxels are in more than one segment")
+    assert done.with_status("label")[0].notes.startswith(f"voxels in more than one segment: {TRUTH.sum()}")
 
 
 def test_a_broken_segmentation_leaves_its_image(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_rows_of_other_series_and_layouts_stay(tmp_path: Path) -> None:
         ("P1", "imagesTs"),
         ("P2", "imagesTs"),
     ]
-    assert done.rows[0].notes == "also in imagesTr, where an earlier conversion wrote it"
+    assert done.rows[0].notes == "an earlier conversion wrote this series to imagesTr"
 
 
 def test_the_table_gives_the_groups_of_folds(tmp_path: Path) -> None:

@@ -233,5 +233,5 @@ def test_a_real_store_takes_a_write_and_keeps_nothing_of_it(tmp_path: Path, monk
     assert (row.state, "is writable" in row.detail) == ("ok", True)
     assert content() == before
     (studies,) = stores.check_optuna_storage(tmp_path)
-    assert (studies.state, "0 studies" in studies.detail) == ("ok", True)
+    assert (studies.state, "studies: 0" in studies.detail) == ("ok", True)
     assert {one.name for one in (tmp_path / "mlruns").iterdir()} == {"mlflow.db", "optuna.db"}

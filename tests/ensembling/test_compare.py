@@ -123,7 +123,7 @@ def test_one_run_is_not_better_than_itself(finished, tiny):
     found = compare_two_runs(one, one_again(one))
     assert not any("folds of the runs differ" in note for note in found.notes)
     part = compare_two_runs(one, fold_0_of(one))
-    assert len(part.rows) < len(found.rows) and "cases that both predicted" in part.notes[2] and len(part.notes) == 4
+    assert len(part.rows) < len(found.rows) and "that both runs predicted" in part.notes[2] and len(part.notes) == 4
     assert all((line.value, line.better, line.worse, line.p) == (0, 0, 0, 1) for line in found.differences)
     assert found.most_changed(10) == []
 

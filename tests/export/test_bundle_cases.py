@@ -85,7 +85,7 @@ def test_rows_without_an_image_get_empty_masks_among_others(mounted, tmp_path, c
     assert run_bundle(folder, root, tmp_path / "x.csv") == 0
     header, *lines = rows(submitted)
     assert rows(tmp_path / "x.csv") == [header, ["lost", *lines[0][1:-1], ""], *lines]
-    assert "1 row of sample_submission.csv without an image" in capsys.readouterr().out
+    assert "1 row of sample_submission.csv has no image" in capsys.readouterr().out
 
 
 def test_without_a_test_image_the_sample_comes_back_empty(mounted, tmp_path):
@@ -163,7 +163,7 @@ def test_a_case_that_cannot_be_read_ends_all_or_is_empty_as_asked(mounted, tmp_p
     assert run_bundle(folder, root, tmp_path / "x.csv", "--go-on") == 0
     assert rows(tmp_path / "x.csv") == [[*line[:-1], ""] if line[0] == name else line for line in rows(submitted)]
     said = capsys.readouterr().out
-    assert f"{name} gets empty masks" in said and f"cases were not predicted and have empty masks ({name}, …)" in said
+    assert f"{name} gets empty masks" in said and f"({name})" in said.splitlines()[-1]
 
 
 def test_volumes_with_rows_per_slice_need_no_sample_either(finished, bundled, tmp_path, tiny):

@@ -91,7 +91,7 @@ def test_tta_goes_after_the_first_cases_and_suffices():
     assert used < 300 and len(rungs) == 100
     assert (
         "3 of 100 cases" in lines[0]
-        and lines[1] == "time limit: from now on without test-time augmentation"
+        and lines[1] == "time limit: the remaining cases are predicted without test-time augmentation"
         and len(lines) == 2
     )
 
@@ -176,15 +176,15 @@ def test_an_ensemble_without_parts_of_it_predicts_as_told(timed):
     # (46).
     _, lines, looked = timed(62)
     assert [count for *_, count in looked[:4]] == [4, 2] * 2 and [count for *_, count in looked[4:]] == [2, 2] * 10
-    assert lines[1:] == ["time limit: from now on without test-time augmentation"]
+    assert lines[1:] == ["time limit: the remaining cases are predicted without test-time augmentation"]
     # 29.4 s count. After one case 23.4 are left for 11: one network, of the run with the higher weight, takes 12.7 with
     # the margin, two take 25.3.
     least, lines, looked = timed(30)
     assert [(kept, count) for _, kept, count in looked[2:]] == [(1, 1)] * 11 and all(one.reached for one in least)
     assert len({name for name, *_ in looked[2:]}) == 1
     assert lines[1:] == [
-        "time limit: from now on without test-time augmentation",
-        "time limit: from now on with 1 of 4 networks (per run: 1, 0)",
+        "time limit: the remaining cases are predicted without test-time augmentation",
+        "time limit: the remaining cases are predicted with 1 of 4 networks (per run: 1, 0)",
     ]
 
 
@@ -192,7 +192,7 @@ def test_cases_beyond_the_deadline_are_empty_and_counted(timed):
     found, lines, _ = timed(12)  # 11.76 s: a case of 6 s, five of 1 s, and one more that is begun before the end
     assert [one.reached for one in found] == [True] * 7 + [False] * 5
     assert (
-        lines[-1] == "time limit: the time is over; 5 of 12 cases get empty masks"
+        lines[-1] == "time limit: the time is over; cases with empty masks: 5 of 12"
         and "may still be too short" in lines[-2]
     )
     assert not any(one.outcome.masks.any() for one in found if not one.reached)
@@ -205,8 +205,8 @@ def test_a_deadline_that_has_passed_still_gives_a_valid_file(finished, tiny, bun
         rows = list(csv.reader(stream))
     assert len(rows) == 1 + 3 * 2 and all(row[2] == "" for row in rows[1:])
     said = capsys.readouterr().out
-    assert "3 of 3 cases get empty masks" in said and "1 of 3 cases\n" not in said
-    assert said.splitlines()[-1].startswith("warning: 3 of 3 cases were not predicted")
+    assert "cases with empty masks: 3 of 3" in said and "1 of 3 cases\n" not in said
+    assert said.splitlines()[-1].startswith("warning: without a prediction") and "3 of 3 cases" in said.splitlines()[-1]
 
 
 def test_ample_time_changes_no_byte(finished, tiny, bundled, tmp_path):

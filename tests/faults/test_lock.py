@@ -129,7 +129,7 @@ def test_a_second_one_waits_as_long_as_it_has_patience(tmp_path: Path) -> None:
     threading.Timer(1.5, end, [process]).start()
     with run_lock(tmp_path, patience=60, say=said.append):
         assert process.poll() is not None
-    assert any(line.startswith(f"waits until process {process.pid} on") for line in said)
+    assert any(line.startswith(f"this process waits until process {process.pid} on") for line in said)
 
 
 def test_a_number_that_another_process_has_been_given_holds_nothing(tmp_path: Path, me: LockOwner) -> None:

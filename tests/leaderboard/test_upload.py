@@ -196,7 +196,7 @@ def test_tries_are_shown_and_a_spent_day_is_refused(host, command, csv):
         for n in range(4)
     ]
     status, said = command("upload", str(csv), "--yes")
-    assert status == 0 and "toy-2026: 4 of 5 submissions are used today" in said
+    assert status == 0 and "toy-2026: submissions used today: 4 of 5" in said
     csv.write_bytes(csv.read_bytes())  # nothing else has changed
     status, said = command("upload", str(csv), "--yes")
     assert status == 1 and "No submission to toy-2026 is left today. Wait until 00:00 UTC" in said

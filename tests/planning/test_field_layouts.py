@@ -166,7 +166,7 @@ def test_overlays_that_the_pattern_of_the_images_matches_are_no_cases(start: Sta
 @pytest.mark.parametrize("maker", [made.overlay_names, made.unnamed_overlay], ids=lambda maker: maker.__name__)
 def test_overlays_are_told(maker: Maker, tmp_path: Path) -> None:
     maker(tmp_path)
-    assert sum("6 pictures such as" in remark and "the paint" in remark for remark in only(tmp_path).remarks) == 1
+    assert sum("6 pictures, such as" in remark and "the paint" in remark for remark in only(tmp_path).remarks) == 1
 
 
 def test_channels_that_differ_everywhere_are_no_overlays(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_ids_of_the_sample_that_end_in_class_names(tmp_path: Path) -> None:
     layout = only(tmp_path)
     assert layout.keys["submission.columns"] == {"id": "id", "class": None, "mask": "rle"}
     assert layout.reasons["submission.sample"] == "4 rows, 4 of them with a test image"
-    assert not any("have no test image" in remark for remark in layout.remarks)
+    assert not any("no test image" in remark for remark in layout.remarks)
 
 
 def test_the_sample_may_list_only_some_classes_of_the_training_table(tmp_path: Path) -> None:

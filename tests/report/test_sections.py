@@ -130,7 +130,7 @@ def test_page_of_a_competition_with_instances(made, nuclei):
 def test_run_with_one_finished_fold(made, tiny):
     run = made(tiny(2, "folds.run=[1]"))
     page = report(run)
-    assert "1 of 2 folds have no result (0)" in page.text
+    assert "1 of 2 folds has no result (fold numbers: 0)" in page.text
     assert not page.rows("0", "fold", "score (dice)") and page.rows("1", "fold", "score (dice)")
     assert "Dice by class and fold" not in page.text
 

@@ -150,7 +150,7 @@ def test_near_duplicates_are_in_one_fold_on_request(data, tiny, change):
     words = f"seed={seed}", f"competition.root={data}"
     run, notes = folds_of(tiny(2, *words))
     assert run.fold_of()[ORIGINAL] != run.fold_of()[COPY]
-    assert len(notes) == 1 and notes[0].endswith("folds.duplicates=near keeps them in one fold"), notes
+    assert len(notes) == 1 and notes[0].endswith("folds.duplicates=near, which keeps these cases in one fold"), notes
     near, notes = folds_of(tiny(2, *words, "folds.duplicates=near"))
     assert near.fold_of()[ORIGINAL] == near.fold_of()[COPY] and near.folder != run.folder
     assert notes == [
@@ -179,7 +179,7 @@ def test_a_fold_file_decides_and_copies_in_several_folds_are_named(data, tiny, t
     exp = tiny(2, f"competition.root={data}", "folds.scheme=file", f"folds.file={tmp_path / 'folds.csv'}")
     run, notes = folds_of(exp)
     assert run.fold_of()[ORIGINAL] == 0 and run.fold_of()[COPY] == 1
-    assert len(notes) == 1 and notes[0].endswith("put them into the same fold in folds.file")
+    assert len(notes) == 1 and notes[0].endswith("put these cases into the same fold in folds.file")
 
 
 def test_a_picture_of_one_value_is_no_copy_and_one_value_makes_a_difference(data, tiny):

@@ -63,7 +63,7 @@ def test_a_study_is_no_model_and_the_best_trials_run_is_named(file, best):
         with pytest.raises(MaskfoldError) as refusal:
             register_command([word], best, ())
         assert refusal.value.status == 2 and "is a study" in str(refusal.value)
-        assert f"that of the best trial, {top['number']}: {top['run']}." in str(refusal.value)
+        assert f"{top['run']}, the run of the best trial {top['number']}." in str(refusal.value)
     assert find_run(top["run"]).folder == Path(top["run"])
 
 
@@ -87,13 +87,15 @@ def test_a_run_that_is_not_finished_says_how_far_it_is(file):
     begun.write()
     with pytest.raises(MaskfoldError) as refusal:
         find_run(str(file))
-    assert f"of {begun.folder.name} 0 of 2 folds are finished." in str(refusal.value)
+    assert f"In the latest run, {begun.folder.name}, 0 of 2 folds are finished." in str(refusal.value)
     make_executor(exp).run(make_jobs(begun)[:1], lambda line: None)
     (begun.folder / "fold_1").mkdir()
     (begun.folder / "fold_1" / "metrics.jsonl").write_text(json.dumps({"epoch": 7, "metrics": {}}) + '\n{"epo')
     with pytest.raises(MaskfoldError) as refusal:
         find_run(str(file))
-    assert f"of {begun.folder.name} 1 of 2 folds is finished, fold_1 is at epoch 7 of 100." in str(refusal.value)
+    assert f"In the latest run, {begun.folder.name}, 1 of 2 folds is finished, fold_1 is at epoch 7 of 100." in str(
+        refusal.value
+    )
     assert f"or give the run by its hash, {begun.folder.name}" in str(refusal.value)
     (begun.folder / "fold_1" / "experiment.yaml").write_text("seed: 1\n")
     with pytest.raises(MaskfoldError, match=f"Give the folder of the run, .*{begun.folder.name}") as refusal:

@@ -211,7 +211,7 @@ def test_two_cases_or_classes_with_one_file_name_are_refused():
     ) as caught:
         check_file_names(names)
     assert caught.value.status == 2
-    with pytest.raises(MaskfoldError, match=r"x\.png and X\.png differ only in case or Unicode form"):
+    with pytest.raises(MaskfoldError, match=r"x\.png and X\.png differ only in upper and lower case or Unicode form"):
         check_file_names({"x": {"": "x.png"}, "X": {"": "X.png"}})
     check_file_names({case: file_names(comp, case) for case in ("c", "d")})
     braces = comp.model_copy(update={"classes": ["a", "{id}"]})

@@ -229,8 +229,10 @@ def _pictures_report(path: Path, layout: Profile, shapes: dict[str, tuple[int, .
                 assert occupied is not None
                 shared = int(np.count_nonzero(occupied & mask))
                 if shared:
-                    pixels = format_count(shared, "pixel")
-                    problems.append(f"{location}: the object shares {pixels} with another object of this image.")
+                    problems.append(
+                        f"{location}: the object shares {format_count(shared, 'pixel')} with another object of "
+                        "this image."
+                    )
                 occupied |= mask
         if empty_lines and len(all_rows) > 1:
             problems.append(f"Line {empty_lines[0]}: {format_key(key)} has an empty row in addition to other rows.")

@@ -685,7 +685,7 @@ def test_format_only(name: str, tmp_path: Path) -> None:
     comp = competition(tmp_path, submission={"profile": name})
     mine = tmp_path / "mine.csv"
     write_submission([("a", None, mask[:, ::-1] & mask), ("a", None, mask[::-1] & ~mask)], PROFILES[name], mine)
-    with pytest.raises(MaskfoldError, match="but not the metric") as error:
+    with pytest.raises(MaskfoldError, match="but not its metric") as error:
         score_submission(mine, comp)
     assert error.value.status == 2
     named = competition(tmp_path, submission={"profile": name}, metric={"name": "iou"})

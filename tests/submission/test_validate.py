@@ -49,7 +49,7 @@ def test_the_first_problem_is_said_and_the_others_are_counted(problems: list[str
     with pytest.raises(MaskfoldError) as error:
         verdict.raise_if_invalid()
     assert error.value.message == wrong and error.value.status == 1
-    assert error.value.hint == "Write the file with `maskfold submit`, or correct these rows."
+    assert error.value.hint == "Write s.csv with `maskfold submit`, or correct the file."
 
 
 def test_a_good_file_is_let_pass() -> None:
@@ -185,7 +185,7 @@ ROWS: list[tuple[Profile, str, int, int, list[str]]] = [
         "a_1,;a_4,3 1;a_5,",
         3,
         2,
-        ["Line 4, the id a with the class 5: the class is unknown, expected one of 1, 2, 3, 4."],
+        ["Line 4, the id a with the class 5: found an unknown class, expected one of 1, 2, 3, 4."],
     ),
     (STEEL, "a_1,3 1;a_1,3 1", 2, 0, ["Line 3: the id a with the class 1 is a duplicate."]),
     # The host reads these on 350 × 525 pixels, whatever the image's size.

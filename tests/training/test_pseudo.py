@@ -290,7 +290,7 @@ def test_copies_of_validated_cases_do_not_teach(tiny, demo2d):
     said: list[str] = []
     run = open_run(tiny(2, f"competition.root={root}", f"pseudo.from={teacher.folder}"), "tiny")
     prepare_run(run, Context(say=said.append))
-    assert any("1 more have labels" in line and "1 resemble a labelled case" in line for line in said)
+    assert any("because they have labels: 1 image" in line and "validates this case: 1 image" in line for line in said)
     home = int(run.folds.loc[run.folds["id"] == second.stem, "fold"].iloc[0])
     for job in make_jobs(run):
         job.folder.mkdir()

@@ -21,7 +21,7 @@ from competition.planning.layout import Layout
 from competition.planning.words import split_of
 from competition.rle import decode, encode
 from competition.rle_text import RleFormat
-from competition.text import format_count, name_problem
+from competition.text import format_count, is_or_are, name_problem
 
 SUFFIX = "-maskfold"  # end of the name of the folder beside the data for converted masks
 FORMAT = RleFormat("column", 1)
@@ -164,14 +164,14 @@ def _layout(host: HostFolder, coco: CocoFile) -> Layout:
             "Correct the names of images and categories in this file.",
             status=2,
         )
-    remarks = [f"these categories have no object, so they are left out: {', '.join(unused[:5])}"] if unused else []
+    remarks = [f"categories without an object, which are left out: {', '.join(unused[:5])}"] if unused else []
     if coco.left_out:
         remarks.append(
-            f"{format_count(coco.left_out, 'annotation')} of crowds, or with neither outline nor run lengths: left out"
+            f"left out: {format_count(coco.left_out, 'annotation')} of a crowd, or without outline and run lengths"
         )
     if coco.missing:
         remarks.append(
-            f"{format_count(coco.missing, 'image')} of {coco.path} {'is' if coco.missing == 1 else 'are'} "
+            f"{format_count(coco.missing, 'image')} of {coco.path} {is_or_are(coco.missing)} "
             "left out, because the folder has no file, or several files, of that name"
         )
     return Layout(
@@ -332,7 +332,7 @@ def _mask(segmentation: Any, height: int, width: int, where: str) -> np.ndarray:
         counts = segmentation["counts"]
         size = tuple(map(int, segmentation.get("size", (height, width))))
         if size != (height, width):
-            raise ValueError(f"its size is {size}, but the size of the image is {(height, width)}")
+            raise ValueError(f"found the size {size}, expected {(height, width)}, the height and width of the image")
         if isinstance(counts, list):
             return _expand(np.asarray(counts, np.int64), height, width)
         return decode(counts, (height, width), RleFormat("column", container="coco"))
@@ -344,7 +344,7 @@ def _mask(segmentation: Any, height: int, width: int, where: str) -> np.ndarray:
 
 def _expand(counts: np.ndarray, height: int, width: int) -> np.ndarray:
     if counts.size == 0 or counts.min() < 0 or counts.sum() != height * width:
-        raise ValueError(f"its counts add up to {int(counts.sum())}, expected {height * width}")
+        raise ValueError(f"counts: found a sum of {int(counts.sum())}, expected {height * width} pixels")
     flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
     return flat.reshape((height, width), order="F")
 

@@ -102,7 +102,7 @@ def _described(host: HostFolder, record: Mapping[str, Any]) -> Layout | None:
     if ids - mask_ids:
         unlabelled = format_count(len(ids - mask_ids), "image")
         layout = replace(layout, listed=tuple(training)).with_remarks(
-            f"{unlabelled} without a mask, which training does not use (train.cases)"
+            f"{unlabelled} without a mask: left out of training (train.cases)"
         )
     return layout
 

@@ -20,7 +20,7 @@ from competition.runs.fold import describe_member
 from competition.runs.identity.contents import FIRST_STAGE_PREDICTIONS, FIRST_STAGE_WEIGHTS, RunRecord, describe_content
 from competition.runs.imported import refuse_imported
 from competition.runs.run import FOLDS_FILE, Run, load_run
-from competition.text import same_problem
+from competition.text import format_count, is_or_are, same_problem
 
 if TYPE_CHECKING:
     from types import SimpleNamespace
@@ -60,9 +60,9 @@ def open_first_stage(exp: Experiment, trust: tuple[str, ...] | None = ()) -> Run
     members = [(fold, seed) for fold in first.fold_numbers() for seed in range(len(first.exp.seeds))]
     if missing := [member for member in members if first.result(*member) is None]:
         raise MaskfoldError(
-            f"first_stage: {len(missing)} of {len(members)} networks of the run {first.folder} are not "
-            f"finished, for example {describe_member(*missing[0])}, but every fold must have predicted its "
-            "cases.",
+            f"first_stage: {len(missing)} of {format_count(len(members), 'network')} of the run {first.folder} "
+            f"{is_or_are(len(missing))} unfinished, for example {describe_member(*missing[0])}; expected predictions "
+            "of all folds.",
             "Finish the run with the same `maskfold cv` command, without folds.run.",
         )
     return first
@@ -109,9 +109,10 @@ def check_same_cases(run: Run, first: Run) -> None:
     if moved := [case for case, fold in folds.items() if first_folds[case] != fold]:
         case = min(moved)
         raise MaskfoldError(
-            f"first_stage: {len(moved)} of {len(folds)} cases are in another fold than in the run "
-            f"{first.folder}. For example, {case} is in fold {folds[case]}, expected {first_folds[case]}.",
-            f"Use the folds of that run: add folds.scheme=file folds.file={first.folder / FOLDS_FILE} to the command.",
+            f"first_stage: {len(moved)} of {len(folds)} cases {is_or_are(len(moved))} in another fold than in the run "
+            f"{first.folder}. For example, {case} is in fold {folds[case]}, expected fold {first_folds[case]}.",
+            f"Use the folds of {first.folder.name}: add folds.scheme=file folds.file={first.folder / FOLDS_FILE} to "
+            "the command.",
             status=2,
         )
     if unpredicted := [case for case, fold in folds.items() if fold < 0]:

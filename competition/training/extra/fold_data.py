@@ -146,9 +146,12 @@ def prepare_extra_data(
     for key, table in run.extra_tables.items():
         line = f"{_data_name(key, run.exp)}: {format_count(len(table), 'image')}"
         if labels := table.attrs.get("labelled", 0):
-            line += f", {labels} more have labels and are not used"
+            line += f"; not used, because they have labels: {format_count(labels, 'image')}"
         if copies[key]:
-            line += f"; {copies[key]} resemble a labelled case, so the fold that validates this case does not use them"
+            line += (
+                f"; similar to a labelled case, and not used in the fold that validates this case: "
+                f"{format_count(copies[key], 'image')}"
+            )
         context.say(line)
         for job in jobs:
             exclude_leaks(run, table, job.fold, key)
@@ -209,9 +212,9 @@ def build_extra_data(job: FoldJob, run: Run, context: Context) -> ExtraTrainingD
         sources += [source for teacher in teachers for source in teacher.sources]
         extra_data.summary["pseudo"] = summary
         context.say(
-            f"{', '.join(teacher_names)} made pseudo-labels of {len(labelled_folders)} of {len(rows)} "
-            f"images; {100 * summary['ignored']:.1f} % of their voxels are uncertain, so the loss ignores "
-            "them"
+            f"{', '.join(teacher_names)} made pseudo-labels of {len(labelled_folders)} of "
+            f"{format_count(len(rows), 'image')}; the loss ignores the uncertain voxels of these images "
+            f"({100 * summary['ignored']:.1f} %)"
         )
     if is_main_process():
         write_lineage(job.folder, sources, extra_data.summary)
@@ -253,7 +256,8 @@ def exclude_leaks(run: Run, table: pd.DataFrame, fold: int, key: str) -> tuple[p
         raise MaskfoldError(
             f"No image of {_data_name(key, run.exp)} is left for fold {fold}, because each image is a copy "
             "of a case that this fold validates, or belongs to the group of such a case.",
-            "Name other images, or remove this section of the YAML.",
+            f"Name other images in the section `{'pseudo' if extra is None else 'extra'}` of the YAML, or remove "
+            "this section.",
         )
     return kept, {reason: count for reason, count in Counter(reasons).items() if reason}
 

@@ -45,7 +45,7 @@ def with_further_masks(host: HostFolder, layout: Layout, further: Mapping[str, s
             masks=_pattern(layout),
             mask_files={"": together},
             reasons=layout.reasons
-            | {"train.masks": f"{count} belong to images that already have a mask; `*` matches all masks of an image"},
+            | {"train.masks": f"{count} of images that already have a mask; `*` matches all masks of an image"},
         )
     if together is None or any(_overlap(host, paths) for paths in together.values() if len(paths) > 1):
         yield layout.with_remarks(
@@ -55,7 +55,7 @@ def with_further_masks(host: HostFolder, layout: Layout, further: Mapping[str, s
 
 def _shown(further: Mapping[str, str]) -> str:
     count, file = format_count(len(further), "file"), min(further.values())
-    return f"{count} such as {file} may be additional masks of images that already have one"
+    return f"images that already have a mask may have additional masks: {count}, such as {file}"
 
 
 def _pattern(layout: Layout) -> str:

@@ -103,8 +103,9 @@ def find_test(host: HostFolder, layout: Layout, images: Sequence[Series], masks:
     longer = _longer_names(_matches(host, next(iter(patterns.values()))))
     if longer:
         layout = layout.with_remarks(
-            f"{format_count(len(longer), 'test image')} such as {longer[0]} have the name of another test "
-            "image with an addition. If they are results or masks, move them out of that folder"
+            f"{format_count(len(longer), 'test image')} such as {longer[0]} {has_or_have(len(longer))} the name of "
+            "another test image with an addition. If these files are results or masks, move them out of the folder of "
+            "the test images"
         )
     return _with_test(layout, patterns, format_count(count, "case"))
 
@@ -250,8 +251,8 @@ def keep_training_ids(layout: Layout) -> Layout:
     ids = tuple(case_id for case_id in layout.ids if splits[case_id] == "train")
     others = [case_id for case_id in layout.ids if splits[case_id] != "train"]
     note = (
-        f"{format_count(len(others), 'labelled case')} such as {others[0]} belong to validation or test "
-        "by their names, so they are not used"
+        f"not used, because their names begin with a word for validation or test: "
+        f"{format_count(len(others), 'labelled case')}, such as {others[0]}"
     )
     return replace(
         layout.with_cases(ids, "the images whose names begin with a word for training, such as train"),

@@ -59,8 +59,8 @@ def is_named_overlay(series: Series, may_be_light: bool = False) -> bool:
 def overlay_remarks(overlays: Iterable[Series]) -> list[str]:
     """Return a remark for each series of overlays that is left out."""
     return [
-        f"{format_count(len(series.ids), 'picture')} such as {series.sample(1)[0]} show the masks over the images: "
-        "not used, because the network would learn the painted masks"
+        "pictures that show the masks over the images are not used, because the network would learn the painted masks: "
+        f"{format_count(len(series.ids), 'picture')}, such as {series.sample(1)[0]}"
         for series in overlays
     ]
 
