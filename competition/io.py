@@ -302,16 +302,17 @@ def remove_stale_temp(folder: Path, name: str) -> None:
 
 
 @contextmanager
-def temporary_folder(final: Path) -> Iterator[Path]:
+def temporary_folder(final: Path, *, sweep: bool = True) -> Iterator[Path]:
     """Make a temporary folder next to `final`, named after `final`, and delete it after the `with` block.
-
-    Temporary folders of `final` that dead processes left are removed first.
 
     Args:
         final: a path whose parent folder exists; the path itself is not created.
+        sweep: whether to remove temporary folders of `final` that dead processes left. This lists the parent folder, so
+            a caller that makes many temporary folders next to many files should do it only once.
     """
     with suppress(OSError):
-        remove_stale_temp(final.parent, final.name)
+        if sweep:
+            remove_stale_temp(final.parent, final.name)
     folder = make_temporary_path(final)
     folder.mkdir(mode=0o700)
     try:

@@ -41,9 +41,17 @@ def test_the_table_of_ratios_at_the_smallest_sizes(tmp_path: Path, warm: WarmPro
 
 
 def test_the_tables_of_growth_at_the_smallest_sizes(tmp_path: Path, warm: WarmProcesses) -> None:
-    said = run_script(warm, tmp_path, "scale.py", "--cases", "10", "20", "--runs", "1", "3")
-    for words in ("| prepare the cases |", "| find the latest run by its YAML |", "| read the ledger |", "peak memory"):
-        assert words in said
+    said = run_script(warm, tmp_path, "scale.py", "--cases", "10", "20", "--runs", "1", "3", "--trials", "2", "4")
+    rows = {line.split("|")[1].strip(): line.count("|") for line in said.splitlines() if line.startswith("| ")}
+    assert {"processor seconds for cases", "processor seconds for runs", "processor seconds for trials"} <= rows.keys()
+    assert {"prepare the cases", "predict and score out of fold", "compare two runs"} <= rows.keys()
+    assert {
+        "predict the test images and write the CSV",
+        "find the latest run by its YAML",
+        "read the ledger",
+    } <= rows.keys()
+    assert {"open the study", "find the best trial", "draw the next trial", "write `trials.json`"} <= rows.keys()
+    assert set(rows.values()) == {5} and "peak memory" in said  # each row has two times and their growth
 
 
 @pytest.mark.parametrize("script", sorted(FOLDER.rglob("*.py")), ids=lambda path: path.stem)

@@ -88,5 +88,7 @@ def test_a_submission_removes_the_test_case_of_a_killed_one(tmp_path: Path, monk
 
     monkeypatch.setattr(ensemble, "preprocess_case", preprocess)
     monkeypatch.setattr(ensemble.PreprocessedCase, "open", lambda folder: folder)
-    with ensemble._preprocessed(SimpleNamespace(), SimpleNamespace(exp=None), tmp_path) as folder:  # type: ignore[arg-type]
+    no_runs: Any = SimpleNamespace(comp=None, runs=(), active=[])
+    scratch = ensemble.EnsemblePredictor(no_runs, None, scratch=tmp_path).scratch
+    with ensemble._preprocessed(SimpleNamespace(), SimpleNamespace(exp=None), scratch) as folder:  # type: ignore[arg-type]
         assert [path for path in hidden(tmp_path) if path.is_dir()] == [folder]

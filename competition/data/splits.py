@@ -448,7 +448,8 @@ def folds_from_file(path: Path, ids: list[str], excluded: Sequence[str] = ()) ->
     Raises:
         MaskfoldError: a case is missing or unknown, or there is no case to train on or to validate (exit status 2).
     """
-    rows = [row for row in _read_rows(path) if row[1] not in set(excluded)]
+    ignored = set(excluded)
+    rows = [row for row in _read_rows(path) if row[1] not in ignored]
     fold_of = {case_id: fold for _, case_id, fold, _ in rows}
     missing = [case_id for case_id in ids if case_id not in fold_of]
     if missing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from competition.data.image_types import Image
 from competition.data.preprocessing import preprocess_case, write_image, write_with_channels
 from competition.errors import MaskfoldError
 from competition.inference.predict import Prediction, device_context, predict_case_with_presence
-from competition.io import temporary_folder
+from competition.io import remove_stale_temp, temporary_folder
 from competition.runs.blend import Ensemble, WeightedMean
 from competition.runs.cascade.channels import class_probabilities
 from competition.runs.cascade.first_stage import first_stage_for_prediction, fold_members
@@ -27,6 +27,7 @@ from competition.text import format_count
 
 # Maximum size in bytes of all weights together. If they are larger, the networks are read from disk for each case.
 MAX_WEIGHT_BYTES_IN_MEMORY = 2**32
+SCRATCH_NAME = "test"  # the temporary folders with preprocessed cases are named after it
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class EnsemblePredictor:
         only_folds: bool = False,
     ) -> None:
         self.comp, self.scratch = ensemble.comp, scratch
+        with suppress(OSError):  # not for each case, because the folder of all preprocessed cases may be large
+            remove_stale_temp(scratch, SCRATCH_NAME)
         self.checkpoints = {str(run.folder): run.checkpoints() for run in ensemble.runs}
         size = sum(checkpoint.size for members in self.checkpoints.values() for checkpoint in members)
         # Preprocess before any network is loaded, so that a full disk or a damaged image is reported early.
@@ -212,7 +215,7 @@ def _preprocessed(
         The preprocessed case.
     """
     scratch.mkdir(parents=True, exist_ok=True)
-    with temporary_folder(scratch / "test") as folder:
+    with temporary_folder(scratch / SCRATCH_NAME, sweep=False) as folder:
         if isinstance(row, InMemoryCase):
             path = get_or_build(
                 folder, "loose", lambda target: write_image(target, row.image, run.exp, row.id), durable=False

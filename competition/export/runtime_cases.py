@@ -148,14 +148,14 @@ def find_test_cases(comp: Competition, suffix: str, context: Context) -> TestCas
     sample_keys = sample.keys if sample is not None else ()
     if not rows:
         return TestCases(TestSet(comp, [], profile, sample, {}), sample_keys)
-    names = {row.id: row_names(row, profile, sample) for row in rows}
+    names = row_names(rows, profile, sample)
     if comp.submission.sample is None:
         full_names = {case_id: [add_suffix(name, suffix) for name in of_case] for case_id, of_case in names.items()}
         return TestCases(TestSet(comp, rows, profile, None, full_names))
     lookup = IdLookup([name for case_names in names.values() for name in case_names])
     known_keys = [key for key in sample_keys if lookup.get(key[0]) is not None]
     if not known_keys:  # the names in a dummy sample do not show how real cases are named
-        names = {row.id: row_names(row, profile, None) for row in rows}
+        names = row_names(rows, profile, None)
     suffix = id_suffix(sample_keys) or suffix
     known = {(lookup.get(image), cls) for image, cls in known_keys}
     spelling = {lookup.get(image): image for image, _ in known_keys}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,20 +89,31 @@ def check_test_predictions(runs: Iterable[Run], rows: Iterable[Any]) -> None:
     """
     rows = list(rows)
     for run in (run for run in runs if is_imported(run.exp)):
-        store, hashes = stored_tests(run), _image_hashes(run.folder / TEST_TABLE)
-        hint = "Import the predictions again with those of all test cases (--test FOLDER)."
-        if missing := [row.id for row in rows if row.id not in store or row.id not in hashes]:
-            raise MaskfoldError(
-                f"The imported run {run.folder} has no prediction of {len(missing)} of {len(rows)} test cases. "
-                f"The first of them is {missing[0]}.",
-                f"{hint} To leave the run out of the mean, set its weight to 0 (--weights).",
-            )
-        if changed := [row.id for row in rows if hashes[row.id] != row.image_hash]:
-            raise MaskfoldError(
-                f"The image of the test case {changed[0]} is not the image from which the prediction in the imported "
-                f"run {run.folder} was made.",
-                f"Restore the image, or predict the present image elsewhere. {hint}",
-            )
+        _check_rows(run, _image_hashes(run.folder / TEST_TABLE), rows)
+
+
+def _check_rows(run: Run, hashes: Mapping[str, str], rows: Sequence[Any]) -> None:
+    """Check the test predictions of one imported run, see `check_test_predictions`.
+
+    Args:
+        run: the imported run.
+        hashes: a result of `_image_hashes`.
+        rows: rows of the table of test cases.
+    """
+    store = stored_tests(run)
+    hint = "Import the predictions again with those of all test cases (--test FOLDER)."
+    if missing := [row.id for row in rows if row.id not in store or row.id not in hashes]:
+        raise MaskfoldError(
+            f"The imported run {run.folder} has no prediction of {len(missing)} of {len(rows)} test cases. "
+            f"The first of them is {missing[0]}.",
+            f"{hint} To leave the run out of the mean, set its weight to 0 (--weights).",
+        )
+    if changed := [row.id for row in rows if hashes[row.id] != row.image_hash]:
+        raise MaskfoldError(
+            f"The image of the test case {changed[0]} is not the image from which the prediction in the imported "
+            f"run {run.folder} was made.",
+            f"Restore the image, or predict the present image elsewhere. {hint}",
+        )
 
 
 def _image_hashes(table: Path) -> dict[str, str]:
@@ -122,6 +134,11 @@ class StoredTestPredictions:
     def __init__(self, run: Run) -> None:
         self.run = run
 
+    @cached_property
+    def _hashes(self) -> dict[str, str]:
+        """Hash of each test image at the time of the import; the table is read once and not for each case."""
+        return _image_hashes(self.run.folder / TEST_TABLE)
+
     def read(self, row: Any) -> Prediction:
         """Return the stored prediction of a test case: probabilities (P, *file shape) float16, without class presence.
 
@@ -136,7 +153,7 @@ class StoredTestPredictions:
 
         if not hasattr(row, "image_hash"):
             refuse_imported([self.run], "predict new images")
-        check_test_predictions([self.run], [row])
+        _check_rows(self.run, self._hashes, [row])
         shape = (self.run.exp.output_channels, *json.loads(row.shape))
         values: np.ndarray[Any, Any] = stored_tests(self.run, {row.id: shape}).read(row.id)
         return Prediction(values, None)

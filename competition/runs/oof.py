@@ -20,7 +20,7 @@ from competition import large_arrays
 from competition.data.content.digests import FileStamp, file_stamp, is_settled
 from competition.data.patterns import OOF_SUFFIX, oof_file_name
 from competition.errors import MaskfoldError
-from competition.io import disk_full_as_error, make_temporary_path, remove_stale_temp, sync_folder
+from competition.io import disk_full_as_error, make_temporary_path, remove_all_stale_temp, sync_folder
 from competition.runs.fold import RESULT_FILE
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ class OofStore:
         self.dtype = dtype
         self.shapes = shapes
         self.exclusive = exclusive
+        self._is_swept = False  # whether `write` has removed the temporary files of dead processes
 
     def write(self, case: str, probabilities: np.ndarray, presence: np.ndarray | None = None) -> None:
         """Write the probabilities of a case; an earlier prediction of the case is replaced.
@@ -103,7 +104,9 @@ class OofStore:
 
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.path(case)
-        remove_stale_temp(self.folder, path.name)
+        if not self._is_swept:  # only once, because the time to list the folder grows with the number of cases
+            remove_all_stale_temp(self.folder)
+            self._is_swept = True
         temporary_path = make_temporary_path(path)
         shape = probabilities.shape
         per_plane = max(1, int(np.prod(shape[2:])) * np.dtype(self.dtype).itemsize)

@@ -62,7 +62,7 @@ class TestSet:
         if comp.submission.sample is not None and with_sample:
             sample = read_sample(Path(comp.root) / comp.submission.sample, profile)
             profile = sample.profile
-        names = {row.id: row_names(row, profile, sample) for row in rows}
+        names = row_names(rows, profile, sample)
         if sample is not None:
             sample.check_ids([name for case_names in names.values() for name in case_names])
             _check_classes(sample, profile)
@@ -156,21 +156,40 @@ def add_suffix(name: str, suffix: str) -> str:
     return name if has_reader(name) else name + suffix
 
 
-def row_names(row: Any, profile: Profile, sample: SampleSubmission | None) -> list[str]:
-    """Return the ids that a case's rows have in the submission file: the case id, or one id per slice.
+def row_names(rows: Iterable[Any], profile: Profile, sample: SampleSubmission | None) -> dict[str, list[str]]:
+    """Return the ids that each case's rows have in the submission file: the case id, or one id per slice.
 
     If there is a sample, the ids of slices are spelt as in the sample.
 
     Args:
-        row: row of the case table.
+        rows: rows of the case table.
         profile: the file format.
         sample: the host's sample; None if there is none.
 
+    Returns:
+        The ids by case id.
+
     Raises:
-        MaskfoldError: the format requires slices, but the case is a single file (status 2).
+        MaskfoldError: the format requires slices, but a case is a single file (status 2).
+    """
+    lookup = IdLookup(dict.fromkeys(key[0] for key in sample.keys)) if sample is not None else None
+    known = None if lookup is None else set(lookup.ids)
+    return {row.id: _names_of_case(row, profile, lookup, known) for row in rows}
+
+
+def _names_of_case(row: Any, profile: Profile, lookup: IdLookup | None, known: set[str] | None) -> list[str]:
+    """Return the ids that one case's rows have in the submission file, see `row_names`.
+
+    A case has one row per slice if the format requires it, or if the sample does not contain the case id.
+
+    Args:
+        row: row of the case table.
+        profile: the file format.
+        lookup: the names of the images in the sample; None if there is no sample.
+        known: the same names as a set.
     """
     slices = list_slices(row)
-    if slices is None or not _by_slice(row, profile, sample):
+    if slices is None or not (profile.rows == "slice_class" or (known is not None and row.id not in known)):
         if profile.rows == "slice_class" and slices is None:
             raise MaskfoldError(
                 f"The profile {profile.name} requires a row per slice, but the case {row.id} is a single file "
@@ -179,7 +198,6 @@ def row_names(row: Any, profile: Profile, sample: SampleSubmission | None) -> li
                 status=2,
             )
         return [row.id]
-    lookup = IdLookup(dict.fromkeys(key[0] for key in sample.keys)) if sample is not None else None
     names = []
     for z, path in slices:
         spellings = slice_aliases(row.id, SliceFile(z, path))
@@ -202,13 +220,3 @@ def _check_classes(sample: SampleSubmission, profile: Profile) -> None:
                     "classes of this image.",
                     "Download the sample from the host again, or correct competition.classes.",
                 )
-
-
-def _by_slice(row: Any, profile: Profile, sample: SampleSubmission | None) -> bool:
-    """Return whether a case has one row per slice in a submission file.
-
-    The result is True if the format requires such rows, or if the sample submission does not contain the case id.
-    """
-    if profile.rows == "slice_class":
-        return True
-    return sample is not None and row.id not in {key[0] for key in sample.keys}

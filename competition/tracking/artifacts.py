@@ -10,7 +10,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlparse
-from urllib.request import url2pathname
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -67,6 +66,8 @@ def local_folder(artifact_uri: str) -> Path | None:
 
     If the URI does not name a local folder, e.g. `s3://…`, return None.
     """
+    from urllib.request import url2pathname  # also imports HTTP and SSL, which a finished run does not need
+
     parsed = urlparse(artifact_uri)
     return Path(url2pathname(parsed.path)) if parsed.scheme in ("", "file") and not parsed.netloc else None
 

@@ -162,8 +162,11 @@ def _saved_groups(folder: Path, ids: set[str]) -> list[list[str]]:
         saved = read_folds(folder / FOLDS_FILE)
     except MaskfoldError:
         return []
-    groups = [cases.tolist() for _, cases in saved[saved["id"].isin(ids)].groupby("group", sort=False)["id"]]
-    return [cases for cases in groups if len(cases) > 1]
+    groups: dict[str, list[str]] = {}
+    for case_id, group in zip(saved["id"], saved["group"], strict=True):
+        if case_id in ids:
+            groups.setdefault(group, []).append(case_id)
+    return [cases for cases in groups.values() if len(cases) > 1]
 
 
 def _numbered_folder(base: Path, number: int) -> Path:
