@@ -249,7 +249,7 @@ def test_further_masks_of_an_image_are_read_with_the_first(tmp_path: Path) -> No
     layout = only(tmp_path)
     assert (layout.images, layout.masks, layout.cases) == ("*/{id}.png", "*/{id}_mask*.png", 18)
     assert not layout.keys.get("instances") and layout.listed is not None
-    assert any("3 files such as" in remark and "read together" in remark for remark in layout.remarks)
+    assert any("3 files, such as" in remark and "read together" in remark for remark in layout.remarks)
 
 
 def test_further_masks_that_overlap_the_first_are_a_choice(tmp_path: Path) -> None:
@@ -522,7 +522,7 @@ def test_the_beginning_of_an_id_is_a_group_only_if_it_may_be_a_patient(
     layout = only(tmp_path)
     if group is None:
         assert "group" not in layout.keys and "group" in layout.reasons
-        assert any(re.search("they name (dates|kinds of cases)", remark) for remark in layout.remarks)
+        assert any(re.search("they are (dates|kinds of cases)", remark) for remark in layout.remarks)
         return
     groups = {match[1] for case_id in ids if (match := re.match(layout.keys["group"], case_id))}
     assert group in groups and len(groups) in (4, 12)
