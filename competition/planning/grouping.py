@@ -17,7 +17,7 @@ from competition.errors import MaskfoldError
 from competition.explore.group_rules import are_dates, guess_group_rule, kind_of
 from competition.io import read_csv
 from competition.planning.layout import Layout
-from competition.planning.layouts.linked import LinkedFolder, places_of_cases
+from competition.planning.layouts.nested.linked import LinkedFolder, places_of_cases
 from competition.planning.words import has_word, tokens, words
 from competition.text import format_count
 
