@@ -12,16 +12,16 @@ from competition.planning.grouping import find_groups
 from competition.planning.layout import Layout, Patterns, role_of
 from competition.planning.layouts.coco import find_coco
 from competition.planning.layouts.content import Role
-from competition.planning.layouts.depths import mark_depths, mark_nested, scans_error
 from competition.planning.layouts.described import find_described
 from competition.planning.layouts.ends import find_ends
-from competition.planning.layouts.linked import link_equal_names, prefer_linked
+from competition.planning.layouts.nested.depths import mark_depths, mark_nested, scans_error
+from competition.planning.layouts.nested.linked import link_equal_names, prefer_linked
+from competition.planning.layouts.nested.sessions import find_sessions
+from competition.planning.layouts.nested.sites import find_sites
 from competition.planning.layouts.pairs import find_pairs
 from competition.planning.layouts.pooled import pool_series
 from competition.planning.layouts.run_lengths import find_run_tables
 from competition.planning.layouts.series import Series, find_series, has_slice_name
-from competition.planning.layouts.sessions import find_sessions
-from competition.planning.layouts.sites import find_sites
 from competition.planning.refusals import BY_HAND, no_layout_error, packed_archive
 from competition.planning.sample import add_submission
 from competition.text import format_count

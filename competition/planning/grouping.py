@@ -16,7 +16,7 @@ from competition.data.readers import strip_extension
 from competition.errors import MaskfoldError
 from competition.explore.group_rules import are_dates, guess_group_rule, kind_of
 from competition.planning.layout import Layout
-from competition.planning.layouts.linked import LinkedFolder, places_of_cases
+from competition.planning.layouts.nested.linked import LinkedFolder, places_of_cases
 from competition.planning.words import has_word, tokens, words
 from competition.tables import read_csv
 from competition.text import format_count

@@ -25,7 +25,7 @@ from competition.planning.folder import scan_folder
 from competition.planning.grouping import group_by_folder
 from competition.planning.layout import Layout
 from competition.planning.layouts.coco import convert_coco, write_ids
-from competition.planning.layouts.linked import keep_links
+from competition.planning.layouts.nested.linked import keep_links
 from competition.planning.lines import Line, key_path, to_yaml
 from competition.planning.measure import thread_count
 from competition.planning.plan import Plan, PlanOptions, make_plan

@@ -12,7 +12,7 @@ from competition.planning.layout import ROLE_SAMPLE, first_path
 from competition.planning.layouts.arrays import arrays_error
 from competition.planning.layouts.colours import colours_error
 from competition.planning.layouts.content import Role, header_of, reading_error, role_of_file
-from competition.planning.layouts.depths import scans_error
+from competition.planning.layouts.nested.depths import scans_error
 from competition.planning.layouts.series import MIN_CASES, MOST, Series
 from competition.planning.layouts.slice_masks import slice_masks_error
 from competition.planning.words import MASK_WORDS, has_word, is_role_name
