@@ -181,7 +181,7 @@ def test_the_reason_for_the_folds_knows_groups_that_were_set_later(
     line = next(line for line in done.experiment.read_text().splitlines() if line.startswith("folds:"))
     above = done.experiment.read_text().partition("folds:")[0].rpartition("\nseed:")[2]
     assert load_experiment(done.experiment).folds.scheme == ("kfold" if own and "kfold" in own else "group")
-    assert "keeps 4 groups of 8 cases together" in above + line and "without groups" not in above + line
+    assert "8 cases in 4 groups" in above + line and "without groups" not in above + line
     assert ("your value; the plan would set group" in above + line) == (own == "{scheme: kfold, k: 3}")
 
 

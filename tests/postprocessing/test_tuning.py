@@ -324,7 +324,7 @@ def test_a_stored_split_of_an_earlier_version_stays_equal():
 
 
 def test_a_mask_is_made_by_the_first_step_only(tiny):
-    with pytest.raises(MaskfoldError, match="the first step"):
+    with pytest.raises(MaskfoldError, match="its first step"):
         tiny(2, "postprocess={steps: [{remove_small: 10}, {threshold: 0.5}]}")
     assert (
         tiny(2, "postprocess={steps: [{threshold: 0.5}, {remove_small: 10}]}").postprocess.steps_for("ring")[0].name

@@ -129,7 +129,7 @@ def test_the_hint_for_a_study_names_no_edited_trial(tmp_path: Path) -> None:
     trials = [{"number": number, "run": f"mlruns/runs/a/{number}"} for number in (0, 1)]
     path = tmp_path / TRIALS_FILE
     write_json(path, with_own_digest({"objectives": ["score"], "best": [0], "trials": trials}, TRIALS_FILE))
-    assert "the best trial, 0: mlruns/runs/a/0" in _study_error(tmp_path).hint
+    assert "mlruns/runs/a/0, the run of the best trial 0" in _study_error(tmp_path).hint
     edit(path, best=[1])
     assert "best trial" not in _study_error(tmp_path).hint
 

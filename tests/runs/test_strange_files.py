@@ -165,7 +165,7 @@ def sparse_weights(path: Path, shape: list[int], dtype: str = "F32") -> None:
     ("shape", "dtype", "reason"),
     [
         ([1, 1 << 28], "F32", r"shape of weight: found \(1, 268435456\), expected \(1, 2\)"),
-        ([1, 2], "F64", "bytes per value of bias: found 8, expected 4|bytes per value of weight: found 8, expected 4"),
+        ([1, 2], "F64", "bytes per value of (bias|weight): found 8, expected at most 4"),
     ],
 )
 def test_weights_are_compared_with_the_network_by_their_header(
