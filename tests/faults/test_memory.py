@@ -124,7 +124,7 @@ def test_halved_micro_batches_take_the_same_steps(tiny, tmp_path, monkeypatch, r
     assert (
         "at step 1 with 8 samples" in told[0]
         and "continues with 4 samples at a time" in told[0]
-        and "the same 8 samples per step" in told[1]
+        and "accumulates 8 samples per step" in told[1]
     )
     assert result.halved == 2 and set(points(job.folder, "memory/micro_batch")) == {2.0}
     # The samples of each step, in the same twos.
