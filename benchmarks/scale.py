@@ -121,7 +121,7 @@ def project(cases: int) -> Iterator[Experiment]:
 def timed(times: Times, step: str, number: int, function: Callable[[], Any]) -> Any:
     """Call a function, store its processor seconds in `times`, and return its result.
 
-    The seconds include those of child processes.
+    The seconds include those of child processes. They are also printed to the standard error output.
 
     Args:
         times: the table to which the seconds are added.
@@ -129,11 +129,17 @@ def timed(times: Times, step: str, number: int, function: Callable[[], Any]) -> 
         number: number of cases or runs.
         function: the function to call.
     """
-    start = os.times()
+    start = processor_seconds()
     result = function()
-    end = os.times()
-    times.setdefault(step, {})[number] = sum(end[:4]) - sum(start[:4])
+    times.setdefault(step, {})[number] = seconds = processor_seconds() - start
+    print(f"{step}, {number:,}: {seconds:.2f} s", file=sys.stderr, flush=True)
     return result
+
+
+def processor_seconds() -> float:
+    """Return the processor seconds of this process and of the child processes that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def measure_cases(times: Times, count: int) -> None:

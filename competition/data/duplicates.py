@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
@@ -42,10 +42,25 @@ def find_duplicates(table: pandas.DataFrame) -> list[list[str]]:
     """Return a sorted list of ids for each set of cases whose image files are equal byte for byte."""
     if "image_hash" not in table.columns:
         return []
-    sets: dict[str, list[str]] = defaultdict(list)  # `groupby` of pandas takes 50 times as long
-    for case_id, digest in zip(table["id"], table["image_hash"], strict=True):
-        sets[digest].append(str(case_id))
-    return sorted(sorted(ids) for ids in sets.values() if len(ids) > 1)
+    return sorted(sorted(ids) for ids in ids_in_common(table["id"], table["image_hash"]))
+
+
+def ids_in_common(ids: Iterable[str], keys: Iterable[str]) -> list[list[str]]:
+    """Return the ids of each key that several cases have, as lists in the order of the ids.
+
+    Args:
+        ids: ids of the cases.
+        keys: key of each case, e.g. its group.
+    """
+    # `groupby` of pandas takes 50 times as long. Only repeated keys get a list, because Python's garbage collector
+    # would search through the lists of all cases again and again.
+    keys = list(keys)
+    counts = Counter(keys)
+    found: dict[str, list[str]] = {}
+    for case_id, key in zip(ids, keys, strict=True):
+        if counts[key] > 1:
+            found.setdefault(key, []).append(str(case_id))
+    return list(found.values())
 
 
 def duplicates_with_other_masks(table: pandas.DataFrame) -> list[list[str]]:

@@ -156,17 +156,15 @@ def _saved_groups(folder: Path, ids: set[str]) -> list[list[str]]:
         folder: the run's folder.
         ids: ids of the present cases; other cases in the file are ignored.
     """
+    from competition.data.duplicates import ids_in_common
     from competition.data.splits import read_folds
 
     try:
         saved = read_folds(folder / FOLDS_FILE)
     except MaskfoldError:
         return []
-    groups: dict[str, list[str]] = {}
-    for case_id, group in zip(saved["id"], saved["group"], strict=True):
-        if case_id in ids:
-            groups.setdefault(group, []).append(case_id)
-    return [cases for cases in groups.values() if len(cases) > 1]
+    known = saved[saved["id"].isin(ids)]
+    return ids_in_common(known["id"], known["group"])
 
 
 def _numbered_folder(base: Path, number: int) -> Path:
