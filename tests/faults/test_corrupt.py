@@ -105,7 +105,7 @@ def test_nothing_swells_or_hangs(outcomes: list[Outcome]) -> None:
         ("nii", "32,767 cubed", "its header declares"),
         ("nii.gz", "checksum", "CRC"),
         ("nii.gz", "20 GiB of zeros", BOMB),
-        ("nii.gz", "20 GiB behind the last voxel", "data after its last voxel"),
+        ("nii.gz", "20 GiB behind the last voxel", "bytes after its last voxel"),
         ("npz", "20 GiB", BOMB),
         ("npy", "objects", "may run code"),
         ("png", "several GiB of zeros", BOMB),
