@@ -37,7 +37,8 @@ MIN_RANGE = 1.5  # the highest number of some case is so many times the median o
 SAMPLE = 24  # cases whose parts are searched
 MAX_VOXELS = 2**27  # of these cases together, at most
 SHUFFLES = 199  # random orders of the values, with which the sizes are compared
-MAX_SHARE, MAX_CHANCE = 0.1, 0.05  # the values explain a larger share of the sizes, with a smaller chance
+# The values tell the sizes if they explain a larger share of them than by chance, with a smaller probability of chance:
+WEAK, STRONG = (0.1, 0.05), (0.3, 0.01)  # so that objects are not certain; so that classes are certain
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,11 @@ def meaning_of_values(layout: Layout, ignored: int | None = None) -> Meaning:
     if says_objects:
         return "objects"
     are_unique = len(every) >= MIN_UNIQUE * sum(map(len, sets))  # then few sizes of the same value can be compared
-    tells_size = not are_unique and _value_tells_size(parts)
     if len(every) < MIN_NUMBERED:
         are_dense = max(every) <= MAX_SPACING * len(every)
-        return "unclear" if single >= CERTAIN_SINGLE and are_dense and not tells_size else "classes"
-    if tells_size:
+        may_be_objects = single >= CERTAIN_SINGLE and are_dense and not _value_tells_size(parts, *STRONG)
+        return "unclear" if may_be_objects else "classes"
+    if not are_unique and _value_tells_size(parts, *WEAK):
         return "unclear"
     if counting and most >= MIN_NUMBERED:
         return "objects"
@@ -223,11 +224,16 @@ def parts_of(labels: np.ndarray, ignored: int | None = None) -> list[Part]:
 # Sizes
 
 
-def _value_tells_size(parts: Sequence[Sequence[Part]]) -> bool:
+def _value_tells_size(parts: Sequence[Sequence[Part]], min_share: float, max_chance: float) -> bool:
     """Return whether the same value has a similar size in all cases, as an organ or a bone has.
 
     The sizes (as logarithms, minus their mean in the case) are compared with those of random orders of the values
     within each case. Objects at the edges of the mask are left out if enough others are left.
+
+    Args:
+        parts: the parts of each case.
+        min_share: share of the sizes' variance that the values explain at least, beyond that of random orders.
+        max_chance: share of random orders that explain as much, at most.
     """
     inner = [[part for part in case if part.is_inner] for case in parts]
     chosen = inner if 2 * sum(map(len, inner)) >= sum(map(len, parts)) else parts
@@ -248,7 +254,7 @@ def _value_tells_size(parts: Sequence[Sequence[Part]]) -> bool:
     shuffled: Iterable[np.ndarray] = (np.concatenate([rng.permutation(own) for own in sizes]) for _ in range(SHUFFLES))
     others = np.array([_between(order, codes, counts) / total for order in shuffled])
     chance = (1 + np.count_nonzero(others >= own_share)) / (1 + SHUFFLES)
-    return bool(chance <= MAX_CHANCE and own_share - others.mean() >= MAX_SHARE)
+    return bool(chance <= max_chance and own_share - others.mean() >= min_share)
 
 
 def _between(sizes: np.ndarray, codes: np.ndarray, counts: np.ndarray) -> float:
