@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 # The slow imports below count towards the time budget.
 PROCESS_START = time.monotonic()
@@ -456,5 +456,22 @@ def write_error(job: FoldJob, error: MaskfoldError, pipe: int = -1) -> int:
     return 1
 
 
+def exit_fold(status: int) -> NoReturn:
+    """End the process of a fold; if the fold has several processes, without Python's cleanup.
+
+    During that cleanup, a thread of `torch.distributed` that still runs may abort the process. Lightning Fabric would
+    then kill the main process, although its result is complete.
+
+    Args:
+        status: the exit status.
+    """
+    if "LOCAL_RANK" in os.environ:  # Fabric sets it if a fold has several processes
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # the reader may have ended
+                stream.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    exit_fold(main(sys.argv[1]))

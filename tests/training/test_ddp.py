@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import queue
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -95,6 +97,17 @@ def test_the_processes_of_a_fold_draw_each_place_of_an_epoch_once(tiny, tmp_path
         for place in batch
     ]
     assert sorted(drawn) == [(epoch, place) for epoch in (0, 1) for place in range(dataset.positions_per_epoch)]
+
+
+@pytest.mark.parametrize(("environment", "status"), [({"LOCAL_RANK": "1"}, 0), ({}, -signal.SIGABRT)])
+def test_an_abort_during_cleanup_does_not_change_the_status_of_a_fold_with_several_processes(environment, status):
+    code = "import atexit, os; from competition.training.fold import exit_fold; atexit.register(os.abort); print('end')"
+    clean = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; exit_fold(0)"], env=clean | environment, capture_output=True, text=True
+    )
+    assert done.returncode == status
+    assert done.stdout == ("end\n" if status == 0 else "")
 
 
 class Exchange:
