@@ -15,7 +15,7 @@ from typing import Literal, Self
 from competition.config.experiment import Experiment
 from competition.redact import redact
 from competition.tracking.provenance import record_environment
-from competition.tracking.store import MlflowStore, RunMetadata, find_mlflow_store, project_root
+from competition.tracking.store import MlflowStore, RunMetadata, configure_mlflow, find_mlflow_store, project_root
 from competition.tracking.system_metrics import SystemMetricsSampler
 from competition.tracking.uploader import RunUploader
 
@@ -85,6 +85,8 @@ class MlflowSync:
         self._status = status
 
     def __enter__(self) -> Self:
+        # Set the variables now and not in the thread, because only folds with the same variables share a fork server.
+        configure_mlflow()
         self._thread.start()
         if self._sampler is not None:
             self._sampler.__enter__()

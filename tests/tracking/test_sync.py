@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from competition.config.experiment import Experiment
+from competition.tracking.store import connect_mlflow, find_mlflow_store, project_root
 from competition.tracking.sync import MlflowSync
+from competition.training.fold_process import fold_environment
 from tests.tracking.conftest import finish_fold, line
 from tests.tracking.test_uploader import fetch
 from tests.warm import WarmProcesses
@@ -235,3 +237,15 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+def test_all_folds_of_a_command_have_the_same_environment_variables(
+    run_folder: Path, exp: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith(("MLFLOW", "_MLFLOW", "GIT_PYTHON"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("DO_NOT_TRACK", "1")
+    with MlflowSync(run_folder, exp, interval=0.01):
+        first = fold_environment(1)  # before the thread has imported MLflow
+        connect_mlflow(find_mlflow_store(project_root(run_folder)))
+    assert fold_environment(1) == first
