@@ -164,7 +164,7 @@ def _precision(accelerator: str) -> str | None:
     Return None if the module that selects the precision cannot be imported.
     """
     try:
-        from competition.inference.predict import native_precision
+        from competition.inference.precision import native_precision
     except ImportError:
         return None
     return native_precision(accelerator)

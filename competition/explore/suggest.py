@@ -94,7 +94,7 @@ def suggest_keys(
     if not train:
         return None
     grid, shape, spacing = _grid(comp, train)
-    keys = [_folds(comp, train, k), *grid, *_intensity(comp, train), *_channels(comp, train, contrasts)]
+    keys = [_folds(comp, train, k), *grid, *_intensity_window(comp, train), *_channels(comp, train, contrasts)]
     return Suggestion(keys, shape, spacing)
 
 
@@ -218,7 +218,7 @@ def _spacing(spacings: Sequence[tuple[float, ...]]) -> tuple[list[float] | None,
     return [float(f"{mm:.3g}") for mm in medians], reason
 
 
-def _intensity(comp: Competition, train: Sequence[CaseStats]) -> list[SuggestedKey]:
+def _intensity_window(comp: Competition, train: Sequence[CaseStats]) -> list[SuggestedKey]:
     """Suggest a window around the foreground for CT, percentiles if there are outliers, otherwise z-scores per case."""
     readable = [case for case in train if case.stats]
     channels = [case.stats[0] for case in readable if case.stats]  # the first channel of each case

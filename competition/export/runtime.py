@@ -163,7 +163,7 @@ def _predict_all(folder: Path, args: argparse.Namespace, started: float) -> None
 
 def _describe(bundle: Bundle, found: TestCases, devices: Sequence[str]) -> None:
     """Print one line with the devices, the precision, and the numbers of networks, runs and cases."""
-    from competition.inference.predict import device_context
+    from competition.inference.precision import device_context
 
     context = device_context(bundle.ensemble.runs[0].exp)
     networks = sum(len(run.finished_members()) for run, _ in bundle.ensemble.active)

@@ -6,8 +6,7 @@ import errno
 import gc
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -31,7 +30,6 @@ OUT_OF_MEMORY_MESSAGES = (
     "Cannot allocate memory",
 )
 HOST_MEMORY_HINT = "To use less memory of the host, lower run.parallel_folds or run.workers"
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 T = TypeVar("T")
 # Reduced number of windows per batch, by name of the device, if its memory was too small for inference.batch_size.
 _reduced: dict[str, int] = {}
@@ -104,75 +102,6 @@ def predict_case_with_presence(
         by_slice, axis = exp.presence_axis is not None, exp.patch.axes[0]
         presence = presence_on_file_grid(presence, prepared.geometry, by_slice, axis if by_slice else -1)
     return Prediction(prepared.geometry.inverse(probabilities), presence)
-
-
-# Device and precision
-
-
-@dataclass(frozen=True)
-class DeviceContext:
-    """Hold the device of the networks, and the precision of their forward passes.
-
-    Attributes:
-        device: device of the networks.
-        precision: fp32, bf16 or fp16; weights and probabilities are always float32.
-    """
-
-    device: torch.device
-    precision: str
-
-    def autocast(self) -> AbstractContextManager[object]:
-        """Return the context manager for the forward pass of a network."""
-        if self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=DTYPES[self.precision])
-
-
-def device_context(exp: Experiment) -> DeviceContext:
-    """Return the device that `run.accelerator` selects, and the precision of the forward passes on this device.
-
-    The precision is `training.precision`, with these exceptions:
-
-    - With `auto`, it is the result of `native_precision`.
-    - With `bf16` on a GPU without native support for it, it is fp16.
-    - With `fp16` on a CPU, it is bf16, because CPUs do not support fp16.
-
-    Raises:
-        MaskfoldError: the machine has no such device.
-    """
-    kind = exp.run.accelerator
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if kind == "auto":
-        kind = "cuda" if available["cuda"] else "cpu"
-    if not available.get(kind, True):
-        raise MaskfoldError(
-            f"run.accelerator: found {kind}, but this machine has no such device.", "Set run.accelerator=auto."
-        )
-    precision: str = exp.training.precision
-    if precision == "auto" or (precision == "bf16" and kind == "cuda"):
-        precision = native_precision(kind)
-    elif precision == "fp16" and kind == "cpu":
-        precision = "bf16"
-    return DeviceContext(torch.device(kind) if kind == "cpu" else torch.device(kind, 0), precision)
-
-
-def native_precision(accelerator: str) -> str:
-    """Return the fastest safe precision of a device: bf16 with native support, else fp16 on CUDA and fp32 elsewhere.
-
-    GPUs below compute capability 8.0, such as Kaggle's T4 and P100, have no native bf16 and emulate it slowly.
-
-    Args:
-        accelerator: cuda, cpu or mps.
-    """
-    if accelerator == "cuda":
-        return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
-    if accelerator == "cpu":
-        return "bf16" if torch.backends.mkldnn.is_available() and _cpu_has_bf16() else "fp32"
-    return "fp32"
-
-
-def _cpu_has_bf16() -> bool:
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 # Out of memory: repeat with fewer windows per batch

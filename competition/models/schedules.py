@@ -1,15 +1,18 @@
 """Define the learning-rate schedules, as functions of the completed share of training.
 
-A schedule depends only on this share. So it works with a time budget as well as with a fixed number of steps.
+A schedule depends only on this share. So it works with a time budget as well as with a fixed number of steps. The
+schedule `plateau` is the only exception: its factor depends on the validation scores.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
+from typing import Any
 
 from competition.config.experiment import SCHEDULES, ScheduleConfig
+from competition.config.metric import Direction
 
 WARMUP_START = 0.01  # factor at the first step of a warm-up; with the factor 0, the step would have no effect
 ONECYCLE_PEAK = 0.3  # torch's pct_start
@@ -45,7 +48,7 @@ def warmup_share(cfg: ScheduleConfig) -> float:
 @SCHEDULES.register("plateau")
 @with_warmup
 def plateau(share_done: float, cfg: ScheduleConfig) -> float:
-    """Return 1, because `competition.models.optim.LRSchedule` computes the real factor from validation scores."""
+    """Return 1, because `LRSchedule` computes the real factor from validation scores."""
     return 1.0
 
 
@@ -88,3 +91,104 @@ def constant(share_done: float, cfg: ScheduleConfig) -> float:
 
 def _anneal(start: float, end: float, share_done: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * share_done)) / 2
+
+
+# The schedulers of torch and timm need the number of steps when they are created. With `training.budget_minutes`, this
+# number is estimated again during training, so our rate depends on the completed share of training.
+
+
+class LRSchedule:
+    """Compute the factor of the learning rate as a function of training progress.
+
+    All schedules except `plateau` are functions of the completed share of training, and have no state.
+
+    `plateau` is torch's ReduceLROnPlateau. A validation is an improvement if its score is better than the best score
+    by more than 0.01 %. After more than `patience` validations in a row without an improvement, the learning rate is
+    multiplied by the setting `factor`. It never falls below the share `minimum` of its first value.
+
+    Args:
+        cfg: section `schedule` of the experiment.
+        base_lrs: learning rate of each parameter group.
+        direction: whether higher or lower validation scores are better.
+
+    Example:
+        >>> LRSchedule(ScheduleConfig(name="cosine"), [1e-3]).multiplier(0.5)
+        0.5
+    """
+
+    def __init__(self, cfg: ScheduleConfig, base_lrs: Sequence[float], direction: Direction = Direction.HIGHER) -> None:
+        self.cfg = cfg
+        self.base_lrs = [float(rate) for rate in base_lrs]
+        self._schedule = SCHEDULES.get(cfg.name)
+        self._plateau = _Plateau(cfg, direction) if cfg.name == "plateau" else None
+
+    def multiplier(self, progress: float) -> float:
+        """Return the factor by which all learning rates are multiplied.
+
+        Args:
+            progress: completed share of training, in [0, 1].
+        """
+        factor = self._schedule(min(max(progress, 0.0), 1.0), self.cfg)
+        return factor if self._plateau is None else factor * self._plateau.multiplier
+
+    def learning_rates(self, progress: float) -> list[float]:
+        """Return the learning rate of each parameter group.
+
+        Args:
+            progress: completed share of training, in [0, 1].
+        """
+        return [base * self.multiplier(progress) for base in self.base_lrs]
+
+    def observe(self, score: float) -> None:
+        """Record a validation score; only `plateau` uses it."""
+        if self._plateau is not None:
+            self._plateau.observe(score)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the schedule's state as plain numbers.
+
+        The state is empty for all schedules except `plateau`.
+        """
+        return self._plateau.state_dict() if self._plateau is not None else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state that `state_dict` returned."""
+        if self._plateau is not None:
+            self._plateau.load_state_dict(state)
+
+
+class _Plateau:
+    """Compute the factor of the schedule `plateau` with torch's ReduceLROnPlateau.
+
+    The scheduler starts with a learning rate of 1, so its present rate is the factor.
+    """
+
+    def __init__(self, cfg: ScheduleConfig, direction: Direction) -> None:
+        import torch  # the other schedules need no torch
+
+        self._optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        self._scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            self._optimizer,
+            mode="max" if direction is Direction.HIGHER else "min",
+            factor=cfg.factor,
+            patience=cfg.patience,
+            min_lr=cfg.minimum,
+        )
+
+    @property
+    def multiplier(self) -> float:
+        return float(self._optimizer.param_groups[0]["lr"])
+
+    def observe(self, score: float) -> None:
+        self._scheduler.step(score)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "multiplier": self.multiplier,
+            "best": float(self._scheduler.best),
+            "bad": int(self._scheduler.num_bad_epochs),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._optimizer.param_groups[0]["lr"] = float(state["multiplier"])
+        self._scheduler.best, self._scheduler.num_bad_epochs = float(state["best"]), int(state["bad"])

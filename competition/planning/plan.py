@@ -280,7 +280,7 @@ class _Planner:
         """
         start, threads = self.clock(), self.options.threads
         lines = experiment_lines(self.facts, candidate, None, self.minutes, precision=precision)
-        plain = apply_pins(nested(lines), self.options.pins)
+        plain = apply_pins(to_tree(lines), self.options.pins)
         plain["competition"] = self.facts.comp.model_dump(by_alias=True, mode="json")
         self.runs += 1
         found = self.measure(plain, self.rows if rows is None else rows, folder / str(self.runs), threads, limit)
@@ -354,7 +354,7 @@ class _Planner:
         ]
 
 
-def nested(lines: Sequence[Line]) -> dict[str, Any]:
+def to_tree(lines: Sequence[Line]) -> dict[str, Any]:
     """Return the values of lines as nested mappings: the path (`a`, `b`) becomes {a: {b: value}}."""
     tree: dict[str, Any] = {}
     for line in lines:

@@ -73,7 +73,7 @@ class MlflowSync:
         self._is_complete = False
         self._is_failing = False
         # a daemon thread, so that a server that hangs does not keep the process alive
-        self._thread = threading.Thread(target=self._work, name="shipper", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="MLflow upload", daemon=True)
         self._sampler = (
             SystemMetricsSampler(run_folder, lambda: self._uploader.is_finished, sampling_interval)
             if kind == "cv"

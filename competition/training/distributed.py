@@ -20,7 +20,7 @@ from torch import Tensor
 
 from competition.config.experiment import Experiment
 from competition.errors import MaskfoldError
-from competition.inference.predict import native_precision
+from competition.inference.precision import native_precision
 from competition.process import PARENT_VARIABLE
 
 if TYPE_CHECKING:

@@ -10,13 +10,11 @@ import contextlib
 import json
 import math
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 # The slow imports below count towards the time budget.
@@ -59,6 +57,7 @@ from competition.training.fold_process import ERROR_FILE, ERROR_PIPE
 from competition.training.guards import bf16_is_deterministic, oom_as_error, peak_gib
 from competition.training.lineage import LINEAGE_FILE, check_initial_weights, read_lineage_summary
 from competition.training.soup_selection import predict_with_soup
+from competition.training.stop_signal import StopSignal
 from competition.training.timing.progress import ProgressLog, progress_of, wants_bar
 from competition.training.trainer import Trainer
 from competition.viz.curves import plot_fold_curves
@@ -330,36 +329,6 @@ def final_files(folder: Path) -> list[Path]:
     """
     others = [folder / name for name in (SOUP_WEIGHTS, PLAIN_WEIGHTS, LINEAGE_FILE)]
     return [*sorted(folder.glob("*scores.csv")), *(path for path in others if path.exists())]
-
-
-class StopSignal:
-    """Detect reasons to stop this process: SIGTERM, Ctrl-C, and the death of the parent process.
-
-    The constructor installs signal handlers, so that a signal does not end the process at once.
-    """
-
-    def __init__(self) -> None:
-        self._reason = ""
-        self._parent = parent_process()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            try:
-                signal.signal(number, self._on_signal)
-            except ValueError:
-                return  # a test calls `run_fold` outside of the main thread
-
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        self._reason = signal.Signals(number).name
-
-    def reason(self) -> str:
-        """Return the reason to stop, e.g. `SIGTERM`; an empty text if there is none."""
-        if not self._reason and os.getppid() != self._parent:
-            self._reason = "the parent process ended"
-        return self._reason
-
-    def check(self) -> None:
-        """Raise KeyboardInterrupt, with the reason as its message, if there is a reason to stop."""
-        if reason := self.reason():
-            raise KeyboardInterrupt(reason)
 
 
 def main(path: str) -> int:

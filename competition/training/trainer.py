@@ -23,10 +23,12 @@ from torch.utils.data import DataLoader
 from competition.config.experiment import Experiment
 from competition.context import Context
 from competition.data.dataset import BatchSampler, PatchDataset
+from competition.models.ema import ExponentialMovingAverage
 from competition.models.execution import arrange
 from competition.models.losses import SegmentationLoss
-from competition.models.optim import ExponentialMovingAverage, LRSchedule, build_optimizer
+from competition.models.optim import build_optimizer
 from competition.models.pretrained import find_encoder
+from competition.models.schedules import LRSchedule
 from competition.runs.checkpoint import GOOD_CHECKPOINT, LAST_CHECKPOINT, MetricsLog, load_checkpoint, save_checkpoint
 from competition.runs.fold import PLAIN_WEIGHTS
 from competition.runs.kept_settings import KEPT_SETTINGS, check_kept_settings, kept_settings

@@ -21,7 +21,7 @@ from competition.context import Context
 from competition.data.dataset import PatchDataset
 from competition.data.preprocessing import preprocess_cases
 from competition.errors import MaskfoldError
-from competition.models.optim import LRSchedule
+from competition.models.schedules import LRSchedule
 from competition.runs.checkpoint import load_checkpoint
 from competition.runs.fold import FoldResult
 from competition.runs.identity.hashing import run_hash

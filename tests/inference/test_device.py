@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from competition.errors import MaskfoldError
-from competition.inference.predict import device_context
+from competition.inference.precision import device_context
 from competition.training.distributed import make_fabric
 
 

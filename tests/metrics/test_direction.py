@@ -24,7 +24,7 @@ from competition.ensembling.weights import fit_weights
 from competition.leaderboard.noise import selection_advice
 from competition.leaderboard.upload import _check_score
 from competition.metrics.bootstrap import paired_difference, paired_gain
-from competition.models.optim import LRSchedule
+from competition.models.schedules import LRSchedule
 from competition.postprocessing.ranking import best_run
 from competition.report.compare import measure_label
 from competition.report.learning import rank_cases

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from competition.models.optim import ExponentialMovingAverage
+from competition.models.ema import ExponentialMovingAverage
 
 
 def network(seed: int = 0) -> nn.Module:

@@ -11,8 +11,7 @@ import torch
 
 from competition.config.experiment import SCHEDULES
 from competition.config.experiment import ScheduleConfig as Config
-from competition.models.optim import LRSchedule
-from competition.models.schedules import with_warmup
+from competition.models.schedules import LRSchedule, with_warmup
 
 
 def sgd(rate: float = 1.0) -> torch.optim.SGD:

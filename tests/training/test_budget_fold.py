@@ -14,7 +14,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import nn
 
-from competition.models.optim import ExponentialMovingAverage
+from competition.models.ema import ExponentialMovingAverage
 from competition.training.cross_validate import make_jobs, open_run
 from competition.training.fold import run_fold
 from competition.training.timing.trial import ReplayableBatches, time_steps, undone

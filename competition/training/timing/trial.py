@@ -14,7 +14,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-    from competition.models.optim import ExponentialMovingAverage
+    from competition.models.ema import ExponentialMovingAverage
 
 MAX_TRIALS = 5
 MAX_SHARE = 0.01  # more than two trial steps are taken only if all together take less than this share of the budget
