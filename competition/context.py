@@ -1,4 +1,4 @@
-"""Define the object that a command passes to the functions that it calls: the trusted packages and the log."""
+"""Define `Context`, which a command passes to the functions that it calls: trusted packages, log and progress bars."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Define the exceptions for errors that a user can fix: what is wrong, and a hint."""
+"""Define the exceptions for errors that a user can fix. Each says what is wrong, and gives a hint what to do."""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 The command is the process that uses `ForkServer`; the server is the process that runs `python -m
 competition.fork_server`. The server only imports: it computes nothing, holds no lock, starts no thread itself, and
 never initialises CUDA. A child has the same environment, working folder, output and session as a newly started process.
-Its parent is the server, not the command. The server ends when the command ends, even if the command is killed.
+The parent of a child is the server, not the command. The server ends when the command ends, even if the command is
+killed.
 
 The server imports with the environment of its children. So each library reads the same variables as in a newly started
 process. For example, OpenMP and OpenBLAS get the same number of threads. OpenBLAS may start threads when it is
@@ -46,7 +47,7 @@ BLOCKED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class ServerLost(Exception):
-    """Report that the server and all of its children have ended."""
+    """Report that the server has ended, so that it can neither start children nor report their exit status."""
 
 
 class ForkedProcess:
@@ -142,7 +143,7 @@ class ForkServer:
             output: descriptor of the file for standard output and error.
             descriptors: file descriptors that the child gets. The key is the name of the environment variable from
                 which the child reads the descriptor's number.
-            modules: modules that the server imports before it forks the child, so that later children have them too.
+            modules: modules that the server imports before it forks the child. Later children need not import them.
 
         Returns:
             The child's process id.
@@ -223,7 +224,8 @@ def _launch(modules: Sequence[str], environment: Mapping[str, str]) -> tuple[soc
 def is_supported() -> bool:
     """Return whether a fork server can be used.
 
-    This needs Linux with `pidfd_open`, which signals a child safely. `MASKFOLD_FORKSERVER=0` switches the server off.
+    A fork server needs Linux with `pidfd_open`, with which a signal to a child cannot reach another process by mistake.
+    `MASKFOLD_FORKSERVER=0` switches the fork server off.
     """
     if os.environ.get(SWITCH) == "0" or sys.platform != "linux" or not hasattr(os, "pidfd_open"):
         return False

@@ -30,7 +30,7 @@ from competition.errors import MaskfoldError
 ABANDONED_SECONDS = 24 * 3600  # age after which a temporary file of another host counts as abandoned
 CLOCK_TOLERANCE = 60.0  # s; after a correction of the clock, a process may seem to have started after it wrote a file
 UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
-# Names of `make_temporary_path`, and names of modules that must not import this one: `.name.process.part`.
+# Temporary names are made by `make_temporary_path`. Modules that must not import this module use `.name.process.part`.
 TEMPORARY_NAME = re.compile(r"\..+~(?P<host>[^~]+)~(?P<process>\d+)~[0-9a-f]{8}\.tmp|\..+\.(?P<part_process>\d+)\.part")
 MAX_NAME_BYTES = 255  # maximum length of a file name in the file systems of Linux and macOS
 JOINED_BYTES = 2**15  # parts of an array below this size are written together
@@ -67,7 +67,7 @@ def atomic_write(path: Path, write: Callable[[IO[bytes]], object], needed: int =
         size = needed or (partial.stat().st_size if partial.exists() else 0)
         raise as_disk_error(error, path, size) or MaskfoldError(
             f"{path} cannot be written; writing failed after {size:,} bytes: {error.strerror or error}.",
-            "Check the disk, then repeat the command.",
+            "Check that the folder still exists, and that its disk is connected and intact. Then repeat the command.",
         ) from error
     finally:
         with suppress(OSError):
@@ -341,7 +341,7 @@ def find_stale_temp(folder: Path, deep: bool = True) -> list[Path]:
 
     Args:
         folder: the folder; it need not exist.
-        deep: whether to search the subfolders too.
+        deep: whether to search the subfolders of `folder`.
     """
     found = []
     for parent, folders, files in os.walk(folder):

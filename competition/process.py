@@ -60,8 +60,8 @@ def keep_freed_memory() -> bool:
 
     By default, glibc returns freed memory to the system after each step, and the system clears it page by page when the
     next step needs it. For a small 3D U-Net on a CPU, a step took 0.22 s instead of 0.27 s when the memory was kept.
-    Blocks of 32 MiB or more are returned as before. A value of `MALLOC_TRIM_THRESHOLD_` that the user has set in the
-    environment is not changed.
+    Blocks of 32 MiB or more are still returned to the system. A value of `MALLOC_TRIM_THRESHOLD_` that the user has set
+    in the environment is not changed.
 
     Returns:
         Whether the setting was changed, which is possible only with glibc.

@@ -1,4 +1,7 @@
-"""Read and write JSON: records, records with a digest of their own content, and the lines of a `metrics.jsonl`."""
+"""Read and write JSON: records, and the lines of a `metrics.jsonl`.
+
+A record is a file that contains one JSON object. Some records contain a digest of their own content.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,7 @@ def nan_to_none(data: Any) -> Any:
 
 
 def finite_or_none(value: float) -> float | None:
-    """Return a number that JSON can store: None if `value` is NaN or infinite, like some ends of intervals."""
+    """Return `value`, or None if it is NaN or infinite (as an end of a confidence interval may be), for use in JSON."""
     return float(value) if math.isfinite(value) else None
 
 
@@ -162,8 +165,8 @@ def read_unedited_record(path: Path, name: str, hint: str = RESTORE_HINT) -> dic
 def changed_tables(folder: Path, plain: Mapping[str, Any]) -> list[str]:
     """Return the names of the tables in a record's folder whose content does not match the record's digests.
 
-    A record that was copied from another folder matches its own digest. The tables show that it does not belong to this
-    folder. Tables that were deleted, e.g. to save space, are not compared.
+    A record that was copied from another folder still matches its own digest, but not the tables of this folder. Tables
+    that were deleted, e.g. to save space, are not compared.
 
     Args:
         folder: the folder of the record and its tables.

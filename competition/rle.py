@@ -1,6 +1,7 @@
 """Encode masks as the run-length text (RLE) of Kaggle and other hosts, and decode such text to masks.
 
-A mask is flattened in the order of the format. Each run of foreground becomes two numbers, the run's start and length:
+The mask is first flattened, in the pixel order of the RLE format. Each run of foreground pixels then becomes two
+numbers, the run's start and length:
 
     >>> import numpy as np
     >>> encode(np.array([[0, 1], [1, 1]]), RleFormat(order="column", base=1))
@@ -9,9 +10,9 @@ A mask is flattened in the order of the format. Each run of foreground becomes t
     array([[0, 1],
            [1, 1]])
 
-For speed, the mask is never transposed. Changes are found between neighbours along the slow axis of memory, where NumPy
-compares long rows at once. Only the positions of changes are converted to the order of the format. The conversion of
-runs to text is in `competition.rle_text`.
+For speed, the mask is never transposed. Each pixel is compared with its neighbour along the slow axis of memory, so
+that NumPy compares long rows at once. Only the positions at which the value changes are converted to the pixel order of
+the format. The conversion of runs to text is in `competition.rle_text`.
 """
 
 # This module does not use pycocotools. That package needs a Fortran-ordered copy, writes only its own compressed text,
@@ -80,7 +81,7 @@ def decode(text: str, shape: Sequence[int], fmt: RleFormat = RleFormat(), strict
 def decode_runs(
     text: str, shape: Sequence[int], fmt: RleFormat = RleFormat(), strict: bool = True
 ) -> tuple[IntArray, IntArray]:
-    """Decode run-length text to the starts and ends of its runs, without building the array.
+    """Decode run-length text to the starts and ends of its runs, without building the mask.
 
     Args:
         text: as for `decode`.
@@ -89,8 +90,9 @@ def decode_runs(
         strict: as for `decode`.
 
     Returns:
-        Starts and ends, each (n,) int64. They are pixel numbers in the format's order, counted from 0. A run does not
-        include its end. Runs are sorted, have at least one pixel and do not overlap.
+        The starts of the n runs and their ends, each (n,) int64. Both are pixel numbers in the pixel order of `fmt`,
+        counted from 0. The end is the number of the first pixel after the run. Runs are sorted, have at least one pixel
+        and do not overlap.
 
     Raises:
         RleError: as for `decode`.
@@ -99,14 +101,14 @@ def decode_runs(
 
 
 def encode_labels(labels: NDArray[Any], fmt: RleFormat = RleFormat()) -> dict[int, str]:
-    """Encode every object of a label image in one pass.
+    """Encode each object of a label image as run-length text, all in one pass.
 
     Args:
-        labels: integers of any shape, 0 for background.
+        labels: integers of any shape: 0 in the background, and the object's label in each object.
         fmt: the RLE format.
 
     Returns:
-        The text of each object. The keys are the labels, in ascending order.
+        A mapping from the label of each object, in ascending order, to the object's text.
 
     Raises:
         RleError: the array is not integer.
@@ -134,17 +136,17 @@ def encode_labels(labels: NDArray[Any], fmt: RleFormat = RleFormat()) -> dict[in
 def decode_labels(
     texts: Sequence[str], shape: Sequence[int], fmt: RleFormat = RleFormat(), strict: bool = True
 ) -> NDArray[np.int32]:
-    """Decode the texts of an image's objects to a label image.
+    """Decode the run-length texts of an image's objects to a label image.
 
     Args:
-        texts: one text per object.
+        texts: one run-length text per object.
         shape: the shape of the image.
         fmt: the RLE format.
         strict: as in `decode`.
 
     Returns:
-        int32 array of `shape`. Pixels of the object in text number n, counted from 1, have the value n. Later objects
-        overwrite earlier objects.
+        int32 array of `shape`: 0 in the background, and n in the object of text number n, counted from 1. Where objects
+        share pixels, the later object overwrites the earlier object.
 
     Raises:
         RleError: as for `decode`.
@@ -155,18 +157,18 @@ def decode_labels(
 def decode_overlapping_labels(
     texts: Sequence[str], shape: Sequence[int], fmt: RleFormat = RleFormat(), strict: bool = True
 ) -> tuple[NDArray[np.int32], dict[int, IntArray]]:
-    """Decode the texts of an image's objects, some of which may share pixels.
+    """Decode the run-length texts of an image's objects to a label image, and list the pixels that objects share.
 
     Args:
-        texts: one text per object.
+        texts: one run-length text per object.
         shape: the shape of the image.
         fmt: the RLE format.
         strict: as in `decode`.
 
     Returns:
-        The label image of `decode_labels`, and a dictionary for the objects that later objects partly overwrote. It
-        maps the label of such an object to its overwritten pixels, (n,) int64. Pixels are numbered in the format's
-        order.
+        The label image that `decode_labels` returns, and a dictionary of the objects that later objects overwrote,
+        partly or completely. The key is the label of such an object. The value is the numbers of its overwritten
+        pixels, (n,) int64, in the pixel order of `fmt`, counted from 0.
 
     Raises:
         RleError: as for `decode`.
@@ -195,7 +197,7 @@ def draw_objects(runs: Sequence[tuple[IntArray, IntArray]], size: int) -> NDArra
 
     Returns:
         (size,) int32: 0 for background, n for object number n, counted from 1. Later objects overwrite earlier
-        objects. Pixels have the same numbers as in `runs`.
+        objects. Element i is the pixel that has the number i in `runs`.
     """
     if not runs or not size:
         return large_arrays.zeros((size,), np.int32)
@@ -221,11 +223,11 @@ def runs_overlap(runs: Sequence[tuple[IntArray, IntArray]]) -> bool:
 
 
 def _repeat_runs(starts: IntArray, ends: IntArray, values: Any, size: int) -> NDArray[Any]:
-    """Return an array (size,) that is 0 outside the runs.
+    """Return an array (size,) that has the given values inside the runs, and 0 elsewhere.
 
     Args:
         starts: first position of each run, in ascending order.
-        ends: position after each run.
+        ends: position after the last pixel of each run.
         values: value inside the runs: a scalar for all runs, or an array with one value per run.
         size: length of the array.
     """
@@ -243,7 +245,7 @@ def _repeat_runs(starts: IntArray, ends: IntArray, values: Any, size: int) -> ND
 
 
 def _as_mask(mask: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return the mask as uint8 0 and 1, without a copy if it is bool."""
+    """Return a mask as uint8, 0 for background and 1 for foreground; a bool mask is not copied."""
     mask = np.asarray(mask)
     if mask.dtype.kind not in "bui":
         raise RleError(
@@ -254,9 +256,9 @@ def _as_mask(mask: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _change_positions(values: NDArray[Any]) -> IntArray:
-    """Return the positions, in Fortran order and ascending, at which the value differs from the previous value.
+    """Return the positions, in ascending order, at which a value differs from the previous value in Fortran order.
 
-    The first value is compared with 0.
+    Positions are counted in Fortran order. The first value is compared with 0.
     """
     if values.size == 0:
         return np.empty(0, np.int64)

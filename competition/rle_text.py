@@ -1,7 +1,7 @@
 """Define the text formats of run-length encoded masks (RLE), and convert runs to text and back.
 
 A run is a range of foreground pixels. `starts[i]:ends[i]` are the positions of run i in the flattened mask, counted
-from 0 in the order of the format. `competition.rle` converts masks to runs and back.
+from 0 in the pixel order of the RLE format. `competition.rle` converts masks to runs and back.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from competition.text import format_count
 IntArray = NDArray[np.int64]
 _BLOCK = 1 << 16  # number of pairs that are formatted at a time
 _FEW_NUMBERS = 128  # for fewer numbers, a loop is faster than NumPy
+_CONTAINER_HINT = "Check submission.profile in the YAML, which sets the form of the text (`container` of the format)."
 
 
 class RleError(MaskfoldError):
@@ -79,8 +80,8 @@ def runs_to_text(starts: IntArray, ends: IntArray, size: int, fmt: RleFormat) ->
     """Convert runs to text.
 
     Args:
-        starts: (n,) starts of the runs, sorted; runs do not overlap.
-        ends: (n,) ends; a run does not include its end.
+        starts: (n,) starts of the runs, sorted. The runs do not overlap.
+        ends: (n,) ends of the runs: the position after the last pixel of each run.
         size: number of pixels of the mask.
         fmt: the RLE format.
 
@@ -141,13 +142,13 @@ def text_to_runs(text: str, size: int, fmt: RleFormat, strict: bool) -> tuple[In
 def _pairs_to_runs(
     numbers: IntArray, size: int, fmt: RleFormat, strict: bool, where: str = "RLE"
 ) -> tuple[IntArray, IntArray]:
-    """Check the start-length pairs of one object, and convert them to runs; error messages begin with `where`."""
+    """Check the start-length pairs of one object, and convert the pairs to runs; error messages begin with `where`."""
     if len(numbers) % 2:
         raise RleError(
             f"{where}: found {format_count(len(numbers), 'value')}, expected an even number. Value {len(numbers)} "
             f"({numbers[-1]}) is a start without a length.",
             "Write the start and the length of each run. If this text stands for an empty mask, set "
-            "`empty` of the format.",
+            "`empty` of the RLE format.",
         )
 
     def check(invalid: NDArray[np.bool_], first: int, expected: str, hint: str) -> None:
@@ -165,7 +166,7 @@ def _pairs_to_runs(
         starts = raw_starts - base
         return starts, starts + lengths
     check(raw_starts < base, 1, f"a start of at least {base}", "Check `base` and `relative` of the RLE format.")
-    check(lengths < 0, 2, "a length of at least 1", "Check `relative` and `container` of the RLE format.")
+    check(lengths < 0, 2, "a length of at least 1", "Check `relative` of the RLE format, and submission.profile.")
     if fmt.relative:
         # Clip the numbers, because sums of huge numbers would overflow.
         edges = np.cumsum(np.minimum(numbers, size + 1))
@@ -322,8 +323,9 @@ def parse_counts(text: str, size: int, strict: bool) -> tuple[IntArray, IntArray
     invalid = (codes < 0) | (codes > 63)
     if invalid.any():
         raise RleError(
-            f"COCO counts: character {int(invalid.argmax()) + 1} is not allowed, expected characters from 0 to o.",
-            "Check `container` of the format.",
+            f"COCO counts: character {int(invalid.argmax()) + 1} of the text is not allowed, expected ASCII characters "
+            "from 0 to o.",
+            _CONTAINER_HINT,
         )
     last = (codes & 32) == 0
     if not last[-1]:
@@ -335,17 +337,14 @@ def parse_counts(text: str, size: int, strict: bool) -> tuple[IntArray, IntArray
     begins = np.append(0, ends[:-1] + 1)
     shift = 5 * (np.arange(len(codes)) - np.repeat(begins, ends - begins + 1))
     if shift.max() > 50:
-        raise RleError("COCO counts: found a number of more than 50 bits.", "Check `container` of the format.")
+        raise RleError("COCO counts: found a number of more than 50 bits.", _CONTAINER_HINT)
     counts = np.add.reduceat((codes & 31) << shift, begins)
     counts -= np.where(codes[ends] & 16, np.int64(32) << shift[ends], 0)  # the sign
     for first in (1, 2):  # from the fourth count on, counts are differences to the count two positions before
         counts[first::2] = np.cumsum(counts[first::2])
     if (counts < 0).any():
         index = int((counts < 0).argmax())
-        raise RleError(
-            f"COCO counts, count {index + 1}: found {counts[index]}, expected at least 0.",
-            "Check `container` of the format.",
-        )
+        raise RleError(f"COCO counts, count {index + 1}: found {counts[index]}, expected at least 0.", _CONTAINER_HINT)
     edges = np.cumsum(np.minimum(counts, size + 1))
     if strict and edges[-1] != size:
         raise RleError(
@@ -387,9 +386,7 @@ def decompress_counts(text: str, size: int) -> str:
             )
         return counts.decode("ascii")
     except (binascii.Error, zlib.error, UnicodeError, ValueError) as error:
-        raise RleError(
-            f"RLE: expected zlib-compressed COCO counts in base64 ({error}).", "Check `container` of the format."
-        ) from error
+        raise RleError(f"RLE: expected zlib-compressed COCO counts in base64 ({error}).", _CONTAINER_HINT) from error
 
 
 # Container `json`

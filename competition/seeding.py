@@ -17,7 +17,7 @@ import numpy as np
 
 T = TypeVar("T")
 
-# The index of a purpose is part of the address, so append new purposes, and never reorder them.
+# The index of a purpose determines its random numbers, so append new purposes, and never reorder them.
 PURPOSES = ("order", "patch", "augment", "torch", "init", "bootstrap", "folds", "demo", "pictures", "tune", "soup")
 
 
@@ -54,7 +54,7 @@ def child_seed(seed: int, fold: int, epoch: int, position: int, purpose: str) ->
 
 
 def choose_by_seed(choices: Sequence[T], seed: int) -> T:
-    """Return one of `choices`, which depends only on the seed and the number of choices.
+    """Choose one of `choices` by a seed. The position of the choice depends only on the seed and on their number.
 
     Over many seeds from `child_seed`, all choices occur equally often. Two functions that get the same seed make the
     same choice.

@@ -39,7 +39,8 @@ def read_csv(path: Path, columns: dict[str, str]) -> pandas.DataFrame:
         files = f"; its folder has {', '.join(near)}" if near else ""
         raise MaskfoldError(
             f"The table {path} does not exist{files}.",
-            "Correct the path of the table in the YAML, which begins at competition.root, or correct competition.root.",
+            "Correct the path of the table, or competition.root. In competition.yaml, the paths of tables are relative "
+            "to competition.root.",
             status=2,
         )
     stat = path.stat()

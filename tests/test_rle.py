@@ -285,7 +285,9 @@ def test_memory_stays_below_three_bytes_a_pixel():
 
 # Messages and hints
 
-PAIRS = "Write the start and the length of each run. If this text stands for an empty mask, set `empty` of the format."
+PAIRS = (
+    "Write the start and the length of each run. If this text stands for an empty mask, set `empty` of the RLE format."
+)
 START = "Check `base` and `relative` of the RLE format."
 SHAPE = "Check the size of the mask and `base` of the RLE format."
 SWAPPED = "Check the size of the mask (are height and width exchanged?) and `base` of the RLE format."

@@ -21,8 +21,8 @@ def build_loader_transform(
 ) -> Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]] | None:
     """Build the augmentation that the data loader applies to each sample.
 
-    The loader augments 2D images with albumentations. It augments volumes only if `augment.transforms` lists MONAI's
-    transforms.
+    The loader augments 2D images with albumentations. It augments volumes only if `augment.transforms` is set; these
+    transforms are from MONAI.
 
     Returns:
         A callable that maps an image, a mask and a seed to the augmented image and mask. The result is None if the
@@ -96,7 +96,7 @@ def augment_in_plane(exp: Experiment, axis: int) -> AugmentConfig:
         raise MaskfoldError(
             f"augment.flip: found axis {axis}, along which the slices lie (patch.axes); expected only the axes "
             "within a slice.",
-            f"Set augment.flip to axes from {list(plane)}, true or false.",
+            f"Set augment.flip to a list of axes from {list(plane)}, or to true or false.",
             status=2,
         )
     positions = [plane.index(other) for other in flip if other in plane]

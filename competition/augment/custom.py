@@ -45,7 +45,7 @@ def build_explicit_transforms(
         context: contains the packages that the user trusts.
 
     Raises:
-        MaskfoldError (exit status 2): a target or an argument is wrong, or the section sets a preset too.
+        MaskfoldError (exit status 2): a target or an argument is wrong, or the section also sets a preset.
     """
     if augment.preset != "none":
         raise MaskfoldError(
@@ -85,7 +85,9 @@ def build_explicit_transforms(
 def _nested(child: Any, key: str) -> TargetConfig:
     if not isinstance(child, dict) or "target" not in child or not set(child) <= {"target", "args"}:
         raise MaskfoldError(
-            f"{key}: found no `target`, expected a transform.", "Write it as `{target: …, args: {…}}`.", status=2
+            f"{key}: found no `target`, or a key that is neither `target` nor `args`.",
+            "Write the transform as `{target: …, args: {…}}`.",
+            status=2,
         )
     return TargetConfig(target=child["target"], args=child.get("args") or {})
 

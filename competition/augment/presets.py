@@ -192,7 +192,7 @@ def preset_flips(augment: AugmentConfig, dims: int) -> tuple[int, ...]:
         raise MaskfoldError(
             f"augment.flip: found axis {invalid[0]}, expected axes from 0 to {dims - 1}, because patch.size has "
             f"{dims} values.",
-            f"Set augment.flip to axes from 0 to {dims - 1}, true or false.",
+            f"Set augment.flip to a list of axes from 0 to {dims - 1}, or to true or false.",
             status=2,
         )
     return tuple(sorted(set(augment.flip)))

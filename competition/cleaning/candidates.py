@@ -53,7 +53,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """The path that tables show: the run's folder, the only path or, for several paths, their common folder."""
+        """The path that tables show: the folder of a run, a single path or, for several paths, their common folder."""
         return str(self.paths[0]) if self.is_run or len(self.paths) == 1 else f"{self.paths[0].parent}"
 
 
@@ -279,8 +279,8 @@ def _unneeded_cases(
     The name of a preprocessed case's folder is a hash of everything on which the case depends. For two kinds of cases,
     this hash cannot be computed here. The hash of a pseudo-labelled case depends on the networks that predict its
     labels. The hash of a case with the channels of a first stage depends on the predictions of the first stage. Such a
-    case stays if a remaining run has an additional training case with the same id, or has a first stage and any case
-    with the same id.
+    case stays in two situations: a remaining run has an additional training case with the same id, or a remaining run
+    has a first stage and a case with the same id.
 
     Args:
         root: the folder that contains `mlruns`.

@@ -28,7 +28,7 @@ SHORTEST_HASH = 4  # minimum number of digits of a hash with which a YAML may na
 
 
 def find_named_runs(root: Path, runs: Sequence[Path], deleted: Iterable[str] = ()) -> dict[str, str]:
-    """Return the reason for each run that must stay, by the name of the run.
+    """Find the runs that must stay, and return a reason for each, by the name of the run.
 
     Args:
         root: the folder that contains `mlruns`.

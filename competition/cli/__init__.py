@@ -16,7 +16,7 @@ except ImportError as error:
 
 
 def main() -> None:
-    """Run the command line, and call `_report_missing` if a package is missing."""
+    """Run the command line; if a package is missing, print its name and how to install it."""
     if _import_error is not None:
         _report_missing(_import_error)
     try:

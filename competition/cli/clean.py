@@ -66,7 +66,7 @@ def clean_command(dry_run: bool, older_than: str, keep_best: int | None, yes: bo
         if is_deleted:
             freed += bytes_of_candidate
         else:
-            say(f"kept: {candidate.name}, because a process works in it now")
+            say(f"kept: {candidate.name}, because it changed or was used while the command waited for your answer")
     say(f"Freed {format_bytes(freed)}")
 
 

@@ -29,7 +29,7 @@ def study(
         ),
     ] = None,
     promote: Annotated[
-        int | None, typer.Option(min=1, help="After the study, train the best N trials on all folds.")
+        int | None, typer.Option(min=1, help="Search no further; train the best N finished trials on all folds.")
     ] = None,
     trust: TrustOption = None,
     allow: AllowOption = None,
@@ -56,14 +56,14 @@ def report(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Output page; default report.html in the folder of the run or study."),
+        typer.Option("--output", "-o", help="HTML file to write; default: report.html in the folder of RUN or STUDY."),
     ] = None,
     trust: TrustOption = None,
     allow: AllowOption = None,
 ) -> None:
-    """Write an HTML report: scores, learning curves, cases, calibration, error by size, the YAML.
+    """Write an HTML report: scores, learning curves, cases, calibration, error by size of the objects or masks, YAML.
 
-    The page is a single file. Its pictures are also in a folder of the same name.
+    The report is a single file. Its pictures are also in a folder of the same name.
     """
     from competition.cli.train import report_command
 
@@ -78,7 +78,7 @@ def review(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Output page; default reports/review-RUN.html. The CSV is beside it."),
+        typer.Option("--output", "-o", help="HTML file, with a CSV next to it; default: reports/review-RUN.html."),
     ] = None,
     pictures: Annotated[int, typer.Option(min=0, help="Number of findings to draw as pictures.")] = 40,
     trust: TrustOption = None,
@@ -101,7 +101,7 @@ def compare(
         typer.Argument(metavar=RUNS_METAVAR, help="Two runs, then key=value overrides; see maskfold submit --help."),
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Output folder; default reports/compare-A-B.")
+        Path | None, typer.Option("--output", "-o", help="Output folder; default: reports/compare-HASH-HASH.")
     ] = None,
     cases: Annotated[
         int,
@@ -131,7 +131,8 @@ def register(
         bool,
         typer.Option(
             "--best",
-            help="Instead of the given run, register the run with the best cross-validation score in its competition.",
+            help="Register the run with the best cross-validation score in the given run's competition, instead of the "
+            "given run.",
         ),
     ] = False,
     trust: TrustOption = None,
@@ -200,10 +201,10 @@ def watch(
     ] = False,
     seconds: Annotated[float, typer.Option(help="Seconds between two updates of the table.")] = 2.0,
 ) -> None:
-    """Show step, seconds per step, end, score and memory of the folds and trials that run in this folder, until Ctrl-C.
+    """Show a live table of the folds and trials that run in this folder, until Ctrl-C.
 
-    The command only reads the files of the runs, so it also works over ssh and for runs on Ray. It marks runs whose
-    process was killed.
+    The columns are step, seconds per step, estimated end, score, memory and epoch. The command only reads the files of
+    the runs, so it also works over ssh and for runs on Ray. It marks runs whose process was killed.
     """
     from competition.cli.watch import watch_command
 

@@ -30,12 +30,15 @@ def submit(
             "runs have equal weights."
         ),
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Output CSV.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="CSV to write. If the host expects label files: their folder or zip file."),
+    ] = None,
     out_of_fold: Annotated[
         bool,
         typer.Option(
             "--out-of-fold",
-            help="Write a CSV of the training cases, from the out-of-fold predictions, instead of the test cases. "
+            help="Instead of the test cases, write a CSV of the training cases, from their out-of-fold predictions. "
             "`maskfold score` computes the run's score again from this CSV.",
         ),
     ] = False,
@@ -44,7 +47,8 @@ def submit(
 ) -> None:
     """Predict the test cases with all folds, and write a valid submission CSV.
 
-    Fits weights and post-processing on the out-of-fold predictions; prints the expected score with its interval.
+    Prints the expected score with its interval. --weights auto and postprocess.tune=true fit the weights and the
+    post-processing on the out-of-fold predictions.
     """
     from competition.cli.submit import submit_command
 
@@ -86,18 +90,18 @@ def upload(
     competition: Annotated[
         str | None,
         typer.Option(
-            help="The competition: its name in Kaggle's URL, or the path of its competition.yaml. Default: "
-            "submission.kaggle in its YAML."
+            help="The competition: its name in Kaggle's URL, or the path of its competition.yaml. Default: the "
+            "competition for which maskfold submit wrote the CSV, with the name in submission.kaggle of its YAML."
         ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     notebook: Annotated[str | None, typer.Option(help="Submit the output of this notebook: OWNER/NAME.")] = None,
-    version: Annotated[int | None, typer.Option(min=1, help="Version of the notebook.")] = None,
+    version: Annotated[int | None, typer.Option(min=1, help="With --notebook: version of the notebook.")] = None,
     output: Annotated[
-        str, typer.Option("--file", help="Name of the file that the notebook writes.")
+        str, typer.Option("--file", help="With --notebook: name of the file that the notebook writes.")
     ] = "submission.csv",
 ) -> None:
-    """Check a CSV against the sample, and submit it to Kaggle after you confirm."""
+    """Check a CSV against the sample submission, and submit the CSV to Kaggle after you confirm."""
     from competition.cli.submit import upload_command
 
     upload_command(file, overrides or [], message, competition, yes, notebook, version, output)
@@ -120,7 +124,7 @@ def ledger(
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write a plot (.png) or a page (.html) to this file.")
+        Path | None, typer.Option("--output", "-o", help="Write a plot (.png) or an HTML page (.html) to this file.")
     ] = None,
     competition: Annotated[str | None, typer.Option(help="With --add: path of the competition's YAML.")] = None,
     add: Annotated[
@@ -228,7 +232,8 @@ def score(
     classes: Annotated[
         str | None,
         typer.Option(
-            help="Label values to score, e.g. 1,2 or liver=1,tumour=2+3. By default, all values above 0 are scored."
+            help="Label values to score, e.g. 1,2. With names: liver=1,tumour=2+3, where the values 2 and 3 are both "
+            "tumour. By default, all values above 0 are scored."
         ),
     ] = None,
     ignore: Annotated[
@@ -249,8 +254,8 @@ def score(
     missing: Annotated[
         str,
         typer.Option(
-            help="What to do with cases that one folder lacks: `error` stops, `skip` leaves them out, `empty` counts "
-            "a missing prediction as empty."
+            help="What to do with cases that only one of the two folders has: `error` stops, `skip` leaves them out, "
+            "`empty` scores a missing prediction as an empty mask."
         ),
     ] = "error",
     trust: TrustOption = None,
@@ -266,7 +271,7 @@ def score(
         if competition is not None or solution is not None or overrides:
             raise MaskfoldError(
                 "--truth is for label files, but --competition, --solution and KEY=VALUE are for a CSV: found both "
-                "kinds of arguments, expected one.",
+                "kinds of arguments, expected only one kind.",
                 "To score label files, omit --competition, --solution and KEY=VALUE. To score a CSV, omit --truth.",
                 status=2,
             )

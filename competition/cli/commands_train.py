@@ -22,20 +22,21 @@ def init(
     ] = None,
     minutes: Annotated[float | None, typer.Option(help="Time budget of each fold, in minutes; default: 15.")] = None,
     folds: Annotated[
-        int | None, typer.Option(help="Number of folds; default 5, or the number of groups if there are fewer.")
+        int | None, typer.Option(help="Number of folds; default: 5, or the number of groups if there are fewer than 5.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace YAML files that exist already.")] = False,
     measure: Annotated[
         bool,
         typer.Option(
-            help="Time training steps on this machine, to choose resolution, network and patch. Without timing, the "
-            "standard network is planned."
+            help="Time training steps on this machine, to choose resolution, network and patch. With --no-measure, the "
+            "plan uses the standard network."
         ),
     ] = True,
 ) -> None:
     """Recognise a folder's layout, and write experiments/NAME/competition.yaml and a first experiment.yaml.
 
-    A comment on each line of both files gives the reason. The command then checks the data as maskfold explore does.
+    A comment on each line of both files gives the reason for its value. The command then checks the data as maskfold
+    explore does.
     """
     from competition.cli.init import init_command
 
@@ -89,7 +90,7 @@ def cv(
 ) -> None:
     """Cross-validate an experiment: train its folds, score the out-of-fold predictions, log to MLflow.
 
-    Run the same command again to resume a stopped run, or to print the table of a finished one.
+    Run the same command again to resume a stopped run, or to print the table of a finished run.
     """
     if file.is_dir():
         from competition.cli.init import experiment_for
@@ -100,7 +101,9 @@ def cv(
     elif minutes is not None or layout is not None:
         raise MaskfoldError(
             f"{file} is a file, but --minutes and --layout are only for a folder of data.",
-            f"Set training.budget_minutes={minutes or 15:g} instead, or plan the experiment again: maskfold plan "
+            "Leave out --layout, or give the folder of the data instead of the file."
+            if minutes is None
+            else f"Set training.budget_minutes={minutes:g} instead, or plan the experiment again: maskfold plan "
             f"{file}.",
             status=2,
         )
@@ -114,7 +117,7 @@ def demo(
     name: Annotated[
         str,
         typer.Argument(
-            help="The demo: 2d, 3d or gate; or the layout of phantoms: spleen, spine, a02025 or hipmri. With --layout, "
+            help="A demo: 2d, 3d or gate; or a layout of phantoms: spleen, spine, a02025 or hipmri. With --layout, "
             "NAME can be any text and only names the default output folder."
         ),
     ],
@@ -145,7 +148,10 @@ def explore(
     file: Annotated[Path, typer.Argument(help="The competition's YAML.")],
     overrides: CompetitionOverridesArgument = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Output page; default reports/<name>.html.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="HTML file to write; default: reports/NAME.html, with the competition's name."
+        ),
     ] = None,
 ) -> None:
     """Check the data before training: sizes, intensities, classes, duplicates, faults; suggest folds and patch size."""

@@ -1,4 +1,4 @@
-"""Define functions that several commands use: exit, signals, confirmation, progress, and the table of `maskfold cv`."""
+"""Define functions that several commands use, e.g. to ask for confirmation, to show progress or to print tables."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def split_runs_and_overrides(words: list[str]) -> tuple[list[str], list[str]]:
     names = [word for word in words if word not in overrides]
     if not names:
         raise MaskfoldError(
-            "No run is given, expected one.", "Give an experiment's YAML, a run's folder or a run's hash.", status=2
+            "The command names no run, expected at least one.",
+            "Give an experiment's YAML, a run's folder or a run's hash.",
+            status=2,
         )
     return names, overrides
 
@@ -129,7 +131,7 @@ def progress_bar(console: Console, what: str = "cases predicted") -> Callable[[I
 
 
 def terminal_bar(console: Console) -> Callable[[str], Bar | None]:
-    """Return a function for `Context.bar`.
+    """Return a function that makes progress bars, for the attribute `Context.bar`.
 
     The function takes a label. On a terminal, it returns a progress bar with this label. Elsewhere, it returns None.
     """
@@ -144,9 +146,9 @@ MAX_CLASS_COLUMNS = 3  # with more classes, the table has one row per class
 def cv_table(summary: CvSummary, run: Run) -> Table:
     """Return the result of a cross-validation as a table with one row per fold.
 
-    The next two rows show the scores of all out-of-fold cases, and the 95 % intervals of these scores. Further rows
-    show each seed and the held-out test share, if the run has them. If there are more than `MAX_CLASS_COLUMNS`
-    classes, the folds are columns instead of rows.
+    The next two rows show the scores of all out-of-fold cases, and the 95 % intervals of these scores. If the run has
+    several seeds or a held-out test share, further rows show the scores of each seed and of the test share. If there
+    are more than `MAX_CLASS_COLUMNS` classes, the folds are columns instead of rows.
     """
     if len(run.exp.competition.classes) > MAX_CLASS_COLUMNS:
         return _transposed_table(summary, run)
@@ -194,8 +196,8 @@ def cv_table(summary: CvSummary, run: Run) -> Table:
 def _transposed_table(summary: CvSummary, run: Run) -> Table:
     """Return a table with a row for the metric, a row for the Dice of each class, and a row for the minutes.
 
-    The columns are the folds, all out-of-fold cases, their 95 % interval and, if the run has one, the held-out test
-    share.
+    The columns are the folds, all out-of-fold cases together, the 95 % intervals of the scores of these cases and, if
+    the run has one, the held-out test share.
     """
     table = Table(
         title=f"{run.name}: {summary.metric} and Dice per class, out of fold", caption=skipped_cases_line(run)

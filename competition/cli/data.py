@@ -57,7 +57,7 @@ def demo_command(name: str, output: Path | None, layout: str | None, seed: int) 
     is_usual = folder.absolute() == usual.absolute()
     command = f"maskfold cv {file.as_posix()}" + ("" if is_usual else f" {shlex.quote(f'competition.root={folder}')}")
     if layout is None:
-        typer.echo(f"{folder}: a {name} competition. Next: {command}")
+        typer.echo(f"{folder}: the demo competition {name}. Next: {command}")
     else:
         typer.echo(f"{folder}: phantoms in the layout of {layout}. Next: {next_command(layout, folder)}")
         typer.echo(f"Then: {command}")
@@ -80,7 +80,10 @@ def fetch_command(name: str, output: Path, yes: bool) -> None:
     short = parse_competition_name(name) if kaggle else find_task(name).name
     folder = output / short
     if is_nonempty_folder(folder):
-        _say(console, f"{folder} exists already, so nothing was downloaded; to download it again, delete this folder")
+        _say(
+            console,
+            f"{folder} exists already, so nothing was downloaded; to download the data again, delete this folder",
+        )
     elif kaggle:
         _from_kaggle(console, short, folder, yes)
     else:
@@ -114,7 +117,7 @@ def _from_kaggle(console: Console, name: str, folder: Path, yes: bool) -> None:
         _say(console, f"  {file}: {format_size(size)}")
     check_free_space(folder, 2 * listing.size)
     confirm_or_exit(
-        f"Download it to {folder}? By confirming, you state that you have accepted the competition's rules.",
+        f"Download {name} to {folder}? By confirming, you state that you have accepted the competition's rules.",
         yes,
         DOWNLOAD_HINT,
         DOWNLOAD_DECLINED,
@@ -171,7 +174,7 @@ def dicom_command(folder: Path, output: Path, layout: str, labels: str | None) -
 MAX_PER_KIND = 20  # maximum number of findings of one kind on the terminal; findings.csv lists all
 
 
-@exit_on_signal("stopped: no page was written")
+@exit_on_signal("stopped: no HTML page was written")
 def explore_command(file: Path, overrides: list[str], output: Path | None) -> None:
     """Run `maskfold explore`; `competition.cli.commands_train.explore` describes the arguments.
 
@@ -199,7 +202,10 @@ def explore_command(file: Path, overrides: list[str], output: Path | None) -> No
             console,
             f"\nSuggested first experiment (also in {page.with_suffix('')}/suggested.yaml):\n\n{exploration.snippet}",
         )
-    _say(console, f"Page: {page} (a single file). Pictures, cases.csv and findings.csv are in {page.with_suffix('')}")
+    _say(
+        console,
+        f"HTML page: {page} (a single file). Pictures, cases.csv and findings.csv are in {page.with_suffix('')}",
+    )
     _say(
         console, f"{format_count(len(exploration.faults), 'fault')}, {format_count(len(exploration.remarks), 'remark')}"
     )

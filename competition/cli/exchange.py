@@ -93,14 +93,15 @@ def import_command(
         )
     for note in import_notes(done):
         say(f"note: {note}")
-    say(f"Next: {_next_command(done)}   (replace RUN by a run of your own)")
+    command = _next_command(done)
+    say(f"Next: {command}" + ("   (replace RUN by a run of your own)" if " RUN " in command else ""))
 
 
 def _next_command(done: ImportedRun) -> str:
     """Return the suggested next command for an imported run.
 
-    The command is `submit` if the run has predictions of all test cases. Otherwise it is `compare` if the run has
-    out-of-fold predictions, and `report` if not.
+    The command is `submit` if the run has predictions of all test cases. Otherwise, it is `compare` for a run with
+    out-of-fold predictions, and `report` for a run without them.
     """
     name = done.run.folder.name
     if done.tests[0] < done.tests[1] or not done.tests[1]:
@@ -135,7 +136,7 @@ def folds_command(name: str, overrides: list[str], form: str, output: Path | Non
 def _run_with_folds(name: str, overrides: list[str], trust: tuple[str, ...], say: Callable[[str], None]) -> Run:
     """Return a run that has folds, from the name of a run or from an experiment's YAML.
 
-    For a YAML, training need not have started; in this case, the folds are those that training would use.
+    If the experiment of the YAML has no run yet, the folds are those that training would use if all images differ.
     """
     from competition.data.splits import read_folds
     from competition.runs.find import find_run
@@ -154,8 +155,8 @@ def _run_with_folds(name: str, overrides: list[str], trust: tuple[str, ...], say
     if (run.folder / FOLDS_FILE).exists():
         return replace(run, folds=read_folds(run.folder / FOLDS_FILE))
     say(
-        "note: this experiment has no run yet. When `maskfold cv` starts the first run, it also compares the "
-        "pixels of the images, and puts cases with equal images into the same fold. If there are such cases, their "
-        "folds change; then run this command again"
+        "note: this experiment has no run yet. When `maskfold cv` starts the first run, it compares the pixels of "
+        "all images, and puts cases with equal images into the same fold. If some images are equal, the folds of that "
+        "run differ from the folds written now; then, after the run has started, repeat this command"
     )
     return run

@@ -1,4 +1,4 @@
-"""Run `maskfold init` and `maskfold plan`, and initialise the folder that `maskfold cv FOLDER` names."""
+"""Run `maskfold init` and `maskfold plan`, and write the YAML files for `maskfold cv FOLDER`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def init_command(
 
 
 def _initialise(folder: Path, options: Any) -> Initialised:
-    """Write the YAML files for a folder of data, print what was found and planned, and return it.
+    """Write the YAML files for a folder of data, print what was found and planned, and return these results.
 
     If the data have faults, exit with status 1.
 
@@ -108,8 +108,8 @@ def print_plan(plan: Plan, is_default: bool, console: Console) -> None:
         )
         cores = format_count(plan.threads, "thread")
         say(
-            f"Candidates for {budget}, timed with {cores} in {plan.seconds:.0f} s (s/step: seconds per step if no "
-            "other program runs):"
+            f"Candidate settings for {budget}; timing with {cores} took {plan.seconds:.0f} s (s/step: seconds per step "
+            "on an idle machine):"
         )
         for line in format_columns(HEADER, table_rows(plan)):
             say(f"  {line}")
@@ -148,7 +148,7 @@ def plan_command(file: Path, overrides: list[str], minutes: float | None, write:
         say(f"{file} now has this plan; the former file is {backup}. Next: maskfold cv {command}")
     else:
         minutes_option = "" if minutes is None else f" --minutes {minutes:g}"
-        say(f"The file has not changed. To write this plan: maskfold plan {command}{minutes_option} --write")
+        say(f"{file} has not changed. To write this plan: maskfold plan {command}{minutes_option} --write")
 
 
 def experiment_for(folder: Path, overrides: list[str], layout: int | None, minutes: float | None) -> Path:
@@ -181,7 +181,7 @@ def experiment_for(folder: Path, overrides: list[str], layout: int | None, minut
     if root != folder.resolve() and folder.resolve() not in root.parents:
         raise MaskfoldError(
             f"{path} describes the data in {root}, not in {folder}.",
-            f"Give this folder another name: maskfold init {shlex.quote(str(folder))} --name NAME.",
+            f"Choose another name for this competition: maskfold init {shlex.quote(str(folder))} --name NAME.",
             status=2,
         )
     if minutes is not None and minutes != exp.training.budget_minutes:

@@ -12,7 +12,8 @@ RUN_HELP = (
     "latest finished run), its folder or its hash."
 )
 TrustOption = Annotated[
-    list[str] | None, typer.Option(help="Package of your own whose classes `target` may name; may be repeated.")
+    list[str] | None,
+    typer.Option(help="Name of your own package, whose classes `target` in the YAML may name; may be repeated."),
 ]
 
 

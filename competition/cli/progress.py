@@ -101,9 +101,9 @@ def _size(folder: Path) -> int:
 
 
 def _last_progress(folder: Path) -> tuple[float, str] | None:
-    """Return the finished share in [0, 1] and the text of the last progress line in a fold's output file.
+    """Return the last progress that a fold's output file contains; None if it contains no progress line.
 
-    Return None if the file has no such line.
+    The progress is the finished share of the fold's work, in [0, 1], and a text about the current work.
     """
     from competition.training.fold_process import OUTPUT_FILE
     from competition.training.timing.progress import parse_bar

@@ -107,7 +107,8 @@ def _case_lines(scores: FolderScores) -> list[str]:
 def _summary_lines(scores: FolderScores) -> list[str]:
     """Return lines with each metric's mean over the cases and its 95 % interval.
 
-    There is one row per class, and with several classes, a last row over all pairs of case and class.
+    The lines form a table with one row per class. If there are several classes, a last row has the means over all
+    pairs of case and class.
     """
     rows = []
     classes = scores.classes

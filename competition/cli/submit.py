@@ -143,7 +143,7 @@ def predict_command(
     unit = "voxels" if runs[0].exp.competition.dimensions == 3 else "pixels"
     for prediction in predictions[:MAX_LISTED]:
         counts = ", ".join(f"{name} {count:,}" for name, count in prediction.pixels.items())
-        say(f"{prediction.files[0]}: {unit} of {counts}")
+        say(f"{prediction.files[0]}: {unit} per class: {counts}")
     if more := and_more(len(predictions), MAX_LISTED, "case"):
         say(more.strip())
     say(
@@ -318,7 +318,7 @@ def upload_command(
                 else "Wait until 00:00 UTC, when Kaggle resets the daily limit.",
             )
     submitted = file.name if code is None and file is not None else f"{notebook} version {version}"
-    confirm_or_exit(f"Submit {submitted}, “{record.message}”?", yes, UPLOAD_HINT, UPLOAD_DECLINED)
+    confirm_or_exit(f"Submit {submitted} with the message “{record.message}”?", yes, UPLOAD_HINT, UPLOAD_DECLINED)
     record = submit_to_kaggle(api, parcel, ledger, record, scores)
     say(f"Submitted{f' as {record.ref}' if record.ref is not None else ''}: “{record.message}”")
 

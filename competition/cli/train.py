@@ -105,10 +105,7 @@ def _run_cv(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...])
 
 
 def _table_link(run: Run) -> str:
-    """Return a text that names the table of runs.
-
-    If the run was logged to MLflow, the text contains a link to MLflow's page.
-    """
+    """Return the text `the table of runs`; if the run was logged to MLflow, with a link to this table."""
     from competition.tracking.store import DEFAULT_ADDRESS, find_mlflow_store, project_root, view_link
     from competition.tracking.sync_state import read_sync_state
 
@@ -203,7 +200,7 @@ def _next_command(file: Path, comp: Competition, overrides: list[str], cases: in
         return f"Next: maskfold report {run_arguments}   (writes an HTML report)"
     if has_hidden_test(test_count := count_test_images(comp), cases):
         shown = f"only {format_count(test_count, 'test case')} here" if test_count else "no test case here"
-        output = f"bundles/{comp.name}   (a bundle for the host's notebook: {shown})"
+        output = f"bundles/{comp.name}   (for a notebook of the host, whose test set seems to be hidden: {shown})"
         return f"Next: maskfold export {run_arguments} -o {output}"
     files = comp.submission.files
     if comp.submission.sample is None and comp.submission.profile is None and files is None:
@@ -270,7 +267,7 @@ def study_command(
 
 
 def print_results(search: StudySession, console: Console, say: Callable[[str], None], command: list[str]) -> None:
-    """Print a study's trials as a table, write its figures and its page, and suggest the next command.
+    """Print a study's trials as a table, write its figures and its HTML page, and suggest the next command.
 
     Args:
         search: the study.
@@ -347,7 +344,7 @@ def promote_best(search: StudySession, count: int, console: Console, say: Callab
     """Train the best trials on all folds, print each trial's gain over the YAML's own settings, and return the trials.
 
     The gain is computed on the folds that the study did not use. If the study used all folds, the gain is computed on
-    these folds, and a warning says that it is biased.
+    all folds, and a warning says that the gain is too high.
     """
     from competition.study.promote import promote_best_trials
 
@@ -387,7 +384,7 @@ def promote_best(search: StudySession, count: int, console: Console, say: Callab
 # Finished runs
 
 
-@exit_on_signal("stopped: no page was written")
+@exit_on_signal("stopped: no HTML page was written")
 def report_command(words: list[str], output: Path | None, trust: tuple[str, ...]) -> None:
     """Run `maskfold report`; `competition.cli.commands_runs.report` describes the arguments."""
     console = Console(highlight=False)
@@ -408,8 +405,7 @@ def report_command(words: list[str], output: Path | None, trust: tuple[str, ...]
     if (study := find_study(names[0])) is not None:
         if overrides:
             raise MaskfoldError(
-                f"{study} is a study, so key=value arguments have no effect on its page: found {overrides[0]}, "
-                "expected none.",
+                f"{study} is a study, so key=value arguments have no effect on its report: found {overrides[0]}.",
                 f"Remove {overrides[0]}.",
                 status=2,
             )
@@ -430,7 +426,7 @@ def _upload_page(run: Run, say: Callable[[str], None]) -> None:
 
     with lock_if_free(run.folder) as is_held:
         if is_held and upload_finished_run(run.folder, run.exp):
-            say("The page is also in MLflow, with the artifacts of the run")
+            say("The HTML page is also in MLflow, among the artifacts of the run")
 
 
 @exit_on_signal("stopped: nothing was written")

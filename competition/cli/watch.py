@@ -59,8 +59,8 @@ class MemberStatus:
         ends: estimated time of day at which training ends.
         score: score of the last validation, or of the finished fold.
         memory: peak memory of the GPU. Without a GPU, peak memory of the process.
-        epoch: number of the epoch. While the fold does not train, name of its current work.
-        silent: seconds since the fold wrote its last line.
+        epoch: number of the epoch. While the fold does not train, its current work, e.g. `validating: 3 of 40 cases`.
+        silent: seconds since a running fold wrote its last line; None if the fold does not run.
     """
 
     name: str
@@ -215,9 +215,9 @@ def _draw(runs: list[RunStatus]) -> RenderableType:
     for number, run in enumerate(runs):
         if number:
             table.add_section()
-        head = f"{run.name}: {run.owner or 'no process'}"
+        head = f"{run.name}: {run.owner or 'the command has ended'}"
         if run.state == "killed":
-            head += " was killed; to resume the run, repeat its command"
+            head = f"{run.name}: {run.owner or 'a process'} was killed; to resume the run, repeat its command"
         table.add_row(head, style="bold" if run.state == "running" else "red")
         if run.machine:
             table.add_row(f"  {run.machine}")

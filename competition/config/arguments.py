@@ -64,7 +64,8 @@ def check_argument_values(
         args: the arguments of the class in the YAML.
         key: the key of these arguments in the YAML, e.g. `model.args`.
         trust: packages trusted on the command line.
-        where: the file and line, for the message.
+        where: the file and line of the arguments, with which the message begins, e.g. `unet2d.yaml, line 9: `; empty if
+            they are not known.
 
     Raises:
         MaskfoldError (exit status 2): an argument names a file, an address, a cache or a hub, and the user did not
@@ -128,7 +129,7 @@ def _names_something(name: str, value: Any) -> bool:
     """Return whether the value of an argument with a suspicious name, such as `cache_dir`, can name a file.
 
     A number names no file (`drop_path_rate: 0.1`). The value True is refused only if the argument's name means a
-    download.
+    download, e.g. `pretrained`.
     """
     if value is True:
         return not DOWNLOAD_PARTS.isdisjoint(_parts(name))

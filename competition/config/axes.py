@@ -95,8 +95,9 @@ def plausible_array_axes(comp: Competition, partner: str, is_stack: bool) -> lis
 def rle_counts_in_pictures(comp: Competition) -> bool:
     """Return whether run lengths number pixels in (row, column) order, although arrays have the order (X, Y).
 
-    This is so if the images are 2D NIfTI images or NIfTI slices, but other data are not NIfTI: the masks, the test
-    images, or a table of run lengths. If all files are NIfTI, run lengths use the order of the arrays.
+    Two conditions must hold. First, the training images are 2D NIfTI images or NIfTI slices. Second, a table of run
+    lengths replaces the mask files, or the masks or test images are pictures (such as PNG). If all files are NIfTI, run
+    lengths use the order of the arrays.
     """
     axes = competition_axes(comp)
     if axes is None or not axes.startswith("xy") or not (comp.dimensions == 2 or "{z}" in str(comp.train.images)):
@@ -110,8 +111,8 @@ def rle_counts_in_pictures(comp: Competition) -> bool:
 def rle_format_of_arrays(comp: Competition, fmt: RleFormat) -> RleFormat:
     """Convert a host's RLE format, which numbers the pixels of pictures, to a format for the arrays of `comp`.
 
-    If the arrays have the axes of the pictures in the opposite order, the pixel order changes too: an array in the
-    returned format has the same run lengths as its picture in the host's format.
+    Pictures have the order (row, column). If the arrays have the order (X, Y), `row` and `column` are exchanged in the
+    format. Then the run lengths of an array in the returned format equal those of its picture in the host's format.
     """
     if fmt.container != "pairs" or not rle_counts_in_pictures(comp):
         return fmt

@@ -151,13 +151,13 @@ class MetricTerm(ConfigModel):
     @model_validator(mode="after")
     def _check_term(self) -> MetricTerm:
         if self.name is None and self.target is None:
-            raise ValueError("a term needs `name` or `target`, found neither")
+            raise ValueError("each term of `sum` needs `name` or `target`, found neither of the two keys")
         if self.weight == 0:
             raise ValueError("`weight` must not be 0")
         if self.target is None and METRICS.get(str(self.name)).pooled_share:
             raise ValueError(
-                f"`name`: {self.name} cannot be part of a sum, because a term of this metric is pooled over the slices "
-                "of all cases"
+                f"`name`: {self.name} cannot be part of a sum, because one part of its score is a mean over all slices "
+                "instead of a mean over cases"
             )
         self.config()
         return self
@@ -187,9 +187,9 @@ class MetricConfig(ConfigModel):
     cases, then takes the mean over classes.
 
     `both_empty` is the score of a class in a case in which neither truth nor prediction has the class. With null, this
-    pair of case and class is left out. The default is the best score: 1.0, or 0.0 if lower scores are better. For a
-    sum, the default is the weighted sum of the terms' best scores. For the user's own metric, and for a sum that
-    contains one, the default is null.
+    pair of case and class is left out of the mean. The default is the best score: 1.0, or 0.0 if lower scores are
+    better. For a sum, the default is the weighted sum of the terms' best scores. For the user's own metric, and for a
+    sum that contains one, the default is null.
     """
 
     # with `target` or `sum`, only a label; by default the last part of the path, or the names of the terms
@@ -321,7 +321,10 @@ class MetricConfig(ConfigModel):
 
     @property
     def targets(self) -> dict[str, tuple[str, dict[str, Any]]]:
-        """The import path and the arguments of each function or class of the user, by its key below `metric`."""
+        """The import path and the arguments of each metric that is the user's own code, by its key below `metric`.
+
+        The key is empty for `metric.target`, and e.g. `sum.0` for the first term of `metric.sum`.
+        """
         found = {"": (self.target, self.args)} if self.target is not None else {}
         for number, term in enumerate(self.sum or ()):
             if term.target is not None:
@@ -340,7 +343,7 @@ class MetricConfig(ConfigModel):
 
     @property
     def has_pooled_term(self) -> bool:
-        """Whether a term of the metric is averaged over the slices (or other items) of all cases, not over cases."""
+        """Whether one part of the metric's score is a mean over the slices (or other items) of all cases together."""
         # see `load_own_metric` and `MetricTerm`
         return self.target is None and self.sum is None and METRICS.get(self.name).pooled_share > 0
 
@@ -489,13 +492,13 @@ class Competition(ConfigModel):
         if len(self.class_values) != len(self.classes) or is_class or (has_duplicates and must_be_unique):
             raise ValueError(
                 "`label_values` must have one value or one list of values for each class; the values must differ "
-                f"from each other and from the background, {self.background}"
-                + (" (background)" if self.background else "")
+                f"from each other and from the label value of the background, {self.background}; found "
+                f"{self.class_values} for {len(self.classes)} classes"
             )
         if self.ignore is not None and self.ignore in (self.background, *all_values):
             raise ValueError(
-                f"`ignore` must differ from all class values and from the background, {self.background}, found "
-                f"{self.ignore}"
+                f"`ignore` must differ from the label values of all classes and of the background ({self.background}), "
+                f"found {self.ignore}"
             )
         if self.background and (
             not isinstance(self.train.masks, str)
@@ -531,15 +534,15 @@ class Competition(ConfigModel):
         if (files := self.submission.files) is not None:
             if self.dimensions == 3 and files.lower().endswith(".png"):
                 raise ValueError(
-                    "`submission.files` cannot be PNG, because a PNG holds no volume; use .nii.gz, .mha or .tif"
+                    "`submission.files` cannot be PNG, because a PNG cannot contain a volume; use .nii.gz, .mha or .tif"
                 )
             count = 0 if self.submission.labels is None else len(self.submission.labels)
             if count not in (0, len(self.classes)):
                 raise ValueError(f"`submission.labels` must have one value per class, found {count}")
             if count and self.instances:
                 raise ValueError(
-                    "`submission.labels` and `instances` cannot be combined, because the files then contain object "
-                    "numbers"
+                    "`submission.labels` and `instances: true` cannot be combined, because label files of instances "
+                    "contain object numbers; remove `submission.labels`"
                 )
         if isinstance(self.train.masks, dict) and set(self.train.masks) != set(self.classes):
             raise ValueError(
@@ -592,7 +595,7 @@ class Competition(ConfigModel):
 
     @property
     def output_label_values(self) -> list[int]:
-        """The label value of each class in written label files: the first of the class's values."""
+        """The label value of each class in the label files that Maskfold writes: the first of the class's values."""
         return [values[0] for values in self.class_values]
 
     @property

@@ -1,4 +1,4 @@
-"""Prevent constructors of networks, losses and other classes from using files, connections or processes.
+"""Prevent constructors of networks, losses and other classes from writing files, connecting or starting processes.
 
 `competition.config.arguments` refuses arguments that name files, addresses, caches or hubs. `ConstructionGuard` is the
 second check, for defaults and for arguments that the first check does not know. It is a Python audit hook that is
@@ -140,7 +140,7 @@ class ConstructionGuard:
             raise self.violation from error
 
     def judge(self, event: str, args: tuple[Any, ...], frame: FrameType) -> None:
-        """Raise an error if an audit event is not allowed in the block.
+        """Raise an error if an audit event is not allowed while the constructor runs.
 
         Args:
             event: the event's name.

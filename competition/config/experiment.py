@@ -123,8 +123,8 @@ class ExtraCasesConfig(ConfigModel):
                 )
         if not mapping:
             return (
-                f"`extra` must share a class with this competition: found the classes {', '.join(extra.classes)}, "
-                f"expected any of {', '.join(comp.classes)}; map its classes with `extra.classes`"
+                f"`extra` has no class of this competition: found the classes {', '.join(extra.classes)}, expected any "
+                f"of {', '.join(comp.classes)}; map the classes of the other competition with `extra.classes`"
             )
         return None
 
@@ -529,7 +529,7 @@ class Experiment(ConfigModel):
 
     @property
     def initial_weights(self) -> str | None:
-        """The weight file that `init_from` names; None if `init_from` names a run or is not set."""
+        """The weight file or package (`package:NAME`) in `init_from`; None if `init_from` names a run or is not set."""
         is_file = self.init_from is not None and (
             self.init_from.startswith("package:") or self.init_from.endswith(WEIGHTS_SUFFIXES)
         )
@@ -537,7 +537,7 @@ class Experiment(ConfigModel):
 
     @property
     def initial_run(self) -> str | None:
-        """The folder of the run that `init_from` names; None if `init_from` names a weight file or is not set."""
+        """The folder of the run in `init_from`; None if `init_from` names a weight file or package, or is not set."""
         return self.init_from if self.initial_weights is None else None
 
     @property
@@ -587,9 +587,10 @@ class Experiment(ConfigModel):
 
     @property
     def presence_axis(self) -> int | None:
-        """The axis along which each slice has its own list of present classes, as 2.5D training needs; otherwise None.
+        """The axis along which each slice has its own list of present classes; None if a case has only one list.
 
-        The axis belongs to the preprocessed volume. With None, one list of present classes describes the whole case.
+        Slices have their own lists in 2.5D training with a single axis in `patch.axes`. The number of the axis refers
+        to the preprocessed volume.
         """
         return self.patch.axes[0] if self.patch.slices is not None and len(self.patch.axes) == 1 else None
 

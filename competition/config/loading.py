@@ -51,8 +51,8 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = (), trust: Sequ
         path: the file.
         overrides: `key=value` arguments; a value is YAML and replaces the file's value.
         trust: packages from which a `target` may be imported, in addition to
-            `competition.config.instantiate.TRUSTED_PACKAGES`. None accepts all packages, which is useful to read the
-            configuration of a finished run.
+            `competition.config.instantiate.TRUSTED_PACKAGES`. None skips the check of the packages, for callers that
+            only read the settings of a finished run; the user's own post-processing steps are then not imported.
 
     Returns:
         The experiment. Of its targets, only the user's own post-processing steps are imported;
@@ -103,8 +103,8 @@ def load_competition(
     Args:
         path: the file.
         overrides: `key=value` arguments, e.g. `root=/elsewhere`.
-        trust: packages from which `metric.target` may be imported; None accepts all packages, for callers that read
-            other keys.
+        trust: additional packages from which `metric.target` may be imported. None skips the check of the package, for
+            callers that do not use the metric.
 
     Returns:
         The competition; its `root` is absolute.
@@ -234,9 +234,13 @@ def _item_keys(document: YamlDocument, key: KeyPath) -> list[KeyPath]:
 
 
 def _insert_defaults(document: YamlDocument, keys: Sequence[str]) -> None:
-    """Insert the default value of each missing section, such as `optimizer`, to which one of the `keys` belongs.
+    """Insert the default value of each section that the YAML lacks and that an override changes.
 
-    If the file has no optimizer, `optimizer.args.lr=…` then changes the default optimizer.
+    For example, if the YAML has no section `optimizer`, `optimizer.args.lr=…` then changes the default optimizer.
+
+    Args:
+        document: the document; its tree is changed in place.
+        keys: the dotted keys of the overrides.
     """
     for key in keys:
         section, _, rest = key.partition(".")
@@ -273,7 +277,7 @@ def _resolve_root(document: YamlDocument, key: KeyPath, folder: Path) -> None:
             raise MaskfoldError(
                 f"{document.locate(key)}: {'.'.join(map(str, key))}: the path {absolute} is not UTF-8, so Maskfold "
                 "cannot save it with a run.",
-                "Rename the folder with the command mv.",
+                "Rename the folder (e.g. with the command mv), so that its name is UTF-8.",
                 status=2,
             )
         parent[key[-1]] = absolute

@@ -74,8 +74,8 @@ def format_validation_error(error: ValidationError, model: type[BaseModel], docu
 
     Args:
         error: the error raised by `model.model_validate(document.tree)`.
-        model: the model.
-        document: the data.
+        model: the schema that was checked, `Competition` or `Experiment`.
+        document: the YAML document that does not fit the schema.
 
     Returns:
         The error, with status 2.

@@ -87,8 +87,8 @@ class Metric:
 
     Attributes:
         name: the metric's name in tables and messages.
-        function: a function that returns the score of one class of one case, or a class whose objects are such
-            functions; see `metric`.
+        function: a function that returns the score of one class of one case, or a class whose objects can be called
+            like such a function; see `metric`.
         direction: whether higher or lower scores are better.
         from_counts: whether the function takes only pixel counts (`tp`, `fp`, `fn`) and settings. The counts may be
             numbers or arrays.
@@ -151,7 +151,7 @@ class Metric:
 
     @property
     def settings(self) -> list[str]:
-        """The names of the parameters that are not inputs; for a class, the parameters of its constructor."""
+        """The names of the function's parameters that are not inputs; for a class, those of its constructor."""
         return [name for name in _parameters(self.function) if name not in INPUTS]
 
     def bind(self, args: Mapping[str, Any], defaults: Mapping[str, Any]) -> Metric:
@@ -239,10 +239,10 @@ def metric(
     Args:
         name: the name in the YAML; the function's name if left out.
         higher_is_better: the direction. Scores are stored as the function returns them.
-        from_counts: the function takes only `tp`, `fp`, `fn` and settings, and accepts arrays of counts; it then also
-            supports `average: global`.
-        pooled_share: the function returns a `PooledScore`, whose pooled term has this share of the score; allowed only
-            for functions in `competition.metrics`.
+        from_counts: whether the function takes only `tp`, `fp`, `fn` and settings, and accepts arrays of counts. Such a
+            metric supports `average: global`.
+        pooled_share: share of the pooled term in the score, if the function returns a `PooledScore`; otherwise 0. Only
+            functions in `competition.metrics` may return a `PooledScore`.
 
     Returns:
         The decorator; it returns the function unchanged, with the direction as an attribute.
@@ -298,8 +298,10 @@ def load_own_metric(target: str, name: str, trust: Sequence[str], key: str) -> M
 def _parameters(function: Any, called: bool = False) -> dict[str, inspect.Parameter]:
     """Return the named parameters of a function or class.
 
-    For a class, these are the parameters of its constructor. With `called`, they are the parameters of its method
-    `sums`, or of `__call__` if it has no such method.
+    Args:
+        function: the function or class.
+        called: for a class, whether to return the parameters of its method `sums`, or of `__call__` if it has no method
+            `sums`. False returns the parameters of its constructor.
     """
     if called and isinstance(function, type):
         # the bound method, whose parameters do not include `self`

@@ -33,9 +33,9 @@ class Step(ConfigModel):
     Attributes:
         creates_mask: whether the step makes the mask from the probabilities. Only the first step may do so.
         needs_presence: whether the step requires the output of the presence head.
-        slot: name of a group of alternative steps, of which the search (`postprocess.tune`) uses only one at a time,
-            except with `combines`. With None, the step has no alternatives.
-        combines: whether the search tries the step alone, and also after each other step of its group.
+        slot: name of a group of alternative steps. The search (`postprocess.tune`) uses only one step of a group at a
+            time, unless `combines` is true. None if the step has no alternatives.
+        combines: whether the search tries the step alone, and in addition after each other step of its group.
         searched_again: whether the search tries the steps of this group again after all other groups, until nothing
             changes.
     """
@@ -133,7 +133,8 @@ def load_own_step(target: str, args: Any, key: str, trust: Sequence[str]) -> Non
     for name in args if isinstance(args, dict) else ():
         if name not in known:
             near = nearest_names(str(name), known)
-            hint = f"Did you mean {near[0]}?" if near else f"Its arguments are {join_names(known) or 'none'}."
+            has = f"The arguments of {cls.__name__} are {join_names(known)}." if known else "Remove this argument."
+            hint = f"Did you mean {near[0]}?" if near else has
             raise MaskfoldError(f"{key}.args.{name} is not an argument of {cls.__name__}.", hint, status=2)
     OWN_STEPS[target] = cls
 
@@ -168,11 +169,11 @@ class StepConfig(ConfigModel):
 
     @classmethod
     def of(cls, name: str, step: Step) -> StepConfig:
-        """Return the entry for a step.
+        """Build an entry of a list of steps.
 
         Args:
-            name: the step's key, or its import path.
-            step: the step.
+            name: the step's key, e.g. `remove_small`; for a user's own step, its import path.
+            step: the step with its arguments.
         """
         return cls(name=name, step=step)
 

@@ -123,6 +123,10 @@ class Profile:
     def match_header(self, header: Sequence[str], path: Path) -> Profile:
         """Return the format whose header a file has: this profile, or its `alternative`.
 
+        Args:
+            header: names of the file's columns.
+            path: path of the file, for messages.
+
         Raises:
             MaskfoldError: neither format has this header.
         """
@@ -335,9 +339,9 @@ def _custom_profile(comp: Competition) -> Profile:
 
 
 def _order_columns(comp: Competition, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the columns in the order of the sample submission.
+    """Return the names of columns in the order of the sample submission's header.
 
-    Return them unchanged if there is no sample, or if it has other columns.
+    If there is no sample submission, or if its header has other columns, return `names` unchanged.
     """
     path = Path(comp.root) / str(comp.submission.sample)
     if comp.submission.sample is None or not path.is_file():

@@ -88,10 +88,10 @@ class Registry(Generic[Entry]):
         return name
 
     def get(self, name: str) -> Entry:
-        """Return the entry of a name.
+        """Return the entry with this name.
 
         Raises:
-            ValueError: see `check`.
+            ValueError: no entry has this name; the message lists the known names and the most similar one.
         """
         if name not in self._entries:
             self.check(name)

@@ -119,7 +119,7 @@ def read_yaml(path: Path) -> YamlDocument:
             raise MaskfoldError(
                 f"{path} has {size / 2**20:.1f} MiB, expected at most {MAX_BYTES // 2**20} MiB, the limit for YAML "
                 "files.",
-                "Give a YAML file of Maskfold; data belong into other files.",
+                "Give the YAML of an experiment or a competition. Move lists of cases or weights to a CSV.",
                 status=2,
             )
         text = path.read_text(encoding="utf-8-sig")
@@ -178,10 +178,10 @@ def _parse(text: str, file: str | None) -> YamlDocument:
             f"{place}: not valid YAML, {error.problem or error.context}.", _syntax_hint(error), status=2
         ) from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else getattr(error, "reason", error)
-        raise MaskfoldError(
-            f"{document.file}: not valid YAML, {reason}.", "Save the file as plain UTF-8 text.", status=2
-        ) from error
+        reason, hint = getattr(error, "reason", error), "Save the file as plain UTF-8 text."
+        if isinstance(error, RecursionError):
+            reason, hint = "it is nested too deeply", f"Use at most {MAX_DEPTH} levels of mappings and lists."
+        raise MaskfoldError(f"{document.file}: not valid YAML, {reason}.", hint, status=2) from error
     return document
 
 
@@ -216,7 +216,9 @@ class _NodeChecker:
         self.count += 1
         if len(path) > MAX_DEPTH:
             self._fail(
-                node, f"not valid YAML: it is nested too deeply, expected at most {MAX_DEPTH} levels", "Flatten it"
+                node,
+                f"not valid YAML: it is nested too deeply, expected at most {MAX_DEPTH} levels",
+                "Put fewer mappings and lists into each other",
             )
         if node in self.ancestors or self.count > MAX_NODES:
             self._fail(

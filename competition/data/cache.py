@@ -298,8 +298,8 @@ def get_or_build(root: Path, key: str, build: Callable[[Path], dict[str, Any]], 
         root: the cache's folder.
         key: the folder's name.
         build: function that fills the folder.
-        durable: whether to sync the files to the disk, so that the folder is complete or absent after a power failure
-            too. Syncing is not needed if the same command deletes the folder later.
+        durable: whether to sync the files to the disk, so that the folder is complete or absent even after a power
+            failure. Syncing is not needed if the same command deletes the folder later.
 
     Raises:
         DiskFullError: the disk is full or cannot be written.
@@ -464,7 +464,7 @@ def _record_digest(record: dict[str, Any]) -> str:
 
 
 def _publish(folder: Path, final: Path) -> None:
-    """Rename the built folder to its final name. If an intact folder already has this name, keep that one instead.
+    """Rename the built folder to its final name. If an intact folder already has this name, delete the built folder.
 
     The rename is not synced, so a power failure may undo it. The case is then missing from the cache, but never
     incomplete.
@@ -497,7 +497,8 @@ def _try_rename(folder: Path, final: Path) -> bool:
 def _exclusive(root: Path) -> Iterator[None]:
     """Hold the lock of the cache during the `with` block.
 
-    If two processes replaced the same damaged case without the lock, one could remove the other's intact case.
+    If two processes replaced the same damaged case without the lock, one process could remove the intact case that the
+    other process has just written.
     """
     descriptor = os.open(root, os.O_RDONLY)
     try:

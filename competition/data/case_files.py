@@ -141,9 +141,10 @@ def find_masks(
             is `stop`, the first of these is an error instead.
 
     Returns:
-        By id, one of: ``{"kind": "labels", "files": path or slices}``, ``{"kind": "classes", "files": {class: path or
-        slices}}``, ``{"kind": "instances", "files": {class: paths}}``, ``{"kind": "rle", "table": path, "rows":
-        [[line, class, slice or null], …]}``. With `train.region` each has the key `region`: a path or slices.
+        A mapping from each id to one of the following; `slices` is the list of the paths of a stack's slices:
+        ``{"kind": "labels", "files": path or slices}``, ``{"kind": "classes", "files": {class: path or slices}}``,
+        ``{"kind": "instances", "files": {class: paths}}``, ``{"kind": "rle", "table": path, "rows": [[line, class,
+        slice or null], …]}``. If `train.region` is set, the key `region` (a path or slices) is added.
 
     Raises:
         MaskfoldError: a pattern or table is invalid; or an image has no mask, or a mask has no image, and `on_bad_case`
@@ -329,8 +330,7 @@ def _check_single_pattern(patterns: dict[str, str], key: str) -> None:
     """Check that a pattern with `{c}`, which stands for all channels, is the only pattern."""
     if len(patterns) > 1:
         raise MaskfoldError(
-            f"{key} has several patterns, and one of them has {{c}}, which stands for all channels, so the channels "
-            "are not unique.",
+            f"{key} has several patterns, but one of them has {{c}}, which already stands for all channels.",
             "Use only the pattern with {c}, or one pattern without {c} for each channel.",
             status=2,
         )
@@ -340,7 +340,7 @@ def _check_no_2d_stacks(comp: Competition, patterns: dict[str, str], key: str) -
     for pattern in patterns.values():
         if comp.dimensions == 2 and "{z}" in pattern:
             raise MaskfoldError(
-                f"{key}: the pattern `{pattern}` has slices ({{z}}), expected none, because "
+                f"{key}: the pattern `{pattern}` has {{z}}, which stands for the slices of a volume, but "
                 "competition.dimensions is 2.",
                 "Set `dimensions: 3` for volumes. For 2D images, replace {z} so that {id} matches each slice as a "
                 "case.",

@@ -43,15 +43,15 @@ def case_table(comp: Competition, split: str = "train") -> pandas.DataFrame:
         split: train or test.
 
     Returns:
-        Sorted by id, with the columns
+        A table with a row for each case, sorted by id, and the columns
 
         - id, split;
-        - images: JSON, channel to path below the root, or to the paths of a stack's slices;
+        - images: JSON object that maps each channel to a path below the root, or to the paths of a stack's slices;
         - masks: JSON as described in `find_masks`; null for test cases;
-        - group: value of `competition.group`; the id if it is not set. stratum: value of `competition.stratum`, or
-          empty;
+        - group: value of `competition.group`; the id if this key is not set. stratum: value of `competition.stratum`;
+          empty if this key is not set;
         - shape, spacing (mm): JSON lists, one number per spatial axis. channels: number of channels;
-        - slices: JSON, the text that {z} matched in each slice; null for other cases;
+        - slices: JSON, the text that {z} matched in each slice; null for a case that is no stack of slices;
         - image_hash: SHA-256 (hexadecimal) of the image files' bytes. hash: SHA-256 of the images and the ground truth.
 
         If `train.weights` gives any case another weight than 1, there is a column `weight` (text). ``attrs["skipped"]``
@@ -264,7 +264,7 @@ def _check_array_axes(
     because `check_same_grid` then reports the shapes.
 
     Raises:
-        MaskfoldError: several orders are possible, or only another order than the case's own.
+        MaskfoldError: several orders are possible, or the only possible order is not the case's own order.
     """
     if (file_axes(comp, first[0]) is None) == (file_axes(comp, other[0]) is None):
         return

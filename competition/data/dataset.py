@@ -1,4 +1,4 @@
-"""Draw training samples: the dataset of patches, the batch sampler, and the order of the cases."""
+"""Draw training samples: choose the order of the cases, cut patches from them, and arrange the samples in batches."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def no_training_cases_error(fold: int) -> MaskfoldError:
     """Return the error for a fold without training cases, for example because all of them were skipped."""
     return MaskfoldError(
         f"Fold {fold} has 0 training cases, expected at least 1.",
-        "Move cases from other folds into the training set of this fold; a note in the output names cases "
-        "that were skipped.",
+        f"Put some cases into folds other than {fold}, because fold {fold} trains on the cases of all other folds. If "
+        "cases were skipped, the output names them; then correct their files.",
     )
 
 
@@ -43,23 +43,24 @@ class PatchDataset:
 
     A sample is a dict with the following entries:
 
-    - `image`: (C', *patch.size) float32, normalised. C' is the number of channels C of the case.
+    - `image`: (C', *patch.size) float32, normalised. C' is C, the number of channels of the case, unless
+      `patch.slices` is set.
     - `mask`: (M, *patch.size) uint8. M is 1 for exclusive classes, and the number of classes for overlapping classes.
     - `case`: the index into `folders`.
     - `seed`: 63 bits, for the augmentation of volumes on the training device.
 
-    With `patch.slices`, that many neighbouring slices along an axis of `patch.axes` become channels, so C' is
-    C * slices. Beyond the volume, edge slices are repeated. If there are several axes, the sample's seed chooses one of
-    them (`choose_by_seed`), and the patch lies in the two other axes.
+    If `patch.slices` is set, that many neighbouring slices along an axis of `patch.axes` become channels, so C' is
+    C * slices. Beyond the volume, edge slices are repeated. If `patch.axes` has several axes, the sample's seed chooses
+    one of them (`choose_by_seed`), and the patch lies in the plane of the two other axes.
 
     Args:
         folders: preprocessed cases with masks.
         exp: the experiment.
         fold: the fold that is validated; -1 trains on all cases.
         seed: seed of the network that is trained (each fold trains one network per seed).
-        augment: function (image, mask, seed) -> (image, mask). It gets volumes normalised, as (C', *patch.size) with
-            (M, *patch.size). It gets 2D images before normalisation, as (H, W, C) uint8 or float32 in [0, 1] with
-            (H, W, M).
+        augment: function (image, mask, seed) -> (image, mask). A volume is normalised before the call: the image is
+            (C', *patch.size), and the mask (M, *patch.size). A 2D image is normalised after the call: the image is
+            (H, W, C) uint8 or float32 in [0, 1], and the mask (H, W, M). None for no augmentation.
         positions_per_epoch: number of samples per epoch in all processes; None computes it from the experiment.
         train: if False, every epoch contains the same patch of each case, without augmentation.
         sampler: sampler that determines how often each case is drawn; None draws all cases equally often.
@@ -140,9 +141,9 @@ class PatchDataset:
         return self._open_cases[index]
 
     def _draw_centre(self, case: _OpenCase, axis: int, generator: np.random.Generator) -> Array:
-        """Draw the centre voxel of a patch whose 2.5D slices lie along `axis`.
+        """Draw the centre voxel of a patch, and return the voxel's coordinates on the axes of the case.
 
-        Return its coordinates on the axes of the case.
+        If `patch.slices` is set, the slices of the patch lie along `axis`.
         """
         if generator.random() < self.exp.patch.foreground:
             voxel = case.draw_foreground_voxel(generator)
@@ -189,7 +190,7 @@ class _OpenCase:
     def patch(self, centre: Array, exp: Experiment, axis: int) -> tuple[Array, Array]:
         """Copy the patch around `centre`: image (C', *size) with the case's dtype, mask (M, *size) uint8.
 
-        With `patch.slices`, the slices lie along `axis`. See `PatchDataset` for C' and M.
+        If `patch.slices` is set, the slices lie along `axis`. See `PatchDataset` for C' and M.
         """
         image, mask, size = self.prepared.image, self.prepared.mask, exp.patch.size
         assert mask is not None
@@ -248,7 +249,7 @@ class BatchSampler:
 
     Args:
         start: number of the first step.
-        total: number of the step after the last one; None for an endless sequence.
+        total: number of the step at which the sequence ends (not included); None for an endless sequence.
         steps_per_epoch: steps in an epoch.
         batch: samples per step of this process.
         rank: number of this process.
@@ -290,8 +291,9 @@ class WeightedCaseSampler:
     Without extra cases, a cycle is a permutation of the labelled cases.
 
     Args:
-        labelled: number of labelled cases; they have the first indices.
-        extra: (number, weight) of each set of extra cases, in the order of their indices.
+        labelled: number of labelled cases, whose indices are 0 to `labelled` - 1.
+        extra: (number, weight) of each set of extra cases. The indices of the first set follow those of the labelled
+            cases, and so on.
 
     Example:
         >>> sampler = WeightedCaseSampler(4, [(6, 0.5)])

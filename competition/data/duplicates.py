@@ -46,11 +46,11 @@ def find_duplicates(table: pandas.DataFrame) -> list[list[str]]:
 
 
 def ids_in_common(ids: Iterable[str], keys: Iterable[str]) -> list[list[str]]:
-    """Return the ids of each key that several cases have, as lists in the order of the ids.
+    """Return a list of ids for each key that several cases have; each list has the order of `ids`.
 
     Args:
         ids: ids of the cases.
-        keys: key of each case, e.g. its group.
+        keys: the key of each case, e.g. the case's group, in the order of `ids`.
     """
     # `groupby` of pandas takes 50 times as long. Only repeated keys get a list, because Python's garbage collector
     # would search through the lists of all cases again and again.
@@ -77,7 +77,8 @@ def split_groups(table: pandas.DataFrame, alike: Iterable[Sequence[str]] = ()) -
         alike: lists of ids of cases that show the same image although their files differ.
 
     Returns:
-        For each case, the name of its split group: the first, in sorted order, of the merged groups' names.
+        For each case, the name of its split group. If groups were merged, this is the first of their names in sorted
+        order.
     """
     group = {str(case_id): str(name) for case_id, name in zip(table["id"], table["group"], strict=True)}
     parent = {name: name for name in group.values()}
@@ -255,11 +256,11 @@ def _views(dims: int, turned: bool) -> Iterator[tuple[tuple[int, ...], tuple[sli
 
 
 def _matches(first: Sequence[Floats], second: Sequence[Floats], dims: int) -> Iterator[tuple[int, int, float]]:
-    """Yield pairs of similar thumbnails: index in `first`, larger index in `second`, and correlation.
+    """Yield pairs of similar thumbnails, each as index in `first`, larger index in `second`, and correlation.
 
     Args:
         first: features of the thumbnails: coarse thumbnails, thumbnails and details, each (N, values) and normalised.
-        second: the same for a rotated or mirrored version of the thumbnails.
+        second: the same features for a rotated or mirrored version of the thumbnails.
         dims: number of spatial axes.
     """
     (coarse, whole, details), (coarse_2, whole_2, details_2) = first, second

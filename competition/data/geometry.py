@@ -255,7 +255,7 @@ def find_axes(
     if sorted(next(pair for pair in ("RL", "AP", "SI") if code in pair) for code in orientation) != ["AP", "RL", "SI"]:
         raise MaskfoldError(
             f"`prepare.orientation`: found {orientation}, expected three letters such as RAS.",
-            "Use each of R or L, A or P, and S or I once.",
+            "Use one letter of each pair: R or L, A or P, S or I.",
             status=2,
         )
     if affine is None:
@@ -510,7 +510,7 @@ def content_threshold(channel: np.ndarray, prepare: PreprocessingConfig) -> floa
 
 
 def _windowed(values: np.ndarray, prepare: PreprocessingConfig) -> np.ndarray:
-    """Return a float32 copy in C order, clipped to `prepare.window` if `prepare.intensity` is window."""
+    """Return a C-ordered float32 copy of `values`; if `prepare.intensity` is `window`, clip it to `prepare.window`."""
     windowed = np.array(values, np.float32, order="C")
     if prepare.intensity == "window" and prepare.window is not None:
         level, width = prepare.window

@@ -1,4 +1,4 @@
-"""Define images and headers, checks that all readers share, and digests of files."""
+"""Define `Image` and `Header`, which the readers return, checks that the readers share, and digests of files."""
 
 from __future__ import annotations
 
@@ -288,7 +288,7 @@ def detached_data_file(path: Path) -> Path | None:
         MaskfoldError: one of the following is true.
 
             - The header of an MHD or NHDR file names several files, or a file in another folder.
-            - The header of an MHA or NRRD file names any file.
+            - The header of an MHA or NRRD file names another file, although such a file must contain its voxels.
             - The header is ambiguous, so that ITK might read another file name from it.
     """
     suffix = path.suffix.lower()
@@ -342,12 +342,12 @@ def _count_in_rest(file: IO[bytes], header: bytes) -> int:
 
 
 def has_detached_voxels(path: Path) -> bool:
-    """Return whether a file's voxels are in a second file, as the extensions .mhd and .nhdr mean."""
+    """Return whether a file has the extension .mhd or .nhdr, so that its voxels may be in a second file."""
     return path.name.lower().endswith((".mhd", ".nhdr"))
 
 
 def combined_digest(parts: Iterable[bytes]) -> str:
-    """Return the SHA-256 (hexadecimal) of the parts' own digests, so that [a, b] and [a + b] differ."""
+    """Return the SHA-256 (hexadecimal) of the digests of the parts; the results of [a, b] and [a + b] differ."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(hashlib.sha256(part).digest())

@@ -1,4 +1,4 @@
-"""Read the ground truth of a case: class masks, objects, and the masks of other competitions' cases."""
+"""Read the ground truth of a case as class masks or as objects; convert masks of other competitions' cases."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ def load_objects(comp: Competition, row: Any) -> CaseObjects:
     """Return the objects of a training case, numbered from 1, each with all its pixels.
 
     Each row of run lengths is an object. If the host's profile says that rows are parts of one mask, all rows of a
-    class are one object. Each file in a folder of instances is an object. With `train.object_numbers`, each value of a
-    label file is an object. In other label files an object is a connected component of a class (8 neighbours in 2D, 26
-    in 3D). If the competition has one class with several label values, pixels with different values are never in the
-    same component.
+    class are one object. Each file in a folder of instances is an object. If `train.object_numbers` is true, each value
+    above 0 in a label file is an object. In other label files, an object is a connected component of a class (8
+    neighbours in 2D, 26 in 3D). If the competition has one class with several label values, pixels with different
+    values are never in the same component.
 
     Args:
         comp: the competition.
@@ -128,12 +128,12 @@ def load_objects(comp: Competition, row: Any) -> CaseObjects:
 
 
 def _number_values(comp: Competition, row: Any, masks: dict[str, Any], mask: np.ndarray) -> np.ndarray:
-    """Return the values of a case's label file inside a mask, replaced by numbers from 1 in ascending order.
+    """Read a case's label file, and replace its values inside a mask by the numbers 1 to N, in ascending order.
 
     Args:
         comp: the competition.
         row: a row of the case table.
-        masks: the sources of the row's truth, of the kind `labels`.
+        masks: the parsed column `masks` of the row, of the kind `labels`.
         mask: (*spatial) bool.
 
     Returns:
@@ -146,7 +146,7 @@ def _number_values(comp: Competition, row: Any, masks: dict[str, Any], mask: np.
 
 
 class _Canvas:
-    """Collect objects in a label image, and the pixels in which an object is covered by a later one."""
+    """Collect objects in a label image, and list the pixels in which a later object covers an earlier object."""
 
     def __init__(self, labels: np.ndarray) -> None:
         self.labels = labels
@@ -181,7 +181,7 @@ def load_relabelled_mask(source: Competition, row: Any, target: Competition, map
         source: the other competition.
         row: a row of the source's case table.
         target: the competition that is trained.
-        mapping: source class to target class.
+        mapping: the target class of each source class that is used.
 
     Returns:
         (M, *spatial) uint8 in the target's classes, as from `load_mask`; 255 where the class is unknown, and in pixels
@@ -230,14 +230,14 @@ def _mask_sources(row: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """Hold the objects of one class that come from one mask file, or from the rows of one slice.
+    """Hold the objects of one class that come from one mask file, or from the table rows of one case or slice.
 
     Attributes:
         cls: name of the class.
         objects: integers 1 to n for the objects, and 0 elsewhere.
         where: index of the region of the case that `objects` covers: the whole case, or one slice of it.
-        ignored: mask of the ignored pixels; None if there are none.
-        hidden: pixels in which an object is covered by a later object of this part, in coordinates of the region.
+        ignored: bool mask of the ignored pixels in the region; None if it cannot have ignored pixels.
+        hidden: pixels in which a later object of this part covers an earlier object, in coordinates of the region.
     """
 
     cls: str
@@ -282,16 +282,16 @@ def _parts(comp: Competition, row: Any, masks: dict[str, Any], shape: tuple[int,
 def _decode_rows(
     comp: Competition, case_id: str, lines: list[int], shape: tuple[int, ...]
 ) -> tuple[np.ndarray, tuple[HiddenPixels, ...]]:
-    """Decode lines of `train.rle` to a label image on the case's axes; return the pixels with overlaps too.
+    """Decode rows of `train.rle` to a label image on the case's axes, and find the pixels where objects overlap.
 
     Args:
         comp: the competition.
         case_id: id of the case, for messages.
-        lines: lines of the table.
+        lines: line numbers of the rows in the table.
         shape: shape of the case, or of one slice.
 
     Returns:
-        The label image (*shape), and the pixels in which an object is covered by a later one.
+        The label image (*shape), and the pixels in which a later object covers an earlier object.
 
     Raises:
         MaskfoldError: a text is not valid RLE.
@@ -310,8 +310,8 @@ def _decode_rows(
             except RleError as error:
                 raise MaskfoldError(
                     f"{Path(comp.root) / str(comp.train.rle)}, line {line}, id {case_id}: {error.message}",
-                    f"{error.hint.rstrip('.')}; the format is set by train.rle_format in the competition's YAML, else "
-                    "by submission.profile, else by submission.rle.",
+                    f"{error.hint} The format of this table is set by train.rle_format in the competition's YAML. If "
+                    "this key is absent, submission.profile sets the format, or, without a profile, submission.rle.",
                 ) from error
         raise
     if rows_are_parts(comp):
@@ -354,7 +354,10 @@ def _read_label_file(
 
 
 def _outside_region(comp: Competition, row: Any, masks: dict[str, Any], shape: tuple[int, ...]) -> np.ndarray | None:
-    """Return a mask (*spatial) of the pixels outside the region mask (`train.region`); None without a region mask."""
+    """Return a bool mask (*spatial) of the pixels that the case's region mask excludes.
+
+    Return None if `train.region` is not set.
+    """
     if masks.get("region") is None:
         return None
     region = _read_label_file(comp, masks["region"], shape, get_column(row, "id"), row_axes(comp, row))
@@ -388,7 +391,7 @@ def _labels_to_mask(labels: np.ndarray, path: Path, comp: Competition) -> np.nda
 def merge_numbers(labels: np.ndarray, comp: Competition) -> np.ndarray:
     """Return label values (*spatial) in which 1, the value of the only class, replaces all object numbers.
 
-    Negative values and the ignored value are kept. Without `train.object_numbers`, the array is returned unchanged.
+    Negative values and the ignored value are kept. If `train.object_numbers` is false, the array is returned unchanged.
     """
     if not comp.train.object_numbers:
         return labels
@@ -409,8 +412,8 @@ def _check_known(unknown: list[int], path: Path, comp: Competition) -> None:
             f"{'+'.join(map(str, values))} {name}" for values, name in zip(comp.class_values, comp.classes, strict=True)
         )
         hint = (
-            "Set competition.label_values, or competition.ignore for pixels that do not count. At present, "
-            f"{comp.background} is background, {known}."
+            "Set competition.label_values, or competition.ignore for pixels that do not count. The YAML now "
+            f"defines these values: {comp.background} background, {known}."
         )
         if extension_of(path.name) in (".jpg", ".jpeg"):
             hint = (

@@ -1,4 +1,4 @@
-"""Normalise images: bit depth and channels of 2D images, and per-channel intensity statistics and scaling."""
+"""Normalise images: convert the bit depth and the channels of 2D images, and scale the intensities of each channel."""
 
 from __future__ import annotations
 
@@ -176,11 +176,13 @@ def may_have_alpha(images: str | dict[str, str]) -> bool:
 
 
 def convert_channels(array: np.ndarray, channels: str | Sequence[int], alpha: bool, case: str) -> np.ndarray:
-    """Select or convert the channels of a 2D image (C, H, W) as `prepare.channels` sets; keep the dtype.
+    """Select or convert the channels of a 2D image (C, H, W) by `channels`, the value of `prepare.channels`.
+
+    The dtype is kept.
 
     A list of numbers selects any channels of the file: an image with 4 measured channels in one file needs
-    `[0, 1, 2, 3]`. Otherwise, if `alpha` is set and the file has 2 or 4 channels, the last one is transparency and is
-    dropped first. Then `keep` returns all other channels, `grey` weighs red, green and blue as in ITU-R BT.601, and
+    `[0, 1, 2, 3]`. Otherwise, if `alpha` is true and the file has 2 or 4 channels, the last channel is transparency and
+    is dropped first. Then `keep` returns all other channels, `grey` weighs red, green and blue as in ITU-R BT.601, and
     `rgb` repeats a grey channel.
 
     Raises:
@@ -211,7 +213,7 @@ def percentiles(channel: np.ndarray, shares: Sequence[float]) -> list[float]:
 
     Args:
         channel: (*spatial), finite, with at least one value; uint8 or float32.
-        shares: percent, 0 to 100.
+        shares: the percentiles to compute, from 0 to 100.
     """
     counted = _count_values(channel)
     if counted is None:

@@ -30,7 +30,7 @@ class CaseObjects:
     Attributes:
         labels: (*spatial) integers: 0 for background, 1 to N for the objects. Where two objects overlap, the value is
             the number of the later object.
-        hidden: pixels in which an object is covered by a later one; empty if no objects overlap.
+        hidden: pixels in which a later object covers an earlier object; empty if no objects overlap.
         class_of: (N + 1,) integers, the class index of each object number. None means that all objects have one class.
         empty: number of mask files (or rows of run lengths) that have no pixels. For label files, this is the number
             of classes without pixels.
@@ -50,7 +50,7 @@ class CaseObjects:
 
         Args:
             mask: (*spatial) bool, the mask of the class. Pixels of objects outside the mask are removed.
-            index: the class, from 0.
+            index: index of the class, counted from 0.
         """
         labels = np.where(mask, self.labels, 0)
         if not self.hidden:

@@ -33,7 +33,7 @@ class SliceFile:
 
     Attributes:
         z: the text that {z} matched.
-        path: the path below the root.
+        path: the path below competition.root.
     """
 
     z: str
@@ -54,7 +54,7 @@ class CaseFiles:
 
     @property
     def files(self) -> str | list[str]:
-        """The path, or a stack's paths in order."""
+        """The path of the case's file; for a stack, the list of its paths in the order of z."""
         return [item.path for item in self.slices] if self.slices else self.paths[0]
 
 
@@ -155,7 +155,7 @@ def match_files(root: Path, pattern: str, key: str) -> dict[str, list[str]]:
 
 
 def matches_many_files(pattern: str) -> bool:
-    """Return whether a mask pattern can match several files of one case: whether its file name contains `*`."""
+    """Return whether a mask pattern can match several files of one case, because its file name contains `*`."""
     return "*" in pattern.rpartition("/")[2]
 
 
@@ -226,7 +226,9 @@ def check_ids_differ_by_more_than_case(ids: list[str], key: str) -> None:
         first = seen.setdefault(fold_name(case_id), case_id)
         if first != case_id:
             how = (
-                "in case" if first.casefold() == case_id.casefold() else "in the Unicode form of a letter (NFC or NFD)"
+                "in upper and lower case"
+                if first.casefold() == case_id.casefold()
+                else "in the Unicode form of a letter (NFC or NFD)"
             )
             raise MaskfoldError(
                 f"{key} matches two ids that differ only {how}: {first} and {case_id}. Some file systems cannot "
@@ -308,7 +310,7 @@ def no_match_error(root: Path, pattern: str, key: str) -> MaskfoldError:
     near = nearest_names(pattern, sorted(files), count=3, cutoff=0.0)  # files of every type show the folder's layout
     hidden = f" {HIDDEN_TEST_HINT}" if key.startswith("test.") else ""
     return MaskfoldError(
-        f"{key}: the pattern `{pattern}` matches no file below {root}. Files that nearly match are {', '.join(near)}.",
+        f"{key}: the pattern `{pattern}` matches no file below {root}. The most similar paths are {', '.join(near)}.",
         f"Correct {key} or competition.root in the YAML.{hidden}",
         status=2,
     )
@@ -319,13 +321,13 @@ def _check_pattern(pattern: str, parts: list[str], key: str) -> None:
     problem = None
     names = {match.group(1) for match in PLACEHOLDER.finditer(pattern)} - {None}
     if pattern.startswith("/") or re.match(r"[A-Za-z]:", pattern):
-        problem = "is an absolute path or leads out of competition.root, expected a path below it"
+        problem = "is an absolute path, which leads out of competition.root; expected a path below this folder"
     elif names - {"id", "z", "c"}:
         problem = f"has {{{min(names - {'id', 'z', 'c'})}}}, expected only {{id}}, {{z}} and {{c}}"
     elif "c" in names and not key.endswith("images"):
         problem = "has {c}, which stands for channels and is allowed only in patterns of images"
     elif "**" in pattern:
-        problem = "has `**`; name each folder, with `*` for the part of a name that varies"
+        problem = "has `**`, which Maskfold does not support; write each folder, with `*` where its name varies"
     elif "id" not in names:
         problem = "has no {id}, so Maskfold cannot distinguish the cases"
     elif not parts:
@@ -370,9 +372,9 @@ def _some_files(root: Path) -> Iterator[str]:
 
 
 def _matches(root: Path, pattern: str, key: str, folders: bool = False) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield the path below the root of each matching file, and the text of each placeholder.
+    """Yield the path below the root of each matching file, and the text that each placeholder matched.
 
-    With `folders`, yield matching folders instead of files.
+    If `folders` is true, yield matching folders instead of files.
     """
     check_root(root)
     parts = [part for part in pattern.split("/") if part not in ("", ".")]
@@ -397,13 +399,13 @@ def _descend(
 def _names(folder: Path, part: str, bound: dict[str, str], folders: bool) -> list[str]:
     """Return the sorted names in a folder that match one part of a pattern.
 
-    If the part ends in `*`, only names of readable file types are returned.
+    If the part ends in `*` and files are wanted, only files are returned whose extension Maskfold can read.
 
     Args:
         folder: the folder.
         part: the part of the pattern between two slashes.
-        bound: texts of the placeholders that earlier parts matched.
-        folders: whether to return folders instead of files.
+        bound: for each placeholder of earlier parts, such as `id`, the text that it matched.
+        folders: whether to return the names of folders instead of files.
     """
     literal = PLACEHOLDER.sub(lambda match: bound.get(match.group(1) or "*", match.group(0)), part)
     # If the name is known, the folder is listed only because the extension may have upper- and lower-case letters.
@@ -430,7 +432,7 @@ def _expression(part: str, bound: dict[str, str]) -> str:
 
     Args:
         part: the part.
-        bound: texts of the placeholders that earlier parts matched.
+        bound: for each placeholder of earlier parts, such as `id`, the text that it matched.
     """
     # (?s): names with a line break match too, and the check of ids rejects them later.
     text, last, named = "(?s)", 0, set(bound)

@@ -53,6 +53,7 @@ BYTES_PER_VALUE, PROCESS_BYTES = 24, 2**29  # bytes of memory per value of an im
 SYNC_THREADS = 16  # threads that wait for the disk
 UNCHANGED = {"lo": None, "hi": None, "shift": 0.0, "scale": 1.0}  # the normalisation of an added channel
 MAX_WHOLE = 2**23  # a mask of more voxels is searched plane by plane, which needs less memory
+_KILLED_HINT = "Free some memory, then repeat the command, which continues with the remaining cases."
 log = logging.getLogger(__name__)
 
 
@@ -108,7 +109,7 @@ def preprocess_cases(
         table: the case table, or rows of it.
         exp: the experiment.
         root: the cache's folder. If it lacks a case, files of killed processes are removed from the folder first.
-        workers: number of processes. With None, this process starts alone. If much work remains after a second, one
+        workers: number of processes. If None, this process starts alone. If much work remains after a second, one
             process per core takes over, or fewer processes if the memory is too small for so many cases.
         progress: function that is called about ten times with a line of progress. It is not called if the cache has
             all cases, or if there is a `bar`.
@@ -117,7 +118,7 @@ def preprocess_cases(
             the number of cases.
 
     Returns:
-        The folder of each case by id, in the table's order. Under `on_bad_case: skip` an unreadable case is skipped
+        The folder of each case by id, in the table's order. If `on_bad_case` is `skip`, an unreadable case is skipped
         with a warning.
 
     Raises:
@@ -186,7 +187,7 @@ def _run(
     yield from _publish(run_alone())
     rest = rows[done:]
     count = min(workers or 1, len(rest))
-    with ProcessPool(worker, count if count > 1 else 0, "preprocessed cases", "Use fewer workers.") as pool:
+    with ProcessPool(worker, count if count > 1 else 0, "preprocessed cases", _KILLED_HINT) as pool:
         yield from _publish(pool.map(_Preprocessor.run, rest))
 
 
@@ -244,7 +245,7 @@ def write_image(folder: Path, image: Image, exp: Experiment, case: str) -> dict[
 
     Args:
         folder: folder of the preprocessed case.
-        image: array (C, *file shape) of any dtype, spacing in mm, affine or None.
+        image: the image of the case; its array is (C, *file shape) of any dtype.
         exp: the experiment.
         case: id of the case.
 
@@ -290,9 +291,9 @@ def write_mask(
 ) -> None:
     """Write mask.npy and foreground.npy.
 
-    mask.npy contains the values of `load_mask` on the preprocessed grid. There are two exceptions for K exclusive
-    classes of objects. With `prepare.boundary`, the borders of objects have the value K + 1. With R rings
-    (`prepare.rings`), ring r of class k has the value (k - 1) * R + r.
+    mask.npy contains the values of `load_mask` on the preprocessed grid. Two keys change the values of K exclusive
+    classes. If `prepare.boundary` is set, the boundaries of objects have the value K + 1. If `prepare.rings` is R, ring
+    number r of the objects of class k has the value (k - 1) * R + r.
 
     Args:
         folder: folder of the preprocessed case.

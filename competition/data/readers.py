@@ -1,4 +1,4 @@
-"""Read images and label files of any supported format, and the image of a case.
+"""Read image and label files of any supported format, and put together the image of a case from its files.
 
 The extension of a file selects the format.
 """

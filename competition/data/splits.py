@@ -1,4 +1,4 @@
-"""Split cases into folds: groups, schemes, strata, checks for leaks, and fold files.
+"""Split cases into folds by a scheme, groups and strata; check folds for leaks; read and write fold files.
 
 All cases of a split group stay in one fold. A split group is a group of cases, merged with the groups that share an
 image with it.
@@ -249,9 +249,9 @@ def known_groups(comp: Competition, ids: list[str]) -> dict[str, str]:
 
 
 def _from_ids(rule: str, ids: list[str], key: str) -> list[str]:
-    """Return the group or stratum in each id: the part of the id that a regular expression matches.
+    """Return the group or stratum of each id: the part of the id that the regular expression `rule` matches.
 
-    If the expression contains capture groups, only the match of the first capture group is returned.
+    If the expression has parentheses (capture groups), the part is what the first pair of parentheses matches.
     """
     try:
         expression = re.compile(rule)
@@ -268,7 +268,7 @@ def _from_ids(rule: str, ids: list[str], key: str) -> list[str]:
         if not text:
             raise MaskfoldError(
                 f"competition.{key} `{rule}` does not match the id {case_id}.",
-                f"Correct the expression of {key}, so that it matches the id of every case.",
+                f"Correct the regular expression in competition.{key}, so that it matches the id of every case.",
                 status=2,
             )
         result.append(text)
@@ -497,8 +497,8 @@ def _read_rows(path: Path) -> list[tuple[int, str, int, str]]:
         first_line[case_id] = line
         if not fold.removeprefix("-").isdecimal() or int(fold) < -2:
             raise MaskfoldError(
-                f"{path}, line {line}: invalid fold of the id {case_id}: found `{fold}`, expected a whole number from "
-                "-2 on.",
+                f"{path}, line {line}: invalid fold of the id {case_id}: found `{fold}`, expected a whole number of "
+                "at least -2.",
                 "Write 0, 1, … for validated folds, -1 for cases that are only trained on, -2 for held-out cases.",
                 status=2,
             )

@@ -1,8 +1,8 @@
 """Make demo competitions: small synthetic data sets, whose pixels depend only on a seed.
 
-The folder of a demo looks like the folder of a host: training cases with masks, test cases without masks, and
-`sample_submission.csv`. It also contains `solution.csv`, the hidden truth of the test cases, so that users can score a
-submission. Training, inference and tuning never read this file.
+The folder of a demo contains what the host of a competition provides: training cases with masks, test cases without
+masks, and `sample_submission.csv`. The folder also contains `solution.csv`, the hidden truth of the test cases, so that
+users can score a submission. Training, inference and tuning never read this file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from competition.errors import MaskfoldError
 from competition.io import atomic_write, ensure_writable, temporary_folder
 
 MARKER = ".maskfold-demo.json"
-PLACEHOLDER = "1 1"  # text that hosts write into the mask column of the sample
+PLACEHOLDER = "1 1"  # text that hosts write into the mask column of the sample submission
 
 Array = np.ndarray[Any, Any]
 
@@ -32,7 +32,8 @@ def make_folder(folder: Path, marker: dict[str, Any], fill: Callable[[Path], Non
     """Make a folder atomically: fill a temporary folder next to it, write a marker file, and rename the folder.
 
     Args:
-        folder: the folder to create. It replaces an older demo; phantoms replace only phantoms of the same layout.
+        folder: the folder to create. If it contains another demo (for phantoms: other phantoms of the same layout), the
+            content is replaced.
         marker: description of the content (name, version, seed, numbers of cases). Folders with equal markers have
             equal files.
         fill: function that receives the path of an empty folder and writes all files there.
@@ -99,9 +100,9 @@ def write_tables(
 
     Args:
         folder: the folder to which the files are written.
-        truth: labels (*spatial) by case; the label 1 is the first of `classes`.
+        truth: label array (*spatial) of each test case, by case id; the label 1 is the first of `classes`.
         classes: names of the classes.
-        seed: seed of the order.
+        seed: random seed of the order of the rows.
         columns: names of the columns; two names mean that there is no class column.
     """
     from competition.rle import encode
@@ -212,7 +213,7 @@ def make_demo(
     if min(case_count, test_count) < 1 or seed < 0:
         raise MaskfoldError(
             f"The demo {name} cannot be made: found {case_count} training cases, {test_count} test cases and seed "
-            f"{seed}, expected at least one case of each kind and a seed of at least 0.",
+            f"{seed}, expected at least one training case, one test case and a seed of at least 0.",
             "Change the number of cases, or the seed.",
             status=2,
         )
@@ -221,12 +222,12 @@ def make_demo(
 
 
 def is_demo(comp: Competition) -> bool:
-    """Return whether a competition is a demo."""
+    """Return whether a competition is a demo, by its name: demo2d, demo3d or demogate."""
     return comp.name.removeprefix("demo") in DEMOS and comp.name.startswith("demo")
 
 
 def ensure_demo(comp: Competition, overrides: Sequence[str] = ()) -> bool:
-    """Make the data of a competition if it is a demo and its root does not exist.
+    """Make the data of a competition if it is a demo and its root folder does not exist.
 
     Args:
         comp: the competition.

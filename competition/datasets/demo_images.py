@@ -135,7 +135,7 @@ def _grain(rng: np.random.Generator, shape: Blob) -> Array:
 
 
 def interpolate_lattice(coarse: Array, height: int, width: int, step: float) -> Array:
-    """Interpolate a coarse lattice (h, w) bilinearly to (height, width), `step` pixels per cell."""
+    """Interpolate a coarse lattice (h, w) bilinearly to (height, width), with `step` pixels per cell."""
     y, x = np.arange(height) / step, np.arange(width) / step
     i, j = y.astype(int), x.astype(int)
     fy, fx = (y - i)[:, None], (x - j)[None, :]

@@ -75,7 +75,7 @@ def download_and_unpack(
     Args:
         source: the archive.
         folder: the folder to create; it must not exist, or must be empty.
-        new_progress: function that receives a label and returns a progress bar.
+        new_progress: function that receives a label, and returns a function that shows the progress of an iteration.
         say: function that receives lines for the user.
         pause: seconds before the second attempt, if the first fails.
 
@@ -116,7 +116,7 @@ def _fetch(
 
 
 def _archive_path(source: RemoteFile, folder: Path) -> Path:
-    """Return the path at which an archive that the user downloaded is expected."""
+    """Return the path at which the user can put an archive, so that it is not downloaded."""
     return folder.parent / Path(urlsplit(source.url).path).name
 
 
@@ -260,13 +260,13 @@ def download(
     Args:
         source: the file on the network.
         part: path of the partial file, which remains if the network fails or the process is killed.
-        progress: function that wraps the iterator of blocks of 1 MiB; it also receives their number.
+        progress: function that wraps the iterator of blocks of 1 MiB; it also receives the number of blocks.
         pause: seconds before the second attempt; doubled for each further attempt.
         timeout: seconds without data after which the connection is closed.
 
     Raises:
         MaskfoldError: the host cannot be reached, refuses the request, or sends a file with another checksum; or
-            another process downloads the file.
+            another process is downloading the file.
         DiskFullError: the disk is full.
     """
     with _download_lock(part):
@@ -408,7 +408,13 @@ JUNK_PREFIXES = ("._", ".DS_Store")  # names that macOS adds to archives; `._cas
 
 @dataclass(frozen=True)
 class Member:
-    """Hold an archived file's path below the folder, its size in bytes, and its key in the archive."""
+    """Describe one file of an archive.
+
+    Attributes:
+        path: path of the file, relative to the folder into which the archive is unpacked.
+        size: unpacked size in bytes.
+        key: object of the library (`ZipInfo` or `TarInfo`) with which the file is opened.
+    """
 
     path: PurePosixPath
     size: int
@@ -425,7 +431,7 @@ def unpack_archive(archive: Path, folder: Path, progress: ProgressWrapper) -> in
     Args:
         archive: .tar, .tar.gz or .zip file, recognised by its content.
         folder: the folder to create; an empty folder is replaced.
-        progress: function that wraps the iterator of members; it also receives their number.
+        progress: function that wraps the iterator of members; it also receives the number of members.
 
     Returns:
         Number of files.

@@ -1,6 +1,6 @@
-"""Convert a folder of DICOM files to NIfTI volumes, masks and a table.
+"""Convert a folder of DICOM files to NIfTI volumes, PNG pictures, masks, and the table series.csv.
 
-If a series cannot be converted, the conversion continues with the next one.
+If a series cannot be converted, its row in the table contains the reason, and the next series is converted.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from competition.text import and_more, format_count
 
 LABEL_FOLDERS = {"imagesTr": "labelsTr", "imagesTs": "labelsTs"}  # folder of the masks by folder of the images
 MAX_LISTED_FILES = 5  # maximum number of files that one cell of the table names
+INVERTED_NOTE = "MONOCHROME1 displays high values as dark; the values were inverted"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Conversion:
     segments: dict[int, str]
 
     def with_status(self, status: str) -> list[SeriesRow]:
-        """Return the rows with a status: `converted` (images), `label` (masks) or `refused`."""
+        """Return the rows whose status is `status`: `converted` (an image), `label` (a mask) or `refused`."""
         return [row for row in self.rows if row.status == status]
 
 
@@ -59,8 +60,9 @@ def convert_folder(
         layout: subfolder of the images: imagesTr or imagesTs. A volume becomes {id}.nii.gz (X, Y, Z; int16, or float32
             if int16 cannot hold the values). A picture becomes {id}.png (uint8, or uint16 for higher values). A mask
             becomes {id}.nii.gz (uint8 on the image's grid) in labelsTr or labelsTs.
-        labels: regular expression; series whose description matches it contain labels.
-        say: function that is called with one line per series.
+        labels: regular expression. An image series whose description matches it contains labels and becomes a mask.
+            None if there is no such series.
+        say: function that receives messages for the user, at least one line per series.
 
     Returns:
         The rows and the labels. If no series was converted, no error is raised; the rows contain the reasons.
@@ -94,14 +96,14 @@ def convert_folder(
     converter.add_unreadable(scanned)
     converter.report_unlabelled()
     if labels is not None and not any(series.kind == "label" for series in converter.series):
-        say(f"--labels {labels} matches the description of no series")
+        say(f"no series has a description that matches --labels {labels}")
     _write_series_csv(output, converter, previous_rows)
     label_map.save()
     return Conversion(list(converter.rows.values()), dict(label_map.labels))
 
 
 def _check_arguments(folder: Path, layout: str, labels: str | None) -> re.Pattern[str] | None:
-    """Check the arguments, and return the compiled pattern `labels`."""
+    """Check the arguments of `convert_folder`; return `labels` as a compiled pattern, or None if `labels` is None."""
     if not folder.is_dir():
         raise MaskfoldError(f"{folder} is not a folder.", "Give the folder that contains the DICOM files.", status=2)
     if layout not in LABEL_FOLDERS:
@@ -118,9 +120,9 @@ def _check_arguments(folder: Path, layout: str, labels: str | None) -> re.Patter
 
 
 class _Converter:
-    """Convert one folder; each method converts some of the series and fills in their rows of series.csv.
+    """Convert one folder. Each method converts one kind of series, and fills in the rows of these series in series.csv.
 
-    `rows` contains one row per series and, in a series of 2D pictures, one row per picture.
+    `rows` contains one row per series. For a series of 2D pictures, it contains one row per picture instead.
     """
 
     def __init__(
@@ -206,7 +208,7 @@ class _Converter:
     def _convert_pictures(self, series: Series, row: SeriesRow) -> None:
         """Write all pictures of a series.
 
-        Each picture gets its own row in `rows`, so that series.csv has one line per id.
+        Each picture gets its own row in `rows`, so that series.csv has one row per id.
         """
         del self.rows[series.uid]
         for instance in series.instances:
@@ -220,7 +222,7 @@ class _Converter:
                     picture.status, picture.file = "converted", name
                     picture.shape = _format_size(array.shape[::-1])
                     picture.spacing = _format_size((instance.frame_headers[0].spacing or ())[::-1])
-                    picture.notes = "inverted: MONOCHROME1" if instance.photometric == INVERTED else ""
+                    picture.notes = INVERTED_NOTE if instance.photometric == INVERTED else ""
             except SeriesRejected as error:
                 picture.reason = hide_private(str(error), series.private_patterns)
             self.rows[f"{series.uid} {case_id}"] = picture
@@ -274,7 +276,7 @@ class _Converter:
         if labelled and unlabelled:
             listed = ", ".join(unlabelled[:MAX_LISTED_FILES])
             more = and_more(len(unlabelled), MAX_LISTED_FILES, "case")
-            self._say(f"without a mask: {listed}{more} (with on_bad_case: skip, training leaves these cases out)")
+            self._say(f"images without a mask: {listed}{more}. If on_bad_case is skip, training leaves these cases out")
 
     def add_unreadable(self, scanned: Scan) -> None:
         """Add one row to series.csv that lists the files whose series is unknown."""

@@ -24,7 +24,9 @@ class SeriesRejected(Exception):
 
 @contextmanager
 def reject_on_error(what: str) -> Iterator[None]:
-    """Convert all exceptions of a decoder to `SeriesRejected`; the message begins with `what`.
+    """Convert every exception in the `with` block, e.g. of a decoder, to `SeriesRejected`.
+
+    The message begins with `what`. Only a MaskfoldError and a SeriesRejected keep their own messages.
 
     Raises:
         SeriesRejected: an exception was raised in the block.
@@ -82,7 +84,7 @@ class Frame:
         thickness, slice_spacing: SliceThickness and SpacingBetweenSlices in mm; 0 if absent. The distance between
             positions is more reliable.
         slope, intercept: value = stored × slope + intercept.
-        acquisition: values by keyword of `ACQUISITION_KEYWORDS`.
+        acquisition: values that distinguish acquisitions at the same position, by keyword of `ACQUISITION_KEYWORDS`.
     """
 
     path: Path
@@ -103,8 +105,8 @@ def read_frames(dataset: Any, path: Path, name: str) -> tuple[Frame, ...]:
     """Read the geometry of every frame of a file (DICOM PS3.3, C.7.6.2 and C.7.6.16).
 
     Raises:
-        SeriesRejected: the file has several frames, not all with a position; or it has a modality look-up table
-            instead of slope and intercept.
+        SeriesRejected: the file has several frames, but not every frame has a position; or the file has a modality
+            look-up table instead of slope and intercept.
         ValueError, TypeError: a numeric attribute is not a number.
     """
     if "PerFrameFunctionalGroupsSequence" in dataset:
@@ -126,9 +128,7 @@ def read_frames(dataset: Any, path: Path, name: str) -> tuple[Frame, ...]:
 def _read_enhanced(dataset: Any, path: Path, name: str) -> tuple[Frame, ...]:
     groups = dataset.PerFrameFunctionalGroupsSequence
     if len(groups) != int(dataset.get("NumberOfFrames") or 1):
-        raise SeriesRejected(
-            f"{name} declares {dataset.get('NumberOfFrames')} frames, but describes {len(groups)} of them"
-        )
+        raise SeriesRejected(f"{name} declares {dataset.get('NumberOfFrames')} frames, but describes {len(groups)}")
     result = []
     for index, group in enumerate(groups):
         position = functional_group(dataset, group, "PlanePositionSequence")
@@ -145,10 +145,10 @@ def _read_enhanced(dataset: Any, path: Path, name: str) -> tuple[Frame, ...]:
 
 
 def functional_group(dataset: Any, group: Any, sequence: str) -> Any:
-    """Return an item of a functional group of an enhanced file.
+    """Return the item of a functional group that applies to one frame of an enhanced file.
 
-    The frame's own item is used if `group` has it, otherwise the item that all frames share. If there is neither, the
-    result is an empty dictionary.
+    If the frame has an item of its own, the result is this item. Otherwise, it is the item that all frames share. If
+    the file has neither, the result is an empty dictionary.
 
     Args:
         dataset: header of the file.
@@ -199,7 +199,7 @@ def _get_float(holder: Any, keyword: str, default: float) -> float:
 def parse_numbers(value: Any, count: int) -> np.ndarray | None:
     """Return a multi-valued attribute as an array of `count` float64.
 
-    Return None if the attribute is absent, has another number of values, or is not finite.
+    Return None if the attribute is absent, has another number of values, or has a value that is not finite.
     """
     if value is None or isinstance(value, str | float) or len(value) != count:
         return None
@@ -252,7 +252,8 @@ def find_private_patterns(dataset: Any) -> frozenset[str]:
 
     Returns:
         Regular expressions (for `hide_private`) for the parts of the name, for pairs of parts without a space between
-        them, and for the dates. A part of the name that contains a digit is treated as a code and gets no pattern.
+        them, and for the dates. A part of the name that contains a digit is treated as a code and gets no pattern. If
+        the name contains a placeholder such as `anonymous`, no part of it gets a pattern.
     """
     parts = re.split(r"[\s^=,]+", str(dataset.get("PatientName") or "").casefold())
     codes = [part for part in parts if any(character.isdigit() for character in part)]
@@ -296,5 +297,5 @@ def hide_private(text: str, patterns: Iterable[str]) -> str:
 
 
 def contains_private(text: str, patterns: Iterable[str]) -> bool:
-    """Return whether a text matches a private pattern."""
+    """Return whether a part of a text matches one of the `patterns`."""
     return hide_private(text, patterns) != text

@@ -23,8 +23,8 @@ def name_pictures(series: Sequence[Series], ids: Mapping[str, str], taken: Set[s
     """Return the case id of each 2D picture.
 
     The id of a picture is the name of its file, because hosts' tables use this name. The file name is not used if it
-    contains a private text, is not a valid name, or is also the name of another picture. The picture then gets the id
-    of the series. If the series has several pictures, the SOPInstanceUID is appended.
+    contains a private text, is not a valid id, or is also the name of another picture or the id of a series. The
+    picture then gets the id of its series. If the series has several pictures, the SOPInstanceUID is appended.
 
     Args:
         series: all series of the kind picture.

@@ -86,7 +86,7 @@ class Instance:
         name: path of the file below the folder, for messages.
         instance_uid, sop_class, study_uid, series_uid, frame_of_reference: UIDs in the header.
         patient_id, series_number, description, modality: other texts in the header.
-        private_patterns: see `find_private_patterns`.
+        private_patterns: regular expressions for private texts in the header, from `find_private_patterns`.
         instance_number: InstanceNumber; None if absent.
         image_type: values of ImageType, in upper case.
         photometric: PhotometricInterpretation.
@@ -127,9 +127,9 @@ class Scan:
 
     Attributes:
         instances: headers of the DICOM files, sorted by name.
-        unreadable: reason why the series of a file is unknown, by file. Only files that are DICOM or are named like
-            DICOM files are listed.
-        non_dicom_count: number of files that are not DICOM.
+        unreadable: reason why the series of a file is unknown, by the name of the file. Only files that are DICOM or
+            are named like DICOM files are listed.
+        non_dicom_count: number of all other files that are not DICOM.
         links: paths of links to folders, which are not followed.
     """
 
@@ -181,7 +181,7 @@ def _add_file(result: Scan, path: Path, name: str, non_dicom: list[str]) -> None
     try:
         with reject_on_error(f"{name} has an unreadable header"):
             if not complete:
-                raise SeriesRejected(f"{name} is truncated in its header")
+                raise SeriesRejected(f"{name} is truncated: the file ends within its header")
             _read_image_attributes(instance, dataset)
     except SeriesRejected as error:
         instance.fault = str(error)
@@ -376,7 +376,8 @@ def group_series(instances: list[Instance], label_pattern: re.Pattern[str] | Non
 
     Args:
         instances: files of a scan.
-        label_pattern: regular expression; series whose description matches it contain labels.
+        label_pattern: regular expression. A series whose description matches it contains labels. None if there is no
+            such series.
 
     Returns:
         Series, sorted by patient, SeriesNumber and UID.

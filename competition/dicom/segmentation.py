@@ -44,7 +44,7 @@ class Mask:
 
     Attributes:
         image: the image.
-        array: (X, Y, Z) uint8.
+        array: (X, Y, Z) uint8, label values.
         series: SeriesInstanceUIDs of the DICOM-SEG files or label series from which the mask was made.
         notes: remarks on the conversion.
     """
@@ -126,8 +126,8 @@ class MaskBuilder:
         elif len(label_series) > 1:
             self.reject(
                 uids,
-                f"{len(label_series)} label series match {case}, expected one; write a narrower expression for "
-                "--labels",
+                f"{len(label_series)} label series belong to the image {case}, expected one; write a narrower "
+                "expression for --labels",
             )
         elif label_series:
             mask = self._build_or_reject(uids, partial(self._from_label_series, case, pixels))
@@ -184,7 +184,8 @@ class MaskBuilder:
         array[tuple(voxels.T)] = labels[tuple(points.T)]
         present = [int(value) for value in np.unique(labels) if value]
         self._label_map.add_values(present)
-        notes = [f"its values are {', '.join(map(str, present[:8]))}"] if present and present[-1] > len(present) else []
+        is_consecutive = not present or present[-1] == len(present)
+        notes = [] if is_consecutive else [f"its label values are not consecutive: {', '.join(map(str, present[:8]))}"]
         return _new_mask(image, array, [slices.series.uid], notes + slices.notes)
 
     def reject(self, uids: list[str], reason: str) -> None:
@@ -197,12 +198,12 @@ class MaskBuilder:
 
 def _new_mask(image: ConvertedImage, array: np.ndarray, series: list[str], notes: list[str]) -> Mask:
     if not array.any():
-        notes = [*notes, "an empty mask"]
+        notes = [*notes, "the mask is empty"]
     return Mask(image, array, list(dict.fromkeys(series)), notes)
 
 
 def _stack_mismatch(slices: SliceStack, grid: Grid) -> str:
-    """Return why the voxels of a label series do not coincide with those of a grid; an empty text if they do."""
+    """Return why the voxels of a label series do not lie on the voxels of a grid; an empty text if all do."""
     try:
         resample_onto(grid, slices.grid.affine, np.empty((0, 3), np.int64), slices.grid.shape)
     except SeriesRejected as error:
@@ -220,7 +221,7 @@ class LabelMap:
     """Assign values to labels and store them in segments.csv; the value of a label never changes.
 
     Args:
-        path: path of segments.csv. Values in an existing table are never changed, even if a user wrote them.
+        path: path of segments.csv. If the table exists, its values are never changed, whoever wrote them.
 
     Raises:
         MaskfoldError: the table is damaged, or a value or a label occurs twice in it.
@@ -250,8 +251,8 @@ class LabelMap:
         """Assign a value to each label that has no value.
 
         Args:
-            segments: (segment number, label) of all files. New labels are sorted by their lowest segment number, then
-                alphabetically, so that the order of files does not matter.
+            segments: pairs (segment number, label) of all files. New labels are sorted by their lowest segment number,
+                then alphabetically, so that the order of files does not matter.
 
         Raises:
             MaskfoldError: there are more than 255 labels.
@@ -297,7 +298,7 @@ def _normalise(label: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class ConvertedImage:
-    """Hold a converted image series."""
+    """Hold the case id and the sorted slices of a converted image series."""
 
     id: str
     slices: SliceStack
@@ -324,8 +325,8 @@ class ReferenceMatcher:
             instance: a file of the mask.
             find_mismatch: function that returns why the mask does not lie on an image's grid. An empty text means that
                 the mask lies on the grid.
-            strict: whether a referenced image must be in the folder. If False and it is missing, any image of the
-                study may match.
+            strict: whether a referenced image must be in the folder. If `strict` is False and the referenced image is
+                not in the folder, any image of the study may match.
 
         Returns:
             The referenced image that has the mask's grid. If the file references no image of the folder, the result is
@@ -355,7 +356,7 @@ class ReferenceMatcher:
         if not matching:
             case, mismatch = min(mismatches.items())
             more = (
-                f" (nor on the grid of {format_count(len(candidates) - 1, 'more image')})"
+                f"; it is also not on the grid of {format_count(len(candidates) - 1, 'more image')}"
                 if len(candidates) > 1
                 else ""
             )
@@ -364,7 +365,10 @@ class ReferenceMatcher:
 
 
 def _same_frame(image: Instance, mask: Instance) -> bool:
-    """Return whether image and mask have the same study and frame of reference; a missing frame matches any."""
+    """Return whether image and mask have the same study and frame of reference.
+
+    A missing frame of reference matches every other.
+    """
     frames_of_reference = {image.frame_of_reference, mask.frame_of_reference} - {""}
     return image.study_uid == mask.study_uid and len(frames_of_reference) < 2
 
@@ -400,7 +404,7 @@ class MaskCanvas:
 
     Attributes:
         grid: grid of the image.
-        mask: (X, Y, Z) uint8.
+        mask: (X, Y, Z) uint8, label values.
         overlap_count: number of times that a segment was painted on a voxel of another segment.
     """
 
@@ -413,10 +417,11 @@ class MaskCanvas:
         self._fraction = np.zeros(self.grid.shape, np.float32)
 
     def set_voxels(self, voxels: np.ndarray, value: int, fraction: np.ndarray | float = 1.0) -> None:
-        """Set the mask to a value at the voxels (N, 3).
+        """Set the mask to the label value `value` at the voxels (N, 3).
 
-        If several calls set the same voxel, the value with the largest fraction wins. If the fractions are equal, the
-        highest value wins.
+        `fraction` is the fraction that a fractional segmentation stores for each voxel, and 1 for all other
+        segmentations. If several calls set the same voxel, the value with the largest fraction wins. If the fractions
+        are equal, the highest value wins.
         """
         index = tuple(voxels.T)
         old_value, old_fraction = self.mask[index], self._fraction[index]
@@ -466,7 +471,8 @@ def read_segmentation(instance: Instance) -> Segmentation:
 def _segment_label(segment: Any) -> str:
     """Return the name of a segment: its SegmentLabel.
 
-    If SegmentLabel is empty, return the name of the segment's type; if that is empty too, its number.
+    If SegmentLabel is empty, return the name of the segment's type. If this name is also empty, return `segment` and
+    the number of the segment.
     """
     types = segment.get("SegmentedPropertyTypeCodeSequence") or [{}]
     for name in (segment.get("SegmentLabel"), types[0].get("CodeMeaning")):
@@ -499,7 +505,7 @@ def _read_frame_geometry(dataset: Any, instance: Instance, kind: str) -> Iterato
 
 
 def grid_mismatch(segmentation: Segmentation, grid: Grid) -> str:
-    """Return why the pixels of a segmentation do not coincide with the voxels of a grid; an empty text if they do.
+    """Return why the pixels of a segmentation do not lie on the voxels of a grid; an empty text if all do.
 
     Frames beyond the ends of the grid are allowed.
     """
@@ -521,8 +527,8 @@ def paint_segments(segmentation: Segmentation, canvas: MaskCanvas, values: dict[
         values: values in the mask by segment number.
 
     Raises:
-        SeriesRejected: the pixels cannot be decoded, the grid differs from the image's, or a labelled voxel is outside
-            of the image.
+        SeriesRejected: the pixels cannot be decoded or do not lie on the grid of the image, or a labelled voxel is
+            outside of the image.
     """
     name = segmentation.instance.name
     check_decoders([segmentation.instance])
@@ -530,7 +536,9 @@ def paint_segments(segmentation: Segmentation, canvas: MaskCanvas, values: dict[
         stored = decode_frames(segmentation.instance.path, name)
     expected_shape = (len(segmentation.frame_geometry), *segmentation.shape)
     if stored.shape != expected_shape:
-        raise SeriesRejected(f"{name} does not match its header: found {stored.shape}, expected {expected_shape}")
+        raise SeriesRejected(
+            f"{name} does not match its header: found pixels of shape {stored.shape}, expected {expected_shape}"
+        )
     rows, columns = segmentation.shape
     fractional = segmentation.kind == "FRACTIONAL"
     for pixels, (number, affine) in zip(stored, segmentation.frame_geometry, strict=True):

@@ -72,7 +72,7 @@ def read_rows(path: Path) -> list[SeriesRow]:
     """Read the rows of earlier conversions; return an empty list if the table does not exist.
 
     Raises:
-        MaskfoldError: the file cannot be read, or has other columns.
+        MaskfoldError: the file cannot be read, or lacks a column.
     """
     return [SeriesRow(**row) for row in read_table(path, COLUMNS)]
 

@@ -1,4 +1,4 @@
-"""Build volumes of image series: sort slices, read pixel values, compute voxel grids, write NIfTI files."""
+"""Build volumes from image series: sort slices, read pixel values, compute voxel grids, write NIfTI files."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _usable_instances(series: Series, ignored: list[str]) -> list[Instance]:
 def drop_copies(instances: list[Instance], ignored: list[str]) -> list[Instance]:
     """Remove byte-identical copies from a list of files; add a remark on each copy to `ignored`.
 
-    Copies with equal pixels but other headers stay. `_sort_frames` finds them by their position.
+    Files with equal pixels but different headers stay in the list. `_sort_frames` finds them by their position.
     """
     kept: dict[str, list[Instance]] = {}
     for instance in instances:
@@ -330,8 +330,8 @@ class PixelReader:
             self._path = frame.path
         if frame.index >= len(self._array) or self._array.shape[1:] != frame.shape:
             raise SeriesRejected(
-                f"{frame.name} does not match its header: found {self._array.shape}, expected frame {frame.index + 1} "
-                f"of shape {frame.shape}"
+                f"{frame.name} does not match its header: found pixels of shape {self._array.shape}, expected frame "
+                f"{frame.index + 1} of shape {frame.shape}"
             )
         return self._array[frame.index]
 
@@ -467,10 +467,10 @@ def slice_normal(orientation: np.ndarray) -> np.ndarray:
 
 
 def check_orientation(orientation: np.ndarray, name: str) -> None:
-    """Check that the two direction cosines have length 1 and are orthogonal.
+    """Check that the two direction vectors (3,) in ImageOrientationPatient have length 1 and are orthogonal.
 
     Raises:
-        SeriesRejected: the direction cosines do not have length 1, or are not orthogonal.
+        SeriesRejected: the vectors do not have length 1, or are not orthogonal.
     """
     row, column = orientation[:3], orientation[3:]
     if max(abs(row @ row - 1), abs(column @ column - 1), abs(row @ column)) > 1e-3:
@@ -489,11 +489,11 @@ def resample_onto(grid: Grid, affine: np.ndarray, points: np.ndarray, extent: tu
     Args:
         grid: grid of the image.
         affine: 4×4 matrix from voxels of the other grid to RAS mm.
-        points: (N, 3) int, voxels of the other grid.
+        points: (N, 3) int, voxel indices of the other grid.
         extent: shape of the other grid. The direction of an axis with only one voxel is ignored.
 
     Returns:
-        (N, 3) int64, voxels of `grid`.
+        (N, 3) int64, the voxel index in `grid` for each of the `points`.
 
     Raises:
         SeriesRejected: the grids differ by more than a tenth of a voxel, or a point is outside `grid`.

@@ -56,7 +56,7 @@ def check_accelerators() -> list[CheckResult]:
                 "accelerators",
                 "warning",
                 "torch was built with CUDA, but finds no device",
-                "Check CUDA_VISIBLE_DEVICES.",
+                "Check that the variable CUDA_VISIBLE_DEVICES names a GPU of this machine.",
             )
         )
     if build["mps"]:
@@ -152,8 +152,8 @@ def check_credentials() -> list[CheckResult]:
         CheckResult(
             KAGGLE_CHECK,
             "ok",
-            f"not set. Only `maskfold fetch kaggle:…` and `maskfold upload` need credentials ({TOKEN_PAGE}; "
-            "save the file as ~/.kaggle/kaggle.json)",
+            f"not set. Only `maskfold fetch kaggle:…` and `maskfold upload` need credentials. To get them, create a "
+            f"token ({TOKEN_PAGE}), and save the file as ~/.kaggle/kaggle.json",
         )
     ]
 

@@ -147,8 +147,7 @@ PURPOSES = {
     "postgres": "studies on several machines",
     "kaggle": "maskfold fetch kaggle:…",
     "dashboard": "make dashboard",
-    "pretrained": "encoders without a network",
-    "dicom": "DICOM of every syntax",
+    "dicom": "DICOM files packed as JPEG, JPEG-LS or JPEG 2000",
     "itk": "NRRD, MHA and MHD files",
     "onnx": "maskfold export --onnx",
 }
@@ -219,7 +218,7 @@ def installed_version(package: str) -> str | None:
 
 
 def import_errors(packages: Iterable[str]) -> dict[str, str]:
-    """Import packages in another process; return the error of each import that fails."""
+    """Import packages in a separate process; return the errors of the imports that fail, by package name."""
     modules = {module_name(package): package for package in packages}
     errors: dict[str, str] = {}
     remaining = list(modules)

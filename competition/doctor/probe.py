@@ -1,4 +1,4 @@
-"""Probe libraries in a separate process, because a probe may crash or hang.
+"""Test libraries in a separate process, because such a test (a probe) may crash or hang.
 
 `run_probe` starts the process, which calls `main`. The command `python -m competition.doctor.probe QUESTION
 ARGUMENTS…` prints one JSON object per line.

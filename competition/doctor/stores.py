@@ -102,7 +102,10 @@ def explain_os_error(error: OSError) -> tuple[str, str]:
     if error.errno == errno.EROFS:
         return "the file system is read-only", "Mount the file system writable, or work in another folder."
     if error.errno in (errno.EACCES, errno.EPERM):
-        return "permission denied (read-only for this user)", "Correct its owner, or make it writable: chmod u+rwx."
+        return (
+            "permission denied (read-only for this user)",
+            "Correct the owner of the folder, or make the folder writable: chmod u+rwx FOLDER.",
+        )
     return error.strerror or str(error), "Work in another folder."
 
 
@@ -135,7 +138,7 @@ def check_mlflow_store(root: Path) -> list[CheckResult]:
         result = (
             "is writable"
             if "written" in keys
-            else "can be opened; a test write is not possible, because it has no experiment"
+            else "can be opened; a test write is not possible, because it contains no MLflow experiment"
         )
         return [CheckResult(name, "ok", f"{without_password(store.uri)} {result}")]
     error = remove_password(answer.trouble.removeprefix("mlflow.exceptions.MlflowException: "), store.uri)
@@ -193,7 +196,7 @@ def check_database(name: str, database: Path) -> CheckResult | None:
             "unable to open database file": "this user may not access the file or its folder, or the file is read-only",
             "disk I/O error": "the disk reports an error, or is full",
         }.get(str(error), str(error))
-        hint = "Correct the disk, the way it is mounted, or the mode of the file."
+        hint = "Make the file and its folder writable, free some space, or use another disk."
         return CheckResult(name, "unusable", f"{database} is not writable: {reason}", hint)
     except sqlite3.DatabaseError as error:
         return CheckResult(name, "unusable", f"{database} is damaged: {first_line(error)}", _move_away_hint(database))
@@ -286,6 +289,6 @@ def _move_away_hint(database: Path) -> str:
     consequence = (
         "the next study starts at trial 0"
         if database.name == OPTUNA_FILE
-        else "the next command that needs it creates a new database and uploads its run again"
+        else "the next command that uses MLflow creates a new database and uploads its run again"
     )
-    return f"Move it away (mv {database} {database}.broken): {consequence}."
+    return f"Move the database away (mv {database} {database}.broken): {consequence}."

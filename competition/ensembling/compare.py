@@ -60,15 +60,15 @@ class ComparedRun:
 
         Args:
             run: the run.
-            tuned: tuning result of the run. If its steps are used, each case gets the steps that were tuned on the
-                other folds. If its steps are not used, or if `tuned` is None, all cases get the steps of the YAML.
+            tuned: tuning result of the run. If `tuned.kept` is True, each case gets the steps that were tuned on the
+                other folds. If it is False, or if `tuned` is None, all cases get the steps of the YAML.
         """
         settings, oof = run.exp.postprocess, run.oof()
         own = "the steps of its YAML" if settings.steps or settings.number else "no post-processing"
         if tuned is None:
             return cls(run, oof, settings, own)
         if not tuned.kept:
-            return cls(run, oof, tuned.settings, f"{own}, because the gain of the tuned steps was within its noise")
+            return cls(run, oof, tuned.settings, f"{own}, because the gain of the tuned steps was not significant")
         part_of = tuning_parts(run.rows(oof.fold_of), oof.fold_of, run.exp.seeds[0])
         by_part = {part: tuned.nested_settings(part) for part in set(part_of.values())}
         nested = {case: by_part[part] for case, part in part_of.items()}
@@ -102,14 +102,15 @@ def _on_same_footing(run_a: Run, run_b: Run) -> tuple[tuple[ComparedRun, Compare
     if all(usable):
         sides = ComparedRun.from_run(run_a, tuned[0]), ComparedRun.from_run(run_b, tuned[1])
         return sides, (
-            "both runs as `maskfold submit` would write them: each case has steps that were tuned on the other folds"
+            "both runs have the post-processing that `maskfold submit` would use: each case gets the steps that were "
+            "tuned on the other folds"
         )
-    note = "both runs with the steps of their YAML, none of which was tuned on these cases"
+    note = "both runs have the post-processing steps of their YAML, none of which was tuned on these cases"
     missing = [letter for letter, is_usable in zip("AB", usable, strict=True) if not is_usable]
     if any(run.exp.postprocess.tune for run in runs):
         note += (
             f". Tuned steps are compared only if both runs have them, but {' and '.join(missing)} "
-            f"{'has' if len(missing) == 1 else 'have'} none. To tune the steps, set postprocess.tune and run "
+            f"{'has' if len(missing) == 1 else 'have'} none. To tune the steps, set postprocess.tune to true and run "
             "`maskfold submit`"
         )
     return (ComparedRun.from_run(run_a), ComparedRun.from_run(run_b)), note
@@ -182,8 +183,8 @@ def compare_two_runs(run_a: Run, run_b: Run, watch: ProgressWrapper = lambda row
     Both runs get the same kind of post-processing, so that the comparison is fair: steps that were tuned on the other
     folds, or the steps of their YAML. `Comparison.notes` states which.
 
-    If the labels of a case do not contain a class, and only one of the runs predicts it, the other run gets the best
-    value of each measure. If neither run predicts it, both have no value.
+    If the labels of a case do not contain a class, and only one run predicts this class, the other run gets the best
+    value of Dice, surface Dice and HD95. If neither run predicts the class, these three measures have no value.
 
     Args:
         run_a: the first run.
@@ -294,7 +295,10 @@ def _check_same_data(run_a: Run, run_b: Run, shared: list[str]) -> None:
 
 
 def _notes(sides: tuple[ComparedRun, ComparedRun], shared: list[str]) -> list[str]:
-    notes = [f"{letter}: {side.name}; masks with {side.description}" for letter, side in zip("AB", sides, strict=True)]
+    notes = [
+        f"{letter}: {side.name}; post-processing of the masks: {side.description}"
+        for letter, side in zip("AB", sides, strict=True)
+    ]
     counts = [len(side.oof.fold_of) for side in sides]
     if counts != [len(shared)] * 2:
         notes.append(

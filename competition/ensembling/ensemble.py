@@ -53,11 +53,11 @@ class EnsemblePredictor:
 
     Args:
         ensemble: the runs and their weights.
-        row: row of the case table, or `InMemoryCase`, of one of the cases. The networks are built for its number of
-            channels.
+        row: one of the cases to predict, as a row of the case table or an `InMemoryCase`. The networks are built for
+            the number of channels of this case.
         context: context with the trusted packages.
         scratch: folder in which cases are preprocessed, in temporary folders that are deleted afterwards.
-        only_folds: True leaves out networks that were trained on all cases. It is set if the ensemble is the first
+        only_folds: whether to leave out networks that were trained on all cases. True if the ensemble is the first
             stage of another run.
 
     Raises:
@@ -108,8 +108,8 @@ class EnsemblePredictor:
             row: row of the case table, or `InMemoryCase`.
 
         Raises:
-            MaskfoldError: the case cannot be read or predicted, or it has another number of channels than the first
-                case.
+            MaskfoldError: the case cannot be read or predicted, or it has another number of channels than the case
+                for which the networks were built.
         """
         return self.predict(row).probabilities
 
@@ -120,8 +120,8 @@ class EnsemblePredictor:
             row: row of the case table, or `InMemoryCase`.
 
         Raises:
-            MaskfoldError: the case cannot be read or predicted, or it has another number of channels than the first
-                case.
+            MaskfoldError: the case cannot be read or predicted, or it has another number of channels than the case
+                for which the networks were built.
         """
         mean = WeightedMean(self.comp)
         first_stages: dict[str, np.ndarray[Any, Any]] = {
@@ -140,11 +140,11 @@ class EnsemblePredictor:
 
 
 def count_channels(row: Any, run: Run, scratch: Path) -> int:
-    """Return how many channels a case has after preprocessing for a run, including the channels of its first stage.
+    """Return how many channels a case has after preprocessing, including the channels that the first stage adds.
 
     Args:
         row: row of the case table, or `InMemoryCase`.
-        run: the run.
+        run: the run, which defines the preprocessing and the first stage.
         scratch: folder in which the case is preprocessed, in a temporary folder.
     """
     with _preprocessed(row, run, scratch) as case:

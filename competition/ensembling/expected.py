@@ -34,7 +34,7 @@ class ExpectedScore:
         cases: number of out-of-fold cases.
         test_cases: number of cases of the test set.
         settings: the post-processing to use for the submission.
-        tuning: result of tuning post-processing; None without tuning.
+        tuning: result of tuning post-processing; None if it was not tuned.
         rows: scores of the out-of-fold cases, a table with one row per case and class.
     """
 
@@ -50,9 +50,9 @@ class ExpectedScore:
 
 
 def better_alone(ensemble: Ensemble, expected: ExpectedScore) -> list[str]:
-    """List the runs that score better alone than the whole ensemble, with one line per run for the user.
+    """Return one line for the user about each run that scores better alone than the whole ensemble.
 
-    This is possible because the weights are fitted before post-processing: tuned steps may improve a single run more
+    A run can be better because the weights are fitted before post-processing: tuned steps may improve a single run more
     than the ensemble. Runs with another number of out-of-fold cases are not compared.
 
     Args:
@@ -82,7 +82,7 @@ def estimate_score(
 ) -> ExpectedScore:
     """Estimate the score of an ensemble on a test set, from its out-of-fold predictions.
 
-    If `postprocess.tune` is set, post-processing is tuned first. For a single run, the tuning result is stored in the
+    If `postprocess.tune` is true, post-processing is tuned first. For a single run, the tuning result is stored in the
     run's folder, except while another process works there. A stored result is used again if the labels of its cases
     have not changed.
 
@@ -134,7 +134,7 @@ def estimate_score(
 def _remembered_tuning(run: Run, context: Context) -> TuningResult | None:
     """Return the stored tuning result of a run, after checking that the labels of its cases have not changed.
 
-    Return None if there is no valid result.
+    Labels whose files are missing are not checked. Return None if there is no valid result.
 
     Raises:
         ChangedDataError: the labels of a case have changed since the run began.
@@ -145,7 +145,8 @@ def _remembered_tuning(run: Run, context: Context) -> TuningResult | None:
     rows = run.oof().rows().values()
     if missing := check_truth_unchanged(run.exp.competition, rows):
         context.say(
-            f"note: the masks of {missing} of {len(rows)} cases are missing, so the stored tuning result is used"
+            f"note: the masks of {missing} of {len(rows)} cases are missing, so they cannot be checked for changes; "
+            "the stored tuning result is used"
         )
         return tuning
     return load_tuning(run, with_data=True)  # without a record of the data, the search is repeated
@@ -157,7 +158,7 @@ def _remember_tuning(run: Run, tuning: TuningResult, key: dict[str, Any], contex
     Args:
         run: the run.
         tuning: the result.
-        key: a result of `tuning_key` from before the search.
+        key: result of `tuning_key`, which was computed before the search.
         context: context whose log receives the message.
     """
     with lock_if_free(run.folder) as is_held:

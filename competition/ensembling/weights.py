@@ -64,7 +64,7 @@ class FittedWeights:
         if self.weights == self.best_weights:
             verdict = "equal weights are the best" if len(set(self.best_weights)) == 1 else "fitted weights are used"
         else:
-            verdict = "equal weights are used, because the gain of the fitted weights is within its noise"
+            verdict = "equal weights are used, because the gain of the fitted weights is not significant"
         return [
             f"each run alone: {single}",
             (
@@ -82,7 +82,7 @@ def fit_weights(
     context: Context = Context(),
     workers: int | None = None,
 ) -> FittedWeights:
-    """Search the weights of an ensemble with the best out-of-fold score.
+    """Search for the weights that give an ensemble the best out-of-fold score.
 
     First, weights on a grid in steps of 1/4 are tried. Then, 1/8 of the weight is moved between two runs, starting from
     the best weights so far. All weights are scored on every case, with the competition's metric and without
@@ -94,7 +94,8 @@ def fit_weights(
     Args:
         ensemble: the runs; their current weights are ignored.
         seed: seed of the bootstrap.
-        groups: group of each case by id, over which the interval is computed; None for an interval over cases.
+        groups: group of each case by id. The bootstrap of the interval resamples whole groups; with None, it resamples
+            single cases.
         context: context whose log receives progress messages.
         workers: number of processes; None for one per core.
     """
@@ -168,7 +169,7 @@ def weight_grid(count: int, parts: int) -> Iterator[Weights]:
 
 
 def neighbouring_weights(point: Weights, parts: int) -> Iterator[Weights]:
-    """Yield the given weights, and all weights that differ by moving 1 / `parts` from one run to another.
+    """Yield the given weights, and all weights that result if 1 / `parts` is moved from one run to another.
 
     A run with a smaller weight than 1 / `parts` gives all its weight.
 

@@ -28,7 +28,7 @@ from competition.explore.findings import (
 )
 from competition.explore.suggest import suggest_experiment
 from competition.explore.types import CaseStats, Finding, Findings
-from competition.text import format_count
+from competition.text import format_count, is_or_are
 
 __all__ = ["CaseStats", "Exploration", "Finding", "explore"]
 
@@ -68,11 +68,11 @@ class Exploration:
         return [finding for finding in self.findings if finding.severity == "remark"]
 
     def cases_of(self, split: str) -> list[CaseStats]:
-        """Return the cases of train or test."""
+        """Return the cases of one split, `train` or `test`."""
         return [case for case in self.cases if case.split == split]
 
     def used_cases(self, split: str) -> list[CaseStats]:
-        """Return the cases of train or test that `cv` uses; skipped cases are left out."""
+        """Return the cases of one split, `train` or `test`, without the cases that `cv` skips."""
         return [case for case in self.cases_of(split) if not case.skipped]
 
     def undeclared_labels(self) -> dict[int, tuple[int, int]]:
@@ -86,7 +86,8 @@ class Exploration:
 
 def _remark_on_hidden_test(comp: Competition, train: int, test: int, findings: Findings) -> None:
     if has_hidden_test(test, train):
-        shown = f"Test cases: found only {format_count(test, 'test case')}, for {format_count(train, 'training case')}."
+        counts = f"{format_count(test, 'test case')}, but {format_count(train, 'training case')}"
+        shown = f"There {is_or_are(test)} only {counts}."
         findings.add_remark("files", "test", "", shown, HIDDEN_TEST_HINT)
 
 
@@ -96,12 +97,14 @@ def explore(comp: Competition, progress: Progress = lambda rows, _: rows) -> Exp
     Only one case is in memory at a time.
 
     Args:
-        comp: the competition. With `on_bad_case: skip`, a bad case is only a remark, because `cv` skips such cases.
+        comp: the competition. If `on_bad_case` is `skip`, the error of a bad case is only a remark, because `cv` skips
+            such cases.
         progress: function that wraps the iterator of the cases and shows the progress; it also receives the number of
             cases.
 
     Raises:
-        MaskfoldError: the folder does not exist, or no image matches `train.images` (exit status 2).
+        MaskfoldError: the root folder of the competition does not exist, or no image matches `train.images` (exit
+            status 2).
     """
     findings = Findings(skip=comp.on_bad_case == "skip")
     # with `stop`, the loaders raise each error, and the checks below record it

@@ -94,10 +94,10 @@ class _Checks:
         recorded.
 
         Args:
-            kind: kind of the findings.
-            check: the check.
+            kind: kind of the findings, see `Finding`.
+            check: function that raises a MaskfoldError if it finds a fault.
             whole: argument of the check.
-            parts: parts of `whole`; empty if it has none.
+            parts: parts of `whole` that the check can test one by one; empty if `whole` has no parts.
             skippable: whether `cv` may skip the case because of the error.
         """
         try:
@@ -259,7 +259,7 @@ def used_channels(array: np.ndarray, comp: Competition, case_id: str) -> np.ndar
 
 
 def channel_names(count: int, comp: Competition) -> list[str]:
-    """Return the names of the channels: from the YAML, by colour, or by number."""
+    """Return the names of the channels: the names in the YAML, the names of colours, or numbers."""
     images = comp.train.images
     if isinstance(images, dict) and len(images) == count:
         return list(images)
@@ -370,7 +370,7 @@ class Sample:
         self.seen += values.size
 
     def values(self) -> NDArray[np.float64]:
-        """Return the sample."""
+        """Return the sampled values, which are all values if there are at most `SAMPLE_SIZE`."""
         return np.concatenate(self.parts)
 
 
@@ -427,8 +427,8 @@ def _count_overlaps(objects: CaseObjects) -> tuple[int, int, int]:
     """Count the objects that share pixels with others.
 
     Returns:
-        Three numbers: objects that a later object covers at least partly, how many of these are copies of another
-            object, and files or rows without a pixel.
+        Three numbers: the objects of which a later object covers at least one pixel; how many of these objects are
+            copies of another object; and the files or rows without a pixel.
     """
     boxes: dict[int, list[tuple[slice, ...]]] = {}
     for part in objects.hidden:
@@ -452,7 +452,7 @@ def _count_overlaps(objects: CaseObjects) -> tuple[int, int, int]:
 
 
 def foreground_mask(mask: np.ndarray) -> NDArray[np.bool_]:
-    """Return the foreground (*spatial) of a mask (M, *spatial)."""
+    """Return where a mask (M, *spatial) has any class, as (*spatial) bool; ignored pixels are False."""
     result = large_arrays.empty(mask.shape[1:], np.bool_)
     for rows in row_blocks(result.shape):
         part = mask[:, rows]

@@ -1,4 +1,4 @@
-"""Find the files of each case with `competition.data.cases`; record each error, and continue the search."""
+"""Find the files of each case with `competition.data.case_files`; record each error, and continue the search."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def find_cases(
 ) -> tuple[dict[str, ImagesByChannel], dict[str, dict[str, Any]]]:
     """Find the images of all cases and the truth of training cases; add errors to `findings` and continue.
 
-    Images and masks are found by their names, without reading the files. If this fails because of duplicate ids, it is
-    repeated without these ids, in temporary folders with empty files of the same names. Ids that differ
-    only in upper and lower case then get separate temporary folders.
+    The search uses only the names of the files. If the search fails because of duplicate ids, it is repeated without
+    these ids, in temporary folders with empty files of the same names. Ids that differ only in upper and lower case
+    then get separate temporary folders.
 
     Args:
         comp: the competition.
@@ -45,11 +45,12 @@ def find_cases(
         findings: receives missing channels, masks and images, duplicate ids, and rows without a case.
 
     Returns:
-        Images and masks by id, from `find_images` and `find_masks` of `competition.data.cases`. A case may have no
-        truth.
+        Images and masks by id, from `find_images` and `find_masks` of `competition.data.case_files`. A case may have
+        no truth.
 
     Raises:
-        MaskfoldError: the folder does not exist, or no image matches the pattern (exit status 2).
+        MaskfoldError: the root folder of the competition does not exist, or no image matches the pattern (exit status
+            2).
     """
     if unmatched := unmatched_images(comp, split):
         findings.add_remark(
@@ -156,7 +157,7 @@ def _discover_images(
 
 
 def _patterns(comp: Competition, split: str) -> Iterator[tuple[str, str]]:
-    """Yield the YAML key and the pattern of each kind of file, in the order of discovery."""
+    """Yield the YAML key and the pattern of the images, and of the masks in `train`, in the order of the search."""
     section = comp.train if split == "train" else comp.test
     images = section.images if section is not None else {}
     masks = comp.train.masks if split == "train" and comp.train.masks is not None else {}
@@ -286,7 +287,7 @@ def _read_with_blank_lines(path: Path) -> Any:
 
 
 def _blank_rows(comp: Competition, table: Any, error: MaskfoldError, collector: ErrorCollector) -> None:
-    """Blank the row that an error message names, and all rows with this row's class; record an error for each.
+    """Blank the row that an error message names, and all rows with this row's class; record an error for each row.
 
     If the table has no column of classes, only the named row is blanked.
     """
@@ -303,5 +304,5 @@ def _blank_rows(comp: Competition, table: Any, error: MaskfoldError, collector: 
 
 
 def _with_original_path(error: MaskfoldError, copy: Path, path: Path) -> MaskfoldError:
-    """Return the error with the path of the original table."""
+    """Return the error, with the path of the original table instead of the path of its copy."""
     return MaskfoldError(error.message.replace(str(copy), str(path)), error.hint, status=error.status)

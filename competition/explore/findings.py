@@ -1,4 +1,8 @@
-"""Compare cases: groups, copies, rare classes, mixed formats, contrasts, and training against test cases."""
+"""Compare the cases of a competition with each other, and record what only the comparison shows.
+
+The findings are about groups, copies, rare classes, mixed formats, and differences between training and test cases.
+Channels are ranked by their contrast between foreground and background.
+"""
 
 from __future__ import annotations
 
@@ -191,7 +195,7 @@ def _find_copies(cases: Sequence[CaseStats], findings: Findings) -> None:
                 "train",
                 ", ".join(ids),
                 f"The cases {listed(ids)} have identical images.",
-                "Remove all but one of them. Otherwise, they stay in one fold.",
+                "Remove all but one of them. If you keep several, these stay in one fold.",
             )
     train_by_hash = {case.image_hash: case for case in train}
     test_ids: dict[str, list[str]] = {}
@@ -301,14 +305,17 @@ def _find_unusual_objects(cases: Sequence[CaseStats], findings: Findings) -> Non
             lambda truth: truth.covered - truth.copies,
             "{} that share{s} pixels with another object",
             (
-                "Scores compare each object with all its pixels. In training, a shared pixel belongs to the "
-                "later object. Hosts forbid predicted objects that overlap."
+                "Scores use all pixels of each object. In training, a pixel that several objects share belongs to the "
+                "last of them. In a submission, hosts forbid objects that overlap."
             ),
         ),
         (
             lambda truth: truth.copies,
             "{} that {is_} identical to another object",
-            ("Remove the copies, because each counts as an object. If the host's truth has the copies too, keep them."),
+            (
+                "Remove the copies, because each copy counts as an object. If the host's truth also has the copies, "
+                "keep them."
+            ),
         ),
         (
             lambda truth: truth.empty_objects,
@@ -393,7 +400,7 @@ def _find_mixed_formats(cases: Sequence[CaseStats], comp: Competition, findings:
         (
             "dtype",
             lambda case: case.dtype,
-            "Check that all cases have the same range of values, or use zscore intensities.",
+            "Check that all cases have the same range of values, or set prepare.intensity to zscore.",
         ),
         (
             "orientation",
@@ -405,7 +412,7 @@ def _find_mixed_formats(cases: Sequence[CaseStats], comp: Competition, findings:
         ),
     ]
     if comp.dimensions == 2:
-        hint = "`cv` stops if cases have different channels. Set prepare.channels to grey or rgb."
+        hint = "`cv` stops if cases differ in the number of channels. Set prepare.channels to grey or rgb."
         properties.insert(0, ("channels", _count_channels, hint))
     cases = [case for case in cases if not case.skipped]
     for name, get, hint in properties:
@@ -564,7 +571,10 @@ def find_shifts(cases: Sequence[CaseStats], findings: Findings) -> list[Distribu
 
 
 def get_measures(cases: Sequence[CaseStats]) -> dict[str, Callable[[CaseStats], float | None]]:
-    """Return the measures to compare, by name. Each is a function that returns a number for a case, or None."""
+    """Return the measures to compare, by name.
+
+    Each measure is a function that returns a number for a case, or None if the case has no value of the measure.
+    """
     first = next((case for case in cases if case.shape is not None), None)
     functions: dict[str, Callable[[CaseStats], float | None]] = {}
     if first is None or first.shape is None:

@@ -43,8 +43,8 @@ def guess_group_rule(ids: Sequence[str]) -> Rule | None:
     """Return a regular expression that groups the ids by patient, and the number of ids in each group.
 
     If all ids contain the number of a patient, as `scan_PAT012_week3` does, the patient is the group. Otherwise, the
-    group is a repeated prefix of the ids. If several prefixes repeat, the one with fewer groups is used: if
-    `patient1_view1_ED` were grouped by patient and view, a patient could be in two folds. A prefix that names a
+    group is a repeated prefix of the ids. If several prefixes repeat, the prefix that gives the fewest groups is used:
+    if `patient1_view1_ED` were grouped by patient and view, a patient could be in two folds. A prefix that names a
     collection (`site1`, `2007`) or a date is used only if no other prefix repeats. If no prefix repeats, ids such as
     `sub-CC0016_ses-1` are grouped by subject; for other ids, return None.
     """
@@ -183,7 +183,7 @@ def _has_no_number(match: re.Match[str]) -> bool:
 
 
 def _by_tile(ids: Sequence[str]) -> list[Rule]:
-    """Return a regular expression of the image whose tiles the ids name; the list is empty without such ids.
+    """Return a regular expression that groups tiles by their image; the list is empty if the ids do not name tiles.
 
     In `M-33-20-D_0_3`, the tile's row and column follow the name of the image, which ends before the first `_`.
     """

@@ -47,7 +47,7 @@ class SuggestedKey:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Hold the suggested keys, and the grid of cases that are preprocessed with them.
+    """Hold the suggested keys, and the grid of cases that are preprocessed with these keys.
 
     Attributes:
         keys: keys of the sections `folds` and `prepare`.
@@ -88,7 +88,8 @@ def suggest_keys(
         k: number of folds; if there are fewer groups, there are fewer folds.
 
     Returns:
-        The suggested keys, and the grid of cases that are preprocessed with them; None if no training case is readable.
+        The suggested keys, and the grid of cases that are preprocessed with these keys; None if no training case is
+        readable.
     """
     train = [case for case in cases if case.split == "train" and case.readable and not case.skipped]
     if not train:
@@ -113,7 +114,7 @@ def _to_yaml(lines: Sequence[SuggestedKey]) -> str:
 
 
 def _folds(comp: Competition, train: Sequence[CaseStats], most: int) -> SuggestedKey:
-    """Suggest the scheme and number of folds, depending on groups and rare classes."""
+    """Suggest the scheme and the number of folds (at most `most`), depending on groups and rare classes."""
     group_sizes = Counter(case.group or case.id for case in train)
     is_grouped = comp.group is not None and len(group_sizes) < len(train)
     k = max(2, min(most, len(group_sizes)))
@@ -144,7 +145,7 @@ def _grid(comp: Competition, train: Sequence[CaseStats]) -> tuple[list[Suggested
     """Suggest orientation, spacing and size.
 
     Returns:
-        The suggested keys, and the median shape and median spacing of cases that are preprocessed with them.
+        The suggested keys, and the median shape and median spacing of cases that are preprocessed with these keys.
     """
     lines: list[SuggestedKey] = []
     shapes, spacings = [case.shape or () for case in train], [case.spacing or () for case in train]
@@ -182,11 +183,11 @@ def _resize(median_shape: Sequence[float], shapes: Sequence[tuple[int, ...]]) ->
     scale = min(1.0, MAX_RESIZED_SIDE / max(median_shape))
     size = [_round_up(n * scale, STEP[2]) for n in median_shape]
     sides = sorted(max(shape) for shape in shapes)
-    extent = f"longer sides from {sides[0]} to {sides[-1]}" if sides[0] != sides[-1] else "all of one size"
+    extent = f"{sides[0]} to {sides[-1]}" if sides[0] != sides[-1] else str(sides[0])
     return SuggestedKey(
         "prepare.resize",
         "null",
-        f"no resizing; {extent}",
+        f"no resizing; the longer side of the images has {extent} pixels",
         (
             (
                 f"resize: [{size[0]}, {size[1]}]   # all images get this size; use it if each image shows one "

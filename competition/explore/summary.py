@@ -1,4 +1,7 @@
-"""Make the tables of an exploration: summaries for terminal and page, and CSVs with a row per case or finding."""
+"""Make the tables of an exploration.
+
+These are summaries for the terminal and the HTML report, and CSVs with one row per case or per finding.
+"""
 
 from __future__ import annotations
 
@@ -204,7 +207,8 @@ def _group_cell(cases: Sequence[CaseStats]) -> str:
     without = sum(case.group is None for case in cases)
     sizes = list(counts.values())
     group_size = format_count(sizes[0], "case") if len(set(sizes)) == 1 else f"{format_range(sizes)} cases"
-    return f"{len(counts)} of {group_size}" + (f"; {format_count(without, 'case')} without" if without else "")
+    more = f"; {format_count(without, 'case')} without a group" if without else ""
+    return f"{len(counts)}, each of {group_size}{more}"
 
 
 # CSV tables
@@ -225,10 +229,11 @@ def case_rows(exploration: Exploration) -> pandas.DataFrame:
     """Return a table with one row per case; unknown values are empty.
 
     The columns are: id, split, images, faults (number of faults), size and spacing along each axis, orientation,
-    dtype, channels, group, aspect (ratio of the longest to the shortest side). For each channel: least (minimum), low
-    (0.5 %), median, high (99.5 %), most (maximum), mean, deviation, contrast (Cohen's d). For the truth: empty,
-    foreground and ignored (voxels), objects, object_median (voxels); for each class, voxels and objects;
-    strange_labels (label values without a class).
+    dtype, channels, group, aspect (ratio of the longest to the shortest side). For each channel, after its name: least
+    (minimum), low (0.5 %), median, high (99.5 %), most (maximum), mean, deviation, contrast (Cohen's d). For the truth:
+    empty (whether the mask is empty), foreground and ignored (numbers of voxels), objects (their number), object_median
+    (median number of voxels of an object), strange_labels (label values without a class). For each class, after its
+    name: voxels and objects (numbers).
     """
     import pandas
 

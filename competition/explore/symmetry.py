@@ -81,7 +81,7 @@ def find_sides(train: Sequence[CaseStats]) -> list[Sidedness]:
 
     Return an empty list if there are too few cases. If a file has an orientation, the frequency map of its case is
     turned to RAS, as preprocessing turns the case. For `consistency`, the cases are split into two halves, and each
-    case is compared with the mean of the other half, because it resembles every mean that contains the case itself.
+    case is compared with the mean of the other half, because a case resembles every mean to which it contributed.
     """
     maps = [
         turned_to_ras(case.truth.frequency, case.orientation)
@@ -129,7 +129,7 @@ class ClassRow:
 
 
 def find_row(names: Sequence[str], train: Sequence[CaseStats]) -> ClassRow | None:
-    """Return the row of classes; None if the classes form no row, or if a case has no orientation.
+    """Return the row that some of the classes form; None if there is no row, or if a case has no orientation.
 
     A class belongs to a row if, in most cases, it is one object of about the same size as the other classes.
     """

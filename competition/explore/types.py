@@ -79,7 +79,7 @@ class ErrorCollector(SkippedCases):
 
     Attributes:
         errors: id and error of each bad case.
-        fatal_errors: id and error of the cases that stop `cv` even with `on_bad_case: skip`.
+        fatal_errors: id and error of the cases that stop `cv` even if `on_bad_case` is `skip`.
     """
 
     def __init__(self, comp: Competition) -> None:
@@ -169,7 +169,7 @@ class CaseStats:
         images: image files of the case, relative to the root.
         shape: shape of the image, from its header.
         spacing: voxel size along each axis in mm, from the header.
-        pixdim: voxel size along each axis in mm, from pixdim of a NIfTI header, if this differs from the affine.
+        pixdim: voxel size along each axis in mm, from pixdim of a NIfTI header; None if the affine gives the same size.
         orientation: axis codes such as RAS, from the header; None if the header does not store the orientation.
         dtype: data type of the image, from the header.
         channels: number of channels, from the header.

@@ -169,7 +169,7 @@ def _example_case(ensemble: Ensemble) -> tuple[Any, int]:
         if rows:
             return rows[0], len(rows) if split == "test" else 0
     raise first_error or MaskfoldError(
-        f"The competition {comp.name} has no image below {comp.root}, expected one to test the bundle.",
+        f"The competition {comp.name} has no image below {comp.root}, but the test of the bundle needs one.",
         "If the data are elsewhere, add competition.root=/path/to/the/data to the command.",
     )
 

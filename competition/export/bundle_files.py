@@ -16,7 +16,7 @@ HOURS = {hours}                      # the time limit of the competition
 bundle = next(path.parent for path in sorted(MOUNTED.rglob("bundle.json")))
 manifest = json.loads((bundle / "bundle.json").read_text())
 
-def is_competition(folder):          # it has the sample, or a folder that the YAML names
+def is_competition(folder):          # it has the sample submission, or a folder of images in the YAML
     return any((folder / name).exists() for name in manifest["marks"])
 
 folders = [path for path in sorted(MOUNTED.rglob("*")) if path.is_dir() and bundle not in (path, *path.parents)]
@@ -96,7 +96,8 @@ required. The bundle downloads nothing and unpickles nothing.
 - With `--hours 9`, the script measures the time of the first cases. If the time limit is too short, the script drops
   test-time augmentation first, then one network after the other, lowest weight first, and prints each change. If the
   time suffices, nothing changes. Cases that are not reached get empty masks.
-- `--devices auto` uses all GPUs, or the CPU if there is no GPU; `--devices 1`, `cuda:1` or `cpu,cpu` select devices.
+- `--devices auto` uses all GPUs, or the CPU if there is no GPU. `--devices 1` uses the first GPU, `--devices cuda:1`
+  the second GPU, and `--devices cpu,cpu` two processes on the CPU.
 - `--go-on` gives empty masks to a case that cannot be read or predicted, instead of stopping.
 - `--onnx` predicts with onnxruntime; it requires a bundle that was exported with `--onnx`{onnx}.
 
@@ -141,5 +142,5 @@ def build_readme(
         runs=rows,
         expected=expected,
         wheels=", as wheels in `wheels/`" if wheels else "",
-        onnx="" if onnx else ", which this bundle does not have",
+        onnx="" if onnx else ", unlike this bundle",
     )

@@ -1,7 +1,7 @@
 """Write the files that turn a bundle into a container for Grand Challenge.
 
-These are a Dockerfile, an entry point, and a file with the names of the sockets (Grand Challenge's name for inputs and
-outputs).
+The files are a Dockerfile, an entry point, and a file with the names of the sockets (Grand Challenge's name for inputs
+and outputs).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def check_container(
     Args:
         container: kind of the container; None if no container will be written, so that nothing is checked.
         comp: the competition.
-        input_slug: name of the input socket; None if there is a single one.
+        input_slug: name of the input socket; None if the algorithm has a single input of images.
         output_slug: name of the output socket; None for the name of the competition.
 
     Raises:
@@ -90,7 +90,7 @@ def write_container(folder: Path, comp: Competition, input_slug: str | None, out
     Args:
         folder: folder of the bundle.
         comp: the competition.
-        input_slug: name of the input socket. None if there will be a single folder of images.
+        input_slug: name of the input socket; None if the algorithm has a single input of images.
         output_slug: name of the output socket; None for the name of the competition.
     """
     import torch

@@ -108,15 +108,15 @@ def find_images(folder: Path, slug: str | None) -> list[Path]:
     if slug is not None:
         sockets = [path for path in sockets if path.name == slug]
     if len(sockets) != 1:
-        found = ", ".join(path.name for path in sockets) or "none"
+        found = f"the image folders {', '.join(path.name for path in sockets)}" if sockets else "no image folder"
         raise MaskfoldError(
-            f"{folder} has the image folders {found}, expected {slug or 'exactly one'}.",
+            f"{folder} has {found}, expected exactly one." if slug is None else f"{folder} has no image folder {slug}.",
             "Export the bundle again with --input-slug SLUG, the slug of the input at Grand Challenge.",
         )
     files = sorted(path for path in sockets[0].iterdir() if extension_of(path.name) in EXTENSIONS)
     if not files:
         raise MaskfoldError(
-            f"{sockets[0]} has no image, expected files with the extension {', '.join(EXTENSIONS)}.",
+            f"{sockets[0]} has no image, expected files with one of the extensions {', '.join(EXTENSIONS)}.",
             "Mount the folder with the images there.",
         )
     return files

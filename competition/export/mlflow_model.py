@@ -139,8 +139,8 @@ def write_model(run: Run, folder: Path, temporary_folder: Path) -> None:
     pickled = [path for path in folder.rglob("*") if path.suffix in (".pkl", ".pickle", ".pt", ".pth", ".joblib")]
     if pickled:
         raise MaskfoldError(
-            f"MLflow wrote the pickled file {pickled[0].name} into the model, expected none, because "
-            "loading a pickled file can run any code.",
+            f"MLflow wrote the pickled file {pickled[0].name} into the model, but a model must have no pickled file, "
+            "because loading one can run any code.",
             "Install the MLflow version that requirements.lock names.",
         )
 

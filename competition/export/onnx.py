@@ -108,9 +108,9 @@ class MainOutputNetwork(nn.Module):
 
 
 def write_onnx(network: nn.Module, channels: int, exp: Experiment, path: Path) -> float:
-    """Write a network as an ONNX file, and compare its probabilities with torch's probabilities.
+    """Write a network as an ONNX file, and check that onnxruntime and torch predict the same probabilities.
 
-    The file accepts any batch size if the code of the network allows this, otherwise only the batch size 1.
+    The file accepts any batch size if the code of the network allows this. Otherwise, it accepts only the batch size 1.
 
     Args:
         network: the network, on any device; it is moved to the CPU.
@@ -119,7 +119,7 @@ def write_onnx(network: nn.Module, channels: int, exp: Experiment, path: Path) -
         path: path of the file.
 
     Returns:
-        The largest difference between the probabilities of ONNX and torch on three patches of noise, both computed in
+        The largest difference between the probabilities of onnxruntime and torch on three patches of noise, computed in
         float32 on the CPU.
 
     Raises:
@@ -149,8 +149,8 @@ def write_onnx(network: nn.Module, channels: int, exp: Experiment, path: Path) -
     if not difference <= TOLERANCE:
         path.unlink()
         raise MaskfoldError(
-            f"ONNX export of {exp.model.target}: its probabilities differ from torch's by {difference:.2g}, "
-            f"expected at most {TOLERANCE:g}.",
+            f"The ONNX file of {exp.model.target} predicts other probabilities than torch: the largest difference is "
+            f"{difference:.2g}, expected at most {TOLERANCE:g}.",
             "Export without --onnx.",
         )
     return difference
@@ -161,7 +161,7 @@ def _export_program(network: nn.Module, shape: tuple[int, ...], exp: Experiment)
 
     Args:
         network: the network, on the CPU.
-        shape: shape (C, *patch) of its input without the batch axis.
+        shape: shape (C, *patch) of the network's input without the batch axis.
         exp: the experiment.
 
     Raises:

@@ -61,8 +61,8 @@ class Predictor:
 
         Returns:
             One array (*spatial) for each image, with the values that `maskfold predict` writes: uint8 or uint16 label
-            values or, with `competition.instances`, numbers of objects. If classes overlap, the array is (K, *spatial)
-            for K classes.
+            values or, if `competition.instances` is true, the number of the object at each pixel. If classes overlap,
+            the array is (K, *spatial) for K classes.
 
         Raises:
             MaskfoldError: an image cannot be read or predicted.
@@ -123,7 +123,8 @@ def iter_images(images: Any, exp: Experiment) -> Iterator[InMemoryCase]:
     """Convert images in different forms to `InMemoryCase` objects, and yield them one after the other.
 
     Args:
-        images: a list, or a pandas table with the column `image` and optionally `spacing` and `affine`. An item is
+        images: a list, or a pandas table with the column `image` and optionally `spacing` and `affine`. An item of
+            the list, or of the column `image`, is
 
             - an array: (H, W), (H, W, C) or (C, H, W) for a 2D image; (X, Y, Z), (X, Y, Z, C) or (C, X, Y, Z) for a
               volume. If there is a channel axis, it must be the shorter of the first and the last axis;
@@ -234,7 +235,7 @@ def _read_single(image: Any, dimensions: int, name: str, exif: bool) -> Image:
 
 
 def _join_channels(channels: list[Image], name: str) -> Image:
-    """Return one image from several images with its channels, as `competition.data.readers.load_image` would."""
+    """Join images that have the channels of one image, as `competition.data.readers.load_image` joins files."""
     if len(shapes := {part.array.shape[1:] for part in channels}) > 1:
         raise MaskfoldError(
             f"The channels of {name} have different shapes: {', '.join(sorted(map(str, shapes)))}.",

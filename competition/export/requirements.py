@@ -84,7 +84,7 @@ def user_package_files(root: str) -> list[tuple[Path, Path]]:
     spec = importlib.util.find_spec(root)
     if spec is None or spec.origin is None:
         raise MaskfoldError(
-            f"A network or a step of the run comes from the package {root}, but this package was not found.",
+            f"A network or post-processing step of the run comes from the package {root}, which was not found.",
             f"Run the command in the folder that contains the package {root}.",
         )
     origin = Path(spec.origin)
@@ -152,7 +152,7 @@ def run_smoke_test(folder: Path, root: Path, row: Any, onnx: bool) -> set[str]:
     Args:
         folder: folder of the bundle.
         root: the competition's data folder.
-        row: row of the case to predict in the case table.
+        row: row of the case table, with the case to predict.
         onnx: whether to predict with onnxruntime.
 
     Returns:
@@ -179,7 +179,7 @@ def run_smoke_test(folder: Path, root: Path, row: Any, onnx: bool) -> set[str]:
     if process.returncode:
         raise MaskfoldError(
             f"The test prediction of the bundle failed: {last_line}.",
-            "If a network or a step comes from a package of your own, add --trust PACKAGE.",
+            "If a network or a post-processing step comes from a package of your own, add --trust PACKAGE.",
         )
     return set(json.loads(process.stdout.strip().splitlines()[-1]))
 
@@ -187,11 +187,12 @@ def run_smoke_test(folder: Path, root: Path, row: Any, onnx: bool) -> set[str]:
 def pinned_requirements(imported: set[str], named: Iterable[str]) -> list[PinnedPackage]:
     """Return the packages that a bundle requires, with their installed versions.
 
-    These are the imported packages that contain a module in `named`, and the imported packages on which these depend.
+    A bundle requires each imported package that contains a module in `named`, and each imported package on which such a
+    package depends.
 
     Args:
         imported: top-level modules that the test prediction has imported.
-        named: top-level modules that Maskfold's files import or that targets name.
+        named: top-level modules that the files of Maskfold import, or that `target` keys of the YAML name.
     """
     packages_of_module = _packages_of_module()
     start = {
@@ -264,7 +265,7 @@ def download_wheels(packages: Iterable[PinnedPackage], folder: Path) -> int:
 # Cached, because listing the files of all installed packages takes a second, and a process may export several bundles.
 @cache
 def _packages_of_module() -> Mapping[str, Sequence[str]]:
-    """Return the names of the installed packages that contain each top-level module, by the module's name."""
+    """Map the name of each top-level module to the names of the installed packages that contain the module."""
     return metadata.packages_distributions()
 
 

@@ -28,7 +28,7 @@ from competition.export.runtime_prediction import (
 from competition.export.time_limit import TimeBudget, format_duration
 from competition.io import ensure_writable, temporary_folder
 from competition.submission.writer import MaskItem, ObjectsItem, write_submission
-from competition.text import format_count
+from competition.text import format_count, has_or_have
 
 # Patterns of hints of `maskfold` that name YAML keys, with the option of this command that replaces each key.
 HINTS = (
@@ -75,9 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=Path, default=Path("submission.csv"), help="the CSV to write; default: submission.csv"
     )
-    parser.add_argument(
-        "--hours", type=float, help="the time limit in hours; without it, the complete ensemble predicts"
-    )
+    parser.add_argument("--hours", type=float, help="the time limit in hours; by default, there is no limit")
     parser.add_argument(
         "--devices", default="auto", help="auto, a number of GPUs, or a list such as cuda:0,cuda:1 or cpu,cpu"
     )
@@ -135,7 +133,7 @@ def _predict_all(folder: Path, args: argparse.Namespace, started: float) -> None
     if not found.test_set.rows:
         rows = write_empty_submission(found, args.output)
         _say(
-            f"{args.output}: there is no test image, so every row of the sample has an empty mask "
+            f"{args.output}: there is no test image, so every row of the sample submission has an empty mask "
             f"({format_count(rows, 'row')})"
         )
         return
@@ -156,8 +154,8 @@ def _predict_all(folder: Path, args: argparse.Namespace, started: float) -> None
     )
     if missed:
         _say(
-            f"warning: without a prediction, and therefore with empty masks: {len(missed)} of "
-            f"{format_count(len(found.test_set.rows), 'case')} ({missed[0]}{', …' if len(missed) > 1 else ''})"
+            f"warning: {len(missed)} of {format_count(len(found.test_set.rows), 'case')} {has_or_have(len(missed))} no "
+            f"prediction, and therefore empty masks ({missed[0]}{', …' if len(missed) > 1 else ''})"
         )
 
 

@@ -68,8 +68,8 @@ class Bundle:
         Args:
             folder: folder of the bundle.
             root: the competition's data folder.
-            accelerator: cpu or cuda. None for the accelerator in the YAML of each run, if this machine has it, and
-                otherwise `auto`.
+            accelerator: cpu or cuda. If it is None, each run uses the accelerator in its YAML or, if this machine lacks
+                that accelerator, `auto`.
 
         Raises:
             MaskfoldError: a file is missing or has another format.
@@ -125,13 +125,13 @@ class TestCases:
 def find_test_cases(comp: Competition, suffix: str, context: Context) -> TestCases:
     """Find the test images, and the rows that the submission file must have.
 
-    The rows depend on how the host's sample submission fits the images:
+    The rows depend on how the host's sample submission (below: the sample) fits the images:
 
     - If there are no test images, the rows are those of the sample, and they get empty masks.
     - If the sample has exactly the rows of the images, the rows are those of the sample.
     - If there is no sample, or none of its ids has an image (then it is a dummy), the rows follow from the images,
       sorted by id (and slice) and class.
-    - Otherwise, the rows of the sample come first, in its order; those without an image get empty masks. The rows of
+    - Otherwise, the rows of the sample come first, in its order; rows without an image get empty masks. The rows of
       all other images follow, sorted by id (and slice) and class.
 
     Args:
@@ -176,12 +176,13 @@ def find_test_cases(comp: Competition, suffix: str, context: Context) -> TestCas
 
 
 def write_empty_submission(found: TestCases, path: Path) -> int:
-    """Write a submission file with an empty mask in each row of the sample; without a sample, write only the header.
+    """Write a submission file in which each row of the sample submission has an empty mask.
 
-    A notebook needs such a file when it is saved, because the real test set does not exist at that time.
+    If there is no sample submission, the file has only the header. Such a file is needed when the user saves a notebook
+    at Kaggle: the notebook then runs while the real test images are not mounted yet.
 
     Args:
-        found: the test cases, with no images.
+        found: the result of `find_test_cases` if there are no test images.
         path: path of the file.
 
     Returns:
@@ -200,15 +201,15 @@ def write_empty_submission(found: TestCases, path: Path) -> int:
 
 
 def id_suffix(keys: tuple[RowKey, ...]) -> str:
-    """Return the extension, e.g. `.png`, that all ids of a sample have; empty if they have none or different ones."""
+    """Return the extension that all ids of a sample submission share, e.g. `.png`; empty if they share none."""
     suffixes = {image[len(strip_extension(image)) :] for image, _ in keys}
     return suffixes.pop() if len(suffixes) == 1 else ""
 
 
 def _read_sample(comp: Competition, context: Context) -> tuple[Profile, SampleSubmission | None]:
-    """Return the format of the submission file, and the host's sample.
+    """Return the format of the submission file, and the host's sample submission.
 
-    If the file of the sample is missing or has no rows, the sample is None.
+    If the file of the sample submission is missing or has no rows, the second item is None.
     """
     profile = profile_of(comp)
     if comp.submission.sample is None:
@@ -216,7 +217,7 @@ def _read_sample(comp: Competition, context: Context) -> tuple[Profile, SampleSu
     path = Path(comp.root) / comp.submission.sample
     if not path.is_file():
         context.say(
-            f"note: the sample {comp.submission.sample} does not exist, so the file gets the rows of all test images"
+            f"note: {comp.submission.sample} does not exist, so the submission file gets the rows of all test images"
         )
         return profile, None
     layout, rows = open_rows(path, profile)
@@ -241,7 +242,7 @@ def _read_rows(comp: Competition, context: Context) -> list[Any]:
             raise
         if others := unmatched_images(comp, "test"):
             raise MaskfoldError(
-                "test.images: the pattern matches no file, although the folder has "
+                "test.images: the pattern matches no file, although the folder of the pattern has "
                 f"{format_count(len(others), 'other image file')}, such as {others[0]}.",
                 "Rename the files, or export the bundle again with the right test.images.",
             ) from error
@@ -298,15 +299,15 @@ def _report_differences(
     if sample_keys and not known_keys:
         context.say(
             f"note: {name} is not used, because it is a dummy: none of its ids has an image "
-            f"({sample_keys[0][0]}, …). The file gets the rows of the {cases} test cases"
+            f"({sample_keys[0][0]}, …). The submission file gets the rows of the {cases} test cases"
         )
     elif sample_keys and added_keys:
         context.say(
-            f"note: {name} lacks {format_count(len(added_keys), 'row')} of the {cases} test cases; the file gets "
-            "missing rows at its end"
+            f"note: {name} lacks {format_count(len(added_keys), 'row')} of the {cases} test cases; the "
+            "submission file gets these rows at its end"
         )
     elif not sample_keys and name is not None and (Path(comp.root) / name).is_file():
-        context.say(f"note: {name} has no rows, so the file gets the rows of the {cases} test cases")
+        context.say(f"note: {name} has no rows, so the submission file gets the rows of the {cases} test cases")
     if without_images:
         context.say(
             f"note: {format_count(len(without_images), 'row')} of {name} {has_or_have(len(without_images))} no image "

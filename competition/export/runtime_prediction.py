@@ -103,8 +103,8 @@ def predict_cases(
         say: function that receives messages for the user.
 
     Raises:
-        MaskfoldError: a case cannot be read or predicted. With `options.continue_on_error`, the error is raised only if
-            every case fails.
+        MaskfoldError: a case cannot be read or predicted. If `options.continue_on_error` is true, the error is raised
+            only if every case fails.
     """
     comp = bundle.ensemble.comp
     reducible = DegradableEnsemble(_load_networks(bundle, rows, scratch, options), options.clock)
@@ -147,7 +147,8 @@ def empty_prediction(row: Any, comp: Competition) -> BundlePrediction:
 def _load_networks(bundle: Bundle, rows: Sequence[Any], scratch: Path, options: PredictionOptions) -> EnsemblePredictor:
     """Load the networks of a bundle, with the number of input channels of the first case.
 
-    With `options.continue_on_error`, cases that cannot be read are skipped, unless all cases fail.
+    If `options.continue_on_error` is true, cases that cannot be read are skipped. If no case can be read, the error of
+    the last case is raised.
     """
     for number, row in enumerate(rows):
         try:
@@ -223,7 +224,7 @@ def parse_devices(text: str) -> list[str]:
     """Return the names of the devices that the option `--devices` selects.
 
     Args:
-        text: `auto` for all GPUs, a number of GPUs, or a list such as `cuda:0,cuda:1` or `cpu,cpu`.
+        text: `auto` for all GPUs, a number of GPUs from 1, or a list such as `cuda:0,cuda:1` or `cpu,cpu`.
 
     Returns:
         Names such as `cuda:0` and `cpu`. If there is no GPU, `auto` gives `["auto"]`.
@@ -248,7 +249,9 @@ def parse_devices(text: str) -> list[str]:
             )
     if not names:
         raise MaskfoldError(
-            f"--devices {text}: found no device, expected at least one.", "Set auto, or a number from 1.", status=2
+            f"--devices: found {text}, expected at least 1 as the number of GPUs.",
+            "Set auto, a number of GPUs, or a list such as cuda:0,cuda:1 or cpu,cpu.",
+            status=2,
         )
     return names
 

@@ -60,7 +60,7 @@ def smoke_test(folder: Path, root: Path, row: Any, onnx: bool) -> list[str]:
     Args:
         folder: folder of the bundle.
         root: the competition's data folder.
-        row: row of the case in the case table.
+        row: row of the case table, with the case to predict.
         onnx: whether to predict with onnxruntime.
 
     Returns:
@@ -91,9 +91,9 @@ def smoke_test(folder: Path, root: Path, row: Any, onnx: bool) -> list[str]:
 
 
 def crop_middle(image: Any, size: Sequence[int]) -> Any:
-    """Crop an image to its middle part, which is at most as large as a patch.
+    """Return the middle part of an image, which is at most as large as a patch.
 
-    Spacing and affine are not changed.
+    The spacing and the affine stay as they are.
 
     Args:
         image: the image.

@@ -1,9 +1,9 @@
 """Keep a time limit by dropping parts of the ensemble in a fixed order.
 
 1. Test-time augmentation is dropped, for all runs at once.
-2. Networks are dropped one by one. The next one is always the last network of the run with the lowest weight per
-   network, i.e. the weight of the run divided by its number of networks. If several runs have the same value, the last
-   of them loses a network. At least one network remains.
+2. Networks are dropped one by one. The weight of a network is the weight of its run divided by the number of the run's
+   remaining networks. The run whose networks have the lowest weight loses its last network. If several runs have the
+   same lowest weight, the last of these runs loses its last network. At least one network remains.
 
 The weights of the remaining runs are normalised to the sum 1 again.
 """
@@ -38,7 +38,7 @@ class EffortLevel:
 
     Attributes:
         tta: whether test-time augmentation is used.
-        networks: number of networks that are used of each run, counted from its first network.
+        networks: for each run, the number of its networks that are used. These are the first networks of the run.
     """
 
     tta: bool

@@ -52,7 +52,7 @@ class ImportedRun:
         is_new: whether this import has made the run; False if the same predictions were imported before.
         layout: description of the layout of the folder with the predictions.
         predicted: number of cases with an out-of-fold prediction.
-        seen: reason for each prediction that is not used because it is not out of fold, by case id.
+        seen: predictions that are not used because they are not out of fold: the reason of each, by case id.
         missing: ids of training cases without a prediction.
         tests: number of test cases with a prediction, and number of all test cases.
         score: the competition's metric on the out-of-fold predictions; None if there are none.
@@ -166,7 +166,7 @@ def _check_name(name: str) -> None:
 
 
 def _with_channels(options: ReadingOptions, sources: Sources, comp: Competition, context: Context) -> ReadingOptions:
-    """Return the options with the order of the classes in nnU-Net's `dataset.json`, if it differs from the YAML's.
+    """Return the options with the order of the classes from nnU-Net's `dataset.json`, if the YAML has another order.
 
     If the user has set the order, or there is no such file, return the options unchanged. If the names of the classes
     differ, tell the user that the order is assumed to be the same.
@@ -188,9 +188,8 @@ def _with_channels(options: ReadingOptions, sources: Sources, comp: Competition,
                 status=2,
             )
         context.say(
-            "note: dataset.json and the competition name the classes differently "
-            f"({', '.join(sources.channels)}, and {', '.join(comp.classes)}); their order is assumed to be "
-            "the same"
+            f"note: the classes have other names in dataset.json ({', '.join(sources.channels)}) than in the "
+            f"competition ({', '.join(comp.classes)}); their order is assumed to be the same"
         )
         return options
     if found == expected:

@@ -40,7 +40,8 @@ class ReadingOptions:
         kind: `labels` or `probabilities`, the content of the files. With `auto`, the channels and values of each file
             show which it is.
         axes: order of the spatial axes in NPY and NPZ files, e.g. `zyx`. None means `zyx` for nnU-Net's archives. For
-            other files, it means the order in `competition.array_axes` or, if that is not set, of the case's images.
+            other files, it means the order in `competition.array_axes` or, if this key is not set, the order of the
+            case's images.
         channels: names of the channels in their order. Empty for the usual order: the background, if there is one, and
             then the classes.
     """
@@ -185,8 +186,8 @@ def _load_array(path: Path) -> tuple[Array, bool]:
         key = names[0] if len(names) == 1 else next((name for name in ARRAY_KEYS if name in names), None)
         if key is None:
             raise MaskfoldError(
-                f"{path}: found {', '.join(names[:5]) or 'no array'}, expected a single array, or one with "
-                f"the name {', '.join(ARRAY_KEYS[:3])}.",
+                f"{path}: found {', '.join(names[:5]) or 'no array'}, expected a single array, or an array with "
+                f"one of the names {', '.join(ARRAY_KEYS)}.",
                 "Save only one array per file.",
             )
         with np.load(path, allow_pickle=False) as loaded:
@@ -291,9 +292,9 @@ def to_probabilities(array: Array, comp: Competition, path: Path, options: Readi
     if order is not None:
         if len(array) != len(options.channels):
             raise MaskfoldError(
-                f"{path}: found {format_count(len(array), 'channel')}, expected {len(options.channels)} "
-                f"({', '.join(options.channels)}).",
-                "Correct --channels.",
+                f"{path}: found {format_count(len(array), 'channel')}, expected the {len(options.channels)} channels "
+                f"of --channels ({', '.join(options.channels)}).",
+                "With --channels, give the name of each channel of the file, in the order of the channels.",
             )
         array = array[order]
     values = _scale(array, path)
@@ -366,8 +367,8 @@ def labels_to_probabilities(labels: Array, comp: Competition, path: Path) -> Arr
             f"{path} has label values that belong to no class: found "
             f"{', '.join(f'{value:g}' for value in unknown[:5])}, expected "
             f"{', '.join(map(str, sorted(known)))}.",
-            "Write the label values of competition.yaml. If the file contains probabilities of one class, "
-            "add --kind probabilities.",
+            "Write the label values of competition.yaml into the file. If the file contains probabilities of one "
+            "class, add --kind probabilities.",
         )
     masks = np.stack([np.isin(labels, values) for values in comp.class_values]).astype(np.float32)
     if comp.labels == "overlapping":

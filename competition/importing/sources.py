@@ -46,7 +46,8 @@ class CaseFiles:
     Attributes:
         main: the file with the prediction; if there is one file for each class, the file of the first class.
         by_class: the files of all classes, in the order of the classes. Empty if there is a single file.
-        labels: a label file next to a file with probabilities, to be compared with it; None if there is none.
+        labels: a label file next to the file with probabilities. The two files are compared. None if there is no such
+            file.
     """
 
     main: Path
@@ -85,8 +86,8 @@ def find_sources(folder: Path, oof: Path | None, splits: Path | None, ids: list[
 
     Args:
         folder: the folder; see the docstring of this module for its layouts.
-        oof: folder of all out-of-fold predictions. With None, the predictions in `folder` are found as follows: in one
-            folder for each fold; without such folders, in `oof`; without `oof`, in `folder` itself.
+        oof: folder of all out-of-fold predictions. With None, the predictions come from the first of these places that
+            exists: the folders of the folds in `folder`, the folder `oof` in `folder`, `folder` itself.
         splits: file with the folds, see `read_splits`. None for `splits_final.json` or `folds.csv` in `folder`, if one
             of them exists.
         ids: ids of the training cases.
@@ -244,8 +245,8 @@ def files_by_case(
         elif not (is_model_folder and path.name == "progress.png"):
             hint = nearest_hint(stem, ids) or (f", expected an id such as {ids[0]}" if ids else "")
             raise MaskfoldError(
-                f"{path} belongs to no {kind} case: no such case has the id {stem}{hint}.",
-                "Give the file the id of its case as its name, or move it to another folder.",
+                f"The name of {path} is not the id of a {kind} case: found {stem}{hint}.",
+                "Rename the file to the id of its case, or move it to another folder.",
             )
     cases = {case: _one_prediction(case, paths) for case, paths in found.items()}
     for case, files in parts.items():
@@ -259,7 +260,7 @@ def files_by_case(
             raise MaskfoldError(
                 f"The case {case} has no file for the class {missing[0]} in {place}, although the case has files for "
                 f"{', '.join(name for name in classes if name in files)}.",
-                f"Add {case}_{missing[0]}{extension_of(next(iter(files.values())).name)}.",
+                f"Add the file {case}_{missing[0]}{extension_of(next(iter(files.values())).name)}.",
             )
         cases[case] = CaseFiles(files[classes[0]], tuple(files[name] for name in classes))
     return {case: cases[case] for case in ids if case in cases}

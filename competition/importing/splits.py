@@ -113,7 +113,9 @@ def check_form(form: str) -> Literal["nnunet", "csv"]:
         MaskfoldError: the format is unknown (status 2).
     """
     if form not in SPLIT_FORMS:
-        raise MaskfoldError(f"--to: found {form}, expected {' or '.join(SPLIT_FORMS)}.", "Correct --to.", status=2)
+        raise MaskfoldError(
+            f"--to: found {form}, expected {' or '.join(SPLIT_FORMS)}.", "Use --to nnunet or --to csv.", status=2
+        )
     return "nnunet" if form == "nnunet" else "csv"
 
 

@@ -17,9 +17,9 @@ from competition.config.competition import Competition
 def to_masks(probabilities: np.ndarray, comp: Competition, thresholds: Sequence[float] | None = None) -> np.ndarray:
     """Convert probabilities to the masks of the classes.
 
-    With exclusive classes, each voxel gets its most probable class. If several are equally probable, the background
-    comes before all classes, and the classes have the order of `comp.classes`. With overlapping classes, the mask of a
-    class contains the voxels whose probability is above the threshold of this class.
+    With exclusive classes, each voxel gets its most probable class. If several classes are equally probable, the voxel
+    gets the first of them, in the order background, then `comp.classes`. With overlapping classes, the mask of a class
+    contains the voxels whose probability is above the threshold of this class.
 
     Args:
         probabilities: (P, *spatial) float, with P = `comp.output_channels`. With exclusive classes, a boundary class

@@ -35,11 +35,11 @@ class DeviceContext:
 def device_context(exp: Experiment) -> DeviceContext:
     """Return the device that `run.accelerator` selects, and the precision of the forward passes on this device.
 
-    The precision is `training.precision`, with these exceptions:
+    The precision is the value of `training.precision`, with these exceptions:
 
-    - With `auto`, it is the result of `native_precision`.
-    - With `bf16` on a GPU without native support for it, it is fp16.
-    - With `fp16` on a CPU, it is bf16, because CPUs do not support fp16.
+    - `auto` becomes the result of `native_precision`.
+    - `bf16` becomes fp16 on a GPU without native support for bf16.
+    - `fp16` becomes bf16 on a CPU, because CPUs do not support fp16.
 
     Raises:
         MaskfoldError: the machine has no such device.

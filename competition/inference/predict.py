@@ -1,4 +1,4 @@
-"""Predict a case on the grid of its file; select the device, and retry after out-of-memory errors."""
+"""Predict a case on the grid of its file; if memory runs out, repeat the prediction with smaller batches."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ def predict_case_with_presence(
 def retry_with_smaller_batches(predict: Callable[[Experiment], T], exp: Experiment, device: torch.device | str) -> T:
     """Make a prediction; each time memory runs out, repeat it with half as many windows per batch.
 
-    With `training.on_oom: stop`, the prediction is not repeated. A reduced number of windows also applies to all later
-    predictions of this process on the same device.
+    If `training.on_oom` is `stop`, the prediction is not repeated. A reduced number of windows also applies to all
+    later predictions of this process on the same device.
 
     Args:
         predict: function that makes the prediction. Its argument is the experiment to use, in which

@@ -115,13 +115,13 @@ def presence_on_file_grid(gate: np.ndarray, geometry: Geometry, by_slice: bool, 
     """Map class presence to the file's grid, in a shape that broadcasts to the case's masks (K, *file shape).
 
     Args:
-        gate: presence for K classes: (K, 1), or (K, slices of the preprocessed volume) with `by_slice`.
+        gate: presence for K classes: (K, 1), or (K, slices of the preprocessed volume) if `by_slice` is True.
         geometry: geometry of the case.
         by_slice: whether `gate` has one value per slice.
-        axis: axis of the preprocessed volume along which the slices lie; used only with `by_slice`.
+        axis: axis of the preprocessed volume along which the slices lie; used only if `by_slice` is True.
 
     Returns:
-        (K, 1, …, 1) float32. With `by_slice`, the axis of the slices is as long as in the file. Slices that
+        (K, 1, …, 1) float32. If `by_slice` is True, the axis of the slices is as long as in the file. Slices that
         preprocessing cropped off have the presence 0.
     """
     dims = len(geometry.file_shape)

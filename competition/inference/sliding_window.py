@@ -51,7 +51,7 @@ def predict_image(
     windows are blended with Gaussian weights whose standard deviation is 1/8 of the patch (Isensee et al., nnU-Net,
     Nature Methods 2021).
 
-    With `patch.slices`, a 2D network predicts a volume slice by slice along each axis of `patch.axes`, and the
+    If `patch.slices` is set, a 2D network predicts a volume slice by slice along each axis of `patch.axes`, and the
     probabilities along these axes are averaged. With several axes, this takes another 4 bytes of memory per value of
     the result.
 

@@ -64,7 +64,7 @@ def parse_competition_name(argument: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", name):
         raise MaskfoldError(
             f"The competition {argument} is not valid, expected kaggle:NAME.",
-            "Use the name in the address of the competition at Kaggle.",
+            "Use the NAME in the competition's address: https://www.kaggle.com/competitions/NAME.",
             status=2,
         )
     return name
@@ -171,7 +171,7 @@ def _fetch(
 
 @contextmanager
 def redirect_client_output(show: bool = False) -> Iterator[None]:
-    """Discard what the client prints during the `with` block or, if `show` is set, print it to standard error."""
+    """Discard what the client prints during the `with` block or, if `show` is True, print it to standard error."""
     with redirect_stdout(sys.stderr if show else io.StringIO()):
         yield
 
@@ -207,7 +207,7 @@ def kaggle_client_error(name: str, rules_url: str, error: OSError) -> MaskfoldEr
     if status_code == 404:
         return MaskfoldError(
             f"Kaggle has no competition {name} (404).",
-            "Use the name in the address of the competition at Kaggle.",
+            "Use the NAME in the competition's address: https://www.kaggle.com/competitions/NAME.",
             status=2,
         )
     reason = f"HTTP status {status_code}" if status_code else type(error).__name__

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 RECORD_DIGEST = "record"  # key of the digest of the record itself
-DAMAGED_HINT = "Restore the file from a backup, or move it to another folder. The host still has its scores."
+DAMAGED_HINT = "Restore the file from a backup, or move it to another folder. The host still has the scores."
 SUBMISSIONS_FOLDER, LEDGER_FOLDER = Path("submissions"), "ledger"
 CLOCK_TOLERANCE = 900.0  # s; maximum difference between the clocks of Kaggle and of this machine
 
@@ -253,8 +253,8 @@ def update_records(
     """Return updated copies of those records that differ from the host's present data.
 
     A record is compared with the submission that has the same number. If an upload was interrupted, its record has no
-    number; its submission is then found by file name, description and time. If there is none, the status `sending` of
-    the record becomes `lost`. Records whose numbers are not among the latest submissions do not change.
+    number; its submission is then found by file name, description and time. If no submission matches, the status
+    `sending` of the record becomes `lost`. Records whose numbers are not among the latest submissions do not change.
 
     Args:
         records: the records of one competition.

@@ -25,10 +25,11 @@ MIN_FILES = 4  # minimum number of files for a correlation, because Fisher's int
 Z_95 = 1.959964  # 95 % quantile of the normal distribution (two-sided)
 NOISE_FORMULA = (
     "noise: by chance, the public scores of two equally good files differ by less than this value with a probability "
-    "of 95 %. N is the number of public cases. If the files share out-of-fold cases, the noise is paired: N of these "
-    "cases are drawn many times (for a mean, the noise is 1.96 s/√N, with the standard deviation s of the differences "
-    "per case). Otherwise it is √(h₁² + h₂²), where h is half of a file's 95 % interval for N cases; this formula "
-    "assumes different cases for the two files, so it overestimates the noise"
+    "of 95 %. N is the number of public cases. If the two files share out-of-fold cases, samples of N of these cases "
+    "are drawn many times, and the noise follows from the score differences on these samples. For a mean over cases, "
+    "it is about 1.96 s/√N, where s is the standard deviation of the differences per case. If the files share no "
+    "out-of-fold cases, the noise is √(h₁² + h₂²), where h is half the width of a file's 95 % interval for N cases. "
+    "This formula assumes that the two files are scored on different cases, so it overestimates the noise"
 )
 
 
@@ -39,8 +40,8 @@ class ScoreNoise:
     Attributes:
         value: the noise: for two equally good files, 95 % of the differences between public scores are smaller.
         cases: number of cases of the public leaderboard.
-        paired: number of cases of which both ensembles have an out-of-fold prediction, if the noise was estimated from
-            them. 0 if the noise was computed from the prediction intervals of the two files.
+        paired: number of cases for which both files have an out-of-fold score, if the noise was estimated from these
+            scores. 0 if the noise was computed from the prediction intervals of the two files.
     """
 
     value: float
@@ -95,8 +96,8 @@ def public_score_noise(
     """Return the noise of the difference between the public scores of two files.
 
     If both uploads have out-of-fold scores of common cases, the noise is estimated from the differences of these
-    scores. Otherwise it is computed from the prediction intervals of the two files, which overestimates it. If the
-    intervals are unknown too, or the number of public cases is unknown, return None.
+    scores. Otherwise it is computed from the prediction intervals of the two files, which overestimates it. If these
+    intervals or the number of public cases are unknown, return None.
 
     Args:
         earlier: the earlier upload.

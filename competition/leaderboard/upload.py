@@ -70,12 +70,14 @@ def prepare_upload(
 
     Args:
         path: path of the CSV; None for a notebook.
-        given: what the user has set: the YAML of the competition, or its name at the host; None if nothing.
+        given: value of the option `--competition`: path of the competition's YAML, or its name at the host. None if the
+            option is not given.
         overrides: `key=value` overrides of the competition's YAML.
-        at_kaggle: whether the file will be uploaded to Kaggle; the host's name must then be known.
+        at_kaggle: whether the file will be uploaded to Kaggle. If so, the competition's name at Kaggle must be known.
 
     Raises:
-        MaskfoldError: the file does not exist, or its competition or the host's name is unknown (status 2).
+        MaskfoldError: the file does not exist, its competition is unknown, or the competition's name at Kaggle is
+            needed but unknown (status 2).
     """
     if path is not None and not path.is_file():
         raise MaskfoldError(f"The file {path} does not exist.", "Write the file with `maskfold submit`.", status=2)
@@ -88,11 +90,11 @@ def prepare_upload(
     else:
         comp = _from_yamls(summary.get("competition"), given, overrides) or _from_runs(summary, overrides)
     if comp is None and path is not None:
-        more = ", with `submission.kaggle` set" if at_kaggle else ""
+        more = " In this YAML, set `submission.kaggle`." if at_kaggle else ""
         raise MaskfoldError(
             f"It is unknown to which competition {path} belongs, because there is no valid JSON of "
             "`maskfold submit` next to this file.",
-            f"Add --competition experiments/…/competition.yaml{more}.",
+            f"Add --competition experiments/…/competition.yaml.{more}",
             status=2,
         )
     slug = slug or (comp.submission.kaggle if comp is not None else None)
@@ -107,7 +109,7 @@ def prepare_upload(
 
 
 def validate_upload(path: Path, comp: Competition) -> ValidationReport:
-    """Validate a CSV against the host's sample and the test images, and return the report.
+    """Validate a CSV against the host's sample submission and the test images, and return the report.
 
     Raises:
         MaskfoldError: the CSV is invalid, or the competition has no test images.

@@ -19,15 +19,15 @@ MAX_THRESHOLDS = 256  # number of candidates for the global threshold
 
 
 def score_threshold_baseline(cases: Iterable[tuple[Array, Array]], comp: Competition) -> dict[str, float]:
-    """Score the best intensity threshold on the best channel of the images.
+    """Return the scores of the best intensity threshold on the best channel of the images.
 
     The threshold is Otsu's threshold of each image, or one threshold for all images. The foreground is either brighter
     or darker than the threshold.
 
-    A threshold does not separate classes. Therefore there are two scores. The first, the Dice of each class, uses the
-    truth to assign classes: for each class that the case has, the prediction is the whole foreground. For all other
-    classes, the prediction is empty. The second score is the Dice of foreground against background, for which no
-    classes are assigned.
+    A threshold does not separate classes. Therefore there are two scores. The first is the Dice of each class. It uses
+    the truth to assign classes: for each class that the case has, the prediction is all pixels that the threshold
+    selects. For all other classes, the prediction is empty. The second score is the Dice of foreground against
+    background, for which no classes are assigned.
 
     Both scores are optimistic, because threshold, channel and direction (brighter or darker) are chosen by the labels
     against which they are scored.
@@ -35,7 +35,7 @@ def score_threshold_baseline(cases: Iterable[tuple[Array, Array]], comp: Competi
     Args:
         cases: pairs of image (C, *spatial) and mask (M, *spatial) uint8. Pixels of 255 in the mask are ignored.
         comp: competition, which defines the classes. `metric.both_empty` is the score of a class that is absent from
-            label and prediction. If lower scores of the metric are better, `both_empty` is a distance and no Dice, so 1
+            truth and prediction. If lower scores of the metric are better, `both_empty` is a distance and no Dice, so 1
             is used instead.
 
     Returns:
@@ -141,7 +141,7 @@ class _Counts:
     def class_dice(self, polarity: str, both_empty: float | None) -> Array:
         """Return the Dice (K, T) of each class.
 
-        For a class that the label lacks, the value is `both_empty`, or nan if `both_empty` is None. The prediction is
+        For a class that the truth lacks, the value is `both_empty`, or nan if `both_empty` is None. The prediction is
         all pixels above the threshold (polarity `bright`), or all other pixels (polarity `dark`).
         """
         dice = self._dice(polarity)[1:]
@@ -151,13 +151,13 @@ class _Counts:
     def foreground_dice(self, polarity: str, both_empty: float | None) -> Array:
         """Return the Dice (1, T) of the foreground.
 
-        Where label and prediction are both empty, the value is `both_empty`, or nan if `both_empty` is None.
+        Where truth and prediction are both empty, the value is `both_empty`, or nan if `both_empty` is None.
         """
         dice = self._dice(polarity)[:1]
         return dice if both_empty is None else np.where(np.isnan(dice), both_empty, dice)
 
     def _dice(self, polarity: str) -> Array:
-        """Return the Dice (1 + K, T) of the foreground and of each class; nan if label and prediction are empty."""
+        """Return the Dice (1 + K, T) of the foreground and of each class; nan if truth and prediction are empty."""
         selected = self.above if polarity == "bright" else self.total[:, None] - self.above
         size = selected[0] + self.total[1:, None]
         return np.divide(2.0 * selected[1:], size, out=np.full(size.shape, np.nan), where=size > 0)

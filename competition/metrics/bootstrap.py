@@ -97,8 +97,9 @@ def bootstrap_interval(
     """Compute a confidence interval of `cv_score` from bootstrap samples of the cases (or groups of cases).
 
     With at least `FEW_CASES` cases or groups, this is Hesterberg's expanded percentile interval ("What Teachers Should
-    Know About the Bootstrap", 2015, https://arxiv.org/abs/1411.5279). With fewer cases, the sample often contains no
-    failures. So the interval then also includes the effect of one more case with the worst or best possible score.
+    Know About the Bootstrap", 2015, https://arxiv.org/abs/1411.5279). With fewer cases, the given cases often contain
+    none of the failures. So the interval then also includes the effect of one more case with the worst or best possible
+    score.
 
     Args:
         scores: as in `cv_score`.

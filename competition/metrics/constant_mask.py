@@ -40,10 +40,10 @@ class CoarseTruth:
 def constant_mask_dice(truths: Sequence[CoarseTruth]) -> Array:
     """Return the Dice of the best constant mask of each class, on each case.
 
-    The mask for a case is computed from all other cases. It covers each cell in which the class fills at least a
-    certain share of the pixels. A share of 0 gives a mask of all pixels. For each class, all cases use the same share:
-    the one with the best mean Dice on these cases. The result is slightly optimistic, because the share is selected on
-    the cases that are scored.
+    The mask for a case is computed from all other cases. It covers each cell of the coarse grid in which the class
+    fills, on average over these other cases, at least a certain share of the pixels. A share of 0 gives a mask of all
+    pixels. For each class, all cases use the same share: the one with the best mean Dice. The result is slightly
+    optimistic, because the share is selected on the cases that are scored.
 
     Args:
         truths: coarse truth of each case.

@@ -1,4 +1,4 @@
-"""Compute object metrics: average precision and F2 at ten IoU thresholds from 0.50 to 0.95.
+"""Compute metrics at the ten IoU thresholds 0.50, 0.55, …, 0.95: average precision and F2 of objects, TGS Salt score.
 
 A true object is a true positive if its IoU with a predicted object is greater than the threshold. A predicted object
 without a matching true object is a false positive. Data Science Bowl 2018, TGS Salt and Airbus Ship Detection use
@@ -33,15 +33,16 @@ IOU_TWENTIETHS = np.arange(10, 20)
 def mean_ap(
     predicted_objects: Labels, true_objects: Labels, predicted_hidden: Hidden = (), true_hidden: Hidden = ()
 ) -> float:
-    """Return the mean of TP / (TP + FP + FN) over thresholds, for the objects of one image (Data Science Bowl 2018).
+    """Return the mean of TP / (TP + FP + FN) over ten IoU thresholds, for the objects of one image.
 
-    The host's definition is at https://www.kaggle.com/competitions/data-science-bowl-2018/overview/evaluation.
+    The thresholds are 0.50, 0.55, …, 0.95. This is the metric of Data Science Bowl 2018. The host's definition is
+    at https://www.kaggle.com/competitions/data-science-bowl-2018/overview/evaluation.
 
     Args:
         predicted_objects: integers of any shape, 0 for background, one label per object.
         true_objects: the true objects, in the same form.
-        predicted_hidden: pixels in which a predicted object is covered by a later one.
-        true_hidden: pixels in which a true object is covered by a later one.
+        predicted_hidden: pixels of predicted objects that `predicted_objects` lacks, because later objects cover them.
+        true_hidden: pixels of true objects that `true_objects` lacks, because later objects cover them.
 
     Returns:
         A score from 0 to 1; nan if there are neither predicted nor true objects.
@@ -54,16 +55,16 @@ def mean_ap(
 def f2_iou(
     predicted_objects: Labels, true_objects: Labels, predicted_hidden: Hidden = (), true_hidden: Hidden = ()
 ) -> float:
-    """Return the mean of F2 over thresholds, for the objects of one image (Airbus Ship Detection).
+    """Return the mean of F2 over the ten IoU thresholds 0.50 to 0.95, for the objects of one image.
 
-    F2 is 5 TP / (5 TP + 4 FN + FP). The host's definition is at
+    F2 is 5 TP / (5 TP + 4 FN + FP). This is the metric of Airbus Ship Detection. The host's definition is at
     https://www.kaggle.com/competitions/airbus-ship-detection/overview/evaluation.
 
     Args:
         predicted_objects: integers of any shape, 0 for background, one label per object.
         true_objects: the true objects, in the same form.
-        predicted_hidden: pixels in which a predicted object is covered by a later one.
-        true_hidden: pixels in which a true object is covered by a later one.
+        predicted_hidden: pixels of predicted objects that `predicted_objects` lacks, because later objects cover them.
+        true_hidden: pixels of true objects that `true_objects` lacks, because later objects cover them.
 
     Returns:
         A score from 0 to 1; nan if there are neither predicted nor true objects.
@@ -74,9 +75,9 @@ def f2_iou(
 
 @metric("tgs_ap", higher_is_better=True)
 def tgs_ap(tp: int, fp: int, fn: int) -> float:
-    """Return the share of the ten IoU thresholds that the IoU of an image's mask exceeds (TGS Salt).
+    """Return the share of the ten IoU thresholds that the IoU of an image's mask and truth exceeds.
 
-    The host's definition is at
+    This is the metric of TGS Salt. The host's definition is at
     https://www.kaggle.com/competitions/tgs-salt-identification-challenge/overview/evaluation.
 
     Args:
@@ -99,8 +100,8 @@ def count_object_matches(
     Args:
         predicted: integers of any shape, 0 for background, one label per object.
         truth: the true objects, in the same form.
-        predicted_hidden: pixels in which a predicted object is covered by a later one.
-        true_hidden: pixels in which a true object is covered by a later one.
+        predicted_hidden: pixels of predicted objects that `predicted` lacks, because later objects cover them.
+        true_hidden: pixels of true objects that `truth` lacks, because later objects cover them.
 
     Returns:
         Three arrays (10,): true positives, false positives and false negatives.
@@ -147,8 +148,8 @@ def object_areas(
     Args:
         predicted: integers of any shape, 0 for background, one label per object.
         truth: the true objects, in the same form.
-        predicted_hidden: pixels in which a predicted object is covered by a later one.
-        true_hidden: pixels in which a true object is covered by a later one.
+        predicted_hidden: pixels of predicted objects that `predicted` lacks, because later objects cover them.
+        true_hidden: pixels of true objects that `truth` lacks, because later objects cover them.
 
     Returns:
         Three dictionaries with numbers of pixels. Their keys are the predicted label, the true label, and the pair of
@@ -177,7 +178,7 @@ def _add_hidden(
     predicted: tuple[Labels, Hidden],
     truth: tuple[Labels, Hidden],
 ) -> None:
-    """Add to the areas the pixels in which an object is covered by a later one.
+    """Add covered pixels to the areas: the pixels of an object that a later object covers.
 
     This is necessary because a label image contains only the last object at each pixel.
 
@@ -202,7 +203,7 @@ def _add_hidden(
 
 
 def _shared_pixels(first: HiddenPixels, second: HiddenPixels) -> int:
-    """Count the covered pixels that a true object and a predicted object share."""
+    """Count the pixels that are in the hidden pixels of a true object and also in those of a predicted object."""
     inside_first, inside_second = shared_region(first.box, second.box)
     return int(np.count_nonzero(first.mask[inside_first] & second.mask[inside_second]))
 

@@ -36,8 +36,8 @@ class ScoreTable:
         metric: section `metric` of the YAML.
         ids: case ids.
         classes: names of the classes.
-        score: score of each case and class, nan if the class has no score. If `pooled` is not empty, `score` lacks the
-            metric's term that `pooled` contains.
+        score: score of each case and class, nan if the class has no score. If `pooled` is not empty, `score` does not
+            contain the term of the metric that is in `pooled`.
         counts: arrays that `average: global` adds up over cases: tp, fp and fn, or the results of the metric's method
             `sums`. With any other average, the tuple is empty.
         pooled: for a metric with a term that is averaged over the slices of all cases, two arrays: the sum of the term
@@ -95,7 +95,7 @@ class ScoreTable:
         return Clusters(index, len(codes))
 
     def statistic(self, weights: Floats) -> Floats:
-        """Return the score (samples,) over all cases and classes, given the weights (samples, cases) of the cases."""
+        """Return one score per bootstrap sample, (samples,), over all classes; `weights` is (samples, cases)."""
         if self.metric.average == "case_class":
             finite = np.isfinite(self.score)
             rest = divide(weights @ np.where(finite, self.score, 0.0).sum(axis=1), weights @ finite.sum(axis=1))
@@ -105,7 +105,7 @@ class ScoreTable:
         return divide(np.where(finite, values, 0.0).sum(axis=1), finite.sum(axis=1))
 
     def per_class(self, weights: Floats) -> Floats:
-        """Return the score (samples, classes) of each class, given the weights (samples, cases) of the cases."""
+        """Return one score per bootstrap sample and class, (samples, classes); `weights` is (samples, cases)."""
         if self.counts:
             return np.asarray(score_from_counts(self.metric, *(weights @ count for count in self.counts)))
         finite = np.isfinite(self.score)
@@ -118,7 +118,7 @@ class ScoreTable:
 
         Args:
             rest: the score without this term.
-            sums: sum of the term over the slices, and number of slices. Without them, the result is `rest`.
+            sums: sum of the term over the slices, and number of slices. If they are not given, the result is `rest`.
         """
         return rest + divide(*sums) if sums else rest
 
@@ -223,11 +223,11 @@ class FewClusters:
         return float(np.quantile(ends[0], tail)), float(np.quantile(ends[1], 1 - tail))
 
     def _statistic(self, weights: Floats, imagined: tuple[Floats, ...]) -> Floats:
-        """Return the score (samples,) of the clusters together with an imagined cluster.
+        """Return one score per bootstrap sample, (samples,), of the clusters and one more, imagined cluster.
 
         Args:
-            weights: (samples, clusters + 1), as in `interval`.
-            imagined: the imagined cluster, `low` or `high`.
+            weights: (samples, clusters + 1), weight of each cluster in each bootstrap sample, as in `interval`.
+            imagined: sums of the imagined cluster: the attribute `low` or `high`.
         """
         totals = [weights[:, :-1] @ sums + weights[:, -1:] * one for sums, one in zip(self.sums, imagined, strict=True)]
         if self.metric.average == "case_class":
@@ -262,7 +262,7 @@ def _score_bounds(scores: Floats, metric: MetricConfig) -> tuple[float, float]:
 
 
 def _extreme_sums(sums: list[Floats], metric: MetricConfig) -> tuple[tuple[Floats, ...], tuple[Floats, ...]]:
-    """Return, for each class, the sums of the cluster with the lowest score, and of that with the highest score.
+    """Return, for each class, the sums of the clusters with the lowest and the highest score.
 
     `FewClusters` adds a cluster with the worst or best possible score. For a metric with its own method `sums`, it is
     unknown which sums give such a score. So the sums of the worst or best observed cluster are used instead.
@@ -292,7 +292,7 @@ def expanded_interval(
     """Return the expanded percentile interval of a table's score, or of the difference of two tables' scores.
 
     Args:
-        table: scores of the cases. With `minus`, only the number of cases is read.
+        table: scores of the cases. If `minus` is given, only the number of cases in this table is used.
         clusters: clusters of the cases.
         n: number of bootstrap samples.
         level: confidence level.

@@ -43,7 +43,7 @@ def score_case(
     Args:
         masks: (K, *spatial) bool, the prediction.
         truth: (M, *spatial) uint8. For exclusive labels, M is 1, and the values are the classes 1 to K. For
-            overlapping labels, M is K, and the values are 0 and 1. Pixels of 255 are ignored in mask and truth.
+            overlapping labels, M is K, and the values are 0 and 1. Pixels of 255 are ignored in prediction and truth.
         comp: competition with `classes`, `labels` and `metric`.
         spacing: voxel size along each axis in mm. None means 1 mm.
         true_instances: objects of all classes, or integers (*spatial) with one label per object. None means that the
@@ -55,8 +55,9 @@ def score_case(
         One row for each class, with these columns:
 
         - `class`: name of the class.
-        - `score`: the competition's metric; nan if mask and truth are empty and `metric.both_empty` is null.
-        - `dice`, `iou`: nan if mask and truth are empty.
+        - `score`: the competition's metric. It is nan if predicted and true mask are empty and `metric.both_empty` is
+          null.
+        - `dice`, `iou`: nan if predicted and true mask are empty.
         - `tp`, `fp`, `fn`: numbers of pixels.
         - `sum_1`, `sum_2`, …: only with `average: global`, the results of the metric's method `sums`.
         - `pooled`, `items`: only if the metric averages one of its terms over slices. `pooled` is the part of the
@@ -178,9 +179,9 @@ def read_scores(path: Path) -> pd.DataFrame:
 def _split_score(score: float | PooledScore, comp: Competition) -> tuple[float, dict[str, Any]]:
     """Return the score of a class and its columns `pooled` and `items`.
 
-    There are no columns if the metric has no term that is averaged over slices. If it has one, a class that is in
-    neither mask nor truth has one item with the value `metric.both_empty`. If `both_empty` is null, the class has no
-    items.
+    If the metric has no term that is averaged over slices, there are no columns. If it has such a term, and both the
+    predicted and the true mask lack the class, the class has one item with the value `metric.both_empty`. If
+    `both_empty` is null, this class has no items.
     """
     if not isinstance(score, PooledScore) and not comp.metric.has_pooled_term:
         return score, {}
@@ -250,7 +251,7 @@ def metric_inputs(
         metric: the metric. Objects are only computed if the metric compares objects.
         mask: (*spatial) bool, the prediction.
         truth: bool of the same shape.
-        counts: overlap of mask and truth.
+        counts: numbers of pixels in both masks, in the prediction only, and in the truth only.
         spacing: voxel size along each axis in mm. None means 1 mm.
         instances: predicted and true objects. None means that the objects are connected components.
         index: index of the class, which selects the objects.
@@ -273,11 +274,11 @@ def metric_inputs(
 def _score(metric: Metric, inputs: dict[str, Any], counts: OverlapCounts, cls: str) -> float | PooledScore:
     """Return the metric of one class of one case.
 
-    If mask and truth are both empty, the result is nan. For a metric of objects, the result is nan if both have no
-    objects.
+    If predicted and true mask are both empty, the result is nan. For a metric of objects, the result is nan if both
+    masks have no objects.
 
     Raises:
-        MaskfoldError: mask or truth is not empty, but the metric is undefined.
+        MaskfoldError: at least one of the two masks is not empty, but the metric is undefined.
     """
     if is_empty(metric, inputs, counts):
         return nan
@@ -287,8 +288,8 @@ def _score(metric: Metric, inputs: dict[str, Any], counts: OverlapCounts, cls: s
     score = float(result)
     if not isfinite(score):
         raise MaskfoldError(
-            f"The metric {metric.name} of the class {cls} is {score}, expected a finite number. The mask "
-            f"has {format_count(counts.tp + counts.fp, 'pixel')}, and the truth has {counts.tp + counts.fn}.",
+            f"The metric {metric.name} of the class {cls} is {score}, expected a finite number. The predicted mask "
+            f"has {format_count(counts.tp + counts.fp, 'pixel')}, and the true mask has {counts.tp + counts.fn}.",
             "If only one of the two masks is empty, the metric must return its worst possible score, such "
             "as the diagonal of the image.",
         )
@@ -296,7 +297,7 @@ def _score(metric: Metric, inputs: dict[str, Any], counts: OverlapCounts, cls: s
 
 
 def is_empty(metric: Metric, inputs: dict[str, Any], counts: OverlapCounts) -> bool:
-    """Return whether mask and truth are both empty; for a metric of objects, return whether both have no objects."""
+    """Return whether predicted and true mask are both empty; for a metric of objects, whether both lack objects."""
     if not metric.needs_objects or isinstance(metric.function, WeightedSum):
         return not any(counts)
     names = ("predicted_objects", "true_objects", "predicted_hidden", "true_hidden")

@@ -30,7 +30,7 @@ def surface_dice(mask: Mask, truth: Mask, spacing: Sequence[float], tolerance_mm
 
     The definition is from Nikolov et al. 2018, https://arxiv.org/abs/1809.04430, with the surface elements of
     https://github.com/google-deepmind/surface-distance. The result equals MONAI's `compute_surface_dice(…,
-    use_subvoxels=True)`. The table of areas is MONAI's table.
+    use_subvoxels=True)`. The areas of the surface elements are those of MONAI.
 
     Args:
         mask: (*spatial) bool, 2D or 3D.
@@ -93,11 +93,11 @@ def uw_madison(mask: Mask, truth: Mask, coordinates: Literal["voxels", "unit_cub
 
     The host's definition is at
     https://www.kaggle.com/competitions/uw-madison-gi-tract-image-segmentation/overview/evaluation. The Dice is
-    averaged over all images, which are slices. The Hausdorff distance is the distance of the volumes, with slices of a
-    depth of 1. Pixel locations are "normalized by image size". Slices that are empty in mask and truth are left out.
+    averaged over all images, which are slices. The Hausdorff distance compares the volumes; each slice has a depth
+    of 1. Pixel locations are "normalized by image size". Slices that are empty in mask and truth are left out.
 
     Args:
-        mask: (*spatial) bool. Of three axes, the slices are along the last.
+        mask: (*spatial) bool. If there are three axes, the slices lie along the last one.
         truth: bool of the same shape.
         coordinates: normalisation of locations, which the host's page does not specify. `voxels` divides the distance
             in voxels by the volume's diagonal. `unit_cube` divides each coordinate by the length of its axis, and the
@@ -126,8 +126,8 @@ def uw_madison(mask: Mask, truth: Mask, coordinates: Literal["voxels", "unit_cub
 def hausdorff(mask: Mask, truth: Mask, spacing: Sequence[float] | None = None) -> float:
     """Return the Hausdorff distance: the largest distance from a voxel of one mask to the other mask.
 
-    The result equals the maximum of scipy's `directed_hausdorff` in both directions. But this function does not visit
-    every voxel.
+    The result equals the maximum of scipy's `directed_hausdorff` in both directions. This function is faster, because
+    it does not visit every voxel.
 
     Args:
         mask: (*spatial) bool with at least one voxel.

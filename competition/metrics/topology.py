@@ -51,7 +51,7 @@ def betti_error(mask: Mask, truth: Mask) -> float:
         truth: bool of the same shape.
 
     Returns:
-        A whole number from 0. An empty mask has no components, holes or cavities.
+        A whole number of at least 0. An empty mask has no components, holes or cavities.
     """
     return float(sum(abs(own - true) for own, true in zip(betti_numbers(mask), betti_numbers(truth), strict=True)))
 

@@ -294,10 +294,11 @@ def _args_error(exp: Experiment, cls: type, error: Exception) -> MaskfoldError:
     """
     if isinstance(error, ImportError):
         missing = re.search(r"No module named '([\w.]+)'", str(error))
-        name = missing[1].split(".")[0] if missing else "it"
+        name = missing[1].split(".")[0] if missing else ""
+        install = f"Install the package {name} (pip install {name})" if missing else "Install what the message names"
         return MaskfoldError(
             f"model.target: {exp.model.target} needs a package that is not installed: {error_in_one_line(error, 80)}.",
-            f"Install the package {name} (pip install {name}), or set another model.target.",
+            f"{install}, or set another model.target.",
             status=2,
         )
     name = exp.model.args.get("encoder_name")
@@ -305,7 +306,8 @@ def _args_error(exp: Experiment, cls: type, error: Exception) -> MaskfoldError:
         hint = (
             f"Did you mean {near}?"
             if near
-            else "For a list of encoders, call smp.encoders.get_encoder_names() or timm.list_models() in Python."
+            else "For a list of encoders, call get_encoder_names() of segmentation_models_pytorch.encoders in Python, "
+            "or timm.list_models()."
         )
         return MaskfoldError(f"model.args.encoder_name: {cls.__name__} has no encoder {name}.", hint, status=2)
     return MaskfoldError(

@@ -1,9 +1,9 @@
 """Make networks faster, by the memory layout of their tensors and by `torch.compile`.
 
 In 2D, libraries compute convolutions faster when the channels of a pixel lie side by side in memory (channels_last).
-With channels_last, a training step of the shipped networks takes 0.8 to 1.05 times as long as without. A prediction
-takes 0.75 to 0.95 times as long (`python benchmarks/networks.py`). The layout changes the last bits of the results.
-Therefore, a run keeps the layout that it started with (see `competition.runs.kept_settings`).
+With channels_last, a training step of the shipped networks takes 0.8 to 1.05 times as long as with channels first. A
+prediction takes 0.75 to 0.95 times as long (`python benchmarks/networks.py`). The layout changes the last bits of the
+results. Therefore, a run keeps the layout that it started with (see `competition.runs.kept_settings`).
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def to_layout(images: Tensor, layout: torch.memory_format) -> Tensor:
 def wants_compilation(exp: Experiment, device: torch.device) -> bool:
     """Return whether to compile the network for training.
 
-    With `training.compile: auto`, the network is compiled on a single GPU if the time budget is long.
+    If `training.compile` is `auto`, the network is compiled on a single GPU with a time budget of at least
+    `LONG_BUDGET_MINUTES`.
     """
     if exp.training.compile != "auto":
         return exp.training.compile == "on"

@@ -5,7 +5,7 @@ The tensors of the file are matched with those of the network by name. If few te
 matched by order, and the way that matches more tensors is used.
 
 - By name: two tensors match if their shapes are equal, and their names are equal after a prefix such as `module.`,
-  `network.` or `encoder.` is removed. The pair of prefixes that matches most tensors is used first.
+  `network.` or `encoder.` is removed. The pair of prefixes that matches the most tensors is used first.
 - By order: the convolutions of both networks are paired from the input on, until their shapes differ. The
   normalisation layers are paired in the same way. For example, the encoders of nnU-Net and MONAI match by order.
 
@@ -71,7 +71,7 @@ class InitialMatch:
         parts = [f"{len(self.pairs)} of {format_count(count, 'tensor')} loaded from {self.source}"]
         parts += ["layers were paired by their order"] if self.by_order else []
         parts += [f"{join_names(self.adapted)} adapted to the number of input channels"] if self.adapted else []
-        parts += [f"{reason}: {len(names)}" for reason, names in self.missing.items() if names]
+        parts += [f"{len(names)} not loaded ({reason})" for reason, names in self.missing.items() if names]
         parts += [f"not used: {format_count(len(self.unused), 'other tensor')} of the file"] if self.unused else []
         names = f"loaded: {_modules(self.pairs)}"
         missing = [name for names_of_reason in self.missing.values() for name in names_of_reason]
@@ -160,7 +160,8 @@ def match_tensors(
     if not match.pairs:
         found, expected = (", ".join(list(names)[:3]) for names in (sources, targets))
         raise MaskfoldError(
-            f"{KEY}: no tensor of {source} fits {type(network).__name__}: found {found}, …, expected {expected}, ….",
+            f"{KEY}: no tensor of {source} fits {type(network).__name__}: found the tensors {found}, …, "
+            f"expected {expected}, ….",
             f"Use a file of the same network or encoder, or remove {KEY}.",
             status=2,
         )
@@ -209,9 +210,15 @@ def _end(name: str) -> str:
 
 
 def _fits(source: tuple[int, ...], target: tuple[int, ...], channels: int) -> bool:
-    """Return whether two shapes are equal, or differ only in the number of channels of the network's input.
+    """Return whether a tensor of the file can be loaded into a tensor of the network.
 
-    In the second case, `target` must be the shape of a convolution with `channels` input channels.
+    Two tensors of the same shape fit. The kernels of two convolutions also fit if their shapes differ only in the
+    number of input channels, and the kernel in the network has `channels` input channels.
+
+    Args:
+        source: shape of the tensor in the file.
+        target: shape of the tensor in the network.
+        channels: number of channels of the network's input.
     """
     if source == target:
         return True
@@ -238,7 +245,7 @@ def _splits(name: str) -> Iterator[tuple[str, str]]:
 def _by_name(targets: Shapes, sources: Shapes, channels: int) -> dict[str, str]:
     """Pair tensors whose names are equal without their prefixes.
 
-    The pair of prefixes that matches most tensors is used first. Further pairs of prefixes match the remaining
+    The pair of prefixes that matches the most tensors is used first. Further pairs of prefixes match the remaining
     tensors.
 
     Returns:

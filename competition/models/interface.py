@@ -86,7 +86,7 @@ def constructor_parameters(cls: type) -> dict[str, inspect.Parameter]:
 
 
 def _fill_argument(args: dict[str, Any], parameters: Any, names: tuple[str, ...], value: int, reason: str) -> None:
-    """Set the first argument in `names` that the constructor accepts, if the YAML sets none of them.
+    """Set the first argument in `names` that the constructor accepts to `value`, if the YAML sets none of `names`.
 
     Raises:
         MaskfoldError (exit status 2): the YAML sets one of these arguments to another value.
@@ -135,7 +135,7 @@ def _check_smp(exp: Experiment, cls: type, args: dict[str, Any]) -> None:
         )
     if args.get("activation") not in (None, "identity"):
         raise MaskfoldError(
-            f"model.args.activation: found {args['activation']}, expected none, because the loss and the "
+            f"model.args.activation: found {args['activation']}, expected no activation, because the loss and the "
             "prediction need logits.",
             "Remove model.args.activation.",
             status=2,

@@ -363,8 +363,8 @@ class LossTerm(nn.Module):
             if isinstance(args.get(name), list) and (self.library in (TORCH, SMP) or cls.__name__ == "DiceCELoss"):
                 if len(args[name]) != self.channels:
                     raise self._error(
-                        f".args.{name}: found {format_count(len(args[name]), 'value')}, expected {self.channels} "
-                        "(output channels)",
+                        f".args.{name}: found {format_count(len(args[name]), 'value')}, expected {self.channels}, "
+                        "one for each output channel",
                         f"Change {self.key}.args.{name}. If classes are exclusive, the first value is that of the "
                         "background.",
                     )

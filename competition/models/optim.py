@@ -37,8 +37,8 @@ def build_optimizer(
         MaskfoldError (exit status 2): one of these problems.
 
             - The target or its arguments are wrong, or `lr` is missing.
-            - The optimiser does not work with one dense gradient per step: LBFGS needs several gradients, SparseAdam a
-              sparse one.
+            - The optimiser does not work with one dense gradient per step: LBFGS needs several gradients per
+              step, and SparseAdam needs a sparse gradient.
             - `training.fused` is on, but the optimiser has no fused kernel.
 
     Example:

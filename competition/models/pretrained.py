@@ -101,7 +101,7 @@ def pretrained_args(cls: type, args: Mapping[str, Any], hub: str | None) -> dict
 
     Args:
         cls: the network's class.
-        args: all remaining arguments of the constructor.
+        args: all other arguments of the constructor.
         hub: name of the weights to download. None means that nothing is downloaded.
 
     Returns:
@@ -315,9 +315,16 @@ def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
 
 
 def _compatible(source: tuple[int, ...], target: tuple[int, ...], channels: int) -> bool:
-    """Return whether two shapes are equal, or differ only in the number of input channels of the first convolution.
+    """Return whether a tensor of the file can be loaded into a tensor of the encoder.
 
-    In the second case, `target` must be the shape of a convolution with `channels` input channels.
+    Two tensors of the same shape fit. The kernels of two convolutions also fit if their shapes differ only in the
+    number of input channels, the kernel in the encoder has `channels` input channels, and the kernel in the file has 1
+    to 4 input channels.
+
+    Args:
+        source: shape of the tensor in the file.
+        target: shape of the tensor in the encoder.
+        channels: number of channels of the network's input.
     """
     adaptable = len(source) == len(target) >= 4 and target[1] == channels and source[1] in (1, 2, 3, 4)
     return source == target or (adaptable and source[0] == target[0] and source[2:] == target[2:])

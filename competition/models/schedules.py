@@ -65,7 +65,7 @@ def cosine(share_done: float, cfg: ScheduleConfig) -> float:
 @SCHEDULES.register("poly")
 @with_warmup
 def poly(share_done: float, cfg: ScheduleConfig) -> float:
-    """Return the factor minimum + (1 - minimum) (1 - share_done) ** power, as in nnU-Net."""
+    """Return the factor minimum + (1 - minimum) * (1 - share_done) ** power, as in nnU-Net."""
     return float(cfg.minimum + (1 - cfg.minimum) * (1 - share_done) ** cfg.power)
 
 
@@ -104,7 +104,7 @@ class LRSchedule:
 
     `plateau` is torch's ReduceLROnPlateau. A validation is an improvement if its score is better than the best score
     by more than 0.01 %. After more than `patience` validations in a row without an improvement, the learning rate is
-    multiplied by the setting `factor`. It never falls below the share `minimum` of its first value.
+    multiplied by the setting `factor`. The learning rate never falls below `minimum` times its first value.
 
     Args:
         cfg: section `schedule` of the experiment.

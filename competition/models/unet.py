@@ -1,4 +1,4 @@
-"""Define a plain U-Net with blocks of two convolutions, strides of two, and skip connections.
+"""Define a plain U-Net with blocks of two convolutions, max-pooling by a factor of 2, and skip connections.
 
 The network follows Ronneberger, Fischer, Brox (2015), U-Net: Convolutional Networks for Biomedical Image Segmentation,
 https://arxiv.org/abs/1505.04597. As in the paper, only the bottleneck has dropout. Unlike in the paper, the network

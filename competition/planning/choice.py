@@ -18,21 +18,19 @@ def choose_layout(layouts: Sequence[Layout], number: int | None, ask: Ask | None
 
     Args:
         layouts: the layouts that fit, at least one.
-        number: the layout's number that `--layout` gives, counted from 1; None without `--layout`.
-        ask: function that asks on a terminal; None without a terminal.
+        number: value of `--layout`: the number of a layout, counted from 1; None if the user did not set `--layout`.
+        ask: function that asks the user on a terminal; None without a terminal.
 
     Raises:
-        MaskfoldError (exit status 2): no layout has the number; or there are several layouts, but neither `--layout`
-            nor a terminal.
+        MaskfoldError (exit status 2): no layout has this number, or several layouts fit and there is no terminal on
+            which to ask for a number.
     """
     candidates = order_candidates(layouts)
     lines = describe_candidates(candidates)
     if number is not None:
         if not 1 <= number <= len(candidates):
             raise MaskfoldError(
-                f"--layout {number}: found {number}, expected a number from 1 to {len(candidates)}:\n"
-                + "\n".join(lines)
-                + "\n",
+                f"--layout: found {number}, expected a number from 1 to {len(candidates)}:\n" + "\n".join(lines) + "\n",
                 "Choose one of the layouts by its number.",
                 status=2,
             )
@@ -51,9 +49,9 @@ def choose_layout(layouts: Sequence[Layout], number: int | None, ask: Ask | None
 def order_candidates(layouts: Sequence[Layout]) -> list[Layout]:
     """Return the layouts from which the user may choose, those with the most cases first.
 
-    If layouts have equally many cases, those whose label values seem to be object numbers come last. Layouts with a
-    higher `Layout.rank` than another layout are dropped. If two layouts have the same files and keys, only one of them
-    is returned.
+    If layouts have equally many cases, those whose label values seem to be object numbers come last. Only the layouts
+    with the lowest `Layout.rank` are returned. If two layouts have the same patterns and keys, only one of them is
+    returned.
     """
     best = min(layout.rank for layout in layouts)
     kept: dict[str, Layout] = {}
@@ -72,7 +70,7 @@ def _has_object_numbers(layout: Layout) -> bool:
 def describe_candidates(candidates: Sequence[Layout]) -> list[str]:
     """Return a numbered line for each candidate, with its name, number of cases and patterns.
 
-    If a candidate has advice for the user, the last text ends with this advice, after a line break.
+    If candidates have advice for the user, the last line of the list ends with the first advice, after a line break.
     """
     differ = len({layout.folder.name for layout in candidates}) > 1
     texts = []

@@ -33,8 +33,8 @@ def find_layouts(host: HostFolder) -> list[Layout]:
     """Return every layout that fits a folder, with its classes, groups and submission format.
 
     Raises:
-        MaskfoldError (exit status 2): no layout fits (the message describes the folder), or the masks of no layout can
-            be read.
+        MaskfoldError (exit status 2): no layout fits, and the message describes the folder; or layouts fit, but none of
+            them has masks that can be read.
     """
     found = find_described(host)
     series: list[Series] = []
@@ -79,9 +79,10 @@ def _find_series(host: HostFolder) -> tuple[list[Series], dict[str, Role]]:
 
 
 def _find_linked(host: HostFolder, pairs: Sequence[Layout]) -> list[Layout]:
-    """Return the layouts in which files of equal names in several folders are cases of their own.
+    """Return the layouts in which files of equal names in several folders are different cases.
 
-    There are none if a command for links is already advised, or if the names of the files say that they are slices.
+    Return an empty list if the advice of another layout already has a command that makes links, or if the names of the
+    files say that they are slices.
     """
     are_slices = any("{z}" in _first(layout.images) and has_slice_name(_first(layout.images)) for layout in pairs)
     linked = None if not pairs or are_slices or any(layout.advice for layout in pairs) else link_equal_names(host)

@@ -92,7 +92,9 @@ def scan_folder(path: Path) -> HostFolder:
         raise _not_a_folder(path)
     if SURROGATE.search(str(path.absolute())):
         raise MaskfoldError(
-            f"The path {path.absolute()} is not UTF-8.", "Rename the folder with the command mv.", status=2
+            f"The path {path.absolute()} has characters that are not valid UTF-8.",
+            "Rename the folder, for example with the command mv.",
+            status=2,
         )
     root = path
     while len(entries := _entries(root)) == 1 and entries[0].is_dir():
@@ -110,7 +112,7 @@ def scan_folder(path: Path) -> HostFolder:
 
 def _not_a_folder(path: Path) -> MaskfoldError:
     if path.exists():
-        hint = "Give the folder that contains it."
+        hint = "Give the folder that contains this file."
         if path.suffix.lower() in ARCHIVES:
             hint = "Unpack this file, and give the folder with its content."
         elif path.suffix.lower() in (".yaml", ".yml"):

@@ -73,7 +73,7 @@ def find_groups(layout: Layout) -> Layout:
         else:
             group, group_reason = rule, f"{shown}; the cases of a group stay in one fold"
             if splits_folder and not kind_of(Counter(folders.values())):
-                layout = layout.with_remarks(f"{shown}: {_advice(folders)}")
+                layout = layout.with_remarks(f"{shown}. In addition, there are {_advice(folders)}")
     if group:
         layout = layout.with_keys({"group": group}, {"group": group_reason})
     if stratum:
@@ -96,13 +96,13 @@ def _from_tables(
 
     Args:
         layout: the layout.
-        some: words; the name of the column must contain one of them.
+        some: words, of which the name of the column must contain at least one.
         accept: function that receives the number of cases with each value of a column, and returns whether the column
             is suitable.
 
     Returns:
-        The rule for `group` or `stratum`, and its reason, both empty if no column is suitable; and a remark for each
-        column that is not used because it has two values for one id.
+        The rule for `group` or `stratum`, the reason for it, and remarks. The rule and the reason are empty if no
+        column is suitable. There is a remark for each column that is not used because it has two values for one id.
     """
     conflicts = []
     for path in layout.folder.tables:
@@ -244,9 +244,10 @@ def _advice(folders: Mapping[str, str]) -> str:
 
 
 def _patients_in_links(layout: Layout) -> dict[str, str]:
-    """Return the patient of each case of a layout of links, if what follows the folders in its id names a patient.
+    """Return the patient of each case of a layout of links, if the ids name patients after the folders.
 
-    Equal names at two sites are two patients, see `_patient_folders`. Return an empty dictionary without such names.
+    For example, in the id `siteA_P07_week3`, `siteA` is the folder and `P07` the patient. Equal names at two sites are
+    two patients, see `_patient_folders`. If the ids name no patients, return an empty dictionary.
     """
     own = places_of_cases(layout)
     found = guess_group_rule([names[-1] for names in own.values()])
@@ -259,7 +260,8 @@ def _patients_in_links(layout: Layout) -> dict[str, str]:
 def _advice_with_table(layout: Layout, folders: Mapping[str, str], name: str) -> str:
     """Return the advice on folders; for a layout of links, first write a table of the folders, which the advice names.
 
-    The names of the folders are then a part of the ids, but no expression on the ids finds them for certain.
+    In such a layout, the ids begin with the names of the folders, but no regular expression can find for certain where
+    these names end.
     """
     from competition.planning.layouts.coco import write_table
 
@@ -276,8 +278,9 @@ def _advice_with_table(layout: Layout, folders: Mapping[str, str], name: str) ->
 def folders_of_cases(layout: Layout) -> dict[str, str]:
     """Return, by training case, the folder that `*` in a pattern such as `*/{id}.png` matches.
 
-    With several such folders, as in `*/*/{id}.png`, this is the folder that may be the patient, see `_patient_folders`.
-    In a layout of links, the folders are those in the ids. Return an empty dictionary if the pattern has no `*`.
+    If several `*` match folders, as in `*/*/{id}.png`, this is the folder that may be the patient, see
+    `_patient_folders`. In a layout of links, the folders are those in the ids. If the pattern has no `*`, return an
+    empty dictionary.
     """
     if own := places_of_cases(layout):
         paths = {case_id: names[:-1] for case_id, names in own.items()}

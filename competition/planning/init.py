@@ -153,12 +153,15 @@ def _name(folder: Path, given: str | None) -> str:
     In the folder's name, `_` replaces all characters that are not letters, digits, `_` or `-`.
 
     Raises:
-        MaskfoldError: the given name has other characters, or the folder's name has no letters or digits.
+        MaskfoldError (exit status 2): the given name begins with `_` or `-` or has other characters, or the folder's
+            name has no letters or digits.
     """
     if given is not None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", given):
             raise MaskfoldError(
-                f"--name: found {given!r}, expected letters, digits, _ and -.", "Choose another name.", status=2
+                f"--name: found {given!r}, expected a letter or digit, followed by letters, digits, _ and -.",
+                "Choose another name.",
+                status=2,
             )
         return given
     name = re.sub(
@@ -270,7 +273,13 @@ def _metric_lines(layout: Layout) -> list[Line]:
         return [Line(key_path(key), value, layout.reasons.get(key, "the host's metric")) for key, value in keys.items()]
     metric = "mean_ap" if layout.keys.get("instances") else "dice"
     why = "scores objects" if metric == "mean_ap" else "scores overlap"
-    return [Line(("metric", "name"), metric, f"{why}. No file names the host's metric, so check the host's page")]
+    return [
+        Line(
+            ("metric", "name"),
+            metric,
+            f"{why}. No file names the host's metric, so look it up on the website of the competition",
+        )
+    ]
 
 
 def _listed(layout: Layout, ids: Sequence[str], name: str) -> list[str] | str:
@@ -287,12 +296,12 @@ def _relative(root: Path) -> str:
 
 
 def remarks_of(done: Initialised) -> list[str]:
-    """Return remarks that the user should know or check, one sentence each."""
+    """Return the output lines `check: …`, which ask the user to check something, and `note: …`, which only inform."""
     remarks = [f"check: {remark}" for remark in done.layout.remarks]
     if not any(key.startswith("metric.") for key in done.layout.keys):
         remarks.append(
             f"check: metric.name is {done.exploration.comp.metric.name}, but no file names the host's "
-            "metric, so look at the host's page"
+            "metric, so look it up on the website of the competition"
         )
     unused = without_pattern(done.exploration.comp, done.layout.folder.images)
     if unused:

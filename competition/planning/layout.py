@@ -26,7 +26,7 @@ class Layout:
         cases: number of training cases.
         images: pattern of the images, or patterns by channel.
         dimensions: 2 or 3.
-        masks: pattern of the masks, or patterns by class; None with a table of run lengths.
+        masks: pattern of the masks, or patterns by class; None if a table of run lengths replaces mask files.
         test: patterns of the test images; None without test images.
         keys: other keys of competition.yaml, by dotted path.
         reasons: reasons for the values of these keys, by dotted path.

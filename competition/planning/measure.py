@@ -340,7 +340,7 @@ def _time_case(trainer: Any, folder: Path) -> tuple[float, float]:
 
 
 def _use_memory_of_the_end(trainer: Any, exp: Any, folder: Path) -> None:
-    """Predict a batch of windows and a mirrored view of it, and draw a picture of the case, as a finishing fold does.
+    """Predict a batch of windows and a mirrored view of it, and draw a picture of the case, as a fold does at its end.
 
     Only the memory is measured, not the time. One mirrored view is enough, because more views need no more memory.
     """

@@ -179,7 +179,8 @@ class _Planner:
                 reason = next(iter(self.failed.values()))
                 raise MaskfoldError(
                     f"A step of the smallest network cannot be timed on this machine: {reason.rstrip('.')}.",
-                    "Correct the data or the YAML. To plan without timing, add --no-measure.",
+                    "Correct the data or the YAML. For a plan without timing, run maskfold init on the folder of the "
+                    "data, with --no-measure and --name NAME.",
                 )
             while (pick := choose(self._possible(), self.known, self.budget, hope=HOPE)) not in self.known:
                 expected, left = self._expected_seconds(pick), PATIENCE - (self.clock() - start)
@@ -346,9 +347,9 @@ class _Planner:
         consequence = f"the network will {'learn almost nothing' if is_hopeless else 'score lower than the data allow'}"
         return [
             (
-                f"even the smallest candidate takes only about {format_count(steps, 'step')} in "
+                f"even with the fastest settings, a fold takes only about {format_count(steps, 'step')} in "
                 f"{format_amount(self.minutes, 'minute')}, "
-                f"expected {enough}, so {consequence}. To get enough steps, set --minutes "
+                f"but needs {enough:,} steps, so {consequence}. To get enough steps, set --minutes "
                 f"{max(1, round(needed + 1)):,}, or use more cores or a GPU"
             )
         ]

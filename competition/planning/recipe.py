@@ -366,9 +366,9 @@ def _loss(comp: Competition) -> Line:
 
 
 def _gate(facts: Facts) -> list[Line]:
-    """Plan a presence head if many training cases, but not nearly all, are empty.
+    """Plan the key `gate`, with which the network learns to detect empty cases, if many cases are empty.
 
-    If the competition scores single objects, the plan gets no presence head.
+    The plan has no `gate` if nearly all cases are empty, or if the competition scores single objects.
     """
     truths = [case.truth for case in facts.train if case.truth is not None]
     empty = sum(truth.foreground == 0 for truth in truths)
@@ -472,7 +472,7 @@ def _inference(candidate: Candidate, schedule: Schedule | None) -> list[Line]:
 
 
 def _postprocess(facts: Facts) -> Line:
-    reason = "the search uses a step only if it improves the score of folds on which it was not tuned"
+    reason = "a post-processing step is used only if it improves the score of folds on which it was not tuned"
     comp = facts.comp
     row = find_row(comp.classes, facts.train) if comp.dimensions == 3 and comp.labels == "exclusive" else None
     if row is None:

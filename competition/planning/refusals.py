@@ -113,7 +113,7 @@ def no_layout_error(host: HostFolder, series: Sequence[Series], roles: dict[str,
 def _unread_truth(
     host: HostFolder, series: Sequence[Series], roles: Mapping[str, Role], counts: str
 ) -> MaskfoldError | None:
-    """Return the error for truth in a form that Maskfold does not read; None if no file looks like truth."""
+    """Return the error for masks or outlines in a form that Maskfold does not read; None if no file looks like them."""
     for item in series:
         header = header_of(first_path(host, item)) if has_word(item.pattern, MASK_WORDS) else None
         if header is not None and header.channels > 1 and item.kind == "single":
@@ -127,7 +127,7 @@ def _unread_truth(
     unread = [item for item in series if roles[item.pattern] == "unreadable"]
     if unread and (reason := reading_error(first_path(host, unread[0]))) is not None:
         return MaskfoldError(
-            f"{host.root} has {counts}. Files of the kind `{unread[0].pattern}` cannot be read: {reason.message}",
+            f"{host.root} has {counts}. Files that match `{unread[0].pattern}` cannot be read: {reason.message}",
             f"If they are the masks, write each as PNG, TIFF, NIfTI or NPY with one integer per pixel. {BY_HAND}",
             status=2,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,8 +128,8 @@ def replan(
             "Remove first_stage, plan the experiment, and then add first_stage again.",
             status=2,
         )
-    edited = {key: value for key, value in own.items() if key in last and value != last[key] and key[0] not in fixed}
-    edited.pop(("training", "budget_minutes"), None)
+    edited = _edited_keys(own, last) - {("training", "budget_minutes")}
+    edited = {key for key in edited if key[0] not in fixed}
     minutes = minutes or exp.training.budget_minutes
     written = {path for key in edited for path in _planned_with(key)}
     pins: dict[tuple[str, ...], Any] = {key: _value_at(document.tree, key) for key in written}
@@ -146,7 +146,7 @@ def replan(
     planned = [line for line in plan.lines if line.path[0] not in fixed]
     kept = {".".join(line.path): line.value for line in plan.lines if line.path in written}
     lines = [Line(line.path, pins[line.path] if line.path in written else line.value, line.reason) for line in planned]
-    new = merge(old, document.tree, lines)
+    new = merge(old, document.tree, lines, {key[:2] for key in edited})
     if "folds" in fixed:
         new = _correct_folds_reason(new, next(line for line in plan.lines if line.path == ("folds",)))
     return Replanned(path, plan, old, new, kept)
@@ -224,6 +224,19 @@ def _is_planned(section: str, own: dict[tuple[str, ...], Any], last: dict[tuple[
     return bool(written) and written == {key: value for key, value in last.items() if key[0] == section}
 
 
+def _edited_keys(own: dict[tuple[str, ...], Any], last: dict[tuple[str, ...], Any]) -> set[tuple[str, ...]]:
+    """Return the keys whose values the user has changed since the last plan, or has added to a planned section.
+
+    Without a last plan, the result is empty.
+
+    Args:
+        own: values of the file by key.
+        last: values of the last plan by key.
+    """
+    planned = {key[0] for key in last} | set(NETWORK_SECTIONS if last else ())
+    return {key for key, value in own.items() if (value != last[key] if key in last else key[0] in planned)}
+
+
 def _planned_with(key: tuple[str, ...]) -> list[tuple[str, ...]]:
     """Return the keys that must change together with a key, including the key itself.
 
@@ -231,6 +244,8 @@ def _planned_with(key: tuple[str, ...]) -> list[tuple[str, ...]]:
     """
     if key[0] == "model":
         return [("model", "target"), ("model", "args")]
+    if key[0] in NETWORK_SECTIONS:  # the user's value fits the network of the file
+        return [("model", "target"), ("model", "args"), key[:1]]
     return [key[:1] if key[0] in (*WHOLE_SECTIONS, "inference") else key[:2]]
 
 
@@ -252,17 +267,18 @@ def _override(exp: Experiment, word: str) -> Any:
 # Text
 
 
-def merge(text: str, tree: dict[str, Any], lines: Sequence[Line]) -> str:
+def merge(text: str, tree: dict[str, Any], lines: Sequence[Line], edited: Collection[tuple[str, ...]] = ()) -> str:
     """Replace sections in the text of an experiment by the plan's sections, and return the new text.
 
-    Sections that the plan does not contain keep their text and comments, except `NETWORK_SECTIONS`, which are removed.
-    `WHOLE_SECTIONS` are replaced as a whole. In other sections, keys that the plan does not set keep their values,
-    except that `GRID_KEYS` are removed from `prepare`.
+    Sections that the plan does not contain keep their text and comments, except `NETWORK_SECTIONS`, which are removed
+    unless the user has edited them. `WHOLE_SECTIONS` are replaced as a whole. In other sections, keys that the plan
+    does not set keep their values, except that `GRID_KEYS` that the user has not edited are removed from `prepare`.
 
     Args:
         text: text of the file.
         tree: the values in the file.
         lines: the plan.
+        edited: the first two parts of the keys that the user has edited.
     """
     sections: dict[str, list[Line]] = {}
     for line in lines:
@@ -278,13 +294,13 @@ def merge(text: str, tree: dict[str, Any], lines: Sequence[Line]) -> str:
         sections[name] = own + [
             Line((name, key), item)
             for key, item in tree[name].items()
-            if key not in planned and not (name == "prepare" and key in GRID_KEYS)
+            if key not in planned and not (name == "prepare" and key in GRID_KEYS and (name, key) not in edited)
         ]
     blocks = split_blocks(text)
     result, done = [], set()
     for key, block in blocks:
         if key not in sections:
-            if key not in NETWORK_SECTIONS:
+            if key not in NETWORK_SECTIONS or key in {path[0] for path in edited}:
                 result.append(block)
         elif key not in done:
             result.append(to_yaml(sections[key], []))
@@ -294,9 +310,10 @@ def merge(text: str, tree: dict[str, Any], lines: Sequence[Line]) -> str:
 
 
 def _correct_folds_reason(text: str, planned: Line) -> str:
-    """Replace the planner's reason for `folds` beside the user's own value, because the reason may no longer be true.
+    """Replace the comment beside `folds` if the plan wrote it, but the user has changed the value since then.
 
-    For example, the user has set groups, and the comment still says that there are none. Comments of the user stay.
+    The comment of the last plan may no longer be true. For example, it says that there are no groups, although the user
+    has set groups since then. The new comment has the reason of the new plan. Comments that the user wrote stay.
 
     Args:
         text: text of the file.

@@ -72,7 +72,7 @@ class Candidate:
         grid: resolution of the preprocessed cases.
         network: size of the network.
         patch: pixels or voxels along each axis.
-        batch: samples of a step.
+        batch: number of patches in a step.
         enough: number of steps that a training of this candidate needs.
     """
 
@@ -89,9 +89,9 @@ class Candidate:
 
     @property
     def seen(self) -> float:
-        """Size of all samples of a training step, in cases of median size.
+        """Size of all patches of a training step, in cases of median size.
 
-        A sample that is larger than the median case is counted as one case.
+        A patch that is larger than the median case is counted as one case.
         """
         return self.batch * min(1.0, math.prod(self.patch) / max(1, math.prod(self.grid.shape)))
 
@@ -208,8 +208,9 @@ def grids(
 def candidates_of(found: Sequence[Grid], *, may_cut: bool = False) -> list[Candidate]:
     """Return the candidates in the order of preference: the finest grid first, then network and batch, then patch.
 
-    In 3D, no candidate has a batch of one: on a CPU, its steps take as long as steps of two samples. If a whole case
-    fits into a patch, there are also candidates whose patch is a part of the case.
+    In 3D, no candidate has a batch of one patch, because on a CPU, such a step takes much more than half the time of a
+    step with two patches. If a whole case fits into a patch, there are also candidates whose patch is a part of the
+    case.
 
     Args:
         found: grids, the finest first.
@@ -334,8 +335,8 @@ def ema_decay(steps: int) -> float:
 def is_enough(candidate: Candidate, schedule: Schedule, share: float = 1.0) -> bool:
     """Return whether a candidate gets enough steps within the budget.
 
-    It must get at least `share` of the steps that it needs. These steps must also see at least `share` of
-    `MIN_CASES_SEEN`, counted in cases of median size.
+    It must get at least `share` of the steps that it needs. The patches of all these steps together must also have at
+    least the size of `share` times `MIN_CASES_SEEN` cases of median size.
     """
     return schedule.steps >= share * candidate.enough and schedule.steps * candidate.seen >= share * MIN_CASES_SEEN
 

@@ -46,8 +46,8 @@ class Sample:
 def add_submission(layout: Layout) -> list[Layout]:
     """Add the section `submission` to a layout; if the layout has no class names, take them from the sample submission.
 
-    If the sample names a few classes, but no file shows which label value each has, return a layout for each order of
-    the classes.
+    If the sample submission names a few classes, but no file shows which label value each class has, return a layout
+    for each order of the classes.
     """
     sample = find_sample(layout)
     if sample is None:
@@ -75,7 +75,7 @@ def add_submission(layout: Layout) -> list[Layout]:
     else:
         layout = layout.with_keys(
             {"submission.rle": {"order": "column", "base": 1, "empty": ""}},
-            {"submission.rle": "no file shows the format; most hosts count column by column, from 1"},
+            {"submission.rle": "no file shows the format of run lengths; most hosts count column by column, from 1"},
         ).with_remarks("no file shows the order of the run lengths of the submission, so check submission.rle")
     return _name_classes(layout, sample)
 

@@ -1,4 +1,4 @@
-"""Interpret names of folders and files: mask or image, training or test, and channels such as `flair`."""
+"""Tell from names of folders and files whether they are masks or images, for training or test, and which channel."""
 
 from __future__ import annotations
 

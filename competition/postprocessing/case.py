@@ -61,10 +61,12 @@ class CaseProbabilities:
     """Hold the probabilities of one case, which the steps of all classes share.
 
     Args:
-        probabilities: (P, *spatial) float16. If there is a boundary class, it is the last channel.
+        probabilities: (P, *spatial) float16. The channels are the background (only if classes are exclusive), the
+            classes, and the boundary class (if there is one).
         comp: the competition.
-        presence: (K, 1, …) probability that the case contains each of K classes, see
-            `competition.inference.predict.Prediction`. Only the step `gate` uses it. None without a presence head.
+        presence: for each of K classes, the probability that the case contains it, (K, 1, …) float32; see
+            `competition.inference.predict.Prediction`. Only the step `gate` uses these probabilities. None if the
+            network has no presence head.
     """
 
     probabilities: NDArray[Any]
@@ -85,7 +87,10 @@ class CaseProbabilities:
 
     @cached_property
     def class_probabilities(self) -> NDArray[Any]:
-        """Probabilities (`comp.output_channels`, *spatial); a boundary class is merged into the classes."""
+        """Probabilities without a boundary class, (`comp.output_channels`, *spatial).
+
+        If the network has a boundary class, its probability is distributed over the other classes.
+        """
         from competition.inference.masks import merge_boundary_class
 
         return merge_boundary_class(self.probabilities, self.comp) if self.has_boundary else self.probabilities
@@ -101,7 +106,7 @@ class CaseProbabilities:
         return len(self.probabilities) > self.comp.output_channels
 
     def probability(self, index: int) -> NDArray[Any]:
-        """Return the probability of the class with this index, (*spatial); a boundary class is merged into it."""
+        """Return the probability of the class with this index, (*spatial); see `class_probabilities`."""
         return np.asarray(self.class_probabilities[index + (self.comp.labels == "exclusive")])
 
     def interior(self, index: int) -> NDArray[Any]:

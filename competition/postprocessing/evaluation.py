@@ -83,15 +83,15 @@ class OofScores:
                 self.scores.setdefault(key, {})[case] = row
 
     def truth_sizes(self) -> list[list[TruthSizes]]:
-        """Return how many pixels the labels and each of their objects have, for each case and class."""
+        """Return, for each case and each class, the size in pixels of the labelled area and of each labelled object."""
         return list(self.pool.map(CaseScorer.truth_sizes, self.cases))
 
     def score_table(self, steps: Callable[[str, int], Steps]) -> pd.DataFrame:
         """Return the scores of all cases as a table with one row per case and class (id, fold, class, score, …).
 
         Args:
-            steps: function that returns the list of steps to use, from a case id and the index of a class. `score` must
-                have been called for this list.
+            steps: function of a case id and the index of a class. It returns the list of steps whose score the table
+                contains. `score` must have scored this list before.
         """
         import pandas as pd
 
@@ -119,12 +119,12 @@ def scoring_pool(scorer: Any, cases: int, workers: int | None = None) -> Process
         scorer,
         count if count > 1 else 0,
         "scored out-of-fold predictions",
-        "Run the command again with fewer cores (taskset -c 0).",
+        "Run the command again on one core: put `taskset -c 0` in front of it.",
     )
 
 
 def shared_case_rows(ensemble: Ensemble) -> dict[str, SimpleNamespace]:
-    """Return the rows of the case table, by id, for the cases of which all runs have an out-of-fold prediction.
+    """Return the rows of the case table, by id, for the cases that have an out-of-fold prediction in all runs.
 
     Raises:
         MaskfoldError: there is no such case.
@@ -133,7 +133,8 @@ def shared_case_rows(ensemble: Ensemble) -> dict[str, SimpleNamespace]:
     rows = ensemble.runs[0].rows(fold_of)
     if not rows:
         raise MaskfoldError(
-            "The runs have no out-of-fold case in common.", "Finish the same folds of each run, or name other runs."
+            "The runs have no out-of-fold case in common: no case has a prediction of every run.",
+            "Finish the same folds of each run, or name other runs.",
         )
     return rows
 
@@ -145,8 +146,8 @@ class CaseScorer:
     Attributes:
         oof: the out-of-fold predictions.
         rows: rows of the case table by id.
-        settings: section `postprocess` of the experiment. Only its key `number` is used, because tuning does not change
-            it.
+        settings: section `postprocess` of the experiment. Only its key `number` is used; the steps to score are
+            arguments of `score`.
     """
 
     oof: EnsembleOof
@@ -161,7 +162,7 @@ class CaseScorer:
             requests: the lists of steps to score, by index of the class.
 
         Returns:
-            The scores (score, dice, tp, …) by index of the class and list of steps.
+            For each pair (index of the class, list of steps), a dictionary with the scores: score, dice, tp, ….
         """
         comp, row = self.oof.comp, self.rows[case]
         needs_presence = any(
@@ -186,7 +187,7 @@ class CaseScorer:
         return result
 
     def truth_sizes(self, case: str) -> list[TruthSizes]:
-        """Return how many pixels the labels of one case and each of their objects have, for each class."""
+        """Return, for each class of a case, the size in pixels of the labelled area and of each labelled object."""
         comp, row = self.oof.comp, self.rows[case]
         objects = load_unchanged_objects(comp, row) if comp.instances else None
         masks = split_classes(load_unchanged_mask(comp, row), comp)

@@ -253,7 +253,7 @@ def _split_by_height(mask: Mask, height: Heights, depth: float) -> Labels:
     """Split a mask by a watershed of `height`, with one object per clear peak.
 
     Args:
-        mask: (*spatial) bool, in the form of `_as_cc3d_input`.
+        mask: (*spatial) bool, writable and in C order, as `_as_cc3d_input` returns it.
         height: (*spatial) float32.
         depth: minimum height of a peak above the saddle to a higher peak.
 
@@ -380,8 +380,8 @@ def merge_by_saddle(labels: Labels, seeds: Labels, height: Heights, depth: float
         labels: (*spatial) int32, the result of a watershed from seeds at all peaks of `height`.
         seeds: (*spatial) int32 numbers of these seeds; `height` must be constant in each seed.
         height: (*spatial) float32.
-        depth: two regions stay separate if the lower peak is at least this much above the saddle; 0 or more, in the
-            unit of `height`.
+        depth: minimum height of the lower peak above the saddle, 0 or more, in the unit of `height`. Regions with a
+            lower peak than this are merged.
 
     Returns:
         (*spatial) int32. A merged region has the number of one of its regions.
@@ -439,7 +439,8 @@ def neighbour_pairs(ndim: int, corners: bool) -> Iterator[tuple[Box, Box]]:
 
     Args:
         ndim: number of axes of the array.
-        corners: whether pixels that share only an edge or a corner are also pairs; if not, they must share a side.
+        corners: whether pixels that share only an edge or a corner count as touching. If False, only pixels that share
+            a side do.
     """
     ends = {-1: (slice(1, None), slice(None, -1)), 0: (slice(None), slice(None)), 1: (slice(None, -1), slice(1, None))}
     for step in product((-1, 0, 1), repeat=ndim):
@@ -547,7 +548,7 @@ def _volume_distance(mask: Mask) -> NDArray[np.float32]:
 
 
 def _with_padding(mask: Mask, radius: int, operation: Callable[[Mask], Mask]) -> Mask:
-    """Apply an opening or closing to the bounding box of a mask, after padding it with repeated border pixels.
+    """Apply an opening or closing to the bounding box of a mask, padded with repeated border pixels.
 
     Args:
         mask: (*spatial) bool.

@@ -132,13 +132,13 @@ def split_touching(
     the mask exceeds `split` times the maximum distance. Vertebrae that touch at their joints have one core each, the
     vertebral body. Each voxel is assigned to the core with the shortest path (in mm) inside the mask. Paths may cross
     edges and corners of voxels, because thin parts of a bone may be connected only there. Otherwise, the arch of a
-    vertebra could be assigned to its neighbour.
+    vertebra could be assigned to the next vertebra.
 
     Where the network's labels are reliable, they show the border between two objects better than the cores:
 
     - If all labels are reliable (`_objects_by_votes`), they define the objects.
     - Otherwise, the labels define those objects on which labels and cores nearly agree, and the cores define the
-      others. Objects of more than 1.6 times the median size are then split by the labels.
+      other objects. If an object is larger than 1.6 times the median size, the labels then split it.
 
     A voxel that no path connects to a core is assigned to the nearest object.
 
@@ -299,8 +299,8 @@ def _pieces(row: Mask, votes: NDArray[Any]) -> tuple[Labels, NDArray[np.int64]]:
         votes: (*spatial) integers, the network's labels.
 
     Returns:
-        (*spatial) int32 label image of the pieces, numbered from 1; and the class index of each piece, at the index of
-        its number (-1 at index 0).
+        (*spatial) int32 label image of the pieces, numbered from 1; and an array whose element `n` is the class index
+        of piece `n`. Its element 0 is -1.
     """
     pieces, classes = np.zeros(row.shape, np.int32), [np.array([-1])]
     for cls in np.unique(votes[row]):
@@ -352,7 +352,7 @@ def _in_order(objects: Labels, number: LabelOrdering, upwards: NDArray[np.float6
 
     Args:
         objects: (*spatial) label image of the objects.
-        number: the options for ordering.
+        number: section `postprocess.number`.
         upwards: for each voxel axis, how many mm one step moves towards the end of the row with the first class.
     """
     inside = objects != 0
@@ -364,14 +364,14 @@ def _in_order(objects: Labels, number: LabelOrdering, upwards: NDArray[np.float6
 
 
 def _heights(objects: Labels, upwards: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the mean position of each object along the row of objects, in mm, at the index of the object's number.
+    """Return the mean position of each object along the row of objects, in mm.
 
     Args:
         objects: (*spatial) label image of the objects.
         upwards: for each voxel axis, how many mm one step moves towards the end of the row with the first class.
 
     Returns:
-        (largest number + 1,) positions; 0 at the index of a number that no object has.
+        (largest number + 1,) float64. Element `n` is the position of object `n`; 0 if no object has the number `n`.
     """
     inside = objects != 0
     found = objects[inside]

@@ -27,15 +27,16 @@ def apply_ordering(
 ) -> CaseProbabilities:
     """Prepare the probabilities of a case for the post-processing steps.
 
-    If `postprocess.number` is set, objects in a row first get their classes by their order, see `relabel_by_order`.
+    If `postprocess.number` is set, objects that lie in a row, such as vertebrae, first get their classes by their order
+    in the row; see `relabel_by_order`.
 
     Args:
         probabilities: (P, *spatial) floats.
         comp: the competition.
         settings: section `postprocess`; only `number` is used.
-        row: row of the case table, or an `InMemoryCase` of `competition.ensembling.ensemble`. Needed only with
-            `number`, to read the affine.
-        presence: class presence, see `CaseProbabilities`; None if there is none.
+        row: row of the case table, or an `InMemoryCase` of `competition.ensembling.ensemble`. Needed only if
+            `number` is set, to read the affine.
+        presence: see `CaseProbabilities`; None if the network has no presence head.
 
     Raises:
         MaskfoldError: `number` is set and the case has no affine.
@@ -57,13 +58,14 @@ def postprocess(
     Args:
         probabilities: (P, *spatial) floats, see `CaseProbabilities`.
         comp: the competition.
-        settings: section `postprocess`. A class without steps gets the pixels in which it is the most probable class,
-            or, if classes overlap, in which its probability is above 0.5.
-        row: row of the case table, or an `InMemoryCase`; needed only with `postprocess.number`.
+        settings: section `postprocess`. If a class has no steps, its mask contains the pixels in which the class is the
+            most probable one. If classes overlap, it instead contains the pixels whose probability is above 0.5.
+        row: row of the case table, or an `InMemoryCase`; needed only if `postprocess.number` is set.
         presence: class presence, see `CaseProbabilities`; needed if a class has the step `gate`.
 
     Raises:
-        MaskfoldError: the affine of the case or the class presence is needed, but missing.
+        MaskfoldError: `postprocess.number` is set and the case has no affine; or a class has the step `gate` and
+            `presence` is None.
     """
     evidence = apply_ordering(probabilities, comp, settings, row, presence)
     classes = [run_steps(evidence, index, settings.steps_for(name)) for index, name in enumerate(comp.classes)]
@@ -90,7 +92,8 @@ def run_steps(
         evidence: probabilities of the case.
         index: index of the class.
         steps: the steps, in order.
-        cache: earlier results for this class of this case, by list of steps; new results are added. None for no cache.
+        cache: results of earlier calls for this class of this case, by list of steps. This function adds its own
+            results. None for no cache.
     """
     cache = {} if cache is None else cache
     steps = tuple(steps)
@@ -108,9 +111,9 @@ def run_steps(
 def drop_passing_gates(
     evidence: CaseProbabilities, index: int, steps: Sequence[StepConfig]
 ) -> tuple[StepConfig, ...] | None:
-    """Return the steps, leaving out those `gate` steps that do not change this case.
+    """Return the steps without the `gate` steps that do not change this case.
 
-    If a `gate` step empties the mask of the whole case, return None.
+    If a `gate` step empties the mask of the whole case, return None instead.
 
     Args:
         evidence: probabilities of the case.

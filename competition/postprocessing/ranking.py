@@ -26,11 +26,11 @@ def best_run(
         name: name of an experiment's YAML or of a run, in a form that `find_run` accepts. All runs of the same
             competition are compared.
         overrides: `key=value` strings, e.g. `competition.root=/elsewhere`.
-        trust: additional packages that `target` may name.
+        trust: packages that the `target` keys of the YAML may name, in addition to Maskfold's own list.
         say: function that receives lines for the user.
 
     Raises:
-        MaskfoldError: no run of the competition has a score over all its folds.
+        MaskfoldError: no such run of the competition has a score over all its folds.
     """
     path = Path(name)
     is_yaml = path.suffix in (".yaml", ".yml") and not path.is_dir()
@@ -43,15 +43,16 @@ def best_run(
     candidates = _without_imported(candidates, comp, say)
     if not candidates:
         raise MaskfoldError(
-            f"No run of {comp.name} below {RUNS_FOLDER} has finished all its folds, so there is no score to compare.",
+            f"Below {RUNS_FOLDER}, no trained run of {comp.name} with its present metric has finished all its folds, so "
+            "there is no score to compare.",
             "Finish a run with `maskfold cv`, or name a run instead of --best.",
         )
     direction = comp.metric.direction
     score, _, folder = max(candidates, key=lambda candidate: (direction.rank(candidate[0].value), *candidate[1:]))
     count = len(candidates)
     say(
-        f"the best of {count} finished run{'s' * (count > 1)} of {comp.name}, ranked by the score of "
-        f"their submissions: {comp.metric.name} {score.value:.4f} ({score.note})"
+        f"the best of {count} finished run{'s' * (count > 1)} of {comp.name}, ranked by the expected "
+        f"score of a submission: {comp.metric.name} {score.value:.4f} ({score.note})"
     )
     return load_run(folder, trust, overrides)
 

@@ -1,6 +1,7 @@
-"""Define the post-processing steps: each is a class with its keys in the YAML, its function, and search candidates.
+"""Define the post-processing steps, one class per step.
 
-Search candidates are the values that tuning tries. The order of the classes in this module is the order of the steps in
+The fields of a class are the step's keys in the YAML. Its method `apply` changes a mask, and its method `candidates`
+returns the search candidates: steps with the values that tuning tries. The order of the classes in this module is the order of the steps in
 tuned lists, and also the order in which tuning searches the steps.
 """
 
@@ -39,7 +40,7 @@ class SearchContext:
 
     Attributes:
         exp: the experiment.
-        truths: sizes of the class in the labels of each case.
+        truths: for each case, the sizes of the class and of its objects in the labels.
         largest: number of pixels of the largest case.
         has_boundary: whether the probabilities include a boundary class.
         presence: whether to also search steps that require the presence head.
@@ -135,8 +136,8 @@ class Gate(Step):
     def candidates(cls, search: SearchContext) -> list[Gate] | None:
         """Return steps with thresholds from 0.05 to 0.9, or None if this step is not useful.
 
-        The step is not useful without a presence head. If the presence head predicts whole cases (not slices), the step
-        is not useful either if nearly all cases contain the class.
+        The step is not useful in two situations: the network has no presence head; or the presence head predicts whole
+        cases (not slices), and nearly all cases contain the class.
         """
         by_slice = search.exp.presence_axis is not None
         non_empty = sum(truth.pixels > 0 for truth in search.truths)
@@ -210,10 +211,12 @@ class FillHoles(Step):
 class Split(Step):
     """Separate touching objects by a watershed.
 
-    Set either `distance` or `boundary`. With `distance`, the seeds are peaks of the distance to the background. With
-    `boundary`, they are regions in which the probability of being inside an object is high. With `boundary` and
-    `depth`, they are peaks of the sum of this probability and the square root of a distance, see
-    `mask_operations.split_inner_peaks`.
+    Each object grows from a seed. Set either `distance` or `boundary`:
+
+    - If `distance` is set, the seeds are peaks of the distance to the background.
+    - If only `boundary` is set, the seeds are regions in which the probability of being inside an object is high.
+    - If `boundary` and `depth` are set, the seeds are peaks of the sum of this probability and the square root of a
+      distance, see `mask_operations.split_inner_peaks`.
     """
 
     searched_again = True
@@ -302,7 +305,7 @@ class RemoveSmall(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[RemoveSmall]:
-        """Return steps with sizes below those of nearly all true objects; an empty list without true objects."""
+        """Return steps with sizes below those of nearly all labelled objects; an empty list if there are none."""
         sizes = [size for truth in search.truths for size in truth.object_sizes]
         if not sizes:
             return []

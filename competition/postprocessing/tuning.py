@@ -95,15 +95,15 @@ class TuningResult:
         """Return the result as lines for the user."""
         interval = f"95 % {self.gain.low:+.4f} to {self.gain.high:+.4f}"
         head = (
-            f"post-processing: score {self.before:.4f} untuned, {self.after:.4f} tuned on all cases, "
-            f"{self.nested:.4f} nested (gain {self.gain.value:+.4f}, {interval})"
+            f"post-processing: score {self.before:.4f} before tuning, {self.after:.4f} after tuning on the same cases; "
+            f"nested score {self.nested:.4f} (gain {self.gain.value:+.4f}, {interval})"
         )
         steps = [f"  {cls}: {', '.join(map(str, steps)) or 'no step'}" for cls, steps in self.best_steps.items()]
         gain = self.presence_gain
         if gain is not None:
             steps.insert(
                 0,
-                f"step gate: nested gain of {gain.value:+.4f} in addition to the other steps (95 % "
+                f"step gate: it changes the nested score of the other steps by {gain.value:+.4f} (95 % "
                 f"{gain.low:+.4f} to {gain.high:+.4f}): {'used' if is_significant(gain) else 'not used'}",
             )
         if self.kept:
@@ -111,8 +111,8 @@ class TuningResult:
         return [
             head,
             (
-                f"the tuned steps are not used, because their nested gain is below {MIN_GAIN} or within the "
-                "noise. These steps were tuned:"
+                f"the tuned steps are not used, because the gain of the nested score is below {MIN_GAIN} or "
+                "within the noise. The search found these steps:"
             ),
             *steps,
         ]
@@ -132,7 +132,8 @@ def tune_postprocessing(
     Args:
         evaluation: object that scores the out-of-fold predictions; call this function inside its `with` block.
         seed: seed of the bootstrap.
-        groups: group of each case by id, over which the intervals are computed; None for intervals over cases.
+        groups: group of each case, by case id. The bootstrap for the intervals draws whole groups. None to draw single
+            cases.
         context: context whose log receives progress messages.
     """
     exp, comp = evaluation.ensemble.runs[0].exp, evaluation.ensemble.comp
@@ -247,7 +248,7 @@ class _CoordinateDescent:
             context: context whose log receives progress messages.
 
         Returns:
-            For each part that is left out, the best steps of each class.
+            For each part that is left out (None for the search on all cases), the best steps of each class.
         """
         exp, truths = self.evaluation.ensemble.runs[0].exp, self.evaluation.truth_sizes()
         largest = max(int(np.prod(_shape(row))) for row in self.evaluation.rows.values())
@@ -277,7 +278,7 @@ class _CoordinateDescent:
                     for index, slot in current:
                         self._choose(part, index, self._candidates(part, index, slot))
                 kinds = ", ".join(dict.fromkeys(" or ".join(slot.names) for _, slot in current)).replace("_", " ")
-                context.say(f"tuning {kinds}: {self._value(None):.4f} on all cases")
+                context.say(f"tuning {kinds}: score {self._value(None):.4f} on all cases")
             if self.best == before:
                 break
         return {part: [self.best[part, index] for index in range(len(self.own))] for part in self.parts}
@@ -293,7 +294,7 @@ class _CoordinateDescent:
         Args:
             part: number of the part that is left out; None for the search on all cases.
             index: index of the class.
-            lists: the other lists of steps.
+            lists: the lists of steps to compare with the best steps so far.
         """
         best = self._score(part, index, self.best[part, index])
         for steps in lists:
@@ -381,14 +382,14 @@ def search_slots(
 
     Args:
         exp: the experiment.
-        truths: sizes of the class in the labels of each case.
+        truths: for each case, the sizes of the class and of its objects in the labels.
         largest: number of pixels of the largest case.
         has_boundary: whether the probabilities include a boundary class.
         start: steps of the class in the YAML. If there are any, only steps with the same names are searched.
         presence: whether to also search steps that require the presence head.
 
     Returns:
-        The slots; the alternatives of each slot include the value in the YAML.
+        The slots. The alternatives of each slot include the steps that the YAML sets for this slot.
     """
     search = SearchContext(exp, truths, largest, has_boundary, presence)
     slots: dict[str, list[_Candidates]] = {}
@@ -481,11 +482,12 @@ def save_tuning(run: Run, tuning: TuningResult, key: dict[str, Any] | None = Non
 def load_tuning(run: Run, *, with_data: bool = False) -> TuningResult | None:
     """Return the tuning result that is stored in the run's folder.
 
-    Return None if there is none, if it is damaged, or if data, folds or `postprocess` have changed since the search.
+    Return None if no result is stored, if the stored result is damaged, or if data, folds or `postprocess` have changed
+    since the search.
 
     Args:
         run: the run.
-        with_data: whether to return None also for a result of version 0.1, which does not record the hash of the
+        with_data: whether to also return None if the result is from version 0.1 and so does not record the hash of the
             labelled data.
     """
     plain = read_tuning_record(run, with_data=with_data)

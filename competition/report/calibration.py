@@ -1,4 +1,4 @@
-"""Write the section of a run's page about calibration: reliability diagrams, calibration errors, Dice by threshold.
+"""Write the section of a run's HTML report on calibration: reliability diagrams, errors, and Dice by threshold.
 
 A network is calibrated if its probabilities are frequencies: of the pixels with the probability 0.8 for a class, 80 %
 belong to the class.
@@ -227,7 +227,7 @@ def draw_thresholds(
                 ":",
                 color=dark_class_colour(index),
                 linewidth=1.8,
-                label=f" empty cases left empty ({len(class_tally.left_empty)})",
+                label=f" share of empty masks, {format_count(len(class_tally.left_empty), 'case')} without the class",
             )
         axes.set_xlim(0, 1)
         add_legend(axes)

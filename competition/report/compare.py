@@ -1,4 +1,4 @@
-"""Write the page that compares two runs."""
+"""Write the HTML page that compares two runs."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ MEASURE_DIGITS = {"hd95": 3}
 
 
 def write_comparison(comparison: Comparison, folder: Path, count: int = 10, context: Context = Context()) -> Path:
-    """Write a page that compares two runs: `compare.html`, with figures in `compare/` and the table `cases.csv`.
+    """Write an HTML page that compares two runs: `compare.html`, with figures in `compare/` and the table `cases.csv`.
 
     Args:
         comparison: the result of `competition.ensembling.compare.compare_two_runs`.
         folder: the output folder.
-        count: number of cases to draw: those with the largest change.
+        count: number of cases to draw. The cases whose scores differ most between the two runs are drawn.
         context: context whose log receives progress messages.
 
     Returns:
@@ -53,7 +53,7 @@ def write_comparison(comparison: Comparison, folder: Path, count: int = 10, cont
     with staged_figures(page, r"case_\d+\.png") as pictures:
         draw_differences(comparison, pictures / "differences.png")
         if count:
-            context.say("drawing the cases with the largest change")
+            context.say("drawing the cases whose scores differ most")
         sections = {
             "differences": ("Differences", _differences(comparison, pictures)),
             "cases": ("Cases", _cases(comparison, pictures, count)),
@@ -113,7 +113,7 @@ DIFFERENCE_HEADER = ("measure", "class", "A", "B", "B − A", "95 %", "p", "bett
 
 
 def draw_differences(comparison: Comparison, path: Path) -> None:
-    """Draw two panels for each class: the Dice of each case in run B against run A, and the same for HD95."""
+    """Draw two panels for each class: the Dice of each case in run B against that in run A, and likewise HD95."""
     comp = comparison.comp
     sizes = [float((comparison.tables[0]["class"] == name).sum()) for name in comp.classes]
     shown = select_drawn_classes(sizes)

@@ -1,4 +1,4 @@
-"""Write the page of a data exploration: faults of the data, measurements, and a suggested experiment."""
+"""Write the HTML page of a data exploration: faults of the data, measurements, and a suggested experiment."""
 
 from __future__ import annotations
 

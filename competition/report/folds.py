@@ -1,4 +1,4 @@
-"""Write the section of a run's page that compares its folds."""
+"""Write the section of a run's HTML report that compares the folds of the run."""
 
 from __future__ import annotations
 

@@ -206,7 +206,7 @@ def output_lock(folder: Path, output: Path) -> Iterator[None]:
         except MaskfoldError as error:
             raise MaskfoldError(
                 error.message,
-                f"Wait until it has finished, or write the page elsewhere: -o {output.name}.",
+                f"Wait until the other process has ended, or write the page to another folder: -o {output.name}.",
                 status=error.status,
             ) from error
         yield

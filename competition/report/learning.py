@@ -1,4 +1,4 @@
-"""Write the sections of a run's page with the learning curves, and with the best, median and worst cases."""
+"""Write the sections of a run's HTML report with the learning curves, and with the best, median and worst cases."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SEED_LINES = ("-", "--", ":", "-.")  # line styles, one for each seed
 
 
 def learning_section(run: Run, folder: Path) -> Markup:
-    """Return the section with the learning curves of all folds, also of unfinished ones.
+    """Return the section with the learning curves of all folds, including unfinished folds.
 
     Args:
         run: the run.
@@ -139,7 +139,7 @@ def _draw(axes: Axes, metric: str, curves: Mapping[Member, Mapping[str, Curve]],
         )
         drawn |= n_finite > 0
     if not drawn:
-        show_empty_text(axes, "nothing logged")
+        show_empty_text(axes, "no values were logged")
 
 
 def _set_epoch_axis(grid: Sequence[Axes], curves: Mapping[Member, Mapping[str, Curve]]) -> None:

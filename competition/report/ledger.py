@@ -1,4 +1,4 @@
-"""Draw the ledger (the record of all uploads) as a figure or a page: public scores against out-of-fold scores."""
+"""Draw the ledger (the record of all uploads) as a figure or an HTML page: public against out-of-fold scores."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write_ledger(
     changed: Sequence[Sequence[str]],
     notes: Sequence[str],
 ) -> Path:
-    """Write the ledger as a figure (a `.png` file) or as a page with figure, table and notes (a `.html` file).
+    """Write the ledger as a figure (`.png`), or as an HTML page with figure, table and notes (`.html`).
 
     Args:
         output: path of the file, whose suffix selects figure or page.

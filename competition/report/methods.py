@@ -1,4 +1,4 @@
-"""Write the section of a run's page on methods: a text with the settings and scores of the run, and references.
+"""Write the section of a run's HTML report on methods: a text with the settings and scores of the run, and references.
 
 The text can be used as a draft for the methods section of a paper.
 """
@@ -122,7 +122,7 @@ def _folds(run: Run) -> str:
     if not folds:
         return "The network was fitted on all cases, without validation."
     if exp.folds.scheme == "holdout":
-        return "A held-out part of the cases validated the network."
+        return "The network was validated on a held-out part of the cases."
     text = f"The networks were trained and validated by {len(folds)}-fold cross-validation with "
     text += SCHEMES[exp.folds.scheme]
     together = []
@@ -187,8 +187,8 @@ def _network(run: Run, citations: Citations) -> str:
         text += f"; its input was {exp.patch.slices} neighbouring {_slices(exp)} (2.5D)"
     if exp.first_stage is not None:
         text += (
-            "; further input channels were the class probabilities of a first network (a cascade), in training and "
-            "validation those of networks that were not trained on the case"
+            "; further input channels were the class probabilities that a first network predicted (a cascade); in "
+            "training and validation, this first network was not trained on the case"
         )
     return f"{text}."
 
@@ -212,7 +212,9 @@ def _training(results: RunResults, citations: Citations) -> str:
     if members:
         length = f"{steps} {'step' if steps == '1' else 'steps'} ({epochs} {'epoch' if epochs == '1' else 'epochs'})"
     batch = training.batch_size * training.accumulate * exp.run.devices
-    text = f"Each was trained for {length} on patches of {_numbers(exp.patch.size)} with {batch} patches per step"
+    text = (
+        f"Each network was trained for {length} on patches of {_numbers(exp.patch.size)} with {batch} patches per step"
+    )
     text += f", {100 * exp.patch.foreground:.0f} % of them centred on a foreground {pixel_or_voxel(dims)}, "
     losses = [
         (f"{loss.weight:g} × " if loss.weight != 1 else "")
@@ -253,7 +255,7 @@ def _training(results: RunResults, citations: Citations) -> str:
         )
     if training.soup > 1:
         sentences.append(
-            f"The weights of the {training.soup} best validations were averaged where this helped"
+            f"The weights of the {training.soup} best validations were averaged if this improved the score"
             + citations.cite("soup", "averaged checkpoints")
         )
     return " ".join(f"{sentence}." for sentence in sentences if sentence)
@@ -276,7 +278,7 @@ def _scores(results: RunResults, citations: Citations) -> str:
         return "There are no out-of-fold scores yet."
     comp, score = results.run.exp.competition, results.score()
     if math.isnan(score.value):
-        return "No case has a class, so there is no score."
+        return "No case has a class in truth or prediction, so there is no score."
     cases = results.table["id"].nunique()
     name = comp.metric.name
     terms: Iterable[Any] = comp.metric.sum or (comp.metric,)

@@ -1,4 +1,4 @@
-"""Read the results and scores of a run from its folder, for its page."""
+"""Read the results and scores of a run from its folder, for the HTML report of the run."""
 
 from __future__ import annotations
 

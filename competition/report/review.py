@@ -1,4 +1,4 @@
-"""Write the page of a review of labels. It shows each possible fault with pictures, the most suspect first."""
+"""Write the HTML page of a review of labels. It shows possible faults with pictures, the most suspect first."""
 
 from __future__ import annotations
 

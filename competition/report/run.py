@@ -1,4 +1,4 @@
-"""Write the page of a run, and its section with the YAML and the changes since the previous best run."""
+"""Write the HTML report of a run, and its section with the YAML and the changes since the previous best run."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, Recur
 
 
 def write_report(run: Run, output: Path, context: Context = Context()) -> Path:
-    """Write the page of a run, a single HTML file that contains its figures.
+    """Write the report of a run as one HTML page, a single file that contains its figures.
 
     The figures are also written as PNG files, into a folder with the name of the page.
 
@@ -200,7 +200,7 @@ def _gain_text(results: RunResults, best: PreviousBest) -> str:
     gain, cases, is_nested = gain_over_run(results, best.folder)
     footing = "with post-processing tuned on the other folds" if is_nested else "without tuned post-processing"
     if gain is None:
-        return f"{text} {best.name} has no case in common with this run; this run scored {results.counted().value:.4f}."
+        return f"{text} The two runs cannot be compared case by case. This run scored {results.counted().value:.4f}."
     direction = results.metric.direction
     difference = gain.as_difference(direction)
     ends = "" if math.isnan(gain.low) else f" (95 % {difference.low:+.4f} to {difference.high:+.4f}, paired bootstrap)"

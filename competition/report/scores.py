@@ -1,4 +1,4 @@
-"""Write the sections of a run's page with the scores by fold and class, and with errors by size."""
+"""Write the sections of a run's HTML report with the scores by fold and class, and with errors by size."""
 
 from __future__ import annotations
 

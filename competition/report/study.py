@@ -1,4 +1,4 @@
-"""Write the page of a study: its trials, the best of them, and Optuna's figures."""
+"""Write the HTML page of a study: its trials, the best trial, and Optuna's figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write the section of a run's page with a viewer, which shows cases slice by slice, with labels and prediction.
+"""Write the viewer section of a run's HTML report, which shows cases slice by slice, with labels and prediction.
 
 The page contains the data of the viewer: for each case, some slices as one JPEG, and the labels and the prediction as
 run lengths. With many cases, the slices are fewer and smaller, so that the page stays small. A script in the page draws

@@ -137,9 +137,9 @@ def find_in_slice(
     """Return the findings about suspect objects of a slice.
 
     Args:
-        truth: labels (H, W), 0 where ignored.
-        predicted: predicted labels (H, W), 0 where ignored.
-        suggested: suggested label plus 1, (H, W), 0 where the label is not suspect; see `Rule.suspects`.
+        truth: (H, W) true label of each pixel; 0 if the pixel is ignored.
+        predicted: (H, W) predicted label of each pixel; 0 if the pixel is ignored.
+        suggested: (H, W) suggested label of each suspect pixel, plus 1; 0 for other pixels. See `Rule.suspects`.
         evidence: (H, W) evidence of each pixel, see `Rule.suspects`.
         count: number of labels, with background.
     """
@@ -218,7 +218,7 @@ def _find_shifted(true: _Objects, seen: _Objects) -> tuple[list[SliceFinding], s
 
 
 def _iou(points: NDArray[np.int64], move: NDArray[np.int64], mask: NDArray[np.bool_]) -> float:
-    """Return the IoU of a mask with the points (N, 2) translated by `move`."""
+    """Return the IoU of a mask and a set of points (N, 2), after the points are moved by `move`."""
     moved = points + move
     inside = ((moved >= 0) & (moved < mask.shape)).all(axis=1)
     hits = int(mask[tuple(moved[inside].T)].sum())

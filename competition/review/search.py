@@ -78,7 +78,7 @@ Counts = dict[int, list[list[ClassCounts]]]  # counts by fold, set of labels and
 def _count(oof: OofPredictions, context: Context) -> tuple[Counts, list[NDArray[np.float64]]]:
     """Return the voxel counts of each fold, and the median object size of each label.
 
-    They are computed separately for each set of exclusive labels; see `competition.review.voxels.label_problems`.
+    Counts and sizes are separate for each set of exclusive labels; see `competition.review.voxels.label_problems`.
     """
     comp, rows = oof.run.exp.competition, oof.rows()
     counts: Counts = {}
@@ -137,7 +137,8 @@ class _Case:
 
     Attributes:
         findings: the findings about the case's objects.
-        suspicion: total evidence, divided by the number of pixels that are foreground in the truth or the prediction.
+        suspicion: total evidence of the case, divided by the number of its pixels that are foreground in the truth or
+            the prediction.
         whole: a finding about the whole mask, whose kind is not set yet.
     """
 

@@ -31,7 +31,7 @@ def write_review_table(findings: Sequence[Finding], path: Path) -> int:
         The number of cases with answers in the existing file.
 
     Raises:
-        MaskfoldError: the existing file is not a table of this kind, or the file cannot be written.
+        MaskfoldError: the existing file is not the CSV of a review, or the file cannot be written.
     """
     import pandas as pd
 

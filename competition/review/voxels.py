@@ -2,9 +2,9 @@
 
 In confident learning (Northcutt et al. 2021, https://arxiv.org/abs/1911.00068), the threshold of a class is its mean
 probability over the voxels that are labelled as this class. At each voxel, the most probable of the classes that reach
-their thresholds is compared with the label. The label is suspect if that class is another one, and its calibrated
-probability is higher than that of the label. All probabilities are out of fold. Thresholds and calibration for the
-cases of a fold come from the other folds.
+their thresholds is compared with the label. The label is suspect if that class differs from it, and the calibrated
+probability of that class is higher than the calibrated probability of the label. All probabilities are out of fold.
+Thresholds and calibration for the cases of a fold come from the other folds.
 """
 
 from __future__ import annotations

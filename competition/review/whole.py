@@ -82,13 +82,15 @@ def find_move(mask: WholeMask) -> tuple[tuple[int, ...], float] | None:
 
 
 def find_exchanged(masks: Sequence[WholeMask]) -> dict[str, str]:
-    """Find pairs of cases with exchanged masks: each truth fits the partner's prediction better than its own.
+    """Find pairs of cases whose masks are exchanged.
+
+    In such a pair, the truth of each case fits the prediction of its partner better than its own prediction.
 
     Args:
         masks: the suspect cases, most suspect first; only the first `MAX_SUSPECTS` are compared.
 
     Returns:
-        The id of the partner, by case id.
+        The id of the partner of each case with an exchanged mask; the keys are the ids of these cases.
     """
     found: list[tuple[float, str, str]] = []
     for first, second in combinations(masks[:MAX_SUSPECTS], 2):

@@ -34,9 +34,10 @@ DICE = MetricConfig(name="dice", both_empty=None)
 
 
 def baseline_lines(run: Run, clock: Callable[[], float] = time.monotonic) -> list[str]:
-    """Return the lines of `compare_with_baselines`, from `baselines.json` in the run's folder if it contains them.
+    """Return the comparison of a run with two baselines that need no training, as lines of text.
 
-    Stored lines are used only if `scores.csv` has not changed since they were computed. New lines are stored.
+    If `baselines.json` in the run's folder has the lines, and `scores.csv` has not changed since, they are read from
+    this file. Otherwise, `compare_with_baselines` computes the lines, and they are stored in this file.
 
     Args:
         run: the run, with finished folds.

@@ -207,7 +207,7 @@ class EnsembleOof:
         )
 
     def presence(self, case: str) -> Probabilities | None:
-        """Return the weighted mean of the class presence of a case, (K, 1, …) float32.
+        """Return the weighted mean of the runs' class presence for a case, (K, 1, …) float32.
 
         If no run with a positive weight has a presence head, return None.
         """
@@ -244,9 +244,8 @@ def check_same_competition(
         for key in ("name", "dimensions", "classes", "labels", "instances"):
             if getattr(comp, key) != getattr(first, key):
                 raise MaskfoldError(
-                    f"The runs belong to different competitions: {run.folder} has {comp.name} ({key}: "
-                    f"{getattr(comp, key)}), expected {first.name} ({key}: {getattr(first, key)}) as in "
-                    f"{runs[0].folder}.",
+                    f"The runs belong to different competitions: competition.{key} is {getattr(comp, key)} in the run "
+                    f"{run.folder}, but {getattr(first, key)} in the run {runs[0].folder}.",
                     one_competition,
                     status=2,
                 )

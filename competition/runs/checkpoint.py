@@ -144,7 +144,7 @@ def _read(path: Path, sha256: str | None = None) -> dict[str, torch.Tensor]:
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
     if set(metadata) - {"sha256", "format"}:  # the key `sha256` itself may be damaged
-        raise ValueError(f"unknown metadata {', '.join(sorted(metadata))[:100]!r}")
+        raise ValueError(f"its header has unknown metadata: {', '.join(sorted(metadata))[:100]!r}")
     checksum, tensors = metadata.get("sha256"), load(content)
     data_start = 8 + int.from_bytes(content[:8], "little")  # the tensors follow the header and its length
     if sha256 is not None and hashlib.sha256(content).hexdigest() == sha256:

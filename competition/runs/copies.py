@@ -26,7 +26,7 @@ EQUAL, SIMILAR = "have the same pixels in different files", "look the same (near
 def keep_copies_together(run: Run, prepared: Mapping[str, Path], context: Context = Context()) -> Run:
     """Put all copies of an image into the same fold, and list the copies in notes for the user.
 
-    Copies are images with equal pixels. With `folds.duplicates: near`, near-duplicates are copies too.
+    Copies are images with equal pixels. If `folds.duplicates` is `near`, near-duplicates also count as copies.
 
     If the run already has folds, from an earlier command or from `folds.file`, these folds are not changed. The notes
     then list copies that are in different folds.
@@ -64,11 +64,11 @@ def keep_copies_together(run: Run, prepared: Mapping[str, Path], context: Contex
 
 
 def in_several_groups(sets: Sequence[list[str]], folds: pd.DataFrame) -> list[list[str]]:
-    """Return those sets of case ids whose cases are in more than one group of the folds.
+    """Return those sets of case ids whose cases belong to more than one group.
 
     Args:
         sets: sets of case ids.
-        folds: table with the columns id and group.
+        folds: the run's table of folds, which has the group of each case in the columns id and group.
     """
     group_of = dict(zip(folds["id"], folds["group"], strict=True))
     return [ids for ids in sets if len({group_of[case] for case in ids}) > 1]

@@ -27,7 +27,7 @@ def extra_case_tables(exp: Experiment, cases: pd.DataFrame) -> dict[str, pd.Data
 
     Args:
         exp: the experiment.
-        cases: the labelled cases.
+        cases: the case table of the labelled cases.
 
     Raises:
         MaskfoldError: a pattern matches no file, a case cannot be read, or every image for pseudo-labels is already

@@ -125,10 +125,10 @@ def _run_folder(name: str, key: str, purpose: str) -> str:
 
 
 def with_current_settings(trained: Experiment, yaml: Experiment) -> Experiment:
-    """Return the experiment of a finished run with those settings of the current YAML that do not affect its networks.
+    """Return the experiment of a finished run, with some of its settings replaced by those of the current YAML.
 
-    These are the test images, the submission, the data's folder, the treatment of unreadable cases, post-processing and
-    the section `run`.
+    The replaced settings do not affect the run's networks: the test images, the submission, the data's folder, the
+    treatment of unreadable cases, post-processing and the section `run`.
 
     Args:
         trained: the experiment as it is stored with the run.

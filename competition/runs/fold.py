@@ -111,7 +111,8 @@ class FoldResult:
         restored: number of times that training returned to an earlier checkpoint after a non-finite step. Each time,
             the learning rate is halved.
         halved: number of times that micro-batches were halved because memory ran out.
-        lessons: counts of the additional training data, see `competition.training.extra.fold_data`.
+        lessons: summary of the additional training data (`pseudo` and `extra`), e.g. the number of cases; see
+            `competition.training.extra.fold_data`. Empty without additional data.
         soup: scores of the soup (the average of the weights of the best checkpoints) on the validation cases, see
             `competition.training.soup_selection`; None without a soup.
         digests: SHA-256 of the member's score tables, weights and `lineage.json`, by file name. Empty in results of
@@ -142,15 +143,16 @@ class FoldResult:
 
     @property
     def prefix(self) -> str:
-        """The prefix of the names of `oof`, `test` and `scores.csv`: `soup_` if the soup is selected, else empty."""
+        """The prefix of the folders `oof` and `test` and of `scores.csv`: `soup_` if the soup is used, else empty."""
         return self.prefix_of(self.weights)
 
     @staticmethod
     def prefix_of(weights: str) -> str:
-        """Return the prefix of the names of `oof`, `test` and `scores.csv` for one of the two files of weights.
+        """Return the prefix of the folders `oof` and `test` and of `scores.csv` that belong to a weight file.
 
         Args:
-            weights: `PLAIN_WEIGHTS`, whose prefix is empty, or `SOUP_WEIGHTS`, whose prefix is `soup_`.
+            weights: name of the weight file: `PLAIN_WEIGHTS`, whose prefix is empty, or `SOUP_WEIGHTS`, whose prefix is
+                `soup_`.
         """
         return "soup_" if weights == SOUP_WEIGHTS else ""
 

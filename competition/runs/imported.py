@@ -101,7 +101,7 @@ def _check_rows(run: Run, hashes: Mapping[str, str], rows: Sequence[Any]) -> Non
         rows: rows of the table of test cases.
     """
     store = stored_tests(run)
-    hint = "Import the predictions again with those of all test cases (--test FOLDER)."
+    hint = "Repeat `maskfold import`, with a folder that has predictions of all test cases (--test FOLDER)."
     if missing := [row.id for row in rows if row.id not in store or row.id not in hashes]:
         raise MaskfoldError(
             f"The imported run {run.folder} has no prediction of {len(missing)} of {len(rows)} test cases. "

@@ -31,7 +31,8 @@ def drop_execution_keys(training: dict[str, Any], *, kept: bool) -> None:
 
     Args:
         training: the section as plain data; it is changed in place.
-        kept: whether to remove the keys of `KEPT_SETTINGS` always; False removes them only if their value is `auto`.
+        kept: whether to remove the keys of `KEPT_SETTINGS` with any value; False removes them only if their value is
+            `auto`.
     """
     for key in (*KEPT_SETTINGS, "compile"):
         if training[key] == "auto" or (kept and key in KEPT_SETTINGS):
@@ -39,7 +40,7 @@ def drop_execution_keys(training: dict[str, Any], *, kept: bool) -> None:
 
 
 def decide_settings(exp: Experiment, channels_last: bool) -> dict[str, str]:
-    """Return the values of `KEPT_SETTINGS` for a new run: those of the YAML, with `auto` replaced by the faster one.
+    """Return the values of `KEPT_SETTINGS` for a new run: those of the YAML, with `auto` replaced by the faster value.
 
     The decision depends only on the YAML and the network, and not on a measurement, so that all processes decide alike.
 

@@ -306,8 +306,8 @@ class OofPredictions:
     Args:
         run: the run.
         folds: numbers of the folds to read; None for all finished folds.
-        weights: which predictions to read: those of `PLAIN_WEIGHTS` or those of `SOUP_WEIGHTS`. None reads, for each
-            fold and seed, the predictions of the weights that its result selects.
+        weights: name of the weight file whose predictions to read: `PLAIN_WEIGHTS` or `SOUP_WEIGHTS`. None reads, for
+            each fold and seed, the predictions of the weight file that its `result.json` names.
     """
 
     run: Run
@@ -438,7 +438,7 @@ def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
     """
     members = archive.infolist()
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise ValueError("a member of the archive is compressed, but Maskfold never compresses it")
+        raise ValueError("a member of the zip archive is compressed, but Maskfold never compresses members")
     if sum(member.file_size for member in members) > path.stat().st_size:
         raise ValueError("its members declare more bytes than the file has")
 
@@ -477,7 +477,7 @@ def _check_attributes(array: Any, case: str) -> None:
     if found_id != case:
         raise ValueError(f"it is the prediction of the case {str(found_id)[:60]}, expected {case[:60]}")
     if found_shape != list(array.shape):
-        raise ValueError(f"found the shape {array.shape}, but it was written with {str(found_shape)[:60]}")
+        raise ValueError(f"found the shape {array.shape}, but its attribute `shape` is {str(found_shape)[:60]}")
 
 
 def _count_missing_chunks(path: Path, array: Any) -> int:

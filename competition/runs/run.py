@@ -293,8 +293,8 @@ class Run:
 
         Args:
             folds: numbers of the folds to read; None for all finished folds.
-            weights: which predictions to read: those of `PLAIN_WEIGHTS` or those of `SOUP_WEIGHTS`. None reads, for
-                each fold and seed, the predictions of the weights that its result selects.
+            weights: name of the weight file whose predictions to read: `PLAIN_WEIGHTS` or `SOUP_WEIGHTS`. None reads,
+                for each fold and seed, the predictions of the weight file that its `result.json` names.
 
         Raises:
             MaskfoldError: a result is damaged; or weights were changed after their fold finished, so that the
@@ -376,7 +376,7 @@ class Run:
             raise MaskfoldError(
                 f"All cases of fold {empty[0]} are skipped, so the fold is empty. The first reason is: "
                 f"{next(iter(reasons.values()))}",
-                "Correct the files of these cases, or set fewer folds.",
+                "Correct the files of these cases, or set a smaller folds.k.",
             )
         return replace(self, cases=cases, folds=folds)
 
@@ -448,7 +448,8 @@ def load_run(
     # pandas' own errors are ValueErrors
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise MaskfoldError(
-            f"{folder / CASES_FILE} cannot be read ({' '.join(str(error).split())[:160]}).",
+            f"{folder}: {', '.join(f'{name}.csv' for name in names)} or {FOLDS_FILE} cannot be read "
+            f"({' '.join(str(error).split())[:160]}).",
             "Copy the run's folder again from its origin, or start another run with --new.",
         ) from error
     cases.attrs["skipped"] = sorted(read_skipped(folder).items())
@@ -502,9 +503,10 @@ def check_not_edited(run: Run) -> None:
 def edited_error(folder: Path, file: str) -> MaskfoldError:
     """Return the error for a file in a run's folder that was edited; `file` names it in the message."""
     return MaskfoldError(
-        f"{file} in {folder} was changed after the run was started: its content no longer matches the hash of the run.",
-        "Undo the change, or copy the folder again from its origin. To train with other settings, "
-        "change the YAML in experiments/. To predict with other settings, add key=value to the command.",
+        f"{file} in {folder} was changed after the run was started: its content no longer has the hash that the run "
+        "recorded.",
+        "Undo the change, or copy the run's folder again from its origin. To train with other settings, change the "
+        "experiment's own YAML. To predict with other settings, add key=value to the command.",
     )
 
 
@@ -518,7 +520,7 @@ def read_skipped(folder: Path) -> dict[str, str]:
 
 
 def read_version(folder: Path) -> str | None:
-    """Return the version of Maskfold that wrote a run's folder; None if it was before 0.1, which recorded no version.
+    """Return the version of Maskfold that wrote a run's folder; None for versions before 0.1, which recorded none.
 
     Raises:
         MaskfoldError: `version.json` is damaged, or a later version wrote the folder in a format that this version
@@ -532,7 +534,7 @@ def read_version(folder: Path) -> str | None:
         return None
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise MaskfoldError(
-            f"{path} is damaged, expected the version of the run's format.",
+            f"{path} is damaged: it does not name the run's format and the version of Maskfold that wrote the run.",
             f'Restore the file, or write {{"form": 1, "maskfold": "{__version__}"}} into it.',
         ) from error
     if form > FORMAT_VERSION:
@@ -551,7 +553,8 @@ def write_replay_yaml(exp: Experiment, estimates: list[list[int]] | None, folder
 
     Args:
         exp: the experiment.
-        estimates: the recorded numbers, for `training.plan`; None if the fold had no time budget.
+        estimates: the recorded numbers as pairs [step, total steps], which become `training.plan`; None if the fold had
+            no time budget.
         folder: folder of the file.
     """
     plain = resolve_config(exp)

@@ -68,7 +68,10 @@ def read_summary(folder: Path) -> dict[str, Any]:
     """
     summary, path = parse_summary(folder), folder / SUMMARY_FILE
     if other := other_results(folder, summary):
-        raise MaskfoldError(f"{path} does not belong to {', '.join(other)} in the same folder.", REWRITE_HINT)
+        raise MaskfoldError(
+            f"{path} does not belong to {', '.join(other)} in the same folder: score, steps or minutes differ.",
+            REWRITE_HINT,
+        )
     if other := changed_tables(folder, summary):
         names = ", ".join(other)
         raise MaskfoldError(
@@ -191,8 +194,8 @@ class RunScores:
             seeds; `raw`: none of these.
         counted: the counted score.
         raw: the score in `summary.json`: with the selected weights and all seeds, without tuned post-processing.
-        nested: the score of each fold with post-processing steps that were tuned on the other folds; None if nothing
-            was tuned. If the tuned steps are not used for submissions, this score has no interval.
+        nested: the score with post-processing, where the steps for each fold were tuned on the other folds; None if
+            nothing was tuned. If the tuned steps are not used for submissions, this score has no interval.
         soup: the score of the averaged checkpoints, on cases that were not used to select the checkpoints; None if the
             run has no averaged checkpoints.
         last: the score of the weights after the last epoch; None if the run has no averaged checkpoints.

@@ -43,7 +43,7 @@ def promote_best_trials(session: StudySession, count: int, say: Callable[[str], 
     """Train the best trials of a study, and trial 0 (the unchanged YAML), on all folds.
 
     The study has selected the trials by their scores on the folds that it used, so these scores are too optimistic. The
-    scores on other folds are not. Folds that are already finished are not trained again.
+    scores on all other folds are unbiased. Folds that are already finished are not trained again.
 
     Args:
         session: the study.
@@ -60,8 +60,9 @@ def promote_best_trials(session: StudySession, count: int, say: Callable[[str], 
     trials_0 = [trial for trial in session.finished if trial.user_attrs.get("own")]
     if not trials_0:
         raise MaskfoldError(
-            f"Trial 0 of {session.name} is not finished, but other trials are compared with it.",
-            "Repeat `maskfold study` to run more trials.",
+            f"Trial 0 of the study {session.name} is not finished, so the best trials cannot be compared with it.",
+            "If another process runs trial 0, wait until it ends. Otherwise, repeat `maskfold study` with a higher "
+            "--trials.",
         )
     trial_0, context = trials_0[0], Context(session.source.trust, say)
     selected_folds = session.source.load().folds.run

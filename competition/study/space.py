@@ -252,7 +252,7 @@ def _range_value(source: ExperimentSource, key: str, dimension: SearchDimension,
             source,
             key,
             f"{found} a number from {dimension.low:g} to {dimension.high:g}",
-            "Widen the range of the study, because trial 0 is the unchanged YAML.",
+            "Change the range or the value in the YAML, because trial 0 is the unchanged YAML.",
         )
     if not dimension.contains(value):
         raise _space_error(
@@ -290,11 +290,14 @@ def _applies(dimension: SearchDimension, stored: dict[str, Any], config: StudyCo
 
 
 def _allowed_value(parent: SearchDimension, allowed: Any) -> Any:
-    """Return a value with which a searched key fulfils the condition of another key.
+    """Return a value of a key that fulfils the condition `when` of another key.
+
+    For example, if the other key has `when: {optimizer.target: [sgd, adam]}`, return the value of the choice `sgd`.
 
     Args:
-        parent: range or choices of the searched key.
-        allowed: the condition on this key in the other key's `when`: a value, a label, or a list of values and labels.
+        parent: range or choices of the key whose value is returned, in the example `optimizer.target`.
+        allowed: the entry of this key in `when`: one value, the label of one choice, or a list of several values and
+            labels, of which the first is used.
     """
     is_list_of_options = (
         isinstance(allowed, list) and allowed and allowed not in [choice for _, choice in parent.labelled_choices]

@@ -29,9 +29,10 @@ logger = logging.getLogger(__name__)
 
 
 def open_storage(url: str | None) -> Any:
-    """Open Optuna's storage, and return it.
+    """Open the database in which Optuna stores trials, and return it as Optuna's storage object.
 
-    Running trials write heartbeats to it, so that the trial of a killed process does not stay RUNNING.
+    While a trial runs, its process writes heartbeats (signs of life) to the database. If the heartbeats stop, the trial
+    does not stay RUNNING.
 
     Args:
         url: URL of the database in the form of SQLAlchemy, e.g. `postgresql://user@host/database`. None for SQLite at
@@ -109,9 +110,11 @@ def storage_errors(storage: Any) -> Iterator[None]:
         first_line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         raise MaskfoldError(
             f"The storage {url} failed: {redact(first_line)[:200]}.",
-            "Check the disk, then repeat the command, which resumes the study."
+            f"Check that the disk has free space and that you may write to {file.parent}. Then repeat the command, "
+            "which resumes the study."
             if file is not None
-            else "Check the database server, then repeat the command, which resumes the study.",
+            else "Check that the database server runs and that this machine can reach it. Then repeat the command, "
+            "which resumes the study.",
         ) from error
 
 
@@ -141,13 +144,17 @@ def _checked_url(url: str) -> str:
         return "postgresql+psycopg://" + url.partition("://")[2]
     if parsed.drivername == "sqlite" and parsed.database not in (None, "", ":memory:"):
         return url
-    expected = "a file" if parsed.drivername == "sqlite" else f"PostgreSQL or SQLite instead of {parsed.drivername}"
+    expected = (
+        "a file, such as sqlite:///optuna.db"
+        if parsed.drivername == "sqlite"
+        else f"PostgreSQL or SQLite instead of {parsed.drivername}"
+    )
     raise MaskfoldError(f"--storage: found {hide_password(url)}, expected {expected}.", hint, status=2)
 
 
 @contextmanager
 def study_lock(storage: Any, name: str) -> Iterator[Any]:
-    """Hold the lock of a study during the `with` block; other processes that want it wait.
+    """Hold the lock of a study during the `with` block; other processes that need the lock wait.
 
     The lock ensures that only one process at a time counts the trials and samples the values of the next one.
 

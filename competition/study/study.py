@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-HINT = "Run the same `maskfold study` command again, which writes it."  # hint for a damaged `trials.json`
+HINT = "Run the same `maskfold study` command again, which writes the file again."  # hint for a damaged `trials.json`
 # After this many consecutive failures, the study stops, because the values of the trials are probably not the cause.
 MAX_FAILURES = 10
 FOLDER_PATIENCE = 300.0  # maximum time in seconds to wait while another process writes the study's files
@@ -210,7 +210,10 @@ class StudyNames:
         if changed is None:
             return self.old
         logger.warning(
-            "The data have changed since the study %s was started (run %s), so a new study begins.", self.old, changed
+            "The data have changed since the study %s was started: its run %s was trained on other data. So a new "
+            "study begins.",
+            self.old,
+            changed,
         )
         return self.present
 
@@ -271,7 +274,7 @@ def run_study(session: StudySession, count: int, say: Callable[[str], None]) -> 
             if worker.duplicates >= MAX_DUPLICATES:
                 say(
                     f"{MAX_DUPLICATES} draws in a row repeated values of earlier trials, so the study ends after "
-                    f"{len(session.finished)} of {count} trials: it has tried all values of the space"
+                    f"{len(session.finished)} of {count} trials: it has probably tried all values of the space"
                 )
                 break
             _check_failures(session)
@@ -327,7 +330,10 @@ def _wait_for_others(session: StudySession, context: Context) -> bool:
     from optuna.storages import fail_stale_trials
 
     running = sum(trial.state.name == "RUNNING" for trial in session.trials)
-    context.say(f"{format_count(running, 'trial')} in other processes; this process waits for a heartbeat")
+    context.say(
+        f"this process has no trial to run; it waits for {format_count(running, 'trial')} in other processes, because "
+        "it repeats a trial whose process dies"
+    )
     before = len(session.finished)
     deadline = time.monotonic() + HEARTBEAT_GRACE + 2 * HEARTBEAT_INTERVAL
     while time.monotonic() < deadline:
@@ -336,7 +342,7 @@ def _wait_for_others(session: StudySession, context: Context) -> bool:
         if waiting or len(session.finished) != before:
             return True
         time.sleep(2.0)
-    context.say("the trials of the other processes still run, and this process has nothing left to do")
+    context.say("the trials in other processes still run, and this process has nothing left to do")
     return False
 
 
@@ -355,7 +361,7 @@ def requeue_stale_trials(session: StudySession, context: Context) -> None:
             except (ValueError, RuntimeError):
                 continue  # another process was faster
             RetryHeartbeatStaleTrialCallback(MAX_RETRIES)(session.optuna_study, trial)
-            context.say(f"trial {trial.number} was killed; it is queued again, and its folds resume")
+            context.say(f"the process of trial {trial.number} was killed; the trial is repeated, and its folds resume")
 
 
 def best_trials(session: StudySession, count: int | None = 1) -> Sequence[Any]:
@@ -375,7 +381,7 @@ def best_trials(session: StudySession, count: int | None = 1) -> Sequence[Any]:
         bounds = " within its constraints" if session.config.constraints else ""
         raise MaskfoldError(
             f"The study {session.name} has no complete trial{bounds}, so there is no best trial.",
-            "Repeat `maskfold study` to run more trials.",
+            "Repeat `maskfold study`. If all its trials have ended, also set a higher --trials.",
         )
     if len(session.config.objectives) > 1:
         front = {trial.number for trial in session.optuna_study.best_trials}
@@ -463,8 +469,8 @@ def read_trials(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise MaskfoldError(
             f"No trial of the study {folder} has ended yet, so there is nothing to show.",
-            "Wait until `maskfold study` has finished a trial. `maskfold study` also writes the page itself when it "
-            "ends.",
+            "Wait until `maskfold study` has finished a trial. When `maskfold study` ends, it also writes the HTML "
+            "report of the study.",
         ) from None
     try:
         if not all({"number", "state", "values", "params"} <= trial.keys() for trial in record["trials"]):
@@ -568,7 +574,7 @@ def _save(session: StudySession, name: str, draw_axes: Any, drawn: list[Path], p
             atomic_write(path, partial(figure.savefig, format="png", dpi=110, bbox_inches="tight"))
         drawn.append(path)
     except (ValueError, RuntimeError, ZeroDivisionError) as error:
-        logger.info("no figure %s: %s", name, error)
+        logger.info("The figure %s is not drawn: %s", name, error)
     finally:
         plt.close("all")
 

@@ -160,8 +160,8 @@ def measure_objectives(
             value = summary.dice.get(name.removeprefix("dice_"))
         if value is None or value != value:
             raise MaskfoldError(
-                f"{name} of the trial is unknown, because the run has no out-of-fold predictions, or because no case "
-                "contains the class.",
+                f"The trial has no value of {name}, because its run has no out-of-fold predictions, or because no case "
+                "contains the class whose Dice is measured.",
                 "See scores.csv in the folder of the trial's run.",
             )
         values[name] = float(value)
@@ -252,7 +252,8 @@ class PruningCallback:
             self.trial.report(value, step)
             self.reported.add(step)
             if may_stop and not per_case and self.trial.should_prune():
-                raise TrialStopped(f"pruned in fold {step // MAX_EPOCHS}, epoch {step % MAX_EPOCHS}")
+                folder = self.run.member_folder(*self.run.members()[step // MAX_EPOCHS])
+                raise TrialStopped(f"pruned in {folder.name}, epoch {step % MAX_EPOCHS}")
         if may_stop and new_scores and per_case and self.trial.should_prune():
             folds = sorted({self.fold_of[index] for index in self.reported})
             raise TrialStopped(
@@ -463,7 +464,7 @@ def study_files(exp: Experiment) -> dict[str, str]:
     scores of earlier and later trials cannot be compared.
 
     Returns:
-        Digests by the keys of `run_contents` and `first_stage_contents`; that of the fold file has the key
+        Digests by the keys of `run_contents` and `first_stage_contents`; the digest of the fold file has the key
         `folds.file`.
 
     Raises:
@@ -500,7 +501,7 @@ def check_study_data(source: ExperimentSource, run: Run, data: str | None, files
     if files is not None and (present := study_files(source.load())) != files:
         changed = sorted(key for key in {*present, *files} if present.get(key) != files.get(key))
         raise ChangedDataError(
-            f"{join_names(changed)} changed since the study was opened.",
+            f"Files on which the study depends have changed since it was opened: {join_names(changed)}.",
             "Restore the files. Or repeat the command, which begins another study with the present files.",
         )
     if data is None or combined_data_hash(run.cases, run.extra_tables) == data:

@@ -75,10 +75,10 @@ class SampleFiles:
 
     @classmethod
     def open(cls, path: Path) -> SampleFiles:
-        """Return the sample at a path, with the names of its files.
+        """Return the sample submission at a path, with the names of its files.
 
         Raises:
-            MaskfoldError: the sample is missing, empty, or neither a folder nor a zip archive.
+            MaskfoldError: the sample submission is missing, empty, or neither a folder nor a zip archive.
         """
         if path.is_dir():
             names = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
@@ -89,17 +89,19 @@ class SampleFiles:
             except ZIP_ERRORS as error:
                 raise MaskfoldError(
                     f"submission.sample: {path} cannot be read as a folder or a zip archive: {error}.",
-                    "With submission.files, the sample must be a zip archive or a folder of label files. If the "
-                    "host gives no sample, omit the key.",
+                    "With submission.files, the sample submission must be a zip archive or a folder of label files. If "
+                    "the host provides none, omit submission.sample.",
                     status=2,
                 ) from error
         visible = [name for name in names if not any(part[:1] in "._" for part in PurePosixPath(name).parts)]
         if not visible:
-            raise MaskfoldError(f"submission.sample: {path} contains no file.", "Download the sample again.", status=2)
+            raise MaskfoldError(
+                f"submission.sample: {path} contains no file.", "Download the sample submission again.", status=2
+            )
         return cls(path, tuple(sorted(visible)))
 
     def check_names(self, expected: Sequence[str]) -> None:
-        """Check that the sample has exactly the expected files.
+        """Check that the sample submission has exactly the expected files.
 
         Args:
             expected: names of the files of all test cases.
@@ -115,12 +117,12 @@ class SampleFiles:
         verb = "belongs" if len(other) == 1 else "belong"
         parts += [f"has {other[0]}{and_more(len(other), 1, 'file')}, which {verb} to no test case"] if other else []
         raise MaskfoldError(
-            f"The sample {self.path} {' and '.join(parts)}.",
-            "Change submission.files, the pattern of the file names, or change test.images.",
+            f"The sample submission {self.path} {' and '.join(parts)}.",
+            "Correct submission.files (the pattern of the file names) or test.images.",
         )
 
     def header(self, name: str, dimensions: int, scratch: Path) -> FileHeader:
-        """Return the shape and dtype of a file of the sample.
+        """Return the shape and dtype of one label file in the sample submission.
 
         Args:
             name: name of the file, from `names`.
@@ -140,7 +142,9 @@ class SampleFiles:
                     shutil.copyfileobj(source, file)
             return read_file_header(target, dimensions)
         except ZIP_ERRORS as error:
-            raise MaskfoldError(f"{name} in {self.path} is damaged: {error}.", "Download the sample again.") from error
+            raise MaskfoldError(
+                f"{name} in {self.path} is damaged: {error}.", "Download the sample submission again."
+            ) from error
         finally:
             target.unlink(missing_ok=True)
 
@@ -149,7 +153,7 @@ def file_names(comp: Competition, case_id: str) -> dict[str, str]:
     """Return the names of the label files of a case, according to the pattern `submission.files`.
 
     Returns:
-        The name of each file by class. If one file contains all classes, it has the key "".
+        A dictionary from class to file name. If one file contains all classes, its key is "".
 
     Raises:
         MaskfoldError: the classes overlap and cannot be written into one file (status 2).
@@ -170,7 +174,7 @@ def file_names(comp: Competition, case_id: str) -> dict[str, str]:
 
 
 def _fill(pattern: str, case_id: str, cls: str) -> str:
-    """Replace `{id}` and `{class}` in the pattern of a file name, but not inside the inserted id and class."""
+    """Replace `{id}` and `{class}` in the pattern of a file name; an id that itself contains `{class}` is kept."""
     return re.sub(r"\{(id|class)\}", lambda match: case_id if match[1] == "id" else cls, pattern)
 
 
@@ -244,9 +248,9 @@ def submit_files(
     Args:
         runs: finished runs of one competition.
         weights: one weight per run; `auto` fits the weights on out-of-fold predictions; None for equal weights.
-        output: path of the folder or, with `submission.zip`, of the archive. None for a path in
+        output: path of the folder to write or, if `submission.zip` is true, of the zip archive. None for a path in
             `submissions/<competition>`.
-        trust: additional packages that `target` may name.
+        trust: additional packages from which a `target` in the YAML may import.
         say: function that receives messages for the user.
         progress: function that wraps the iteration over the cases, e.g. with a progress bar. It receives an iterator
             and the number of cases, and returns an iterator.
@@ -255,8 +259,8 @@ def submit_files(
         The written submission. The numbers of rows in its validation report are numbers of files.
 
     Raises:
-        MaskfoldError: an input is missing, damaged or inconsistent, or a file differs from the sample. No incomplete
-            submission is left on the disk.
+        MaskfoldError: an input is missing, damaged or inconsistent, or a file differs from the sample submission. No
+            incomplete submission is left on the disk.
     """
     context = Context(trust, say)
     check_same_competition(runs)
@@ -306,12 +310,12 @@ def submit_files(
 def check_sample_headers(
     sample: SampleFiles, comp: Competition, rows: Sequence[Any], names: Mapping[str, Mapping[str, str]]
 ) -> dict[str, FileHeader]:
-    """Check the shape and dtype of each file in the sample, and return them by file name.
+    """Check the shape and dtype of each file in the sample submission, and return them by file name.
 
     The check runs before any prediction, so that a problem is reported early.
 
     Args:
-        sample: the host's sample, whose names were checked.
+        sample: the host's sample submission, whose file names were checked.
         comp: the competition.
         rows: rows of the test cases in the case table.
         names: name of each file by case id and class, see `file_names`.
@@ -331,9 +335,9 @@ def check_sample_headers(
                 if header.shape != expected:
                     found, wanted = ("×".join(map(str, sizes)) for sizes in (header.shape, expected))
                     raise MaskfoldError(
-                        f"{name} in the sample {sample.path} has the shape {found}, expected {wanted}, which is the "
-                        f"shape of the image {row.id}.",
-                        "Download the sample again, or omit submission.sample.",
+                        f"{name} in the sample submission {sample.path} has the shape {found}, expected {wanted}, "
+                        f"which is the shape of the image {row.id}.",
+                        "Download the sample submission again, or omit submission.sample.",
                     )
                 _as_type(np.array(file_values(comp, cls), np.int64), header.dtype, name)
                 headers[name] = header
@@ -364,18 +368,18 @@ def file_values(comp: Competition, cls: str) -> list[int]:
 def _write_checked(
     path: Path, labels: np.ndarray[Any, Any], row: Any, comp: Competition, wanted: FileHeader | None, name: str
 ) -> None:
-    """Write one label file, and check that it has the shape and dtype of the sample's file.
+    """Write one label file, and check that the file in the sample submission has the same shape and dtype.
 
     Args:
         path: path of the file.
         labels: (*spatial) integers.
         row: row of the case table.
         comp: the competition.
-        wanted: shape and dtype of the sample's file; None if there is no sample.
+        wanted: shape and dtype of the same file in the sample submission; None if there is no sample submission.
         name: name of the file in the submission, for messages.
 
     Raises:
-        MaskfoldError: the file differs from the sample, or cannot be written.
+        MaskfoldError: the file differs from the one in the sample submission, or cannot be written.
     """
     source = next(iter(json.loads(row.images).values()))
     source = Path(comp.root) / (source if isinstance(source, str) else source[0])
@@ -386,13 +390,13 @@ def _write_checked(
     if wanted is not None and found != wanted:
         raise MaskfoldError(
             f"{name}: found the shape {found.shape} and the type {found.dtype}, expected {wanted.shape} and "
-            f"{wanted.dtype}, as in the sample.",
-            "Download the sample again, or omit submission.sample.",
+            f"{wanted.dtype}, as in the sample submission.",
+            "Download the sample submission again, or omit submission.sample.",
         )
 
 
 def _as_type(labels: np.ndarray[Any, Any], dtype: str, name: str) -> np.ndarray[Any, Any]:
-    """Convert labels to the dtype of the sample's file; `name` is the name of the file, for messages.
+    """Convert labels to the dtype of the file in the sample submission; `name` is its file name, for messages.
 
     Raises:
         MaskfoldError: the type is unknown or cannot hold the values.
@@ -401,12 +405,12 @@ def _as_type(labels: np.ndarray[Any, Any], dtype: str, name: str) -> np.ndarray[
         converted = large_arrays.copy(labels, dtype)
     except TypeError as error:
         raise MaskfoldError(
-            f"{name}: the sample has values of the type {dtype}, expected integers or floats.",
+            f"{name}: the values in the sample submission have the type {dtype}, expected integers or floats.",
             "Omit submission.sample.",
         ) from error
     if not large_arrays.are_equal(converted, labels):
         raise MaskfoldError(
-            f"{name}: the sample has values of the type {dtype}, but this type cannot hold the label "
+            f"{name}: the values in the sample submission have the type {dtype}, but this type cannot hold the label "
             f"{int(labels.max())}.",
             "Set smaller label values with submission.labels.",
         )
@@ -428,7 +432,10 @@ def _zip(folder: Path, archive: Path) -> Path:
             out.writestr(member, path.read_bytes())
     with zipfile.ZipFile(archive) as written:
         if (damaged := written.testzip()) is not None:
-            raise MaskfoldError(f"{damaged} changed while the archive was written.", "Check the disk.")
+            raise MaskfoldError(
+                f"The archive {archive.name} is damaged: the checksum of {damaged} in it is wrong.",
+                "Run the command again. If the error repeats, write to another disk with -o.",
+            )
     with open(archive, "rb") as stream:
         os.fsync(stream.fileno())
     return archive
@@ -449,11 +456,16 @@ def check_files_output(path: Path, comp: Competition, runs: Sequence[Run]) -> No
     """
     hint = "Give another path with -o."
     if comp.submission.zip and (path.suffix.lower() != ".zip" or path.is_dir()):
+        found = f"the folder {path}" if path.is_dir() else path
         raise MaskfoldError(
-            f"--output: found {path}, expected a file that ends in .zip (submission.zip).", hint, status=2
+            f"--output: found {found}, expected a file name that ends in .zip, because submission.zip is true.",
+            hint,
+            status=2,
         )
     if not comp.submission.zip and path.is_file():
-        raise MaskfoldError(f"--output: found the file {path}, expected a folder.", hint, status=2)
+        raise MaskfoldError(
+            f"--output: found the file {path}, expected a folder, because submission.zip is false.", hint, status=2
+        )
     check_output([path, _summary_path(path)], competitions_of(runs))
     ensure_writable(path.absolute().parent)
     if path.is_dir():

@@ -30,7 +30,7 @@ Labels = NDArray[np.integer[Any]]
 DEFAULT_METRICS = ("dice", "hd95", "nsd")
 DEFAULT_TOLERANCES = (1.0, 2.0, 3.0)
 MAX_VALUES = 50  # a file with more different values is taken for an image, which is an error
-SHOWN_IDS = 5  # maximum number of ids in a message
+SHOWN_IDS = 5  # maximum number of ids or label values in a message
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,11 @@ class FolderScores:
 
     Attributes:
         table: table with one row per case and class. Columns: id, class, one column per metric, and the pixel counts
-            tp, fp and fn. A metric is nan if neither file of a case contains the class.
+            tp, fp and fn. A metric is nan if neither the predicted nor the true label file of the case contains the
+            class.
         metrics: configuration of each metric, by the name of its column.
-        missing: ids of true files without a prediction.
-        extra: ids of predictions without a true file.
+        missing: ids of true label files without a prediction.
+        extra: ids of predictions without a true label file.
     """
 
     table: pd.DataFrame
@@ -100,10 +101,10 @@ def score_folder(
             column per tolerance.
         tolerances: tolerances of `nsd` in mm.
         classes: the classes, such as `1,2` or `liver=1,tumour=2+3`. None makes every value other than 0 a class.
-        ignore: pixels that have this value in a true file are left out of all metrics; None leaves out no pixels.
+        ignore: pixels that have this value in a true label file are left out of all metrics; None keeps all pixels.
         dimensions: number of spatial axes; None for 3 in NIfTI files and ITK's formats, and 2 in other files.
         missing: what to do if only one of the folders contains a case. `error` raises an error. `skip` leaves the case
-            out. `empty` treats a missing prediction as empty, and leaves out a prediction without a true file.
+            out. `empty` treats a missing prediction as empty, and leaves out a prediction without a true label file.
         trust: packages from which metrics may be imported.
         progress: function that wraps the iteration over the cases, e.g. with a progress bar. It receives an iterator
             and the number of cases, and returns an iterator.
@@ -265,7 +266,7 @@ def _check_missing(
         )
     if missing == "error" and (absent or extra):
         parts = [f"no prediction for {format_count(len(absent), 'case')}: {_listed(absent)}"] if absent else []
-        parts += [f"no truth for {format_count(len(extra), 'prediction')}: {_listed(extra)}"] if extra else []
+        parts += [f"no true labels for {format_count(len(extra), 'prediction')}: {_listed(extra)}"] if extra else []
         raise MaskfoldError(
             f"{predictions} and {truth} have different cases: {'; '.join(parts)}.",
             "To count missing predictions as empty, add --missing empty. To leave these cases out, add --missing skip.",
@@ -298,7 +299,7 @@ def _read_pair(
             check_same_grid(case, (str(true), header), (str(predicted), own), is_mask=False)
         except MaskfoldError as error:
             raise MaskfoldError(
-                error.message, "Predict on the grid of the truth, or resample the prediction to this grid."
+                error.message, "Predict on the grid of the true label file, or resample the prediction to this grid."
             ) from error
     labels, _ = read_labels(true, dimensions)
     if predicted is None:
@@ -311,7 +312,7 @@ def _values(labels: Labels, file: Path | None, chosen: Mapping[str, list[int]] |
 
     Args:
         labels: the array.
-        file: its file, for messages.
+        file: file that contains the array, for messages.
         chosen: label values of each class, if the user has selected classes. None makes every value a class.
 
     Raises:
@@ -322,41 +323,45 @@ def _values(labels: Labels, file: Path | None, chosen: Mapping[str, list[int]] |
         raise MaskfoldError(
             f"{file} has {len(values)} values from {min(values)} to {max(values)}, expected label values "
             f"above 0, and at most {MAX_VALUES} of them.",
-            "Give label files instead of images or object numbers. Or name the values that are classes with --classes.",
+            "Give label files instead of images or object numbers. Or list the label values, as in --classes 1,2.",
         )
     return values
 
 
 def _check_values(predicted: set[int], true: set[int], chosen: Mapping[str, list[int]] | None) -> None:
-    """Check that the label values of predictions and true files match.
+    """Check that the label values of predictions and true label files match.
 
-    If the user has selected classes, at least one file must contain a value of these classes. If the user has selected
-    none, predictions and true files must have a value in common.
+    If the user has selected classes, at least one file must contain a value of these classes. Otherwise, predictions
+    and true label files must have a value in common.
 
     Args:
         predicted: values in all predictions.
-        true: values in all true files.
+        true: values in all true label files.
         chosen: label values of each class that the user has selected; None if every value is a class.
 
     Raises:
         MaskfoldError: the label values do not match (status 2).
     """
     if chosen is None and predicted and true and not predicted & true:
-        first, second = (", ".join(map(str, sorted(values)[:SHOWN_IDS])) for values in (predicted, true))
+        first, second = (_listed_values(values) for values in (predicted, true))
         raise MaskfoldError(
-            f"The predictions have the values {first}, and the true files have the values {second}, but no "
-            "value is in both.",
-            f"List the values of each class, for example --classes object={min(predicted)}+{min(true)}.",
+            f"No label value is in both folders: the predictions have {first}, and the files of --truth have {second}.",
+            f"Use --classes to join values that mean the same class. For example, --classes object={min(predicted)}+"
+            f"{min(true)} makes {min(predicted)} and {min(true)} one class with the name object.",
             status=2,
         )
     known = {value for values in (chosen or {}).values() for value in values}
     if chosen is not None and not known & (predicted | true):
         raise MaskfoldError(
             f"--classes: no file has one of the values {', '.join(map(str, sorted(known)))}. The files have "
-            f"{', '.join(map(str, sorted(predicted | true)[:SHOWN_IDS])) or 'no value'}.",
+            f"{_listed_values(predicted | true) or 'no value above 0'}.",
             "Write values that the files have.",
             status=2,
         )
+
+
+def _listed_values(values: set[int]) -> str:
+    return ", ".join(map(str, sorted(values)[:SHOWN_IDS])) + and_more(len(values), SHOWN_IDS, "value")
 
 
 def _score_masks(

@@ -72,8 +72,8 @@ def write_labels(path: Path, labels: Labels, source: Path, row: Any, comp: Compe
         comp: the competition.
 
     Raises:
-        MaskfoldError: a required package is missing, the file's format cannot hold the values, or the file that was
-            read back differs.
+        MaskfoldError: a required package is missing, the file's format cannot hold the values, or the values or
+            geometry that are read back differ.
     """
     check_writer(path.name)
     extension, dims = extension_of(path.name), comp.dimensions

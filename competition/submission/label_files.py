@@ -51,10 +51,11 @@ def label_arrays(prediction: CasePrediction, comp: Competition, label_map: bool 
     Returns:
         Arrays (*spatial) by name of the class:
 
-        - With exclusive classes, one array with the label values of all classes, under the name "".
-        - With overlapping classes, one array of 0 and 1 for each class. With `label_map`, one array under the name "".
-        - With `competition.instances`, the values are numbers of objects from 1, and the dtype is uint16. Without it,
-          the dtype is uint8, or uint16 if a label value requires it.
+        - If the classes are exclusive, one array with the label values of all classes, under the name "".
+        - If the classes overlap, one array of 0 and 1 for each class. If `label_map` is True, one array under the name
+          "" instead.
+        - If `competition.instances` is true, the values are numbers of objects from 1, and the dtype is uint16.
+          Otherwise, the dtype is uint8, or uint16 if a label value requires it.
     """
     if label_map and comp.labels == "overlapping":
         order = region_values(comp)
@@ -120,10 +121,10 @@ def region_values(comp: Competition) -> dict[int, int]:
                 )
             own -= inner if inner < sets[index] else set()
         if len(own) != 1:
-            found = ", ".join(map(str, sorted(own))) or "none"
+            found = ", ".join(map(str, sorted(own))) or "no such value"
             raise MaskfoldError(
-                f"--label-map: exactly one label value of the class {name} must lie outside the classes that it "
-                f"contains, found {found}.",
+                f"--label-map: the class {name} must have exactly one label value that no smaller class inside it has, "
+                f"found {found}.",
                 hint,
                 status=2,
             )
@@ -187,8 +188,8 @@ def predict_images(
     For volumes, the files are `{id}.nii.gz`, with the affine and header of the image; for 2D images, `{id}.png`. The
     axes are (X, Y, Z) in NIfTI and (row, column) in PNG, whatever the format of the image is.
 
-    The values are the label values of the classes or, with `competition.instances`, numbers of objects. If classes
-    overlap, each class has its own file, `{id}_{class}`.
+    The values are the label values of the classes. If `competition.instances` is true, they are numbers of objects. If
+    classes overlap, each class has its own file, `{id}_{class}`.
 
     Args:
         runs: finished runs of one competition, which get equal weights. The post-processing is that of
@@ -247,10 +248,10 @@ def predict_images(
 
 
 def _check_holds_no_image(output: Path, rows: Sequence[Any], comp: Competition) -> None:
-    """Check that no image to predict is directly in the output folder, where it could be overwritten.
+    """Check that the output folder and its subfolder `pictures` contain no image that could be overwritten.
 
     Raises:
-        MaskfoldError: an image is in the output folder or its subfolder `pictures` (status 2).
+        MaskfoldError: an image is in one of these folders (status 2).
     """
     places = {os.path.realpath(output), os.path.realpath(output / "pictures")}
     for row in rows:

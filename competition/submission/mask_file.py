@@ -115,8 +115,8 @@ class MaskFile:
             strict: whether the file must follow all rules of the host.
 
         Raises:
-            MaskfoldError: the file has no rows; a row has no image, has an unknown class or (with `strict`) a wrong
-                height or width, or is a duplicate; or a class or slice of a case is missing.
+            MaskfoldError: the file has no rows, a row has no image or an unknown class or is a duplicate, or a class or
+                slice of a case is missing. If `strict` is True, a wrong height or width is an error as well.
         """
         layout, rows = open_rows(path, profile)
         file = cls(path, layout, strict, {})
@@ -201,7 +201,7 @@ class MaskFile:
                     raise MaskfoldError(
                         f"{self.path} has no row for {format_key((index.names[case_id, z], cls))}, although the "
                         f"file has rows for the case {case_id}, from line {line} on.",
-                        "Write all classes and slices of a case, with an empty mask if nothing is found.",
+                        "Write a row for each class and slice of a case; write an empty mask if nothing is found.",
                     )
 
     def _union(self, rows: list[CsvRow], shape: tuple[int, ...]) -> tuple[Mask, CaseObjects | None]:
@@ -248,8 +248,8 @@ class MaskFile:
         Args:
             row: the row.
             shape: shape of the masks.
-            only_row: whether the file has no other row of the same case, slice and class. If it has, an empty row is an
-                error in a submission.
+            only_row: whether this is the only row of its case, slice and class. If there are several rows, an empty row
+                is an error in a submission.
 
         Raises:
             MaskfoldError: the text is invalid, or breaks a rule of the host.
@@ -278,8 +278,8 @@ class MaskFile:
 def solution_profile(path: Path, profile: Profile) -> Profile:
     """Return the format of a solution file, which may have additional columns, such as Usage.
 
-    The format is the profile, or its `alternative`, with the file's columns. If the file does not exist, or lacks
-    columns of both formats, return the profile unchanged.
+    The format is `profile` or `profile.alternative`: the first one whose columns are all in the file. The returned
+    format has the columns of the file. If the file does not exist, or neither format fits, return `profile` unchanged.
     """
     if path.is_file():
         header: tuple[str, ...] = ()

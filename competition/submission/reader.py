@@ -61,13 +61,13 @@ class SampleSubmission:
     keys: tuple[RowKey, ...]
 
     def check_ids(self, cases: Iterable[str]) -> None:
-        """Check that the sample and the test images (or slices) belong together.
+        """Check that the sample submission and the test images (or slices) belong together.
 
         Args:
             cases: ids of the test images or slices.
 
         Raises:
-            MaskfoldError: an id of the sample has no image, or an image has no row in the sample.
+            MaskfoldError: an id of the sample submission has no image, or an image has no row in the sample submission.
         """
         names = IdLookup(cases)
         case_ids = {key[0]: names.get(key[0]) for key in self.keys}
@@ -83,7 +83,7 @@ class SampleSubmission:
             more = and_more(len(missing), 1, "image")
             raise MaskfoldError(
                 f"{self.path} has no row for the test image {missing[0]}{more}.",
-                "Change test.images, or set submission.sample to the sample that belongs to the test images.",
+                "Change test.images, or set submission.sample to the sample submission for these test images.",
             )
 
 
@@ -204,24 +204,24 @@ def read_sample(path: str | Path, profile: Profile) -> SampleSubmission:
         if row.key in seen:
             raise MaskfoldError(
                 f"{path}, line {row.line}: {format_key(row.key)} is a duplicate of line {seen[row.key]}.",
-                "Remove one of the two rows. If this is the host's sample, download it again.",
+                "Remove one of the two rows. If this is the host's sample submission, download it again.",
             )
         if layout.rows_have_class and row.key[1] not in layout.classes:
             raise MaskfoldError(
                 f"{path}, line {row.line}: found the class `{row.key[1]}`, expected one of "
                 f"{', '.join(layout.classes)}.",
-                "Change competition.classes or the sample.",
+                "Correct competition.classes, or download the sample submission again.",
             )
         seen[row.key] = row.line
     if not seen:
-        raise MaskfoldError(f"The sample {path} has no rows.", "Download the host's sample again.", status=2)
+        raise MaskfoldError(f"The sample submission {path} has no rows.", "Download it from the host again.", status=2)
     return SampleSubmission(path, layout, tuple(seen))
 
 
 def read_submission(
     path: str | Path, profile: Profile, shapes: Mapping[str, tuple[int, ...]]
 ) -> Iterator[SubmissionRow]:
-    """Read the masks of a file, one case (and class) at a time.
+    """Read the masks of a submission file, one case (and class) at a time.
 
     Args:
         path: a CSV in the profile's format. If each row contains one object, the rows of an image must follow each
@@ -249,7 +249,7 @@ def read_submission(
         if key in done or (len(key_rows) > 1 and layout.rows != "object"):
             raise MaskfoldError(
                 f"{location}: the rows of {format_key(key)} are not consecutive, or one of them is a duplicate.",
-                "Sort the file like the sample, and remove duplicate rows.",
+                "Sort the file like the sample submission, and remove duplicate rows.",
             )
         done.add(key)
         shape = layout.grid or tuple(shapes[case_id])

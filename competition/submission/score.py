@@ -137,9 +137,9 @@ class _Truth(NamedTuple):
     """Hold the true masks of a case.
 
     Attributes:
-        masks: (M, *spatial) uint8, a result of `competition.data.masks.load_mask`.
+        masks: (M, *spatial) uint8, in the form that `competition.data.masks.load_mask` returns.
         objects: objects of each class; None for a class without stored objects.
-        comp: the competition, in which `labels` describes the form of `masks`.
+        comp: the competition. Its key `labels` says whether the classes in `masks` are exclusive or overlapping.
     """
 
     masks: np.ndarray[Any, Any]
@@ -150,8 +150,8 @@ class _Truth(NamedTuple):
 def _truth_from_masks(row: Any, comp: Competition, profile: Profile) -> _Truth:
     """Return the training masks and objects of a case, as cross-validation reads them.
 
-    If the format has a grid of its own, the masks are resized to it, and the objects are None. The metric then takes
-    the connected components of the masks as objects.
+    If all masks of the file format have a fixed size (`profile.grid`), the training masks are resized to it, and the
+    objects are None. The metric then takes the connected components of the masks as objects.
     """
     masks = load_mask(comp, row)
     if profile.grid is not None:
@@ -224,11 +224,11 @@ def _check_same_cases(submission: MaskFile, solution: MaskFile) -> None:
     """Check that a submission and the solution contain the same cases.
 
     Raises:
-        MaskfoldError: a case is only in one of them; the message names its line.
+        MaskfoldError: a case is in only one of the two files; the message names the line of the case.
     """
     for file, other, hint in (
-        (solution, submission, "Predict every case, with an empty mask if nothing is found."),
-        (submission, solution, "Remove the row, or give a solution that contains these cases."),
+        (solution, submission, "Predict every case; write an empty mask if nothing is found."),
+        (submission, solution, "Remove the rows of such ids, or give a solution that contains them."),
     ):
         missing = [case_id for case_id in file.rows if case_id not in other.rows]
         if missing:

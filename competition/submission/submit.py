@@ -50,7 +50,7 @@ class SubmissionResult:
 
     Attributes:
         path: path of the CSV, or of the folder or archive of label files.
-        summary_path: path of the summary JSON next to it.
+        summary_path: path of the summary JSON next to the submission.
         validation: report of the validation.
         ensemble: the runs and their weights.
         expected: the expected score. None if there are no out-of-fold predictions, because the runs were only trained
@@ -72,13 +72,13 @@ def submit(
     say: Callable[[str], None] = no_log,
     progress: Callable[[Iterator[Any], int], Iterator[Any]] = lambda rows, _: rows,
 ) -> SubmissionResult:
-    """Predict the test cases with every fold of every run and write the host's file.
+    """Predict the test cases with every fold of every run, and write the CSV for the host.
 
     Args:
         runs: finished runs of one competition.
         weights: one weight per run; `auto` fits the weights on out-of-fold predictions; None for equal weights.
         output: path of the CSV; None for `submissions/<competition>/<name>.csv`, see `submission_name`.
-        trust: additional packages that `target` may name.
+        trust: additional packages from which a `target` in the YAML may import.
         say: function that receives messages for the user.
         progress: function that wraps the iteration over the cases, e.g. with a progress bar. It receives an iterator
             and the number of cases, and returns an iterator.

@@ -45,17 +45,17 @@ class TestSet:
 
     @classmethod
     def from_table(cls, comp: Competition, table: Any, with_sample: bool = True) -> TestSet:
-        """Return the test set for a case table, after comparing it with the host's sample.
+        """Return the test set for a case table, after comparing it with the host's sample submission.
 
         Args:
             comp: the competition.
             table: case table of the test cases.
-            with_sample: whether the rows get the host's ids. These are the ids of the sample or, if there is no sample,
-                the case ids with the suffix of `host_id_suffix`. If False, the rows get the case ids.
+            with_sample: whether the rows get the host's ids. These are the ids of the sample submission or, if
+                there is none, the case ids with the suffix of `host_id_suffix`. If False, the rows get the case ids.
 
         Raises:
-            MaskfoldError: the sample has an id without an image, or no row for an image or class; or there is no
-                sample and the host's ids are unknown.
+            MaskfoldError: the sample submission has an id without an image, or no row for an image or class; or there
+                is no sample submission, and the host's ids are unknown.
         """
         profile, rows = profile_of(comp), case_rows(table)
         sample = None
@@ -79,9 +79,10 @@ class TestSet:
     def masks(
         self, row: Any, prediction: CasePrediction, confidence: np.ndarray[Any, Any] | None = None
     ) -> Iterator[MaskItem | ObjectsItem]:
-        """Yield the masks of one case for `write_submission`: one item for each class, and for each slice if needed.
+        """Yield the masks of one case for `write_submission`: one item for each class.
 
-        If the file has several objects per case, an item is a label image that contains all objects.
+        If the file has one row per slice, there is one item for each class and slice. If the file has several objects
+        per case, an item is a label image with all objects of the class.
 
         Args:
             row: row of the case table.
@@ -159,12 +160,12 @@ def add_suffix(name: str, suffix: str) -> str:
 def row_names(rows: Iterable[Any], profile: Profile, sample: SampleSubmission | None) -> dict[str, list[str]]:
     """Return the ids that each case's rows have in the submission file: the case id, or one id per slice.
 
-    If there is a sample, the ids of slices are spelt as in the sample.
+    If there is a sample submission, the ids of slices are spelt as in this sample submission.
 
     Args:
         rows: rows of the case table.
         profile: the file format.
-        sample: the host's sample; None if there is none.
+        sample: the host's sample submission; None if there is none.
 
     Returns:
         The ids by case id.
@@ -180,12 +181,13 @@ def row_names(rows: Iterable[Any], profile: Profile, sample: SampleSubmission | 
 def _names_of_case(row: Any, profile: Profile, lookup: IdLookup | None, known: set[str] | None) -> list[str]:
     """Return the ids that one case's rows have in the submission file, see `row_names`.
 
-    A case has one row per slice if the format requires it, or if the sample does not contain the case id.
+    A case has one row per slice if the format requires it, or if there is a sample submission without the
+    case id.
 
     Args:
         row: row of the case table.
         profile: the file format.
-        lookup: the names of the images in the sample; None if there is no sample.
+        lookup: the names of the images in the sample submission; None if there is no sample submission.
         known: the same names as a set.
     """
     slices = list_slices(row)
@@ -206,7 +208,7 @@ def _names_of_case(row: Any, profile: Profile, lookup: IdLookup | None, known: s
 
 
 def _check_classes(sample: SampleSubmission, profile: Profile) -> None:
-    """Check that the sample has a row for each class of each of its images, if rows have classes.
+    """Check that each image in the sample submission has a row for each class; skip this if rows have no classes.
 
     Raises:
         MaskfoldError: a row is missing.

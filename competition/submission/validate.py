@@ -85,7 +85,7 @@ def validate_submission(
     sample: str | Path | SampleSubmission | None,
     shapes: Mapping[str, tuple[int, ...]],
 ) -> ValidationReport:
-    """Check a submission file: its rows against the host's sample, and its masks against the images.
+    """Check a submission file: its rows against the host's sample submission, and its masks against the images.
 
     The following is checked:
 
@@ -93,19 +93,20 @@ def validate_submission(
     - height and width, if the file has such columns;
     - the runs of each mask: they must be sorted by their starts, have positive lengths, and lie within the image;
     - objects: they must not overlap if the host forbids it;
-    - empty masks: they must have the host's text, and never `nan`.
+    - empty masks: they must be written as the host's text for an empty mask, and never as `nan`.
 
     Args:
         path: path of the file.
         profile: the file format.
-        sample: the host's sample, or its path. None skips the comparison of ids and their order with a sample.
+        sample: the host's sample submission, or its path. If it is None, the ids and their order are not compared.
         shapes: shape of the masks of each case, by id; see `competition.submission.reader.read_submission`.
 
     Returns:
         The report with the problems of the file.
 
     Raises:
-        MaskfoldError: the sample is invalid. Problems of the file itself are in the report and raise no error.
+        MaskfoldError: the sample submission is invalid. Problems of the file itself raise no error; they are in the
+            report.
     """
     path = Path(path)
     if sample is not None and not isinstance(sample, SampleSubmission):
@@ -116,7 +117,7 @@ def validate_submission(
         if sample is not None and layout.columns != sample.profile.columns:
             findings.add(
                 f"The file has the columns {','.join(layout.columns)}, expected "
-                f"{','.join(sample.profile.columns)} as in the sample."
+                f"{','.join(sample.profile.columns)} as in the sample submission."
             )
         keys = _check_rows(rows, layout, IdLookup(shapes), shapes, findings)
         if sample is not None:
@@ -136,7 +137,7 @@ def _check_rows(
     Args:
         rows: the rows of the file.
         layout: format of the file.
-        names: index of the case ids.
+        names: lookup of the id of a case by its name in the file.
         shapes: shape of the masks of each case, by id.
         findings: object that collects problems and counts rows.
 
@@ -233,8 +234,8 @@ def _shared_pixels(decoded: list[Decoded], size: int) -> list[list[int]]:
         size: number of pixels of the image.
 
     Returns:
-        One list for each row: the number of shared pixels of each object that shares any. If no objects of the image
-        overlap, the result is an empty list.
+        One list for each row. The list has one number for each object of the row that shares pixels with an earlier
+        object: how many pixels it shares. If no objects of the image overlap, the result is an empty list.
     """
     objects = [[] if row is None or isinstance(row, RleError) else row for row in decoded]
     if not runs_overlap([runs for row in objects for runs in row]):
@@ -291,11 +292,11 @@ def _empty_token(layout: Profile) -> str:
 
 
 def _check_keys(keys: list[RowKey], sample: SampleSubmission, findings: _Findings) -> None:
-    """Check that the file has exactly the rows of the sample, in the same order.
+    """Check that the file has exactly the rows of the sample submission, in the same order.
 
     Args:
         keys: keys of the rows in the file.
-        sample: the host's sample.
+        sample: the host's sample submission.
         findings: object that collects problems.
     """
     required, present = set(sample.keys), set(keys)
@@ -304,13 +305,13 @@ def _check_keys(keys: list[RowKey], sample: SampleSubmission, findings: _Finding
             findings.add(f"A row for {format_key(key)} is missing.")
     for key in dict.fromkeys(keys):
         if key not in required:
-            findings.add(f"The row for {format_key(key)} is not in the sample.")
+            findings.add(f"The row for {format_key(key)} is not in the sample submission.")
     order = dict.fromkeys(key for key in keys if key in required)
     sample_order = [key for key in sample.keys if key in present]
     for key, sample_key in zip(order, sample_order, strict=True):
         if key != sample_key:
             findings.add(
-                f"The order of the rows differs from that of the sample: found {format_key(key)}, expected "
+                f"The order of the rows differs from the sample submission: found {format_key(key)}, expected "
                 f"{format_key(sample_key)}."
             )
             return

@@ -1,4 +1,4 @@
-"""Write a submission file mask by mask, in the host's order of rows; after an error, no file is left on the disk."""
+"""Write a submission file mask by mask, in the host's order of rows; after an error, no incomplete file is left."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def write_submission(
     path: str | Path,
     sample: str | Path | SampleSubmission | None = None,
 ) -> ValidationReport:
-    """Write and validate a submission.
+    """Write masks to a submission file in the host's format, and validate the file.
 
     Only one mask is in memory at a time; the encoded texts are stored in a temporary file. Each text is decoded again
     and compared with its mask. The complete file is validated before it gets its final name.
@@ -77,17 +77,18 @@ def write_submission(
 
     Args:
         masks: the masks, in any order.
-        profile: the file format, or the name of a known competition. If the format has a grid of its own, masks of
-            another size are resized to it, see `resize_to_grid`.
+        profile: the file format, or the name of a known competition. If the format prescribes a size for all masks
+            (`profile.grid`), masks of another size are resized to it, see `resize_to_grid`.
         path: path of the CSV; an existing file is replaced.
-        sample: the host's sample or its path. None writes the rows in the order of the masks.
+        sample: the host's sample submission, or its path. None writes the rows in the order of the masks.
 
     Returns:
         The report of the validation.
 
     Raises:
-        MaskfoldError: a mask has no row in the sample, a row of the sample has no mask, a mask is a duplicate, or the
-            written file is invalid. No new file is left on the disk, and an existing file stays unchanged.
+        MaskfoldError: a mask has no row in the sample submission, a row of the sample submission has no mask, a mask is
+            a duplicate, or the written file is invalid. Then no new file is left on the disk, and an existing file
+            stays unchanged.
     """
     path = Path(path)
     if isinstance(profile, str):
@@ -129,7 +130,7 @@ class _TextStore:
 
     Args:
         profile: the file format.
-        sample: the host's sample; None if there is none.
+        sample: the host's sample submission; None if there is none.
     """
 
     def __init__(self, profile: Profile, sample: SampleSubmission | None) -> None:
@@ -202,7 +203,7 @@ class _TextStore:
             )
         if key in self._offsets and not self.profile.several_masks:
             raise MaskfoldError(
-                f"{format_key(key)} has a second mask, expected one.",
+                f"Found a second mask for {format_key(key)}, expected only one.",
                 "Merge the masks of one case before you write them.",
             )
         return key, self._offsets.setdefault(key, [])
@@ -224,10 +225,10 @@ class _TextStore:
         return sum(length for offsets in self._offsets.values() for _, length in offsets)
 
     def order(self) -> Iterator[RowKey]:
-        """Yield the keys of the rows in the order of the sample or, without a sample, in the order of the masks.
+        """Yield the keys of the rows in the order of the sample submission or, if there is none, of the masks.
 
         Raises:
-            MaskfoldError: a row of the sample has no mask.
+            MaskfoldError: a row of the sample submission has no mask.
         """
         if self.sample is None:
             if not self._offsets:
@@ -259,17 +260,17 @@ class _TextStore:
         return [(";" if self.profile.rle.container == "json" else " ").join(cells)]
 
     def _key(self, case_id: str, cls: str | None) -> RowKey:
-        """Return the key of the row for a mask, with the image's name as the sample writes it.
+        """Return the key of the row for a mask, with the image's name as in the sample submission.
 
         Raises:
-            MaskfoldError: the class is unknown, or the sample has no such row.
+            MaskfoldError: the class is unknown, or the sample submission has no such row.
         """
         if not self.profile.rows_have_class:
             cls = None
         elif cls not in self.profile.classes:
             raise MaskfoldError(
-                f"A mask of {case_id} has the class {cls}, expected one of {', '.join(self.profile.classes)} "
-                f"({self.profile.name}).",
+                f"A mask of {case_id} has the class {cls}, expected a class of the profile {self.profile.name}: "
+                f"{', '.join(self.profile.classes)}.",
                 "Use the class names of the host.",
             )
         if self._names is None or self.sample is None:
@@ -279,23 +280,23 @@ class _TextStore:
             hint = nearest_hint(case_id, self._names.ids) if image is None else ""
             raise MaskfoldError(
                 f"{self.sample.path} has no row for {format_key((case_id, cls))}{hint}.",
-                "Change test.images, or set submission.sample to the sample that belongs to the test images.",
+                "Change test.images, or set submission.sample to the sample submission for these test images.",
             )
         return image, cls
 
 
 def resize_to_grid(mask: NDArray[Any], profile: Profile) -> NDArray[Any]:
-    """Resize a mask to the grid of a file format, if the format has one.
+    """Resize a mask to the size that a file format prescribes (`profile.grid`), if it prescribes one.
 
     A pixel becomes foreground if at least half of its area is foreground.
 
     Args:
-        mask: bool or integers of any shape; (H, W) if the format has a grid.
+        mask: bool or integers of any shape; (H, W) if the format prescribes a size.
         profile: the file format.
 
     Returns:
-        A bool array with the shape of the grid. If the format has no grid, or the mask already has its shape, the mask
-        itself.
+        A bool array with the prescribed shape. If the format prescribes no size, or if the mask already has this size,
+        the mask itself.
     """
     if profile.grid is None or mask.shape == profile.grid:
         return mask

@@ -67,8 +67,8 @@ def register_model(
     Args:
         run_folder: folder of the run. If MLflow does not have the run, the run is uploaded first.
         exp: experiment of the run.
-        write: function that writes the model. Its first argument is the folder for the MLflow model, its second one a
-            folder for temporary files.
+        write: function that writes the model. Its first argument is the folder for the MLflow model, its second
+            argument a folder for temporary files.
         fingerprint: text that identifies the model. If a version with this fingerprint exists, `write` is not called
             and no new version is created.
         tags: tags of the version.
@@ -114,7 +114,8 @@ def _mlflow_errors(store: MlflowStore) -> Iterator[None]:
         first_line = (redact(str(error)).strip().splitlines() or [type(error).__name__])[0]
         raise MaskfoldError(
             f"MLflow ({store.display_uri}) cannot register the model: {first_line[:200]}.",
-            "Start the server, or correct the variable MLFLOW_TRACKING_URI. Then run the same command again.",
+            "If the variable MLFLOW_TRACKING_URI names a server, start the server, or correct the variable. Then run "
+            "the same command again.",
         ) from error
 
 

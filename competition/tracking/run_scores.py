@@ -109,7 +109,11 @@ def read_run_scores_of(
             run = replace(run, exp=run.exp.model_copy(update={"postprocess": postprocess}))
         return run_scores(run, summary)
     except (OSError, ValueError, LookupError, TypeError, MaskfoldError) as error:
-        logger.warning("The tuned score of %s cannot be read: %s", folder, error)
+        logger.warning(
+            "The score with tuned post-processing of %s cannot be read, so MLflow shows the score without it: %s",
+            folder,
+            error,
+        )
         return stored_scores(summary)
 
 
@@ -220,8 +224,8 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 def mean_curves(folders: Iterable[Path]) -> dict[str, list[tuple[int, float]]]:
     """Return the mean of each training curve over the folds of a run.
 
-    Folds that have not logged a metric do not count for its curve. Of the other folds, all must have logged a value in
-    an epoch; otherwise the epoch is left out. So all means of a curve are over the same folds.
+    A fold that has never logged a metric does not count for the curve of this metric. An epoch is in the curve only if
+    all folds that count have logged a value in it. So all means of a curve are over the same folds.
 
     Args:
         folders: folders of the folds, with `metrics.jsonl`.

@@ -75,7 +75,10 @@ def serve_mlflow(root: Path, host: str = "127.0.0.1", port: int = 5000, say: Cal
                     "MLFLOW_SERVER_ALLOWED_HOSTS"
                 )
             if status := server.wait():
-                raise MaskfoldError(f"MLflow's server ended with status {status}: {_last_line(log)}", f"See {log}.")
+                raise MaskfoldError(
+                    f"MLflow's server ended with status {status}: {_last_line(log)}",
+                    f"The server's whole output is in {log}.",
+                )
         except KeyboardInterrupt:
             say("stopped")
         finally:
@@ -139,13 +142,18 @@ def _wait_until_ready(server: subprocess.Popen[bytes], host: str, port: int, log
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            raise MaskfoldError(f"MLflow's server did not start: {_last_line(log)}", f"See {log}.")
+            raise MaskfoldError(
+                f"MLflow's server did not start: {_last_line(log)}", f"The server's whole output is in {log}."
+            )
         try:
             with _open(f"{_url(host, port)}/health"):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.3)
-    raise MaskfoldError(f"MLflow's server has not answered within {START_TIMEOUT_SECONDS:.0f} s.", f"See {log}.")
+    raise MaskfoldError(
+        f"MLflow's server has not answered within {START_TIMEOUT_SECONDS:.0f} s.",
+        f"The server's whole output is in {log}.",
+    )
 
 
 def _url(host: str, port: int) -> str:

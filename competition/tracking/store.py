@@ -241,7 +241,7 @@ class RunMetadata:
         """Return the metadata of a run.
 
         Args:
-            run_folder: `…/<competition>-<experiment>/<hash>`.
+            run_folder: the run's folder, `…/<competition>-<experiment>/<hash>`.
             exp: the experiment of the run.
             kind: value of the tag `kind`: `cv`, `study` or `submission`.
             name: name of the run in MLflow. If None, it consists of the names of the experiment and the run's folder.

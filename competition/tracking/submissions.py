@@ -55,7 +55,8 @@ def log_submission(run_folder: Path, exp: Experiment, submission: Path, summary_
         return _log_submission(store, run_folder, exp, submission, summary_path)
     except Exception as error:  # noqa: BLE001 - no error of MLflow, its database or the network may stop a submission
         logger.warning(
-            "The submission cannot be stored in MLflow (%s): %s. The files are %s and %s.",
+            "The submission cannot be stored in MLflow (%s): %s. The submission itself is complete: its files are %s "
+            "and %s.",
             store.display_uri,
             _first_line(error),
             submission,

@@ -516,6 +516,10 @@ def _read_own_result(path: Path) -> dict[str, Any]:
     """
     result = read_result_json(path)
     if other := changed_tables(path.parent, result):
-        logger.warning("%s does not belong to %s in the same folder.", path, ", ".join(other))
+        logger.warning(
+            "%s does not belong to %s in the same folder, so its scores are not uploaded to MLflow.",
+            path,
+            ", ".join(other),
+        )
         return {}
     return result

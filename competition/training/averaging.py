@@ -55,9 +55,10 @@ class CheckpointAverager:
         self.folder, self.k, self.by_score, self.direction = folder, k, by_score, direction
 
     def add(self, epoch: int, score: float | None, weights: Callable[[], dict[str, Tensor]]) -> None:
-        """Save the weights of an epoch if it is among the last or best `k`; remove the files of all other epochs.
+        """Save the weights of an epoch if it is among the last or best `k`; remove files of epochs that no longer are.
 
-        For the last epoch alone (`k` is 1), nothing is saved, because the checkpoint contains its weights.
+        If only the last epoch counts (`k` is 1 and `by_score` is False), nothing is saved, because the checkpoint of
+        the fold contains the weights of that epoch.
 
         Args:
             epoch: number of the epoch.
@@ -132,11 +133,11 @@ class SoupCandidate(NamedTuple):
 
 
 class UniformSoup:
-    """Store the k best checkpoints of a fold by three rankings: on all validation cases, and on each of two halves.
+    """Rank a fold's checkpoints on all validation cases and on each half of them; store the k best of each ranking.
 
-    The average of the k best checkpoints is the soup. The scores are part of the file names, so that a file never
-    exists without its scores. Of two equal scores, the score of the later epoch ranks first. NaN ranks last; a half has
-    the score NaN if its cases contain no class.
+    The soup is the average of the k checkpoints that are best on all validation cases. The scores are part of the file
+    names, so that a file never exists without its scores. Of two equal scores, the score of the later epoch ranks
+    first. NaN ranks last; a half has the score NaN if its cases contain no class.
 
     Args:
         folder: folder of the files, e.g. `epoch_000012_0.831_0.842_0.820.safetensors`; created when the first file is
@@ -247,8 +248,8 @@ def split_halves(cases: pd.DataFrame, fold: int, seed: int) -> dict[str, int]:
     names = sorted(set(groups))
     if len(names) < 2:
         raise MaskfoldError(
-            f"training.soup: fold {fold} validates only {len(cases)} case{'s' * (len(cases) != 1)} of one "
-            "group, expected at least two groups, because one half of the groups selects checkpoints and "
+            f"training.soup: the validation cases of fold {fold} ({len(cases)} case{'s' * (len(cases) != 1)}) belong "
+            "to only one group, expected at least two groups, because one half of the groups selects checkpoints and "
             "the other half scores them.",
             "Set training.soup=1, or use folds with at least two groups.",
             status=2,

@@ -6,10 +6,12 @@ With `training.budget_minutes`, the total number of steps is estimated before th
 timed validation case (see `competition.training.timing`). While the fold runs, the total is estimated again: at regular
 intervals, and as soon as a clearly different number of steps fits into the remaining time.
 
-Each estimate is a pair `[step, total]`. From this step on, the remaining fraction is spread evenly over the remaining
-steps. So the fraction never falls, and ends at 1.
+Each estimate is a pair `[step, total]`: the step after which the total was estimated, and the estimated total number of
+steps. From this step on, the remaining fraction of training is spread evenly over the remaining steps. So the completed
+fraction never falls, and ends at 1.
+
 The checkpoint and the `experiment.yaml` in the fold's folder store the estimates. With them, a run can be repeated with
-the same steps, whatever the clock shows.
+the same number of steps and the same learning rates, whatever the clock shows.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ class StepBudget:
     """Estimate the number of training steps of a fold, and the completed fraction of its training.
 
     Args:
-        total: number of steps that is assumed at the start.
+        total: number of steps that is assumed at the start; ignored if `estimates` is given.
         estimates: `[step, total]` pairs of an earlier process, or of a run that is repeated; None for a new fold.
         seconds: the time budget in seconds. If None, the clock is not used, and the number of steps follows from
             `estimates` or `total`.

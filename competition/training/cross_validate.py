@@ -50,17 +50,18 @@ class CvSummary:
     Attributes:
         metric: name of the competition's metric.
         score: the metric over all out-of-fold predictions so far; None if no case was validated.
-        low: lower end of the 95 % bootstrap interval of the score, over cases, or over groups if there are groups. None
-            if there are too few cases.
+        low: lower end of the 95 % bootstrap interval of the score. The bootstrap draws groups if the competition has
+            groups, otherwise cases. None if there are too few cases.
         high: upper end of this interval.
         dice: mean Dice by class over the cases that have the class; None for a class that no case has.
         dice_low: lower ends of the 95 % intervals of `dice`.
         dice_high: upper ends of the 95 % intervals of `dice`.
         cases: number of cases with an out-of-fold prediction.
         folds: result of each finished fold and seed, as dictionaries with the fields of `FoldResult`.
-        test_dice: mean Dice by class on the held-out test share (`folds.shares` with three numbers); None without one.
-        test_score: the metric on the held-out test share; None without one.
-        soup: comparison of averaged checkpoints with the plain weights, see `select_soup`; None without averaged
+        test_dice: mean Dice by class on the held-out test share (`folds.shares` with three numbers); None if there
+            is no test share.
+        test_score: the metric on the held-out test share; None if there is no test share.
+        soup: comparison of averaged checkpoints with the plain weights, see `select_soup`; None if no fold has averaged
             checkpoints.
         seeds: comparison of one seed with all seeds together, see `seed_ensemble_gain`; None if there is one seed.
         digests: SHA-256 of `scores.csv` in the run's folder, by file name. Empty in summaries of version 0.1.
@@ -312,8 +313,8 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
     if run.exp.first_stage is not None:
         names = join_names(comp.classes)
         context.say(
-            f"{source_name(run.exp.first_stage)} adds {format_count(added, 'input channel')}: the probabilities of "
-            f"{names}"
+            f"the first stage {source_name(run.exp.first_stage)} adds {format_count(added, 'input channel')}: the "
+            f"probabilities of {names}"
         )
     before_write()
     if not started and (run.folder / FOLDS_FILE).exists():  # another command has started the run and written this file
@@ -326,7 +327,8 @@ def _describe_slices(exp: Experiment) -> str:
     """Return a line for the user that names the axes along which a 2.5D network takes its slices."""
     planes = exp.slice_planes or ["in the file's order of axes"] * len(exp.patch.axes)
     axes = join_names([f"{axis} ({plane})" for axis, plane in zip(exp.patch.axes, planes, strict=True)])
-    return f"2.5D: {exp.patch.slices} slices along {'axis' if len(exp.patch.axes) == 1 else 'one of the axes'} {axes}"
+    along = "axis" if len(exp.patch.axes) == 1 else "one of the axes"
+    return f"2.5D: each patch has {exp.patch.slices} slices along {along} {axes}"
 
 
 def _check_same_contents(run: Run) -> None:
@@ -374,12 +376,13 @@ def _check_same_training(run: Run) -> None:
         MaskfoldError: a finished fold was trained on another number of devices, or has treated non-finite values in
             another way than `training.on_nan` does now.
     """
-    devices, batch_size, on_nan = run.exp.run.devices, run.exp.training.batch_size, run.exp.training.on_nan
+    devices, on_nan = run.exp.run.devices, run.exp.training.on_nan
+    samples = run.exp.training.batch_size * run.exp.training.accumulate  # per device and step
     for result in run.results():
         if result.devices != devices:
             raise MaskfoldError(
                 f"{run.member_folder(result.fold, result.seed)} was trained with run.devices={result.devices} "
-                f"({result.devices * batch_size} samples per step), but run.devices is now {devices}.",
+                f"({result.devices * samples} samples per step), but run.devices is now {devices}.",
                 f"Set run.devices={result.devices}, or start another run with --new.",
             )
         if (result.restored and on_nan != "restore") or (result.skipped and on_nan == "restore"):
@@ -388,7 +391,8 @@ def _check_same_training(run: Run) -> None:
             raise MaskfoldError(
                 f"{run.member_folder(result.fold, result.seed)} {how}, but training.on_nan is now {on_nan}, "
                 "so the other folds would treat non-finite values in another way.",
-                "Set training.on_nan to its former value, or start another run with --new.",
+                "Set training.on_nan to the value in the experiment.yaml in the folder of that fold, or start another "
+                "run with --new.",
             )
 
 
@@ -417,7 +421,7 @@ def run_cv(run: Run, context: Context = Context(), should_stop: Callable[[], Non
 
 
 def unfinished_jobs(run: Run, context: Context = Context()) -> list[FoldJob]:
-    """Return the jobs of the selected folds and seeds that are not finished."""
+    """Return one job for each fold and seed that `folds.run` selects and that is not finished."""
     return [job for job in make_jobs(run, context) if FoldResult.read(job.folder) is None]
 
 
@@ -601,7 +605,7 @@ def format_seed_gain(seeds: Mapping[str, Any] | None) -> list[str]:
     if seeds is None:
         return []
     interval = f", 95 % {seeds['low']:+.4f} to {seeds['high']:+.4f}" if seeds["low"] is not None else ""
-    alone = ", ".join(f"seed {seed} {format_number(scores['score'])}" for seed, scores in seeds["alone"].items())
+    alone = ", ".join(f"seed {seed}: {format_number(scores['score'])}" for seed, scores in seeds["alone"].items())
     return [
         (
             f"{len(seeds['alone'])} seeds: score {format_number(seeds['blended'])} with all seeds together, "

@@ -151,8 +151,8 @@ class DistributedContext:
         """
         if devices != self.world_size:
             raise MaskfoldError(
-                f"The checkpoint {checkpoint} was written with run.devices={devices}, expected "
-                f"{self.world_size}. With another number of devices, each step would have other samples.",
+                f"The checkpoint {checkpoint} was written with run.devices={devices}, but run.devices is "
+                f"now {self.world_size}. With another number of devices, each step would have other samples.",
                 f"Set run.devices={devices}, or start another run with --new.",
             )
 

@@ -24,7 +24,7 @@ from competition.records import parse_json_object, write_json
 from competition.runs.extra_cases import same_competition
 from competition.runs.fold import PLAIN_WEIGHTS, RESULT_FILE, FoldJob, exchanged_error
 from competition.runs.imported import refuse_imported
-from competition.runs.run import RUN_NAME, Run, load_run
+from competition.runs.run import FOLDS_FILE, RUN_NAME, Run, load_run
 from competition.text import join_or
 
 LINEAGE_FILE = "lineage.json"
@@ -38,17 +38,17 @@ MAX_SHOWN = 8  # maximum number of leaks in an error message
 
 @dataclass(frozen=True)
 class TrainingCases:
-    """Hold cases on which a network was trained, all in the same way, e.g. with pseudo-labels.
+    """Hold one entry of a network's lineage: cases that were used in the same way, e.g. with pseudo-labels.
 
     Attributes:
-        how: the way of training: `BY_LABELS`, `BY_PSEUDO_LABELS` or `BY_EXTRA_CASES`.
-        competition: name of the cases' competition.
-        root: the competition's data folder at the time of the training.
+        how: how the cases were used: `BY_LABELS`, `BY_PSEUDO_LABELS` or `BY_EXTRA_CASES`.
+        competition: name of the competition to which the cases belong.
+        root: folder of this competition's data at the time of the training.
         cases: (id, group, SHA-256 of the image) of each case.
-        chain: the other networks through which these cases influenced this network, e.g. `started from
-            name/hash/fold_0`. The network that is closest to this one comes first. Empty if this network itself was
-            trained on the cases.
-        weight: how often a case was drawn, relative to a labelled case.
+        chain: empty if this network itself was trained on the cases. Otherwise, another network was trained on them,
+            and the chain leads from this network to that one. Each element is a text that names a network and how it
+            influenced the network before it, e.g. `started from name/hash/fold_0`.
+        weight: how often training drew a case, relative to a labelled case.
     """
 
     how: str
@@ -66,7 +66,7 @@ class TrainingCases:
             how: `BY_LABELS`, `BY_PSEUDO_LABELS` or `BY_EXTRA_CASES`.
             run: the run that is trained on the cases.
             table: the case table.
-            weight: how often a case is drawn, relative to a labelled case.
+            weight: how often training draws a case, relative to a labelled case.
             comp: the competition of the cases; None for the competition of the run.
         """
         comp = comp or run.exp.competition
@@ -106,7 +106,7 @@ class HeldOutCases:
 
     Args:
         run: the run.
-        fold: number of the fold; -1, the training on all cases, has no such cases.
+        fold: number of the fold; -1 for the training on all cases, which has no held-out cases.
 
     Attributes:
         ids: ids of the cases.
@@ -152,9 +152,9 @@ class HeldOutCases:
             if same and case in self.ids:
                 overlaps.append((case, ""))
             elif image and image in self.hashes:
-                overlaps.append((case, " (the same image as a case that it validates)"))
+                overlaps.append((case, " (the same image as a case that the fold validates)"))
             elif same and (unit := self.unit_of.get(case, groups.get(case, group))) in self.units:
-                overlaps.append((case, f" (of the group {unit}, which it validates)"))
+                overlaps.append((case, f" (of the group {unit}, which the fold validates)"))
         return overlaps
 
     def _groups_of(self, ids: list[str]) -> dict[str, str]:
@@ -212,7 +212,7 @@ def labelled_cases(run: Run, fold: int) -> TrainingCases:
 
 
 def initial_weights_cases(run: Run, fold: int, context: Context = Context()) -> list[TrainingCases]:
-    """Return the training cases of the network from whose weights a fold starts (`init_from`); empty if none."""
+    """Return the training cases of the network from whose weights a fold starts; empty if `init_from` names no run."""
     if run.exp.initial_run is None:
         return []
     source_run = load_run(Path(run.exp.initial_run), context.trust)
@@ -295,7 +295,8 @@ def check_initial_weights(source: Path, job: FoldJob, run: Run) -> Path:
         raise MaskfoldError(
             f"init_from: {member} was trained on cases that fold {job.fold} validates, so the scores of "
             f"this fold would be too good:{format_leaks(all_leaks)}.",
-            "Use the same folds in both experiments (folds.scheme: file).",
+            "Use the same folds in both runs: set folds.scheme=file, and a folds.file with the folds in "
+            f"{source_run.folder / FOLDS_FILE}.",
             status=2,
         )
     return weights
@@ -402,6 +403,6 @@ def check_origin(found: Any, expected: dict[str, Any], path: Path) -> None:
             for origin, name in zip((found, expected), names, strict=True)
         )
         raise MaskfoldError(
-            f"The checkpoint {path} belongs to another fold: it is of {before}, expected {now}.",
+            f"The checkpoint {path} belongs to {before}, expected {now}.",
             f"Restore the checkpoint of this fold. To train this fold from the beginning, delete {path.parent}.",
         )

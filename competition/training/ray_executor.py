@@ -129,9 +129,8 @@ class FoldResources:
             )
             raise MaskfoldError(
                 f"A fold requires {format_count(cpus, 'CPU')} and {format_amount(gpus, 'GPU')}, but no machine of the "
-                "cluster has so many; the "
-                f"machines have {available}.",
-                "Lower run.cpus, run.gpus and run.devices, so that one machine has enough.",
+                f"cluster has so many; the machines have {available}.",
+                "Lower run.cpus, run.threads, run.gpus or run.devices, so that one machine has enough.",
             )
         return cls(cpus, gpus, run.threads or cpus)
 

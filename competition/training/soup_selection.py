@@ -1,8 +1,8 @@
 """Predict with averaged checkpoints (soups), and select for a run whether its folds predict with them.
 
-Each fold has plain weights, and a soup: the average of its best checkpoints. Both predict the validation cases, and the
-run uses the weights with the better out-of-fold scores. For the reported nested score, the weights of each fold are
-selected on the scores of the other folds only.
+Each fold has plain weights, and a soup: the average of its best checkpoints. Both predict the validation cases. The run
+uses the soups if their out-of-fold scores are clearly better (see `compare_soup`), otherwise the plain weights. For the
+reported nested score, the weights of each fold are selected on the scores of the other folds only.
 """
 
 from __future__ import annotations
@@ -177,7 +177,8 @@ def fold_scores(run: Run, fold: int, members: list[FoldResult], weights: str | N
         run: the run.
         fold: number of the fold.
         members: results of the finished seeds of the fold.
-        weights: the weights that predict: `PLAIN_WEIGHTS` or `SOUP_WEIGHTS`. None for those that the results select.
+        weights: the weights that predict: `PLAIN_WEIGHTS` or `SOUP_WEIGHTS`. None for the weights that the results
+            select.
 
     Returns:
         Table with one row per case and class.
@@ -365,8 +366,11 @@ def format_soup(soup: Mapping[str, Any] | None) -> list[str]:
             f"soup of the {soup['k']} best checkpoints{fewer}: score {averaged} on cases that were not used "
             f"to select them, {plain} with the last weights (gain {gain}{ends}), nested score {nested}"
         ),
-        (f"  soup of one network: {members} on cases that were not used to select it, {flattered} on those that were"),
+        (
+            f"  soup of one network: score {members} on cases that were not used to select it, {flattered} on cases "
+            "that were"
+        ),
         "  selected: the soups"
         if soup["kept"]
-        else "  selected: the last weights, because the interval of the gain is not above 0",
+        else "  selected: the last weights, because the interval of the gain is not entirely above 0",
     ]

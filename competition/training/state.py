@@ -92,7 +92,7 @@ def check_finished(state: TrainerState, folder: Path, path: Path) -> None:
         MaskfoldError: the training has not ended, or the file of weights is missing.
     """
     if not state.stopped:
-        problem = "its training has not ended"
+        problem = "the training of this fold has not ended"
     elif not (folder / PLAIN_WEIGHTS).exists():
         problem = f"{folder / PLAIN_WEIGHTS} is missing"
     else:
@@ -100,5 +100,6 @@ def check_finished(state: TrainerState, folder: Path, path: Path) -> None:
     raise MaskfoldError(
         f"The checkpoint {path} contains no network. Only the checkpoint of a finished fold may lack "
         f"the network, but {problem}.",
-        f"Restore the file from a backup. To train this fold from the beginning, delete {folder}.",
+        "Restore the checkpoint or the missing weights from a backup. To train this fold from the beginning, delete "
+        f"{folder}.",
     )

@@ -467,7 +467,7 @@ class Trainer:
     def ema_model(self) -> nn.Module:
         """Return the network for evaluation, `eval_model`, with the moving average of the weights.
 
-        If `training.ema` is off, it gets the present weights.
+        If `training.ema` is off, `eval_model` gets the present weights.
         """
         weights = self.ema.weights() if self.ema is not None else self.unwrapped_model.state_dict()
         self.eval_model.load_state_dict(weights)
@@ -476,15 +476,15 @@ class Trainer:
     def final_weights(self) -> dict[str, Tensor]:
         """Return the weights for prediction, by name.
 
-        They are the mean of the weights of the last or the best `training.average` epochs. For the last epoch alone,
-        they are the weights of `ema_model`.
+        They are the mean of the weights of the last or the best `training.average` epochs. If only the last epoch
+        counts, they are the weights of `ema_model`.
         """
         return self.averager.average() or dict(self.ema_model().state_dict())
 
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the part of the training state that the main process sends to the others: plain values, no tensors."""
+        """Return the plain values of the training state, without tensors; the main process sends them to the others."""
         return {"progress": asdict(self.state), "plan": self.budget.estimates, "schedule": self.schedule.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -163,9 +163,9 @@ def draw_comparison(
 ) -> None:
     """Draw truth, predictions A and B, and their difference side by side.
 
-    A 2D image has one row. A volume has one row for each of the three orthogonal slices in which the predictions
-    differ most. The last panel compares the two predictions over all classes. A pixel is green if only B
-    is right, red if only A is right, and yellow if both are wrong.
+    A 2D image has one row. A volume has one row for each of the three orthogonal slices in which the predictions differ
+    most. The last panel compares the two predictions over all classes. A pixel is green if only B is right, red if only
+    A is right, and yellow if both are wrong.
 
     Args:
         path: the PNG file, written atomically.
@@ -248,7 +248,7 @@ def draw_finding(
 ) -> None:
     """Draw truth, prediction and their difference side by side in one slice, and mark a point.
 
-    If a slice is larger than `MAX_CROP` pixels, only the part around the point is drawn.
+    If a side of the slice is longer than `MAX_CROP` pixels, only the part around the point is drawn.
 
     Args:
         path: the PNG file, written atomically.
@@ -308,8 +308,8 @@ def draw_finding(
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, atomically, and empty it.
 
-    Otherwise, Python would free the figure's arrays (0.2 GiB for a large image) much later, because the parts of a
-    figure refer to each other.
+    Python would free the arrays of a figure that is not emptied (0.2 GiB for a large image) much later, because the
+    parts of a figure refer to each other.
     """
     atomic_write(path, lambda file: figure.savefig(file, format="png"))
     for axes in figure.axes:
@@ -498,7 +498,7 @@ def display_range(channels: Array) -> tuple[float, float]:
 
 
 def to_rgb(channels: Array, bounds: tuple[float, float]) -> NDArray[np.float32]:
-    """Scale the values of a slice to [0, 1].
+    """Scale the values of a slice to [0, 1], and return the slice as an RGB image.
 
     Args:
         channels: (1 or 3, rows, columns).

@@ -29,8 +29,8 @@ def load_picture(comp: Competition, row: Any) -> Image:
         row: a row of the case table.
 
     Returns:
-        The result of `load_image`. If the image is a single large 2D TIFF, it is instead averaged over squares of
-        `reduction_step` pixels, as float32, so that the whole image is never in memory.
+        The result of `load_image`. If the image is a single large 2D TIFF, the result is instead the average over
+        squares whose edge length is `reduction_step`, as float32, so that the whole image is never in memory.
 
     Raises:
         MaskfoldError: the image cannot be read; see `load_image`.
@@ -49,7 +49,7 @@ def load_picture(comp: Competition, row: Any) -> Image:
 
 
 def load_unchanged_picture(comp: Competition, row: Any) -> Image:
-    """Read the image of a case with `load_picture`; check that its files are unchanged since the start of the run.
+    """Read the image of a case with `load_picture`, and check that its files have not changed since the run began.
 
     Raises:
         ChangedDataError: a file has changed.
@@ -90,7 +90,7 @@ def _read_reduced(path: Path, exif: bool) -> NDArray[np.float32] | None:
 
 
 def _sum_segments(page: Any, step: int) -> NDArray[np.float32]:
-    """Average a TIFF page over squares of `step` pixels, with one strip or tile in memory at a time."""
+    """Average a TIFF page over squares of `step` × `step` pixels, with one strip or tile in memory at a time."""
     height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
     rows, columns = np.arange(0, height, step), np.arange(0, width, step)
     sums = np.zeros((len(rows), len(columns), samples), np.float32)

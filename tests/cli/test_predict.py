@@ -21,5 +21,5 @@ def test_a_shortened_list_says_how_many_cases_it_leaves_out(
     predict_command(["run"], Path("images"), Path("out"), 0, ())
     said = capsys.readouterr().out.splitlines()
     shown = [line for line in said if line.startswith("out/a")]
-    assert shown == [f"out/a{number}.png: pixels of cell 7" for number in range(min(5, count))]
+    assert shown == [f"out/a{number}.png: pixels per class: cell 7" for number in range(min(5, count))]
     assert said[-2] == (last or shown[-1]) and said[-1] == f"{count} cases, {count} files in out"

@@ -365,8 +365,8 @@ def test_classes_of_a_table(tmp_path: Path) -> None:
         (
             "Image,Kind,Runs\na,big,1 1\n\nb,smal,1 1\n",
             TWO,
-            "line 4: unknown class: found `smal`, expected one of big, small",
-            "nearest is small",
+            "line 4: unknown class: found `smal`, expected one of big, small; nearest is small",
+            "change competition.classes",
         ),
         ("id,rle\na,1 1,2\n", {}, "cannot be read as a table", "CSV"),
         ("", {}, "cannot be read as a table", "CSV"),

@@ -173,7 +173,7 @@ def tags(**changes: object) -> Fault:
         (cut_pixels, "IM0002 is truncated: found 53 bytes of pixels, expected 60"),
         (cut_first_slice, "IM0001 is truncated: found 30 bytes of pixels, expected 60"),
         (cut_before_pixels, "IM0002 is truncated: found no pixels"),
-        (cut_header, "IM0002 is truncated in its header"),
+        (cut_header, "IM0002 is truncated: the file ends within its header"),
         (uneven, "not evenly spaced: their distances are 2.5 to 3.3 mm"),
         (tilted, "the gantry was tilted: slices shift sideways by up to 1.8 mm (13.5°)"),
         (twice, "several acquisitions: slices with different pixels and different AcquisitionNumber share 4 positions"),

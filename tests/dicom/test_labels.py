@@ -55,7 +55,7 @@ def test_without_the_expression_they_are_images(tmp_path: Path) -> None:
     lines: list[str] = []
     done = convert_folder(tmp_path / "in", tmp_path / "out", labels="nothing", say=lines.append)
     assert [row.id for row in done.with_status("converted")] == ["P1_s1", "P1_s2"]
-    assert "--labels nothing matches the description of no series" in lines
+    assert "no series has a description that matches --labels nothing" in lines
 
 
 def test_slices_turned_round_and_fewer_of_them(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_several_candidates_are_refused(tmp_path: Path) -> None:
     labels(tmp_path / "more/again", series="again", SeriesNumber=4)
     done = convert_folder(tmp_path / "more", tmp_path / "out2", labels="seg")
     assert [row.reason for row in done.with_status("refused")] == [
-        "2 label series match P1, expected one; write a narrower expression for --labels"
+        "2 label series belong to the image P1, expected one; write a narrower expression for --labels"
     ] * 2
 
 

@@ -64,7 +64,8 @@ def test_monochrome1_is_inverted(tmp_path: Path) -> None:
     array = grey(2, 4096, "uint16")
     write_picture(tmp_path / "in" / "x.dcm", array, PhotometricInterpretation="MONOCHROME1", BitsStored=12)
     (row,) = convert_folder(tmp_path / "in", tmp_path / "out").rows
-    assert np.array_equal(read(tmp_path / "out" / row.file), 4095 - array) and row.notes == "inverted: MONOCHROME1"
+    assert np.array_equal(read(tmp_path / "out" / row.file), 4095 - array)
+    assert row.notes == "MONOCHROME1 displays high values as dark; the values were inverted"
 
 
 def test_negative_values_and_damaged_files_are_refused_alone(tmp_path: Path) -> None:

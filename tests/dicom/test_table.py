@@ -251,7 +251,7 @@ def test_the_summary_lists_every_result(tmp_path: Path, capsys: pytest.CaptureFi
         "imagesTr/P1.nii.gz: P1 series 1 Abdomen, CT, 6×5×4 voxels of 0.8×0.7×2.5 mm\n",
         "refused P2 series 1 Abdomen: a slice is missing",
         "labelsTr/P1.nii.gz: P1 series 9 Segmentation, SEG",
-        "without a mask: P3 ",
+        "images without a mask: P3. ",
         "2 series converted to images, 1 to masks, 1 refused",
         "labels: 1 spleen",
     ):

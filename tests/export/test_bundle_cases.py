@@ -45,7 +45,7 @@ def test_an_empty_sample_gives_the_rows_of_all_test_images(mounted, tmp_path, ca
     with_sample(root, lambda lines: [])
     assert run_bundle(folder, root, tmp_path / "x.csv") == 0
     assert rows(tmp_path / "x.csv") == by_id(submitted)
-    assert "has no rows, so the file gets the rows of the 3 test cases" in capsys.readouterr().out
+    assert "has no rows, so the submission file gets the rows of the 3 test cases" in capsys.readouterr().out
 
 
 def test_a_dummy_without_an_image_plays_no_part(mounted, tmp_path, capsys):

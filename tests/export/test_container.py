@@ -62,7 +62,7 @@ def test_the_entry_point_writes_the_labels_that_predict_writes(finished, tiny, t
         text=True,
         env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
     )
-    assert empty.returncode == 1 and "Traceback" not in empty.stderr and "image folders none" in empty.stderr
+    assert empty.returncode == 1 and "Traceback" not in empty.stderr and "has no image folder" in empty.stderr
 
 
 HEADER = (

@@ -174,7 +174,9 @@ def test_tables_that_do_not_have_the_same_cases_are_no_run(tiny: Any, tmp_path: 
     lines = path.read_text().splitlines(keepends=True)
     for changed in (lines[:-1], [*lines, "another,0,another\n"]):
         path.write_text("".join(changed))
-        with pytest.raises(MaskfoldError, match="cases.csv cannot be read .*folds.csv do not have the same cases"):
+        with pytest.raises(
+            MaskfoldError, match="cases.csv or folds.csv cannot be read .*folds.csv do not have the same cases"
+        ):
             load_run(run.folder)
 
 

@@ -221,5 +221,5 @@ def test_the_check_says_what_is_loaded_and_keeps_the_generator(tmp_path: Path) -
     lines: list[str] = []
     state = torch.random.get_rng_state()
     check_initial_file(exp, 1, Context(say=lines.append))
-    assert len(lines) == 2 and " tensors loaded from " in lines[0] and "head: 2" in lines[0]
+    assert len(lines) == 2 and " tensors loaded from " in lines[0] and "2 not loaded (head)" in lines[0]
     assert torch.equal(state, torch.random.get_rng_state())

@@ -76,7 +76,7 @@ def test_the_choice_is_what_is_written(start: Start) -> None:
 
 @pytest.mark.parametrize("number", [0, 3])
 def test_a_wrong_number_lists_the_candidates(number: int, start: Start) -> None:
-    with pytest.raises(MaskfoldError, match=rf"--layout {number}: .*expected a number from 1 to 2") as caught:
+    with pytest.raises(MaskfoldError, match=rf"--layout: found {number}, expected a number from 1 to 2") as caught:
         start(two_opinions, layout=number)
     assert caught.value.status == 2 and "annotator1" in caught.value.message
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from competition.config.loading import load_competition, load_experiment
 from competition.config.yaml import parse_yaml, read_yaml
@@ -121,6 +122,23 @@ def test_an_edited_network_stays_whole(start: Start, monkeypatch: pytest.MonkeyP
     args = read_yaml(done.experiment).tree["model"]["args"]
     write(again(done, monkeypatch, 3000.0))
     assert read_yaml(done.experiment).tree["model"] == {"target": "segmentation_models_pytorch.FPN", "args": args}
+
+
+def test_keys_that_the_user_added_to_planned_sections_stay(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = start(paired_names)
+    assert done.experiment is not None
+    write(again(done, monkeypatch, 30.0))
+    tree = read_yaml(done.experiment).tree
+    assert "gate" not in tree and "crop" not in tree["prepare"] and "amsgrad" not in tree["optimizer"]["args"]
+    tree["gate"] = {"weight": 0.3}
+    tree["optimizer"]["args"]["eps"] = 1.0e-6
+    tree["prepare"]["cache_gib"] = 1
+    done.experiment.write_text(yaml.safe_dump(tree, sort_keys=False))
+    write(again(done, monkeypatch, 60.0))
+    new = read_yaml(done.experiment).tree
+    assert new["gate"] == tree["gate"] and new["model"] == tree["model"]
+    assert new["optimizer"] == tree["optimizer"] and new["prepare"]["cache_gib"] == 1
+    assert new["training"]["budget_minutes"] == 60
 
 
 def test_renamed_classes_need_no_edit_of_planned_steps(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

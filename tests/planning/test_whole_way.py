@@ -161,7 +161,7 @@ def test_a_folder_is_planned_and_trained_in_one_line(maskfold: Command, monkeypa
     words = ["cv", root, "--minutes", "2", *FAST, *TINY[2]]
     status, said, errors = maskfold(*words, "training.budget_minutes=null")
     assert status == 0, errors
-    assert "Candidates for 2 minutes per fold, timed with 1 thread" in said and "→" in said
+    assert "Candidate settings for 2 minutes per fold; timing with 1 thread" in said and "→" in said
     record = read_record(Path("experiments/paired_names/plan.json"))
     chosen = [item for item in record["candidates"] if item["chosen"]]
     assert len(chosen) == 1 and chosen[0]["measurement"]["steps"] >= 1 and chosen[0]["steps"] > 0

@@ -102,7 +102,10 @@ def test_a_remembered_search_is_not_used_for_other_masks(own_run: Callable[..., 
     said: list[str] = []
     again = estimate_score(ensemble(run), 20, Context(say=said.append))  # a copied run, without its data
     assert again.score == first.score
-    assert said == ["note: the masks of 10 of 10 cases are missing, so the stored tuning result is used"]
+    assert said == [
+        "note: the masks of 10 of 10 cases are missing, so they cannot be checked for changes; "
+        "the stored tuning result is used"
+    ]
 
 
 def test_a_remembered_search_belongs_to_its_table_of_cases(own_run: Callable[..., Run]) -> None:

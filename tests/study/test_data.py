@@ -110,7 +110,7 @@ def test_no_trial_runs_on_folds_that_changed_while_the_study_was_open(fold_file,
     search = quick(IN_A_FILE)
     run_study(search, 1, lambda line: None)
     write_folds_file(fold_file, place, 1)
-    with pytest.raises(ChangedDataError, match=r"folds\.file changed since the study was opened"):
+    with pytest.raises(ChangedDataError, match=r"changed since it was opened: folds\.file\."):
         run_study(search, 3, lambda line: None)
     assert [trial.state.name for trial in search.finished] == ["COMPLETE", "FAIL"]
     with pytest.raises(ChangedDataError):

@@ -78,7 +78,7 @@ def test_pictures_and_classes(tmp_path):
         labels[0, 0] = 7 if name == "true" else value
         write_png(tmp_path / name / "x.png", labels)
     folders = tmp_path / "pred", tmp_path / "true"
-    with pytest.raises(MaskfoldError, match="no value is in both") as caught:
+    with pytest.raises(MaskfoldError, match="No label value is in both folders") as caught:
         score_folder(*folders, ignore=7)
     assert "--classes object=255+1" in caught.value.hint
     scores = score_folder(*folders, ["dice"], classes="cell=1+255", ignore=7)
@@ -92,7 +92,7 @@ def test_missing_files_are_named_in_both_directions(folders):
     predictions, truth = folders
     (predictions / "a.nii.gz").unlink()
     save_nifti(predictions / "z.nii.gz", boxes())
-    with pytest.raises(MaskfoldError, match=r"no prediction for 1 case: a; no truth for 1 prediction: z"):
+    with pytest.raises(MaskfoldError, match=r"no prediction for 1 case: a; no true labels for 1 prediction: z"):
         score_folder(*folders)
     skipped = score_folder(*folders, missing="skip")
     assert (skipped.missing, skipped.extra) == (["a"], ["z"]) and skipped.table["id"].unique().tolist() == ["b", "c"]

@@ -57,8 +57,8 @@ def test_an_inner_region_outside_of_the_outer_one_is_drawn(tmp_path: Path) -> No
         ([5, 6, 7], {0: 5, 1: 6, 2: 7}),
         ([[1, 2], [2, 3], 4], "whole and core share label values"),
         ([[1, 2], [1, 2], 4], "whole and core share label values"),
-        ([[1, 2], 1, 2], "one label value of the class whole .* found none"),
-        ([[1, 2, 3], 3, 4], "one label value of the class whole .* found 1, 2"),
+        ([[1, 2], 1, 2], "class whole must have exactly one label value .* found no such value"),
+        ([[1, 2, 3], 3, 4], "class whole must have exactly one label value .* found 1, 2"),
     ],
 )
 def test_the_values_of_regions(tmp_path: Path, values: list[Any], expected: Any) -> None:

@@ -248,7 +248,10 @@ def test_a_file_that_cannot_be_read_to_its_end(tmp_path: Path) -> None:
         ("b,;a,;c,", []),
         ("b,;c,", ["A row for the id a is missing."]),
         ("c,", ["A row for the id b is missing.", "A row for the id a is missing."]),
-        ("b,;a,;c.png,", ["A row for the id c is missing.", "The row for the id c.png is not in the sample."]),
+        (
+            "b,;a,;c.png,",
+            ["A row for the id c is missing.", "The row for the id c.png is not in the sample submission."],
+        ),
         (
             "b,;a,;y,;z,;y,;c,",
             [
@@ -256,17 +259,17 @@ def test_a_file_that_cannot_be_read_to_its_end(tmp_path: Path) -> None:
                 "Line 5: the id z has no image.",
                 "Line 6: the id y is a duplicate.",
                 "Line 6: the id y has no image.",
-                "The row for the id y is not in the sample.",
-                "The row for the id z is not in the sample.",
+                "The row for the id y is not in the sample submission.",
+                "The row for the id z is not in the sample submission.",
             ],
         ),
-        ("a,;b,;c,", ["The order of the rows differs from that of the sample: found the id a, expected the id b."]),
-        ("b,;c,;a,", ["The order of the rows differs from that of the sample: found the id c, expected the id a."]),
+        ("a,;b,;c,", ["The order of the rows differs from the sample submission: found the id a, expected the id b."]),
+        ("b,;c,;a,", ["The order of the rows differs from the sample submission: found the id c, expected the id a."]),
         (
             "c,;b,",
             [
                 "A row for the id a is missing.",
-                "The order of the rows differs from that of the sample: found the id c, expected the id b.",
+                "The order of the rows differs from the sample submission: found the id c, expected the id b.",
             ],
         ),
         ("b,;a,;b,;c,", ["Line 4: the id b is a duplicate."]),
@@ -299,7 +302,7 @@ def test_the_layout_is_the_samples(tmp_path: Path) -> None:
         2,
         (
             "The file has the columns ImageId,EncodedPixels,ClassId, "
-            "expected ImageId_ClassId,EncodedPixels as in the sample.",
+            "expected ImageId_ClassId,EncodedPixels as in the sample submission.",
         ),
     )
     assert validate_submission(joined, STEEL, apart, SHAPES) == ValidationReport(

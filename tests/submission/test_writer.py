@@ -76,7 +76,7 @@ def test_masks_are_taken_one_at_a_time(tmp_path: Path) -> None:
     [
         ([("a", None, _mask())], SALT, "a mask of the id b, but there is none"),
         ([("a", None, _mask()), ("b", None, _mask()), ("bb", None, _mask())], SALT, "no row for the id bb"),
-        ([("a", None, _mask()), ("a", None, _mask((0, 0)))], SALT, "the id a has a second mask"),
+        ([("a", None, _mask()), ("a", None, _mask((0, 0)))], SALT, "second mask for the id a"),
         (
             [("a", None, _mask((1, 1))), ("a", None, _mask((1, 1), (2, 2))), ("b", None, _mask())],
             SHIPS,

@@ -99,7 +99,7 @@ def test_a_teacher_with_our_validated_pictures_among_its_extra_cases_is_refused(
     for folder, record in records.items():
         (folder / "lineage.json").write_bytes(record)
     with pytest.raises(
-        MaskfoldError, match=r"trained on another competition's theirs_.* \(the same image as a case that it validates"
+        MaskfoldError, match=r"another competition's theirs_.* \(the same image as a case that the fold validates"
     ):
         open_student(tiny(2, f"competition.train.cases={rest}", f"pseudo.from={middle.folder}"))
 

@@ -58,7 +58,7 @@ def test_a_finished_fold_keeps_its_weights_only_and_a_lost_result_is_made_again_
     state = load_checkpoint(job.folder / "last.pt")
     unfinished = {**state, "progress": {**state["progress"], "stopped": ""}}
     save_checkpoint(job.folder / "last.pt", unfinished)
-    with pytest.raises(MaskfoldError, match="its training has not ended"):
+    with pytest.raises(MaskfoldError, match="the training of this fold has not ended"):
         run_fold(job, quiet)
     save_checkpoint(job.folder / "last.pt", state)
     (job.folder / "weights.safetensors").unlink()

@@ -369,7 +369,7 @@ def test_a_checkpoint_of_another_fold_seed_or_run_is_refused(tiny, tmp_path, wor
     trainer.save_checkpoint()
     shutil.copy(other.folder / "last.pt", job.folder)
     with pytest.raises(
-        MaskfoldError, match=rf"fold_0/last\.pt belongs to .* fold {other.fold} .*, expected fold 0"
+        MaskfoldError, match=rf"fold_0/last\.pt belongs to fold {other.fold} .*, expected fold 0"
     ) as refusal:
         setup_fold(job, run, Context(), 0.0)
     assert f"delete {job.folder}" in refusal.value.hint

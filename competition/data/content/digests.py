@@ -87,7 +87,7 @@ def remembered_digest(path: Path) -> bytes:
 
 
 def file_digests(comp: Competition, files: list[Files], digest: Digest = file_digest) -> list[bytes]:
-    """Return the SHA-256 of each entry of `files`; a stack has one, made from the digests of its slices.
+    """Return the SHA-256 of each entry of `files`; for a stack, the SHA-256 of the digests of its slices.
 
     Args:
         comp: the competition.
@@ -115,7 +115,7 @@ def image_digest(comp: Competition, channels: list[Files], digest: Digest = file
 
 
 def label_files(masks: dict[str, Any] | None) -> list[Files]:
-    """Return the label files of a case, including its region mask as the last entry; a stack is a list of paths."""
+    """Return the label files of a case, and last its region mask if there is one; a stack is a list of paths."""
     if masks is None:
         return []
     region = [masks["region"]] if "region" in masks else []

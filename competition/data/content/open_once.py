@@ -28,7 +28,7 @@ def keep_contents() -> Iterator[None]:
     """Keep the content of each small file that `open_file` opens in the `with` block.
 
     Each such file is read once, so all code in the block gets the same content, even if the file changes. Blocks may be
-    nested: the outermost one keeps the contents.
+    nested: the outermost block keeps the contents.
     """
     if _kept.get() is not None:
         yield
@@ -41,7 +41,9 @@ def keep_contents() -> Iterator[None]:
 
 
 def open_file(path: Path) -> BytesIO | BufferedReader:
-    """Open a file for reading; in a block of `keep_contents`, a small file has the content that was read first.
+    """Open a file for reading. Inside a `keep_contents` block, a small file is read from the disk only once.
+
+    Later calls in the block return the content that was read first, even if the file has changed.
 
     Raises:
         OSError: the file cannot be read.

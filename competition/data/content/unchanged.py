@@ -82,16 +82,16 @@ def unchanged_files(
 
     Most files are read twice: once for decoding and once for hashing. If a file changes between the two reads, its
     stamp changes (see `file_stamp`). So the function takes the stamps first, and compares them with the stamps after
-    the files are decoded and hashed. It does not notice a change that restores all values of the stamp. With `fresh`,
-    small files are read only once (see `keep_contents`).
+    the files are decoded and hashed. It does not notice a change that restores all values of the stamp. If `fresh` is
+    true, small files are read only once (see `keep_contents`).
 
     Args:
         comp: the competition.
         row: a row of the case table, which contains digests of the files.
         image: whether to check the image.
         truth: whether to check the truth, if the case has one.
-        fresh: if True, all files are hashed after the block. If False, they are hashed before the block, and files
-            that this process has hashed before are not hashed again.
+        fresh: if True, all files are hashed after the block. If False, the files are hashed before the block, except
+            files that this process has hashed before and that have the same stamp.
 
     Raises:
         ChangedDataError: the digest of a file differs from the case table, or the file changed inside the
@@ -263,8 +263,12 @@ def _check_file_names(
         bound = None if pattern is None else match_path(pattern, path, case_id)
         is_other_slice = bound is not None and "z" in bound and (texts is None or int(bound["z"]) != int(texts[index]))
         if bound is None or is_other_slice or bound.get("c", channel) != channel:
+            conflict = (
+                f"the YAML has no pattern {key} for {channel}"
+                if pattern is None
+                else f"this file does not match {key} `{pattern}` for this case"
+            )
             raise MaskfoldError(
-                f"The case {case_id} has the file {path[:200]} in the case table, but this file does not match {key} "
-                f"`{pattern}` for this case.",
+                f"The case {case_id} has the file {path[:200]} in the case table, but {conflict}.",
                 "Copy the run's folder again from its origin, or start another run with --new.",
             )

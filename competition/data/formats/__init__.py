@@ -18,7 +18,7 @@ from competition.data.image_types import Header
 
 
 class FileFormat(NamedTuple):
-    """Hold two functions of one family of file formats: one reads the header, the other the pixels."""
+    """Hold the two functions that read the header and the pixels of files of one family of formats."""
 
     header: Callable[..., Header]
     pixels: Callable[..., Any]

@@ -33,7 +33,7 @@ def numpy_header(path: Path, dimensions: int, labels: bool = False) -> Header:
     Args:
         path: an .npy file or .npz archive, see `numpy_pixels`.
         dimensions: 2 or 3.
-        labels: of an archive with several arrays, True selects the mask, and False the image.
+        labels: which array of an archive with several arrays is read: True for the mask, False for the image.
     """
     shape, dtype = _declared_array(path, labels)
     if dtype.kind not in "biuf":
@@ -44,13 +44,13 @@ def numpy_header(path: Path, dimensions: int, labels: bool = False) -> Header:
 
 
 def numpy_pixels(path: Path, dimensions: int, labels: bool) -> Image:
-    """Read an array; `channels_first` finds its channel axis.
+    """Read an image or mask from a NumPy file; `channels_first` finds its channel axis.
 
     Args:
-        path: an .npy file, or an .npz archive that has one array, or several arrays of which one is named `image` (or
-            `mask`).
+        path: an .npy file or an .npz archive. If the archive has several arrays, one of them must have a name in
+            `ARRAY_NAMES`, such as `image` or `mask`.
         dimensions: 2 or 3.
-        labels: of an archive with several arrays, True selects the mask, and False the image.
+        labels: which array of an archive with several arrays is read: True for the mask, False for the image.
     """
     numpy_header(path, dimensions, labels)
     shape, dtype = _declared_array(path, labels)

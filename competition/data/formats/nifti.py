@@ -81,7 +81,7 @@ def _load_nifti(path: Path) -> Any:
         if "invalid intercept" not in str(error):
             raise
         raise unreadable_error(
-            path, "scl_inter in its header is not a finite number", "Set scl_inter to 0 if values have no offset"
+            path, "scl_inter in its header is not a finite number", "Set scl_inter to 0 if the values have no offset"
         ) from error
 
 

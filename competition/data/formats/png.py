@@ -34,7 +34,7 @@ MAX_PLAIN = 2**26  # bytes of pixels; a larger image is decoded by Pillow, which
 
 
 def decode_plain_png(path: Path, dimensions: int) -> np.ndarray | None:
-    """Verify and decode a grey, RGB or RGBA PNG of 8 bits per sample, and unpack it only once for both.
+    """Verify and decode a grey, RGB or RGBA PNG of 8 bits per sample; the pixels are unpacked only once.
 
     The unpacked rows are passed to Pillow's PNG decoder without compression. Pillow's other steps are skipped, because
     they take longer than the decoder for a small image.

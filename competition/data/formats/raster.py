@@ -68,8 +68,9 @@ def raster_pixels(path: Path, dimensions: int, labels: bool) -> Image:
     Args:
         path: the file.
         dimensions: must be 2.
-        labels: whether the file is a label file. If True, the result is a palette's indices, and the raw values of 1-,
-            2- and 4-bit files. If False, it is the palette's colours, and 1-, 2- and 4-bit values are scaled to 0…255.
+        labels: whether the file is a label file. If True, an image with a palette becomes its indices, and values of
+            1, 2 or 4 bits stay as stored. If False, an image with a palette becomes its colours, and values of 1, 2 or
+            4 bits are scaled to 0…255.
     """
     with keep_contents():
         if (plain := decode_plain_png(path, dimensions)) is not None:

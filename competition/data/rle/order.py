@@ -1,7 +1,7 @@
 """Detect the pixel order of run lengths (column-major or row-major) from the data.
 
 Competition pages sometimes state the wrong order. In the right order, the runs of an object touch each other in
-neighbouring lines. In the wrong order they are scattered, if the image is not square. On a square image, the wrong
+neighbouring lines. If the image is not square, the wrong order scatters the runs. If the image is square, the wrong
 order only transposes the mask. In this case the image decides: the outline of the right mask follows the image's
 edges.
 """
@@ -100,7 +100,7 @@ def detect_order(
         rows: [line, class, slice] of each row that is not empty, by case id; see
             `competition.data.rle.tables.assign_rows`.
         texts: the run lengths in each line of the table.
-        fmt: the format in the YAML or its profile.
+        fmt: the RLE format that the YAML or its profile sets.
         grid: (H, W) of the masks; None means the size of each image.
     """
     if fmt.container != "pairs":  # the other containers of run lengths define their order
@@ -157,7 +157,7 @@ def _vote(
     Args:
         texts: run lengths of the case's masks.
         shape: shape of the masks.
-        fmt: the format in the YAML or its profile.
+        fmt: the RLE format that the YAML or its profile sets.
         path: the image, which is needed only if the masks are square.
         exif: whether the image is rotated by its EXIF orientation.
     """
@@ -259,7 +259,7 @@ def check_order(vote: OrderVote, fmt: RleFormat, path: object, key: str) -> None
 
     Args:
         vote: the order that the data indicate.
-        fmt: the format in the YAML or its profile.
+        fmt: the RLE format that the YAML or its profile sets.
         path: the table, for the message.
         key: the source of the format, for the message: `train.rle_format`, `submission.rle`, or `submission.profile`
             and the profile's name.

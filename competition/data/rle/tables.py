@@ -105,7 +105,7 @@ def assign_rows(comp: Competition, cases: dict[str, CaseFiles], skipped: Skipped
 def table_id_suffix(comp: Competition) -> str:
     """Return the text, such as `.jpg`, that all ids of `train.rle` have after the image's name.
 
-    Return an empty text if the ids have no such text, or different ones.
+    Return an empty text if the ids have no such text, or if it differs between the ids.
 
     Raises:
         MaskfoldError: the table cannot be read, or lacks a column.
@@ -331,7 +331,7 @@ def _variants(profile: Profile) -> list[Profile]:
 def _layouts(profile: Profile) -> list[RleTableColumns]:
     """Return the sets of columns that a profile's training table may have.
 
-    They are the columns of `profile.train`, and the columns of the submission.
+    Each variant of the profile has two sets: the columns of its training table (`train`), and those of its submission.
     """
     layouts = []
     for variant in _variants(profile):
@@ -472,6 +472,7 @@ def _class_name(comp: Competition, path: Path, line: Any, text: str) -> str:
     if text in values:
         return comp.classes[values.index(text)]
     raise MaskfoldError(
-        f"{path}, line {line}: unknown class: found `{text}`, expected one of {', '.join(comp.classes)}.",
-        f"Correct the row, or change competition.classes{nearest_hint(text, comp.classes)}.",
+        f"{path}, line {line}: unknown class: found `{text}`, expected one of {', '.join(comp.classes)}"
+        f"{nearest_hint(text, comp.classes)}.",
+        "Correct the row, or change competition.classes.",
     )

@@ -34,7 +34,7 @@ def make_phantom(
 
     Args:
         layout: `spleen` (CT as DICOM), `spine` (NIfTI), `a02025` (skin photographs) or `hipmri` (MR of the pelvis);
-            `write` in each module describes the files.
+            the docstring of `write` in the module of each layout lists the files.
         folder: the folder to create; it replaces older phantoms of this layout.
         seed: random seed; the same seed gives the same pixels on every machine.
         cases: number of training cases (hipmri: patients); None means the layout's default.
@@ -56,7 +56,9 @@ def make_phantom(
     test_count = default_test_cases if test_cases is None else test_cases
     valid_test_count = test_count >= 1 if default_test_cases else test_count == 0
     if case_count < 1 or not valid_test_count or seed < 0:
-        expected = "at least one case of each kind" if default_test_cases else "at least one patient, no test cases"
+        expected = (
+            "at least one training case, one test case" if default_test_cases else "at least one patient, no test cases"
+        )
         raise MaskfoldError(
             f"{layout} phantoms: found {case_count} training cases, {test_count} test cases and seed "
             f"{seed}, expected {expected} and a seed of at least 0.",

@@ -1,4 +1,4 @@
-"""Draw phantoms: soft shapes at points in mm, smooth random fields, and a canvas with labels.
+"""Provide the tools that draw phantoms: soft shapes at points in mm, smooth random fields, a canvas with labels.
 
 Points are a tuple of arrays, one per axis, that broadcast to one grid. `rho` describes a shape: it is 0 at the centre
 and 1 on the surface. Only elementwise arithmetic of numpy is used, so that a seed gives the same pixels on every
@@ -61,9 +61,10 @@ def ellipsoid_rho(points: Points, centre: Vector, radii: Vector, power: float = 
 
 
 def coverage(rho: Array, radius: float, blur: float) -> Array:
-    """Return the share of each voxel inside a shape of `radius` mm.
+    """Return the share of each voxel that lies inside a shape.
 
-    At the surface, the share falls from 1 to 0 within `blur` mm.
+    `rho` describes the shape (0 at the centre, 1 on the surface), and `radius` is its radius in mm. At the surface, the
+    share falls from 1 to 0 within `blur` mm.
     """
     return np.clip(0.5 + (1.0 - rho) * (radius / blur), 0.0, 1.0)
 
@@ -129,7 +130,7 @@ def grid_points(shape: Sequence[int], spacing: Sequence[float]) -> list[Array]:
 
 
 def window_around(points: Points, centre: Vector, reach: float) -> tuple[slice, ...]:
-    """Return the slices of a grid's part that lies within `reach` mm of a centre along every axis."""
+    """Return the index slices of the part of a grid that lies within `reach` mm of `centre` along every axis."""
     slices = []
     for p, c in zip(points, centre, strict=True):
         near = np.flatnonzero(np.abs(p.reshape(-1) - c) <= reach)

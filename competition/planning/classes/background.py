@@ -20,7 +20,8 @@ class Doubt:
     Attributes:
         value: the label value.
         remark: text that asks the user to check the background.
-        asks: whether the evidence is so strong that the user must choose the background.
+        asks: whether the user must choose the background, because the evidence is strong. If False, the remark is
+            enough.
     """
 
     value: int
@@ -48,7 +49,7 @@ def doubt_background(found: Sequence[LabelValues]) -> Doubt | None:
             most,
             f"no mask has the value 0, so each value is read as a class. The most frequent value is {most} "
             f"({count / whole.total():.0%} of the pixels). If {most} is the background, set background: "
-            f"{most}, and remove {most} from `classes` and `label_values`",
+            f"{most}, and remove the class of {most} from `classes` and {most} from `label_values`",
             len(whole) > 1,
         )
     share = count / edges.total()
@@ -66,7 +67,8 @@ def doubt_background(found: Sequence[LabelValues]) -> Doubt | None:
 def may_be_background(found: Sequence[LabelValues], value: int) -> bool:
     """Return whether a label value that usually marks ignored pixels, such as 255, may be the background.
 
-    This is the case if no mask has a 0, or if most pixels or most of the outermost pixels have the value.
+    It may be if no mask has a 0, if it is the most frequent value, or if at least the share `MIN_EDGE_SHARE` of the
+    outermost pixels of the masks has it.
 
     Args:
         found: label values of each mask.

@@ -91,7 +91,7 @@ def _read_classes(layout: Layout, sparse: Sparse) -> list[Layout]:
     if not any(values.foreground for values in found):
         raise MaskfoldError(
             f"All masks of the pattern `{layout.masks}` are empty or cannot be read.",
-            "Give the folder that contains the masks.",
+            "Open some of these files. If they are not the masks, give the folder that contains the masks.",
             status=2,
         )
     if layout.keys.get("instances") or "*" in layout.masks.rpartition("/")[2]:
@@ -121,7 +121,7 @@ def _with_unlabelled(layout: Layout, found: Sequence[LabelValues], unlabelled: i
         counts.update({value: count for value, count in item.counts if value != unlabelled})
     background = 0 if unlabelled else counts.most_common(1)[0][0]
     classes = sorted(value for value in counts if value != background)
-    reading = f"{unlabelled} is ignored, in slices that nobody drew"
+    reading = f"{unlabelled} is ignored, because nobody drew masks in its slices"
     ignored = []
     if classes and min(classes) >= 0:
         layout_of = replace_name(_with_classes(layout, found, classes), reading)
@@ -129,7 +129,9 @@ def _with_unlabelled(layout: Layout, found: Sequence[LabelValues], unlabelled: i
             layout_of = replace_name(layout_of, f"{background} is the background").with_keys(
                 {"background": background}, {"background": "the most frequent value in the other slices"}
             )
-        ignored = [layout_of.with_keys({"ignore": unlabelled}, {"ignore": "it fills whole slices; chosen by you"})]
+        ignored = [
+            layout_of.with_keys({"ignore": unlabelled}, {"ignore": "chosen by you, because it fills whole slices"})
+        ]
     plain = [replace_name(item, f"{unlabelled} is not ignored") for item in _label_files(layout, found)]
     return [*ignored, *plain]
 
@@ -225,7 +227,7 @@ def _label_files(layout: Layout, found: Sequence[LabelValues]) -> list[Layout]:
             f"most {MAX_CLASSES} classes. The values may number objects, but the masks do not show this for certain.",
             "If the values number objects, put the masks into a folder whose name contains `instances`, and run init "
             "again. Or write competition.yaml with `instances: true` and `train.object_numbers: true`. If each value "
-            "is a class, merge classes.",
+            f"is a class, merge classes until at most {MAX_CLASSES} are left.",
             status=2,
         )
     numbered = [] if meaning == "classes" else _numbered_objects(layout, stands_apart)
@@ -255,8 +257,9 @@ def _with_255(layout: Layout, found: Sequence[LabelValues], values: list[int]) -
     remark = "no mask has the value 0, so each value other than 255 is read as a class"
     if has_zero:
         remark = (
-            "0 is read as the background. If 0 is a class, as in the train ids of street scenes, add 0 to "
-            f"`classes` and `label_values`, and set background to a value that no mask has, such as {UNUSED}"
+            "0 is read as the background. If 0 is a class, as in the trainId masks of Cityscapes, add its name to "
+            "`classes` and 0 to `label_values`, and set background to a value that no mask has, such as "
+            f"{UNUSED}"
         )
     without = [value for value in values if value != 255]
     layouts = [
@@ -355,7 +358,7 @@ def _with_classes(layout: Layout, found: Sequence[LabelValues], values: list[int
     shown = ", ".join(f"{value} in {present[value]}" for value in values[:6]) + (", …" if len(values) > 6 else "")
     if values != list(range(1, len(values) + 1)):
         keys["label_values"] = values
-    reasons["label_values"] = f"the masks have these values, with the number of files: {shown}"
+    reasons["label_values"] = f"values of the masks, each with the number of files that have it: {shown}"
     if "label_values" not in keys:
         reasons["classes"] += f"; label values {_shown(values)}"
     layout = layout.with_keys(keys, reasons)

@@ -61,13 +61,13 @@ class Part:
 def meaning_of_values(layout: Layout, ignored: int | None = None) -> Meaning:
     """Return whether the label values of a layout number objects, stand for classes, or may be either.
 
-    The values number objects if they are 1, 2, … without a gap up to a count that differs between the cases, or have
-    gaps, as after objects were removed. In both cases, each value must be one connected part, the values of the cases
-    must differ, and a value must not tell the size of its object, as the name of an organ does.
+    The values number objects if each case has the values 1, 2, … up to a number that differs between the cases. The
+    values may have gaps, because objects may have been removed. In addition, each value must be one connected part, the
+    cases must have different values, and objects of equal value must differ in size between cases, unlike organs.
 
     Args:
         layout: layout with one label file, or one stack of label files, for each case.
-        ignored: a value that is left out, such as 255.
+        ignored: a value that is left out, such as 255; None leaves out no value.
     """
     own = _values_of_cases(layout, ignored)
     every = set().union(*own.values()) if own else set()
@@ -101,10 +101,11 @@ def meaning_of_values(layout: Layout, ignored: int | None = None) -> Meaning:
 
 
 def _are_counted(sets: Sequence[set[int]]) -> bool:
-    """Return whether the values of each case are a count, from which some numbers may be missing.
+    """Return whether the values of each case number its objects from 1 on, possibly with gaps.
 
-    After objects were removed from a count, small numbers are left in nearly every case, most numbers are left, and the
-    highest number differs much between cases. Numbers of vertebrae, for example, begin with different numbers instead.
+    Gaps are left if objects were removed. Then nearly every case still has a low number, many of the numbers up to the
+    highest one are left, and the highest number differs much between cases. The numbers of vertebrae, for example, are
+    different: in some cases, the lowest number is high.
 
     Args:
         sets: the values of each case.
@@ -118,7 +119,9 @@ def _are_counted(sets: Sequence[set[int]]) -> bool:
 
 
 def values_by_case(layout: Layout) -> dict[str, list[LabelValues]]:
-    """Read the label values of all masks, or of those of evenly spaced cases if there are more than `MAX_MASKS`.
+    """Read the label values of the masks of all cases.
+
+    If there are more than `MAX_MASKS` masks, only the masks of evenly spaced cases are read.
 
     Returns:
         The values of each mask file that can be read, by case.
@@ -135,7 +138,7 @@ def values_by_case(layout: Layout) -> dict[str, list[LabelValues]]:
 
 
 def _values_of_cases(layout: Layout, ignored: int | None) -> dict[str, set[int]]:
-    """Return the values other than 0 of each case that has any."""
+    """Return the label values of each case, without 0 and `ignored`; leave out cases that have no other value."""
     own = {
         case_id: {value for item in items for value in item.foreground} - {ignored}
         for case_id, items in values_by_case(layout).items()
@@ -149,7 +152,7 @@ def _are_coded(values: set[int]) -> bool:
 
 
 def _differ(sets: Sequence[set[int]], counting: bool) -> bool:
-    """Return whether the values differ between cases as numbers of objects do.
+    """Return whether the values differ between cases as numbers of objects do, not as values of classes do.
 
     Args:
         sets: the values of each case.
@@ -164,7 +167,7 @@ def _differ(sets: Sequence[set[int]], counting: bool) -> bool:
 
 
 def _sample_parts(layout: Layout, own: Mapping[str, set[int]], ignored: int | None) -> list[list[Part]]:
-    """Return the parts of evenly spaced cases, until these cases together have `MAX_VOXELS` voxels."""
+    """Return the parts of evenly spaced cases; stop when the cases read so far have at least `MAX_VOXELS` voxels."""
     ids = sorted(own)
     chosen = ids[:: max(1, len(ids) // SAMPLE)][:SAMPLE]
     found, voxels = [], 0
@@ -180,7 +183,7 @@ def _sample_parts(layout: Layout, own: Mapping[str, set[int]], ignored: int | No
 
 
 def _read(layout: Layout, paths: Sequence[str]) -> np.ndarray | None:
-    """Return the labels of a case, whose files are the slices if there are several; None if they cannot be read."""
+    """Return the labels of a case; the slice files of a stack are joined. Return None if a file cannot be read."""
     is_stack = "{z}" in str(layout.masks)
     try:
         slices = [
@@ -195,11 +198,11 @@ def _read(layout: Layout, paths: Sequence[str]) -> np.ndarray | None:
 
 
 def parts_of(labels: np.ndarray, ignored: int | None = None) -> list[Part]:
-    """Return the part of each value above 0 in a mask.
+    """Return a `Part` for each value above 0 in a mask.
 
     Args:
-        labels: whole numbers of at least 0, (*spatial).
-        ignored: a value that is left out.
+        labels: label values of at least 0, an integer array (*spatial).
+        ignored: a value that is left out; None leaves out no value.
     """
     import cc3d
 
@@ -225,15 +228,16 @@ def parts_of(labels: np.ndarray, ignored: int | None = None) -> list[Part]:
 
 
 def _value_tells_size(parts: Sequence[Sequence[Part]], min_share: float, max_chance: float) -> bool:
-    """Return whether the same value has a similar size in all cases, as an organ or a bone has.
+    """Return whether objects of the same value have similar sizes in all cases, as an organ or a bone has.
 
-    The sizes (as logarithms, minus their mean in the case) are compared with those of random orders of the values
-    within each case. Objects at the edges of the mask are left out if enough others are left.
+    The values explain a share of the variance of the sizes. This share is compared with the shares after the sizes of
+    each case were shuffled. Each size is a logarithm, minus the mean of its case. Objects at the edges of the mask are
+    left out if enough other objects are left.
 
     Args:
         parts: the parts of each case.
-        min_share: share of the sizes' variance that the values explain at least, beyond that of random orders.
-        max_chance: share of random orders that explain as much, at most.
+        min_share: the explained share must exceed the mean share after shuffling by at least this number.
+        max_chance: at most this share of the shuffled orders may explain as much as the original order.
     """
     inner = [[part for part in case if part.is_inner] for case in parts]
     chosen = inner if 2 * sum(map(len, inner)) >= sum(map(len, parts)) else parts
@@ -258,7 +262,13 @@ def _value_tells_size(parts: Sequence[Sequence[Part]], min_share: float, max_cha
 
 
 def _between(sizes: np.ndarray, codes: np.ndarray, counts: np.ndarray) -> float:
-    """Return the sum of squares of the means of repeated values, each times the number of its cases."""
+    """Return the part of the sum of squares that the values explain; values that occur only once are left out.
+
+    Args:
+        sizes: size of each object, as a logarithm minus the mean of its case.
+        codes: index of each object's value.
+        counts: number of objects of each value.
+    """
     sums = np.bincount(codes, sizes)
     is_repeated = counts > 1
     return float((sums[is_repeated] ** 2 / counts[is_repeated]).sum())

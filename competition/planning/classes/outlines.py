@@ -33,7 +33,7 @@ def are_outlines(layout: Layout) -> bool:
 
 
 def _is_outline(path: Path) -> bool | None:
-    """Return whether a mask consists of thin lines, each of which encloses one area; None without foreground."""
+    """Return whether a mask consists of thin lines, each of which encloses one area; None if the mask is empty."""
     import cv2
     from scipy import ndimage
 

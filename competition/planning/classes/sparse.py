@@ -20,7 +20,7 @@ class Sparse:
     Attributes:
         unlabelled: label value that probably marks slices without a drawn mask: it fills whole slices, and occurs in no
             other slice. None without such a value.
-        single: whether, in most volumes, each slice with a foreground lies between slices without one.
+        single: whether, in most volumes, each slice with foreground lies between slices without foreground.
     """
 
     unlabelled: int | None = None

@@ -34,16 +34,17 @@ def arrays_error(host: HostFolder) -> MaskfoldError | None:
     shown = ", ".join(f"{key} ({'×'.join(map(str, shape)) or 'one value'})" for key, shape in list(shapes.items())[:6])
     ranks = {len(shapes[key]) for key in (image, mask) if key in shapes}
     volumes = (
-        " For volumes, then set array_axes (zyx if the first axis counts the slices) and spacing in competition.yaml."
+        " Afterwards, set array_axes (zyx if the first axis counts the slices) and spacing in competition.yaml, "
+        "because the data are volumes."
         if 3 in ranks
         else ""
     )
-    unclear = "" if image and mask else " Write the names of the two arrays in place of IMAGE and MASK."
+    unclear = "" if image and mask else " In the command, write the names of the two arrays in place of IMAGE and MASK."
     return MaskfoldError(
         f"{host.root} has NPZ files with several arrays: {path} has {shown}. Maskfold reads only one "
         "array of each file.",
-        f"Write images and masks into separate files: {_command(host, image or 'IMAGE', mask or 'MASK')}"
-        f"{unclear}{volumes}",
+        f"Write images and masks into separate files with the following command.{unclear}{volumes} The command: "
+        f"{_command(host, image or 'IMAGE', mask or 'MASK')}",
         status=2,
     )
 

@@ -21,7 +21,7 @@ from competition.planning.layout import Layout
 from competition.planning.words import split_of
 from competition.rle import decode, encode
 from competition.rle_text import RleFormat
-from competition.text import format_count, is_or_are, name_problem
+from competition.text import format_count, has_or_have, is_or_are, name_problem
 
 SUFFIX = "-maskfold"  # end of the name of the folder beside the data for converted masks
 FORMAT = RleFormat("column", 1)
@@ -140,9 +140,9 @@ def _places(host: HostFolder, path: str, images: Sequence[Mapping[str, Any]]) ->
 
 
 def _nearest(paths: Sequence[str], folder: str) -> str:
-    """Return the only path below a folder or, if there is none, below its nearest parent with a path.
+    """Return the only one of the paths that lies below a folder; an empty text if several paths lie below it.
 
-    Return an empty text if several paths lie below this folder.
+    If no path lies below the folder, its nearest parent folder that has a path below it is used instead.
     """
     while folder and not any(path.startswith(f"{folder}/") for path in paths):
         folder = folder.rpartition("/")[0]
@@ -167,7 +167,9 @@ def _layout(host: HostFolder, coco: CocoFile) -> Layout:
     remarks = [f"categories without an object, which are left out: {', '.join(unused[:5])}"] if unused else []
     if coco.left_out:
         remarks.append(
-            f"left out: {format_count(coco.left_out, 'annotation')} of a crowd, or without outline and run lengths"
+            f"left out: {format_count(coco.left_out, 'annotation')}, because "
+            f"{'it describes' if coco.left_out == 1 else 'they describe'} a crowd, or "
+            f"{has_or_have(coco.left_out)} neither an outline nor run lengths"
         )
     if coco.missing:
         remarks.append(
@@ -204,7 +206,7 @@ def _pattern(paths: Sequence[str]) -> str:
     if len({len(part) for part in parts}) > 1:
         raise MaskfoldError(
             "The images of a COCO file are in folders of different depths, expected one depth.",
-            "Move them into one folder.",
+            "Move the images into one folder.",
             status=2,
         )
     common = [names[0] if len(set(names)) == 1 else "*" for names in zip(*parts, strict=True)]
@@ -303,7 +305,7 @@ def _check_size(image: Path, size: tuple[int, int], described_by: str) -> None:
     Args:
         image: path of the image.
         size: height and width in the COCO file.
-        described_by: name of the COCO file, for the message.
+        described_by: path of the COCO file, for the message of an error.
     """
     found = read_header(image, 2).shape
     if tuple(found) != size:
@@ -325,7 +327,14 @@ def _write(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 def _mask(segmentation: Any, height: int, width: int, where: str) -> np.ndarray:
-    """Return an object's mask (H, W) bool from its COCO segmentation: polygons, counts, or compressed counts."""
+    """Return an object's mask (H, W) bool from its COCO segmentation: polygons, run lengths or compressed run lengths.
+
+    Args:
+        segmentation: value of the key `segmentation` of an annotation.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
+        where: the COCO file and the image, for the message of an error.
+    """
     try:
         if isinstance(segmentation, list):
             return _draw(segmentation, height, width)
@@ -338,7 +347,9 @@ def _mask(segmentation: Any, height: int, width: int, where: str) -> np.ndarray:
         return decode(counts, (height, width), RleFormat("column", container="coco"))
     except (ValueError, LookupError, TypeError, ArithmeticError, MemoryError, MaskfoldError) as error:
         raise MaskfoldError(
-            f"{where}: an outline is invalid ({str(error)[:160]}).", "Correct the annotation, or remove it.", status=2
+            f"{where}: the outline or the run lengths of an object are invalid ({str(error)[:160]}).",
+            "Correct the annotation, or remove it.",
+            status=2,
         ) from error
 
 

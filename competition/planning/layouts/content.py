@@ -45,7 +45,7 @@ class LabelValues:
     Attributes:
         counts: pairs of a label value and its number of pixels.
         lossy: whether the values scatter around 0 and 255, as in a JPEG.
-        edges: pairs of a label value and its number of pixels at the border of the mask.
+        edges: pairs of a label value and its number of pixels at the edges of the image.
     """
 
     counts: tuple[tuple[int, int], ...]
@@ -252,9 +252,10 @@ class Slices:
 
 @lru_cache(maxsize=4096)
 def slices_of(path: Path) -> Slices | None:
-    """Return the description of a volume's mask from its slices along all axes; None if it cannot be read.
+    """Return the description of a volume's mask from its slices along all axes; None if the file cannot be read.
 
-    `whole` has the values that fill whole slices along any axis, and `single` is true if it is true along any axis.
+    In the result, `whole` contains the values that fill whole slices along at least one axis, and `single` is True if
+    the condition of `single` holds along at least one axis.
     """
     try:
         labels, _ = read_labels(path, 3)

@@ -21,7 +21,7 @@ CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
 def find_described(host: HostFolder) -> list[Layout]:
-    """Return a layout for each Decathlon or nnU-Net folder with a `dataset.json`: the root, or a folder in it."""
+    """Return a layout for each `dataset.json` of Decathlon or nnU-Net, in the root or in a folder in the root."""
     found = []
     for path in host.jsons:
         if path.rpartition("/")[2] == FILE and path.count("/") <= 1:
@@ -161,7 +161,7 @@ def _images(
 def _labels(labels: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Convert the labels in a `dataset.json` to keys of competition.yaml.
 
-    nnU-Net version 1 writes names by value, version 2 values by name.
+    nnU-Net version 1 maps each value to a name, version 2 maps each name to a value.
 
     Returns:
         The keys, and the reason for each key.

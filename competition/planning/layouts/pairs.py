@@ -179,9 +179,9 @@ def _prefer_whole_names(pairs: list[Pair], series: Sequence[Series]) -> list[Pai
 
 
 def _with_plain_names(pairs: Sequence[Pair]) -> set[str]:
-    """Return the folders in which it is enough to read images without a suffix, such as `a.jpg` beside `a_b.png`.
+    """Return the folders in which only images without a suffix are cases, such as `a.jpg` beside `a_b.png`.
 
-    In such a folder, there would not be more cases with a mask if images with a suffix were cases too.
+    If images with a suffix were cases too, such a folder would not have more cases with a mask.
     """
     counts: dict[tuple[str, bool], int] = {}
     for image, mask in pairs:
@@ -282,12 +282,12 @@ def _layouts(host: HostFolder, channels: list[tuple[str, Series]], truth: Truth)
     if first.kind == "stack" and not has_slice_word(first):
         remarks.append(
             f"the files of each case, such as {first.sample(1)[0]}, are read as the slices of a volume. If "
-            "they are separate images (frames), choose the layout in which all folders are read together; without "
-            "this layout, put all images into one folder, with names that differ between the cases"
+            "they are separate images (frames), choose the layout in which all folders are read together. If there is "
+            "no such layout, put all images into one folder, with names that differ between the cases"
         )
     if truth.kind == "objects":
         keys["instances"] = True
-        reasons["instances"] = "the masks of a case are one file per object"
+        reasons["instances"] = "each case has one mask file for each object"
     further = {
         case_id: first.files[case_id][0]
         for case_id in sorted(image_ids - truth.ids)
@@ -298,7 +298,8 @@ def _layouts(host: HostFolder, channels: list[tuple[str, Series]], truth: Truth)
     if truth.kind == "classes" and partial:
         keys["train.missing_masks"] = "empty"
         reasons["train.missing_masks"] = (
-            f"some cases have no file of {', '.join(partial[:4])}; they are read as cases without this class"
+            f"some cases have no mask file of {', '.join(partial[:4])}; a case without the file of a class is read as "
+            "a case without this class"
         )
         remarks.append(
             "if the file of a class is missing, the case is read as a case without this class (train.missing_masks)"

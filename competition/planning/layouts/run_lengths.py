@@ -57,9 +57,9 @@ def find_run_tables(
 
 
 def _named_by(table: RunTable, images: Sequence[Series], names: dict[str, set[str]]) -> list[Series]:
-    """Return the series of images whose cases a table names.
+    """Return the series of images that contain the cases of a table.
 
-    If the table names cases of several series of one folder, only the series with the largest share of named cases is
+    If several series of one folder contain cases of the table, only the series with the largest share of such cases is
     returned.
     """
     wanted = {name for name, _, _ in table.rows}
@@ -182,7 +182,10 @@ def _by_content(layout: Layout, table: RunTable, series: Series) -> list[Layout]
         reason = f"order: {shown}; base: {why or 'the data do not show it, most hosts count from 1'}"
         item = layout.with_keys(keys | {"rle": rle}, reasons | {"rle": reason}).with_remarks(*remarks)
         if not why:
-            item = item.with_remarks(f"the data do not show whether run lengths in {table.path} count from 0 or from 1")
+            item = item.with_remarks(
+                f"the data do not show whether the run lengths in {table.path} count pixels from 0 or from 1, so check "
+                f"the key base, which is {base}"
+            )
         found.append(item if is_clear else replace(item, name=f"{item.name} in {order} order"))
     return found
 

@@ -200,7 +200,13 @@ def join(folder: str, name: str) -> str:
 def _merge_extensions(
     groups: dict[tuple[str, str, str], dict[str, list[str]]],
 ) -> dict[tuple[str, str, str], dict[str, list[str]]]:
-    """Merge groups of 2D images that differ only in the extension (.jpg, .jpeg), if these groups share no id."""
+    """Merge groups of 2D files whose names differ only in the extension, such as `.jpg` and `.jpeg`.
+
+    The extension of a merged group is `.*`. Groups that share an id are not merged.
+
+    Args:
+        groups: paths by id, for each beginning, end and extension of the file names.
+    """
     merged: dict[tuple[str, str, str], dict[str, list[str]]] = {}
     by_affix: dict[tuple[str, str], list[str]] = {}
     for before, after, extension in groups:
@@ -301,9 +307,14 @@ def _numbered_slices(folder: str, stems: dict[str, str]) -> list[Series]:
 
 
 def _case_folder_series(host: HostFolder, parent: str, depth: int) -> list[Series]:
-    """Return the series of the case folders in a folder, or, with depth 2, in its subfolders.
+    """Return the series of files in case folders.
 
     Return an empty list if there are too few case folders, or if no series has a file in most of them.
+
+    Args:
+        host: the scanned folder.
+        parent: the folder that contains the case folders (depth 1), or whose subfolders contain them (depth 2).
+        depth: 1 or 2.
     """
     cases = case_folders(host, parent, depth)
     if len(cases) < MIN_FOLDERS or have_roles(list(cases)):

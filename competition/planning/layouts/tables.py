@@ -165,11 +165,13 @@ def _class_column(table: pandas.DataFrame, id_column: str, mask: str) -> str | N
 
 
 def find_profile(table: RunTable, sample_header: Sequence[str] | None) -> Profile | None:
-    """Return the known competition whose columns and form of ids a training table has; None if there is none.
+    """Return the known competition to which a training table belongs, by its columns and the form of its ids.
+
+    Return None if the table belongs to no known competition.
 
     Args:
         table: the training table.
-        sample_header: header of the sample submission; None without a sample.
+        sample_header: header of the sample submission; None if there is no sample submission.
     """
     for name, profile in PROFILES.items():
         for variant in (profile, profile.alternative):

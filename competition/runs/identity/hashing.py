@@ -1,4 +1,4 @@
-"""Compute the hash of a run, after which its folder is named, from the settings and data that change a result.
+"""Compute the hash of a run, after which the run's folder is named, from the settings and data of the run.
 
 The hash has two versions. Version 1 covers the paths of the files that the YAML names, version 2 their content (see
 `competition.runs.identity.contents`). New runs get their name from version 2; older runs are found by version 1.
@@ -32,7 +32,7 @@ RESUMABLE_KEYS = (("training", "on_nan"), ("training", "on_oom"), ("prepare", "c
 def run_hash(
     exp: Experiment, data_hash: str, version: Literal[1, 2] = 1, contents: Mapping[str, str] = MappingProxyType({})
 ) -> str:
-    """Return the hash of a run, twelve hexadecimal digits computed from its YAML, its data and files in the YAML.
+    """Return the hash of a run: twelve hexadecimal digits from its YAML, its data and the files that the YAML names.
 
     The hash ignores `run:`, `study:`, `postprocess:`, the selection of folds (`folds.run`) and the data's folder, so
     that a run can be extended and moved. It also ignores `on_nan` and `on_oom`, so that a run can resume with another
@@ -90,7 +90,7 @@ def hashed_settings(
 
 
 def _remove_extra_keys(plain: dict[str, Any]) -> None:
-    """Remove keys that the run's hash ignores from the sections of training data; replace folders of runs by names.
+    """Remove the keys of training data that the run's hash ignores; replace the folders of other runs by their names.
 
     Args:
         plain: the resolved YAML; it is changed in place.

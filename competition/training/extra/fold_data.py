@@ -107,7 +107,7 @@ def check_extra_data(run: Run, jobs: Sequence[FoldJob]) -> None:
 def prepare_extra_data(
     run: Run, jobs: Sequence[FoldJob], labelled: dict[str, Path], cache: Path, context: Context
 ) -> None:
-    """Preprocess all additional images, and mark images that are copies of labelled cases.
+    """Preprocess all additional images, and mark images that look like a labelled case.
 
     Args:
         run: the run; the column `alike` is added to its `extra_tables`.
@@ -117,7 +117,8 @@ def prepare_extra_data(
         context: context with the trusted packages and the log.
 
     Raises:
-        MaskfoldError: an image cannot be preprocessed, or no image would be left for a fold.
+        MaskfoldError: an image cannot be preprocessed, or has another number of channels than the labelled cases; or no
+            image would be left for a fold.
     """
     from competition.data.preprocessing import preprocess_cases
 
@@ -137,14 +138,14 @@ def prepare_extra_data(
             channels = PreprocessedCase.open(folder).image.shape[0]
             if channels != expected:
                 raise MaskfoldError(
-                    f"The image {case_id} of {_data_name(key, run.exp)} has {format_count(channels, 'channel')}, "
+                    f"{_section_name(key, run.exp)}: the image {case_id} has {format_count(channels, 'channel')}, "
                     f"expected {expected}, as in the labelled cases.",
                     "Remove the image. For 2D images, you can also set prepare.channels to grey or rgb; for "
                     "volumes, to a list of channels that all images have.",
                 )
     copies = mark_near_duplicates(run, labelled, prepared)
     for key, table in run.extra_tables.items():
-        line = f"{_data_name(key, run.exp)}: {format_count(len(table), 'image')}"
+        line = f"{_section_name(key, run.exp)}: {format_count(len(table), 'additional image')}"
         if labels := table.attrs.get("labelled", 0):
             line += f"; not used, because they have labels: {format_count(labels, 'image')}"
         if copies[key]:
@@ -158,7 +159,9 @@ def prepare_extra_data(
 
 
 def build_extra_data(job: FoldJob, run: Run, context: Context) -> ExtraTrainingData:
-    """Build the fold's additional training data from the cache, and write its `lineage.json`.
+    """Build the additional training data of a fold, and write the fold's `lineage.json`.
+
+    Images and pseudo-labels that the cache already contains are not prepared or predicted again.
 
     Args:
         job: the fold.
@@ -167,7 +170,7 @@ def build_extra_data(job: FoldJob, run: Run, context: Context) -> ExtraTrainingD
 
     Raises:
         MaskfoldError: a run in `pseudo.from` has no teacher for the fold; the teachers have changed since the fold
-            started; or they have no confident prediction for any image.
+            started; or the teachers predict no image with enough confidence.
     """
     exp, extra_data, fold = run.exp, ExtraTrainingData(), job.fold
     if not run.extra_tables and exp.initial_run is None:
@@ -212,7 +215,7 @@ def build_extra_data(job: FoldJob, run: Run, context: Context) -> ExtraTrainingD
         sources += [source for teacher in teachers for source in teacher.sources]
         extra_data.summary["pseudo"] = summary
         context.say(
-            f"{', '.join(teacher_names)} made pseudo-labels of {len(labelled_folders)} of "
+            f"{', '.join(teacher_names)} made confident pseudo-labels for {len(labelled_folders)} of "
             f"{format_count(len(rows), 'image')}; the loss ignores the uncertain voxels of these images "
             f"({100 * summary['ignored']:.1f} %)"
         )
@@ -224,7 +227,8 @@ def build_extra_data(job: FoldJob, run: Run, context: Context) -> ExtraTrainingD
 def exclude_leaks(run: Run, table: pd.DataFrame, fold: int, key: str) -> tuple[pd.DataFrame, dict[str, int]]:
     """Remove additional images that a fold must not train on, because they would reveal its validation cases.
 
-    These are copies of validation cases, and images that belong to the group of a validation case.
+    These are images that are the same as a validation case or look like one, and images that belong to the group of a
+    validation case.
 
     Args:
         run: the run.
@@ -254,17 +258,18 @@ def exclude_leaks(run: Run, table: pd.DataFrame, fold: int, key: str) -> tuple[p
     kept = table[[not reason for reason in reasons]]
     if kept.empty:
         raise MaskfoldError(
-            f"No image of {_data_name(key, run.exp)} is left for fold {fold}, because each image is a copy "
-            "of a case that this fold validates, or belongs to the group of such a case.",
+            f"{_section_name(key, run.exp)}: no image is left for fold {fold}, because each image is a copy of a case "
+            "that this fold validates, or belongs to the group of such a case.",
             f"Name other images in the section `{'pseudo' if extra is None else 'extra'}` of the YAML, or remove "
             "this section.",
         )
     return kept, {reason: count for reason, count in Counter(reasons).items() if reason}
 
 
-def _data_name(key: str, exp: Experiment) -> str:
+def _section_name(key: str, exp: Experiment) -> str:
+    """Return the section of the YAML to which a table of additional images belongs, for messages."""
     extra = extra_section(exp, key)
-    return "pseudo-labels" if extra is None else f"extra cases of {extra.competition.name}"
+    return "pseudo" if extra is None else f"extra ({extra.competition.name})"
 
 
 def _channels(prepared: dict[str, Path]) -> int:

@@ -26,6 +26,7 @@ from competition.io import sha256_of_file
 from competition.runs.cascade.first_stage import refuse_first_stage
 from competition.runs.fold import FoldJob
 from competition.runs.run import FOLDS_FILE, Run, load_run
+from competition.text import join_names
 from competition.training.distributed import make_fabric
 from competition.training.lineage import (
     HeldOutCases,
@@ -87,8 +88,8 @@ def find_teachers(run: Run, job: FoldJob) -> list[Teacher]:
     """Return the teachers of a fold, one for each run in `pseudo.from`.
 
     Only networks that were not trained on the fold's validation cases are teachers. If a run in `pseudo.from` has the
-    same folds, these are the networks of the same fold. If it was trained on data of another competition, these are all
-    its networks.
+    same folds as `run`, its teachers are its networks of the same fold. If it was trained on data of another
+    competition, all its networks are teachers.
 
     Args:
         run: the run whose fold is taught.
@@ -96,7 +97,7 @@ def find_teachers(run: Run, job: FoldJob) -> list[Teacher]:
 
     Raises:
         MaskfoldError: all networks of a run in `pseudo.from` were trained on validation cases of the fold (the message
-            lists some of them), or the run has other classes (status 2).
+            names some of these cases), or the run does not have the classes of the experiment (status 2).
     """
     pseudo, protected, teachers = run.exp.pseudo, HeldOutCases(run, job.fold), []
     context = Context(job.trust)
@@ -138,9 +139,11 @@ def _no_teacher_error(run: Run, fold: int, teacher_run: Run, all_leaks: Sequence
     finished_members = teacher_run.finished_members()
     unfinished_folds = [number for number in teacher_run.fold_numbers() if (number, 0) not in finished_members]
     hint = (
-        f"Its fold {fold} is unfinished and may be the missing teacher: finish that run, or use the same folds in both "
+        f"The network of fold {fold} of {teacher_run.full_name} may be the missing teacher, but that fold is not "
+        "finished. Finish it, or use the same folds in both runs "
         if fold in unfinished_folds
-        else "Use the same folds in both runs, so that each fold has a teacher that left out the same cases "
+        else "Use the same folds in both runs, so that each fold has a teacher that was not trained on its validation "
+        "cases "
     )
     return MaskfoldError(
         f"pseudo.from: no network of {teacher_run.full_name} may teach fold {fold} of {run.name}, "
@@ -155,16 +158,16 @@ def _same_folds_setting(run: Run, teacher_run: Run) -> str:
     file = teacher_run.folder / FOLDS_FILE
     if set(run.folds["id"]) == set(teacher_run.folds["id"]):
         return f"folds.scheme=file folds.file={file}"
-    return f"with folds.scheme=file and a folds.file that contains your cases' rows of {file}"
+    return f"with folds.scheme=file and a folds.file that contains those rows of {file} that belong to your cases"
 
 
 def _check_same_classes(exp: Experiment, teacher_run: Run) -> None:
-    """Check that a run in `pseudo.from` has the same classes, dimensions and order of axes.
+    """Check that a run in `pseudo.from` has the classes, dimensions and order of axes of the experiment to teach.
 
-    Its number of input channels is checked later, when its networks are built.
+    The number of input channels is checked later, when the networks of the run are built.
 
     Raises:
-        MaskfoldError: one of these differs (status 2).
+        MaskfoldError: the classes, the kind of labels, the dimensions or the order of axes differ (status 2).
     """
     comp, teacher_comp = exp.competition, teacher_run.exp.competition
     for key in ("dimensions", "classes", "labels"):
@@ -179,7 +182,8 @@ def _check_same_classes(exp: Experiment, teacher_run: Run) -> None:
     if permutation(axes, teacher_axes) is not None:
         raise MaskfoldError(
             f"pseudo.from: {teacher_run.folder} was trained on images with the axes {teacher_axes}, expected {axes}.",
-            "Name a run on images of the same format: NIfTI has the axes xy, pictures and TIFF yx.",
+            "Name a run that was trained on images of the same file format: NIfTI has the axes xy, pictures and TIFF "
+            "have yx.",
             status=2,
         )
 
@@ -201,7 +205,7 @@ class TeacherEnsemble:
 
     @property
     def is_loaded(self) -> bool:
-        """Whether networks are loaded, which happens when the first image is predicted that is not in the cache."""
+        """Whether the networks are loaded; this happens at the first image whose pseudo-label is not in the cache."""
         return bool(self._networks_by_teacher)
 
     def probabilities(self, row: Any) -> np.ndarray:
@@ -251,7 +255,7 @@ class TeacherEnsemble:
 def pseudo_label_cases(
     rows: pd.DataFrame, teachers: Sequence[Teacher], exp: Experiment, job: FoldJob, context: Context
 ) -> tuple[dict[str, Path], dict[str, Any]]:
-    """Predict the pseudo-labels of images, and store the images with them as preprocessed cases.
+    """Predict the pseudo-labels of images, and store each image with its pseudo-label as a preprocessed case.
 
     Args:
         rows: rows of the table of unlabelled images.
@@ -261,8 +265,9 @@ def pseudo_label_cases(
         context: context with the trusted packages and the log.
 
     Returns:
-        Folder of each image whose pseudo-label is confident enough, by id. And statistics: `left_out` (the number of
-        other images by reason), `ignored` (mean share of uncertain voxels) and `dice` (mean expected Dice).
+        The folder of each image whose pseudo-label is confident enough, by id. And statistics: `left_out` (the number
+        of all other images, by reason), `ignored` (share of uncertain voxels, averaged over the confident images) and
+        `dice` (expected Dice, averaged over the confident images).
     """
     from competition.io import remove_all_stale_temp
 
@@ -288,10 +293,12 @@ def pseudo_label_cases(
             context.say(f"{done} of {len(rows)} images labelled")
     if not confident:
         best = max(record["dice"] for record in records)
+        reasons = join_names(sorted({record["doubt"] for record in records}))
         raise MaskfoldError(
             f"The teachers of {job.folder.name} predict none of the {len(rows)} images with enough "
             f"confidence; the highest expected Dice is {best:.3f}.",
-            "Lower pseudo.confidence.dice, or train better teachers.",
+            f"The images were rejected because of {reasons}. Relax these keys of pseudo.confidence, or train better "
+            "teachers.",
         )
     kept = [record for record in records if not record["doubt"]]
     return confident, {

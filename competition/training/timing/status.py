@@ -40,7 +40,7 @@ class FoldStatus:
         lines = [
             f"about {format_count(budget.total, 'step')} in all, {trainer.steps_per_epoch} an epoch, "
             f"{format_seconds(budget.pace.step)} a step · {cases}ends about {clock_time(self.seconds_left())} · "
-            f"{peak_gib(trainer.fabric.device):.1f} GiB"
+            f"peak memory {peak_gib(trainer.fabric.device):.1f} GiB"
         ]
         if reserve > budget.seconds / 2:
             lines.append(
@@ -56,7 +56,7 @@ class FoldStatus:
         validations = "" if trainer.evaluator is None else ", validations not included"
         return (
             f"{format_seconds(pace.step)} a step · ends about {clock_time(self.seconds_left())}{validations}"
-            f" · {peak_gib(trainer.fabric.device):.1f} GiB"
+            f" · peak memory {peak_gib(trainer.fabric.device):.1f} GiB"
         )
 
     def of_training(self) -> tuple[str, float]:

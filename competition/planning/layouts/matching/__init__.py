@@ -1,1 +1,1 @@
-"""Match images and masks: channels, versions, several masks of an image, and the split into training and test."""
+"""Decide which masks belong to which images, which images are channels, and which cases are for training or test."""

@@ -49,9 +49,14 @@ def _folder_words(series: Series) -> set[str]:
 
 
 def _by_folder(image: Series, mask: Series, images: Sequence[Series]) -> bool:
-    """Return whether the mask's folders name the image's folders.
+    """Return whether the names of the mask's folders contain all words of the image's folders.
 
     Words that the folders of all `images` have in common are ignored.
+
+    Args:
+        image: one of the images with the mask's id.
+        mask: the mask.
+        images: all images with the mask's id.
     """
     common = set.intersection(*map(_folder_words, images))
     own = _folder_words(image) - common

@@ -55,7 +55,7 @@ def with_further_masks(host: HostFolder, layout: Layout, further: Mapping[str, s
 
 def _shown(further: Mapping[str, str]) -> str:
     count, file = format_count(len(further), "file"), min(further.values())
-    return f"images that already have a mask may have additional masks: {count}, such as {file}"
+    return f"{count}, such as {file}, may be additional masks of images that already have a mask"
 
 
 def _pattern(layout: Layout) -> str:
@@ -67,8 +67,8 @@ def _pattern(layout: Layout) -> str:
 def _together(layout: Layout, further: Mapping[str, str]) -> dict[str, list[str]] | None:
     """Return all mask files of each case; None if they cannot be read together.
 
-    This is so if the name of a further mask does not begin with the name of a mask in the layout, or if the layout has
-    stacks of masks or a mask per class.
+    They cannot be read together if the name of a further mask does not begin with the name of a mask in the layout, or
+    if the layout has stacks of masks or one mask file per class.
     """
     if not isinstance(layout.masks, str) or "{z}" in layout.masks or set(layout.mask_files) != {""}:
         return None

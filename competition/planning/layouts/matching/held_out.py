@@ -51,7 +51,8 @@ def find_test(host: HostFolder, layout: Layout, images: Sequence[Series], masks:
     Args:
         host: the scanned folder.
         layout: layout with training images.
-        images: all series of images; one of them is taken if the test images have other names or another format.
+        images: all series of images; if the names or the format of the test images differ from those of the training
+            images, the test images are one of these series.
         masks: all series of masks. Test images whose pattern would also match masks are not taken.
     """
     channels = layout.images if isinstance(layout.images, dict) else {"image": layout.images}
@@ -95,7 +96,7 @@ def find_test(host: HostFolder, layout: Layout, images: Sequence[Series], masks:
     if len(possible) > 1:
         listed = ", ".join(next(iter(patterns.values())) for patterns, _ in possible[:4])
         return layout.with_remarks(
-            f"several folders may contain the test images: {listed}. Set test.images to one of them"
+            f"several folders may contain the test images: {listed}. Set test.images to one of these patterns"
         )
     if not possible:
         return layout if mixed else _find_held_out(host, layout, channels, masks)
@@ -128,10 +129,17 @@ def _is_unlabelled(folder: str) -> bool:
 
 
 def _find_held_out(host: HostFolder, layout: Layout, channels: dict[str, str], masks: Sequence[Series]) -> Layout:
-    """Return a layout without a test folder, with the images without masks of another folder as test images.
+    """Return a layout with the images of a folder such as `external` or `val` as test images, if they have no masks.
 
-    Many hosts give only the images of a validation set or of an external set, and score their predictions. Several such
-    folders, and folders of unlabelled images, only get a remark.
+    Many hosts give only the images of a validation set or of an external set, and score their predictions. If there are
+    several such folders, the layout gets no test images, but a remark that lists the folders. Folders of unlabelled
+    images also get only a remark.
+
+    Args:
+        host: the scanned folder.
+        layout: layout without a test folder.
+        channels: pattern of the training images by channel.
+        masks: all series of masks.
     """
     labelled = [item.ids for item in masks if _is_held_out(item.pattern) or _is_unlabelled(item.pattern)]
     found = [
@@ -150,17 +158,17 @@ def _find_held_out(host: HostFolder, layout: Layout, channels: dict[str, str], m
     listed = ", ".join(f"`{next(iter(patterns.values()))}`" for patterns, _ in found[:4])
     if len(found) != 1:
         several = f"several folders have images without masks, which may be the test images: {listed}"
-        return layout.with_remarks(f"{several}. Set `test` to one of them") if found else layout
+        return layout.with_remarks(f"{several}. Set test.images to one of these patterns") if found else layout
     patterns, count = found[0]
     images = f"{format_count(count, 'case')} without masks"
     return _with_test(layout, patterns, f"{images}; {NO_TEST_FOLDER}").with_remarks(
         f"{NO_TEST_FOLDER}, so the {images} of {listed} are read as test images. If the host scores other images, "
-        "change `test`, or remove it"
+        "change test.images, or remove the key `test`"
     )
 
 
 def _share_cases(host: HostFolder, patterns: dict[str, str], ids: frozenset[str]) -> bool:
-    """Return whether at least half of the images that patterns match have one of the ids."""
+    """Return whether at least half of the images that match the patterns have an id that is in `ids`."""
     own = frozenset.intersection(*(_match_ids(host, pattern) for pattern in patterns.values()))
     return 2 * len(own & ids) >= len(own)
 
@@ -174,9 +182,15 @@ def _longer_names(files: Mapping[str, str]) -> list[str]:
 def _same_names(
     host: HostFolder, channels: dict[str, str], is_possible: Callable[[str], bool]
 ) -> list[tuple[dict[str, str], int]]:
-    """Return the patterns of possible folders whose files are named like the training files of all channels.
+    """Return patterns of images that are named like the training images, but lie in other folders.
 
-    Each entry contains the pattern of each channel, and the number of cases.
+    Args:
+        host: the scanned folder.
+        channels: pattern of the training images by channel.
+        is_possible: function that takes the path of a folder, and returns whether the folder may be used.
+
+    Returns:
+        For each folder that has images of all channels: the pattern of each channel, and the number of cases.
     """
     parts = {name: _fixed_folder(pattern) for name, pattern in channels.items()}
     own = {folder for folder, _ in parts.values()}

@@ -55,7 +55,7 @@ def apply_lists(layout: Layout) -> Layout:
     layout = replace(layout, unlabelled=unlabelled)
     if test and layout.test is None:
         listed = tuple(sorted(test))
-        reason = f"as {lists['test'][0]} lists"
+        reason = f"the cases that {lists['test'][0]} lists for the test"
         reasons = layout.reasons | {"test.images": "the same folder", "test.cases": reason}
         return replace(layout, test=layout.images, test_listed=listed, reasons=reasons)
     return layout
@@ -87,7 +87,7 @@ def _text_lists(host: HostFolder, known: Mapping[str, str]) -> Lists:
 
 
 def _ids_of_lines(path: Path, known: Mapping[str, str]) -> set[str]:
-    """Return the case ids in a text file with one id per line; empty if the file is no such list."""
+    """Return the case ids in a text file with one id per line; an empty set if the file is no such list."""
     if path.stat().st_size > MAX_BYTES:
         return set()
     try:

@@ -113,12 +113,14 @@ def _covers_most(host: HostFolder, mask: Series) -> bool:
 
 
 def _is_region_of(host: HostFolder, region: Series, mask: Series) -> bool:
-    """Return whether a mask, such as a field of view, covers most of the image and contains another, smaller mask.
+    """Return whether each mask of `region`, such as a field of view, covers most of its image and contains its `mask`.
+
+    A sample of the cases that have both masks is compared. The condition must hold in all of these cases.
 
     Args:
         host: the scanned folder.
-        region: the masks that may cover most of the image.
-        mask: the smaller masks; a sample of the cases is compared.
+        region: series of masks that may mark the region in which the host scores.
+        mask: series of the other masks of the same images.
     """
     shared = sorted(region.ids & mask.ids)
     if region is mask or not shared:

@@ -1,1 +1,1 @@
-"""Read cases that lie in nested folders: of sites, patients, sessions and scans."""
+"""Read cases whose files lie in nested folders, such as folders of sites, patients, sessions or scans."""

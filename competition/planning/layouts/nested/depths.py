@@ -44,9 +44,10 @@ def mark_nested(layouts: Sequence[Layout]) -> list[Layout]:
             folders = sorted(cases)
             link = _link_scans(first.folder, above) if above == above_masks else ""
             advice = (
-                f"{{id}} stands for the name of one folder, so each of {_listed(folders)} is a choice that leaves out "
-                f"the others. If each of these folders is a case ({format_count(sum(cases.values()), 'case')} in all), "
-                f"link them into one folder, and run init on that folder: {link}"
+                "{id} stands for the name of one folder. So a layout with one of the scan folders "
+                f"{_listed(folders)} leaves out the other scan folders. If each scan of a patient is a case "
+                f"({format_count(sum(cases.values()), 'case')} in all), link all scans into one folder, and run init "
+                f"on that folder: {link}"
             )
             is_only = len({folder for folder, _ in same}) == 1  # then the user may not be asked, and not see the advice
             for folder, layout in same:

@@ -1,7 +1,7 @@
-"""Read files of equal names in several folders as cases of their own, such as `siteA/001.png` and `siteB/001.png`.
+"""Read files of equal names in several folders as different cases, such as `siteA/001.png` and `siteB/001.png`.
 
-No pattern gives these files different ids. So a folder of links has the names of the folders in the names of the files,
-such as `images/siteA_001.png`, and this folder is searched for layouts like any other.
+No pattern gives these files different ids. So this module makes a folder of links to the files. The name of each link
+contains the names of the folders, such as `images/siteA_001.png`. This folder is then searched for layouts.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class LinkedFolder(HostFolder):
     Attributes:
         sources: path of the file to which each link points, below the host's root.
         host: the folder with these files.
-        places: names of the folders in the name of each link, from outer to inner; images only.
+        places: for the link of each image, the folder names that its own name contains, from outer to inner.
     """
 
     sources: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -92,8 +92,8 @@ def link_equal_names(host: HostFolder) -> LinkedFolder | None:
 def _divide(path: str) -> Divided:
     """Divide the folders of a path into names of roles and splits (`images`, `train`), and names of places (`siteA`).
 
-    A folder such as `siteA_masks` has both. Its place begins with `MAYBE`, because in `left_frames` beside
-    `ground_truth`, the other word is no place.
+    A name such as `siteA_masks` contains both. Its place begins with `MAYBE`, because the rest of such a name may be no
+    place, as `left` in `left_frames` beside `ground_truth`.
     """
     roles, places = [], []
     for name in path.split("/")[:-1]:
@@ -111,7 +111,7 @@ def _divide(path: str) -> Divided:
 
 
 def _certain_places(divided: Mapping[str, Divided]) -> dict[str, Divided]:
-    """Return the roles and places of each path, without words that all folders of a role share, such as `left`."""
+    """Return the roles and places of each path; drop a `MAYBE` place that all folders of a role share."""
     same: dict[tuple[str, ...], set[str]] = {}
     for roles, places in divided.values():
         same.setdefault(roles, set()).update(name for name in places if name.startswith(MAYBE))
@@ -147,7 +147,12 @@ def _link(folder: LinkedFolder, absolute: bool) -> None:
 
 
 def prefer_linked(layouts: Sequence[Layout], linked: Sequence[Layout]) -> list[Layout]:
-    """Return the linked layouts that have more cases than any other, as further candidates; see `link_equal_names`."""
+    """Return the layouts of `linked` with the most cases, if each has more cases than every layout of `layouts`.
+
+    Args:
+        layouts: the layouts of the folder itself.
+        linked: the layouts of the folder of links, see `link_equal_names`.
+    """
     most = max(layout.cases for layout in layouts)
     best = max((layout.cases for layout in linked), default=0)
     return [
