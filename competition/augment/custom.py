@@ -85,7 +85,7 @@ def build_explicit_transforms(
 def _nested(child: Any, key: str) -> TargetConfig:
     if not isinstance(child, dict) or "target" not in child or not set(child) <= {"target", "args"}:
         raise MaskfoldError(
-            f"{key}: found no `target`, or a key that is neither `target` nor `args`.",
+            f"{key}: found no `target`, or a key other than `target` and `args`.",
             "Write the transform as `{target: …, args: {…}}`.",
             status=2,
         )

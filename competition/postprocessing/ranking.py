@@ -43,8 +43,8 @@ def best_run(
     candidates = _without_imported(candidates, comp, say)
     if not candidates:
         raise MaskfoldError(
-            f"Below {RUNS_FOLDER}, no trained run of {comp.name} with its present metric has finished all its folds, so "
-            "there is no score to compare.",
+            f"Below {RUNS_FOLDER}, no trained run of {comp.name} with its present metric has finished all its folds, "
+            "so there is no score to compare.",
             "Finish a run with `maskfold cv`, or name a run instead of --best.",
         )
     direction = comp.metric.direction

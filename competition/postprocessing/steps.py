@@ -1,8 +1,8 @@
 """Define the post-processing steps, one class per step.
 
 The fields of a class are the step's keys in the YAML. Its method `apply` changes a mask, and its method `candidates`
-returns the search candidates: steps with the values that tuning tries. The order of the classes in this module is the order of the steps in
-tuned lists, and also the order in which tuning searches the steps.
+returns the search candidates: steps with the values that tuning tries. The order of the classes in this module is the
+order of the steps in tuned lists, and also the order in which tuning searches the steps.
 """
 
 from __future__ import annotations

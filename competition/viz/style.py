@@ -51,7 +51,7 @@ def new_figure(width: float, height: float) -> Figure:
 def panel_grid(count: int, height: float = 3.1, columns: int = 4) -> tuple[Figure, list[Axes]]:
     """Return a figure with a grid of equal panels, and the panels.
 
-    If it has several columns, the figure is as wide as the text of the HTML report.
+    If it has several columns, the figure is as wide as the HTML report.
 
     Args:
         count: number of panels.
