@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from competition import large_arrays
 from competition.config.competition import Competition
-from competition.config.metric import OBJECTS, Metric, PooledScore, WeightedSum
+from competition.config.metric import OBJECTS, Direction, Metric, PooledScore, WeightedSum
 from competition.data.objects import CaseObjects
 from competition.errors import MaskfoldError
 from competition.metrics.distances import BorderDistances
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Mask = NDArray[np.bool_]
 IGNORE_LABEL = 255  # label of pixels that all metrics ignore
 FLOAT_COLUMNS = ("score", "dice", "iou", "pooled")
+TRIAL_LENGTH = 24  # pixels along each axis of the masks with which `check_metric` tries a metric
 INT_COLUMNS = ("fold", "tp", "fp", "fn", "items")
 
 
@@ -116,6 +117,41 @@ def score_class(
         **counts._asdict(),
         **terms,
     }
+
+
+def check_metric(comp: Competition) -> str | None:
+    """Score a box against a shifted box, so that wrong settings of the metric end a command before it trains.
+
+    Args:
+        comp: competition with the metric.
+
+    Returns:
+        A warning if `metric.both_empty` is not the best score of a metric for which lower is better; None otherwise.
+
+    Raises:
+        MaskfoldError (exit status 2): the metric raises an exception.
+    """
+    shape = (TRIAL_LENGTH,) * comp.dimensions
+    mask, truth = np.zeros(shape, np.bool_), np.zeros((1 if comp.labels == "exclusive" else len(comp.classes), *shape))
+    mask[(slice(4, 12),) * comp.dimensions] = True
+    truth[0][(slice(6, 14),) * comp.dimensions] = 1
+    try:
+        score_class(mask, truth.astype(np.uint8), comp, 0)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise MaskfoldError(
+            f"The metric {comp.metric.name} cannot score a box of 8 pixels against a shifted box: {reason}.",
+            "Correct competition.metric.args, or the code that competition.metric.target names.",
+            status=2,
+        ) from error
+    empty = comp.metric.both_empty
+    if comp.metric.direction is Direction.HIGHER or not empty:
+        return None
+    return (
+        f"competition.metric.both_empty is {empty:g}, but lower values of {comp.metric.name} are better; so a case "
+        f"without the class in mask and truth scores {empty:g} instead of 0. If the host counts it as correct, set "
+        "competition.metric.both_empty=0"
+    )
 
 
 def split_classes(truth: NDArray[np.uint8], comp: Competition) -> Mask:

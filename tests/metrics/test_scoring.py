@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from competition.config.competition import Competition, MetricConfig
-from competition.metrics.scoring import score_case, split_classes
+from competition.config.metric import METRICS
+from competition.errors import MaskfoldError
+from competition.metrics.scoring import check_metric, score_case, split_classes
 
 
 def competition(classes=("a", "b"), labels="exclusive", **metric):
@@ -149,3 +151,24 @@ def test_memory_is_at_most_10_bytes_per_voxel(name):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10 * truth.size
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize("labels", ["exclusive", "overlapping"])
+def test_each_built_in_metric_can_be_tried(dimensions, labels):
+    for name in METRICS.names():
+        trial = competition(labels=labels, name=name).model_copy(update={"dimensions": dimensions})
+        assert check_metric(trial) is None
+
+
+@pytest.mark.parametrize("percentile", [200, "abc"])
+def test_wrong_settings_are_found_before_training(percentile):
+    with pytest.raises(MaskfoldError, match=r"metric hd95 cannot score.*: \w+Error: ") as caught:
+        check_metric(competition(name="hd95", args={"percentile": percentile}))
+    assert "competition.metric.args" in caught.value.hint and caught.value.status == 2
+
+
+def test_the_best_distance_is_no_1():
+    assert check_metric(competition(name="hd95")) is None
+    assert check_metric(competition(name="hd95", both_empty=None)) is None
+    assert "set competition.metric.both_empty=0" in check_metric(competition(name="hd95", both_empty=1.0))
