@@ -82,6 +82,9 @@ def cv(
     layout: Annotated[
         int | None, typer.Option(help="Only with a folder: number of the layout to use, as for maskfold init.")
     ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Only with a folder: name of the competition; default: the folder's name.")
+    ] = None,
     new: Annotated[
         bool, typer.Option("--new", help="Start a new run even if this experiment already has one.")
     ] = False,
@@ -95,13 +98,13 @@ def cv(
     if file.is_dir():
         from competition.cli.init import experiment_for
 
-        file = experiment_for(file, overrides or [], layout, minutes)
-    elif (minutes is not None or layout is not None) and not file.exists():
+        file = experiment_for(file, overrides or [], layout, minutes, name)
+    elif (minutes is not None or layout is not None or name is not None) and not file.exists():
         raise MaskfoldError(f"{file} does not exist.", "Give a folder with data, or an experiment's YAML.", status=2)
-    elif minutes is not None or layout is not None:
+    elif minutes is not None or layout is not None or name is not None:
         raise MaskfoldError(
-            f"{file} is a file, but --minutes and --layout are only for a folder of data.",
-            "Leave out --layout, or give the folder of the data instead of the file."
+            f"{file} is a file, but --minutes, --layout and --name are only for a folder of data.",
+            "Leave out --layout and --name, or give the folder of the data instead of the file."
             if minutes is None
             else f"Set training.budget_minutes={minutes:g} instead, or plan the experiment again: maskfold plan "
             f"{file}.",

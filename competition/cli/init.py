@@ -151,7 +151,9 @@ def plan_command(file: Path, overrides: list[str], minutes: float | None, write:
         say(f"{file} has not changed. To write this plan: maskfold plan {command}{minutes_option} --write")
 
 
-def experiment_for(folder: Path, overrides: list[str], layout: int | None, minutes: float | None) -> Path:
+def experiment_for(
+    folder: Path, overrides: list[str], layout: int | None, minutes: float | None, name: str | None = None
+) -> Path:
     """Return the experiment's YAML for `maskfold cv FOLDER`; write it first if it does not exist.
 
     Args:
@@ -159,6 +161,7 @@ def experiment_for(folder: Path, overrides: list[str], layout: int | None, minut
         overrides: the `key=value` words of the command line; only `run.threads` is used here.
         layout: number of the layout, if the folder can be read in several ways.
         minutes: time budget of a fold in minutes; None means the default, or the budget of an existing experiment.
+        name: name of the competition; None means the folder's name.
 
     Raises:
         MaskfoldError: the existing experiment has another data folder or another budget (exit status 2).
@@ -167,12 +170,12 @@ def experiment_for(folder: Path, overrides: list[str], layout: int | None, minut
     from competition.config.yaml import parse_yaml
     from competition.planning.init import Options, experiment_of
 
-    path = experiment_of(folder)
+    path = experiment_of(folder, name)
     quoted = shlex.quote(str(path))
     if not path.exists():
         words = dict(word.partition("=")[::2] for word in overrides)
         threads = parse_yaml(words["run.threads"]).tree if "run.threads" in words else None
-        options = Options(None, layout, minutes, measures=True, threads=threads if isinstance(threads, int) else None)
+        options = Options(name, layout, minutes, measures=True, threads=threads if isinstance(threads, int) else None)
         done = _initialise(folder, options)
         assert done.experiment is not None
         return done.experiment
@@ -181,7 +184,7 @@ def experiment_for(folder: Path, overrides: list[str], layout: int | None, minut
     if root != folder.resolve() and folder.resolve() not in root.parents:
         raise MaskfoldError(
             f"{path} describes the data in {root}, not in {folder}.",
-            f"Choose another name for this competition: maskfold init {shlex.quote(str(folder))} --name NAME.",
+            f"Choose another name for this competition: maskfold cv {shlex.quote(str(folder))} --name NAME.",
             status=2,
         )
     if minutes is not None and minutes != exp.training.budget_minutes:

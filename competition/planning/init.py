@@ -182,7 +182,7 @@ def _check_free(target: Path, force: bool) -> None:
     if existing and not force:
         raise MaskfoldError(
             f"{existing[0]} exists already, and is not replaced.",
-            "Choose another name with --name NAME, or replace the files with --force.",
+            "Choose another name with --name NAME, or replace the files with maskfold init --force.",
             status=2,
         )
 
