@@ -173,7 +173,7 @@ def test_a_folder_is_planned_and_trained_in_one_line(maskfold: Command, monkeypa
     assert status == 2 and "maskfold plan experiments/paired_names/experiment.yaml --minutes 3 --write" in errors
     status, _, errors = maskfold("cv", "experiments/paired_names/experiment.yaml", "--minutes", "3")
     assert status == 2 and "training.budget_minutes=3" in errors
-    status, said, errors = maskfold("cv", root, "--name", "other", *FAST, *TINY[2])
+    status, said, errors = maskfold("cv", root, "--name", "other", *FAST, *TINY[2], "training.budget_minutes=null")
     assert status == 0 and Path("experiments/other/experiment.yaml").exists(), errors
     status, _, errors = maskfold("cv", "experiments/other/experiment.yaml", "--name", "third")
     assert status == 2 and "Leave out --layout and --name" in errors
