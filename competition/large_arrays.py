@@ -58,7 +58,7 @@ def empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
 
         if size > psutil.virtual_memory().available:
             raise MemoryError(
-                f"{size / 2**30:.1f} GiB are more than the free memory, and cannot be stored in {_folder()} ({error})"
+                f"An array of {size / 2**30:.1f} GiB does not fit into the free memory or into {_folder()} ({error})"
             ) from error
         return np.empty(tuple(shape), dtype)
 

@@ -82,7 +82,7 @@ class ImageAugment:
             raise MaskfoldError(
                 f"augment.transforms: found an image of type {_type_name(data['image'])} in the result, "
                 f"expected {image.dtype}.",
-                "Remove transforms that normalise the image or convert its type from augment.transforms; "
+                "From augment.transforms, remove the transforms that normalise the image or convert its type; "
                 "prepare.intensity normalises images.",
                 status=2,
             )

@@ -82,7 +82,7 @@ class ExtraCasesConfig(ConfigModel):
     classes: dict[str, str | None] | None = None
 
     def class_mapping(self, own_classes: list[str]) -> dict[str, str]:
-        """Return the mapping from classes of the other competition to `own_classes`; unmapped classes are left out."""
+        """Map classes of the other competition to `own_classes`, without the classes that become background."""
         if self.classes is None:
             return {name: name for name in self.competition.classes if name in own_classes}
         return {name: own_name for name, own_name in self.classes.items() if own_name is not None}
@@ -431,8 +431,8 @@ class Experiment(ConfigModel):
             )
         if self.training.freeze_encoder and self.run.devices > 1:
             raise ValueError(
-                "`training.freeze_encoder` requires run.devices: 1, because several processes exchange the gradients "
-                f"of all weights; found run.devices: {self.run.devices}"
+                "`training.freeze_encoder` requires run.devices: 1, because with several devices, processes exchange "
+                f"the gradients of all weights, and frozen weights have none; found run.devices: {self.run.devices}"
             )
         exclusive_instances = self.competition.instances and self.competition.labels == "exclusive"
         object_key = self.prepare.object_key

@@ -155,7 +155,7 @@ def match_files(root: Path, pattern: str, key: str) -> dict[str, list[str]]:
 
 
 def matches_many_files(pattern: str) -> bool:
-    """Return whether a mask pattern can match several files of one case, because its file name contains `*`."""
+    """Return whether the last part of a mask pattern contains `*`, so that several files of one case can match."""
     return "*" in pattern.rpartition("/")[2]
 
 

@@ -338,7 +338,7 @@ def _check_finite(array: Array, path: Path) -> None:
 def _are_labels(array: Array, comp: Competition) -> bool:
     """Return whether all values of an array are label values of the competition.
 
-    If the competition scores objects, return False, because the values may be numbers of objects.
+    If the competition scores objects, return False, because the values may be object numbers.
     """
     known = {comp.background, *(value for values in comp.class_values for value in values)}
     if comp.instances:

@@ -153,8 +153,8 @@ def _latest_run(file: Path, overrides: Sequence[str], trust: tuple[str, ...], sa
     run_exp = with_current_settings(run.exp, exp)
     if hashed_settings(run_exp, 2) != hashed_settings(exp, 2):
         say(
-            f"note: the YAML has changed since the run {run.folder.name} was started, in "
-            f"{_differences(run_exp, exp)}; this command uses the run's own experiment.yaml"
+            f"note: these keys of the YAML have changed since the run {run.folder.name} was started: "
+            f"{_differences(run_exp, exp)}; this command uses the values in the run's own experiment.yaml"
         )
     return Run(run.folder, run_exp, run.cases, run.folds, run.name)
 

@@ -501,7 +501,7 @@ def check_not_edited(run: Run) -> None:
 
 
 def edited_error(folder: Path, file: str) -> MaskfoldError:
-    """Return the error for a file in a run's folder that was edited; `file` names it in the message."""
+    """Return the error for an edited file in `folder`; `file` is the subject of the message, usually its name."""
     return MaskfoldError(
         f"{file} in {folder} was changed after the run was started: its content no longer has the hash that the run "
         "recorded.",

@@ -250,7 +250,8 @@ def read_sync_state(run_folder: Path, store: str) -> SyncState:
         # upload everything again, because a repeated upload is better than none
         path.replace(path.with_name(f"{STATE_FILE}.unreadable"))
         logger.warning(
-            "%s is damaged (%.160s). It is renamed to %s.unreadable, and everything is uploaded to MLflow again.",
+            "%s is damaged (%.160s). It is renamed to %s.unreadable, and all data of this run are uploaded to MLflow "
+            "again.",
             path,
             error,
             STATE_FILE,

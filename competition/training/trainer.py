@@ -579,9 +579,9 @@ class Trainer:
         return self.earlier_seconds + time.monotonic() - self.start_time
 
     def reserved_seconds(self) -> float:
-        """Estimate the seconds from the last step to the end of the fold.
+        """Estimate the seconds that the fold still needs after its final training step.
 
-        They are needed for the work at the end of the last epoch and for the final prediction.
+        They are spent on the work at the end of the final epoch and on the final prediction.
         """
         pace = self.budget.pace
         # If scores select the weights, the last epoch is validated too. A soup adds two predictions, pictures add 15 %.

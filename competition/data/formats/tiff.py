@@ -196,9 +196,10 @@ def lacks_decoder(page: TiffPage | TiffFrame, error: ValueError) -> bool:
 
 
 def check_tiff_size(path: Path, series: TiffPageSeries) -> None:
-    """Check that an uncompressed file is large enough for its pages, and that no file is a decompression bomb.
+    """Check that a file, if it is uncompressed, is large enough for its pages, and that it is no decompression bomb.
 
-    Pixels of less than 8 bits share a byte. Tiles of a compressed page may be larger than the page.
+    The computed size takes into account that pixels of less than 8 bits share a byte, and that the tiles of a
+    compressed page may extend beyond the page.
 
     Raises:
         MaskfoldError: the file is too small, or unpacks to too many bytes.

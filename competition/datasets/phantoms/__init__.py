@@ -60,8 +60,8 @@ def make_phantom(
             "at least one training case, one test case" if default_test_cases else "at least one patient, no test cases"
         )
         raise MaskfoldError(
-            f"{layout} phantoms: found {case_count} training cases, {test_count} test cases and seed "
-            f"{seed}, expected {expected} and a seed of at least 0.",
+            f"{layout} phantoms: found {case_count} {'training cases' if default_test_cases else 'patients'}, "
+            f"{test_count} test cases and seed {seed}, expected {expected} and a seed of at least 0.",
             "Change the number of cases, or the seed.",
             status=2,
         )

@@ -1,6 +1,7 @@
-"""Provide the tools that draw phantoms: soft shapes at points in mm, smooth random fields, a canvas with labels.
+"""Provide the tools that draw phantoms: shapes with blurred surfaces, smooth random fields, a canvas with labels.
 
-Points are a tuple of arrays, one per axis, that broadcast to one grid. `rho` describes a shape: it is 0 at the centre
+Shapes and fields are computed at points, whose coordinates are in mm. Points are a tuple of arrays, one per axis, that
+broadcast to one grid. `rho` describes a shape: it is 0 at the centre
 and 1 on the surface. Only elementwise arithmetic of numpy is used, so that a seed gives the same pixels on every
 machine.
 """

@@ -179,9 +179,9 @@ def _one_file_per_class(layout: Layout) -> Layout:
 
 
 def _find_overlap(layout: Layout) -> str:
-    """Return a sentence about the first case in which two classes share pixels.
+    """Return a sentence that names a case in which two classes share pixels; an empty text if there is no such case.
 
-    Return an empty text if the classes share no pixels in the sampled cases.
+    At most `MAX_OVERLAPS` cases are read, at even distances in the list of ids.
     """
     ids = layout.ids
     chosen = (
@@ -214,7 +214,8 @@ def _label_files(layout: Layout, found: Sequence[LabelValues]) -> list[Layout]:
         raise MaskfoldError(
             f"The masks of the pattern `{layout.masks}` have the negative value {min(values)}, expected "
             "label values of at least 0.",
-            "Write label values of at least 0, or give the folder that contains the masks.",
+            "If these files are the masks, save them with label values of at least 0. If they are not the masks, give "
+            "the folder that contains the masks.",
             status=2,
         )
     has_255 = 255 in values and len(values) > 1 and not _evenly_spaced(values)

@@ -19,7 +19,7 @@ from competition.planning.words import tokens, words
 Meaning = Literal["objects", "unclear", "classes"]
 INSTANCE_WORDS = words("instance instances inst insts")  # folders whose masks number objects
 SEMANTIC_WORDS = words("semantic sem semseg class classes classlabels")
-MIN_NUMBERED = 8  # so many values are enough to tell numbers of objects from classes without asking
+MIN_NUMBERED = 8  # so many values are enough to tell object numbers from label values without asking
 MIN_ASKED = 3  # of fewer values, none suggests that they number objects
 MAX_CLASSES = 250  # more values cannot be classes
 MAX_MASKS = 3000  # maximum number of masks that are read; of more masks, those of evenly spaced cases are read
@@ -152,7 +152,7 @@ def _are_coded(values: set[int]) -> bool:
 
 
 def _differ(sets: Sequence[set[int]], counting: bool) -> bool:
-    """Return whether the values differ between cases as numbers of objects do, not as values of classes do.
+    """Return whether the values differ between cases as object numbers do, not as label values do.
 
     Args:
         sets: the values of each case.

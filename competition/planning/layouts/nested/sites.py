@@ -15,8 +15,9 @@ from competition.planning.words import CHANNEL_WORDS, split_of, tokens
 
 
 def find_sites(host: HostFolder) -> list[Series]:
-    """Return series such as `Frames/*/*/{id}.tif` if the names of the folders repeat, but those of the files do not.
+    """Return series such as `Frames/*/*/{id}.tif`, in which the outer folders are sites and the inner ones patients.
 
+    Names of the inner folders must repeat in several outer folders, but names of files must not repeat.
     The outer folders must not be named after roles (`images`, `masks`), different splits or different modalities. Each
     series must have files in several outer folders.
     """
