@@ -178,7 +178,7 @@ def test_a_class_that_only_one_run_imagines(finished, tiny, demo2d, tmp_path):
 
 def test_what_cannot_be_compared_is_refused(finished, tiny, monkeypatch, capfd):
     one = finished(tiny(2))
-    with pytest.raises(MaskfoldError, match="has demo3d"):
+    with pytest.raises(MaskfoldError, match=r"competition\.name is demo3d"):
         compare_two_runs(one, finished(tiny(3), "demo3d-tiny"))
     other = finished(tiny(2, "seed=2"))
     cases = other.cases.copy()

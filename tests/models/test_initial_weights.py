@@ -171,7 +171,7 @@ class Block(nn.Module):
 
 def test_a_file_that_fits_nothing_is_refused(tmp_path: Path) -> None:
     path = save({"a.weight": torch.ones(3), "b.weight": torch.ones(2)}, tmp_path / "a.pt")
-    with pytest.raises(MaskfoldError, match="fits DynUNet: found a.weight, b.weight") as caught:
+    with pytest.raises(MaskfoldError, match="fits DynUNet: found the tensors a.weight, b.weight") as caught:
         start_from(path, DYN, DYN_ARGS)
     assert caught.value.status == 2
 

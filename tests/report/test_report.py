@@ -153,9 +153,9 @@ def test_postprocessing_is_shown_and_marked_if_outdated(made, tiny):
     assert "ring: threshold 0.35, fill holes" in text and "grain: no step" in text and "outdated" not in text
     other = find_run(str(run.folder), ["postprocess.steps=[{fill_holes: true}]"])
     text = postprocessing_section(other)
-    assert "0.7222 nested" in text and "ring: threshold 0.35" in text and "outdated" in text
+    assert "nested score 0.7222" in text and "ring: threshold 0.35" in text and "outdated" in text
     (run.folder / "postprocess.json").write_text("{")
-    assert "postprocess.json cannot be read." in postprocessing_section(run)
+    assert "postprocess.json cannot be read or was edited" in postprocessing_section(run)
 
 
 def test_calibration_samples_many_cases(made, tiny, monkeypatch, tmp_path):

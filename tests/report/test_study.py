@@ -91,7 +91,7 @@ def test_page_of_a_relative_folder_shows_its_figures(study, output):
     assert page.tags.count("img") == 2 and "missing" not in page.text
     assert page.source.index('alt="history"') < page.source.index('alt="slice"')
     assert page.tables[0][0] == ["trial", "state", "score", "minutes", "lr"] and bold_rows(page) == ["1"]
-    assert "Study demo2d-unet2d-01234567" in page.text and "Trial 0, the unchanged YAML, has 0.5000" in page.text
+    assert "Study demo2d-unet2d-01234567" in page.text and "the unchanged YAML, has the score 0.5000" in page.text
 
 
 def test_best_trial_of_a_minimised_objective(study):

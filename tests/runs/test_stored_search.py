@@ -78,7 +78,7 @@ def test_a_run_is_not_ranked_by_the_score_without_tuned_steps(tuned: Run, change
 
 
 def test_the_report_does_not_show_an_edited_score_as_that_of_an_older_search(tuned: Run) -> None:
-    assert "0.7222 nested" in postprocessing_section(tuned)
+    assert "nested score 0.7222" in postprocessing_section(tuned)
     edit_score(tuned)
     text = postprocessing_section(tuned)
     assert "0.9877" not in text and "postprocess.json cannot be read" in text

@@ -95,7 +95,7 @@ def test_median_stops_within_a_fold(quick):
     run_study(search, 4, lambda line: None)
     assert states(search)[0] == "COMPLETE" and "PRUNED" in states(search)
     pruned = next(trial for trial in search.trials if trial.state.name == "PRUNED")
-    assert "fold 0, epoch 1" in pruned.user_attrs["reason"] and len(pruned.intermediate_values) == 1
+    assert "fold_0, epoch 1" in pruned.user_attrs["reason"] and len(pruned.intermediate_values) == 1
 
 
 @pytest.mark.parametrize(("sampler", "pruner"), [("gp", "none"), ("tpe", "hyperband")])

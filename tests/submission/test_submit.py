@@ -115,7 +115,7 @@ def test_a_run_is_found_by_yaml_folder_and_hash(finished, tiny, tmp_path):
         ("truncated image", ["Cannot read the test case", "cannot be read", "Copy the file again"]),
         ("class row missing", ["has no row for the id", "rows for other classes"]),
         ("folder is a file", ["No file can be written to the folder"]),
-        ("other competition", ["has demo3d"]),
+        ("other competition", ["competition.name is demo3d"]),
         ("twice", ["is named twice"]),
     ],
 )

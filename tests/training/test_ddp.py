@@ -161,7 +161,9 @@ def test_a_fold_goes_on_with_the_devices_it_began_with(tiny, tmp_path, monkeypat
     state = load_checkpoint(job.folder / "last.pt")
     assert state["devices"] == 1
     save_checkpoint(job.folder / "last.pt", {**state, "devices": 2})
-    with pytest.raises(MaskfoldError, match=r"last\.pt .*run\.devices=2, expected 1.*Set run\.devices=2"):
+    with pytest.raises(
+        MaskfoldError, match=r"last\.pt .*run\.devices=2, but run\.devices is now 1.*Set run\.devices=2"
+    ):
         run_fold(job, say=lambda line: None)
     del state["devices"]  # checkpoints from before there were several
     save_checkpoint(job.folder / "last.pt", state)

@@ -140,7 +140,7 @@ def test_groups_stay_in_one_half_and_one_group_is_refused(tiny):
     ]
     assert sorted(sizes) == [5, 6]
     assert any(split_halves(many, fold, 5) != found for fold in (1, 2))
-    with pytest.raises(MaskfoldError, match=r"training\.soup: fold 3 .* 4 cases"):
+    with pytest.raises(MaskfoldError, match=r"training\.soup: .* fold 3 \(4 cases\)"):
         split_halves(pd.DataFrame({"id": list("abcd"), "group": ["x"] * 4}), 3, 1)
 
 
@@ -324,7 +324,7 @@ def test_group_norm_needs_nothing(tiny, tmp_path, monkeypatch):
 def test_a_fold_that_cannot_be_halved_is_refused_before_anything_is_trained(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = open_run(tiny(2, "training.soup=2", "folds.k=10"), "demo2d-tiny")
-    with pytest.raises(MaskfoldError, match=r"training\.soup: fold 0 .* 1 case "):
+    with pytest.raises(MaskfoldError, match=r"training\.soup: .* fold 0 \(1 case\)"):
         prepare_run(run)
     assert not run.folder.exists()
 
