@@ -130,10 +130,12 @@ class TestFiles(ConfigModel):
     # Use only these ids, or the ids in a CSV's column `id`, for example if training images match the pattern too; None:
     # all cases.
     cases: str | Annotated[list[str], Field(min_length=1)] | None = None
+    # One region mask per test case: predictions in pixels where it is 0 are set to background.
+    region: str | None = None
 
     @model_serializer(mode="wrap")
     def _omit_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Omit `cases` if it is not set, so that hashes and files of runs without this key do not change."""
+        """Omit keys that are not set, so that hashes and files of runs without these keys do not change."""
         plain: dict[str, Any] = handler(self)
         return {key: value for key, value in plain.items() if value is not None}
 

@@ -14,6 +14,7 @@ from competition.config.axes import rle_counts_in_pictures
 from competition.config.competition import Competition
 from competition.data.content.open_once import file_below
 from competition.data.objects import CaseObjects, HiddenPixels, crop_hidden, find_covered, hidden_at
+from competition.data.patterns import match_cases
 from competition.data.readers import display_name, extension_of, get_column, get_json, read_case_labels, row_axes
 from competition.data.rle.tables import rle_format, rle_grid, row_texts, rows_are_parts
 from competition.errors import MaskfoldError
@@ -361,6 +362,32 @@ def _outside_region(comp: Competition, row: Any, masks: dict[str, Any], shape: t
     if masks.get("region") is None:
         return None
     region = _read_label_file(comp, masks["region"], shape, get_column(row, "id"), row_axes(comp, row))
+    outside: np.ndarray = region < (comp.train.threshold or 1)
+    return outside
+
+
+def outside_test_region(comp: Competition, row: Any) -> np.ndarray | None:
+    """Return a bool mask (*spatial) of the pixels that the region mask of a test case excludes.
+
+    Args:
+        comp: the competition.
+        row: a row of the case table, or an image in memory, which has no region mask.
+
+    Returns:
+        The mask; None if `test.region` is not set or the row is not a test case.
+
+    Raises:
+        MaskfoldError: the case has no region mask, or its file cannot be read.
+    """
+    if comp.test is None or comp.test.region is None or getattr(row, "split", "") != "test":
+        return None
+    case = match_cases(Path(comp.root), comp.test.region, "test.region").get(row.id)
+    if case is None:
+        raise MaskfoldError(
+            f"Test case {row.id} has no region mask: no file matches test.region `{comp.test.region}`.",
+            "Add the file, or set competition.test.region=null to predict the whole images.",
+        )
+    region = _read_label_file(comp, case.files, tuple(get_json(row, "shape")), row.id, row_axes(comp, row))
     outside: np.ndarray = region < (comp.train.threshold or 1)
     return outside
 

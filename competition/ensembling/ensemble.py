@@ -14,6 +14,7 @@ import numpy as np
 from competition.context import Context
 from competition.data.cache import PreprocessedCase, get_or_build
 from competition.data.image_types import Image
+from competition.data.masks import outside_test_region
 from competition.data.preprocessing import preprocess_case, write_image, write_with_channels
 from competition.errors import MaskfoldError
 from competition.inference.precision import device_context
@@ -116,6 +117,8 @@ class EnsemblePredictor:
     def predict(self, row: Any) -> Prediction:
         """Return the probabilities and the class presence of one case, averaged over all networks.
 
+        Outside the region mask of a test case (`test.region`), all pixels are background.
+
         Args:
             row: row of the case table, or `InMemoryCase`.
 
@@ -136,7 +139,13 @@ class EnsemblePredictor:
                 prediction = networks.predict(case)
                 mean.add(prediction.probabilities, weight)
                 mean.add_presence(prediction.presence, weight)
-        return Prediction(mean.result(), mean.presence)
+        probabilities = mean.result()
+        if (outside := outside_test_region(self.comp, row)) is not None:
+            is_exclusive = self.comp.labels == "exclusive"  # then the first channel is the background
+            probabilities[:, outside] = 0
+            if is_exclusive:
+                probabilities[0, outside] = 1
+        return Prediction(probabilities, mean.presence)
 
 
 def count_channels(row: Any, run: Run, scratch: Path) -> int:

@@ -249,6 +249,7 @@ def competition_lines(layout: Layout, name: str) -> list[Line]:
         lines += _pattern_lines(("test", "images"), layout.test, reasons.get("test.images", ""))
         if layout.test_listed is not None:
             lines.append(line("test.cases", _listed(layout, layout.test_listed, f"{name}-test")))
+        lines += optional("test.region")
     if "group" in keys:
         lines.append(line("group", keys["group"]))
     else:

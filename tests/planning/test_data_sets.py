@@ -205,7 +205,11 @@ def test_slices_with_one_flat_mask_are_channels_within_a_region(tmp_path: Path) 
     assert len(found) == 3 and first.cases == 3 and first.dimensions == 2
     assert (first.images, first.masks) == ("train/{id}/surface_volume/{c}.tif", "train/{id}/inklabels.png")
     assert first.keys["train.region"] == "train/{id}/mask.png" and first.test == "test/{id}/surface_volume/{c}.tif"
+    assert first.keys["test.region"] == "test/{id}/mask.png"  # no prediction where the network is not trained
     assert "train.region" not in found[1].keys and found[2].masks == "train/{id}/mask.png"
+    (tmp_path / "test" / "a" / "mask.png").unlink()
+    first = candidates(tmp_path)[0]
+    assert "test.region" not in first.keys and "set test.region" in " ".join(first.remarks)
 
 
 def test_masks_of_single_slices_are_not_those_of_all_slices(tmp_path: Path) -> None:

@@ -108,7 +108,31 @@ def find_test(host: HostFolder, layout: Layout, images: Sequence[Series], masks:
             "another test image with an addition. If these files are results or masks, move them out of the folder of "
             "the test images"
         )
-    return _with_test(layout, patterns, format_count(count, "case"))
+    return _with_region(_with_test(layout, patterns, format_count(count, "case")), next(iter(patterns.values())))
+
+
+def _with_region(layout: Layout, pattern: str) -> Layout:
+    """Return the layout with the region masks of its test images, if the training images have region masks.
+
+    Args:
+        layout: layout with test images.
+        pattern: pattern of the test images, or of their first channel.
+    """
+    region = layout.keys.get("train.region")
+    if region is None:
+        return layout
+    host, ids = layout.folder, set(_matches(layout.folder, pattern))
+    folder, rest = _fixed_folder(region)
+    others = sorted(other for other in {*host.folders, *host.children} if _is_test(other))
+    beside = _sibling(folder, rest, others)
+    if beside and ids <= set(_matches(host, beside)):
+        reason = "pixels outside these masks are not predicted, because the network is not trained there"
+        return layout.with_keys({"test.region": beside}, {"test.region": reason})
+    return layout.with_remarks(
+        f"the network is trained only within the masks {region}, but no such masks of the test images are found. Its "
+        "predictions outside that region mean nothing. If the host scores these pixels, remove train.region; if there "
+        "are region masks of the test images, set test.region"
+    )
 
 
 def _with_test(layout: Layout, patterns: dict[str, str], reason: str) -> Layout:
