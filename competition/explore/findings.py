@@ -83,8 +83,8 @@ def _rule_values(comp: Competition, ids: list[str], split: str, key: str, findin
             elif split == "train" and (split, batch[0]) not in findings.skipped:
                 failed.setdefault((error.message, error.hint), []).append((batch[0], error))
     for errors in failed.values():  # a fault of the table is the same for every case
-        case_id, error = errors[0]
-        findings.add_fault("group", split, case_id if len(errors) == 1 else "", error)
+        case_id, first = errors[0]
+        findings.add_fault("group", split, case_id if len(errors) == 1 else "", first)
     return values
 
 
