@@ -29,6 +29,9 @@ MIN_DETAIL_CORRELATION = {2: 0.8, 3: 0.95}
 MIN_COARSE_CORRELATION = 0.9  # minimum correlation of coarse thumbnails, as a fast first filter
 # Number of images up to which `explore` also searches for turned copies, which takes 8 or 48 times as long.
 MAX_TURNED = {2: 10_000, 3: 2_000}
+# If one set of look-alikes has at least this number of cases, and more than this share of all cases, these images may
+# only have the same frame (retinas, scans of one scanner): the thumbnails cannot tell copies from other cases.
+MIN_COMMON_CASES, MAX_SHARE = 8, 0.5
 MAX_PAIRS_PER_IMAGE = 5  # for videos with many similar frames; clusters remain connected
 SAMPLES = 256  # number of values of an image that are compared first
 BLOCK = 512  # number of images that are compared with all others at once
@@ -295,6 +298,32 @@ def cluster_pairs(pairs: Sequence[ImagePair]) -> list[list[int]]:
     for index in sorted(parent):
         members.setdefault(root(index), []).append(index)
     return list(members.values())
+
+
+def is_common_look(count: int, total: int) -> bool:
+    """Return whether so many of all cases look alike that the likeness is no sign of copies.
+
+    Args:
+        count: number of different images in a set of look-alikes.
+        total: number of different images that were compared.
+    """
+    return count >= MIN_COMMON_CASES and count > MAX_SHARE * total
+
+
+def describe_common_look(count: int, total: int, dims: int, kind: str = "cases") -> str:
+    """Return a text without a full stop which says that near-duplicates cannot be found among so many look-alikes.
+
+    Args:
+        count: number of cases in the set of look-alikes.
+        total: number of all cases.
+        dims: number of spatial axes.
+        kind: kind of all cases, such as `train cases`.
+    """
+    size, unit = "×".join([str(SIDES[dims])] * dims), "pixels" if dims == 2 else "voxels"
+    return (
+        f"{count:,} of {total:,} {kind} look alike at the size of the thumbnails ({size} {unit}), so near-duplicates "
+        "cannot be told apart here"
+    )
 
 
 def _shrink(array: np.ndarray, axis: int, side: int) -> np.ndarray:

@@ -486,7 +486,12 @@ def unmatched_images(comp: Competition, split: str) -> list[str]:
 
 def without_pattern(comp: Competition, paths: Iterable[str]) -> list[str]:
     """Return the paths below the root that match none of the competition's patterns."""
-    expressions = [re.compile(_path_expression(pattern)) for pattern in patterns_of(comp)]
+    return without_match(patterns_of(comp), paths)
+
+
+def without_match(patterns: Iterable[str], paths: Iterable[str]) -> list[str]:
+    """Return the paths below the root that match none of some patterns."""
+    expressions = [re.compile(_path_expression(pattern)) for pattern in patterns]
     return [path for path in paths if not any(expression.fullmatch(path) for expression in expressions)]
 
 

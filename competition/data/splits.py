@@ -64,6 +64,8 @@ def split(
             status=2,
         )
     groups = split_groups(cases, alike)
+    if folds.scheme not in ("file", "holdout") and len(cases) > 1 and len(set(groups)) == 1:
+        raise _one_group(cases, comp, folds)
     if folds.scheme == "file":
         numbers = folds_from_file(Path(str(folds.file)), cases["id"].tolist(), table.attrs.get("excluded", []))
     elif folds.scheme == "holdout":
@@ -76,6 +78,21 @@ def split(
     check_leaks(cases, result)
     result.attrs.update({"duplicates": find_duplicates(cases), "conflicting": duplicates_with_other_masks(cases)})
     return result
+
+
+def _one_group(cases: pandas.DataFrame, comp: Competition, folds: FoldsConfig) -> MaskfoldError:
+    """Return the error for cases that are all in one split group, with advice about the key that makes this group."""
+    if comp.group is not None and cases["group"].nunique() == 1:
+        hint = "Correct competition.group so that it makes at least 2 groups, or add cases of another group."
+    elif folds.duplicates == "near":
+        hint = "Set folds.duplicates=exact, so that only images with equal pixels stay together, or add other cases."
+    else:
+        hint = "Add cases with other images, because cases that share an image are in one group."
+    return MaskfoldError(
+        f"folds.k: found {folds.k}, but the {len(cases)} cases in 1 group stay together, so no folds.k works.",
+        hint,
+        status=2,
+    )
 
 
 def _kfold(groups: list[str], k: int, seed: int) -> list[int]:
@@ -186,7 +203,7 @@ def _check_enough(groups: list[str], k: int) -> list[str]:
     if len(names) < k:
         raise MaskfoldError(
             f"folds.k: found {k}, expected at most {len(names)} for {_describe(groups)}.",
-            f"Set folds.k={max(len(names), 2)}, or add cases.",
+            f"Set folds.k={len(names)}, or add cases." if len(names) > 1 else "Add cases.",
             status=2,
         )
     return names

@@ -17,9 +17,11 @@ from competition.data.duplicates import (
     MAX_TURNED,
     ImagePair,
     cluster_pairs,
+    describe_common_look,
     duplicates_with_other_masks,
     find_duplicates,
     find_near_duplicates,
+    is_common_look,
 )
 from competition.data.normalisation import channels_error, find_other_channels
 from competition.data.splits import group_values
@@ -52,7 +54,7 @@ def assign_groups(comp: Competition, cases: Sequence[CaseStats], findings: Findi
 def _rule_values(comp: Competition, ids: list[str], split: str, key: str, findings: Findings) -> dict[str, str]:
     """Return the group or stratum of each id by the rule in the YAML.
 
-    For each training id without a value, a fault is added.
+    For each training id without a value, a fault is added. A fault that several ids have in common is added once.
 
     Args:
         comp: the competition.
@@ -69,6 +71,7 @@ def _rule_values(comp: Competition, ids: list[str], split: str, key: str, findin
         findings.add_fault("group", "", "", error)
         return {}
     values: dict[str, str] = {}
+    failed: dict[tuple[str, str], list[tuple[str, MaskfoldError]]] = {}
     pending = [ids]
     while pending:  # bisection finds the ids that fail, without reading the table once for each id
         batch = pending.pop()
@@ -78,7 +81,10 @@ def _rule_values(comp: Competition, ids: list[str], split: str, key: str, findin
             if len(batch) > 1:
                 pending += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
             elif split == "train" and (split, batch[0]) not in findings.skipped:
-                findings.add_fault("group", split, batch[0], error)
+                failed.setdefault((error.message, error.hint), []).append((batch[0], error))
+    for errors in failed.values():  # a fault of the table is the same for every case
+        case_id, first = errors[0]
+        findings.add_fault("group", split, case_id if len(errors) == 1 else "", first)
     return values
 
 
@@ -137,7 +143,7 @@ def compare_cases(comp: Competition, cases: Sequence[CaseStats], findings: Findi
     """Compare all cases, and add findings such as copies and rare classes.
 
     Returns:
-        Near-duplicates as indices of `cases`, without identical files.
+        Near-duplicates as indices of `cases`, without identical files, and without cases that look like most others.
     """
     _find_copies(cases, findings)
     pairs = [
@@ -148,9 +154,13 @@ def compare_cases(comp: Competition, cases: Sequence[CaseStats], findings: Findi
         if cases[pair.first].image_hash != cases[pair.second].image_hash
     ]
     for indices in cluster_pairs(pairs):
-        members = set(indices)
+        members, alike = set(indices), [cases[index] for index in indices]
+        if _is_common_look(alike, cases):
+            _add_common_look(alike, cases, comp.dimensions, findings)
+            pairs = [pair for pair in pairs if pair.first not in members]
+            continue
         inside = [pair for pair in pairs if pair.first in members]
-        _add_near_duplicates([cases[index] for index in indices], inside, findings)
+        _add_near_duplicates(alike, inside, findings)
     _find_unusual_cases(comp, cases, findings)
     _find_unusual_objects(cases, findings)
     _find_rare_classes(comp, cases, findings)
@@ -223,6 +233,37 @@ def _find_copies(cases: Sequence[CaseStats], findings: Findings) -> None:
                 f"The test cases {names} have identical images.",
                 "You need not do anything; the host scores each of them.",
             )
+
+
+def _is_common_look(alike: Sequence[CaseStats], cases: Sequence[CaseStats]) -> bool:
+    """Return whether most of the cases, or most of the training cases, are in a set of cases that look alike.
+
+    If all cases of the set are in one group, such as the images of one video, they do show the same.
+    """
+    groups = {case.group for case in alike}
+    if len(groups) == 1 and groups != {None}:
+        return False
+
+    def count(some: Sequence[CaseStats], splits: set[str]) -> int:
+        return len({case.image_hash for case in some if case.split in splits and case.thumbnail is not None})
+
+    return any(is_common_look(count(alike, splits), count(cases, splits)) for splits in ({"train"}, {"train", "test"}))
+
+
+def _add_common_look(alike: Sequence[CaseStats], cases: Sequence[CaseStats], dims: int, findings: Findings) -> None:
+    """Add a remark which says that so many cases look alike that near-duplicates cannot be found among them."""
+    splits = {case.split for case in alike}
+    split = next(iter(splits)) if len(splits) == 1 else ""
+    total = sum(case.split in splits for case in cases)
+    text = describe_common_look(len(alike), total, dims, f"{split} cases" if split else "train and test cases")
+    findings.add_remark(
+        "near-duplicate",
+        split,
+        ", ".join(limit_ids([case.id for case in alike])),
+        f"{text}.",
+        "You need not do anything. If you know that several cases show the same object, put them into one group "
+        "(competition.group).",
+    )
 
 
 def _add_near_duplicates(cases: list[CaseStats], pairs: Sequence[ImagePair], findings: Findings) -> None:

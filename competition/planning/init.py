@@ -304,7 +304,11 @@ def remarks_of(done: Initialised) -> list[str]:
             f"check: metric.name is {done.exploration.comp.metric.name}, but no file names the host's "
             "metric, so look it up on the website of the competition"
         )
-    unused = without_pattern(done.exploration.comp, done.layout.folder.images)
+    unused = [
+        path
+        for path in without_pattern(done.exploration.comp, done.layout.folder.images)
+        if path not in done.layout.explained  # another line names these files
+    ]
     if unused:
         remarks.append(
             f"check: {format_count(len(unused), 'image file')} of {len(done.layout.folder.images)} "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +34,7 @@ class Layout:
         rank: 0 if a dataset.json or the table of a known competition determines the layout, otherwise 1.
         mask_files: files of the masks by class ("" if one file has all classes), then by case.
         notes: remarks on files that were found but not used.
+        explained: files that a remark or a note explains, although no pattern matches them.
         listed: ids of the training cases if the patterns also match other files; otherwise None.
         test_listed: ids of the test cases if the pattern of the test images also matches other files; otherwise None.
         unlabelled: ids of the images without a mask.
@@ -54,6 +55,7 @@ class Layout:
     rank: Rank = 1
     mask_files: dict[str, dict[str, list[str]]] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
+    explained: frozenset[str] = field(default=frozenset(), repr=False)
     listed: tuple[str, ...] | None = None
     test_listed: tuple[str, ...] | None = None
     unlabelled: tuple[str, ...] = ()
@@ -67,6 +69,10 @@ class Layout:
     def with_remarks(self, *remarks: str) -> Layout:
         """Return a copy of the layout with additional remarks."""
         return replace(self, remarks=self.remarks + tuple(remark for remark in remarks if remark not in self.remarks))
+
+    def with_explained(self, files: Iterable[str]) -> Layout:
+        """Return a copy of the layout in which a remark or a note also explains these files."""
+        return replace(self, explained=self.explained.union(files))
 
     def with_cases(self, ids: Sequence[str], reason: str) -> Layout:
         """Return the layout with only the training cases `ids`; competition.yaml then lists these ids."""

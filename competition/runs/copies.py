@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from competition.context import Context
-from competition.data.duplicates import find_equal_images, find_similar_images
+from competition.data.duplicates import describe_common_look, find_equal_images, find_similar_images, is_common_look
 from competition.data.splits import split
 from competition.runs.run import FOLDS_FILE, Run
 from competition.text import format_count, join_names
@@ -27,6 +27,7 @@ def keep_copies_together(run: Run, prepared: Mapping[str, Path], context: Contex
     """Put all copies of an image into the same fold, and list the copies in notes for the user.
 
     Copies are images with equal pixels. If `folds.duplicates` is `near`, near-duplicates also count as copies.
+    But if most of the cases look alike, their likeness says nothing, and one note says so instead.
 
     If the run already has folds, from an earlier command or from `folds.file`, these folds are not changed. The notes
     then list copies that are in different folds.
@@ -44,10 +45,11 @@ def keep_copies_together(run: Run, prepared: Mapping[str, Path], context: Contex
     """
     started, near = (run.folder / FOLDS_FILE).exists(), run.exp.folds.duplicates == "near"
     has_own_folds = started or run.exp.folds.scheme == "file"
-    equal = in_several_groups(find_equal_images(prepared), run.folds)
+    all_equal = find_equal_images(prepared)
+    equal = in_several_groups(all_equal, run.folds)
     is_cheap = len(prepared) <= CHEAP_CASES and _bytes(prepared) <= CHEAP_BYTES
     similar = find_similar_images(prepared) if not started and (near or is_cheap) else []
-    similar = in_several_groups(similar, run.folds)
+    similar, common = _without_common_look(in_several_groups(similar, run.folds), all_equal, len(prepared))
     joined = [*equal, *(similar if near else [])]
     fold_of = run.fold_of()
     if joined and not has_own_folds:
@@ -60,7 +62,30 @@ def keep_copies_together(run: Run, prepared: Mapping[str, Path], context: Contex
     others = similar if near else in_several_groups(similar, run.folds)
     rest = [ids for ids in others if not any(set(ids) <= set(same) for same in equal)]
     _say(context, _notes(rest, SIMILAR, fold_of, _advice(run, started, SIMILAR)))
+    for ids in common:
+        text = describe_common_look(len(ids), len(prepared), run.exp.competition.dimensions)
+        context.say(f"note: {text}{', and folds.duplicates=near does not join these cases' if near else ''}")
     return run
+
+
+def _without_common_look(
+    similar: Sequence[list[str]], equal: Sequence[list[str]], total: int
+) -> tuple[list[list[str]], list[list[str]]]:
+    """Divide sets of similar cases into those that may be copies, and the set that most of the cases belong to, if any.
+
+    Args:
+        similar: sets of case ids.
+        equal: sets of case ids with equal pixels. Each of these sets counts as one case, because equal images are known
+            to be copies.
+        total: number of all cases.
+    """
+    copy = {case for ids in equal for case in ids[1:]}
+    kept: list[list[str]] = []
+    common: list[list[str]] = []
+    for ids in similar:
+        is_common = is_common_look(sum(case not in copy for case in ids), total - len(copy))
+        (common if is_common else kept).append(ids)
+    return kept, common
 
 
 def in_several_groups(sets: Sequence[list[str]], folds: pd.DataFrame) -> list[list[str]]:

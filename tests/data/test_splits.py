@@ -178,6 +178,25 @@ def test_duplicates_join_groups() -> None:
     assert found.groupby("group")["fold"].nunique().max() == 1
 
 
+@pytest.mark.parametrize("scheme", ["kfold", "stratified", "group", "stratified_group"])
+@pytest.mark.parametrize(
+    ("group", "duplicates", "hint"),
+    [
+        (["p"] * 6, "exact", "Correct competition.group so that it makes at least 2 groups"),
+        (["p"] * 6, "near", "Correct competition.group so that it makes at least 2 groups"),
+        (list("pqrstu"), "near", "Set folds.duplicates=exact, so that only images with equal pixels stay together"),
+        (list("pqrstu"), "exact", "Add cases with other images"),
+    ],
+)
+def test_one_group_cannot_be_divided(scheme: str, group: list[str], duplicates: str, hint: str) -> None:
+    table = cases(6, group=group)
+    folds = FoldsConfig.model_validate({"scheme": scheme, "k": 5, "duplicates": duplicates})
+    with pytest.raises(MaskfoldError) as caught:
+        split(table, comp_with(group=".", stratum="."), folds, 0, [table["id"].tolist()])
+    assert caught.value.message == "folds.k: found 5, but the 6 cases in 1 group stay together, so no folds.k works."
+    assert caught.value.hint.startswith(hint) and "folds.k=" not in caught.value.hint and caught.value.status == 2
+
+
 def test_leaks_are_named() -> None:
     table = cases(4, group=["p", "p", "q", "q"])
     folds = pandas.DataFrame({"id": table["id"], "fold": [0, 0, 0, 1]})

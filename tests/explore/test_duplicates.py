@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from competition.data import duplicates
-from competition.data.duplicates import ImagePair, cluster_pairs, find_near_duplicates, make_thumbnail
-from competition.explore import explore
+from competition.data.duplicates import ImagePair, cluster_pairs, find_near_duplicates, is_common_look, make_thumbnail
+from competition.explore import Exploration, explore
 from tests.conftest import ROOT, SHARED
-from tests.explore.planted import picture
+from tests.explore.planted import picture, write
+from tests.host import competition, write_png
 
 
 def test_thumbnail_pixels_are_means_of_boxes() -> None:
@@ -112,6 +114,58 @@ def test_pairs_are_joined_to_clusters() -> None:
         [1, 2, 7, 8],
         [4, 9],
     ]
+
+
+@pytest.mark.parametrize(
+    ("count", "total", "expected"),
+    [(7, 7, False), (8, 8, True), (8, 15, True), (8, 16, False), (9, 16, True), (23, 25, True), (40, 1000, False)],
+)
+def test_a_set_of_most_cases_is_no_set_of_copies(count: int, total: int, expected: bool) -> None:
+    assert is_common_look(count, total) == expected
+
+
+def explore_look_alikes(root: Path, count: int, others: int, test: int, group: str | None = None) -> Exploration:
+    """Explore training cases `a_0`, … and test cases with one frame, and training cases that look different."""
+    draw = np.random.default_rng(0)
+    base, mask = picture(1)
+
+    def alike() -> np.ndarray:
+        return np.clip(base + draw.normal(0, 3, base.shape), 0, 255).astype(np.uint8)
+
+    for number in range(count):
+        write(root, f"a_{number}", alike(), mask)
+    for number in range(others):
+        write(root, f"b_{number + 100}", *picture(number + 50))
+    for number in range(test):
+        write_png(root / "test" / f"t_{number}.png", alike())
+    return explore(competition(root, group=group, **({"test": {"images": "test/{id}.png"}} if test else {})))
+
+
+@pytest.mark.parametrize(
+    ("others", "test", "split", "text"),
+    [
+        (2, 0, "train", "9 of 11 train cases look alike"),
+        (2, 3, "", "12 of 14 train and test cases look alike"),
+        (8, 0, "train", "9 of 17 train cases look alike"),
+    ],
+)
+def test_most_cases_look_alike(tmp_path: Path, others: int, test: int, split: str, text: str) -> None:
+    found = explore_look_alikes(tmp_path, 9, others, test)
+    (near,) = [one for one in found.remarks if one.kind == "near-duplicate"]
+    assert (near.split, near.message) == (
+        split,
+        f"{text} at the size of the thumbnails (64×64 pixels), so near-duplicates cannot be told apart here.",
+    )
+    assert found.pairs == [] and "optimistic" not in near.hint and near.hint.startswith("You need not do anything.")
+
+
+def test_a_burst_and_the_images_of_one_group_remain_copies(tmp_path: Path) -> None:
+    burst = explore_look_alikes(tmp_path / "burst", 9, 9, 0)
+    (near,) = [one for one in burst.remarks if one.kind == "near-duplicate"]
+    assert "a_0 (images/a_0.png), " in near.message and "look the same" in near.message and burst.pairs
+    video = explore_look_alikes(tmp_path / "video", 9, 2, 0, group="^([ab])")
+    (near,) = [one for one in video.remarks if one.kind == "near-duplicate"]
+    assert near.hint == "You need not do anything; they are in one group, which stays in one fold."
 
 
 @pytest.mark.slow

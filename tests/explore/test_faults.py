@@ -468,6 +468,11 @@ def test_groups_of_a_table(tmp_path: Path) -> None:
     assert {case.id: case.group for case in found.cases_of("test")} == {"t_0": None, "t_1": "s", "t_2": None}
     assert "group s is in train (s_0, s_1) and in test (t_1)" in remarks(found, "group")[0]
     assert [case.group for case in found.cases_of("train") if case.id in ("p_0", "p_1")] == ["p", None]
+    write_text(root / "groups.csv", "\n".join(["id,patient", *(f"{name},{name[0]}" for name in SOUND), "p_1,q"]) + "\n")
+    (twice,) = explore(competition(root, group="groups.csv:patient")).faults  # one fault, not one for each case
+    assert twice.case == "" and twice.message.endswith(
+        "two values of group for the id p_1: p in line 3, and q in line 14."
+    )
     found = explore(competition(root, group="nowhere.csv:patient", test=TEST))
     assert len(found.faults) == 1 and "nowhere.csv does not exist" in found.faults[0].message
 

@@ -18,6 +18,7 @@ from competition.errors import MaskfoldError
 from competition.planning.choice import describe_candidates, order_candidates
 from competition.planning.find import find_layouts
 from competition.planning.folder import scan_folder
+from competition.planning.init import remarks_of
 from competition.planning.layout import Layout
 from tests.host import write_nifti, write_png, write_text
 from tests.planning import field_phantoms as made
@@ -167,6 +168,21 @@ def test_overlays_that_the_pattern_of_the_images_matches_are_no_cases(start: Sta
 def test_overlays_are_told(maker: Maker, tmp_path: Path) -> None:
     maker(tmp_path)
     assert sum("6 pictures, such as" in remark and "the paint" in remark for remark in only(tmp_path).remarks) == 1
+
+
+@pytest.mark.parametrize("maker", [made.overlay_folder, made.unnamed_overlay], ids=lambda maker: maker.__name__)
+@pytest.mark.parametrize("further", [False, True])
+def test_overlays_are_not_counted_again_as_unused_images(maker: Maker, further: bool, start: Start) -> None:
+    def with_another(root: Path) -> None:
+        maker(root)
+        if further:
+            write_png(root / "plan.png", made.colour(1)[0])
+
+    remarks = remarks_of(start(with_another, folder="data", measures=False))
+    assert sum("6 pictures, such as" in remark for remark in remarks) == 1
+    count = len([remark for remark in remarks if "change train.images" in remark])
+    assert count == further
+    assert any("1 image file of 19 is not used, such as plan.png." in remark for remark in remarks) == further
 
 
 def test_channels_that_differ_everywhere_are_no_overlays(tmp_path: Path) -> None:

@@ -202,6 +202,7 @@ def test_a_labelled_test_set_gives_its_images_only(start: Start) -> None:
     assert comp.train.images == "train/images/{id}.png" and comp.test is not None
     assert comp.test.images == "test/images/{id}.png"
     assert any("6 labelled cases" in note for note in done.layout.notes)
+    assert not any("change train.images" in remark for remark in remarks_of(done)), "the note explains these files"
 
 
 def test_images_that_no_pattern_matches_are_counted(start: Start) -> None:
@@ -419,6 +420,7 @@ def test_unlabelled_images_are_no_test_images(folder: str, start: Start) -> None
     comp = load_competition(done.competition)
     assert comp.test is None and done.layout.cases == 8
     assert any(f"pseudo.images: '{folder}/images/{{id}}.png'" in remark for remark in remarks_of(done))
+    assert not any("change train.images" in remark for remark in remarks_of(done))
 
 
 def test_an_external_set_with_masks_is_no_test_set(start: Start) -> None:

@@ -160,6 +160,32 @@ def test_near_duplicates_are_in_one_fold_on_request(data, tiny, change):
     assert again.folds.equals(near.folds) and notes == []
 
 
+@pytest.mark.parametrize("pair_of_equals", [False, True])
+def test_look_alikes_that_are_most_of_the_cases_are_no_copies(data, tiny, pair_of_equals):
+    """As retinas, which all have the same frame: neither the folds nor the notes treat them as copies."""
+    files = sorted((data / "images").iterdir())
+    draw, base = np.random.default_rng(0), read(files[1]).astype(float)
+    for file in files:
+        changed = np.clip(base + draw.normal(0, 2, base.shape), 0, 255).astype(np.uint8)
+        cv2.imwrite(str(file), changed)
+        mask = data / "masks" / file.name
+        cv2.imwrite(str(mask), cv2.resize(read(mask), base.shape[1::-1], interpolation=cv2.INTER_NEAREST))
+    if pair_of_equals:
+        add_copy(data)
+    count, words = len(files) + pair_of_equals, (f"competition.root={data}",)
+    text = f"note: {count} of {count} cases look alike at the size of the thumbnails (64×64 pixels), so near-duplicates"
+    before = open_run(tiny(2, *words), "demo2d-tiny").folds
+    exact, (*equal, note) = folds_of(tiny(2, *words))
+    assert note == f"{text} cannot be told apart here"
+    near, (*near_equal, note) = folds_of(tiny(2, *words, "folds.duplicates=near"))
+    assert note == f"{text} cannot be told apart here, and folds.duplicates=near does not join these cases"
+    assert near.folds.equals(exact.folds) and len(equal) == len(near_equal) == pair_of_equals
+    if pair_of_equals:
+        assert exact.fold_of()[ORIGINAL] == exact.fold_of()[COPY] and "have the same pixels" in equal[0]
+    else:
+        assert exact.folds.equals(before)
+
+
 def test_padding_does_not_hide_a_turned_copy(data, tiny):
     original = read(data / f"images/{ORIGINAL}.png")
     cut = original[: original.shape[0] * 2 // 3]

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from competition.data.patterns import list_patterns, without_match
 from competition.planning.folder import HostFolder
 from competition.planning.layout import Layout, Patterns, first_path, join_patterns
 from competition.planning.layouts.content import Role, dimensions_of, header_of
@@ -55,7 +56,10 @@ def find_pairs(host: HostFolder, series: Sequence[Series], roles: dict[str, Role
         for truth, channels in _combinations(host, *group)
         for layout in _layouts(host, channels, truth)
     ]
-    layouts = [layout.with_remarks(*overlay_remarks(overlays)) for layout in _merge_splits(layouts)]
+    left_out = {path for item in overlays for paths in item.files.values() for path in paths}
+    layouts = [
+        layout.with_remarks(*overlay_remarks(overlays)).with_explained(left_out) for layout in _merge_splits(layouts)
+    ]
     layouts = [keep_training_ids(_correct_notes(find_test(host, layout, images, masks))) for layout in layouts]
     return [list_training_ids(mark_unlabelled(apply_lists(layout))) for layout in layouts]
 
@@ -406,7 +410,14 @@ def _merge_splits(layouts: list[Layout]) -> list[Layout]:
                 what = f"{format_count(other.cases, 'labelled case')} in {_first_pattern(other.images)}"
                 use = USED_FOR_TEST if split(other) == "test" else "not used"
                 kept[-1] = replace(kept[-1], notes=tuple(dict.fromkeys((*kept[-1].notes, f"{what}: {use}"))))
+                kept[-1] = kept[-1].with_explained(_files_of(other))
     return kept
+
+
+def _files_of(layout: Layout) -> set[str]:
+    """Return the files that match the patterns of the layout's images and masks."""
+    files = layout.folder.images
+    return {*files}.difference(without_match([*list_patterns(layout.images), *list_patterns(layout.masks)], files))
 
 
 def _correct_notes(layout: Layout) -> Layout:

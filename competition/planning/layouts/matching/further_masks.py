@@ -50,7 +50,7 @@ def with_further_masks(host: HostFolder, layout: Layout, further: Mapping[str, s
     if together is None or any(_overlap(host, paths) for paths in together.values() if len(paths) > 1):
         yield layout.with_remarks(
             f"{_shown(further)}. These files are not used; if they are masks, write a single mask for each image"
-        )
+        ).with_explained(further.values())
 
 
 def _shown(further: Mapping[str, str]) -> str:

@@ -178,7 +178,7 @@ def _find_held_out(host: HostFolder, layout: Layout, channels: dict[str, str], m
                 f"not used, because {'it' if count == 1 else 'they'} {has_or_have(count)} no masks: "
                 f"{format_count(count, 'image')} of `{pattern}`. To train on pseudo-labels of such images, set "
                 f"pseudo.images: '{pattern}'"
-            )
+            ).with_explained(path for each in patterns.values() for path in _matches(host, each).values())
     listed = ", ".join(f"`{next(iter(patterns.values()))}`" for patterns, _ in found[:4])
     if len(found) != 1:
         several = f"several folders have images without masks, which may be the test images: {listed}"
