@@ -141,6 +141,8 @@ class TruthStats:
         empty_objects: number of objects without a voxel.
         frequency: (K, *cells) share of each cell of a coarse grid that each class fills; see
             `competition.explore.symmetry`.
+        widths: (K,) 2D: mean width of each class in pixels, see `competition.explore.cases.mean_width`; 0 for a class
+            without pixels. None for volumes.
     """
 
     voxels: NDArray[np.int64]
@@ -152,6 +154,7 @@ class TruthStats:
     copies: int = 0
     empty_objects: int = 0
     frequency: NDArray[np.float32] | None = None
+    widths: NDArray[np.float64] | None = None
 
     @property
     def object_sizes(self) -> NDArray[np.int64]:

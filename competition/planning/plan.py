@@ -37,6 +37,7 @@ DEFAULT_MINUTES = 15.0
 # Maximum seconds of all measurements: converted to a machine that does nothing else, and by the clock.
 PLANNING_SECONDS, PATIENCE = 50.0, 240.0
 FP32_GAIN = 1.05  # on a CPU with bf16, the plan sets fp32 if it gets at least this many times as many steps
+KEEPING = " whose grid is fine enough for the thin structures"
 PLAN_FILE = "plan.json"
 Measure = Callable[[dict[str, Any], Sequence[dict[str, Any]], Path, int, float], Measurement | str]
 Pins = Mapping[tuple[str, ...], Any]  # values that the user has set, by path of keys
@@ -329,13 +330,18 @@ class _Planner:
         """Return why the grid is coarser than the data's own grid; an empty text for the data's own grid."""
         if pick.grid.factor == 1:
             return ""
-        own = next(item for item in self.candidates if item.network == pick.network)
-        timing = self.known.get(own) or extrapolate(own, self.known)
-        steps = schedule_of(own, timing, self.budget).steps
+        start = f"the grid is {pick.grid.times} times as coarse as the data, because"
+        own = [self._row(item, False) for item in self._possible() if item.grid.factor == 1]
+        if not own:
+            return f"{start} no settings could be timed on the data's own grid"
+        if any(row.enough for row in own):
+            return f"{start} on the data's own grid, only smaller patches or batches would get enough steps"
+        best, here = max(own, key=lambda row: row.steps), self._row(pick, True)
+        more = "" if here.enough else f"; on the coarser grid, about {format_count(here.steps, 'step')} fit"
         return (
-            f"the grid is {pick.grid.factor:g} times as coarse as the data, because on the data's own grid, "
-            f"this network would take only about {format_count(steps, 'step')} in "
-            f"{format_amount(self.minutes, 'minute')}"
+            f"{start} even the fastest settings on the data's own grid ({best.candidate.settings}) would take only "
+            f"about {format_count(best.steps, 'step')} in {format_amount(self.minutes, 'minute')}"
+            f"{'' if best.timing.measured else ', by estimate'}, but {best.candidate.needed:,} are needed{more}"
         )
 
     def _warnings(self, pick: Candidate, steps: int) -> list[str]:
@@ -344,10 +350,11 @@ class _Planner:
             return []
         needed = self.minutes * enough / max(1, steps)
         is_hopeless = steps < HOPELESS_STEPS
+        keep = "" if all(item.grid.keeps_width for item in self.candidates) or not pick.grid.keeps_width else KEEPING
         consequence = f"the network will {'learn almost nothing' if is_hopeless else 'score lower than the data allow'}"
         return [
             (
-                f"even with the fastest settings, a fold takes only about {format_count(steps, 'step')} in "
+                f"even with the fastest settings{keep}, a fold takes only about {format_count(steps, 'step')} in "
                 f"{format_amount(self.minutes, 'minute')}, "
                 f"but needs {enough:,} steps, so {consequence}. To get enough steps, set --minutes "
                 f"{max(1, round(needed + 1)):,}, or use more cores or a GPU"

@@ -60,6 +60,7 @@ class Facts:
         shape: median shape of preprocessed cases on the data's own grid.
         spacing: voxel size along each axis of the data's own grid in mm; None in 2D.
         object_side: side of a typical object of the smallest class, in pixels or voxels of the data's own grid.
+        width: 2D: mean width of the class with the thinnest structures, in pixels; infinite for volumes.
         sides: for each axis, how strongly the classes prefer one side, see `find_sides`; empty with too few cases.
         folds: number of folds.
     """
@@ -70,6 +71,7 @@ class Facts:
     shape: tuple[int, ...]
     spacing: tuple[float, ...] | None
     object_side: float
+    width: float
     sides: list[Sidedness]
     folds: int
 
@@ -113,6 +115,7 @@ def read_facts(exploration: Exploration, k: int | None = None) -> Facts | None:
         tuple(max(1, side) for side in found.shape),
         tuple(found.spacing) if comp.dimensions == 3 else None,
         _object_side(comp, train, found.spacing),
+        _width(comp, train),
         find_sides(train),
         folds["k"],
     )
@@ -139,9 +142,20 @@ def _object_side(comp: Competition, train: Sequence[CaseStats], spacing: Sequenc
     return min(sides, default=0.0)
 
 
+def _width(comp: Competition, train: Sequence[CaseStats]) -> float:
+    """Return the mean width of the class with the thinnest structures, in pixels; infinite for volumes.
+
+    The width of a class is the median over the cases that contain it.
+    """
+    widths = [case.truth.widths for case in train if case.truth is not None and case.truth.widths is not None]
+    found = [sorted(item[index] for item in widths if item[index] > 0) for index in range(len(comp.classes))]
+    return min((float(values[len(values) // 2]) for values in found if values), default=math.inf)
+
+
 def grids_of(facts: Facts) -> list[Any]:
     """Return the resolutions (grids) of preprocessed cases from which the plan chooses; see `rules.grids`."""
-    return grids(facts.shape, facts.spacing, facts.object_side, may_resample=not facts.comp.instances)
+    may_resample = not facts.comp.instances
+    return grids(facts.shape, facts.spacing, facts.object_side, facts.width, may_resample=may_resample)
 
 
 def experiment_lines(

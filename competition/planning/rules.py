@@ -32,6 +32,9 @@ HOPELESS_STEPS = 60  # with fewer steps, a network learns almost nothing
 FACTORS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 MIN_OBJECT_SIDE = {2: 24.0, 3: 6.0}
 
+# 2D: structures that are thinner than this on a coarser grid, in pixels, lose a large part of their score on it.
+MIN_WIDTH = 3.0
+
 # A candidate is measured if it gets at least this share of the steps that it needs, by its extrapolated timing.
 HOPE = 0.8
 
@@ -52,16 +55,24 @@ class Grid:
     """Describe a resolution of the preprocessed cases.
 
     Attributes:
-        factor: spacing of the fine axes, as a multiple of the data's own spacing.
+        factor: spacing of the fine axes, as a multiple of the data's own spacing. In 2D, `long_side` is rounded, so the
+            factor is not one of `FACTORS`.
         spacing: voxel size along each axis of volumes in mm; None keeps the spacing of the files.
         long_side: 2D: length of the longer side; None keeps the scale of the images.
         shape: median shape of the cases on this grid.
+        keeps_width: whether the thinnest structures are still wide enough on this grid, see `MIN_WIDTH`.
     """
 
     factor: float
     spacing: tuple[float, ...] | None
     long_side: int | None
     shape: tuple[int, ...]
+    keeps_width: bool = True
+
+    @property
+    def times(self) -> str:
+        """The factor, for texts."""
+        return f"{self.factor:.{2 if self.spacing is None else 3}g}"
 
 
 @dataclass(frozen=True)
@@ -98,8 +109,18 @@ class Candidate:
     @property
     def name(self) -> str:
         """Description of the candidate, for the table."""
-        grid = "own grid" if self.grid.factor == 1 else f"{self.grid.factor:g}× coarser"
-        return f"{grid}, {self.network} network, patch {'×'.join(map(str, self.patch))}, batch {self.batch}"
+        grid = "own grid" if self.grid.factor == 1 else f"{self.grid.times}× coarser"
+        return f"{grid}, {self.settings}"
+
+    @property
+    def settings(self) -> str:
+        """Description of the candidate without its grid."""
+        return f"{self.network} network, patch {'×'.join(map(str, self.patch))}, batch {self.batch}"
+
+    @property
+    def needed(self) -> int:
+        """Number of steps that are enough, see `is_enough`."""
+        return max(self.enough, math.ceil(MIN_CASES_SEEN / self.seen))
 
 
 # Seconds of a step per voxel, relative to the standard network, to choose which candidate to measure next.
@@ -177,7 +198,12 @@ class Schedule:
 
 
 def grids(
-    shape: Sequence[int], spacing: Sequence[float] | None, object_side: float, *, may_resample: bool = True
+    shape: Sequence[int],
+    spacing: Sequence[float] | None,
+    object_side: float,
+    width: float = math.inf,
+    *,
+    may_resample: bool = True,
 ) -> list[Grid]:
     """Return the resolutions (grids) of preprocessed cases from which the plan chooses, the finest first.
 
@@ -188,6 +214,7 @@ def grids(
         shape: median shape of the cases on their own grid.
         spacing: voxel size along each axis of the cases' own grid in mm; None in 2D.
         object_side: side of a typical object of the smallest class, in pixels or voxels of the cases' own grid.
+        width: 2D: mean width of the class with the thinnest structures, in pixels of the cases' own grid.
         may_resample: if False, only the data's own grid is returned.
     """
     found = [Grid(1.0, None, None, tuple(shape))]
@@ -197,7 +224,9 @@ def grids(
         if spacing is None:
             longest = STEP[2] * max(1, round(max(shape) / factor / STEP[2]))
             scale = longest / max(shape)
-            found.append(Grid(factor, None, longest, tuple(max(1, round(side * scale)) for side in shape)))
+            if scale < 1 and longest != found[-1].long_side:
+                size = tuple(max(1, round(side * scale)) for side in shape)
+                found.append(Grid(round(1 / scale, 2), None, longest, size, width * scale >= MIN_WIDTH))
         else:
             target = tuple(round(max(mm, factor * min(spacing)), 4) for mm in spacing)
             size = tuple(max(1, round(n * mm / new)) for n, mm, new in zip(shape, spacing, target, strict=True))
@@ -348,19 +377,33 @@ def choose(
 
     If no candidate gets enough steps, the result is the candidate that gets the most steps.
 
+    Candidates whose grid is too coarse for thin structures (`Grid.keeps_width`) are considered only if every other
+    candidate gets fewer than `HOPELESS_STEPS` steps.
+
     Args:
         candidates: in the order of preference.
         known: timings of the measured candidates (at least one); all other timings are extrapolated from them.
         budget: the time of a fold.
         hope: if a candidate's timing is extrapolated, this share of the steps that it needs is enough.
     """
-    for candidate in candidates:
-        timing = known.get(candidate) or extrapolate(candidate, known)
+
+    def schedule(candidate: Candidate) -> Schedule:
+        return schedule_of(candidate, known.get(candidate) or extrapolate(candidate, known), budget)
+
+    def share(candidate: Candidate) -> float:
         steps = (candidate.network, candidate.patch, candidate.batch)
         is_known = any(steps == (other.network, other.patch, other.batch) for other in known)  # on whichever grid
-        if is_enough(candidate, schedule_of(candidate, timing, budget), 1.0 if is_known else hope):
-            return candidate
-    return fastest(candidates, known, budget)
+        return 1.0 if is_known else hope
+
+    def first(group: Sequence[Candidate]) -> Candidate | None:
+        return next((item for item in group if is_enough(item, schedule(item), share(item))), None)
+
+    fine = [candidate for candidate in candidates if candidate.grid.keeps_width]
+    if fine:
+        pick = first(fine) or fastest(fine, known, budget)
+        if schedule(pick).steps >= HOPELESS_STEPS * share(pick):
+            return pick
+    return first(candidates) or fastest(candidates, known, budget)
 
 
 def fastest(candidates: Sequence[Candidate], known: Mapping[Candidate, Timing], budget: Budget) -> Candidate:

@@ -11,7 +11,15 @@ from scipy import ndimage, stats
 
 from competition import text
 from competition.explore import explore
-from competition.explore.cases import SAMPLE_SIZE, Sample, cohens_d, component_sizes, instance_sizes, measure_channels
+from competition.explore.cases import (
+    SAMPLE_SIZE,
+    Sample,
+    cohens_d,
+    component_sizes,
+    instance_sizes,
+    mean_width,
+    measure_channels,
+)
 from competition.explore.findings import find_shifts, rank_contrasts
 from competition.explore.summary import (
     case_rows,
@@ -27,6 +35,16 @@ from competition.explore.summary import (
 from competition.explore.types import CaseStats, ChannelStats, Findings
 from tests.explore.planted import SOUND, picture, plant, sound
 from tests.host import competition, write_nifti, write_png, write_text
+
+
+def test_the_mean_width() -> None:
+    """A line has its own width, a square half of its side; the edges of the image belong to the outline."""
+    layer = np.zeros((100, 100), bool)
+    assert mean_width(layer) == 0
+    layer[:, 40:43] = True  # a line of 100×3 pixels: area 300, outline 206
+    assert mean_width(layer) == pytest.approx(600 / 206)
+    layer[:], layer[10:30, 10:30] = False, True
+    assert mean_width(layer) == 10
 
 
 @pytest.mark.parametrize("shape", [(40, 50), (12, 13, 14)])
