@@ -227,12 +227,32 @@ def test_the_cases_of_a_test_list_are_test_cases(tmp_path: Path) -> None:
     assert layout.listed == tuple(f"c{number}" for number in range(6)) and layout.test_listed == ("c6", "c7")
 
 
-def test_lists_that_contradict_each_other_are_only_told(tmp_path: Path) -> None:
+def test_cases_for_training_and_test_are_used_for_training(tmp_path: Path) -> None:
     made.listed_splits(tmp_path)
     write_text(tmp_path / "test.txt", "c4\nc5\nc6\n")
     layout = only(tmp_path)
-    assert layout.listed is None and layout.test is None
-    assert any("such as c4" in remark for remark in layout.remarks)
+    assert layout.listed == tuple(f"c{number}" for number in range(6)) and layout.test_listed == ("c6",)
+    (remark,) = (remark for remark in layout.remarks if "both" in remark)
+    assert remark.startswith("2 cases are in both the training and the test set")
+    assert ": c4 (line 1 of test.txt, line 5 of train.txt), c5 (line 2 of test.txt, line 6 of train.txt). " in remark
+
+
+def test_a_row_of_a_table_for_training_and_test_is_named(start: Start) -> None:
+    def maker(root: Path) -> None:
+        made.listed_splits(root)
+        for name in ("train", "test"):
+            (root / f"{name}.txt").unlink()
+        rows = [(f"c{number}.png", "train" if number < 6 else "test") for number in range(8)]
+        table(root / "split.csv", ("filename", "set"), [*rows, ("c2.png", "test")])
+
+    done = start(maker, folder="twice")
+    comp = load_competition(done.competition)
+    assert len(case_table(comp)) == 6 and case_table(comp, "test")["id"].tolist() == ["c6", "c7"]
+    (remark,) = (remark for remark in done.layout.remarks if "both" in remark)
+    assert remark == (
+        "1 case is in both the training and the test set of split.csv, and is used for training only: "
+        "c2 (lines 4 and 10). Correct the table and run init again"
+    )
 
 
 def test_a_text_of_other_words_is_no_list(tmp_path: Path) -> None:
