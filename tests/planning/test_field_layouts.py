@@ -66,6 +66,12 @@ READ = {
         "ISIC2018_Task1-2_Test_Input/{id}.png",
     ),
     made.segthor: ("train/{id}/{id}.nii.gz", "train/{id}/GT.nii.gz", 6, "test/{id}.nii.gz"),
+    made.covid: (
+        "COVID-19-CT-Seg_20cases/{id}.nii.gz",
+        {name: f"{name}_Mask/{{id}}.nii.gz" for name in ("Infection", "Lung")},
+        5,
+        None,
+    ),
     made.slicer: ("{id}.nii.gz", "{id}.seg.nii.gz", 6, None),
     made.german_hospital: ("*/{id}/Aufnahme.nii.gz", "*/{id}/Maske.nii.gz", 8, None),
     made.busi: ("*/{id}.png", "*/{id}_mask.png", 12, None),
@@ -82,10 +88,6 @@ ASKED = {
         ("TIF/Original/{id}.tif", "TIF/Ground Truth/{id}.tif"),
     ],
     made.acdc: [("*/{id}.nii.gz", "*/{id}_gt.nii.gz"), ("{id}/{id}_4d.nii.gz", "{id}/{id}_frame01_gt.nii.gz")],
-    made.covid: [
-        ("COVID-19-CT-Seg_20cases/{id}.nii.gz", f"{name}_Mask/{{id}}.nii.gz")
-        for name in ("Infection", "Lung", "Lung_and_Infection")
-    ],
     made.doctors: [("{id}/T1.nii.gz", f"{{id}}/mask_dr_{name}.nii.gz") for name in ("mueller", "weiss")],
     made.drive: [
         ("training/images/{id}_training.tif", "training/1st_manual/{id}_manual1.gif"),
@@ -298,6 +300,27 @@ def test_a_packed_archive_beside_the_data_is_told(tmp_path: Path) -> None:
 def test_labelled_validation_cases_of_a_data_set_with_a_json_file_are_told(tmp_path: Path) -> None:
     made.amos(tmp_path)
     assert "2 labelled cases in imagesVa: not used" in only(tmp_path).notes
+
+
+# Masks of single classes beside a file with all of them
+
+CLASS_MASKS = {"heart": "{id}/labels/heart.nii.gz", "liver": "{id}/labels/liver.nii.gz"}
+
+
+@pytest.mark.parametrize("name", ["all_labels", "segmentation", "organs"])
+def test_a_file_that_repeats_the_classes_is_not_used(tmp_path: Path, name: str) -> None:
+    made.all_labels(name)(tmp_path)
+    layout = only(tmp_path)
+    assert layout.masks == CLASS_MASKS and layout.keys["classes"] == ["heart", "liver"] and layout.cases == 6
+    expected = f"{{id}}/labels/{name}.nii.gz holds the same classes in one file, and is not used"
+    assert expected in layout.remarks
+
+
+def test_a_file_with_a_further_class_is_a_choice(tmp_path: Path) -> None:
+    made.all_labels(further=200)(tmp_path)
+    first, second = candidates(tmp_path)
+    assert first.masks == CLASS_MASKS and second.masks == "{id}/labels/all_labels.nii.gz"
+    assert any("all_labels.nii.gz has several label values, and is not used" in remark for remark in first.remarks)
 
 
 # Archives of arrays
