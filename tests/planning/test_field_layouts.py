@@ -22,6 +22,7 @@ from competition.planning.layout import Layout
 from tests.host import write_nifti, write_png, write_text
 from tests.planning import field_phantoms as made
 from tests.planning.conftest import Start
+from tests.planning.field_phantoms import colour
 from tests.planning.phantoms import affine, picture, table, volume
 
 Maker = Callable[[Path], None]
@@ -321,6 +322,24 @@ def test_a_file_with_a_further_class_is_a_choice(tmp_path: Path) -> None:
     first, second = candidates(tmp_path)
     assert first.masks == CLASS_MASKS and second.masks == "{id}/labels/all_labels.nii.gz"
     assert any("all_labels.nii.gz has several label values, and is not used" in remark for remark in first.remarks)
+
+
+# Masks of a field of view
+
+
+@pytest.mark.parametrize("name", ["fov", "ROI", "region", "field_of_view"])
+def test_the_masks_of_a_field_of_view_come_last(tmp_path: Path, name: str) -> None:
+    view = np.zeros((40, 48), np.uint8)
+    view[2:38, 2:46] = 255
+    for number in range(6):
+        image, mask = colour(number)
+        write_png(tmp_path / "images" / f"c{number}.png", image)
+        write_png(tmp_path / name / f"c{number}.png", view)
+        if number:  # the masks of the field of view have more cases
+            write_png(tmp_path / "manual" / f"c{number}.png", np.where(view > 0, mask, 0).astype(np.uint8))
+    found = candidates(tmp_path)
+    assert [layout.masks for layout in found] == ["manual/{id}.png", "manual/{id}.png", f"{name}/{{id}}.png"]
+    assert [layout.keys.get("train.region") for layout in found] == [f"{name}/{{id}}.png", None, None]
 
 
 # Archives of arrays
