@@ -144,6 +144,16 @@ def and_more(total: int, shown: int, noun: str) -> str:
     return f" and {format_count(total - shown, f'more {noun}')}" if total > shown else ""
 
 
+def name_some(names: Sequence[str], shown: int = 3) -> str:
+    """Join the first names of a list; `…` stands for the others.
+
+    Example:
+        >>> name_some(["a", "b", "c", "d"])
+        'a, b, c, …'
+    """
+    return ", ".join([*names[:shown], *(["…"] if len(names) > shown else [])])
+
+
 def same_problem(more: int, noun: str) -> str:
     """Return a sentence that counts further items with the problem of a message; an empty text if there are none.
 

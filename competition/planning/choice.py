@@ -7,6 +7,7 @@ from typing import Any
 
 from competition.errors import MaskfoldError
 from competition.planning.layout import Layout
+from competition.planning.words import REGION_WORDS, has_word
 from competition.text import format_count
 
 MIN_OBJECT_NUMBER = 1000  # classes rarely have label values from this one on
@@ -49,16 +50,22 @@ def choose_layout(layouts: Sequence[Layout], number: int | None, ask: Ask | None
 def order_candidates(layouts: Sequence[Layout]) -> list[Layout]:
     """Return the layouts from which the user may choose, those with the most cases first.
 
-    If layouts have equally many cases, those whose label values seem to be object numbers come last. Only the layouts
-    with the lowest `Layout.rank` are returned. If two layouts have the same patterns and keys, only one of them is
-    returned.
+    Layouts whose masks are named like a field of view come last, because a network would learn the region instead of
+    the objects in it. If layouts have equally many cases, those whose label values seem to be object numbers come last.
+    Only the layouts with the lowest `Layout.rank` are returned. If two layouts have the same patterns and keys, only
+    one of them is returned.
     """
     best = min(layout.rank for layout in layouts)
     kept: dict[str, Layout] = {}
     for layout in layouts:
         if layout.rank == best:
             kept.setdefault(f"{layout.folder.root} {layout.images} {layout.masks} {layout.keys}", layout)
-    return sorted(kept.values(), key=lambda layout: (-layout.cases, _has_object_numbers(layout)))
+    return sorted(kept.values(), key=lambda layout: (_is_region(layout), -layout.cases, _has_object_numbers(layout)))
+
+
+def _is_region(layout: Layout) -> bool:
+    """Return whether the pattern of the masks has a word for a field of view, such as `fov` or `roi`."""
+    return isinstance(layout.masks, str) and has_word(layout.masks, REGION_WORDS)
 
 
 def _has_object_numbers(layout: Layout) -> bool:

@@ -9,13 +9,14 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+from competition.config.profiles import get_profile
 from competition.data.patterns import match_cases, slice_aliases
 from competition.data.readers import strip_extension
 from competition.errors import MaskfoldError
 from competition.planning.layout import Layout
 from competition.planning.layouts.matching.held_out import NO_TEST_FOLDER
 from competition.tables import read_csv
-from competition.text import format_count, has_or_have, name_problem
+from competition.text import format_count, has_or_have, join_names, name_problem, name_some
 
 MASK_NAMES = ("rle", "mask", "encodedpixels", "predicted", "segmentation", "annotation", "prediction", "rle_mask")
 MAX_ORDERED = 3  # up to this number of classes, each order of the classes is a candidate
@@ -31,7 +32,7 @@ class Sample:
         id, mask, cls: names of the columns; cls is None without a column of classes.
         classes: values of the class column, or the suffixes of the ids, in the order of their first rows.
         rows: number of rows.
-        known: number of rows whose id belongs to a test image.
+        unknown: line and id of each row whose id belongs to no test image.
     """
 
     path: str
@@ -40,7 +41,12 @@ class Sample:
     cls: str | None
     classes: tuple[str, ...]
     rows: int
-    known: int
+    unknown: tuple[tuple[int, str], ...]
+
+    @property
+    def known(self) -> int:
+        """Number of rows whose id belongs to a test image."""
+        return self.rows - len(self.unknown)
 
 
 def add_submission(layout: Layout) -> list[Layout]:
@@ -60,11 +66,13 @@ def add_submission(layout: Layout) -> list[Layout]:
     keys: dict[str, Any] = {"submission.sample": sample.path}
     known = f", {sample.known} of them with a test image" if layout.test is not None else ""
     reasons = {"submission.sample": f"{format_count(sample.rows, 'row')}{known}"}
-    if layout.test is not None and sample.known < sample.rows:
-        missing = f"{sample.rows - sample.known} of {format_count(sample.rows, 'row')}"
+    if layout.test is not None and sample.unknown:
+        missing = f"{len(sample.unknown)} of {format_count(sample.rows, 'row')}"
+        places = name_some([f"line {line}, id {text}" for line, text in sample.unknown])
         layout = layout.with_remarks(
-            f"{missing} of {sample.path} {has_or_have(sample.rows - sample.known)} no test image in the folder"
+            f"{missing} of {sample.path} {has_or_have(len(sample.unknown))} no test image in the folder: {places}"
         )
+    layout = layout.with_remarks(*_duplicate_remarks(layout, sample))
     if "submission.profile" in layout.keys:
         return [layout.with_keys(keys, reasons)]
     keys["submission.columns"] = {"id": sample.id, "class": sample.cls, "mask": sample.mask}
@@ -78,6 +86,32 @@ def add_submission(layout: Layout) -> list[Layout]:
             {"submission.rle": "no file shows the format of run lengths; most hosts count column by column, from 1"},
         ).with_remarks("no file shows the order of the run lengths of the submission, so check submission.rle")
     return _name_classes(layout, sample)
+
+
+def _duplicate_remarks(layout: Layout, sample: Sample) -> list[str]:
+    """Return a remark if an id has several rows, or several rows of one class; otherwise an empty list.
+
+    `maskfold submit` refuses such a file, which the user would otherwise learn only after the training.
+    """
+    profile = layout.keys.get("submission.profile")
+    cls = sample.cls if profile is None else get_profile(profile).class_column
+    table = read_csv(layout.folder.root / sample.path, {})
+    columns = [column for column in (sample.id, cls) if column in table.columns]
+    lines: dict[tuple[str, ...], list[int]] = {}
+    for line, *cells in table[columns].itertuples(name=None):
+        lines.setdefault(tuple(cells), []).append(line)
+    repeated = [
+        f"{' with the class '.join(key)} (lines {join_names(list(map(str, own)))})"
+        for key, own in lines.items()
+        if len(own) > 1
+    ]
+    if not repeated:
+        return []
+    what = "an id" if len(columns) == 1 else "an id with its class"
+    return [
+        f"{sample.path} has several rows for {name_some(repeated)}. `maskfold submit` refuses this file, because "
+        f"{what} must have only one row. Remove the other rows, or download the file again"
+    ]
 
 
 def _find_test(layout: Layout, sample: Sample) -> Layout:
@@ -168,17 +202,23 @@ def _read(layout: Layout, path: str, names: set[str]) -> Sample | None:
     if mask.casefold().strip() not in MASK_NAMES and any(re.fullmatch(r"-?\d*\.\d+", text) for text in table[mask]):
         return None  # numbers such as probabilities are no masks
     ids = table[id_column].tolist()
-    known = sum(text in names or strip_extension(text) in names for text in ids)
-    if cls is None and names and known < MIN_SHARE * len(ids):
+    is_known = [_is_known(text, names) for text in ids]
+    if cls is None and names and sum(is_known) < MIN_SHARE * len(ids):
         parts = [text.rpartition("_") for text in ids]
-        with_class = sum(image in names or strip_extension(image) in names for image, _, _ in parts)
-        if with_class >= MIN_SHARE * len(ids):
-            known, found = with_class, list(dict.fromkeys(end for _, _, end in parts))
-    return Sample(path, id_column, mask, cls, tuple(found), len(ids), known)
+        with_class = [_is_known(image, names) for image, _, _ in parts]
+        if sum(with_class) >= MIN_SHARE * len(ids):
+            is_known, found = with_class, list(dict.fromkeys(end for _, _, end in parts))
+    rows = zip(table.index.tolist(), ids, is_known, strict=True)
+    unknown = tuple((line, text) for line, text, has_image in rows if not has_image)
+    return Sample(path, id_column, mask, cls, tuple(found), len(ids), unknown)
 
 
 def _known(ids: Iterable[str], names: set[str]) -> int:
-    return sum(text in names or strip_extension(text) in names for text in ids)
+    return sum(_is_known(text, names) for text in ids)
+
+
+def _is_known(text: str, names: set[str]) -> bool:
+    return text in names or strip_extension(text) in names
 
 
 def _name_classes(layout: Layout, sample: Sample) -> list[Layout]:

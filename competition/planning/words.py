@@ -52,6 +52,11 @@ OVERLAY_WORDS = words(
     "overlay overlays overlaid overlayed vis viz visual visualisation visualisations visualization visualizations "
     "preview previews blend blended superimposed"
 )
+OBJECT_WORDS = words("instance instances object objects")  # masks of single objects, not of whole classes
+# A file of masks of these names, or of words for masks only, may hold the labels of all classes.
+COMBINED_WORDS = words("all combined multi multilabel multiclass merged")
+# Masks of these names may mark a region of interest, such as a field of view.
+REGION_WORDS = words("fov roi rois region regions field fields")
 TOKEN = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 

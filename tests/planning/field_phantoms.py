@@ -397,6 +397,30 @@ def total_segmentator(root: Path) -> None:
     write_text(root / "meta.csv", "\n".join(rows) + "\n")
 
 
+def all_labels(name: str = "all_labels", further: int = 0) -> Maker:
+    """Return a maker of case folders with a file per class, and a label file with the same classes.
+
+    Args:
+        name: name of the label file, without extension.
+        further: number of voxels of a further class, which only the label file has.
+    """
+
+    def maker(root: Path) -> None:
+        for number in range(6):
+            image, mask = volume(number)
+            case = root / f"M{number:02d}_024h"
+            write_nifti(case / "image.nii.gz", image, affine(1, 1, 1))
+            write_nifti(case / "labels" / "heart.nii.gz", (mask == 1).astype(np.uint8), affine(1, 1, 1))
+            if number:  # a case without the second class has no file for it
+                write_nifti(case / "labels" / "liver.nii.gz", (mask == 2).astype(np.uint8), affine(1, 1, 1))
+            else:
+                mask = np.where(mask == 2, 0, mask).astype(np.uint8)
+            mask.reshape(-1)[:further] = 3
+            write_nifti(case / "labels" / f"{name}.nii.gz", mask, affine(1, 1, 1))
+
+    return maker
+
+
 def brats23(root: Path) -> None:
     """BraTS 2023: names end in `-t1n`; the patient's number is before the number of the scan."""
     for number in range(8):

@@ -23,6 +23,7 @@ from competition.planning.layout import Layout
 from tests.host import write_nifti, write_png, write_text
 from tests.planning import field_phantoms as made
 from tests.planning.conftest import Start
+from tests.planning.field_phantoms import colour
 from tests.planning.phantoms import affine, picture, table, volume
 
 Maker = Callable[[Path], None]
@@ -67,6 +68,12 @@ READ = {
         "ISIC2018_Task1-2_Test_Input/{id}.png",
     ),
     made.segthor: ("train/{id}/{id}.nii.gz", "train/{id}/GT.nii.gz", 6, "test/{id}.nii.gz"),
+    made.covid: (
+        "COVID-19-CT-Seg_20cases/{id}.nii.gz",
+        {name: f"{name}_Mask/{{id}}.nii.gz" for name in ("Infection", "Lung")},
+        5,
+        None,
+    ),
     made.slicer: ("{id}.nii.gz", "{id}.seg.nii.gz", 6, None),
     made.german_hospital: ("*/{id}/Aufnahme.nii.gz", "*/{id}/Maske.nii.gz", 8, None),
     made.busi: ("*/{id}.png", "*/{id}_mask.png", 12, None),
@@ -83,10 +90,6 @@ ASKED = {
         ("TIF/Original/{id}.tif", "TIF/Ground Truth/{id}.tif"),
     ],
     made.acdc: [("*/{id}.nii.gz", "*/{id}_gt.nii.gz"), ("{id}/{id}_4d.nii.gz", "{id}/{id}_frame01_gt.nii.gz")],
-    made.covid: [
-        ("COVID-19-CT-Seg_20cases/{id}.nii.gz", f"{name}_Mask/{{id}}.nii.gz")
-        for name in ("Infection", "Lung", "Lung_and_Infection")
-    ],
     made.doctors: [("{id}/T1.nii.gz", f"{{id}}/mask_dr_{name}.nii.gz") for name in ("mueller", "weiss")],
     made.drive: [
         ("training/images/{id}_training.tif", "training/1st_manual/{id}_manual1.gif"),
@@ -243,12 +246,32 @@ def test_the_cases_of_a_test_list_are_test_cases(tmp_path: Path) -> None:
     assert layout.listed == tuple(f"c{number}" for number in range(6)) and layout.test_listed == ("c6", "c7")
 
 
-def test_lists_that_contradict_each_other_are_only_told(tmp_path: Path) -> None:
+def test_cases_for_training_and_test_are_used_for_training(tmp_path: Path) -> None:
     made.listed_splits(tmp_path)
     write_text(tmp_path / "test.txt", "c4\nc5\nc6\n")
     layout = only(tmp_path)
-    assert layout.listed is None and layout.test is None
-    assert any("such as c4" in remark for remark in layout.remarks)
+    assert layout.listed == tuple(f"c{number}" for number in range(6)) and layout.test_listed == ("c6",)
+    (remark,) = (remark for remark in layout.remarks if "both" in remark)
+    assert remark.startswith("2 cases are in both the training and the test set")
+    assert ": c4 (line 1 of test.txt, line 5 of train.txt), c5 (line 2 of test.txt, line 6 of train.txt). " in remark
+
+
+def test_a_row_of_a_table_for_training_and_test_is_named(start: Start) -> None:
+    def maker(root: Path) -> None:
+        made.listed_splits(root)
+        for name in ("train", "test"):
+            (root / f"{name}.txt").unlink()
+        rows = [(f"c{number}.png", "train" if number < 6 else "test") for number in range(8)]
+        table(root / "split.csv", ("filename", "set"), [*rows, ("c2.png", "test")])
+
+    done = start(maker, folder="twice")
+    comp = load_competition(done.competition)
+    assert len(case_table(comp)) == 6 and case_table(comp, "test")["id"].tolist() == ["c6", "c7"]
+    (remark,) = (remark for remark in done.layout.remarks if "both" in remark)
+    assert remark == (
+        "1 case is in both the training and the test set of split.csv, and is used for training only: "
+        "c2 (lines 4 and 10). Correct the table and run init again"
+    )
 
 
 def test_a_text_of_other_words_is_no_list(tmp_path: Path) -> None:
@@ -294,6 +317,45 @@ def test_a_packed_archive_beside_the_data_is_told(tmp_path: Path) -> None:
 def test_labelled_validation_cases_of_a_data_set_with_a_json_file_are_told(tmp_path: Path) -> None:
     made.amos(tmp_path)
     assert "2 labelled cases in imagesVa: not used" in only(tmp_path).notes
+
+
+# Masks of single classes beside a file with all of them
+
+CLASS_MASKS = {"heart": "{id}/labels/heart.nii.gz", "liver": "{id}/labels/liver.nii.gz"}
+
+
+@pytest.mark.parametrize("name", ["all_labels", "segmentation", "organs"])
+def test_a_file_that_repeats_the_classes_is_not_used(tmp_path: Path, name: str) -> None:
+    made.all_labels(name)(tmp_path)
+    layout = only(tmp_path)
+    assert layout.masks == CLASS_MASKS and layout.keys["classes"] == ["heart", "liver"] and layout.cases == 6
+    expected = f"{{id}}/labels/{name}.nii.gz holds the same classes in one file, and is not used"
+    assert expected in layout.remarks
+
+
+def test_a_file_with_a_further_class_is_a_choice(tmp_path: Path) -> None:
+    made.all_labels(further=200)(tmp_path)
+    first, second = candidates(tmp_path)
+    assert first.masks == CLASS_MASKS and second.masks == "{id}/labels/all_labels.nii.gz"
+    assert any("all_labels.nii.gz has several label values, and is not used" in remark for remark in first.remarks)
+
+
+# Masks of a field of view
+
+
+@pytest.mark.parametrize("name", ["fov", "ROI", "region", "field_of_view"])
+def test_the_masks_of_a_field_of_view_come_last(tmp_path: Path, name: str) -> None:
+    view = np.zeros((40, 48), np.uint8)
+    view[2:38, 2:46] = 255
+    for number in range(6):
+        image, mask = colour(number)
+        write_png(tmp_path / "images" / f"c{number}.png", image)
+        write_png(tmp_path / name / f"c{number}.png", view)
+        if number:  # the masks of the field of view have more cases
+            write_png(tmp_path / "manual" / f"c{number}.png", np.where(view > 0, mask, 0).astype(np.uint8))
+    found = candidates(tmp_path)
+    assert [layout.masks for layout in found] == ["manual/{id}.png", "manual/{id}.png", f"{name}/{{id}}.png"]
+    assert [layout.keys.get("train.region") for layout in found] == [f"{name}/{{id}}.png", None, None]
 
 
 # Archives of arrays

@@ -189,6 +189,28 @@ def test_images_without_a_mask_are_left_out_and_named(start: Start) -> None:
     assert len(case_table(load_competition(done.competition))) == 8
 
 
+def test_the_only_image_without_a_mask_is_named(start: Start) -> None:
+    def one_gap(root: Path) -> None:
+        MAKERS["paired_folders"](root)
+        write_png(root / "photos" / "patient_00_week0.png", picture(80)[0])
+
+    expected = "1 image without a mask (patient_00_week0): left out of training (train.cases)"
+    assert expected in start(one_gap).layout.remarks
+
+
+def test_at_most_three_images_without_a_mask_are_named(start: Start) -> None:
+    def gaps(root: Path) -> None:
+        MAKERS["decathlon"](root)
+        labels = sorted((root / "labelsTr").glob("[!.]*"))
+        for path in labels[:4]:
+            path.unlink()
+
+    done = start(gaps)
+    assert len(case_table(load_competition(done.competition))) == done.layout.cases > 0
+    (remark,) = (remark for remark in done.layout.remarks if "without a mask" in remark)
+    assert remark.startswith("4 images without a mask (") and remark.count(", ") == 3 and ", …)" in remark
+
+
 def test_a_labelled_test_set_gives_its_images_only(start: Start) -> None:
     def maker(root: Path) -> None:
         for split, first in (("train", 0), ("test", 50)):

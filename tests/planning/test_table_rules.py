@@ -84,6 +84,44 @@ def test_ids_of_the_sample_that_end_in_class_names(tmp_path: Path) -> None:
     assert not any("no test image" in remark for remark in layout.remarks)
 
 
+def test_a_row_without_a_test_image_is_named(tmp_path: Path) -> None:
+    masks_and_sample(tmp_path, ("id", "rle"), [("b1", ""), ("b2", ""), ("b9", "")])
+    expected = "1 of 3 rows of sample_submission.csv has no test image in the folder: line 4, id b9"
+    assert expected in only(tmp_path).remarks
+
+
+def test_at_most_three_rows_without_a_test_image_are_named(tmp_path: Path) -> None:
+    rows = [("b1", ""), ("b2", ""), *((f"c{number}", "") for number in range(4))]
+    masks_and_sample(tmp_path, ("id", "rle"), rows)
+    (remark,) = (remark for remark in only(tmp_path).remarks if "no test image" in remark)
+    assert remark.endswith(": line 4, id c0, line 5, id c1, line 6, id c2, …")
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "named"),
+    [
+        (("id", "rle"), [("b1", ""), ("b2", ""), ("b1", "")], "b1 (lines 2 and 4)"),
+        (
+            ("id", "organ", "rle"),
+            [("b1", "ring", ""), ("b1", "grain", ""), ("b2", "ring", ""), ("b2", "ring", ""), ("b2", "grain", "")],
+            "b2 with the class ring (lines 4 and 5)",
+        ),
+    ],
+)
+def test_a_duplicate_row_of_the_sample_is_named(
+    tmp_path: Path, header: tuple[str, ...], rows: list[tuple[str, ...]], named: str
+) -> None:
+    masks_and_sample(tmp_path, header, rows)
+    (remark,) = (remark for remark in only(tmp_path).remarks if "several rows" in remark)
+    assert remark.startswith(f"sample_submission.csv has several rows for {named}. `maskfold submit` refuses this file")
+
+
+def test_rows_of_several_classes_are_no_duplicates(tmp_path: Path) -> None:
+    rows = [(f"b{number}", cell, "") for number in (1, 2) for cell in ("ring", "grain")]
+    masks_and_sample(tmp_path, ("id", "organ", "rle"), rows)
+    assert not any("several rows" in remark for remark in only(tmp_path).remarks)
+
+
 def test_the_sample_may_list_only_some_classes_of_the_training_table(tmp_path: Path) -> None:
     rows = []
     for number in range(6):

@@ -14,7 +14,7 @@ from competition.planning.folder import HostFolder
 from competition.planning.layout import Layout, Patterns
 from competition.planning.layouts.content import dimensions_of
 from competition.records import read_record
-from competition.text import format_count
+from competition.text import format_count, name_some
 
 FILE = "dataset.json"
 CHANNEL = re.compile(r"(.+)_(\d{4})")
@@ -102,7 +102,7 @@ def _described(host: HostFolder, record: Mapping[str, Any]) -> Layout | None:
     if ids - mask_ids:
         unlabelled = format_count(len(ids - mask_ids), "image")
         layout = replace(layout, listed=tuple(training)).with_remarks(
-            f"{unlabelled} without a mask: left out of training (train.cases)"
+            f"{unlabelled} without a mask ({name_some(sorted(ids - mask_ids))}): left out of training (train.cases)"
         )
     return layout
 

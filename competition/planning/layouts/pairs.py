@@ -277,7 +277,7 @@ def _layouts(host: HostFolder, channels: list[tuple[str, Series]], truth: Truth)
         "dimensions": _dimensions_reason(first, dimensions),
     }
     keys: dict[str, Any] = {}
-    remarks = []
+    remarks = list(truth.remarks)
     if truth.region is not None:
         keys["train.region"] = truth.region.pattern
         reasons["train.region"] = (

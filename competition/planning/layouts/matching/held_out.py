@@ -26,7 +26,7 @@ from competition.planning.words import (
     split_of,
     tokens,
 )
-from competition.text import format_count, has_or_have
+from competition.text import format_count, has_or_have, name_some
 
 NO_TEST_FOLDER = "no folder is named test"  # beginning of the remark on other folders
 MIN_TEST = 2  # a single image without a mask is rather a mistake than a test set
@@ -302,7 +302,8 @@ def mark_unlabelled(layout: Layout) -> Layout:
     """Read images without a mask as test cases, if their names come last and there are no other test cases.
 
     Some hosts, such as the host of KiTS, give the highest numbers to the cases whose masks they keep secret. Whether or
-    not the images become test cases, a remark states how many images have no mask.
+    not the images become test cases, a remark states how many images have no mask. If they are left out, the remark
+    names up to three of them, because a missing mask may be a mistake.
     """
     if not layout.unlabelled:
         return layout
@@ -311,7 +312,8 @@ def mark_unlabelled(layout: Layout) -> Layout:
     patterns = layout.images if isinstance(layout.images, str) else " ".join(layout.images.values())
     may_be_test = is_last and len(layout.unlabelled) >= MIN_TEST and not split_of(patterns)
     if layout.test is not None or not may_be_test or layout.folder.broken:  # a broken link may be a mask
-        return layout.with_remarks(f"{count} without a mask: left out of training (train.cases)")
+        named = name_some(sorted(layout.unlabelled, key=natural))
+        return layout.with_remarks(f"{count} without a mask ({named}): left out of training (train.cases)")
     return replace(
         layout.with_remarks(f"{count} without a mask, the last by name: read as test cases (test.cases)"),
         test=layout.images,

@@ -12,7 +12,7 @@ from competition.planning.folder import HostFolder
 from competition.planning.layout import Layout
 from competition.planning.words import MASK_WORDS, Split, has_word, split_of, words
 from competition.tables import read_csv
-from competition.text import format_count
+from competition.text import format_count, is_or_are, join_names, name_some
 
 MIN_KNOWN = 0.8  # share of the lines of a list that name a case
 MAX_BYTES = 2**24
@@ -20,14 +20,15 @@ LISTS = (".txt", ".lst")
 WHOLE = words("trainval train_val train-val")  # lists of training and validation cases together
 COLUMNS = words("split set subset partition fold_type")
 LABELS = words("1 0 -1")  # in `ImageSets/Main`, whether an image has an object of a class
-Lists = dict[Split, tuple[str, set[str]]]  # the path of an example, and the ids
+Places = dict[str, list[int]]  # id -> numbers of the lines that name it
+Lists = dict[Split, dict[str, Places]]  # split -> path -> ids
 
 
 def apply_lists(layout: Layout) -> Layout:
     """Use only the training cases that the host's lists name, and read the cases of a test list as test cases.
 
-    Cases of a validation list are training cases too, because each fold has its own validation cases. Lists that
-    contradict each other only get a remark.
+    Cases of a validation list are training cases too, because each fold has its own validation cases. A case that the
+    lists name for both training and test is a training case only, and a remark names its lines.
     """
     if layout.masks is None:
         return layout
@@ -36,13 +37,12 @@ def apply_lists(layout: Layout) -> Layout:
     lists = _text_lists(layout.folder, known) or _table_lists(layout.folder, known)
     if not lists:
         return layout
-    own = lists.get("train", ("", set()))[1] | lists.get("val", ("", set()))[1]
-    test = lists.get("test", ("", set()))[1]
-    named = " and ".join(dict.fromkeys(path for path, _ in lists.values()))
+    own = _ids_of(lists, "train") | _ids_of(lists, "val")
+    test = _ids_of(lists, "test")
+    named = " and ".join(dict.fromkeys(next(iter(by_path)) for by_path in lists.values()))
     if own & test:
-        return layout.with_remarks(
-            f"training and test cases in {named} overlap, such as {min(own & test)}, so these lists are not used"
-        )
+        layout = layout.with_remarks(_overlap_remark(lists, sorted(own & test)))
+        test -= own
     kept = [case_id for case_id in layout.ids if (case_id in own if own else case_id not in test)]
     if not kept:
         return layout
@@ -55,10 +55,38 @@ def apply_lists(layout: Layout) -> Layout:
     layout = replace(layout, unlabelled=unlabelled)
     if test and layout.test is None:
         listed = tuple(sorted(test))
-        reason = f"the cases that {lists['test'][0]} lists for the test"
+        reason = f"the cases that {next(iter(lists['test']))} lists for the test"
         reasons = layout.reasons | {"test.images": "the same folder", "test.cases": reason}
         return replace(layout, test=layout.images, test_listed=listed, reasons=reasons)
     return layout
+
+
+def _ids_of(lists: Lists, split: Split) -> set[str]:
+    return {case_id for places in lists.get(split, {}).values() for case_id in places}
+
+
+def _overlap_remark(lists: Lists, ids: Sequence[str]) -> str:
+    """Return a remark on cases that the lists name for both training and test, with the lines that name them."""
+    paths = list(dict.fromkeys(path for by_path in lists.values() for path in by_path))
+
+    def lines(case_id: str) -> str:
+        numbers = {
+            path: sorted(line for by_path in lists.values() for line in by_path.get(path, {}).get(case_id, ()))
+            for path in paths
+        }
+        texts = {
+            path: f"line{'s' if len(own) > 1 else ''} {join_names(list(map(str, own)))}"
+            for path, own in numbers.items()
+            if own
+        }
+        return ", ".join(text if len(paths) == 1 else f"{text} of {path}" for path, text in texts.items())
+
+    places = name_some([f"{case_id} ({lines(case_id)})" for case_id in ids])
+    where, files = (paths[0], "table") if len(paths) == 1 else ("the host's lists", "lists")
+    return (
+        f"{format_count(len(ids), 'case')} {is_or_are(len(ids))} in both the training and the test set of {where}, and "
+        f"{is_or_are(len(ids))} used for training only: {places}. Correct the {files} and run init again"
+    )
 
 
 def _text_lists(host: HostFolder, known: Mapping[str, str]) -> Lists:
@@ -79,29 +107,29 @@ def _text_lists(host: HostFolder, known: Mapping[str, str]) -> Lists:
         for path, split in by_folder[folder]:
             ids = _ids_of_lines(host.root / path, known)
             if ids:
-                example, others = found.get(split, (path, set()))
-                found[split] = (example, others | ids)
+                found.setdefault(split, {})[path] = ids
         if found:
             return found
     return {}
 
 
-def _ids_of_lines(path: Path, known: Mapping[str, str]) -> set[str]:
-    """Return the case ids in a text file with one id per line; an empty set if the file is no such list."""
+def _ids_of_lines(path: Path, known: Mapping[str, str]) -> Places:
+    """Return the case ids in a text file with one id per line; an empty dict if the file is no such list."""
     if path.stat().st_size > MAX_BYTES:
-        return set()
+        return {}
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError):
-        return set()
-    if any(line.split()[-1] in LABELS and len(line.split()) > 1 for line in lines):
-        return set()
-    found = [
-        known.get(line) or known.get(_name(line)) or known.get(_name(line.replace(",", " ").split()[0]))
-        for line in lines
-    ]
-    ids = {case_id for case_id in found if case_id is not None}
-    return ids if lines and len(ids) >= MIN_KNOWN * len(lines) else set()
+        return {}
+    lines = {number: line.strip() for number, line in enumerate(text.splitlines(), start=1) if line.strip()}
+    if any(line.split()[-1] in LABELS and len(line.split()) > 1 for line in lines.values()):
+        return {}
+    ids: Places = {}
+    for number, line in lines.items():
+        case_id = known.get(line) or known.get(_name(line)) or known.get(_name(line.replace(",", " ").split()[0]))
+        if case_id is not None:
+            ids.setdefault(case_id, []).append(number)
+    return ids if lines and len(ids) >= MIN_KNOWN * len(lines) else {}
 
 
 def _name(text: str) -> str:
@@ -126,8 +154,8 @@ def _table_lists(host: HostFolder, known: Mapping[str, str]) -> Lists:
                 ids = [known.get(value) or known.get(_name(value)) for value in table[other]]
                 if other != column and sum(case_id is not None for case_id in ids) >= MIN_KNOWN * len(ids):
                     found: Lists = {}
-                    for case_id, split in zip(ids, splits, strict=True):
+                    for line, case_id, split in zip(table.index.tolist(), ids, splits, strict=True):
                         if case_id is not None:
-                            found.setdefault(split, (path, set()))[1].add(case_id)
+                            found.setdefault(split, {}).setdefault(path, {}).setdefault(case_id, []).append(line)
                     return found
     return {}

@@ -16,7 +16,15 @@ from competition.planning.folder import HostFolder
 from competition.planning.layout import Patterns
 from competition.planning.layouts.content import dimensions_of, label_values, read_mask
 from competition.planning.layouts.series import Series
-from competition.planning.words import ANNOTATOR_WORDS, OPINION_WORDS, tokens, without_role_words
+from competition.planning.words import (
+    ANNOTATOR_WORDS,
+    COMBINED_WORDS,
+    OBJECT_WORDS,
+    OPINION_WORDS,
+    has_word,
+    tokens,
+    without_role_words,
+)
 from competition.text import name_problem
 
 OPINION_DICE = 0.6  # minimum Dice of two annotators' masks of the same object
@@ -24,6 +32,7 @@ MAX_OPINIONS = 4  # maximum number of annotators' masks of one image
 # A region mask covers more than REGION_SHARE of the image, and each mask in the region less than PART_SHARE of it.
 REGION_SHARE, PART_SHARE = 0.5, 0.9
 SEPARATORS = re.compile(r"[\s_\-.]+")
+SAME_SHARE = 0.01  # the foreground of two masks may differ in this share of the pixels, and still be the same
 BINARY_SAMPLE = 8  # masks per class that are read to check that each has one foreground value
 
 
@@ -35,11 +44,13 @@ class Truth:
         kind: labels (one label file per case), classes (one file per class) or objects (one file per object).
         classes: name and masks of each class. For labels and objects, one entry with an empty name.
         region: masks that are 0 where pixels are excluded from training and scoring; None if there are none.
+        remarks: remarks on masks that are not used.
     """
 
     kind: str
     classes: tuple[tuple[str, Series], ...]
     region: Series | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def patterns(self) -> Patterns:
@@ -58,25 +69,102 @@ class Truth:
 
 
 def truths_of(host: HostFolder, masks: list[Series]) -> Iterator[Truth]:
-    """Yield the ways to read several masks of the same images: as one class each, or as alternatives to choose from."""
+    """Yield the ways to read several masks of the same images: as one class each, or as alternatives to choose from.
+
+    If one of the masks only repeats the others in one label file, it is left out. If it may contain further classes, it
+    is an alternative to the others.
+    """
     singles = [mask for mask in masks if mask.kind != "objects"]
-    names = class_names(singles)
-    is_classes = (
-        len(singles) > 1
-        and len(set(map(str.casefold, names))) == len(names)
-        and all(name and name_problem(name) is None for name in names)
-        and not any(_is_opinion(name) for name in names)
-        and not any(ANNOTATOR_WORDS & set(tokens(mask.label)) for mask in singles)
-        and all(_is_binary(host, mask) for mask in singles)
-    )
+    combined = _combined_of(host, singles)
+    if combined is not None:
+        singles = [mask for mask in singles if mask is not combined]
+    is_classes = combined is not None or _are_classes(host, singles)
     if is_classes:
-        yield Truth("classes", tuple(sorted(zip(names, singles, strict=True))[:250]))
+        remarks: tuple[str, ...] = ()
+        repeats = combined is not None and _repeats(host, combined, singles)
+        if combined is not None:
+            remarks = (
+                f"{combined.pattern} holds the same classes in one file, and is not used"
+                if repeats
+                else f"{combined.pattern} has several label values, and is not used, because each class has a file of "
+                "its own. If it holds further classes, choose the layout with this file",
+            )
+        names = class_names(singles)
+        yield Truth("classes", tuple(sorted(zip(names, singles, strict=True))[:250]), remarks=remarks)
+        if combined is not None and not repeats:
+            yield Truth("labels", (("", combined),))
     if not is_classes:
         for region in [mask for mask in singles if len(singles) > 1 and _covers_most(host, mask)]:
             yield from (Truth("labels", (("", mask),), region) for mask in singles if _is_region_of(host, region, mask))
     if not is_classes or _are_alike(host, singles):
         yield from (Truth("labels", (("", mask),)) for mask in singles)
     yield from (Truth("objects", (("", mask),)) for mask in masks if mask.kind == "objects")
+
+
+def _are_classes(host: HostFolder, masks: list[Series]) -> bool:
+    """Return whether each series of masks is a class: their names differ, may be classes, and each has one value."""
+    names = class_names(masks)
+    return (
+        len(masks) > 1
+        and len(set(map(str.casefold, names))) == len(names)
+        and all(name and name_problem(name) is None for name in names)
+        and not any(_is_opinion(name) for name in names)
+        and not any(ANNOTATOR_WORDS & set(tokens(mask.label)) for mask in masks)
+        and all(_is_binary(host, mask) for mask in masks)
+    )
+
+
+def _combined_of(host: HostFolder, masks: list[Series]) -> Series | None:
+    """Return the only series with several label values, if it is no class, but all other series are classes.
+
+    Such label files have a name such as `all_labels` or `segmentation`, or repeat the other masks.
+    """
+    if len(masks) < 3:
+        return None
+    several = [mask for mask in masks if not _is_binary(host, mask)]
+    if len(several) != 1:
+        return None
+    (combined,) = several
+    others = [mask for mask in masks if mask is not combined]
+    is_named = set(tokens(_class_name(combined))) <= COMBINED_WORDS
+    are_objects = any(has_word(mask.pattern, OBJECT_WORDS) for mask in others)
+    if are_objects or not _are_classes(host, others) or _are_alike(host, others):
+        return None
+    if _repeats(host, combined, others):
+        return combined
+    return combined if is_named and not any(_covers_most(host, mask) for mask in others) else None  # not a region
+
+
+def _repeats(host: HostFolder, combined: Series, masks: Sequence[Series]) -> bool:
+    """Return whether label files repeat the masks of several classes, and so have no further class.
+
+    In a sample of the cases, the foreground must be the union of the masks, and there must not be more label values
+    than classes.
+
+    Args:
+        host: the scanned folder.
+        combined: series of label files with several values.
+        masks: series of the masks, one per class.
+    """
+    values: set[int] = set()
+    for path in (host.root / path for path in combined.sample(BINARY_SAMPLE)):
+        found = label_values(path, dimensions_of(path))
+        values |= set(found.foreground) if found is not None else set()
+    if len(values) > len(masks):
+        return False
+    shared = sorted(combined.ids & frozenset().union(*(mask.ids for mask in masks)))
+    for case_id in shared[:: max(1, len(shared) // BINARY_SAMPLE)]:
+        paths = [mask.files[case_id][0] for mask in masks if case_id in mask.ids]
+        whole, *parts = (
+            read_mask(host.root / path, dimensions_of(host.root / path))
+            for path in (combined.files[case_id][0], *paths)
+        )
+        if whole is None or any(part is None or part.shape != whole.shape for part in parts):
+            return False
+        union = np.any([part for part in parts if part is not None], axis=0)
+        if np.count_nonzero(whole ^ union) > SAME_SHARE * np.count_nonzero(union):
+            return False
+    return bool(shared)
 
 
 def _class_name(mask: Series) -> str:
