@@ -497,10 +497,10 @@ def without_match(patterns: Iterable[str], paths: Iterable[str]) -> list[str]:
 
 def patterns_of(comp: Competition) -> list[str]:
     """Return the patterns of a competition's images, masks and regions."""
-    tests = comp.test.images if comp.test is not None else None
+    tests = (comp.test.images, comp.test.region) if comp.test is not None else ()
     return [
         pattern
-        for source in (comp.train.images, comp.train.masks, comp.train.region, tests)
+        for source in (comp.train.images, comp.train.masks, comp.train.region, *tests)
         for pattern in list_patterns(source)
     ]
 

@@ -325,6 +325,8 @@ def _layouts(host: HostFolder, channels: list[tuple[str, Series]], truth: Truth)
         ids=tuple(ids),
         unlabelled=unlabelled,
     )
+    if truth.unused is not None:
+        layout = layout.with_explained(path for paths in truth.unused.files.values() for path in paths)
     if further:
         yield from with_further_masks(host, layout, further)
     else:

@@ -45,12 +45,14 @@ class Truth:
         classes: name and masks of each class. For labels and objects, one entry with an empty name.
         region: masks that are 0 where pixels are excluded from training and scoring; None if there are none.
         remarks: remarks on masks that are not used.
+        unused: the masks that these remarks name; None if there are none.
     """
 
     kind: str
     classes: tuple[tuple[str, Series], ...]
     region: Series | None = None
     remarks: tuple[str, ...] = ()
+    unused: Series | None = None
 
     @property
     def patterns(self) -> Patterns:
@@ -90,7 +92,7 @@ def truths_of(host: HostFolder, masks: list[Series]) -> Iterator[Truth]:
                 "its own. If it holds further classes, choose the layout with this file",
             )
         names = class_names(singles)
-        yield Truth("classes", tuple(sorted(zip(names, singles, strict=True))[:250]), remarks=remarks)
+        yield Truth("classes", tuple(sorted(zip(names, singles, strict=True))[:250]), remarks=remarks, unused=combined)
         if combined is not None and not repeats:
             yield Truth("labels", (("", combined),))
     if not is_classes:
