@@ -366,21 +366,27 @@ def _outside_region(comp: Competition, row: Any, masks: dict[str, Any], shape: t
     return outside
 
 
-def outside_test_region(comp: Competition, row: Any) -> np.ndarray | None:
-    """Return a bool mask (*spatial) of the pixels that the region mask of a test case excludes.
+def unpredicted_pixels(comp: Competition, row: Any) -> np.ndarray | None:
+    """Return a bool mask (*spatial) of the pixels outside the region mask of a case, in which nothing is predicted.
+
+    If `test.region` is set, this also applies to out-of-fold predictions, so that post-processing is tuned on
+    predictions like those of the test cases.
 
     Args:
         comp: the competition.
         row: a row of the case table, or an image in memory, which has no region mask.
 
     Returns:
-        The mask; None if `test.region` is not set or the row is not a test case.
+        The mask; None if `test.region` is not set or the case has no region mask.
 
     Raises:
-        MaskfoldError: the case has no region mask, or its file cannot be read.
+        MaskfoldError: a test case has no region mask, or the file cannot be read.
     """
-    if comp.test is None or comp.test.region is None or getattr(row, "split", "") != "test":
+    split = getattr(row, "split", "")
+    if comp.test is None or comp.test.region is None or split not in ("train", "test"):
         return None
+    if split == "train":
+        return _outside_region(comp, row, _mask_sources(row), tuple(get_json(row, "shape")))
     case = match_cases(Path(comp.root), comp.test.region, "test.region").get(row.id)
     if case is None:
         raise MaskfoldError(

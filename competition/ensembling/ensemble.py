@@ -14,11 +14,10 @@ import numpy as np
 from competition.context import Context
 from competition.data.cache import PreprocessedCase, get_or_build
 from competition.data.image_types import Image
-from competition.data.masks import outside_test_region
 from competition.data.preprocessing import preprocess_case, write_image, write_with_channels
 from competition.errors import MaskfoldError
 from competition.inference.precision import device_context
-from competition.inference.predict import Prediction, predict_case_with_presence
+from competition.inference.predict import Prediction, predict_case_with_presence, within_region
 from competition.io import remove_stale_temp, temporary_folder
 from competition.runs.blend import Ensemble, WeightedMean
 from competition.runs.cascade.channels import class_probabilities
@@ -117,7 +116,7 @@ class EnsemblePredictor:
     def predict(self, row: Any) -> Prediction:
         """Return the probabilities and the class presence of one case, averaged over all networks.
 
-        Outside the region mask of a test case (`test.region`), all pixels are background.
+        Outside the region mask of a case, all pixels are background, see `within_region`.
 
         Args:
             row: row of the case table, or `InMemoryCase`.
@@ -139,13 +138,7 @@ class EnsemblePredictor:
                 prediction = networks.predict(case)
                 mean.add(prediction.probabilities, weight)
                 mean.add_presence(prediction.presence, weight)
-        probabilities = mean.result()
-        if (outside := outside_test_region(self.comp, row)) is not None:
-            is_exclusive = self.comp.labels == "exclusive"  # then the first channel is the background
-            probabilities[:, outside] = 0
-            if is_exclusive:
-                probabilities[0, outside] = 1
-        return Prediction(probabilities, mean.presence)
+        return within_region(Prediction(mean.result(), mean.presence), self.comp, row)
 
 
 def count_channels(row: Any, run: Run, scratch: Path) -> int:

@@ -7,14 +7,16 @@ import gc
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
+from competition.config.competition import Competition
 from competition.config.experiment import Experiment
 from competition.data.cache import PreprocessedCase
+from competition.data.masks import unpredicted_pixels
 from competition.errors import MaskfoldError
 from competition.inference.presence import presence_on_file_grid
 from competition.inference.sliding_window import Autocast, predict_image_with_presence
@@ -102,6 +104,24 @@ def predict_case_with_presence(
         by_slice, axis = exp.presence_axis is not None, exp.patch.axes[0]
         presence = presence_on_file_grid(presence, prepared.geometry, by_slice, axis if by_slice else -1)
     return Prediction(prepared.geometry.inverse(probabilities), presence)
+
+
+def within_region(prediction: Prediction, comp: Competition, row: Any) -> Prediction:
+    """Set all pixels outside the region mask of a case to background, if `test.region` is set.
+
+    Args:
+        prediction: the prediction, whose array of probabilities is changed.
+        comp: the competition.
+        row: row of the case table, or an image in memory, which has no region mask.
+
+    Raises:
+        MaskfoldError: a test case has no region mask, or the file cannot be read.
+    """
+    if (outside := unpredicted_pixels(comp, row)) is not None:
+        prediction.probabilities[:, outside] = 0
+        if comp.labels == "exclusive":
+            prediction.probabilities[0, outside] = 1  # the background
+    return prediction
 
 
 # Out of memory: repeat with fewer windows per batch

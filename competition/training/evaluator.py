@@ -20,7 +20,7 @@ from competition.config.experiment import Experiment
 from competition.data.cache import MemoryBudget, PreprocessedCase
 from competition.data.content.unchanged import load_unchanged_mask, load_unchanged_objects
 from competition.inference.masks import to_masks
-from competition.inference.predict import Prediction, predict_case_with_presence
+from competition.inference.predict import Prediction, predict_case_with_presence, within_region
 from competition.io import temporary_folder
 from competition.metrics.bootstrap import cv_score, dice_per_class
 from competition.metrics.scoring import score_case, split_classes
@@ -77,10 +77,11 @@ class Evaluator:
         hook = network.register_forward_pre_hook(lambda *_: self.should_stop())
         try:
             with self.memory_budget.reading(case):
-                return predict_case_with_presence([network], case, self.exp, self.device, self.autocast)
+                prediction = predict_case_with_presence([network], case, self.exp, self.device, self.autocast)
         finally:
             hook.remove()
             self.memory_budget.release(case)
+        return within_region(prediction, self.exp.competition, row)
 
     def score(self, probabilities: np.ndarray[Any, Any], row: Any, fold: int) -> tuple[list[dict[str, Any]], Any, Any]:
         """Score the prediction of one case.

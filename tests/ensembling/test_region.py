@@ -15,6 +15,7 @@ from competition.config.competition import Competition, TestFiles
 from competition.data.cases import case_rows, case_table
 from competition.ensembling.ensemble import EnsemblePredictor
 from competition.errors import MaskfoldError
+from competition.inference.predict import Prediction, within_region
 from competition.runs.blend import Ensemble
 from competition.runs.run import Run
 from tests.host import write_png
@@ -56,3 +57,20 @@ def test_pixels_outside_the_region_of_a_test_case_are_background(finished, tiny,
 
 def test_a_test_set_without_regions_keeps_its_yaml():
     assert TestFiles(images="a/{id}.png").model_dump() == {"images": "a/{id}.png"}
+
+
+def test_out_of_fold_predictions_have_the_same_region(tiny, demo2d, tmp_path):
+    comp, root = tiny(2).competition, tmp_path / "data"
+    shutil.copytree(demo2d, root)
+    for row in case_rows(case_table(comp.model_copy(update={"root": root}), "train")):
+        region = np.uint8(np.indices(json.loads(row.shape)).sum(axis=0) < 9)
+        write_png(root / "regions" / f"{row.id}.png", region)
+    train = comp.train.model_copy(update={"region": "regions/{id}.png"})
+    for pattern, outside in (("regions/{id}.png", 0.0), (None, 0.5)):
+        test = TestFiles(images=comp.test.images, region=pattern)
+        within = comp.model_copy(update={"root": root, "train": train, "test": test})
+        row = case_rows(case_table(within, "train"))[0]
+        prediction = Prediction(np.full((3, *json.loads(row.shape)), 0.5, np.float16), None)
+        found = within_region(prediction, within, row).probabilities
+        assert found[1, 0, 0] == 0.5 and (found[1:, 9:, 9:] == outside).all()
+        assert (found[0, 9:, 9:] == 1 - outside).all()
