@@ -37,7 +37,11 @@ def init_command(
     from competition.planning.init import Options
 
     done = _initialise(folder, Options(name, layout, minutes, folds, force, measures))
-    plain_printer(Console(highlight=False))(f"Next: maskfold cv {shlex.quote(str(done.experiment))}")
+    say = plain_printer(Console(highlight=False))
+    if done.plan is not None and done.plan.minutes is not None:
+        n_folds = next(line.value["k"] for line in done.plan.lines if line.path == ("folds",))
+        say(_training_time(done.plan.minutes, n_folds))
+    say(f"Next: maskfold cv {shlex.quote(str(done.experiment))}")
 
 
 def _initialise(folder: Path, options: Any) -> Initialised:
@@ -79,6 +83,18 @@ def _initialise(folder: Path, options: Any) -> Initialised:
         say(f"Correct the data or the YAML, then check again: maskfold explore {shlex.quote(str(done.competition))}")
         sys.exit(1)
     return done
+
+
+def _training_time(minutes: float, n_folds: int) -> str:
+    """Return the sentence that says how long `maskfold cv` will train.
+
+    Args:
+        minutes: time budget of a fold.
+        n_folds: number of folds, which train one after another.
+    """
+    total = minutes * n_folds
+    time = format_amount(total, "minute") if total < 120 else format_amount(total / 60, "hour", ".3g")
+    return f"Training will take about {time}: {n_folds} folds of {format_amount(minutes, 'minute')}, one after another."
 
 
 def check_minutes(minutes: float | None) -> None:

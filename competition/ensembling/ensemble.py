@@ -16,11 +16,11 @@ from competition.data.cache import PreprocessedCase, get_or_build
 from competition.data.image_types import Image
 from competition.data.preprocessing import preprocess_case, write_image, write_with_channels
 from competition.errors import MaskfoldError
+from competition.inference.masks import class_probabilities
 from competition.inference.precision import device_context
 from competition.inference.predict import Prediction, predict_case_with_presence, within_region
 from competition.io import remove_stale_temp, temporary_folder
 from competition.runs.blend import Ensemble, WeightedMean
-from competition.runs.cascade.channels import class_probabilities
 from competition.runs.cascade.first_stage import first_stage_for_prediction, fold_members
 from competition.runs.imported import StoredTestPredictions, is_imported
 from competition.runs.run import CACHE_FOLDER, Run

@@ -16,16 +16,11 @@ from competition.data.duplicates import ImagePair
 from competition.data.patterns import HIDDEN_TEST_HINT
 from competition.errors import MaskfoldError
 from competition.explore.cases import measure_case
+from competition.explore.contrasts import ChannelContrast, rank_contrasts
 from competition.explore.discovery import find_cases
-from competition.explore.findings import (
-    ChannelContrast,
-    DistributionShift,
-    assign_groups,
-    compare_cases,
-    find_mixed_channels,
-    find_shifts,
-    rank_contrasts,
-)
+from competition.explore.findings import compare_cases, find_mixed_channels
+from competition.explore.groups import assign_groups
+from competition.explore.shifts import DistributionShift, find_shifts
 from competition.explore.suggest import suggest_experiment
 from competition.explore.types import CaseStats, Finding, Findings
 from competition.text import format_count, is_or_are

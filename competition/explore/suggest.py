@@ -11,7 +11,7 @@ from statistics import median
 import numpy as np
 
 from competition.config.competition import Competition
-from competition.explore.findings import ChannelContrast, similar_contrasts
+from competition.explore.contrasts import ChannelContrast, similar_contrasts
 from competition.explore.types import CaseStats, ChannelStats
 from competition.text import format_count, has_or_have, is_or_are, join_names, pixel_or_voxel
 

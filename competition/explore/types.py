@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,7 +14,13 @@ from competition.data.selection import SkippedCases
 from competition.errors import MaskfoldError
 
 Severity = Literal["fault", "remark"]
+MAX_SHOWN_IDS = 5
 SKIPPED_HINT = "`maskfold cv` skips this case (on_bad_case: skip)."
+
+
+def limit_ids(ids: Sequence[str]) -> list[str]:
+    """Return the first ids, followed by a text with the number of the remaining ids."""
+    return list(ids) if len(ids) <= MAX_SHOWN_IDS else [*ids[:MAX_SHOWN_IDS], f"and {len(ids) - MAX_SHOWN_IDS} more"]
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from competition.ensembling.ensemble import EnsemblePredictor
 from competition.errors import MaskfoldError
 from competition.export.runtime_cases import Bundle
 from competition.export.time_limit import Clock, DegradableEnsemble, TimeBudget
+from competition.inference.masks import class_probabilities
 from competition.io import atomic_write
 from competition.postprocessing.case import CasePrediction
 from competition.postprocessing.pipeline import postprocess
@@ -128,8 +129,7 @@ def predict_cases(
             say(f"note: {error.message} The case {row.id} gets empty masks.")
             yield empty_prediction(row, comp)
         else:
-            class_probabilities = probabilities[len(probabilities) - len(comp.classes) :] if confidence else None
-            yield BundlePrediction(row, outcome, class_probabilities)
+            yield BundlePrediction(row, outcome, class_probabilities(probabilities, comp) if confidence else None)
         lines = budget.record(options.clock() - start, reducible.pop_seconds())
         if lines:
             reducible.set_level(budget.level)

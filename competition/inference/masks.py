@@ -70,6 +70,19 @@ def merge_boundary_class(probabilities: np.ndarray, comp: Competition) -> np.nda
     return result
 
 
+def class_probabilities(probabilities: np.ndarray, comp: Competition) -> np.ndarray:
+    """Return only the probabilities of the K classes, (K, *spatial), without the background.
+
+    A boundary class is merged into the classes, see `merge_boundary_class`.
+
+    Args:
+        probabilities: (P, *spatial), with P = `comp.output_channels`. A boundary class may follow as the last channel.
+        comp: the competition.
+    """
+    merged = merge_boundary_class(probabilities, comp) if len(probabilities) > comp.output_channels else probabilities
+    return merged[len(merged) - len(comp.classes) :]
+
+
 def _check_channels(probabilities: np.ndarray, comp: Competition) -> None:
     maximum = comp.output_channels + (comp.labels == "exclusive" and comp.instances)
     if not comp.output_channels <= len(probabilities) <= maximum:

@@ -26,6 +26,7 @@ from competition.ensembling.ensemble import EnsemblePredictor
 from competition.ensembling.expected import ExpectedScore, better_alone, estimate_score
 from competition.ensembling.weights import FittedWeights, fit_weights
 from competition.errors import MaskfoldError
+from competition.inference.masks import class_probabilities
 from competition.io import ensure_writable, sha256_of_file, temporary_folder
 from competition.metrics.bootstrap import cv_score
 from competition.postprocessing.pipeline import postprocess
@@ -123,7 +124,7 @@ def submit(
         for row in progress(iter(tests.rows), len(tests)):
             probabilities, presence = predictor.predict(row)
             prediction = postprocess(probabilities, comp, settings, row, presence)
-            confidence = probabilities[len(probabilities) - len(comp.classes) :] if tests.profile.confidence else None
+            confidence = class_probabilities(probabilities, comp) if tests.profile.confidence else None
             yield from tests.masks(row, prediction, confidence)
 
     summary_path = path.with_suffix(".json")

@@ -20,7 +20,8 @@ from competition.explore.cases import (
     mean_width,
     measure_channels,
 )
-from competition.explore.findings import find_shifts, rank_contrasts
+from competition.explore.contrasts import rank_contrasts
+from competition.explore.shifts import find_shifts
 from competition.explore.summary import (
     case_rows,
     class_header,

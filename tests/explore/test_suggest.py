@@ -13,7 +13,7 @@ import yaml
 from competition.config.competition import Competition
 from competition.config.loading import load_experiment
 from competition.explore import explore
-from competition.explore.findings import ChannelContrast
+from competition.explore.contrasts import ChannelContrast
 from competition.explore.suggest import MAX_PATCH_PIXELS, suggest_experiment
 from competition.explore.types import CaseStats, ChannelStats, TruthStats
 from tests.conftest import ROOT

@@ -153,6 +153,17 @@ def test_a_question_on_the_command_line(maskfold: Command) -> None:
         assert status == 2 and message in errors
 
 
+def test_init_says_how_long_all_folds_train(maskfold: Command) -> None:
+    root = Path("data/paired_names")
+    root.mkdir(parents=True)
+    MAKERS["paired_names"](root)
+    for minutes, folds, total in (("1.5", "2", "3 minutes"), ("45", "4", "3 hours")):
+        words = ("--no-measure", "--force", "--minutes", minutes, "--folds", folds)
+        status, said, errors = maskfold("init", root, *words)
+        assert status == 0, errors
+        assert f"Training will take about {total}: {folds} folds of {minutes} minutes" in said
+
+
 def test_a_folder_is_planned_and_trained_in_one_line(maskfold: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("competition.planning.measure.STEP_SECONDS", 0.1)  # a step or two of each candidate
     root = Path("data/paired_names")

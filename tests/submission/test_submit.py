@@ -20,8 +20,10 @@ from competition.data.masks import load_mask
 from competition.ensembling.ensemble import EnsemblePredictor
 from competition.ensembling.expected import estimate_score
 from competition.errors import MaskfoldError
+from competition.inference.masks import merge_boundary_class
 from competition.io import sha256_of_file
 from competition.metrics.bootstrap import cv_score
+from competition.postprocessing.pipeline import postprocess
 from competition.records import SUBMISSION_DIGEST, is_unedited
 from competition.runs.blend import Ensemble, WeightedMean
 from competition.runs.find import find_run
@@ -249,6 +251,31 @@ def test_a_mixture_with_and_without_a_boundary_class(nuclei):
         found[0], 0.25 * plain[0].astype(np.float32) + 0.75 * edged[0].astype(np.float32), atol=2e-3
     )
     np.testing.assert_allclose(found[2], np.minimum(edged[2].astype(np.float32), 1 - found[0]), atol=3e-3)
+
+
+def test_the_confidence_of_an_object_is_its_class_probability_including_its_boundary(finished, nuclei):
+    exp = nuclei(
+        "postprocess.steps=[{split: {distance: 1.0}}]",
+        "competition.train.rle_format={}",
+        "competition.submission={profile: hubmap-vasculature, sample: sample.csv}",
+    )
+    comp = exp.competition
+    rows = case_rows(case_table(comp, "test"))
+    sample = [f"{row.id},40,48," for row in rows]
+    (comp.root / "sample.csv").write_text("\n".join(["id,height,width,prediction_string", *sample]) + "\n")
+    run = finished(exp, "discs-tiny")
+    table = pd.read_csv(submit([run]).path, dtype=str, keep_default_na=False).set_index("id")
+    predictor = EnsemblePredictor(Ensemble((run,), (1.0,)), rows[0])
+    found, expected = [], []
+    for row in rows:
+        probabilities, presence = predictor.predict(row)
+        assert len(probabilities) == 3, "background, disc and boundary"
+        labels = postprocess(probabilities, comp, exp.postprocess, row, presence).object_labels(0)
+        disc = merge_boundary_class(probabilities, comp)[1]
+        expected += [disc[labels == number].mean() for number in np.unique(labels[labels > 0])]
+        found += [float(word) for word in table.loc[row.id, "prediction_string"].split(" ")[1::3]]
+    assert len(found) >= 1
+    np.testing.assert_allclose(sorted(found), sorted(expected), atol=1e-4)
 
 
 def test_memory_does_not_grow_with_the_cases_of_a_mixture(finished, tiny):

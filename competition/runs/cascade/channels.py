@@ -7,31 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from competition.config.competition import Competition
 from competition.context import Context
 from competition.data.cache import PreprocessedCase, get_or_build
 from competition.data.preprocessing import write_with_channels
-from competition.inference.masks import merge_boundary_class
+from competition.inference.masks import class_probabilities
 from competition.records import json_digest
 from competition.runs.cascade.first_stage import check_same_cases, open_first_stage
 from competition.runs.run import Run
 
 JOINED_FORMAT = 1  # increase this number when a change of the code gives other channels
-
-
-def class_probabilities(probabilities: np.ndarray, comp: Competition) -> np.ndarray:
-    """Return only the probabilities of the K classes, (K, *spatial), without the background.
-
-    A boundary class is merged into the classes, see `competition.inference.masks.merge_boundary_class`.
-
-    Args:
-        probabilities: (P, *spatial), with P = `comp.output_channels`. A boundary class may follow as the last channel.
-        comp: the competition.
-    """
-    merged = merge_boundary_class(probabilities, comp) if len(probabilities) > comp.output_channels else probabilities
-    return merged[len(merged) - len(comp.classes) :]
 
 
 def join_first_stage(
