@@ -1,7 +1,7 @@
 """Maskfold: a competition harness for image segmentation.
 
-The names below are the public Python API; everything else may move. Each name is imported when it is first used, so
-`import competition` needs nothing beyond the standard library.
+The names in `__all__` are the public Python API; everything else may move. Each name is imported when it is first
+used, so `import competition` needs nothing beyond the standard library.
 
     from competition import find_run, submit
     run = find_run("experiments/mine/unet2d.yaml")          # the latest finished run of an experiment

@@ -30,8 +30,8 @@ class Context:
         trust: packages from which a `target` may be imported, in addition to
             `competition.config.instantiate.TRUSTED_PACKAGES` and `MASKFOLD_TRUST`.
         say: function that receives a line (without line end) for the user or a log; the default ignores the line.
-        bar: function that takes a label, such as `cases preprocessed`, and returns a progress bar. Without a terminal
-            it returns None, and the iteration writes lines to the log instead.
+        bar: function that takes a label, such as `cases preprocessed`, and returns a function that shows the progress
+            of an iterator. If there is no terminal, it returns None, and the progress appears as lines in the log.
 
     Example:
         >>> Context(say=print).indented().say("fold 0")

@@ -1,4 +1,4 @@
-"""Define the exceptions for errors that a user can fix. Each says what is wrong, and gives a hint what to do."""
+"""Define the exceptions for errors that a user can fix. Each error says what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class MaskfoldError(Exception):
         self.status = status
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Return a constructor call with all attributes, so that the error can be pickled between processes."""
+        """Return a constructor call with all attributes, so that the error can be sent to another process."""
         return _rebuild, (type(self), self.message, self.hint, self.status)
 
 

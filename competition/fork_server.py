@@ -245,7 +245,7 @@ def shared_server(modules: Sequence[str], environment: Mapping[str, str]) -> For
     Args:
         modules: names of the modules that the server imports.
         environment: environment variables of the children. Libraries read some of them at import, so a server with
-            another environment is closed and replaced.
+            another environment is replaced if that server has no children.
 
     Returns:
         The server; None if the present server has another environment and still has children.

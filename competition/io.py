@@ -1,7 +1,7 @@
 """Write files atomically, and report a full or unwritable disk with a clear error.
 
-A file is written under a temporary name that identifies its process, synced, and renamed. If a process is killed, its
-temporary files stay; later commands find and remove them.
+A file is written under a temporary name that identifies the writing process, synced, and renamed. If a process is
+killed, its temporary files stay; later commands find and remove them.
 """
 
 from __future__ import annotations
@@ -354,7 +354,8 @@ def find_stale_temp(folder: Path, deep: bool = True) -> list[Path]:
 def remove_folder(folder: Path) -> None:
     """Remove a folder.
 
-    The folder is first renamed to a temporary name, so that a kill never leaves a part under the folder's own name.
+    The folder is first renamed to a temporary name. So if the process is killed, no incomplete folder has the original
+    name.
 
     Raises:
         OSError: the folder cannot be renamed or removed.

@@ -149,7 +149,7 @@ class ProcessPool:
             yield from self.result(futures.pop())
 
     def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
-        """Start `function(worker, *arguments)` in a process.
+        """Start `function(worker, *arguments)` in a process, and return the future for `result`.
 
         Raises:
             MaskfoldError: a process was killed.
@@ -181,7 +181,7 @@ def _inherited(environment: Mapping[str, str]) -> Iterator[None]:
     """Set environment variables and block Ctrl-C, for processes that start in the `with` block.
 
     The variables must be set before a process starts, because libraries read them when they are imported. A terminal
-    sends Ctrl-C to all processes, but only this process must react.
+    sends Ctrl-C to all processes, but the started processes must ignore it.
     """
     previous = {name: os.environ.get(name) for name in environment}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -27,7 +27,11 @@ MAX_NUMBER = 2**53
 
 
 def read_record(path: Path, hint: str = RESTORE_HINT) -> dict[str, Any]:
-    """Read the object in a JSON file.
+    """Read a JSON file that contains one object.
+
+    Args:
+        path: path of the file.
+        hint: what the user can do if the file is damaged.
 
     Raises:
         FileNotFoundError: the file is missing.
@@ -136,7 +140,7 @@ def check_unedited(path: Path, plain: Mapping[str, Any], name: str, hint: str) -
         path: the record's file, for the message.
         plain: the record, as read from its file.
         name: key of the record's digest in `digests`, as for `with_own_digest`.
-        hint: what the user can do.
+        hint: what the user can do if the record was changed.
 
     Raises:
         MaskfoldError: the record was changed after it was written.
@@ -218,7 +222,8 @@ def parse_metrics_line(content: bytes, defaults: Mapping[str, float] = MappingPr
 
     Args:
         content: the line.
-        defaults: values for keys that the line lacks. A key without a default is required.
+        defaults: values for those of the keys `step`, `epoch`, `time` and `metrics` that the line may lack. If a key
+            has no default, a line without this key counts as damaged.
     """
     try:
         plain = {**defaults, **json.loads(content)}

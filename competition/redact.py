@@ -37,9 +37,11 @@ PLACE_WORDS = frozenset(("dir", "directory", "file", "folder", "path"))
 
 
 def redact(text: str) -> str:
-    """Return a text in which the passwords of URLs and the secrets in environment variables are replaced by `…`.
+    """Return a copy of a text in which `…` replaces passwords and tokens.
 
-    Secrets are also found if they are percent-encoded, or part of a base64 text such as an HTTP header.
+    The function finds passwords in URLs, values such as `1234` in `password=1234`, credentials after `Basic` or
+    `Bearer`, and the secrets that environment variables contain. Secrets of environment variables are found even if
+    they are percent-encoded, or part of a base64 text such as an HTTP header.
 
     Example:
         >>> redact("postgresql://me:hush@host/runs cannot be reached")

@@ -167,7 +167,7 @@ def decode_overlapping_labels(
 
     Returns:
         The label image that `decode_labels` returns, and a dictionary of the objects that later objects overwrote,
-        partly or completely. The key is the label of such an object. The value is the numbers of its overwritten
+        partly or completely. The key is the label of such an object. The value contains the numbers of its overwritten
         pixels, (n,) int64, in the pixel order of `fmt`, counted from 0.
 
     Raises:

@@ -273,7 +273,7 @@ def _block_to_text(pairs: IntArray) -> str:
 
 @cache
 def _digits(count: int, tail: str) -> NDArray[np.uint32]:
-    """Return the table of texts for the numbers below 10**count: each entry is the digits, then `tail`, in 4 bytes.
+    """Return the texts of the numbers below 10**count, each as 4 bytes (a uint32): the digits, then `tail`.
 
     The first 10**count entries have no leading zeros: NUL bytes stand in their place, and the number 0 consists of NUL
     bytes only. The next 10**count entries are the same numbers with leading zeros.
@@ -386,7 +386,9 @@ def decompress_counts(text: str, size: int) -> str:
             )
         return counts.decode("ascii")
     except (binascii.Error, zlib.error, UnicodeError, ValueError) as error:
-        raise RleError(f"RLE: expected zlib-compressed COCO counts in base64 ({error}).", _CONTAINER_HINT) from error
+        raise RleError(
+            f"RLE: the text is not zlib-compressed COCO counts in base64 ({error}).", _CONTAINER_HINT
+        ) from error
 
 
 # Container `json`
@@ -413,7 +415,8 @@ def parse_json_lists(text: str) -> list[IntArray]:
             invalid = [part]
         if invalid:
             raise RleError(
-                f"RLE list {index}: found {str(invalid[0])[:40]}, expected a whole number from -2**62 to 2**62.",
+                f"RLE list {index}: found {str(invalid[0])[:40]}, expected a list of whole numbers from -2**62 to "
+                "2**62.",
                 "Write each object as `[start, length, …]`.",
             )
         lists.append(np.array(numbers, np.int64))

@@ -54,7 +54,7 @@ def child_seed(seed: int, fold: int, epoch: int, position: int, purpose: str) ->
 
 
 def choose_by_seed(choices: Sequence[T], seed: int) -> T:
-    """Choose one of `choices` by a seed. The position of the choice depends only on the seed and on their number.
+    """Choose one of `choices` by a seed. The chosen index depends only on the seed and the number of choices.
 
     Over many seeds from `child_seed`, all choices occur equally often. Two functions that get the same seed make the
     same choice.

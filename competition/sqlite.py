@@ -1,6 +1,6 @@
 """Check that a SQLite database can be read and locked, before Optuna or MLflow opens it.
 
-Both libraries would retry for minutes without a message.
+If the file is locked or damaged, both libraries would retry for minutes without a message.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def check_sqlite(path: Path, consequence: str, patience: float = PATIENCE_SECOND
 
     Args:
         path: the file.
-        consequence: end of the error's hint: a main clause that says what follows if the user moves a damaged file
-            away.
+        consequence: end of the hint "Or move it away; then …" for a damaged file, such as `the next command creates a
+            new database`.
         patience: maximum time to wait for a lock, in seconds.
 
     Raises:

@@ -25,8 +25,8 @@ def read_csv(path: Path, columns: dict[str, str]) -> pandas.DataFrame:
 
     Args:
         path: path of the file.
-        columns: names of the required columns. The keys are the YAML keys that set these names, for error messages; if
-            no YAML key sets a name, the key is the name itself.
+        columns: the name of each required column, by the YAML key that sets this name. The key appears in error
+            messages. If no YAML key sets a name, the key is the name itself.
 
     Returns:
         All columns as str; the index is the line number in the file (the header is line 1). Blank lines are dropped.

@@ -85,7 +85,7 @@ def build_explicit_transforms(
 def _nested(child: Any, key: str) -> TargetConfig:
     if not isinstance(child, dict) or "target" not in child or not set(child) <= {"target", "args"}:
         raise MaskfoldError(
-            f"{key}: found no `target`, or a key other than `target` and `args`.",
+            f"{key}: found {str(child)[:60]}, expected a mapping with the key `target` and, if needed, `args`.",
             "Write the transform as `{target: …, args: {…}}`.",
             status=2,
         )

@@ -70,7 +70,7 @@ class ImageAugment:
             The augmented image and mask, of the same shapes and dtypes.
 
         Raises:
-            MaskfoldError (exit status 2): a transform of an explicit list changes the shape or the dtype.
+            MaskfoldError (exit status 2): a transform in `augment.transforms` changes the shape or the dtype.
         """
         data = {"image": np.ascontiguousarray(image), "mask": np.ascontiguousarray(mask)}
         children = np.random.SeedSequence(seed).generate_state(max(len(self.transforms), 1), np.uint64)

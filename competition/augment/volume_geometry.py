@@ -187,7 +187,7 @@ def elastic_field(knots: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def spline_weights(length: int, device: torch.device) -> Tensor:
-    """Return the weight of each control point at each voxel of an axis: (length, KNOTS), cubic B-splines."""
+    """Return the weight of each control point at each voxel of an axis: (length, KNOTS) float32, cubic B-splines."""
     spans = KNOTS - 3
     position = (torch.arange(length, dtype=torch.float64) + 0.5) / length * spans
     span = position.floor().clamp_(max=spans - 1).long()

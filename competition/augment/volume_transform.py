@@ -17,7 +17,7 @@ class Patch(NamedTuple):
 
     Attributes:
         shape: number of voxels along each of the 2 or 3 axes.
-        spacing: size of a voxel along each axis, e.g. in mm. With these sizes, rotations do not shear the content.
+        spacing: size of a voxel along each axis, e.g. in mm. Rotations use it, so that they do not shear the content.
     """
 
     shape: tuple[int, ...]

@@ -46,7 +46,7 @@ def clean_command(dry_run: bool, older_than: str, keep_best: int | None, yes: bo
     size = format_bytes(freed_bytes(path for candidate in plan.candidates for path in candidate.paths))
     found = f"all files in the table ({format_count(len(rows), 'row')}, {size})"
     if dry_run:
-        say(f"{found}; nothing was deleted (--dry-run)")
+        say(f"without --dry-run, the command deletes {found}; nothing was deleted")
         return
     confirm_or_exit(
         f"Delete {found}?",

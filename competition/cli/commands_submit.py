@@ -47,8 +47,8 @@ def submit(
 ) -> None:
     """Predict the test cases with all folds, and write a valid submission CSV.
 
-    Prints the expected score with its interval. --weights auto and postprocess.tune=true fit the weights and the
-    post-processing on the out-of-fold predictions.
+    Prints the expected score with its interval. On the out-of-fold predictions, --weights auto fits the ensemble
+    weights, and postprocess.tune=true tunes the post-processing.
     """
     from competition.cli.submit import submit_command
 
@@ -113,7 +113,8 @@ def ledger(
         list[str] | None,
         typer.Argument(
             metavar="NAME|KEY=VALUE",
-            help="Names of the competitions to list (default: all). With --add, also key=value overrides of the YAML.",
+            help="Names of the competitions to list (default: all). With --add, also key=value overrides of the "
+            "competition's YAML.",
         ),
     ] = None,
     refresh: Annotated[

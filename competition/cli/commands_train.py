@@ -126,7 +126,9 @@ def demo(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Output folder; default: data/demo<name>, or data/<name> with --layout."),
+        typer.Option(
+            "--output", "-o", help="Output folder; default: data/demoNAME for a demo, data/NAME for phantoms."
+        ),
     ] = None,
     layout: Annotated[
         str | None,

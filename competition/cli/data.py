@@ -165,7 +165,7 @@ def dicom_command(folder: Path, output: Path, layout: str, labels: str | None) -
     if not images:
         raise MaskfoldError(
             f"No series in {folder} could be converted to an image.",
-            f"The reasons are printed above and in {output / 'series.csv'}.",
+            f"Read the reasons above or in {output / 'series.csv'}, then correct the files or the option --labels.",
         )
 
 

@@ -157,6 +157,6 @@ def _run_with_folds(name: str, overrides: list[str], trust: tuple[str, ...], say
     say(
         "note: this experiment has no run yet. When `maskfold cv` starts the first run, it compares the pixels of "
         "all images, and puts cases with equal images into the same fold. If some images are equal, the folds of that "
-        "run differ from the folds written now; then, after the run has started, repeat this command"
+        "run differ from the folds written now. In this case, repeat this command after the run has started"
     )
     return run

@@ -13,7 +13,7 @@ RUN_HELP = (
 )
 TrustOption = Annotated[
     list[str] | None,
-    typer.Option(help="Name of your own package, whose classes `target` in the YAML may name; may be repeated."),
+    typer.Option(help="Name of your own package, from which `target` in the YAML may import; may be repeated."),
 ]
 
 

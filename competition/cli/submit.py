@@ -68,7 +68,8 @@ def submit_command(
         say(line)
     if log_submission(runs[0].folder, runs[0].exp, done.path, done.summary_path) is not None:
         say(f"Logged to MLflow with the run {runs[0].folder.name}, including {done.summary_path.name}")
-    say(f"Next: submit the {'files' if unit == 'label file' else 'file'}, or run maskfold ui")
+    written_files = "files" if unit == "label file" else "file"
+    say(f"Next: submit the {written_files} to the host of the competition. maskfold ui shows the run in MLflow")
 
 
 def _expected_score_lines(done: SubmissionResult) -> list[str]:

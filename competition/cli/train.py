@@ -184,10 +184,11 @@ def _next_command(file: Path, comp: Competition, overrides: list[str], cases: in
     """Return a line that suggests the next command after `maskfold cv`.
 
     The command is `report` if the competition has no test cases, and `export` if the test set seems to be hidden. It
-    is `predict`, which writes label files, if the host defines no submission file. Otherwise it is `submit`.
+    is `predict`, which writes label files, if the YAML sets neither a sample submission nor a format of the submission.
+    Otherwise it is `submit`.
 
     Args:
-        file: the experiment.
+        file: the experiment's YAML.
         comp: the experiment's competition.
         overrides: `key=value` overrides of the command.
         cases: number of training cases.

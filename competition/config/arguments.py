@@ -181,17 +181,17 @@ def allow_arguments(keys: Sequence[str]) -> None:
             below it, so `model.args` allows all arguments of the network.
 
     Raises:
-        MaskfoldError (exit status 2): a key does not belong to a section with a `target`.
+        MaskfoldError (exit status 2): a key is not below `model`, `loss`, `optimizer` or `augment`.
     """
     if keys:
         os.environ[ALLOW_VARIABLE] = ",".join([*allowed_keys(), *_split(keys, "--allow")])
 
 
 def allowed_keys() -> tuple[str, ...]:
-    """Return the keys in the environment variable `MASKFOLD_ALLOW`.
+    """Return the keys of the arguments that the user allows, from the environment variable `MASKFOLD_ALLOW`.
 
     Raises:
-        MaskfoldError (exit status 2): a key does not belong to a section with a `target`.
+        MaskfoldError (exit status 2): a key is not below `model`, `loss`, `optimizer` or `augment`.
     """
     return _split([os.environ.get(ALLOW_VARIABLE, "")], ALLOW_VARIABLE)
 

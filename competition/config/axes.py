@@ -69,7 +69,7 @@ def case_axes(comp: Competition, files: str | Sequence[str]) -> str | None:
 
 
 def permutation(source: str | None, target: str | None) -> tuple[int, ...] | None:
-    """Return, for each axis of the order `target`, its index in the order `source`.
+    """Return the argument of `numpy.transpose` that converts an array from the order `source` to the order `target`.
 
     Return None if the orders are equal, if one is unknown, or if they have different axes.
     """
@@ -83,7 +83,7 @@ def plausible_array_axes(comp: Competition, partner: str, is_stack: bool) -> lis
 
     Args:
         comp: the competition.
-        partner: name of the other file.
+        partner: name of the case's file in the other format.
         is_stack: whether the NPY files are the slices of a stack.
     """
     orders = ["xyz", "yxz", "zyx"] if NIFTI.search(partner) else ["yxz", "zyx"]
@@ -95,9 +95,9 @@ def plausible_array_axes(comp: Competition, partner: str, is_stack: bool) -> lis
 def rle_counts_in_pictures(comp: Competition) -> bool:
     """Return whether run lengths number pixels in (row, column) order, although arrays have the order (X, Y).
 
-    Two conditions must hold. First, the training images are 2D NIfTI images or NIfTI slices. Second, a table of run
-    lengths replaces the mask files, or the masks or test images are pictures (such as PNG). If all files are NIfTI, run
-    lengths use the order of the arrays.
+    Two conditions must hold. First, the training images are 2D images or slices in the order (X, Y), such as NIfTI.
+    Second, a table of run lengths replaces the mask files, or the masks or test images are pictures (such as PNG). If
+    all files are NIfTI, run lengths use the order of the arrays.
     """
     axes = competition_axes(comp)
     if axes is None or not axes.startswith("xy") or not (comp.dimensions == 2 or "{z}" in str(comp.train.images)):
@@ -112,7 +112,8 @@ def rle_format_of_arrays(comp: Competition, fmt: RleFormat) -> RleFormat:
     """Convert a host's RLE format, which numbers the pixels of pictures, to a format for the arrays of `comp`.
 
     Pictures have the order (row, column). If the arrays have the order (X, Y), `row` and `column` are exchanged in the
-    format. Then the run lengths of an array in the returned format equal those of its picture in the host's format.
+    format. Then a mask has the same run lengths as an array in the returned format and as a picture in the host's
+    format.
     """
     if fmt.container != "pairs" or not rle_counts_in_pictures(comp):
         return fmt

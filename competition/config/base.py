@@ -102,7 +102,8 @@ def find_file(document: YamlDocument, key: KeyPath, value: str, default: Path, k
     if not file_exists(document, key, file):
         raise MaskfoldError(
             f"{place}: {name}: the file {file} does not exist.",
-            f"Set {name} to the path of {kind}'s YAML. The path is relative to the file that contains the key.",
+            f"Set {name} to the path of {kind}'s YAML. A path in a YAML is relative to the YAML's folder. A path on "
+            "the command line is relative to the working folder.",
             status=2,
         )
     return file
@@ -192,7 +193,7 @@ def _merged(base: YamlDocument, own: YamlDocument, below: Any, above: Any, path:
 
     Args:
         base: document of the base, for the locations of its keys.
-        own: document of the experiment; gets the locations of the keys that come from the base.
+        own: document of the experiment. This function adds the locations of the keys that come from the base.
         below: the base's mapping.
         above: the experiment's mapping.
         path: the key of both mappings.
@@ -263,7 +264,7 @@ def _types_below(one: Any, part: str | int) -> list[Any]:
 
 
 def _members(annotation: Any) -> list[Any]:
-    """Return the members of a union, without `Annotated`."""
+    """Return the types that an annotation allows: the members of a union, without the limits in `Annotated`."""
     if get_origin(annotation) is Annotated:
         return _members(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):

@@ -509,8 +509,8 @@ class Competition(ConfigModel):
             or self.labels == "overlapping"
         ):
             raise ValueError(
-                f"`background: {self.background}` requires one label file per case and exclusive classes, that is "
-                "`train.masks` with one pattern, without `instances` and `train.threshold`"
+                f"`background: {self.background}` requires one label file per case (`train.masks` with one pattern) "
+                "and `labels: exclusive`; it cannot be combined with `instances: true` and `train.threshold`"
             )
         if self.train.object_numbers:
             self._check_object_numbers()
@@ -540,7 +540,9 @@ class Competition(ConfigModel):
                 )
             count = 0 if self.submission.labels is None else len(self.submission.labels)
             if count not in (0, len(self.classes)):
-                raise ValueError(f"`submission.labels` must have one value per class, found {count}")
+                raise ValueError(
+                    f"`submission.labels` must have one value per class, found {count} for {len(self.classes)} classes"
+                )
             if count and self.instances:
                 raise ValueError(
                     "`submission.labels` and `instances: true` cannot be combined, because label files of instances "
@@ -558,8 +560,8 @@ class Competition(ConfigModel):
             raise ValueError("`train.object_numbers` requires `instances: true`")
         if len(self.classes) != 1:
             raise ValueError(
-                f"`train.object_numbers` requires one class, found {len(self.classes)}: {', '.join(self.classes)}, "
-                "because a number does not tell the class of its object"
+                "`train.object_numbers` requires one class, because an object's number does not tell its class; found "
+                f"{len(self.classes)}: {', '.join(self.classes)}"
             )
         if not isinstance(masks, str) or "*" in masks.rpartition("/")[2]:
             raise ValueError(

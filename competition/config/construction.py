@@ -1,4 +1,4 @@
-"""Prevent constructors of networks, losses and other classes from writing files, connecting or starting processes.
+"""Prevent constructors (of networks, losses, …) from writing files, opening connections or starting processes.
 
 `competition.config.arguments` refuses arguments that name files, addresses, caches or hubs. `ConstructionGuard` is the
 second check, for defaults and for arguments that the first check does not know. It is a Python audit hook that is
@@ -85,12 +85,13 @@ _installed = False
 
 
 class ConstructionGuard:
-    """Prevent the constructor of a class from writing files, connecting or starting processes, in a `with` block.
+    """Prevent the constructor of a class from writing files, opening connections or starting processes.
 
-    The class's arguments are checked on entry. In the block, an error is raised if this thread tries to write, rename
-    or delete a file. The same holds if it tries to connect to another machine, to start a process or to unpickle. If
-    the library catches the error, it is raised again at the end of the block. Module imports are exempt, because they
-    write bytecode caches and query the machine's properties. Classes of packages that the user trusts are exempt too.
+    The constructor is called in a `with` block of this class. The constructor's arguments are checked on entry. In the
+    block, an error is raised if this thread tries to write, rename or delete a file, to connect to another machine, to
+    start a process or to unpickle. If the library catches this error, the guard raises it again at the end of the
+    block. Module imports are exempt, because they write bytecode caches and query the machine's properties. Classes of
+    packages that the user trusts are exempt as well.
 
     Args:
         cls: the class.
@@ -165,7 +166,7 @@ class ConstructionGuard:
         raise self.violation
 
     def _describe(self, event: str, args: tuple[Any, ...]) -> str | None:
-        """Describe the effect of an event for the message; None if the event is allowed."""
+        """Return what an event does, e.g. `write the file a.txt`, for the message; None if the event is allowed."""
         if event in PROCESS_EVENTS:
             verb = "send a signal to" if event.startswith("os.kill") else "start"
             return f"{verb} a process ({_shown(args)})"

@@ -59,7 +59,7 @@ class ConfidenceConfig(ConfigModel):
 
 
 class PseudoLabelConfig(ConfigModel):
-    """Add unlabelled images to training, but not to validation; finished runs predict their pseudo-labels."""
+    """Add unlabelled images to training, but not to validation, with masks predicted by finished runs as labels."""
 
     teachers: str | Annotated[list[str], Field(min_length=1)] = Field(alias="from")  # runs, as for `maskfold predict`
     # A pattern below competition.root; None: the test images. Labelled images are excluded.
@@ -82,13 +82,13 @@ class ExtraCasesConfig(ConfigModel):
     classes: dict[str, str | None] | None = None
 
     def class_mapping(self, own_classes: list[str]) -> dict[str, str]:
-        """Map classes of the other competition to `own_classes`, without the classes that become background."""
+        """Map each class of the other competition to one of `own_classes`; leave out classes that become background."""
         if self.classes is None:
             return {name: name for name in self.competition.classes if name in own_classes}
         return {name: own_name for name, own_name in self.classes.items() if own_name is not None}
 
     def find_mismatch(self, comp: Competition) -> str | None:
-        """Return why the cases cannot train a network for the competition `comp`; None if they can."""
+        """Return why the extra cases cannot train a network for the competition `comp`; None if they can."""
         extra = self.competition
         if extra.train.weights is not None:
             return (

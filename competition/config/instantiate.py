@@ -66,8 +66,8 @@ def resolve_target(path: str, kind: type | tuple[type, ...] | None, key: str, tr
     """Import the class that `target` names; never run code of a package that is not trusted.
 
     Every module along the path must be in a trusted package (so `torch.os.system` is refused), and so must the class's
-    own `__module__`. The class must not be in `ACTIVE_PARTS`, the parts of packages whose classes can run code that
-    their arguments name. A package that the user trusts is also searched in the working folder.
+    own `__module__`. The class must not be in `ACTIVE_PARTS`: parts of packages whose classes can open files or run
+    code that their arguments name. A package that the user trusts is searched in the working folder as well.
 
     Args:
         path: the import path, e.g. `monai.networks.nets.DynUNet`.
@@ -101,8 +101,8 @@ def resolve_target(path: str, kind: type | tuple[type, ...] | None, key: str, tr
         _raise_invalid(path, key, f"comes from {module or 'an unknown module'}, not from a trusted package")
     if (active_part := find_active_part(f"{module}.{getattr(resolved, '__qualname__', '')}", trust)) is not None:
         raise MaskfoldError(
-            f"{key}: `{path}` is in {active_part}, whose classes read, write or run what their arguments name, so "
-            "this class is refused.",
+            f"{key}: `{path}` is in {active_part}, whose classes can read or write files or run code that their "
+            "arguments name, so this class is refused.",
             f"Name another class. If you trust the YAML, add --trust {parts[0]}, which allows all classes of "
             f"{parts[0]}.",
             status=2,
@@ -320,13 +320,13 @@ def is_user_trusted(root: str, extra: Sequence[str] = ()) -> bool:
 def is_wholly_trusted(root: str, extra: Sequence[str] = ()) -> bool:
     """Return whether the user trusts a package on the command line or in the environment.
 
-    If so, even the package's classes that may use files are allowed (see `ACTIVE_PARTS`).
+    If so, even the package's classes in `ACTIVE_PARTS` are allowed, which can open files or run code.
     """
     return root in _user_trusted(extra)
 
 
 def find_active_part(name: str, extra: Sequence[str] = ()) -> str | None:
-    """Return the entry of `ACTIVE_PARTS` (code that may use files) that contains a class, or None.
+    """Return the entry of `ACTIVE_PARTS` that contains a class; None if the class is allowed.
 
     Args:
         name: the class's defining module and name, joined by a dot.

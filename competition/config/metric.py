@@ -29,11 +29,11 @@ INPUTS = {
     "tp": "number of pixels in mask and truth",
     "fp": "number of pixels in the mask only",
     "fn": "number of pixels in the truth only",
-    "predicted_objects": "(*spatial) integers: 0 for background, one label per object",
-    "true_objects": "(*spatial) integers, the same for the truth",
+    "predicted_objects": "(*spatial) integers: 0 for background, one label per predicted object",
+    "true_objects": "(*spatial) integers: 0 for background, one label per true object",
     "distances": "distances between the borders of mask and truth, `competition.metrics.distances.BorderDistances`",
     "predicted_hidden": "pixels of predicted objects that later ones cover, `competition.data.objects.HiddenPixels`",
-    "true_hidden": "the same for the truth",
+    "true_hidden": "pixels of true objects that later ones cover, `competition.data.objects.HiddenPixels`",
 }
 COUNTS = ("tp", "fp", "fn")
 OBJECTS = ("predicted_objects", "true_objects")
@@ -201,7 +201,7 @@ class Metric:
         return tuple(float(value) for value in function.sums(**{name: inputs[name] for name in self.inputs}))
 
     def score_sums(self, *sums: Any) -> Any:
-        """Return the score from the results of `sums` that were added up over cases; each is a number or an array."""
+        """Return the score from the numbers of `sums`, added up over cases. Each argument is a number or an array."""
         if self.has_sums:
             return self.function(*sums)
         return self.function(**dict(zip(COUNTS, sums, strict=True)))
@@ -238,7 +238,7 @@ def metric(
 
     Args:
         name: the name in the YAML; the function's name if left out.
-        higher_is_better: the direction. Scores are stored as the function returns them.
+        higher_is_better: whether a higher score is better. Scores are stored as the function returns them.
         from_counts: whether the function takes only `tp`, `fp`, `fn` and settings, and accepts arrays of counts. Such a
             metric supports `average: global`.
         pooled_share: share of the pooled term in the score, if the function returns a `PooledScore`; otherwise 0. Only

@@ -125,7 +125,7 @@ def load_own_step(target: str, args: Any, key: str, trust: Sequence[str]) -> Non
     cls = resolve_target(target, Step, f"{key}.target", trust)
     if inspect.isabstract(cls):
         raise MaskfoldError(
-            f"{key}.target: the step {target} has no method `apply`, expected one.",
+            f"{key}.target: the step {target} has no method `apply`.",
             "Write a method `def apply(self, current, case, index)`; CONTRIBUTING.md shows an example.",
             status=2,
         )
@@ -255,7 +255,7 @@ def _build_own_step(target: str, args: dict[str, Any]) -> Step:
 
 
 class LabelOrdering(ConfigModel):
-    """Assign classes to similar objects in a row (vertebrae) by order; see `competition.postprocessing.ordering`."""
+    """Assign classes to objects by their order in a row, e.g. vertebrae; see `competition.postprocessing.ordering`."""
 
     # The end of the row at which the first class lies: S if the first class is the most superior one.
     along: Literal["R", "L", "A", "P", "S", "I"]

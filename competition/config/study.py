@@ -101,7 +101,9 @@ class StudyConfig(ConfigModel):
         if len(set(self.objectives)) != len(self.objectives):
             raise ValueError("`objectives` must not contain duplicates")
         if len(self.objectives) > 1 and self.pruner != "none":
-            raise ValueError(f"`pruner` must be none if there are several `objectives`, found {self.pruner}")
+            raise ValueError(
+                f"`pruner` must have the value none if there are several `objectives`, found {self.pruner}"
+            )
         keys = list(self.space)
         for key, dimension in self.space.items():
             for condition in dimension.when:

@@ -110,7 +110,7 @@ def read_yaml(path: Path) -> YamlDocument:
 
     Raises:
         MaskfoldError (exit status 2): the file is missing, empty, not YAML or not a mapping, or it has a duplicate key
-            or a tag that needs more than plain data.
+            or a tag that is not allowed, such as `!!python/object`.
     """
     try:
         if path.exists() and not path.is_file() and not path.is_dir():  # reading from a device might never end
@@ -128,7 +128,7 @@ def read_yaml(path: Path) -> YamlDocument:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
         raise MaskfoldError(
-            f"{path} cannot be read: {reason}.", "Give a YAML file that this user can read.", status=2
+            f"{path} cannot be read: {reason}.", "Give a YAML file in UTF-8 that you may read.", status=2
         ) from error
     document = parse_yaml(text, str(path))
     if document.tree is None:
@@ -154,8 +154,8 @@ def parse_yaml(text: str, file: str | None = None) -> YamlDocument:
         file: name of the text's source, for messages; None means the command line.
 
     Raises:
-        MaskfoldError (exit status 2): the text is not YAML, or has a duplicate key or a tag that needs more than plain
-            data.
+        MaskfoldError (exit status 2): the text is not YAML, or has a duplicate key or a tag that is not allowed, such
+            as `!!python/object`.
     """
     if len(text) > MAX_REMEMBERED:
         return _parse(text, file)
@@ -201,7 +201,7 @@ def value_kind(value: Any) -> str:
 class _NodeChecker:
     """Check all nodes of a YAML text, and record the line of each key.
 
-    Unsafe tags, duplicate keys, references to other keys (`${key}`) and aliases that expand endlessly are errors.
+    Unsafe tags, duplicate keys, references to other keys (`${key}`) and aliases that contain themselves are errors.
     """
 
     def __init__(self, document: YamlDocument, *, has_lines: bool) -> None:
@@ -222,7 +222,9 @@ class _NodeChecker:
             )
         if node in self.ancestors or self.count > MAX_NODES:
             self._fail(
-                node, "an alias (`*`) expands endlessly or too far", "Write the value itself instead of the alias"
+                node,
+                "an alias (`*`) contains itself or expands to too many values",
+                "Write the value itself instead of the alias",
             )
         if node.tag not in ALLOWED_TAGS:
             self._fail(

@@ -382,7 +382,7 @@ def build_case(root: Path, key: str, build: Callable[[Path], dict[str, Any]]) ->
 
 
 def is_intact(folder: Path) -> bool:
-    """Return whether the folder has its record and every file that the record lists; see `find_damage`."""
+    """Return whether a folder contains a preprocessed case without damage; see `find_damage`."""
     return find_damage(folder) is None
 
 

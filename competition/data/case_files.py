@@ -114,7 +114,7 @@ def _drop_masks(comp: Competition, cases: dict[str, CaseFiles]) -> None:
 
 
 def _drop_matches(comp: Competition, pattern: str, cases: dict[str, CaseFiles], case_of: dict[str, str]) -> None:
-    """Remove from `cases` the files that are masks of other cases by a pattern with `*`, such as `*/{id}_mask.png`.
+    """Remove from `cases` each image that a mask pattern with `*`, such as `*/{id}_mask.png`, gives to another case.
 
     `case_of` maps the path of each image to its id.
     """
@@ -201,7 +201,11 @@ def _find_truth(
             f"has an image ({{image}}) but no mask: no file matches {key} `{pattern}`",
             _channel_suffix_hint(comp, images, list(cases))
             or "Add the mask"
-            + (", set train.missing_masks=empty if the case has no such object" if isinstance(masks, dict) else "")
+            + (
+                ", set competition.train.missing_masks=empty if the case has no such object"
+                if isinstance(masks, dict)
+                else ""
+            )
             + ", or skip such cases with competition.on_bad_case=skip.",
             skipped,
             images,
@@ -236,7 +240,7 @@ def _find_instances(
             raise MaskfoldError(
                 f"train.masks: the pattern `{pattern}` mixes slices ({{z}}) with a folder of instances (`*`), expected "
                 "only one of them.",
-                "Write one file per slice or per case.",
+                "Remove {z}, and save one file per object. Or remove `*`, and save one label file per slice.",
                 status=2,
             )
         paths_of = drop_undecodable(
@@ -358,7 +362,7 @@ def count_test_images(comp: Competition) -> int | None:
     """Return the number of test cases with an image.
 
     Return None if the competition has no `test` section, or if the competition's folder is missing. Return 0 if the
-    pattern matches no file or is invalid; `find_images` raises the error.
+    pattern matches no file or is invalid; `find_images` reports the error.
     """
     if comp.test is None or not Path(comp.root).is_dir():
         return None

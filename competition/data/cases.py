@@ -34,9 +34,10 @@ COLUMNS = (
 
 
 def case_table(comp: Competition, split: str = "train") -> pandas.DataFrame:
-    """Find and check all cases by file names, headers and tables; `load_image` and `load_mask` read the pixels.
+    """Find the cases of a split, and check their file names, headers and tables.
 
-    With `on_bad_case: skip`, each case is read completely once, so that the table has only usable cases.
+    Pixels are read only if `on_bad_case` is `skip`. Then each case is read completely once, so that the table has only
+    usable cases.
 
     Args:
         comp: the competition.
@@ -52,7 +53,8 @@ def case_table(comp: Competition, split: str = "train") -> pandas.DataFrame:
           empty if this key is not set;
         - shape, spacing (mm): JSON lists, one number per spatial axis. channels: number of channels;
         - slices: JSON, the text that {z} matched in each slice; null for a case that is no stack of slices;
-        - image_hash: SHA-256 (hexadecimal) of the image files' bytes. hash: SHA-256 of the images and the ground truth.
+        - image_hash: SHA-256 (hexadecimal) of the image files' digests. hash: SHA-256 of `image_hash` and the digests
+          of the ground truth.
 
         If `train.weights` gives any case another weight than 1, there is a column `weight` (text). ``attrs["skipped"]``
         lists (id, reason) of skipped cases, ``attrs["excluded"]`` the ids that `train.exclude` leaves out.

@@ -259,7 +259,7 @@ def _views(dims: int, turned: bool) -> Iterator[tuple[tuple[int, ...], tuple[sli
 
 
 def _matches(first: Sequence[Floats], second: Sequence[Floats], dims: int) -> Iterator[tuple[int, int, float]]:
-    """Yield pairs of similar thumbnails, each as index in `first`, larger index in `second`, and correlation.
+    """Yield pairs of similar thumbnails: the index in `first`, the larger index in `second`, and the correlation.
 
     Args:
         first: features of the thumbnails: coarse thumbnails, thumbnails and details, each (N, values) and normalised.
@@ -322,7 +322,7 @@ def describe_common_look(count: int, total: int, dims: int, kind: str = "cases")
     size, unit = "×".join([str(SIDES[dims])] * dims), "pixels" if dims == 2 else "voxels"
     return (
         f"{count:,} of {total:,} {kind} look alike at the size of the thumbnails ({size} {unit}), so near-duplicates "
-        "cannot be told apart here"
+        "cannot be found among them"
     )
 
 

@@ -1,4 +1,4 @@
-"""Define `Image` and `Header`, which the readers return, checks that the readers share, and digests of files."""
+"""Define what the readers share: `Image` and `Header`, which they return; checks of files; digests of files."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ def channels_first(array: np.ndarray, dimensions: int, path: Path) -> np.ndarray
     shorter. If both are equally long, it is the last axis.
 
     Args:
-        array: `dimensions` or `dimensions + 1` axes.
+        array: array with `dimensions` or `dimensions + 1` axes.
         dimensions: 2 or 3.
         path: path of the array's file, for the message.
 
@@ -254,7 +254,7 @@ def wrong_dimensions_error(path: Path, shape: tuple[int, ...], dimensions: int) 
 
 
 def byte_count(shape: tuple[int, ...], dtype: np.dtype | str, channels: int = 1) -> int:
-    """Return the bytes of `channels` × `shape` values, without integer overflow."""
+    """Return the number of bytes of `channels` × `shape` values, without integer overflow."""
     return math.prod(shape) * channels * np.dtype(dtype).itemsize
 
 

@@ -237,7 +237,7 @@ class _Part:
         cls: name of the class.
         objects: integers 1 to n for the objects, and 0 elsewhere.
         where: index of the region of the case that `objects` covers: the whole case, or one slice of it.
-        ignored: bool mask of the ignored pixels in the region; None if it cannot have ignored pixels.
+        ignored: bool mask of the ignored pixels in the region; None for run lengths, or if the YAML sets no `ignore`.
         hidden: pixels in which a later object of this part covers an earlier object, in coordinates of the region.
     """
 
@@ -367,10 +367,10 @@ def _outside_region(comp: Competition, row: Any, masks: dict[str, Any], shape: t
 
 
 def unpredicted_pixels(comp: Competition, row: Any) -> np.ndarray | None:
-    """Return a bool mask (*spatial) of the pixels outside the region mask of a case, in which nothing is predicted.
+    """Return a bool mask (*spatial) of the pixels of a case in which nothing is predicted: those outside its region.
 
-    If `test.region` is set, this also applies to out-of-fold predictions, so that post-processing is tuned on
-    predictions like those of the test cases.
+    If `test.region` is set, out-of-fold predictions are restricted to the region masks of the training cases, so that
+    post-processing is tuned on predictions like those of the test cases.
 
     Args:
         comp: the competition.
@@ -455,8 +455,8 @@ def _check_known(unknown: list[int], path: Path, comp: Competition) -> None:
         )
         if extension_of(path.name) in (".jpg", ".jpeg"):
             hint = (
-                "JPEG changes values near edges. Set train.threshold=128 for masks of 0 and 255, or save the masks "
-                "as PNG."
+                "JPEG changes values near edges. Set competition.train.threshold=128 for masks of 0 and 255, or save "
+                "the masks as PNG."
             )
         elif len(unknown) == len(comp.classes) == 1 and unknown[0] > 0:
             hint = (
@@ -499,7 +499,7 @@ def _apply_threshold(labels: np.ndarray, threshold: float, value: int) -> np.nda
 def _present_values(labels: np.ndarray) -> list[int]:
     """Return the sorted values of an array.
 
-    The function counts the values block by block, which needs neither sorting nor a large copy.
+    The function searches the array block by block, which needs no copy of the whole array.
     """
     countable = int(labels.min()) >= 0 and int(labels.max()) < 2**16
     present: set[int] = set()
@@ -514,10 +514,9 @@ def _check_binary(path: Path, values: np.ndarray, cls: str) -> None:
     if values.size and (values != values[0]).any():
         shown = ", ".join(map(str, np.unique(values)[:5].tolist()))
         raise MaskfoldError(
-            f"The mask {path} of the class {cls} has more than two values: found {shown}, expected 0 and one "
-            "other value.",
-            "Save the mask as a PNG without smoothing. Or set train.threshold, or competition.ignore for pixels "
-            "that do not count.",
+            f"The mask {path} of the class {cls} has several values besides 0: found {shown}, expected only one.",
+            "Save the mask as a PNG without smoothing. Or set competition.train.threshold, or competition.ignore for "
+            "pixels that do not count.",
         )
 
 

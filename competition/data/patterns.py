@@ -490,7 +490,7 @@ def without_pattern(comp: Competition, paths: Iterable[str]) -> list[str]:
 
 
 def without_match(patterns: Iterable[str], paths: Iterable[str]) -> list[str]:
-    """Return the paths below the root that match none of some patterns."""
+    """Return the paths below the root that match none of the given patterns."""
     expressions = [re.compile(_path_expression(pattern)) for pattern in patterns]
     return [path for path in paths if not any(expression.fullmatch(path) for expression in expressions)]
 

@@ -108,7 +108,8 @@ def preprocess_cases(
     Args:
         table: the case table, or rows of it.
         exp: the experiment.
-        root: the cache's folder. If it lacks a case, files of killed processes are removed from the folder first.
+        root: the cache's folder. If a case is missing in the cache, the temporary files of killed processes are
+            removed first.
         workers: number of processes. If None, this process starts alone. If much work remains after a second, one
             process per core takes over, or fewer processes if the memory is too small for so many cases.
         progress: function that is called about ten times with a line of progress. It is not called if the cache has

@@ -84,7 +84,7 @@ def listed_test_cases(comp: Competition) -> list[str] | None:
 
 
 def _known_ids(comp: Competition, cases: str | list[str], key: str, ids: list[str]) -> list[str]:
-    """Return the ids in the list of a key, or in its CSV; raise `MaskfoldError` if one of them is not in `ids`."""
+    """Return the ids in the list or CSV of a key; raise `MaskfoldError` if one of these ids is not in `ids`."""
     listed, source = _listed_ids(comp, cases, key)
     for name in listed:
         if name not in ids:
@@ -168,19 +168,19 @@ def case_weights(comp: Competition, ids: Iterable[str]) -> dict[str, str]:
 
 
 def read_answers(path: Path) -> dict[str, tuple[str, str]]:
-    """Read a review's CSV; return, by case id, the columns exclude and weight as the user filled them.
+    """Read the CSV of `maskfold review`; return, by case id, the columns exclude and weight as the user filled them.
 
     Cases for which the user has filled neither column are omitted.
 
     Raises:
-        MaskfoldError: the file is not a review's CSV.
+        MaskfoldError: the file is not such a CSV.
     """
     table = read_csv(path, {"id": "id"})
     if missing := [name for name in (EXCLUDE, WEIGHT) if name not in table.columns]:
         raise MaskfoldError(
             f"{path} exists already and has no column `{missing[0]}`, so it is not the CSV of a review and is not "
             "overwritten.",
-            "Choose another output page with -o, or move the file.",
+            "Choose another path for the HTML page with -o, or move the file.",
             status=2,
         )
     answers: dict[str, tuple[str, str]] = {}

@@ -35,7 +35,7 @@ def split(
 ) -> pandas.DataFrame:
     """Split the training cases into folds.
 
-    The cases are sorted by id first, so that the result depends only on their ids, groups, images and the seed. If
+    The cases are sorted by id first, so that the result does not depend on the order of the table. If
     `competition.group` is set, every scheme keeps each group in one fold.
 
     Args:
@@ -89,7 +89,7 @@ def _one_group(cases: pandas.DataFrame, comp: Competition, folds: FoldsConfig) -
     else:
         hint = "Add cases with other images, because cases that share an image are in one group."
     return MaskfoldError(
-        f"folds.k: found {folds.k}, but the {len(cases)} cases in 1 group stay together, so no folds.k works.",
+        f"folds.k: found {folds.k}, but all {len(cases)} cases are in 1 group, which must stay in one fold.",
         hint,
         status=2,
     )
@@ -339,7 +339,7 @@ def _from_table(path: Path, column: str, comp: Competition, ids: list[str], key:
         if not rows.get(case_id, (0, ""))[1]:
             raise MaskfoldError(
                 f"{path} has no value of {key} for the id {case_id} (column `{column}`).",
-                "Add a row for every training case.",
+                f"Add a row for every training case, with a value in the column `{column}`.",
             )
     return [rows[case_id][1] for case_id in ids]
 
@@ -355,9 +355,10 @@ def compute_strata(table: pandas.DataFrame, comp: Competition) -> pandas.Series:
         comp: the competition.
 
     Returns:
-        Strings with the table's index. A computed stratum contains the presence of each class, and the tercile of the
-        foreground share among all cases with a mask. For example, in ``10:2``, the case has only the first of two
-        classes, and its foreground share is in the upper third.
+        One text per case, with the table's index. The computed stratum of a case without foreground is `empty`. Any
+        other computed stratum is a text such as ``10:2``. The digits before the colon say for each class whether the
+        case has it. The last digit says whether the foreground share is in the lower (0), middle (1) or upper (2) third
+        of all cases with foreground.
 
     Raises:
         MaskfoldError: a mask cannot be read.

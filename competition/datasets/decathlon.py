@@ -31,7 +31,7 @@ class DecathlonTask:
 
     @property
     def size(self) -> int:
-        """The approximate size in bytes."""
+        """The approximate size of the archive in bytes."""
         return self.megabytes * 10**6
 
 
@@ -52,7 +52,7 @@ TASKS = (
 
 
 def find_task(name: str) -> DecathlonTask:
-    """Return a task by its name in upper or lower case: `spleen`, `Task09_Spleen` and `task09` are the same task.
+    """Return a task by name, in upper or lower case: `spleen`, `Task09_Spleen` and `task09` name the same task.
 
     Raises:
         MaskfoldError: no task has this name (exit status 2).

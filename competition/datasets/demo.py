@@ -39,7 +39,7 @@ def make_folder(folder: Path, marker: dict[str, Any], fill: Callable[[Path], Non
         fill: function that receives the path of an empty folder and writes all files there.
 
     Returns:
-        True if the folder was made, False if it already has the same marker.
+        True if the folder was made, False if it already contains an equal marker.
 
     Raises:
         MaskfoldError: the folder has other content, or cannot be written.
@@ -103,7 +103,7 @@ def write_tables(
         truth: label array (*spatial) of each test case, by case id; the label 1 is the first of `classes`.
         classes: names of the classes.
         seed: random seed of the order of the rows.
-        columns: names of the columns; two names mean that there is no class column.
+        columns: names of the columns. If there are only two names, the tables have no class column.
     """
     from competition.rle import encode
     from competition.rle_text import RleFormat
@@ -145,7 +145,7 @@ def _is_up_to_date(folder: Path, marker: dict[str, Any]) -> bool:
 
 
 def _content(marker: dict[str, Any]) -> str:
-    """Return the content of a folder as text for messages, from the content of its marker file."""
+    """Describe for messages what a folder contains, according to its marker file, e.g. `the demo 2d`."""
     layout = marker.get("layout")
     return f"phantoms in the layout of {layout}" if layout else f"the demo {marker.get('demo')}"
 
@@ -286,7 +286,7 @@ def make_demo_3d(folder: Path, cases: int = 24, test_cases: int = 8, seed: int =
 
     The files are `imagesTr/{id}.nii.gz` (int16, anisotropic, mixed orientations) with `labelsTr/{id}.nii.gz` (uint8: 0
     background, 1 liver, 2 spleen), `imagesTs/{id}.nii.gz`, `sample_submission.csv` and `solution.csv`. As in most
-    competitions, run lengths use the order of axes in the file.
+    competitions, the run lengths in the tables use the order of the axes in the image file.
     """
     from competition.datasets.demo_volumes import CLASSES, KINDS, ORIENTATIONS, draw_volume, random_affine, reorient
 
@@ -334,8 +334,8 @@ def _write_images(
         folder: folder of the demo.
         ids: ids of the training cases, then of the test cases.
         cases: number of training cases.
-        draw: function that draws image and label map. It gets the index among all cases, and the index among the
-            training or test cases.
+        draw: function that draws the image and the label map of a case. It receives two indices of the case: among
+            all cases, and among the training cases or the test cases.
     """
     for part in ("images", "masks", "test"):
         (folder / part).mkdir()

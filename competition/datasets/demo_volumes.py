@@ -55,7 +55,10 @@ def draw_volume(rng: np.random.Generator, kind: str = "both") -> tuple[Array, Ar
 
 
 def random_affine(rng: np.random.Generator, shape: tuple[int, ...], spacing: tuple[float, ...]) -> Array:
-    """Return a random affine (4, 4) float64 from voxels to mm, for RAS axes and a volume around the origin."""
+    """Return an affine (4, 4) float64 from voxels with RAS axes to mm; only the position of the volume is random.
+
+    Along each axis, the centre of the volume is at most about 20 mm away from the origin.
+    """
     affine = np.diag((*spacing, 1.0))
     affine[:3, 3] = np.rint(rng.uniform(-20.0, 20.0, size=3)) - np.array(shape) * np.array(spacing) / 2
     return affine

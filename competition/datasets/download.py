@@ -80,7 +80,7 @@ def download_and_unpack(
         pause: seconds before the second attempt, if the first fails.
 
     Returns:
-        Number of files.
+        Number of unpacked files.
 
     Raises:
         MaskfoldError: as for `download` and `unpack_archive`; or the checksum of the user's archive is wrong.
@@ -380,7 +380,7 @@ def _download_error(url: str, reason: str) -> MaskfoldError:
     return MaskfoldError(
         f"{url} cannot be downloaded: {reason.rstrip('.')}.",
         "Check the network (the variable https_proxy sets a proxy), and run the same command again. Or "
-        f"copy {name} into the folder that -o names.",
+        f"copy {name} into the folder that -o names (default: data).",
     )
 
 
@@ -434,7 +434,7 @@ def unpack_archive(archive: Path, folder: Path, progress: ProgressWrapper) -> in
         progress: function that wraps the iterator of members; it also receives the number of members.
 
     Returns:
-        Number of files.
+        Number of unpacked files.
 
     Raises:
         MaskfoldError: the archive is damaged; a member is a link or a device, or would be written outside of the
@@ -483,7 +483,7 @@ def _open_archive(archive: Path) -> Iterator[tuple[list[Member], Any]]:
 
 
 def _tar_member(info: tarfile.TarInfo, archive: Path) -> Member | None:
-    """Return the member for a file. Return None for a folder, because unpacking its files creates the folder."""
+    """Convert an entry of a tar archive to a member; None for a folder, because unpacking its files creates it."""
     if not (info.isfile() or info.isdir()):
         kind = "a link" if info.issym() or info.islnk() else "a device or a pipe"
         raise _unsafe_member(archive, info.name, f"is {kind}")

@@ -276,7 +276,10 @@ class _Converter:
         if labelled and unlabelled:
             listed = ", ".join(unlabelled[:MAX_LISTED_FILES])
             more = and_more(len(unlabelled), MAX_LISTED_FILES, "case")
-            self._say(f"images without a mask: {listed}{more}. If on_bad_case is skip, training leaves these cases out")
+            self._say(
+                f"images without a mask: {listed}{more}. Training stops at such a case. To leave these cases out, set "
+                "competition.on_bad_case=skip"
+            )
 
     def add_unreadable(self, scanned: Scan) -> None:
         """Add one row to series.csv that lists the files whose series is unknown."""

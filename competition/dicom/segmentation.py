@@ -189,7 +189,10 @@ class MaskBuilder:
         return _new_mask(image, array, [slices.series.uid], notes + slices.notes)
 
     def reject(self, uids: list[str], reason: str) -> None:
-        """Record why the label series `uids`, or parts of them, are missing from a mask."""
+        """Record why DICOM-SEG files or label series, or parts of them, are missing from a mask.
+
+        `uids` are their SeriesInstanceUIDs.
+        """
         for uid in uids:
             reasons = self.rejections.setdefault(uid, [])
             if reason not in reasons:

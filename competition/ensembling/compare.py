@@ -315,7 +315,7 @@ def _notes(sides: tuple[ComparedRun, ComparedRun], shared: list[str]) -> list[st
     if partitions[0] != partitions[1]:
         notes.append(
             "the folds of the runs differ: the two networks that predicted a case were trained on "
-            "different cases, and this causes a part of the difference"
+            "different cases, and this causes a part of the difference between the scores"
         )
     metrics = [side.run.exp.competition.metric for side in sides]
     if metrics[0] != metrics[1]:

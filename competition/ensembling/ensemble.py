@@ -33,7 +33,7 @@ SCRATCH_NAME = "test"  # the temporary folders with preprocessed cases are named
 
 @dataclass(frozen=True)
 class InMemoryCase:
-    """Hold a case whose image is in memory; functions that take a row of the case table also take this object.
+    """Hold a case whose image is in memory; `EnsemblePredictor` takes it instead of a row of the case table.
 
     Attributes:
         id: name of the case in error messages.
@@ -102,7 +102,7 @@ class EnsemblePredictor:
                 self.first_stages[run.exp.first_stage] = predictor
 
     def probabilities(self, row: Any) -> np.ndarray[Any, Any]:
-        """Return the probabilities of one case, (P, *file shape) float16, averaged over all networks.
+        """Return the probabilities of one case, averaged over all networks: (P, *file shape) float16, see `Prediction`.
 
         Args:
             row: row of the case table, or `InMemoryCase`.

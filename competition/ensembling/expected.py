@@ -53,7 +53,7 @@ def better_alone(ensemble: Ensemble, expected: ExpectedScore) -> list[str]:
     """Return one line for the user about each run that scores better alone than the whole ensemble.
 
     A run can be better because the weights are fitted before post-processing: tuned steps may improve a single run more
-    than the ensemble. Runs with another number of out-of-fold cases are not compared.
+    than the ensemble. A run is not compared if its number of out-of-fold cases differs from that of the ensemble.
 
     Args:
         ensemble: the runs and their weights.

@@ -69,8 +69,8 @@ class FittedWeights:
             f"each run alone: {single}",
             (
                 f"score with equal weights {self.equal:.4f}; best score on all cases {self.best:.4f}, with the "
-                f"weights {best}; nested score {self.nested:.4f} (gain {self.gain.value:+.4f}, 95 % "
-                f"{self.gain.low:+.4f} to {self.gain.high:+.4f}): {verdict}"
+                f"weights {best}; nested score {self.nested:.4f} (gain {self.gain.value:+.4f} over equal weights, "
+                f"95 % interval {self.gain.low:+.4f} to {self.gain.high:+.4f}): {verdict}"
             ),
         ]
 
@@ -94,8 +94,8 @@ def fit_weights(
     Args:
         ensemble: the runs; their current weights are ignored.
         seed: seed of the bootstrap.
-        groups: group of each case by id. The bootstrap of the interval resamples whole groups; with None, it resamples
-            single cases.
+        groups: group of each case by id, or None. The bootstrap for the interval of `gain` draws whole groups; with
+            None, it draws single cases.
         context: context whose log receives progress messages.
         workers: number of processes; None for one per core.
     """
@@ -116,7 +116,7 @@ def fit_weights(
             new = tuple(dict.fromkeys(point for point in points if point not in tables))
             if new:
                 tables.update(_score_tables(pool, list(rows), new, fold_of))
-                context.say(f"scored {len(tables)} weightings of {count} runs")
+                context.say(f"scored {len(tables)} combinations of weights of {count} runs")
 
         def best(fold: int | None) -> Weights:
             def value(point: Weights) -> float:

@@ -209,7 +209,16 @@ def _allows_many_files(key: str, pattern: str) -> bool:
 
 
 def _failing(check: Callable[[], object], ids: list[str], split: str, findings: Findings) -> set[str]:
-    """Run a check of the cases `ids`; if it raises an error, add a fault and return the ids, otherwise an empty set."""
+    """Run a check of cases, and return the set of their ids if it raises an error, else an empty set.
+
+    The error is added to `findings` as a fault.
+
+    Args:
+        check: function that checks the cases.
+        ids: ids of the cases.
+        split: train or test.
+        findings: receives the fault.
+    """
     try:
         check()
     except MaskfoldError as error:
@@ -287,9 +296,9 @@ def _read_with_blank_lines(path: Path) -> Any:
 
 
 def _blank_rows(comp: Competition, table: Any, error: MaskfoldError, collector: ErrorCollector) -> None:
-    """Blank the row that an error message names, and all rows with this row's class; record an error for each row.
+    """Blank the row that an error message names, e.g. because its class is unknown; record an error for this row.
 
-    If the table has no column of classes, only the named row is blanked.
+    If the table has a column of classes, do the same for all other rows with the same class.
     """
     match = LINE_PATTERN.search(error.message)
     line, column = int(match.group(1)) if match else 0, comp.train.columns.cls

@@ -144,7 +144,7 @@ def _are_shared(counts: Counter[str]) -> bool:
 
 
 def _repeat(counts: Counter[str]) -> bool:
-    """Return whether there are several groups, and enough of the cases are in groups of several cases."""
+    """Return whether there are several groups, and enough cases share their group with another case."""
     repeated = sum(count for count in counts.values() if count > 1)
     total = counts.total()
     return MIN_GROUPS <= len(counts) <= MAX_GROUP_SHARE * total and repeated >= MIN_REPEATED * total
@@ -183,7 +183,7 @@ def _has_no_number(match: re.Match[str]) -> bool:
 
 
 def _by_tile(ids: Sequence[str]) -> list[Rule]:
-    """Return a regular expression that groups tiles by their image; the list is empty if the ids do not name tiles.
+    """Return a list with a regular expression that groups tiles by their image; empty if the ids do not name tiles.
 
     In `M-33-20-D_0_3`, the tile's row and column follow the name of the image, which ends before the first `_`.
     """
@@ -196,7 +196,8 @@ def _by_tile(ids: Sequence[str]) -> list[Rule]:
 def _by_subject(ids: Sequence[str]) -> Rule | None:
     """Return a regular expression for the subject in ids such as `sub-CC0016_ses-1`.
 
-    The result is None unless all ids begin with a word for a subject, and at least one of several subjects repeats.
+    All ids must begin with a word for a subject, and at least one of several subjects must have several ids. Otherwise,
+    return None.
     """
     matches = [re.match(SUBJECT, case_id) for case_id in ids]
     counts = Counter(match[1] for match in matches if match)

@@ -36,7 +36,7 @@ class SuggestedKey:
         key: the key, e.g. `prepare.spacing`.
         value: its value in YAML.
         reason: reason for the value, for a comment.
-        alternatives: other settings, for further comments.
+        alternatives: other settings, which are added as further comments.
     """
 
     key: str
@@ -151,8 +151,8 @@ def _grid(comp: Competition, train: Sequence[CaseStats]) -> tuple[list[Suggested
     shapes, spacings = [case.shape or () for case in train], [case.spacing or () for case in train]
     if comp.dimensions == 3 and all(case.orientation and "?" not in case.orientation for case in train):
         codes = Counter(str(case.orientation) for case in train)
-        counts = ", ".join(f"{code} in {n}" for code, n in codes.most_common())
-        reason = "the orientation of all cases" if set(codes) == {"RAS"} else counts
+        counts = ", ".join(f"{code} in {format_count(n, 'case')}" for code, n in codes.most_common())
+        reason = "the orientation of all cases" if set(codes) == {"RAS"} else f"orientation of the files: {counts}"
         lines.append(SuggestedKey("prepare.orientation", "RAS", reason))
         orders = [_to_ras(str(case.orientation)) for case in train]
         shapes = [tuple(shape[axis] for axis in order) for shape, order in zip(shapes, orders, strict=True)]
@@ -348,7 +348,7 @@ def patch_size(shape: Sequence[int], most: int | None = None) -> list[int]:
 def _round_up(length: float, step: int) -> int:
     """Round a length up to a multiple of `step`.
 
-    If `step` is that of volumes (below `STEP[2]`), a length below `step` is rounded up to a power of two.
+    For volumes (whose `step` is below `STEP[2]`), a length below `step` is rounded up to a power of two instead.
     """
     if step < STEP[2] and length < step:
         return int(2 ** max(0, math.ceil(math.log2(max(1.0, length)))))
@@ -356,5 +356,5 @@ def _round_up(length: float, step: int) -> int:
 
 
 def _to_ras(code: str) -> list[int]:
-    """Return, for each axis of RAS, the index of the parallel axis in the file, from axis codes such as `LPS`."""
+    """Return, for each axis of RAS, the index of the file's axis along the same line; `code` is e.g. `LPS`."""
     return [next(axis for axis, letter in enumerate(code) if letter in pair) for pair in ("RL", "AP", "SI")]

@@ -184,7 +184,7 @@ def _write_runs_and_code(
         ensemble: the runs and their weights.
         expected: the expected score; None if it is unknown.
         options: the optional contents of the bundle.
-        row: row of a case, as an example for the ONNX export.
+        row: row of the case table; the ONNX export reads the number of channels from this case.
         context: context with the trusted packages and the log.
 
     Returns:
@@ -236,7 +236,8 @@ def _targets(ensemble: Ensemble) -> list[str]:
 def _copy_run(run: Run, ensemble: Ensemble, folder: Path) -> int:
     """Copy the YAML of a run and the weights of its networks into a folder; return the number of networks.
 
-    The keys of the competition that may change after training are taken from the ensemble's first run.
+    The keys of `competition` in `SUBMIT_TIME_KEYS` may change after training, so their values come from the ensemble's
+    first run.
     """
     folder.mkdir(parents=True)
     plain, first = (_without_paths(resolve_for_prediction(exp)) for exp in (run.exp, ensemble.runs[0].exp))
@@ -254,7 +255,7 @@ def _copy_run(run: Run, ensemble: Ensemble, folder: Path) -> int:
 def _without_paths(plain: dict[str, Any]) -> dict[str, Any]:
     """Return a resolved YAML without paths of this machine, and without keys that only training needs.
 
-    Absolute paths in it are replaced by the names of their files. `plain` is changed in place.
+    Each absolute path is replaced by the name of its file. `plain` is changed in place.
     """
     plain["competition"]["root"] = "."
     plain["run"] = {"accelerator": plain["run"]["accelerator"]}
@@ -293,7 +294,10 @@ def _write_onnx_networks(run: Run, folder: Path, row: Any, context: Context) -> 
         worst = max(
             worst, write_onnx(network, channels, run.exp, member / checkpoint.path.with_suffix(ONNX_SUFFIX).name)
         )
-    context.say(f"{run.name} {run.folder.name} as ONNX: probabilities differ from torch's by at most {worst:.1g}")
+    context.say(
+        f"{run.name} {run.folder.name}: ONNX files written; their probabilities differ from those of torch by at most "
+        f"{worst:.1g}"
+    )
 
 
 def _write_requirements(

@@ -48,7 +48,7 @@ def build_notebook(title: str, hours: float) -> dict[str, Any]:
         hours: time limit of the competition in hours.
     """
     text = (
-        f"# {title}\n\nAttach the bundle and the competition's data to the notebook, switch the network "
+        f"# {title}\n\nAttach the bundle and the competition's data to the notebook, switch the internet "
         "off, and run all cells."
     )
     cells: list[dict[str, Any]] = [{"cell_type": "markdown", "id": "title", "metadata": {}, "source": _lines(text)}]
@@ -92,10 +92,10 @@ required. The bundle downloads nothing and unpickles nothing.
 
     python run.py --input /kaggle/input/x --output submission.csv --hours 9
 
-- `--input` is the competition's folder as the host mounts it. The script predicts the test images that it finds there.
+- `--input` is the folder in which the host mounts the competition's data. The script predicts the test images in it.
 - With `--hours 9`, the script measures the time of the first cases. If the time limit is too short, the script drops
   test-time augmentation first, then one network after the other, lowest weight first, and prints each change. If the
-  time suffices, nothing changes. Cases that are not reached get empty masks.
+  time is sufficient, the script drops nothing. Cases that are not reached get empty masks.
 - `--devices auto` uses all GPUs, or the CPU if there is no GPU. `--devices 1` uses the first GPU, `--devices cuda:1`
   the second GPU, and `--devices cpu,cpu` two processes on the CPU.
 - `--go-on` gives empty masks to a case that cannot be read or predicted, instead of stopping.

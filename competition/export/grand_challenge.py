@@ -44,7 +44,7 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
         The exit status: 0 after success, otherwise the `status` of the error.
     """
     parser = argparse.ArgumentParser(
-        prog="process.py", description="Predict the images of Grand Challenge's interface."
+        prog="process.py", description="Predict the images of the input socket, and write a label file for each."
     )
     parser.add_argument("--input", type=Path, default=Path("/input"))
     parser.add_argument("--output", type=Path, default=Path("/output"))
@@ -111,13 +111,14 @@ def find_images(folder: Path, slug: str | None) -> list[Path]:
         found = f"the image folders {', '.join(path.name for path in sockets)}" if sockets else "no image folder"
         raise MaskfoldError(
             f"{folder} has {found}, expected exactly one." if slug is None else f"{folder} has no image folder {slug}.",
-            "Export the bundle again with --input-slug SLUG, the slug of the input at Grand Challenge.",
+            f"Mount the input of the algorithm at {folder.parent}. If the algorithm has several inputs of images, "
+            "export the bundle again with --input-slug SLUG, the slug of one input at Grand Challenge.",
         )
     files = sorted(path for path in sockets[0].iterdir() if extension_of(path.name) in EXTENSIONS)
     if not files:
         raise MaskfoldError(
             f"{sockets[0]} has no image, expected files with one of the extensions {', '.join(EXTENSIONS)}.",
-            "Mount the folder with the images there.",
+            "Copy the images into this folder.",
         )
     return files
 
@@ -130,7 +131,7 @@ def read_input(path: Path, comp: Competition) -> tuple[Image, ItkGeometry | None
         comp: the competition.
 
     Returns:
-        The image in the competition's order of axes, and the geometry for its label file; None for TIFF files.
+        The image in the competition's order of axes; and the geometry for its label file, or None if it is a TIFF file.
 
     Raises:
         MaskfoldError: the file cannot be read, or has another number of dimensions.

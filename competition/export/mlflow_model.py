@@ -30,7 +30,8 @@ def write_predictor_folder(run: Run, folder: Path) -> None:
     """Write all files of a run that prediction needs: `experiment.yaml`, `postprocess.json`, and all weights.
 
     Args:
-        run: a run with at least one finished fold. The model has the same post-processing as `maskfold predict`.
+        run: a run with at least one finished fold. `postprocess.json` gets the post-processing settings that `maskfold
+            predict` uses for this run.
         folder: folder that this function creates.
 
     Raises:
@@ -49,7 +50,8 @@ def write_predictor_folder(run: Run, folder: Path) -> None:
 def model_fingerprint(run: Run) -> str:
     """Return a SHA-256 (hexadecimal) that changes when a part of a run's model changes.
 
-    The parts are the resolved YAML (without the data's folder), post-processing, weights, and Maskfold's code.
+    The parts are the resolved YAML (without `competition.root`, `run` and `study`), the post-processing settings, the
+    weights, and Maskfold's code.
     """
     exp = resolve_config(run.exp)
     exp["competition"].pop("root")  # the location of the data does not change the model

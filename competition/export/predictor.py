@@ -44,7 +44,7 @@ class Predictor:
         MaskfoldError: a file is missing or damaged, or a target is not trusted.
 
     Example:
-        >>> Predictor(Path("bundle")).predict([array])  # doctest: +SKIP
+        >>> Predictor(Path("model")).predict([array])  # doctest: +SKIP
     """
 
     def __init__(self, folder: Path) -> None:
@@ -201,7 +201,7 @@ def _read(image: Any, comp: Competition, name: str) -> Image:
         if not slices or len({array.shape for array in slices}) > 1:
             shapes = ", ".join(sorted({str(array.shape) for array in slices})) or "no slice"
             raise MaskfoldError(
-                f"The slices of {name} differ in shape: found {shapes}, expected one shape.",
+                f"Slices of {name}: found {shapes}, expected one or more slices of the same shape.",
                 "Give slices of the same size.",
             )
         return Image(np.stack(slices, axis=-1), (1.0, 1.0, 1.0))

@@ -256,8 +256,8 @@ def download_wheels(packages: Iterable[PinnedPackage], folder: Path) -> int:
         errors = [line for line in process.stderr.splitlines() if line.startswith("ERROR")] or ["no output"]
         raise MaskfoldError(
             f"The wheels cannot be downloaded: {errors[-1]}.",
-            "Connect to the network. Or export without --wheels, and attach the packages to the notebook "
-            "in another way.",
+            "Connect this machine to the internet. Or export without --wheels, and attach the packages to the "
+            "notebook in another way.",
         )
     return sum(1 for _ in folder.iterdir())
 

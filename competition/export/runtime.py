@@ -69,9 +69,11 @@ def _translate_hint(hint: str) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="run.py", description="Predict the test cases of a competition and write the host's file."
+        prog="run.py", description="Predict the test cases of a competition, and write the submission file."
     )
-    parser.add_argument("--input", type=Path, required=True, help="the competition's folder, as the host mounts it")
+    parser.add_argument(
+        "--input", type=Path, required=True, help="the folder in which the host mounts the competition's data"
+    )
     parser.add_argument(
         "--output", type=Path, default=Path("submission.csv"), help="the CSV to write; default: submission.csv"
     )

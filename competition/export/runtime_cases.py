@@ -178,8 +178,8 @@ def find_test_cases(comp: Competition, suffix: str, context: Context) -> TestCas
 def write_empty_submission(found: TestCases, path: Path) -> int:
     """Write a submission file in which each row of the sample submission has an empty mask.
 
-    If there is no sample submission, the file has only the header. Such a file is needed when the user saves a notebook
-    at Kaggle: the notebook then runs while the real test images are not mounted yet.
+    This is needed when the user saves a notebook at Kaggle: the notebook then runs while the real test images are not
+    mounted yet. If there is no sample submission, the file has only the header.
 
     Args:
         found: the result of `find_test_cases` if there are no test images.
@@ -288,10 +288,10 @@ def _report_differences(
 
     Args:
         comp: the competition.
-        sample_keys: keys of the rows of the sample.
+        sample_keys: keys of the rows of the sample submission.
         known_keys: those of `sample_keys` whose image exists.
-        added_keys: keys of rows that are added for images that the sample lacks.
-        without_images: keys of rows whose image does not exist.
+        added_keys: keys of rows that are added for images that have no row in the sample submission.
+        without_images: keys of rows in the sample submission whose image does not exist.
         cases: number of test cases.
         context: context whose log receives the messages.
     """

@@ -199,9 +199,9 @@ def _stop_at_deadline(budget: TimeBudget) -> Iterator[None]:
 
 
 def assign_shards(sizes: Sequence[int], shards: int) -> list[list[int]]:
-    """Distribute cases over several processes, so that all have about the same number of voxels.
+    """Distribute cases over several processes, so that all processes have about the same number of voxels.
 
-    The part of one process is called a shard. From the largest case to the smallest, each case goes to the shard that
+    The cases of one process are called a shard. From the largest case to the smallest, each case goes to the shard that
     has the fewest voxels so far.
 
     Args:
@@ -243,7 +243,7 @@ def parse_devices(text: str) -> list[str]:
         kind, _, index = name.partition(":")
         if name != "cpu" and not (kind == "cuda" and index.isdigit() and int(index) < gpus):
             raise MaskfoldError(
-                f"--devices {text}: found {name}, expected {join_or(available)}, the devices of this machine.",
+                f"--devices {text}: this machine has no device {name}, expected {join_or(available)}.",
                 "Set auto, a number of GPUs, or a list such as cuda:0,cuda:1 or cpu,cpu.",
                 status=2,
             )
@@ -338,12 +338,13 @@ def save_result(folder: Path, case: int, predicted: BundlePrediction) -> None:
 
 
 def _environment(device: str, count: int) -> tuple[str, dict[str, str]]:
-    """Return the device and the environment variables of a process.
+    """Return the device name that a process must use, and its environment variables.
 
-    The process can use only its own GPU or, on the CPU, its share of the threads.
+    The variables hide all other GPUs from the process, so its own GPU is named `cuda:0`. On the CPU, they limit the
+    process to its share of the threads.
 
     Args:
-        device: the device, e.g. `cuda:1`.
+        device: the device as the main process names it, e.g. `cuda:1`.
         count: number of processes.
     """
     if device == "cpu":
@@ -365,8 +366,8 @@ def _wait_for_case(
         case: index of the case.
         row: row of the case table.
         pool: the pool of the process that predicts the case.
-        task: the work of this process.
-        deadline: as for `collect`.
+        task: the future of this process's work.
+        deadline: see `collect`.
 
     Raises:
         MaskfoldError: the process failed, or ended without the masks.

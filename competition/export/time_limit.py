@@ -196,7 +196,7 @@ class TimedNetworks:
     """Predict with the networks of a run, and measure how long they take.
 
     Args:
-        networks: the networks of the run, an entry of `EnsemblePredictor.weighted_runs`.
+        networks: the networks of the run, from `EnsemblePredictor.weighted_runs`.
         clock: function that returns the time in seconds.
     """
 

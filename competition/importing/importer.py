@@ -50,9 +50,9 @@ class ImportedRun:
     Attributes:
         run: the run.
         is_new: whether this import has made the run; False if the same predictions were imported before.
-        layout: description of the layout of the folder with the predictions.
+        layout: name of the layout of the folder with the predictions, e.g. `folders by fold`.
         predicted: number of cases with an out-of-fold prediction.
-        seen: predictions that are not used because they are not out of fold: the reason of each, by case id.
+        seen: for each prediction that is not used because it is not out of fold, the reason; by case id.
         missing: ids of training cases without a prediction.
         tests: number of test cases with a prediction, and number of all test cases.
         score: the competition's metric on the out-of-fold predictions; None if there are none.
@@ -168,8 +168,8 @@ def _check_name(name: str) -> None:
 def _with_channels(options: ReadingOptions, sources: Sources, comp: Competition, context: Context) -> ReadingOptions:
     """Return the options with the order of the classes from nnU-Net's `dataset.json`, if the YAML has another order.
 
-    If the user has set the order, or there is no such file, return the options unchanged. If the names of the classes
-    differ, tell the user that the order is assumed to be the same.
+    If the user has set the order, if classes overlap, or if there is no such file, return the options unchanged. If the
+    names of the classes differ, tell the user that the order is assumed to be the same.
 
     Raises:
         MaskfoldError: the number of classes differs (status 2), or the order of the classes differs and the files
@@ -438,7 +438,9 @@ def import_notes(done: ImportedRun) -> list[str]:
             if found
             else "there are no test predictions"
         )
-        notes.append(f"{some}: the run can be used in compare and report, but not in submit")
+        notes.append(
+            f"{some}: the run can be used in `maskfold compare` and `maskfold report`, but not in `maskfold submit`"
+        )
     values = [value for value in done.dice.values() if value is not None]
     if values and max(values) < LOW_DICE:
         notes.append(

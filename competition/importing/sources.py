@@ -65,7 +65,7 @@ class Sources:
     """Hold the prediction files that were found in a folder.
 
     Attributes:
-        layout: description of the layout of the folder, for the user.
+        layout: name of the layout of the folder, for the user, e.g. `folders by fold`.
         cases: files of each training case that has a prediction, by id.
         fold_of: number of the fold that validates each training case, by id. None if it is unknown; the network may
             then have been trained on the case, so its prediction is not used.
@@ -133,7 +133,7 @@ def find_tests(sources: Sources, folder: Path, test: Path | None, ids: list[str]
     """Find the predictions of the test cases, and add them to `sources.tests`.
 
     Args:
-        sources: the predictions of the training cases; `tests` is set.
+        sources: the predictions of the training cases; the attribute `tests` is set in place.
         folder: the folder of all predictions.
         test: folder of the test predictions; None for `test` in `folder`, if it exists.
         ids: ids of the test cases.
@@ -290,7 +290,7 @@ def _one_prediction(case: str, paths: list[Path]) -> CaseFiles:
 def _channel_names(folder: Path) -> list[str]:
     """Return the names of the classes in the order of nnU-Net's channels, from `dataset.json`.
 
-    If there is no such file, or if it defines regions, return an empty list.
+    If the file does not exist, cannot be read, or defines regions, return an empty list.
     """
     path = folder / "dataset.json"
     if not path.is_file():

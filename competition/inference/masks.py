@@ -76,7 +76,8 @@ def class_probabilities(probabilities: np.ndarray, comp: Competition) -> np.ndar
     A boundary class is merged into the classes, see `merge_boundary_class`.
 
     Args:
-        probabilities: (P, *spatial), with P = `comp.output_channels`. A boundary class may follow as the last channel.
+        probabilities: (P, *spatial), with P = `comp.output_channels`; or (P + 1, *spatial), if a boundary class is the
+            last channel.
         comp: the competition.
     """
     merged = merge_boundary_class(probabilities, comp) if len(probabilities) > comp.output_channels else probabilities

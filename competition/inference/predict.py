@@ -31,7 +31,7 @@ OUT_OF_MEMORY_MESSAGES = (
     "CUDNN_STATUS_ALLOC_FAILED",
     "Cannot allocate memory",
 )
-HOST_MEMORY_HINT = "To use less memory of the host, lower run.parallel_folds or run.workers"
+HOST_MEMORY_HINT = "To use less RAM, lower run.parallel_folds or run.workers"
 T = TypeVar("T")
 # Reduced number of windows per batch, by name of the device, if its memory was too small for inference.batch_size.
 _reduced: dict[str, int] = {}
@@ -172,7 +172,7 @@ def reduced_batch_size(device: torch.device | str) -> int | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an exception means that a device or the host is out of memory."""
+    """Return whether an exception means that the memory of a device or of the machine ran out."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     if isinstance(error, OSError):

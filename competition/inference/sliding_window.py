@@ -321,7 +321,7 @@ def _predict_batch(
             except ValueError as error:
                 raise MaskfoldError(
                     f"The network returned {format_shapes(outputs)} for a batch of shape {tuple(batch.shape)}, "
-                    f"expected {format_count(exp.network_channels, 'channel')} of the same size as the batch.",
+                    f"expected {format_count(exp.network_channels, 'channel')}, and otherwise the shape of the batch.",
                     "Change model.args.",
                     status=2,
                 ) from error

@@ -65,7 +65,7 @@ def tta_views(exp: Experiment, axis: int | None = None) -> list[TTAView]:
         axes = tuple(axis for axis in allowed if axis < dims)
         if not axes and (len(exp.patch.axes) == 1 or not exp.augment.flip):
             raise MaskfoldError(
-                "inference.tta: found flip, expected no flip, because augment.flip allows no axis.",
+                "inference.tta: found flip, but augment.flip allows no axis.",
                 "Remove flip from inference.tta, or allow axes in augment.flip.",
                 status=2,
             )

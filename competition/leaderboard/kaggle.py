@@ -63,7 +63,7 @@ def parse_competition_name(argument: str) -> str:
     name = re.sub(r"^https?://(www\.)?kaggle\.com/(competitions|c)/", "", name).partition("/")[0]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", name):
         raise MaskfoldError(
-            f"The competition {argument} is not valid, expected kaggle:NAME.",
+            f"The name of the Kaggle competition is not valid: found {argument}, expected kaggle:NAME.",
             "Use the NAME in the competition's address: https://www.kaggle.com/competitions/NAME.",
             status=2,
         )
@@ -437,7 +437,7 @@ def _kaggle_error(slug: str, error: OSError, notebook: str | None = None) -> Mas
             f"Log in to Kaggle with the account of these credentials, and accept the rules at {rules}.",
         )
     if code == 404:
-        missing = f"competition {slug}" + (f", or this version of {notebook}," if notebook else "")
+        missing = f"competition {slug}" + (f" or this version of the notebook {notebook}" if notebook else "")
         return UploadRejected(
             f"Kaggle does not have the {missing} (404).",
             "Write the names as in the addresses at Kaggle. To set the competition, write "

@@ -61,7 +61,7 @@ class UploadRecord:
         metric: section `metric` of the competition's YAML. For the user's own metric, it also has the key
             `higher_is_better`.
         runs: folder (`run`), `experiment`, `hash` and `weight` of each run of the ensemble.
-        keys: for each run, by its hash, the values of its resolved YAML by dotted key.
+        keys: values of the resolved YAML of each run, by the run's hash and then by dotted key.
         postprocess: section `postprocess` that was used; None if unknown.
         cv: out-of-fold `score`, and `low` and `high` of its 95 % bootstrap interval; empty if unknown.
         expected: expected `score`, and `low` and `high` of its 95 % prediction interval for the cases of the public
@@ -72,7 +72,8 @@ class UploadRecord:
         public: score on the public leaderboard; None if unknown.
         private: score on the private leaderboard; None if unknown.
         error: reason why the host did not score the file.
-        checked: time of the host's answer that last changed the record, in ISO format, UTC.
+        checked: time at which the status or the scores of the record were last updated, in ISO format, UTC; empty if
+            they were never updated.
         again: number of earlier uploads of the same file.
         mlflow: id of the MLflow run of the upload; empty if there is none.
     """
@@ -207,7 +208,7 @@ class Ledger:
     def _digests(self, record: UploadRecord) -> dict[str, str]:
         """Return the digests that a record's file contains: of the record itself, and of its table of scores.
 
-        If the file is missing, or an earlier version without digests wrote it, return an empty dictionary.
+        If the file is missing, or an early version of Maskfold wrote it without digests, return an empty dictionary.
         """
         try:
             digests = read_record(self._file(record), DAMAGED_HINT).get(DIGESTS_KEY)
@@ -465,7 +466,7 @@ def _replacement_changes(
 
 
 def _with_short_names(record: UploadRecord) -> UploadRecord:
-    """Return the record with names of experiments without the competition: `unet3d` for `hippocampus-unet3d`."""
+    """Return a copy of a record in which names of experiments omit the competition: `unet3d`, not `spleen-unet3d`."""
     return replace(
         record,
         runs=[

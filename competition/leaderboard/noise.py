@@ -1,7 +1,7 @@
 """Estimate the noise of public leaderboard scores, and their agreement with cross-validation.
 
-The public score is computed on a few cases only. So two equally good files have different public scores by chance; this
-difference is the noise.
+The public score is computed on a few cases only. So two equally good files have different public scores by chance. The
+noise is the size of such differences, see `ScoreNoise`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ NOISE_FORMULA = (
     "noise: by chance, the public scores of two equally good files differ by less than this value with a probability "
     "of 95 %. N is the number of public cases. If the two files share out-of-fold cases, samples of N of these cases "
     "are drawn many times, and the noise follows from the score differences on these samples. For a mean over cases, "
-    "it is about 1.96 s/√N, where s is the standard deviation of the differences per case. If the files share no "
-    "out-of-fold cases, the noise is √(h₁² + h₂²), where h is half the width of a file's 95 % interval for N cases. "
+    "the noise is about 1.96 s/√N, where s is the standard deviation of the differences per case. If the files share "
+    "no out-of-fold cases, the noise is √(h₁² + h₂²), where h is half the width of a file's 95 % interval for N cases. "
     "This formula assumes that the two files are scored on different cases, so it overestimates the noise"
 )
 
@@ -49,7 +49,7 @@ class ScoreNoise:
     paired: int
 
     def __str__(self) -> str:
-        how = f"paired over {self.paired} out-of-fold cases" if self.paired else "from the intervals of both files"
+        how = f"from {self.paired} common out-of-fold cases" if self.paired else "from the intervals of both files"
         return f"±{self.value:.4f} on {self.cases} public cases, {how}"
 
 

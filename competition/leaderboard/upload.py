@@ -64,8 +64,8 @@ def prepare_upload(
     The competition is searched in this order:
 
     1. the YAML file `given`;
-    2. the competition in `experiments/` with the name in the summary JSON; if the JSON has no name, the one whose
-       `submission.kaggle` is `given`;
+    2. the competition in `experiments/` that the summary JSON names; if the JSON names none, the competition in
+       `experiments/` whose `submission.kaggle` is `given`;
     3. the YAML of a run that the summary JSON names.
 
     Args:
@@ -134,7 +134,7 @@ def make_record(
     earlier: Sequence[UploadRecord],
     host: str = "kaggle",
 ) -> tuple[UploadRecord, pd.DataFrame | None]:
-    """Return the record of an upload before it is sent.
+    """Return a new record for an upload that has not been sent yet, and the table of out-of-fold scores.
 
     Args:
         request: the file or notebook.
@@ -207,7 +207,7 @@ def _read_summary(path: Path | None) -> dict[str, Any]:
 
 
 def _from_yamls(name: str | None, slug: str | None, overrides: Sequence[str]) -> Competition | None:
-    """Return the competition in `experiments/` with this name or, if the name is None, with this name at the host.
+    """Return the competition in `experiments/` whose name is `name`; if `name` is None, whose name at Kaggle is `slug`.
 
     Invalid YAML files are skipped. If there is no such competition, return None.
     """
@@ -437,7 +437,8 @@ def add_manual_entry(
         ledger: the ledger of the competition.
         public: score on the public leaderboard; None leaves it unchanged.
         private: score on the private leaderboard; None leaves it unchanged.
-        message: description of the submission; None for a default, or to leave it unchanged.
+        message: description of the submission. None gives a new record a default, and leaves the description of an
+            existing record unchanged.
 
     Returns:
         The new or updated record.

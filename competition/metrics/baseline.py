@@ -29,8 +29,8 @@ def score_threshold_baseline(cases: Iterable[tuple[Array, Array]], comp: Competi
     selects. For all other classes, the prediction is empty. The second score is the Dice of foreground against
     background, for which no classes are assigned.
 
-    Both scores are optimistic, because threshold, channel and direction (brighter or darker) are chosen by the labels
-    against which they are scored.
+    Both scores are optimistic: the labels that choose threshold, channel and direction (brighter or darker) are also
+    the truth of the scores.
 
     Args:
         cases: pairs of image (C, *spatial) and mask (M, *spatial) uint8. Pixels of 255 in the mask are ignored.
@@ -117,8 +117,8 @@ class _Counts:
     Attributes:
         above: (2 + K, T) int64, numbers of pixels above each threshold. The first row counts all pixels, the second
             row the foreground pixels, and each further row the pixels of one class.
-        total: (2 + K,) int64, numbers of all pixels, of the foreground pixels, and of the pixels of each class, above
-            and below the thresholds.
+        total: (2 + K,) int64, the same numbers without a threshold: of all pixels, of the foreground pixels, and of the
+            pixels of each class.
     """
 
     above: Array

@@ -41,8 +41,9 @@ def mean_ap(
     Args:
         predicted_objects: integers of any shape, 0 for background, one label per object.
         true_objects: the true objects, in the same form.
-        predicted_hidden: pixels of predicted objects that `predicted_objects` lacks, because later objects cover them.
-        true_hidden: pixels of true objects that `true_objects` lacks, because later objects cover them.
+        predicted_hidden: pixels where a later predicted object hides an earlier one; `predicted_objects` has only the
+            later one.
+        true_hidden: pixels where a later true object hides an earlier one; `true_objects` has only the later one.
 
     Returns:
         A score from 0 to 1; nan if there are neither predicted nor true objects.
@@ -63,8 +64,9 @@ def f2_iou(
     Args:
         predicted_objects: integers of any shape, 0 for background, one label per object.
         true_objects: the true objects, in the same form.
-        predicted_hidden: pixels of predicted objects that `predicted_objects` lacks, because later objects cover them.
-        true_hidden: pixels of true objects that `true_objects` lacks, because later objects cover them.
+        predicted_hidden: pixels where a later predicted object hides an earlier one; `predicted_objects` has only the
+            later one.
+        true_hidden: pixels where a later true object hides an earlier one; `true_objects` has only the later one.
 
     Returns:
         A score from 0 to 1; nan if there are neither predicted nor true objects.
@@ -100,8 +102,8 @@ def count_object_matches(
     Args:
         predicted: integers of any shape, 0 for background, one label per object.
         truth: the true objects, in the same form.
-        predicted_hidden: pixels of predicted objects that `predicted` lacks, because later objects cover them.
-        true_hidden: pixels of true objects that `truth` lacks, because later objects cover them.
+        predicted_hidden: pixels where a later predicted object hides an earlier one; `predicted` has only the later.
+        true_hidden: pixels where a later true object hides an earlier one; `truth` has only the later.
 
     Returns:
         Three arrays (10,): true positives, false positives and false negatives.
@@ -148,12 +150,12 @@ def object_areas(
     Args:
         predicted: integers of any shape, 0 for background, one label per object.
         truth: the true objects, in the same form.
-        predicted_hidden: pixels of predicted objects that `predicted` lacks, because later objects cover them.
-        true_hidden: pixels of true objects that `truth` lacks, because later objects cover them.
+        predicted_hidden: pixels where a later predicted object hides an earlier one; `predicted` has only the later.
+        true_hidden: pixels where a later true object hides an earlier one; `truth` has only the later.
 
     Returns:
-        Three dictionaries with numbers of pixels. Their keys are the predicted label, the true label, and the pair of
-        predicted and true label.
+        Three dictionaries with numbers of pixels: of predicted objects by predicted label, of true objects by true
+        label, and of intersections by pair (predicted label, true label).
     """
     predicted_areas: Counter[int] = Counter()
     true_areas: Counter[int] = Counter()

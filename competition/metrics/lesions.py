@@ -89,7 +89,7 @@ class LesionDice:
     def sums(
         self, predicted_objects: Labels, true_objects: Labels, predicted_hidden: Hidden = (), true_hidden: Hidden = ()
     ) -> tuple[float, ...]:
-        """Return the sum of the Dice of all true objects, and the number of true objects and false positives."""
+        """Return the sum of the Dice of all true objects, and the number of true objects plus false positives."""
         matches = Matches(*object_areas(predicted_objects, true_objects, predicted_hidden, true_hidden))
         shared, touching = Counter[int](), Counter[int]()
         for (predicted, true), area in matches.shared.items():

@@ -154,8 +154,9 @@ class FewClusters:
         sums: arrays (clusters, classes): the sum of the scores, and the number of scores. If a term of the metric is
             averaged over slices, two more arrays follow: the sum of this term and the number of slices. For
             `average: global`, the arrays are tp, fp and fn, or the results of the metric's method `sums`.
-        low: the imagined cluster for one end of the interval, as arrays (classes,) with the same meaning as in `sums`.
-        high: the imagined cluster for the other end of the interval.
+        low: the imagined cluster with the lowest score (for tp, fp and fn: with tp = 0), as arrays (classes,) with the
+            same meaning as in `sums`.
+        high: the imagined cluster with the highest score (for tp, fp and fn: with fp = fn = 0), in the same form.
     """
 
     metric: MetricConfig

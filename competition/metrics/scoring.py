@@ -47,10 +47,10 @@ def score_case(
             overlapping labels, M is K, and the values are 0 and 1. Pixels of 255 are ignored in prediction and truth.
         comp: competition with `classes`, `labels` and `metric`.
         spacing: voxel size along each axis in mm. None means 1 mm.
-        true_instances: objects of all classes, or integers (*spatial) with one label per object. None means that the
-            objects are the connected components of the truth.
-        predicted_instances: objects of the prediction, or integers (*spatial) or (K, *spatial). None means that the
-            objects are the connected components of the masks.
+        true_instances: true objects of all classes, as `CaseObjects` or as integers (*spatial) with one label per
+            object. None means that the objects are the connected components of the truth.
+        predicted_instances: predicted objects, as `CaseObjects` or as integers (*spatial) or (K, *spatial) with one
+            label per object. None means that the objects are the connected components of the masks.
 
     Returns:
         One row for each class, with these columns:
@@ -120,13 +120,14 @@ def score_class(
 
 
 def check_metric(comp: Competition) -> str | None:
-    """Score a box against a shifted box, so that wrong settings of the metric end a command before it trains.
+    """Try the metric on a box and a shifted box, so that a command with wrong metric settings ends before it trains.
 
     Args:
         comp: competition with the metric.
 
     Returns:
-        A warning if `metric.both_empty` is not the best score of a metric for which lower is better; None otherwise.
+        A warning if lower values of the metric are better and `metric.both_empty` is neither null nor 0; otherwise
+        None.
 
     Raises:
         MaskfoldError (exit status 2): the metric raises an exception.
@@ -140,7 +141,7 @@ def check_metric(comp: Competition) -> str | None:
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise MaskfoldError(
-            f"The metric {comp.metric.name} cannot score a box of 8 pixels against a shifted box: {reason}.",
+            f"The metric {comp.metric.name} cannot score a box against the same box shifted by two pixels: {reason}.",
             "Correct competition.metric.args, or the code that competition.metric.target names.",
             status=2,
         ) from error
@@ -289,7 +290,7 @@ def metric_inputs(
         truth: bool of the same shape.
         counts: numbers of pixels in both masks, in the prediction only, and in the truth only.
         spacing: voxel size along each axis in mm. None means 1 mm.
-        instances: predicted and true objects. None means that the objects are connected components.
+        instances: the predicted objects and the true objects. None means the connected components of the mask or truth.
         index: index of the class, which selects the objects.
     """
     spacing = [1.0] * mask.ndim if spacing is None else spacing

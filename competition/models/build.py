@@ -100,8 +100,8 @@ def build_network(
 def validate_network(exp: Experiment, channels: int, context: Context = Context()) -> None:
     """Check an experiment's network, loss and optimiser by building them and passing one patch through the network.
 
-    The check takes one or two seconds and no memory for weights, because it uses torch's `meta` device. Tensors on
-    this device have a shape but no content. Some networks need the content of tensors. If the constructor reads it,
+    The check usually takes one or two seconds and no memory for weights, because it uses torch's `meta` device. Tensors
+    on this device have a shape but no content. Some networks need the content of tensors. If the constructor reads it,
     the network is built on the CPU first. If the forward pass reads it, the patch passes through the network on the
     CPU. The state of torch's global random generator is restored afterwards.
 
@@ -295,7 +295,11 @@ def _args_error(exp: Experiment, cls: type, error: Exception) -> MaskfoldError:
     if isinstance(error, ImportError):
         missing = re.search(r"No module named '([\w.]+)'", str(error))
         name = missing[1].split(".")[0] if missing else ""
-        install = f"Install the package {name} (pip install {name})" if missing else "Install what the message names"
+        install = (
+            f"Install the package {name} (pip install {name})"
+            if missing
+            else "Install the package that the message names"
+        )
         return MaskfoldError(
             f"model.target: {exp.model.target} needs a package that is not installed: {error_in_one_line(error, 80)}.",
             f"{install}, or set another model.target.",

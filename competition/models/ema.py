@@ -55,7 +55,7 @@ class ExponentialMovingAverage:
         return dict(self._average.module.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return a dictionary with the number of `updates`, and with the averaged `weights` as tensors by name."""
+        """Return a dictionary: `updates` is the number of updates, and `weights` the averaged tensors by name."""
         return {"updates": self.updates, "weights": self.weights()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -80,8 +80,8 @@ def to_layout(images: Tensor, layout: torch.memory_format) -> Tensor:
 def wants_compilation(exp: Experiment, device: torch.device) -> bool:
     """Return whether to compile the network for training.
 
-    If `training.compile` is `auto`, the network is compiled on a single GPU with a time budget of at least
-    `LONG_BUDGET_MINUTES`.
+    If `training.compile` is `auto`, the network is compiled under two conditions: it trains on a single GPU, and the
+    time budget is at least `LONG_BUDGET_MINUTES`.
     """
     if exp.training.compile != "auto":
         return exp.training.compile == "on"

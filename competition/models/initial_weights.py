@@ -1,11 +1,11 @@
 """Load initial weights from a file (`init_from: weights.safetensors`): all tensors that fit the network.
 
 The file may belong to another network with the same encoder, e.g. to a network that was pretrained on other data.
-The tensors of the file are matched with those of the network by name. If few tensors match in this way, they are
-matched by order, and the way that matches more tensors is used.
+The tensors of the file are matched with those of the network by name. If few tensors match by name, the layers are
+also matched by order, and the way that matches more tensors is used.
 
 - By name: two tensors match if their shapes are equal, and their names are equal after a prefix such as `module.`,
-  `network.` or `encoder.` is removed. The pair of prefixes that matches the most tensors is used first.
+  `network.` or `encoder.` is removed from each. The pair of prefixes that matches the most tensors is used first.
 - By order: the convolutions of both networks are paired from the input on, until their shapes differ. The
   normalisation layers are paired in the same way. For example, the encoders of nnU-Net and MONAI match by order.
 
@@ -50,8 +50,8 @@ class InitialMatch:
     Attributes:
         source: the file's path, as in the YAML.
         pairs: name of the tensor in the network -> name of the tensor in the file.
-        adapted: names of the network's tensors for which the file's tensor is adapted, because it has another number of
-            input channels.
+        adapted: names of the network's tensors whose number of input channels differs from that of the file's tensor,
+            so that the file's tensor is adapted.
         missing: names of the network's tensors that keep their random values, grouped by reason. The reasons are
             `head`, `other shape` and `not in the file`.
         unused: names of the file's tensors that are not loaded.
@@ -106,7 +106,7 @@ def load_initial_weights(network: nn.Module, exp: Experiment, channels: int) -> 
         tensor = tensors[source]
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise MaskfoldError(
-                f"{KEY}: {path} contains NaN or infinite values in {source}.",
+                f"{KEY}: the tensor {source} in {path} contains NaN or infinite values.",
                 "Use an intact file of weights.",
                 status=2,
             )
@@ -312,7 +312,8 @@ def _layers(shapes: Shapes) -> dict[str, list[tuple[str, Shapes]]]:
     """Return the convolutions and the normalisation layers, each in the order of `shapes`.
 
     Returns:
-        `convolution` and `norm` -> list of pairs: the name of the layer, and the shapes of its parameters.
+        A dictionary with the keys `convolution` and `norm`. Each value is a list with one pair per layer: the name of
+        the layer, and the shapes of its parameters by name.
     """
     layers: dict[str, Shapes] = {}
     for name, shape in shapes.items():

@@ -86,7 +86,7 @@ def constructor_parameters(cls: type) -> dict[str, inspect.Parameter]:
 
 
 def _fill_argument(args: dict[str, Any], parameters: Any, names: tuple[str, ...], value: int, reason: str) -> None:
-    """Set the first argument in `names` that the constructor accepts to `value`, if the YAML sets none of `names`.
+    """If the YAML sets none of the arguments `names`, set the first of them that the constructor accepts to `value`.
 
     Raises:
         MaskfoldError (exit status 2): the YAML sets one of these arguments to another value.

@@ -283,11 +283,11 @@ class LossTerm(nn.Module):
             raise self._error(
                 f".target: {cls.__name__} computes the cross-entropy of exclusive classes, but "
                 "competition.labels is overlapping",
-                "Write a list of two losses: monai.losses.DiceLoss and torch.nn.BCEWithLogitsLoss.",
+                "Set loss to a list of two losses: monai.losses.DiceLoss and torch.nn.BCEWithLogitsLoss.",
             )
         if args.get("reduction") == "none":
             raise self._error(
-                ".args.reduction: found none, expected mean or sum, because training needs a single number",
+                ".args.reduction: found 'none', expected mean or sum, because training needs a single number",
                 f"Set {self.key}.args.reduction to mean.",
             )
         if args.get("from_logits") is False:

@@ -30,8 +30,8 @@ def build_optimizer(
         exp: the experiment.
         network: the network.
         context: context, which contains the packages that the user trusts.
-        fused: whether one kernel updates all weights. This changes the last bits of the results; see
-            `competition.runs.kept_settings`.
+        fused: whether to use torch's fused kernel, which updates many weights in one call. It changes the last bits of
+            the results; see `competition.runs.kept_settings`.
 
     Raises:
         MaskfoldError (exit status 2): one of these problems.

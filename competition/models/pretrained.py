@@ -38,8 +38,8 @@ class EncoderMatch:
     Attributes:
         source: the file.
         pairs: name of the tensor in the encoder -> name of the tensor in the file.
-        adapted: names of the encoder's tensors that are adapted, because the file's tensor has another number of input
-            channels.
+        adapted: names of the encoder's tensors whose number of input channels differs from that of the file's tensor,
+            so that the file's tensor is adapted.
         unused: number of tensors in the file that the encoder does not have, such as the tensors of a classifier.
     """
 

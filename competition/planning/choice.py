@@ -77,7 +77,7 @@ def _has_object_numbers(layout: Layout) -> bool:
 def describe_candidates(candidates: Sequence[Layout]) -> list[str]:
     """Return a numbered line for each candidate, with its name, number of cases and patterns.
 
-    If candidates have advice for the user, the last line of the list ends with the first advice, after a line break.
+    If a candidate has advice for the user (`Layout.advice`), the first advice follows the last line of the list.
     """
     differ = len({layout.folder.name for layout in candidates}) > 1
     texts = []
@@ -93,14 +93,15 @@ def describe_candidates(candidates: Sequence[Layout]) -> list[str]:
 
 
 def _differences(layout: Layout, candidates: Sequence[Layout], texts: Sequence[str]) -> str:
-    """Return the keys and values that distinguish a layout from all candidates with the same text.
+    """Return the keys and values that distinguish a layout from the other candidates with the same describing text.
 
-    Texts can be equal, because a text leaves out most channels and classes, all label values, and the parent folders.
+    Several candidates can have the same text, because a text leaves out most channels and classes, all label values,
+    and the parent folders.
 
     Args:
         layout: one of the candidates.
         candidates: all candidates.
-        texts: the text that describes each candidate.
+        texts: the text that describes each candidate, in the order of `candidates`.
 
     Returns:
         The keys and values as text; empty if no other candidate has the same text.

@@ -81,8 +81,12 @@ def _find_series(host: HostFolder) -> tuple[list[Series], dict[str, Role]]:
 def _find_linked(host: HostFolder, pairs: Sequence[Layout]) -> list[Layout]:
     """Return the layouts in which files of equal names in several folders are different cases.
 
-    Return an empty list if the advice of another layout already has a command that makes links, or if the names of the
-    files say that they are slices.
+    Return an empty list if `pairs` is empty, if the advice of one of its layouts already has a command that makes
+    links, or if the names of the files say that they are slices.
+
+    Args:
+        host: the scanned folder.
+        pairs: the layouts in which masks belong to images by their names; see `find_pairs`.
     """
     are_slices = any("{z}" in _first(layout.images) and has_slice_name(_first(layout.images)) for layout in pairs)
     linked = None if not pairs or are_slices or any(layout.advice for layout in pairs) else link_equal_names(host)

@@ -244,10 +244,11 @@ def _advice(folders: Mapping[str, str]) -> str:
 
 
 def _patients_in_links(layout: Layout) -> dict[str, str]:
-    """Return the patient of each case of a layout of links, if the ids name patients after the folders.
+    """Return the patient of each case, if the ids contain the name of a folder and then the name of a patient.
 
-    For example, in the id `siteA_P07_week3`, `siteA` is the folder and `P07` the patient. Equal names at two sites are
-    two patients, see `_patient_folders`. If the ids name no patients, return an empty dictionary.
+    Only the ids of a layout of links (`LinkedFolder`) contain the names of folders. In the id `siteA_P07_week3`,
+    `siteA` is the folder and `P07` the patient. Equal names at two sites are two patients, see `_patient_folders`. If
+    the ids name no patients, return an empty dictionary.
     """
     own = places_of_cases(layout)
     found = guess_group_rule([names[-1] for names in own.values()])
@@ -258,10 +259,11 @@ def _patients_in_links(layout: Layout) -> dict[str, str]:
 
 
 def _advice_with_table(layout: Layout, folders: Mapping[str, str], name: str) -> str:
-    """Return the advice on folders; for a layout of links, first write a table of the folders, which the advice names.
+    """Return advice on how the folders of the cases may be used as groups.
 
-    In such a layout, the ids begin with the names of the folders, but no regular expression can find for certain where
-    these names end.
+    For a layout of links (`LinkedFolder`), first write a table with the folder of each case; the advice names this
+    table. The ids of such a layout begin with the names of the folders, but no regular expression can find for certain
+    where these names end.
     """
     from competition.planning.layouts.coco import write_table
 
@@ -279,8 +281,8 @@ def folders_of_cases(layout: Layout) -> dict[str, str]:
     """Return, by training case, the folder that `*` in a pattern such as `*/{id}.png` matches.
 
     If several `*` match folders, as in `*/*/{id}.png`, this is the folder that may be the patient, see
-    `_patient_folders`. In a layout of links, the folders are those in the ids. If the pattern has no `*`, return an
-    empty dictionary.
+    `_patient_folders`. In a layout of links (`LinkedFolder`), the folders are those whose names the ids contain. In any
+    other layout, return an empty dictionary if the pattern has no `*`.
     """
     if own := places_of_cases(layout):
         paths = {case_id: names[:-1] for case_id, names in own.items()}

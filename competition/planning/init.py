@@ -284,7 +284,10 @@ def _metric_lines(layout: Layout) -> list[Line]:
 
 
 def _listed(layout: Layout, ids: Sequence[str], name: str) -> list[str] | str:
-    """Return the ids of some cases; if there are many, write them into a table, and return the table's path."""
+    """Return the value of `train.cases` or `test.cases`: the ids or, if there are many, the path of a table of the ids.
+
+    The table is written beside the data. Its name begins with `name`.
+    """
     listed = list(ids)
     return listed if len(listed) <= MAX_LISTED else write_ids(layout.folder, listed, name)
 
@@ -312,8 +315,8 @@ def remarks_of(done: Initialised) -> list[str]:
     if unused:
         remarks.append(
             f"check: {format_count(len(unused), 'image file')} of {len(done.layout.folder.images)} "
-            f"{is_or_are(len(unused))} not used, such as {unused[0]}. If these files are cases, "
-            "change train.images; if they are cases without masks, change test.images"
+            f"{is_or_are(len(unused))} not used, such as {unused[0]}. If these files are training "
+            "cases, change train.images; if they are test cases, change test.images"
         )
     return remarks + [f"note: {note}" for note in done.layout.notes]
 

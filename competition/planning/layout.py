@@ -71,7 +71,7 @@ class Layout:
         return replace(self, remarks=self.remarks + tuple(remark for remark in remarks if remark not in self.remarks))
 
     def with_explained(self, files: Iterable[str]) -> Layout:
-        """Return a copy of the layout in which a remark or a note also explains these files."""
+        """Return a copy of the layout with additional files in `explained`."""
         return replace(self, explained=self.explained.union(files))
 
     def with_cases(self, ids: Sequence[str], reason: str) -> Layout:

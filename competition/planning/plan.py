@@ -253,7 +253,7 @@ class _Planner:
             self.large_case_warnings.append(
                 f"the largest case, {row['id']}, is {ratio:.0f} times as large as the median case, and cannot "
                 f"be predicted on this machine: {found.rstrip('.')}. To solve this, set a coarser "
-                "prepare.spacing, or use a machine with more memory"
+                "prepare.spacing (2D: a smaller prepare.long_side), or use a machine with more memory"
             )
             return
         found = replace(found, case_bytes=self.measurements[pick].case_bytes)  # further open cases are not as large

@@ -222,7 +222,7 @@ def _crop(comp: Competition, train: Sequence[CaseStats]) -> list[Line]:
     if comp.dimensions == 3 and len(empty) > 0.5 * len(stats):
         reason = (
             f"in {len(empty)} of {format_count(len(stats), 'case')}, at least half of the voxels are 0, so "
-            "`nonzero` crops each case to the box of its other voxels"
+            "`nonzero` crops each case to the box of its nonzero voxels"
         )
         return [Line(("prepare", "crop"), "nonzero", reason)]
     return []
@@ -412,7 +412,9 @@ def _optimizer(candidate: Candidate, schedule: Schedule | None) -> list[Line]:
     return [
         Line(("optimizer",), {"target": target, "args": {"lr": rate, "weight_decay": 1.0e-4}}, why),
         Line(
-            ("schedule",), {"name": "cosine", "warmup": warmup}, "the learning rate falls to zero until the last step"
+            ("schedule",),
+            {"name": "cosine", "warmup": warmup},
+            "the learning rate falls, and reaches zero at the last step",
         ),
     ]
 
@@ -458,7 +460,7 @@ def _training(candidate: Candidate, schedule: Schedule | None, minutes: float | 
         Line(
             ("training", "ema"),
             schedule.ema,
-            "predictions use the mean of the weights over about the last tenth of the steps",
+            "predictions use the mean of the weights over about the last tenth of the steps, at most 200 steps",
         ),
         Line(("training", "validate_every"), schedule.validate_every, every),
     ]

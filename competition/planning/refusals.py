@@ -216,7 +216,7 @@ def _no_images(host: HostFolder) -> MaskfoldError:
         )
     hint = "Give the folder with the images of the competition."
     if archive is not None:
-        hint = f"First unpack {archive} there."
+        hint = f"Unpack {archive} in this folder, and run maskfold init again."
     return MaskfoldError(
         f"{host.root} has no images, only {format_count(len(host.files), 'file')}, such as {host.files[0]}.",
         hint,

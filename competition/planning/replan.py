@@ -272,7 +272,8 @@ def merge(text: str, tree: dict[str, Any], lines: Sequence[Line], edited: Collec
 
     Sections that the plan does not contain keep their text and comments, except `NETWORK_SECTIONS`, which are removed
     unless the user has edited them. `WHOLE_SECTIONS` are replaced as a whole. In other sections, keys that the plan
-    does not set keep their values, except that `GRID_KEYS` that the user has not edited are removed from `prepare`.
+    does not set keep their values. An exception is `prepare`, from which `GRID_KEYS` are removed unless the user has
+    edited them.
 
     Args:
         text: text of the file.

@@ -356,7 +356,10 @@ NO_VALIDATION = 1000  # epochs: no validation before the end
 
 
 def ema_decay(steps: int) -> float:
-    """Return the decay with which the moving average of the weights covers about `EMA_SHARE` of the steps."""
+    """Return the decay with which the moving average of the weights covers about `EMA_SHARE` of the steps.
+
+    The average covers at least 5 and at most `MAX_EMA_WINDOW` steps.
+    """
     window = min(MAX_EMA_WINDOW, max(5.0, EMA_SHARE * steps))
     return round(1.0 - 1.0 / window, 3)
 
@@ -384,7 +387,8 @@ def choose(
         candidates: in the order of preference.
         known: timings of the measured candidates (at least one); all other timings are extrapolated from them.
         budget: the time of a fold.
-        hope: if a candidate's timing is extrapolated, this share of the steps that it needs is enough.
+        hope: share of the needed steps that is enough for a candidate whose network, patch and batch have not been
+            timed on any grid.
     """
 
     def schedule(candidate: Candidate) -> Schedule:

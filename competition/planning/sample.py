@@ -89,9 +89,10 @@ def add_submission(layout: Layout) -> list[Layout]:
 
 
 def _duplicate_remarks(layout: Layout, sample: Sample) -> list[str]:
-    """Return a remark if an id has several rows, or several rows of one class; otherwise an empty list.
+    """Return a list with a remark on repeated rows of the sample submission; an empty list if no row is repeated.
 
-    `maskfold submit` refuses such a file, which the user would otherwise learn only after the training.
+    A row is repeated if its id, or its id and class if there is a column of classes, are those of another row. Without
+    the remark, the user would learn only after the training that `maskfold submit` refuses such a file.
     """
     profile = layout.keys.get("submission.profile")
     cls = sample.cls if profile is None else get_profile(profile).class_column
@@ -243,7 +244,7 @@ def _name_classes(layout: Layout, sample: Sample) -> list[Layout]:
         return [layout]
     if len(names) > MAX_ORDERED:
         return [
-            layout.with_remarks(f"{sample.path} has the classes {', '.join(names)}, so rename `classes` to these names")
+            layout.with_remarks(f"{sample.path} has the classes {', '.join(names)}, so write these names in `classes`")
         ]
     kept = tuple(remark for remark in layout.remarks if "rename" not in remark)
     layout = replace(layout, remarks=kept)

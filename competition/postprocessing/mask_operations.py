@@ -380,8 +380,8 @@ def merge_by_saddle(labels: Labels, seeds: Labels, height: Heights, depth: float
         labels: (*spatial) int32, the result of a watershed from seeds at all peaks of `height`.
         seeds: (*spatial) int32 numbers of these seeds; `height` must be constant in each seed.
         height: (*spatial) float32.
-        depth: minimum height of the lower peak above the saddle, 0 or more, in the unit of `height`. Regions with a
-            lower peak than this are merged.
+        depth: minimum height of the lower peak above the saddle, 0 or more, in the unit of `height`. If the lower peak
+            is less than `depth` above the saddle, the two regions are merged.
 
     Returns:
         (*spatial) int32. A merged region has the number of one of its regions.

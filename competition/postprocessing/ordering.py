@@ -45,8 +45,10 @@ def relabel_by_order(
     """Assign classes by position to objects that lie in a row, such as vertebrae, and return the new probabilities.
 
     A network is often sure that a voxel is in a vertebra, but not in which one. Therefore the probabilities of the
-    classes are combined first: by their sum if classes are exclusive, by their maximum if classes overlap. The objects
-    are the connected components of the combined mask, which `split_touching` separates where they touch.
+    classes are combined first: by their sum if classes are exclusive, by their maximum if classes overlap. If classes
+    are exclusive, the combined mask contains the voxels whose combined probability exceeds the probability of every
+    other channel. If classes overlap, it contains the voxels whose combined probability is above 0.5. `split_touching`
+    splits the combined mask into objects.
 
     The objects then get the classes in order. The first class goes to the object at the end of the row that
     `number.along` names. Two situations need a rule:
@@ -61,7 +63,7 @@ def relabel_by_order(
     Args:
         probabilities: (P, *spatial) floats.
         comp: the competition, which must have volumes.
-        number: section `postprocess.number`, with the classes and the direction.
+        number: section `postprocess.number`: the classes in order, and the end of the row at which the first one lies.
         affine: 4×4 matrix from voxel indices to world coordinates (RAS+, mm).
 
     Returns:
@@ -147,7 +149,8 @@ def split_touching(
         votes: (*spatial) integers, the network's labels: index of the most probable class at each voxel.
         split: minimum thickness of a core, as a share of the maximum; None to use connected components as objects.
         spacing: voxel size in mm along each axis.
-        upwards: for each voxel axis, how many mm one step moves towards the end of the row with the first class.
+        upwards: (3,) mm, one value per voxel axis: how far one step along the axis moves towards the end of the row at
+            which the first class lies.
 
     Returns:
         (*spatial) int32 label image. Objects are numbered from 1; some numbers may be unused. A voxel is 0 if it is
@@ -238,8 +241,8 @@ def _objects_by_votes(
 
     - Nearly all voxels of each large class are in one connected piece.
     - No class is much larger than the median object.
-    - Nearly all voxels of each core have the same class. The core of an object as large as two objects may contain two
-      classes.
+    - Nearly all voxels of each core have the same class. This condition does not apply to the core of an object
+      that is as large as two.
 
     The largest piece of each large class keeps its class. A smaller piece keeps its class if it contains no core, is
     not surrounded by other pieces, and is at the right position in the row. All other pieces become 0, so that the
@@ -250,7 +253,8 @@ def _objects_by_votes(
         votes: (*spatial) integers, the network's labels.
         cores: (*spatial) int32 numbers of the cores.
         labels: (*spatial) int32, the objects that grew from the cores.
-        upwards: for each voxel axis, how many mm one step moves towards the end of the row with the first class.
+        upwards: (3,) mm, one value per voxel axis: how far one step along the axis moves towards the end of the row at
+            which the first class lies.
 
     Returns:
         (*spatial) int32: index of the class plus 1, or 0.
@@ -318,7 +322,7 @@ def _inside_row(pieces: Labels, row: Mask) -> Mask:
         row: (*spatial) bool mask of all objects in the row, e.g. of all vertebrae.
 
     Returns:
-        One bool for each number, starting with 0.
+        (largest number + 1,) bool. Element `n` is for piece `n`.
     """
     faces = np.zeros((2, int(pieces.max()) + 1), np.int64)
     for axis in range(row.ndim):
@@ -353,7 +357,8 @@ def _in_order(objects: Labels, number: LabelOrdering, upwards: NDArray[np.float6
     Args:
         objects: (*spatial) label image of the objects.
         number: section `postprocess.number`.
-        upwards: for each voxel axis, how many mm one step moves towards the end of the row with the first class.
+        upwards: (3,) mm, one value per voxel axis: how far one step along the axis moves towards the end of the row at
+            which the first class lies.
     """
     inside = objects != 0
     sizes = np.bincount(objects[inside])
@@ -368,7 +373,8 @@ def _heights(objects: Labels, upwards: NDArray[np.float64]) -> NDArray[np.float6
 
     Args:
         objects: (*spatial) label image of the objects.
-        upwards: for each voxel axis, how many mm one step moves towards the end of the row with the first class.
+        upwards: (3,) mm, one value per voxel axis: how far one step along the axis moves towards the end of the row at
+            which the first class lies.
 
     Returns:
         (largest number + 1,) float64. Element `n` is the position of object `n`; 0 if no object has the number `n`.
@@ -410,7 +416,7 @@ def _class_indices(
 
 
 def _counts(objects: NDArray[Any], votes: NDArray[Any]) -> NDArray[np.int64]:
-    """Return the number of voxels with each of the network's labels in each object, as an array (objects, classes)."""
+    """Return an array (objects, classes): how many voxels of each object have each of the network's labels."""
     classes = int(votes.max(initial=0)) + 1
     pairs = np.bincount(
         objects.astype(np.int64) * classes + votes, minlength=(int(objects.max(initial=0)) + 1) * classes

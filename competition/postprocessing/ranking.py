@@ -43,8 +43,8 @@ def best_run(
     candidates = _without_imported(candidates, comp, say)
     if not candidates:
         raise MaskfoldError(
-            f"Below {RUNS_FOLDER}, no trained run of {comp.name} with its present metric has finished all its folds, "
-            "so there is no score to compare.",
+            f"Below {RUNS_FOLDER}, no trained run of {comp.name} has the competition's present metric and "
+            "has finished all its folds, so there is no score to compare.",
             "Finish a run with `maskfold cv`, or name a run instead of --best.",
         )
     direction = comp.metric.direction
@@ -82,7 +82,7 @@ def _without_imported(
 def _comparable_score(summary: Path, comp: Competition, overrides: Sequence[str]) -> RunScores | None:
     """Return the scores of a run if it can be compared with other runs of a competition; otherwise None.
 
-    It can be compared if its competition and metric are those of `comp`, and all its folds are finished.
+    A run can be compared if its competition and metric are those of `comp`, and all folds of the run are finished.
 
     Args:
         summary: path of the run's `summary.json`.

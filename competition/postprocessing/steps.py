@@ -117,8 +117,8 @@ class Triplet(Step):
 class Gate(Step):
     """Empty the mask if the presence head's probability that the case contains the class is below `value`.
 
-    A 2.5D network whose slices lie along a single axis predicts a probability for each slice. The mask of each slice is
-    then emptied separately.
+    A 2.5D network with a single axis in `patch.axes` predicts a probability for each slice. In this case, the mask of
+    each slice is emptied separately.
     """
 
     needs_presence = True
@@ -305,7 +305,7 @@ class RemoveSmall(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[RemoveSmall]:
-        """Return steps with sizes below those of nearly all labelled objects; an empty list if there are none."""
+        """Return steps with sizes below those of nearly all labelled objects; an empty list without such sizes."""
         sizes = [size for truth in search.truths for size in truth.object_sizes]
         if not sizes:
             return []

@@ -52,7 +52,7 @@ class TuningResult:
         after: score of the tuned steps on the cases on which they were tuned; too optimistic.
         nested: score over all cases, where each fold gets the steps that were tuned on the other folds.
         gain: improvement of `nested` over `before`, with its 95 % interval.
-        kept: whether the tuned steps are used. This requires a gain of at least `MIN_GAIN`, and an interval above 0.
+        kept: whether the tuned steps are used. This requires a gain of at least `MIN_GAIN` whose interval lies above 0.
         rows: table with one row per case and class: the scores from which `nested` was computed if `kept` is True;
             otherwise the scores from which `before` was computed.
         presence_gain: improvement of the nested score if the search also includes the step `gate`; None without a
@@ -103,7 +103,7 @@ class TuningResult:
         if gain is not None:
             steps.insert(
                 0,
-                f"step gate: it changes the nested score of the other steps by {gain.value:+.4f} (95 % "
+                f"step gate: including it in the search changes the nested score by {gain.value:+.4f} (95 % "
                 f"{gain.low:+.4f} to {gain.high:+.4f}): {'used' if is_significant(gain) else 'not used'}",
             )
         if self.kept:

@@ -262,7 +262,7 @@ class CalibrationCounts:
     left_empty: list[NDArray[np.bool_]] = field(default_factory=list)
 
     def add_case(self, pixels: Ints, positives: Ints, sums: Floats) -> None:
-        """Add the histograms of one case; see the attributes with the same names for their form."""
+        """Add the histograms of one case; see the attributes with the same names for the shapes."""
         self.pixels += pixels
         self.positives += positives
         self.sums += sums

@@ -113,7 +113,7 @@ DIFFERENCE_HEADER = ("measure", "class", "A", "B", "B − A", "95 %", "p", "bett
 
 
 def draw_differences(comparison: Comparison, path: Path) -> None:
-    """Draw two panels for each class: the Dice of each case in run B against that in run A, and likewise HD95."""
+    """Draw two panels for each class: each case's Dice in run B against its Dice in run A, and the same for HD95."""
     comp = comparison.comp
     sizes = [float((comparison.tables[0]["class"] == name).sum()) for name in comp.classes]
     shown = select_drawn_classes(sizes)

@@ -232,7 +232,7 @@ def draw_sizes(exploration: Exploration, path: Path) -> None:
 
 
 def draw_intensities(exploration: Exploration, path: Path) -> None:
-    """Draw two histograms for each channel: the mean intensity of each case, and its standard deviation.
+    """Draw two histograms for each channel: the mean and the standard deviation of the intensities of each case.
 
     Training and test cases are drawn separately.
     """

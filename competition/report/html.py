@@ -147,7 +147,8 @@ def create_figure_folder(output: Path) -> Path:
         remove_stale_temp(output.parent, output.name)
     except OSError as error:
         raise MaskfoldError(
-            f"The image folder {folder} cannot be created: {error.strerror}.", "Set another output file with --output."
+            f"The folder {folder} for the figures of the page cannot be created: {error.strerror}.",
+            "Set another output file with --output.",
         ) from error
     return folder
 

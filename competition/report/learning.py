@@ -202,7 +202,8 @@ def cases_section(results: RunResults, oof: OofPredictions, folder: Path, in_vie
         results: the results of the run.
         oof: the run's out-of-fold predictions.
         folder: folder for the figures.
-        in_viewer: ids of the cases in the page's viewer, in its order; rows of the table have links to them.
+        in_viewer: ids of the cases in the page's viewer, in the viewer's order. The table links these cases to the
+            viewer.
     """
     comp = results.run.exp.competition
     for old in folder.glob("case_*_*.png"):  # remove figures of an earlier report
@@ -273,8 +274,8 @@ def _worst_rows(
 def rank_cases(results: RunResults) -> list[tuple[str, float]]:
     """Return (case id, score) of each case, from the best to the worst.
 
-    The score of a case is its mean over classes. Cases whose labels and prediction are both empty are left out, because
-    their figures would show nothing, although they have the best possible score.
+    The score of a case is its mean over classes. Cases whose labels and prediction are both empty are left out: their
+    figures would show nothing.
     """
     is_ascending = results.metric.direction is Direction.LOWER
     rows = results.rows()

@@ -1,4 +1,4 @@
-"""Draw the ledger (the record of all uploads) as a figure or an HTML page: public against out-of-fold scores."""
+"""Draw the public score of each upload in the ledger against its out-of-fold score, in a figure or an HTML page."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def write_ledger(
         name: name of the competition.
         records: the uploads, the oldest first.
         header: names of the columns of the table.
-        rows: cells of the table, one row for each upload. The last column is replaced by `changed`.
-        changed: for each upload, the changes since the upload before.
+        rows: cells of the table, one row for each upload. `changed` replaces the cells of the last column.
+        changed: for each upload, descriptions of the changes since the previous upload.
         notes: paragraphs below the figure.
 
     Returns:

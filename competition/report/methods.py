@@ -255,7 +255,7 @@ def _training(results: RunResults, citations: Citations) -> str:
         )
     if training.soup > 1:
         sentences.append(
-            f"The weights of the {training.soup} best validations were averaged if this improved the score"
+            f"The {training.soup} checkpoints with the best validation scores were averaged if this improved the score"
             + citations.cite("soup", "averaged checkpoints")
         )
     return " ".join(f"{sentence}." for sentence in sentences if sentence)

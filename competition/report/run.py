@@ -288,7 +288,8 @@ def find_previous_best(run: Run) -> PreviousBest | None:
 def get_end_time(folder: Path) -> float:
     """Return the time at which a run ended, in seconds since 1970; infinity if no fold is finished.
 
-    The time is the latest one in the `metrics.jsonl` of the finished folds. Copying the folder does not change it.
+    The time is the latest one in the `metrics.jsonl` of the finished folds, so that a copy of the folder has the same
+    time. If a fold has no such time, it is the time at which the fold's `result.json` was last changed.
     """
     times = [
         _last_time(result.parent / "metrics.jsonl") or result.stat().st_mtime

@@ -178,7 +178,7 @@ def _copy_figure(path: Path, pictures: Path) -> dict[str, Any]:
 
 
 def _state(trial: dict[str, Any]) -> str:
-    """Return the state of a trial in lower case; in the trial, it may be text or a value of Optuna's enum."""
+    """Return the state of a trial in lower case, e.g. `complete`. `trial["state"]` is text or Optuna's enum value."""
     return str(getattr(trial.get("state"), "name", trial.get("state"))).lower()
 
 

@@ -225,7 +225,8 @@ def _to_shape(plane: NDArray[Any], shape: Sequence[int], step: int, full: Sequen
     Args:
         plane: (C, rows, columns) channels.
         shape: (rows, columns) of the result.
-        step: edge length of the squares, with which the reduction of `full` gives `shape`.
+        step: edge length of the squares in pixels. Averaging a slice of the shape `full` over these squares gives the
+            shape `shape`.
         full: (rows, columns) of the slice in the file.
     """
     if tuple(plane.shape[1:]) == tuple(full):
@@ -283,7 +284,7 @@ def _encode(slices: Slices) -> dict[str, Any]:
 
 
 def _set_numbers(masks: NDArray[np.bool_], sets: list[tuple[int, ...]]) -> NDArray[np.uint8]:
-    """Return the number of the set of classes at each pixel, (slices, rows, columns) uint8; 0 for no class.
+    """Return the numbers that stand for the classes at each pixel, (slices, rows, columns) uint8; 0 for no class.
 
     Classes may overlap, so a pixel can belong to several. Each combination of classes gets a number.
 
@@ -308,8 +309,8 @@ def _set_numbers(masks: NDArray[np.bool_], sets: list[tuple[int, ...]]) -> NDArr
 def encode_runs(values: NDArray[np.uint8]) -> str:
     """Return the run lengths of an array, in C order, as base64.
 
-    Each run consists of a byte with its value, and its length in 7 bits per byte, the lowest bits first. The highest
-    bit of a byte is set if the length has further bytes.
+    For each run, one byte contains its value. The next bytes contain its length, with 7 bits in each byte, the lowest
+    bits first. The highest bit of a byte is set if another byte of the length follows.
     """
     flat = values.reshape(-1)
     starts = np.flatnonzero(np.concatenate(([True], flat[1:] != flat[:-1])))

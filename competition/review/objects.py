@@ -54,12 +54,12 @@ class _Objects:
     The evidence in an object is summed separately for each label of a second label image (the argument `by` of `find`).
 
     Attributes:
-        components: (H, W) number of the component, 0 for background.
-        labels: label of each component; index 0 is unused.
-        numbers: number of each component among the components of its label, from 1.
-        sizes: number of pixels of each component.
-        evidence: (components, labels + 1) sum of the evidence, by component and by label of the second label image.
-        pixels: (components, labels + 1) number of suspect pixels, by component and by label of the second label image.
+        components: (H, W) number of the component at each pixel, from 1 to N; 0 for background.
+        labels: (N + 1,) label of each component. In this and the following arrays, index 0 is the background.
+        numbers: (N + 1,) number of each component among the components of its label, from 1.
+        sizes: (N + 1,) number of pixels of each component.
+        evidence: (N + 1, labels) sum of the evidence, by component and by label of the second label image.
+        pixels: (N + 1, labels) number of suspect pixels, by component and by label of the second label image.
     """
 
     components: NDArray[Any]
@@ -112,7 +112,7 @@ class _Objects:
         )
 
     def share(self, index: int) -> float:
-        """Return the evidence per pixel of an object."""
+        """Return the evidence per pixel of the object number `index`."""
         return float(self.evidence[index].sum() / self.sizes[index])
 
     def finding(self, kind: str, index: int, suggested: int, **changes: Any) -> SliceFinding:

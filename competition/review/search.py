@@ -61,7 +61,7 @@ def review_run(run: Run, context: Context = Context()) -> Review:
     if not oof.fold_of:
         raise MaskfoldError(
             f"{run.folder} has no out-of-fold predictions, but a review compares these with the truth.",
-            "Name a run with at least one finished fold. `maskfold cv` trains one.",
+            "Name a run with at least one finished fold. `maskfold cv` trains such a run.",
         )
     context.say(f"reading {format_count(len(oof.fold_of), 'out-of-fold prediction')}")
     counts, sizes = _count(oof, context)

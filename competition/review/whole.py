@@ -59,8 +59,8 @@ def find_move(mask: WholeMask) -> tuple[tuple[int, ...], float] | None:
     """Find the translation with which the truth of a case best fits its prediction.
 
     Returns:
-        The translation in voxels of the file, and the Dice after it; None if this Dice is below `MIN_AGREEMENT`, or
-        less than `MIN_GAIN` above the Dice without a translation.
+        The translation in voxels of the file, and the Dice after this translation. None if this Dice is below
+        `MIN_AGREEMENT`, or less than `MIN_GAIN` above the Dice without a translation.
     """
     from scipy.fft import irfftn, next_fast_len, rfftn
 
@@ -90,7 +90,7 @@ def find_exchanged(masks: Sequence[WholeMask]) -> dict[str, str]:
         masks: the suspect cases, most suspect first; only the first `MAX_SUSPECTS` are compared.
 
     Returns:
-        The id of the partner of each case with an exchanged mask; the keys are the ids of these cases.
+        For each case with an exchanged mask, the id of its partner; the keys are the ids of the cases.
     """
     found: list[tuple[float, str, str]] = []
     for first, second in combinations(masks[:MAX_SUSPECTS], 2):

@@ -123,13 +123,13 @@ def _table_of_dice(
     used: list[str],
     count: int,
 ) -> list[str]:
-    """Return the Dice of the network and of both baselines as a table, in lines.
+    """Return the lines of a printed table that compares the Dice of the network and of both baselines.
 
     Args:
         run: the run.
-        threshold: the best threshold.
-        constant: Dice (cases, K) of the best constant mask.
-        network: table of the network's Dice, as from `_network_dice`.
+        threshold: the best threshold and its Dice.
+        constant: (cases, K) floats, the Dice of the best constant mask for each compared case and class.
+        network: a result of `_network_dice`. If it is None, the printed table has no line for the network.
         used: ids of the compared cases.
         count: number of all out-of-fold cases.
     """
@@ -171,9 +171,9 @@ def _warning(name: str, baseline: pd.DataFrame, network: pd.DataFrame, run: Run)
         return None
     interval = f", 95 % {gain.low:+.4f} to {gain.high:+.4f}" if math.isfinite(gain.low) else ""
     return (
-        f"warning: the network is not clearly better than the best {name} (difference of Dice "
-        f"{gain.value:+.4f}{interval}). Look at metrics.jsonl and the pictures of its folds: does the "
-        "loss fall, and do the masks lie on their images?"
+        f"warning: the network is not clearly better than the best {name} (Dice of the network minus Dice "
+        f"of the {name}: {gain.value:+.4f}{interval}). Look at metrics.jsonl and the pictures in the folders of the "
+        "folds: does the loss fall, and do the masks lie on their images?"
     )
 
 
@@ -217,7 +217,9 @@ def _mean(dice: np.ndarray[Any, Any], ids: list[str], run: Run) -> float:
 
 
 def _stride(shape: tuple[int, ...], values: int) -> tuple[slice, ...]:
-    """Return one slice per spatial axis, all with the same step, which together select about `values` values.
+    """Return an index that selects about `values` values of an image: one Python `slice` object per spatial axis.
+
+    All `slice` objects have the same step.
 
     Args:
         shape: shape (C, *spatial) of the image.

@@ -45,7 +45,8 @@ class WeightedMean:
         """Add the probabilities of a run to the sum.
 
         Args:
-            probabilities: (P, *spatial) float16; a boundary class, if the run has one, is the last channel.
+            probabilities: (P, *spatial) float16, with the P output channels of the run. If the run has a boundary
+                class, it is the last channel.
             weight: weight of the run. The weights of all runs must add up to 1.
 
         Raises:
@@ -81,8 +82,9 @@ class WeightedMean:
         """Add the class presence of a run to the sum.
 
         Args:
-            presence: (K, 1, …) probabilities that the case contains each class; None, which is ignored, if the run has
-                no presence head.
+            presence: the probability that the case contains each class, as in
+                `competition.inference.predict.Prediction`. If the run has no presence head, it is None, and nothing
+                is added.
             weight: weight of the run.
         """
         if presence is not None and weight > 0:
@@ -90,7 +92,7 @@ class WeightedMean:
 
     @property
     def presence(self) -> Probabilities | None:
-        """The weighted mean class presence, (K, 1, …) float32, over the runs with a presence head; None without one.
+        """The weighted mean class presence of the runs with a presence head, (K, 1, …) float32; None without such runs.
 
         `competition.inference.presence.mean_log_odds` computes the mean.
         """
@@ -101,6 +103,8 @@ class WeightedMean:
 
     def result(self) -> Probabilities:
         """Return the weighted mean, (P, *spatial) float16.
+
+        If at least one run has a boundary class, the last channel is the boundary class.
 
         If only one run was added, with the weight 1, its array is returned without a copy.
 
@@ -168,7 +172,7 @@ class EnsembleOof:
     Attributes:
         oofs: out-of-fold predictions of each run. The first run defines the fold of each case.
         weights: one weight per run, with the sum 1.
-        fold_weights: other weights for the cases of single folds, by number of the fold.
+        fold_weights: weights that replace `weights` for the cases of a fold, by number of the fold.
         comp: the competition of the runs.
     """
 

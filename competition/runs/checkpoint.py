@@ -119,19 +119,20 @@ def read_weights(
     except FileNotFoundError as error:
         raise MaskfoldError(f"The weights {path} do not exist.", "Train the run first, or name another run.") from error
     except (SafetensorError, OSError, ValueError) as error:
-        raise MaskfoldError(f"The weights {path} cannot be read: {error}.", hint) from error
+        raise MaskfoldError(f"The weight file {path} cannot be read: {error}.", hint) from error
 
 
 def _read(path: Path, sha256: str | None = None) -> dict[str, torch.Tensor]:
     """Read the tensors of a weight file, and verify them.
 
     The safetensors format has no checksum, so a flipped bit would silently change the network. If `sha256` is given and
-    the whole file has this SHA-256, nothing more is checked. Otherwise, the bytes of the tensors are compared with the
-    SHA-256 in the metadata, if there is one, and a wrong `sha256` is an error.
+    the whole file has this SHA-256, nothing more is checked. Otherwise, the SHA-256 of
+    the tensors' bytes must be the one in the metadata, if the metadata contain one. If `sha256` is given, but the whole
+    file has another SHA-256, this is an error.
 
     Raises:
         ValueError: the file does not fit into the free memory, has unknown metadata, or has a wrong checksum.
-        MaskfoldError: the file is intact, but is not the one with the SHA-256 `sha256`.
+        MaskfoldError: the file is intact, but its SHA-256 is not `sha256`.
     """
     import psutil
     from safetensors import safe_open

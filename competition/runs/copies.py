@@ -27,7 +27,7 @@ def keep_copies_together(run: Run, prepared: Mapping[str, Path], context: Contex
     """Put all copies of an image into the same fold, and list the copies in notes for the user.
 
     Copies are images with equal pixels. If `folds.duplicates` is `near`, near-duplicates also count as copies.
-    But if most of the cases look alike, their likeness says nothing, and one note says so instead.
+    But if most of the cases look alike, near-duplicates among them do not count, and a note tells the user so.
 
     If the run already has folds, from an earlier command or from `folds.file`, these folds are not changed. The notes
     then list copies that are in different folds.
@@ -71,13 +71,18 @@ def keep_copies_together(run: Run, prepared: Mapping[str, Path], context: Contex
 def _without_common_look(
     similar: Sequence[list[str]], equal: Sequence[list[str]], total: int
 ) -> tuple[list[list[str]], list[list[str]]]:
-    """Divide sets of similar cases into those that may be copies, and the set that most of the cases belong to, if any.
+    """Divide sets of similar cases into sets that may be copies, and sets that contain most of all cases.
+
+    If most of all cases look alike, likeness is no sign of copies.
 
     Args:
         similar: sets of case ids.
         equal: sets of case ids with equal pixels. Each of these sets counts as one case, because equal images are known
             to be copies.
         total: number of all cases.
+
+    Returns:
+        The sets whose cases may be copies; and the sets that contain most of all cases.
     """
     copy = {case for ids in equal for case in ids[1:]}
     kept: list[list[str]] = []
@@ -136,4 +141,6 @@ def _say(context: Context, notes: Iterator[str]) -> None:
     for line in lines[:MAX_NOTES]:
         context.say(f"note: {line}")
     if len(lines) > MAX_NOTES:
-        context.say(f"note: {format_count(len(lines) - MAX_NOTES, 'more set')} of cases with equal or similar images")
+        context.say(
+            f"note: not listed: {format_count(len(lines) - MAX_NOTES, 'set')} of cases with equal or similar images"
+        )

@@ -76,7 +76,7 @@ def _unlabelled(exp: Experiment, cases: pd.DataFrame) -> pd.DataFrame:
     kept = table[~labelled].reset_index(drop=True)
     if kept.empty:
         raise MaskfoldError(
-            f"All {len(table)} images for pseudo-labels have labels already, so none is left.",
+            f"All {len(table)} images for pseudo-labels have labels already, so no image would get a pseudo-label.",
             "Name other images with pseudo.images, or list fewer cases in competition.train.cases.",
             status=2,
         )

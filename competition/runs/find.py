@@ -42,8 +42,8 @@ def find_run(
         The run, with at least one finished fold.
 
     Raises:
-        MaskfoldError: no run or several runs match, the run has no finished fold, the name is that of a study or a
-            fold, or the run's folder was edited.
+        MaskfoldError: no run or several runs match, the run has no finished fold, `name` names a study or a fold, or
+            the run's folder was edited.
     """
     run = _find_run(name, overrides, trust, say)
     for what in changed_code(run.folder, run.exp):
@@ -70,7 +70,7 @@ def _find_run(name: str, overrides: Sequence[str], trust: tuple[str, ...], say: 
     if not run.finished_members():
         raise MaskfoldError(
             f"The run {folder} has no finished fold: {_progress(run)}.",
-            "Finish the run with the same `maskfold cv` command.",
+            "Finish the run: repeat its `maskfold cv` command.",
         )
     return run
 
@@ -237,7 +237,7 @@ def _unfinished_error(file: Path, base: Path, trust: tuple[str, ...]) -> Maskfol
         yaml = max(saved, key=lambda path: path.stat().st_mtime)
         latest = load_run(yaml.parent, trust, check_edits=False)
         problem += f". In the latest run, {latest.folder.name}, {_progress(latest)}"
-        hint = f"Finish this run with the same `maskfold cv {file}` command"
+        hint = f"Finish this run: repeat its command `maskfold cv {file}` with the same key=value arguments"
         if latest.finished_members():
             hint += f", or give the run by its hash, {latest.folder.name}"
     studies = sorted(

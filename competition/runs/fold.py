@@ -57,7 +57,7 @@ class FoldJob:
 
     @classmethod
     def from_json(cls, text: str) -> FoldJob:
-        """Return the job in a text that `to_json` returned.
+        """Convert a text that `to_json` returned back to a job.
 
         Raises:
             ValueError, KeyError, TypeError: the text is not a job in this format.
@@ -92,13 +92,14 @@ class FoldResult:
     Attributes:
         fold: number of the validated fold; -1 for the training on all cases.
         seed: index of the seed in the experiment's list of seeds.
-        score: the competition's metric on the masks of the validation cases; None for the training on all cases.
+        score: the competition's metric on the predicted masks of the validation cases; None for the training on all
+            cases.
         dice: mean Dice by class, over the cases that have the class in their labels or their prediction; None for a
             class that no case has.
         epochs: number of epochs.
         steps: number of optimiser steps.
         minutes: wall time in minutes, added over all processes that have worked on the fold, e.g. after a resume.
-        peak_gib: peak memory of the CUDA device in GiB; without such a device, of the process (resident memory).
+        peak_gib: peak memory of the CUDA device in GiB; without a CUDA device, peak resident memory of the process.
         threads: number of CPU threads.
         precision: Lightning Fabric's name of the precision of the training: 32-true, bf16-mixed or 16-mixed.
         device: device of the training, e.g. `cuda:0`.
@@ -106,7 +107,8 @@ class FoldResult:
         stopped: why the training ended: `done` after the last step, otherwise the reason of early stopping. `imported`
             if the predictions were made by other software.
         weights: file name of the weights for prediction: `PLAIN_WEIGHTS`, or `SOUP_WEIGHTS` if the soup is better.
-        devices: number of processes that trained together; each took `training.batch_size` samples per step.
+        devices: number of processes that trained together, one per device. In each step, each process took
+            `training.batch_size` times `training.accumulate` samples.
         skipped: number of steps that were skipped because of a non-finite loss or gradient.
         restored: number of times that training returned to an earlier checkpoint after a non-finite step. Each time,
             the learning rate is halved.
@@ -116,7 +118,8 @@ class FoldResult:
         soup: scores of the soup (the average of the weights of the best checkpoints) on the validation cases, see
             `competition.training.soup_selection`; None without a soup.
         digests: SHA-256 of the member's score tables, weights and `lineage.json`, by file name. Empty in results of
-            version 0.1. In the file, the entry for `result.json` itself is the digest of its own content.
+            version 0.1. The file on the disk also has an entry `result.json`, the digest of its own content; `read`
+            removes this entry.
     """
 
     fold: int
@@ -319,5 +322,5 @@ def exchanged_error(path: Path) -> MaskfoldError:
     return MaskfoldError(
         f"{path} was changed after the fold had finished: its checksum differs from that in {RESULT_FILE}.",
         f"Restore the weights. Or delete {path.parent / RESULT_FILE} and the folders oof and test next "
-        "to it, so that `maskfold cv` predicts with these weights.",
+        "to it, so that `maskfold cv` predicts with the changed weights.",
     )

@@ -78,7 +78,7 @@ def stored_tests(run: Run, shapes: dict[str, tuple[int, ...]] | None = None) -> 
 
 
 def check_test_predictions(runs: Iterable[Run], rows: Iterable[Any]) -> None:
-    """Check that each imported run has a prediction of every test case, and that the images have not changed since.
+    """Check that each imported run has a prediction of every test case, made from the present image of the case.
 
     Args:
         runs: the runs of an ensemble; runs with networks are ignored.
@@ -101,18 +101,18 @@ def _check_rows(run: Run, hashes: Mapping[str, str], rows: Sequence[Any]) -> Non
         rows: rows of the table of test cases.
     """
     store = stored_tests(run)
-    hint = "Repeat `maskfold import`, with a folder that has predictions of all test cases (--test FOLDER)."
+    command = "`maskfold import`, with a folder that has predictions of all test cases (--test FOLDER)"
     if missing := [row.id for row in rows if row.id not in store or row.id not in hashes]:
         raise MaskfoldError(
             f"The imported run {run.folder} has no prediction of {len(missing)} of {len(rows)} test cases. "
             f"The first of them is {missing[0]}.",
-            f"{hint} To leave the run out of the mean, set its weight to 0 (--weights).",
+            f"Repeat {command}. To leave the run out of the mean, set its weight to 0 (--weights).",
         )
     if changed := [row.id for row in rows if hashes[row.id] != row.image_hash]:
         raise MaskfoldError(
             f"The image of the test case {changed[0]} is not the image from which the prediction in the imported "
             f"run {run.folder} was made.",
-            f"Restore the image, or predict the present image elsewhere. {hint}",
+            f"Restore the image. Or predict the present image with the other software, and repeat {command}.",
         )
 
 

@@ -27,7 +27,8 @@ OWN_KERNEL_ARGS = ("fused", "foreach", "capturable", "differentiable")  # these 
 def drop_execution_keys(training: dict[str, Any], *, kept: bool) -> None:
     """Remove the execution settings from the section `training`, because the run's hash excludes them.
 
-    The keys are the keys of `KEPT_SETTINGS` and `compile`. `compile` is removed only if its value is `auto`.
+    The execution settings are the keys of `KEPT_SETTINGS`, and `compile`. `compile` is removed only if its value is
+    `auto`.
 
     Args:
         training: the section as plain data; it is changed in place.

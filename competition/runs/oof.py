@@ -215,7 +215,7 @@ class OofStore:
         if not path.exists():
             raise MaskfoldError(
                 f"{self.folder} has no out-of-fold prediction of the case {case}.",
-                "Train the fold that validates this case with `maskfold cv`.",
+                "With `maskfold cv`, train the fold that validates this case.",
             )
         try:
             # ZipStore raises an error when it closes a file that it could not open
@@ -352,7 +352,7 @@ class OofPredictions:
         if case not in self.fold_of:
             raise MaskfoldError(
                 f"The run {self.run.folder} has no out-of-fold prediction of the case {case}.",
-                "Train the fold that validates this case with `maskfold cv`.",
+                "With `maskfold cv`, train the fold that validates this case.",
             )
         stores = self.stores[self.fold_of[case]]
         if len(stores) == 1:
@@ -393,7 +393,7 @@ class OofPredictions:
 def open_store(
     exp: Experiment, folder: Path, shapes: Mapping[str, tuple[int, ...]] | None, weights: str | None = None
 ) -> OofStore:
-    """Return the store for predictions of an experiment in a folder, with the settings of the experiment.
+    """Return the `OofStore` that reads and writes the predictions in a folder with the settings of an experiment.
 
     Args:
         exp: the experiment; `inference.store` and the kind of labels are read.

@@ -55,10 +55,10 @@ def _is_run(folder: Path) -> bool:
 
 
 def _describe_data(real: Path, comp: Competition) -> str:
-    """Describe the data of a competition that an output at `real` would overwrite; empty if there are none.
+    """Describe, for a message, which data of a competition an output would overwrite; an empty text if none.
 
     Args:
-        real: the path, with all links resolved.
+        real: path of the output, with all links resolved.
         comp: the competition.
     """
     root = Path(os.path.realpath(comp.root))
@@ -76,12 +76,12 @@ def _describe_data(real: Path, comp: Competition) -> str:
 
 
 def _describe_links(real: Path, root: Path, comp: Competition) -> str:
-    """Describe the folder of images or masks that contains `real`; empty if no such folder contains it.
+    """Describe, for a message, that an output would lie in a folder of images or masks; an empty text if it does not.
 
-    Unlike `_describe_data`, this finds folders outside of the data folder to which links in the data folder lead.
+    Links in the data folder may lead to folders outside of it. This function also finds these folders.
 
     Args:
-        real: the path, with all links resolved.
+        real: path of the output, with all links resolved.
         root: the data folder of the competition, with all links resolved.
         comp: the competition.
     """

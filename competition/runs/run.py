@@ -390,7 +390,7 @@ def load_run(
         folder: folder of the run.
         trust: additional packages that `target` may name. None allows all packages; it is meant for callers that do not
             build the classes of the run.
-        overrides: `key=value` strings, e.g. `competition.root=/elsewhere`.
+        overrides: `key=value` strings that replace values of the run's YAML, e.g. `competition.root=/elsewhere`.
         check_edits: whether to check that the run's YAML and tables were not edited, see `check_not_edited`.
 
     Raises:
@@ -437,7 +437,9 @@ def load_run(
         if missing := [name for name in (*COLUMNS, "fold") if name not in (*cases.columns, *folds.columns)]:
             raise ValueError(f"the column {missing[0]} is missing")
         if unmatched := sorted(set(cases["id"]) ^ set(folds["id"])):
-            raise ValueError(f"cases.csv and folds.csv do not have the same cases: {unmatched[0][:60]}")
+            raise ValueError(
+                f"cases.csv and folds.csv do not have the same cases: only one of them has {unmatched[0][:60]}"
+            )
         for table in (cases, *tables):
             for text in (*table["images"], *table["masks"], *table["shape"], *table["spacing"], *table["slices"]):
                 json.loads(text)
@@ -501,9 +503,14 @@ def check_not_edited(run: Run) -> None:
 
 
 def edited_error(folder: Path, file: str) -> MaskfoldError:
-    """Return the error for an edited file in `folder`; `file` is the subject of the message, usually its name."""
+    """Return the error for a file in a run's folder that was edited.
+
+    Args:
+        folder: the run's folder.
+        file: name of the file, or a text that names several possible files; the message begins with it.
+    """
     return MaskfoldError(
-        f"{file} in {folder} was changed after the run was started: its content no longer has the hash that the run "
+        f"{file} in {folder} was changed after the run was started: it no longer matches the hash that the run "
         "recorded.",
         "Undo the change, or copy the run's folder again from its origin. To train with other settings, change the "
         "experiment's own YAML. To predict with other settings, add key=value to the command.",
@@ -520,7 +527,7 @@ def read_skipped(folder: Path) -> dict[str, str]:
 
 
 def read_version(folder: Path) -> str | None:
-    """Return the version of Maskfold that wrote a run's folder; None for versions before 0.1, which recorded none.
+    """Return the version of Maskfold that wrote a run's folder; None if a version before 0.1 wrote it.
 
     Raises:
         MaskfoldError: `version.json` is damaged, or a later version wrote the folder in a format that this version

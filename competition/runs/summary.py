@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 SUMMARY_FILE, SCORES_FILE = "summary.json", "scores.csv"
 TUNING_FILE, TUNING_SCORES_FILE = "postprocess.json", "postprocess_scores.csv"
 REWRITE_HINT = (
-    "Delete the file, and repeat the run's `maskfold cv` command, which writes it again from the scores of the folds."
+    "Delete summary.json, and repeat the run's `maskfold cv` command, which writes it again from the scores of the "
+    "folds."
 )
 TUNING_VERSION = 1  # increase this version when the search for post-processing changes
 
@@ -106,14 +107,14 @@ def parse_summary(folder: Path) -> dict[str, Any]:
 
 
 def other_results(folder: Path, summary: Mapping[str, Any]) -> list[str]:
-    """Return the names of those `result.json` whose score, steps or minutes differ from a summary in the same folder.
+    """Return the paths of those `result.json` whose score, steps or minutes differ from the summary of their run.
 
     Args:
         folder: the run's folder.
         summary: content of the `summary.json`.
 
     Returns:
-        Names such as `fold_0/result.json`.
+        Paths relative to the run's folder, such as `fold_0/result.json`.
 
     Raises:
         MaskfoldError: a result is damaged.
@@ -317,7 +318,8 @@ def _with_interval(value: float, rows: pd.DataFrame, run: Run) -> ScoreEstimate:
 def read_tuning_record(run: Run, *, with_data: bool = False) -> dict[str, Any] | None:
     """Return the tuning result of a run (`postprocess.json`); None if it is missing, damaged, edited or outdated.
 
-    The result is outdated if predictions, labels, settings or the metric have changed since, see `tuning_key`.
+    The result is outdated if predictions, labels, settings or the metric have changed since the tuning, see
+    `tuning_key`.
 
     Args:
         run: the run.
@@ -355,7 +357,7 @@ def _read_search(run: Run) -> dict[str, Any]:
         MaskfoldError: the file or its table of scores is damaged or missing, or was edited.
     """
     path, table = run.folder / TUNING_FILE, run.folder / TUNING_SCORES_FILE
-    hint = f"Repeat `maskfold submit {run.folder}`, which searches again, or restore the file."
+    hint = f"Repeat `maskfold submit {run.folder}`, which tunes post-processing again, or restore the file."
     content = path.read_bytes()
     try:
         plain = parse_json_object(content)

@@ -84,6 +84,8 @@ def suggest_overrides(trial: optuna.Trial, config: StudyConfig) -> list[str]:
 def values_from_yaml(source: ExperimentSource, exp: Experiment, config: StudyConfig) -> dict[str, Any]:
     """Return the values of all searched keys in the unchanged YAML, as Optuna stores them; trial 0 uses these values.
 
+    Keys whose condition `when` is not fulfilled are left out.
+
     Args:
         source: the experiment's file and overrides.
         exp: the experiment.
@@ -116,7 +118,7 @@ def values_from_yaml(source: ExperimentSource, exp: Experiment, config: StudyCon
 def validate_space(source: ExperimentSource, config: StudyConfig) -> None:
     """Check the search space of a study, so that invalid values are found before the first trial.
 
-    The experiment is loaded with both ends of the range, or with each choice, of each key.
+    For each key, the experiment is loaded with both ends of the key's range, or with each of the key's choices.
 
     Args:
         source: the experiment's file and overrides.
@@ -240,7 +242,7 @@ def _choice_label(source: ExperimentSource, key: str, dimension: SearchDimension
 
 
 def _range_value(source: ExperimentSource, key: str, dimension: SearchDimension, value: Any) -> int | float:
-    """Check that the value of a key in the YAML is within its range, and return it.
+    """Check that the value of a key in the YAML is within the search range of the key, and return the value.
 
     Raises:
         MaskfoldError: the value is not a number, is outside the range, or does not fit `step` (status 2).

@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 def open_storage(url: str | None) -> Any:
     """Open the database in which Optuna stores trials, and return it as Optuna's storage object.
 
-    While a trial runs, its process writes heartbeats (signs of life) to the database. If the heartbeats stop, the trial
-    does not stay RUNNING.
+    While a trial runs, its process writes heartbeats (signs of life) to the database. If the heartbeats stop, another
+    process of the study marks the trial as failed and repeats it.
 
     Args:
         url: URL of the database in the form of SQLAlchemy, e.g. `postgresql://user@host/database`. None for SQLite at
@@ -40,7 +40,7 @@ def open_storage(url: str | None) -> Any:
 
     Raises:
         MaskfoldError: the URL is invalid, or studies do not support this kind of database (status 2); the database
-            cannot be reached; or the driver of the database is not installed.
+            cannot be opened or is damaged; or the driver of the database is not installed.
     """
     if url is not None:
         url = _checked_url(url)
@@ -207,7 +207,7 @@ def study_lock(storage: Any, name: str) -> Iterator[Any]:
 
 
 def current_process() -> dict[str, Any]:
-    """Return data that identify this process: host, process id and start time. They are stored with its trial."""
+    """Return host, process id and start time of this process, which a trial stores to identify its process."""
     return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
 
 

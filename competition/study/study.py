@@ -127,7 +127,7 @@ def open_study(source: ExperimentSource, storage: str | None = None) -> StudySes
     exp = source.load()
     if exp.study is None:
         raise MaskfoldError(
-            f"{source.file} has no section `study`, which a study requires.",
+            f"{source.file} has no section `study`, which `maskfold study` requires.",
             "Add the section, for example study: {space: {optimizer.args.lr: {low: 1.0e-4, high: 1.0e-2, log: true}}}.",
             status=2,
         )
@@ -308,7 +308,7 @@ def _run_next(session: StudySession, worker: TrialRunner, count: int, context: C
 
 
 def _requeue_interrupted(session: StudySession, number: int | None) -> None:
-    """Put a trial that the user has interrupted back into Optuna's queue, so that the same command resumes it.
+    """Put a trial back into Optuna's queue after the user has interrupted it, so that the same command resumes it.
 
     Args:
         session: the study.
@@ -325,14 +325,14 @@ def _wait_for_others(session: StudySession, context: Context) -> bool:
     """Wait until a trial of another process ends, or is put back into the queue because its process has died.
 
     Returns:
-        True if this has happened; False if it has not happened within the time after which a dead process is noticed.
+        True after one of these events. False if there is none within the time that it takes to notice a dead process.
     """
     from optuna.storages import fail_stale_trials
 
     running = sum(trial.state.name == "RUNNING" for trial in session.trials)
     context.say(
-        f"this process has no trial to run; it waits for {format_count(running, 'trial')} in other processes, because "
-        "it repeats a trial whose process dies"
+        f"this process has no trial to run; it waits for {format_count(running, 'trial')} in other processes, to "
+        "repeat a trial whose process dies"
     )
     before = len(session.finished)
     deadline = time.monotonic() + HEARTBEAT_GRACE + 2 * HEARTBEAT_INTERVAL
@@ -347,7 +347,7 @@ def _wait_for_others(session: StudySession, context: Context) -> bool:
 
 
 def requeue_stale_trials(session: StudySession, context: Context) -> None:
-    """Put trials whose process on this machine was killed back into Optuna's queue.
+    """Put trials back into Optuna's queue if their process on this machine was killed.
 
     Such a trial is resumed later, and its finished folds are not trained again.
     """

@@ -276,7 +276,7 @@ class PruningCallback:
     def _validation_scores(self) -> list[tuple[int, float]]:
         """Return (number of the step, score) of each validation since the last call.
 
-        See `MAX_EPOCHS` for the number of the step.
+        The comment at `MAX_EPOCHS` explains how steps are numbered.
         """
         scores: list[tuple[int, float]] = []
         for order, (fold, seed) in enumerate(self.run.members()):
@@ -432,8 +432,8 @@ class TrialRunner:
 def _as_ranked(run: Run, trial: optuna.Trial) -> Run:
     """Return a trial's run with the value of `postprocess.tune` from the first complete trial of the study.
 
-    So a study never mixes scores with and without tuned post-processing. The values of two trials could differ if the
-    YAML has changed, or if an older version of Maskfold, which did not tune, began the study.
+    So a study never mixes scores with and without tuned post-processing. Without this rule, they could mix if
+    the YAML has changed, or if an older version of Maskfold, which did not tune, began the study.
     """
     complete = [other for other in trial.study.get_trials(deepcopy=False) if other.state.name == "COMPLETE"]
     if not complete:

@@ -2,7 +2,8 @@
 
 The files contain the same post-processed masks that a CSV would contain. Their geometry (e.g. the affine) is that of
 the images. Each file is read back after it was written. If the host provides a sample submission, names, sizes and
-types of the files are compared with it. After all checks, the submission gets its final name.
+types of the files are compared with it. The submission is written to a temporary folder. After all checks, it is moved
+to its path.
 """
 
 from __future__ import annotations
@@ -198,8 +199,11 @@ def check_file_names(names: Mapping[str, Mapping[str, str]]) -> None:
                 continue
             problem = f"the file names {first} and {name} differ only in upper and lower case or Unicode form."
             if first == name:
-                one, other = (f"{case} {cls}".strip() for case, cls in ((first_case, first_cls), (case_id, cls)))
-                problem = f"the files of the cases {one} and {other} would have the same name {name}."
+                one, other = (
+                    f"case {case}" + (f", class {owner}," if owner else "")
+                    for case, owner in ((first_case, first_cls), (case_id, cls))
+                )
+                problem = f"the files of {one} and {other} would have the same name {name}."
             raise MaskfoldError(
                 f"submission.files: {problem}",
                 "Put the classes into different folders: {class}/{id}" + PurePosixPath(name).suffix + ".",
@@ -250,13 +254,13 @@ def submit_files(
         weights: one weight per run; `auto` fits the weights on out-of-fold predictions; None for equal weights.
         output: path of the folder to write or, if `submission.zip` is true, of the zip archive. None for a path in
             `submissions/<competition>`.
-        trust: additional packages from which a `target` in the YAML may import.
+        trust: additional packages from which a `target` in the YAML may be imported.
         say: function that receives messages for the user.
         progress: function that wraps the iteration over the cases, e.g. with a progress bar. It receives an iterator
             and the number of cases, and returns an iterator.
 
     Returns:
-        The written submission. The numbers of rows in its validation report are numbers of files.
+        The written submission. In its validation report, `rows` and `empty` are numbers of files instead of rows.
 
     Raises:
         MaskfoldError: an input is missing, damaged or inconsistent, or a file differs from the sample submission. No
@@ -310,12 +314,12 @@ def submit_files(
 def check_sample_headers(
     sample: SampleFiles, comp: Competition, rows: Sequence[Any], names: Mapping[str, Mapping[str, str]]
 ) -> dict[str, FileHeader]:
-    """Check the shape and dtype of each file in the sample submission, and return them by file name.
+    """Check that each file in the sample submission fits its image, and return its shape and dtype, by file name.
 
     The check runs before any prediction, so that a problem is reported early.
 
     Args:
-        sample: the host's sample submission, whose file names were checked.
+        sample: the host's sample submission, after `SampleFiles.check_names`.
         comp: the competition.
         rows: rows of the test cases in the case table.
         names: name of each file by case id and class, see `file_names`.
@@ -449,7 +453,7 @@ def check_files_output(path: Path, comp: Competition, runs: Sequence[Run]) -> No
     Args:
         path: path of the folder or archive.
         comp: the competition.
-        runs: the runs of the submission, whose folders and data are protected.
+        runs: the runs of the submission. Their folders and data must not be overwritten.
 
     Raises:
         MaskfoldError: the path is not allowed (status 2).

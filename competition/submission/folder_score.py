@@ -100,7 +100,8 @@ def score_folder(
         metrics: names of metrics, or import paths of the user's own metrics. `nsd` (normalised surface Dice) gives one
             column per tolerance.
         tolerances: tolerances of `nsd` in mm.
-        classes: the classes, such as `1,2` or `liver=1,tumour=2+3`. None makes every value other than 0 a class.
+        classes: label values of the classes, such as `1,2` or `liver=1,tumour=2+3`, see `parse_classes`. None makes
+            every value other than 0 a class.
         ignore: pixels that have this value in a true label file are left out of all metrics; None keeps all pixels.
         dimensions: number of spatial axes; None for 3 in NIfTI files and ITK's formats, and 2 in other files.
         missing: what to do if only one of the folders contains a case. `error` raises an error. `skip` leaves the case
@@ -217,14 +218,17 @@ def _sections(names: Sequence[str], tolerances: Sequence[float], trust: Sequence
 
 
 def _files(folder: Path, option: str) -> dict[str, Path]:
-    """Return the label files directly in a folder, by id: the name of the file without its extension.
+    """Return the label files in a folder, by id; subfolders are not searched.
+
+    The id is the name of the file without its extension.
 
     Args:
         folder: the folder.
         option: name of the command's option or argument, for messages.
 
     Raises:
-        MaskfoldError: the folder or its files do not exist, or two files have the same id (status 2).
+        MaskfoldError: the folder does not exist or contains no label file, the name of a file is invalid, or two files
+            have the same id (status 2).
     """
     if not folder.is_dir():
         raise MaskfoldError(
@@ -241,7 +245,7 @@ def _files(folder: Path, option: str) -> dict[str, Path]:
         if case in files:
             raise MaskfoldError(
                 f"{option}: two files have the id {case}: {files[case].name} and {path.name}, expected one file.",
-                "Remove one.",
+                "Remove one of the two files.",
                 status=2,
             )
         files[case] = path
@@ -378,9 +382,9 @@ def _score_masks(
     Distances, objects and surfaces are computed once for all metrics.
 
     Args:
-        labels: predicted and true labels.
+        labels: predicted and true labels of the case, each (*spatial) integers.
         values: label values of the class.
-        ignored: (*spatial) bool, pixels that are left out; None if there are none.
+        ignored: (*spatial) bool, True for pixels to leave out; None to leave out none.
         spacing: voxel size in mm along each axis.
         sections: configuration of each metric, by the name of its column.
         case: id of the case, for messages.

@@ -29,7 +29,7 @@ RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
 
 
 class FileHeader(NamedTuple):
-    """Hold the shape of a label file, in its format's order of axes, and the name of its dtype, e.g. `uint8`."""
+    """Hold the shape of a label file, in the file format's order of axes, and the name of the dtype, e.g. `uint8`."""
 
     shape: tuple[int, ...]
     dtype: str

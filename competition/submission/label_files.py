@@ -151,7 +151,7 @@ def _objects(prediction: CasePrediction, classes: Sequence[int]) -> NDArray[np.u
         if count + len(present) > MAX_OBJECTS:
             raise MaskfoldError(
                 f"An image has {count + len(present):,} objects, expected at most {MAX_OBJECTS:,}, because a "
-                "label file has 16 bits.",
+                "label file has 16 bits per pixel.",
                 "Remove small objects with the post-processing step `remove_small`.",
             )
         labels[pixels] = number + (count + 1)

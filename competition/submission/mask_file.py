@@ -1,4 +1,4 @@
-"""Read a submission or a solution (the labels of test cases) completely, and return the masks of any of its cases.
+"""Read all rows of a submission or of a solution (the labels of test cases), and return the masks of any case.
 
 The rows of the file may be in any order. `RowIndex` finds the case to which a row belongs, and `MaskFile` holds the
 rows by case.
@@ -44,7 +44,7 @@ class RowIndex:
         kind: kind of the images (training or test), for messages.
         names: name of each case or slice for messages, by (case id, slice).
         slices: number of slices of each case, by id; 0 for a case that is a single file.
-        exact: (case id, None) by case id. Cases that have one row per slice in the file are left out.
+        exact: (case id, None) by case id. If the format requires one row per slice, cases with slices are left out.
         aliases: (case id, slice) by each spelling of a name that a file may use; None for a spelling that fits more
             than one case or slice.
     """
@@ -115,8 +115,8 @@ class MaskFile:
             strict: whether the file must follow all rules of the host.
 
         Raises:
-            MaskfoldError: the file has no rows, a row has no image or an unknown class or is a duplicate, or a class or
-                slice of a case is missing. If `strict` is True, a wrong height or width is an error as well.
+            MaskfoldError: the file has no rows; a row has no image, has an unknown class, or is a duplicate; or a class
+                or slice of a case has no row. If `strict` is True, a wrong height or width is an error as well.
         """
         layout, rows = open_rows(path, profile)
         file = cls(path, layout, strict, {})
@@ -199,13 +199,13 @@ class MaskFile:
             for cls in self.layout.classes or (None,):
                 if (z, cls) not in self.rows[case_id]:
                     raise MaskfoldError(
-                        f"{self.path} has no row for {format_key((index.names[case_id, z], cls))}, although the "
-                        f"file has rows for the case {case_id}, from line {line} on.",
+                        f"{self.path} has no row for {format_key((index.names[case_id, z], cls))}, although line "
+                        f"{line} is a row of the case {case_id}.",
                         "Write a row for each class and slice of a case; write an empty mask if nothing is found.",
                     )
 
     def _union(self, rows: list[CsvRow], shape: tuple[int, ...]) -> tuple[Mask, CaseObjects | None]:
-        """Return the mask and the objects of one class of a case or slice from its rows, as `class_mask` does."""
+        """Join rows of one class, all of one case or slice; return mask and objects in the form of `class_mask`."""
         if self.layout.several_masks and (labels := self._draw(rows, shape)) is not None:
             return labels != 0, CaseObjects(labels)
         mask, number, hidden = np.zeros(shape, np.bool_), 0, list[HiddenPixels]()
@@ -248,8 +248,8 @@ class MaskFile:
         Args:
             row: the row.
             shape: shape of the masks.
-            only_row: whether this is the only row of its case, slice and class. If there are several rows, an empty row
-                is an error in a submission.
+            only_row: whether this is the only row of its case, slice and class. If there are several rows, a row
+                with an empty mask is an error in a submission.
 
         Raises:
             MaskfoldError: the text is invalid, or breaks a rule of the host.
@@ -268,7 +268,9 @@ class MaskFile:
                 f"Write {f'`{token}`' if token else 'an empty cell'} for an empty mask.",
             )
         if self.strict and not objects and not only_row:
-            raise self._error(row, "has an empty row in addition to other rows", "Remove the empty row.")
+            raise self._error(
+                row, "has a row with an empty mask in addition to other rows", "Remove the row with the empty mask."
+            )
         return objects
 
     def _error(self, row: CsvRow, problem: str, hint: str) -> MaskfoldError:

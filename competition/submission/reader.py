@@ -52,7 +52,7 @@ class SampleSubmission:
 
     Attributes:
         path: path of the file.
-        profile: the file format, with the columns of the sample.
+        profile: the file format, with the columns of the sample submission.
         keys: (image, class) of each row, in order, without duplicates.
     """
 
@@ -61,7 +61,7 @@ class SampleSubmission:
     keys: tuple[RowKey, ...]
 
     def check_ids(self, cases: Iterable[str]) -> None:
-        """Check that the sample submission and the test images (or slices) belong together.
+        """Check that the sample submission has rows for exactly the test images (or slices).
 
         Args:
             cases: ids of the test images or slices.
@@ -89,7 +89,7 @@ class SampleSubmission:
 
 @dataclass
 class IdLookup:
-    """Find a case's id by its name in a CSV file; the id or the name may have the extension of an image file.
+    """Find the id of a case by its name in a CSV file, even if id and name differ in the extension.
 
     Args:
         cases: ids of the cases.
@@ -118,7 +118,8 @@ class SubmissionRow(NamedTuple):
     Attributes:
         case_id: id of the case.
         class_name: name of the class; None if the rows of the file have no class.
-        objects: one bool mask for each object, or a single mask if the file has no objects. Empty for an empty mask.
+        objects: one bool mask for each object, or a single mask if the file has no objects. The list is empty for an
+            empty mask.
         shape: shape of the masks.
     """
 

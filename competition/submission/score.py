@@ -59,8 +59,8 @@ def score_submission(path: str | Path, comp: Competition, solution: str | Path |
 
     Rows may be in any order. Each case in the file must have all its classes and slices.
 
-    If the metric scores objects and each row of the file is an object, these objects are scored. If the rows contain
-    slices, they are assembled to volumes, and the connected components of the volume are scored.
+    A metric that scores objects uses the objects in the file. If the file format has no objects, the metric uses the
+    connected components of the masks; slices are first assembled to volumes.
 
     Args:
         path: path of the CSV.
@@ -74,7 +74,7 @@ def score_submission(path: str | Path, comp: Competition, solution: str | Path |
 
     Raises:
         MaskfoldError: the file or the solution is invalid (the message names the line), they contain different cases,
-            the metric is not available (status 2), or there is no image (status 2).
+            the metric is not available (status 2), or no image is found (status 2).
     """
     path, profile = Path(path), profile_of(comp)
     _check_profile(comp, profile)
@@ -215,7 +215,7 @@ def _check_profile(comp: Competition, profile: Profile) -> None:
         raise MaskfoldError(
             f"The profile {profile.name} has no column for the class, but competition.classes has "
             f"{len(comp.classes)} classes.",
-            "Set submission.columns.class, or reduce competition.classes to one class.",
+            "Set submission.columns.class, and remove submission.profile. Or reduce competition.classes to one class.",
             status=2,
         )
 

@@ -79,7 +79,7 @@ def submit(
         runs: finished runs of one competition.
         weights: one weight per run; `auto` fits the weights on out-of-fold predictions; None for equal weights.
         output: path of the CSV; None for `submissions/<competition>/<name>.csv`, see `submission_name`.
-        trust: additional packages from which a `target` in the YAML may import.
+        trust: additional packages from which a `target` in the YAML may be imported.
         say: function that receives messages for the user.
         progress: function that wraps the iteration over the cases, e.g. with a progress bar. It receives an iterator
             and the number of cases, and returns an iterator.
@@ -109,7 +109,7 @@ def submit(
         if is_imported(run.exp):
             say(f"the predictions of {run.full_name} were imported, so no network of this run predicts")
         if run.exp.first_stage is not None:
-            say(f"{source_name(run.exp.first_stage)} predicts each case before {run.full_name}, as its first stage")
+            say(f"{source_name(run.exp.first_stage)} predicts each case first, as the first stage of {run.full_name}")
         if missing := [member for member in run.members() if member not in run.finished_members()]:
             say(
                 f"note: {len(missing)} of {format_count(len(run.members()), 'network')} of {run.folder} "
@@ -336,7 +336,7 @@ def normalize_weights(weights: Sequence[float] | str | None, count: int) -> tupl
     if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or sum(weights) <= 0:
         raise MaskfoldError(
             f"--weights: found {', '.join(map(str, weights))}, expected numbers of at least 0 with a sum above 0.",
-            "Correct --weights, or write `auto`.",
+            "Correct the numbers, or write --weights auto.",
             status=2,
         )
     return tuple(weight / sum(weights) for weight in weights)

@@ -29,10 +29,10 @@ class TestSet:
 
     Attributes:
         comp: the competition.
-        rows: rows of the case table.
+        rows: rows of the test cases in the case table.
         profile: the file format.
         sample: the host's sample submission; None if there is none.
-        names: the ids that a case's rows have in the submission file, by case id: one id, or one id per slice.
+        names: for each case id, the ids of the rows of this case in the submission file: one id, or one id per slice.
     """
 
     __test__ = False  # tells pytest that this class is not a test, although its name begins with Test
@@ -188,7 +188,7 @@ def _names_of_case(row: Any, profile: Profile, lookup: IdLookup | None, known: s
         row: row of the case table.
         profile: the file format.
         lookup: the names of the images in the sample submission; None if there is no sample submission.
-        known: the same names as a set.
+        known: the names in `lookup` as a set; None if there is no sample submission.
     """
     slices = list_slices(row)
     if slices is None or not (profile.rows == "slice_class" or (known is not None and row.id not in known)):

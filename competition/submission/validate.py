@@ -39,8 +39,8 @@ class ValidationReport:
         path: path of the file.
         rows: number of rows, without the header.
         empty: number of rows with the text for an empty mask.
-        problems: one sentence for each problem, with the number of the line; at most `MAX_PROBLEMS`. Empty if the file
-            is valid.
+        problems: one sentence for each problem, at most `MAX_PROBLEMS`. If a problem is in one line of the file, the
+            sentence contains the number of this line. Empty if the file is valid.
     """
 
     path: Path
@@ -130,9 +130,9 @@ def validate_submission(
 def _check_rows(
     rows: Iterator[CsvRow], layout: Profile, names: IdLookup, shapes: Mapping[str, tuple[int, ...]], findings: _Findings
 ) -> list[RowKey]:
-    """Check all rows one by one, and return their keys in order.
+    """Check all rows one by one, and return their keys, (image, class), in order.
 
-    Consecutive rows with the same key contain the objects of one image; they give one key.
+    If consecutive rows have the same key, they contain the objects of one image, and the key is returned once.
 
     Args:
         rows: the rows of the file.
@@ -142,7 +142,7 @@ def _check_rows(
         findings: object that collects problems and counts rows.
 
     Raises:
-        MaskfoldError: a line of the file is invalid.
+        MaskfoldError: a line cannot be read, or has too many or too few cells. Other problems are added to `findings`.
     """
     keys: list[RowKey] = []
     seen: set[RowKey] = set()
@@ -172,16 +172,18 @@ def _check_rows(
         if error is not None:
             raise error
         if empty_lines and number:
-            findings.add(f"Line {empty_lines[0]}: {format_key(key)} has an empty row in addition to other rows.")
+            findings.add(
+                f"Line {empty_lines[0]}: {format_key(key)} has a row with an empty mask in addition to other rows."
+            )
         keys.append(key)
     return keys
 
 
 def _take(rows: Iterator[CsvRow]) -> tuple[list[CsvRow], MaskfoldError | None]:
-    """Read the rows of one image.
+    """Read the rows of one image until the end or an error.
 
     Returns:
-        The rows and None. If a line of the file is invalid, the rows before this line and the error.
+        The rows and None. If a line of the file cannot be read, the rows before this line and the error.
     """
     taken: list[CsvRow] = []
     try:
@@ -234,8 +236,8 @@ def _shared_pixels(decoded: list[Decoded], size: int) -> list[list[int]]:
         size: number of pixels of the image.
 
     Returns:
-        One list for each row. The list has one number for each object of the row that shares pixels with an earlier
-        object: how many pixels it shares. If no objects of the image overlap, the result is an empty list.
+        One list for each row. An object that overlaps earlier objects of the image adds one number to the list of its
+        row: the number of shared pixels. If no objects of the image overlap, the result is an empty list.
     """
     objects = [[] if row is None or isinstance(row, RleError) else row for row in decoded]
     if not runs_overlap([runs for row in objects for runs in row]):

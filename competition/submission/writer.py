@@ -71,14 +71,14 @@ def write_submission(
     - Every case needs an item, with an empty mask if nothing was found.
     - If the file has one row per slice, the case id is the id of the slice.
     - If the rows of the file have no class, the class name is ignored and may be None.
-    - If the format allows several objects, a case may have several items. An `ObjectsItem` contains all objects of a
-      case, which is faster.
+    - If the format allows several objects, a case may have one item per object. A single `ObjectsItem` with all objects
+      of a case and class is faster.
     - For `hubmap-vasculature`, a fourth element of the tuple is the confidence of the object (default 1).
 
     Args:
         masks: the masks, in any order.
-        profile: the file format, or the name of a known competition. If the format prescribes a size for all masks
-            (`profile.grid`), masks of another size are resized to it, see `resize_to_grid`.
+        profile: the file format, or its name in `PROFILES`, e.g. `tgs-salt`. If the format prescribes a size for all
+            masks (`profile.grid`), masks of another size are resized to it, see `resize_to_grid`.
         path: path of the CSV; an existing file is replaced.
         sample: the host's sample submission, or its path. None writes the rows in the order of the masks.
 
@@ -86,9 +86,9 @@ def write_submission(
         The report of the validation.
 
     Raises:
-        MaskfoldError: a mask has no row in the sample submission, a row of the sample submission has no mask, a mask is
-            a duplicate, or the written file is invalid. Then no new file is left on the disk, and an existing file
-            stays unchanged.
+        MaskfoldError: a mask has no row in the sample submission, a row of the sample submission has no mask, a row has
+            two masks although the format allows only one, or the written file is invalid. Then no new file is left on
+            the disk, and an existing file stays unchanged.
     """
     path = Path(path)
     if isinstance(profile, str):
@@ -185,10 +185,10 @@ class _TextStore:
         self._store(offsets, _encode_objects_checked(key, labels, self.profile, confidences))
 
     def _begin(self, case_id: str, cls: str | None, shape: tuple[int, ...]) -> tuple[RowKey, list[tuple[int, int]]]:
-        """Check that a mask may be added, and prepare its entry.
+        """Check that a mask may be added to its row, and prepare the list of the row's texts.
 
         Returns:
-            The key of its row, and the list in which (start, length) of its texts in the temporary file are stored.
+            The key of the row, and the list to which (start, length) of each text in the temporary file is appended.
 
         Raises:
             MaskfoldError: there is no row for the mask, an earlier mask of the row has another shape, or the row
@@ -225,10 +225,11 @@ class _TextStore:
         return sum(length for offsets in self._offsets.values() for _, length in offsets)
 
     def order(self) -> Iterator[RowKey]:
-        """Yield the keys of the rows in the order of the sample submission or, if there is none, of the masks.
+        """Yield the keys of the rows in the order of the sample submission; without one, in the order of the masks.
 
         Raises:
-            MaskfoldError: a row of the sample submission has no mask.
+            MaskfoldError: a row of the sample submission has no mask; or there is neither a sample submission nor a
+                mask.
         """
         if self.sample is None:
             if not self._offsets:
@@ -311,7 +312,7 @@ def _encode_checked(key: RowKey, mask: NDArray[Any], profile: Profile, confidenc
     """Encode one mask, which must not be empty, and check that decoding the text gives the same mask.
 
     Args:
-        key: key of its row, for messages.
+        key: key of the mask's row, for messages.
         mask: array of bool or integers, in which values other than 0 are foreground.
         profile: the file format.
         confidence: confidence of the object, for files with confidences.
@@ -332,7 +333,7 @@ def _encode_objects_checked(
     """Encode the objects of a label image, and check that decoding the texts gives the same label image.
 
     Args:
-        key: key of their row, for messages.
+        key: key of the objects' row, for messages.
         labels: integers of any shape, 0 for background.
         profile: the file format.
         confidences: confidence of each object by its number; None gives all objects the confidence 1.

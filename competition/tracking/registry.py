@@ -105,7 +105,7 @@ def register_model(
 
 @contextmanager
 def _mlflow_errors(store: MlflowStore) -> Iterator[None]:
-    """Convert all exceptions of MLflow, its database and the network to a MaskfoldError."""
+    """Convert each exception of MLflow, its database or the connection in the `with` block to a MaskfoldError."""
     try:
         yield
     except MaskfoldError:
@@ -181,7 +181,8 @@ def _uploaded_run_id(store: MlflowStore, run_folder: Path, exp: Experiment) -> s
 def _copy_metrics(client: MlflowClient, run_id: str, model_id: str) -> None:
     """Copy the last value of each metric of an MLflow run, except system metrics, to a logged model.
 
-    MLflow stores each copied value in the run again. The value keeps its time and step, so MLflow drops the duplicate.
+    MLflow then also receives each value a second time for the run. The value has the same time and step as the first
+    one, so MLflow drops it.
     """
     from mlflow.entities import Metric
 

@@ -77,7 +77,7 @@ def serve_mlflow(root: Path, host: str = "127.0.0.1", port: int = 5000, say: Cal
             if status := server.wait():
                 raise MaskfoldError(
                     f"MLflow's server ended with status {status}: {_last_line(log)}",
-                    f"The server's whole output is in {log}.",
+                    f"To find the cause, read the server's output in {log}.",
                 )
         except KeyboardInterrupt:
             say("stopped")
@@ -143,7 +143,8 @@ def _wait_until_ready(server: subprocess.Popen[bytes], host: str, port: int, log
     while time.monotonic() < deadline:
         if server.poll() is not None:
             raise MaskfoldError(
-                f"MLflow's server did not start: {_last_line(log)}", f"The server's whole output is in {log}."
+                f"MLflow's server did not start: {_last_line(log)}",
+                f"To find the cause, read the server's output in {log}.",
             )
         try:
             with _open(f"{_url(host, port)}/health"):
@@ -152,7 +153,7 @@ def _wait_until_ready(server: subprocess.Popen[bytes], host: str, port: int, log
             time.sleep(0.3)
     raise MaskfoldError(
         f"MLflow's server has not answered within {START_TIMEOUT_SECONDS:.0f} s.",
-        f"The server's whole output is in {log}.",
+        f"To find the cause, read the server's output in {log}.",
     )
 
 

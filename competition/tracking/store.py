@@ -300,8 +300,8 @@ def started_at(folder: Path) -> int:
 def read_result_json(path: Path) -> dict[str, Any]:
     """Return the content of a result file.
 
-    If the file is missing, return an empty dictionary. If the file is damaged or was edited after it was written, also
-    log a warning.
+    If the file is missing, return an empty dictionary. If the file is damaged or was edited after it was written, log a
+    warning and return an empty dictionary.
     """
     from competition.records import read_unedited_record  # imported here, because the doctor also runs without numpy
 

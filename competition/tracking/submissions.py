@@ -1,4 +1,4 @@
-"""Log submissions and uploads in MLflow.
+"""Log submissions, and their uploads to the competition's host, in MLflow.
 
 A submission is logged as a child run of the run whose networks predicted it. Its artifacts are the CSV (or the label
 files) and the summary JSON. When the submission is uploaded to the competition's host, the scores of the host are added
@@ -109,7 +109,7 @@ def _log_submission(store: MlflowStore, run_folder: Path, exp: Experiment, submi
 def _log_counted_score(
     client: MlflowClient, store: MlflowStore, run_folder: Path, summary: Mapping[str, Any], summary_path: Path
 ) -> None:
-    """Log the expected score of a submission also in the run that predicted it, as the metric `counted_score`.
+    """Log the expected score of a submission in the run that predicted it, as the metric `counted_score`.
 
     With this metric, MLflow can sort the runs of an experiment by the expected scores of their submissions. The next
     upload of the run adds the ends of the interval. Nothing is logged for an ensemble of several runs.

@@ -281,7 +281,9 @@ def _parse_checked(fields: dict[str, Any]) -> Uploaded:
         *(number for file in files.values() for number in (file.size, file.time)),
     )
     if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
-        raise TypeError("found a field of a wrong type, expected texts, and integers for offset, steps, size and time")
+        raise TypeError(
+            "found a field of a wrong type, expected integers for offset, steps, size and time, and texts otherwise"
+        )
     if uploaded.journal.offset < 0:
         raise ValueError(f"journal.offset: found {uploaded.journal.offset}, expected at least 0")
     return uploaded

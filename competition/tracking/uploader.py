@@ -256,9 +256,9 @@ class RunUploader:
         uploaded until the summary has been written again. If the summary still does not match at the last upload,
         somebody has edited or copied the file, and a warning is logged.
 
-        Nothing is uploaded if the summary, the tuning result, the setting `postprocess.tune` and `SCORES_VERSION` are
-        the same as at the previous upload, which a digest of them shows. So a version of Maskfold with another
-        `SCORES_VERSION` uploads the metrics of older runs again, and adds missing ones.
+        A digest shows whether the summary, the tuning result, the setting `postprocess.tune` or `SCORES_VERSION` has
+        changed since the previous upload. If none has changed, nothing is uploaded. So a version of Maskfold with
+        another `SCORES_VERSION` uploads the metrics of older runs again, and adds missing metrics.
 
         Args:
             last: whether this is the last upload.
@@ -511,8 +511,8 @@ def _has_run(client: MlflowClient, run_id: str) -> bool:
 def _read_own_result(path: Path) -> dict[str, Any]:
     """Return the content of a result file, after comparing it with the score tables in the same folder.
 
-    If the file is invalid or does not match these tables, log a warning and return an empty dictionary. If the file
-    does not exist, also return an empty dictionary.
+    If the file does not exist, return an empty dictionary. If it is invalid or does not match these tables, log a
+    warning and return an empty dictionary.
     """
     result = read_result_json(path)
     if other := changed_tables(path.parent, result):

@@ -53,7 +53,8 @@ class CvSummary:
         low: lower end of the 95 % bootstrap interval of the score. The bootstrap draws groups if the competition has
             groups, otherwise cases. None if there are too few cases.
         high: upper end of this interval.
-        dice: mean Dice by class over the cases that have the class; None for a class that no case has.
+        dice: mean Dice by class, over the cases that have the class in their labels or their prediction; None for a
+            class that no case has.
         dice_low: lower ends of the 95 % intervals of `dice`.
         dice_high: upper ends of the 95 % intervals of `dice`.
         cases: number of cases with an out-of-fold prediction.
@@ -134,7 +135,7 @@ def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS
 
 
 def _with_saved_groups(run: Run) -> Run:
-    """Return the run with folds that do not divide any group of its stored `folds.csv`.
+    """Return the run with folds in which the cases of each group in its stored `folds.csv` stay together.
 
     An earlier command may have put copies of an image into one group. The copies must stay in one fold.
     """
@@ -273,9 +274,7 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
     )
     folder = next((folder for cases in one_by_one for folder in cases.values()), None)
     if folder is None:
-        raise MaskfoldError(
-            "None of the cases can be prepared.", "To see the reason, set competition.on_bad_case=stop."
-        )
+        raise MaskfoldError("No case can be preprocessed.", "To see the reason, set competition.on_bad_case=stop.")
     channels = int(PreprocessedCase.open(folder).image.shape[0]) + run.exp.first_stage_channels
     validate_network(run.exp, channels * (run.exp.patch.slices or 1), context)
     check_initial_file(run.exp, channels * (run.exp.patch.slices or 1), context)

@@ -370,7 +370,7 @@ def checkpoint_origin(folder: Path, fold: int, seed: int) -> dict[str, Any]:
     Args:
         folder: the fold's folder, in the run's folder.
         fold: number of the fold.
-        seed: the seed.
+        seed: the seed itself, not its index in the experiment's list of seeds.
     """
     return {"run": folder.parent.name, "fold": fold, "seed": seed}
 

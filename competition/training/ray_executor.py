@@ -198,7 +198,7 @@ def run_fold_task(
     os.chdir(working_folder)
     job.folder.mkdir(parents=True, exist_ok=True)
     with open(job.folder / OUTPUT_FILE, "a") as file:
-        file.write(f"starts on {host}, child of process {os.getpid()}\n")
+        file.write(f"starts on {host} (parent: Ray process {os.getpid()})\n")
     process = start_fold(job, command, gpus=[] if without_gpu else None)
     try:
         while process.poll() is None:

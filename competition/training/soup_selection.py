@@ -279,7 +279,7 @@ def compare_soup(
         - `nested`: the nested score.
         - `chosen`: the parts for which the nested score uses the soups.
         - `parts`: number of parts.
-        - `kept`: whether the soups are selected, according to all cases.
+        - `kept`: whether the soups are selected on the scores of all cases.
     """
     import pandas as pd
 
@@ -367,8 +367,8 @@ def format_soup(soup: Mapping[str, Any] | None) -> list[str]:
             f"to select them, {plain} with the last weights (gain {gain}{ends}), nested score {nested}"
         ),
         (
-            f"  soup of one network: score {members} on cases that were not used to select it, {flattered} on cases "
-            "that were"
+            f"  soup of a single network: score {members} on cases that were not used to select its checkpoints, "
+            f"{flattered} on cases that were used"
         ),
         "  selected: the soups"
         if soup["kept"]

@@ -68,7 +68,7 @@ def draw_case(
 
     If there is no truth, only image and prediction are drawn. Of a volume, the slices with the most foreground in the
     truth are drawn. If the truth has no foreground, the slices with the most foreground in the prediction are drawn. If
-    both have none, the middle slices are drawn. All classes have the same weight in this choice.
+    the prediction has none either, the middle slices are drawn. All classes have the same weight in this choice.
 
     Args:
         path: the PNG file, written atomically.
@@ -76,7 +76,7 @@ def draw_case(
             is drawn as RGB. Of any other image, the first channel is drawn.
         truth: (M, *spatial) uint8 from `competition.data.masks.load_mask`; 255 is ignored. None for a test case.
         masks: (K, *spatial) bool, the prediction.
-        comp: defines the classes and how labels are stored.
+        comp: the competition, which defines the classes and how labels are stored.
         title: title of the figure.
         spacing: voxel size along each axis in mm. None means that all axes have the same voxel size.
         dice: Dice per class for the legend; nan for a class that is absent from truth and prediction. If it is None,
@@ -164,15 +164,16 @@ def draw_comparison(
     """Draw truth, predictions A and B, and their difference side by side.
 
     A 2D image has one row. A volume has one row for each of the three orthogonal slices in which the predictions differ
-    most. The last panel compares the two predictions over all classes. A pixel is green if only B is right, red if only
-    A is right, and yellow if both are wrong.
+    most; if they are equal, the slices with the most foreground in the truth are drawn. The last panel compares the two
+    predictions over all classes. A pixel is green if only B is right, red if only A is right, and yellow if both are
+    wrong.
 
     Args:
         path: the PNG file, written atomically.
         image: (C, *spatial), as in `draw_case`.
         truth: (M, *spatial) uint8; 255 is ignored.
         masks: predictions of A and B, each (K, *spatial) bool.
-        comp: defines the classes.
+        comp: the competition, which defines the classes.
         title: title of the figure.
         names: titles of the panels of A and B.
         spacing: voxel size along each axis in mm. None means that all axes have the same voxel size.
@@ -255,7 +256,7 @@ def draw_finding(
         image: (C, *spatial), as in `draw_case`.
         truth: (M, *spatial) uint8; 255 is ignored.
         masks: (K, *spatial) bool, the prediction.
-        comp: defines the classes.
+        comp: the competition, which defines the classes.
         centre: row and column of the point in the slice, along the first two axes of the file.
         position: index of the slice along the last axis of a volume. None for a 2D image.
         spacing: voxel size along each axis in mm. None means that all axes have the same voxel size.
@@ -306,10 +307,10 @@ def draw_finding(
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, atomically, and empty it.
+    """Write a figure as PNG, atomically, and clear the figure.
 
-    Python would free the arrays of a figure that is not emptied (0.2 GiB for a large image) much later, because the
-    parts of a figure refer to each other.
+    Clearing frees the figure's arrays (0.2 GiB for a large image) at once. Without it, Python would free them much
+    later, because the parts of a figure refer to each other.
     """
     atomic_write(path, lambda file: figure.savefig(file, format="png"))
     for axes in figure.axes:

@@ -165,7 +165,7 @@ def fold_colour(fold: int) -> RGB:
 def select_drawn_classes(sizes: Sequence[float]) -> list[int]:
     """Return the indices of the classes to draw, in ascending order.
 
-    These are the `MAX_PANELS` classes with the largest `sizes`.
+    These are the `MAX_PANELS` classes with the largest values in `sizes`, which has one value for each class.
     """
     order = np.argsort(-np.asarray(sizes, np.float64), kind="stable")[:MAX_PANELS]
     return sorted(int(index) for index in order)

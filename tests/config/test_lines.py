@@ -88,7 +88,7 @@ def test_anchors_and_merges_work() -> None:
         ("a: !!python/tuple [1]\n", ["line 1", "!!python/tuple"]),
         ("a: !mine 1\n", ["line 1", "`!mine`"]),
         ("a: !!binary aGk=\n", ["line 1", "!!binary"]),
-        ("a: &x [1, *x]\n", ["line 1", "endless"]),
+        ("a: &x [1, *x]\n", ["line 1", "contains itself"]),
         ("? [a]\n: 1\n", ["line 1", "as the key"]),
         ("~: 1\n", ["line 1", "as the key"]),
         ("a: 1\nb: ${oc.env:HOME}\n", ["line 2", "${oc.env:HOME}", "interpolation"]),
@@ -116,7 +116,7 @@ def test_aliases_of_aliases_do_not_fill_the_memory() -> None:
     lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30)]
     assert MAX_NODES < 10**30
-    with pytest.raises(MaskfoldError, match="endless"):
+    with pytest.raises(MaskfoldError, match="too many values"):
         parse_yaml("\n".join(lines), "file.yaml")
 
 

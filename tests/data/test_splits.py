@@ -193,7 +193,7 @@ def test_one_group_cannot_be_divided(scheme: str, group: list[str], duplicates: 
     folds = FoldsConfig.model_validate({"scheme": scheme, "k": 5, "duplicates": duplicates})
     with pytest.raises(MaskfoldError) as caught:
         split(table, comp_with(group=".", stratum="."), folds, 0, [table["id"].tolist()])
-    assert caught.value.message == "folds.k: found 5, but the 6 cases in 1 group stay together, so no folds.k works."
+    assert caught.value.message == "folds.k: found 5, but all 6 cases are in 1 group, which must stay in one fold."
     assert caught.value.hint.startswith(hint) and "folds.k=" not in caught.value.hint and caught.value.status == 2
 
 

@@ -154,7 +154,7 @@ def test_most_cases_look_alike(tmp_path: Path, others: int, test: int, split: st
     (near,) = [one for one in found.remarks if one.kind == "near-duplicate"]
     assert (near.split, near.message) == (
         split,
-        f"{text} at the size of the thumbnails (64×64 pixels), so near-duplicates cannot be told apart here.",
+        f"{text} at the size of the thumbnails (64×64 pixels), so near-duplicates cannot be found among them.",
     )
     assert found.pairs == [] and "optimistic" not in near.hint and near.hint.startswith("You need not do anything.")
 

@@ -302,7 +302,7 @@ def test_wrong_words_are_two_sentences(finished, tiny, bundled, tmp_path, capsys
     for words, part in (
         (["--hours", "0"], "--hours: found 0,"),
         (["--onnx"], "--onnx requires"),
-        (["--devices", "gpu"], "found gpu"),
+        (["--devices", "gpu"], "no device gpu"),
         (["--output", "x.txt"], "--output: found x.txt, expected a file name that ends in .csv."),
         (["--output", str(tmp_path / "folder.csv")], "--output: found the folder "),
     ):

@@ -145,7 +145,7 @@ def test_a_listed_transform_cannot_name_what_it_calls(here: Path) -> None:
         }
         group = {"target": "monai.transforms.Compose", "args": {"transforms": [listed]}}
         for one in (listed, group):
-            with pytest.raises(MaskfoldError, match="read, write or run"):
+            with pytest.raises(MaskfoldError, match="read or write files or run code"):
                 MonaiTransforms(AugmentConfig.model_validate({"transforms": [one]}))
 
 

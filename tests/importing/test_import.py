@@ -181,7 +181,7 @@ def test_cases_of_unknown_folds_count_as_seen(elsewhere, tmp_path):
     assert list(done.seen) == [ids[0]] and done.predicted == len(ids) - 1
     assert ids[0] not in done.run.oof().fold_of and done.run.fold_of()[ids[0]] == -1
     assert any("seen in training" in note for note in import_notes(done))
-    assert any("not in submit" in note for note in import_notes(done))
+    assert any("not in `maskfold submit`" in note for note in import_notes(done))
     with pytest.raises(MaskfoldError, match="no prediction of"):
         submit([own, done.run])
 

@@ -95,7 +95,7 @@ def test_a_move_within_the_noise_is_told_and_one_beyond_is_not() -> None:
     assert (
         "overfit the public leaderboard" in line
         and "2026-01-02" in line
-        and "paired over 200 out-of-fold cases" in line
+        and "from 200 common out-of-fold cases" in line
     )
     assert public_overfit([still[0], replace(still[1], public=0.7 + 1.25 * spread)], tables) == []
     assert public_overfit([still[0], replace(still[1], public=0.7 - 1.25 * spread)], tables) == []

@@ -57,7 +57,8 @@ def test_a_network_that_is_not_clearly_better_is_warned_of(finished, tiny):
         baseline_lines(run)
     (run.folder / SUMMARY_FILE).unlink()
     warnings = [line for line in baseline_lines(run) if line.startswith("warning: ")]
-    assert len(warnings) == 2 and "than the best constant mask (difference of Dice -0." in warnings[0]
+    gain = "than the best constant mask (Dice of the network minus Dice of the constant mask: -0."
+    assert len(warnings) == 2 and gain in warnings[0]
     assert "the best threshold (" in warnings[1]
 
 

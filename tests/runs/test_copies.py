@@ -176,9 +176,9 @@ def test_look_alikes_that_are_most_of_the_cases_are_no_copies(data, tiny, pair_o
     text = f"note: {count} of {count} cases look alike at the size of the thumbnails (64×64 pixels), so near-duplicates"
     before = open_run(tiny(2, *words), "demo2d-tiny").folds
     exact, (*equal, note) = folds_of(tiny(2, *words))
-    assert note == f"{text} cannot be told apart here"
+    assert note == f"{text} cannot be found among them"
     near, (*near_equal, note) = folds_of(tiny(2, *words, "folds.duplicates=near"))
-    assert note == f"{text} cannot be told apart here, and folds.duplicates=near does not join these cases"
+    assert note == f"{text} cannot be found among them, and folds.duplicates=near does not join these cases"
     assert near.folds.equals(exact.folds) and len(equal) == len(near_equal) == pair_of_equals
     if pair_of_equals:
         assert exact.fold_of()[ORIGINAL] == exact.fold_of()[COPY] and "have the same pixels" in equal[0]

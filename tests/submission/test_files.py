@@ -207,7 +207,8 @@ def test_two_cases_or_classes_with_one_file_name_are_refused():
     )
     names = {case: file_names(comp, case) for case in ("c", "b_c")}
     with pytest.raises(
-        MaskfoldError, match=r"the files of the cases c a_b and b_c a would have the same name a_b_c\.png"
+        MaskfoldError,
+        match=r"the files of case c, class a_b, and case b_c, class a, would have the same name a_b_c\.png",
     ) as caught:
         check_file_names(names)
     assert caught.value.status == 2

@@ -235,7 +235,9 @@ def _pictures_report(path: Path, layout: Profile, shapes: dict[str, tuple[int, .
                     )
                 occupied |= mask
         if empty_lines and len(all_rows) > 1:
-            problems.append(f"Line {empty_lines[0]}: {format_key(key)} has an empty row in addition to other rows.")
+            problems.append(
+                f"Line {empty_lines[0]}: {format_key(key)} has a row with an empty mask in addition to other rows."
+            )
     return problems
 
 

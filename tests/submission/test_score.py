@@ -397,7 +397,7 @@ def test_rows_are_the_objects(tmp_path: Path) -> None:
     ("rows", "what"),
     [
         (["ta,1 2", "ta,2 1", "tb,"], "line 3: the id ta shares 1 pixel"),
-        (["ta,1 2", "ta,", "tb,"], "line 3: the id ta has an empty row in addition to other rows"),
+        (["ta,1 2", "ta,", "tb,"], "line 3: the id ta has a row with an empty mask in addition to other rows"),
         (["ta,1 2", "tb,", "tc,"], "line 4: the id tc has no row in"),
         (["ta,1 2", "tz,"], "line 3: the id tz has no test image"),
     ],
@@ -611,7 +611,7 @@ def test_a_slice_that_is_not_there(tmp_path: Path) -> None:
     rows = slice_rows(tested)
     solution = write_text(tmp_path / "solution.csv", "\n".join(["id,class,predicted", *rows]) + "\n")
     for changed, what in (
-        (rows[:-3], r"case9_day9_slice_12 with the class large_bowel.* from line 2 on"),
+        (rows[:-3], r"case9_day9_slice_12 with the class large_bowel.* line 2 is a row of"),
         ([*rows, "case9_day9_slice_13,stomach,"], r"line 38: the id case9_day9_slice_13 .* has no test image"),
         ([*rows, "case9_day9,stomach,"], "line 38: the id case9_day9 with the class stomach has no test image"),
         ([*rows, "case9_day9_slice_3_266,stomach,"], "line 38: .* a duplicate of line 10"),

@@ -112,8 +112,8 @@ ROWS: list[tuple[Profile, str, int, int, list[str]]] = [
     # Objects have a row each, which stand together; one row without any stands alone.
     (SHIPS, "b,1 2;b,3 1;a,;c,2 1", 4, 1, []),
     (SHIPS, "b,1 2;a,;b,3 1;b,5 1", 4, 1, ["Line 4: the id b is a duplicate."]),
-    (SHIPS, "a,;b,1 2;b,;b,3 1;b,", 5, 3, ["Line 4: the id b has an empty row in addition to other rows."]),
-    (SHIPS, "b,;b,", 2, 2, ["Line 2: the id b has an empty row in addition to other rows."]),
+    (SHIPS, "a,;b,1 2;b,;b,3 1;b,", 5, 3, ["Line 4: the id b has a row with an empty mask in addition to other rows."]),
+    (SHIPS, "b,;b,", 2, 2, ["Line 2: the id b has a row with an empty mask in addition to other rows."]),
     (
         SHIPS,
         "b,1 4;b,9 1;b,3 8",

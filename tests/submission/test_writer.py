@@ -148,7 +148,7 @@ def test_validator(text: str, what: str | None, tmp_path: Path) -> None:
     [
         ("b,1 2\nb,3 1\na,\n", None),
         ("b,1 2\nb,2 1\na,\n", "shares 1 pixel"),
-        ("b,1 2\nb,\na,\n", "empty row in addition to other rows"),
+        ("b,1 2\nb,\na,\n", "row with an empty mask in addition to other rows"),
         ("b,1 2\na,\nb,7 1\n", "a duplicate"),
     ],
 )

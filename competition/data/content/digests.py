@@ -107,7 +107,7 @@ def file_digests(comp: Competition, files: list[Files], digest: Digest = file_di
 
 
 def image_digest(comp: Competition, channels: list[Files], digest: Digest = file_digest) -> str:
-    """Return the column `image_hash` of the case table: the SHA-256 (hexadecimal) of the image files' digests."""
+    """Return a case's `image_hash` for the case table: the SHA-256 (hexadecimal) of the image files' digests."""
     return combined_digest(file_digests(comp, channels, digest))
 
 
@@ -153,7 +153,7 @@ def truth_parts(comp: Competition, masks: dict[str, Any] | None, digest: Digest 
 def reading_parts(
     comp: Competition, header: Header, channels: list[Files], masks: dict[str, Any] | None
 ) -> list[bytes]:
-    """Return the parts of a case's content hash that mark files which earlier versions read differently.
+    """Return the parts of a case's content hash that mark files which older versions of Maskfold read differently.
 
     Most cases have no such part. A case has one if, for example, the axes of a file are reordered, or the header has a
     `plain_spacing`. The parts change the hash, so that a case cached by an earlier version is not used.

@@ -209,7 +209,7 @@ def _changed_error(message: str) -> ChangedDataError:
 
 
 def check_files_belong(comp: Competition, table: pandas.DataFrame) -> None:
-    """Check that each path in a run's case table matches its case's id and the YAML's pattern for its channel or class.
+    """Check that each path in a run's case table fits the case's id and the YAML's pattern of the channel or class.
 
     The contents of the files are not checked here, but when the files are read.
 

@@ -90,7 +90,7 @@ def _check_extensions(path: Path, head: bytes, file: gzip.GzipFile | BufferedRea
 
     Args:
         path: the file.
-        head: its first 348 bytes.
+        head: the first 348 bytes of the file.
         file: the rest of the file, unpacked.
 
     Raises:

@@ -82,7 +82,7 @@ def decode_plain_png(path: Path, dimensions: int) -> np.ndarray | None:
 
 
 def _read_plain_chunks(file: IO[bytes]) -> bytes | None:
-    """Return the packed pixels of a PNG; None if a chunk is unknown, incomplete or damaged."""
+    """Return the compressed pixels of a PNG; None if a chunk is unknown, incomplete or damaged."""
     file.seek(8)
     parts: list[bytes] = []
     while len(head := file.read(8)) == 8:

@@ -46,7 +46,7 @@ class OrderVote:
         order: the order with more votes; None if no case votes.
         votes: number of cases that vote for `order`.
         cases: number of cases that vote for either order.
-        strong: number of the cases in `votes` whose data are clear evidence.
+        strong: number of cases that vote for `order` and whose data are clear evidence.
     """
 
     order: Order | None
@@ -226,7 +226,7 @@ def _compare_orders(
 
 
 def count_pieces(text: str, line: int, fmt: RleFormat) -> int:
-    """Count the runs of a mask that touch no run of the previous line.
+    """Count the runs of a mask that touch no run in the previous line of pixels (column or row).
 
     This number is at least the number of connected pieces of the mask.
 
@@ -293,7 +293,7 @@ def _format_yaml(fmt: RleFormat, order: Order) -> str:
 
 
 def _edge_strength(image: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Return the gradient of an image, float32 of the same shape: the sum of its absolute values along all axes."""
+    """Return the sum of an image's absolute gradients along all axes, as float32 of the image's shape."""
     grey = image.astype(np.float32)
     strength = np.zeros(grey.shape, np.float32)
     for axis in range(grey.ndim):

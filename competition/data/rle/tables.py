@@ -28,7 +28,7 @@ RowTarget = tuple[str, int | None]  # id, index of the slice or None
 
 @dataclass(frozen=True)
 class RleTableColumns:
-    """Name the columns of `train.rle` that contain id, mask and class.
+    """Hold the names of the columns of `train.rle` that contain id, mask and class.
 
     Attributes:
         id, mask, cls: names of the columns; `cls` is None if no column contains the class of a mask.
@@ -58,7 +58,8 @@ def assign_rows(comp: Competition, cases: dict[str, CaseFiles], skipped: Skipped
         skipped: receives the rows with unknown ids if `on_bad_case` is `skip`.
 
     Returns:
-        [line, class, slice] of each row that is not empty, by id.
+        For each id, [line, class, slice] of each row that is not empty: the line number in the table, the name of the
+        class, and the index of the slice (None if the row does not name one).
 
     Raises:
         MaskfoldError: the table lacks a column; no id matches, or an id is unknown and may not be skipped; a class is

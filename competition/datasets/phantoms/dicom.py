@@ -30,7 +30,7 @@ class SliceGrid:
         shape: number of slices, rows and columns.
         spacing: distance between slices, rows and columns in mm.
         origin: (3,) centre of the first pixel of the first slice, mm.
-        axes: (3, 3) with the unit vectors, as rows, along which slice, row and column numbers increase.
+        axes: (3, 3), one unit vector per row: the directions in which the slice, row and column numbers increase.
     """
 
     shape: tuple[int, int, int]

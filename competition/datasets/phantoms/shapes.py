@@ -1,9 +1,8 @@
 """Provide the tools that draw phantoms: shapes with blurred surfaces, smooth random fields, a canvas with labels.
 
 Shapes and fields are computed at points, whose coordinates are in mm. Points are a tuple of arrays, one per axis, that
-broadcast to one grid. `rho` describes a shape: it is 0 at the centre
-and 1 on the surface. Only elementwise arithmetic of numpy is used, so that a seed gives the same pixels on every
-machine.
+broadcast to one grid. `rho` describes a shape: it is 0 at the centre and 1 on the surface. Only elementwise arithmetic
+of numpy is used, so that a seed gives the same pixels on every machine.
 """
 
 from __future__ import annotations

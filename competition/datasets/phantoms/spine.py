@@ -84,7 +84,7 @@ class Vertebra:
     """Hold the parameters of a vertebra.
 
     Attributes:
-        top, bottom: start and end of the vertebral body along the column, mm from the top.
+        top, bottom: upper and lower end of the vertebral body, mm below the top of the volume.
         tilt: slope of the ends of the body from back to front.
         width, depth: size of the body from side to side and from back to front, mm.
         marrow: brightness inside the body, Hounsfield units.
@@ -103,8 +103,8 @@ class Column:
 
     Attributes:
         vertebrae: L1 to L5.
-        sacrum: start of the sacrum, mm from the top.
-        length: distance from the top to the end of half a sacrum, mm.
+        sacrum: upper end of the sacrum, mm below the top of the volume.
+        length: lower end of the half sacrum that is drawn, mm below the top of the volume.
     """
 
     def __init__(self, rng: np.random.Generator) -> None:
@@ -133,7 +133,7 @@ class Column:
         self.start = rng.uniform((-5.0, 4.0), (5.0, 16.0))
 
     def curve_at(self, s: Array) -> tuple[Array, Array]:
-        """Return the position of the curve (mm to the right, mm to the front) at `s` mm below the top."""
+        """Return the position of the curve (mm to the right, mm to the front) at `s` mm below the volume's top."""
         share = s / self.length
         right = self.start[0] + self.bend * np.sin(np.pi * share * 1.4) + self.lean * (s - self.length / 2)
         below = np.maximum(s - self.sacrum + 12.0, 0.0)

@@ -67,8 +67,8 @@ def doubt_background(found: Sequence[LabelValues]) -> Doubt | None:
 def may_be_background(found: Sequence[LabelValues], value: int) -> bool:
     """Return whether a label value that usually marks ignored pixels, such as 255, may be the background.
 
-    It may be if no mask has a 0, if it is the most frequent value, or if at least the share `MIN_EDGE_SHARE` of the
-    outermost pixels of the masks has it.
+    The value may be the background if no mask has a 0, if it is the most frequent value, or if at least the share
+    `MIN_EDGE_SHARE` of the outermost pixels of the masks has this value.
 
     Args:
         found: label values of each mask.

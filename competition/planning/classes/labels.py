@@ -121,7 +121,7 @@ def _with_unlabelled(layout: Layout, found: Sequence[LabelValues], unlabelled: i
         counts.update({value: count for value, count in item.counts if value != unlabelled})
     background = 0 if unlabelled else counts.most_common(1)[0][0]
     classes = sorted(value for value in counts if value != background)
-    reading = f"{unlabelled} is ignored, because nobody drew masks in its slices"
+    reading = f"{unlabelled} is ignored, because nobody drew masks in the slices that it fills"
     ignored = []
     if classes and min(classes) >= 0:
         layout_of = replace_name(_with_classes(layout, found, classes), reading)
@@ -327,7 +327,10 @@ def _evenly_spaced(values: Sequence[int]) -> bool:
 
 
 def _numbered_objects(layout: Layout, has_255: bool) -> list[Layout]:
-    """Return the layout whose values number objects, or one layout for each meaning that the value 255 may have."""
+    """Return the layout in which each label value is the number of an object.
+
+    If `has_255` is true, return two such layouts: in the first, 255 is ignored; in the second, 255 is an object.
+    """
     name = _single_name(layout)
     numbered = layout.with_keys(
         {"classes": [name], "labels": "exclusive", "instances": True, "train.object_numbers": True},
@@ -366,7 +369,8 @@ def _with_classes(layout: Layout, found: Sequence[LabelValues], values: list[int
     if "rename" in source and len(values) > MANY_VALUES:
         layout = layout.with_remarks(
             f"the masks have {len(values)} label values, and each is read as a class. If the values number "
-            "objects, set `instances: true`, `train.object_numbers: true` and one class, without `label_values`"
+            "objects, set `instances: true` and `train.object_numbers: true`, keep one class in `classes`, and remove "
+            "`label_values`"
         )
     if "rename" in source:
         layout = layout.with_remarks(
@@ -423,7 +427,7 @@ def _named(name: str) -> str:
 def _names_of(layout: Layout, values: Sequence[int]) -> tuple[list[str], str]:
     """Return the class names of label values, and a phrase that states their source.
 
-    Both are empty if no source has a valid name for each value.
+    Both are empty unless one source has a valid name for every value.
     """
     names, source = _find_names(layout.folder, values)
     if not names and len(values) > 1:
@@ -436,8 +440,8 @@ def _find_names(host: HostFolder, values: Sequence[int]) -> tuple[list[str], str
     """Search the host's files for the class names of label values.
 
     Returns:
-        The names, and a phrase with the path of the file. Both are empty if no file has a valid name for each value,
-        or if several values have the same name.
+        The names, and a phrase with the path of the file. Both are empty unless one file has a valid name for every
+        value, and each name occurs only once.
     """
     for path in host.files:
         stem, _, extension = path.rpartition("/")[2].rpartition(".")

@@ -61,9 +61,10 @@ class Part:
 def meaning_of_values(layout: Layout, ignored: int | None = None) -> Meaning:
     """Return whether the label values of a layout number objects, stand for classes, or may be either.
 
-    The values number objects if each case has the values 1, 2, … up to a number that differs between the cases. The
-    values may have gaps, because objects may have been removed. In addition, each value must be one connected part, the
-    cases must have different values, and objects of equal value must differ in size between cases, unlike organs.
+    Object numbers are 1, 2, … in each case, up to a number that differs between the cases. Some numbers may be missing,
+    because objects may have been removed. In addition, nearly each number must mark one connected part of a case, and
+    objects of the same number must differ in size between the cases, unlike organs. Words such as `instances` and
+    `semantic` in the pattern of the masks count as evidence.
 
     Args:
         layout: layout with one label file, or one stack of label files, for each case.
@@ -262,7 +263,9 @@ def _value_tells_size(parts: Sequence[Sequence[Part]], min_share: float, max_cha
 
 
 def _between(sizes: np.ndarray, codes: np.ndarray, counts: np.ndarray) -> float:
-    """Return the part of the sum of squares that the values explain; values that occur only once are left out.
+    """Return the part of the sum of squares of `sizes` that the label values explain.
+
+    Values that occur only once are left out.
 
     Args:
         sizes: size of each object, as a logarithm minus the mean of its case.

@@ -31,8 +31,8 @@ class Sparse:
         """Text that asks the user to check the slices; empty if all slices seem to have a drawn mask."""
         if self.unlabelled is not None:
             return (
-                f"{self.unlabelled} fills whole slices and occurs in no other slice, so it may mark slices that nobody "
-                "drew: check the key ignore"
+                f"{self.unlabelled} fills whole slices and occurs in no other slice, so it may mark slices in which "
+                f"nobody drew a mask. In this case, the key ignore must be {self.unlabelled}"
             )
         if self.single:
             return (

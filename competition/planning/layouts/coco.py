@@ -174,7 +174,7 @@ def _layout(host: HostFolder, coco: CocoFile) -> Layout:
     if coco.missing:
         remarks.append(
             f"{format_count(coco.missing, 'image')} of {coco.path} {is_or_are(coco.missing)} "
-            "left out, because the folder has no file, or several files, of that name"
+            "left out, because the folder has no file with the image's name, or several such files"
         )
     return Layout(
         "COCO annotations",
@@ -312,7 +312,7 @@ def _check_size(image: Path, size: tuple[int, int], described_by: str) -> None:
         raise MaskfoldError(
             f"{image} has {found[0]}×{found[1]} pixels (height × width), but {described_by} has "
             f"{size[0]}×{size[1]}, so the outlines would not fit the objects.",
-            "Restore the images that were annotated, or scale the outlines and sizes in the file.",
+            f"Restore the image that was annotated, or scale the outlines and the size of the image in {described_by}.",
             status=2,
         )
 

@@ -239,9 +239,9 @@ class Slices:
         """Return the description of a mask from its slices along one axis.
 
         Args:
-            slices: for each slice, its lowest label value, its highest label value, and a collection of its label
-                values. The collection is read only if the lowest and the highest value differ. It may also contain
-                values of other such slices, because the collections of all these slices are joined.
+            slices: for each slice, its lowest label value, its highest label value, and a collection of label values.
+                The collection is used only if the slice has several label values. It must contain these values, and
+                may also contain values of other slices that have several.
         """
         mixed = {value for low, high, values in slices if low != high for value in values}
         uniform = {low for low, high, _ in slices if low == high}
@@ -254,8 +254,8 @@ class Slices:
 def slices_of(path: Path) -> Slices | None:
     """Return the description of a volume's mask from its slices along all axes; None if the file cannot be read.
 
-    In the result, `whole` contains the values that fill whole slices along at least one axis, and `single` is True if
-    the condition of `single` holds along at least one axis.
+    In the result, `whole` contains the values that fill whole slices along at least one axis. `single` is True if the
+    slices along at least one axis meet the condition of `Slices.single`.
     """
     try:
         labels, _ = read_labels(path, 3)

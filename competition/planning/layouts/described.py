@@ -32,7 +32,7 @@ def find_described(host: HostFolder) -> list[Layout]:
 
 
 def _part(host: HostFolder, folder: str) -> HostFolder:
-    """Return the part of the scanned folder below a subfolder."""
+    """Return a `HostFolder` with only the files of `host` below the subfolder `folder`."""
     if not folder:
         return host
     start = f"{folder}/"

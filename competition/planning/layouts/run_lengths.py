@@ -184,7 +184,7 @@ def _by_content(layout: Layout, table: RunTable, series: Series) -> list[Layout]
         if not why:
             item = item.with_remarks(
                 f"the data do not show whether the run lengths in {table.path} count pixels from 0 or from 1, so check "
-                f"the key base, which is {base}"
+                f"`base: {base}` in competition.yaml"
             )
         found.append(item if is_clear else replace(item, name=f"{item.name} in {order} order"))
     return found

@@ -63,7 +63,7 @@ def open_first_stage(exp: Experiment, trust: tuple[str, ...] | None = ()) -> Run
             f"first_stage: {len(missing)} of {format_count(len(members), 'network')} of the run {first.folder} "
             f"{is_or_are(len(missing))} unfinished, for example {describe_member(*missing[0])}; expected predictions "
             "of all folds.",
-            "Finish the run with the same `maskfold cv` command, without folds.run.",
+            "Finish the run: repeat its `maskfold cv` command, but without folds.run.",
         )
     return first
 
@@ -87,8 +87,8 @@ def check_same_cases(run: Run, first: Run) -> None:
         first: its first stage.
 
     Raises:
-        MaskfoldError: a case is in only one of the two runs, differs between them in its files or its fold, or is in no
-            fold and so has no out-of-fold prediction of the first stage (status 2).
+        MaskfoldError: a case is in only one of the two runs; a case has other files or another fold in the first stage;
+            or no fold validates a case, so that the first stage has no out-of-fold prediction of it (status 2).
     """
     folds, first_folds = run.fold_of(), first.fold_of()
     rows, first_rows = run.rows(), first.rows()
@@ -103,7 +103,8 @@ def check_same_cases(run: Run, first: Run) -> None:
             raise MaskfoldError(
                 f"first_stage: this run does not have the same cases as the run {first.folder}: {min(cases)} {problem}."
                 f"{same_problem(len(cases) - 1, 'case')}",
-                "Train the first stage on the same cases (train.cases, train.exclude), or name another run.",
+                "Train the first stage on the same cases (competition.train.cases, competition.train.exclude), or name "
+                "another run.",
                 status=2,
             )
     if moved := [case for case, fold in folds.items() if first_folds[case] != fold]:
@@ -138,7 +139,8 @@ def first_stage_contents(exp: Experiment, *, missing_ok: bool = False) -> dict[s
 
     Args:
         exp: the experiment; its `first_stage` must be a folder, see `competition.runs.find.resolve_source_runs`.
-        missing_ok: whether a missing folder of the first stage gives no digests; otherwise it is an error.
+        missing_ok: whether the folder of the first stage may be missing; the result is then empty. If False, a missing
+            folder is an error.
 
     Returns:
         The digests by `FIRST_STAGE_PREDICTIONS` and `FIRST_STAGE_WEIGHTS`; empty if there is no first stage. They are
@@ -163,7 +165,8 @@ def _weights_digest(first: Run) -> str:
 def first_stage_for_prediction(run: Run, context: Context = Context()) -> Run:
     """Return the first stage of a run for the prediction of new cases.
 
-    Settings that do not affect its networks are taken from `run`, see `competition.runs.find.with_current_settings`.
+    Settings of the first stage that do not affect its networks are replaced by the settings of `run`, see
+    `competition.runs.find.with_current_settings`.
 
     Args:
         run: a run with a first stage.

@@ -39,8 +39,8 @@ def run_hash(
     reaction to non-finite values and to a lack of memory.
 
     Version 1 of the hash covers the paths of files that the YAML names; version 2 covers their content. Version 2 also
-    ignores the test images, the format of the submission, and how often checkpoints and pictures are written. The keys
-    of `submission` that define how the training table is read are not ignored.
+    ignores the test images, the format of the submission, and how often checkpoints and pictures are written. But
+    it covers the keys of `submission` that define how a training table of run lengths is read.
 
     Args:
         exp: the experiment.

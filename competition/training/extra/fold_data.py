@@ -69,7 +69,7 @@ class ExtraTrainingData:
 
 
 def split_by_weight(run: Run, fold: int, prepared: dict[str, Path]) -> tuple[list[Path], ExtraTrainingData]:
-    """Split the labelled training cases of a fold by their weights in `train.weights`.
+    """Split the labelled training cases of a fold by their weights in `competition.train.weights`.
 
     Args:
         run: the run.
@@ -90,7 +90,7 @@ def split_by_weight(run: Run, fold: int, prepared: dict[str, Path]) -> tuple[lis
 
 
 def check_extra_data(run: Run, jobs: Sequence[FoldJob]) -> None:
-    """Check that each run in `pseudo.from` has a teacher for each fold.
+    """Check that each run in `pseudo.from` has a network that may predict pseudo-labels for each fold (a teacher).
 
     Args:
         run: the run.

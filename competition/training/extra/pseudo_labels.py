@@ -26,7 +26,6 @@ from competition.io import sha256_of_file
 from competition.runs.cascade.first_stage import refuse_first_stage
 from competition.runs.fold import FoldJob
 from competition.runs.run import FOLDS_FILE, Run, load_run
-from competition.text import join_names
 from competition.training.distributed import make_fabric
 from competition.training.lineage import (
     HeldOutCases,
@@ -41,6 +40,13 @@ from competition.training.lineage import (
 
 if TYPE_CHECKING:
     import pandas as pd
+
+# Why an image with a pseudo-label is not used for training.
+DOUBTS = {
+    "dice": "their expected Dice is below pseudo.confidence.dice",
+    "entropy": "their entropy is above pseudo.confidence.entropy",
+    "ignored": "no voxel is certain (pseudo.confidence.lower and pseudo.confidence.upper)",
+}
 
 
 # Teachers
@@ -293,12 +299,11 @@ def pseudo_label_cases(
             context.say(f"{done} of {len(rows)} images labelled")
     if not confident:
         best = max(record["dice"] for record in records)
-        reasons = join_names(sorted({record["doubt"] for record in records}))
+        reasons = "; ".join(DOUBTS[doubt] for doubt in sorted({record["doubt"] for record in records}))
         raise MaskfoldError(
             f"The teachers of {job.folder.name} predict none of the {len(rows)} images with enough "
             f"confidence; the highest expected Dice is {best:.3f}.",
-            f"The images were rejected because of {reasons}. Relax these keys of pseudo.confidence, or train better "
-            "teachers.",
+            f"Why images were rejected: {reasons}. Relax these keys, or train better teachers.",
         )
     kept = [record for record in records if not record["doubt"]]
     return confident, {

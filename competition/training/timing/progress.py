@@ -24,8 +24,8 @@ TICK_SECONDS = 1.0  # seconds between two checks whether a line is due
 class ProgressLog:
     """Write the log of a fold, and lines about its progress.
 
-    Without a progress bar, a line about the progress is written to the log after `LINE_SECONDS` without another line.
-    With a bar, a line for the bar is written every `BAR_SECONDS` instead.
+    If there is no progress bar, a line about the progress is written to the log when no other line was written for
+    `LINE_SECONDS`. If there is a bar, a line for the bar is written every `BAR_SECONDS` instead.
 
     Args:
         say: function that receives a line for the log and the user.

@@ -104,15 +104,18 @@ def find_test(host: HostFolder, layout: Layout, images: Sequence[Series], masks:
     longer = _longer_names(_matches(host, next(iter(patterns.values()))))
     if longer:
         layout = layout.with_remarks(
-            f"{format_count(len(longer), 'test image')} such as {longer[0]} {has_or_have(len(longer))} the name of "
-            "another test image with an addition. If these files are results or masks, move them out of the folder of "
-            "the test images"
+            f"{format_count(len(longer), 'test image')} such as {longer[0]} {has_or_have(len(longer))} a name that "
+            "continues the name of another test image. If these files are results or masks, move them out of the "
+            "folder of the test images"
         )
     return _with_region(_with_test(layout, patterns, format_count(count, "case")), next(iter(patterns.values())))
 
 
 def _with_region(layout: Layout, pattern: str) -> Layout:
-    """Return the layout with the region masks of its test images, if the training images have region masks.
+    """Set `test.region`, the pattern of the test images' region masks, if the training images have region masks.
+
+    A region mask, such as a field of view, is 0 where pixels are excluded from training and scoring. If no region masks
+    of the test images are found, only add a remark.
 
     Args:
         layout: layout with test images.

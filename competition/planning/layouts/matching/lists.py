@@ -28,7 +28,8 @@ def apply_lists(layout: Layout) -> Layout:
     """Use only the training cases that the host's lists name, and read the cases of a test list as test cases.
 
     Cases of a validation list are training cases too, because each fold has its own validation cases. A case that the
-    lists name for both training and test is a training case only, and a remark names its lines.
+    lists name for both training and test is a training case only. A remark states the lines of the lists that
+    name it.
     """
     if layout.masks is None:
         return layout
@@ -90,9 +91,13 @@ def _overlap_remark(lists: Lists, ids: Sequence[str]) -> str:
 
 
 def _text_lists(host: HostFolder, known: Mapping[str, str]) -> Lists:
-    """Return the ids in text files that are named after splits.
+    """Return the case ids in text files that are named after splits, such as `train.txt`, by split.
 
     If several folders have such files, use a folder with a word for masks in its name, otherwise the first folder.
+
+    Args:
+        host: the scanned folder.
+        known: case id for each name by which a list may refer to a case.
     """
     by_folder: dict[str, list[tuple[str, Split]]] = {}
     for path in host.files:
@@ -114,7 +119,14 @@ def _text_lists(host: HostFolder, known: Mapping[str, str]) -> Lists:
 
 
 def _ids_of_lines(path: Path, known: Mapping[str, str]) -> Places:
-    """Return the case ids in a text file with one id per line; an empty dict if the file is no such list."""
+    """Return the case ids in a text file with one id per line, each with the numbers of its lines.
+
+    Return an empty dictionary for any other file.
+
+    Args:
+        path: the text file.
+        known: case id for each name by which the file may refer to a case.
+    """
     if path.stat().st_size > MAX_BYTES:
         return {}
     try:
@@ -138,7 +150,14 @@ def _name(text: str) -> str:
 
 
 def _table_lists(host: HostFolder, known: Mapping[str, str]) -> Lists:
-    """Return the ids by split, from a table that has a column of ids and a column `split` with only splits in it."""
+    """Return the case ids by split, from a table with a column of ids and a column such as `split`.
+
+    The second column must have the name of a split in every row. Return an empty dictionary if no table has both.
+
+    Args:
+        host: the scanned folder.
+        known: case id for each name by which the table may refer to a case.
+    """
     for path in host.tables:
         if (host.root / path).stat().st_size > MAX_BYTES:
             continue

@@ -73,8 +73,8 @@ class Truth:
 def truths_of(host: HostFolder, masks: list[Series]) -> Iterator[Truth]:
     """Yield the ways to read several masks of the same images: as one class each, or as alternatives to choose from.
 
-    If one of the masks only repeats the others in one label file, it is left out. If it may contain further classes, it
-    is an alternative to the others.
+    If there are label files beside the masks of single classes, and they only repeat these masks, they are left out. If
+    they may contain further classes, they are an alternative to these masks.
     """
     singles = [mask for mask in masks if mask.kind != "objects"]
     combined = _combined_of(host, singles)
@@ -104,7 +104,11 @@ def truths_of(host: HostFolder, masks: list[Series]) -> Iterator[Truth]:
 
 
 def _are_classes(host: HostFolder, masks: list[Series]) -> bool:
-    """Return whether each series of masks is a class: their names differ, may be classes, and each has one value."""
+    """Return whether each series of masks is one class.
+
+    The names of the series must differ and be possible names of classes, and each mask must have only one value
+    besides 0.
+    """
     names = class_names(masks)
     return (
         len(masks) > 1
@@ -117,9 +121,10 @@ def _are_classes(host: HostFolder, masks: list[Series]) -> bool:
 
 
 def _combined_of(host: HostFolder, masks: list[Series]) -> Series | None:
-    """Return the only series with several label values, if it is no class, but all other series are classes.
+    """Return the series of label files that contain all classes, if each other series is one class; otherwise None.
 
-    Such label files have a name such as `all_labels` or `segmentation`, or repeat the other masks.
+    This must be the only series with several label values. In addition, its files must have a name such as `all_labels`
+    or `segmentation`, or repeat the masks of the other series.
     """
     if len(masks) < 3:
         return None

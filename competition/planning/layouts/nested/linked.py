@@ -136,7 +136,12 @@ def _common(rows: Iterable[tuple[str, ...]]) -> int:
 
 
 def _link(folder: LinkedFolder, absolute: bool) -> None:
-    """Write the links of a folder."""
+    """Create the links of `folder.sources` on the disk.
+
+    Args:
+        folder: the links and the files to which they point.
+        absolute: whether the links contain absolute paths; if False, they contain relative paths.
+    """
     assert folder.host is not None
     with disk_full_as_error(folder.root):
         for link, source in folder.sources.items():
@@ -168,7 +173,7 @@ def prefer_linked(layouts: Sequence[Layout], linked: Sequence[Layout]) -> list[L
 
 
 def keep_links(layout: Layout, name: str) -> Layout:
-    """Write the links of a chosen layout into the folder beside the data; return any other layout unchanged.
+    """Write the links of the chosen layout into the folder beside the data; return a layout without links unchanged.
 
     The links are relative, so that the data and the folder beside them may be moved together.
 
