@@ -138,12 +138,14 @@ class MonaiTransforms:
                 transform.set_random_state(seed=int(child_seed))  # a Compose passes its seed to the transforms in it
             data = transform(data)
         result = np.asarray(data["image"], np.float32), np.asarray(data["mask"]).round().astype(np.uint8)
-        if result[0].shape != image.shape or result[1].shape != mask.shape:
-            raise MaskfoldError(
-                f"augment.transforms: found shape {result[0].shape} in the result, expected {image.shape}.",
-                f"End augment.transforms with a crop or a resize to {list(image.shape[1:])}.",
-                status=2,
-            )
+        for name, array, expected in (("image", result[0], image.shape), ("mask", result[1], mask.shape)):
+            if array.shape != expected:
+                raise MaskfoldError(
+                    f"augment.transforms: the {name} has the shape {array.shape} after the transforms, expected "
+                    f"{expected}.",
+                    f"End augment.transforms with a crop or a resize to {list(image.shape[1:])}.",
+                    status=2,
+                )
         return result
 
 

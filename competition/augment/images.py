@@ -87,12 +87,14 @@ class ImageAugment:
                 status=2,
             )
         result = data["image"].reshape(*data["image"].shape[:2], -1), data["mask"].reshape(*data["mask"].shape[:2], -1)
-        if result[0].shape != image.shape or result[1].shape != mask.shape:
-            raise MaskfoldError(
-                f"augment.transforms: found shape {result[0].shape} in the result, expected {image.shape}.",
-                f"End augment.transforms with a crop or a resize to {list(image.shape[:2])}.",
-                status=2,
-            )
+        for name, array, expected in (("image", result[0], image.shape), ("mask", result[1], mask.shape)):
+            if array.shape != expected:
+                raise MaskfoldError(
+                    f"augment.transforms: the {name} has the shape {array.shape} after the transforms, expected "
+                    f"{expected}.",
+                    f"End augment.transforms with a crop or a resize to {list(image.shape[:2])}.",
+                    status=2,
+                )
         return result
 
 

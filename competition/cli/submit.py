@@ -59,17 +59,20 @@ def submit_command(
     if runs[0].exp.competition.submission.files is not None:
         from competition.submission.files import submit_files
 
-        done, unit = submit_files(runs, run_weights, output, trust, say, progress=progress_bar(console)), "label file"
+        done = submit_files(runs, run_weights, output, trust, say, progress=progress_bar(console))
+        unit, subject = "label file", "files"
     else:
-        done, unit = submit(runs, run_weights, output, trust, say, progress=progress_bar(console)), "row"
-    written = format_count(done.validation.rows, unit)
-    say(f"{done.path}: {written}, {done.validation.empty} of them with an empty mask; the file is valid")
+        done = submit(runs, run_weights, output, trust, say, progress=progress_bar(console))
+        unit, subject = "row", "file"
+    say(
+        f"{done.path}: {format_count(done.validation.rows, unit)}, {done.validation.empty} of them with an empty mask; "
+        f"the {subject} {'is' if subject == 'file' else 'are'} valid"
+    )
     for line in _expected_score_lines(done):
         say(line)
     if log_submission(runs[0].folder, runs[0].exp, done.path, done.summary_path) is not None:
         say(f"Logged to MLflow with the run {runs[0].folder.name}, including {done.summary_path.name}")
-    written_files = "files" if unit == "label file" else "file"
-    say(f"Next: submit the {written_files} to the host of the competition. maskfold ui shows the run in MLflow")
+    say(f"Next: submit the {subject} to the host of the competition. maskfold ui shows the run in MLflow")
 
 
 def _expected_score_lines(done: SubmissionResult) -> list[str]:

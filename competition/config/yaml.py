@@ -220,11 +220,14 @@ class _NodeChecker:
                 f"not valid YAML: it is nested too deeply, expected at most {MAX_DEPTH} levels",
                 "Put fewer mappings and lists into each other",
             )
-        if node in self.ancestors or self.count > MAX_NODES:
+        if node in self.ancestors:
+            self._fail(node, "an alias (`*`) contains itself", "Write the value itself instead of the alias")
+        if self.count > MAX_NODES:
             self._fail(
                 node,
-                "an alias (`*`) contains itself or expands to too many values",
-                "Write the value itself instead of the alias",
+                f"the file has too many values, expected at most {MAX_NODES:,}; an alias (`*`) counts as often as the "
+                "file uses it",
+                "Use fewer aliases",
             )
         if node.tag not in ALLOWED_TAGS:
             self._fail(

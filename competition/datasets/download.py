@@ -516,8 +516,16 @@ def _check_members(members: list[Member | None], archive: Path) -> list[Member]:
     files = [member for member in members if member is not None and not member.path.name.startswith(JUNK_PREFIXES)]
     paths = {member.path for member in files}
     folders = {parent for path in paths for parent in path.parents}
-    if len(paths) < len(files) or paths & folders or not files:
-        problem = "contains no files" if not files else "contains one path twice"
+    problem = (
+        "contains no files"
+        if not files
+        else "contains one path twice"
+        if len(paths) < len(files)
+        else "contains one path as a file and as a folder"
+        if paths & folders
+        else None
+    )
+    if problem is not None:
         raise MaskfoldError(f"{archive} {problem}.", "Delete the archive, and run the same command again.")
     return files
 

@@ -93,7 +93,9 @@ def connect_kaggle() -> Any:
     except SystemExit as error:
         raise _no_credentials() from error
     except OSError as error:
-        raise kaggle_client_error("Kaggle", "https://www.kaggle.com", error) from error
+        if _status_of(error) in (401, 403):
+            raise _rejected_credentials(error) from error
+        raise _unreachable(error) from error
     return api
 
 
@@ -194,11 +196,9 @@ def kaggle_client_error(name: str, rules_url: str, error: OSError) -> MaskfoldEr
         rules_url: URL of the competition's rules, for the hint.
         error: the exception.
     """
-    status_code = getattr(getattr(error, "response", None), "status_code", None)
+    status_code = _status_of(error)
     if status_code == 401:
-        return MaskfoldError(
-            "Kaggle rejected the credentials (401).", "Create a new token at https://www.kaggle.com/settings."
-        )
+        return _rejected_credentials(error)
     if status_code == 403:
         return MaskfoldError(
             f"Kaggle denied access to {name} (403).",
@@ -210,6 +210,23 @@ def kaggle_client_error(name: str, rules_url: str, error: OSError) -> MaskfoldEr
             "Use the NAME in the competition's address: https://www.kaggle.com/competitions/NAME.",
             status=2,
         )
+    return _unreachable(error)
+
+
+def _status_of(error: OSError) -> int | None:
+    """Return the HTTP status of an exception of Kaggle's client; None if there was no answer."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _rejected_credentials(error: OSError) -> MaskfoldError:
+    return MaskfoldError(
+        f"Kaggle rejected the credentials ({_status_of(error)}).",
+        "Create a new token at https://www.kaggle.com/settings.",
+    )
+
+
+def _unreachable(error: OSError) -> MaskfoldError:
+    status_code = _status_of(error)
     reason = f"HTTP status {status_code}" if status_code else type(error).__name__
     return MaskfoldError(
         f"Kaggle cannot be reached: {reason}.",

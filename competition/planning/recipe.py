@@ -233,7 +233,7 @@ def _boundary(comp: Competition, train: Sequence[CaseStats]) -> list[Line]:
     if not comp.instances or comp.labels != "exclusive":
         return []
     sizes = [size for case in train if case.truth is not None for size in case.truth.object_sizes.tolist()]
-    side = math.sqrt(sorted(sizes)[len(sizes) // 2]) if sizes else 0.0
+    side = sorted(sizes)[len(sizes) // 2] ** (1 / comp.dimensions) if sizes else 0.0
     if side < MIN_OBJECT:
         return []
     width = 2 if side >= THICK_OBJECT else 1
@@ -242,7 +242,7 @@ def _boundary(comp: Competition, train: Sequence[CaseStats]) -> list[Line]:
             ("prepare", "boundary"),
             width,
             "an additional class for the border of each object, because objects are wide enough (the "
-            f"median object is about {side:.0f} pixels wide)",
+            f"median object is about {side:.0f} {pixel_or_voxel(comp.dimensions)}s wide)",
         )
     ]
 

@@ -242,12 +242,12 @@ def _name_classes(layout: Layout, sample: Sample) -> list[Layout]:
     usable = not any(name_problem(name) or name.isdigit() for name in names) and len(folded) == len(names)
     if not is_unnamed or len(names) != len(classes) or not usable:
         return [layout]
+    kept = tuple(remark for remark in layout.remarks if "rename" not in remark)  # the sample submission has the names
+    layout = replace(layout, remarks=kept)
     if len(names) > MAX_ORDERED:
         return [
             layout.with_remarks(f"{sample.path} has the classes {', '.join(names)}, so write these names in `classes`")
         ]
-    kept = tuple(remark for remark in layout.remarks if "rename" not in remark)
-    layout = replace(layout, remarks=kept)
     values = layout.keys.get("label_values", range(1, len(names) + 1))
     named = []
     for order in permutations(names):

@@ -172,7 +172,8 @@ def _network(run: Run, citations: Citations) -> str:
         text += f" with the encoder {encoder}{citations.cite(_encoder_family(encoder), 'encoder')}"
     text += f" ({size / 1e6:.2f} million weights)" if size else ""
     if exp.init_from is not None:
-        text += ", initialised from another run"
+        source = "another run" if exp.initial_weights is None else f"the weights {exp.initial_weights}"
+        text += f", initialised from {source}"
     elif exp.encoder_weights is not None:
         text += f", its encoder initialised with the weights {exp.encoder_weights}"
     else:

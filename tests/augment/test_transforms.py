@@ -136,8 +136,11 @@ def test_padding_has_a_mode_of_its_own() -> None:
 
 
 def test_changed_shape() -> None:
-    with pytest.raises(MaskfoldError, match=r"found shape \(1, 5, 5, 5\) in the result, expected \(1, 12, 12, 12\)"):
-        listed(("RandSpatialCropd", {"roi_size": [5, 5, 5], "random_size": False}))(*sample(), seed=0)
+    crop = {"roi_size": [5, 5, 5], "random_size": False}
+    for keys, name in ((["image", "mask"], "image"), (["image"], "image"), (["mask"], "mask")):
+        expected = rf"the {name} has the shape \(1, 5, 5, 5\) after the transforms, expected \(1, 12, 12, 12\)"
+        with pytest.raises(MaskfoldError, match=expected):
+            listed(("RandSpatialCropd", {**crop, "keys": keys}))(*sample(), seed=0)
 
 
 class OwnTransform(MapTransform):

@@ -83,7 +83,7 @@ def test_a_damaged_archive_leaves_nothing(tmp_path: Path, damage: str) -> None:
                 "twice": tar_of({"toy/a": b"1", "toy/a/b": b"2"}),
             }[damage]
         )
-    with pytest.raises(MaskfoldError, match="is damaged|contains no files|contains one path twice"):
+    with pytest.raises(MaskfoldError, match="is damaged|contains no files|contains one path"):
         unpack_archive(archive, tmp_path / "toy", silent)
     assert [path.name for path in tmp_path.iterdir()] == ["bad.archive"]
 

@@ -31,6 +31,7 @@ class Kaggle:
         if self.status == 1:
             print("Authentication required, see the long text")
             sys.exit(1)
+        self._raise_status()
 
     def competition_list_files(self, competition: str, page_token: str | None = None, page_size: int = 20) -> Any:
         self._raise_status()
@@ -108,6 +109,10 @@ def test_the_client_is_missing_or_has_no_credentials(
     with pytest.raises(MaskfoldError, match="found no credentials"):
         connect_kaggle()
     assert capsys.readouterr().out == "", "the client's long text is discarded"
+    for status, message in ((403, r"rejected the credentials \(403\)"), (404, "cannot be reached: HTTP status 404")):
+        monkeypatch.setitem(sys.modules, "kaggle", types.SimpleNamespace(api=Kaggle(status)))
+        with pytest.raises(MaskfoldError, match=message):
+            connect_kaggle()
     monkeypatch.setitem(sys.modules, "kaggle", None)  # as if it were not installed
     with pytest.raises(MaskfoldError, match=r'pip install "maskfold\[kaggle\]"'):
         connect_kaggle()

@@ -12,6 +12,8 @@ import yaml
 from competition.explore.suggest import MAX_PATCH_PIXELS, patch_size
 from competition.planning.classes.labels import _names_of_lines
 from competition.planning.folder import HostFolder
+from competition.planning.layout import Layout
+from competition.planning.layouts.coco import _expand
 from competition.planning.layouts.content import is_lossy, role_of_file
 from competition.planning.layouts.matching.held_out import structure
 from competition.planning.layouts.series import Series, find_series, trimmed
@@ -19,6 +21,7 @@ from competition.planning.layouts.tables import Runs, find_base, find_overlap, i
 from competition.planning.lines import Line, format_value, to_yaml
 from competition.planning.recipe import MUON, _optimizer, has_encoder_package, network_strides
 from competition.planning.rules import Candidate, Grid
+from competition.planning.sample import Sample, _name_classes
 from competition.planning.words import is_channel_name, is_role_name, split_of, without_role_words
 from competition.rle import encode
 from competition.rle_text import RleFormat
@@ -215,3 +218,29 @@ def test_muon_is_planned_where_its_step_is_short_beside_that_of_the_network() ->
 
     assert target((256, 256), 4) == target((128, 128), 4) == target((24, 40, 24), 2) == MUON
     assert target((64, 64), 2) == target((128, 128), 2) == "torch.optim.AdamW"
+
+
+def test_negative_run_lengths_of_coco_are_named() -> None:
+    with pytest.raises(ValueError, match="found -4, expected no negative number"):
+        _expand(np.array([-4, 8]), 2, 2)  # their sum is right
+    with pytest.raises(ValueError, match="found a sum of 5, expected 4 pixels"):
+        _expand(np.array([2, 3]), 2, 2)
+
+
+def test_names_of_the_sample_replace_the_advice_to_rename_the_classes(tmp_path: Path) -> None:
+    """With more than three classes, the user gets one remark on their names, and not two that contradict each other."""
+    names = ("a", "b", "c", "d")
+    layout = Layout(
+        "masks",
+        HostFolder(tmp_path, (), tmp_path),
+        1,
+        "{id}.png",
+        2,
+        keys={"classes": ["class_1", "class_2", "class_3", "class_4"]},
+        remarks=("no file names the classes, so rename them", "another remark"),
+    )
+    (found,) = _name_classes(layout, Sample("sample.csv", "id", "rle", "class", names, 4, ()))
+    assert [remark for remark in found.remarks if "rename" in remark] == [
+        "sample.csv has the classes a, b, c, d, so rename `classes` to these names"
+    ]
+    assert "another remark" in found.remarks

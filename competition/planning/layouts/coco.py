@@ -354,7 +354,9 @@ def _mask(segmentation: Any, height: int, width: int, where: str) -> np.ndarray:
 
 
 def _expand(counts: np.ndarray, height: int, width: int) -> np.ndarray:
-    if counts.size == 0 or counts.min() < 0 or counts.sum() != height * width:
+    if counts.size and counts.min() < 0:
+        raise ValueError(f"counts: found {int(counts.min())}, expected no negative number")
+    if counts.size == 0 or counts.sum() != height * width:
         raise ValueError(f"counts: found a sum of {int(counts.sum())}, expected {height * width} pixels")
     flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
     return flat.reshape((height, width), order="F")
