@@ -246,7 +246,7 @@ def _mlflow_ids(folder: Path, key: str = "run_id") -> list[str]:
 
 
 def _with_artifacts(candidate: Candidate, mlflow: MlflowRecords) -> Candidate:
-    """Return the candidate of a run, together with the artifacts of the run in MLflow.
+    """Add the artifacts that a run has in MLflow to the paths of its candidate, and return the new candidate.
 
     The metrics and parameters of the run stay in MLflow.
     """

@@ -52,7 +52,7 @@ def find_named_runs(root: Path, runs: Sequence[Path], deleted: Iterable[str] = (
 
 
 def _in_submissions(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield (name, reason) of each run in the JSON files of submissions and ledgers, which have the key `runs`."""
+    """Yield (name, reason) of each run that a JSON file of a submission or ledger lists under the key `runs`."""
     for path in sorted(folder.rglob("*.json")):
         if any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue

@@ -36,7 +36,7 @@ def check_accelerators() -> list[CheckResult]:
                 "accelerators",
                 "warning",
                 f"torch could not be queried: {answer.trouble}",
-                "See the row of torch in this table.",
+                "See the row of torch in this table. If there is no such row, reinstall torch.",
             )
         ]
     build, *devices = answer.lines
@@ -85,7 +85,11 @@ def _device_result(row: dict[str, Any]) -> CheckResult:
 
 
 def _no_device(build: dict[str, Any]) -> CheckResult:
-    """Return a row that says why torch finds no accelerator."""
+    """Return a row that says why torch finds no accelerator.
+
+    Args:
+        build: the first line of the probe `accelerators`, which describes torch.
+    """
     precision = PRECISIONS.get(build["cpu"], "precision unknown")
     detail = f"no GPU; training on the CPU ({precision}, torch uses {format_count(build['threads'], 'thread')})"
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -115,7 +119,11 @@ def _no_device(build: dict[str, Any]) -> CheckResult:
 
 
 def has_nvidia_driver(version: Path = Path("/proc/driver/nvidia/version")) -> bool:
-    """Return whether NVIDIA's driver is installed."""
+    """Return whether NVIDIA's driver is installed.
+
+    Args:
+        version: file that exists while the driver is loaded.
+    """
     return version.exists() or shutil.which("nvidia-smi") is not None
 
 
@@ -188,7 +196,7 @@ def check_credential_file(path: Path) -> CheckResult:
             complete = False
         if not complete:
             return CheckResult(
-                KAGGLE_CHECK, "warning", f"{path} has no `username` and `key`", f"Create a new token ({TOKEN_PAGE})."
+                KAGGLE_CHECK, "warning", f"{path} lacks `username` or `key`", f"Create a new token ({TOKEN_PAGE})."
             )
     elif not text.strip():
         return CheckResult(KAGGLE_CHECK, "warning", f"{path} is empty", f"Create a new token ({TOKEN_PAGE}).")
@@ -244,7 +252,11 @@ def check_cores() -> CheckResult:
 
 
 def container_cpu_limit(group: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Return the container's CPU limit in cores; None without a limit."""
+    """Return the container's CPU limit in cores; None without a limit.
+
+    Args:
+        group: folder of the container's control group.
+    """
     try:
         time, period = (group / "cpu.max").read_text().split()
         return int(time) / int(period)
@@ -260,8 +272,10 @@ def check_memory() -> CheckResult:
     free, total = sizes
     detail = f"{free / GIB:.1f} GiB free of {total / GIB:.1f} GiB"
     if free < MIN_MEMORY:
+        detail += f", expected at least {MIN_MEMORY / GIB:.0f} GiB free"
         return CheckResult("memory", "unusable", detail, "Close other programs, or use a larger machine.")
     if free < LOW_MEMORY:
+        detail += f"; large volumes need more than {LOW_MEMORY / GIB:.0f} GiB"
         return CheckResult(
             "memory", "warning", detail, "Use 2D images or small volumes, run.parallel_folds=1 and run.workers=0."
         )
@@ -271,7 +285,12 @@ def check_memory() -> CheckResult:
 def available_memory(
     info: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")
 ) -> tuple[int, int] | None:
-    """Return the free and total memory in bytes, within the container's limit; None if unknown."""
+    """Return the free and total memory in bytes, within the container's limit; None if unknown.
+
+    Args:
+        info: file with the memory of the machine, which is read if psutil is not installed.
+        group: folder of the container's control group.
+    """
     try:
         import psutil
 
@@ -324,7 +343,7 @@ def check_open_files() -> list[CheckResult]:
         CheckResult(
             "open files",
             "warning",
-            f"{soft} per process; memory maps and loader processes may exceed this limit",
+            f"{soft} per process, expected at least {MIN_OPEN_FILES}; memory maps and loader processes may need more",
             "Before the command, run `ulimit -n 4096` in the same shell."
             if can_raise
             else f"Raise the system's limit of open files ({hard}) to 4096.",

@@ -26,7 +26,7 @@ class PackageRequirement:
     """Describe a requirement such as `torch>=2.9`.
 
     Attributes:
-        text: the requirement without its marker.
+        text: the requirement without its marker, which is the condition after a semicolon.
         name: name of the package.
         extras: extras of the package, e.g. `binary` in `psycopg[binary]`.
     """

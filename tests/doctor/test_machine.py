@@ -191,9 +191,9 @@ SECRET = "0123456789abcdef"
     [
         (json.dumps({"username": "me", "key": SECRET}), 0o600, "ok", "mode 600"),
         (json.dumps({"username": "me", "key": SECRET}), 0o644, "warning", "chmod 600"),
-        (json.dumps({"username": "me", "key": ""}), 0o600, "warning", "no `username` and `key`"),
-        (f'{{"username": "me", "key": "{SECRET}"', 0o600, "warning", "no `username` and `key`"),
-        ("[1]", 0o600, "warning", "no `username` and `key`"),
+        (json.dumps({"username": "me", "key": ""}), 0o600, "warning", "lacks `username` or `key`"),
+        (f'{{"username": "me", "key": "{SECRET}"', 0o600, "warning", "lacks `username` or `key`"),
+        ("[1]", 0o600, "warning", "lacks `username` or `key`"),
     ],
 )
 def test_kaggles_file(home: Path, text: str, mode: int, state: str, what: str) -> None:
