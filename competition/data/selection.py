@@ -209,8 +209,8 @@ def _marks(table: pandas.DataFrame, path: Path) -> list[bool]:
         word = text.strip().lower()
         if word not in MARKS + NO_MARKS:
             raise MaskfoldError(
-                f"{path}, line {line}, column `{EXCLUDE}`: found {text[:40]!r}, expected x or yes to exclude the case, "
-                "and no or an empty cell to keep it.",
+                f"{path}, line {line}, column `{EXCLUDE}`: found {text[:40]!r}, expected `x` or `yes` to exclude the "
+                "case. To keep the case, write `no`, or leave the cell empty.",
                 "Correct the cell.",
                 status=2,
             )

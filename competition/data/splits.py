@@ -488,9 +488,9 @@ def folds_from_file(path: Path, ids: list[str], excluded: Sequence[str] = ()) ->
     validated = sorted(number for number in numbers if number >= 0)
     if validated != list(range(len(validated))) or not validated:
         raise MaskfoldError(
-            f"Invalid fold numbers in {path}: found {', '.join(map(str, sorted(numbers)))}, expected 0, 1, … without "
-            "a gap.",
-            "Give the validated folds the numbers 0, 1, … without a gap.",
+            f"Invalid fold numbers in {path}: found {', '.join(map(str, sorted(numbers)))}, expected 0, 1, 2, … "
+            "without a gap, and -1 for cases that are never validated.",
+            "Renumber the folds, so that they start at 0 and no number is missing.",
             status=2,
         )
     if validated == [0] and -1 not in numbers:

@@ -202,9 +202,9 @@ def make_demo(
     """
     if name not in DEMOS:
         raise MaskfoldError(
-            f"There is no demo {name!r}, expected one of {', '.join(DEMOS)}.",
-            "To write phantoms that look like a real data set, name the data set, e.g. `maskfold demo spine`. To "
-            f"write these phantoms to data/{name}, use `maskfold demo {name} --layout spine`.",
+            f"There is no demo {name!r}, expected one of {', '.join(EXPERIMENTS)}.",
+            f"Use one of these names, e.g. `maskfold demo spine`. To write phantoms to data/{name}, use `maskfold demo "
+            f"{name} --layout spine`.",
             status=2,
         )
     maker, (default_cases, default_test_cases) = DEMOS[name]

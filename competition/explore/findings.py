@@ -35,7 +35,7 @@ def compare_cases(comp: Competition, cases: Sequence[CaseStats], findings: Findi
 
 
 def _find_unusual_cases(comp: Competition, cases: Sequence[CaseStats], findings: Findings) -> None:
-    """Add remarks about constant channels, label files with several channels, and cases that are ignored completely."""
+    """Add remarks about constant channels, label files with several channels, and cases with only ignored pixels."""
     for case in cases:
         for channel in case.stats or []:
             if channel.minimum == channel.maximum:

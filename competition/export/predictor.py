@@ -34,7 +34,8 @@ ITEM_KEYS = ("image", "spacing", "affine")
 class Predictor:
     """Predict masks with the networks in a folder that `competition.export.mlflow_model.write_predictor_folder` wrote.
 
-    The environment variable `MASKFOLD_TRUST` can list additional packages that `target` may name.
+    The environment variable `MASKFOLD_TRUST` can list packages that the `target` keys of the YAML may name, in
+    addition to Maskfold's own list.
 
     Args:
         folder: folder with `experiment.yaml` and `postprocess.json`. It also has one folder for each network, e.g.

@@ -224,7 +224,7 @@ def _make_run(
         used: ids of the cases whose predictions are out of fold.
         options: options for reading the files.
         root: folder of all runs.
-        trust: additional packages that `target` may name.
+        trust: packages that the `target` keys of the YAML may name, in addition to Maskfold's own list.
     """
     import pandas as pd
 

@@ -95,7 +95,7 @@ def replan(
         path: the experiment's YAML.
         overrides: `key=value` arguments, with which the candidates are measured; they are not written.
         minutes: time budget of a fold in minutes; None means the budget in the file or, without one, the default.
-        trust: packages that `target` may name.
+        trust: packages that the `target` keys of the YAML may name, in addition to Maskfold's own list.
         read: function that explores the experiment's competition.
         say: function that takes lines about the progress.
 

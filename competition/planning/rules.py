@@ -282,9 +282,10 @@ def candidates_of(found: Sequence[Grid], *, may_cut: bool = False) -> list[Candi
 def extrapolate(candidate: Candidate, known: Mapping[Candidate, Timing]) -> Timing:
     """Estimate a candidate's timing from the timing of a measured candidate.
 
-    The measured candidate is the one with the most similar work, preferably with the same network. The seconds of a
-    step are proportional to the work. For the same work, the forward pass of a case takes a third of the seconds of a
-    step. Reading, resampling and scoring take the same time for every candidate.
+    The measured candidate is the one whose step has the most similar work, preferably one with the same network. The
+    estimate assumes that the time of a step is proportional to its work, that predicting a case takes a third of the
+    time of a step with the same work (only the forward pass), and that reading, resampling and scoring take the same
+    time for every candidate.
     """
     nearest = min(
         known, key=lambda other: (other.network != candidate.network, abs(math.log(other.work / candidate.work)))

@@ -49,11 +49,11 @@ def best_run(
         )
     direction = comp.metric.direction
     score, _, folder = max(candidates, key=lambda candidate: (direction.rank(candidate[0].value), *candidate[1:]))
-    count = len(candidates)
-    say(
-        f"the best of {count} finished run{'s' * (count > 1)} of {comp.name}, ranked by the expected "
-        f"score of a submission: {comp.metric.name} {score.value:.4f} ({score.note})"
-    )
+    said = f"expected score of a submission: {comp.metric.name} {score.value:.4f} ({score.note})"
+    if len(candidates) == 1:
+        say(f"--best: {folder.name} is the only finished run of {comp.name}; {said}")
+    else:
+        say(f"--best: {folder.name} is the best of {len(candidates)} finished runs of {comp.name}; {said}")
     return load_run(folder, trust, overrides)
 
 

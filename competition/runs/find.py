@@ -29,13 +29,13 @@ SUBMIT_TIME_KEYS = ("test", "submission", "root", "on_bad_case")
 def find_run(
     name: str, overrides: Sequence[str] = (), trust: tuple[str, ...] = (), say: Callable[[str], None] = lambda _: None
 ) -> Run:
-    """Find a finished run.
+    """Find a run that has at least one finished fold.
 
     Args:
-        name: one of: the path of an experiment's YAML, which means the latest finished run of the experiment; a run's
-            folder; `experiment/hash`; a hash or its first digits; the name of an experiment with a single run.
+        name: one of: the path of an experiment's YAML, which means the experiment's latest run whose folds are all
+            finished; a run's folder; `experiment/hash`; a hash or its first digits; the name of an experiment with a single run.
         overrides: `key=value` strings that replace values of the YAML, e.g. `competition.root=/elsewhere`.
-        trust: additional packages that `target` may name.
+        trust: packages that the `target` keys of the YAML may name, in addition to Maskfold's own list.
         say: function that receives a note if the YAML or the user's own code has changed since the run was started.
 
     Returns:
@@ -168,7 +168,7 @@ def _latest_finished(base: Path, trust: tuple[str, ...]) -> Run | None:
 
     Args:
         base: folder of the experiment's runs.
-        trust: additional packages that `target` may name.
+        trust: packages that the `target` keys of the YAML may name, in addition to Maskfold's own list.
     """
     latest: tuple[float, Run] | None = None
     folders = [yaml.parent for yaml in sorted(base.glob("*/experiment.yaml"))]
@@ -230,7 +230,7 @@ def _unfinished_error(file: Path, base: Path, trust: tuple[str, ...]) -> Maskfol
     Args:
         file: the experiment's YAML.
         base: folder of the experiment's runs.
-        trust: additional packages that `target` may name.
+        trust: packages that the `target` keys of the YAML may name, in addition to Maskfold's own list.
     """
     problem, hint = f"There is no finished run of {file} below {base}", f"Train a run with `maskfold cv {file}`"
     if saved := sorted(base.glob("*/experiment.yaml")):

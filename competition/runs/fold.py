@@ -37,7 +37,7 @@ class FoldJob:
         seed: index of the seed in the experiment's list of seeds.
         cache: folder of the preprocessed cases.
         threads: number of CPU threads, for all processes of the job together.
-        trust: additional packages that `target` may name.
+        trust: packages that the `target` keys of the YAML may name, in addition to Maskfold's own list.
         patience: maximum time in seconds to wait for an earlier process to release the lock of the folder.
     """
 

@@ -388,8 +388,8 @@ def load_run(
 
     Args:
         folder: folder of the run.
-        trust: additional packages that `target` may name. None allows all packages; it is meant for callers that do not
-            build the classes of the run.
+        trust: packages that the `target` keys of the YAML may name, in addition to Maskfold's own list. None allows all
+            packages; it is meant for callers that do not build the classes of the run.
         overrides: `key=value` strings that replace values of the run's YAML, e.g. `competition.root=/elsewhere`.
         check_edits: whether to check that the run's YAML and tables were not edited, see `check_not_edited`.
 

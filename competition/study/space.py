@@ -30,7 +30,7 @@ class ExperimentSource(NamedTuple):
     Attributes:
         file: YAML file of the experiment.
         overrides: `key=value` overrides of the command line.
-        trust: additional packages that `target` may name.
+        trust: packages that the `target` keys of the YAML may name, in addition to Maskfold's own list.
     """
 
     file: Path

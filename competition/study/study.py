@@ -331,8 +331,8 @@ def _wait_for_others(session: StudySession, context: Context) -> bool:
 
     running = sum(trial.state.name == "RUNNING" for trial in session.trials)
     context.say(
-        f"this process has no trial to run; it waits for {format_count(running, 'trial')} in other processes, to "
-        "repeat a trial whose process dies"
+        f"this process has no trial to run; it waits for {format_count(running, 'trial')} in other processes, and "
+        "repeats a trial if the trial's process dies"
     )
     before = len(session.finished)
     deadline = time.monotonic() + HEARTBEAT_GRACE + 2 * HEARTBEAT_INTERVAL

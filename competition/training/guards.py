@@ -303,8 +303,8 @@ def oom_as_error(doing: str) -> Iterator[None]:
         problem = "A loader process was killed, probably because memory ran out," if loader_killed else "Memory ran out"
         raise MaskfoldError(
             f"{problem} while {doing}: {error_in_one_line(error)}.",
-            f"{HOST_MEMORY_HINT}. You can also set prepare.cache_gib, or lower training.batch_size, "
-            "inference.batch_size or patch.size.",
+            f"{HOST_MEMORY_HINT}. You can also limit the memory for prepared cases, e.g. with prepare.cache_gib=4, or "
+            "lower training.batch_size, inference.batch_size or patch.size.",
         ) from error
 
 

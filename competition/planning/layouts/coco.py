@@ -223,8 +223,9 @@ def convert_coco(layout: Layout, name: str) -> Layout:
     followed by `-maskfold`. The data's own folder is not changed.
 
     Args:
-        layout: the layout.
-        name: the competition's name, which the names of the tables contain: a folder may have several COCO files.
+        layout: layout of a folder with a COCO file.
+        name: the competition's name. The file name of each table contains it, so that the tables of several COCO files
+            in one folder do not overwrite each other.
 
     Raises:
         MaskfoldError: an outline or the size of an image is invalid (exit status 2), or the folder cannot be written.

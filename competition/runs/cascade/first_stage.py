@@ -31,8 +31,8 @@ def open_first_stage(exp: Experiment, trust: tuple[str, ...] | None = ()) -> Run
 
     Args:
         exp: an experiment with the key `first_stage`, whose value is a folder.
-        trust: additional packages that `target` may name. None allows all packages; it is meant for callers that do not
-            build the classes of the run.
+        trust: packages that the `target` keys of the YAML may name, in addition to Maskfold's own list. None allows all
+            packages; it is meant for callers that do not build the classes of the run.
 
     Raises:
         MaskfoldError: the folder does not exist, does not belong to a run, or was edited. Or the run was imported,

@@ -121,10 +121,11 @@ def _are_classes(host: HostFolder, masks: list[Series]) -> bool:
 
 
 def _combined_of(host: HostFolder, masks: list[Series]) -> Series | None:
-    """Return the series of label files that contain all classes, if each other series is one class; otherwise None.
+    """Return the one series whose label files contain all classes; None if there is no such series.
 
-    This must be the only series with several label values. In addition, its files must have a name such as `all_labels`
-    or `segmentation`, or repeat the masks of the other series.
+    Every other series must be the masks of a single class, so the returned series is the only one with several label
+    values. In addition, its files must have a name such as `all_labels` or `segmentation`, or repeat the masks of the
+    other series.
     """
     if len(masks) < 3:
         return None
