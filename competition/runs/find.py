@@ -33,7 +33,8 @@ def find_run(
 
     Args:
         name: one of: the path of an experiment's YAML, which means the experiment's latest run whose folds are all
-            finished; a run's folder; `experiment/hash`; a hash or its first digits; the name of an experiment with a single run.
+            finished; a run's folder; `experiment/hash`; a hash or its first digits; the name of an experiment with a
+            single run.
         overrides: `key=value` strings that replace values of the YAML, e.g. `competition.root=/elsewhere`.
         trust: packages that the `target` keys of the YAML may name, in addition to Maskfold's own list.
         say: function that receives a note if the YAML or the user's own code has changed since the run was started.
