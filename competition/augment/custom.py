@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,32 @@ def build_explicit_transforms(
     return [build(item, f"augment.transforms.{index}") for index, item in enumerate(augment.transforms or ())]
 
 
+@contextmanager
+def transform_errors(transform: Any, index: int, shape: tuple[int, ...]) -> Iterator[None]:
+    """Convert an exception that a transform of `augment.transforms` raises to a `MaskfoldError` that names the key.
+
+    Args:
+        transform: the transform.
+        index: number of the transform in `augment.transforms`.
+        shape: shape of the image that is transformed, for the message.
+
+    Raises:
+        MaskfoldError (exit status 2): the block raised another exception than `MaskfoldError` and `MemoryError`.
+    """
+    try:
+        yield
+    except (MaskfoldError, MemoryError):
+        raise
+    except Exception as error:  # transforms raise errors of any type, also from libraries that they use
+        key, reason = f"augment.transforms.{index}", " ".join(str(error).split())[:200].rstrip(".")
+        raise MaskfoldError(
+            f"{key}: {type(transform).__name__} cannot transform an image of the shape {shape}: "
+            f"{type(error).__name__}: {reason}.",
+            f"Change {key}.args, or remove {key}.",
+            status=2,
+        ) from error
+
+
 def _nested(child: Any, key: str) -> TargetConfig:
     if not isinstance(child, dict) or "target" not in child or not set(child) <= {"target", "args"}:
         raise MaskfoldError(
@@ -126,17 +153,25 @@ class MonaiTransforms:
             The augmented image (float32) and mask (uint8), with the same shapes as the arguments.
 
         Raises:
-            MaskfoldError (exit status 2): a transform changes the shape.
+            MaskfoldError (exit status 2): a transform fails, returns several patches, or changes the shape.
         """
         data: dict[str, Any] = {
             "image": torch.from_numpy(np.array(image)),
             "mask": torch.from_numpy(mask.astype(np.float32)),
         }
         seeds = np.random.SeedSequence(seed).generate_state(max(len(self.transforms), 1), np.uint32)
-        for transform, child_seed in zip(self.transforms, seeds, strict=False):
+        for index, (transform, child_seed) in enumerate(zip(self.transforms, seeds, strict=False)):
             if isinstance(transform, Randomizable):
                 transform.set_random_state(seed=int(child_seed))  # a Compose passes its seed to the transforms in it
-            data = transform(data)
+            with transform_errors(transform, index, image.shape):
+                data = transform(data)
+            if not isinstance(data, dict):
+                raise MaskfoldError(
+                    f"augment.transforms.{index}: {type(transform).__name__} returns several patches, expected one.",
+                    "Replace it by a transform that returns one patch, such as RandSpatialCropd. patch.foreground sets "
+                    "the share of patches that are centred on foreground.",
+                    status=2,
+                )
         result = np.asarray(data["image"], np.float32), np.asarray(data["mask"]).round().astype(np.uint8)
         for name, array, expected in (("image", result[0], image.shape), ("mask", result[1], mask.shape)):
             if array.shape != expected:

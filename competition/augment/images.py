@@ -19,7 +19,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
 import cv2
 
-from competition.augment.custom import build_explicit_transforms
+from competition.augment.custom import build_explicit_transforms, transform_errors
 from competition.augment.presets import IMAGE_PRESETS, ImagePreset, preset_flips
 from competition.config.experiment import AugmentConfig
 from competition.context import Context
@@ -70,12 +70,16 @@ class ImageAugment:
             The augmented image and mask, of the same shapes and dtypes.
 
         Raises:
-            MaskfoldError (exit status 2): a transform in `augment.transforms` changes the shape or the dtype.
+            MaskfoldError (exit status 2): a transform in `augment.transforms` fails, or changes the shape or the dtype.
         """
         data = {"image": np.ascontiguousarray(image), "mask": np.ascontiguousarray(mask)}
         children = np.random.SeedSequence(seed).generate_state(max(len(self.transforms), 1), np.uint64)
-        for transform, child in zip(self.transforms, children, strict=False):
-            if self.is_explicit_list or is_applicable(transform, image.shape):
+        for index, (transform, child) in enumerate(zip(self.transforms, children, strict=False)):
+            if self.is_explicit_list:
+                reseed(transform, int(child))
+                with transform_errors(transform, index, image.shape):
+                    data = transform(**data)
+            elif is_applicable(transform, image.shape):
                 reseed(transform, int(child))
                 data = transform(**data)
         if type(data["image"]) is not np.ndarray or data["image"].dtype != image.dtype:

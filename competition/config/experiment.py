@@ -121,6 +121,8 @@ class ExtraCasesConfig(ConfigModel):
                     f"`extra.classes` maps a class to {name}, expected a class of this competition: "
                     f"{', '.join(comp.classes)}"
                 )
+        if not mapping and self.classes:
+            return "`extra.classes` maps every class to null, expected at least one class of this competition"
         if not mapping:
             return (
                 f"`extra` has no class of this competition: found the classes {', '.join(extra.classes)}, expected any "
@@ -151,7 +153,7 @@ class FoldsConfig(ConfigModel):
     shares: list[UnitInterval] | None = None  # holdout: [train, validation] or [train, validation, test]
     file: str | None = None  # a CSV with columns id, fold
     # None: all folds; full: one fit on all cases.
-    run: list[Annotated[int, Field(ge=0)]] | Literal["full"] | None = None
+    run: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | Literal["full"] | None = None
     # Which images stay in one fold: those with equal pixels, or also near-duplicates, including mirrored and rotated
     # copies.
     duplicates: Literal["exact", "near"] = "exact"

@@ -18,8 +18,10 @@ from competition.config.competition import Competition
 from competition.config.experiment import Experiment, TargetConfig
 from competition.config.instantiate import check_import_path
 from competition.config.messages import format_validation_error
+from competition.config.metric import METRICS
 from competition.config.postprocess import load_own_step
 from competition.config.yaml import (
+    COMMAND_LINE,
     FLOAT_PATTERN,
     TAG_PREFIX,
     KeyPath,
@@ -36,6 +38,17 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 MAX_RUN_NAME_BYTES = 200
 # Keys of a competition that may name a CSV next to the YAML
 CASE_FILES: tuple[KeyPath, ...] = (("train", "cases"), ("train", "exclude"), ("train", "weights"), ("test", "cases"))
+
+# Keys that apply to one value of another key only: for each key, the other key and this value.
+DEPENDENT_KEYS: dict[KeyPath, tuple[KeyPath, str]] = {
+    ("folds", "file"): (("folds", "scheme"), "file"),
+    ("folds", "shares"): (("folds", "scheme"), "holdout"),
+    ("prepare", "window"): (("prepare", "intensity"), "window"),
+    ("prepare", "percentiles"): (("prepare", "intensity"), "percentile"),
+    ("schedule", "factor"): (("schedule", "name"), "plateau"),
+    ("schedule", "patience"): (("schedule", "name"), "plateau"),
+    ("schedule", "power"): (("schedule", "name"), "poly"),
+}
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] | None = ()) -> Experiment:
@@ -88,6 +101,8 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = (), trust: Sequ
     if trust is not None:
         _load_own_steps(document, trust)
     exp = _validate(Experiment, document)
+    _check_dependent_keys(exp, document)
+    _check_metric_name(exp, document)
     _check_run_name(file, exp.competition.name)
     if trust is not None:
         _check_trust(exp, document, trust)
@@ -333,6 +348,55 @@ def _load_own_steps(document: YamlDocument, trust: Sequence[str]) -> None:
                 place = document.locate((*list_key, number, "target"))
                 name = ".".join(map(str, (*list_key, number)))
                 load_own_step(step["target"], step.get("args"), f"{place}: {name}", trust)
+
+
+def _check_dependent_keys(exp: Experiment, document: YamlDocument) -> None:
+    """Check that each key that the user set has an effect, e.g. `folds.file`, which applies to `folds.scheme: file`.
+
+    A key may be without effect if the other key is set too. For example, an experiment may replace the `intensity` of
+    its base, or a study may search it. But a key on the command line must have an effect, unless the command line also
+    sets the other key.
+
+    Raises:
+        MaskfoldError (exit status 2): a key has no effect.
+    """
+    space = exp.study.space if exp.study is not None else {}
+    for key, (other, required) in DEPENDENT_KEYS.items():
+        place, other_place = document.locations.get(key), document.locations.get(other)
+        found, name = getattr(getattr(exp, str(other[0])), str(other[1])), ".".join(map(str, other))
+        if place is None or _value(document, key)[1] is None or found == required or name in space:
+            continue
+        if other_place is not None and (place.line is not None or other_place.line is None):
+            continue
+        dotted = ".".join(map(str, key))
+        raise MaskfoldError(
+            f"{place}: {dotted} has no effect, because it applies only to {name}: {required}, but {name} is {found}.",
+            f"Set {name} to {required}, or remove {dotted}.",
+            status=2,
+        )
+
+
+def _check_metric_name(exp: Experiment, document: YamlDocument) -> None:
+    """Check that `metric.name` selects the metric if it replaces a value of the base or of the competition's YAML.
+
+    With `metric.target` or `metric.sum`, the name is only a label. So `competition.metric.name=iou` on the command line
+    would change the label of the score, but not the score.
+
+    Raises:
+        MaskfoldError (exit status 2): the name is only a label.
+    """
+    metric, section = exp.competition.metric, ("competition", "metric")
+    other = "sum" if metric.sum is not None else "target"
+    place, other_place = document.locations.get((*section, "name")), document.locations.get((*section, other))
+    if getattr(metric, other) is None or place is None or other_place is None or metric.name not in METRICS.names():
+        return
+    if place.file != other_place.file and place.file in (COMMAND_LINE.file, document.file) and other_place.line:
+        raise MaskfoldError(
+            f"{place}: competition.metric.name: {metric.name} would be only a label, because "
+            f"competition.metric.{other} ({other_place}) selects the metric.",
+            f"To score with {metric.name}, also set competition.metric.{other} to null.",
+            status=2,
+        )
 
 
 def _metric_key(above: KeyPath, section: str) -> KeyPath:

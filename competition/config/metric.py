@@ -369,10 +369,12 @@ def sum_direction(terms: Sequence[tuple[float, str, Direction]]) -> Direction:
     Raises:
         ValueError: a higher sum is better for one term and worse for another.
     """
-    signs = {name: direction.value * (1 if weight > 0 else -1) for weight, name, direction in terms}
     values = [direction.value * (1 if weight > 0 else -1) for weight, _, direction in terms]
     if len(set(values)) > 1:
-        rising, falling = (join_names([name for name, sign in signs.items() if sign == side]) for side in (1, -1))
+        rising, falling = (
+            join_names(list(dict.fromkeys(name for (_, name, _), value in zip(terms, values) if value == side)))
+            for side in (1, -1)
+        )
         raise ValueError(
             f"a higher sum is better for {rising} and worse for {falling}; give a negative weight to each term "
             "whose lower scores are better, such as `{name: hd95, weight: -0.01}`"

@@ -341,11 +341,15 @@ def _custom_profile(comp: Competition) -> Profile:
 def _order_columns(comp: Competition, names: tuple[str, ...]) -> tuple[str, ...]:
     """Return the names of columns in the order of the sample submission's header.
 
-    If there is no sample submission, or if its header has other columns, return `names` unchanged.
+    If there is no sample submission, if it is no CSV (for example, a zip file), or if its header has other columns,
+    return `names` unchanged. The commands that read the rows of the sample submission report such a file.
     """
     path = Path(comp.root) / str(comp.submission.sample)
     if comp.submission.sample is None or not path.is_file():
         return names
-    with open(path, encoding="utf-8-sig", newline="") as stream:
-        header = tuple(next(csv.reader(stream), []))
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as stream:
+            header = tuple(next(csv.reader(stream), []))
+    except (csv.Error, UnicodeError):
+        return names
     return header if set(header) == set(names) else names

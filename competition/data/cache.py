@@ -266,9 +266,20 @@ def _shared_key_parts(exp: Experiment) -> dict[str, Any]:
         "rle": _rle_settings(comp) if comp.train.rle else None,
         **({"exif": "apply"} if comp.applies_exif else {}),
         **({"background": comp.background} if comp.background else {}),
+        **_order_of_mask_patterns(comp),
     }
     _last_parts = exp, parts
     return parts
+
+
+def _order_of_mask_patterns(comp: Competition) -> dict[str, Any]:
+    """Return the order of the classes in `train.masks`, as a part of the cache key, if it is not that of `classes`.
+
+    The hash of a case covers its mask files in the order of `train.masks`, but not which class each file has. Without
+    this part, a user who exchanges the classes of two patterns would get the old masks.
+    """
+    masks = comp.train.masks
+    return {"masks": list(masks)} if isinstance(masks, dict) and list(masks) != comp.classes else {}
 
 
 def _rle_settings(comp: Competition) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from competition.data.patterns import (
     match_files,
     matches_many_files,
 )
+from competition.data.readers import extension_of
 from competition.data.rle.tables import assign_rows
 from competition.data.selection import SkippedCases, select_test_cases, select_training_cases
 from competition.errors import MaskfoldError
@@ -65,9 +66,8 @@ def find_images(comp: Competition, split: str, skipped: SkippedCases) -> dict[st
             _check_single_pattern(patterns, key)
             channels = match_channels(Path(comp.root), pattern, key)
             patterns = dict.fromkeys(channels, pattern)
-    if split == "train":
-        for cases in channels.values():
-            _drop_masks(comp, cases)
+    for cases in channels.values():
+        _drop_masks(comp, split, cases)
     channels = {name: drop_undecodable(cases, key, Path(comp.root), skipped) for name, cases in channels.items()}
     ids = sorted(set().union(*channels.values()))
     check_ids_differ_by_more_than_case(ids, key)
@@ -98,25 +98,39 @@ def find_images(comp: Competition, split: str, skipped: SkippedCases) -> dict[st
     return {case_id: images for case_id, images in images_of.items() if case_id not in skipped.reasons}
 
 
-def _drop_masks(comp: Competition, cases: dict[str, CaseFiles]) -> None:
-    """Remove label files from `cases`, because an image pattern such as `{id}.png` also matches `a_mask.png`."""
-    masks, region = comp.train.masks, comp.train.region
-    case_of = {case.paths[0]: case_id for case_id, case in cases.items() if case.paths}
-    patterns = list(masks.values()) if isinstance(masks, dict) else [masks] if masks else []
-    for pattern in [*patterns, *([region] if region else [])]:
+def _drop_masks(comp: Competition, split: str, cases: dict[str, CaseFiles]) -> None:
+    """Remove mask files from `cases`, because an image pattern such as `{id}.png` also matches `a_mask.png`."""
+    if split == "train":
+        patterns = [*list_patterns(comp.train.masks), *list_patterns(comp.train.region)]
+    else:
+        patterns = list_patterns(comp.test.region if comp.test is not None else None)
+    case_of = {
+        _with_lower_extension(path): case_id
+        for case_id, case in cases.items()
+        for path in [*case.paths[:1], *(item.path for item in case.slices)]
+    }
+    for pattern in patterns:
         if "*" in pattern:
             _drop_matches(comp, pattern, cases, case_of)
             continue
         for case_id in list(cases):
-            mask = case_of.get(pattern.replace("{id}", case_id))
-            if mask is not None and mask != case_id:
-                cases.pop(mask, None)
+            for z in [item.z for item in cases[case_id].slices] if case_id in cases and "{z}" in pattern else [""]:
+                path = pattern.replace("{id}", case_id).replace("{z}", z)
+                mask = case_of.get(_with_lower_extension(path))
+                if mask is not None and mask != case_id:
+                    cases.pop(mask, None)
+
+
+def _with_lower_extension(path: str) -> str:
+    """Return a path with its extension in lower case, because patterns match extensions in any case."""
+    extension = extension_of(path)
+    return path[: len(path) - len(extension)] + extension
 
 
 def _drop_matches(comp: Competition, pattern: str, cases: dict[str, CaseFiles], case_of: dict[str, str]) -> None:
     """Remove from `cases` each image that a mask pattern with `*`, such as `*/{id}_mask.png`, gives to another case.
 
-    `case_of` maps the path of each image to its id.
+    `case_of` maps the path of each image, with its extension in lower case, to the image's id.
     """
     try:
         masks = match_files(Path(comp.root), pattern, "train.masks")
@@ -124,7 +138,7 @@ def _drop_matches(comp: Competition, pattern: str, cases: dict[str, CaseFiles], 
         return
     for case_id, paths in masks.items():
         for path in paths if case_id in cases else ():
-            other = case_of.get(path)
+            other = case_of.get(_with_lower_extension(path))
             if other is not None and other != case_id:
                 cases.pop(other, None)
 
@@ -247,10 +261,18 @@ def _find_instances(
             match_files(Path(comp.root), pattern, "train.masks"), "train.masks", Path(comp.root), skipped
         )
         _skip_masks_without_image(comp, list(paths_of), images, f"train.masks `{pattern}`", skipped)
+        in_own_folder = "{id}" in pattern.rpartition("/")[0]
         _skip_all(
-            [case_id for case_id in images if case_id not in paths_of],
-            f"has an image ({{image}}) but no folder of masks: nothing matches train.masks `{pattern}`",
-            "Add the folder; it may be empty if the case has no object. Or set competition.on_bad_case=skip.",
+            [case_id for case_id in images if case_id not in paths_of and comp.train.missing_masks == "error"],
+            f"has an image ({{image}}) but no {'folder of masks' if in_own_folder else 'mask'}: nothing matches "
+            f"train.masks `{pattern}`",
+            (
+                "Add the folder; it may be empty if the case has no object."
+                if in_own_folder
+                else "Add the masks. If the case has no object, put the masks of each case into a folder of its own, "
+                "such as masks/{id}/*.png; the folder may be empty."
+            )
+            + " Or set competition.on_bad_case=skip.",
             skipped,
             images,
         )

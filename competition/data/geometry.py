@@ -429,6 +429,8 @@ def resample_labels(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     source = np.ascontiguousarray(mask)
     if source.shape == tuple(shape):
         return source
+    if source.dtype != np.uint8:  # object numbers: a share for each of thousands of them would take too long
+        return resample_nearest(source, shape)
     import torch
     import torch.nn.functional as functional
 
@@ -436,8 +438,6 @@ def resample_labels(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         nearest = functional.interpolate(_tensor(source)[None, None], size=tuple(shape), mode="nearest-exact")[
             0, 0
         ].numpy()
-    if source.dtype != np.uint8:  # object numbers: a share for each of thousands of them would take too long
-        return nearest.astype(source.dtype)
     labels, best = nearest.copy(), np.zeros(shape, np.float32)
     for value in _label_values(source):
         share = resample(source == value, tuple(shape))
@@ -448,10 +448,21 @@ def resample_labels(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return labels
 
 
+def resample_nearest(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Resample an array (*spatial) of any dtype to another grid: each new voxel gets the value of the nearest old one.
+
+    torch does not resample integers of more than 8 bits.
+    """
+    indices = [(2 * np.arange(new) + 1) * old // (2 * new) for old, new in zip(array.shape, shape, strict=True)]
+    return array[np.ix_(*indices)]
+
+
 def _tensor(array: np.ndarray) -> Any:
     import torch
 
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    # A flipped axis of length 1 keeps its negative stride even in a contiguous array, which torch does not accept.
+    is_usable = array.flags.writeable and min(array.strides) >= 0
+    return torch.from_numpy(array if is_usable else array.copy())
 
 
 def _label_values(mask: np.ndarray) -> list[int]:

@@ -13,6 +13,7 @@ from competition import large_arrays
 from competition.config.axes import rle_counts_in_pictures
 from competition.config.competition import Competition
 from competition.data.content.open_once import file_below
+from competition.data.geometry import resample_nearest
 from competition.data.objects import CaseObjects, HiddenPixels, crop_hidden, find_covered, hidden_at
 from competition.data.patterns import match_cases
 from competition.data.readers import display_name, extension_of, get_column, get_json, read_case_labels, row_axes
@@ -324,19 +325,13 @@ def _decode_rows(
         if objects.shape != shape:
             whole = np.zeros(objects.shape, bool)
             whole[part.box] = part.mask
-            whole = _resize_nearest(whole, shape)
+            whole = resample_nearest(whole, shape)
             if not whole.any():  # a smaller grid may lose a few pixels
                 continue
             part = crop_hidden(number, whole)
         hidden.append(part._replace(box=part.box[::-1], mask=part.mask.T) if in_pictures else part)
-    objects = objects if objects.shape == shape else _resize_nearest(objects, shape)
+    objects = objects if objects.shape == shape else resample_nearest(objects, shape)
     return large_arrays.copy(objects.T) if in_pictures else objects, tuple(hidden)
-
-
-def _resize_nearest(objects: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Resize objects to another grid of the same image: each new pixel gets the number of the nearest old pixel."""
-    indices = [(2 * np.arange(new) + 1) * old // (2 * new) for old, new in zip(objects.shape, shape, strict=True)]
-    return objects[np.ix_(*indices)]
 
 
 def _read_label_file(
@@ -362,7 +357,16 @@ def _outside_region(comp: Competition, row: Any, masks: dict[str, Any], shape: t
     if masks.get("region") is None:
         return None
     region = _read_label_file(comp, masks["region"], shape, get_column(row, "id"), row_axes(comp, row))
-    outside: np.ndarray = region < (comp.train.threshold or 1)
+    return _is_outside(comp, region)
+
+
+def _is_outside(comp: Competition, region: np.ndarray) -> np.ndarray:
+    """Return a bool mask of the pixels outside a region mask (*spatial): those below `train.threshold`, or of value 0.
+
+    The threshold does not apply to a region mask of 0 and 1, which is no JPEG.
+    """
+    threshold = comp.train.threshold if comp.train.threshold is not None and region.max() > 1 else 1
+    outside: np.ndarray = region < threshold
     return outside
 
 
@@ -399,8 +403,7 @@ def unpredicted_pixels(comp: Competition, row: Any) -> np.ndarray | None:
             "Add the file, or set competition.test.region=null to predict the whole images.",
         )
     region = _read_label_file(comp, files, tuple(get_json(row, "shape")), row.id, row_axes(comp, row))
-    outside: np.ndarray = region < (comp.train.threshold or 1)
-    return outside
+    return _is_outside(comp, region)
 
 
 # Label values to classes

@@ -101,8 +101,8 @@ def _listed_ids(comp: Competition, cases: str | list[str], key: str) -> tuple[li
     if not isinstance(cases, str):
         return list(cases), key
     path = _find(comp, cases)
-    table = read_csv(path, {"train.columns.id": comp.train.columns.id})
-    return table[comp.train.columns.id].tolist(), f"{key} ({path})"
+    table, column = _read(comp, path)
+    return table[column].tolist(), f"{key} ({path})"
 
 
 def excluded_ids(comp: Competition, ids: Iterable[str]) -> set[str]:
@@ -123,7 +123,7 @@ def excluded_ids(comp: Competition, ids: Iterable[str]) -> set[str]:
         found, source = set(listed), "train.exclude"
     else:
         path = _find(comp, listed)
-        table, column, source = _read(comp, path), comp.train.columns.id, f"train.exclude ({path})"
+        (table, column), source = _read(comp, path), f"train.exclude ({path})"
         marked = table if EXCLUDE not in table.columns else table[_marks(table, path)]
         found = set(marked[column])
     _check_known(found, ids, source)
@@ -150,8 +150,8 @@ def case_weights(comp: Competition, ids: Iterable[str]) -> dict[str, str]:
         path = _find(comp, listed)
         source = f"train.weights ({path})"
         texts = {}
-        table = _read(comp, path, WEIGHT)
-        for case, text in zip(table[comp.train.columns.id], table[WEIGHT], strict=True):
+        table, column = _read(comp, path, WEIGHT)
+        for case, text in zip(table[column], table[WEIGHT], strict=True):
             if text.strip():
                 texts.setdefault(case, []).append(text.strip())
     if comp.train.cases is None:  # with a selection, the table may have weights of other cases
@@ -197,9 +197,17 @@ def _find(comp: Competition, name: str) -> Path:
     return Path(comp.root) / path if not path.exists() and (Path(comp.root) / path).exists() else path
 
 
-def _read(comp: Competition, path: Path, *columns: str) -> pandas.DataFrame:
-    needed = {"train.columns.id": comp.train.columns.id, **{name: name for name in columns}}
-    return read_csv(path, needed)
+def _read(comp: Competition, path: Path, *columns: str) -> tuple[pandas.DataFrame, str]:
+    """Read a CSV of ids, and return its table and the name of the column with the ids.
+
+    This is the column that `train.columns.id` names, or `id` if the CSV has no such column, because that key describes
+    the table of run lengths, and the CSV of a review has the column `id`.
+    """
+    table = read_csv(path, {name: name for name in columns})
+    column = comp.train.columns.id
+    if column in table.columns or "id" not in table.columns:
+        return read_csv(path, {"train.columns.id": column}), column
+    return table, "id"
 
 
 def _marks(table: pandas.DataFrame, path: Path) -> list[bool]:

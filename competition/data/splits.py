@@ -67,7 +67,9 @@ def split(
     if folds.scheme not in ("file", "holdout") and len(cases) > 1 and len(set(groups)) == 1:
         raise _one_group(cases, comp, folds)
     if folds.scheme == "file":
-        numbers = folds_from_file(Path(str(folds.file)), cases["id"].tolist(), table.attrs.get("excluded", []))
+        left_out = [*table.attrs.get("excluded", []), *(case_id for case_id, _ in table.attrs.get("skipped", []))]
+        is_selection = comp.train.cases is not None
+        numbers = folds_from_file(Path(str(folds.file)), cases["id"].tolist(), left_out, is_selection)
     elif folds.scheme == "holdout":
         numbers = _holdout(groups, folds.shares or [0.8, 0.2], seed)
     elif folds.scheme in ("kfold", "group"):
@@ -455,19 +457,21 @@ def read_folds(path: str | Path) -> pandas.DataFrame:
     return pandas.DataFrame(rows, columns=["line", "id", "fold", "group"]).drop(columns="line")
 
 
-def folds_from_file(path: Path, ids: list[str], excluded: Sequence[str] = ()) -> list[int]:
+def folds_from_file(path: Path, ids: list[str], excluded: Sequence[str] = (), is_selection: bool = False) -> list[int]:
     """Read the fold of each case from a file that lists each case exactly once.
 
     Args:
         path: the file.
         ids: ids of the cases.
         excluded: ids of other cases, whose rows are ignored.
+        is_selection: whether `ids` are only the cases that `train.cases` lists. If so, the rows of all other cases are
+            ignored.
 
     Raises:
         MaskfoldError: a case is missing or unknown, or there is no case to train on or to validate (exit status 2).
     """
-    ignored = set(excluded)
-    rows = [row for row in _read_rows(path) if row[1] not in ignored]
+    ignored, known = set(excluded), set(ids)
+    rows = [row for row in _read_rows(path) if row[1] not in ignored and (row[1] in known or not is_selection)]
     fold_of = {case_id: fold for _, case_id, fold, _ in rows}
     missing = [case_id for case_id in ids if case_id not in fold_of]
     if missing:
@@ -476,7 +480,6 @@ def folds_from_file(path: Path, ids: list[str], excluded: Sequence[str] = ()) ->
             "Add a row for every case.",
             status=2,
         )
-    known = set(ids)
     for line, case_id, _, _ in rows:
         if case_id not in known:
             raise MaskfoldError(

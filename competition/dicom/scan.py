@@ -477,15 +477,20 @@ def name_patients(series: list[Series]) -> dict[str, str]:
 
     Returns:
         The cleaned PatientID by SeriesInstanceUID. If two PatientIDs are equal after cleaning, six hash digits are
-        appended. If the PatientID is empty, or contains the patient's name or a date, the name is `patient_` and six
-        hash digits of the PatientID. If there is no PatientID, the digits are a hash of the study's UID.
+        appended. If the PatientID is empty, or contains the name or a date of a series of this patient, the name is
+        `patient_` and six hash digits of the PatientID. If there is no PatientID, the digits are a hash of the study's
+        UID.
     """
     originals = {item.uid: item.header.patient_id or item.header.study_uid for item in series}
+    # All series of a patient have the same name, even if only one of them has the date that the PatientID contains.
+    patterns: dict[str, set[str]] = {}
+    for item in series:
+        patterns.setdefault(item.header.patient_id, set()).update(item.private_patterns)
     names = {}
     for item in series:
         patient_id = item.header.patient_id
         name = _clean(patient_id)
-        if not name or contains_private(patient_id, item.private_patterns) or "^" in patient_id:
+        if not name or contains_private(patient_id, patterns[patient_id]) or "^" in patient_id:
             name = f"patient_{_short_hash(originals[item.uid])}"
         names[item.uid] = name
     originals_of_name: dict[str, set[str]] = {}

@@ -160,9 +160,9 @@ class MaskBuilder:
             merged = [self._label_map.labels[value] for value, count in Counter(values.values()).items() if count > 1]
             notes += [f"several segments have the label `{label}`, so they were merged" for label in merged]
             paint_segments(segmentation, canvas, values)
-        if canvas.overlap_count:
+        if overlap_count := int(canvas.overlaps.sum()):
             notes.append(
-                f"voxels in more than one segment: {canvas.overlap_count:,}; each of them gets the segment with the "
+                f"voxels in more than one segment: {overlap_count:,}; each of them gets the segment with the "
                 "larger fraction or, if the fractions are equal, with the higher value"
             )
         return _new_mask(image, canvas.mask, [item.instance.series_uid for item in segmentations], notes)
@@ -408,15 +408,16 @@ class MaskCanvas:
     Attributes:
         grid: grid of the image.
         mask: (X, Y, Z) uint8, label values.
-        overlap_count: number of times that a segment was painted on a voxel of another segment.
+        overlaps: (X, Y, Z) bool, voxels in more than one segment.
     """
 
     grid: Grid
     mask: np.ndarray = field(init=False)
-    overlap_count: int = 0
+    overlaps: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         self.mask = np.zeros(self.grid.shape, np.uint8)
+        self.overlaps = np.zeros(self.grid.shape, bool)
         self._fraction = np.zeros(self.grid.shape, np.float32)
 
     def set_voxels(self, voxels: np.ndarray, value: int, fraction: np.ndarray | float = 1.0) -> None:
@@ -428,7 +429,7 @@ class MaskCanvas:
         """
         index = tuple(voxels.T)
         old_value, old_fraction = self.mask[index], self._fraction[index]
-        self.overlap_count += int(((old_value != 0) & (old_value != value)).sum())
+        self.overlaps[index] |= (old_value != 0) & (old_value != value)
         wins = (fraction > old_fraction) | ((fraction == old_fraction) & (value > old_value))
         self.mask[index] = np.where(wins, value, old_value)
         self._fraction[index] = np.where(wins, fraction, old_fraction)

@@ -176,10 +176,12 @@ class _RunNetworks:
                 pass
 
     def predict(self, case: PreprocessedCase) -> Prediction:
-        if (channels := case.image.shape[0]) != self.channels:
+        if case.image.shape[0] != self.channels:
+            # the channels of the image, without those that the first stage adds
+            channels, expected = (n - self.run.exp.first_stage_channels for n in (case.image.shape[0], self.channels))
             raise MaskfoldError(
-                f"Case {case.id} has {format_count(channels, 'channel')}, expected {self.channels}, as in training.",
-                f"Use images with {format_count(self.channels, 'channel')}. Or train a run with prepare.channels set "
+                f"Case {case.id} has {format_count(channels, 'channel')}, expected {expected}, as in training.",
+                f"Use images with {format_count(expected, 'channel')}. Or train a run with prepare.channels set "
                 "to grey or rgb.",
             )
         if self.networks:

@@ -12,7 +12,7 @@ import numpy as np
 from competition.context import Context
 from competition.data.content.unchanged import load_unchanged_mask, load_unchanged_objects
 from competition.inference.masks import to_masks
-from competition.metrics.bootstrap import ScoreGain, cv_score, paired_gain
+from competition.metrics.bootstrap import ScoreGain, classes_of, cv_score, paired_gain
 from competition.metrics.scoring import score_case
 from competition.postprocessing.evaluation import scoring_pool, shared_case_rows
 from competition.process import ProcessPool
@@ -39,9 +39,11 @@ class FittedWeights:
         single: score of each run alone.
         equal: score with equal weights.
         best: score of `best_weights` on the cases on which they were fitted; too optimistic.
-        nested: score over all cases, where each fold uses the weights that were fitted on the other folds.
+        nested: score over all cases, where each fold uses the weights that were fitted on the other folds. If all cases
+            are in one fold, no weights can be fitted on other folds, so this is the score with equal weights.
         gain: improvement of `nested` over `equal`, with its 95 % interval.
         fold_weights: for each fold, the weights that were fitted on the other folds. Empty if equal weights are used.
+        one_fold: whether all cases are in one fold.
     """
 
     weights: Weights
@@ -52,6 +54,7 @@ class FittedWeights:
     nested: float
     gain: ScoreGain
     fold_weights: dict[int, Weights]
+    one_fold: bool = False
 
     def report_lines(self, names: Sequence[str]) -> list[str]:
         """Return the result as lines for the user.
@@ -63,14 +66,22 @@ class FittedWeights:
         best = ", ".join(f"{weight:g}" for weight in self.best_weights)
         if self.weights == self.best_weights:
             verdict = "equal weights are the best" if len(set(self.best_weights)) == 1 else "fitted weights are used"
+        elif self.one_fold:
+            verdict = (
+                "equal weights are used, because all cases are in one fold, so there are no other cases on which the "
+                "fitted weights could be tested"
+            )
         else:
             verdict = "equal weights are used, because the gain of the fitted weights is not significant"
+        nested = (
+            f"; nested score {self.nested:.4f} (gain {self.gain.value:+.4f} over equal weights, 95 % interval "
+            f"{self.gain.low:+.4f} to {self.gain.high:+.4f})"
+        )
         return [
             f"each run alone: {single}",
             (
                 f"score with equal weights {self.equal:.4f}; best score on all cases {self.best:.4f}, with the "
-                f"weights {best}; nested score {self.nested:.4f} (gain {self.gain.value:+.4f} over equal weights, "
-                f"95 % interval {self.gain.low:+.4f} to {self.gain.high:+.4f}): {verdict}"
+                f"weights {best}{'' if self.one_fold else nested}: {verdict}"
             ),
         ]
 
@@ -89,7 +100,7 @@ def fit_weights(
     post-processing.
 
     The search uses all cases. For the nested score, the search is repeated once per fold, without the cases of this
-    fold.
+    fold. If all cases are in one fold, equal weights are used.
 
     Args:
         ensemble: the runs; their current weights are ignored.
@@ -119,28 +130,32 @@ def fit_weights(
                 context.say(f"scored {len(tables)} combinations of weights of {count} runs")
 
         def best(fold: int | None) -> Weights:
-            def value(point: Weights) -> float:
-                table = tables[point]
-                return cv_score(table if fold is None else table[table["fold"] != fold], metric)
+            used = {point: table if fold is None else table[table["fold"] != fold] for point, table in tables.items()}
+            counted = classes_of(*used.values())
 
-            return max(tables, key=lambda point: (metric.direction.rank(value(point)), point == equal))
+            def value(point: Weights) -> float:
+                return cv_score(used[point], metric, counted)
+
+            return max(used, key=lambda point: (metric.direction.rank(value(point)), point == equal))
 
         score([equal, *single_runs, *weight_grid(count, COARSE_STEPS)])
         score([point for fold in left_out for point in neighbouring_weights(best(fold), FINE_STEPS)])
         chosen = {fold: best(fold) for fold in left_out}
     several = len(folds) > 1
-    nested = pd.concat([tables[chosen[fold if several else None]].query("fold == @fold") for fold in folds])
+    nested = pd.concat([tables[chosen[fold] if several else equal].query("fold == @fold") for fold in folds])
     gain = paired_gain(tables[equal], nested, metric, seed=seed, groups=groups)
+    counted = classes_of(*tables.values())
     better = several and gain.low > 0
     return FittedWeights(
         chosen[None] if better else equal,
         chosen[None],
-        tuple(cv_score(tables[point], metric) for point in single_runs),
-        cv_score(tables[equal], metric),
-        cv_score(tables[chosen[None]], metric),
-        cv_score(nested, metric),
+        tuple(cv_score(tables[point], metric, counted) for point in single_runs),
+        cv_score(tables[equal], metric, counted),
+        cv_score(tables[chosen[None]], metric, counted),
+        cv_score(nested, metric, counted),
         gain,
         {fold: chosen[fold] for fold in folds} if better else {},
+        one_fold=not several,
     )
 
 

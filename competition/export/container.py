@@ -14,6 +14,7 @@ from competition.config.competition import Competition
 from competition.errors import MaskfoldError
 from competition.export.grand_challenge import CONTAINER_FILE
 from competition.records import write_json
+from competition.submission.label_files import region_values
 
 CONTAINERS = ("grand-challenge",)
 SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -50,8 +51,9 @@ def check_container(
         output_slug: name of the output socket; None for the name of the competition.
 
     Raises:
-        MaskfoldError: the kind of container is unknown, the name of a socket is not valid, SimpleITK is missing, or the
-            channels of an image are in several files (status 2).
+        MaskfoldError: the kind of container is unknown, the name of a socket is not valid, SimpleITK is missing, the
+            channels of an image are in several files, or overlapping classes cannot be written into one label file
+            (status 2).
     """
     if container is None:
         return
@@ -74,6 +76,16 @@ def check_container(
             "Join the channels in one file, or write your own entry point that calls the bundle.",
             status=2,
         )
+    if comp.labels == "overlapping" and len(comp.classes) > 1:
+        try:
+            region_values(comp)
+        except MaskfoldError as error:
+            raise MaskfoldError(
+                f"--container: {error.message.removeprefix('--label-map: ')}",
+                "The container writes one label file per image. To write a file for each class, export without "
+                "--container, and write your own entry point that calls the bundle.",
+                status=2,
+            ) from error
     try:
         import SimpleITK  # noqa: F401
     except ImportError as error:

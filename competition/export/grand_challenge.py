@@ -11,6 +11,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,12 @@ from competition.config.competition import Competition
 from competition.context import Context
 from competition.data.formats.itk import ItkGeometry, itk_geometry
 from competition.data.image_types import Image
-from competition.data.readers import extension_of, read_image, transpose_image
+from competition.data.readers import extension_of, read_image, strip_extension, transpose_image
 from competition.ensembling.ensemble import EnsemblePredictor, InMemoryCase
 from competition.errors import MaskfoldError
 from competition.export.runtime_cases import Bundle
 from competition.postprocessing.pipeline import postprocess
-from competition.submission.label_files import label_arrays
+from competition.submission.label_files import submission_labels
 from competition.text import format_count
 
 CONTAINER_FILE = "container.json"  # file in the bundle with the names of the sockets
@@ -88,9 +89,8 @@ def predict_sockets(folder: Path, input_folder: Path, output_folder: Path) -> in
                 predictor = EnsemblePredictor(bundle.ensemble, case, Context(bundle.trust), Path(scratch))
             probabilities, presence = predictor.predict(case)
             prediction = postprocess(probabilities, comp, bundle.settings, case, presence)
-            arrays = label_arrays(prediction, comp, label_map=comp.labels == "overlapping" and len(comp.classes) > 1)
-            write_output(target / f"{path.name.removesuffix(extension_of(path.name))}.mha", next(iter(arrays.values())),
-                         comp, geometry)  # fmt: skip
+            labels = submission_labels(prediction, comp)
+            write_output(target / f"{strip_extension(path.name)}.mha", labels, comp, geometry)
     return len(files)
 
 
@@ -139,7 +139,10 @@ def read_input(path: Path, comp: Competition) -> tuple[Image, ItkGeometry | None
     dims, target = comp.dimensions, competition_axes(comp)
     image = read_image(path, dims)
     if extension_of(path.name) != ".mha":
-        return transpose_image(image, permutation("yxz" if dims == 3 else "yx", target)), None
+        image = transpose_image(image, permutation("yxz" if dims == 3 else "yx", target))
+        if comp.spacing is not None and not image.has_spacing:
+            image = replace(image, spacing=tuple(comp.spacing))
+        return image, None
     geometry = itk_geometry(path)
     if len(geometry.spacing) != dims:
         raise MaskfoldError(

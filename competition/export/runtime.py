@@ -131,7 +131,7 @@ def _predict_all(folder: Path, args: argparse.Namespace, started: float) -> None
         raise MaskfoldError(f"--output: found {args.output}, expected a file name that ends in .csv.", hint, status=2)
     ensure_writable(args.output.parent)
     bundle = _read_bundle(folder, args, devices[0])
-    found = find_test_cases(bundle.ensemble.comp, bundle.id_suffix, Context(say=_say))
+    found = find_test_cases(bundle.ensemble.comp, bundle.id_suffix, Context(say=_say), args.go_on)
     if not found.test_set.rows:
         rows = write_empty_submission(found, args.output)
         _say(
@@ -211,9 +211,13 @@ def _predict_in_processes(
         confidence,
         deadline,
     )
-    lost = 0
+    lost, failed = 0, 0
     for number, (row, predicted) in enumerate(zip(rows, predictions, strict=True)):
         lost += predicted is None
+        if predicted is not None and predicted.error is not None:
+            failed += 1
+            if failed == len(devices[: len(rows)]):  # every case of every process
+                raise predicted.error
         _print_progress(number, len(rows), predicted is not None and predicted.reached)
         yield predicted if predicted is not None else empty_prediction(row, found.test_set.comp)
     if lost:
@@ -243,9 +247,24 @@ def _predict_shard(
     bundle = _read_bundle(folder, args, device)
     work = Path(tempfile.mkdtemp(prefix="work-", dir=scratch))
     rows = [row for _, row in cases]
-    predictions = predict_cases(bundle, rows, confidence, work, options, lambda line: _say(f"[{shard}] {line}"))
-    for (case, _), predicted in zip(cases, predictions, strict=True):
-        save_result(scratch, case, predicted)
+
+    def say(line: str) -> None:
+        _say(f"[{shard}] {line}")
+
+    saved = 0
+    try:
+        predictions = predict_cases(bundle, rows, confidence, work, options, say)
+        for (case, _), predicted in zip(cases, predictions, strict=True):
+            save_result(scratch, case, predicted)
+            saved += 1
+    except MaskfoldError as error:
+        if not options.continue_on_error:
+            raise
+        # Every case of this process failed. Only the main process knows whether those of the others failed too.
+        say(f"note: {error.message} The remaining cases of this process get empty masks.")
+        for case, row in cases[saved:]:
+            last = error if row is rows[-1] else None
+            save_result(scratch, case, empty_prediction(row, bundle.ensemble.comp)._replace(error=last))
 
 
 def _masks(cases: Iterator[BundlePrediction], found: TestCases, missed: list[str]) -> Iterator[MaskItem | ObjectsItem]:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,11 @@ from competition.config.loading import load_experiment
 from competition.config.postprocess import PostprocessConfig
 from competition.config.profiles import Profile, profile_of
 from competition.context import Context
-from competition.data.cases import case_rows, case_table
+from competition.data.case_files import find_images
+from competition.data.cases import COLUMNS, case_row, case_rows, case_table
 from competition.data.patterns import unmatched_images
 from competition.data.readers import strip_extension
+from competition.data.selection import SkippedCases
 from competition.errors import MaskfoldError
 from competition.export.predictor import EXPERIMENT_FILE, adapt_to_machine, empty_case_table, folds_table
 from competition.io import ensure_writable, open_synced
@@ -122,7 +125,7 @@ class TestCases:
             yield name, cls, np.zeros((1, 1), np.bool_)
 
 
-def find_test_cases(comp: Competition, suffix: str, context: Context) -> TestCases:
+def find_test_cases(comp: Competition, suffix: str, context: Context, continue_on_error: bool = False) -> TestCases:
     """Find the test images, and the rows that the submission file must have.
 
     The rows depend on how the host's sample submission (below: the sample) fits the images:
@@ -139,11 +142,12 @@ def find_test_cases(comp: Competition, suffix: str, context: Context) -> TestCas
         suffix: suffix that the host's ids have after the case id, e.g. `.png`; used only if the ids of the sample have
             no common extension, or if there is no sample.
         context: context whose log receives messages for the user.
+        continue_on_error: whether cases whose images cannot be read are kept, so that they get empty masks.
 
     Raises:
         MaskfoldError: `root` does not contain the data of this competition, or an image or the sample cannot be read.
     """
-    rows = _read_rows(comp, context)
+    rows = _read_rows(comp, context, continue_on_error)
     profile, sample = _read_sample(comp, context)
     sample_keys = sample.keys if sample is not None else ()
     if not rows:
@@ -227,10 +231,15 @@ def _read_sample(comp: Competition, context: Context) -> tuple[Profile, SampleSu
     return sample.profile, sample
 
 
-def _read_rows(comp: Competition, context: Context) -> list[Any]:
+def _read_rows(comp: Competition, context: Context, continue_on_error: bool) -> list[Any]:
     """Return the rows of the test cases in the case table.
 
     If the data folder belongs to the competition, but has no test images, return an empty list.
+
+    Args:
+        comp: the competition.
+        context: context whose log receives messages for the user.
+        continue_on_error: see `find_test_cases`.
 
     Raises:
         MaskfoldError: the data folder does not belong to the competition, or an image cannot be read.
@@ -238,6 +247,8 @@ def _read_rows(comp: Competition, context: Context) -> list[Any]:
     try:
         return list(case_rows(case_table(comp, "test")))
     except MaskfoldError as error:
+        if continue_on_error and _any_test_image(comp):
+            return _rows_with_unreadable_cases(comp)
         if comp.test is None or not Path(comp.root).is_dir() or _any_test_image(comp) or not _is_root(comp):
             raise
         if others := unmatched_images(comp, "test"):
@@ -248,6 +259,31 @@ def _read_rows(comp: Competition, context: Context) -> list[Any]:
             ) from error
         context.say(f"note: {error.message}")
         return []
+
+
+def _rows_with_unreadable_cases(comp: Competition) -> list[Any]:
+    """Return the rows of the test cases; the row of a case that cannot be read has a shape of single pixels.
+
+    Raises:
+        MaskfoldError: the files of the test cases cannot be found.
+    """
+    rows = []
+    for case_id, images in find_images(comp, "test", SkippedCases(comp)).items():
+        try:
+            row = case_row(comp.model_copy(update={"on_bad_case": "stop"}), "test", case_id, images, None)
+        except MaskfoldError:
+            slices = next(iter(images.values())).slices
+            row = {
+                **dict.fromkeys(COLUMNS, ""),
+                "id": case_id,
+                "images": json.dumps({name: case.files for name, case in images.items()}),
+                "masks": "null",
+                "shape": json.dumps([1, 1, len(slices)] if slices else [1] * comp.dimensions),
+                "spacing": json.dumps([1.0] * comp.dimensions),
+                "slices": json.dumps([item.z for item in slices] or None),
+            }
+        rows.append(SimpleNamespace(**row))
+    return rows
 
 
 def _any_test_image(comp: Competition) -> bool:

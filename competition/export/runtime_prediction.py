@@ -54,12 +54,14 @@ class BundlePrediction(NamedTuple):
         probabilities: (K, *spatial) probabilities of the classes, if the submission file has a confidence for each
             object; otherwise None.
         reached: whether the case was predicted; if not, its masks are empty.
+        error: for the last case of a process in which every case failed: the error of the process; otherwise None.
     """
 
     row: Any
     outcome: CasePrediction
     probabilities: NDArray[Any] | None
     reached: bool = True
+    error: MaskfoldError | None = None
 
 
 @dataclass(frozen=True)
@@ -334,6 +336,8 @@ def save_result(folder: Path, case: int, predicted: BundlePrediction) -> None:
         arrays["objects"] = objects
     if predicted.probabilities is not None:
         arrays["probabilities"] = predicted.probabilities
+    if predicted.error is not None:
+        arrays["error"] = np.array([predicted.error.message, predicted.error.hint])
     atomic_write(folder / f"{case}.npz", lambda file: np.savez_compressed(file, **arrays))
 
 
@@ -387,6 +391,7 @@ def _wait_for_case(
         shape = tuple(arrays["shape"])
         masks = np.unpackbits(arrays["masks"], count=int(np.prod(shape))).astype(np.bool_).reshape(shape)
         outcome = CasePrediction(masks, arrays.get("objects"))
-        predicted = BundlePrediction(row, outcome, arrays.get("probabilities"), bool(arrays["reached"]))
+        error = MaskfoldError(*map(str, arrays["error"])) if "error" in arrays else None
+        predicted = BundlePrediction(row, outcome, arrays.get("probabilities"), bool(arrays["reached"]), error)
     path.unlink()
     return predicted

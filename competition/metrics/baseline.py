@@ -35,8 +35,8 @@ def score_threshold_baseline(cases: Iterable[tuple[Array, Array]], comp: Competi
     Args:
         cases: pairs of image (C, *spatial) and mask (M, *spatial) uint8. Pixels of 255 in the mask are ignored.
         comp: competition, which defines the classes. `metric.both_empty` is the score of a class that is absent from
-            truth and prediction. If lower scores of the metric are better, `both_empty` is a distance and no Dice, so 1
-            is used instead.
+            truth and prediction. If lower scores of the metric are better, or if the metric is a weighted sum,
+            `both_empty` is no Dice, so 1 is used instead.
 
     Returns:
         Two scores by name: the mean Dice over pairs of case and class, and the mean foreground Dice over cases. Each
@@ -71,7 +71,7 @@ def best_threshold(cases: Iterable[tuple[Array, Array]], comp: Competition) -> T
     """
     candidates: list[_Candidate] = []
     both_empty = comp.metric.both_empty
-    if both_empty is not None and comp.metric.direction is Direction.LOWER:
+    if both_empty is not None and (comp.metric.sum is not None or comp.metric.direction is Direction.LOWER):
         both_empty = 1.0
     arrays = [(np.asarray(image), split_classes(np.asarray(mask), comp), _valid_pixels(mask)) for image, mask in cases]
     for channel in range(min((len(image) for image, _, _ in arrays), default=0)):

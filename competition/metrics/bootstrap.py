@@ -11,7 +11,7 @@ each of the two kinds of interval how often it contains the true score.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from math import isnan, nan
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,17 +30,22 @@ FEW_CASES = 50  # with fewer cases (or groups), intervals take into account fail
 PLAIN_MEAN = MetricConfig(both_empty=None)  # section `metric` for the plain mean over all finite values
 
 
-def cv_score(scores: pd.DataFrame, metric: MetricConfig) -> float:
+def cv_score(scores: pd.DataFrame, metric: MetricConfig, counted: Collection[str] = ()) -> float:
     """Compute the competition's metric over all cases.
 
     A class that occurs in no truth and no prediction is left out, because empty masks say nothing about the network.
     If all classes are left out, the score is the mean of the cases' scores, which all equal `metric.both_empty`.
+
+    To compare the scores of several predictions of the same cases, pass `counted=classes_of(table_1, table_2, …)`.
+    Otherwise, a class that only one prediction contains, and no truth, would be left out of the other scores, and the
+    false positives could raise the score.
 
     Args:
         scores: rows of `competition.metrics.scoring.score_case` with the columns id, class, score and dice. The
             setting `average: global` also needs tp, fp and fn. A metric with a term that is averaged over slices also
             needs pooled and items.
         metric: section `metric` of the YAML. Its setting `average` defines the mean over cases and classes.
+        counted: names of classes that are not left out.
 
     Returns:
         The score. It is nan if there is no scored case, or if no case has a class and `both_empty` is null.
@@ -48,10 +53,15 @@ def cv_score(scores: pd.DataFrame, metric: MetricConfig) -> float:
     Raises:
         MaskfoldError: a case has two scores of the same class, or the metric does not support `average: global`.
     """
-    table = ScoreTable.from_scores(scores, metric)
+    table = ScoreTable.from_scores(scores, metric, counted)
     if not table.classes:
         return float(scores["score"].mean())
     return float(table.statistic(np.ones((1, len(table.ids))))[0])
+
+
+def classes_of(*tables: pd.DataFrame) -> set[str]:
+    """Return the names of the classes that occur in the truth or prediction of a case in at least one score table."""
+    return {str(name) for table in tables for name in table.loc[table["dice"].notna(), "class"].unique()}
 
 
 def dice_per_class(scores: pd.DataFrame, classes: Iterable[str]) -> dict[str, float | None]:
@@ -238,7 +248,8 @@ def paired_gain(
         lambda count: generator.integers(0, clusters.count, (count, clusters.count)),
         minus=(tables[1], tables[0]),
     )
-    return ScoreGain(cv_score(after, metric) - cv_score(before, metric), low, high)
+    counted = classes_of(before, after)
+    return ScoreGain(cv_score(after, metric, counted) - cv_score(before, metric, counted), low, high)
 
 
 def paired_difference_noise(
@@ -290,7 +301,10 @@ def paired_difference_noise(
 
 
 def _paired_tables(before: pd.DataFrame, after: pd.DataFrame, metric: MetricConfig) -> list[ScoreTable]:
-    tables = [ScoreTable.from_scores(scores.sort_values("id", kind="stable"), metric) for scores in (before, after)]
+    counted = classes_of(before, after)
+    tables = [
+        ScoreTable.from_scores(scores.sort_values("id", kind="stable"), metric, counted) for scores in (before, after)
+    ]
     if tables[0].ids != tables[1].ids:
         raise ValueError("a paired difference requires scores of the same cases.")
     return tables

@@ -7,7 +7,7 @@ matrix product scores all bootstrap samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from math import inf, nan
 from typing import TYPE_CHECKING, Any
@@ -52,7 +52,8 @@ class ScoreTable:
     pooled: tuple[Floats, ...] = ()
 
     @classmethod
-    def from_scores(cls, scores: pd.DataFrame, metric: MetricConfig) -> ScoreTable:
+    def from_scores(cls, scores: pd.DataFrame, metric: MetricConfig, counted: Collection[str] = ()) -> ScoreTable:
+        """Build the arrays from a table of scores; classes in `counted` are kept even if no case has them."""
         if metric.average == "global" and not metric.resolve().supports_global:
             raise MaskfoldError(
                 f"metric.average: found global, expected case_class or class for metric {metric.name}.",
@@ -67,7 +68,7 @@ class ScoreTable:
                 "Score each case once, with the network that did not train on it.",
             )
         present = scores.groupby("class", sort=False)["dice"].transform("count") > 0
-        kept = scores[present]
+        kept = scores[present | scores["class"].isin(counted)]
         # Cases and classes keep the order of the table; a pivot table would sort them and drop nan.
         ids, classes = scores["id"].unique().tolist(), kept["class"].unique().tolist()
         rows, columns = (

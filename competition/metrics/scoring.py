@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from competition import large_arrays
 from competition.config.competition import Competition
-from competition.config.metric import OBJECTS, Direction, Metric, PooledScore, WeightedSum
+from competition.config.metric import OBJECTS, Direction, Metric, PooledScore, WeightedSum, best_score
 from competition.data.objects import CaseObjects
 from competition.errors import MaskfoldError
 from competition.metrics.distances import BorderDistances
@@ -126,8 +126,8 @@ def check_metric(comp: Competition) -> str | None:
         comp: competition with the metric.
 
     Returns:
-        A warning if lower values of the metric are better and `metric.both_empty` is neither null nor 0; otherwise
-        None.
+        A warning if lower values of the metric are better and `metric.both_empty` is neither null nor the best score,
+        which is 0 for a distance; otherwise None.
 
     Raises:
         MaskfoldError (exit status 2): the metric raises an exception.
@@ -145,13 +145,15 @@ def check_metric(comp: Competition) -> str | None:
             "Correct competition.metric.args, or the code that competition.metric.target names.",
             status=2,
         ) from error
-    empty = comp.metric.both_empty
-    if comp.metric.direction is Direction.HIGHER or not empty:
+    empty, metric = comp.metric.both_empty, comp.metric.resolve()
+    terms = metric.function.terms if isinstance(metric.function, WeightedSum) else [(1.0, metric)]
+    best = round(sum(weight * best_score(term) for weight, term in terms), 12)
+    if metric.direction is Direction.HIGHER or empty is None or empty == best:
         return None
     return (
         f"competition.metric.both_empty is {empty:g}, but lower values of {comp.metric.name} are better; so a case "
-        f"without the class in mask and truth scores {empty:g} instead of 0. If the host counts it as correct, set "
-        "competition.metric.both_empty=0"
+        f"without the class in mask and truth scores {empty:g} instead of {best:g}. If the host counts it as correct, "
+        f"set competition.metric.both_empty={best:g}"
     )
 
 

@@ -66,7 +66,7 @@ def build_optimizer(
         )
     if fused:
         args["fused"] = True
-    if "betas" in args:
+    if isinstance(args.get("betas"), list):
         args["betas"] = tuple(args["betas"])
     groups = _parameter_groups(exp, network, float(rate))
     with ConstructionGuard(cls, exp.optimizer.args, "optimizer.args", context.trust):

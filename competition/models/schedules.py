@@ -18,6 +18,7 @@ WARMUP_START = 0.01  # factor at the first step of a warm-up; with the factor 0,
 ONECYCLE_PEAK = 0.3  # torch's pct_start
 ONECYCLE_START = 1 / 25  # torch's div_factor
 ONECYCLE_END = 1 / 25 / 1e4  # torch's final_div_factor
+MIN_IMPROVEMENT = 1e-4  # torch's threshold of `plateau`, as a share of the best score
 
 Schedule = Callable[[float, ScheduleConfig], float]
 
@@ -180,6 +181,9 @@ class _Plateau:
         return float(self._optimizer.param_groups[0]["lr"])
 
     def observe(self, score: float) -> None:
+        # torch multiplies the best score by 1 + threshold (or 1 - threshold). For a negative score, such as that of a
+        # sum with a negative weight, this would make an equal or slightly worse score count as an improvement.
+        self._scheduler.threshold = math.copysign(MIN_IMPROVEMENT, self._scheduler.best)
         self._scheduler.step(score)
 
     def state_dict(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ To save time, each case is read once and scored with all lists.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,9 @@ from competition.data.content.unchanged import load_unchanged_mask, load_unchang
 from competition.data.objects import CaseObjects
 from competition.errors import MaskfoldError
 from competition.metrics.instances import connected_components
-from competition.metrics.scoring import score_class, split_classes
+from competition.metrics.scoring import score_case, score_class, split_classes
 from competition.postprocessing.case import ClassMask
-from competition.postprocessing.pipeline import apply_ordering, drop_passing_gates, run_steps
+from competition.postprocessing.pipeline import apply_ordering, drop_passing_gates, postprocess, run_steps
 from competition.postprocessing.steps import TruthSizes
 from competition.process import ProcessPool, count_cores
 from competition.runs.blend import Ensemble, EnsembleOof
@@ -89,17 +89,28 @@ class OofScores:
     def score_table(self, steps: Callable[[str, int], Steps]) -> pd.DataFrame:
         """Return the scores of all cases as a table with one row per case and class (id, fold, class, score, …).
 
+        With `postprocess.forbid_overlap`, the mask of a class depends on the steps of all classes, so this method
+        scores the cases again.
+
         Args:
             steps: function of a case id and the index of a class. It returns the list of steps whose score the table
                 contains. `score` must have scored this list before.
         """
         import pandas as pd
 
+        chosen = {
+            case: tuple(steps(case, index) for index in range(len(self.ensemble.comp.classes))) for case in self.cases
+        }
+        rows: Iterable[list[dict[str, Any]]]
+        if self.ensemble.runs[0].exp.postprocess.forbid_overlap:
+            rows = self.pool.map(CaseScorer.score_without_overlap, self.cases, chosen)
+        else:
+            rows = ([self.scores[key][case] for key in enumerate(lists)] for case, lists in chosen.items())
         return pd.DataFrame(
             [
-                {"id": case, "fold": self.fold_of[case], **self.scores[index, steps(case, index)][case]}
-                for case in self.cases
-                for index in range(len(self.ensemble.comp.classes))
+                {"id": case, "fold": self.fold_of[case], **row}
+                for case, case_rows in zip(self.cases, rows, strict=True)
+                for row in case_rows
             ]
         )
 
@@ -146,8 +157,8 @@ class CaseScorer:
     Attributes:
         oof: the out-of-fold predictions.
         rows: rows of the case table by id.
-        settings: section `postprocess` of the experiment. Only its key `number` is used; the steps to score are
-            arguments of `score`.
+        settings: section `postprocess` of the experiment. The steps to score are arguments of the methods; `score`
+            uses only the key `number`, because it scores each class by itself.
     """
 
     oof: EnsembleOof
@@ -185,6 +196,26 @@ class CaseScorer:
                     scores[active] = score_class(mask.mask, truth, comp, index, spacing, objects, mask.objects)
                 result[index, steps] = scores[active]
         return result
+
+    def score_without_overlap(self, case: str, chosen: Mapping[str, Sequence[Steps]]) -> list[dict[str, Any]]:
+        """Score one case with one list of steps per class and with `postprocess.forbid_overlap`.
+
+        Args:
+            case: id of the case.
+            chosen: for each case, by id, the list of steps of each class.
+
+        Returns:
+            One dictionary with the scores for each class.
+        """
+        comp, row = self.oof.comp, self.rows[case]
+        steps = {name: list(own) for name, own in zip(comp.classes, chosen[case], strict=True)}
+        needs_presence = any(step.step.needs_presence for own in chosen[case] for step in own)
+        presence = self.oof.presence(case) if needs_presence else None
+        settings = self.settings.model_copy(update={"steps": steps})
+        prediction = postprocess(self.oof.read(case), comp, settings, row, presence)
+        truth = load_unchanged_mask(comp, row)
+        objects = load_unchanged_objects(comp, row) if comp.instances else None
+        return score_case(prediction.masks, truth, comp, json.loads(row.spacing), objects, prediction.objects)
 
     def truth_sizes(self, case: str) -> list[TruthSizes]:
         """Return, for each class of a case, the size in pixels of the labelled area and of each labelled object."""

@@ -108,14 +108,13 @@ class TuningResult:
             )
         if self.kept:
             return [head, *steps]
-        return [
-            head,
-            (
-                f"the tuned steps are not used, because the gain of the nested score is below {MIN_GAIN} or "
-                "within the noise. The search found these steps:"
-            ),
-            *steps,
-        ]
+        reason = f"the gain of the nested score is below {MIN_GAIN} or within the noise"
+        if not self.part_steps and self.nested == self.before:  # `tuning_parts` made a single part
+            reason = (
+                f"all cases are in one fold and form fewer than {SINGLE_FOLD_PARTS} groups, so there are no other "
+                "cases on which the steps could be tested"
+            )
+        return [head, f"the tuned steps are not used, because {reason}. The search found these steps:", *steps]
 
 
 def tune_postprocessing(

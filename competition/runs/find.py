@@ -259,9 +259,10 @@ def _progress(run: Run) -> str:
     members = run.members()
     done = [member for member in members if run.result(*member) is not None]
     text = f"{len(done)} of {format_count(len(members), 'fold')} {is_or_are(len(done))} finished"
+    total = f" of {run.exp.training.epochs}" if run.exp.training.budget_minutes is None else ""
     for folder in (run.member_folder(*member) for member in members if member not in done):
         if lines := read_metrics_lines(folder / "metrics.jsonl"):
-            text += f", {folder.name} is at epoch {lines[-1].epoch:.0f} of {run.exp.training.epochs}"
+            text += f", {folder.name} is at epoch {lines[-1].epoch:.0f}{total}"
     return text
 
 

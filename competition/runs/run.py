@@ -170,7 +170,7 @@ class Run:
                     "Set folds.run to folds that exist.",
                     status=2,
                 )
-            folds = list(selected_folds)
+            folds = list(dict.fromkeys(selected_folds))  # two processes must not train the same fold
         return [(fold, seed) for fold in folds for seed in range(len(self.exp.seeds))]
 
     def possible_members(self) -> list[tuple[int, int]]:

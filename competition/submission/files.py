@@ -41,7 +41,7 @@ from competition.runs.imported import check_test_predictions
 from competition.runs.outputs import check_output, competitions_of
 from competition.runs.run import Run
 from competition.submission.formats import FileHeader, axes_of_format, check_writer, read_file_header, write_labels
-from competition.submission.label_files import label_arrays, region_values
+from competition.submission.label_files import label_arrays, region_values, submission_labels
 from competition.submission.submit import (
     SUBMISSIONS_FOLDER,
     SubmissionResult,
@@ -94,7 +94,11 @@ class SampleFiles:
                     "the host provides none, omit submission.sample.",
                     status=2,
                 ) from error
-        visible = [name for name in names if not any(part[:1] in "._" for part in PurePosixPath(name).parts)]
+        visible = [
+            name
+            for name in names
+            if not any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+        ]
         if not visible:
             raise MaskfoldError(
                 f"submission.sample: {path} contains no file.", "Download the sample submission again.", status=2
@@ -226,11 +230,7 @@ def file_labels(prediction: CasePrediction, comp: Competition) -> dict[str, np.n
         if values is not None and not comp.instances:
             arrays = {name: _with_value(arrays[name], value) for name, value in zip(comp.classes, values, strict=True)}
         return arrays
-    if comp.labels == "overlapping" and len(comp.classes) == 1 and not comp.instances:
-        comp = comp.model_copy(update={"labels": "exclusive"})  # a label map of a single class
-    if values is not None:
-        comp = comp.model_copy(update={"label_values": values, "background": 0})
-    return dict(label_arrays(prediction, comp, label_map=comp.labels == "overlapping"))
+    return {"": submission_labels(prediction, comp)}
 
 
 def _with_value(mask: np.ndarray[Any, Any], value: int) -> np.ndarray[Any, Any]:
@@ -364,8 +364,7 @@ def file_values(comp: Competition, cls: str) -> list[int]:
     if cls:
         return [1 if values is None else values[comp.classes.index(cls)]]
     if comp.labels == "overlapping" and len(comp.classes) > 1:
-        comp = comp if values is None else comp.model_copy(update={"label_values": values})
-        return list(region_values(comp).values())
+        return list(region_values(comp).values()) if values is None else values
     return [int(value) for value in (comp.output_label_values if values is None else values)]
 
 

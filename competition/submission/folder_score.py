@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from competition.config.axes import NIFTI, PICTURE, permutation
 from competition.config.competition import MetricConfig
 from competition.config.metric import METRICS, Direction, Metric, WeightedSum
 from competition.data.geometry import check_same_grid
+from competition.data.image_types import Header
 from competition.data.readers import has_reader, read_header, read_labels, strip_extension
 from competition.errors import MaskfoldError
 from competition.metrics.bootstrap import bootstrap_interval, cv_score
@@ -287,6 +289,8 @@ def _read_pair(
 ) -> tuple[tuple[Labels, Labels], tuple[float, ...]]:
     """Read the predicted and the true labels of a case, and the voxel size of the true labels in mm.
 
+    The arrays have the order of axes of the true labels, even if the two files have different formats.
+
     Args:
         case: id of the case.
         predicted: file of the prediction; None if it is missing, which gives an empty prediction.
@@ -297,8 +301,12 @@ def _read_pair(
         MaskfoldError: a file is unreadable, or the files differ in shape or affine.
     """
     header = read_header(true, dimensions, labels=True)
+    order = None
     if predicted is not None:
         own = read_header(predicted, dimensions, labels=True)
+        order = permutation(_axes(predicted, own), _axes(true, header))
+        if order is not None:  # only pictures have another order, and they have no affine
+            own = replace(own, shape=tuple(own.shape[axis] for axis in order), affine=None)
         try:
             check_same_grid(case, (str(true), header), (str(predicted), own), is_mask=False)
         except MaskfoldError as error:
@@ -308,7 +316,14 @@ def _read_pair(
     labels, _ = read_labels(true, dimensions)
     if predicted is None:
         return (np.zeros_like(labels), labels), header.spacing
-    return (read_labels(predicted, dimensions)[0], labels), header.spacing
+    own_labels, _ = read_labels(predicted, dimensions)
+    return (own_labels if order is None else own_labels.transpose(order), labels), header.spacing
+
+
+def _axes(path: Path, header: Header) -> str | None:
+    """Return the order of axes of a file, such as `xyz`; None for NPY and NPZ files, which do not store it."""
+    axes = "xyz" if NIFTI.search(path.name) else "yxz" if PICTURE.search(path.name) else None
+    return axes if axes is None or len(header.shape) == 3 else axes.replace("z", "")
 
 
 def _values(labels: Labels, file: Path | None, chosen: Mapping[str, list[int]] | None) -> set[int]:

@@ -15,7 +15,7 @@ from competition.config.axes import permutation
 from competition.config.competition import Competition
 from competition.data.formats.itk import pixel_dtype
 from competition.data.formats.tiff import open_tiff
-from competition.data.readers import extension_of, read_header, read_labels, row_axes
+from competition.data.readers import EXTENSIONS, extension_of, read_header, read_labels, row_axes
 from competition.errors import MaskfoldError
 from competition.io import atomic_write
 from competition.submission.label_files import nifti_labels
@@ -170,13 +170,17 @@ def _write_mha(path: Path, labels: Labels, source: Path, row: Any, order: tuple[
     import SimpleITK
 
     image = SimpleITK.GetImageFromArray(labels.T)  # (Z, Y, X)
-    if extension_of(source.name) in (".mha", ".mhd", ".nrrd"):
+    if EXTENSIONS.get(extension_of(source.name)) == "itk":
         reader = SimpleITK.ImageFileReader()
         reader.SetFileName(str(source))
         reader.ReadImageInformation()
-        image.SetOrigin(reader.GetOrigin())
-        image.SetSpacing(reader.GetSpacing())
-        image.SetDirection(reader.GetDirection())
+        # The file may have another axis: the only slice of a picture, or the channels of a volume.
+        axes, stored = labels.ndim, reader.GetDimension()
+        image.SetOrigin(reader.GetOrigin()[:axes])
+        image.SetSpacing(reader.GetSpacing()[:axes])
+        direction = np.reshape(reader.GetDirection(), (stored, stored))[:axes, :axes]
+        if abs(np.linalg.det(direction)) > 1e-6:
+            image.SetDirection(direction.ravel().tolist())
     elif labels.ndim == 3 and source.name.lower().endswith((".nii", ".nii.gz")):
         set_geometry(image, read_header(source, 3).affine)
     else:

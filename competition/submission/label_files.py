@@ -58,12 +58,7 @@ def label_arrays(prediction: CasePrediction, comp: Competition, label_map: bool 
           Otherwise, the dtype is uint8, or uint16 if a label value requires it.
     """
     if label_map and comp.labels == "overlapping":
-        order = region_values(comp)
-        labels = large_arrays.zeros(prediction.masks.shape[1:], np.uint8 if max(order.values()) < 256 else np.uint16)
-        # The smallest region is drawn last, and overwrites the larger regions that contain it.
-        for index, value in order.items():
-            labels[prediction.masks[index]] = value
-        return {"": labels}
+        return {"": _draw_regions(prediction.masks, region_values(comp))}
     if comp.labels == "overlapping":
         return {
             name: _objects(prediction, [index])
@@ -82,6 +77,36 @@ def label_arrays(prediction: CasePrediction, comp: Competition, label_map: bool 
     for mask, value in zip(prediction.masks, values, strict=True):
         labels[mask] = value
     return {"": labels}
+
+
+def submission_labels(prediction: CasePrediction, comp: Competition) -> Labels:
+    """Return the masks of all classes of a case as one array of the values that the host wants in label files.
+
+    Args:
+        prediction: masks and objects of the case.
+        comp: the competition; `submission.labels` sets the values. Overlapping classes must be nested, see
+            `region_values`.
+    """
+    values = comp.submission.labels
+    if comp.labels == "overlapping" and len(comp.classes) == 1:
+        comp = comp.model_copy(update={"labels": "exclusive"})
+    if values is None:
+        return label_arrays(prediction, comp, label_map=True)[""]
+    if comp.labels == "overlapping":
+        # `label_values` shows which class contains which, so the classes are drawn in this order.
+        return _draw_regions(prediction.masks, {index: values[index] for index in region_values(comp)})
+    return label_arrays(prediction, comp.model_copy(update={"label_values": values, "background": 0}))[""]
+
+
+def _draw_regions(masks: NDArray[np.bool_], values: dict[int, int]) -> Labels:
+    """Draw nested masks (K, *spatial) with the values of their classes, in the order of `values`, see `region_values`.
+
+    The smallest region is drawn last, and overwrites the larger regions that contain it.
+    """
+    labels = large_arrays.zeros(masks.shape[1:], np.uint8 if max(values.values()) < 256 else np.uint16)
+    for index, value in values.items():
+        labels[masks[index]] = value
+    return labels
 
 
 def region_values(comp: Competition) -> dict[int, int]:
@@ -438,7 +463,7 @@ def nifti_labels(labels: np.ndarray[Any, Any], source: Path, row: Any, order: tu
     else:
         spacing = json.loads(row.spacing)
         sizes = spacing if order is None else [spacing[axis] for axis in order]
-        affine = read_header(source, 3).affine if EXTENSIONS.get(extension_of(source.name)) == "itk" else None
+        affine = read_header(source, labels.ndim).affine if EXTENSIONS.get(extension_of(source.name)) == "itk" else None
         sizes = [*sizes, 1.0][:3]  # a picture is one voxel deep
         # A host's sample may have 64-bit integers; nibabel accepts them only if the dtype is named explicitly.
         matrix = np.diag([*sizes, 1.0]) if affine is None else affine

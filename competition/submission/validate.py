@@ -93,7 +93,7 @@ def validate_submission(
     - height and width, if the file has such columns;
     - the runs of each mask: they must be sorted by their starts, have positive lengths, and lie within the image;
     - objects: they must not overlap if the host forbids it;
-    - empty masks: they must be written as the host's text for an empty mask, and never as `nan`.
+    - empty masks: they must be written as the host's text for an empty mask, and not as `nan` or similar texts.
 
     Args:
         path: path of the file.
@@ -223,7 +223,9 @@ def _empty_problem(text: str, layout: Profile) -> str | None:
     For every other text, return None.
     """
     text = text.strip()
-    if text == "" and layout.rle.empty != "":
+    if text == layout.rle.empty.strip():
+        return None
+    if text == "":
         return "an empty cell"
     return f"`{text}`" if text.lower() in _MISSING_VALUES else None
 

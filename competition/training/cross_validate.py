@@ -470,12 +470,7 @@ def summarize_run(run: Run) -> CvSummary:
         groups = run.groups()
         low, high = bootstrap_interval(scores, comp.metric, seed=run.exp.seeds[0], groups=groups)
         intervals = {name: _dice_interval(scores, name, run.exp.seeds[0], groups) for name in comp.classes}
-        test_tables = [
-            table
-            for fold in folds
-            if (table := score_test_share(run, [r for r in results if r.fold == fold])) is not None
-        ]
-        test_scores = pd.concat(test_tables) if test_tables else None
+        test_scores = score_test_share(run, [result for result in results if result.fold >= 0])
         summary = CvSummary(
             comp.metric.name,
             nan_to_none(cv_score(scores, comp.metric)),
@@ -500,18 +495,15 @@ def _dice_interval(
     scores: pd.DataFrame, name: str, seed: int, groups: dict[str, str] | None
 ) -> tuple[float | None, float | None]:
     rows = scores[scores["class"] == name].assign(score=lambda table: table["dice"])
-    if rows["score"].notna().sum() < 2:
-        return None, None
-    low, high = bootstrap_interval(rows, MetricConfig(name="dice", both_empty=None), seed=seed, groups=groups)
-    return float(low), float(high)
+    return score_interval(rows, MetricConfig(name="dice", both_empty=None), seed, groups)
 
 
 def score_test_share(run: Run, members: list[FoldResult]) -> pd.DataFrame | None:
-    """Score the mean probabilities of a fold's seeds on the held-out test share.
+    """Score the mean probabilities of a run's networks on the held-out test share.
 
     Args:
         run: the run.
-        members: results of the finished seeds of one fold.
+        members: results of the finished folds and seeds, without the training on all cases.
 
     Returns:
         Table with one row per case and class; None if the run has no test share or `members` is empty.

@@ -135,6 +135,9 @@ class HeldOutCases:
             group for case, group in zip(cases["id"], cases["group"], strict=True) if unit_of.get(case) in self.units
         }
         self.unit_of = unit_of
+        self.image_of = (
+            dict(zip(cases["id"], cases["image_hash"], strict=True)) if "image_hash" in cases.columns else {}
+        )
 
     def overlaps(self, source: TrainingCases) -> list[tuple[str, str]]:
         """Return (id, reason) of each training case in `source` that is held out.
@@ -148,12 +151,17 @@ class HeldOutCases:
         other_ids = [case for case, _, _ in source.cases if case not in self.unit_of]
         groups = self._groups_of(other_ids) if same else {}
         overlaps = []
+        exp = self.run.exp
+        may_repeat_ids = exp.competition.group is None and (exp.pseudo is None or exp.pseudo.images is None)
         for case, group, image in source.cases:
-            if same and case in self.ids:
+            # A test image with a pseudo-label may have the id of a labelled case by chance.
+            is_other = source.how == BY_PSEUDO_LABELS and image and self.image_of.get(case, image) != image
+            counts = same and not (may_repeat_ids and is_other)
+            if counts and case in self.ids:
                 overlaps.append((case, ""))
             elif image and image in self.hashes:
                 overlaps.append((case, " (the same image as a case that the fold validates)"))
-            elif same and (unit := self.unit_of.get(case, groups.get(case, group))) in self.units:
+            elif counts and (unit := self.unit_of.get(case, groups.get(case, group))) in self.units:
                 overlaps.append((case, f" (of the group {unit}, which the fold validates)"))
         return overlaps
 

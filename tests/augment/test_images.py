@@ -203,7 +203,7 @@ def test_preset_and_list() -> None:
         (
             "albumentations.RandomCrop",
             {"height": 4, "width": 4, "p": 1},
-            r"augment\.transforms: found shape \(4, 4, 3\)",
+            r"augment\.transforms: the image .*\(4, 4, 3\)",
         ),
         ("albumentations.ToTensorV2", {"p": 1}, r"augment\.transforms: .*torch.*expected uint8"),
     ],
@@ -212,6 +212,16 @@ def test_list_that_breaks_the_batch(target: str, args: dict[str, Any], message: 
     image = blobs((8, 8), 3)
     with pytest.raises(MaskfoldError, match=message):
         listed({"target": target, "args": args})(image, image[..., :1], 0)
+
+
+@pytest.mark.parametrize(
+    ("target", "args"), [("ISONoise", {"p": 1.0}), ("RandomCrop", {"height": 99, "width": 99, "p": 1.0})]
+)
+def test_a_transform_that_fails_is_named(target: str, args: dict[str, Any]) -> None:
+    augment = listed({"target": "albumentations.Transpose"}, {"target": f"albumentations.{target}", "args": args})
+    with pytest.raises(MaskfoldError, match=rf"augment\.transforms\.1: {target} cannot transform") as error:
+        augment(blobs((32, 32), 1), np.zeros((32, 32, 1), np.uint8), seed=1)
+    assert error.value.status == 2
 
 
 def test_library_still_shares_one_seed() -> None:

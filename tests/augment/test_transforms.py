@@ -143,6 +143,23 @@ def test_changed_shape() -> None:
             listed(("RandSpatialCropd", {**crop, "keys": keys}))(*sample(), seed=0)
 
 
+@pytest.mark.parametrize(
+    ("name", "args", "message"),
+    [
+        ("RandFlipd", {"spatial_axis": 5, "prob": 1.0}, r"transforms\.1: RandFlipd cannot transform.*IndexError"),
+        (
+            "RandSpatialCropSamplesd",
+            {"roi_size": [12] * 3, "num_samples": 1},
+            r"transforms\.1: .*returns several patches",
+        ),
+    ],
+)
+def test_a_transform_that_fails_is_named(name: str, args: dict[str, Any], message: str) -> None:
+    with pytest.raises(MaskfoldError, match=message) as error:
+        listed(("RandAxisFlipd", {}), (name, args))(*sample(), seed=0)
+    assert error.value.status == 2
+
+
 class OwnTransform(MapTransform):
     """A user's own transform."""
 

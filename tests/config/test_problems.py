@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from competition.config.competition import MetricConfig
+from competition.config.loading import load_experiment
+from competition.errors import MaskfoldError
 from tests.config.conftest import LAST
 
 Refusal = Callable[..., str]
 HERE = f"unet.yaml, line {LAST + 1}: "
+
+
+@pytest.mark.parametrize(
+    ("more", "words", "expected"),
+    [
+        ("folds: {file: folds.csv}\n", [], "line 8: folds.file has no effect, because it applies only to"),
+        ("folds: {shares: [0.8, 0.2], k: 3}\n", [], "folds.scheme: holdout, but folds.scheme is kfold."),
+        ("prepare: {window: [40, 400]}\n", [], "prepare.intensity: window, but prepare.intensity is zscore."),
+        (
+            "prepare: {percentiles: [1, 99]}\n",
+            [],
+            "Set prepare.intensity to percentile, or remove prepare.percentiles.",
+        ),
+        ("schedule: {patience: 3}\n", [], "schedule.patience has no effect"),
+        ("", ["folds.file=folds.csv"], "command line: folds.file has no effect"),
+        ("folds: {scheme: group}\n", ["folds.file=folds.csv"], "folds.scheme: file, but folds.scheme is group."),
+        ("", ["prepare.window=[40,400]"], "command line: prepare.window has no effect"),
+    ],
+)
+def test_a_key_that_applies_to_another_value_only(more: str, words: list[str], expected: str, refusal: Refusal) -> None:
+    assert expected.replace("line 8", f"line {LAST + 1}") in refusal(more, *words)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +70,11 @@ HERE = f"unet.yaml, line {LAST + 1}: "
         ("seed: []", "seed: expected 1 or more entries, found the list []."),
         ("seed: [1, a]", "seed.1: expected an integer, found the text 'a'."),
         ("folds: {run: ful}", "folds.run: expected a list of integers or full, found the text 'ful'."),
+        ("folds: {run: []}", "folds.run: expected 1 or more entries, found the list []."),
+        (
+            "extra: {competition: competition.yaml, classes: {cell: null}}",
+            "`extra.classes` maps every class to null, expected at least one class of this competition.",
+        ),
         ("folds: {run: [-1]}", "folds.run.0: expected at least 0, found -1."),
         ("folds: {run: [a]}", "folds.run.0: expected an integer, found the text 'a'."),
         (
@@ -156,3 +186,26 @@ def test_sections_that_are_not_there(refusal: Refusal) -> None:
 
 def test_long_values_are_shortened(refusal: Refusal) -> None:
     assert len(refusal("seed: " + "x" * 5000)) < 300
+
+
+def test_terms_of_one_metric_with_opposite_weights(refusal: Refusal) -> None:
+    terms = "[{name: nsd, weight: 1.0}, {name: nsd, weight: -1.0}]"
+    message = refusal("", f"competition.metric={{sum: {terms}}}")
+    assert "a higher sum is better for nsd and worse for nsd; give a negative weight" in message
+
+
+def test_a_metric_s_name_that_is_only_a_label(toy: Callable[[str], Path], refusal: Refusal, tmp_path: Path) -> None:
+    toy("")
+    section = "metric: {sum: [{name: dice, weight: 0.5}, {name: iou, weight: 0.5}]}\n"
+    with open(tmp_path / "competition.yaml", "a") as file:
+        file.write(section)
+    expected = "competition.metric.name: iou would be only a label, because competition.metric.sum (competition.yaml"
+    assert expected in refusal("", "competition.metric.name=iou")
+    Path("unet.yaml").rename("base.yaml")
+    Path("own.yaml").write_text("base: base.yaml\ncompetition: {metric: {name: iou}}\n")
+    with pytest.raises(MaskfoldError, match="own.yaml, line 2: competition.metric.name: iou would be only a label"):
+        load_experiment("own.yaml")
+    Path("own.yaml").write_text("base: base.yaml\ncompetition: {metric: {name: iou, sum: null}}\n")
+    assert load_experiment("own.yaml").competition.metric == MetricConfig(name="iou")
+    exp = load_experiment("base.yaml", ["competition.metric.name=mine"])
+    assert exp.competition.metric.name == "mine"

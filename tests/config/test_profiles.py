@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from competition.data.cases import case_table
 from competition.errors import MaskfoldError
 from competition.export.runtime_cases import find_test_cases
 from competition.rle import decode, encode
-from competition.submission.reader import read_submission
+from competition.submission.reader import open_rows, read_submission
 from competition.submission.testset import TestSet, host_id_suffix
 from competition.submission.writer import write_submission
 from tests.host import competition, write_png, write_text
@@ -260,6 +261,15 @@ def test_own_description(tmp_path: Path) -> None:
     assert profile_of(competition(tmp_path, instances=True)).rows == "object"
     assert not profile_of(competition(tmp_path, instances=True)).overlap_allowed
     assert profile_of(competition(tmp_path, submission={"profile": "tgs-salt"})) is PROFILES["tgs-salt"]
+
+
+def test_a_compressed_sample_has_a_message(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "sample.csv.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("sample.csv", "id,rle\n" + "a,1 1\n" * 99)
+    profile = profile_of(competition(tmp_path, submission={"sample": "sample.csv.zip"}))
+    assert profile.columns == ("id", "rle")
+    with pytest.raises(MaskfoldError, match=r"Cannot read .*sample\.csv\.zip as a CSV"):
+        open_rows(tmp_path / "sample.csv.zip", profile)
 
 
 def test_wrong_profiles_are_refused(tmp_path: Path) -> None:

@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 
 from competition.data.cache import PreprocessedCase, cache_key, get_or_build, is_intact
+from competition.data.cases import case_table
 from competition.errors import MaskfoldError
 from competition.io import DiskFullError, make_temporary_path, remove_all_stale_temp, write_array
 from tests.data.building import build, race
 from tests.data.test_preprocessing import experiment
+from tests.host import competition, write_png
 
 
 def refuse(folder: Path) -> dict[str, Any]:
@@ -149,3 +151,27 @@ def test_cache_key_depends_on_everything_that_changes_the_arrays() -> None:
     }
     assert len(keys) == 10
     assert cache_key(row, experiment().model_copy(update={"seed": 7})) == cache_key(row, experiment())
+
+
+def test_exchanged_classes_of_mask_files_are_not_read_from_the_cache(tmp_path: Path) -> None:
+    """The hash of the case is the same, because it covers the same files in the same order."""
+    write_png(tmp_path / "images/a.png", np.zeros((4, 4), np.uint8))
+    for name in ("p", "q"):
+        write_png(tmp_path / f"{name}/a.png", np.eye(4, dtype=np.uint8)[:: 1 if name == "p" else -1] * 255)
+    keys = set()
+    for masks in ({"a": "p/{id}.png", "b": "q/{id}.png"}, {"b": "p/{id}.png", "a": "q/{id}.png"}):
+        train = {"images": "images/{id}.png", "masks": masks}
+        exp = experiment(2, comp={"root": str(tmp_path), "train": train})
+        keys.add(cache_key(case_table(exp.competition).iloc[0], exp))
+    assert len(keys) == 2
+
+
+def test_an_object_file_that_moves_to_another_class_changes_the_hash(tmp_path: Path) -> None:
+    write_png(tmp_path / "images/a.png", np.zeros((4, 4), np.uint8))
+    for path in ("x/a/1.png", "x/a/2.png", "y/a/3.png"):
+        write_png(tmp_path / path, np.full((4, 4), int(path[4]), np.uint8))
+    train = {"images": "images/{id}.png", "masks": {"x": "x/{id}/*.png", "y": "y/{id}/*.png"}}
+    comp = competition(tmp_path, classes=["x", "y"], instances=True, train=train)
+    before = case_table(comp).iloc[0].hash
+    (tmp_path / "x/a/2.png").rename(tmp_path / "y/a/2.png")
+    assert case_table(comp).iloc[0].hash != before

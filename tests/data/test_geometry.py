@@ -196,6 +196,25 @@ def test_labels_are_never_mixed_and_ignore_survives(shape: tuple[int, ...]) -> N
     assert set(np.unique(resample_labels(mask, shape))) == {0, 1, 7, 255}
 
 
+@pytest.mark.parametrize("shape", [(6, 10), (6, 10, 4)])
+def test_object_numbers_are_resampled(shape: tuple[int, ...]) -> None:
+    objects = np.zeros(shape, np.int32)
+    objects[:2, :5], objects[4:, 5:] = 1, 2**24 + 1
+    finer = resample_labels(objects, tuple(2 * n for n in shape))
+    np.testing.assert_array_equal(finer, np.kron(objects, np.ones([2] * len(shape), np.int32)))
+    assert finer.dtype == np.int32
+    assert set(np.unique(resample_labels(objects, (3, *shape[1:])))) == {0, 1, 2**24 + 1}
+
+
+def test_a_flipped_axis_of_length_one_can_be_resampled() -> None:
+    image = np.arange(48, dtype=np.float32).reshape(1, 6, 8, 1)
+    geometry = plan(image, (1.0, 1.0, 5.0), "RAI", orientation="RAS", spacing=[2.0, 2.0, 5.0])
+    assert geometry.flips == (False, False, True)
+    expected = resample(image[0], (3, 4, 1))
+    np.testing.assert_array_equal(geometry.forward(image, order=1)[0], expected)
+    assert geometry.forward(np.ones((1, 6, 8, 1), np.uint8), order=0).all()
+
+
 def test_ties_do_not_remove_thin_structures() -> None:
     mask = np.zeros((16, 16, 16), np.uint8)
     mask[8] = 1  # one voxel thin: exactly half of a voxel that is twice as large

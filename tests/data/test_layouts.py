@@ -134,3 +134,31 @@ def test_masks_beside_the_images_of_several_folders_are_no_cases(masks: str, tmp
         (tmp_path / "patient1" / "p3_mask_1.png").unlink()
     comp = competition(tmp_path, train={"images": "*/{id}.png", "masks": masks})
     assert list(case_table(comp)["id"]) == ["p0", "p1", "p2", "p3"]
+
+
+@pytest.mark.parametrize("missing", ["error", "empty"])
+def test_masks_beside_the_images_with_upper_case_extensions_are_no_cases(missing: str, tmp_path: Path) -> None:
+    for number in range(2):
+        write_png(tmp_path / f"{number}.PNG", np.full((6, 8), 9 * number, np.uint8))
+        write_png(tmp_path / f"{number}_mask.PNG", np.eye(6, 8, dtype=np.uint8))
+    train = {"images": "{id}.png", "masks": {"cell": "{id}_mask.png"}, "missing_masks": missing}
+    assert list(case_table(competition(tmp_path, train=train))["id"]) == ["0", "1"]
+
+
+@pytest.mark.parametrize("missing", ["error", "empty"])
+def test_slices_of_masks_beside_the_slices_of_images_are_no_cases(missing: str, tmp_path: Path) -> None:
+    for case_id in "ab":
+        for z in range(3):
+            write_png(tmp_path / f"{case_id}_{z:02d}.png", np.full((6, 8), z, np.uint8))
+            write_png(tmp_path / f"{case_id}_mask_{z:02d}.png", np.eye(6, 8, dtype=np.uint8))
+    train = {"images": "{id}_{z}.png", "masks": {"cell": "{id}_mask_{z}.png"}, "missing_masks": missing}
+    assert list(case_table(competition(tmp_path, dimensions=3, train=train))["id"]) == ["a", "b"]
+
+
+def test_regions_beside_the_test_images_are_no_cases(tmp_path: Path) -> None:
+    for name in ("train/a", "train/a_mask", "train/a_roi", "test/c", "test/c_roi", "test/d", "test/d_roi"):
+        write_png(tmp_path / f"{name}.png", np.eye(6, 8, dtype=np.uint8))
+    train = {"images": "train/{id}.png", "masks": "train/{id}_mask.png", "region": "train/{id}_roi.png"}
+    for region in ("test/{id}_roi.png", "test*/{id}_roi.png"):
+        comp = competition(tmp_path, train=train, test={"images": "test/{id}.png", "region": region})
+        assert list(case_table(comp, "test")["id"]) == ["c", "d"]

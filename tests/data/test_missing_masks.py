@@ -46,3 +46,29 @@ def test_which_file_is_missing_is_part_of_the_hash(tmp_path: Path) -> None:
         hashes.add(case_table(comp).iloc[0]["hash"])
         path.unlink()
     assert len(hashes) == 2
+
+
+def test_a_missing_folder_of_objects_may_be_empty(tmp_path: Path) -> None:
+    pictures(tmp_path, ["a", "b"])
+    mask = np.eye(6, 8, dtype=np.uint8)
+    for name in ("liver/a/1", "liver/b/1", "spleen/a/1"):
+        write_png(tmp_path / f"{name}.png", mask)
+    masks = {"liver": "liver/{id}/*.png", "spleen": "spleen/{id}/*.png"}
+    keys = {"classes": ["liver", "spleen"], "labels": "overlapping", "instances": True}
+    train = {"images": "images/{id}.png", "masks": masks}
+    with pytest.raises(MaskfoldError, match=r"Case b has an image .* but no folder of masks"):
+        case_table(competition(tmp_path, train=train, **keys))
+    comp = competition(tmp_path, train=train | {"missing_masks": "empty"}, **keys)
+    assert [load_mask(comp, row).any(axis=(1, 2)).tolist() for row in case_table(comp).itertuples(index=False)] == [
+        [True, True],
+        [True, False],
+    ]
+
+
+def test_a_case_without_an_object_among_masks_in_one_folder(tmp_path: Path) -> None:
+    pictures(tmp_path, ["a", "b"])
+    write_png(tmp_path / "objects" / "a_1.png", np.eye(6, 8, dtype=np.uint8))
+    train = {"images": "images/{id}.png", "masks": "objects/{id}_*.png"}
+    with pytest.raises(MaskfoldError, match=r"Case b has an image .* but no mask") as caught:
+        case_table(competition(tmp_path, instances=True, train=train))
+    assert "masks/{id}/*.png" in caught.value.hint  # a folder for each case can be empty

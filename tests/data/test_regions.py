@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from competition.data.cases import case_table, data_hash
-from competition.data.masks import IGNORED, load_instances, load_mask
+from competition.data.masks import IGNORED, load_instances, load_mask, unpredicted_pixels
 from competition.data.patterns import match_cases, unmatched_images
 from competition.data.readers import load_image
 from competition.errors import MaskfoldError
@@ -116,6 +116,21 @@ def test_pixels_outside_the_region_are_ignored(tmp_path: Path, labels: str) -> N
     found = explore(comp)
     assert found.faults == [] and found.cases[0].truth is not None
     assert found.cases[0].truth.ignored == int((region(0) == 0).sum())
+
+
+def test_the_threshold_of_masks_does_not_apply_to_a_region_of_zeros_and_ones(tmp_path: Path) -> None:
+    train = with_regions(tmp_path) | {"threshold": 128}
+    mask, outside = disc() * np.uint8(255), []
+    for value in (1, 255):
+        for case_id in "ab":
+            write_png(tmp_path / "masks" / f"{case_id}.png", mask)
+            write_png(tmp_path / "regions" / f"{case_id}.png", (region() != 0) * np.uint8(value))
+        comp = competition(tmp_path, train=train, test={"images": "images/{id}.png", "region": "regions/{id}.png"})
+        row = rows_of(comp)[0]
+        outside += [load_mask(comp, row)[0] == IGNORED, unpredicted_pixels(comp, row)]
+        outside.append(unpredicted_pixels(comp, case_table(comp, "test").iloc[0]))
+    for found in outside:
+        np.testing.assert_array_equal(found, region() == 0)
 
 
 def test_a_region_with_run_lengths(tmp_path: Path) -> None:

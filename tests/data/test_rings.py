@@ -77,6 +77,15 @@ def test_masks_of_preprocessed_cases(nuclei, tmp_path) -> None:
     np.testing.assert_array_equal(case.foreground, plain.foreground)  # patches are drawn by class, not by ring
 
 
+@pytest.mark.parametrize("key", ["rings: 4", "boundary: 1"])
+def test_objects_are_resampled_with_their_mask(nuclei, key: str, tmp_path) -> None:
+    plain, exp = (nuclei(f"prepare={{long_side: 40{keys}}}") for keys in ("", f", {key}"))
+    row = case_rows(case_table(exp.competition, "train"))[0]
+    before, after = (PreprocessedCase.open(preprocess_case(row, each, tmp_path / "cache")) for each in (plain, exp))
+    assert max(after.mask.shape) == 40 and len(np.unique(after.mask)) > 2
+    assert after.mask[before.mask != 0].all()
+
+
 def test_a_network_of_rings_predicts_interiors(nuclei) -> None:
     exp = nuclei("prepare={rings: 4}")
     logits = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0]).view(1, 5, 1, 1)

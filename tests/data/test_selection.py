@@ -57,6 +57,20 @@ def test_marked_cases_are_left_out(comp: Competition, ids: list[str], tmp_path: 
     assert case_table(with_keys(comp, exclude=str(tmp_path / "plain.csv"))).attrs["excluded"] == [ids[4]]
 
 
+def test_a_review_of_a_table_with_another_id_column(tmp_path: Path) -> None:
+    pictures(tmp_path, ["a", "b", "c"])
+    (tmp_path / "train.csv").write_text("ImageId,Rle\na,1 3\nb,2 2\nc,1 1\n")
+    (tmp_path / "ids.csv").write_text("id\na\nb\n")
+    (tmp_path / "ImageIds.csv").write_text("id,ImageId\n1,b\n2,c\n")
+    review = write_answers(tmp_path / "review.csv", ("a", "x", ""), ("b", "", "2"))
+    train = {"images": "images/{id}.png", "rle": "train.csv", "columns": {"id": "ImageId", "mask": "Rle"}}
+    comp = competition(tmp_path, train=train)
+    assert case_table(with_keys(comp, exclude=review))["id"].tolist() == ["b", "c"]
+    assert case_table(with_keys(comp, weights=review))[WEIGHT].tolist() == ["1", "2", "1"]
+    assert case_table(with_keys(comp, cases="ids.csv"))["id"].tolist() == ["a", "b"]
+    assert case_table(with_keys(comp, cases="ImageIds.csv"))["id"].tolist() == ["b", "c"]
+
+
 def test_wrong_answers_are_refused(comp: Competition, ids: list[str], tmp_path: Path) -> None:
     wrong = [
         ("exclude", [(ids[0], "maybe", "")], r"line 2, column `exclude`: found 'maybe', expected x or yes"),

@@ -24,7 +24,7 @@ from competition.data.splits import (
 )
 from tests.data.test_splits import COMP, cases, comp_with
 from tests.data.test_splits_exact import refused
-from tests.host import competition, write_png, write_text
+from tests.host import competition, pictures, write_png, write_text
 
 IDS = ["p1_a", "p1_b", "p22_a"]
 
@@ -214,6 +214,18 @@ def test_rows_of_excluded_cases_are_ignored(tmp_path: Path) -> None:
     assert found["fold"].tolist() == [0, -1, 1]
     wrong, _, status = refused(folds_from_file, path, ["a", "b", "c"])
     assert "line 3" in wrong and "bad" in wrong and status == 2
+
+
+def test_rows_of_skipped_and_unselected_cases_are_ignored(tmp_path: Path) -> None:
+    pictures(tmp_path, ["a", "b", "c", "d"])
+    path = write_text(tmp_path / "folds.csv", "id,fold\na,0\nb,1\nc,0\nd,1\n")
+    folds = FoldsConfig(scheme="file", file=str(path))
+    (tmp_path / "images" / "d.png").write_bytes(b"broken")
+    comp = competition(tmp_path, on_bad_case="skip")
+    assert dict(split(case_table(comp), comp, folds, 1)[["id", "fold"]].values) == {"a": 0, "b": 1, "c": 0}
+    train = {"images": "images/{id}.png", "masks": "masks/{id}.png", "cases": ["b", "c"]}
+    comp = competition(tmp_path, train=train)
+    assert dict(split(case_table(comp), comp, folds, 1)[["id", "fold"]].values) == {"b": 1, "c": 0}
 
 
 def test_one_validated_fold_needs_cases_to_train_on(tmp_path: Path) -> None:

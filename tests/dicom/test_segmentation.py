@@ -287,6 +287,19 @@ def test_overlaps_go_to_the_higher_value_and_are_counted(tmp_path: Path) -> None
     assert done.with_status("label")[0].notes.startswith(f"voxels in more than one segment: {TRUTH.sum()}")
 
 
+def test_a_voxel_in_three_segments_counts_once(tmp_path: Path) -> None:
+    series, places = study(tmp_path / "in"), positions(6)
+    write_segmentation(
+        tmp_path / "in/seg",
+        [frame for segment in (1, 2, 3) for frame in frames_of(TRUTH, segment, places)],
+        {1: "liver", 2: "tumour", 3: "necrosis"},
+        image_series=series,
+    )
+    done = convert_folder(tmp_path / "in", tmp_path / "out")
+    np.testing.assert_array_equal(mask_of(tmp_path / "out"), 3 * TRUTH)
+    assert done.with_status("label")[0].notes.startswith(f"voxels in more than one segment: {TRUTH.sum()};")
+
+
 def test_a_broken_segmentation_leaves_its_image(tmp_path: Path) -> None:
     series = study(tmp_path / "in")
     path = write_segmentation(

@@ -64,6 +64,18 @@ def test_ids(tmp_path: Path, series: list[dict[str, Any]], expected: list[str]) 
     assert {path.name for path in (tmp_path / "out/imagesTr").iterdir()} == {f"{case}.nii.gz" for case in case_ids}
 
 
+@pytest.mark.parametrize(
+    ("patient", "changes"), [("CT20190407", {"StudyDate": "20210102"}), ("ROE1", {"PatientName": ""})]
+)
+def test_one_patient_has_one_name_in_all_series(tmp_path: Path, patient: str, changes: dict[str, Any]) -> None:
+    """The PatientID contains a date or a name that is only in the header of the first series."""
+    write_series(tmp_path / "in/1", volume(), patient=patient, study="first")
+    write_series(tmp_path / "in/2", volume(seed=1), patient=patient, study="second", **changes)
+    rows = convert_folder(tmp_path / "in", tmp_path / "out").rows
+    assert len(rows) == 2 and len({row.patient for row in rows}) == 1
+    assert patient not in (tmp_path / "out/series.csv").read_text()
+
+
 def test_the_output_has_no_name_and_no_date(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "in/Roe_Jane 2019-04-07"
     write_series(folder, volume((6, 5, 6)), SeriesDescription="T2 for Jane ROE, 07.04.2019, b. 19501231")[2].unlink()

@@ -166,6 +166,20 @@ def test_a_case_that_cannot_be_read_ends_all_or_is_empty_as_asked(mounted, tmp_p
     assert f"{name} gets empty masks" in said and f"({name})" in said.splitlines()[-1]
 
 
+@pytest.mark.parametrize("with_keys", [True, False], ids=["sample", "empty sample"])
+def test_a_case_without_a_readable_header_is_empty_as_asked(mounted, tmp_path, capsys, with_keys):
+    folder, submitted, root = mounted
+    name = rows(submitted)[-1][0]
+    broken = next(path for path in root.rglob(f"*{name}*") if path.suffix == ".png")
+    broken.write_bytes(b"this is no picture")
+    if not with_keys:
+        with_sample(root, lambda lines: [])
+    assert run_bundle(folder, root, tmp_path / "x.csv", "--go-on") == 0
+    expected = rows(submitted) if with_keys else by_id(submitted)
+    assert rows(tmp_path / "x.csv") == [[*line[:-1], ""] if line[0] == name else line for line in expected]
+    assert f"{name} gets empty masks" in capsys.readouterr().out
+
+
 def test_volumes_with_rows_per_slice_need_no_sample_either(finished, bundled, tmp_path, tiny):
     import numpy as np
     from PIL import Image

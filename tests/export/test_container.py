@@ -100,6 +100,49 @@ def test_an_image_of_the_socket_names_no_other_file_and_no_absurd_size(tiny, tmp
         read_input(path, tiny(3).competition)
 
 
+def test_a_tiff_of_the_socket_gets_the_spacing_of_the_yaml(tiny, tmp_path):
+    """As in training; otherwise `prepare.spacing` would resample the image by a wrong factor."""
+    from tifffile import imwrite
+
+    comp = tiny(3, "competition.spacing=[2.0,3.0,4.0]").competition
+    imwrite(tmp_path / "scan.tif", np.zeros((4, 3, 2), np.uint8), photometric="minisblack")
+    image, _ = read_input(tmp_path / "scan.tif", comp)
+    assert image.array.shape == (1, 2, 3, 4) and image.spacing == (2.0, 3.0, 4.0)
+
+
+def test_the_container_writes_the_values_of_the_submission(tiny, tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from competition.export import grand_challenge
+    from competition.postprocessing.case import CasePrediction
+
+    SimpleITK = pytest.importorskip("SimpleITK")
+    submission = tiny(3).competition.submission.model_copy(update={"files": "{id}.mha", "labels": [30, 20]})
+    comp = tiny(3).competition.model_copy(update={"submission": submission})
+    bundle = SimpleNamespace(ensemble=SimpleNamespace(comp=comp), trust=(), settings=None)
+    (tmp_path / "input/images/mri").mkdir(parents=True)
+    path = tmp_path / "input/images/mri/scan.mha"
+    SimpleITK.WriteImage(SimpleITK.Image(2, 1, 1, SimpleITK.sitkUInt8), str(path))
+    path.rename(path.with_suffix(".MHA"))
+    (tmp_path / "container.json").write_text(json.dumps({"input": None, "output": "organs"}))
+    predictor = SimpleNamespace(predict=lambda case: (None, None))
+    masks = np.array([[True, False], [False, True]]).reshape(2, 2, 1, 1)
+    monkeypatch.setattr(grand_challenge.Bundle, "read", lambda *_: bundle)
+    monkeypatch.setattr(grand_challenge, "EnsemblePredictor", lambda *_: predictor)
+    monkeypatch.setattr(grand_challenge, "postprocess", lambda *_: CasePrediction(masks, None))
+    assert grand_challenge.predict_sockets(tmp_path, tmp_path / "input", tmp_path / "output") == 1
+    written = SimpleITK.ReadImage(str(tmp_path / "output/images/organs/scan.mha"))
+    assert SimpleITK.GetArrayFromImage(written).ravel().tolist() == [30, 20]
+
+
+def test_overlapping_classes_that_do_not_fit_into_one_file_are_refused_at_the_export(tiny):
+    values = [[1, 2], [2, 3]]
+    comp = tiny(3).competition.model_copy(update={"labels": "overlapping", "label_values": values})
+    with pytest.raises(MaskfoldError, match="--container: the classes .* share label values") as refused:
+        check_container("grand-challenge", comp)
+    assert refused.value.status == 2 and "--label-map" not in refused.value.message + refused.value.hint
+
+
 def test_an_unknown_container_is_refused(finished, tiny, tmp_path):
     with pytest.raises(MaskfoldError, match="grand-challenge"):
         export_runs([finished(tiny(2))], tmp_path / "bundle", options=ExportOptions(container="docker"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import Future
 from functools import partial
 from multiprocessing import active_children
 from types import SimpleNamespace
@@ -12,7 +13,15 @@ import pytest
 import torch
 
 from competition.errors import MaskfoldError
-from competition.export.runtime_prediction import BundlePrediction, assign_shards, collect, parse_devices, save_result
+from competition.export import runtime, runtime_prediction
+from competition.export.runtime_prediction import (
+    BundlePrediction,
+    PredictionOptions,
+    assign_shards,
+    collect,
+    parse_devices,
+    save_result,
+)
 from competition.postprocessing.case import CasePrediction
 from competition.rle_text import RleError
 from competition.submission.submit import submit
@@ -124,3 +133,55 @@ def test_two_processes_write_the_very_same_file(finished, tiny, nuclei, bundled,
     done = submit([run], output=tmp_path / "submit.csv")
     assert run_bundle(bundled([run]), run.exp.competition.root, tmp_path / "x.csv", "--devices", "cpu,cpu") == 0
     assert (tmp_path / "x.csv").read_bytes() == done.path.read_bytes()
+
+
+class PoolHere:
+    """A process pool that runs its only task at once, in this process."""
+
+    def __init__(self, *_: object) -> None:
+        self.future: Future[None] = Future()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, task, *arguments):
+        try:
+            self.future.set_result(task(None, *arguments))
+        except MaskfoldError as error:
+            self.future.set_exception(error)
+        return self.future
+
+    def result(self, future):
+        return future.result()
+
+
+@pytest.mark.parametrize(
+    ("bad", "go_on"), [("1", True), ("1", False), ("012", True)], ids=["go on", "stop", "every case"]
+)
+def test_a_process_whose_cases_all_fail_does_not_end_the_others(tmp_path, monkeypatch, bad, go_on):
+    """With `--go-on`, only an error of every case of every process ends the command."""
+    rows = [SimpleNamespace(id=name, shape="[2, 3]") for name in "012"]
+    comp = SimpleNamespace(classes=["a"])
+    found = SimpleNamespace(test_set=SimpleNamespace(rows=rows, comp=comp, profile=SimpleNamespace(confidence=False)))
+
+    def predict(_bundle, rows, _confidence, _folder, options, _say):
+        failed = [row for row in rows if row.id in bad]
+        for row in rows:
+            if row in failed and ((row == rows[-1] and failed == rows) or not options.continue_on_error):
+                raise MaskfoldError(f"{row.id} is damaged.", "Replace the file.")
+            masks = np.full((1, 2, 3), row not in failed)
+            yield BundlePrediction(row, CasePrediction(masks, None), None, row not in failed)
+
+    monkeypatch.setattr(runtime_prediction, "ProcessPool", PoolHere)
+    monkeypatch.setattr(runtime, "predict_cases", predict)
+    monkeypatch.setattr(runtime, "_read_bundle", lambda *_: SimpleNamespace(ensemble=SimpleNamespace(comp=comp)))
+    options = PredictionOptions(continue_on_error=go_on)
+    predictions = runtime._predict_in_processes(tmp_path, found, options, ["cpu", "cpu"], None, tmp_path)
+    if bad == "1" and go_on:
+        assert [(one.row.id, one.reached) for one in predictions] == [("0", True), ("1", False), ("2", True)]
+        return
+    with pytest.raises(MaskfoldError, match="[12] is damaged"):
+        list(predictions)

@@ -74,6 +74,30 @@ def test_empty_masks_have_the_best_score():
     assert np.isnan(score_table({**section, "both_empty": None}, [(empty, empty)])["score"]).all()
 
 
+def test_the_best_score_of_a_sum_is_no_reason_for_a_warning():
+    from competition.metrics.scoring import check_metric
+    from tests.metrics.test_scoring import competition
+
+    terms = [{"name": "hd95", "weight": 0.01}, {"name": "dice", "weight": -1}]
+    assert competition(sum=terms).metric.both_empty == -1
+    assert check_metric(competition(sum=terms)) is None
+    warning = check_metric(competition(sum=terms, both_empty=0.0))
+    assert "scores 0 instead of -1" in warning and "set competition.metric.both_empty=-1" in warning
+
+
+def test_the_dice_of_a_threshold_is_a_share_whatever_the_weights_of_a_sum():
+    from competition.metrics.baseline import score_threshold_baseline
+    from tests.metrics.test_scoring import competition
+
+    square = np.zeros((1, 8, 8), np.uint8)
+    square[0, 2:4, 2:4] = 1
+    cases = [(square.astype(np.float32), square), (0 * square.astype(np.float32), 0 * square)]
+    for weights in ((1, 1), (-0.01, -0.02)):
+        names = ("dice", "iou") if weights[0] > 0 else ("hd95", "assd")
+        terms = [{"name": name, "weight": weight} for name, weight in zip(names, weights, strict=True)]
+        assert list(score_threshold_baseline(cases, competition(("a",), sum=terms)).values()) == [1.0, 1.0]
+
+
 def test_an_object_term_without_objects_counts_as_correct():
     from competition.data.objects import CaseObjects
     from tests.metrics.test_lesions import comp

@@ -9,7 +9,14 @@ from scipy.ndimage import binary_erosion, gaussian_filter
 
 from competition.config.competition import MetricConfig
 from competition.config.metric import Direction
-from competition.metrics.bootstrap import paired_difference, paired_difference_noise, prediction_interval, wilcoxon_p
+from competition.metrics.bootstrap import (
+    cv_score,
+    paired_difference,
+    paired_difference_noise,
+    paired_gain,
+    prediction_interval,
+    wilcoxon_p,
+)
 from competition.metrics.surface import hd95
 
 DICE = MetricConfig(name="dice", both_empty=None)
@@ -73,6 +80,26 @@ def test_a_group_counts_once_in_the_test() -> None:
     groups = {f"c{n}": f"g{n // 2}" for n in range(12)}
     assert paired_difference(a, b, "score", DICE).p == pytest.approx(2 / 2**12)
     assert paired_difference(a, b, "score", DICE, groups=groups).p == pytest.approx(2 / 2**6)
+
+
+@pytest.mark.parametrize("average", ["case_class", "class"])
+def test_a_class_that_only_one_side_imagines_counts_on_both_sides(average: str) -> None:
+    """No truth has the class b. A false positive in b must not raise the score of a side."""
+    metric = MetricConfig(average=average)
+    found = np.random.default_rng(0).uniform(0.6, 0.8, 60)
+
+    def side(false_positives: int) -> pd.DataFrame:
+        absent = rows(np.array([0.0] * false_positives + [1.0] * (60 - false_positives)), "b")
+        absent.loc[absent["score"] == 1, "dice"] = np.nan
+        return pd.concat([rows(found), absent], ignore_index=True)
+
+    gain = paired_gain(side(9), side(0), metric)
+    assert gain.value == pytest.approx(9 / 120) and 0 < gain.low < gain.value < gain.high
+    back = paired_gain(side(0), side(9), metric)
+    assert back.value == pytest.approx(-gain.value) and back.high < 0
+    assert cv_score(side(0), metric) == pytest.approx(found.mean()), "a single score leaves the class out"
+    neither = paired_gain(side(0), side(0), metric)
+    assert neither == (0, 0, 0)
 
 
 def test_difference_noise_equals_that_of_test_sets() -> None:

@@ -55,6 +55,7 @@ def test_the_encoder_has_its_own_rate() -> None:
         ("torch.optim.AdamW", {"lr": 0}, "optimizer.args.lr: found 0"),
         ("torch.optim.AdamW", {"lr": 1e-3, "weigth_decay": 0.1}, "weigth_decay"),
         ("torch.optim.AdamW", {"lr": 1e-3, "betas": [1.5, 0.9]}, "beta"),
+        ("torch.optim.AdamW", {"lr": 1e-3, "betas": 0.9}, "optimizer.args: torch.optim.AdamW rejects these arguments"),
         ("torch.optim.SGD", {"lr": 1e-3, "nesterov": True}, "(?i)nesterov"),
         ("torch.optim.LBFGS", {"lr": 1.0}, "LBFGS"),
     ],

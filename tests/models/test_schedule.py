@@ -11,6 +11,7 @@ import torch
 
 from competition.config.experiment import SCHEDULES
 from competition.config.experiment import ScheduleConfig as Config
+from competition.config.metric import Direction
 from competition.models.schedules import LRSchedule, with_warmup
 
 
@@ -87,6 +88,19 @@ def test_plateau_is_torch_s_and_resumes(seed: int) -> None:
         ours = LRSchedule(cfg, [1e-3])
         ours.load_state_dict(state)
     assert ours.multiplier(0.5) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("direction", list(Direction))
+@pytest.mark.parametrize("step", [0.0, 1e-6, -1e-6])
+def test_plateau_lowers_the_rate_for_a_score_that_stays_negative(direction: Direction, step: float) -> None:
+    """The score of a sum with a negative weight may be negative."""
+    schedule = LRSchedule(Config(name="plateau", factor=0.5, patience=2), [1.0], direction)
+    for place in range(4):
+        schedule.observe(-0.5 + step * place)
+    assert schedule.multiplier(0.5) == 0.5
+    for place in range(1, 9):
+        schedule.observe(-0.5 + 0.01 * place * direction.value)  # improvements
+    assert schedule.multiplier(0.5) == 0.5
 
 
 def test_only_plateau_uses_scores() -> None:

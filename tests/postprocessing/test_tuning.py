@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
+from dataclasses import replace
 from math import nan
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,10 +18,12 @@ from competition.config.competition import MetricConfig
 from competition.config.experiment import Experiment
 from competition.config.postprocess import PostprocessConfig, StepConfig
 from competition.context import Context
+from competition.data.masks import load_mask
 from competition.ensembling.expected import estimate_score
 from competition.ensembling.weights import fit_weights, neighbouring_weights, weight_grid
 from competition.errors import MaskfoldError
 from competition.metrics.bootstrap import cv_score
+from competition.metrics.scoring import score_case
 from competition.postprocessing.case import CaseProbabilities
 from competition.postprocessing.evaluation import OofScores
 from competition.postprocessing.pipeline import postprocess, run_steps
@@ -55,6 +60,16 @@ def test_planted_islands_are_removed_and_the_nested_score_rises(finished, tiny):
     assert expected.score == tuned.nested == pytest.approx(cv_score(tuned.rows, run.exp.competition.metric))
     assert any("keep" in line or "remove" in line or "open" in line for line in tuned.report_lines())
     assert "nested" in tuned.report_lines()[0] and len(lines) >= 5
+
+
+def test_too_few_groups_to_test_the_steps_are_named(finished, tiny):
+    run = finished(tiny(2, "postprocess.tune=true"), noise=0.1, spoil=islands)
+    (run.folder / "fold_1" / "result.json").unlink()
+    run = replace(run, cases=run.cases.assign(group="one"))
+    tuned = estimate_score(Ensemble((run,), (1.0,)), 20).tuning
+    assert not tuned.kept and tuned.nested == tuned.before < tuned.after
+    (line,) = (line for line in tuned.report_lines() if "not used" in line)
+    assert "one fold" in line and "within the noise" not in line
 
 
 def test_clean_predictions_are_left_as_they_are(finished, tiny):
@@ -215,6 +230,25 @@ def test_overlapping_classes_may_be_forbidden_to_overlap(tiny):
     assert strict.masks.tolist() == [[[True, False, False]], [[False, True, False]]]
 
 
+@pytest.mark.parametrize("tune", ["false", "true"])
+def test_the_expected_score_is_of_masks_that_may_not_overlap(finished, tiny, tune):
+    keys = ("competition.labels=overlapping", "postprocess.forbid_overlap=true", f"postprocess.tune={tune}")
+    run = finished(tiny(2, *keys), noise=0.2, spoil=lambda found, _: np.stack([found.max(axis=0)] * len(found)))
+    comp, oof = run.exp.competition, run.oof()
+    masks = {case: postprocess(oof.read(case), comp, run.exp.postprocess).masks for case in oof.fold_of}
+    assert not any(mask.all(axis=0).any() for mask in masks.values())
+    rows = [
+        {"id": case, **line}
+        for case, mask in masks.items()
+        for line in score_case(mask, load_mask(comp, run.rows()[case]), comp)
+    ]
+    expected = estimate_score(Ensemble((run,), (1.0,)), 20)
+    before = expected.score if expected.tuning is None else expected.tuning.before
+    assert before == pytest.approx(cv_score(pd.DataFrame(rows), comp.metric))
+    if expected.tuning is not None and not expected.tuning.kept:
+        assert expected.score == before
+
+
 def test_steps_shared_by_two_lists_are_taken_once(tiny, monkeypatch):
     import competition.postprocessing.pipeline as module
 
@@ -291,6 +325,49 @@ def test_a_bad_run_gets_no_weight(finished, tiny):
     assert estimate_score(nested, 20).score == pytest.approx(
         fitted.nested, abs=1e-12
     )  # the estimate knows nothing of its own fold
+
+
+def test_weights_are_not_fitted_to_a_class_that_only_some_of_them_imagine(finished, tiny, demo2d, tmp_path):
+    """No truth has the first class; only the run `loud` imagines it, in one case. Otherwise the runs are equal."""
+    import cv2
+
+    data = Path(shutil.copytree(demo2d, tmp_path / "data"))
+    for file in (data / "masks").iterdir():
+        truth = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+        cv2.imwrite(str(file), np.where(truth == 1, 0, truth))
+
+    def silent(found, _):
+        found = np.stack([found[0] + found[1], 0 * found[1], found[2]])
+        found[:, 0, 0] = [1, 0, 0]
+        return found
+
+    cases: list[int] = []
+
+    def loud(found, _):
+        cases.append(1)
+        found = silent(found, _)
+        if len(cases) == 1:
+            found[:, 0, 0] = [0, 1, 0]
+        return found
+
+    runs = [
+        finished(tiny(2, f"competition.root={data}", f"training.epochs={epochs}"), noise=2.0, spoil=spoil)
+        for epochs, spoil in ((3, silent), (4, loud))
+    ]
+    fitted = fit_weights(Ensemble(tuple(runs), (0.5, 0.5)), 0, None)
+    assert fitted.best_weights == (0.5, 0.5) and fitted.gain.value == 0
+    assert fitted.single[0] == fitted.equal > fitted.single[1], "the scores that are printed can be compared"
+
+
+def test_the_cases_of_one_fold_do_not_change_the_weights(finished, tiny):
+    runs = [finished(tiny(2, f"seed={seed}"), noise=noise, seed=seed) for seed, noise in ((1, 0.2), (2, 3.0))]
+    for run in runs:
+        (run.folder / "fold_1" / "result.json").unlink()
+    fitted = fit_weights(Ensemble(tuple(runs), (0.5, 0.5)), 0, None)
+    assert fitted.weights == (0.5, 0.5) and fitted.best > fitted.equal and not fitted.fold_weights
+    assert fitted.nested == fitted.equal and fitted.gain == (0, 0, 0), "no weights were fitted on other folds"
+    (line,) = fitted.report_lines(["a", "b"])[1:]
+    assert "one fold" in line and "not significant" not in line
 
 
 def test_equal_runs_keep_equal_weights(finished, tiny):

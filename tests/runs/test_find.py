@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from competition.runs import find
+from competition.training.cross_validate import open_run
 
 
 @pytest.fixture
@@ -74,3 +75,13 @@ def test_other_files_and_folders_do_not_count(tmp_path: Path, read: list[str]) -
     add_run(tmp_path, "b", fold_0=100.0, fold_1=200.0, pictures=900.0)
     (tmp_path / "b" / "fold_2").touch()
     assert latest(tmp_path) == "a" and read == ["a"]
+
+
+@pytest.mark.parametrize(("budget", "total"), [("null", " of 2"), ("15", "")])
+def test_the_progress_of_a_run_names_no_total_that_a_time_budget_ignores(tiny, tmp_path, budget: str, total: str):
+    run = open_run(tiny(2, f"training.budget_minutes={budget}"), "tiny", root=tmp_path)
+    run.write()
+    folder = run.member_folder(1, 0)
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text('{"step": 4, "epoch": 7, "time": 1.0, "metrics": {}}\n')
+    assert find._progress(run) == f"0 of 2 folds are finished, fold_1 is at epoch 7{total}"

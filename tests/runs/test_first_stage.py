@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -19,7 +20,7 @@ from competition.context import Context
 from competition.data.cache import PreprocessedCase
 from competition.data.cases import case_rows, case_table
 from competition.data.preprocessing import preprocess_case, preprocess_cases
-from competition.ensembling.ensemble import EnsemblePredictor
+from competition.ensembling.ensemble import EnsemblePredictor, _RunNetworks
 from competition.errors import MaskfoldError
 from competition.export.bundle import export_runs
 from competition.inference.predict import predict_case
@@ -372,3 +373,13 @@ def test_a_loaded_run_keeps_its_first_stage(first, tiny):
     run = prepare_run(second_run(tiny, first))
     assert load_run(run.folder).exp.first_stage == str(first.folder)
     assert load_experiment(run.folder / "experiment.yaml").first_stage_channels == 2
+
+
+def test_the_number_of_channels_is_that_of_the_image_without_the_first_stage():
+    networks = object.__new__(_RunNetworks)
+    networks.run = SimpleNamespace(exp=SimpleNamespace(first_stage_channels=2))
+    networks.channels = 3
+    case = SimpleNamespace(id="c1", image=np.zeros((5, 2, 2, 2)))
+    with pytest.raises(MaskfoldError, match="Case c1 has 3 channels, expected 1, as in training") as caught:
+        networks.predict(case)
+    assert "Use images with 1 channel." in caught.value.hint

@@ -51,6 +51,10 @@ def test_each_case_is_validated_by_one_fold_and_trains_the_others(opened):
     assert run.test_share().empty
 
 
+def test_a_fold_that_is_named_twice_is_trained_once(opened):
+    assert opened("folds.run=[1, 0, 1]").members() == [(1, 0), (0, 0)]
+
+
 def test_the_fit_on_all_cases_trains_on_all_and_validates_none(opened):
     run = opened("folds.scheme=holdout", "folds.shares=[0.6, 0.2, 0.2]")
     assert run.training_ids(-1) == run.folds["id"].tolist()

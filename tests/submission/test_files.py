@@ -242,3 +242,11 @@ def test_a_member_of_the_sample_that_cannot_be_unpacked_is_an_error(tmp_path, fa
     path.write_bytes(content)
     with pytest.raises(MaskfoldError, match="a.png in .* is damaged"):
         SampleFiles.open(path).header("a.png", 2, tmp_path)
+
+
+def test_a_sample_may_have_names_with_an_underscore(tmp_path):
+    path = tmp_path / "sample.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("_a.png", "b.png", "__MACOSX/._b.png", ".DS_Store"):
+            archive.writestr(name, b"x")
+    assert SampleFiles.open(path).names == ("_a.png", "b.png")

@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pandas as pd
 import pytest
+from tifffile import imwrite
 from typer.testing import CliRunner
 
 from competition.cli.main import app
@@ -68,6 +69,21 @@ def test_formats_may_differ(tmp_path, folders):
         simple_itk.WriteImage(image, str(tmp_path / "pred" / path.name.replace(".nii.gz", ".mha")))
         path.unlink()
     assert score_folder(*folders).table["dice"].tolist()[:3] == [1.0, 1.0, 0.75]
+
+
+@pytest.mark.parametrize("size", [10, 12], ids=["square", "oblong"])
+def test_formats_with_another_order_of_axes(tmp_path, size):
+    """`predict` writes NIfTI for volumes and PNG for pictures, whatever the format of the images and labels is."""
+    volume = np.pad(boxes(), ((0, 0), (0, size - 10), (0, 0)))[:size]
+    for folder in ("pred", "true", "pred2", "true2"):
+        (tmp_path / folder).mkdir()
+    save_nifti(tmp_path / "pred" / "a.nii.gz", volume)
+    imwrite(tmp_path / "true" / "a.tif", volume.transpose(2, 1, 0), photometric="minisblack")
+    write_png(tmp_path / "pred2" / "a.png", volume[:, :, 3].T)
+    save_nifti(tmp_path / "true2" / "a.nii.gz", volume[:, :, 3])
+    for name, dimensions in (("", 3), ("2", 2)):
+        scores = score_folder(tmp_path / f"pred{name}", tmp_path / f"true{name}", ["dice"], dimensions=dimensions)
+        assert scores.table["dice"].tolist() == [1.0, 1.0]
 
 
 def test_pictures_and_classes(tmp_path):

@@ -13,7 +13,7 @@ from competition.data.cases import case_table
 from competition.data.masks import load_mask
 from competition.errors import MaskfoldError
 from competition.postprocessing.case import CasePrediction
-from competition.submission.label_files import label_arrays, region_values
+from competition.submission.label_files import label_arrays, region_values, submission_labels
 from tests.host import competition, write_nifti
 
 BRATS: dict[str, Any] = {
@@ -69,3 +69,22 @@ def test_the_values_of_regions(tmp_path: Path, values: list[Any], expected: Any)
     with pytest.raises(MaskfoldError, match=expected) as caught:
         region_values(comp)
     assert caught.value.status == 2 and "--label-map" in caught.value.hint
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]], ids=["largest first", "smallest first"])
+def test_the_values_that_the_host_wants_keep_the_order_of_the_regions(tmp_path: Path, order: list[int]) -> None:
+    """`submission.labels` has one value per class, which does not show which class contains which."""
+    keys = {key: [BRATS[key][index] for index in order] for key in ("classes", "label_values")}
+    wanted = [[30, 20, 10][index] for index in order]
+    comp = competition(tmp_path, **{**BRATS, **keys, "submission": {"files": "{id}.nii.gz", "labels": wanted}})
+    masks = np.array([[1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 1, 0]])[order].reshape(3, 1, 1, 4)
+    assert submission_labels(predicted(masks), comp).tolist() == [[[30, 20, 10, 0]]]
+
+
+@pytest.mark.parametrize("labels", ["exclusive", "overlapping"])
+def test_the_objects_of_a_single_class_fit_into_one_file(tmp_path: Path, labels: str) -> None:
+    keys: dict[str, Any] = {"dimensions": 2, "classes": ["cell"], "labels": labels, "instances": True}
+    train = {"images": "i/{id}.png", "masks": "m/{id}.png"}
+    comp = competition(tmp_path, **keys, train=train, submission={"files": "{id}.png"})
+    prediction = CasePrediction(np.array([[[True, False, True]]]), None)
+    assert submission_labels(prediction, comp).tolist() == [[1, 0, 2]]

@@ -126,3 +126,24 @@ def test_the_indices_of_a_palette_are_one_channel(tmp_path: Path) -> None:
         assert read_file_header(tmp_path / name, 2) == ((6, 7), "uint8"), name
         assert read_header(tmp_path / name, 2, labels=True).channels == 1, name
         assert read_header(tmp_path / name, 2).channels == 3, f"{name}: as an image, it has colours"
+
+
+@pytest.mark.parametrize(
+    ("source", "shape"),
+    [("a.mha", (6, 7)), ("a.mha", (6, 7, 1)), ("a.nhdr", (6, 7, 3)), ("a.mha", (6, 7, 3, 2))],
+    ids=["picture", "one slice", "nhdr", "channels"],
+)
+def test_a_file_of_itk_gives_its_geometry(tmp_path: Path, source: str, shape: tuple[int, ...]) -> None:
+    SimpleITK = pytest.importorskip("SimpleITK")
+    image = SimpleITK.Image(shape, SimpleITK.sitkUInt8)
+    image.SetSpacing([2.0, 3.0, 4.0, 5.0][: len(shape)])
+    image.SetOrigin([7.0, 8.0, 9.0, 10.0][: len(shape)])
+    SimpleITK.WriteImage(image, str(tmp_path / source))
+    dims = 2 if shape[2:] in ((), (1,)) else 3
+    comp = volumes(tmp_path).model_copy(update={"dimensions": dims})
+    labels = np.arange(np.prod(shape[:dims])).reshape(shape[:dims]).astype(np.uint8) % 3
+    for name in ("p.mha", "p.nii.gz"):
+        write_labels(tmp_path / name, labels, tmp_path / source, case_row(source, labels.shape), comp)
+    written = SimpleITK.ReadImage(str(tmp_path / "p.mha"))
+    assert written.GetSpacing() == (2.0, 3.0, 4.0)[:dims] and written.GetOrigin() == (7.0, 8.0, 9.0)[:dims]
+    assert nibabel.load(tmp_path / "p.nii.gz").affine[:2, 3].tolist() == [-7.0, -8.0]

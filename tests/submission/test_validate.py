@@ -63,6 +63,7 @@ def test_a_good_file_is_let_pass() -> None:
 #  (profile, rows, how many rows, how many of them empty, problems)
 ROWS: list[tuple[Profile, str, int, int, list[str]]] = [
     (SALT, "b,;a,1 1", 2, 1, []),
+    (replace(SALT, rle=RleFormat(empty="None")), "b,None;a,1 1", 2, 1, []),  # the host's own text is no missing value
     (SALT, "b, ;a,  ;c,6 1", 3, 2, []),  # c means c.png, and white space is nothing
     (SALT, "a,1 1;a,2 1", 2, 0, ["Line 3: the id a is a duplicate."]),
     (SALT, "a,1 1;b,;a,2 1;a,3 1", 4, 1, ["Line 4: the id a is a duplicate.", "Line 5: the id a is a duplicate."]),

@@ -165,3 +165,23 @@ def test_cases_of_another_format_have_the_axes_of_ours(tiny, tmp_path, shape):
     case = PreprocessedCase.open(prepare_extra_case(row, extra, exp, tmp_path / "cache"))
     np.testing.assert_array_equal(case.image[0], bright)
     np.testing.assert_array_equal(case.mask[0], label)
+
+
+def test_objects_of_a_dropped_class_have_no_boundary(tiny, tmp_path):
+    """A class of theirs that becomes background is background up to its edge, also next to objects that stay."""
+    label = np.zeros((24, 24), np.uint8)
+    label[2:10, 2:10], label[12:20, 2:10], label[12:20, 10:18] = 1, 1, 2
+    write_png(tmp_path / "images/a.png", np.full((24, 24), 20, np.uint8) + label)
+    write_png(tmp_path / "masks/a.png", label)
+    theirs = competition(tmp_path, classes=["cell", "debris"])
+    exp = tiny(2, "competition.instances=true", "prepare={intensity: none, boundary: 1}").model_copy(
+        update={"competition": competition(tmp_path, classes=["cell"], instances=True)}
+    )
+    row = next(case_table(theirs).itertuples(index=False))
+    extra = ExtraCasesConfig.model_construct(competition=theirs, weight=1.0, classes={"cell": "cell", "debris": None})
+    mask = PreprocessedCase.open(prepare_extra_case(row, extra, exp, tmp_path / "cache")).mask[0]
+    assert (mask[label != 1] == 0).all()
+    edge = np.zeros_like(label)
+    edge[2:10, 2:10] = edge[12:20, 2:10] = 2
+    edge[3:9, 3:9] = edge[13:19, 3:9] = 1
+    np.testing.assert_array_equal(mask, edge)

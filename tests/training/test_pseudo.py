@@ -14,7 +14,8 @@ import torch
 
 from competition.context import Context
 from competition.data.cache import PreprocessedCase
-from competition.data.preprocessing import preprocess_cases
+from competition.data.cases import case_rows, case_table
+from competition.data.preprocessing import preprocess_case, preprocess_cases
 from competition.errors import MaskfoldError
 from competition.models.build import build_network
 from competition.records import write_json
@@ -24,6 +25,7 @@ from competition.runs.identity.hashing import run_hash
 from competition.runs.run import load_run
 from competition.training.cross_validate import make_jobs, open_run, prepare_run
 from competition.training.extra.fold_data import build_extra_data, check_extra_data, prepare_extra_data
+from competition.training.extra.pseudo_labels import Teacher, TeacherEnsemble
 from competition.training.fold import run_fold, setup_fold
 from competition.training.lineage import training_cases
 
@@ -300,6 +302,56 @@ def test_copies_of_validated_cases_do_not_teach(tiny, demo2d):
         assert lessons.summary["pseudo"]["left_out"] == ({"alike": 1} if job.fold == home else {})
 
 
+def test_test_images_may_have_the_ids_of_training_cases(tiny, demo2d):
+    """Without groups, an equal id means nothing: neither for this run nor for a run that it teaches."""
+    root = copied(demo2d, Path.cwd())
+    comp = tiny(2).competition
+    train, test = root / Path(comp.train.images).parent, root / Path(comp.test.images).parent
+    names = [path.name for path in sorted(train.iterdir())]
+    for path, name in zip(sorted(test.iterdir()), names, strict=False):
+        path.rename(test / name)
+    settings = [f"competition.root={root}"]
+    teacher = finish(open_run(tiny(2, *settings), "teacher"))
+    middle, jobs = open_student(tiny(2, *settings, f"pseudo.from={teacher.folder}"), "middle")
+    records = {}
+    for job in jobs:
+        cases, lessons = lessons_of(middle, job)
+        assert len(cases) == 3 and lessons.summary["pseudo"]["left_out"] == {}
+        records[job.folder] = (job.folder / "lineage.json").read_bytes()
+        shutil.rmtree(job.folder)
+    finish(middle)
+    for folder, record in records.items():
+        (folder / "lineage.json").write_bytes(record)
+    run, jobs = open_student(tiny(2, *settings, f"pseudo.from={middle.folder}"))
+    for job in jobs:
+        assert len(lessons_of(run, job)[0]) == 3
+        [used] = json.loads((job.folder / "lineage.json").read_text())["pseudo"]["teachers"]
+        assert used["member"].endswith(f"/fold_{job.fold}")
+
+
+def test_pseudo_labels_outside_of_the_region_are_ignored(tiny, demo2d):
+    """The teachers were not trained there, so what they predict there means nothing."""
+    import cv2
+
+    root = copied(demo2d, Path.cwd())
+    comp = tiny(2).competition
+    for split, pattern in (("train", comp.train.images), ("test", comp.test.images)):
+        (root / f"{split}_fov").mkdir()
+        for path in (root / Path(pattern).parent).iterdir():
+            region = np.zeros(cv2.imread(str(path), cv2.IMREAD_UNCHANGED).shape[:2], np.uint8)
+            region[:, :50] = 255
+            cv2.imwrite(str(root / f"{split}_fov" / path.name), region)
+    settings = [f"competition.root={root}", "competition.train.region=train_fov/{id}.png"]
+    teacher = finish(open_run(tiny(2, *settings), "teacher"))
+    whole, jobs = open_student(tiny(2, *settings, f"pseudo.from={teacher.folder}"), "whole")
+    assert {int(one) for case in lessons_of(whole, jobs[0])[0].values() for one in np.unique(case.mask)} == {1}
+    settings.append("competition.test.region=test_fov/{id}.png")
+    run, jobs = open_student(tiny(2, *settings, f"pseudo.from={teacher.folder}"), "within")
+    for case in lessons_of(run, jobs[0])[0].values():
+        drawn = case.geometry.inverse(np.asarray(case.mask, np.float16))[0]
+        assert (drawn[:, :50] == 1).all() and (drawn[:, 50:] == 255).all()
+
+
 def test_voxels_in_doubt_are_ignored_and_cases_in_doubt_left_out(tiny):
     teacher = finish(open_run(tiny(2), "teacher"), {0: 0.72, 1: 0.6})
     wide = [f"pseudo.from={teacher.folder}", "pseudo.confidence.dice=null"]
@@ -312,6 +364,19 @@ def test_voxels_in_doubt_are_ignored_and_cases_in_doubt_left_out(tiny):
     run, jobs = open_student(tiny(2, *wide, "pseudo.confidence.dice=0.85"), "strict")
     with pytest.raises(MaskfoldError, match=r"expected Dice is 0\.837"):  # 2·0.72 / (0.72 + 1)
         lessons_of(run, jobs[0])
+
+
+def test_teachers_read_images_as_the_competition_of_the_images_says(tiny):
+    """Voxel size and order of axes belong to the files, and the teacher's competition may have other files."""
+    exp = tiny(2, "competition.spacing=[2, 2]", "competition.array_axes=xy")
+    prepare = "prepare={spacing: [4, 4], intensity: none}"
+    teacher = open_run(tiny(2, "competition.spacing=[8, 8]", "competition.name=other", prepare), "teacher")
+    ensemble = TeacherEnsemble([], exp, Path("mlruns/prepared"), Context())
+    trained = ensemble._teacher_experiment(Teacher(teacher, ((0, 0),), ()))
+    assert trained.competition.array_axes == "xy" and trained.competition.name == "other"
+    row = case_rows(case_table(exp.competition, "test"))[0]
+    geometry = PreprocessedCase.open(preprocess_case(row, trained, ensemble.cache)).geometry
+    assert geometry.file_spacing == (2, 2) and geometry.shape[0] == round(geometry.file_shape[0] / 2)
 
 
 def test_several_teachers_are_averaged(tiny):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -81,3 +82,12 @@ def test_a_fold_says_so(tiny, tmp_path, monkeypatch):
     assert result.precision == "32-true" and any("bf16 gradients of this network" in line for line in said)
     answers = list((job.cache / "bf16").glob("*.json"))
     assert len(answers) == 1 and json.loads(answers[0].read_text()) == {"repeats": False}
+
+
+@pytest.mark.parametrize(("system", "unit"), [("linux", 2**10), ("darwin", 1)])
+def test_the_peak_memory_is_in_gib_on_every_system(monkeypatch, system, unit):
+    import resource
+
+    monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=3 * 2**30 // unit))
+    monkeypatch.setattr("sys.platform", system)
+    assert guards.peak_gib(torch.device("cpu")) == 3

@@ -21,6 +21,7 @@ from competition.runs.blend import Ensemble
 from competition.runs.oof import OofPredictions, OofStore
 from competition.submission.submit import submit
 from competition.training.cross_validate import (
+    _dice_interval,
     format_seed_gain,
     make_jobs,
     open_run,
@@ -187,3 +188,31 @@ def test_the_share_that_nobody_trained_on_is_scored_by_the_mean_of_the_seeds(tin
         each = [OofStore(job.folder / "test").read(row.id).astype(np.float64) for job in jobs]
         lines += judge.score(np.mean(each, axis=0).astype(np.float16), row, -2)[0]
     assert summary.test_score == pytest.approx(cv_score(pd.DataFrame(lines), exp.competition.metric), abs=1e-6)
+
+
+def test_a_share_that_several_folds_hold_out_is_scored_by_the_mean_of_their_networks(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ids = sorted(open_run(tiny(2), "demo2d-tiny").cases["id"])
+    rows = [f"{case},{-2 if index < 2 else index % 2}" for index, case in enumerate(ids)]
+    (tmp_path / "own.csv").write_text("\n".join(["id,fold", *rows]))
+    exp = tiny(2, "run.threads=1", "training.epochs=1", "folds.scheme=file", f"folds.file={tmp_path}/own.csv")
+    run = prepare_run(open_run(exp, "demo2d-tiny"))
+    jobs = make_jobs(run)
+    for job in jobs:
+        job.folder.mkdir(exist_ok=True)
+        run_fold(job, quiet)
+    summary = summarize_run(run)
+    judge = Evaluator(exp, run.test_share(), {}, torch.device("cpu"), torch.no_grad, lambda: None)
+    lines: list[dict] = []
+    for row in judge.iter_cases():
+        each = [OofStore(job.folder / "test").read(row.id).astype(np.float64) for job in jobs]
+        lines += judge.score(np.mean(each, axis=0).astype(np.float16), row, -2)[0]
+    assert len(jobs) == 2 and len({line["id"] for line in lines}) == 2
+    assert summary.test_score == pytest.approx(cv_score(pd.DataFrame(lines), exp.competition.metric), abs=1e-6)
+
+
+def test_cases_of_a_single_group_have_no_interval():
+    scores = pd.DataFrame({"id": ["a", "b"], "class": "one", "score": 0.5, "dice": [0.4, 0.6]})
+    assert _dice_interval(scores, "one", 0, {"a": "x", "b": "x"}) == (None, None)
+    low, high = _dice_interval(scores, "one", 0, {"a": "x", "b": "y"})
+    assert 0 <= low < 0.5 < high <= 1

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from competition.config.axes import competition_axes, permutation
 from competition.config.experiment import Experiment, ExtraCasesConfig
 from competition.context import Context
@@ -245,7 +247,10 @@ def exclude_leaks(run: Run, table: pd.DataFrame, fold: int, key: str) -> tuple[p
     protected, extra = HeldOutCases(run, fold), extra_section(run.exp, key)
     comp = run.exp.competition
     same_ids = extra is None or same_competition(extra.competition, comp.name, str(comp.root))
-    same_groups = same_ids or (comp.group is not None and extra is not None and extra.competition.group is not None)
+    are_test_images = extra is None and (run.exp.pseudo is None or run.exp.pseudo.images is None)
+    # Without a group rule, the group of an image is its id. A test image may have the id of a labelled case by chance.
+    same_groups = comp.group is not None and (extra is None or extra.competition.group is not None)
+    same_groups |= same_ids and not are_test_images
     reasons = []
     for row in case_rows(table):
         alike = set(json.loads(getattr(row, "alike", "[]")))
@@ -308,6 +313,8 @@ def prepare_extra_case(row: Any, extra: ExtraCasesConfig, exp: Experiment, cache
     drop_keys_without_effect(source_keys)
     axes = permutation(row_axes(source_comp, row), competition_axes(comp))
     parts = ["extra", 1, cache_key(row, exp), source_keys, mapping, *([] if axes is None else [axes])]
+    if exp.prepare.boundary is not None and set(source_comp.classes) - set(mapping):
+        parts.append("objects of the mapped classes")  # earlier versions stored the boundary of all objects
     key = json_digest(parts)[:32]
 
     def build(folder: Path) -> dict[str, Any]:
@@ -316,6 +323,8 @@ def prepare_extra_case(row: Any, extra: ExtraCasesConfig, exp: Experiment, cache
             record = write_image(folder, image, exp, str(row.id))
             objects = load_instances(source_comp, row) if exp.prepare.object_key else None
             mask = load_relabelled_mask(source_comp, row, comp, mapping)
+            if objects is not None:  # objects of classes that become background have no boundary
+                objects = np.where(mask[0] == 0, 0, objects)
         if axes is not None:
             objects = None if objects is None else objects.transpose(axes)
             mask = mask.transpose(0, *(axis + 1 for axis in axes))

@@ -21,6 +21,7 @@ from competition.config.experiment import Experiment
 from competition.context import Context
 from competition.data.cache import RECORD_FILE, PreprocessedCase, cache_key, get_or_build
 from competition.data.cases import case_rows
+from competition.data.masks import IGNORED, unpredicted_pixels
 from competition.errors import MaskfoldError
 from competition.io import sha256_of_file
 from competition.runs.cascade.first_stage import refuse_first_stage
@@ -240,11 +241,10 @@ class TeacherEnsemble:
         return total / np.float32(len(self.teachers))
 
     def _teacher_experiment(self, teacher: Teacher) -> Experiment:
-        """Return the experiment of a teacher's run, with the data folder, images and device of `self.exp`."""
+        """Return the experiment of a teacher's run, with the device of `self.exp` and its keys about image files."""
         exp = teacher.run.exp
-        comp = exp.competition.model_copy(
-            update={"root": self.exp.competition.root, "train": self.exp.competition.train}
-        )
+        keys = ("root", "train", "array_axes", "spacing")
+        comp = exp.competition.model_copy(update={key: getattr(self.exp.competition, key) for key in keys})
         return exp.model_copy(update={"competition": comp, "run": self.exp.run.model_copy(update={"devices": 1})})
 
     def _load_networks(self, index: int, exp: Experiment, channels: int) -> tuple[Any, list[Any]]:
@@ -286,10 +286,13 @@ def pseudo_label_cases(
     ]
     confident, records = {}, []
     for done, row in enumerate(case_rows(rows), start=1):
-        key = hashlib.sha256(
-            json.dumps(["pseudo", 1, cache_key(row, exp), signature], sort_keys=True).encode()
-        ).hexdigest()[:32]
-        build = partial(pseudo_label_case, row=row, teachers=ensemble, exp=exp, cache=job.cache)
+        # Other images than the test images have no region masks.
+        outside = unpredicted_pixels(exp.competition, row) if exp.pseudo.images is None else None
+        parts = ["pseudo", 1, cache_key(row, exp), signature]
+        if outside is not None:
+            parts.append(hashlib.sha256(outside.tobytes()).hexdigest())
+        key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+        build = partial(pseudo_label_case, row=row, teachers=ensemble, exp=exp, cache=job.cache, outside=outside)
         folder = get_or_build(job.cache, key, build)
         record = json.loads((folder / RECORD_FILE).read_bytes())["pseudo"]
         records.append(record)
@@ -314,7 +317,7 @@ def pseudo_label_cases(
 
 
 def pseudo_label_case(
-    folder: Path, row: Any, teachers: TeacherEnsemble, exp: Experiment, cache: Path
+    folder: Path, row: Any, teachers: TeacherEnsemble, exp: Experiment, cache: Path, outside: np.ndarray | None = None
 ) -> dict[str, Any]:
     """Write an image with its pseudo-label as a preprocessed case.
 
@@ -327,6 +330,8 @@ def pseudo_label_case(
         teachers: ensemble that predicts the image.
         exp: the experiment that trains on the image.
         cache: folder in which preprocessed cases are stored.
+        outside: (*file shape) bool, the pixels outside the region mask of the image (`test.region`), which training
+            ignores; None if there is no region mask.
 
     Returns:
         The content of `case.json`. Its value `pseudo.doubt` is empty if the image is used for training; otherwise it is
@@ -337,11 +342,16 @@ def pseudo_label_case(
     """
     from competition.data.preprocessing import link_or_copy, preprocess_case, write_mask
     from competition.inference.confidence import foreground_entropy, pseudo_mask, self_dice
+    from competition.inference.predict import Prediction, within_region
 
     assert exp.pseudo is not None
     rule, comp = exp.pseudo.confidence, exp.competition
     probabilities = teachers.probabilities(row)
+    if outside is not None:  # the teachers were not trained there, so their predictions there mean nothing
+        within_region(Prediction(probabilities, None), comp, row)
     mask = pseudo_mask(probabilities, comp, rule)
+    if outside is not None:
+        mask[:, outside] = IGNORED
     dice, entropy = self_dice(probabilities, comp), foreground_entropy(probabilities, comp)
     if rule.dice is not None and dice < rule.dice:
         doubt = "dice"
