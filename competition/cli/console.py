@@ -164,7 +164,11 @@ def cv_table(summary: CvSummary, run: Run) -> Table:
         dice = [_fold_number(result, result["dice"].get(name)) for name in classes]
         folder = run.member_folder(result["fold"], result["seed"]).name
         table.add_row(
-            _fold_label(result), _fold_number(result, result["score"]), *dice, f"{result['minutes']:.1f}", folder
+            _fold_label(result, run.exp.seeds),
+            _fold_number(result, result["score"]),
+            *dice,
+            f"{result['minutes']:.1f}",
+            folder,
         )
     table.add_section()
     minutes = sum(result["minutes"] for result in summary.folds)
@@ -205,7 +209,8 @@ def _transposed_table(summary: CvSummary, run: Run) -> Table:
     table.add_column("fold")
     folds = summary.folds
     test_dice = summary.test_dice
-    for name in (*map(_fold_label, folds), "all", "95 %", *(["test"] if test_dice is not None else [])):
+    labels = [_fold_label(result, run.exp.seeds) for result in folds]
+    for name in (*labels, "all", "95 %", *(["test"] if test_dice is not None else [])):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_row(
         summary.metric,
@@ -243,10 +248,15 @@ def _overall(summary: CvSummary, classes: list[str]) -> list[str]:
     return [format_number(summary.score), *(format_number(summary.dice.get(name)) for name in classes)]
 
 
-def _fold_label(result: dict[str, Any]) -> str:
-    """Return the label of a fold: its number, or `full` for a fit on all cases. A seed other than 0 is appended."""
+def _fold_label(result: dict[str, Any], seeds: Sequence[int]) -> str:
+    """Return the label of a fold: its number, or `full` for a fit on all cases. With several seeds, append the seed.
+
+    Args:
+        result: result of the fold; its entry `seed` is a position in `seeds`.
+        seeds: the experiment's seeds.
+    """
     label = "full" if result["fold"] < 0 else str(result["fold"])
-    return label + (f" seed {result['seed']}" if result["seed"] else "")
+    return label + (f" seed {seeds[result['seed']]}" if len(seeds) > 1 else "")
 
 
 def _fold_number(result: dict[str, Any], value: float | None) -> str:

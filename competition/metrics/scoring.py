@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from competition import large_arrays
-from competition.config.competition import Competition
-from competition.config.metric import OBJECTS, Direction, Metric, PooledScore, WeightedSum, best_score
+from competition.config.competition import YAML_SETTINGS, Competition, MetricConfig
+from competition.config.metric import METRICS, OBJECTS, Direction, Metric, PooledScore, WeightedSum, best_score
 from competition.data.objects import CaseObjects
 from competition.errors import MaskfoldError
 from competition.metrics.distances import BorderDistances
@@ -155,6 +155,20 @@ def check_metric(comp: Competition) -> str | None:
         f"without the class in mask and truth scores {empty:g} instead of {best:g}. If the host counts it as correct, "
         f"set competition.metric.both_empty={best:g}"
     )
+
+
+def unused_settings(metric: MetricConfig) -> list[str]:
+    """Return the keys below `metric` that have another value than their default, but that the metric does not use.
+
+    Each term of a sum has settings of its own, so a sum uses none of the keys `metric.beta` and `metric.tolerance_mm`.
+    """
+    if metric.target is not None:
+        return []
+    used = [] if metric.sum is not None else METRICS.get(metric.name).settings
+    keys = [key for key in YAML_SETTINGS if getattr(metric, key) != 1.0 and key not in used]
+    for index, term in enumerate(metric.sum or []):
+        keys += [f"sum.{index}.{key}" for key in unused_settings(term.config())]
+    return keys
 
 
 def split_classes(truth: NDArray[np.uint8], comp: Competition) -> Mask:

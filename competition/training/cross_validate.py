@@ -238,7 +238,7 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
     from competition.data.normalisation import find_other_channels
     from competition.data.preprocessing import preprocess_cases
     from competition.inference.tta import count_passes
-    from competition.metrics.scoring import check_metric
+    from competition.metrics.scoring import check_metric, unused_settings
     from competition.models.build import suits_channels_last, validate_network
     from competition.models.initial_weights import check_initial_file
     from competition.runs.cascade.channels import join_first_stage
@@ -264,6 +264,8 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
     check_targets(run.exp, context.trust)
     if (warning := check_metric(run.exp.competition)) is not None:
         context.say(f"note: {warning}")
+    for key in unused_settings(run.exp.competition.metric):
+        context.say(f"note: competition.metric.{key} has no effect, because the metric has no such setting")
     build_loader_transform(run.exp, context)  # this function and the next two only check their sections of the YAML
     build_batch_transform(run.exp)
     count_passes(run.exp)

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from competition.cli.console import cv_table
+from competition.cli.console import _fold_label, cv_table
 from competition.training.cross_validate import CvSummary
 
 
@@ -43,7 +43,7 @@ def shown(classes: list[str], width: int = 80, skipped: tuple[tuple[str, str], .
         name="mine-net",
         skipped=list(skipped),
         cases=range(7),
-        exp=SimpleNamespace(competition=SimpleNamespace(classes=classes)),
+        exp=SimpleNamespace(competition=SimpleNamespace(classes=classes), seeds=[7]),
         member_folder=lambda fold, seed: SimpleNamespace(name=f"fold_{fold}"),
     )
     console = Console(width=width, record=True, file=io.StringIO())
@@ -83,3 +83,10 @@ def test_skipped_cases_are_below_the_table() -> None:
         assert "skipped" not in shown(classes)
         text = shown(classes, width=120, skipped=(("a", "cut"), ("b", "cut")))
         assert "2 of 9 cases are skipped (competition.on_bad_case: skip)" in text
+
+
+def test_folds_and_seeds_are_named_by_the_seed_itself() -> None:
+    """The rows of the folds and the rows of the seeds below them name the same seeds."""
+    assert _fold_label({"fold": 2, "seed": 0}, [7]) == "2"
+    assert [_fold_label({"fold": 2, "seed": place}, [7, 9]) for place in (0, 1)] == ["2 seed 7", "2 seed 9"]
+    assert _fold_label({"fold": -1, "seed": 1}, [7, 9]) == "full seed 9"

@@ -202,3 +202,14 @@ def test_an_own_metric_over_all_cases(own):  # noqa: F811
         assert cv_score(table, comp.metric) == pytest.approx(expected)
         low, high = bootstrap_interval(table, comp.metric)
         assert 0 <= low < expected < high
+
+
+def test_settings_that_no_metric_uses_are_named():
+    from competition.metrics.scoring import unused_settings
+    from tests.metrics.test_scoring import competition
+
+    assert unused_settings(competition(name="fbeta", beta=2.0).metric) == []
+    assert unused_settings(competition(name="surface_dice", tolerance_mm=2.0, beta=2.0).metric) == ["beta"]
+    assert unused_settings(competition(name="nsd", tolerance_mm=2.0).metric) == ["tolerance_mm"]
+    terms = [{"name": "dice", "beta": 2.0}, {"name": "fbeta", "beta": 0.5}]
+    assert unused_settings(competition(sum=terms, beta=3.0).metric) == ["beta", "sum.0.beta"]
