@@ -227,7 +227,7 @@ def _intensity_window(comp: Competition, train: Sequence[CaseStats]) -> list[Sug
         comp.dimensions == 3
         and readable
         and all(map(_has_integer_values, readable))
-        and median(channel.low for channel in channels) < MAX_AIR_HU
+        and all(median(lows) < MAX_AIR_HU for lows in _lows_by_channel(readable))  # a window clips all channels
     )
     foregrounds = [channel for channel in channels if not math.isnan(channel.foreground_low)]
     if is_ct and foregrounds:
@@ -273,6 +273,15 @@ def _intensity_window(comp: Competition, train: Sequence[CaseStats]) -> list[Sug
             "prepare.intensity", "zscore", f"each case is normalised by its own mean and standard deviation{note}"
         )
     ]
+
+
+def _lows_by_channel(cases: Sequence[CaseStats]) -> list[list[float]]:
+    """Return the 0.5 % quantiles of all cases, for each channel."""
+    lows: dict[str, list[float]] = {}
+    for case in cases:
+        for channel in case.stats or []:
+            lows.setdefault(channel.name, []).append(channel.low)
+    return list(lows.values())
 
 
 def _has_integer_values(case: CaseStats) -> bool:

@@ -79,12 +79,14 @@ def frequency_map(layers: Sequence[NDArray[np.bool_]]) -> NDArray[np.float32]:
 def find_sides(train: Sequence[CaseStats]) -> list[Sidedness]:
     """Measure, for each axis, how strongly the classes prefer one side.
 
-    Return an empty list if there are too few cases. If a file has an orientation, the frequency map of its case is
-    turned to RAS, as preprocessing turns the case. For `consistency`, the cases are split into two halves, and each
-    case is compared with the mean of the other half, because a case resembles every mean to which it contributed.
+    Return an empty list if there are too few cases. If all files have an orientation, the frequency maps are turned to
+    RAS, as preprocessing turns the cases; otherwise `explore` suggests no `prepare.orientation`. For `consistency`, the
+    cases are split into two halves, and each case is compared with the mean of the other half, because a case resembles
+    every mean to which it contributed.
     """
+    are_turned = all(case.orientation is not None and "?" not in case.orientation for case in train)
     maps = [
-        turned_to_ras(case.truth.frequency, case.orientation)
+        turned_to_ras(case.truth.frequency, case.orientation) if are_turned else case.truth.frequency
         for case in train
         if case.truth is not None and case.truth.frequency is not None and case.truth.foreground
     ]

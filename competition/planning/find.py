@@ -26,6 +26,7 @@ from competition.planning.refusals import BY_HAND, no_layout_error, packed_archi
 from competition.planning.sample import add_submission
 from competition.text import format_count
 
+SPREADSHEETS = (".xlsx", ".xls", ".ods")
 MAX_SERIES = 500  # a folder with more series of files has no known layout, and comparing them would take minutes
 
 
@@ -101,7 +102,7 @@ def _first(patterns: Patterns) -> str:
 
 
 def _remarks_on(host: HostFolder) -> list[str]:
-    """Return remarks on links whose target is missing, and on archives that are still packed."""
+    """Return remarks on links whose target is missing, on archives that are still packed, and on spreadsheets."""
     remarks = []
     if host.broken:
         remarks.append(
@@ -111,5 +112,10 @@ def _remarks_on(host: HostFolder) -> list[str]:
     if (archive := packed_archive(host)) is not None:
         remarks.append(
             f"{archive} is packed: if it contains files that are not in this folder, unpack it and run init again"
+        )
+    if (sheet := next((path for path in host.files if path.lower().endswith(SPREADSHEETS)), None)) is not None:
+        remarks.append(
+            f"{sheet} is not read: if it has a column of patients, save it as a CSV file in this folder and run init "
+            "again, so that no patient is in two folds"
         )
     return remarks

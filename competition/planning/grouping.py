@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from competition.planning.layout import Layout
 from competition.planning.layouts.nested.linked import LinkedFolder, places_of_cases
 from competition.planning.words import has_word, tokens, words
 from competition.tables import read_csv
-from competition.text import format_count
+from competition.text import format_count, join_names
 
 if TYPE_CHECKING:
     import pandas
@@ -28,12 +28,20 @@ GROUP_WORDS = words(
     "patient patients subject subjects person donor donors animal mouse case group individual participant pid lesion "
     "lesions video videos sequenceid"
 )
+# In the name of a column, what follows a word for a group: `patient_id` names the patient, `patient_age` does not.
+ID_WORDS = words("id ids no nr number name code key uid uuid index identifier hash")
+ATTRIBUTE_WORDS = words(
+    "age sex gender type kind grade stage size weight height width length volume area diameter count race ethnicity "
+    "status diagnosis class category severity score date time year location position side bmi species strain"
+)
+COUNT_WORDS = words("n num number count total has is")  # `num_lesions` counts lesions
 PERSON_NAMES = GROUP_WORDS | words("pat pt pid subj sub")  # in names of folders
 VISIT_WORDS = words("visit visits session sessions ses scan scans timepoint tp baseline followup day week month exam")
 SITE_WORDS = words("site sites center centre hospital clinic klinik institute")  # each numbers its own patients
 STRATUM_WORDS = words("stratum strata diagnosis grade organ tissue stain cohort sex gender modality")
 MISSING = ("", "na", "n/a", "nan", "none", "null", "unknown", "-")  # texts of a table that name no group or stratum
 MAX_TABLE_BYTES = 2**27
+MIN_DESCRIBED = 0.5  # share of the training cases that a table must have, so that it is worth a remark
 MIN_FOLDER_GROUPS = 8  # fewer folders of many cases are probably kinds of cases, not patients
 MAX_FOLDER_SHARE = 0.2  # share of the cases; a folder with more cases is probably a kind of cases, not a patient
 MIN_SMALL_FOLDERS, MAX_SMALL_FOLDER = (
@@ -44,9 +52,11 @@ MIN_SMALL_FOLDERS, MAX_SMALL_FOLDER = (
 
 def find_groups(layout: Layout) -> Layout:
     """Add the keys `group` and `stratum` to a layout, if its case ids or a table of the host define them."""
-    group, group_reason, group_conflicts = _from_tables(layout, GROUP_WORDS, _groups_several)
-    stratum, stratum_reason, stratum_conflicts = _from_tables(layout, STRATUM_WORDS, _is_stratum)
+    group, group_reason, group_conflicts = _from_tables(layout, _group_columns, _groups_several)
+    stratum, stratum_reason, stratum_conflicts = _from_tables(layout, _stratum_columns, _is_stratum)
     layout = layout.with_remarks(*group_conflicts, *stratum_conflicts)
+    if group_conflicts and not group:
+        layout = layout.with_keys({}, {"group": "no column of patients in the host's tables could be used"})
     is_linked = isinstance(layout.folder, LinkedFolder)  # its ids begin with folders, see `folders_of_cases`
     if not group and not is_linked and (found := guess_group_rule(layout.ids)) is not None:
         rule, counts = found
@@ -90,19 +100,21 @@ def _pairs(folders: Mapping[str, str], beginnings: Mapping[str, str]) -> set[tup
 
 
 def _from_tables(
-    layout: Layout, some: frozenset[str], accept: Callable[[Counter[str]], bool]
+    layout: Layout, choose: Callable[[Sequence[str]], list[str]], accept: Callable[[Counter[str]], bool]
 ) -> tuple[str, str, list[str]]:
     """Find a column of the host's tables for `group` or `stratum`.
 
     Args:
         layout: the layout.
-        some: words, of which the name of the column must contain at least one.
+        choose: function that receives the names of a table's columns, and returns those that may be used, the best one
+            first.
         accept: function that receives the number of cases with each value of a column, and returns whether the column
             is suitable.
 
     Returns:
         The rule for `group` or `stratum`, the reason for it, and remarks. The rule and the reason are empty if no
-        column is suitable. There is a remark for each column that is not used because it has two values for one id.
+        column is suitable. There is a remark for each column that is not used because it has two values for one id, and
+        for each column of groups that is not used because the table has no id or no value for a case.
     """
     conflicts = []
     for path in layout.folder.tables:
@@ -114,15 +126,18 @@ def _from_tables(
         except MaskfoldError:
             continue
         ids = _id_column(table, layout.ids)
+        names = [name for name in choose(list(map(str, table.columns))) if name != ids]
         if ids is None:
+            if names and choose is _group_columns and (problem := _problem_of_ids(table, layout.ids)):
+                conflicts.append(
+                    f"{path} has a column {names[0]}, but {problem}, so it is not used; correct the table and run init "
+                    "again"
+                )
             continue
-        for column in table.columns:
-            name = str(column)
-            if name == ids or some.isdisjoint(_words_of_column(name)):
-                continue
-            values = dict(zip(table[ids], table[column], strict=True))
+        for name in names:
+            values = dict(zip(table[ids], table[name], strict=True))
             twice = next(
-                (key for key, value in zip(table[ids], table[column], strict=True) if values[key] != value), None
+                (key for key, value in zip(table[ids], table[name], strict=True) if values[key] != value), None
             )
             if twice is not None:
                 conflicts.append(
@@ -133,7 +148,14 @@ def _from_tables(
             plain = {strip_extension(case_id): value for case_id, value in values.items()}
             found = [values.get(case_id, plain.get(case_id, "")) for case_id in layout.ids]
             counts = Counter(found)
-            if not any(value.strip().casefold() in MISSING for value in counts) and accept(counts):
+            lacking = next((i for i, value in zip(layout.ids, found, strict=True) if _is_missing(value)), None)
+            if lacking is not None:
+                if choose is _group_columns and len(counts) > 2:
+                    conflicts.append(
+                        f"{path} has no {name} for the case {lacking}, so this column is not used; complete the table "
+                        "and run init again"
+                    )
+            elif accept(counts):
                 return (
                     f"{path}:{name}",
                     (
@@ -143,6 +165,25 @@ def _from_tables(
                     conflicts,
                 )
     return "", "", conflicts
+
+
+def _is_missing(value: str) -> bool:
+    return value.strip().casefold() in MISSING
+
+
+def _group_columns(names: Sequence[str]) -> list[str]:
+    """Return the columns that may name groups; names such as `patient_id` first, and no attributes (`patient_age`)."""
+    found = []
+    for name in names:
+        parts = tokens(name)
+        own = _words_of_column(name)
+        if own & GROUP_WORDS and not own & ATTRIBUTE_WORDS and parts[:1] and parts[0] not in COUNT_WORDS:
+            found.append((parts[-1] not in GROUP_WORDS | ID_WORDS, name))
+    return [name for _, name in sorted(found, key=lambda item: item[0])]
+
+
+def _stratum_columns(names: Sequence[str]) -> list[str]:
+    return [name for name in names if _words_of_column(name) & STRATUM_WORDS]
 
 
 def _words_of_column(name: str) -> set[str]:
@@ -177,6 +218,30 @@ def _id_column(table: pandas.DataFrame, ids: tuple[str, ...]) -> str | None:
     if "id" in table.columns:
         return "id" if "id" in complete else None
     return complete[0] if len(complete) == 1 else None
+
+
+def _problem_of_ids(table: pandas.DataFrame, ids: tuple[str, ...]) -> str:
+    """Return why `_id_column` returns None for a table whose rows describe the training cases.
+
+    The rows do so if one column has most of the ids, or has them without leading zeros, as a spreadsheet writes them.
+    Otherwise, return an empty text.
+    """
+
+    def plain(text: str) -> str:
+        return strip_extension(text.rpartition("/")[2]).lstrip("0")
+
+    columns = []
+    for column in [column for column in table.columns if column == "id"] or table.columns:
+        known = {plain(value) for value in table[column]}
+        if sum(plain(case_id) in known for case_id in ids) >= MIN_DESCRIBED * len(ids):
+            columns.append(str(column))
+    if not columns:
+        return ""
+    values = {name for value in table[columns[0]] for name in (value, strip_extension(value))}
+    lacking = next((case_id for case_id in ids if case_id not in values), None)
+    if lacking is not None:
+        return f"its column {columns[0]} does not contain the id {lacking}"
+    return f"several columns may contain the ids ({join_names(columns)}), and none of them is called id"
 
 
 # Folders above the cases

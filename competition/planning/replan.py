@@ -48,7 +48,9 @@ GRID_KEYS = (
     "orientation",
 )
 NETWORK_SECTIONS = ("encoder_weights", "gate")  # these keys are dropped if the planned network has none of them
-FOLDS_REASON = re.compile(r"\d[\d,]* cases? without groups|keeps \d[\d,]* groups? of ")  # the planner's words
+FOLDS_REASON = re.compile(  # the planner's words
+    r"(your value; the plan would set \w+: )?\d[\d,]* cases? (without groups|in \d[\d,]* groups?; each group stays)"
+)
 TOP_KEY = re.compile(r"^(?P<quote>[\"']?)(?P<key>[A-Za-z_]\w*)(?P=quote)\s*:")
 
 

@@ -14,7 +14,8 @@ from competition.data.patterns import match_cases, slice_aliases
 from competition.data.readers import strip_extension
 from competition.errors import MaskfoldError
 from competition.planning.layout import Layout
-from competition.planning.layouts.matching.held_out import NO_TEST_FOLDER
+from competition.planning.layouts.matching.held_out import NO_TEST_FOLDER, files_matching
+from competition.planning.layouts.run_lengths import blank_remark
 from competition.tables import read_csv
 from competition.text import format_count, has_or_have, join_names, name_problem, name_some
 
@@ -60,7 +61,7 @@ def add_submission(layout: Layout) -> list[Layout]:
         return [_format_only(layout)]
     if layout.test is None or sample.known == 0:
         remarks = tuple(remark for remark in layout.remarks if not remark.startswith(NO_TEST_FOLDER))
-        named = _find_test(replace(layout, test=None, remarks=remarks), sample)
+        named = _find_test(replace(layout, test=None, test_listed=None, remarks=remarks), sample)
         layout = named if named.test is not None else layout
         sample = find_sample(layout) or sample
     keys: dict[str, Any] = {"submission.sample": sample.path}
@@ -116,11 +117,16 @@ def _duplicate_remarks(layout: Layout, sample: Sample) -> list[str]:
 
 
 def _find_test(layout: Layout, sample: Sample) -> Layout:
-    """Set the test images to the images that the sample submission names, if these images are in one folder."""
-    if not isinstance(layout.images, str) or "{z}" in layout.images or layout.images.count("{id}") != 1:
+    """Set the test images to the images that the sample submission names, if these images are in one folder.
+
+    If training images or masks are in the same folder, the test cases are listed. They are then no training cases,
+    although images without a row in the table of run lengths are otherwise read as empty.
+    """
+    images = layout.images
+    if not isinstance(images, str) or "{z}" in images or images.count("{id}") != 1:
         return layout
     table = read_csv(layout.folder.root / sample.path, {})
-    wanted = {strip_extension(text) for text in table[sample.id]} - set(layout.ids)
+    wanted = {strip_extension(text) for text in table[sample.id]} - set(layout.ids).difference(layout.unlabelled)
     found: dict[str, int] = {}
     for path in layout.folder.images:
         folder, _, name = path.rpartition("/")
@@ -129,10 +135,22 @@ def _find_test(layout: Layout, sample: Sample) -> Layout:
             pattern = f"{folder}/{{id}}{name[len(stem) :]}".lstrip("/")
             found[pattern] = found.get(pattern, 0) + 1
     good = [pattern for pattern, count in found.items() if wanted and count >= MIN_SHARE * len(wanted)]
-    if len(good) != 1 or good[0] == layout.images:
+    if len(good) != 1:
         return layout
     reason = f"{format_count(found[good[0]], 'image')} that {sample.path} names"
-    return replace(layout, test=good[0], reasons=layout.reasons | {"test.images": reason})
+    layout = replace(layout, test=good[0], reasons=layout.reasons | {"test.images": reason})
+    files = files_matching(layout.folder, good[0])
+    masks = {path for by_id in layout.mask_files.values() for paths in by_id.values() for path in paths}
+    if not {*files_matching(layout.folder, images).values(), *masks}.isdisjoint(files.values()):
+        layout = replace(layout, test_listed=tuple(sorted(wanted & files.keys())))
+    blank = layout.unlabelled if "train.rle" in layout.keys else ()
+    if good[0] == images and blank:
+        path, rest = layout.keys["train.rle"], [case_id for case_id in blank if case_id not in wanted]
+        remarks = tuple(remark for remark in layout.remarks if remark != blank_remark(blank, path))
+        kept = [case_id for case_id in layout.ids if case_id not in wanted]
+        layout = replace(layout, remarks=remarks).with_cases(kept, f"the images that {sample.path} does not name")
+        layout = layout.with_remarks(blank_remark(rest, path)) if rest else layout
+    return layout
 
 
 def _format_only(layout: Layout) -> Layout:
@@ -188,6 +206,7 @@ def _read(layout: Layout, path: str, names: set[str]) -> Sample | None:
     mask = next((column for column in rest if column.casefold().strip() in MASK_NAMES), rest[-1])
     classes = [str(name) for name in layout.keys.get("classes", [])]
     values = [str(value) for value in layout.keys.get("label_values", range(1, len(classes) + 1))]
+    is_repeated = bool(table[id_column].duplicated().any())  # otherwise no other column distinguishes rows of an id
     cls, found = None, []
     for column in rest:
         distinct = list(dict.fromkeys(table[column]))
@@ -197,7 +216,7 @@ def _read(layout: Layout, path: str, names: set[str]) -> Sample | None:
         if (
             column != mask
             and len(distinct) == len(classes)
-            and (len(classes) > 1 or set(distinct) <= {*classes, *values})
+            and (set(distinct) <= {*classes, *values} or (len(classes) > 1 and is_repeated))
         ):
             cls, found = column, distinct
     if mask.casefold().strip() not in MASK_NAMES and any(re.fullmatch(r"-?\d*\.\d+", text) for text in table[mask]):

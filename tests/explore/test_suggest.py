@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,18 @@ def test_channels_with_similar_contrast_are_not_ranked(tmp_path: Path, sizes: li
         and ("highest contrast" in snippet) == ("highest contrast" in says)
         and "1 of 5 images has colours" in snippet
     )
+
+
+def test_a_ct_beside_a_pet_gets_no_window(tmp_path: Path) -> None:
+    """A window clips all channels, and the window of the CT would make the PET nearly constant."""
+    ct = ChannelStats("CT", -1024, -1000, 0, 900, 1000, 5, 2, 1.0, 40, 140)
+    pet = ChannelStats("PET", 0, 0, 0.4, 9, 12, 1, 2, 1.0, 3, 8)
+    channels = {"CT": "{id}_CT.nii.gz", "PET": "{id}_PET.nii.gz"}
+    comp = competition(tmp_path, dimensions=3, train={"images": channels, "masks": "{id}_m.nii.gz"})
+    cases = [case(number, (50, 50, 50), dtype="float32", stats=[ct, pet]) for number in range(5)]
+    assert loaded(tmp_path, comp, cases)[0].prepare.intensity == "zscore"
+    cases = [case(number, (50, 50, 50), dtype="float32", stats=[ct, replace(ct, name="PET")]) for number in range(5)]
+    assert loaded(tmp_path, comp, cases)[0].prepare.intensity == "window"
 
 
 def test_an_imprecise_mask_does_not_widen_the_window(tmp_path: Path) -> None:

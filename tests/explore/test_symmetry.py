@@ -62,3 +62,10 @@ def test_orientations_are_turned_first() -> None:
     frequency = frequency_map([np.arange(24).reshape(2, 3, 4) % 2 == 0])
     assert np.array_equal(turned_to_ras(frequency, "RAS"), frequency)
     assert np.array_equal(turned_to_ras(frequency, "SAL"), np.flip(frequency.transpose(0, 3, 2, 1), 1))
+
+
+def test_sides_are_along_the_axes_of_the_files_if_preprocessing_turns_no_case() -> None:
+    """The side lies along the first axis of the files, and one file has no orientation."""
+    cases = [case(number, (10, 20, 12), None if number == 7 else "SAL") for number in range(20)]
+    assert [side.has_sides for side in find_sides(cases)] == [True, False, False]
+    assert [side.has_sides for side in find_sides([*cases[:7], *cases[8:]])] == [False, False, True]

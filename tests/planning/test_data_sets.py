@@ -454,6 +454,28 @@ def test_a_file_that_names_the_background_decides(tmp_path: Path) -> None:
     assert layout.keys["background"] == 2 and layout.keys["classes"] == ["animal", "rim"]
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "names", "is_remarked"),
+    [
+        ("classes.txt", "sky\nroad\ncar\n", ["road", "car"], True),
+        ("classes.txt", "road\ncar\n", ["road", "car"], False),
+        ("classes.txt", "sky\nroad\ncar\nbus\n", ["sky", "road"], False),
+        ("classes.json", '["unlabeled", "road", "car"]', ["road", "car"], False),
+        ("labels.json", '{"sky": 0, "road": 1, "car": 2}', ["road", "car"], True),
+        ("labels.txt", "__ignore__\n_background_\nroad\ncar\n", ["road", "car"], False),
+    ],
+)
+def test_a_list_of_names_may_begin_with_the_name_of_0(
+    tmp_path: Path, file: str, text: str, names: list[str], is_remarked: bool
+) -> None:
+    """The masks have the values 0, 1 and 2. A list of three names begins with that of 0, which may be a class."""
+    labelled_pictures(tmp_path, [0, 1, 2])
+    write_text(tmp_path / file, text)
+    layout = only(tmp_path)
+    assert layout.keys["classes"] == names and "label_values" not in layout.keys and "background" not in layout.keys
+    assert any(f"{file} calls it sky" in remark for remark in layout.remarks) == is_remarked
+
+
 def test_a_table_with_tabs_names_the_classes(tmp_path: Path) -> None:
     for number in range(6):
         image, mask = picture(number)
@@ -550,6 +572,55 @@ def test_a_column_groups_the_cases_unless_values_are_missing(
         write_png(tmp_path / "masks" / f"x{number}y.png", mask)
     table(tmp_path / "meta.csv", ("image", column), [(f"x{number}y", value) for number, value in enumerate(values)])
     assert only(tmp_path).keys.get("group") == (f"meta.csv:{column}" if used else None)
+
+
+def with_table(root: Path, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> Layout:
+    """Return the layout of pictures 001, 002, … with a table."""
+    for number in range(1, 9):
+        image, mask = picture(number)
+        write_png(root / "images" / f"{number:03d}.png", image)
+        write_png(root / "masks" / f"{number:03d}.png", mask)
+    table(root / "meta.csv", header, rows)
+    return only(root)
+
+
+def test_a_spreadsheet_is_named(tmp_path: Path) -> None:
+    write_text(tmp_path / "clinical" / "Patients.XLSX", "PK")
+    layout = with_table(tmp_path, ("image", "size"), [])
+    assert any(remark.startswith("clinical/Patients.XLSX is not read") for remark in layout.remarks)
+
+
+def test_attributes_of_patients_are_no_groups(tmp_path: Path) -> None:
+    header = ("image", "patient_age", "num_lesions", "lesion_type", "Patient ID (new)", "patient_id")
+    rows = [(f"{n:03d}", str(40 + n % 3), str(n % 2), "ab"[n % 2], f"N{n // 3}", f"P{n // 2}") for n in range(1, 9)]
+    assert with_table(tmp_path / "all", header, rows).keys["group"] == "meta.csv:patient_id"
+    assert (
+        with_table(tmp_path / "new", header[:5], [row[:5] for row in rows]).keys["group"].endswith(":Patient ID (new)")
+    )
+    layout = with_table(tmp_path / "none", header[:4], [row[:4] for row in rows])
+    assert "group" not in layout.keys and not any("meta.csv" in remark for remark in layout.remarks)
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "problem"),
+    [
+        (("id", "patient"), lambda n: (str(n), f"P{n // 2}"), "column id does not contain the id 001"),
+        (("image", "patient"), lambda n: (f"{min(n, 7):03d}", f"P{min(n, 7) // 2}"), "does not contain the id 008"),
+        (("image", "patient"), lambda n: (f"{n:03d}", "" if n == 3 else f"P{n // 2}"), "no patient for the case 003"),
+        (
+            ("image", "file", "patient"),
+            lambda n: (f"{n:03d}", f"{n:03d}.png", f"P{n // 2}"),
+            "several columns may contain the ids (image and file)",
+        ),
+    ],
+)
+def test_a_column_of_patients_that_cannot_be_used_is_named(
+    tmp_path: Path, header: tuple[str, ...], row: Callable[[int], tuple[str, ...]], problem: str
+) -> None:
+    """Otherwise a patient might be in two folds, and nobody would notice."""
+    layout = with_table(tmp_path, header, [row(number) for number in range(1, 9)])
+    assert "group" not in layout.keys and any(problem in remark for remark in layout.remarks)
+    assert layout.reasons["group"] == "no column of patients in the host's tables could be used"
 
 
 @pytest.mark.parametrize(

@@ -256,6 +256,26 @@ def test_cases_for_training_and_test_are_used_for_training(tmp_path: Path) -> No
     assert ": c4 (line 1 of test.txt, line 5 of train.txt), c5 (line 2 of test.txt, line 6 of train.txt). " in remark
 
 
+def test_without_a_training_list_all_cases_that_are_not_for_test_are_for_training(tmp_path: Path) -> None:
+    made.listed_splits(tmp_path)
+    (tmp_path / "train.txt").rename(tmp_path / "README")
+    write_text(tmp_path / "val.txt", "c4.png\nc5.png\n")
+    layout = only(tmp_path)
+    assert layout.listed == tuple(f"c{number}" for number in range(6)) and layout.test_listed == ("c6", "c7")
+
+
+def test_a_test_list_names_the_images_of_the_test_folder_not_training_images_of_the_same_name(tmp_path: Path) -> None:
+    for number in range(6):
+        image, mask = picture(number)
+        write_png(tmp_path / "train" / "images" / f"{number:03d}.png", image)
+        write_png(tmp_path / "train" / "masks" / f"{number:03d}.png", mask)
+    for number in range(3):
+        write_png(tmp_path / "test" / "images" / f"{number:03d}.png", picture(20 + number)[0])
+    write_text(tmp_path / "test.txt", "".join(f"test/images/{number:03d}.png\n" for number in range(3)))
+    layout = only(tmp_path)
+    assert layout.cases == 6 and layout.listed is None and layout.test == "test/images/{id}.png"
+
+
 def test_a_row_of_a_table_for_training_and_test_is_named(start: Start) -> None:
     def maker(root: Path) -> None:
         made.listed_splits(root)

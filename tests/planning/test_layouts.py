@@ -13,6 +13,8 @@ import pytest
 from competition.config.loading import load_competition, load_experiment
 from competition.data.cases import case_rows, case_table
 from competition.data.masks import load_mask, load_objects
+from competition.errors import MaskfoldError
+from tests.host import write_png
 from tests.planning.conftest import Start
 from tests.planning.phantoms import IDS, MAKERS, TEST_IDS, picture, volume
 
@@ -206,6 +208,33 @@ def test_coco_is_converted_beside_the_data(start: Start) -> None:
                 drawn = reference.decode(reference.merge(reference.frPyObjects(item["segmentation"], 40, 48))) > 0
                 both = np.count_nonzero(drawn & (mask == 1))
                 assert 2 * both / (drawn.sum() + (mask == 1).sum()) > 0.93
+
+
+def test_two_categories_of_the_same_name_are_refused(start: Start) -> None:
+    def maker(root: Path) -> None:
+        MAKERS["coco"](root)
+        file = root / "annotations" / "instances.json"
+        file.write_text(file.read_text().replace("dog", "cat"))
+
+    with pytest.raises(MaskfoldError, match="instances.json: two categories have the same name: cat"):
+        start(maker)
+
+
+def test_masks_of_classes_as_jpeg_get_a_threshold(start: Start) -> None:
+    def maker(root: Path) -> None:
+        import cv2
+
+        for number in range(6):
+            image, mask = picture(number, (64, 64))
+            write_png(root / "images" / f"a{number}.png", image)
+            for value, name in ((1, "ring"), (2, "grain")):
+                (root / "masks" / name).mkdir(parents=True, exist_ok=True)
+                path = root / "masks" / name / f"a{number}.jpg"
+                cv2.imwrite(str(path), (mask == value).astype(np.uint8) * 255, [cv2.IMWRITE_JPEG_QUALITY, 70])
+
+    done = start(maker)
+    comp = load_competition(done.competition)
+    assert comp.train.threshold == 128 and comp.labels == "exclusive" and done.exploration.faults == []
 
 
 def test_coco_lists_the_cases(start: Start) -> None:

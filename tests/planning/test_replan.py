@@ -203,6 +203,27 @@ def test_the_reason_for_the_folds_knows_groups_that_were_set_later(
     assert ("your value; the plan would set group" in above + line) == (own == "{scheme: kfold, k: 3}")
 
 
+def test_the_reason_for_the_folds_forgets_groups_that_were_removed_later(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = start(paired_names)
+    assert done.experiment is not None
+    write_text(
+        Path("data/paired_names/patients.csv"), "id,who\n" + "".join(f"{i},{n // 2}\n" for n, i in enumerate(IDS))
+    )
+    text = done.competition.read_text()
+    done.experiment.write_text(done.experiment.read_text().replace("k: 5", "k: 3"))
+    for group, reason in (
+        ("group: patients.csv:who", "8 cases in 4 groups"),
+        ("group: null", "8 cases without groups"),
+    ):
+        done.competition.write_text(re.sub("group: null.*", group, text))
+        found = explore(load_competition(done.competition), lambda rows, _: rows)
+        write(again(dataclasses.replace(done, exploration=found), monkeypatch, 60.0))
+        comments = done.experiment.read_text().partition("seed:")[2].partition("prepare:")[0]
+        assert reason in comments and comments.count("8 cases") == 1
+
+
 def test_a_comment_of_the_user_beside_the_folds_stays(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     done = start(paired_names)
     assert done.experiment is not None

@@ -140,3 +140,63 @@ def test_the_sample_may_list_only_some_classes_of_the_training_table(tmp_path: P
 def test_a_sample_of_probabilities_has_no_masks(tmp_path: Path) -> None:
     masks_and_sample(tmp_path, ("id", "x", "score"), [(f"b{number}", "3", "0.5") for number in (1, 2)])
     assert "submission.sample" not in only(tmp_path).keys
+
+
+def test_a_column_with_as_many_values_as_classes_names_no_classes(tmp_path: Path) -> None:
+    """Each id has one row, so the heights distinguish no rows of an id."""
+    masks_and_sample(tmp_path, ("id", "height", "rle"), [("b1", "40", ""), ("b2", "44", "")])
+    layout = only(tmp_path)
+    assert layout.keys["submission.columns"] == {"id": "id", "class": None, "mask": "rle"}
+    assert layout.keys["classes"] == ["ring", "grain"]
+
+
+def test_a_column_that_numbers_the_rows_of_an_image_names_no_classes(tmp_path: Path) -> None:
+    rows = []
+    for number in range(8):
+        image, mask = picture(number)
+        write_png(tmp_path / "train" / f"x{number}.png", image)
+        parts = [mask == 1, mask == 2, np.roll(mask == 1, 20, axis=1), np.roll(mask == 2, 20, axis=0)]
+        rows += [(f"x{number}", index, encode(part, FORMAT)) for index, part in enumerate(parts[: 1 + number % 4])]
+    table(tmp_path / "train.csv", ("image", "object_id", "rle"), rows)
+    layouts = order_candidates(find_layouts(scan_folder(tmp_path)))
+    assert all(layout.keys["instances"] and layout.keys["classes"] == ["foreground"] for layout in layouts)
+    assert all(layout.keys["columns"]["class"] is None for layout in layouts)
+
+
+def test_the_images_that_the_sample_names_are_test_cases_although_training_images_lie_beside_them(
+    tmp_path: Path,
+) -> None:
+    rows = [(f"test_{number}", "") for number in range(8, 10)]
+    for number in range(10):
+        image, mask = picture(number)
+        write_png(tmp_path / "images" / f"{'test' if number > 7 else 'train'}_{number}.png", image)
+        if number <= 7:
+            write_png(tmp_path / "masks" / f"{number}.png", mask)
+    table(tmp_path / "sample_submission.csv", ("id", "rle"), rows)
+    layout = only(tmp_path)
+    assert (layout.images, layout.test) == ("images/train_{id}.png", "images/{id}.png")
+    assert layout.test_listed == ("test_8", "test_9")
+
+
+@pytest.mark.parametrize("in_table", [True, False])
+def test_images_of_the_training_folder_that_the_sample_names_are_no_training_cases(
+    tmp_path: Path, in_table: bool
+) -> None:
+    """Images without a row would be read as empty masks, but the sample names two of the three."""
+    rows, names = [], ["q30", "a17", "m24", "c81", "z55", "k62", "e48", "t93"]
+    for number, name in enumerate(names):
+        image, mask = picture(number)
+        write_png(tmp_path / "images" / f"{name}.png", image)
+        if number > 2:
+            rows.append((name, encode(mask == 1, FORMAT)))
+            if not in_table:
+                write_png(tmp_path / "masks" / f"{name}.png", mask)
+    if in_table:
+        table(tmp_path / "train.csv", ("picture", "rle"), rows)
+    table(tmp_path / "sample_submission.csv", ("picture", "rle"), [("q30", ""), ("m24", "")])
+    layout = order_candidates(find_layouts(scan_folder(tmp_path)))[0]
+    assert layout.test == layout.images == "images/{id}.png" and layout.test_listed == ("m24", "q30")
+    assert layout.listed == tuple(sorted([*names[3:], *(["a17"] if in_table else [])]))
+    if in_table:
+        (remark,) = (remark for remark in layout.remarks if "row" in remark)
+        assert remark.startswith("1 image without a row")

@@ -21,7 +21,7 @@ from competition.planning.classes.polygon_names import names_by_polygons
 from competition.planning.classes.sparse import Sparse, find_sparse
 from competition.planning.folder import HostFolder
 from competition.planning.layout import Layout
-from competition.planning.layouts.content import LabelValues, read_mask
+from competition.planning.layouts.content import LOSSY_THRESHOLD, LabelValues, read_mask
 from competition.planning.words import (
     ANNOTATOR_WORDS,
     FORMAT_WORDS,
@@ -37,6 +37,8 @@ from competition.text import name_problem
 
 MAX_OVERLAPS = 300  # maximum number of cases in which the masks of the classes are compared
 NEAR_255 = 250  # if objects have such numbers, 255 may be another one
+NO_CLASS = {*BACKGROUND_NAMES, "unlabeled", "unlabelled", "void", "ignore", "none", "other", "unknown"}
+ZERO_IS = ", and calls 0 "  # before the name of the value 0, which is read as the background
 UNUSED = 254  # a label value that no mask has, beside an ignored 255
 MAX_TABLE_BYTES = 2**20  # a larger table has no names of classes
 MANY_VALUES = 12  # if more values have no name, the user is told that they may be object numbers
@@ -139,7 +141,7 @@ def _with_unlabelled(layout: Layout, found: Sequence[LabelValues], unlabelled: i
 def _lossy(layout: Layout) -> Layout:
     name = _single_name(layout)
     return layout.with_keys(
-        {"classes": [name], "train.threshold": 128, "labels": "exclusive"},
+        {"classes": [name], "train.threshold": LOSSY_THRESHOLD, "labels": "exclusive"},
         {
             "classes": f"one class, {_named(name)}",
             "train.threshold": "values scatter around 0 and 255, as in a JPEG, so values from 128 on are the class",
@@ -154,7 +156,7 @@ def _objects(layout: Layout, found: Sequence[LabelValues]) -> Layout:
     keys: dict[str, Any] = {"classes": [name], "labels": "exclusive"}
     reasons = {"classes": f"one class, {_named(name)}", "labels": "one class and the background"}
     if any(item.lossy for item in found):
-        keys["train.threshold"] = 128
+        keys["train.threshold"] = LOSSY_THRESHOLD
         reasons["train.threshold"] = (
             "the values are scattered around 0 and 255, as in a JPEG, so values from 128 on are the object"
         )
@@ -168,6 +170,11 @@ def _objects(layout: Layout, found: Sequence[LabelValues]) -> Layout:
 def _one_file_per_class(layout: Layout) -> Layout:
     assert isinstance(layout.masks, dict)
     names = list(layout.masks)
+    if any(item.lossy for items in values_by_case(layout).values() for item in items):
+        layout = layout.with_keys(
+            {"train.threshold": LOSSY_THRESHOLD},
+            {"train.threshold": "values scatter around 0 and 255, as in a JPEG, so values from 128 on are the class"},
+        )
     overlap = _find_overlap(layout)
     return layout.with_keys(
         {"classes": names, "labels": "overlapping" if overlap else "exclusive"},
@@ -284,6 +291,7 @@ def _with_background(layout: Layout, found: Sequence[LabelValues], values: list[
     If a file names the label values, these names decide, and only one layout is returned.
     """
     names, source = _names_of(layout, values)
+    source = source.partition(ZERO_IS)[0]
     place = named_background(names)
     has_zero = any(0 in dict(item.counts) for item in found)
     if place is not None and (len(values) > 1 or has_zero):
@@ -372,6 +380,13 @@ def _with_classes(layout: Layout, found: Sequence[LabelValues], values: list[int
             "objects, set `instances: true` and `train.object_numbers: true`, keep one class in `classes`, and remove "
             "`label_values`"
         )
+    if ZERO_IS in source:
+        path, _, zero = source.removeprefix("as ").partition(ZERO_IS)
+        layout = layout.with_remarks(
+            f"0 is read as the background, but {path.removesuffix(' names them')} calls it {zero}. If {zero} is a "
+            "class, add it to `classes` and 0 to `label_values`, and set background to a value that no mask has, such "
+            f"as {UNUSED}"
+        )
     if "rename" in source:
         layout = layout.with_remarks(
             "no file contains the names of the classes, so rename them in `classes`"
@@ -429,18 +444,25 @@ def _names_of(layout: Layout, values: Sequence[int]) -> tuple[list[str], str]:
 
     Both are empty unless one source has a valid name for every value.
     """
-    names, source = _find_names(layout.folder, values)
+    has_zero = any(0 in dict(item.counts) for items in values_by_case(layout).values() for item in items)
+    names, source = _find_names(layout.folder, values, has_zero=has_zero)
     if not names and len(values) > 1:
         names, file = names_by_polygons(layout, values)
         source = f"as the polygons in files such as {file} name them"
     return ([], "") if any(map(name_problem, names)) else (names, source)
 
 
-def _find_names(host: HostFolder, values: Sequence[int]) -> tuple[list[str], str]:
+def _find_names(host: HostFolder, values: Sequence[int], *, has_zero: bool = False) -> tuple[list[str], str]:
     """Search the host's files for the class names of label values.
 
+    Args:
+        host: the scanned folder.
+        values: the label values.
+        has_zero: whether masks also have the value 0, so that the first of the names may belong to 0.
+
     Returns:
-        The names, and a phrase with the path of the file. Both are empty unless one file has a valid name for every
+        The names, and a phrase with the path of the file. If the file names the value 0 like a class, the phrase ends
+        with `ZERO_IS` and this name. Both are empty unless one file has a valid name for every
         value, and each name occurs only once.
     """
     for path in host.files:
@@ -450,10 +472,13 @@ def _find_names(host: HostFolder, values: Sequence[int]) -> tuple[list[str], str
             and stem.casefold() in NAME_FILES
             and extension.lower() in ("txt", "json", "csv", "names")
         ):
-            by_value = _read_names(host.root / path)
+            is_counted = has_zero and list(values) == list(range(1, len(values) + 1))
+            by_value = _read_names(host.root / path, len(values) + 1 if is_counted else None)
             names = [by_value.get(value, "") for value in values]
+            zero = by_value.get(0, "") if has_zero and 0 not in values else ""
+            of_zero = f"{ZERO_IS}{zero}" if zero and zero.casefold() not in NO_CLASS else ""
             if all(names) and len(set(map(str.casefold, names))) == len(names) and not any(map(name_problem, names)):
-                return names, f"as {path} names them"
+                return names, f"as {path} names them{of_zero}"
         elif path.count("/") <= 1 and extension.lower() in ("txt", "tsv"):
             by_value = _names_of_tabs(host.root / path)
             names = [by_value.get(value, "") for value in values]
@@ -467,25 +492,31 @@ def _find_names(host: HostFolder, values: Sequence[int]) -> tuple[list[str], str
     return [], ""
 
 
-def _read_names(path: Path) -> dict[int, str]:
-    """Return the class names by label value from a list, a JSON mapping or a CSV; return {} for any other file."""
+def _read_names(path: Path, count: int | None) -> dict[int, str]:
+    """Return the class names by label value from a list, a JSON mapping or a CSV; return {} for any other file.
+
+    Args:
+        path: the file.
+        count: number of label values with 0, if they are 0, 1, 2, …; otherwise None. The values of a list of so many
+            names count from 0.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() == ".json":
-            return _names_of_json(json.loads(text))
+            return _names_of_json(json.loads(text), count)
         if path.suffix.lower() == ".csv":
             return _names_of_table(list(csv.DictReader(text.splitlines())))
     except (ValueError, OSError, csv.Error, RecursionError):
         return {}
-    return _names_of_lines(text)[0]
+    return _names_of_lines(text, count)[0]
 
 
-def _names_of_lines(text: str) -> tuple[dict[int, str], dict[tuple[int, ...], str]]:
+def _names_of_lines(text: str, count: int | None = None) -> tuple[dict[int, str], dict[tuple[int, ...], str]]:
     """Return class names by label value and by colour, from lines that each name a class.
 
     Lines may be `liver`, `1: liver`, `1 liver 255 0 0` or `liver:255,0,0::`; lines that begin with # are left out. If
-    lines have no label values, the values are the line numbers, counted from 0 if the first name means the background,
-    otherwise from 1.
+    lines have no label values, the values are the line numbers, counted from 0 if the first name means the background
+    or if there are `count` lines, otherwise from 1. A first line `__ignore__` of labelme is left out.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     lines = [COLOUR_FIRST.sub(r"\2 \1", line) for line in lines]
@@ -498,7 +529,8 @@ def _names_of_lines(text: str) -> tuple[dict[int, str], dict[tuple[int, ...], st
     if all(values) and len(set(values)) == len(values):
         return {int(part["value"]): part["name"] for part in parts}, colours
     names = [part["name"] if not part["value"] else f"{part['value']} {part['name']}" for part in parts]
-    first = 0 if names and names[0].casefold() in BACKGROUND_NAMES else 1
+    names = names[1:] if names[:1] == ["__ignore__"] else names
+    first = 0 if names and (names[0].casefold() in BACKGROUND_NAMES or len(names) == count) else 1
     return dict(enumerate(names, start=first)), colours
 
 
@@ -516,9 +548,9 @@ def named_colours(host: HostFolder) -> tuple[dict[tuple[int, ...], str], str]:
     return {}, ""
 
 
-def _names_of_json(content: Any) -> dict[int, str]:
+def _names_of_json(content: Any, count: int | None) -> dict[int, str]:
     if isinstance(content, list) and all(isinstance(item, str) for item in content):
-        first = 0 if content and content[0].casefold() in ("background", "bg") else 1
+        first = 0 if content and (content[0].casefold() in BACKGROUND_NAMES or len(content) == count) else 1
         return dict(enumerate(content, start=first))
     if not isinstance(content, dict):
         return {}

@@ -158,6 +158,8 @@ def _layout(host: HostFolder, coco: CocoFile) -> Layout:
     ids = tuple(sorted(_id(path) for path, _, _ in coco.images.values()))
     count = sum(map(len, coco.objects.values()))
     problem = next((f"{name!r} {problem}" for name in classes if (problem := name_problem(name))), None)
+    if problem is None and len(set(classes)) < len(classes):
+        problem = f"two categories have the same name: {max(classes, key=classes.count)}"
     if problem or len(set(ids)) < len(ids):
         raise MaskfoldError(
             f"{host.root / coco.path}: {problem or 'two images have the same name'}.",

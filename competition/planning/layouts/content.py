@@ -33,6 +33,7 @@ SMALL_FLAT_SHARE = 0.4  # the same share for numbered objects of few pixels
 COMPACT_SHARE = 0.4  # share of its bounding box that a numbered object fills at least; a disc fills 0.79
 MIN_PIXELS = 9  # pixels of a numbered object; grey levels of a noisy 16-bit image have fewer
 EXTREME_SHARE, EXTREME_WIDTH = 0.9, 24  # a lossy mask has this share of its values near 0 and 255
+LOSSY_THRESHOLD = 128  # from this value on, a pixel of a lossy mask belongs to the class
 MAX_SAMPLE = 2**22  # values that are read for the role of a file
 MIN_SINGLE = 3  # fewer single slices may have small objects by chance
 MAX_CHANNELS = 4  # an array with three axes is a 2D image if its first or last axis is at most this long
@@ -288,11 +289,15 @@ def _count(labels: np.ndarray) -> tuple[tuple[int, int], ...]:
 
 
 def read_mask(path: Path, dimensions: int) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
-    """Return the pixels in which a mask is not 0, as bool (*spatial); None if the mask cannot be read."""
+    """Return the pixels in which a mask is not 0, as bool (*spatial); None if the mask cannot be read.
+
+    If the values scatter around 0 and 255, as in a JPEG, return the pixels of at least `LOSSY_THRESHOLD`.
+    """
     try:
-        return read_labels(path, dimensions)[0] != 0
+        labels = read_labels(path, dimensions)[0]
     except MaskfoldError:
         return None
+    return labels >= LOSSY_THRESHOLD if is_lossy(labels) else labels != 0
 
 
 def common_role(roles: list[Role]) -> Role:

@@ -116,9 +116,7 @@ def _layouts(host: HostFolder, series: Series, table: RunTable, test_series: Seq
     named = {strip_extension(name) for name in with_rows} | with_rows
     without = [case_id for case_id in series.ids if case_id not in named and strip_extension(case_id) not in named]
     if without and series.kind == "single":
-        layout = layout.with_remarks(
-            f"{format_count(len(without), 'image')} without a row in {table.path}: read as images with an empty mask"
-        )
+        layout = replace(layout, unlabelled=tuple(sorted(without))).with_remarks(blank_remark(without, table.path))
     layout = find_test(host, layout, test_series)
     if profile is not None:
         keys: dict[str, Any] = {
@@ -139,6 +137,11 @@ def _layouts(host: HostFolder, series: Series, table: RunTable, test_series: Seq
         layout = replace(layout, name=f"{layout.name}, profile {profile.name}", rank=0).with_keys(keys, reasons)
         return [_with_overlap(layout, table)]
     return [_with_overlap(item, table) for item in _by_content(layout, table, series)]
+
+
+def blank_remark(ids: Sequence[str], table: str) -> str:
+    """Return the remark on training images without a row in the table of run lengths."""
+    return f"{format_count(len(ids), 'image')} without a row in {table}: read as images with an empty mask"
 
 
 def _by_content(layout: Layout, table: RunTable, series: Series) -> list[Layout]:

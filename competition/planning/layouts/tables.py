@@ -33,6 +33,7 @@ MAX_CELLS = 2000  # cells of a column that are examined
 MAX_CLASSES = 60
 MAX_CASES, MAX_TEXTS = 24, 10  # cases whose runs are decoded, and rows of each case
 MIN_SHARE = 0.6  # share of a table's ids that must have an image
+MIN_COUNTS = 3  # a column numbers objects only if images have so many different counts of objects
 # Form of the ids of known competitions whose columns other competitions use too.
 PROFILE_IDS = {
     "dsb2018": r"[0-9a-f]{64}",
@@ -155,10 +156,22 @@ def _class_column(table: pandas.DataFrame, id_column: str, mask: str) -> str | N
         if column in (id_column, mask) or not 2 <= distinct <= MAX_CLASSES:
             continue
         if table.duplicated([id_column]).any() and not table.duplicated([id_column, column]).any():
-            best = best or str(column)
+            best = best or (None if _numbers_rows(table, id_column, column) else str(column))
         if not words.isdisjoint({*tokens(str(column)), str(column).casefold()}) and table.duplicated([id_column]).any():
             return str(column)
     return best
+
+
+def _numbers_rows(table: pandas.DataFrame, id_column: str, column: str) -> bool:
+    """Return whether a column numbers the rows of each image (0, 1, … or 1, 2, …), and images have different counts."""
+    if not all(re.fullmatch(r"\d{1,4}", text) for text in table[column]):
+        return False
+    numbers = [sorted(map(int, own)) for _, own in table.groupby(id_column)[column]]
+    start = min(own[0] for own in numbers)
+    counts = {len(own) for own in numbers}
+    return (
+        start <= 1 and len(counts) >= MIN_COUNTS and all(own == list(range(start, start + len(own))) for own in numbers)
+    )
 
 
 # Known competitions

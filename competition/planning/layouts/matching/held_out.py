@@ -80,7 +80,7 @@ def find_test(host: HostFolder, layout: Layout, images: Sequence[Series], masks:
         like_masks = [
             (pattern, min(matched))
             for pattern in patterns.values()
-            if (matched := mask_files & set(_matches(host, pattern).values()))
+            if (matched := mask_files & set(files_matching(host, pattern).values()))
         ]
         mixed += like_masks
         if not like_masks:
@@ -101,7 +101,7 @@ def find_test(host: HostFolder, layout: Layout, images: Sequence[Series], masks:
     if not possible:
         return layout if mixed else _find_held_out(host, layout, channels, masks)
     patterns, count = possible[0]
-    longer = _longer_names(_matches(host, next(iter(patterns.values()))))
+    longer = _longer_names(files_matching(host, next(iter(patterns.values()))))
     if longer:
         layout = layout.with_remarks(
             f"{format_count(len(longer), 'test image')} such as {longer[0]} {has_or_have(len(longer))} a name that "
@@ -124,11 +124,11 @@ def _with_region(layout: Layout, pattern: str) -> Layout:
     region = layout.keys.get("train.region")
     if region is None:
         return layout
-    host, ids = layout.folder, set(_matches(layout.folder, pattern))
+    host, ids = layout.folder, set(files_matching(layout.folder, pattern))
     folder, rest = _fixed_folder(region)
     others = sorted(other for other in {*host.folders, *host.children} if _is_test(other))
     beside = _sibling(folder, rest, others)
-    if beside and ids <= set(_matches(host, beside)):
+    if beside and ids <= set(files_matching(host, beside)):
         reason = "pixels outside these masks are not predicted, because the network is not trained there"
         return layout.with_keys({"test.region": beside}, {"test.region": reason})
     return layout.with_remarks(
@@ -181,7 +181,7 @@ def _find_held_out(host: HostFolder, layout: Layout, channels: dict[str, str], m
                 f"not used, because {'it' if count == 1 else 'they'} {has_or_have(count)} no masks: "
                 f"{format_count(count, 'image')} of `{pattern}`. To train on pseudo-labels of such images, set "
                 f"pseudo.images: '{pattern}'"
-            ).with_explained(path for each in patterns.values() for path in _matches(host, each).values())
+            ).with_explained(path for each in patterns.values() for path in files_matching(host, each).values())
     listed = ", ".join(f"`{next(iter(patterns.values()))}`" for patterns, _ in found[:4])
     if len(found) != 1:
         several = f"several folders have images without masks, which may be the test images: {listed}"
@@ -258,10 +258,18 @@ def _fixed_folder(pattern: str) -> tuple[str, str]:
 
 def _match_ids(host: HostFolder, pattern: str) -> frozenset[str]:
     """Return the ids of the images that match a pattern."""
-    return frozenset(_matches(host, pattern))
+    return frozenset(files_matching(host, pattern))
 
 
-def _matches(host: HostFolder, pattern: str) -> dict[str, str]:
+def test_ids(layout: Layout) -> frozenset[str]:
+    """Return the ids of the images that match the patterns of the test images; empty without test images."""
+    if layout.test is None:
+        return frozenset()
+    patterns = [layout.test] if isinstance(layout.test, str) else layout.test.values()
+    return frozenset.intersection(*(_match_ids(layout.folder, pattern) for pattern in patterns))
+
+
+def files_matching(host: HostFolder, pattern: str) -> dict[str, str]:
     """Match the paths found by the scan with a pattern, and return a matching path for each id."""
     folder = _fixed_folder(pattern)[0] if pattern else ""
     start = f"{folder}/" if folder else ""
@@ -333,9 +341,9 @@ def list_training_ids(layout: Layout) -> Layout:
     if layout.listed is not None or "{z}" in str(layout.images) or "{c}" in str(layout.images):
         return layout
     masks = {path for by_id in layout.mask_files.values() for paths in by_id.values() for path in paths}
-    masks |= set(_matches(layout.folder, layout.keys.get("train.region", "")).values())
+    masks |= set(files_matching(layout.folder, layout.keys.get("train.region", "")).values())
     for pattern in [layout.images] if isinstance(layout.images, str) else layout.images.values():
-        matches = _matches(layout.folder, pattern)
+        matches = files_matching(layout.folder, pattern)
         others = [path for case_id, path in matches.items() if case_id not in layout.ids and path not in masks]
         if others:
             return layout.with_cases(layout.ids, f"`{pattern}` also matches other files, such as {min(others)}")

@@ -10,6 +10,7 @@ from competition.data.readers import strip_extension
 from competition.errors import MaskfoldError
 from competition.planning.folder import HostFolder
 from competition.planning.layout import Layout
+from competition.planning.layouts.matching.held_out import test_ids
 from competition.planning.words import MASK_WORDS, Split, has_word, split_of, words
 from competition.tables import read_csv
 from competition.text import format_count, is_or_are, join_names, name_some
@@ -38,8 +39,9 @@ def apply_lists(layout: Layout) -> Layout:
     lists = _text_lists(layout.folder, known) or _table_lists(layout.folder, known)
     if not lists:
         return layout
-    own = _ids_of(lists, "train") | _ids_of(lists, "val")
-    test = _ids_of(lists, "test")
+    # without a training list, all cases that are not for test are training cases
+    own = _ids_of(lists, "train") | _ids_of(lists, "val") if "train" in lists else set()
+    test = _ids_of(lists, "test") - test_ids(layout)  # equal names in a test folder are other images
     named = " and ".join(dict.fromkeys(next(iter(by_path)) for by_path in lists.values()))
     if own & test:
         layout = layout.with_remarks(_overlap_remark(lists, sorted(own & test)))
@@ -52,7 +54,7 @@ def apply_lists(layout: Layout) -> Layout:
         count = format_count(len(layout.ids) - len(kept), "case")
         remark = f"{count} with a mask: left out of training, according to {named}"
         layout = layout.with_cases(kept, reason).with_remarks(remark)
-    unlabelled = tuple(case_id for case_id in layout.unlabelled if case_id in own and case_id not in test)
+    unlabelled = tuple(case_id for case_id in layout.unlabelled if (case_id in own or not own) and case_id not in test)
     layout = replace(layout, unlabelled=unlabelled)
     if test and layout.test is None:
         listed = tuple(sorted(test))
