@@ -247,6 +247,12 @@ def _read_rows(comp: Competition, context: Context, continue_on_error: bool) -> 
     try:
         return list(case_rows(case_table(comp, "test")))
     except MaskfoldError as error:
+        if comp.test is not None and comp.test.cases is not None:
+            # The hidden test set has other images than those from which the user selected.
+            whole = comp.model_copy(update={"test": comp.test.model_copy(update={"cases": None})})
+            rows = _read_rows(whole, context, continue_on_error)
+            context.say(f"note: all test images are predicted, because test.cases does not fit them: {error.message}")
+            return rows
         if continue_on_error and _any_test_image(comp):
             return _rows_with_unreadable_cases(comp)
         if comp.test is None or not Path(comp.root).is_dir() or _any_test_image(comp) or not _is_root(comp):

@@ -226,3 +226,19 @@ def test_volumes_with_rows_per_slice_need_no_sample_either(finished, bundled, tm
     assert run_bundle(folder, root, tmp_path / "x.csv") == 0
     assert (tmp_path / "x.csv").read_bytes() == done.path.read_bytes()
     assert [line[:2] for line in rows(tmp_path / "x.csv")[1:]] == keys
+
+
+def test_a_selection_of_test_cases_does_not_stop_at_the_hidden_test_set(finished, tiny, bundled, tmp_path, capsys):
+    """The hidden images have other ids than those that `test.cases` lists, so all of them are predicted."""
+    whole = finished(tiny(2))
+    submitted = submit([whole], output=tmp_path / "submit.csv").path
+    root = shutil.copytree(whole.exp.competition.root, tmp_path / "hidden")
+    names = sorted(path.stem for path in demo_images(root))
+    folder = bundled([finished(tiny(2, f"competition.test.cases=[{names[0]}]"), "selected")])
+    for path in demo_images(root):
+        path.rename(path.with_stem(f"hidden_{path.stem}"))
+    with_sample(root, lambda lines: [[f"hidden_{line[0]}", *line[1:]] for line in lines])
+    assert run_bundle(folder, root, tmp_path / "x.csv") == 0
+    assert {line[0] for line in rows(tmp_path / "x.csv")[1:]} == {f"hidden_{name}" for name in names}
+    assert len(rows(tmp_path / "x.csv")) == len(rows(submitted))
+    assert "all test images are predicted, because test.cases does not fit them" in capsys.readouterr().out
