@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from competition.config.axes import competition_axes, file_axes, permutation
 from competition.config.competition import Competition
 from competition.config.experiment import Experiment
 from competition.config.loading import load_experiment
@@ -195,6 +196,16 @@ def _read(image: Any, comp: Competition, name: str) -> Image:
                 "Correct the keys of the dictionary.",
             )
         return _join_channels([_read(image[channel], comp, f"{channel} of {name}") for channel in channels], name)
+    files = [item for item in (image if isinstance(image, list | tuple) else [image]) if isinstance(item, str | Path)]
+    for path in files:
+        source = file_axes(comp, [str(path)] if isinstance(image, list | tuple) else str(path))
+        if (order := permutation(source, competition_axes(comp))) is not None:
+            raise MaskfoldError(
+                f"{name}: the arrays of {path} have the axes {source}, expected {competition_axes(comp)}, as in the "
+                "files of training.",
+                f"Read the file yourself, and give the array transposed by {order}. The labels have the same order. Or "
+                "use `maskfold predict`, which turns the axes.",
+            )
     if isinstance(image, list | tuple) and comp.dimensions == 3:
         slices = [
             _read_single(item, 2, f"slice {z} of {name}", comp.applies_exif).array for z, item in enumerate(image)

@@ -47,6 +47,21 @@ def test_volumes_from_files_arrays_and_tables(finished, tiny, demo3d, tmp_path):
     model.predict([np.asarray(volumes[0].dataobj)])  # nobody says how it lies: as prepare.orientation asks for
 
 
+def test_files_whose_axes_have_another_order_are_refused(finished, tiny, demo3d, tmp_path):
+    """A TIFF volume is (Y, X, Z), but the network was trained on NIfTI files, (X, Y, Z)."""
+    import tifffile
+
+    model = packed(finished(tiny(3), "demo3d-tiny"), tmp_path)
+    volume = np.zeros((4, 30, 24), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", volume)
+    cv2.imwrite(str(tmp_path / "z.png"), volume[0])
+    for image in (tmp_path / "a.tif", [str(tmp_path / "z.png")] * 4):
+        with pytest.raises(MaskfoldError, match="have the axes yxz, expected xyz") as caught:
+            model.predict([image])
+        assert "transposed by (1, 0, 2)" in caught.value.hint
+    assert model.predict([volume.transpose(2, 1, 0)])[0].shape == (24, 30, 4)
+
+
 def test_slices_along_all_axes(finished, tiny, demo3d, tmp_path):
     run = finished(tiny(3, "patch={size: [32, 32], slices: 3, axes: [0, 1, 2]}"), "demo3d-tiny")
     done = predict_images([run], demo3d / "imagesTs", tmp_path / "out")
