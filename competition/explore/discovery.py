@@ -261,7 +261,8 @@ def _read_rows(
 ) -> dict[str, dict[str, Any]]:
     """Read the masks of each case from the table of run lengths; record each invalid row, and continue without it.
 
-    If a row stops discovery, record its error, and blank the row in a copy of the table.
+    Some invalid rows raise an error that ends the reading of the whole table. If so, record the error, blank the row in
+    a temporary copy of the table, and read the copy, at most `MAX_ATTEMPTS` times in all.
 
     Raises:
         MaskfoldError: the whole table is invalid.

@@ -61,12 +61,12 @@ def prepare_upload(
 ) -> UploadRequest:
     """Prepare the upload of a file: read its summary JSON, and find its competition.
 
-    The competition is searched in this order:
+    The competition is the first of these that exists:
 
-    1. the YAML file `given`;
-    2. the competition in `experiments/` that the summary JSON names; if the JSON names none, the competition in
-       `experiments/` whose `submission.kaggle` is `given`;
-    3. the YAML of a run that the summary JSON names.
+    1. if `given` is the path of a YAML, the competition of this YAML;
+    2. the competition in `experiments/` that the summary JSON names; if the JSON names none and `given` is a name, the
+       competition in `experiments/` whose `submission.kaggle` is this name;
+    3. the competition in the YAML of a run that the summary JSON names.
 
     Args:
         path: path of the CSV; None for a notebook.

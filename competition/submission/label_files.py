@@ -138,12 +138,14 @@ def region_values(comp: Competition) -> dict[int, int]:
             if other == index or not inner & sets[index]:
                 continue
             if inner == sets[index] or not (inner < sets[index] or inner > sets[index]):
-                raise MaskfoldError(
-                    f"--label-map: the classes {name} and {comp.classes[other]} share label values, but neither of "
-                    "them contains the other.",
-                    hint,
-                    status=2,
+                pair = f"the classes {name} and {comp.classes[other]}"
+                problem = (
+                    f"{pair} have the same label values, so a label map cannot tell them apart"
+                    if inner == sets[index]
+                    else f"{pair} share label values. One label map can store both only if all values of one class are "
+                    "also values of the other"
                 )
+                raise MaskfoldError(f"--label-map: {problem}.", hint, status=2)
             own -= inner if inner < sets[index] else set()
         if len(own) != 1:
             found = ", ".join(map(str, sorted(own))) or "no such value"

@@ -56,7 +56,7 @@ def test_an_inner_region_outside_of_the_outer_one_is_drawn(tmp_path: Path) -> No
         ([[1, 2, 3], 2, 3], {0: 1, 1: 2, 2: 3}),
         ([5, 6, 7], {0: 5, 1: 6, 2: 7}),
         ([[1, 2], [2, 3], 4], "whole and core share label values"),
-        ([[1, 2], [1, 2], 4], "whole and core share label values"),
+        ([[1, 2], [1, 2], 4], "whole and core have the same label values"),
         ([[1, 2], 1, 2], "class whole must have exactly one label value .* found no such value"),
         ([[1, 2, 3], 3, 4], "class whole must have exactly one label value .* found 1, 2"),
     ],

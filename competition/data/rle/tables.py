@@ -305,8 +305,8 @@ def _open_table(comp: Competition) -> tuple[Path, Any, RleTableColumns]:
         if set(layout.columns) <= set(table.columns):
             return path, table, layout
     raise MaskfoldError(
-        f"{path} does not have the columns of submission.profile {profile.name}: found "
-        f"{_quoted(table.columns)}, expected {', or '.join(_quoted(layout.columns) for layout in layouts)}.",
+        f"{path} does not have the columns of submission.profile {profile.name}: found ({_quoted(table.columns)}), "
+        f"expected {' or '.join(f'({_quoted(layout.columns)})' for layout in layouts)}.",
         "Set train.columns (id, class, mask) to the columns of the table, or correct train.rle or submission.profile.",
         status=2,
     )

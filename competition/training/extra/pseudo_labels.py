@@ -87,7 +87,7 @@ class Teacher:
         except OSError as error:
             raise MaskfoldError(
                 f"pseudo.from: the weights {error.filename} cannot be read: {error.strerror}.",
-                "Restore the file from a backup, or train that fold again.",
+                f"Restore the file from a backup, or train this fold of the run {self.run.folder.name} again.",
             ) from error
 
 
