@@ -177,7 +177,7 @@ def _by_person(ids: Sequence[str]) -> Rule | None:
 
 
 def _has_no_number(match: re.Match[str]) -> bool:
-    """Return whether the text before a patient's number, and before its site if there is one, has digits only in dates."""
+    """Return whether the text before a patient's number (and before its site, if any) has digits only in dates."""
     before = match.string[: match.start()]
     return not any(map(str.isdigit, before)) or _is_dated(before)
 

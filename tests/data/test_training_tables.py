@@ -227,8 +227,8 @@ def test_a_table_of_plain_columns_is_taken_too(tmp_path: Path) -> None:
             "ImageId,Pixels",
             ("thing",),
             {},
-            "submission.profile siim-acr: found `ImageId`, `Pixels`, expected `ImageId`, ` EncodedPixels`, or "
-            "`ImageId`, `EncodedPixels`.",
+            "submission.profile siim-acr: found (`ImageId`, `Pixels`), expected (`ImageId`, ` EncodedPixels`) or "
+            "(`ImageId`, `EncodedPixels`).",
             "train.columns",
         ),
         (
@@ -236,7 +236,7 @@ def test_a_table_of_plain_columns_is_taken_too(tmp_path: Path) -> None:
             "Image,EncodedPixels",
             STEEL,
             {},
-            "expected `ImageId`, `ClassId`, `EncodedPixels`, or `ImageId_ClassId`, `EncodedPixels`.",
+            "expected (`ImageId`, `ClassId`, `EncodedPixels`) or (`ImageId_ClassId`, `EncodedPixels`).",
             "submission.profile",
         ),
         (
