@@ -160,9 +160,12 @@ def _read_runs(folders: Sequence[Path], plan: CleaningPlan) -> dict[Path, Run]:
 def _unfinished_runs(folders: Sequence[Path], runs: Mapping[Path, Run], before: float) -> Iterator[Candidate]:
     for folder in folders:
         if folder in runs:
-            members = [runs[folder].member_folder(*member) for member in runs[folder].members()]
-            finished = sum((member / RESULT_FILE).exists() for member in members)
-            if finished == len(members):
+            run = runs[folder]
+            members = run.members()
+            finished = sum(_is_finished(run, member) for member in members)
+            # Of a run whose last command selected other members, e.g. `full`, all folds may be finished.
+            validated = [member for member in run.possible_members() if member[0] >= 0]
+            if finished == len(members) or (validated and all(_is_finished(run, member) for member in validated)):
                 continue
             reason = f"only {finished} of its {format_count(len(members), 'fold')} {is_or_are(finished)} finished"
         elif RUN_NAME.fullmatch(folder.name) and not (folder / "experiment.yaml").exists():
@@ -175,6 +178,11 @@ def _unfinished_runs(folders: Sequence[Path], runs: Mapping[Path, Run], before: 
             yield Candidate("unfinished run", (folder,), changed, reason, is_run=True)
 
 
+def _is_finished(run: Run, member: tuple[int, int]) -> bool:
+    """Return whether the training of a (fold, seed) of a run is finished."""
+    return (run.member_folder(*member) / RESULT_FILE).exists()
+
+
 def _finished_runs(runs: Mapping[Path, Run], before: float, keep_best: int) -> Iterator[Candidate]:
     """Yield the finished runs that are not among the best runs of their competition and metric.
 
@@ -185,9 +193,8 @@ def _finished_runs(runs: Mapping[Path, Run], before: float, keep_best: int) -> I
     """
     scored: dict[str, list[tuple[float, Path]]] = {}
     for folder, run in runs.items():
-        members = [run.member_folder(*member) for member in run.members()]
         score = _score(run)
-        if score is not None and all((member / RESULT_FILE).exists() for member in members):
+        if score is not None and all(_is_finished(run, member) for member in run.members()):
             comp = run.exp.competition
             group = json.dumps([comp.name, comp.metric.model_dump(mode="json")], sort_keys=True)
             scored.setdefault(group, []).append((comp.metric.direction.rank(score), folder))

@@ -16,6 +16,9 @@ from competition.cli.options import (
     TrustOption,
 )
 from competition.errors import MaskfoldError
+from competition.text import has_or_have, join_names
+
+DEFAULT_METRICS, DEFAULT_TOLERANCES, DEFAULT_MISSING = "dice,hd95,nsd", "1,2,3", "error"  # of `maskfold score`
 
 commands = typer.Typer()
 
@@ -226,10 +229,10 @@ def score(
     metrics: Annotated[
         str,
         typer.Option(help="Metrics for label files, separated by commas: names, or import paths of your own metrics."),
-    ] = "dice,hd95,nsd",
+    ] = DEFAULT_METRICS,
     tolerances: Annotated[
         str, typer.Option(help="Tolerances of the metric nsd in mm, separated by commas; each gets a column.")
-    ] = "1,2,3",
+    ] = DEFAULT_TOLERANCES,
     classes: Annotated[
         str | None,
         typer.Option(
@@ -258,7 +261,7 @@ def score(
             help="What to do with cases that only one of the two folders has: `error` stops, `skip` leaves them out, "
             "`empty` scores a missing prediction as an empty mask."
         ),
-    ] = "error",
+    ] = DEFAULT_MISSING,
     trust: TrustOption = None,
 ) -> None:
     """Score a CSV with the competition's metric, or a folder of label files with any metrics.
@@ -280,6 +283,20 @@ def score(
             file, truth, metrics, tolerances, classes, ignore, dimensions, missing, table, tuple(trust or [])
         )
         return
+    given = {
+        "--metrics": metrics != DEFAULT_METRICS,
+        "--tolerances": tolerances != DEFAULT_TOLERANCES,
+        "--classes": classes is not None,
+        "--ignore": ignore is not None,
+        "--dimensions": dimensions is not None,
+        "--missing": missing != DEFAULT_MISSING,
+    }
+    if not file.is_dir() and (unused := [option for option, is_given in given.items() if is_given]):
+        raise MaskfoldError(
+            f"{join_names(unused)} {has_or_have(len(unused))} no effect on the score of a CSV, only with --truth.",
+            f"Remove {join_names(unused)}. The competition's YAML sets metric, classes and ignored pixels.",
+            status=2,
+        )
     if file.is_dir():
         raise MaskfoldError(
             f"{file} is a folder, which requires --truth, but --truth is missing.",

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from competition.cli.console import (
@@ -226,7 +225,7 @@ def score_command(
     from competition.submission.score import score_submission
 
     card = score_submission(file, comp, solution)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(_score_table(card, file.name))
     console.print(f"{card.metric}: {card.score:.10f}\ncases: {card.cases}", soft_wrap=True)
     if table is not None:
@@ -239,7 +238,7 @@ def score_command(
 
 def _score_table(card: ScoreCard, name: str) -> Table:
     """Return a table with one row per class, then the score of all classes together and its 95 % interval."""
-    table = Table(title=escape(name))
+    table = Table(title=name)
     table.add_column("class")
     for column in (card.metric, "Dice"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -384,7 +383,7 @@ def ledger_command(
     message: str | None,
 ) -> None:
     """Run `maskfold ledger`; `competition.cli.commands_submit.ledger` describes the arguments."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
 
     say = plain_printer(console)
     from competition.leaderboard.ledger import list_ledgers

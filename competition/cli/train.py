@@ -59,7 +59,7 @@ def cv_command(file: Path, overrides: list[str], new: bool, trust: tuple[str, ..
 
 
 def _run_cv(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...]) -> None:
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
     exp = load_experiment(file, overrides, trust)
     signal.signal(signal.SIGTERM, raise_interrupt)
 
@@ -246,9 +246,9 @@ def study_command(
             raise MaskfoldError(
                 f"--{name}: found {number}, expected 1 or more.", f"Correct --{name}, or remove it.", status=2
             )
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=STUDY_TABLE_WIDTH)
+        console = Console(highlight=False, markup=False, width=STUDY_TABLE_WIDTH)
 
     say = plain_printer(console)
     from competition.datasets.demo import ensure_demo
@@ -388,7 +388,7 @@ def promote_best(search: StudySession, count: int, console: Console, say: Callab
 @exit_on_signal("stopped: no HTML page was written")
 def report_command(words: list[str], output: Path | None, trust: tuple[str, ...]) -> None:
     """Run `maskfold report`; `competition.cli.commands_runs.report` describes the arguments."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
 
     say = plain_printer(console)
     names, overrides = split_runs_and_overrides(words)
@@ -433,7 +433,7 @@ def _upload_page(run: Run, say: Callable[[str], None]) -> None:
 @exit_on_signal("stopped: nothing was written")
 def compare_command(words: list[str], output: Path | None, cases: int, trust: tuple[str, ...]) -> None:
     """Run `maskfold compare`; `competition.cli.commands_runs.compare` describes the arguments."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
 
     say = plain_printer(console)
     names, overrides = split_runs_and_overrides(words)
@@ -486,7 +486,7 @@ def compare_command(words: list[str], output: Path | None, cases: int, trust: tu
 @exit_on_signal("stopped: nothing was written")
 def review_command(words: list[str], output: Path | None, pictures: int, trust: tuple[str, ...]) -> None:
     """Run `maskfold review`; `competition.cli.commands_runs.review` describes the arguments."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     say = plain_printer(console)
     names, overrides = split_runs_and_overrides(words)
     if len(names) != 1:
@@ -524,7 +524,7 @@ def review_command(words: list[str], output: Path | None, pictures: int, trust: 
 @exit_on_signal("stopped: nothing was registered")
 def register_command(words: list[str], best: bool, trust: tuple[str, ...]) -> None:
     """Run `maskfold register`; `competition.cli.commands_runs.register` describes the arguments."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
 
     say = plain_printer(console)
     names, overrides = split_runs_and_overrides(words)

@@ -106,7 +106,7 @@ def watch_command(once: bool, seconds: float, root: Path = Path()) -> None:
         )
     if seconds < 0.5:
         raise MaskfoldError(f"--seconds: found {seconds:g}, expected at least 0.5.", "Correct --seconds.", status=2)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
     if once or not console.is_terminal:
         console.print(_draw(read_active_runs(root)))
         return

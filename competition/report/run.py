@@ -255,7 +255,8 @@ def _tuned_tables(run: Run, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame] |
 def find_previous_best(run: Run) -> PreviousBest | None:
     """Return the run with the best score among the finished runs that ended before `run`; None if there is none.
 
-    Only runs of the same competition and metric, in the same folder of runs, are compared.
+    Only runs of the same competition and metric, with the same settings of the metric, are compared. They are in the
+    same folder of runs.
     """
     end = get_end_time(run.folder)
     candidates = []
@@ -266,17 +267,15 @@ def find_previous_best(run: Run) -> PreviousBest | None:
         try:
             summary = read_summary(folder)
             plain = yaml.safe_load((folder / "experiment.yaml").read_text(encoding="utf-8"))
-            is_same = (plain["competition"]["name"], summary["metric"]) == (
-                run.exp.competition.name,
-                run.exp.competition.metric.name,
-            )
+            comp = run.exp.competition
             if (
-                is_same
+                (plain["competition"]["name"], summary["metric"]) == (comp.name, comp.metric.name)
                 and summary["score"] is not None
                 and _complete(folder, plain, summary)
                 and get_end_time(folder) < end
+                and (other := load_run(folder, None)).exp.competition.metric == comp.metric  # no class is built
             ):
-                score = run_scores(load_run(folder, None), summary)  # no class of the run is built
+                score = run_scores(other, summary)
                 assert score is not None  # the summary contains a score
                 candidates.append(PreviousBest(folder, score.value, int(summary["cases"]), score.note))
         except (*UNREADABLE, MaskfoldError):

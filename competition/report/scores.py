@@ -12,6 +12,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from competition.config.competition import Competition
 from competition.config.postprocess import StepConfig
 from competition.context import Context
 from competition.data.content.unchanged import load_unchanged_mask, load_unchanged_objects
@@ -299,10 +300,7 @@ def sizes_section(results: RunResults, oof: OofPredictions, folder: Path, contex
         context: context whose log receives progress messages.
     """
     comp = results.run.exp.competition
-    if comp.dimensions == 2:
-        unit = "pixels"
-    else:
-        unit = "voxels" if "{z}" in str(comp.train.images) else "mm³"
+    unit = size_unit(comp, [json.loads(str(spacing)) for spacing in results.run.cases["spacing"]])
     picture, sample, objects = folder / "sizes.png", "", None
     what, xlabel = "object" if comp.instances else "case", f"size in truth, {unit}"
     if comp.instances:
@@ -324,6 +322,19 @@ def sizes_section(results: RunResults, oof: OofPredictions, folder: Path, contex
         thirds=_thirds_table(sized, comp.classes, unit, what),
         drawn=MAX_PANELS if len(comp.classes) > MAX_PANELS else None,
     )
+
+
+def size_unit(comp: Competition, spacings: Sequence[Sequence[float]]) -> str:
+    """Return the unit of the sizes of objects and masks.
+
+    Args:
+        comp: the competition.
+        spacings: voxel size of each case. If it is 1 mm for all stacks of slice files, the voxel size is unknown.
+    """
+    if comp.dimensions == 2:
+        return "pixels"
+    is_unknown = "{z}" in str(comp.train.images) and all(set(spacing) == {1.0} for spacing in spacings)
+    return "voxels" if is_unknown else "mm³"
 
 
 def case_size_errors(results: RunResults) -> list[SizeError]:

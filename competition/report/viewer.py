@@ -171,7 +171,7 @@ def select_slices(
     """Select slices of a case, and reduce them in size.
 
     The slices are evenly distributed over the range of slices whose labels or prediction have foreground. The slice in
-    which labels and prediction differ most is always included.
+    which labels and prediction differ most is always included. Ignored pixels do not count.
 
     Args:
         image: (C, *spatial); may be reduced by `load_picture`.
@@ -242,9 +242,10 @@ def _choose_slices(truth: NDArray[Any], masks: NDArray[np.bool_], comp: Competit
         return list(range(length))
     filled, wrong = np.zeros(length, bool), np.zeros(length, np.int64)
     for index in range(length):
-        true, seen = label_to_class_masks(truth[..., index], comp), masks[..., index]
+        valid = (truth[..., index] != IGNORE_LABEL).all(axis=0)
+        true, seen = label_to_class_masks(truth[..., index], comp), masks[..., index] & valid
         filled[index] = true.any() or seen.any()
-        wrong[index] = np.count_nonzero(true != seen)
+        wrong[index] = np.count_nonzero((true != seen) & valid)
     inside = np.flatnonzero(filled)
     first, last = (max(inside[0] - 2, 0), min(inside[-1] + 2, length - 1)) if inside.size else (0, length - 1)
     chosen = {int(index) for index in np.linspace(first, last, min(count, last - first + 1)).round()}

@@ -171,7 +171,10 @@ def find_in_slice(
         if label == 0:
             findings.append(seen.finding(MISSING, index, own))
         else:
-            findings.append(seen.finding(WRONG_CLASS, index, own, label=label))
+            # The finding is about the object of the truth that covers most of the predicted object.
+            under = true.components[(seen.components == index) & (truth == label)]
+            number = int(true.numbers[np.bincount(under).argmax()])
+            findings.append(seen.finding(WRONG_CLASS, index, own, label=label, object=number))
     return findings
 
 

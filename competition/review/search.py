@@ -190,7 +190,8 @@ def _search_case(
     shape = truth.shape[1:]
     all_true, all_predicted = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
     evidence_by_slice = np.zeros(shape[-1] if len(shape) == 3 else 1)
-    places: list[tuple[float, tuple[int, int]]] = []
+    middle = shape[0] // 2, shape[1] // 2
+    places: dict[int, tuple[float, tuple[int, int]]] = {}  # the finding with the most evidence in each slice
     pixels = 0
     for number, (names, read, labels) in enumerate(label_problems(oof.read(row.id), truth, comp)):
         predicted, suggested, evidence = rules[number].suspects(read, labels)
@@ -204,7 +205,8 @@ def _search_case(
             evidence_by_slice[index] += float(evidence_plane.sum(dtype=np.float64))
             found = find_in_slice(true_plane, seen_plane, suggested_plane, evidence_plane, len(names))
             tracks.add(index, found)
-            places += [(one.evidence, one.centre) for one in found]
+            if found:
+                places[index] = max((places.get(index, (0.0, middle)), *((one.evidence, one.centre) for one in found)))
         for index, area, best, total, count in tracks.merged():
             median = float(sizes[number][best.suggested if best.label == 0 else best.label])
             findings.append(
@@ -224,13 +226,14 @@ def _search_case(
     union = int(np.count_nonzero(all_true | all_predicted))
     evidence_sum = float(evidence_by_slice.sum())
     medians = [float(median) for each in sizes for median in each[1:]]
+    most = int(evidence_by_slice.argmax())
     whole = Finding(
         row.id,
         "",
         _score(evidence_sum, union, float(np.median(medians))) if union else 0.0,
         comp.classes[0] if len(comp.classes) == 1 else "",
-        slice=int(evidence_by_slice.argmax()) if len(shape) == 3 else None,
-        centre=max(places, default=(0.0, (shape[0] // 2, shape[1] // 2)))[1],
+        slice=most if len(shape) == 3 else None,
+        centre=places.get(most, (0.0, middle))[1],
         pixels=pixels,
     )
     case = _Case(findings, evidence_sum / union if union else 0.0, whole)

@@ -11,19 +11,24 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from competition.errors import MaskfoldError
 from competition.redact import redact
 from competition.sqlite import check_sqlite, damaged_error, is_damage, is_lock, locked_error
 
+if TYPE_CHECKING:
+    import optuna
+
 DATABASE = Path("mlruns") / "optuna.db"
 HEARTBEAT_INTERVAL = 15  # s between two heartbeats (signs of life) of a running trial
 HEARTBEAT_GRACE = 60  # s without a heartbeat after which a trial is taken for dead and repeated
-MAX_RETRIES = 3  # maximum number of retries per trial
+MAX_RETRIES = 3  # maximum number of retries of a trial whose process was killed
 SQLITE_TIMEOUT = 60  # s that a statement waits if the database is locked
 QUIET_SECONDS = 5.0  # s that a process waits for a study's lock before a message
-PROCESS_ATTRIBUTE = "process"  # user attribute of a trial: the process that runs it
+# User attributes of a trial: the process that runs it; how often a process that ran it was killed; why it failed or was
+# pruned.
+PROCESS_ATTRIBUTE, KILLS_ATTRIBUTE, REASON_ATTRIBUTE = "process", "kills", "reason"
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +50,7 @@ def open_storage(url: str | None) -> Any:
     if url is not None:
         url = _checked_url(url)
     import optuna
-    from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+    from optuna.storages import RDBStorage
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # trials report their failures themselves
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -64,7 +69,7 @@ def open_storage(url: str | None) -> Any:
                     engine_kwargs=options,
                     heartbeat_interval=HEARTBEAT_INTERVAL,
                     grace_period=HEARTBEAT_GRACE,
-                    heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(MAX_RETRIES),
+                    heartbeat_stale_trial_callback=_repeat_killed_trial,
                 )
             except Exception as error:
                 if not attempts_left or not _created_concurrently(error):
@@ -84,6 +89,44 @@ def open_storage(url: str | None) -> Any:
             if url.startswith("sqlite")
             else "Start the database server, or correct --storage.",
         ) from error
+
+
+def repeat_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial, is_killed: bool = True) -> bool:
+    """Put a copy of a trial whose process ended into Optuna's queue.
+
+    If processes that ran this trial were killed more than `MAX_RETRIES` times, the copy is a failed trial instead.
+    Without the copy, the trial would be missing among the trials, and the study could lose trial 0.
+
+    Args:
+        study: Optuna's study.
+        trial: the trial, which has the state FAIL.
+        is_killed: whether the process was killed; False if the user interrupted it.
+
+    Returns:
+        Whether the trial is repeated.
+    """
+    import optuna
+
+    kills = int(trial.user_attrs.get(KILLS_ATTRIBUTE, 0)) + is_killed
+    attributes = {**trial.user_attrs, KILLS_ATTRIBUTE: kills}
+    is_repeated = kills <= MAX_RETRIES
+    if not is_repeated:
+        attributes[REASON_ATTRIBUTE] = f"Its process was killed {kills} times."
+    state = optuna.trial.TrialState.WAITING if is_repeated else optuna.trial.TrialState.FAIL
+    study.add_trial(
+        optuna.create_trial(
+            state=state,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs=attributes,
+            system_attrs=trial.system_attrs,
+        )
+    )
+    return is_repeated
+
+
+def _repeat_killed_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+    repeat_trial(study, trial)
 
 
 def _sqlite_file(url: str) -> Path | None:

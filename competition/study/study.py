@@ -29,20 +29,21 @@ from competition.study.space import ExperimentSource, validate_space, values_fro
 from competition.study.storage import (
     HEARTBEAT_GRACE,
     HEARTBEAT_INTERVAL,
-    MAX_RETRIES,
     PROCESS_ATTRIBUTE,
+    REASON_ATTRIBUTE,
     is_process_dead,
     open_storage,
+    repeat_trial,
     storage_errors,
     study_lock,
 )
 from competition.study.trial import (
     CASES_TABLE,
     MINIMISED,
-    REASON_ATTRIBUTE,
     DuplicateTrial,
     TrialRunner,
     check_objectives,
+    check_pruner,
     data_digest,
     is_ignored,
     make_pruner,
@@ -139,6 +140,7 @@ def open_study(source: ExperimentSource, storage: str | None = None) -> StudySes
             status=2,
         )
     check_objectives(source, config, exp.competition.classes)
+    check_pruner(source, config, exp.competition.metric)
     validate_space(source, config)
     yaml_values = values_from_yaml(source, exp, config)
     plain = resolve_config(exp)
@@ -314,11 +316,9 @@ def _requeue_interrupted(session: StudySession, number: int | None) -> None:
         session: the study.
         number: number of the trial; None if no trial was started.
     """
-    from optuna.storages import RetryHeartbeatStaleTrialCallback
-
     for trial in session.optuna_study.get_trials() if number is not None else []:
         if trial.number == number and trial.state.name == "FAIL":
-            RetryHeartbeatStaleTrialCallback()(session.optuna_study, trial)
+            repeat_trial(session.optuna_study, trial, is_killed=False)
 
 
 def _wait_for_others(session: StudySession, context: Context) -> bool:
@@ -352,7 +352,6 @@ def requeue_stale_trials(session: StudySession, context: Context) -> None:
     Such a trial is resumed later, and its finished folds are not trained again.
     """
     import optuna
-    from optuna.storages import RetryHeartbeatStaleTrialCallback
 
     for trial in session.optuna_study.get_trials(deepcopy=True, states=(optuna.trial.TrialState.RUNNING,)):
         if is_process_dead(trial.user_attrs.get(PROCESS_ATTRIBUTE)):
@@ -360,8 +359,9 @@ def requeue_stale_trials(session: StudySession, context: Context) -> None:
                 session.optuna_study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
             except (ValueError, RuntimeError):
                 continue  # another process was faster
-            RetryHeartbeatStaleTrialCallback(MAX_RETRIES)(session.optuna_study, trial)
-            context.say(f"the process of trial {trial.number} was killed; the trial is repeated, and its folds resume")
+            is_repeated = repeat_trial(session.optuna_study, trial)
+            what = "is repeated, and its folds resume" if is_repeated else "counts as failed after so many kills"
+            context.say(f"the process of trial {trial.number} was killed; the trial {what}")
 
 
 def best_trials(session: StudySession, count: int | None = 1) -> Sequence[Any]:

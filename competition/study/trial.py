@@ -24,7 +24,7 @@ from competition.runs.identity.contents import run_contents
 from competition.runs.run import CASES_FILE, Run
 from competition.runs.summary import read_summary, run_scores, write_summary
 from competition.study.space import ExperimentSource, suggest_overrides
-from competition.study.storage import PROCESS_ATTRIBUTE, current_process
+from competition.study.storage import PROCESS_ATTRIBUTE, REASON_ATTRIBUTE, current_process
 from competition.text import format_count, join_names, nearest_names
 from competition.training.cross_validate import CvSummary
 
@@ -101,6 +101,32 @@ def check_objectives(source: ExperimentSource, config: StudyConfig, classes: lis
                     f"Did you mean {similar[0]}?" if similar else f"Use only these names in study.{key}.",
                     status=2,
                 )
+
+
+def check_pruner(source: ExperimentSource, config: StudyConfig, metric: MetricConfig) -> None:
+    """Check that the pruner, which compares scores by the competition's metric, fits the objective of the study.
+
+    If better scores are not better values of the objective, e.g. of `minutes`, the pruner would stop good trials.
+
+    Args:
+        source: the experiment's file and overrides, for the location in messages.
+        config: section `study` of the experiment.
+        metric: the competition's metric.
+
+    Raises:
+        MaskfoldError: the pruner does not fit the objective (status 2).
+    """
+    if config.pruner == "none" or len(config.objectives) > 1:
+        return
+    objective = config.objectives[0]
+    fits = objective == "score" or (objective not in MINIMISED and metric.direction is Direction.HIGHER)
+    if not fits:
+        raise MaskfoldError(
+            f"{source.locate('pruner')}: study.pruner: found {config.pruner}, expected none, because pruners compare "
+            f"scores, but the objective is {objective}.",
+            "Set study.pruner=none, or the objective score.",
+            status=2,
+        )
 
 
 def objective_directions(config: StudyConfig, metric: MetricConfig) -> list[Literal["minimize", "maximize"]]:
@@ -294,7 +320,6 @@ class PruningCallback:
 # Running a trial
 
 TUNED_ATTRIBUTE = "tuned"  # Optuna's user attribute: whether the score of the trial includes tuned post-processing
-REASON_ATTRIBUTE = "reason"  # Optuna's user attribute: why a trial failed or was pruned
 HIGH_LOSS = 1e3  # if the training loss is higher, the learning rate is probably the cause of a failure
 
 

@@ -164,7 +164,8 @@ def draw_comparison(
     """Draw truth, predictions A and B, and their difference side by side.
 
     A 2D image has one row. A volume has one row for each of the three orthogonal slices in which the predictions differ
-    most; if they are equal, the slices with the most foreground in the truth are drawn. The last panel compares the two
+    most; if they are equal, the slices with the most foreground in the truth are drawn. Ignored pixels do not count as
+    different. The last panel compares the two
     predictions over all classes. A pixel is green if only B is right, red if only A is right, and yellow if both are
     wrong.
 
@@ -194,7 +195,7 @@ def draw_comparison(
         channels = _reduce_unless_reduced(channels, truth.shape[1:], step)
         truth = reduce_truth(truth, comp, step)
         masks = reduce_mask(masks[0], step), reduce_mask(masks[1], step)
-    changed = (masks[0] != masks[1]).any(axis=0)
+    changed = (masks[0] != masks[1]).any(axis=0) & (truth != IGNORE_LABEL).all(axis=0)
     layers = [changed] if changed.any() else list(label_to_class_masks(truth, comp))
     planes = _select_planes(
         _foreground_profiles(layers, changed.shape), spacing, is_stack="{z}" in str(comp.train.images)

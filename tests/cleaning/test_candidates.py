@@ -57,6 +57,19 @@ def test_an_old_unfinished_run_may_go_and_a_young_or_finished_one_stays(make_run
     assert not any(path.name.endswith(".tmp") for path in old.parent.iterdir())
 
 
+def test_finished_folds_stay_after_an_unfinished_training_on_all_cases(make_run: Make) -> None:
+    run = make_run(OLD, finished=2)
+    yaml = run / "experiment.yaml"
+    text = yaml.read_text()
+    assert "file: null, run: null" in text
+    yaml.write_text(text.replace("file: null, run: null", "file: null, run: full"))
+    age(run, 60)
+    assert proposed(find()) == []
+    (run / "fold_1" / "result.json").unlink()
+    age(run, 60)
+    assert proposed(find()) == [run]
+
+
 def in_submission(run: Path, _make: Make) -> None:
     path = Path("submissions/demo2d/tiny.json")
     path.parent.mkdir(parents=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy.ndimage import label
@@ -9,7 +11,7 @@ from scipy.ndimage import label
 from competition.data.masks import load_instances, load_mask
 from competition.data.objects import find_covered
 from competition.report.results import RunResults
-from competition.report.scores import case_size_errors, group_quartiles, match_objects, object_size_errors
+from competition.report.scores import case_size_errors, group_quartiles, match_objects, object_size_errors, size_unit
 from competition.runs.oof import OofPredictions
 from competition.viz.style import format_tick, set_log_axis
 
@@ -71,6 +73,20 @@ def test_sizes_of_cases_are_in_cubic_millimetres(made, tiny):
         assert any(size != round(size) for size in expected)  # the demo's voxels are no cubes of 1 mm
         np.testing.assert_allclose(sorted(one.sizes), sorted(expected))
         assert len(one.values) == len(expected) and (one.values > 0.2).all()
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "images", "spacings", "unit"),
+    [
+        (2, "{id}.png", [[1.0, 1.0]], "pixels"),
+        (3, "{id}.nii.gz", [[1.0, 1.0, 1.0]], "mm³"),
+        (3, "{id}/{z}.png", [[1.0, 1.0, 1.0]], "voxels"),
+        (3, "{id}/{z}.png", [[0.5, 0.5, 2.0]], "mm³"),  # the competition's YAML sets `spacing`
+    ],
+)
+def test_unit_of_sizes(dimensions, images, spacings, unit):
+    comp = SimpleNamespace(dimensions=dimensions, train=SimpleNamespace(images=images))
+    assert size_unit(comp, spacings) == unit
 
 
 def test_sizes_and_ious_of_all_objects_of_a_run(made, nuclei):

@@ -52,6 +52,14 @@ def test_runs_of_other_competitions_are_ignored(made, tiny):
     assert find_previous_best(made(tiny(2), "mine", time=2)) is None
 
 
+def test_runs_with_other_settings_of_the_metric_are_ignored(made, tiny):
+    """Their scores, although of the same metric, have another meaning."""
+    first = made(tiny(2, "competition.metric={name: fbeta, beta: 2}"), "first", time=1)
+    made(tiny(2, "competition.metric={name: fbeta, beta: 0.5}"), "second", time=2)
+    third = made(tiny(2, "competition.metric={name: fbeta, beta: 2}", "training.epochs=7"), "third", time=3)
+    assert find_previous_best(third).folder == first.folder.resolve()
+
+
 def test_run_of_selected_folds_counts_as_finished(made, tiny):
     first = made(tiny(2, "folds.run=[1]", "training.epochs=7"), "first", time=1)
     assert find_previous_best(made(tiny(2), "mine", time=2)).folder == first.folder.resolve()
@@ -59,14 +67,13 @@ def test_run_of_selected_folds_counts_as_finished(made, tiny):
 
 def test_page_shows_the_yaml_difference_and_the_gain(made, tiny, tmp_path):
     made(tiny(2, "training.batch_size=3"), "before", noise=0.9, time=1)
-    mine = made(tiny(2, "training.batch_size=5", "competition.metric.both_empty=null"), "after", noise=0.3, time=2)
-    change(mine, metric="dice")
+    mine = made(tiny(2, "training.batch_size=5", "patch.foreground=0.25"), "after", noise=0.3, time=2)
     results = RunResults.load(mine)
     (tmp_path / "x.html").write_text(experiment_section(results))
     page = Page(tmp_path / "x.html")
     text = page.text
     assert "\n-  batch_size: 3\n" in text and "\n+  batch_size: 5\n" in text
-    assert "\n-    both_empty: 1.0\n" in text and "\n+    both_empty: null\n" in text
+    assert "\n-  foreground: 0.5\n" in text and "\n+  foreground: 0.25\n" in text
     assert text.count("\n- ") == 2 == text.count("\n+ ")
     assert '<span class="cut">-  batch_size: 3</span>' in page.source
     assert (mine.folder / "experiment.yaml").read_text() in text

@@ -90,6 +90,17 @@ def test_slices_are_chosen_and_reduced(tiny: Callable[..., Any]) -> None:
     assert slices.truth[number, 0].sum() > slices.masks[number, 0].sum() > 0
 
 
+def test_ignored_pixels_do_not_choose_slices(tiny: Callable[..., Any]) -> None:
+    comp = tiny(3).competition
+    truth = np.zeros((1, 30, 30, 60), np.uint8)
+    truth[0, 5:15, 5:15, 10:21], truth[0, 20:, 20:] = 1, 255
+    masks = np.stack([truth[0] == 1 + k for k in range(len(comp.classes))])
+    masks[0, 20:, 20:, 30:50] = True  # a prediction where nothing is labelled
+    masks[0, 5:9, 5:9, 13] = False
+    slices = select_slices(np.zeros(truth.shape, np.float32), truth, masks, comp, 40, 4, [1, 1, 1])
+    assert 13 in slices.numbers and min(slices.numbers) == 8 and max(slices.numbers) == 22
+
+
 def test_two_hundred_cases_of_any_size_stay_below_20_mb(tiny: Callable[..., Any]) -> None:
     """Noise is the image that JPEG packs worst."""
     comp = tiny(3).competition

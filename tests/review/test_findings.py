@@ -14,7 +14,7 @@ import pytest
 from competition.errors import MaskfoldError
 from competition.review.findings import EXCHANGED, EXTRA, MISSING, SHIFTED, WRONG_CLASS, Finding
 from competition.review.objects import SliceFinding, find_in_slice
-from competition.review.search import review_run
+from competition.review.search import _search_case, review_run
 from competition.review.table import write_review_table
 from competition.review.voxels import Rule, count_labels, label_problems
 from competition.review.whole import WholeMask, find_exchanged, find_move
@@ -46,6 +46,9 @@ def test_kinds_of_single_objects() -> None:
     assert [(found.kind, found.label, found.object) for found in extra] == [(EXTRA, 1, 2)]
     wrong = compare(np.where(one, 1, common).astype(np.uint8), np.where(one, 2, common).astype(np.uint8))
     assert [(found.kind, found.label, found.suggested) for found in wrong] == [(WRONG_CLASS, 1, 2)]
+    labels = np.where(disc(shape, (8, 70), 3), 2, np.where(disc(shape, (50, 40), 22), 1, 0)).astype(np.uint8)
+    part = compare(labels, np.where(disc(shape, (50, 40), 4), 2, labels).astype(np.uint8))
+    assert [(found.kind, found.label, found.suggested, found.object) for found in part] == [(WRONG_CLASS, 1, 2, 1)]
     moved = compare(np.where(one, 2, common).astype(np.uint8), np.where(other, 2, common).astype(np.uint8))
     assert [(found.kind, found.label, found.move) for found in moved] == [(SHIFTED, 2, (0, 10))]
     thin = compare(common, (disc(shape, (20, 20), 9) * 1).astype(np.uint8))
@@ -122,6 +125,18 @@ def test_a_volume_gives_one_finding_for_an_object_in_many_slices(
     assert (found.id, found.kind, found.suggested) == (case, MISSING, exp.competition.classes[0])
     assert found.slice is not None and abs(found.slice - place[0][2]) <= 1 and found.pixels > 150
     assert np.abs(np.subtract(found.centre, place[0][:2])).max() <= 1
+
+
+def test_the_place_of_a_whole_mask_is_in_its_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slice has most evidence in two objects; the single object with most evidence is in another slice."""
+    truth = np.zeros((1, 40, 40, 4), np.uint8)
+    truth[0, 2:12, 2:12, 1], truth[0, 28:38, 28:38, 1], truth[0, 18:30, 5:17, 3] = 1, 1, 1
+    monkeypatch.setattr("competition.review.search.load_unchanged_mask", lambda comp, row: truth)
+    comp: Any = SimpleNamespace(labels="overlapping", classes=["a"])
+    oof: Any = SimpleNamespace(read=lambda case: np.zeros(truth.shape, np.float16))
+    rule = Rule((0.5, 0.5), np.tile(np.linspace(0, 1, 61, dtype=np.float32), (2, 1)))
+    case, _ = _search_case(oof, SimpleNamespace(id="x"), [rule], [np.array([1.0, 100.0])], comp)
+    assert case.whole.slice == 1 and case.whole.centre in ((6, 6), (32, 32))
 
 
 def test_the_table_keeps_the_answers(tmp_path: Path) -> None:

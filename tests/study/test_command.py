@@ -54,6 +54,17 @@ def test_the_page_holds_the_figures_and_is_written_again_by_folder_and_by_name(f
     assert refusal.value.status == 2
 
 
+def test_lists_of_words_are_shown_in_the_tables(place, file, capsys):
+    """The tables print `[low, low]` as it is, although rich would read it as markup and print nothing."""
+    space = "optimizer.args.lr: {low: 1.0e-4, high: 1.0e-2, log: true}"
+    assert space in YAML
+    text = YAML.replace(space, "optimizer.args.lr: {choices: {'[low, low]': 1.0e-3, '[high, low]': 3.0e-3}}")
+    write_experiment(place, text)
+    run(file, trials=2)
+    said = capsys.readouterr().out
+    assert "[low, low]" in said and "[high, low]" in said
+
+
 @pytest.mark.parametrize("best", [False, True])
 def test_a_study_is_no_model_and_the_best_trials_run_is_named(file, best):
     run(file)

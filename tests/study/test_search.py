@@ -17,6 +17,7 @@ from competition.errors import MaskfoldError
 from competition.records import is_unedited
 from competition.study.promote import promote_best_trials
 from competition.study.space import ExperimentSource
+from competition.study.storage import PROCESS_ATTRIBUTE, current_process, is_process_dead
 from competition.study.study import best_trials, open_study, requeue_stale_trials, run_study, write_trials
 from competition.study.trial import inference_seconds, make_pruner
 from tests.study.quick import BEST, YAML, by_rate, write_experiment
@@ -149,6 +150,25 @@ def test_several_objectives_have_a_front_and_constraints_hold(quick):
         quick(text.replace("[score, peak_gib]", "[score, speed]"))
 
 
+@pytest.mark.parametrize(
+    ("objective", "metric"), [("minutes", "dice"), ("inference_seconds", "hd95"), ("dice_ring", "hd95")]
+)
+def test_a_pruner_needs_an_objective_that_improves_with_the_score(quick, objective, metric):
+    """With other objectives, a trial with better scores than the best trial would be pruned."""
+    text = YAML.replace("pruner: none", f"objectives: [{objective}]")
+    overrides = (f"competition.metric={{name: {metric}}}",)
+    with pytest.raises(MaskfoldError, match=rf"study\.pruner: found wilcoxon, .* {objective}\.") as refusal:
+        quick(text, overrides=overrides)
+    assert refusal.value.status == 2
+    assert quick(text, overrides=(*overrides, "study.pruner=none")).trials
+
+
+@pytest.mark.parametrize(("objective", "metric"), [("score", "hd95"), ("dice_ring", "dice")])
+def test_a_pruner_is_possible_with_scores_and_dice(quick, objective, metric):
+    text = YAML.replace("pruner: none", f"objectives: [{objective}]")
+    assert quick(text, overrides=(f"competition.metric={{name: {metric}}}",)).trials
+
+
 def test_an_interrupted_trial_is_taken_up_again(quick, monkeypatch):
     search = quick()
     from tests.study.quick import QuickExecutor
@@ -217,9 +237,46 @@ def test_a_trial_of_a_killed_process_is_queued_again_at_once(place, warm):
     requeue_stale_trials(search, Context(say=lambda line: pytest.fail(line)))
 
 
-def test_a_trial_of_a_living_process_is_left_alone(quick):
-    from competition.study.storage import PROCESS_ATTRIBUTE, current_process, is_process_dead
+def kill_trial(search) -> list[str]:
+    """Start a trial whose process is dead, let the study notice it, and return the study's messages."""
+    said: list[str] = []
+    trial = search.optuna_study.ask()
+    trial.suggest_float("optimizer.args.lr", 1e-4, 1e-2, log=True)
+    trial.set_user_attr(PROCESS_ATTRIBUTE, {**current_process(), "started": 1.0})
+    requeue_stale_trials(search, Context(say=said.append))
+    return said
 
+
+def test_a_trial_that_is_killed_again_and_again_counts_as_failed(quick):
+    """It does not vanish: otherwise, the study would continue without trial 0, and could promote no trial."""
+    search = quick()
+    assert [("is repeated" in kill_trial(search)[0], states(search)) for _ in range(3)] == [(True, ["WAITING"])] * 3
+    assert "counts as failed" in kill_trial(search)[0]
+    [trial] = search.finished
+    assert (trial.state.name, trial.user_attrs["own"], trial.params) == ("FAIL", True, {"optimizer.args.lr": 1e-3})
+    with pytest.raises(MaskfoldError, match=r"Trial 0, .*failed: Its process was killed 4 times\."):
+        run_study(search, 3, lambda line: None)
+
+
+def test_interruptions_by_the_user_do_not_count_as_kills(quick, monkeypatch):
+    from tests.study.quick import QuickExecutor
+
+    search, real = quick(), QuickExecutor.run
+
+    def stops(self, jobs, say, alive=lambda: None):
+        raise KeyboardInterrupt("SIGTERM")
+
+    monkeypatch.setattr(QuickExecutor, "run", stops)
+    for _ in range(4):
+        with pytest.raises(KeyboardInterrupt):
+            run_study(search, 2, lambda line: None)
+    assert "is repeated" in kill_trial(search)[0]
+    monkeypatch.setattr(QuickExecutor, "run", real)
+    run_study(search, 2, lambda line: None)
+    assert states(search) == ["COMPLETE"] * 2 and search.trials[0].user_attrs["own"]
+
+
+def test_a_trial_of_a_living_process_is_left_alone(quick):
     search = quick()
     trial = search.optuna_study.ask()
     trial.set_user_attr(PROCESS_ATTRIBUTE, current_process())

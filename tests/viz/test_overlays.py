@@ -17,6 +17,7 @@ from competition.viz.overlays import (
     _select_planes,
     class_colour,
     draw_case,
+    draw_comparison,
     get_ignored_voxels,
     label_to_class_masks,
     save_figure,
@@ -278,3 +279,18 @@ def test_a_saved_figure_frees_its_arrays_at_once(tmp_path: Path) -> None:
         assert drawn() is None, "garbage collection would free it much later"
     finally:
         gc.enable()
+
+
+def test_ignored_voxels_do_not_choose_the_compared_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    comp, chosen = competition(3), []
+    truth = np.zeros((1, 12, 10, 8), np.uint8)
+    truth[0, 6:] = 255
+    first = np.zeros((len(comp.classes), *truth.shape[1:]), bool)
+    second = first.copy()
+    second[0, 6:, :, 5], second[0, 2, 3, 1] = True, True
+    monkeypatch.setattr(
+        "competition.viz.overlays._select_planes",
+        lambda *arguments, **named: chosen.extend(_select_planes(*arguments, **named)) or chosen,
+    )
+    draw_comparison(tmp_path / "a.png", np.zeros(truth.shape, np.float32), truth, (first, second), comp, "a")
+    assert [(plane.axis, plane.position) for plane in chosen] == [(2, 1), (1, 3), (0, 2)]
