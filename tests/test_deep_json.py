@@ -30,7 +30,7 @@ def test_a_cell_of_a_table() -> None:
 
 
 def test_files_that_name_classes_or_scores(tmp_path: Path) -> None:
-    assert _read_names(write(tmp_path / "classes.json")) == {}
+    assert _read_names(write(tmp_path / "classes.json"), 3) == {}
     write(tmp_path / "submission.json")
     assert _read_summary(tmp_path / "submission.csv") == {}
     write(tmp_path / MARKER)

@@ -73,7 +73,7 @@ def test_a_review_of_a_table_with_another_id_column(tmp_path: Path) -> None:
 
 def test_wrong_answers_are_refused(comp: Competition, ids: list[str], tmp_path: Path) -> None:
     wrong = [
-        ("exclude", [(ids[0], "maybe", "")], r"line 2, column `exclude`: found 'maybe', expected x or yes"),
+        ("exclude", [(ids[0], "maybe", "")], r"line 2, column `exclude`: found 'maybe', expected `x` or `yes`"),
         ("exclude", [(ids[0] + "x", "x", "")], f"no case has the id {ids[0]}x; nearest is {ids[0]}"),
         (
             "exclude",

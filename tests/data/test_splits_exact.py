@@ -172,7 +172,7 @@ def test_error_for_groups_that_are_not_there(scheme: str) -> None:
             8,
             1,
             2,
-            "8 cases in 1 group",
+            "8 cases are in 1 group",
             "Correct competition.group so that it makes at least 2 groups, or add cases of another group.",
         ),
         (9, 3, 4, "9 cases in 3 groups", "Set folds.k=3, or add cases."),

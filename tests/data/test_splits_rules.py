@@ -247,7 +247,7 @@ def test_one_validated_fold_needs_cases_to_train_on(tmp_path: Path) -> None:
         ("id,fold\na,0\nb,X1\nc,1\n", ["{path}", "line 3", "the id b", "`X1`", "-2"], "-1"),
         ("id,fold\na,0\nb,--1\nc,1\n", ["{path}", "line 3", "the id b", "`--1`", "-2"], "-1"),
         ("id,fold\na,0\nb,\nc,1\n", ["{path}", "line 3", "the id b", "``", "-2"], "-1"),
-        ("id,fold\na,1\nb,3\nc,-1\n", ["{path}", "-1, 1, 3", "0, 1, …"], "folds"),
+        ("id,fold\na,1\nb,3\nc,-1\n", ["{path}", "-1, 1, 3", "0, 1, 2, …"], "folds"),
         ("id,number\na,1\n", ["{path}", "`fold`"], "`fold`"),
         ("case,fold\na,1\n", ["{path}", "`id`"], "`id`"),
     ],
