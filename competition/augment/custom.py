@@ -83,6 +83,9 @@ def build_explicit_transforms(
     return [build(item, f"augment.transforms.{index}") for index, item in enumerate(augment.transforms or ())]
 
 
+MEMORY_WORDS = ("allocate memory", "out of memory", "insufficient memory")  # in the messages of torch and OpenCV
+
+
 @contextmanager
 def transform_errors(transform: Any, index: int, shape: tuple[int, ...]) -> Iterator[None]:
     """Convert an exception that a transform of `augment.transforms` raises to a `MaskfoldError` that names the key.
@@ -100,6 +103,8 @@ def transform_errors(transform: Any, index: int, shape: tuple[int, ...]) -> Iter
     except (MaskfoldError, MemoryError):
         raise
     except Exception as error:  # transforms raise errors of any type, also from libraries that they use
+        if any(words in str(error).lower() for words in MEMORY_WORDS):
+            raise
         key, reason = f"augment.transforms.{index}", " ".join(str(error).split())[:200].rstrip(".")
         raise MaskfoldError(
             f"{key}: {type(transform).__name__} cannot transform an image of the shape {shape}: "

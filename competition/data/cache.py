@@ -267,6 +267,8 @@ def _shared_key_parts(exp: Experiment) -> dict[str, Any]:
         **({"exif": "apply"} if comp.applies_exif else {}),
         **({"background": comp.background} if comp.background else {}),
         **_order_of_mask_patterns(comp),
+        # Earlier versions read a region mask of 0 and 1 as empty.
+        **({"region": 2} if comp.train.region is not None and comp.train.threshold is not None else {}),
     }
     _last_parts = exp, parts
     return parts

@@ -27,7 +27,7 @@ from competition.data.case_files import find_images
 from competition.data.cases import COLUMNS, case_row, case_rows, case_table
 from competition.data.patterns import unmatched_images
 from competition.data.readers import strip_extension
-from competition.data.selection import SkippedCases
+from competition.data.selection import SkippedCases, listed_test_cases
 from competition.errors import MaskfoldError
 from competition.export.predictor import EXPERIMENT_FILE, adapt_to_machine, empty_case_table, folds_table
 from competition.io import ensure_writable, open_synced
@@ -247,9 +247,7 @@ def _read_rows(comp: Competition, context: Context, continue_on_error: bool) -> 
     try:
         return list(case_rows(case_table(comp, "test")))
     except MaskfoldError as error:
-        if comp.test is not None and comp.test.cases is not None:
-            # The hidden test set has other images than those from which the user selected.
-            whole = comp.model_copy(update={"test": comp.test.model_copy(update={"cases": None})})
+        if (whole := _without_selection(comp)) is not None:
             rows = _read_rows(whole, context, continue_on_error)
             context.say(f"note: all test images are predicted, because test.cases does not fit them: {error.message}")
             return rows
@@ -265,6 +263,22 @@ def _read_rows(comp: Competition, context: Context, continue_on_error: bool) -> 
             ) from error
         context.say(f"note: {error.message}")
         return []
+
+
+def _without_selection(comp: Competition) -> Competition | None:
+    """Return the competition without `test.cases`, if this key lists ids that no test image has; otherwise None.
+
+    The hidden test set has other images than those from which the user selected.
+    """
+    listed = listed_test_cases(comp)
+    if listed is None or comp.test is None:
+        return None
+    whole = comp.model_copy(update={"test": comp.test.model_copy(update={"cases": None})})
+    try:
+        known = find_images(whole, "test", SkippedCases(whole))
+    except MaskfoldError:
+        return None
+    return whole if set(listed) - set(known) else None
 
 
 def _rows_with_unreadable_cases(comp: Competition) -> list[Any]:

@@ -219,6 +219,9 @@ def paired_gain(
     difference. So failures that do not occur in the few cases matter less here than for the interval of a single score.
     Maskfold uses this interval to decide whether to accept tuned post-processing, ensemble weights and soups.
 
+    A class that only one of the two tables has counts in both, so the gain may differ from the difference of two single
+    scores, from which such a class may be left out (see `cv_score`).
+
     Args:
         before: scores as in `cv_score`.
         after: scores of the same cases and classes.

@@ -49,7 +49,8 @@ GRID_KEYS = (
 )
 NETWORK_SECTIONS = ("encoder_weights", "gate")  # these keys are dropped if the planned network has none of them
 FOLDS_REASON = re.compile(  # the planner's words
-    r"(your value; the plan would set \w+: )?\d[\d,]* cases? (without groups|in \d[\d,]* groups?; each group stays)"
+    r"(your value; the plan would set \w+: )?"
+    r"(\d[\d,]* cases? (without groups|in \d[\d,]* groups?; each group stays)|keeps \d[\d,]* groups? of )"
 )
 TOP_KEY = re.compile(r"^(?P<quote>[\"']?)(?P<key>[A-Za-z_]\w*)(?P=quote)\s*:")
 

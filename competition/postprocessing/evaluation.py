@@ -6,7 +6,7 @@ To save time, each case is read once and scored with all lists.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -103,7 +103,7 @@ class OofScores:
         }
         rows: Iterable[list[dict[str, Any]]]
         if self.ensemble.runs[0].exp.postprocess.forbid_overlap:
-            rows = self.pool.map(CaseScorer.score_without_overlap, self.cases, chosen)
+            rows = self.pool.map(CaseScorer.score_without_overlap, list(chosen.items()))
         else:
             rows = ([self.scores[key][case] for key in enumerate(lists)] for case, lists in chosen.items())
         return pd.DataFrame(
@@ -197,19 +197,19 @@ class CaseScorer:
                 result[index, steps] = scores[active]
         return result
 
-    def score_without_overlap(self, case: str, chosen: Mapping[str, Sequence[Steps]]) -> list[dict[str, Any]]:
+    def score_without_overlap(self, item: tuple[str, Sequence[Steps]]) -> list[dict[str, Any]]:
         """Score one case with one list of steps per class and with `postprocess.forbid_overlap`.
 
         Args:
-            case: id of the case.
-            chosen: for each case, by id, the list of steps of each class.
+            item: id of the case, and the list of steps of each class.
 
         Returns:
             One dictionary with the scores for each class.
         """
+        case, chosen = item
         comp, row = self.oof.comp, self.rows[case]
-        steps = {name: list(own) for name, own in zip(comp.classes, chosen[case], strict=True)}
-        needs_presence = any(step.step.needs_presence for own in chosen[case] for step in own)
+        steps = {name: list(own) for name, own in zip(comp.classes, chosen, strict=True)}
+        needs_presence = any(step.step.needs_presence for own in chosen for step in own)
         presence = self.oof.presence(case) if needs_presence else None
         settings = self.settings.model_copy(update={"steps": steps})
         prediction = postprocess(self.oof.read(case), comp, settings, row, presence)

@@ -409,6 +409,8 @@ def tuning_key(run: Run) -> dict[str, Any]:
     return {
         "version": TUNING_VERSION,
         "postprocess": settings,
+        # Earlier versions scored each class by itself, although `submit` removes the overlap.
+        **({"overlap": "removed"} if run.exp.postprocess.forbid_overlap else {}),
         **({"own_steps": own_steps} if own_steps else {}),
         "metric": run.exp.competition.metric.model_dump(),
         "data": data_hash(run.oof().cases),

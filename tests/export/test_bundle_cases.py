@@ -242,3 +242,13 @@ def test_a_selection_of_test_cases_does_not_stop_at_the_hidden_test_set(finished
     assert {line[0] for line in rows(tmp_path / "x.csv")[1:]} == {f"hidden_{name}" for name in names}
     assert len(rows(tmp_path / "x.csv")) == len(rows(submitted))
     assert "all test images are predicted, because test.cases does not fit them" in capsys.readouterr().out
+
+
+def test_a_damaged_image_is_no_reason_to_predict_images_that_test_cases_leaves_out(finished, tiny, bundled, tmp_path):
+    root = shutil.copytree(tiny(2).competition.root, tmp_path / "copy")
+    first, second, _ = sorted(demo_images(root))
+    folder = bundled([finished(tiny(2, f"competition.test.cases=[{first.stem},{second.stem}]"), "selected")])
+    second.write_bytes(b"damaged")
+    (root / "sample_submission.csv").unlink()
+    assert run_bundle(folder, root, tmp_path / "x.csv", "--go-on") == 0
+    assert {line[0] for line in rows(tmp_path / "x.csv")[1:]} == {first.stem, second.stem}

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from competition.explore.suggest import MAX_PATCH_PIXELS, patch_size
-from competition.planning.classes.labels import _names_of_lines
+from competition.planning.classes.labels import _first_value, _names_of_lines
 from competition.planning.folder import HostFolder
 from competition.planning.layout import Layout
 from competition.planning.layouts.coco import _expand
@@ -244,3 +244,17 @@ def test_names_of_the_sample_replace_the_advice_to_rename_the_classes(tmp_path: 
         "another remark",
         "sample.csv has the classes liver, spleen, heart, aorta, so write these names in `classes`",
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "count", "first"),
+    [
+        (["sky", "road", "car"], 3, 0),
+        (["liver", "tumour"], 3, 1),
+        (["background", "liver"], 3, 0),
+        (["liver", "tumour", "ignore"], 3, 1),  # the values 1, 2 and 255
+        ([], 3, 1),
+    ],
+)
+def test_a_list_of_names_counts_from_0_or_1(names: list[str], count: int, first: int) -> None:
+    assert _first_value(names, count) == first

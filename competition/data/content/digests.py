@@ -30,6 +30,8 @@ FileStamp = tuple[int, ...]
 Files = str | list[str]  # a path below the competition's root, or the paths of a stack's slices
 Digest = Callable[[Path], bytes]  # `file_digest` or `remembered_digest`
 
+OBJECT_COUNTS = b"objects of each class "  # begins the part of `reading_parts` with the number of files per class
+
 _remembered: dict[Path, tuple[FileStamp, bytes]] = {}  # stamp and digest
 
 
@@ -178,7 +180,7 @@ def reading_parts(
         parts += [f"no file of {name}".encode() for name in comp.classes if name not in masks["files"]]
     if masks is not None and masks["kind"] == "instances" and len(comp.classes) > 1:
         # A file that moves from the last object of one class to the first of the next would not change the digests.
-        parts.append(f"objects of each class {[len(paths) for paths in masks['files'].values()]}".encode())
+        parts.append(OBJECT_COUNTS + str([len(paths) for paths in masks["files"].values()]).encode())
     if masks is not None and masks["kind"] == "rle" and rle_counts_in_pictures(comp):
         parts.append(b"run lengths of pictures")
     plain_spacing = header.plain_spacing if header.has_spacing else (1.0,) * len(header.shape)

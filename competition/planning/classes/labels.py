@@ -530,8 +530,19 @@ def _names_of_lines(text: str, count: int | None = None) -> tuple[dict[int, str]
         return {int(part["value"]): part["name"] for part in parts}, colours
     names = [part["name"] if not part["value"] else f"{part['value']} {part['name']}" for part in parts]
     names = names[1:] if names[:1] == ["__ignore__"] else names
-    first = 0 if names and (names[0].casefold() in BACKGROUND_NAMES or len(names) == count) else 1
-    return dict(enumerate(names, start=first)), colours
+    return dict(enumerate(names, start=_first_value(names, count))), colours
+
+
+def _first_value(names: Sequence[str], count: int | None) -> int:
+    """Return the label value of the first name of a list: 0 or 1.
+
+    It is 0 if the first name means the background, or if there are `count` names. But if the last name means ignored
+    pixels, this name may have a value outside 0, 1, 2, …, so the number of names says nothing.
+    """
+    if not names:
+        return 1
+    is_counted = len(names) == count and names[-1].casefold() not in NO_CLASS
+    return 0 if names[0].casefold() in BACKGROUND_NAMES or is_counted else 1
 
 
 def named_colours(host: HostFolder) -> tuple[dict[tuple[int, ...], str], str]:
@@ -550,8 +561,7 @@ def named_colours(host: HostFolder) -> tuple[dict[tuple[int, ...], str], str]:
 
 def _names_of_json(content: Any, count: int | None) -> dict[int, str]:
     if isinstance(content, list) and all(isinstance(item, str) for item in content):
-        first = 0 if content and (content[0].casefold() in BACKGROUND_NAMES or len(content) == count) else 1
-        return dict(enumerate(content, start=first))
+        return dict(enumerate(content, start=_first_value(content, count)))
     if not isinstance(content, dict):
         return {}
     names = {}
