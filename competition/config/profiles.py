@@ -73,6 +73,8 @@ class Profile:
             metric.
         metric_keys: other keys of `metric` that the host's rule sets, see `docs/submission.md`.
         id_suffix: text that the host's ids add to the image's name without extension, e.g. `.jpg`; None if unknown.
+        slices_are_images: whether the host's images are the slices of volumes, so that a stack of slices has a row for
+            each slice, even without a sample submission.
         train: how the training table differs from the submission.
         alternative: a second format that the host accepts, if there is one. The header of the sample submission tells
             which of the two formats applies.
@@ -93,6 +95,7 @@ class Profile:
     metric: str = FORMAT_ONLY
     metric_keys: tuple[tuple[str, Any], ...] = ()
     id_suffix: str | None = None
+    slices_are_images: bool = False
     train: TrainTable = TrainTable()
     alternative: Profile | None = None
 
@@ -261,6 +264,7 @@ _ALL = (
         "id,rle",
         "row",
         rle=RleFormat(order="row", empty="1 0"),
+        slices_are_images=True,
         metric="surface_dice",
         metric_keys=(("tolerance_mm", 0.0),),
     ),

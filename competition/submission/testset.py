@@ -182,7 +182,7 @@ def _names_of_case(row: Any, profile: Profile, lookup: IdLookup | None, known: s
     """Return the ids that one case's rows have in the submission file, see `row_names`.
 
     A case has one row per slice if the format requires it, or if there is a sample submission without the
-    case id.
+    case id. Without a sample submission, `profile.slices_are_images` decides for a stack of slices.
 
     Args:
         row: row of the case table.
@@ -191,7 +191,8 @@ def _names_of_case(row: Any, profile: Profile, lookup: IdLookup | None, known: s
         known: the names in `lookup` as a set; None if there is no sample submission.
     """
     slices = list_slices(row)
-    if slices is None or not (profile.rows == "slice_class" or (known is not None and row.id not in known)):
+    rows_are_slices = profile.slices_are_images if known is None else row.id not in known
+    if slices is None or not (profile.rows == "slice_class" or rows_are_slices):
         if profile.rows == "slice_class" and slices is None:
             raise MaskfoldError(
                 f"The profile {profile.name} requires a row per slice, but the case {row.id} is a single file "

@@ -27,6 +27,7 @@ from competition.errors import MaskfoldError
 from competition.metrics.bootstrap import cv_score
 from competition.metrics.scoring import score_case
 from competition.submission.score import ScoreCard, score_submission
+from competition.submission.testset import TestSet
 from competition.submission.writer import write_submission
 from tests.conftest import ROOT
 from tests.host import competition, write_png, write_text
@@ -520,6 +521,20 @@ def test_slices_become_volumes_again(tmp_path: Path) -> None:
     mine = write_text(tmp_path / "mine.csv", f"{header}\nslice_1_266,stomach,\n")  # each of two cases has this file
     with pytest.raises(MaskfoldError, match="line 2: the id slice_1_266 .* has no training image"):
         score_submission(mine, comp)
+
+
+def test_the_slices_of_sennet_hoa_have_rows_without_a_sample(tmp_path: Path) -> None:
+    madison(tmp_path)
+    stack = "{id}/slice_{z}_266.png"
+    comp = competition(
+        tmp_path,
+        dimensions=3,
+        train={"images": f"train/{stack}", "masks": f"train/{stack}"},
+        test={"images": f"test/{stack}"},
+        submission={"profile": "sennet-hoa"},
+    )
+    names = TestSet.from_table(comp, case_table(comp, "test")).names
+    assert names == {"case9_day9": [f"case9_day9_slice_{z}" for z in range(1, 13)]}
 
 
 def disc(row: int, column: int, radius: int) -> np.ndarray:
