@@ -69,10 +69,11 @@ def check_container(
         raise MaskfoldError(
             f"--container: found {container}, expected {', '.join(CONTAINERS)}.", "Correct --container.", status=2
         )
-    if isinstance(comp.train.images, dict) and len(comp.train.images) > 1:
+    patterns = [comp.train.images] if isinstance(comp.train.images, str) else list(comp.train.images.values())
+    if len(patterns) > 1 or "{c}" in patterns[0]:
+        count = f"{len(patterns)} " if len(patterns) > 1 else ""
         raise MaskfoldError(
-            f"--container: the images have {len(comp.train.images)} channels in separate files, expected "
-            "one file per image.",
+            f"--container: the images have {count}channels in separate files, expected one file per image.",
             "Join the channels in one file, or write your own entry point that calls the bundle.",
             status=2,
         )

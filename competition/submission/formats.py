@@ -136,10 +136,10 @@ def _write_tiff(path: Path, labels: Labels, source: Path) -> None:
 
     If the image of the case is a TIFF file too, its resolution is copied.
     """
-    from tifffile import imwrite
+    from tifffile import TiffWriter, imwrite
 
     pages = labels if labels.ndim == 2 else np.moveaxis(labels, -1, 0)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"compression": "zlib", "photometric": "minisblack"}
     if extension_of(source.name) in (".tif", ".tiff"):
         from tifffile import TiffFile
 
@@ -148,13 +148,21 @@ def _write_tiff(path: Path, labels: Labels, source: Path) -> None:
             if all(name in tags for name in ("XResolution", "YResolution", "ResolutionUnit")):
                 (x, x_unit), (y, y_unit) = tags["XResolution"].value, tags["YResolution"].value
                 if x_unit and y_unit:
-                    options = {
+                    options |= {
                         "resolution": (x / x_unit, y / y_unit),
                         "resolutionunit": int(tags["ResolutionUnit"].value),
                     }
     # `imwrite` opens the file itself, because it needs a seekable file. The file need not be written atomically,
     # because the caller renames the complete folder.
-    imwrite(path, pages, compression="zlib", photometric="minisblack", **options)
+    if labels.ndim == 2 or labels.shape[1] > 1:
+        imwrite(path, pages, **options)
+        return
+    # Given a volume that is one voxel wide, `imwrite` would write all pages as the rows of one page. So write each page
+    # by itself, and state the shape of the volume in the description of the first page, as `imwrite` does.
+    with TiffWriter(path) as writer:
+        for number, page in enumerate(pages):
+            description = json.dumps({"shape": pages.shape}) if number == 0 else None
+            writer.write(page, metadata=None, description=description, **options)
 
 
 def _write_mha(path: Path, labels: Labels, source: Path, row: Any, order: tuple[int, ...] | None) -> None:

@@ -143,6 +143,15 @@ def test_overlapping_classes_that_do_not_fit_into_one_file_are_refused_at_the_ex
     assert refused.value.status == 2 and "--label-map" not in refused.value.message + refused.value.hint
 
 
+@pytest.mark.parametrize("images", ["{id}/ch_{c}.nii.gz", {"t1": "{id}/t1.nii.gz", "t2": "{id}/t2.nii.gz"}])
+def test_channels_in_separate_files_are_refused_at_the_export(tiny, images):
+    comp = tiny(3).competition
+    comp = comp.model_copy(update={"train": comp.train.model_copy(update={"images": images})})
+    with pytest.raises(MaskfoldError, match="--container: the images have .*channels in separate files") as refused:
+        check_container("grand-challenge", comp)
+    assert refused.value.status == 2
+
+
 def test_an_unknown_container_is_refused(finished, tiny, tmp_path):
     with pytest.raises(MaskfoldError, match="grand-challenge"):
         export_runs([finished(tiny(2))], tmp_path / "bundle", options=ExportOptions(container="docker"))

@@ -69,6 +69,19 @@ def test_each_type_is_written_and_read(tmp_path: Path, name: str, dtype: str, so
     assert stored.dtype == np.dtype(dtype) and np.array_equal(stored, labels)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 4), (1, 6, 1), (1, 6, 4), (5, 1, 1), (5, 1, 4), (5, 6, 1)])
+@pytest.mark.parametrize("name", ["p.nii.gz", "p.mha", "p.tif"])
+def test_a_volume_that_is_one_voxel_wide_keeps_its_shape(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+    if name.endswith(".mha"):
+        pytest.importorskip("SimpleITK")
+    labels = (np.arange(np.prod(shape)).reshape(shape) % 3).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(np.zeros(shape, np.float32), np.diag([1.0, 2.0, 3.0, 1.0])), tmp_path / "a.nii.gz")
+    path = tmp_path / "out" / name
+    write_labels(path, labels, tmp_path / "a.nii.gz", case_row("a.nii.gz", shape), volumes(tmp_path))
+    stored = read_labels(path, 3)[0]
+    assert np.array_equal(stored.transpose(1, 0, 2) if name.endswith(".tif") else stored, labels)
+
+
 @pytest.mark.parametrize("source", ["a.png", "a.nii.gz"])
 @pytest.mark.parametrize("name", ["p.nii.gz", "p.nii", "p.mha", "p.tif", "p.png"])
 def test_a_picture_is_written_in_each_format(tmp_path: Path, name: str, source: str) -> None:
