@@ -114,6 +114,29 @@ def transform_errors(transform: Any, index: int, shape: tuple[int, ...]) -> Iter
         ) from error
 
 
+def check_shapes(
+    result: tuple[np.ndarray, np.ndarray], given: tuple[np.ndarray, np.ndarray], size: tuple[int, ...]
+) -> None:
+    """Check that the transforms have not changed the shape of the image or the mask.
+
+    Args:
+        result: image and mask after the transforms.
+        given: image and mask before the transforms.
+        size: length of the image along each spatial axis, for the hint.
+
+    Raises:
+        MaskfoldError (exit status 2): a shape has changed.
+    """
+    for name, array, before in zip(("image", "mask"), result, given, strict=True):
+        if array.shape != before.shape:
+            raise MaskfoldError(
+                f"augment.transforms: the {name} has the shape {array.shape} after the transforms, expected "
+                f"{before.shape}.",
+                f"End augment.transforms with a crop or a resize to {list(size)}.",
+                status=2,
+            )
+
+
 def _nested(child: Any, key: str) -> TargetConfig:
     if not isinstance(child, dict) or "target" not in child or not set(child) <= {"target", "args"}:
         raise MaskfoldError(
@@ -178,14 +201,7 @@ class MonaiTransforms:
                     status=2,
                 )
         result = np.asarray(data["image"], np.float32), np.asarray(data["mask"]).round().astype(np.uint8)
-        for name, array, expected in (("image", result[0], image.shape), ("mask", result[1], mask.shape)):
-            if array.shape != expected:
-                raise MaskfoldError(
-                    f"augment.transforms: the {name} has the shape {array.shape} after the transforms, expected "
-                    f"{expected}.",
-                    f"End augment.transforms with a crop or a resize to {list(image.shape[1:])}.",
-                    status=2,
-                )
+        check_shapes(result, (image, mask), image.shape[1:])
         return result
 
 

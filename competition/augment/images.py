@@ -19,7 +19,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
 import cv2
 
-from competition.augment.custom import build_explicit_transforms, transform_errors
+from competition.augment.custom import build_explicit_transforms, check_shapes, transform_errors
 from competition.augment.presets import IMAGE_PRESETS, ImagePreset, preset_flips
 from competition.config.experiment import AugmentConfig
 from competition.context import Context
@@ -91,14 +91,7 @@ class ImageAugment:
                 status=2,
             )
         result = data["image"].reshape(*data["image"].shape[:2], -1), data["mask"].reshape(*data["mask"].shape[:2], -1)
-        for name, array, expected in (("image", result[0], image.shape), ("mask", result[1], mask.shape)):
-            if array.shape != expected:
-                raise MaskfoldError(
-                    f"augment.transforms: the {name} has the shape {array.shape} after the transforms, expected "
-                    f"{expected}.",
-                    f"End augment.transforms with a crop or a resize to {list(image.shape[:2])}.",
-                    status=2,
-                )
+        check_shapes(result, (image, mask), image.shape[:2])
         return result
 
 

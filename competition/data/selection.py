@@ -205,9 +205,9 @@ def _read(comp: Competition, path: Path, *columns: str) -> tuple[pandas.DataFram
     """
     table = read_csv(path, {name: name for name in columns})
     column = comp.train.columns.id
-    if column in table.columns or "id" not in table.columns:
-        return read_csv(path, {"train.columns.id": column}), column
-    return table, "id"
+    if column not in table.columns and "id" not in table.columns:
+        read_csv(path, {"train.columns.id": column})  # an error that names the columns of the file
+    return table, column if column in table.columns else "id"
 
 
 def _marks(table: pandas.DataFrame, path: Path) -> list[bool]:

@@ -78,15 +78,12 @@ def check_container(
             status=2,
         )
     if comp.labels == "overlapping" and len(comp.classes) > 1:
-        try:
-            region_values(comp)
-        except MaskfoldError as error:
-            raise MaskfoldError(
-                f"--container: {error.message.removeprefix('--label-map: ')}",
-                "The container writes one label file per image. To write a file for each class, export without "
-                "--container, and write your own entry point that calls the bundle.",
-                status=2,
-            ) from error
+        region_values(
+            comp,
+            "--container",
+            "The container writes one label file per image. To write a file for each class, export without "
+            "--container, and write your own entry point that calls the bundle.",
+        )
     try:
         import SimpleITK  # noqa: F401
     except ImportError as error:

@@ -15,6 +15,7 @@ from competition.errors import MaskfoldError
 from competition.inference.masks import merge_boundary_class
 from competition.inference.presence import mean_log_odds
 from competition.runs.run import Run
+from competition.text import format_count
 
 if TYPE_CHECKING:
     from competition.runs.oof import OofPredictions
@@ -151,14 +152,20 @@ class Ensemble:
         return [(run, weight) for run, weight in zip(self.runs, self.weights, strict=True) if weight > 0]
 
     def out_of_fold(self) -> EnsembleOof:
-        """Return an object that reads the weighted mean of the runs' out-of-fold predictions."""
+        """Return an object that reads the weighted mean of the runs' out-of-fold predictions.
+
+        Raises:
+            MaskfoldError: two runs have predicted different images of one case (status 2); or see `Run.oof`.
+        """
         # The first run is always included, even with the weight 0, because it defines the folds.
         included = [
             index == 0 or any(weights[index] > 0 for weights in (self.weights, *self.fold_weights.values()))
             for index in range(len(self.runs))
         ]
+        oofs = [run.oof() for run, is_included in zip(self.runs, included, strict=True) if is_included]
+        _check_same_images(oofs)
         return EnsembleOof(
-            [run.oof() for run, is_included in zip(self.runs, included, strict=True) if is_included],
+            oofs,
             _select(self.weights, included),
             {fold: _select(weights, included) for fold, weights in self.fold_weights.items()},
             self.comp,
@@ -224,6 +231,24 @@ class EnsembleOof:
 
 def _select(weights: tuple[float, ...], included: Sequence[bool]) -> tuple[float, ...]:
     return tuple(weight for weight, is_included in zip(weights, included, strict=True) if is_included)
+
+
+def _check_same_images(oofs: Sequence[OofPredictions]) -> None:
+    """Check that runs have predicted the same image of each case, since an image may change between two runs.
+
+    Raises:
+        MaskfoldError: the image of a case differs between the first run and another run (status 2).
+    """
+    first, *others = [(oof.run, dict(zip(oof.cases["id"], oof.cases["image_hash"], strict=True))) for oof in oofs]
+    for run, hashes in others:
+        changed = [case for case, digest in first[1].items() if hashes.get(case, digest) != digest]
+        if changed:
+            raise MaskfoldError(
+                f"The images of {format_count(len(changed), 'case')} differ between {first[0].folder} and "
+                f"{run.folder}. The first of them is {changed[0]}. So the runs' predictions cannot be averaged.",
+                "Name runs that were trained on the same images.",
+                status=2,
+            )
 
 
 def check_same_competition(

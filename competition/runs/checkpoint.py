@@ -126,9 +126,9 @@ def _read(path: Path, sha256: str | None = None) -> dict[str, torch.Tensor]:
     """Read the tensors of a weight file, and verify them.
 
     The safetensors format has no checksum, so a flipped bit would silently change the network. If `sha256` is given and
-    the whole file has this SHA-256, nothing more is checked. Otherwise, the SHA-256 of
-    the tensors' bytes must be the one in the metadata, if the metadata contain one. If `sha256` is given, but the whole
-    file has another SHA-256, this is an error.
+    the whole file has this SHA-256, nothing more is checked. Otherwise, the SHA-256 of the tensors' bytes must be the
+    one in the metadata, if the metadata contain one. If `sha256` is given, but the whole file has another SHA-256, this
+    is an error.
 
     Raises:
         ValueError: the file does not fit into the free memory, has unknown metadata, or has a wrong checksum.

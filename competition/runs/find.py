@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from competition.config.competition import Competition
 from competition.config.experiment import Experiment
 from competition.config.loading import load_experiment
 from competition.errors import MaskfoldError
@@ -18,7 +19,7 @@ from competition.runs.identity.contents import changed_code
 from competition.runs.identity.hashing import hashed_settings
 from competition.runs.imported import is_imported, refuse_imported
 from competition.runs.run import CASES_FILE, RUNS_FOLDER, Run, check_not_edited, load_run
-from competition.text import format_count, is_or_are
+from competition.text import format_count, is_or_are, name_some
 
 STUDIES_FOLDER = Path("mlruns") / "studies"
 TRIALS_FILE = "trials.json"  # file with the results of the trials in a study's folder
@@ -68,12 +69,26 @@ def _find_run(name: str, overrides: Sequence[str], trust: tuple[str, ...], say: 
             status=2,
         )
     run = load_run(folder, trust, overrides)
+    _note_other_settings(run, overrides, say)
     if not run.finished_members():
         raise MaskfoldError(
             f"The run {folder} has no finished fold: {_progress(run)}.",
             "Finish the run: repeat its `maskfold cv` command.",
         )
     return run
+
+
+def _note_other_settings(run: Run, overrides: Sequence[str], say: Callable[[str], None]) -> None:
+    """Tell the user which `key=value` arguments replace settings with which the networks of a run were trained."""
+    if not overrides:
+        return
+    with suppress(MaskfoldError):  # an older version wrote the YAML, and it is valid only with the overrides
+        trained = with_current_settings(load_experiment(run.folder / "experiment.yaml", (), None), run.exp)
+        if differences := _differences(trained, run.exp):
+            say(
+                f"note: the run {run.folder.name} was trained with other values of these keys: {differences}; this "
+                "command uses the values in its arguments"
+            )
 
 
 def find_study(name: str) -> Path | None:
@@ -157,7 +172,44 @@ def _latest_run(file: Path, overrides: Sequence[str], trust: tuple[str, ...], sa
             f"note: these keys of the YAML have changed since the run {run.folder.name} was started: "
             f"{_differences(run_exp, exp)}; this command uses the values in the run's own experiment.yaml"
         )
+    if changes := _changed_cases(run, exp.competition):
+        say(
+            f"note: the training cases have changed since the run {run.folder.name} was started ({changes}); this "
+            "command uses the run's own cases. To train on the present cases, repeat `maskfold cv`"
+        )
     return Run(run.folder, run_exp, run.cases, run.folds, run.name)
+
+
+def _changed_cases(run: Run, comp: Competition) -> str:
+    """Describe how the list of training cases, their weights or their groups have changed since a run was started.
+
+    The contents of images and masks are not compared. The result is empty if nothing has changed, or if the training
+    data cannot be found: a finished run may be used without them.
+
+    Args:
+        run: the run.
+        comp: the competition in the current YAML.
+    """
+    from competition.data.case_files import find_images, find_masks
+    from competition.data.selection import WEIGHT, SkippedCases, case_weights
+    from competition.data.splits import group_values
+
+    skipped = SkippedCases(comp)
+    try:
+        ids = sorted(find_masks(comp, find_images(comp, "train", skipped), skipped))
+        weights = case_weights(comp, {*ids, *skipped.reasons, *skipped.excluded})
+        groups = group_values(comp, ids, "group") or ids
+    except MaskfoldError:
+        return ""
+    present = {case: (weights.get(case, "1"), group) for case, group in zip(ids, groups, strict=True)}
+    texts = run.cases[WEIGHT] if WEIGHT in run.cases.columns else ["1"] * len(run.cases)
+    former = dict(zip(run.cases["id"], zip(texts, run.cases["group"], strict=True), strict=True))
+    changes = {
+        "added": [case for case in present if case not in former and case not in dict(run.skipped)],
+        "removed or excluded": [case for case in former if case not in present],
+        "another weight or group": [case for case in present if former.get(case, present[case]) != present[case]],
+    }
+    return "; ".join(f"{what}: {name_some(cases)}" for what, cases in changes.items() if cases)
 
 
 def _latest_finished(base: Path, trust: tuple[str, ...]) -> Run | None:

@@ -167,14 +167,8 @@ def file_names(comp: Competition, case_id: str) -> dict[str, str]:
     if "{class}" in pattern:
         return {name: _fill(pattern, case_id, name) for name in comp.classes}
     if comp.labels == "overlapping" and len(comp.classes) > 1:
-        try:
-            region_values(comp)
-        except MaskfoldError as error:
-            raise MaskfoldError(
-                f"submission.files: {error.message.removeprefix('--label-map: ')}",
-                "Add {class} to the pattern, so that each class gets its own file: {class}/{id}.png.",
-                status=2,
-            ) from error
+        hint = "Add {class} to the pattern, so that each class gets its own file: {class}/{id}.png."
+        region_values(comp, "submission.files", hint)
     return {"": _fill(pattern, case_id, "")}
 
 

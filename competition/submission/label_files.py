@@ -109,11 +109,18 @@ def _draw_regions(masks: NDArray[np.bool_], values: dict[int, int]) -> Labels:
     return labels
 
 
-def region_values(comp: Competition) -> dict[int, int]:
+def region_values(
+    comp: Competition, key: str = "--label-map", hint: str = "Omit --label-map. Then each class gets its own file."
+) -> dict[int, int]:
     """Return the value that represents each of several nested classes in a common label array.
 
     Each class must have exactly one label value that none of the smaller classes inside it has. This value represents
     the class. In BraTS, for example, with `label_values: [[1, 2, 4], [1, 4], 4]`, the values are 2, 1 and 4.
+
+    Args:
+        comp: the competition.
+        key: option or YAML key that requires one label array, for messages.
+        hint: hint of the errors.
 
     Returns:
         The values by index of the class (from 0), in the order in which the classes must be drawn: the largest first.
@@ -123,10 +130,9 @@ def region_values(comp: Competition) -> dict[int, int]:
             scores objects (status 2).
     """
     sets = [frozenset(values) for values in comp.class_values]
-    hint = "Omit --label-map. Then each class gets its own file."
     if comp.instances:
         raise MaskfoldError(
-            "--label-map: found competition.instances: true, expected false, because a label map has one "
+            f"{key}: found competition.instances: true, expected false, because a label map has one "
             "value per class and cannot store objects.",
             hint,
             status=2,
@@ -145,12 +151,12 @@ def region_values(comp: Competition) -> dict[int, int]:
                     else f"{pair} share label values. One label map can store both only if all values of one class are "
                     "also values of the other"
                 )
-                raise MaskfoldError(f"--label-map: {problem}.", hint, status=2)
+                raise MaskfoldError(f"{key}: {problem}.", hint, status=2)
             own -= inner if inner < sets[index] else set()
         if len(own) != 1:
             found = ", ".join(map(str, sorted(own))) or "no such value"
             raise MaskfoldError(
-                f"--label-map: the class {name} must have exactly one label value that no smaller class inside it has, "
+                f"{key}: the class {name} must have exactly one label value that no smaller class inside it has, "
                 f"found {found}.",
                 hint,
                 status=2,

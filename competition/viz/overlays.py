@@ -165,9 +165,8 @@ def draw_comparison(
 
     A 2D image has one row. A volume has one row for each of the three orthogonal slices in which the predictions differ
     most; if they are equal, the slices with the most foreground in the truth are drawn. Ignored pixels do not count as
-    different. The last panel compares the two
-    predictions over all classes. A pixel is green if only B is right, red if only A is right, and yellow if both are
-    wrong.
+    different. The last panel compares the two predictions over all classes. A pixel is green if only B is right, red if
+    only A is right, and yellow if both are wrong.
 
     Args:
         path: the PNG file, written atomically.

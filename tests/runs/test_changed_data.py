@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from competition.config.loading import resolve_config, write_yaml
 from competition.context import Context
 from competition.ensembling.compare import compare_two_runs
 from competition.ensembling.expected import estimate_score
@@ -29,6 +30,7 @@ from competition.report.run import write_report
 from competition.review.search import review_run
 from competition.runs.baselines import baseline_lines
 from competition.runs.blend import Ensemble
+from competition.runs.find import find_run
 from competition.runs.fold import FoldResult
 from competition.runs.run import Run, load_run
 from competition.submission.submit import submit, write_oof_submission
@@ -239,3 +241,48 @@ def test_a_table_of_cases_that_was_edited_by_hand(own_run: Callable[..., Run]) -
         load_run(run.folder)
     with pytest.raises(ChangedDataError, match=f"The mask of case {first}"):
         estimate_score(ensemble(load_run(run.folder, check_edits=False)), 20)
+
+
+@pytest.mark.parametrize("weights", ["auto", None])
+def test_a_blend_of_runs_whose_images_changed_between_them_is_refused(own_run, weights):
+    """Otherwise, predictions of the former image would be scored with the truth of the present one."""
+    former = own_run("seed=1")
+    for folder in ("images", "masks"):
+        flip_png(Path(former.exp.competition.root) / folder / f"{former.cases['id'][0]}.png")
+    present = own_run("seed=2")
+    with pytest.raises(MaskfoldError, match=rf"images of 1 case differ .*{former.cases['id'][0]}"):
+        submit([present, former], weights)
+
+
+def test_a_note_names_training_cases_that_changed_after_the_run(own_run, tiny):
+    run = own_run(name="demo2d-e")
+    root, ids = Path(run.exp.competition.root), list(run.cases["id"])
+    file = Path("e.yaml")
+
+    def notes(**train: Any) -> list[str]:
+        found: list[str] = []
+        plain = resolve_config(run.exp)
+        plain["competition"]["train"] |= train
+        write_yaml(plain, file)
+        assert find_run(str(file), say=found.append).folder.name == run.folder.name
+        return found
+
+    assert notes() == []
+    Path("review.csv").write_text(f"id,exclude,weight\n{ids[0]},x,\n{ids[1]},,3\n")
+    (note,) = notes(exclude="review.csv", weights="review.csv")
+    assert f"(removed or excluded: {ids[0]}; another weight or group: {ids[1]})" in note
+    for folder in ("images", "masks"):
+        (root / folder / f"{ids[2]}.png").rename(root / folder / "renamed.png")
+    (note,) = notes()
+    assert f"(added: renamed; removed or excluded: {ids[2]})" in note
+    shutil.rmtree(root / "images")
+    assert notes() == [], "a copied run may be used without its training data"
+
+
+def test_a_note_names_arguments_that_replace_settings_of_the_training(own_run):
+    run = own_run()
+    notes: list[str] = []
+    find_run(str(run.folder), ["run.threads=1", "postprocess.tune=true", "competition.test=null"], say=notes.append)
+    assert notes == []
+    find_run(str(run.folder), [f"competition.classes={run.exp.competition.classes[::-1]}"], say=notes.append)
+    assert len(notes) == 1 and "competition.classes" in notes[0]

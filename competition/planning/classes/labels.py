@@ -462,8 +462,8 @@ def _find_names(host: HostFolder, values: Sequence[int], *, has_zero: bool = Fal
 
     Returns:
         The names, and a phrase with the path of the file. If the file names the value 0 like a class, the phrase ends
-        with `ZERO_IS` and this name. Both are empty unless one file has a valid name for every
-        value, and each name occurs only once.
+        with `ZERO_IS` and this name. Both are empty unless one file has a valid name for every value, and each name
+        occurs only once.
     """
     for path in host.files:
         stem, _, extension = path.rpartition("/")[2].rpartition(".")
